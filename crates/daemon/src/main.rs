@@ -1,0 +1,2 @@
+//! The `vpnd` binary.
+fn main() {}
