@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Keys, authenticated encryption, hashes and key derivation: the tunnel's arithmetic, with no input
+//! or output, no clock and no randomness of its own.
+//!
+//! Secrets are wiped when they are dropped, are never cloned and have no `Debug`.
+
+#![deny(unsafe_code)]
+
+pub mod aead;
+pub mod hash;
+pub mod key;
+#[allow(unsafe_code, reason = "reads ring's key out of a MaybeUninit, so that it can be wiped")]
+mod ring_key;
+
+pub use aead::{AeadKey, Algorithm, Backend, Forged, TAG_LEN, xopen, xseal};
+pub use hash::{Digest, hash, hmac, kdf, mac, verify};
+pub use key::{KeyError, NonContributory, PresharedKey, PublicKey, SecretKey, SharedSecret};

@@ -1,0 +1,169 @@
+//! Authenticated encryption: ChaCha20-Poly1305 for what the tunnel carries, XChaCha20-Poly1305 for
+//! cookies.
+
+use chacha20poly1305::aead::{AeadInOut, Nonce};
+use chacha20poly1305::consts::U16;
+use chacha20poly1305::{ChaCha20Poly1305, KeyInit, XChaCha20Poly1305};
+use ring::aead::{Aad, CHACHA20_POLY1305, Nonce as RingNonce};
+
+use crate::ring_key::RingKey;
+
+/// The length of the tag behind every ciphertext.
+pub const TAG_LEN: usize = 16;
+
+/// Which cipher a key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// RFC 8439, the cipher of the WireGuard protocol.
+    ChaCha20Poly1305,
+}
+
+/// Whose code does the work. What comes out is the same byte for byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// ring: assembly, several times as fast at packet sizes.
+    #[default]
+    Ring,
+    /// RustCrypto: Rust throughout, on every machine Rust knows.
+    Portable,
+}
+
+/// The ciphertext is not one that the holder of the key has sealed with this counter and this
+/// associated data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the ciphertext does not open: it was altered, or sealed with another key or counter")]
+pub struct Forged;
+
+/// One AEAD key, ready to use: made once per session, wiped when dropped.
+pub struct AeadKey(Cipher);
+
+/// Both are boxed: a key that moves leaves its bytes behind.
+enum Cipher {
+    Ring(RingKey),
+    Portable(Box<ChaCha20Poly1305>),
+}
+
+impl AeadKey {
+    /// Makes a key of the fastest back end.
+    pub fn new(algorithm: Algorithm, key: &[u8; 32]) -> Self {
+        Self::with_backend(Backend::default(), algorithm, key)
+    }
+
+    /// Makes a key of the back end asked for.
+    pub fn with_backend(backend: Backend, algorithm: Algorithm, key: &[u8; 32]) -> Self {
+        Self(match (algorithm, backend) {
+            (Algorithm::ChaCha20Poly1305, Backend::Ring) => {
+                Cipher::Ring(RingKey::new(&CHACHA20_POLY1305, key))
+            }
+            (Algorithm::ChaCha20Poly1305, Backend::Portable) => {
+                Cipher::Portable(Box::new(ChaCha20Poly1305::new(key.into())))
+            }
+        })
+    }
+
+    /// Encrypts `buffer` in place and returns its tag.
+    ///
+    /// A counter serves once in the life of a key: two messages under one counter give both away.
+    pub fn seal(&self, counter: u64, aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
+        self.0.seal(nonce(counter), aad, buffer)
+    }
+
+    /// Decrypts `buffer`, a ciphertext and its tag, in place, and returns the plaintext.
+    ///
+    /// # Errors
+    ///
+    /// [`Forged`], and then nothing in `buffer` may be used.
+    pub fn open<'a>(
+        &self,
+        counter: u64,
+        aad: &[u8],
+        buffer: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Forged> {
+        self.0.open(nonce(counter), aad, buffer)
+    }
+}
+
+/// Encrypts `buffer` in place with XChaCha20-Poly1305, whose nonce is long enough to be drawn at
+/// random, and returns its tag.
+pub fn xseal(key: &[u8; 32], nonce: &[u8; 24], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
+    portable_seal(&XChaCha20Poly1305::new(key.into()), nonce.into(), aad, buffer)
+}
+
+/// Decrypts `buffer`, a ciphertext and its tag, in place with XChaCha20-Poly1305, and returns the
+/// plaintext.
+///
+/// # Errors
+///
+/// [`Forged`], and then nothing in `buffer` may be used.
+pub fn xopen<'a>(
+    key: &[u8; 32],
+    nonce: &[u8; 24],
+    aad: &[u8],
+    buffer: &'a mut [u8],
+) -> Result<&'a mut [u8], Forged> {
+    portable_open(&XChaCha20Poly1305::new(key.into()), nonce.into(), aad, buffer)
+}
+
+/// Lays a counter out as Noise does: four zero bytes, then 64 bits, little-endian.
+fn nonce(counter: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    nonce
+}
+
+impl Cipher {
+    fn seal(&self, nonce: [u8; 12], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
+        match self {
+            Self::Ring(key) => ring_seal(key, nonce, aad, buffer),
+            Self::Portable(key) => portable_seal(&**key, (&nonce).into(), aad, buffer),
+        }
+    }
+
+    fn open<'a>(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        buffer: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Forged> {
+        match self {
+            Self::Ring(key) => key
+                .open_in_place(RingNonce::assume_unique_for_key(nonce), Aad::from(aad), buffer)
+                .map_err(|_| Forged),
+            Self::Portable(key) => portable_open(&**key, (&nonce).into(), aad, buffer),
+        }
+    }
+}
+
+fn ring_seal(key: &RingKey, nonce: [u8; 12], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
+    let sealed = key
+        .seal_in_place_separate_tag(RingNonce::assume_unique_for_key(nonce), Aad::from(aad), buffer)
+        .expect(TOO_LONG);
+    let mut tag = [0; TAG_LEN];
+    tag.copy_from_slice(sealed.as_ref());
+    tag
+}
+
+fn portable_seal<A>(key: &A, nonce: &Nonce<A>, aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN]
+where
+    A: AeadInOut<TagSize = U16>,
+{
+    key.encrypt_inout_detached(nonce, aad, buffer.into()).expect(TOO_LONG).into()
+}
+
+fn portable_open<'a, A>(
+    key: &A,
+    nonce: &Nonce<A>,
+    aad: &[u8],
+    buffer: &'a mut [u8],
+) -> Result<&'a mut [u8], Forged>
+where
+    A: AeadInOut<TagSize = U16>,
+{
+    let (text, tag) = buffer.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
+    let tag = (&*tag).into();
+    key.decrypt_inout_detached(nonce, aad, (&mut *text).into(), tag).map_err(|_| Forged)?;
+    Ok(text)
+}
+
+/// The one way sealing can fail: the block counter ends after 256 GiB.
+const TOO_LONG: &str = "what is sealed fits a datagram";

@@ -1,0 +1,37 @@
+//! ring's AEAD keys, which ring does not wipe, in a box that does.
+
+use std::mem::{MaybeUninit, needs_drop};
+use std::ops::Deref;
+
+use ring::aead::{Algorithm, LessSafeKey, UnboundKey};
+use zeroize::Zeroize;
+
+/// A ring key at one place on the heap, from which it never moves, wiped before that is given back.
+///
+/// `MaybeUninit`, because zeroes need not be a valid `LessSafeKey`: no reference to one may exist
+/// once they are written.
+pub(crate) struct RingKey(Box<MaybeUninit<LessSafeKey>>);
+
+impl RingKey {
+    pub(crate) fn new(algorithm: &'static Algorithm, key: &[u8; 32]) -> Self {
+        const { assert!(!needs_drop::<LessSafeKey>(), "wiping would skip ring's own destructor") };
+        let key = UnboundKey::new(algorithm, key).expect("only 32-byte ciphers are named here");
+        Self(Box::new(MaybeUninit::new(LessSafeKey::new(key))))
+    }
+}
+
+impl Deref for RingKey {
+    type Target = LessSafeKey;
+
+    fn deref(&self) -> &LessSafeKey {
+        // SAFETY: `new` has written a whole key, and only `drop`, after which there is no `self`
+        // to borrow from, writes anything else.
+        unsafe { self.0.assume_init_ref() }
+    }
+}
+
+impl Drop for RingKey {
+    fn drop(&mut self) {
+        (*self.0).zeroize();
+    }
+}
