@@ -1,2 +1,7 @@
 //! The `vpnd` binary.
+
+mod config;
+mod exit;
+mod keys;
+
 fn main() {}

@@ -1,0 +1,201 @@
+//! The configuration: one TOML file is one tunnel. What is checked here has another type than
+//! what the file says, so the rest of the daemon has nothing left to check.
+
+mod endpoint;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+use tracing::level_filters::LevelFilter;
+use vpnd_crypto::PublicKey;
+
+pub(crate) use endpoint::Endpoint;
+
+/// One tunnel, as its file describes it; every default is filled in.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Config {
+    /// The tunnel's name: the file's stem.
+    pub(crate) name: String,
+    /// Where it was read from.
+    pub(crate) file: PathBuf,
+    /// `[interface]`.
+    pub(crate) interface: Interface,
+    /// `[peer]`.
+    pub(crate) peer: Peer,
+    /// `[[route]]`, in order.
+    pub(crate) routes: Vec<Route>,
+    /// `[path]`.
+    pub(crate) path: Path,
+    /// `[service]`.
+    pub(crate) service: Service,
+}
+
+/// `[interface]`: the device, its addresses, our key and our port.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Interface {
+    /// The device's name; the kernel picks a free `tunN` when absent.
+    pub(crate) name: Option<String>,
+    /// What the device carries.
+    pub(crate) mode: Mode,
+    /// Our addresses inside the tunnel, host bits kept.
+    pub(crate) addresses: Vec<IpNet>,
+    /// The peer's addresses inside, for a point-to-point device.
+    pub(crate) peer_addresses: Vec<IpAddr>,
+    /// Where our secret key is; `keys` has read it.
+    pub(crate) private_key_file: PathBuf,
+    /// Where datagrams arrive.
+    pub(crate) listen: Listen,
+    /// The device's MTU.
+    pub(crate) mtu: u16,
+    /// The device's queue length.
+    pub(crate) txqueuelen: u32,
+}
+
+/// What the device carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// IP packets.
+    Tun,
+}
+
+/// Where datagrams arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Listen {
+    /// This port of every address, v4 and v6; 0 is any free one.
+    Port(u16),
+    /// This address only.
+    Address(SocketAddr),
+}
+
+/// `[peer]`: the other end.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Peer {
+    /// What both ends speak.
+    pub(crate) protocol: Protocol,
+    /// Who the peer is.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) public_key: PublicKey,
+    /// Where the preshared key is; `keys` has read it.
+    pub(crate) preshared_key_file: Option<PathBuf>,
+    /// Where the peer may be found, in order; empty: it finds us.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// The inner source addresses the peer may use.
+    pub(crate) allowed_ips: Vec<IpNet>,
+    /// How often something is sent, at the least.
+    #[serde(serialize_with = "as_duration")]
+    pub(crate) keepalive: Option<Duration>,
+    /// Whether the endpoint follows the peer.
+    pub(crate) roam: Roam,
+}
+
+/// What both ends speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Protocol {
+    /// WireGuard, with nothing added.
+    WireGuard,
+}
+
+/// Whether the endpoint follows the peer when it speaks from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Roam {
+    /// To any address and port.
+    Any,
+    /// To another port of the same address: a NAT that rebinds.
+    SameIp,
+    /// Never.
+    Off,
+}
+
+/// One `[[route]]` into the tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Route {
+    /// The network behind the peer.
+    pub(crate) to: IpNet,
+    /// The route's priority; the kernel's default when absent.
+    pub(crate) metric: Option<u32>,
+    /// The routing table; 254 is `main`.
+    pub(crate) table: u32,
+}
+
+/// `[path]`: how packets are moved.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Path {
+    /// The largest TCP segment that SYNs may announce.
+    pub(crate) mss_clamp: MssClamp,
+    /// UDP segmentation offload (GSO and GRO), where the kernel has it.
+    pub(crate) gso: bool,
+    /// The device's segmentation offload, where the kernel has it.
+    pub(crate) offload: bool,
+    /// Bytes the UDP socket may hold for us.
+    pub(crate) rcvbuf: usize,
+}
+
+/// The largest TCP segment that SYNs crossing the tunnel may announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MssClamp {
+    /// What fits the device's MTU.
+    Auto,
+    /// This many bytes.
+    Fixed(u16),
+    /// Left as it is.
+    Off,
+}
+
+/// `[service]`: the daemon itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Service {
+    /// Where the timestamp floor is kept.
+    pub(crate) state_dir: PathBuf,
+    /// Where `vpnd status` asks.
+    pub(crate) control: PathBuf,
+    /// Whom the daemon becomes once it needs root no more; absent: it keeps its uid.
+    pub(crate) user: Option<Account>,
+    /// What is logged.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) log_level: LevelFilter,
+    /// How it is logged.
+    pub(crate) log_format: LogFormat,
+}
+
+/// A user of this system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Account {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its user id.
+    pub(crate) uid: u32,
+    /// Its primary group.
+    pub(crate) gid: u32,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// Text, in colour on a terminal, without times when systemd's journal adds them.
+    Auto,
+    /// Text, always with times.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn as_text<S: Serializer>(value: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
+}
+
+/// As the file would have it: `25s`, or `off`.
+fn as_duration<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(duration) => to.collect_str(&humantime::format_duration(*duration)),
+        None => to.serialize_str("off"),
+    }
+}
