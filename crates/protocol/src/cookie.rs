@@ -1,1 +1,235 @@
-//! Placeholder.
+//! What stands between a stranger and our Diffie-Hellman work: mac1, which takes knowledge of our
+//! public key; under load mac2, which takes a cookie, and so an address that receives; and behind
+//! it a token bucket for each of those addresses.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand_core::CryptoRng;
+use vpnd_crypto::aead::{Forged, xopen, xseal};
+use vpnd_crypto::hash::{Digest, hash, mac, verify};
+use vpnd_crypto::key::PublicKey;
+use zerocopy::IntoBytes;
+use zeroize::Zeroizing;
+
+use crate::handshake::HandshakeError;
+use crate::message::{CookieReply, Index, MACS_LEN, Macs, Sealed};
+use crate::time::BootTime;
+
+/// How long a secret makes cookies, and how long a cookie is used.
+const PERIOD: Duration = Duration::from_secs(120);
+
+type Cookie = Zeroizing<[u8; 16]>;
+
+/// The key of a receiver's mac1: whoever knows its public key has it.
+#[derive(Clone)]
+pub struct Mac1Key(Digest);
+
+impl Mac1Key {
+    /// The key of messages sent to `receiver`.
+    pub fn new(receiver: &PublicKey) -> Self {
+        Self(hash(&[b"mac1----", receiver.as_bytes()]))
+    }
+
+    /// Whether the sender of this message 1 or 2 knows the receiver's public key.
+    pub fn verify(&self, datagram: &[u8]) -> bool {
+        split_macs(datagram).is_some_and(|(body, macs)| verify(&mac(&self.0, &[body]), &macs.mac1))
+    }
+}
+
+/// The receiving end: asks senders for a proof of address, and checks it.
+pub struct Checker {
+    cookie_key: Digest,
+    secrets: [Option<Secret>; 2],
+}
+
+impl Checker {
+    /// The checker of messages sent to us, who are `own`.
+    pub fn new(own: &PublicKey) -> Self {
+        Self { cookie_key: cookie_key(own), secrets: [const { None }; 2] }
+    }
+
+    /// Whether this message 1 or 2 carries a cookie made for `from` by one of the last two
+    /// secrets.
+    pub fn verify_mac2(&self, now: BootTime, from: SocketAddr, datagram: &[u8]) -> bool {
+        let Some((body, macs)) = split_macs(datagram) else { return false };
+        if macs.mac2 == [0; 16] {
+            return false;
+        }
+        self.secrets.iter().flatten().filter(|secret| secret.age(now) < 2 * PERIOD).any(|secret| {
+            let expected = mac(&*secret.cookie(from), &[body, &macs.mac1]);
+            verify(&expected, &macs.mac2)
+        })
+    }
+
+    /// The cookie for who sent the message 1 or 2 that named itself `sender` and ended in
+    /// `rejected`.
+    pub fn reply(
+        &mut self,
+        now: BootTime,
+        from: SocketAddr,
+        sender: Index,
+        rejected: &Macs,
+        rng: &mut impl CryptoRng,
+    ) -> CookieReply {
+        let mut sealed = Sealed { ciphertext: *self.secret(now, rng).cookie(from), tag: [0; 16] };
+        let mut nonce = [0; 24];
+        rng.fill_bytes(&mut nonce);
+        sealed.tag = xseal(&self.cookie_key, &nonce, &rejected.mac1, &mut sealed.ciphertext);
+        CookieReply::new(sender, nonce, sealed)
+    }
+
+    /// The secret that makes cookies now. The one before stays: its cookies are still about.
+    fn secret(&mut self, now: BootTime, rng: &mut impl CryptoRng) -> &Secret {
+        let [latest, before] = &mut self.secrets;
+        if latest.as_ref().is_some_and(|secret| secret.age(now) >= PERIOD) {
+            *before = latest.take();
+        }
+        latest.get_or_insert_with(|| Secret::new(now, rng))
+    }
+}
+
+/// What cookies are made with, so that none need be remembered.
+struct Secret {
+    key: Zeroizing<[u8; 32]>,
+    born: BootTime,
+}
+
+impl Secret {
+    fn new(born: BootTime, rng: &mut impl CryptoRng) -> Self {
+        let mut key = Zeroizing::new([0; 32]);
+        rng.fill_bytes(&mut *key);
+        Self { key, born }
+    }
+
+    fn age(&self, now: BootTime) -> Duration {
+        now.saturating_since(self.born)
+    }
+
+    /// The port counts too: behind one NAT address may be many senders.
+    fn cookie(&self, from: SocketAddr) -> Cookie {
+        let port = from.port().to_be_bytes();
+        Zeroizing::new(match from.ip() {
+            IpAddr::V4(ip) => mac(&*self.key, &[&ip.octets(), &port]),
+            IpAddr::V6(ip) => mac(&*self.key, &[&ip.octets(), &port]),
+        })
+    }
+}
+
+/// The sending end: signs our messages to one remote, and keeps the cookie it sent us.
+pub struct Jar {
+    mac1_key: Mac1Key,
+    cookie_key: Digest,
+    last_mac1: Option<[u8; 16]>,
+    cookie: Option<(Cookie, BootTime)>,
+}
+
+impl Jar {
+    /// An empty jar for messages to `remote`.
+    pub fn new(remote: &PublicKey) -> Self {
+        let (mac1_key, cookie_key) = (Mac1Key::new(remote), cookie_key(remote));
+        Self { mac1_key, cookie_key, last_mac1: None, cookie: None }
+    }
+
+    /// Writes both MACs of a whole message 1 or 2; mac2 stays zero without a fresh cookie.
+    /// Anything too short to be either is left alone.
+    pub fn seal_macs(&mut self, now: BootTime, datagram: &mut [u8]) {
+        let Some((body, macs)) = datagram.split_last_chunk_mut::<MACS_LEN>() else { return };
+        let mac1 = mac(&self.mac1_key.0, &[body]);
+        self.last_mac1 = Some(mac1);
+        self.cookie.take_if(|(_, received)| now.saturating_since(*received) >= PERIOD);
+        let mac2 = self.cookie.as_ref().map(|(cookie, _)| mac(&**cookie, &[body, &mac1]));
+        *macs = zerocopy::transmute!(Macs { mac1, mac2: mac2.unwrap_or_default() });
+    }
+
+    /// Keeps the cookie for the next message. One message earns one cookie, and nothing is sent
+    /// because of it: else whoever can forge addresses could make us send.
+    ///
+    /// # Errors
+    /// It was not sealed for the last message we sent.
+    pub fn receive(&mut self, now: BootTime, reply: &CookieReply) -> Result<(), HandshakeError> {
+        let mac1 = self.last_mac1.ok_or(HandshakeError::UnexpectedCookie)?;
+        let mut sealed = reply.encrypted_cookie;
+        xopen(&self.cookie_key, &reply.nonce, &mac1, sealed.as_mut_bytes())
+            .map_err(|Forged| HandshakeError::ForgedCookie)?;
+        self.cookie = Some((Zeroizing::new(sealed.ciphertext), now));
+        self.last_mac1 = None;
+        Ok(())
+    }
+}
+
+fn cookie_key(receiver: &PublicKey) -> Digest {
+    hash(&[b"cookie--", receiver.as_bytes()])
+}
+
+fn split_macs(datagram: &[u8]) -> Option<(&[u8], Macs)> {
+    let (body, macs) = datagram.split_last_chunk::<MACS_LEN>()?;
+    Some((body, zerocopy::transmute!(*macs)))
+}
+
+/// Time one handshake costs its source: 20 a second.
+const COST: Duration = Duration::from_millis(50);
+/// Handshakes a source may send at once after a pause.
+const BURST: u32 = 5;
+/// Sources remembered; with each proven by its cookie, more is a flood by whoever owns them.
+const MAX_SOURCES: usize = 4096;
+
+/// A token bucket per IPv4 address or IPv6 /64: what one of them gets under load.
+///
+/// A bucket is the moment it will be full again, so that it needs no refilling.
+#[derive(Debug, Default)]
+pub struct RateLimiter {
+    full_at: BTreeMap<Source, BootTime>,
+    swept: BootTime,
+}
+
+impl RateLimiter {
+    /// All buckets full.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a token of `from`'s, if there is one. With too many sources at once, those who are
+    /// new wait.
+    pub fn allow(&mut self, now: BootTime, from: IpAddr) -> bool {
+        let source = Source::from(from);
+        self.make_room(now);
+        let room = self.full_at.len() < MAX_SOURCES;
+        let Some(&full_at) = self.full_at.get(&source).or(room.then_some(&now)) else {
+            return false;
+        };
+        let full_at = full_at.max(now) + COST;
+        let allowed = full_at.saturating_since(now) <= COST * BURST;
+        if allowed {
+            self.full_at.insert(source, full_at);
+        }
+        allowed
+    }
+
+    /// Forgets full buckets, which say no more than absent ones. Not at every message: a flood
+    /// would make us search the whole map each time.
+    fn make_room(&mut self, now: BootTime) {
+        let due = now.saturating_since(self.swept) >= COST * BURST;
+        if due && self.full_at.len() >= MAX_SOURCES {
+            self.full_at.retain(|_, full_at| *full_at > now);
+            self.swept = now;
+        }
+    }
+}
+
+/// Who pays: a host owns a whole IPv6 /64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    V4(u32),
+    V6(u64),
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(ip) => Self::V4(ip.to_bits()),
+            IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
+        }
+    }
+}

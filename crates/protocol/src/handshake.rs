@@ -1,1 +1,238 @@
-//! Placeholder.
+//! The handshake: who may talk, and under which keys. Pure functions of messages and keys; each
+//! step that a message survives is a type of its own, and nothing is kept before the last.
+//!
+//! As initiator: [`Initiator::initiate`], then [`Initiator::open_response`].
+//! As responder: [`read_initiation`], [`Unproven::prove`], [`Claim::respond`].
+
+mod noise;
+mod symmetric;
+
+use rand_core::CryptoRng;
+use thiserror::Error;
+use vpnd_crypto::key::{NonContributory, PresharedKey, PublicKey, SecretKey};
+use zeroize::Zeroizing;
+
+use self::symmetric::ChaChaPoly;
+use crate::message::{Index, Initiation, Response, Sealed};
+use crate::timestamp::Timestamp;
+
+/// What `WireGuard` mixes in before anything else.
+const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
+
+type State = symmetric::Symmetric<ChaChaPoly>;
+
+/// Our static key pair.
+pub struct Identity {
+    secret: SecretKey,
+    public: PublicKey,
+}
+
+impl Identity {
+    /// The pair of this secret key.
+    pub fn new(secret: SecretKey) -> Self {
+        let public = secret.public();
+        Self { secret, public }
+    }
+
+    /// The public half.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+}
+
+/// An initiator that waits for its answer.
+pub struct Initiator {
+    index: Index,
+    ephemeral: SecretKey,
+    state: State,
+}
+
+impl Initiator {
+    /// Writes message 1, its MACs still zero.
+    ///
+    /// # Errors
+    /// `remote` is a low-order point, which nobody's secret key has as its public one.
+    pub fn initiate(
+        identity: &Identity,
+        remote: &PublicKey,
+        index: Index,
+        timestamp: Timestamp,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(Self, Initiation), NonContributory> {
+        let ephemeral = SecretKey::generate(rng);
+        let (state, encrypted_static, encrypted_timestamp) =
+            noise::write_first(PROLOGUE, identity, remote, &ephemeral, timestamp.as_bytes())?;
+        let public = *ephemeral.public().as_bytes();
+        let initiation = Initiation::new(index, public, encrypted_static, encrypted_timestamp);
+        Ok((Self { index, ephemeral, state }, initiation))
+    }
+
+    /// Our name for the session that is to come.
+    pub fn index(&self) -> Index {
+        self.index
+    }
+
+    /// Reads message 2 under the first of the preshared keys that opens it. A failure leaves us
+    /// waiting: the true answer may still come.
+    ///
+    /// # Errors
+    /// Says why this is not the answer.
+    pub fn open_response(
+        &self,
+        identity: &Identity,
+        candidates: &[PresharedKey],
+        response: &Response,
+    ) -> Result<Answer, HandshakeError> {
+        if response.receiver != self.index {
+            return Err(HandshakeError::OtherReceiver);
+        }
+        let remote = PublicKey::from_bytes(response.ephemeral);
+        let state =
+            noise::read_second_keys(self.state.clone(), identity, &self.ephemeral, &remote)?;
+        let opened = candidates.iter().enumerate().find_map(|(candidate, psk)| {
+            let nothing = &response.encrypted_nothing;
+            let (state, []) = noise::read_second_payload(state.clone(), psk, nothing).ok()?;
+            Some((candidate, state))
+        });
+        let (candidate, state) = opened.ok_or(HandshakeError::AnswerDoesNotOpen)?;
+        let ([sealing, opening], handshake_hash) = state.split();
+        let keys = SessionKeys { sealing, opening, handshake_hash };
+        Ok(Answer { keys, remote_index: response.sender, candidate })
+    }
+}
+
+/// What a message 2 that opened yields.
+pub struct Answer {
+    /// The new session's keys.
+    pub keys: SessionKeys,
+    /// The responder's name for the session.
+    pub remote_index: Index,
+    /// Which of the preshared keys opened it.
+    pub candidate: usize,
+}
+
+/// Reads message 1 as far as it names its sender.
+///
+/// # Errors
+/// Says why nobody is named.
+pub fn read_initiation(
+    identity: &Identity,
+    initiation: &Initiation,
+) -> Result<Unproven, HandshakeError> {
+    let ephemeral = PublicKey::from_bytes(initiation.ephemeral);
+    let (state, fixed) =
+        noise::read_first_static(PROLOGUE, identity, &ephemeral, &initiation.encrypted_static)?;
+    Ok(Unproven {
+        state,
+        remote: noise::Remote { ephemeral, fixed },
+        remote_index: initiation.sender,
+        encrypted_timestamp: initiation.encrypted_timestamp,
+    })
+}
+
+/// A message 1 that names its sender. Anyone who knows our public key can have written it.
+pub struct Unproven {
+    state: State,
+    remote: noise::Remote,
+    remote_index: Index,
+    encrypted_timestamp: Sealed<12>,
+}
+
+impl Unproven {
+    /// Who the sender says it is.
+    pub fn remote(&self) -> &PublicKey {
+        &self.remote.fixed
+    }
+
+    /// Reads the rest, which the named sender alone can have written, if perhaps long ago.
+    ///
+    /// # Errors
+    /// The sender is someone else.
+    pub fn prove(self, identity: &Identity) -> Result<Claim, HandshakeError> {
+        let Self { state, remote, remote_index, encrypted_timestamp } = self;
+        let (state, timestamp) =
+            noise::read_first_payload(state, identity, &remote.fixed, &encrypted_timestamp)?;
+        Ok(Claim { state, remote, remote_index, timestamp: Timestamp::from_bytes(timestamp) })
+    }
+}
+
+/// A message 1 its named sender wrote. It may be a replay until its stamp is found newer than any
+/// before.
+pub struct Claim {
+    state: State,
+    remote: noise::Remote,
+    remote_index: Index,
+    timestamp: Timestamp,
+}
+
+impl Claim {
+    /// When the sender says it wrote this.
+    pub fn timestamp(&self) -> Timestamp {
+        self.timestamp
+    }
+
+    /// The initiator's name for the session.
+    pub fn remote_index(&self) -> Index {
+        self.remote_index
+    }
+
+    /// Writes message 2, its MACs still zero.
+    ///
+    /// # Errors
+    /// The initiator's ephemeral key is a low-order point.
+    pub fn respond(
+        self,
+        index: Index,
+        psk: &PresharedKey,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(Response, SessionKeys), HandshakeError> {
+        let ephemeral = SecretKey::generate(rng);
+        let (state, nothing) = noise::write_second(self.state, &ephemeral, &self.remote, psk, &[])?;
+        let public = *ephemeral.public().as_bytes();
+        let response = Response::new(index, self.remote_index, public, nothing);
+        let ([opening, sealing], handshake_hash) = state.split();
+        Ok((response, SessionKeys { sealing, opening, handshake_hash }))
+    }
+}
+
+/// What both ends share once message 2 is read.
+pub struct SessionKeys {
+    /// Seals what we send.
+    pub sealing: Zeroizing<[u8; 32]>,
+    /// Opens what we receive.
+    pub opening: Zeroizing<[u8; 32]>,
+    /// Names this session; both ends have the same.
+    pub handshake_hash: [u8; 32],
+}
+
+/// Why a handshake message was dropped, and whose fault that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum HandshakeError {
+    /// A public key of the message is one that honest software never makes.
+    #[error("low-order public key: the sender misbehaves")]
+    NonContributory,
+    /// The initiation's static key does not open.
+    #[error("initiation does not open: it was sealed for another public key than ours, or forged")]
+    NotForUs,
+    /// The initiation's stamp does not open.
+    #[error("initiation's stamp does not open: its sender lacks the secret key of who it names")]
+    Impostor,
+    /// The answer is not to our latest initiation.
+    #[error("answer to another initiation: it came late, or its sender misbehaves")]
+    OtherReceiver,
+    /// The answer opens under none of our preshared keys.
+    #[error("answer does not open: PSK differs, or it was forged")]
+    AnswerDoesNotOpen,
+    /// A cookie that no message of ours can have caused.
+    #[error("cookie reply to nothing we sent: it came twice, or its sender misbehaves")]
+    UnexpectedCookie,
+    /// A cookie that is not sealed for our last message.
+    #[error("cookie reply does not open: it answers an older message, or was forged")]
+    ForgedCookie,
+}
+
+impl From<NonContributory> for HandshakeError {
+    fn from(NonContributory: NonContributory) -> Self {
+        Self::NonContributory
+    }
+}

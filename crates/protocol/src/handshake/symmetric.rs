@@ -1,0 +1,129 @@
+//! Noise's symmetric state over BLAKE2s: a chaining key that the secrets run into, and a hash of
+//! everything both ends have seen.
+
+use std::marker::PhantomData;
+
+use vpnd_crypto::aead::{AeadKey, Algorithm, Forged, TAG_LEN};
+use vpnd_crypto::hash::{Digest, hash, kdf};
+use vpnd_crypto::key::{PresharedKey, PublicKey, SharedSecret};
+use zerocopy::IntoBytes;
+use zeroize::Zeroizing;
+
+use crate::message::Sealed;
+
+/// The cipher of the handshake itself. `WireGuard` has [`ChaChaPoly`]; the published vectors of
+/// the pattern have a second one, so the tests bring it.
+pub(super) trait Cipher {
+    /// Noise's name of the protocol with this cipher; longer than a hash.
+    const PROTOCOL: &'static [u8];
+
+    /// Encrypts `buffer` in place under the nonce 0.
+    fn seal(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN];
+
+    /// Decrypts `buffer`, ciphertext then tag, in place under the nonce 0.
+    fn open(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> Result<(), Forged>;
+}
+
+/// ChaCha20-Poly1305.
+pub(super) struct ChaChaPoly;
+
+impl Cipher for ChaChaPoly {
+    const PROTOCOL: &'static [u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
+
+    fn seal(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
+        AeadKey::new(Algorithm::ChaCha20Poly1305, key).seal(0, aad, buffer)
+    }
+
+    fn open(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> Result<(), Forged> {
+        AeadKey::new(Algorithm::ChaCha20Poly1305, key).open(0, aad, buffer).map(drop)
+    }
+}
+
+/// A key for one message field: sealing or opening consumes it, so no nonce but 0 is needed.
+pub(super) struct Key(Zeroizing<[u8; 32]>);
+
+/// Chaining key and transcript hash.
+pub(super) struct Symmetric<C> {
+    chaining_key: Zeroizing<[u8; 32]>,
+    hash: Digest,
+    cipher: PhantomData<C>,
+}
+
+impl<C: Cipher> Symmetric<C> {
+    /// The state both ends share before the first message: they know the protocol, the prologue
+    /// and the responder's static key.
+    pub(super) fn start(prologue: &[u8], responder: &PublicKey) -> Self {
+        let protocol = hash(&[C::PROTOCOL]);
+        let chaining_key = Zeroizing::new(protocol);
+        let mut state = Self { chaining_key, hash: protocol, cipher: PhantomData };
+        state.mix_hash(prologue);
+        state.mix_hash(responder.as_bytes());
+        state
+    }
+
+    /// Hashes something both ends have seen.
+    fn mix_hash(&mut self, seen: &[u8]) {
+        self.hash = hash(&[&self.hash, seen]);
+    }
+
+    /// The token `e`: with a preshared key in the pattern, ephemeral keys run into the chain too.
+    pub(super) fn mix_ephemeral(&mut self, ephemeral: &PublicKey) {
+        self.mix_hash(ephemeral.as_bytes());
+        [self.chaining_key] = kdf(&self.chaining_key, ephemeral.as_bytes());
+    }
+
+    /// A Diffie-Hellman token after which nothing is sealed.
+    pub(super) fn mix_secret(&mut self, secret: &SharedSecret) {
+        [self.chaining_key] = kdf(&self.chaining_key, secret.as_bytes());
+    }
+
+    /// A Diffie-Hellman token before something is sealed.
+    pub(super) fn mix_key(&mut self, secret: &SharedSecret) -> Key {
+        let [chaining_key, key] = kdf(&self.chaining_key, secret.as_bytes());
+        self.chaining_key = chaining_key;
+        Key(key)
+    }
+
+    /// The token `psk`, which enters chain and hash.
+    pub(super) fn mix_psk(&mut self, psk: &PresharedKey) -> Key {
+        let [chaining_key, seen, key] = kdf(&self.chaining_key, psk.as_bytes());
+        self.chaining_key = chaining_key;
+        self.mix_hash(&*seen);
+        Key(key)
+    }
+
+    /// Seals a field of the message, bound to all before it.
+    pub(super) fn seal<const N: usize>(&mut self, key: Key, plaintext: &[u8; N]) -> Sealed<N> {
+        let mut ciphertext = *plaintext;
+        let tag = C::seal(&key.0, &self.hash, &mut ciphertext);
+        let sealed = Sealed { ciphertext, tag };
+        self.mix_hash(sealed.as_bytes());
+        sealed
+    }
+
+    /// Opens a field of the message. A state that failed here has nothing more to say.
+    pub(super) fn open<const N: usize>(
+        &mut self,
+        key: Key,
+        sealed: &Sealed<N>,
+    ) -> Result<[u8; N], Forged> {
+        let mut opened = *sealed;
+        C::open(&key.0, &self.hash, opened.as_mut_bytes())?;
+        self.mix_hash(sealed.as_bytes());
+        Ok(opened.ciphertext)
+    }
+
+    /// The end of the handshake: the initiator's sealing key, the responder's, and the hash that
+    /// names this session to both.
+    pub(super) fn split(self) -> ([Zeroizing<[u8; 32]>; 2], Digest) {
+        (kdf(&self.chaining_key, &[]), self.hash)
+    }
+}
+
+/// By hand: a derived `Clone` would ask for one of the cipher, which is only a name.
+impl<C> Clone for Symmetric<C> {
+    fn clone(&self) -> Self {
+        let chaining_key = self.chaining_key.clone();
+        Self { chaining_key, hash: self.hash, cipher: PhantomData }
+    }
+}
