@@ -1,0 +1,151 @@
+//! Opening the socket: family, options at both levels, buffers, address.
+
+use std::ffi::c_int;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::sys::{self, IntOption};
+use super::{gro, pktinfo, tos};
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// On every address of both families; 0 is any free port.
+    Port(u16),
+    /// On one address.
+    Address(SocketAddr),
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The port is taken.
+    #[error("UDP {at} is already in use: stop what listens there, or choose another `listen`")]
+    InUse {
+        /// What was asked for.
+        at: SocketAddr,
+    },
+    /// The address is not one of ours.
+    #[error(
+        "cannot listen on UDP {at}: no interface has this address; correct `listen` or give only a port"
+    )]
+    NotOurs {
+        /// What was asked for.
+        at: SocketAddr,
+    },
+    /// Anything else the kernel says to the address.
+    #[error("cannot listen on UDP {at}: {source}")]
+    Bind {
+        /// What was asked for.
+        at: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// There is not even a socket.
+    #[error("cannot open a UDP socket: {0}")]
+    Open(#[source] io::Error),
+    /// The kernel lacks an option that the data path needs.
+    #[error("cannot set {label} on the UDP socket: {source}; Linux 5.12 or newer is needed")]
+    Option {
+        /// The option's name.
+        label: &'static str,
+        /// What the kernel says.
+        source: io::Error,
+    },
+}
+
+pub(super) struct Bound {
+    pub(super) socket: Socket,
+    pub(super) dual_stack: bool,
+    pub(super) local_port: u16,
+}
+
+const ONLY_V6: IntOption =
+    IntOption { level: libc::SOL_IPV6, name: libc::IPV6_V6ONLY, label: "IPV6_V6ONLY" };
+const DISCOVER_V4: IntOption =
+    IntOption { level: libc::SOL_IP, name: libc::IP_MTU_DISCOVER, label: "IP_MTU_DISCOVER" };
+const DISCOVER_V6: IntOption =
+    IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU_DISCOVER, label: "IPV6_MTU_DISCOVER" };
+const RECEIVE_FORCE: IntOption =
+    IntOption { level: libc::SOL_SOCKET, name: libc::SO_RCVBUFFORCE, label: "SO_RCVBUFFORCE" };
+const SEND_FORCE: IntOption =
+    IntOption { level: libc::SOL_SOCKET, name: libc::SO_SNDBUFFORCE, label: "SO_SNDBUFFORCE" };
+
+/// Set on every socket: those of IPv4 hold for the v4-mapped traffic of a dual-stack one too.
+/// Without path MTU discovery by the kernel the outer DF bit stays clear, as with WireGuard, and nobody's
+/// ICMP makes a send fail.
+const OPTIONS: [(IntOption, c_int); 4] = [
+    (pktinfo::OPTION_V4, 1),
+    (tos::OPTION_V4, 1),
+    (DISCOVER_V4, libc::IP_PMTUDISC_DONT),
+    (gro::OPTION, 1),
+];
+const OPTIONS_V6: [(IntOption, c_int); 4] = [
+    (ONLY_V6, 0),
+    (pktinfo::OPTION_V6, 1),
+    (tos::OPTION_V6, 1),
+    (DISCOVER_V6, libc::IPV6_PMTUDISC_DONT),
+];
+
+pub(super) fn bind(listen: Listen, buffer: usize) -> Result<Bound, BindError> {
+    let (socket, at) = open(listen)?;
+    let dual_stack = at.is_ipv6();
+    let options = OPTIONS.iter().chain(OPTIONS_V6.iter().filter(|_| dual_stack));
+    for (option, value) in options {
+        set(&socket, *option, *value)?;
+    }
+    make_room(&socket, buffer)?;
+    socket.set_nonblocking(true).map_err(BindError::Open)?;
+    socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source))?;
+    let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();
+    Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()) })
+}
+
+/// The socket and the address for it: IPv4 alone where the kernel has no IPv6.
+fn open(listen: Listen) -> Result<(Socket, SocketAddr), BindError> {
+    let at = match listen {
+        Listen::Address(at) => at,
+        Listen::Port(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+    };
+    match (Socket::new(Domain::for_address(at), Type::DGRAM, None), listen) {
+        (Ok(socket), _) => Ok((socket, at)),
+        (Err(error), Listen::Port(port)) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).map_err(BindError::Open)?;
+            Ok((socket, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))))
+        }
+        (Err(error), _) => Err(BindError::Open(error)),
+    }
+}
+
+/// Beyond the administrator's limit where we may, up to it otherwise.
+fn make_room(socket: &Socket, bytes: usize) -> Result<(), BindError> {
+    let wanted = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+    if sys::set(socket, RECEIVE_FORCE, wanted).is_err() {
+        socket.set_recv_buffer_size(bytes).map_err(BindError::Open)?;
+        tracing::info!(
+            bytes,
+            "no privilege for a larger receive buffer: net.core.rmem_max limits it"
+        );
+    }
+    if sys::set(socket, SEND_FORCE, wanted).is_err() {
+        socket.set_send_buffer_size(bytes).map_err(BindError::Open)?;
+    }
+    Ok(())
+}
+
+fn set(socket: &Socket, option: IntOption, value: c_int) -> Result<(), BindError> {
+    sys::set(socket, option, value)
+        .map_err(|source| BindError::Option { label: option.label, source })
+}
+
+impl BindError {
+    fn at(at: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse { at },
+            io::ErrorKind::AddrNotAvailable => Self::NotOurs { at },
+            _ => Self::Bind { at, source },
+        }
+    }
+}

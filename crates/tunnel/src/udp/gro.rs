@@ -1,0 +1,21 @@
+//! `UDP_GRO`: the kernel hands up a train of equal datagrams in one receive.
+
+use super::Received;
+use super::cmsg::{Kind, Message};
+use super::sys::IntOption;
+
+pub(super) const OPTION: IntOption =
+    IntOption { level: libc::SOL_UDP, name: libc::UDP_GRO, label: "UDP_GRO" };
+
+const STRIDE: Kind = Kind { level: libc::SOL_UDP, name: libc::UDP_GRO };
+
+/// Takes the size of the datagrams; the message is absent where nothing was merged.
+pub(super) fn decode(message: &Message<'_>, received: &mut Received) {
+    if message.kind != STRIDE {
+        return;
+    }
+    let stride = message.int().and_then(|stride| usize::try_from(stride).ok());
+    if let Some(stride) = stride.filter(|stride| *stride > 0) {
+        received.stride = stride;
+    }
+}

@@ -1,0 +1,230 @@
+//! `UDP_SEGMENT`: one send, cut into datagrams by the kernel or the card; and what to do where that is
+//! refused.
+//!
+//! A refused batch is always sent again, one datagram at a time. What is remembered: `EIO` (the way out
+//! cannot checksum or is an IPsec one) for that route; `EINVAL`, which kernels before 6.14 say for "larger
+//! than the MTU", only once it comes twice for a size that fits everywhere; `EMSGSIZE`, a path that
+//! shrank, never. A route may change under the same addresses, so a refusal is put to the test again
+//! after [`RETRY_AFTER`] batches.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use socket2::{Domain, SockAddr, Type};
+
+use super::cmsg::{Encoder, Kind};
+use super::{Sent, Socket, Transmit, sys};
+
+/// 128 since 6.9 and its contemporary stable kernels.
+const MANY: usize = 128;
+/// `UDP_MAX_SEGMENTS` before.
+const FEW: usize = 64;
+/// The smallest MTU of IPv6, less its header and UDP's: a datagram of this size fits any link.
+const ALWAYS_FITS: usize = 1280 - 48;
+/// How many `EINVAL` at a size that fits mean that it is not the size.
+const STRIKES: u32 = 2;
+/// One wasted call in so many costs nothing.
+const RETRY_AFTER: u32 = 4096;
+
+const SEGMENT: Kind = Kind { level: libc::SOL_UDP, name: libc::UDP_SEGMENT };
+
+/// The value must be a `u16`: an `int` is `EINVAL`.
+pub(super) fn encode(control: &mut Encoder, segment_size: NonZeroU16) {
+    control.push(SEGMENT, &segment_size.get().to_ne_bytes());
+}
+
+/// Sends a batch in one call where the kernel takes it so, else one by one.
+pub(super) fn send(socket: &Socket, transmit: &Transmit<'_>) -> io::Result<Sent> {
+    let len = transmit.contents.len();
+    let Some(size) = transmit.segment_size.filter(|size| usize::from(size.get()) < len) else {
+        return socket.send_once(transmit, transmit.contents, None).map(|()| whole(len));
+    };
+    let segment = usize::from(size.get());
+    let route = Route::of(transmit);
+    if !socket.gso.allows(route, len.div_ceil(segment)) {
+        return send_each(socket, transmit, segment);
+    }
+    let Err(error) = socket.send_once(transmit, transmit.contents, Some(size)) else {
+        return Ok(whole(len));
+    };
+    let Some(refusal) = Refusal::from_error(&error, segment) else { return Err(error) };
+    let sent = send_each(socket, transmit, segment)?;
+    // Only now is it clear that the refusal was about segmentation, not about the destination.
+    socket.gso.learn(route, refusal);
+    Ok(Sent { too_big: sent.too_big || refusal == Refusal::TooBig, ..sent })
+}
+
+/// Sends each datagram by itself. One that is too big is skipped, for the others' sake; any other error
+/// ends the batch early, and comes back only if nothing was sent.
+fn send_each(socket: &Socket, transmit: &Transmit<'_>, segment: usize) -> io::Result<Sent> {
+    let mut sent = Sent::default();
+    for datagram in transmit.contents.chunks(segment) {
+        match socket.send_once(transmit, datagram, None) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => sent.too_big = true,
+            Err(error) if sent.len == 0 => return Err(error),
+            Err(_) => break,
+        }
+        sent.len += datagram.len();
+    }
+    Ok(sent)
+}
+
+fn whole(len: usize) -> Sent {
+    Sent { len, ..Sent::default() }
+}
+
+/// Why the kernel would not segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Not on this way out.
+    Route,
+    /// The datagram is larger than the MTU.
+    TooBig,
+    /// `EINVAL` for a size that fits.
+    Unclear,
+}
+
+impl Refusal {
+    fn from_error(error: &io::Error, segment: usize) -> Option<Self> {
+        match error.raw_os_error()? {
+            libc::EIO => Some(Self::Route),
+            libc::EINVAL if segment <= ALWAYS_FITS => Some(Self::Unclear),
+            libc::EMSGSIZE | libc::EINVAL => Some(Self::TooBig),
+            _ => None,
+        }
+    }
+}
+
+/// A way out, as far as we see it: what a refusal holds for. Zero stands for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Route(u64);
+
+impl Route {
+    fn of(transmit: &Transmit<'_>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (transmit.destination.ip(), transmit.source).hash(&mut hasher);
+        Self(hasher.finish().max(1))
+    }
+}
+
+/// What the kernel can do, and where it refused lately. Shared by threads; a lost update costs one send
+/// that is refused again.
+#[derive(Debug)]
+pub(super) struct Gso {
+    max_segments: usize,
+    refused: AtomicU64,
+    batches_left: AtomicU32,
+    strikes: AtomicU32,
+}
+
+impl Gso {
+    /// Asks the kernel, over the loopback device, how many datagrams one send may hold. Where that
+    /// device is down, the smaller number is safe.
+    pub(super) fn probe() -> Self {
+        Self::new(if probe_segments(MANY).is_ok() { MANY } else { FEW })
+    }
+
+    fn new(max_segments: usize) -> Self {
+        Self {
+            max_segments,
+            refused: AtomicU64::new(0),
+            batches_left: AtomicU32::new(0),
+            strikes: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn max_segments(&self) -> usize {
+        self.max_segments
+    }
+
+    fn allows(&self, route: Route, segments: usize) -> bool {
+        segments <= self.max_segments && !self.refuses(route)
+    }
+
+    fn refuses(&self, route: Route) -> bool {
+        if self.refused.load(Relaxed) != route.0 {
+            return false;
+        }
+        let left = self.batches_left.load(Relaxed);
+        self.batches_left.store(left.saturating_sub(1), Relaxed);
+        left > 0
+    }
+
+    fn learn(&self, route: Route, refusal: Refusal) {
+        match refusal {
+            Refusal::TooBig => {}
+            Refusal::Unclear if self.strikes.fetch_add(1, Relaxed) + 1 < STRIKES => {}
+            Refusal::Route | Refusal::Unclear => {
+                self.strikes.store(0, Relaxed);
+                self.batches_left.store(RETRY_AFTER, Relaxed);
+                if self.refused.swap(route.0, Relaxed) != route.0 {
+                    tracing::info!(
+                        "the kernel refuses segmentation offload on the way out: sending singly"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Sends `segments` one-byte datagrams to a socket that nobody reads.
+fn probe_segments(segments: usize) -> io::Result<()> {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.bind(&SockAddr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
+    let mut control = Encoder::default();
+    encode(&mut control, NonZeroU16::MIN);
+    sys::send_message(&socket, &socket.local_addr()?, &[0; MANY][..segments], &control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Route = Route(1);
+    const THERE: Route = Route(2);
+
+    #[test]
+    fn a_refused_route_is_tried_again_later_and_no_other_is_affected() {
+        let gso = Gso::new(FEW);
+        gso.learn(HERE, Refusal::Route);
+        assert!(gso.allows(THERE, 2));
+        let refused = (0..2 * RETRY_AFTER).take_while(|_| !gso.allows(HERE, 2)).count();
+        assert_eq!(refused, RETRY_AFTER as usize);
+        gso.learn(HERE, Refusal::Route);
+        assert!(!gso.allows(HERE, 2));
+    }
+
+    #[test]
+    fn a_path_that_shrank_is_not_held_against_it() {
+        let gso = Gso::new(FEW);
+        (0..100).for_each(|_| gso.learn(HERE, Refusal::TooBig));
+        assert!(gso.allows(HERE, FEW));
+        assert!(!gso.allows(HERE, FEW + 1));
+    }
+
+    #[test]
+    fn one_unclear_refusal_is_forgiven_two_are_not() {
+        let gso = Gso::new(FEW);
+        gso.learn(HERE, Refusal::Unclear);
+        assert!(gso.allows(HERE, 2));
+        gso.learn(HERE, Refusal::Unclear);
+        assert!(!gso.allows(HERE, 2));
+    }
+
+    #[test]
+    fn what_an_error_means() {
+        let refusal =
+            |code, segment| Refusal::from_error(&io::Error::from_raw_os_error(code), segment);
+        assert_eq!(refusal(libc::EIO, 1400), Some(Refusal::Route));
+        assert_eq!(refusal(libc::EMSGSIZE, 1000), Some(Refusal::TooBig));
+        assert_eq!(refusal(libc::EINVAL, 1400), Some(Refusal::TooBig));
+        assert_eq!(refusal(libc::EINVAL, 1000), Some(Refusal::Unclear));
+        assert_eq!(refusal(libc::EAGAIN, 1000), None);
+        assert_eq!(refusal(libc::ENETUNREACH, 1000), None);
+    }
+}

@@ -1,0 +1,1 @@
+//! The socket against a real kernel.
