@@ -195,11 +195,11 @@ impl RateLimiter {
     pub fn allow(&mut self, now: BootTime, from: IpAddr) -> bool {
         let source = Source::from(from);
         self.make_room(now);
-        let room = self.full_at.len() < MAX_SOURCES;
-        let Some(&full_at) = self.full_at.get(&source).or(room.then_some(&now)) else {
-            return false;
+        let full_at = match self.full_at.get(&source) {
+            Some(&full_at) => full_at.max(now) + COST,
+            None if self.full_at.len() < MAX_SOURCES => now + COST,
+            None => return false,
         };
-        let full_at = full_at.max(now) + COST;
         let allowed = full_at.saturating_since(now) <= COST * BURST;
         if allowed {
             self.full_at.insert(source, full_at);
@@ -233,3 +233,6 @@ impl From<IpAddr> for Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

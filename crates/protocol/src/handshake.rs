@@ -6,6 +6,10 @@
 
 mod noise;
 mod symmetric;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod vectors;
 
 use rand_core::CryptoRng;
 use thiserror::Error;
