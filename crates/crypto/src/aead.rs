@@ -167,3 +167,6 @@ where
 
 /// The one way sealing can fail: the block counter ends after 256 GiB.
 const TOO_LONG: &str = "what is sealed fits a datagram";
+
+#[cfg(test)]
+mod tests;

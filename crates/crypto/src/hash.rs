@@ -54,3 +54,77 @@ pub fn kdf<const N: usize>(chaining_key: &[u8; 32], input: &[u8]) -> [Zeroizing<
 pub fn verify(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::array;
+
+    /// Counts up from zero.
+    fn bytes(len: u8) -> Vec<u8> {
+        (0..len).collect()
+    }
+
+    #[test]
+    fn rfc_7693_appendix_b() {
+        let abc = array("508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982");
+        assert_eq!(hash(&[b"abc"]), abc);
+        assert_eq!(hash(&[b"a", b"", b"bc"]), abc);
+    }
+
+    #[test]
+    fn the_initial_chaining_key_is_wireguards() {
+        let construction =
+            array("60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36");
+        assert_eq!(hash(&[b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"]), construction);
+    }
+
+    /// Expected values from Python's hashlib, whose BLAKE2 is the reference implementation.
+    #[test]
+    fn keyed_hashes_agree_with_the_reference() {
+        let key = bytes(32);
+        for (key, input, tag) in [
+            (&key[..], &b"abc"[..], "61ba5f165c194692e09d12520cc4c74a"),
+            (&key, b"", "9536f9b267655743dee97b8a670f9f53"),
+            (&key, &bytes(200), "42a6f8ff590af21b512e9e088257aa34"),
+            (&key[..16], b"abc", "75296c2d2c0f51210b383f386bc8b1ff"),
+            (&key[..16], b"", "af4e5d3bb230e9ff9096ca6f7c501f76"),
+            (&key[..16], &bytes(200), "b8d300fa7937e4d1e67c8468df4c9a43"),
+        ] {
+            assert_eq!(mac(key, &[input]), array(tag));
+        }
+    }
+
+    /// Expected values from Python's hmac and hashlib; the second key is longer than a block.
+    #[test]
+    fn hmac_agrees_with_the_reference() {
+        for (key_len, tag) in [
+            (32, "82623be5bc0a391b24dce53e67d028eff92d586de0485ac37822e597d049c74f"),
+            (100, "c1b751501db12b753069a918627b623179be55c8cc7ca5c4e14bdf32274ac656"),
+        ] {
+            assert_eq!(*hmac(&bytes(key_len), &[b"ab", b"c"]), array(tag));
+        }
+    }
+
+    /// RFC 5869 over HMAC-BLAKE2s, no info; expected values computed in Python.
+    #[test]
+    fn derived_keys_agree_with_the_reference() {
+        let expected = [
+            "87b7f70b24183c6db5dc4f6d9f4c47cdb203321aa2a0bef714896adb3107a040",
+            "538a02e1eb2e31b7e4d4b82476d1fe2acf50085d3fb584537279195f5d1f5824",
+            "9ad858025593be88de0f9442a589cfe84a88dc19e4753d93684d1c5efc4837f9",
+        ];
+        let chaining_key = bytes(32).try_into().unwrap();
+        let three = kdf::<3>(&chaining_key, b"input");
+        assert_eq!(three.clone().map(|key| *key), expected.map(array));
+        assert_eq!(kdf::<2>(&chaining_key, b"input"), three[..2]);
+        assert_eq!(kdf::<1>(&chaining_key, b"input"), three[..1]);
+    }
+
+    #[test]
+    fn verify_compares_whole_strings() {
+        assert!(verify(b"abc", b"abc"));
+        assert!(!verify(b"abc", b"abd"));
+        assert!(!verify(b"abc", b"ab"));
+    }
+}

@@ -14,3 +14,6 @@ mod ring_key;
 pub use aead::{AeadKey, Algorithm, Backend, Forged, TAG_LEN, xopen, xseal};
 pub use hash::{Digest, hash, hmac, kdf, mac, verify};
 pub use key::{KeyError, NonContributory, PresharedKey, PublicKey, SecretKey, SharedSecret};
+
+#[cfg(test)]
+mod tests;

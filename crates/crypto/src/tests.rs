@@ -1,0 +1,34 @@
+//! What holds for every secret, and what the rooms' tests share.
+
+use std::fmt::{Debug, Display};
+
+use crate::{AeadKey, PresharedKey, SecretKey, SharedSecret};
+
+/// Fails to compile if the type has the trait: the method would then be ambiguous.
+macro_rules! assert_lacks {
+    ($type:ty: $($trait:path),+) => { $(const _: fn() = || {
+        trait Ambiguous<A> {
+            fn it() {}
+        }
+        impl<T> Ambiguous<()> for T {}
+        struct Has;
+        impl<T: $trait> Ambiguous<Has> for T {}
+        let _ = <$type as Ambiguous<_>>::it;
+    };)+ };
+}
+
+assert_lacks!(SecretKey: Debug, Display, Clone);
+assert_lacks!(PresharedKey: Debug, Display, Clone);
+assert_lacks!(SharedSecret: Debug, Display, Clone);
+assert_lacks!(AeadKey: Debug, Display, Clone);
+
+/// Reads the hexadecimal digits of a published vector, whatever stands between them.
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    digits.chunks(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).unwrap()).collect()
+}
+
+/// The same, where the length is known.
+pub(crate) fn array<const N: usize>(text: &str) -> [u8; N] {
+    unhex(text).try_into().unwrap()
+}
