@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The packets' end of the tunnel: a TUN device with its offloads, and the two pure passes that
+//! stand between the kernel's super-packets and single packets.
+//!
+//! [`open()`] gives a [`Device`]; each read of a [`Queue`] is a [`VnetHeader`] and one packet or
+//! super-packet, which [`split()`] takes apart; [`Coalescer`] does the reverse before a write.
+#![deny(unsafe_code)]
+
+mod checksum;
+mod coalesce;
+mod flow;
+mod ioctl;
+mod layout;
+mod open;
+mod probe;
+mod split;
+mod vnet;
+
+pub use checksum::{Sum, pseudo_header};
+pub use coalesce::{Coalescer, Limits};
+pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};
+pub use split::{Segments, SplitError, split};
+pub use vnet::{READ_BUFFER, VNET_LEN, VnetHeader};

@@ -1,0 +1,136 @@
+//! The Internet checksum (RFC 1071), alone or in the same pass as a copy.
+
+use std::ops::{Add, Sub};
+
+/// A ones' complement sum of big-endian 16-bit words, always folded.
+///
+/// Sums of parts add up as long as each part but the last has an even length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum(u16);
+
+impl Sum {
+    /// The sum of `bytes`; an odd last byte counts as if a zero followed it.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::fold(pass::<false>(bytes, &mut []))
+    }
+
+    /// Copies `from` to `to` and sums it in the same pass.
+    ///
+    /// # Panics
+    ///
+    /// If the two differ in length.
+    pub fn copy(from: &[u8], to: &mut [u8]) -> Self {
+        assert_eq!(from.len(), to.len(), "a checksummed copy needs equal lengths");
+        Self::fold(pass::<true>(from, to))
+    }
+
+    /// The sum of one word, such as a field that already holds a partial sum.
+    pub const fn word(word: u16) -> Self {
+        Self(word)
+    }
+
+    /// The folded sum, as a field that the kernel shall complete holds it.
+    pub const fn partial(self) -> u16 {
+        self.0
+    }
+
+    /// The finished checksum.
+    pub const fn checksum(self) -> u16 {
+        !self.0
+    }
+
+    /// Whether data that includes its own checksum is intact.
+    pub const fn is_intact(self) -> bool {
+        self.0 == 0xffff
+    }
+
+    /// Folds native-endian 32-bit words that were added up.
+    const fn fold(words: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = words.to_ne_bytes();
+        let sum = u16::from_be_bytes([a, b]) as u32
+            + u16::from_be_bytes([c, d]) as u32
+            + u16::from_be_bytes([e, f]) as u32
+            + u16::from_be_bytes([g, h]) as u32;
+        let [_, carry, high, low] = sum.to_be_bytes();
+        let (sum, carried) = u16::from_be_bytes([high, low]).overflowing_add(carry as u16);
+        Self(sum + carried as u16)
+    }
+}
+
+impl Add for Sum {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let (sum, carried) = self.0.overflowing_add(other.0);
+        Self(sum + u16::from(carried))
+    }
+}
+
+impl Sub for Sum {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        self + Self(!other.0)
+    }
+}
+
+/// The sum of the pseudo header: both `addresses` as they lie in the IP header, the protocol and
+/// the length of the transport header and its payload.
+pub fn pseudo_header(addresses: &[u8], protocol: u8, len: u16) -> Sum {
+    Sum::of(addresses) + Sum(u16::from(protocol)) + Sum(len)
+}
+
+/// Adds up 32-bit words, copying on the way if `COPY`, by the widest means the processor has.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "calling code compiled for AVX2")]
+fn pass<const COPY: bool>(from: &[u8], to: &mut [u8]) -> u64 {
+    if from.len() < BLOCK || !is_x86_feature_detected!("avx2") {
+        return add_up::<COPY>(from, to);
+    }
+    // SAFETY: AVX2 was detected on this processor a line above.
+    unsafe { add_up_avx2::<COPY>(from, to) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn pass<const COPY: bool>(from: &[u8], to: &mut [u8]) -> u64 {
+    add_up::<COPY>(from, to)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn add_up_avx2<const COPY: bool>(from: &[u8], to: &mut [u8]) -> u64 {
+    add_up::<COPY>(from, to)
+}
+
+/// Sixteen independent 64-bit lanes that each take one 32-bit word of a block: a shape that the
+/// compiler turns into vector code. Additions wrap in name only (2³² words fit a lane) because
+/// overflow checks would keep it scalar.
+#[inline(always)]
+fn add_up<const COPY: bool>(from: &[u8], to: &mut [u8]) -> u64 {
+    let (blocks, rest) = from.as_chunks::<BLOCK>();
+    let (out_blocks, out_rest) = to.as_chunks_mut::<BLOCK>();
+    let mut lanes = [0u64; BLOCK / 4];
+    for (at, block) in blocks.iter().enumerate() {
+        if COPY {
+            out_blocks[at] = *block;
+        }
+        for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<4>().0) {
+            *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+        }
+    }
+    if COPY {
+        out_rest.copy_from_slice(rest);
+    }
+    lanes.iter().fold(add_up_short(rest), |sum, lane| sum.wrapping_add(*lane))
+}
+
+#[inline(always)]
+fn add_up_short(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    let add = |sum: u64, word: &[u8; 4]| sum.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+    add(words.iter().fold(0, add), &last)
+}
+
+const BLOCK: usize = 64;

@@ -1,0 +1,123 @@
+//! Where the headers of a TCP or UDP packet lie, and the fields that depend on its length.
+
+use crate::checksum::{Sum, pseudo_header};
+use crate::vnet::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const IPV4_HEADER: usize = 20;
+pub(crate) const IPV6_HEADER: usize = 40;
+pub(crate) const TCP_HEADER: usize = 20;
+pub(crate) const UDP_HEADER: usize = 8;
+
+/// The IP version of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    V4,
+    V6,
+}
+
+/// The transport protocols that have super-packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    pub(crate) const fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => TCP,
+            Self::Udp => UDP,
+        }
+    }
+
+    /// Where the checksum lies in the transport header.
+    pub(crate) const fn checksum_offset(self) -> u16 {
+        match self {
+            Self::Tcp => 16,
+            Self::Udp => 6,
+        }
+    }
+}
+
+/// Offsets from the start of a frame whose headers were checked to lie within it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    pub(crate) version: Version,
+    pub(crate) transport: Transport,
+    /// The IP header.
+    pub(crate) ip: usize,
+    /// The transport header.
+    pub(crate) l4: usize,
+    /// The end of all headers.
+    pub(crate) payload: usize,
+}
+
+impl Layout {
+    pub(crate) const fn gso_type(&self) -> u8 {
+        match (self.transport, self.version) {
+            (Transport::Tcp, Version::V4) => GSO_TCPV4,
+            (Transport::Tcp, Version::V6) => GSO_TCPV6,
+            (Transport::Udp, _) => GSO_UDP_L4,
+        }
+    }
+
+    pub(crate) const fn checksum_at(&self) -> usize {
+        self.l4 + self.transport.checksum_offset() as usize
+    }
+
+    /// Writes every length field, and the IPv4 header checksum, for a frame of `len` bytes.
+    pub(crate) fn set_lengths(&self, headers: &mut [u8], len: usize) {
+        match self.version {
+            Version::V4 => {
+                put16(headers, self.ip + 2, low16(len - self.ip));
+                put16(headers, self.ip + 10, 0);
+                let sum = Sum::of(&headers[self.ip..self.l4]);
+                put16(headers, self.ip + 10, sum.checksum());
+            }
+            Version::V6 => put16(headers, self.ip + 4, low16(len - self.ip - IPV6_HEADER)),
+        }
+        if self.transport == Transport::Udp {
+            put16(headers, self.l4 + 4, low16(len - self.l4));
+        }
+    }
+
+    /// The pseudo-header sum of a frame of `len` bytes.
+    pub(crate) fn pseudo_header(&self, headers: &[u8], len: usize) -> Sum {
+        let addresses = match self.version {
+            Version::V4 => self.ip + 12..self.ip + IPV4_HEADER,
+            Version::V6 => self.ip + 8..self.ip + IPV6_HEADER,
+        };
+        pseudo_header(&headers[addresses], self.transport.protocol(), low16(len - self.l4))
+    }
+
+    /// Whether the IPv4 header and the transport checksum of `frame` hold.
+    pub(crate) fn is_intact(&self, frame: &[u8]) -> bool {
+        let header_holds =
+            self.version == Version::V6 || Sum::of(&frame[self.ip..self.l4]).is_intact();
+        header_holds
+            && (self.pseudo_header(frame, frame.len()) + Sum::of(&frame[self.l4..])).is_intact()
+    }
+}
+
+/// The big-endian word at `at`.
+pub(crate) fn word16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// The big-endian double word at `at`.
+pub(crate) fn word32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Writes a big-endian word at `at`.
+pub(crate) fn put16(bytes: &mut [u8], at: usize, word: u16) {
+    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
+}
+
+/// The low 16 bits of a length that was checked to need no more.
+pub(crate) const fn low16(len: usize) -> u16 {
+    let [low, high, ..] = len.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}

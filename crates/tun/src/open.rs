@@ -1,0 +1,296 @@
+//! Opens the device and agrees with the kernel on what crosses it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+
+use thiserror::Error;
+
+use crate::layout::Transport;
+use crate::{ioctl, probe};
+
+/// Opens the device that `options` describe, creating it if it is not there. It stays down.
+///
+/// # Errors
+///
+/// When the driver, the privilege or the name is missing, or the device is taken.
+pub fn open(options: &Options) -> Result<Device, OpenError> {
+    let name = options.name.as_deref().unwrap_or_default();
+    check_name(name)?;
+    let queues = options.queues.max(1);
+    let (first, name, multi_queue) = attach_first(name, options.mode, queues > 1)?;
+    let mut files = vec![first];
+    for _ in 1..queues {
+        let file = open_driver()?;
+        attach(&file, &name, options.mode, multi_queue)?;
+        files.push(file);
+    }
+    let failed = |source| OpenError::Io { name: name.clone(), source };
+    let offload = agree(&files, &name, options.offload).map_err(failed)?;
+    let created = created(&files[0]).map_err(failed)?;
+    let queues = files.into_iter().map(|file| Queue { file, offload }).collect();
+    Ok(Device { name, queues, created })
+}
+
+/// Which device to open.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its name; absent, the kernel picks one. `%d` in it stands for the first free number.
+    pub name: Option<String>,
+    /// What crosses it.
+    pub mode: Mode,
+    /// Whether to exchange super-packets and unfinished checksums with the kernel.
+    pub offload: bool,
+    /// How many queues; more than one makes a `multi_queue` device.
+    pub queues: u16,
+}
+
+/// What crosses the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// IP packets.
+    Tun,
+}
+
+impl Mode {
+    const fn flag(self) -> i32 {
+        match self {
+            Self::Tun => libc::IFF_TUN,
+        }
+    }
+
+    /// Bytes in front of the IP header.
+    pub const fn prefix(self) -> usize {
+        match self {
+            Self::Tun => 0,
+        }
+    }
+}
+
+/// An open device. It goes when the last queue is dropped, unless it is persistent.
+#[derive(Debug)]
+pub struct Device {
+    /// Its name as the kernel has it.
+    pub name: String,
+    /// Its queues, at least one.
+    pub queues: Vec<Queue>,
+    /// Whether it lives only as long as we do; false for a persistent device, set up by others,
+    /// that will outlive us.
+    pub created: bool,
+}
+
+/// What the kernel agreed to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// Reads may return packets whose checksum is left to us.
+    pub checksum: bool,
+    /// Reads may return TCP super-packets.
+    pub read_tcp: bool,
+    /// Reads may return UDP super-packets.
+    pub read_udp: bool,
+    /// Writes of TCP super-packets are taken.
+    pub write_tcp: bool,
+    /// Writes of UDP super-packets are taken.
+    pub write_udp: bool,
+}
+
+/// One queue of a device, non-blocking; closed when dropped.
+#[derive(Debug)]
+pub struct Queue {
+    file: File,
+    offload: Offload,
+}
+
+impl Queue {
+    /// Reads one header and packet. `buffer` must hold [`READ_BUFFER`](crate::READ_BUFFER) bytes,
+    /// as a longer packet would be cut off without any sign.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is none or the link is down; EBADFD once the device was deleted;
+    /// EINVAL when the kernel lost a packet it could not describe, which concerns only that one.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Writes one packet; the first slice is its encoded [`VnetHeader`](crate::VnetHeader).
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for a header or packet the kernel does not take, EIO while the link is down.
+    pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        (&self.file).write_vectored(slices)
+    }
+
+    /// What the kernel agreed to for this device.
+    pub const fn offload(&self) -> Offload {
+        self.offload
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Why there is no device.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The driver, or the way to it, is missing.
+    #[error(
+        "cannot open {DRIVER}: this kernel or container has no TUN driver; load it with \
+         `modprobe tun`, or hand {DRIVER} to the container (docker: --device {DRIVER})"
+    )]
+    NoDevice,
+    /// CAP_NET_ADMIN is missing, or the device belongs to another user.
+    #[error(
+        "cannot open device {name:?} through {DRIVER}: permission denied; run as root or with \
+         CAP_NET_ADMIN, or use a persistent device that belongs to this user"
+    )]
+    Permission {
+        /// The device.
+        name: String,
+    },
+    /// Another process is attached.
+    #[error("device {name:?} is in use by another process; stop that one or choose another name")]
+    Busy {
+        /// The device.
+        name: String,
+    },
+    /// Not a name an interface can have.
+    #[error("{name:?} cannot name a device: 1 to 15 bytes without '/', ':' or white space")]
+    Name {
+        /// What was asked for.
+        name: String,
+    },
+    /// There is an interface of that name, but it is something else.
+    #[error(
+        "{name:?} exists and is not a TUN device, or was made with another multi_queue setting; \
+         delete it or choose another name"
+    )]
+    Kind {
+        /// The device.
+        name: String,
+    },
+    /// Anything else.
+    #[error("cannot set up device {name:?} through {DRIVER}")]
+    Io {
+        /// The device.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    fn attaching(name: &str, source: io::Error) -> Self {
+        let name = name.to_owned();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Permission { name },
+            Some(libc::EBUSY) => Self::Busy { name },
+            Some(libc::EINVAL) => Self::Kind { name },
+            _ => Self::Io { name, source },
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), OpenError> {
+    let allowed = |b: u8| !b.is_ascii_whitespace() && !matches!(b, b'/' | b':' | 0);
+    if name.len() < libc::IFNAMSIZ && name != "." && name != ".." && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(OpenError::Name { name: name.to_owned() })
+}
+
+fn open_driver() -> Result<File, OpenError> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let driver = OpenOptions::new().read(true).write(true).custom_flags(flags).open(DRIVER);
+    driver.map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => OpenError::NoDevice,
+        _ => OpenError::attaching("", e),
+    })
+}
+
+/// Attaches the first queue. A device that was made with multi_queue refuses a plain attach, but
+/// takes one queue of several.
+fn attach_first(
+    name: &str,
+    mode: Mode,
+    multi_queue: bool,
+) -> Result<(File, String, bool), OpenError> {
+    let file = open_driver()?;
+    match attach(&file, name, mode, multi_queue) {
+        Ok(name) => Ok((file, name, multi_queue)),
+        Err(OpenError::Kind { .. }) if !multi_queue => {
+            let name = attach(&file, name, mode, true)?;
+            Ok((file, name, true))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn attach(file: &File, name: &str, mode: Mode, multi_queue: bool) -> Result<String, OpenError> {
+    let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = mode.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
+    ioctl::attach(file.as_fd(), name, flags).map_err(|e| OpenError::attaching(name, e))
+}
+
+/// Sets the header up on every queue and finds out what may stand in it.
+fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
+    for file in files {
+        ioctl::set_vnet_header(file.as_fd())?;
+    }
+    let device = &files[0];
+    if !wanted {
+        ioctl::set_offload(device.as_fd(), 0)?;
+        return Ok(Offload::default());
+    }
+    let read = offer(device)?;
+    let (write_tcp, write_udp) = probe(device, name)?;
+    Ok(Offload { write_tcp, write_udp, ..read })
+}
+
+/// Asks for the most first: UDP super-packets came with Linux 6.2.
+fn offer(device: &File) -> io::Result<Offload> {
+    let mut refused = io::ErrorKind::Unsupported.into();
+    for features in [CSUM | TSO | USO, CSUM | TSO, CSUM, 0] {
+        match ioctl::set_offload(device.as_fd(), features) {
+            Ok(()) => return Ok(agreed(features)),
+            Err(e) => refused = e,
+        }
+    }
+    Err(refused)
+}
+
+fn agreed(features: u32) -> Offload {
+    Offload {
+        checksum: features & CSUM != 0,
+        read_tcp: features & TSO != 0,
+        read_udp: features & USO != 0,
+        ..Offload::default()
+    }
+}
+
+/// Which super-packets may be written. A device that is already up cannot be asked without
+/// sending one; it is trusted, and a refusal shows at the first write.
+fn probe(device: &File, name: &str) -> io::Result<(bool, bool)> {
+    // Any socket will do, and this one needs no address family of the network.
+    if ioctl::link_flags(UnixDatagram::unbound()?, name)? & libc::IFF_UP != 0 {
+        return Ok((true, true));
+    }
+    Ok((probe::accepts(device, Transport::Tcp)?, probe::accepts(device, Transport::Udp)?))
+}
+
+fn created(device: &File) -> io::Result<bool> {
+    Ok(ioctl::attached_flags(device.as_fd())? & IFF_PERSIST == 0)
+}
+
+const DRIVER: &str = "/dev/net/tun";
+/// From linux/if_tun.h; libc lacks it.
+const IFF_PERSIST: i32 = 0x0800;
+const CSUM: u32 = libc::TUN_F_CSUM;
+const TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+const USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;

@@ -1,0 +1,97 @@
+//! The `virtio_net_hdr` in front of every packet the device gives or takes.
+
+/// Bytes of an encoded [`VnetHeader`].
+pub const VNET_LEN: usize = 10;
+
+/// A buffer that holds whatever one read returns. The kernel truncates without any sign, so a
+/// reader must not offer less: header, the longest packet, an Ethernet header with a VLAN tag.
+pub const READ_BUFFER: usize = VNET_LEN + 65_535 + 18;
+
+/// Flag: the packet's checksum field holds the folded pseudo-header sum only.
+pub(crate) const NEEDS_CSUM: u8 = 1;
+pub(crate) const GSO_NONE: u8 = 0;
+pub(crate) const GSO_TCPV4: u8 = 1;
+pub(crate) const GSO_TCPV6: u8 = 4;
+pub(crate) const GSO_UDP_L4: u8 = 5;
+/// A bit beside the TCP types: CWR is set and belongs to the first segment.
+pub(crate) const GSO_ECN: u8 = 0x80;
+
+/// What the kernel says about a packet: is its checksum complete, is it a super-packet.
+///
+/// On the wire to the kernel its numbers are little-endian, as `TUNSETVNETLE` asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VnetHeader {
+    /// Bit 0: the checksum must still be completed.
+    pub flags: u8,
+    /// What kind of super-packet follows; 0 for a plain packet.
+    pub gso_type: u8,
+    /// The length of all headers as the kernel believes it; never to be trusted.
+    pub hdr_len: u16,
+    /// Payload bytes of each segment.
+    pub gso_size: u16,
+    /// Where the checksummed bytes begin.
+    pub csum_start: u16,
+    /// Where the checksum lies, counted from `csum_start`.
+    pub csum_offset: u16,
+}
+
+impl VnetHeader {
+    /// In front of a packet that is complete as it is.
+    pub const PLAIN: Self =
+        Self { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
+
+    /// Takes the header off what a read returned; `None` if that is shorter than a header.
+    pub fn decode(read: &[u8]) -> Option<(Self, &[u8])> {
+        let (header, rest) = read.split_first_chunk::<VNET_LEN>()?;
+        let [flags, gso_type, rem @ ..] = *header;
+        let word = |at: usize| u16::from_le_bytes([rem[at], rem[at + 1]]);
+        let header = Self {
+            flags,
+            gso_type,
+            hdr_len: word(0),
+            gso_size: word(2),
+            csum_start: word(4),
+            csum_offset: word(6),
+        };
+        Some((header, rest))
+    }
+
+    /// The header as a write wants it.
+    pub fn encode(&self) -> [u8; VNET_LEN] {
+        let [h0, h1] = self.hdr_len.to_le_bytes();
+        let [g0, g1] = self.gso_size.to_le_bytes();
+        let [s0, s1] = self.csum_start.to_le_bytes();
+        let [o0, o1] = self.csum_offset.to_le_bytes();
+        [self.flags, self.gso_type, h0, h1, g0, g1, s0, s1, o0, o1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_survives_its_encoding() {
+        let header = VnetHeader {
+            flags: NEEDS_CSUM,
+            gso_type: GSO_TCPV6 | GSO_ECN,
+            hdr_len: 72,
+            gso_size: 1388,
+            csum_start: 40,
+            csum_offset: 16,
+        };
+        let mut read = header.encode().to_vec();
+        read.extend_from_slice(b"rest");
+        assert_eq!(VnetHeader::decode(&read), Some((header, &b"rest"[..])));
+    }
+
+    #[test]
+    fn the_plain_header_is_all_zero() {
+        assert_eq!(VnetHeader::PLAIN.encode(), [0; VNET_LEN]);
+    }
+
+    #[test]
+    fn a_short_read_has_no_header() {
+        assert_eq!(VnetHeader::decode(&[0; VNET_LEN - 1]), None);
+    }
+}
