@@ -1,1 +1,244 @@
-//! The socket against a real kernel.
+//! The socket against a real kernel, each test in a network namespace of its own.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+const ROOM: usize = 8 << 20;
+
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let body = move || {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("a network namespace: run as root or `unshare -r`");
+        ip("link set lo up mtu 1500");
+        test();
+    };
+    if let Err(panic) = thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// As `ip -o link` numbers it: "2: left@right: <…>".
+fn link_index(name: &str) -> u32 {
+    let output = Command::new("ip").args(["-o", "link", "show", name]).output().unwrap();
+    let line = String::from_utf8(output.stdout).unwrap();
+    line.split_once(':').unwrap().0.parse().unwrap()
+}
+
+fn dual() -> Socket {
+    Socket::bind(Listen::Port(0), ROOM).unwrap()
+}
+
+/// A batch without wishes, cut at `segment` if that is not zero.
+fn batch(destination: SocketAddr, contents: &[u8], segment: u16) -> Transmit<'_> {
+    let segment_size = NonZeroU16::new(segment);
+    Transmit { destination, source: None, tos: 0, contents, segment_size }
+}
+
+fn receive(socket: &Socket) -> (Received, Vec<u8>) {
+    let mut buffer = vec![0; RECEIVE_BUFFER];
+    let start = Instant::now();
+    loop {
+        match socket.receive(&mut buffer) {
+            Ok(received) => {
+                buffer.truncate(received.len);
+                return (received, buffer);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                assert!(start.elapsed() < Duration::from_secs(5), "nothing arrived");
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn at(ip: IpAddr, socket: &Socket) -> SocketAddr {
+    SocketAddr::new(ip, socket.local_port())
+}
+
+fn numbered(len: usize) -> Vec<u8> {
+    (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect()
+}
+
+#[test]
+fn both_families_cross_with_addresses_and_tos() {
+    in_namespace(|| {
+        ip("addr add 2001:db8::2/128 dev lo nodad");
+        let (a, b) = (dual(), dual());
+        let sources = [(V4, "127.0.0.2"), (V6, "2001:db8::2")];
+        for (to, source) in sources.map(|(to, source)| (to, source.parse::<IpAddr>().unwrap())) {
+            let wanted =
+                Transmit { source: Some(source), tos: 0xb9, ..batch(at(to, &b), b"hello", 0) };
+            let sent = a.send(&wanted).unwrap();
+            assert_eq!(sent, Sent { len: 5, too_big: false, source_lost: false });
+            let (received, contents) = receive(&b);
+            assert_eq!(contents, b"hello");
+            let expected =
+                Received { from: at(source, &a), local: Some(to), tos: 0xb9, len: 5, stride: 5 };
+            assert_eq!(received, expected);
+        }
+    });
+}
+
+#[test]
+fn an_ipv4_socket_speaks_to_a_dual_stack_one() {
+    in_namespace(|| {
+        let a = Socket::bind(Listen::Address(SocketAddr::new(V4, 0)), ROOM).unwrap();
+        let b = dual();
+        let wanted = Transmit { source: Some(V4), tos: 1, ..batch(at(V4, &b), &[7; 3000], 1000) };
+        a.send(&wanted).unwrap();
+        let (received, _) = receive(&b);
+        let expected =
+            Received { from: at(V4, &a), local: Some(V4), tos: 1, len: 3000, stride: 1000 };
+        assert_eq!(received, expected);
+        b.send(&batch(received.from, b"back", 0)).unwrap();
+        assert_eq!(receive(&a).0.from, at(V4, &b));
+        assert!(a.send(&batch(at(V6, &b), b"no", 0)).is_err());
+    });
+}
+
+#[test]
+fn a_batch_travels_whole() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let contents = numbered(40 * 1200 + 17);
+        for to in [V4, V6] {
+            assert_eq!(a.send(&batch(at(to, &b), &contents, 1200)).unwrap().len, contents.len());
+            let (received, got) = receive(&b);
+            assert_eq!((received.stride, got == contents), (1200, true));
+        }
+    });
+}
+
+#[test]
+fn as_many_datagrams_as_the_kernel_takes_and_more() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        assert!([64, 128].contains(&a.max_segments()));
+        let contents = numbered(a.max_segments() * 10);
+        a.send(&batch(at(V6, &b), &contents, 10)).unwrap();
+        assert_eq!(receive(&b).0.len, contents.len());
+
+        let more = numbered(contents.len() + 10);
+        assert_eq!(a.send(&batch(at(V6, &b), &more, 10)).unwrap().len, more.len());
+        let mut got = Vec::new();
+        while got.len() < more.len() {
+            got.extend(receive(&b).1);
+        }
+        assert_eq!(got, more);
+    });
+}
+
+#[test]
+fn datagrams_beyond_the_mtu_are_fragmented_and_segmentation_stays_on() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        for to in [V4, V6] {
+            let contents = numbered(3 * 1600);
+            let sent = a.send(&batch(at(to, &b), &contents, 1600)).unwrap();
+            assert_eq!(sent, Sent { len: contents.len(), too_big: true, source_lost: false });
+            let got: Vec<u8> = (0..3).flat_map(|_| receive(&b).1).collect();
+            assert_eq!(got, contents);
+
+            a.send(&batch(at(to, &b), &contents, 1200)).unwrap();
+            assert_eq!(receive(&b).0.stride, 1200);
+        }
+    });
+}
+
+#[test]
+fn one_oversized_batch_of_one_is_too_big_without_an_error_for_its_neighbours() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let contents = numbered(65_508);
+        let error = a.send(&batch(at(V4, &b), &contents, 0)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        a.send(&batch(at(V4, &b), b"next", 0)).unwrap();
+        assert_eq!(receive(&b).1, b"next");
+    });
+}
+
+#[test]
+fn a_source_that_is_gone_is_replaced_and_said() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let cases = [(V4, "192.0.2.77"), (V6, "2001:db8::77")];
+        for (to, gone) in cases.map(|(to, gone)| (to, gone.parse::<IpAddr>().unwrap())) {
+            let contents = numbered(5000);
+            let wanted = Transmit { source: Some(gone), ..batch(at(to, &b), &contents, 1000) };
+            for _ in 0..4 {
+                let sent = a.send(&wanted).unwrap();
+                assert_eq!(sent, Sent { len: 5000, too_big: false, source_lost: true });
+                let (received, _) = receive(&b);
+                assert_eq!((received.from, received.stride), (at(to, &a), 1000));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_link_local_address_keeps_its_scope() {
+    in_namespace(|| {
+        ip("link add left type veth peer name right");
+        ip("link set left up");
+        ip("link set right up");
+        ip("addr add fe80::5/64 dev left nodad");
+        let scope = link_index("left");
+        let (a, b) = (dual(), dual());
+        let local = "fe80::5".parse().unwrap();
+        let to = SocketAddrV6::new(local, b.local_port(), 0, scope);
+        let wanted = Transmit { source: Some(local.into()), ..batch(to.into(), b"near", 0) };
+        assert!(!a.send(&wanted).unwrap().source_lost);
+        let (received, _) = receive(&b);
+        let expected = SocketAddrV6::new(local, a.local_port(), 0, scope);
+        assert_eq!((received.from, received.local), (expected.into(), Some(local.into())));
+    });
+}
+
+#[test]
+fn an_empty_datagram_is_no_datagram_to_iterate() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        a.send(&batch(at(V4, &b), b"", 0)).unwrap();
+        let (received, _) = receive(&b);
+        assert_eq!((received.len, received.stride), (0, 1));
+    });
+}
+
+#[test]
+fn an_idle_socket_would_block_and_has_the_room_asked_for() {
+    in_namespace(|| {
+        let socket = dual();
+        let error = socket.receive(&mut [0; 64]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(socket.inner.recv_buffer_size().unwrap() >= ROOM);
+        assert!(socket.inner.send_buffer_size().unwrap() >= ROOM);
+    });
+}
+
+#[test]
+fn a_bind_error_says_what_to_do() {
+    in_namespace(|| {
+        let taken = dual();
+        let again = Socket::bind(Listen::Port(taken.local_port()), ROOM).unwrap_err().to_string();
+        assert!(again.contains(&taken.local_port().to_string()), "{again}");
+        assert!(again.contains("already in use"), "{again}");
+
+        let elsewhere = "192.0.2.9:0".parse().unwrap();
+        let error = Socket::bind(Listen::Address(elsewhere), ROOM).unwrap_err().to_string();
+        assert!(error.contains("no interface has this address"), "{error}");
+    });
+}
