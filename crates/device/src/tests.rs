@@ -1,0 +1,184 @@
+//! Against a real kernel, each test in a network namespace of its own; `ip` is the second opinion.
+
+use std::process::Command;
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+/// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
+    let body = move || {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("a network namespace: run as root or `unshare -r`");
+        ip("link add there type veth peer name other");
+        ip("link set other up");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async { test(Netlink::connect().unwrap()).await });
+    };
+    if let Err(panic) = thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything that this crate may change, less what the kernel changes by itself.
+fn state() -> String {
+    let carrier_dependent = ["LOWER_UP", "NO-CARRIER", "state "];
+    ["-d link show there", "-4 addr show there", "-6 addr show there scope global"]
+        .into_iter()
+        .chain(["-4 route show table all", "-6 route show table all"])
+        .flat_map(|what| ip(what).lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|line| !line.contains("fe80::") && !line.contains("ff00::"))
+        .map(|line| {
+            if carrier_dependent.iter().any(|w| line.contains(w)) { mtu_only(&line) } else { line }
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// "… mtu 1420 qdisc … qlen 500": the words that follow `mtu` and `qlen`.
+fn mtu_only(line: &str) -> String {
+    let words: Vec<_> = line.split_whitespace().collect();
+    words.windows(2).filter(|w| ["mtu", "qlen"].contains(&w[0])).map(|w| w.join(" ")).collect()
+}
+
+fn link() -> Link {
+    Link {
+        name: "there".into(),
+        addresses: nets(&["10.99.0.1/24", "2001:db8:1::1/64"]),
+        peer_addresses: Vec::new(),
+        mtu: Some(1420),
+        txqueuelen: Some(512),
+        routes: vec![
+            route("198.51.100.0/24", None, 254),
+            route("198.18.0.0/15", Some(77), 1000),
+            route("2001:db8:2::/48", Some(5), 254),
+            route("::/0", None, 254),
+        ],
+    }
+}
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn route(to: &str, metric: Option<u32>, table: u32) -> Route {
+    Route { to: to.parse().unwrap(), metric, table }
+}
+
+#[test]
+fn a_device_gets_all_it_should_and_gives_it_back() {
+    in_namespace(|netlink| async move {
+        let before = state();
+        let undo = netlink.configure(&link()).await.unwrap();
+        let shown = ip("link show there");
+        assert!(shown.contains("mtu 1420") && shown.contains("qlen 512"), "{shown}");
+        assert!(shown.contains(",UP"), "{shown}");
+        assert!(ip("-4 addr show there").contains("inet 10.99.0.1/24 scope global there"));
+        let v6 = ip("-6 addr show there scope global");
+        assert!(v6.contains("2001:db8:1::1/64") && !v6.contains("tentative"), "{v6}");
+        assert!(ip("-4 route show dev there").contains("198.51.100.0/24 proto static scope link"));
+        assert!(ip("-4 route show table 1000").contains("198.18.0.0/15 dev there"));
+        assert!(ip("-4 route show table 1000").contains("metric 77"));
+        let v6 = ip("-6 route show dev there");
+        assert!(v6.contains("2001:db8:2::/48 proto static metric 5"), "{v6}");
+        assert!(v6.contains("default proto static metric 1024"), "{v6}");
+
+        netlink.undo(undo).await;
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn what_was_there_before_stays() {
+    in_namespace(|netlink| async move {
+        ip("link set there up mtu 1420 txqueuelen 512");
+        ip("addr add 10.99.0.1/24 dev there");
+        ip("route add 198.51.100.0/24 dev there");
+        ip("-6 route add default dev there");
+        let before = state();
+        let undo = netlink.configure(&link()).await.unwrap();
+        assert!(ip("-4 route show table 1000").contains("198.18.0.0/15"));
+        netlink.undo(undo).await;
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn a_peer_address_makes_the_device_point_to_point() {
+    in_namespace(|netlink| async move {
+        let link = Link {
+            addresses: nets(&["10.99.0.1/32", "2001:db8:1::1/128"]),
+            peer_addresses: vec!["2001:db8:1::2".parse().unwrap(), "10.99.0.2".parse().unwrap()],
+            routes: Vec::new(),
+            ..link()
+        };
+        let before = state();
+        let undo = netlink.configure(&link).await.unwrap();
+        assert!(ip("-4 addr show there").contains("10.99.0.1 peer 10.99.0.2/32"));
+        assert!(ip("-6 addr show there").contains("2001:db8:1::1 peer 2001:db8:1::2/128"));
+        assert!(ip("-4 route show").contains("10.99.0.2 dev there"));
+        netlink.undo(undo).await;
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn a_route_of_another_device_is_an_error_and_leaves_no_trace() {
+    in_namespace(|netlink| async move {
+        ip("addr add 192.0.2.1/24 dev other");
+        ip("route add 198.51.100.0/24 dev other");
+        let before = state();
+        let error = netlink.configure(&link()).await.unwrap_err().to_string();
+        assert!(error.starts_with("adding route 198.51.100.0/24 to there: File exists"), "{error}");
+        assert!(error.contains("`metric`"), "{error}");
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    in_namespace(|netlink| async move {
+        let missing = Link { name: "nowhere".into(), ..link() };
+        let error = netlink.configure(&missing).await.unwrap_err().to_string();
+        assert!(error.starts_with("there is no device nowhere"), "{error}");
+
+        let small = Link { mtu: Some(1279), ..link() };
+        let error = netlink.configure(&small).await.unwrap_err().to_string();
+        assert!(error.contains("adding address 2001:db8:1::1/64 to there"), "{error}");
+        assert!(error.contains("at least 1280"), "{error}");
+
+        let lonely = Link { peer_addresses: vec!["10.99.0.2".parse().unwrap(); 2], ..link() };
+        let error = netlink.configure(&lonely).await.unwrap_err().to_string();
+        assert!(error.starts_with("peer address 10.99.0.2 has no address"), "{error}");
+    });
+}
+
+#[test]
+fn undoing_what_is_gone_already_is_quiet() {
+    in_namespace(|netlink| async move {
+        let undo = netlink.configure(&link()).await.unwrap();
+        ip("link del there");
+        netlink.undo(undo).await;
+    });
+}
+
+#[test]
+fn no_thread_is_started() {
+    in_namespace(|netlink| async move {
+        let undo = netlink.configure(&link()).await.unwrap();
+        // The test harness has threads of its own, so only their names tell.
+        for task in std::fs::read_dir("/proc/self/task").unwrap() {
+            let name = std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap();
+            assert!(!name.starts_with("tokio"), "{name}");
+        }
+        netlink.undo(undo).await;
+    });
+}
