@@ -1,9 +1,22 @@
 //! The sans-IO tunnel protocol: datagrams, `now` and an RNG go in; datagrams, events and the
-//! next deadline come out.
+//! next deadline come out. [`peer::Peer`] is the control plane; [`session`], [`turn`],
+//! [`staging`] and [`activity`] are what the data threads work with.
 #![forbid(unsafe_code)]
 
+pub mod activity;
 pub mod cookie;
+pub mod drop_reason;
+pub mod endpoint;
 pub mod handshake;
+pub mod inner;
+mod keyring;
 pub mod message;
+pub mod peer;
+pub mod replay;
+pub mod session;
+pub mod staging;
+pub mod table;
 pub mod time;
+pub mod timers;
 pub mod timestamp;
+pub mod turn;

@@ -1,0 +1,261 @@
+//! What the data threads tell the control plane: a few atomics, stored at most once per batch,
+//! and the edges that cannot wait for the next look.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::session::Generation;
+use crate::time::BootTime;
+
+/// Says whether the control plane must be woken; whoever gets one acts on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "a wake that is not passed on leaves the control plane asleep"]
+pub struct Wake(bool);
+
+impl Wake {
+    /// Nobody needs to wake.
+    pub const NO: Self = Self(false);
+
+    /// Whether the control plane must be woken.
+    pub const fn is_due(self) -> bool {
+        self.0
+    }
+}
+
+impl std::ops::BitOrAssign for Wake {
+    fn bitor_assign(&mut self, rhs: Self) {
+        self.0 |= rhs.0;
+    }
+}
+
+/// A flag that one side raises and the other lowers; only its first raising wakes.
+#[derive(Debug, Default)]
+pub struct Edge(AtomicBool);
+
+impl Edge {
+    /// Raises the flag.
+    pub fn raise(&self) -> Wake {
+        // The load keeps the cache line shared while the flag stays up.
+        Wake(!self.is_raised() && !self.0.swap(true, Ordering::AcqRel))
+    }
+
+    /// Whether the flag is up.
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Lowers the flag and says whether it was up.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// Where an authentic datagram came from, and to which of our addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The peer's address.
+    pub from: SocketAddr,
+    /// Our address, if the kernel said it.
+    pub local: Option<IpAddr>,
+    /// The session whose newest counter it carried.
+    pub generation: Generation,
+}
+
+/// A moment that threads share; zero stands for never.
+#[derive(Debug, Default)]
+struct Moment(AtomicU64);
+
+impl Moment {
+    fn set(&self, now: BootTime) {
+        self.0.store(now.as_nanos(), Ordering::SeqCst);
+    }
+
+    fn get(&self) -> Option<BootTime> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|&n| n != 0).map(BootTime::from_nanos)
+    }
+}
+
+/// The traffic of one tunnel as all its threads see it.
+#[derive(Debug, Default)]
+pub struct Activity {
+    data_sent: Moment,
+    sent: Moment,
+    data_received: Moment,
+    received: Moment,
+    bytes_sent: AtomicU64,
+    bytes_received: AtomicU64,
+    packets_sent: AtomicU64,
+    packets_received: AtomicU64,
+    too_big: AtomicU64,
+    active: AtomicBool,
+    /// Raised by outbound when it has packets and no key; lowered when a key is published or the
+    /// attempt is given up.
+    pub want_handshake: Edge,
+    /// Raised by inbound when the peer is heard from elsewhere.
+    new_source: Edge,
+    source: Mutex<Option<Source>>,
+}
+
+/// The four moments every timer rule derives from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moments {
+    /// Last transport data that was no keepalive.
+    pub data_sent: Option<BootTime>,
+    /// Last authenticated datagram of any kind.
+    pub sent: Option<BootTime>,
+    /// Last transport data that was no keepalive.
+    pub data_received: Option<BootTime>,
+    /// Last authenticated datagram of any kind.
+    pub received: Option<BootTime>,
+}
+
+/// What crossed the tunnel so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// UDP payload bytes sent.
+    pub bytes_sent: u64,
+    /// UDP payload bytes that were authentic.
+    pub bytes_received: u64,
+    /// Inner packets sent.
+    pub packets_sent: u64,
+    /// Inner packets received.
+    pub packets_received: u64,
+    /// Datagrams that the path could not carry in one piece.
+    pub too_big: u64,
+}
+
+/// One batch, summed up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Datagrams; keepalives and packets that were dropped after authentication count.
+    pub datagrams: u64,
+    /// Datagrams that carried a packet.
+    pub packets: u64,
+    /// UDP payload bytes.
+    pub bytes: u64,
+}
+
+impl Activity {
+    /// Notes a batch of sealed datagrams.
+    pub fn sent(&self, now: BootTime, tally: Tally) -> Wake {
+        self.sent.set(now);
+        if tally.packets > 0 {
+            self.data_sent.set(now);
+        }
+        self.bytes_sent.fetch_add(tally.bytes, Ordering::Relaxed);
+        self.packets_sent.fetch_add(tally.packets, Ordering::Relaxed);
+        self.stir()
+    }
+
+    /// Notes a batch of datagrams that opened and passed their windows.
+    pub fn received(&self, now: BootTime, tally: Tally) -> Wake {
+        if tally.datagrams == 0 {
+            return Wake::NO;
+        }
+        self.received.set(now);
+        if tally.packets > 0 {
+            self.data_received.set(now);
+        }
+        self.bytes_received.fetch_add(tally.bytes, Ordering::Relaxed);
+        self.packets_received.fetch_add(tally.packets, Ordering::Relaxed);
+        self.stir()
+    }
+
+    /// Notes that the path refused a datagram for its size.
+    pub fn path_too_small(&self) {
+        self.too_big.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Hands over the address an authentic, newest datagram came from.
+    pub fn heard_from(&self, source: Source) -> Wake {
+        *lock(&self.source) = Some(source);
+        self.new_source.raise()
+    }
+
+    /// The moments, for the timer rules.
+    pub fn moments(&self) -> Moments {
+        Moments {
+            data_sent: self.data_sent.get(),
+            sent: self.sent.get(),
+            data_received: self.data_received.get(),
+            received: self.received.get(),
+        }
+    }
+
+    /// The totals, for `status`.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
+            bytes_received: self.bytes_received.load(Ordering::Relaxed),
+            packets_sent: self.packets_sent.load(Ordering::Relaxed),
+            packets_received: self.packets_received.load(Ordering::Relaxed),
+            too_big: self.too_big.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The newest source not yet taken.
+    pub(crate) fn take_source(&self) -> Option<Source> {
+        self.new_source.take().then(|| lock(&self.source).take()).flatten()
+    }
+
+    /// Whether traffic has flowed since [`Activity::rest`].
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.load(Ordering::SeqCst)
+    }
+
+    /// Declares the tunnel idle unless something moved since `seen`. The caller then sleeps until
+    /// its next deadline; the next batch wakes it. Both sides store, then load, so one of them
+    /// always sees the other.
+    pub(crate) fn rest(&self, seen: Moments) {
+        self.active.store(false, Ordering::SeqCst);
+        if self.moments() != seen {
+            self.active.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn stir(&self) -> Wake {
+        Wake(!self.active.load(Ordering::SeqCst) && !self.active.swap(true, Ordering::SeqCst))
+    }
+}
+
+/// A poisoned lock holds an address all the same.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_raising_wakes() {
+        let edge = Edge::default();
+        assert!(edge.raise().is_due());
+        assert!(!edge.raise().is_due());
+        assert!(edge.take());
+        assert!(!edge.take());
+        assert!(edge.raise().is_due());
+    }
+
+    #[test]
+    fn an_idle_tunnel_is_woken_by_its_first_batch_only() {
+        let activity = Activity::default();
+        let batch = Tally { datagrams: 1, packets: 1, bytes: 100 };
+        assert!(activity.sent(BootTime::from_nanos(1), batch).is_due());
+        assert!(!activity.sent(BootTime::from_nanos(2), batch).is_due());
+        activity.rest(activity.moments());
+        assert!(!activity.is_active());
+        assert!(activity.received(BootTime::from_nanos(3), batch).is_due());
+    }
+
+    #[test]
+    fn a_batch_that_slips_in_before_resting_keeps_it_awake() {
+        let activity = Activity::default();
+        let seen = activity.moments();
+        let _ =
+            activity.sent(BootTime::from_nanos(1), Tally { datagrams: 1, packets: 0, bytes: 32 });
+        activity.rest(seen);
+        assert!(activity.is_active());
+    }
+}

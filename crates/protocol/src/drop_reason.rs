@@ -1,0 +1,77 @@
+//! Why a datagram or packet was dropped: one closed list, counted by name and shown by `status`.
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
+        /// Why a datagram or packet went no further.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum DropReason { $($(#[$doc])* $variant,)* }
+
+        impl DropReason {
+            /// Every reason, in the order `status` shows them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The reason's stable name, as `status --json` has it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// No WireGuard message: wrong type, reserved bytes or length.
+    Malformed => "malformed",
+    /// A handshake message whose first MAC was not made for our public key.
+    BadMac1 => "bad_mac1",
+    /// Transport data, or a cookie reply, for an index that is not ours.
+    UnknownIndex => "unknown_index",
+    /// Did not authenticate.
+    Forged => "forged",
+    /// Its counter was seen before or lies behind the window.
+    Replayed => "replayed",
+    /// Its session's keys are too old.
+    Expired => "expired",
+    /// The handshake queue was full.
+    HandshakeQueueFull => "handshake_queue_full",
+    /// Under load, and without a valid cookie; a cookie reply was sent instead.
+    CookieDemanded => "cookie_demanded",
+    /// Under load, and more than 20 handshakes a second from one address.
+    RateLimited => "rate_limited",
+    /// An initiation of somebody who is not our peer.
+    UnknownPeer => "unknown_peer",
+    /// An initiation whose timestamp is not newer than the last.
+    ReplayedInitiation => "replayed_initiation",
+    /// A response that nothing waits for.
+    UnexpectedResponse => "unexpected_response",
+    /// A response that does not open: the preshared keys differ, or it is forged.
+    ResponseDoesNotOpen => "response_does_not_open",
+    /// A cookie reply that does not open.
+    BadCookie => "bad_cookie",
+    /// An inner packet that is neither IPv4 nor IPv6, or cut short.
+    InnerMalformed => "inner_malformed",
+    /// An inner packet whose source address is not in `allowed_ips`.
+    SourceNotAllowed => "source_not_allowed",
+    /// A packet of the device that was neither IPv4 nor IPv6, or not what its header says.
+    DeviceMalformed => "device_malformed",
+    /// A packet larger than one datagram.
+    TooBig => "too_big",
+    /// Staged for a session that did not come in time, or pushed out by newer packets.
+    Unstaged => "unstaged",
+    /// The kernel refused to send it.
+    SendFailed => "send_failed",
+    /// The kernel refused it at the device.
+    DeviceFailed => "device_failed",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_in_order() {
+        for (at, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, at);
+            assert!(DropReason::ALL[..at].iter().all(|other| other.name() != reason.name()));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Where the peer is: the addresses the configuration names, and the one it was last heard from.
+
+use std::net::SocketAddr;
+
+/// Which new addresses of the peer are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Roam {
+    /// Any that an authentic, newest datagram came from.
+    #[default]
+    Any,
+    /// Other ports of the same host: a NAT that forgets.
+    SameIp,
+    /// None; only the configured endpoints are used.
+    Off,
+}
+
+impl Roam {
+    /// Whether the peer may move from `current` to `heard`.
+    pub fn permits(self, current: SocketAddr, heard: SocketAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::SameIp => current.ip() == heard.ip(),
+            Self::Off => false,
+        }
+    }
+}
+
+/// The addresses a handshake is tried at, in turn: first where the peer last was, then the
+/// configured ones in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates {
+    configured: Vec<SocketAddr>,
+    cursor: usize,
+}
+
+impl Candidates {
+    /// Replaces the configured addresses, as name resolution found them; says whether they
+    /// differ from before.
+    pub(crate) fn configure(&mut self, addresses: Vec<SocketAddr>) -> bool {
+        let changed = self.configured != addresses;
+        if changed {
+            self.configured = addresses;
+            self.cursor = 0;
+        }
+        changed
+    }
+
+    /// The address for the next try, given where the peer last was.
+    pub(crate) fn target(&self, last: Option<SocketAddr>) -> Option<SocketAddr> {
+        let others = self.configured.iter().copied().filter(|&a| Some(a) != last);
+        let count = usize::from(last.is_some()) + others.clone().count();
+        last.into_iter().chain(others).nth(self.cursor.checked_rem(count)?)
+    }
+
+    /// No answer: the next try goes to the next address.
+    pub(crate) fn advance(&mut self) {
+        self.cursor = self.cursor.wrapping_add(1);
+    }
+
+    /// An answer: tries begin with where the peer is.
+    pub(crate) fn settle(&mut self) {
+        self.cursor = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn tries_go_round_all_addresses_each_once() {
+        let mut candidates = Candidates::default();
+        assert_eq!(candidates.target(None), None);
+        assert!(candidates.configure(vec![at(1), at(2)]));
+        assert!(!candidates.configure(vec![at(1), at(2)]));
+        let mut tries = Vec::new();
+        for _ in 0..4 {
+            tries.push(candidates.target(Some(at(2))));
+            candidates.advance();
+        }
+        assert_eq!(tries, [Some(at(2)), Some(at(1)), Some(at(2)), Some(at(1))]);
+        candidates.settle();
+        assert_eq!(candidates.target(Some(at(3))), Some(at(3)));
+    }
+
+    #[test]
+    fn roaming_follows_its_policy() {
+        let elsewhere = SocketAddr::from(([198, 51, 100, 1], 1));
+        for (roam, same_host, other_host) in
+            [(Roam::Any, true, true), (Roam::SameIp, true, false), (Roam::Off, false, false)]
+        {
+            assert_eq!(roam.permits(at(1), at(2)), same_host);
+            assert_eq!(roam.permits(at(1), elsewhere), other_host);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What an opened datagram carries: nothing (a keepalive), or one IP packet and its padding.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::drop_reason::DropReason;
+
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+
+/// The contents of transport data, by length and address only; the bytes stay where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inner {
+    /// No contents: the peer is alive.
+    Keepalive,
+    /// An IP packet in the first `len` bytes; what follows is padding.
+    Packet {
+        /// The packet's own length.
+        len: usize,
+        /// Its source address.
+        source: IpAddr,
+    },
+}
+
+impl Inner {
+    /// Reads the length and source of the packet in `plaintext`.
+    ///
+    /// # Errors
+    /// [`DropReason::InnerMalformed`] when it is neither IPv4 nor IPv6, or says it is longer than
+    /// what came or shorter than its own header.
+    pub fn read(plaintext: &[u8]) -> Result<Self, DropReason> {
+        let Some(first) = plaintext.first() else { return Ok(Self::Keepalive) };
+        match first >> 4 {
+            4 => Self::read_v4(plaintext),
+            6 => Self::read_v6(plaintext),
+            _ => None,
+        }
+        .ok_or(DropReason::InnerMalformed)
+    }
+
+    fn read_v4(plaintext: &[u8]) -> Option<Self> {
+        let header = plaintext.first_chunk::<IPV4_HEADER>()?;
+        let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let source = Ipv4Addr::new(header[12], header[13], header[14], header[15]).into();
+        (IPV4_HEADER..=plaintext.len()).contains(&len).then_some(Self::Packet { len, source })
+    }
+
+    fn read_v6(plaintext: &[u8]) -> Option<Self> {
+        let header = plaintext.first_chunk::<IPV6_HEADER>()?;
+        let len = usize::from(u16::from_be_bytes([header[4], header[5]])) + IPV6_HEADER;
+        let source = Ipv6Addr::from(*header[8..].first_chunk::<16>()?).into();
+        (len <= plaintext.len()).then_some(Self::Packet { len, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v4(total: u16, padding: usize) -> Vec<u8> {
+        let mut packet = vec![0; usize::from(total) + padding];
+        packet[0] = 0x45;
+        packet[2..4].copy_from_slice(&total.to_be_bytes());
+        packet[12..16].copy_from_slice(&[192, 0, 2, 1]);
+        packet
+    }
+
+    #[test]
+    fn padding_is_trimmed_by_the_packets_own_length() {
+        let source = Ipv4Addr::new(192, 0, 2, 1).into();
+        assert_eq!(Inner::read(&v4(29, 3)), Ok(Inner::Packet { len: 29, source }));
+        assert_eq!(Inner::read(&[]), Ok(Inner::Keepalive));
+    }
+
+    #[test]
+    fn a_packet_that_lies_about_its_length_is_refused() {
+        let mut long = v4(40, 0);
+        long[3] = 41;
+        assert_eq!(Inner::read(&long), Err(DropReason::InnerMalformed));
+        let mut short = v4(40, 0);
+        short[3] = 19;
+        assert_eq!(Inner::read(&short), Err(DropReason::InnerMalformed));
+        assert_eq!(Inner::read(&[0x60; 39]), Err(DropReason::InnerMalformed));
+        assert_eq!(Inner::read(&[0; 16]), Err(DropReason::InnerMalformed));
+    }
+
+    proptest! {
+        #[test]
+        fn never_reads_past_the_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(Inner::Packet { len, .. }) = Inner::read(&bytes) {
+                prop_assert!(len <= bytes.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Which sessions exist and which one seals. Sealing follows the reference: *current* only.
+//! Opening keys retire by age, so that crossed initiations never drop a key the peer seals with.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::session::{OpeningKey, Role, SealingKey};
+use crate::table::OPENING_SLOTS;
+use crate::time::BootTime;
+
+/// Both directions of one handshake.
+pub(crate) struct Session {
+    pub(crate) role: Role,
+    pub(crate) birth: BootTime,
+    pub(crate) sealing: Arc<SealingKey>,
+    pub(crate) opening: Arc<OpeningKey>,
+}
+
+/// All sessions with the peer.
+#[derive(Default)]
+pub(crate) struct Keyring {
+    /// Seals and opens.
+    current: Option<Session>,
+    /// Answered by us and not yet confirmed by the peer: opens only.
+    next: Option<Session>,
+    /// Only open, newest first.
+    retired: VecDeque<Arc<OpeningKey>>,
+}
+
+impl Keyring {
+    /// Our initiation was answered: the session seals at once, and an unconfirmed *next* only
+    /// opens from now on.
+    pub(crate) fn initiated(&mut self, session: Session) {
+        let superseded = [self.current.replace(session), self.next.take()];
+        superseded.into_iter().flatten().for_each(|s| self.retired.push_front(s.opening));
+        self.retired.truncate(OPENING_SLOTS - 1);
+    }
+
+    /// We answered: the session waits for confirmation. An unconfirmed one before it is gone; the
+    /// peer gave it up when it initiated again.
+    pub(crate) fn answered(&mut self, session: Session) {
+        self.next = Some(session);
+        self.retired.truncate(OPENING_SLOTS - 2);
+    }
+
+    /// Makes *next* current if the peer has used it; says whether.
+    pub(crate) fn confirm(&mut self) -> bool {
+        let Some(session) = self.next.take_if(|next| next.opening.confirmed().is_raised()) else {
+            return false;
+        };
+        if let Some(previous) = self.current.replace(session) {
+            self.retired.push_front(previous.opening);
+        }
+        self.retired.truncate(OPENING_SLOTS - 1);
+        true
+    }
+
+    /// Drops every key that is dead; says whether there was one.
+    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
+        let is_dead = |key: &OpeningKey| now >= key.dead_from();
+        let before = self.opening().count();
+        self.current.take_if(|s| is_dead(&s.opening));
+        self.next.take_if(|s| is_dead(&s.opening));
+        self.retired.retain(|key| !is_dead(key));
+        self.opening().count() != before
+    }
+
+    /// When the next key dies.
+    pub(crate) fn next_expiry(&self) -> Option<BootTime> {
+        self.opening().map(|key| key.dead_from()).min()
+    }
+
+    /// The session that seals.
+    pub(crate) const fn current(&self) -> Option<&Session> {
+        self.current.as_ref()
+    }
+
+    /// The session that waits for confirmation.
+    pub(crate) const fn next(&self) -> Option<&Session> {
+        self.next.as_ref()
+    }
+
+    /// Every key that opens, at most [`OPENING_SLOTS`].
+    pub(crate) fn opening(&self) -> impl Iterator<Item = &Arc<OpeningKey>> {
+        let sessions = self.current.iter().chain(&self.next).map(|s| &s.opening);
+        sessions.chain(&self.retired)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Index;
+    use crate::session::Generation;
+    use std::time::Duration;
+
+    fn session(n: u32, role: Role) -> Session {
+        let birth = BootTime::from_nanos(0) + Duration::from_secs(n.into());
+        let index = Index::new(n);
+        Session {
+            role,
+            birth,
+            sealing: Arc::new(SealingKey::new(&[0; 32], index, birth, role, None)),
+            opening: Arc::new(OpeningKey::new(&[0; 32], index, Generation::default(), birth)),
+        }
+    }
+
+    fn indices(ring: &Keyring) -> Vec<u32> {
+        ring.opening().map(|key| key.index().get()).collect()
+    }
+
+    #[test]
+    fn crossed_initiations_keep_every_key_the_peer_may_seal_with() {
+        let mut ring = Keyring::default();
+        ring.answered(session(1, Role::Responder));
+        ring.initiated(session(2, Role::Initiator));
+        assert_eq!(indices(&ring), [2, 1]);
+        assert!(!ring.confirm(), "a superseded next never becomes current");
+        assert_eq!(ring.current().map(|s| s.opening.index().get()), Some(2));
+    }
+
+    #[test]
+    fn an_unconfirmed_next_makes_room_for_a_newer_one_at_once() {
+        let mut ring = Keyring::default();
+        ring.answered(session(1, Role::Responder));
+        ring.answered(session(2, Role::Responder));
+        assert_eq!(indices(&ring), [2]);
+        let _ = ring.next().unwrap().opening.confirmed().raise();
+        assert!(ring.confirm());
+        assert!(ring.next().is_none());
+    }
+
+    #[test]
+    fn never_more_than_six_the_oldest_go_first() {
+        let mut ring = Keyring::default();
+        for n in 1..=9 {
+            ring.initiated(session(n, Role::Initiator));
+        }
+        assert_eq!(indices(&ring), [9, 8, 7, 6, 5, 4]);
+        ring.answered(session(10, Role::Responder));
+        assert_eq!(indices(&ring), [9, 10, 8, 7, 6, 5]);
+    }
+
+    #[test]
+    fn keys_retire_by_age() {
+        let mut ring = Keyring::default();
+        ring.initiated(session(0, Role::Initiator));
+        ring.initiated(session(60, Role::Initiator));
+        let at = |s| BootTime::from_nanos(0) + Duration::from_secs(s);
+        assert_eq!(ring.next_expiry(), Some(at(180)));
+        assert!(!ring.expire(at(179)));
+        assert!(ring.expire(at(180)));
+        assert_eq!(indices(&ring), [60]);
+        assert!(ring.expire(at(240)));
+        assert!(ring.current().is_none());
+    }
+}

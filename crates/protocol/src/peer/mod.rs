@@ -1,0 +1,436 @@
+//! The control plane of one tunnel: handshakes, timers, sessions and the way to the peer, in one
+//! value that is only ever `&mut`. Transport data never enters it; the data threads work by the
+//! [`Table`] it publishes and report through [`Activity`].
+//!
+//! The caller, after every call in: [`Peer::poll_table`] (publish), then [`Peer::poll_transmit`]
+//! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
+
+mod initiator;
+mod responder;
+mod status;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand_core::CryptoRng;
+use vpnd_crypto::key::{PresharedKey, PublicKey};
+
+use crate::activity::{Activity, Tally};
+use crate::cookie::{Checker, Jar, Mac1Key, RateLimiter};
+use crate::drop_reason::DropReason;
+use crate::endpoint::{Candidates, Roam};
+use crate::handshake::Identity;
+use crate::keyring::{Keyring, Session};
+use crate::message::Index;
+use crate::session::{Generation, OVERHEAD, Role};
+use crate::table::{Admitted, OPENING_SLOTS, Path, Table};
+use crate::time::{BootTime, Now};
+use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
+use crate::timestamp::{Stamper, Timestamp};
+
+use initiator::Attempt;
+pub use status::{Liveness, PeerStatus};
+
+/// What a tunnel is made of.
+pub struct Config {
+    /// Our static key pair.
+    pub identity: Identity,
+    /// The peer's static public key.
+    pub remote: PublicKey,
+    /// The preshared keys an answer may have been made with; the first is ours, and the one we
+    /// answer under.
+    pub preshared: Vec<PresharedKey>,
+    /// How often to speak when nothing else does.
+    pub keepalive: Option<Duration>,
+    /// Which new addresses of the peer are followed.
+    pub roam: Roam,
+    /// The last timestamp ever sent under our key, if it was kept.
+    pub floor: Option<Timestamp>,
+    /// The largest UDP payload to send.
+    pub max_datagram: u16,
+}
+
+/// Whether more handshakes queue than can be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// All are answered.
+    Normal,
+    /// Only senders that prove their address are answered, and those at a limited rate.
+    Under,
+}
+
+/// A datagram to send: where, and from which of our addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// The destination.
+    pub to: SocketAddr,
+    /// Our address; `None` lets the kernel choose.
+    pub from: Option<IpAddr>,
+}
+
+/// What somebody outside should know or do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Write this timestamp where it survives, then call [`Peer::floor_kept`].
+    KeepFloor(Timestamp),
+    /// An initiation leaves.
+    Initiating {
+        /// Where to.
+        to: SocketAddr,
+        /// Which try of this attempt, from 1.
+        attempt: u32,
+    },
+    /// A session stands; data may flow.
+    Established(Role),
+    /// Nobody answered any of the tries; the next packet or keepalive begins anew.
+    GaveUp,
+    /// The session is too old and none has taken its place.
+    Lost,
+    /// The peer's address changed.
+    Moved {
+        /// Where it is now.
+        to: SocketAddr,
+    },
+    /// The answer to our initiation does not open: the preshared keys differ.
+    AnswerDoesNotOpen,
+    /// The peer has initiated so many times in a row without ever using the answer.
+    NeverConfirms(u32),
+    /// Somebody else's key initiated with us.
+    UnknownPeer {
+        /// Its public key.
+        key: PublicKey,
+        /// Its address.
+        from: SocketAddr,
+    },
+    /// An authentic initiation that is no newer than the last: a replay, or the peer's clock was
+    /// set back.
+    StaleInitiation {
+        /// The timestamp it carries.
+        got: Timestamp,
+        /// The last one accepted.
+        last: Timestamp,
+    },
+}
+
+/// One peer. See the module's documentation for the order of calls.
+pub struct Peer {
+    config: Config,
+    rng: Box<dyn CryptoRng + Send>,
+    activity: Arc<Activity>,
+    timers: Timers,
+    next_look: Option<BootTime>,
+
+    keyring: Keyring,
+    generation: Generation,
+    established: Option<BootTime>,
+    /// A session older than this rekeys no more at the last minute: it has already asked.
+    last_minute_asked: Generation,
+
+    path: Option<Path>,
+    candidates: Candidates,
+
+    attempt: Option<Attempt>,
+    /// An initiation is wanted and has not begun.
+    wanted: bool,
+    /// Two initiations, or an answer of ours and an initiation, stand this far apart.
+    initiate_from: BootTime,
+    stamper: Stamper,
+
+    mac1: Mac1Key,
+    checker: Checker,
+    jar: Jar,
+    limiter: RateLimiter,
+    /// The peer's last accepted initiation.
+    last_initiation: Option<(Timestamp, BootTime)>,
+    unconfirmed_answers: u32,
+
+    publish: bool,
+    transmits: VecDeque<(Transmit, Vec<u8>)>,
+    events: VecDeque<Event>,
+}
+
+impl Peer {
+    /// A peer that nothing is known of yet but its configuration.
+    pub fn new(
+        config: Config,
+        activity: Arc<Activity>,
+        rng: Box<dyn CryptoRng + Send>,
+        now: Now,
+    ) -> Self {
+        let public = *config.identity.public();
+        let mut peer = Self {
+            timers: Timers::new(config.keepalive, now.boot),
+            next_look: None,
+            keyring: Keyring::default(),
+            generation: Generation::default(),
+            established: None,
+            last_minute_asked: Generation::default(),
+            path: None,
+            candidates: Candidates::default(),
+            attempt: None,
+            wanted: false,
+            initiate_from: BootTime::default(),
+            stamper: Stamper::new(config.floor),
+            mac1: Mac1Key::new(&public),
+            checker: Checker::new(&public),
+            jar: Jar::new(&config.remote),
+            limiter: RateLimiter::new(),
+            last_initiation: None,
+            unconfirmed_answers: 0,
+            publish: true,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            config,
+            activity,
+            rng,
+        };
+        peer.timers.jitter = peer.jitter();
+        peer
+    }
+
+    /// Takes the addresses that name resolution found for the configured endpoints. The first
+    /// ones begin a handshake: whoever waits for the tunnel then learns at once how it stands.
+    pub fn handle_endpoints(&mut self, now: Now, addresses: Vec<SocketAddr>) {
+        if self.candidates.configure(addresses) && self.keyring.current().is_none() {
+            self.wanted = true;
+        }
+        self.handle_wake(now);
+    }
+
+    /// Takes a handshake message.
+    ///
+    /// # Errors
+    /// Why it was dropped, for the counters.
+    pub fn handle_handshake(
+        &mut self,
+        now: Now,
+        load: Load,
+        admitted: &Admitted,
+    ) -> Result<(), DropReason> {
+        // Edges first: a confirmation that came before this message must not be undone by it.
+        self.follow_edges(now);
+        let result = self.dispatch(now, load, admitted);
+        self.handle_wake(now);
+        result
+    }
+
+    /// Looks at everything: an edge was raised, a deadline passed, or it is time to look.
+    pub fn handle_wake(&mut self, now: Now) {
+        self.follow_edges(now);
+        self.retire_keys(now);
+        let moved = self.timers.observe(self.activity.moments());
+        self.follow_traffic(now);
+        self.follow_timers(now);
+        self.pursue_handshake(now);
+        self.schedule_look(now, moved);
+    }
+
+    /// The new table, if there is one. Publish it before anything else is sent.
+    pub fn poll_table(&mut self) -> Option<Table> {
+        std::mem::take(&mut self.publish).then(|| self.table())
+    }
+
+    /// The next datagram to send; its bytes replace what `out` holds.
+    pub fn poll_transmit(&mut self, out: &mut Vec<u8>) -> Option<Transmit> {
+        let (transmit, datagram) = self.transmits.pop_front()?;
+        *out = datagram;
+        Some(transmit)
+    }
+
+    /// The next thing to tell.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Peer::handle_wake`] must be called at the latest, and why.
+    pub fn poll_timeout(&self) -> Option<(BootTime, Timer)> {
+        let deadlines = [
+            (self.initiation_deadline(), Timer::Initiate),
+            (self.floor_deadline(), Timer::Floor),
+            (self.timers.answer_deadline(), Timer::NoAnswer),
+            (self.timers.owed_deadline(), Timer::KeepaliveOwed),
+            (self.timers.persistent_deadline(), Timer::PersistentKeepalive),
+            (self.keyring.next_expiry(), Timer::KeyExpiry),
+            (self.next_look, Timer::Look),
+        ];
+        deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
+    }
+
+    fn follow_edges(&mut self, now: Now) {
+        if self.keyring.confirm() {
+            self.unconfirmed_answers = 0;
+            self.establish(now, Role::Responder);
+        }
+        self.follow_source();
+    }
+
+    /// The peer was heard from elsewhere, on a session that is still ours.
+    fn follow_source(&mut self) {
+        let Some(source) = self.activity.take_source() else { return };
+        let known = self.keyring.opening().any(|key| key.generation() == source.generation);
+        let last = self.path.map(|path| path.to);
+        let permitted = last.is_none_or(|to| to == source.from)
+            || last.is_some_and(|to| self.config.roam.permits(to, source.from));
+        if known && permitted {
+            self.set_path(source.from, source.local);
+        }
+    }
+
+    fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
+        let path = Path { to, from, max_datagram: self.config.max_datagram, dscp: 0 };
+        if self.path.is_none_or(|old| old.to != to) {
+            self.events.push_back(Event::Moved { to });
+        }
+        self.publish |= self.path != Some(path);
+        self.path = Some(path);
+    }
+
+    /// A session has become current.
+    fn establish(&mut self, now: Now, role: Role) {
+        self.established = Some(now.boot);
+        self.wanted = false;
+        self.activity.want_handshake.take();
+        self.candidates.settle();
+        self.timers.jitter = self.jitter();
+        self.publish = true;
+        self.events.push_back(Event::Established(role));
+    }
+
+    fn retire_keys(&mut self, now: Now) {
+        let had_session = self.keyring.current().is_some();
+        self.publish |= self.keyring.expire(now.boot);
+        if had_session && self.keyring.current().is_none() {
+            self.events.push_back(Event::Lost);
+        }
+    }
+
+    /// What traffic itself asks for: packets without a key, a key that nears its end.
+    fn follow_traffic(&mut self, now: Now) {
+        let Some(current) = self.keyring.current() else {
+            self.wanted |= self.activity.want_handshake.is_raised();
+            return;
+        };
+        let asked = current.sealing.wants_successor()
+            || self.activity.want_handshake.is_raised()
+            || self.is_last_minute(current, now);
+        // A successor that waits for its confirmation is what was asked for.
+        if asked && self.attempt.is_none() && self.keyring.next().is_none() {
+            self.last_minute_asked = current.opening.generation();
+            self.wanted = true;
+        }
+    }
+
+    fn is_last_minute(&self, current: &Session, now: Now) -> bool {
+        current.role == Role::Initiator
+            && current.opening.generation() > self.last_minute_asked
+            && now.boot.saturating_since(current.birth) >= LAST_MINUTE
+            && self.activity.moments().received.is_some_and(|at| at >= current.birth + LAST_MINUTE)
+    }
+
+    fn follow_timers(&mut self, now: Now) {
+        let due = |deadline: Option<BootTime>| deadline.is_some_and(|at| now.boot >= at);
+        if due(self.timers.answer_deadline()) {
+            self.timers.settle_answer();
+            self.timers.jitter = self.jitter();
+            self.forget_source();
+            self.wanted = true;
+        }
+        if due(self.timers.owed_deadline()) {
+            self.timers.settle_owed();
+            self.send_keepalive(now);
+        }
+        if due(self.timers.persistent_deadline()) {
+            self.timers.settle_persistent(now.boot);
+            self.wanted |= !self.send_keepalive(now);
+        }
+    }
+
+    /// The address of ours that the peer last wrote to may be what fails: let the kernel choose.
+    fn forget_source(&mut self) {
+        if let Some(path) = &mut self.path {
+            self.publish |= path.from.take().is_some();
+        }
+    }
+
+    /// Sends an empty datagram; says whether a session was there to send it on.
+    fn send_keepalive(&mut self, now: Now) -> bool {
+        let (Some(session), Some(path)) = (self.keyring.current(), self.path) else { return false };
+        let Ok(mut counters) = session.sealing.reserve(1, now.boot) else { return false };
+        let Some(counter) = counters.next() else { return false };
+        let mut datagram = vec![0; OVERHEAD];
+        session.sealing.seal(counter, &mut datagram);
+        self.transmit(now, Transmit { to: path.to, from: path.from }, datagram);
+        true
+    }
+
+    /// Queues an authenticated datagram of our own making.
+    fn transmit(&mut self, now: Now, transmit: Transmit, datagram: Vec<u8>) {
+        self.note_sent(now, datagram.len());
+        self.transmits.push_back((transmit, datagram));
+    }
+
+    /// The control plane's own traffic counts like everybody's; it is awake already.
+    fn note_sent(&self, now: Now, bytes: usize) {
+        let tally = Tally { datagrams: 1, packets: 0, bytes: bytes as u64 };
+        let _awake = self.activity.sent(now.boot, tally);
+    }
+
+    fn note_received(&self, now: Now, bytes: usize) {
+        let tally = Tally { datagrams: 1, packets: 0, bytes: bytes as u64 };
+        let _awake = self.activity.received(now.boot, tally);
+    }
+
+    /// While traffic flows, four looks a second; one that sees nothing new is the last.
+    fn schedule_look(&mut self, now: Now, moved: bool) {
+        if !moved && self.next_look.is_some_and(|at| now.boot >= at) {
+            self.activity.rest(self.timers.seen());
+        }
+        if !self.activity.is_active() {
+            self.next_look = None;
+        } else if self.next_look.is_none_or(|at| now.boot >= at) {
+            self.next_look = Some(now.boot + LOOK_EVERY);
+        }
+    }
+
+    fn table(&self) -> Table {
+        let sealing = self.keyring.current().map(|session| Arc::clone(&session.sealing));
+        let mut open = [const { None }; OPENING_SLOTS];
+        for (slot, key) in open.iter_mut().zip(self.keyring.opening()) {
+            *slot = Some(Arc::clone(key));
+        }
+        Table {
+            send: sealing.zip(self.path),
+            open,
+            mac1: self.mac1.clone(),
+            awaiting_cookie: [
+                self.attempt.as_ref().map(Attempt::index),
+                self.keyring.next().map(|session| session.opening.index()),
+            ],
+            roam: self.config.roam,
+            stop: false,
+        }
+    }
+
+    /// A random index that names no other handshake or session of ours.
+    fn unused_index(&mut self) -> Index {
+        loop {
+            let index = Index::new(self.rng.next_u32());
+            let taken = self.keyring.opening().any(|key| key.index() == index)
+                || self.attempt.as_ref().is_some_and(|attempt| attempt.index() == index);
+            if !taken {
+                return index;
+            }
+        }
+    }
+
+    fn next_generation(&mut self) -> Generation {
+        self.generation = self.generation.next();
+        self.generation
+    }
+
+    fn jitter(&mut self) -> Duration {
+        Duration::from_millis((self.rng.next_u32() % (MAX_JITTER_MS + 1)).into())
+    }
+}

@@ -1,0 +1,85 @@
+//! How the tunnel stands, said as it is.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Attempt, Peer};
+use crate::activity::Traffic;
+use crate::session::Role;
+use crate::time::{BootTime, Now};
+use crate::timers::{ANSWER_EXPECTED_WITHIN, Timer};
+
+/// Whether packets get through, as far as this end can know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// No session, and nothing asks for one.
+    Idle,
+    /// No session; the peer is being called.
+    Connecting,
+    /// A session stands and what was sent has been answered.
+    Up,
+    /// A session stands, but what was sent goes unanswered.
+    Unresponsive,
+}
+
+/// A snapshot of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Whether packets get through.
+    pub liveness: Liveness,
+    /// Where the peer is, or where it is being called.
+    pub endpoint: Option<SocketAddr>,
+    /// Who began the current session, and how old it is.
+    pub session: Option<(Role, Duration)>,
+    /// Time since the last handshake.
+    pub last_handshake: Option<Duration>,
+    /// Time since anything authentic came.
+    pub last_received: Option<Duration>,
+    /// The try that is under way.
+    pub attempt: Option<u32>,
+    /// Answers of ours in a row that the peer never used.
+    pub unconfirmed_answers: u32,
+    /// What crossed so far.
+    pub traffic: Traffic,
+    /// The next deadline and its reason.
+    pub next: Option<(Duration, Timer)>,
+}
+
+impl Peer {
+    /// How the tunnel stands.
+    pub fn status(&mut self, now: Now) -> PeerStatus {
+        self.timers.observe(self.activity.moments());
+        let ago = |at: BootTime| now.boot.saturating_since(at);
+        let current = self.keyring.current();
+        PeerStatus {
+            liveness: self.liveness(now),
+            endpoint: self
+                .path
+                .map(|path| path.to)
+                .or_else(|| self.attempt.as_ref().map(Attempt::to)),
+            session: current.map(|session| (session.role, ago(session.birth))),
+            last_handshake: self.established.map(ago),
+            last_received: self.activity.moments().received.map(ago),
+            attempt: self.attempt.as_ref().map(Attempt::tries),
+            unconfirmed_answers: self.unconfirmed_answers,
+            traffic: self.activity.traffic(),
+            next: self.poll_timeout().map(|(at, why)| (at.saturating_since(now.boot), why)),
+        }
+    }
+
+    fn liveness(&self, now: Now) -> Liveness {
+        let alive = self.keyring.current().is_some_and(|s| now.boot < s.opening.dead_from());
+        if !alive {
+            return if self.attempt.is_some() { Liveness::Connecting } else { Liveness::Idle };
+        }
+        let unanswered = self.timers.unanswered_since();
+        let late = |since: BootTime| now.boot.saturating_since(since) >= ANSWER_EXPECTED_WITHIN;
+        // The first retry of a rekey may be chance; the second is silence.
+        let calling_again = self.attempt.as_ref().is_some_and(|attempt| attempt.tries() > 2);
+        if unanswered.is_some_and(late) || calling_again {
+            Liveness::Unresponsive
+        } else {
+            Liveness::Up
+        }
+    }
+}

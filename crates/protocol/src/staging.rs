@@ -1,0 +1,92 @@
+//! Packets that wait for a session: at most 128 of them, for at most 100 seconds.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::time::BootTime;
+
+/// How many packets wait; the oldest makes room.
+pub const STAGED_PACKETS: usize = 128;
+/// How long a packet waits: as long as one attempt to reach the peer lasts.
+pub const STAGED_FOR: Duration = Duration::from_secs(100);
+
+/// Packets in the order they came, after splitting.
+#[derive(Default)]
+pub struct Staging {
+    packets: VecDeque<(BootTime, Vec<u8>)>,
+    /// Buffers of packets that left, so that a long outage allocates once.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Staging {
+    /// Keeps a copy of `packet`; says how many older ones were lost for it.
+    #[must_use]
+    pub fn push(&mut self, now: BootTime, packet: &[u8]) -> usize {
+        let lost = self.purge(now) + usize::from(self.packets.len() == STAGED_PACKETS);
+        if self.packets.len() == STAGED_PACKETS {
+            self.pop();
+        }
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(packet);
+        self.packets.push_back((now, buffer));
+        lost
+    }
+
+    /// Drops what waited too long; says how many.
+    pub fn purge(&mut self, now: BootTime) -> usize {
+        let before = self.packets.len();
+        while self.packets.front().is_some_and(|(at, _)| now.saturating_since(*at) >= STAGED_FOR) {
+            self.pop();
+        }
+        before - self.packets.len()
+    }
+
+    /// The packets, oldest first.
+    pub fn packets(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.packets.iter().map(|(_, packet)| packet.as_slice())
+    }
+
+    /// Forgets the packets, which have been sent.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    fn pop(&mut self) {
+        self.spare.extend(self.packets.pop_front().map(|(_, packet)| packet));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> BootTime {
+        BootTime::from_nanos(1) + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let mut staging = Staging::default();
+        for n in 0..=STAGED_PACKETS {
+            let lost = staging.push(at(0), &n.to_be_bytes());
+            assert_eq!(lost, usize::from(n == STAGED_PACKETS));
+        }
+        assert_eq!(staging.packets().len(), STAGED_PACKETS);
+        assert_eq!(staging.packets().next(), Some(&1usize.to_be_bytes()[..]));
+    }
+
+    #[test]
+    fn nothing_waits_longer_than_an_attempt_lasts() {
+        let mut staging = Staging::default();
+        assert_eq!(staging.push(at(0), b"old"), 0);
+        assert_eq!(staging.push(at(99), b"new"), 0);
+        assert_eq!(staging.purge(at(100)), 1);
+        assert_eq!(staging.packets().collect::<Vec<_>>(), [b"new"]);
+    }
+}

@@ -1,0 +1,115 @@
+//! What the control plane publishes for the data threads: one immutable table, replaced whole.
+//! What lets the peer use a key leaves after the table that holds the key.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::cookie::Mac1Key;
+use crate::drop_reason::DropReason;
+use crate::endpoint::Roam;
+use crate::message::{self, INITIATION_LEN, Index, Message};
+use crate::session::{OpeningKey, SealingKey};
+
+/// How many sessions are opened at once.
+pub const OPENING_SLOTS: usize = 6;
+
+/// The way to the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The peer's address.
+    pub to: SocketAddr,
+    /// The address of ours it last wrote to; `None` lets the kernel choose.
+    pub from: Option<IpAddr>,
+    /// The largest UDP payload to send.
+    pub max_datagram: u16,
+    /// The differentiated services code point of what leaves.
+    pub dscp: u8,
+}
+
+/// What the data threads work by.
+pub struct Table {
+    /// The key to seal with and the way to send; without both nothing is sent.
+    pub send: Option<(Arc<SealingKey>, Path)>,
+    /// The keys to open with.
+    pub open: [Option<Arc<OpeningKey>>; OPENING_SLOTS],
+    /// Recognises handshake messages made for us.
+    pub mac1: Mac1Key,
+    /// Handshakes of ours that a cookie reply may answer.
+    pub awaiting_cookie: [Option<Index>; 2],
+    /// Which new addresses of the peer are followed.
+    pub roam: Roam,
+    /// Data threads leave.
+    pub stop: bool,
+}
+
+impl Table {
+    /// The key the peer names by `index`.
+    pub fn opening(&self, index: Index) -> Option<&Arc<OpeningKey>> {
+        self.open.iter().flatten().find(|key| key.index() == index)
+    }
+
+    /// Whether a datagram that arrived so, if it is authentic, changes the way to the peer.
+    pub(crate) fn is_elsewhere(&self, at: Arrival) -> bool {
+        let Some((_, path)) = &self.send else { return true };
+        let moved = at.from != path.to && self.roam.permits(path.to, at.from);
+        moved || (at.from == path.to && at.local.is_some() && at.local != path.from)
+    }
+
+    /// Lets a handshake message pass to the control plane if it is worth its while: a first or
+    /// second message whose first MAC was made for us, or a cookie reply that we wait for.
+    ///
+    /// # Errors
+    /// The reason to drop it; nothing has changed.
+    pub fn admit(&self, at: Arrival, datagram: &[u8]) -> Result<Admitted, DropReason> {
+        match message::parse(datagram).map_err(|_malformed| DropReason::Malformed)? {
+            Message::Initiation(_) | Message::Response(_) => {
+                if !self.mac1.verify(datagram) {
+                    return Err(DropReason::BadMac1);
+                }
+            }
+            Message::CookieReply(reply) => {
+                if !self.awaiting_cookie.contains(&Some(reply.receiver)) {
+                    return Err(DropReason::UnknownIndex);
+                }
+            }
+            Message::Data { .. } => return Err(DropReason::UnknownIndex),
+        }
+        Ok(Admitted::new(at, datagram))
+    }
+}
+
+/// Where a datagram came from, and to which of our addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The sender.
+    pub from: SocketAddr,
+    /// Our address, if the kernel said it.
+    pub local: Option<IpAddr>,
+}
+
+/// A handshake message that [`Table::admit`] let pass, of fixed size so that a queue of them is
+/// bounded.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    at: Arrival,
+    len: usize,
+    bytes: [u8; INITIATION_LEN],
+}
+
+impl Admitted {
+    fn new(at: Arrival, datagram: &[u8]) -> Self {
+        let mut bytes = [0; INITIATION_LEN];
+        bytes[..datagram.len()].copy_from_slice(datagram);
+        Self { at, len: datagram.len(), bytes }
+    }
+
+    /// Where it came from.
+    pub const fn at(&self) -> Arrival {
+        self.at
+    }
+
+    /// The message as it came.
+    pub fn datagram(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}

@@ -1,0 +1,86 @@
+//! What befalls an opened datagram in turn: the replay window, the peer's address, key
+//! confirmation. One thread at a time, in the order of arrival.
+
+use crate::activity::{Activity, Source, Tally, Wake};
+use crate::drop_reason::DropReason;
+use crate::inner::Inner;
+use crate::message::DATA_HEADER_LEN;
+use crate::replay::{Freshness, Window};
+use crate::session::{Generation, Opened, OpeningKey};
+use crate::table::{Arrival, Table};
+use crate::time::BootTime;
+
+/// The state that goes with the inbound turn.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// The newest session anything was heard on; only its newest counter moves the endpoint.
+    heard: Generation,
+}
+
+impl Turn {
+    /// Begins a batch: datagrams of one sender, to be accepted in the order they came.
+    pub fn begin<'a>(
+        &'a mut self,
+        table: &'a Table,
+        activity: &'a Activity,
+        at: Arrival,
+    ) -> Accepting<'a> {
+        let moved = table.is_elsewhere(at);
+        Accepting { turn: self, activity, at, moved, tally: Tally::default(), wake: Wake::NO }
+    }
+}
+
+/// One batch being accepted.
+pub struct Accepting<'a> {
+    turn: &'a mut Turn,
+    activity: &'a Activity,
+    at: Arrival,
+    /// The batch came from where the peer was not before, and nobody was told yet.
+    moved: bool,
+    tally: Tally,
+    wake: Wake,
+}
+
+impl Accepting<'_> {
+    /// Passes an opened datagram through its window and says what it carries; only now may its
+    /// contents be looked at. `datagram` is the whole message as [`OpeningKey::open`] left it.
+    ///
+    /// # Errors
+    /// [`DropReason::Replayed`], with nothing changed; or [`DropReason::InnerMalformed`] after the
+    /// session was confirmed and the peer's address noted: the datagram was authentic all the
+    /// same.
+    pub fn accept(
+        &mut self,
+        key: &OpeningKey,
+        window: &mut Window,
+        opened: &Opened,
+        datagram: &[u8],
+    ) -> Result<Inner, DropReason> {
+        let freshness = window.accept(opened.counter)?;
+        self.note(key, freshness);
+        let inner = Inner::read(&datagram[DATA_HEADER_LEN..][..opened.plaintext_len]);
+        self.tally.datagrams += 1;
+        self.tally.packets += u64::from(inner != Ok(Inner::Keepalive));
+        self.tally.bytes += datagram.len() as u64;
+        inner
+    }
+
+    /// Ends the batch: its tally becomes visible to the control plane.
+    pub fn end(mut self, now: BootTime) -> Wake {
+        self.wake |= self.activity.received(now, self.tally);
+        self.wake
+    }
+
+    /// The address is stored before the key is confirmed: who sees the confirmation sees it too.
+    fn note(&mut self, key: &OpeningKey, freshness: Freshness) {
+        let newest = freshness == Freshness::Newest && key.generation() >= self.turn.heard;
+        self.turn.heard = self.turn.heard.max(key.generation());
+        if newest && self.moved {
+            let Arrival { from, local } = self.at;
+            let generation = key.generation();
+            self.wake |= self.activity.heard_from(Source { from, local, generation });
+            self.moved = false;
+        }
+        self.wake |= key.confirmed().raise();
+    }
+}
