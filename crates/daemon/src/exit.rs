@@ -1,6 +1,11 @@
 //! The exit codes of `vpnd`, in one place: `sysexits.h` where it has a word for it.
 
-use std::process::{ExitCode, Termination};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::config::Report;
+use crate::pair::PairError;
+use crate::run::RunError;
 
 /// How a command ended, as scripts and systemd see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +37,24 @@ impl From<Exit> for ExitCode {
     }
 }
 
-impl Termination for Exit {
-    fn report(self) -> ExitCode {
-        self.into()
+/// Says what went wrong on standard error, and which code says so too.
+pub(crate) fn explain(error: &anyhow::Error) -> Exit {
+    // Where standard error is closed, the code alone speaks.
+    let _said = match error.downcast_ref::<Report>() {
+        Some(report) => writeln!(io::stderr(), "{report}"),
+        None => writeln!(io::stderr(), "vpnd: {error:#}"),
+    };
+    code(error)
+}
+
+fn code(error: &anyhow::Error) -> Exit {
+    if error.is::<Report>() {
+        Exit::Config
+    } else if let Some(error) = error.downcast_ref::<RunError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<PairError>() {
+        error.exit()
+    } else {
+        Exit::Failure
     }
 }

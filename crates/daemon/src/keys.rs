@@ -1,6 +1,15 @@
 //! Key files: read with suspicion, created for their owner only.
 
-use vpnd_crypto::{PresharedKey, SecretKey};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use libc::{O_CLOEXEC, O_NONBLOCK};
+use nix::unistd::Uid;
+use thiserror::Error;
+use vpnd_crypto::{KeyError, PresharedKey, SecretKey};
+use zeroize::Zeroizing;
 
 /// The secrets of one tunnel, apart from its [`Config`](crate::config::Config), which may be shown.
 pub(crate) struct Keys {
@@ -8,4 +17,120 @@ pub(crate) struct Keys {
     pub(crate) secret: SecretKey,
     /// Mixed into each handshake; zeros when the tunnel has none.
     pub(crate) preshared: PresharedKey,
+}
+
+/// Why a key file cannot be used; each says how to put it right.
+#[derive(Debug, Error)]
+pub(crate) enum KeyFileError {
+    /// It cannot be opened or read.
+    #[error("cannot read {}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
+    /// It is a directory, a pipe or a device.
+    #[error("{} is not a file", path.display())]
+    Kind { path: PathBuf },
+    /// Others may read or write it.
+    #[error("{} has mode {mode:04o}, open to others than its owner: run `chmod 600 {}`", path.display(), path.display())]
+    Mode { path: PathBuf, mode: u32 },
+    /// Somebody else may put another key there.
+    #[error("{} belongs to uid {uid}, neither to root nor to us: run `chown {} {}`", path.display(), Uid::effective(), path.display())]
+    Owner { path: PathBuf, uid: u32 },
+    /// What stands in it is no key.
+    #[error("{} holds no key: {error}", path.display())]
+    Content { path: PathBuf, error: KeyError },
+    /// It cannot be created.
+    #[error("cannot create {}: {error}", path.display())]
+    Create { path: PathBuf, error: io::Error },
+}
+
+/// Reads a private key. Files below `credentials` need not be ours alone: systemd sees to that.
+///
+/// # Errors
+///
+/// If the file cannot be read, is open to others, or holds no key.
+pub(crate) fn read_secret(
+    path: &Path,
+    credentials: Option<&Path>,
+) -> Result<SecretKey, KeyFileError> {
+    let text = read(path, credentials)?;
+    SecretKey::from_base64(text.trim()).map_err(|error| content(path, error))
+}
+
+/// Reads a preshared key, as [`read_secret`] does a private one.
+///
+/// # Errors
+///
+/// If the file cannot be read, is open to others, or holds no key.
+pub(crate) fn read_preshared(
+    path: &Path,
+    credentials: Option<&Path>,
+) -> Result<PresharedKey, KeyFileError> {
+    let text = read(path, credentials)?;
+    PresharedKey::from_base64(text.trim()).map_err(|error| content(path, error))
+}
+
+/// Writes a key to a new file that only its owner may read.
+///
+/// # Errors
+///
+/// If the file exists, whatever is in it, or cannot be written.
+pub(crate) fn create(path: &Path, key: &str) -> Result<(), KeyFileError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| {
+        writeln!(file, "{key}")?;
+        file.sync_all()
+    });
+    written.map_err(|error| KeyFileError::Create { path: path.to_owned(), error })
+}
+
+/// Where systemd puts the credentials of this service.
+pub(crate) fn credentials_directory() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
+/// Enough for a key and blanks around it; what is longer is no key file.
+pub(crate) const MAX_LEN: usize = 256;
+
+fn read(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, KeyFileError> {
+    let unreadable = |error| KeyFileError::Read { path: path.to_owned(), error };
+    let file = open(path).map_err(unreadable)?;
+    let exempt = credentials.is_some_and(|directory| is_below(path, directory));
+    check(path, &file.metadata().map_err(unreadable)?, exempt)?;
+    // With room for all of it from the start, no copy is left behind where the text grew.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_LEN));
+    file.take(MAX_LEN as u64).read_to_string(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+/// Non-blocking, so that a pipe in a key's place is refused instead of waited for.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_CLOEXEC).open(path)
+}
+
+fn check(path: &Path, found: &std::fs::Metadata, exempt: bool) -> Result<(), KeyFileError> {
+    let (path, mode, uid) = (path.to_owned(), found.mode() & 0o7777, found.uid());
+    if !found.is_file() {
+        return Err(KeyFileError::Kind { path });
+    }
+    if exempt {
+        return Ok(());
+    }
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::Mode { path, mode });
+    }
+    if uid != 0 && uid != Uid::effective().as_raw() {
+        return Err(KeyFileError::Owner { path, uid });
+    }
+    Ok(())
+}
+
+/// Links followed on both sides: `..` or a link out of the directory is no credential.
+fn is_below(path: &Path, directory: &Path) -> bool {
+    match (path.canonicalize(), directory.canonicalize()) {
+        (Ok(path), Ok(directory)) => path.starts_with(directory),
+        _ => false,
+    }
+}
+
+fn content(path: &Path, error: KeyError) -> KeyFileError {
+    KeyFileError::Content { path: path.to_owned(), error }
 }

@@ -1,7 +1,51 @@
-//! The `vpnd` binary.
+//! The `vpnd` binary: reads the command line, does what it says, and ends with a code that means
+//! something.
 
+mod check;
+mod cli;
 mod config;
+mod demo;
 mod exit;
+mod keygen;
 mod keys;
+mod logs;
+mod pair;
+mod run;
+mod status;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, Logging, RunOptions};
+use config::Loaded;
+use exit::Exit;
+
+fn main() -> ExitCode {
+    let (command, logging) = Cli::parse().split().unwrap_or_else(|error| error.exit());
+    dispatch(command, logging).unwrap_or_else(|error| exit::explain(&error).into())
+}
+
+fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(options) => start(options, logging),
+        Command::Genkey(options) => keygen::genkey(&options),
+        Command::Pubkey(options) => keygen::pubkey(&options),
+        Command::Genpsk(options) => keygen::genpsk(&options),
+        Command::Check(options) => check::run(&options),
+        Command::Status(options) => status::run(options),
+        Command::Pair(options) => pair::run(&options),
+        Command::Demo(options) => demo::run(options),
+    }
+}
+
+fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
+    let Loaded { config, keys, warnings } = config::load(&options.config)?;
+    let format = logging.log_format.unwrap_or(config.service.log_format);
+    logs::init(logging.level(config.service.log_level), format);
+    for warning in warnings.lines() {
+        tracing::warn!("{warning}");
+    }
+    run::run(config, keys, options)?;
+    Ok(Exit::Success.into())
+}

@@ -2,8 +2,14 @@
 //! what the file says, so the rest of the daemon has nothing left to check.
 
 mod endpoint;
+mod problem;
+mod read;
+mod rules;
+mod section;
+mod tables;
+mod value;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,8 +17,11 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use tracing::level_filters::LevelFilter;
 use vpnd_crypto::PublicKey;
+use vpnd_tunnel::udp::Listen;
 
 pub(crate) use endpoint::Endpoint;
+pub(crate) use problem::{Finding, Report};
+pub(crate) use read::{Loaded, load};
 
 /// One tunnel, as its file describes it; every default is filled in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,6 +56,7 @@ pub(crate) struct Interface {
     /// Where our secret key is; `keys` has read it.
     pub(crate) private_key_file: PathBuf,
     /// Where datagrams arrive.
+    #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
     /// The device's MTU.
     pub(crate) mtu: u16,
@@ -60,16 +70,6 @@ pub(crate) struct Interface {
 pub(crate) enum Mode {
     /// IP packets.
     Tun,
-}
-
-/// Where datagrams arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub(crate) enum Listen {
-    /// This port of every address, v4 and v6; 0 is any free one.
-    Port(u16),
-    /// This address only.
-    Address(SocketAddr),
 }
 
 /// `[peer]`: the other end.
@@ -190,6 +190,14 @@ pub(crate) enum LogFormat {
 
 fn as_text<S: Serializer>(value: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(value)
+}
+
+/// As the file would have it: a port, or an address and a port.
+fn as_listen<S: Serializer>(value: &Listen, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Listen::Port(port) => to.serialize_u16(*port),
+        Listen::Address(address) => to.collect_str(address),
+    }
 }
 
 /// As the file would have it: `25s`, or `off`.

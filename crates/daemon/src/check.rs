@@ -1,0 +1,75 @@
+//! `check`: what is wrong with a configuration, or what it comes to.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::cli::CheckOptions;
+use crate::config::{self, Config, Finding, Loaded, Report};
+use crate::exit::Exit;
+use crate::keys::Keys;
+
+/// Reads the configuration and its key files, as `run` would.
+pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    match config::load(&options.file) {
+        result if options.json => as_json(&result),
+        Ok(loaded) => as_text(&loaded),
+        Err(report) => Err(report.into()),
+    }
+}
+
+fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCode> {
+    if !warnings.is_empty() {
+        writeln!(io::stderr(), "{warnings}\n").context("cannot write to standard error")?;
+    }
+    let text = summary(config, keys);
+    writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    Ok(Exit::Success.into())
+}
+
+/// What the other side's configuration must agree with.
+fn summary(config: &Config, keys: &Keys) -> String {
+    let peer = &config.peer;
+    format!(
+        "ok        {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   {}",
+        config.name,
+        keys.secret.public(),
+        peer.public_key,
+        joined(&peer.endpoints, "wherever the peer speaks from"),
+        joined(&peer.allowed_ips, "nothing"),
+    )
+}
+
+fn joined(items: &[impl ToString], none: &str) -> String {
+    match items {
+        [] => none.to_owned(),
+        items => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// The object that `--json` prints; keys are added to it, never renamed.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    schema: u32,
+    ok: bool,
+    problems: Vec<Finding<'a>>,
+    public_key: Option<String>,
+    config: Option<&'a Config>,
+}
+
+fn as_json(result: &Result<Loaded, Report>) -> anyhow::Result<ExitCode> {
+    let report = result.as_ref().map_or_else(|report| report, |loaded| &loaded.warnings);
+    let loaded = result.as_ref().ok();
+    let outcome = Outcome {
+        schema: 1,
+        ok: loaded.is_some(),
+        problems: report.findings().collect(),
+        public_key: loaded.map(|loaded| loaded.keys.secret.public().to_string()),
+        config: loaded.map(|loaded| &loaded.config),
+    };
+    let text = serde_json::to_string_pretty(&outcome).context("cannot write JSON")?;
+    writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    Ok(if outcome.ok { Exit::Success } else { Exit::Config }.into())
+}

@@ -1,0 +1,207 @@
+//! What is wrong with a configuration, and where: collected, then shown with the line itself.
+
+use std::error::Error;
+use std::fmt;
+use std::io::IsTerminal;
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use serde::Serialize;
+
+/// One thing that is wrong, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    severity: Severity,
+    /// Bytes of the file; absent when no place in it is to blame.
+    span: Option<Range<usize>>,
+    message: String,
+    help: Option<String>,
+    /// Whether the line may be shown: not when it holds a secret.
+    quote: bool,
+}
+
+/// Whether the daemon starts all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    Error,
+    Warning,
+}
+
+impl Problem {
+    /// An error of the whole file.
+    pub(crate) fn error(message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            span: None,
+            message: message.into(),
+            help: None,
+            quote: true,
+        }
+    }
+
+    /// Something legal that rarely is what was meant.
+    pub(crate) fn warning(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(message) }
+    }
+
+    /// At these bytes of the file.
+    pub(crate) fn at(self, span: impl Into<Option<Range<usize>>>) -> Self {
+        Self { span: span.into(), ..self }
+    }
+
+    /// What to do about it.
+    pub(crate) fn help(self, help: impl Into<String>) -> Self {
+        Self { help: Some(help.into()), ..self }
+    }
+
+    /// Its line holds a secret and is not shown.
+    pub(crate) fn secret(self) -> Self {
+        Self { quote: false, ..self }
+    }
+
+    /// The same, told of `subject`.
+    pub(super) fn of(self, subject: &str) -> Self {
+        Self { message: format!("{subject}: {}", self.message), ..self }
+    }
+
+    fn start(&self) -> usize {
+        self.span.as_ref().map_or(0, |span| span.start)
+    }
+}
+
+/// Everything that is wrong with one file, in its order.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    file: String,
+    source: String,
+    problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Of `file`, which reads `source`.
+    pub(crate) fn new(file: String, source: String, mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(Problem::start);
+        Self { file, source, problems }
+    }
+
+    /// Whether the daemon cannot start with this.
+    pub(crate) fn is_fatal(&self) -> bool {
+        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+    }
+
+    /// Whether there is nothing to say.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// One line each: `site-a.toml:14:1: message; help`.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
+        self.findings().map(|finding| finding.to_string())
+    }
+
+    /// The problems with their lines and columns.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = Finding<'_>> {
+        self.problems.iter().map(|problem| {
+            let place = problem.span.as_ref().map(|span| position(&self.source, span.start));
+            let Problem { severity, message, help, .. } = problem;
+            Finding { severity: *severity, file: &self.file, place, message, help }
+        })
+    }
+
+    fn render(&self, renderer: &Renderer) -> String {
+        let groups: Vec<_> = self.problems.iter().map(|problem| self.group(problem)).collect();
+        let texts: Vec<_> = groups.chunks(1).map(|group| renderer.render(group)).collect();
+        texts.join("\n\n")
+    }
+
+    fn group<'a>(&'a self, problem: &'a Problem) -> Group<'a> {
+        let level = match problem.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let title = level.primary_title(&problem.message);
+        let group = match &problem.span {
+            Some(span) if problem.quote => title.element(self.snippet(span.clone())),
+            Some(span) => title.element(self.origin(span.start)),
+            None => title.element(Origin::path(&self.file)),
+        };
+        group.elements(problem.help.as_ref().map(|help| Level::HELP.message(help)))
+    }
+
+    fn snippet(&self, span: Range<usize>) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
+        let annotation = AnnotationKind::Primary.span(span);
+        Snippet::source(&self.source).path(&self.file).annotation(annotation)
+    }
+
+    fn origin(&self, start: usize) -> Origin<'_> {
+        let Place { line, column } = position(&self.source, start);
+        Origin::path(&self.file).line(line).char_column(column)
+    }
+}
+
+/// As a reader wants it: in colour where standard error is a terminal.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let colour = std::io::stderr().is_terminal();
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        f.write_str(&self.render(&renderer))
+    }
+}
+
+impl Error for Report {}
+
+/// A problem as a program reads it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Finding<'a> {
+    severity: Severity,
+    file: &'a str,
+    #[serde(flatten)]
+    place: Option<Place>,
+    message: &'a str,
+    help: &'a Option<String>,
+}
+
+impl fmt::Display for Finding<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file)?;
+        self.place.iter().try_for_each(|Place { line, column }| write!(f, "{line}:{column}:"))?;
+        write!(f, " {}", self.message)?;
+        self.help.iter().try_for_each(|help| write!(f, "; {help}"))
+    }
+}
+
+/// Both from 1; columns are characters.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Place {
+    line: usize,
+    column: usize,
+}
+
+fn position(source: &str, byte: usize) -> Place {
+    let before = source.get(..byte).unwrap_or(source);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = before.matches('\n').count() + 1;
+    Place { line, column: before[line_start..].chars().count() + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_count_lines_and_characters() {
+        assert_eq!(position("", 0), Place { line: 1, column: 1 });
+        assert_eq!(position("a\nbc", 3), Place { line: 2, column: 2 });
+        assert_eq!(position("é = 1", 3), Place { line: 1, column: 3 });
+        assert_eq!(position("short", 99), Place { line: 1, column: 6 });
+    }
+
+    #[test]
+    fn a_secret_line_is_not_shown() {
+        let problem = Problem::error("a key itself").at(4..10).secret();
+        let report = Report::new("f".into(), "k = 'hunter2'".into(), vec![problem]);
+        let text = report.render(&Renderer::plain());
+        assert!(text.contains("f:1:5") && !text.contains("hunter2"), "{text}");
+    }
+}

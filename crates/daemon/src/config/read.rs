@@ -1,0 +1,109 @@
+//! From a file to a [`Config`] and its keys, or to everything that is wrong with it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{self, PathBuf};
+
+use toml::de::DeTable;
+use vpnd_crypto::PresharedKey;
+
+use super::problem::{Problem, Report};
+use super::value::TextResult;
+use super::{Config, tables};
+use crate::keys::{self, Keys};
+
+/// No configuration is longer; what is, is another file.
+const MAX_LEN: u64 = 1 << 20;
+
+/// A configuration with which the daemon can start.
+pub(crate) struct Loaded {
+    /// What it says.
+    pub(crate) config: Config,
+    /// The keys it names.
+    pub(crate) keys: Keys,
+    /// What in it is rarely meant; often empty.
+    pub(crate) warnings: Report,
+}
+
+/// Reads a configuration and the key files it names.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, and where.
+pub(crate) fn load(file: &path::Path) -> Result<Loaded, Report> {
+    let shown = file.display().to_string();
+    let read = read_text(file).and_then(|source| Ok((source, Surroundings::of(file)?)));
+    match read {
+        Ok((source, surroundings)) => parse(shown, source, &surroundings),
+        Err(problem) => Err(Report::new(shown, String::new(), vec![problem])),
+    }
+}
+
+/// What a configuration takes from where it stands.
+pub(super) struct Surroundings {
+    /// The tunnel's name.
+    pub(super) name: String,
+    /// The file, from the root.
+    pub(super) file: PathBuf,
+    /// `$CREDENTIALS_DIRECTORY`.
+    pub(super) credentials: Option<PathBuf>,
+}
+
+impl Surroundings {
+    fn of(file: &path::Path) -> Result<Self, Problem> {
+        let unreadable = |e: io::Error| Problem::error(format!("this directory is lost: {e}"));
+        let file = path::absolute(file).map_err(unreadable)?;
+        let stem = file.file_stem().and_then(|stem| stem.to_str());
+        let stem = stem.filter(|stem| !stem.starts_with('.') && !stem.contains(char::is_control));
+        let nameless = || Problem::error("the file's name names the tunnel, and cannot name one");
+        let name = stem.ok_or_else(nameless)?.to_owned();
+        Ok(Self { name, file, credentials: keys::credentials_directory() })
+    }
+
+    /// A path of the file, which counts from the file's directory.
+    pub(super) fn path(&self, text: &str) -> TextResult<PathBuf> {
+        if text.is_empty() || text.contains('\0') {
+            return Err(Problem::error("expected a path"));
+        }
+        Ok(self.file.with_file_name("").join(text))
+    }
+
+    /// A path as [`Self::path`], or `cred:NAME`.
+    pub(super) fn key_path(&self, text: &str) -> TextResult<PathBuf> {
+        if PresharedKey::from_base64(text.trim()).is_ok() {
+            let help = "keep it in a file of its own, mode 0600, and name the file here";
+            return Err(Problem::error("this is a key, not the name of its file")
+                .help(help)
+                .secret());
+        }
+        let Some(name) = text.strip_prefix("cred:") else { return self.path(text) };
+        if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+            return Err(Problem::error(format!("`{name}` cannot name a credential")));
+        }
+        let help = "in the unit: LoadCredential=NAME:/path/of/the/key";
+        let missing = || Problem::error("$CREDENTIALS_DIRECTORY is not set").help(help);
+        Ok(self.credentials.as_ref().ok_or_else(missing)?.join(name))
+    }
+}
+
+fn read_text(file: &path::Path) -> Result<String, Problem> {
+    let mut text = String::new();
+    let read = File::open(file).and_then(|file| file.take(MAX_LEN).read_to_string(&mut text));
+    match read {
+        Ok(_) if text.len() as u64 == MAX_LEN => Err(Problem::error("longer than 1 MiB")),
+        Ok(_) => Ok(text),
+        Err(error) => Err(Problem::error(format!("cannot be read: {error}"))),
+    }
+}
+
+fn parse(shown: String, source: String, from: &Surroundings) -> Result<Loaded, Report> {
+    let (good, problems) = match DeTable::parse(&source) {
+        Ok(table) => tables::all(&table, from),
+        Err(error) => (None, vec![Problem::error(error.message()).at(error.span())]),
+    };
+    let report = Report::new(shown, source, problems);
+    match good {
+        Some((config, keys)) if !report.is_fatal() => Ok(Loaded { config, keys, warnings: report }),
+        _ => Err(report),
+    }
+}

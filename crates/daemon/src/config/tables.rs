@@ -1,0 +1,273 @@
+//! One function a table: which keys it has, what each may be, and what it is when absent.
+
+use std::path::PathBuf;
+
+use nix::unistd::User;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use tracing::level_filters::LevelFilter;
+use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
+use vpnd_tunnel::udp::Listen;
+
+use super::problem::Problem;
+use super::read::Surroundings;
+use super::rules::{self, Places};
+use super::section::{Parsed, Section, Value};
+use super::value::{self, TextResult, choice, expected, integer, list, text};
+use super::{
+    Account, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer, Protocol, Roam, Route,
+    Service,
+};
+use crate::keys::{self, KeyFileError, Keys};
+
+/// The kernel's number of the table `main`.
+pub(super) const MAIN_TABLE: u32 = 254;
+
+/// The longest path a Unix socket may have (`sun_path`, less the zero at its end).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The whole file. The rules between keys are looked at once each key is good.
+pub(super) fn all(
+    file: &Spanned<DeTable<'_>>,
+    from: &Surroundings,
+) -> (Option<(Config, Keys)>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let good = tables(Section::root(file), from, &mut problems);
+    if let Some((config, keys)) = good.as_ref().filter(|_| problems.is_empty()) {
+        problems = rules::check(config, keys, Places::new(file.get_ref()));
+    }
+    (good, problems)
+}
+
+fn tables(
+    root: Section<'_>,
+    from: &Surroundings,
+    problems: &mut Vec<Problem>,
+) -> Option<(Config, Keys)> {
+    let interface = table(&root, "[interface]", problems, |s| interface(s, from));
+    let routes = routes(root.raw("route"), problems);
+    let inside = interface.as_ref().map(|(i, _)| rules::default_allowed_ips(i, &routes));
+    let peer = table(&root, "[peer]", problems, |s| peer(s, from, inside.unwrap_or_default()));
+    let path = table(&root, "[path]", problems, path);
+    let service = table(&root, "[service]", problems, |s| service(s, from));
+    problems.extend(root.close());
+    let ((interface, secret), (peer, preshared)) = (interface?, peer?);
+    let (name, file) = (from.name.clone(), from.file.clone());
+    let config = Config { name, file, interface, peer, routes, path, service };
+    Some((config, Keys { secret, preshared }))
+}
+
+fn table<T>(
+    root: &Section<'_>,
+    title: &'static str,
+    problems: &mut Vec<Problem>,
+    read: impl FnOnce(&mut Section<'_>) -> T,
+) -> T {
+    let mut section = Section::new(title, root.raw(title.trim_matches(['[', ']'])));
+    let good = read(&mut section);
+    problems.extend(section.close());
+    good
+}
+
+fn interface(s: &mut Section<'_>, from: &Surroundings) -> Option<(Interface, SecretKey)> {
+    const KEY: &str = "make one with `vpnd genkey -o FILE` and name it here";
+    let key = s.required("private_key_file", KEY, key_file(from, keys::read_secret));
+    let interface = Interface {
+        name: s.take("name", text(device_name)),
+        mode: s.or("mode", Mode::Tun, text(mode)),
+        addresses: s.or("address", vec![], list(value::interface_address)),
+        peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
+        listen: s.or("listen", Listen::Port(0), listen),
+        mtu: s.or("mtu", 1420, integer(576..=65535)),
+        txqueuelen: s.or("txqueuelen", 1000, integer(1..=1_000_000)),
+        private_key_file: key.as_ref()?.0.clone(),
+    };
+    Some((interface, key?.1))
+}
+
+fn peer(
+    s: &mut Section<'_>,
+    from: &Surroundings,
+    allowed_ips: Vec<ipnet::IpNet>,
+) -> Option<(Peer, PresharedKey)> {
+    const KEY: &str = "the peer's `vpnd pubkey < its.key` prints it";
+    s.take::<()>("cipher", later);
+    s.take::<()>("post_quantum", later);
+    let public_key = s.required("public_key", KEY, text(public_key));
+    let preshared = s.take("preshared_key_file", key_file(from, keys::read_preshared));
+    let (preshared_key_file, preshared) = preshared.unzip();
+    let peer = Peer {
+        protocol: s.or("protocol", Protocol::WireGuard, text(protocol)),
+        preshared_key_file,
+        endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
+        allowed_ips: s.or("allowed_ips", allowed_ips, list(value::network)),
+        keepalive: s.or("keepalive", None, text(value::keepalive)),
+        roam: s.or("roam", Roam::Any, text(choice(ROAM))),
+        public_key: public_key?,
+    };
+    Some((peer, preshared.unwrap_or_default()))
+}
+
+const ROAM: &[(&str, Roam)] = &[("any", Roam::Any), ("same-ip", Roam::SameIp), ("off", Roam::Off)];
+
+fn routes(value: Option<&Value<'_>>, problems: &mut Vec<Problem>) -> Vec<Route> {
+    let items = match value.map(Spanned::get_ref) {
+        None => return vec![],
+        Some(DeValue::Array(items)) => items.iter(),
+        Some(_) => {
+            let problem = Problem::error("there may be many routes: write [[route]] for each");
+            problems.extend(value.map(|value| problem.at(value.span())));
+            return vec![];
+        }
+    };
+    items.filter_map(|item| route(item, problems)).collect()
+}
+
+fn route(item: &Value<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
+    const TO: &str = "name the network behind the peer: to = \"192.168.20.0/24\"";
+    let mut s = Section::new("[[route]]", Some(item));
+    let to = s.required("to", TO, text(value::network));
+    let metric = s.take("metric", integer(0..=i64::from(u32::MAX)));
+    let table = s.or("table", MAIN_TABLE, route_table);
+    problems.extend(s.close());
+    Some(Route { to: to?, metric, table })
+}
+
+fn path(s: &mut Section<'_>) -> Path {
+    Path {
+        mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
+        gso: s.or("gso", true, value::switch),
+        offload: s.or("offload", true, value::switch),
+        rcvbuf: s.or("rcvbuf", 4 << 20, value::size(64 << 10..=1 << 30)),
+    }
+}
+
+fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
+    let path = |text: &str| from.path(text);
+    let control = format!("/run/vpnd/{}.sock", from.name);
+    Service {
+        state_dir: s.or("state_dir", PathBuf::from("/var/lib/vpnd"), text(path)),
+        control: s.or("control", PathBuf::from(control), text(|text| socket_path(text, from))),
+        user: s.take("user", text(account)).unwrap_or_else(default_account),
+        log_level: s.or("log_level", LevelFilter::INFO, text(choice(LOG_LEVELS))),
+        log_format: s.or("log_format", LogFormat::Auto, text(choice(LOG_FORMATS))),
+    }
+}
+
+const LOG_LEVELS: &[(&str, LevelFilter)] = &[
+    ("off", LevelFilter::OFF),
+    ("error", LevelFilter::ERROR),
+    ("warn", LevelFilter::WARN),
+    ("info", LevelFilter::INFO),
+    ("debug", LevelFilter::DEBUG),
+    ("trace", LevelFilter::TRACE),
+];
+
+const LOG_FORMATS: &[(&str, LogFormat)] =
+    &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+/// A key file's path, and the key in it.
+fn key_file<K>(
+    from: &Surroundings,
+    read: impl Fn(&std::path::Path, Option<&std::path::Path>) -> Result<K, KeyFileError>,
+) -> impl Fn(&Value<'_>) -> Parsed<(PathBuf, K)> {
+    text(move |text| {
+        let path = from.key_path(text)?;
+        let key = read(&path, from.credentials.as_deref()).map_err(in_words)?;
+        Ok((path, key))
+    })
+}
+
+/// What the kernel takes as an interface's name (`dev_valid_name`), less `%`, which makes it count.
+fn device_name(text: &str) -> TextResult<String> {
+    let allowed = |b: u8| b.is_ascii_graphic() && !b"/:%".contains(&b);
+    let good = (1..=15).contains(&text.len()) && text.bytes().all(allowed);
+    if good && text != "." && text != ".." {
+        return Ok(text.to_owned());
+    }
+    let problem = Problem::error(format!("`{text}` cannot name a network device"));
+    Err(problem.help("1 to 15 characters, without blanks, `/`, `:` or `%`"))
+}
+
+fn mode(text: &str) -> TextResult<Mode> {
+    match text {
+        "tap" => Err(comes_later("\"tap\"").help("change this line to mode = \"tun\"")),
+        _ => choice(&[("tun", Mode::Tun)])(text),
+    }
+}
+
+fn protocol(text: &str) -> TextResult<Protocol> {
+    match text {
+        "vpnd" => Err(comes_later("\"vpnd\"").help("change this line to protocol = \"wireguard\"")),
+        _ => choice(&[("wireguard", Protocol::WireGuard)])(text),
+    }
+}
+
+fn later<T>(value: &Value<'_>) -> Parsed<T> {
+    Err(vec![comes_later("this key").help("remove this line").at(value.span())])
+}
+
+fn comes_later(what: &str) -> Problem {
+    Problem::error(format!("{what} comes with a later release of vpnd"))
+}
+
+fn public_key(text: &str) -> TextResult<PublicKey> {
+    PublicKey::from_base64(text).map_err(in_words)
+}
+
+fn listen(value: &Value<'_>) -> Parsed<Listen> {
+    let Some(text) = value.get_ref().as_str() else {
+        return integer(0..=65535)(value).map(Listen::Port);
+    };
+    let what = "a port (51820) or an address and a port (\"192.0.2.1:51820\")";
+    text.parse().map(Listen::Address).map_err(|_| vec![expected(what, value)])
+}
+
+fn route_table(value: &Value<'_>) -> Parsed<u32> {
+    match value.get_ref().as_str() {
+        Some("main") => Ok(MAIN_TABLE),
+        Some(_) => Err(vec![expected("\"main\" or a table's number", value)]),
+        None => integer(1..=i64::from(u32::MAX))(value),
+    }
+}
+
+fn mss_clamp(value: &Value<'_>) -> Parsed<MssClamp> {
+    match value.get_ref().as_str() {
+        Some("auto") => Ok(MssClamp::Auto),
+        Some("off") => Ok(MssClamp::Off),
+        Some(_) => Err(vec![expected("\"auto\", \"off\" or a number of bytes", value)]),
+        None => integer(536..=65495)(value).map(MssClamp::Fixed),
+    }
+}
+
+fn socket_path(text: &str, from: &Surroundings) -> TextResult<PathBuf> {
+    let path = from.path(text)?;
+    if path.as_os_str().len() <= MAX_SOCKET_PATH {
+        return Ok(path);
+    }
+    Err(Problem::error(format!("a socket's path has at most {MAX_SOCKET_PATH} bytes")))
+}
+
+/// The user of that name; none for the empty one, which keeps whoever starts the daemon.
+fn account(name: &str) -> TextResult<Option<Account>> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let help = "create it, or keep the user vpnd is started as: user = \"\"";
+    let unknown = || Problem::error(format!("no user `{name}` on this system")).help(help);
+    find_account(name).map(Some).ok_or_else(unknown)
+}
+
+fn default_account() -> Option<Account> {
+    find_account("vpnd").or_else(|| find_account("nobody"))
+}
+
+fn find_account(name: &str) -> Option<Account> {
+    let User { name, uid, gid, .. } = User::from_name(name).ok()??;
+    Some(Account { name, uid: uid.as_raw(), gid: gid.as_raw() })
+}
+
+/// An error's own words.
+fn in_words(error: impl std::fmt::Display) -> Problem {
+    Problem::error(error.to_string())
+}

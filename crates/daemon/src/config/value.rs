@@ -1,0 +1,197 @@
+//! The values keys may have. Each parser says what was expected and what stands there instead.
+
+use std::net::IpAddr;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::de::DeValue;
+
+use super::problem::Problem;
+use super::section::{Parsed, Value, nearest};
+
+/// A parser of a text: what is wrong with it has no place yet.
+pub(super) type TextResult<T> = Result<T, Problem>;
+
+/// A text that `parse` accepts.
+pub(super) fn text<T>(parse: impl Fn(&str) -> TextResult<T>) -> impl Fn(&Value<'_>) -> Parsed<T> {
+    move |value| match value.get_ref() {
+        DeValue::String(text) => parse(text).map_err(|problem| vec![problem.at(value.span())]),
+        _ => Err(vec![expected("a text in quotes", value)]),
+    }
+}
+
+/// A list of what `parse` accepts, nothing twice; one alone needs no brackets.
+pub(super) fn list<T: PartialEq>(
+    parse: impl Fn(&str) -> TextResult<T>,
+) -> impl Fn(&Value<'_>) -> Parsed<Vec<T>> {
+    let parse = text(parse);
+    move |value| match value.get_ref() {
+        DeValue::Array(items) => distinct(items.iter().map(|item| (item.span(), parse(item)))),
+        DeValue::String(_) => parse(value).map(|item| vec![item]),
+        _ => Err(vec![expected("a text in quotes, or a list of them", value)]),
+    }
+}
+
+/// An integer in `range`.
+pub(super) fn integer<T: TryFrom<i64>>(
+    range: RangeInclusive<i64>,
+) -> impl Fn(&Value<'_>) -> Parsed<T> {
+    move |value| {
+        let number = as_integer(value).filter(|number| range.contains(number));
+        let number = number.and_then(|number| T::try_from(number).ok());
+        number.ok_or_else(|| vec![expected(&span_of(&range), value)])
+    }
+}
+
+/// One of a few words.
+pub(super) fn choice<T: Copy>(
+    words: &'static [(&'static str, T)],
+) -> impl Fn(&str) -> TextResult<T> {
+    move |text| {
+        let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        let found = words.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).ok_or_else(|| unknown_word(text, &known))
+    }
+}
+
+/// `false`, or "auto", which is `true` where the kernel can.
+pub(super) fn switch(value: &Value<'_>) -> Parsed<bool> {
+    match value.get_ref() {
+        DeValue::Boolean(false) => Ok(false),
+        DeValue::String(text) if text == "auto" => Ok(true),
+        _ => Err(vec![expected("\"auto\" or false", value)]),
+    }
+}
+
+/// An address with its prefix length; the host bits are kept.
+pub(super) fn interface_address(text: &str) -> TextResult<IpNet> {
+    let net = prefix(text, "10.99.0.1/30")?;
+    let roomy = net.prefix_len() + 1 < net.max_prefix_len();
+    let why = match net.addr() {
+        address if !is_host(address) => "not an address a host can have",
+        address if roomy && address == net.network() => "the network, not a host in it",
+        IpAddr::V4(_) if roomy && net.addr() == net.broadcast() => "the broadcast address",
+        _ => return Ok(net),
+    };
+    Err(Problem::error(format!("`{text}` is {why}")))
+}
+
+/// A network; host bits are refused, for one of the two halves is a mistake.
+pub(super) fn network(text: &str) -> TextResult<IpNet> {
+    let net = prefix(text, "192.168.20.0/24")?;
+    if net == net.trunc() {
+        return Ok(net);
+    }
+    let problem = Problem::error(format!("`{text}` has bits set beyond its prefix length"));
+    Err(problem.help(format!("the network is \"{}\"", net.trunc())))
+}
+
+/// An address without a prefix length.
+pub(super) fn host_address(text: &str) -> TextResult<IpAddr> {
+    let address = text.parse().ok().filter(|address| is_host(*address));
+    address.ok_or_else(|| {
+        Problem::error(format!("expected an address such as \"10.99.0.2\", found `{text}`"))
+    })
+}
+
+/// "off", or how often.
+pub(super) fn keepalive(text: &str) -> TextResult<Option<Duration>> {
+    const EXPECTED: &str = "expected \"off\" or whole seconds from \"1s\" to \"65535s\"";
+    if text == "off" {
+        return Ok(None);
+    }
+    let duration = humantime::parse_duration(text).ok();
+    let fits = |d: &Duration| d.subsec_nanos() == 0 && (1..=65535).contains(&d.as_secs());
+    let error = || Problem::error(format!("{EXPECTED}, found `{text}`"));
+    duration.filter(fits).map(Some).ok_or_else(error)
+}
+
+/// Bytes: an integer, or a text such as "4MiB".
+pub(super) fn size(range: RangeInclusive<i64>) -> impl Fn(&Value<'_>) -> Parsed<usize> {
+    move |value| {
+        let bytes = match value.get_ref() {
+            DeValue::String(text) => parse_size(text),
+            _ => as_integer(value),
+        };
+        let bytes = bytes.filter(|bytes| range.contains(bytes));
+        let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
+        bytes.ok_or_else(|| vec![expected("bytes from \"64KiB\" to \"1GiB\"", value)])
+    }
+}
+
+/// What was expected, and what stands there.
+pub(super) fn expected(what: &str, value: &Value<'_>) -> Problem {
+    let found = match value.get_ref() {
+        DeValue::String(text) => format!("`{text}`"),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Boolean(truth) => truth.to_string(),
+        other => format!("{} {}", article(other.type_str()), other.type_str()),
+    };
+    Problem::error(format!("expected {what}, found {found}")).at(value.span())
+}
+
+fn article(word: &str) -> &'static str {
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
+}
+
+/// All of them, or all that is wrong with any.
+fn distinct<T: PartialEq>(
+    items: impl Iterator<Item = (Range<usize>, Parsed<T>)>,
+) -> Parsed<Vec<T>> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for (span, item) in items {
+        match item {
+            Ok(item) if good.contains(&item) => bad.push(Problem::error("listed twice").at(span)),
+            Ok(item) => good.push(item),
+            Err(problems) => bad.extend(problems),
+        }
+    }
+    if bad.is_empty() { Ok(good) } else { Err(bad) }
+}
+
+fn as_integer(value: &Value<'_>) -> Option<i64> {
+    let number = value.get_ref().as_integer()?;
+    i64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+fn span_of(range: &RangeInclusive<i64>) -> String {
+    format!("an integer from {} to {}", range.start(), range.end())
+}
+
+fn unknown_word(text: &str, known: &[&str]) -> Problem {
+    let quoted: Vec<_> = known.iter().map(|word| format!("\"{word}\"")).collect();
+    let problem = Problem::error(format!("expected {}, found `{text}`", quoted.join(" or ")));
+    match nearest(text, known) {
+        Some(word) => problem.help(format!("did you mean \"{word}\"?")),
+        None => problem,
+    }
+}
+
+/// An address and its prefix length.
+fn prefix(text: &str, example: &str) -> TextResult<IpNet> {
+    let problem = || {
+        Problem::error(format!(
+            "expected an address and a prefix length such as \"{example}\", found `{text}`"
+        ))
+    };
+    text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(address) => {
+            problem().help(format!("for this address alone: \"{}\"", IpNet::from(address)))
+        }
+        Err(_) => problem(),
+    })
+}
+
+/// Whether a host may have this address.
+fn is_host(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || broadcast)
+}
+
+fn parse_size(text: &str) -> Option<i64> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let unit = units.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, *bytes)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    number.trim_end().parse::<i64>().ok()?.checked_mul(unit)
+}

@@ -1,0 +1,60 @@
+//! `genkey`, `pubkey` and `genpsk`: standard input and output like `wg`, or files.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
+use vpnd_crypto::{PresharedKey, SecretKey};
+use zeroize::Zeroizing;
+
+use crate::cli::{OutputOptions, PubkeyOptions};
+use crate::exit::Exit;
+use crate::keys;
+
+/// Makes a private key. What goes to standard output is what the next step needs: the key itself,
+/// or, once that is safe in a file, the public key that the peer's configuration wants.
+pub(crate) fn genkey(options: &OutputOptions) -> anyhow::Result<ExitCode> {
+    let secret = SecretKey::generate(&mut UnwrapErr(SysRng));
+    match &options.output {
+        None => print(&secret.to_base64()),
+        Some(path) => {
+            keys::create(path, &secret.to_base64())?;
+            print(&secret.public().to_string())
+        }
+    }
+}
+
+/// Prints the public half of a private key.
+pub(crate) fn pubkey(options: &PubkeyOptions) -> anyhow::Result<ExitCode> {
+    let secret = match &options.file {
+        Some(path) => keys::read_secret(path, keys::credentials_directory().as_deref())?,
+        None => from_stdin()?,
+    };
+    print(&secret.public().to_string())
+}
+
+/// Makes a preshared key.
+pub(crate) fn genpsk(options: &OutputOptions) -> anyhow::Result<ExitCode> {
+    let key = PresharedKey::generate(&mut UnwrapErr(SysRng)).to_base64();
+    match &options.output {
+        None => print(&key),
+        Some(path) => {
+            keys::create(path, &key)?;
+            Ok(Exit::Success.into())
+        }
+    }
+}
+
+fn from_stdin() -> anyhow::Result<SecretKey> {
+    let mut text = Zeroizing::new(String::with_capacity(keys::MAX_LEN));
+    let read = io::stdin().take(keys::MAX_LEN as u64).read_to_string(&mut text);
+    read.context("cannot read standard input")?;
+    SecretKey::from_base64(text.trim()).context("standard input holds no private key")
+}
+
+fn print(line: &str) -> anyhow::Result<ExitCode> {
+    writeln!(io::stdout(), "{line}").context("cannot write to standard output")?;
+    Ok(Exit::Success.into())
+}

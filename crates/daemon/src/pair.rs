@@ -1,0 +1,206 @@
+//! `pair`: everything two sites need, each in a directory of its own.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use ipnet::IpNet;
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
+use thiserror::Error;
+use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
+
+use crate::cli::{PairOptions, Site};
+use crate::exit::Exit;
+use crate::keys::{self, KeyFileError};
+
+/// Why no pair was written.
+#[derive(Debug, Error)]
+pub(crate) enum PairError {
+    /// Neither could find the other.
+    #[error("neither site has an endpoint: give one as NAME=HOST:PORT")]
+    NoEndpoint,
+    /// They would be one.
+    #[error("both sites are called `{0}`: give them two names")]
+    SameName(String),
+    /// A directory cannot be made.
+    #[error("cannot make the directory {}: {error}", path.display())]
+    Directory { path: PathBuf, error: io::Error },
+    /// A configuration cannot be written.
+    #[error("cannot create {}: {error}", path.display())]
+    Config { path: PathBuf, error: io::Error },
+    /// A key cannot be written.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+}
+
+impl PairError {
+    /// The code that `vpnd` ends with.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::NoEndpoint | Self::SameName(_) => Exit::Usage,
+            Self::Directory { .. } | Self::Config { .. } | Self::Key(_) => Exit::Failure,
+        }
+    }
+}
+
+/// Writes both sites' files, and says what to do with them.
+pub(crate) fn run(options: &PairOptions) -> anyhow::Result<ExitCode> {
+    write(options)?;
+    let text = format!("{}\n{}\n{LAST}", next(options, &options.a), next(options, &options.b));
+    writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    Ok(Exit::Success.into())
+}
+
+const LAST: &str = "Each directory holds private keys: delete it once its files are in place.";
+
+fn next(options: &PairOptions, site: &Site) -> String {
+    let (name, directory) = (&site.name, options.out.join(&site.name));
+    format!(
+        "{name}: copy {}/* to /etc/vpnd/ there, then run\n    \
+         vpnd check /etc/vpnd/{name}.toml && systemctl enable --now vpnd@{name}\n",
+        directory.display(),
+    )
+}
+
+fn write(options: &PairOptions) -> Result<(), PairError> {
+    let (a, b) = (&options.a, &options.b);
+    if a.name == b.name {
+        return Err(PairError::SameName(a.name.clone()));
+    }
+    if a.endpoint.is_none() && b.endpoint.is_none() {
+        return Err(PairError::NoEndpoint);
+    }
+    let rng = &mut UnwrapErr(SysRng);
+    let (secret_a, secret_b) = (SecretKey::generate(rng), SecretKey::generate(rng));
+    let preshared = PresharedKey::generate(rng);
+    let end = |site, other, address| End { site, other, address };
+    let (at_a, at_b) = options.inner.iter().map(|net| (net.a, net.b)).unzip();
+    end(a, b, at_a).write(&options.out, &secret_a, &secret_b.public(), &preshared)?;
+    end(b, a, at_b).write(&options.out, &secret_b, &secret_a.public(), &preshared)
+}
+
+/// One site of the pair.
+struct End<'a> {
+    site: &'a Site,
+    other: &'a Site,
+    address: Vec<IpNet>,
+}
+
+impl End<'_> {
+    fn write(
+        &self,
+        out: &Path,
+        secret: &SecretKey,
+        peer: &PublicKey,
+        preshared: &PresharedKey,
+    ) -> Result<(), PairError> {
+        let name = &self.site.name;
+        let directory = out.join(name);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.map_err(|error| PairError::Directory { path: directory.clone(), error })?;
+        keys::create(&directory.join(format!("{name}.key")), &secret.to_base64())?;
+        keys::create(&directory.join(format!("{name}.psk")), &preshared.to_base64())?;
+        let path = directory.join(format!("{name}.toml"));
+        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let written = file.and_then(|mut file| file.write_all(self.config(peer).as_bytes()));
+        written.map_err(|error| PairError::Config { path, error })
+    }
+
+    fn config(&self, peer: &PublicKey) -> String {
+        let (name, other) = (&self.site.name, &self.other.name);
+        let device: String = format!("vpn-{name}").chars().take(15).collect();
+        let addresses: Vec<_> = self.address.iter().map(|net| format!("\"{net}\"")).collect();
+        let address = addresses.join(", ");
+        let listen = self.site.endpoint.as_ref().map_or_else(
+            || "# listen: absent, for nobody finds this site by its address".to_owned(),
+            |endpoint| format!("listen = {}  # UDP; the firewall must let it in", endpoint.port),
+        );
+        let endpoint = self.other.endpoint.as_ref().map_or_else(
+            || format!("# endpoint: absent, for {other} finds this site"),
+            |endpoint| format!("endpoint = \"{endpoint}\""),
+        );
+        format!(
+            r#"# The tunnel from {name} to {other}. Every other key: docs/configuration.md
+
+[interface]
+name = "{device}"
+address = [{address}]
+private_key_file = "{name}.key"
+{listen}
+
+[peer]
+protocol = "wireguard"
+public_key = "{peer}"
+preshared_key_file = "{name}.psk"
+{endpoint}
+keepalive = "25s"  # keeps a NAT on the way open
+
+# A network behind {other}:
+# [[route]]
+# to = "192.168.20.0/24"
+"#
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn options(out: &Path, a: &str, b: &str) -> PairOptions {
+        let inner = ["10.99.0.0/30", "fd99::/64"];
+        let inner = inner.map(|net| crate::cli::inner_network(net).unwrap()).to_vec();
+        PairOptions { a: a.parse().unwrap(), b: b.parse().unwrap(), out: out.to_owned(), inner }
+    }
+
+    #[test]
+    fn both_ends_load_and_belong_together() {
+        let out = tempfile::tempdir().unwrap();
+        write(&options(out.path(), "a=a.example.net:51820", "b=[2001:db8::2]:4500")).unwrap();
+        let load = |name: &str| {
+            let path = out.path().join(format!("{name}/{name}.toml"));
+            config::load(&path).unwrap_or_else(|report| panic!("{report}"))
+        };
+        let (a, b) = (load("a"), load("b"));
+        assert!(a.warnings.is_empty() && b.warnings.is_empty());
+        assert_eq!(a.config.peer.public_key, b.keys.secret.public());
+        assert_eq!(b.config.peer.public_key, a.keys.secret.public());
+        assert_eq!(a.keys.preshared.as_bytes(), b.keys.preshared.as_bytes());
+        assert_ne!(a.keys.preshared.as_bytes(), &[0; 32]);
+        assert_eq!(a.config.peer.endpoints[0].to_string(), "[2001:db8::2]:4500");
+        assert_eq!(a.config.peer.allowed_ips, b.config.peer.allowed_ips);
+    }
+
+    #[test]
+    fn one_endpoint_is_enough() {
+        let out = tempfile::tempdir().unwrap();
+        write(&options(out.path(), "office=office.example.net:51820", "cabin")).unwrap();
+        for name in ["office", "cabin"] {
+            let loaded = config::load(&out.path().join(format!("{name}/{name}.toml")));
+            assert!(loaded.is_ok(), "{}", loaded.err().unwrap());
+        }
+    }
+
+    #[test]
+    fn what_makes_no_pair() {
+        let out = tempfile::tempdir().unwrap();
+        let error = |a, b| write(&options(out.path(), a, b)).unwrap_err();
+        assert_eq!(error("a", "b").exit(), Exit::Usage);
+        assert_eq!(error("a=192.0.2.1:1", "a").exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let out = tempfile::tempdir().unwrap();
+        let options = options(out.path(), "a=192.0.2.1:1", "b");
+        write(&options).unwrap();
+        let before = std::fs::read(out.path().join("a/a.key")).unwrap();
+        assert!(matches!(write(&options), Err(PairError::Key(KeyFileError::Create { .. }))));
+        assert_eq!(std::fs::read(out.path().join("a/a.key")).unwrap(), before);
+    }
+}
