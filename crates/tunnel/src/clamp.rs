@@ -1,1 +1,221 @@
-//! Placeholder.
+//! Lowers the MSS that TCP connections agree on, so that their segments fit the tunnel even where
+//! the ICMP that should say so is lost.
+
+use vpnd_tun::Sum;
+
+/// Lowers the MSS option of a TCP SYN to what fits `mtu`; leaves every other packet alone.
+///
+/// `packet` is one whole IP packet whose TCP checksum is complete; it is adapted, not made anew,
+/// so that a packet damaged before stays recognisably damaged.
+pub fn clamp_mss(packet: &mut [u8], mtu: u16) {
+    let Some((tcp, overhead)) = tcp_of(packet) else { return };
+    let limit = mtu.saturating_sub(overhead);
+    let Some(at) = mss_of_syn(tcp) else { return };
+    let mss = u16::from_be_bytes([tcp[at], tcp[at + 1]]);
+    if mss > limit {
+        tcp[at..at + 2].copy_from_slice(&limit.to_be_bytes());
+        adapt_checksum(tcp, at, mss, limit);
+    }
+}
+
+/// The TCP segment of a packet, and the bytes of IP and TCP headers without any options.
+fn tcp_of(packet: &mut [u8]) -> Option<(&mut [u8], u16)> {
+    match packet.first()? >> 4 {
+        4 => Some((ipv4_tcp(packet)?, IPV4_HEADER + TCP_HEADER)),
+        6 => Some((ipv6_tcp(packet)?, IPV6_HEADER + TCP_HEADER)),
+        _ => None,
+    }
+}
+
+fn ipv4_tcp(packet: &mut [u8]) -> Option<&mut [u8]> {
+    let header: &[u8; IPV4_HEADER as usize] = packet.first_chunk()?;
+    let len = usize::from(header[0] & 0xf) * 4;
+    let later_fragment = u16::from_be_bytes([header[6], header[7]]) & FRAGMENT_OFFSET != 0;
+    if len < header.len() || header[9] != TCP || later_fragment {
+        return None;
+    }
+    packet.get_mut(len..)
+}
+
+fn ipv6_tcp(packet: &mut [u8]) -> Option<&mut [u8]> {
+    let header: &[u8; IPV6_HEADER as usize] = packet.first_chunk()?;
+    if header[6] != TCP {
+        return None;
+    }
+    packet.get_mut(usize::from(IPV6_HEADER)..)
+}
+
+/// Where a SYN's MSS lies.
+fn mss_of_syn(tcp: &[u8]) -> Option<usize> {
+    let header: &[u8; TCP_HEADER as usize] = tcp.first_chunk()?;
+    if header[13] & SYN == 0 {
+        return None;
+    }
+    let options = tcp.get(header.len()..usize::from(header[12] >> 4) * 4)?;
+    Some(header.len() + mss_of(options)?)
+}
+
+/// Where the MSS lies among the options.
+fn mss_of(options: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match options.get(at..)? {
+            [NO_OPERATION, ..] => at += 1,
+            [MSS, 4, _, _, ..] => return Some(at + 2),
+            [END | MSS, ..] | [_, 0 | 1, ..] => return None,
+            [_, len, ..] => at += usize::from(*len),
+            _ => return None,
+        }
+    }
+}
+
+/// RFC 1624. At an odd offset the two bytes belong to two words of the sum, the other way round.
+fn adapt_checksum(tcp: &mut [u8], at: usize, old: u16, new: u16) {
+    let swap = |word: u16| if at % 2 == 0 { word } else { word.swap_bytes() };
+    let sum = Sum::word(!u16::from_be_bytes([tcp[16], tcp[17]]));
+    let sum = sum - Sum::word(swap(old)) + Sum::word(swap(new));
+    tcp[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
+}
+
+const IPV4_HEADER: u16 = 20;
+const IPV6_HEADER: u16 = 40;
+const TCP_HEADER: u16 = 20;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+const TCP: u8 = 6;
+const SYN: u8 = 0x02;
+const END: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const MSS: u8 = 2;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vpnd_tun::pseudo_header;
+
+    use super::*;
+
+    const SYN_ACK: u8 = 0x12;
+    const ACK: u8 = 0x10;
+
+    /// A TCP packet with a valid checksum; `options` fill whole words.
+    fn packet(v6: bool, flags: u8, options: &[u8]) -> Vec<u8> {
+        let mut tcp = vec![0xc0, 0, 0, 80, 1, 2, 3, 4, 5, 6, 7, 8];
+        tcp.extend([u8::try_from((20 + options.len()) / 4 * 16).unwrap(), flags]);
+        tcp.extend([0xfa, 0xf0, 0, 0, 0, 0]);
+        tcp.extend(options);
+        let mut packet = ip_header(v6, tcp.len());
+        let sum = sum(&packet, &tcp);
+        tcp[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
+        packet.extend(tcp);
+        packet
+    }
+
+    fn ip_header(v6: bool, len: usize) -> Vec<u8> {
+        let len = u16::try_from(len).unwrap();
+        if v6 {
+            let [a, b] = len.to_be_bytes();
+            let mut header = vec![0x60, 0, 0, 0, a, b, 6, 64];
+            header.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1].repeat(2));
+            return header;
+        }
+        let [a, b] = (len + 20).to_be_bytes();
+        vec![0x45, 0, a, b, 0, 0, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]
+    }
+
+    fn sum(ip: &[u8], tcp: &[u8]) -> Sum {
+        let addresses = if ip[0] >> 4 == 6 { &ip[8..40] } else { &ip[12..20] };
+        pseudo_header(addresses, 6, u16::try_from(tcp.len()).unwrap()) + Sum::of(tcp)
+    }
+
+    fn is_intact(packet: &[u8]) -> bool {
+        let (ip, tcp) = packet.split_at(if packet[0] >> 4 == 6 { 40 } else { 20 });
+        sum(ip, tcp).is_intact()
+    }
+
+    fn clamped(mut packet: Vec<u8>, mtu: u16) -> Vec<u8> {
+        clamp_mss(&mut packet, mtu);
+        packet
+    }
+
+    #[test]
+    fn a_large_mss_is_lowered_to_what_fits() {
+        for (v6, at, expected) in [(false, 42, 1380u16), (true, 62, 1360)] {
+            for flags in [SYN, SYN_ACK] {
+                let packet = clamped(packet(v6, flags, &[2, 4, 0x05, 0xb4]), 1420);
+                assert_eq!(packet[at..at + 2], expected.to_be_bytes());
+                assert!(is_intact(&packet));
+            }
+        }
+    }
+
+    #[test]
+    fn an_mss_at_an_odd_offset_keeps_its_checksum() {
+        let packet = clamped(packet(false, SYN, &[1, 2, 4, 0x05, 0xb4, 1, 1, 0]), 1420);
+        assert_eq!(packet[43..45], 1380u16.to_be_bytes());
+        assert!(is_intact(&packet));
+    }
+
+    #[test]
+    fn an_mss_that_fits_is_left_alone() {
+        let packet = packet(false, SYN, &[2, 4, 0x05, 0x64]);
+        assert_eq!(clamped(packet.clone(), 1420), packet);
+    }
+
+    #[test]
+    fn other_packets_are_left_alone() {
+        let mss = [2, 4, 0x05, 0xb4];
+        let not_syn = packet(false, ACK, &mss);
+        let mut fragment = packet(false, SYN, &mss);
+        fragment[7] = 3;
+        let mut udp = packet(true, SYN, &mss);
+        udp[6] = 17;
+        let mut cut = packet(true, SYN, &mss);
+        cut.pop();
+        let after_end = packet(false, SYN, &[0, 0, 0, 0, 2, 4, 0x05, 0xb4]);
+        let odd_length = packet(false, SYN, &[2, 3, 0x05, 0xb4]);
+        let endless = packet(false, SYN, &[3, 0, 2, 4, 0x05, 0xb4, 0, 0]);
+        for packet in [not_syn, fragment, udp, cut, after_end, odd_length, endless, vec![]] {
+            assert_eq!(clamped(packet.clone(), 1420), packet);
+        }
+    }
+
+    #[test]
+    fn a_damaged_packet_stays_damaged() {
+        let mut packet = packet(false, SYN, &[2, 4, 0x05, 0xb4]);
+        packet[24] ^= 1;
+        assert!(!is_intact(&clamped(packet, 1420)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_options_keep_the_checksum(
+            v6: bool,
+            words in prop::collection::vec(prop_oneof![
+                Just([1, 1, 1, 1]), Just([2, 4, 0x23, 0x00]), Just([1, 2, 4, 0xff]),
+                Just([3, 3, 7, 2]), Just([4, 0xff, 0xff, 0]), any::<[u8; 4]>(),
+            ], 0..=10),
+            mtu: u16,
+        ) {
+            prop_assert!(is_intact(&clamped(packet(v6, SYN, words.as_flattened()), mtu)));
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_no_harm(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..120),
+            version in prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()],
+            mtu: u16,
+        ) {
+            if let Some(first) = bytes.first_mut() {
+                *first = version;
+            }
+            for at in [6, 9] {
+                if let Some(protocol) = bytes.get_mut(at) {
+                    *protocol = TCP;
+                }
+            }
+            let len = bytes.len();
+            clamp_mss(&mut bytes, mtu);
+            prop_assert_eq!(bytes.len(), len);
+        }
+    }
+}
