@@ -41,7 +41,7 @@ pub(super) fn encode(control: &mut Encoder, segment_size: NonZeroU16) {
 pub(super) fn send(socket: &Socket, transmit: &Transmit<'_>) -> io::Result<Sent> {
     let len = transmit.contents.len();
     let Some(size) = transmit.segment_size.filter(|size| usize::from(size.get()) < len) else {
-        return socket.send_once(transmit, transmit.contents, None).map(|()| whole(len));
+        return send_each(socket, transmit, len.max(1));
     };
     let segment = usize::from(size.get());
     let route = Route::of(transmit);
@@ -49,7 +49,7 @@ pub(super) fn send(socket: &Socket, transmit: &Transmit<'_>) -> io::Result<Sent>
         return send_each(socket, transmit, segment);
     }
     let Err(error) = socket.send_once(transmit, transmit.contents, Some(size)) else {
-        return Ok(whole(len));
+        return Ok(Sent { len, ..Sent::default() });
     };
     let Some(refusal) = Refusal::from_error(&error, segment) else { return Err(error) };
     let sent = send_each(socket, transmit, segment)?;
@@ -72,10 +72,6 @@ fn send_each(socket: &Socket, transmit: &Transmit<'_>, segment: usize) -> io::Re
         sent.len += datagram.len();
     }
     Ok(sent)
-}
-
-fn whole(len: usize) -> Sent {
-    Sent { len, ..Sent::default() }
 }
 
 /// Why the kernel would not segment.

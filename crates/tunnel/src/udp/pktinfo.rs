@@ -42,8 +42,8 @@ pub(super) fn decode(message: &Message<'_>, received: &mut Received) {
     received.local = local.filter(|address| !address.is_multicast() && !address.is_unspecified());
 }
 
-/// Whether this is how the kernel says that the source address has gone: IPv6 says `EINVAL`, IPv4
-/// `ENETUNREACH` or, before 2.6.x kernels and after some backports, `EINVAL`.
+/// Whether this is how the kernel says that the source address has gone: `EINVAL` over IPv6,
+/// `ENETUNREACH` over IPv4; the others for a route that went with it.
 pub(super) fn source_may_be_lost(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

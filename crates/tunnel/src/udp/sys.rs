@@ -1,4 +1,4 @@
-//! The system calls `socket2` has no name for, and the only unsafe code of this room.
+//! The system calls `socket2` has no name for, and, tests aside, the only unsafe code of this room.
 
 use std::ffi::c_int;
 use std::io::{self, IoSlice};
@@ -27,7 +27,7 @@ pub(super) struct Raw {
 }
 
 pub(super) fn set(socket: &Socket, option: IntOption, value: c_int) -> io::Result<()> {
-    const LEN: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;
+    const LEN: libc::socklen_t = c_int::BITS / u8::BITS;
     // SAFETY: the descriptor is open, and the pointer and length are those of one `int` that lives
     // through the call; the kernel only reads it.
     let result = unsafe {
