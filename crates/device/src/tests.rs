@@ -28,25 +28,21 @@ fn ip(arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Everything that this crate may change, less what the kernel changes by itself.
-fn state() -> String {
-    let carrier_dependent = ["LOWER_UP", "NO-CARRIER", "state "];
-    ["-d link show there", "-4 addr show there", "-6 addr show there scope global"]
-        .into_iter()
-        .chain(["-4 route show table all", "-6 route show table all"])
-        .flat_map(|what| ip(what).lines().map(str::to_owned).collect::<Vec<_>>())
-        .filter(|line| !line.contains("fe80::") && !line.contains("ff00::"))
-        .map(|line| {
-            if carrier_dependent.iter().any(|w| line.contains(w)) { mtu_only(&line) } else { line }
-        })
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-/// "… mtu 1420 qdisc … qlen 500": the words that follow `mtu` and `qlen`.
-fn mtu_only(line: &str) -> String {
-    let words: Vec<_> = line.split_whitespace().collect();
-    words.windows(2).filter(|w| ["mtu", "qlen"].contains(&w[0])).map(|w| w.join(" ")).collect()
+/// Everything that this crate may change, less what the kernel adds to a device that is up.
+fn state() -> Vec<String> {
+    let link = ip("-o link show there");
+    let word_after = |key| link.split_whitespace().skip_while(|word| *word != key).nth(1).unwrap();
+    let up = link.contains(",UP");
+    let mut state = vec![format!("up {up} mtu {} qlen {}", word_after("mtu"), word_after("qlen"))];
+    for what in
+        ["-o addr show there scope global", "-4 route show table all", "-6 route show table all"]
+    {
+        let text = ip(what);
+        let lines =
+            text.lines().filter(|line| !line.contains("fe80::") && !line.contains("ff00::"));
+        state.extend(lines.map(str::to_owned));
+    }
+    state
 }
 
 fn link() -> Link {
