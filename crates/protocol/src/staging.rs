@@ -42,23 +42,19 @@ impl Staging {
         before - self.packets.len()
     }
 
-    /// The packets, oldest first.
-    pub fn packets(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.packets.iter().map(|(_, packet)| packet.as_slice())
+    /// The oldest packet.
+    pub fn peek(&self) -> Option<&[u8]> {
+        self.packets.front().map(|(_, packet)| packet.as_slice())
     }
 
-    /// Forgets the packets, which have been sent.
-    pub fn clear(&mut self) {
-        *self = Self::default();
+    /// Forgets the oldest packet.
+    pub fn pop(&mut self) {
+        self.spare.extend(self.packets.pop_front().map(|(_, packet)| packet));
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()
-    }
-
-    fn pop(&mut self) {
-        self.spare.extend(self.packets.pop_front().map(|(_, packet)| packet));
     }
 }
 
@@ -77,8 +73,8 @@ mod tests {
             let lost = staging.push(at(0), &n.to_be_bytes());
             assert_eq!(lost, usize::from(n == STAGED_PACKETS));
         }
-        assert_eq!(staging.packets().len(), STAGED_PACKETS);
-        assert_eq!(staging.packets().next(), Some(&1usize.to_be_bytes()[..]));
+        assert_eq!(staging.packets.len(), STAGED_PACKETS);
+        assert_eq!(staging.peek(), Some(&1usize.to_be_bytes()[..]));
     }
 
     #[test]
@@ -87,6 +83,8 @@ mod tests {
         assert_eq!(staging.push(at(0), b"old"), 0);
         assert_eq!(staging.push(at(99), b"new"), 0);
         assert_eq!(staging.purge(at(100)), 1);
-        assert_eq!(staging.packets().collect::<Vec<_>>(), [b"new"]);
+        assert_eq!(staging.peek(), Some(&b"new"[..]));
+        staging.pop();
+        assert!(staging.is_empty());
     }
 }

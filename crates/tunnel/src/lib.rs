@@ -1,4 +1,15 @@
 //! Moves packets between the device and the UDP socket: two straight lines, no hand-offs.
+//!
+//! Start with [`outbound`], then [`inbound`]: what a packet goes through, top to bottom. [`engine`]
+//! starts and stops the two threads and is where the control plane meets them.
+
+mod batch;
 pub mod clamp;
+pub mod clock;
+pub mod counters;
+pub mod engine;
 pub mod filter;
+mod inbound;
+mod outbound;
+mod shared;
 pub mod udp;

@@ -1,0 +1,34 @@
+//! Every kind of drop, counted by name. Threads add; `status` reads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vpnd_protocol::drop_reason::DropReason;
+
+/// One counter for each [`DropReason`].
+#[derive(Debug)]
+pub struct Counters([AtomicU64; DropReason::ALL.len()]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; DropReason::ALL.len()])
+    }
+}
+
+impl Counters {
+    /// Counts `count` datagrams or packets dropped for `reason`.
+    pub fn count(&self, reason: DropReason, count: usize) {
+        if count > 0 {
+            self.0[reason as usize].fetch_add(count as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// How many were dropped for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Every reason with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL.iter().map(|&reason| (reason, self.dropped(reason)))
+    }
+}

@@ -1,0 +1,174 @@
+//! Starts and stops the data threads, and is where the control plane meets them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+use vpnd_protocol::activity::Activity;
+use vpnd_protocol::cookie::Mac1Key;
+use vpnd_protocol::table::{Admitted, Table};
+use vpnd_tun::Queue;
+
+use crate::counters::Counters;
+use crate::filter::Filter;
+use crate::inbound::Inbound;
+use crate::outbound::Outbound;
+use crate::shared::{Shared, Signal};
+use crate::udp::{Sent, Socket, Transmit};
+
+/// How many handshake messages wait for the control plane; one more is dropped and counted.
+pub const HANDSHAKE_QUEUE: usize = 512;
+/// So many waiting means load.
+pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
+
+/// How packets are treated.
+pub struct Options {
+    /// The device's MTU, which padding never exceeds.
+    pub mtu: u16,
+    /// The MTU that TCP's segment size is clamped to; `None` leaves it alone.
+    pub clamp: Option<u16>,
+    /// Inner source addresses that the peer may use.
+    pub filter: Filter,
+}
+
+/// The running data path.
+pub struct Engine {
+    shared: Arc<Shared>,
+    published: [Arc<Signal>; 2],
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the data threads send to the control plane.
+pub struct Reports {
+    /// Handshake messages, each admitted by the table.
+    pub handshakes: mpsc::Receiver<Admitted>,
+    /// Why a thread ended by itself: the device is gone.
+    pub ended: mpsc::Receiver<io::Error>,
+}
+
+impl Engine {
+    /// Starts one thread a direction, between `queue` and `socket`.
+    ///
+    /// # Errors
+    /// When the kernel has no thread or eventfd left.
+    pub fn start(
+        queue: Queue,
+        socket: Socket,
+        activity: Arc<Activity>,
+        table: Table,
+        options: Options,
+    ) -> io::Result<(Self, Reports)> {
+        let shared = Arc::new(Shared {
+            queue,
+            socket,
+            table: ArcSwap::from_pointee(table),
+            activity,
+            counters: Counters::default(),
+            filter: options.filter,
+            mtu: options.mtu,
+            clamp: options.clamp,
+            control: Signal::new()?,
+        });
+        let published = [Arc::new(Signal::new()?), Arc::new(Signal::new()?)];
+        let (handshakes, handshake_queue) = mpsc::channel(HANDSHAKE_QUEUE);
+        let (ended, ended_queue) = mpsc::channel(2);
+        let outbound = Outbound::new(Arc::clone(&shared), Arc::clone(&published[0]));
+        let inbound = Inbound::new(Arc::clone(&shared), Arc::clone(&published[1]), handshakes);
+        let threads = vec![
+            spawn("outbound", ended.clone(), move || outbound.run())?,
+            spawn("inbound", ended, move || inbound.run())?,
+        ];
+        let reports = Reports { handshakes: handshake_queue, ended: ended_queue };
+        Ok((Self { shared, published, threads }, reports))
+    }
+
+    /// Makes `table` what the threads work by from their next batch on.
+    pub fn publish(&self, table: Table) {
+        self.shared.table.store(Arc::new(table));
+        self.published.iter().for_each(|signal| signal.raise());
+    }
+
+    /// Sends one datagram of the control plane.
+    ///
+    /// # Errors
+    /// As [`Socket::send`].
+    pub fn send(&self, to: SocketAddr, from: Option<IpAddr>, datagram: &[u8]) -> io::Result<Sent> {
+        self.shared.socket.send(&Transmit {
+            destination: to,
+            source: from,
+            tos: 0,
+            contents: datagram,
+            segment_size: None,
+        })
+    }
+
+    /// Every kind of drop.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// The socket's port.
+    pub fn local_port(&self) -> u16 {
+        self.shared.socket.local_port()
+    }
+
+    /// Readable when a data thread wants the control plane; [`Engine::drain`] before looking.
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.shared.control.as_fd()
+    }
+
+    /// Takes note of all wakes so far.
+    pub fn drain(&self) {
+        self.shared.control.drain();
+    }
+
+    /// Ends both threads and waits for them; no key outlives this.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let mac1 = self.shared.table.load().mac1.clone();
+        self.publish(stopped(mac1));
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a data thread panicked; please report what was logged before");
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn stopped(mac1: Mac1Key) -> Table {
+    Table {
+        send: None,
+        open: Default::default(),
+        mac1,
+        awaiting_cookie: [None; 2],
+        roam: Default::default(),
+        stop: true,
+    }
+}
+
+/// Runs one direction. A thread that ends by itself says why; one that panics does too.
+fn spawn(
+    name: &str,
+    ended: mpsc::Sender<io::Error>,
+    run: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(move || {
+        if let Err(error) = run() {
+            // Full means that the other direction has said it already.
+            let _said = ended.try_send(error);
+        }
+    })
+}

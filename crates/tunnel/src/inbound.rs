@@ -1,0 +1,212 @@
+//! From the socket to the device:
+//!
+//! 1. *receive* a batch: datagrams of one sender, back to back;
+//! 2. *open* each where it lies; handshake messages go to the control plane;
+//! 3. *accept*, in turn: replay window, the peer's address, the inner source;
+//! 4. *coalesce* the packets of a flow;
+//! 5. *write* each super-packet to the device in one call.
+//!
+//! One thread does it all, with buffers of its own; nothing here allocates, and the only lock is
+//! the window's, taken once per batch and never contended.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use arc_swap::Guard;
+use nix::poll::PollFlags;
+use tokio::sync::mpsc;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::inner::Inner;
+use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
+use vpnd_protocol::session::Opened;
+use vpnd_protocol::table::{Admitted, Arrival, Table};
+use vpnd_protocol::time::BootTime;
+use vpnd_protocol::turn::Turn;
+use vpnd_tun::{Coalescer, Limits};
+
+use crate::clock;
+use crate::shared::{Shared, Signal, is_gone, wait};
+use crate::udp::{RECEIVE_BUFFER, Received};
+
+/// More datagrams than one receive can hold.
+const SLOTS: usize = 1024;
+
+pub(crate) struct Inbound {
+    shared: Arc<Shared>,
+    /// Raised at each publication.
+    published: Arc<Signal>,
+    handshakes: mpsc::Sender<Admitted>,
+    buffer: Box<[u8]>,
+    slots: Vec<Slot>,
+    turn: Turn,
+    coalescer: Coalescer,
+}
+
+/// A datagram that opened: where it lies and whose it is.
+struct Slot {
+    datagram: Range<usize>,
+    receiver: Index,
+    opened: Opened,
+}
+
+impl Inbound {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        published: Arc<Signal>,
+        handshakes: mpsc::Sender<Admitted>,
+    ) -> Self {
+        let offload = shared.queue.offload();
+        let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix: 0 };
+        Self {
+            shared,
+            published,
+            handshakes,
+            buffer: vec![0; RECEIVE_BUFFER].into_boxed_slice(),
+            slots: Vec::with_capacity(SLOTS),
+            turn: Turn::default(),
+            coalescer: Coalescer::new(limits),
+        }
+    }
+
+    /// Moves packets until the table says stop.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        while !shared.table.load().stop {
+            match shared.socket.receive(&mut self.buffer) {
+                Ok(received) => {
+                    let (table, now) = (shared.table.load(), clock::boot());
+                    let table = self.open(table, &received, now);
+                    self.accept(&table, &received, now);
+                    drop(table);
+                    self.write()?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait(shared.socket.as_fd(), PollFlags::POLLIN, &self.published)?;
+                }
+                // What ICMP has to say of an earlier datagram: nothing is trusted of it.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens what is for us; returns the table that the slots were opened by.
+    fn open(
+        &mut self,
+        mut table: Guard<Arc<Table>>,
+        received: &Received,
+        now: BootTime,
+    ) -> Guard<Arc<Table>> {
+        self.slots.clear();
+        if received.len == 0 {
+            self.count(Err(DropReason::Malformed));
+        }
+        let at = Arrival { from: received.from, local: received.local };
+        for start in (0..received.len).step_by(received.stride) {
+            let datagram = start..received.len.min(start + received.stride);
+            let opened = self.open_one(&mut table, at, datagram, now);
+            self.count(opened);
+        }
+        table
+    }
+
+    fn open_one(
+        &mut self,
+        table: &mut Guard<Arc<Table>>,
+        at: Arrival,
+        datagram: Range<usize>,
+        now: BootTime,
+    ) -> Result<(), DropReason> {
+        let bytes = &mut self.buffer[datagram.clone()];
+        let parsed = message::parse(bytes).map_err(|_| DropReason::Malformed)?;
+        let Message::Data { receiver, counter } = parsed else {
+            let admitted = table.admit(at, bytes)?;
+            return self.hand_over(admitted);
+        };
+        if table.opening(receiver).is_none() {
+            // The key may have been published since this batch began.
+            *table = self.shared.table.load();
+        }
+        let key = table.opening(receiver).ok_or(DropReason::UnknownIndex)?;
+        let opened = key.open(counter, bytes, now)?;
+        self.slots.push(Slot { datagram, receiver, opened });
+        Ok(())
+    }
+
+    fn hand_over(&self, admitted: Admitted) -> Result<(), DropReason> {
+        self.handshakes.try_send(admitted).map_err(|_| DropReason::HandshakeQueueFull)
+    }
+
+    /// The turn: what changes state, in the order of arrival.
+    fn accept(&mut self, table: &Table, received: &Received, now: BootTime) {
+        let at = Arrival { from: received.from, local: received.local };
+        let mut accepting = self.turn.begin(table, &self.shared.activity, at);
+        for run in self.slots.chunk_by(|a, b| a.receiver == b.receiver) {
+            let Some(key) = table.opening(run[0].receiver) else { continue };
+            let mut window = key.window();
+            for slot in run {
+                let datagram = &mut self.buffer[slot.datagram.clone()];
+                let packet = accepting
+                    .accept(key, &mut window, &slot.opened, datagram)
+                    .and_then(|inner| admit_packet(&self.shared, inner, datagram));
+                match packet {
+                    Ok(None) => {}
+                    Ok(Some(len)) => {
+                        let start = slot.datagram.start + DATA_HEADER_LEN;
+                        self.coalescer.push(&self.buffer, start..start + len);
+                    }
+                    Err(reason) => self.shared.counters.count(reason, 1),
+                }
+            }
+        }
+        self.shared.wake(accepting.end(now));
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let (shared, mut gone) = (&self.shared, None);
+        let mut refused = false;
+        self.coalescer.flush(&mut self.buffer, |slices, packets| {
+            if let Err(error) = shared.queue.write(slices) {
+                shared.counters.count(DropReason::DeviceFailed, packets);
+                refused |= packets > 1 && error.raw_os_error() == Some(libc::EINVAL);
+                gone = gone.take().or_else(|| is_gone(&error).then_some(error));
+            }
+        });
+        if refused {
+            self.stop_coalescing();
+        }
+        gone.map_or(Ok(()), Err)
+    }
+
+    /// The kernel took super-packets when it was asked and takes them no more.
+    fn stop_coalescing(&mut self) {
+        let limits = self.coalescer.limits_mut();
+        (limits.tcp, limits.udp) = (false, false);
+        tracing::warn!("the device refuses super-packets; packets are written singly from now on");
+    }
+
+    fn count(&self, result: Result<(), DropReason>) {
+        if let Err(reason) = result {
+            self.shared.counters.count(reason, 1);
+        }
+    }
+}
+
+/// The length of the packet to deliver, if there is one and it may come from the peer.
+fn admit_packet(
+    shared: &Shared,
+    inner: Inner,
+    datagram: &mut [u8],
+) -> Result<Option<usize>, DropReason> {
+    let Inner::Packet { len, source } = inner else { return Ok(None) };
+    if !shared.filter.allows(source) {
+        return Err(DropReason::SourceNotAllowed);
+    }
+    shared.clamp(&mut datagram[DATA_HEADER_LEN..DATA_HEADER_LEN + len]);
+    Ok(Some(len))
+}

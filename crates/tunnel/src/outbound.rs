@@ -1,0 +1,191 @@
+//! From the device to the socket:
+//!
+//! 1. *read* the device until it has no more, one packet or super-packet at a time;
+//! 2. *split* it into the batch, each packet where it will be sealed;
+//! 3. *seal* the batch, or stage it where there is no key;
+//! 4. *send* it in one call.
+//!
+//! One thread does it all, with buffers of its own; nothing here allocates, locks or waits for
+//! more packets than there are.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::poll::PollFlags;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::session::Counters;
+use vpnd_protocol::staging::Staging;
+use vpnd_protocol::table::Path;
+use vpnd_protocol::time::BootTime;
+use vpnd_tun::{READ_BUFFER, VnetHeader, split};
+
+use crate::batch::Batch;
+use crate::clock;
+use crate::shared::{Shared, Signal, is_gone, wait};
+
+pub(crate) struct Outbound {
+    shared: Arc<Shared>,
+    /// Raised at each publication.
+    published: Arc<Signal>,
+    read: Box<[u8]>,
+    batch: Batch,
+    staging: Staging,
+}
+
+impl Outbound {
+    pub(crate) fn new(shared: Arc<Shared>, published: Arc<Signal>) -> Self {
+        let batch = Batch::new(shared.socket.max_segments(), shared.mtu.into());
+        let read = vec![0; READ_BUFFER].into_boxed_slice();
+        Self { shared, published, read, batch, staging: Staging::default() }
+    }
+
+    /// Moves packets until the table says stop.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        while !self.shared.table.load().stop {
+            match self.shared.queue.read(&mut self.read) {
+                Ok(len) => self.split(len)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.flush()?;
+                    wait(self.shared.queue.as_fd(), PollFlags::POLLIN, &self.published)?;
+                    self.send_staged()?;
+                }
+                Err(error) if is_gone(&error) => return Err(error),
+                Err(_) => self.shared.counters.count(DropReason::DeviceMalformed, 1),
+            }
+        }
+        Ok(())
+    }
+
+    fn split(&mut self, len: usize) -> io::Result<()> {
+        // Taken out for the time of the loop, so that sending may borrow the rest.
+        let read = std::mem::take(&mut self.read);
+        let result = self.split_packet(&read[..len]);
+        self.read = read;
+        result
+    }
+
+    fn split_packet(&mut self, read: &[u8]) -> io::Result<()> {
+        let segments = VnetHeader::decode(read)
+            .and_then(|(header, packet)| split(header, packet, 0).ok().filter(|_| is_ip(packet)));
+        let Some(mut segments) = segments else {
+            self.shared.counters.count(DropReason::DeviceMalformed, 1);
+            return Ok(());
+        };
+        let single = segments.remaining() == 1;
+        while let Some(len) = segments.next_len() {
+            if !self.batch.can_ever_hold(len) {
+                self.shared.counters.count(DropReason::TooBig, segments.remaining());
+                return Ok(());
+            }
+            let Some(packet) = self.batch.room(len) else {
+                self.flush()?;
+                continue;
+            };
+            segments.write_next(packet);
+            if single {
+                // A SYN is never part of a super-packet.
+                self.shared.clamp(packet);
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals and sends the batch, after whatever was staged before it.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.batch.len() == 0 {
+            return Ok(());
+        }
+        self.send_staged()?;
+        let now = clock::boot();
+        match seal(&self.shared, &mut self.batch, now) {
+            Some(path) => send(&self.shared, &self.published, &self.batch, &path, now)?,
+            None => self.stage(now),
+        }
+        self.batch.clear();
+        Ok(())
+    }
+
+    fn stage(&mut self, now: BootTime) {
+        let lost = self.batch.packets().map(|packet| self.staging.push(now, packet)).sum();
+        self.shared.counters.count(DropReason::Unstaged, lost);
+        self.shared.wake(self.shared.activity.want_handshake.raise());
+    }
+
+    fn send_staged(&mut self) -> io::Result<()> {
+        if self.staging.is_empty() || self.shared.table.load().send.is_none() {
+            return Ok(());
+        }
+        let now = clock::boot();
+        self.shared.counters.count(DropReason::Unstaged, self.staging.purge(now));
+        let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
+        while let Some(packet) = self.staging.peek() {
+            if let Some(room) = batch.room(packet.len()) {
+                room.copy_from_slice(packet);
+                self.staging.pop();
+                if !self.staging.is_empty() {
+                    continue;
+                }
+            }
+            let Some(path) = seal(&self.shared, &mut batch, now) else {
+                // The key died under our hands: these few are lost.
+                self.shared.counters.count(DropReason::Unstaged, batch.len());
+                return Ok(());
+            };
+            send(&self.shared, &self.published, &batch, &path, now)?;
+            batch.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Reserves counters and seals; `None` where there is no key, no way, or none that still seals.
+fn seal(shared: &Shared, batch: &mut Batch, now: BootTime) -> Option<Path> {
+    // The guard ends with this function: no key is held while a send waits.
+    let table = shared.table.load();
+    let (key, path) = table.send.as_ref()?;
+    let counters: Counters = key.reserve(batch.len(), now).ok()?;
+    shared.wake(counters.wake());
+    batch.seal(key, counters);
+    Some(*path)
+}
+
+/// Sends a sealed batch. Whatever the network says, the line goes on.
+fn send(
+    shared: &Shared,
+    published: &Signal,
+    batch: &Batch,
+    path: &Path,
+    now: BootTime,
+) -> io::Result<()> {
+    let mut sent = 0;
+    while sent < batch.bytes() {
+        match shared.socket.send(&batch.transmit(path, sent)) {
+            Ok(done) => {
+                sent += done.len;
+                if done.too_big {
+                    shared.activity.path_too_small();
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait(shared.socket.as_fd(), PollFlags::POLLOUT, published)?;
+                if shared.table.load().stop {
+                    return Ok(());
+                }
+            }
+            Err(_) => {
+                shared.counters.count(DropReason::SendFailed, batch.remaining(sent));
+                break;
+            }
+        }
+    }
+    shared.wake(shared.activity.sent(now, batch.tally()));
+    Ok(())
+}
+
+fn is_ip(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| matches!(first >> 4, 4 | 6))
+}

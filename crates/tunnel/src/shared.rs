@@ -1,0 +1,93 @@
+//! What the two data threads and the control plane share, and how a thread sleeps.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vpnd_protocol::activity::{Activity, Wake};
+use vpnd_protocol::table::Table;
+use vpnd_tun::Queue;
+
+use crate::clamp::clamp_mss;
+use crate::counters::Counters;
+use crate::filter::Filter;
+use crate::udp::Socket;
+
+/// One tunnel, as all its threads see it.
+pub(crate) struct Shared {
+    pub(crate) queue: Queue,
+    pub(crate) socket: Socket,
+    pub(crate) table: ArcSwap<Table>,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) counters: Counters,
+    pub(crate) filter: Filter,
+    pub(crate) mtu: u16,
+    /// The MTU that TCP's segment size is clamped to.
+    pub(crate) clamp: Option<u16>,
+    /// Wakes the control plane.
+    pub(crate) control: Signal,
+}
+
+impl Shared {
+    pub(crate) fn wake(&self, wake: Wake) {
+        if wake.is_due() {
+            self.control.raise();
+        }
+    }
+
+    pub(crate) fn clamp(&self, packet: &mut [u8]) {
+        if let Some(mtu) = self.clamp {
+            clamp_mss(packet, mtu);
+        }
+    }
+}
+
+/// An eventfd: raised by one thread, waited for by another.
+pub(crate) struct Signal(EventFd);
+
+impl Signal {
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self(EventFd::from_value_and_flags(0, flags)?))
+    }
+
+    pub(crate) fn raise(&self) {
+        // Full means raised 2⁶⁴ − 1 times and not yet seen: raised all the same.
+        let _full = self.0.write(1);
+    }
+
+    pub(crate) fn drain(&self) {
+        // Empty means nobody raised it since.
+        let _empty = self.0.read();
+    }
+}
+
+impl AsFd for Signal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Sleeps until `fd` is ready for `flags` or `signal` is raised. The signal is drained, so that a
+/// table published from now on raises it anew.
+pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io::Result<()> {
+    let mut fds = [PollFd::new(fd, flags), PollFd::new(signal.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) => {}
+        Err(Errno::EINTR) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    if fds[1].any() == Some(true) {
+        signal.drain();
+    }
+    Ok(())
+}
+
+/// Whether a device error means that the device is gone, for good.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::ENXIO))
+}
