@@ -9,6 +9,9 @@ mod section;
 mod tables;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,7 +26,8 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use problem::{Finding, Report};
 pub(crate) use read::{Loaded, load};
 
-/// One tunnel, as its file describes it; every default is filled in.
+/// One tunnel, as its file describes it; every default is filled in. As JSON its keys are the
+/// file's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Config {
     /// The tunnel's name: the file's stem.
@@ -35,6 +39,7 @@ pub(crate) struct Config {
     /// `[peer]`.
     pub(crate) peer: Peer,
     /// `[[route]]`, in order.
+    #[serde(rename = "route")]
     pub(crate) routes: Vec<Route>,
     /// `[path]`.
     pub(crate) path: Path,
@@ -50,8 +55,10 @@ pub(crate) struct Interface {
     /// What the device carries.
     pub(crate) mode: Mode,
     /// Our addresses inside the tunnel, host bits kept.
+    #[serde(rename = "address")]
     pub(crate) addresses: Vec<IpNet>,
     /// The peer's addresses inside, for a point-to-point device.
+    #[serde(rename = "peer_address")]
     pub(crate) peer_addresses: Vec<IpAddr>,
     /// Where our secret key is; `keys` has read it.
     pub(crate) private_key_file: PathBuf,
@@ -83,6 +90,7 @@ pub(crate) struct Peer {
     /// Where the preshared key is; `keys` has read it.
     pub(crate) preshared_key_file: Option<PathBuf>,
     /// Where the peer may be found, in order; empty: it finds us.
+    #[serde(rename = "endpoint")]
     pub(crate) endpoints: Vec<Endpoint>,
     /// The inner source addresses the peer may use.
     pub(crate) allowed_ips: Vec<IpNet>,
@@ -130,8 +138,10 @@ pub(crate) struct Path {
     /// The largest TCP segment that SYNs may announce.
     pub(crate) mss_clamp: MssClamp,
     /// UDP segmentation offload (GSO and GRO), where the kernel has it.
+    #[serde(serialize_with = "as_switch")]
     pub(crate) gso: bool,
     /// The device's segmentation offload, where the kernel has it.
+    #[serde(serialize_with = "as_switch")]
     pub(crate) offload: bool,
     /// Bytes the UDP socket may hold for us.
     pub(crate) rcvbuf: usize,
@@ -143,10 +153,11 @@ pub(crate) struct Path {
 pub(crate) enum MssClamp {
     /// What fits the device's MTU.
     Auto,
-    /// This many bytes.
-    Fixed(u16),
     /// Left as it is.
     Off,
+    /// This many bytes.
+    #[serde(untagged)]
+    Fixed(u16),
 }
 
 /// `[service]`: the daemon itself.
@@ -190,6 +201,11 @@ pub(crate) enum LogFormat {
 
 fn as_text<S: Serializer>(value: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(value)
+}
+
+/// As the file would have it: `"auto"` or `false`.
+fn as_switch<S: Serializer>(value: &bool, to: S) -> Result<S::Ok, S::Error> {
+    if *value { to.serialize_str("auto") } else { to.serialize_bool(false) }
 }
 
 /// As the file would have it: a port, or an address and a port.

@@ -97,9 +97,12 @@ fn read_text(file: &path::Path) -> Result<String, Problem> {
 }
 
 fn parse(shown: String, source: String, from: &Surroundings) -> Result<Loaded, Report> {
-    let (good, problems) = match DeTable::parse(&source) {
-        Ok(table) => tables::all(&table, from),
-        Err(error) => (None, vec![Problem::error(error.message()).at(error.span())]),
+    let (table, errors) = DeTable::parse_recoverable(&source);
+    // The errors after the first are often its echo, and so is what the tables lack.
+    let first = errors.into_iter().min_by_key(|error| error.span().map(|span| span.start));
+    let (good, problems) = match first {
+        None => tables::all(&table, from),
+        Some(error) => (None, vec![Problem::error(error.message()).at(error.span())]),
     };
     let report = Report::new(shown, source, problems);
     match good {

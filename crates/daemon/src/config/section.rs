@@ -166,7 +166,7 @@ fn advice(title: &str, name: &str) -> String {
         (_, Some(("", _))) => format!("`{name}` is a table of its own"),
         (_, Some((table, _))) => format!("`{name}` belongs in {table}"),
         (Some(key), None) => format!("did you mean `{key}`?"),
-        (None, None) => format!("the keys here are {}", keys_of(title).join(", ")),
+        (None, None) => format!("known here: {}", keys_of(title).join(", ")),
     }
 }
 

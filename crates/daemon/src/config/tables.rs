@@ -101,7 +101,7 @@ fn peer(
         preshared_key_file,
         endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
         allowed_ips: s.or("allowed_ips", allowed_ips, list(value::network)),
-        keepalive: s.or("keepalive", None, text(value::keepalive)),
+        keepalive: s.or("keepalive", None, value::keepalive),
         roam: s.or("roam", Roam::Any, text(choice(ROAM))),
         public_key: public_key?,
     };

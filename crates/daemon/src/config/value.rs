@@ -95,16 +95,16 @@ pub(super) fn host_address(text: &str) -> TextResult<IpAddr> {
     })
 }
 
-/// "off", or how often.
-pub(super) fn keepalive(text: &str) -> TextResult<Option<Duration>> {
-    const EXPECTED: &str = "expected \"off\" or whole seconds from \"1s\" to \"65535s\"";
-    if text == "off" {
+/// "off", or how often: WireGuard's whole seconds.
+pub(super) fn keepalive(value: &Value<'_>) -> Parsed<Option<Duration>> {
+    const EXPECTED: &str = "\"off\" or whole seconds from \"1s\" to \"65535s\"";
+    let text = value.get_ref().as_str();
+    if text == Some("off") {
         return Ok(None);
     }
-    let duration = humantime::parse_duration(text).ok();
+    let duration = text.and_then(|text| humantime::parse_duration(text).ok());
     let fits = |d: &Duration| d.subsec_nanos() == 0 && (1..=65535).contains(&d.as_secs());
-    let error = || Problem::error(format!("{EXPECTED}, found `{text}`"));
-    duration.filter(fits).map(Some).ok_or_else(error)
+    duration.filter(fits).map(Some).ok_or_else(|| vec![expected(EXPECTED, value)])
 }
 
 /// Bytes: an integer, or a text such as "4MiB".
@@ -123,7 +123,7 @@ pub(super) fn size(range: RangeInclusive<i64>) -> impl Fn(&Value<'_>) -> Parsed<
 /// What was expected, and what stands there.
 pub(super) fn expected(what: &str, value: &Value<'_>) -> Problem {
     let found = match value.get_ref() {
-        DeValue::String(text) => format!("`{text}`"),
+        DeValue::String(text) => format!("\"{text}\""),
         DeValue::Integer(number) => number.to_string(),
         DeValue::Boolean(truth) => truth.to_string(),
         other => format!("{} {}", article(other.type_str()), other.type_str()),
@@ -161,7 +161,9 @@ fn span_of(range: &RangeInclusive<i64>) -> String {
 
 fn unknown_word(text: &str, known: &[&str]) -> Problem {
     let quoted: Vec<_> = known.iter().map(|word| format!("\"{word}\"")).collect();
-    let problem = Problem::error(format!("expected {}, found `{text}`", quoted.join(" or ")));
+    let one_of = if known.len() > 1 { "one of " } else { "" };
+    let quoted = quoted.join(", ");
+    let problem = Problem::error(format!("expected {one_of}{quoted}, found \"{text}\""));
     match nearest(text, known) {
         Some(word) => problem.help(format!("did you mean \"{word}\"?")),
         None => problem,

@@ -1,0 +1,247 @@
+//! Bad configurations with what is said of each, and the shipped ones.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use vpnd_crypto::SecretKey;
+
+use super::section::TABLES;
+use super::{Loaded, Report, load};
+use crate::keys;
+
+/// A key whose private half nobody has.
+const PEER: &str = "x/w8KfNz7rhSYau3uquf7fT8Qr6/4o7d/LItsHMBgzM=";
+
+/// A directory with `site.key` and `site.psk` in it.
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    put_key(directory.path(), "site.key", 1);
+    put_key(directory.path(), "site.psk", 2);
+    directory
+}
+
+fn put_key(directory: &Path, name: &str, seed: u8) {
+    let key = SecretKey::from_bytes([seed; 32]);
+    keys::create(&directory.join(name), &key.to_base64()).unwrap();
+}
+
+fn put(directory: &Path, name: &str, source: &str) -> PathBuf {
+    let path = directory.join(name);
+    fs::write(&path, source).unwrap();
+    path
+}
+
+/// The least that is good, with more lines in either table.
+fn minimal(interface: &str, peer: &str) -> String {
+    format!(
+        "[interface]\nprivate_key_file = 'site.key'\naddress = '10.99.0.1/30'\nlisten = 51820\n\
+         {interface}\n[peer]\npublic_key = '{PEER}'\n{peer}\n"
+    )
+}
+
+fn try_load(source: &str) -> Result<Loaded, Report> {
+    let directory = directory();
+    load(&put(directory.path(), "site.toml", source))
+}
+
+fn good(source: &str) -> Loaded {
+    try_load(source).unwrap_or_else(|report| panic!("{source}\n{report}"))
+}
+
+/// What is said of `source`, less the directory.
+fn said(source: &str) -> Vec<String> {
+    let report = match try_load(source) {
+        Ok(loaded) => loaded.warnings,
+        Err(report) => report,
+    };
+    let bare =
+        |line: String| {
+            let words =
+                line.split(' ').map(|word| {
+                    word.rsplit_once('/').map_or(word, |(head, tail)| {
+                        if head.contains("/.tmp") { tail } else { word }
+                    })
+                });
+            words.collect::<Vec<_>>().join(" ")
+        };
+    report.lines().map(bare).collect()
+}
+
+#[test]
+fn defaults() {
+    let Loaded { config, warnings, .. } = good(&minimal("", ""));
+    let json = serde_json::to_value(&config).unwrap();
+    assert!(warnings.is_empty());
+    assert_eq!(config.name, "site");
+    assert_eq!(
+        json["interface"],
+        serde_json::json!({
+            "name": null, "mode": "tun", "address": ["10.99.0.1/30"], "peer_address": [],
+            "private_key_file": config.file.with_file_name("site.key"), "listen": 51820,
+            "mtu": 1420, "txqueuelen": 1000,
+        })
+    );
+    assert_eq!(
+        json["peer"],
+        serde_json::json!({
+            "protocol": "wireguard", "public_key": PEER, "preshared_key_file": null,
+            "endpoint": [], "allowed_ips": ["10.99.0.0/30"], "keepalive": "off", "roam": "any",
+        })
+    );
+    assert_eq!(
+        json["path"],
+        serde_json::json!({
+            "mss_clamp": "auto", "gso": "auto", "offload": "auto", "rcvbuf": 4 << 20,
+        })
+    );
+    assert_eq!(json["service"]["state_dir"], "/var/lib/vpnd");
+    assert_eq!(json["service"]["control"], "/run/vpnd/site.sock");
+}
+
+#[test]
+fn what_may_come_in_follows_from_what_may_go_out() {
+    let routes = "[[route]]\nto = '192.168.20.0/24'\n[[route]]\nto = 'fd20::/48'";
+    let source = minimal("peer_address = ['10.99.0.2']", routes);
+    let allowed = good(&source).config.peer.allowed_ips;
+    let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+    assert_eq!(allowed, ["10.99.0.0/30", "10.99.0.2/32", "192.168.20.0/24", "fd20::/48"]);
+}
+
+#[test]
+fn our_own_address_alone_is_not_let_in() {
+    let source = minimal("peer_address = '10.99.0.2'", "").replace("/30", "/32");
+    let allowed = good(&source).config.peer.allowed_ips;
+    assert_eq!(allowed, ["10.99.0.2/32".parse().unwrap()]);
+}
+
+/// One case of `bad.txt`: the configuration, and what is said of it.
+fn case(text: &str) -> (String, Vec<&str>) {
+    let (told, lines): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('!'));
+    let told = told.iter().map(|line| line.trim_start_matches("! ")).collect();
+    let (mut interface, mut peer, mut alone) = (String::new(), String::new(), String::new());
+    let mut into = &mut alone;
+    for line in lines {
+        match line {
+            "in [interface]" => into = &mut interface,
+            "in [peer]" => into = &mut peer,
+            "alone" => into = &mut alone,
+            _ => *into += &format!("{line}\n"),
+        }
+    }
+    let partial = text.starts_with("in");
+    let source = if partial { minimal(interface.trim(), peer.trim()) } else { alone };
+    let own = SecretKey::from_bytes([1; 32]).public().to_string();
+    (source.replace("PEER", PEER).replace("OWN", &own), told)
+}
+
+#[test]
+fn what_is_said_of_bad_configurations() {
+    let cases = include_str!("bad.txt").split("\n\n").skip(1);
+    for (source, expected) in cases.map(case) {
+        let said = said(&source);
+        let bare = said.iter().map(|line| line.trim_start_matches("site.toml:").trim_start());
+        assert_eq!(bare.collect::<Vec<_>>(), expected, "of\n{source}");
+    }
+}
+
+#[test]
+fn every_key_is_read() {
+    for (title, keys) in TABLES.iter().filter(|(title, _)| !title.is_empty()) {
+        for key in *keys {
+            let lines = said(&format!("{title}\n{key} = 1979-05-27\n"));
+            let told = lines.iter().any(|line| line.starts_with(&"site.toml:2:"));
+            assert!(told, "{title} {key} is never looked at: {lines:?}");
+        }
+    }
+}
+
+/// The shipped `site-a.toml` or `site-b.toml`.
+fn shipped(name: &str) -> String {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config");
+    fs::read_to_string(directory.join(name)).unwrap()
+}
+
+/// Loads it, less what depends on the directory.
+fn load_shipped(name: &str, source: &str) -> Loaded {
+    let directory = directory();
+    put_key(directory.path(), "site-a.key", 3);
+    put_key(directory.path(), "site-b.key", 4);
+    let loaded = load(&put(directory.path(), name, source));
+    let mut loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
+    assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+    let file = &mut loaded.config;
+    file.file = name.into();
+    file.interface.private_key_file = PathBuf::new();
+    file.peer.preshared_key_file = None;
+    loaded
+}
+
+#[test]
+fn the_shipped_examples_are_good_and_belong_together() {
+    let (a, b) = ("site-a.toml", "site-b.toml");
+    let (a, b) = (load_shipped(a, &shipped(a)).config, load_shipped(b, &shipped(b)).config);
+    let net = |config: &super::Config| config.interface.addresses[0].trunc();
+    assert_eq!(net(&a), net(&b));
+    assert_ne!(a.interface.addresses, b.interface.addresses);
+    assert_eq!(a.peer.endpoints[0].port, 51820);
+    assert_eq!(b.peer.endpoints[0].port, 51820);
+    assert_ne!(a.peer.public_key, b.peer.public_key);
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let plain = shipped("site-a.toml");
+    let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    // The user `vpnd` is the default only where it exists.
+    let spelled_out: Vec<_> = plain
+        .lines()
+        .map(|line| if is_key(&line) && !line.contains("user") { &line[1..] } else { line })
+        .collect();
+    let spelled_out = load_shipped("site-a.toml", &spelled_out.join("\n")).config;
+    assert_eq!(spelled_out, load_shipped("site-a.toml", &plain).config);
+}
+
+#[test]
+fn every_key_is_shown_and_documented() {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
+    let (example, manual) = (shipped("site-a.toml"), fs::read_to_string(manual).unwrap());
+    let later = ["cipher", "post_quantum"];
+    for (title, keys) in TABLES.iter().filter(|(title, _)| !title.is_empty()) {
+        assert!(example.contains(title) && manual.contains(title), "{title}");
+        for key in keys.iter().filter(|key| !later.contains(key)) {
+            let shows = |line: &str| line.trim_start_matches('#').starts_with(&format!("{key} = "));
+            assert!(example.lines().any(shows), "site-a.toml lacks {key}");
+            assert!(manual.contains(&format!("\n| `{key}` |")), "configuration.md lacks {key}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(source in ".*") {
+        said(&source);
+    }
+
+    #[test]
+    fn no_likely_text_panics(parts in prop::collection::vec(likely(), 0..40)) {
+        if let Err(report) = try_load(&parts.concat()) {
+            report.to_string();
+        }
+    }
+}
+
+/// Pieces of real configurations, and what may break them.
+fn likely() -> impl Strategy<Value = String> {
+    let words = TABLES.iter().flat_map(|(title, keys)| {
+        let title = format!("\n{title}\n");
+        keys.iter().map(|key| format!("{key} = ")).chain([title])
+    });
+    let values =
+        ["'x'", "1", "[", "]", "{", "}", ",", "'", "\"", "\n", "\r\n", "é", "\u{0}", "off"];
+    let values = values.into_iter().map(str::to_owned);
+    let more = ["'10.99.0.1/30'", "'[fe80::1%x]:1'", "99999999999999999999", "'25s'", "-1", "0x1f"];
+    let all: Vec<_> = words.chain(values).chain(more.map(str::to_owned)).collect();
+    prop::sample::select(all)
+}
