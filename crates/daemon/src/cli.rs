@@ -13,7 +13,7 @@ use crate::demo::DemoOptions;
 
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, subcommand_negates_reqs = true)]
+#[command(name = "vpnd", version, arg_required_else_help = true, subcommand_negates_reqs = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     run: Option<RunOptions>,

@@ -134,3 +134,100 @@ fn is_below(path: &Path, directory: &Path) -> bool {
 fn content(path: &Path, error: KeyError) -> KeyFileError {
     KeyFileError::Content { path: path.to_owned(), error }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::{chown, mkfifo};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A directory with a key in `site.key`, of this mode.
+    fn key_of_mode(mode: u32) -> (TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site.key");
+        create(&path, &SecretKey::from_bytes([1; 32]).to_base64()).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        (directory, path)
+    }
+
+    fn error(path: &Path) -> KeyFileError {
+        read_secret(path, None).err().unwrap()
+    }
+
+    #[test]
+    fn a_new_key_file_is_ours_alone_and_never_replaces_one() {
+        let (_directory, path) = key_of_mode(0o600);
+        let other = path.with_file_name("other.key");
+        create(&other, "x").unwrap();
+        assert_eq!(other.metadata().unwrap().mode() & 0o7777, 0o600);
+        assert!(matches!(create(&path, "x"), Err(KeyFileError::Create { .. })));
+        assert!(read_secret(&path, None).is_ok());
+    }
+
+    #[test]
+    fn a_dangling_link_is_not_written_through() {
+        let (directory, path) = key_of_mode(0o600);
+        let link = directory.path().join("link");
+        symlink(path.with_file_name("target"), &link).unwrap();
+        assert!(create(&link, "x").is_err());
+    }
+
+    #[test]
+    fn open_modes_are_refused_with_the_remedy() {
+        for mode in [0o640, 0o604, 0o620, 0o602, 0o610, 0o777] {
+            let (_directory, path) = key_of_mode(mode);
+            let text = error(&path).to_string();
+            assert!(text.ends_with(&format!("run `chmod 600 {}`", path.display())), "{text}");
+        }
+        for mode in [0o600, 0o400, 0o700] {
+            let (_directory, path) = key_of_mode(mode);
+            assert!(read_secret(&path, None).is_ok(), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn foreign_keys_are_refused_to_root_too() {
+        let (_directory, path) = key_of_mode(0o600);
+        // Only root can give a file away.
+        if Uid::effective().is_root() {
+            chown(&path, Some(Uid::from_raw(65534)), None).unwrap();
+            assert!(matches!(error(&path), KeyFileError::Owner { uid: 65534, .. }));
+        }
+    }
+
+    #[test]
+    fn credentials_are_systemds_to_guard() {
+        let (directory, path) = key_of_mode(0o644);
+        let inside = Some(directory.path());
+        assert!(read_secret(&path, inside).is_ok());
+        assert!(read_secret(&path, Some(&directory.path().join("elsewhere"))).is_err());
+    }
+
+    #[test]
+    fn the_way_out_of_the_credentials_is_no_credential() {
+        let (_directory, path) = key_of_mode(0o644);
+        let credentials = tempfile::tempdir().unwrap();
+        let link = credentials.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(read_secret(&link, Some(credentials.path())).is_err());
+    }
+
+    #[test]
+    fn what_is_no_key_file() {
+        let (directory, path) = key_of_mode(0o600);
+        assert!(matches!(error(directory.path()), KeyFileError::Kind { .. }));
+        assert!(matches!(error(&path.with_file_name("none")), KeyFileError::Read { .. }));
+        let pipe = path.with_file_name("pipe");
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        assert!(matches!(error(&pipe), KeyFileError::Kind { .. }));
+        fs::write(&path, [b'A'; 1 << 16]).unwrap();
+        assert!(matches!(error(&path), KeyFileError::Content { .. }));
+        fs::write(&path, b"\xff\n").unwrap();
+        assert!(matches!(error(&path), KeyFileError::Read { .. }));
+    }
+}

@@ -1,0 +1,180 @@
+//! The command line as a shell sees it: the real binary, its output and its exit codes.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn vpnd(directory: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpnd"));
+    command.current_dir(directory).args(arguments).stdin(Stdio::null());
+    command.env_remove("CREDENTIALS_DIRECTORY").output().unwrap()
+}
+
+/// What it prints, having succeeded.
+fn stdout(directory: &Path, arguments: &[&str]) -> String {
+    let output = vpnd(directory, arguments);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{arguments:?}: {err}");
+    out
+}
+
+/// What it complains of, and the code it ends with.
+fn complaint(directory: &Path, arguments: &[&str]) -> (i32, String) {
+    let output = vpnd(directory, arguments);
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    (output.status.code().unwrap(), text(&output.stderr))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn version_and_help() {
+    let here = tempfile::tempdir().unwrap();
+    let version = stdout(here.path(), &["--version"]);
+    assert_eq!(version, format!("vpnd {}\n", env!("CARGO_PKG_VERSION")));
+    let help = stdout(here.path(), &["--help"]);
+    for command in ["run", "genkey", "pubkey", "genpsk", "check", "status", "pair", "demo"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{command} is missing from\n{help}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2() {
+    let here = tempfile::tempdir().unwrap();
+    for arguments in [
+        &[][..],
+        &["chekc", "f"],
+        &["check"],
+        &["run"],
+        &["-v"],
+        &["-c", "f", "genkey"],
+        &["pair", "a", "b"],
+        &["pair", "a=192.0.2.1:1", "a"],
+        &["pair", "a=192.0.2.1", "b"],
+        &["pair", "a=192.0.2.1:1", "b", "--inner", "10.99.0.0/32"],
+    ] {
+        assert_eq!(complaint(here.path(), arguments).0, 2, "{arguments:?}");
+    }
+}
+
+#[test]
+fn keys_on_standard_output_and_in_files() {
+    let here = tempfile::tempdir().unwrap();
+    let secret = stdout(here.path(), &["genkey"]);
+    assert_eq!((secret.len(), secret.ends_with("=\n")), (45, true));
+    assert_ne!(secret, stdout(here.path(), &["genkey"]));
+    assert_eq!(stdout(here.path(), &["genpsk"]).len(), 45);
+
+    let public = stdout(here.path(), &["genkey", "-o", "site.key"]);
+    assert_eq!(stdout(here.path(), &["pubkey", "site.key"]), public);
+    assert_eq!(pubkey_of(&fs::read(here.path().join("site.key")).unwrap()), public);
+    assert_eq!(stdout(here.path(), &["genpsk", "--output", "site.psk"]), "");
+
+    let (code, said) = complaint(here.path(), &["genkey", "-o", "site.key"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (1, "vpnd: cannot create site.key: File exists (os error 17)\n")
+    );
+}
+
+fn pubkey_of(secret: &[u8]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpnd"));
+    command.arg("pubkey").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(secret).unwrap();
+    text(&child.wait_with_output().unwrap().stdout)
+}
+
+#[test]
+fn a_pair_is_ready_to_run() {
+    let here = tempfile::tempdir().unwrap();
+    let sites = ["pair", "--out", "new", "a=a.example.net:51820", "b=b.example.net:51820"];
+    let advice = stdout(here.path(), &sites);
+    assert!(advice.contains("copy new/a/* to /etc/vpnd/"), "{advice}");
+    let json = |file| {
+        let text = stdout(here.path(), &["check", "--json", file]);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let (a, b) = (json("new/a/a.toml"), json("new/b/b.toml"));
+    assert_eq!(a["public_key"], b["config"]["peer"]["public_key"]);
+    assert_eq!(b["public_key"], a["config"]["peer"]["public_key"]);
+    assert_eq!(a["config"]["interface"]["address"][0], "10.99.0.1/30");
+    assert_eq!(b["config"]["interface"]["address"][0], "10.99.0.2/30");
+    assert_eq!(a["config"]["peer"]["keepalive"], "25s");
+
+    let (code, said) = complaint(here.path(), &sites);
+    assert_eq!(code, 1);
+    assert!(said.contains("cannot create new/a/a.key: File exists"), "{said}");
+}
+
+#[test]
+fn a_bad_configuration_ends_with_78_and_shows_the_place() {
+    let here = tempfile::tempdir().unwrap();
+    stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
+    let path = here.path().join("a/a.toml");
+    let good = fs::read_to_string(&path).unwrap();
+    fs::write(&path, good.replace("keepalive = ", "keepalvie = ")).unwrap();
+    let expected = r#"error: unknown key `keepalvie` in [peer]
+  --> a/a.toml:14:1
+   |
+14 | keepalvie = "25s"  # keeps a NAT on the way open
+   | ^^^^^^^^^
+   |
+   = help: did you mean `keepalive`?
+"#;
+    for arguments in [&["check", "a/a.toml"][..], &["run", "-c", "a/a.toml"], &["-c", "a/a.toml"]] {
+        assert_eq!(complaint(here.path(), arguments), (78, expected.to_owned()));
+    }
+    let output = vpnd(here.path(), &["check", "--json", "a/a.toml"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert_eq!((&json["ok"], &json["config"]), (&false.into(), &serde_json::Value::Null));
+    assert_eq!(
+        (&json["problems"][0]["line"], &json["problems"][0]["column"]),
+        (&14.into(), &1.into())
+    );
+}
+
+#[test]
+fn an_unreadable_configuration_ends_with_78() {
+    let here = tempfile::tempdir().unwrap();
+    let (code, said) = complaint(here.path(), &["run", "--config", "none.toml"]);
+    assert_eq!(code, 78);
+    assert_eq!(
+        said,
+        "error: cannot be read: No such file or directory (os error 2)\n--> none.toml\n"
+    );
+}
+
+#[test]
+fn a_key_in_the_configuration_is_not_repeated() {
+    let here = tempfile::tempdir().unwrap();
+    let secret = stdout(here.path(), &["genkey"]);
+    for key in ["private_key", "private_key_file", "PrivateKey"] {
+        let source = format!("[interface]\n{key} = \"{}\"\n", secret.trim());
+        fs::write(here.path().join("site.toml"), source).unwrap();
+        let (code, said) = complaint(here.path(), &["check", "site.toml"]);
+        assert_eq!(code, 78);
+        assert!(said.contains("site.toml:2:") && !said.contains(secret.trim()), "{said}");
+    }
+}
+
+#[test]
+fn a_credential_is_found_where_systemd_puts_it() {
+    let (here, credentials) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
+    fs::rename(here.path().join("a/a.key"), credentials.path().join("site")).unwrap();
+    let path = here.path().join("a/a.toml");
+    let good = fs::read_to_string(&path).unwrap();
+    fs::write(&path, good.replace("\"a.key\"", "\"cred:site\"")).unwrap();
+    let (code, said) = complaint(here.path(), &["check", "a/a.toml"]);
+    assert!(code == 78 && said.contains("$CREDENTIALS_DIRECTORY is not set"), "{said}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vpnd"));
+    command.current_dir(here.path()).args(["check", "a/a.toml"]);
+    let output = command.env("CREDENTIALS_DIRECTORY", credentials.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
