@@ -134,3 +134,58 @@ fn add_up_short(bytes: &[u8]) -> u64 {
 }
 
 const BLOCK: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RFC 1071, word by word.
+    fn reference(bytes: &[u8]) -> u16 {
+        let words =
+            bytes.chunks(2).map(|c| u64::from(c[0]) << 8 | u64::from(*c.get(1).unwrap_or(&0)));
+        let mut sum: u64 = words.sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        u16::try_from(sum).unwrap()
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        let any_bytes = prop::collection::vec(any::<u8>(), 0..3000);
+        let carries = (0usize..70_000).prop_map(|len| vec![0xff; len]);
+        prop_oneof![any_bytes, carries, (0usize..200).prop_map(|len| vec![0; len])]
+    }
+
+    proptest! {
+        #[test]
+        fn every_way_to_sum_agrees(bytes in bytes(), skip in 0usize..70) {
+            let bytes = bytes.get(skip..).unwrap_or_default();
+            let mut copy = vec![0x55; bytes.len()];
+            prop_assert_eq!(Sum::of(bytes).partial(), reference(bytes));
+            prop_assert_eq!(Sum::copy(bytes, &mut copy).partial(), reference(bytes));
+            prop_assert_eq!(&copy, bytes);
+            prop_assert_eq!(Sum::fold(add_up::<false>(bytes, &mut [])).partial(), reference(bytes));
+        }
+
+        #[test]
+        fn sums_of_parts_add_up(bytes in bytes(), at in 0usize..3000) {
+            let (a, b) = bytes.split_at((at & !1).min(bytes.len() & !1));
+            prop_assert_eq!(Sum::of(a) + Sum::of(b), Sum::of(&bytes));
+        }
+
+        #[test]
+        fn what_is_added_can_be_taken_away(a: u16, b in 1u16..) {
+            let back = Sum::word(a) + Sum::word(b) - Sum::word(b);
+            prop_assert_eq!(back.partial() % 0xffff, a % 0xffff);
+        }
+    }
+
+    #[test]
+    fn the_example_of_rfc_1071() {
+        let sum = Sum::of(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!(sum.partial(), 0xddf2);
+        assert_eq!(sum.checksum(), 0x220d);
+    }
+}

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use crate::flow::{Class, Flow, Hosts, Segment, classify};
 use crate::layout::{Transport, low16, put16};
-use crate::vnet::{NEEDS_CSUM, VNET_LEN, VnetHeader};
+use crate::split::{SplitError, split};
+use crate::vnet::{GSO_UDP_L4, NEEDS_CSUM, VNET_LEN, VnetHeader};
 
 /// Gathers the packets of one received batch and hands them on as few writes.
 #[derive(Debug)]
@@ -34,6 +35,41 @@ pub struct Limits {
     pub prefix: usize,
 }
 
+impl Limits {
+    /// Merges no more of what `header` describes, because the device refused it.
+    pub const fn forbid(&mut self, header: VnetHeader) {
+        if header.gso_type == GSO_UDP_L4 {
+            self.udp = false;
+        } else {
+            self.tcp = false;
+        }
+    }
+}
+
+/// Undoes one write of [`Coalescer::flush`] that the device refused: hands its packets to `write`
+/// one by one. Made for the rare case, it allocates.
+///
+/// # Errors
+///
+/// If `slices` are not such a write.
+pub fn unmerge(
+    slices: &[IoSlice<'_>],
+    prefix: usize,
+    mut write: impl FnMut(&[IoSlice<'_>]),
+) -> Result<(), SplitError> {
+    let whole: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+    let (header, packet) = VnetHeader::decode(&whole).ok_or(SplitError::Headers)?;
+    let mut segments = split(header, packet, prefix)?;
+    let plain = VnetHeader::PLAIN.encode();
+    let mut single = Vec::new();
+    while let Some(len) = segments.next_len() {
+        single.resize(len, 0);
+        segments.write_next(&mut single);
+        write(&[IoSlice::new(&plain), IoSlice::new(&single)]);
+    }
+    Ok(())
+}
+
 impl Coalescer {
     /// Nothing gathered yet. All the memory it will use for a batch of up to 1024 packets is
     /// allocated here.
@@ -46,7 +82,7 @@ impl Coalescer {
         }
     }
 
-    /// What may be merged from now on, for when the device refused a super-packet.
+    /// What may be merged from now on.
     pub const fn limits_mut(&mut self) -> &mut Limits {
         &mut self.limits
     }

@@ -16,7 +16,7 @@ mod split;
 mod vnet;
 
 pub use checksum::{Sum, pseudo_header};
-pub use coalesce::{Coalescer, Limits};
+pub use coalesce::{Coalescer, Limits, unmerge};
 pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};
 pub use split::{Segments, SplitError, split};
 pub use vnet::{READ_BUFFER, VNET_LEN, VnetHeader};

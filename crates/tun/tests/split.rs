@@ -1,0 +1,210 @@
+//! Splitting, against packets built one by one.
+
+mod common;
+
+use common::{CWR, FIN, PSH, Spec};
+use proptest::prelude::*;
+use vpnd_tun::{SplitError, VnetHeader, split};
+
+const NEEDS_CSUM: u8 = 1;
+
+fn header(spec: &Spec, gso_size: usize) -> VnetHeader {
+    let gso_type = match (spec.udp, spec.v6) {
+        (true, _) => 5,
+        (false, false) => 1,
+        (false, true) => 4,
+    };
+    VnetHeader {
+        flags: NEEDS_CSUM,
+        gso_type,
+        // Not the headers' length: the kernel gives its linear part, and that must not matter.
+        hdr_len: 17,
+        gso_size: u16::try_from(gso_size).unwrap(),
+        csum_start: u16::try_from(spec.ip_len()).unwrap(),
+        csum_offset: if spec.udp { 6 } else { 16 },
+    }
+}
+
+fn segments(header: VnetHeader, packet: &[u8], prefix: usize) -> Vec<Vec<u8>> {
+    let mut segments = split(header, packet, prefix).unwrap();
+    let mut out = Vec::new();
+    while let Some(len) = segments.next_len() {
+        let mut packet = vec![0xaa; len];
+        segments.write_next(&mut packet);
+        out.push(packet);
+    }
+    assert_eq!(segments.remaining(), 0);
+    out
+}
+
+/// What data-path rules make of a super-packet, each segment built on its own.
+fn expected(spec: &Spec, gso_size: usize) -> Vec<Vec<u8>> {
+    let mut payloads: Vec<&[u8]> = spec.payload.chunks(gso_size).collect();
+    if payloads.is_empty() {
+        payloads.push(&[]);
+    }
+    let last = payloads.len() - 1;
+    let segment = |(at, payload): (usize, &&[u8])| {
+        let mut segment = spec.clone();
+        segment.payload = payload.to_vec();
+        segment.id = spec.id.wrapping_add(u16::try_from(at).unwrap());
+        segment.sequence = spec.sequence.wrapping_add(u32::try_from(at * gso_size).unwrap());
+        if at < last {
+            segment.flags &= !(FIN | PSH);
+        }
+        if at > 0 {
+            segment.flags &= !CWR;
+        }
+        segment.build()
+    };
+    payloads.iter().enumerate().map(segment).collect()
+}
+
+fn any_spec() -> impl Strategy<Value = Spec> {
+    let options = prop::collection::vec(any::<[u8; 4]>(), 0..=10);
+    let lengths = prop_oneof![0usize..200, 0usize..20_000];
+    (any::<(bool, bool, u16, bool, u8, u8, u32)>(), any::<(u8, u16, u16)>(), options, lengths)
+        .prop_flat_map(
+            |((v6, udp, id, df, ttl, tos, sequence), (flags, window, urgent), o, len)| {
+                let spec = Spec {
+                    id,
+                    dont_fragment: df,
+                    ttl,
+                    tos,
+                    sequence,
+                    flags,
+                    window,
+                    urgent,
+                    options: if udp { Vec::new() } else { o.concat() },
+                    ..Spec::new(v6, udp)
+                };
+                prop::collection::vec(any::<u8>(), len)
+                    .prop_map(move |payload| Spec { payload, ..spec.clone() })
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn each_segment_is_as_if_built_alone(
+        spec in any_spec(),
+        gso_size in prop_oneof![1usize..100, 500usize..1500, Just(65_535)],
+        ecn: bool,
+    ) {
+        let mut header = header(&spec, gso_size);
+        if ecn && !spec.udp {
+            header.gso_type |= 0x80;
+        }
+        prop_assert_eq!(segments(header, &spec.build_super(), 0), expected(&spec, gso_size));
+    }
+
+    #[test]
+    fn a_checksum_left_to_us_is_completed(spec in any_spec()) {
+        let header = VnetHeader { gso_type: 0, gso_size: 0, ..header(&spec, 1) };
+        prop_assert_eq!(segments(header, &spec.build_super(), 0), vec![spec.build()]);
+    }
+
+    #[test]
+    fn a_complete_packet_passes_as_it_came(packet: Vec<u8>, data_valid: bool) {
+        let flags = if data_valid { 2 } else { 0 };
+        let header = VnetHeader { flags, ..VnetHeader::PLAIN };
+        prop_assert_eq!(segments(header, &packet, 0), vec![packet.clone()]);
+    }
+
+    /// Whatever the header and the packet claim: no panic, and if it splits, it splits whole.
+    #[test]
+    fn lies_do_no_harm(
+        (spec, cut) in any_spec().prop_flat_map(|s| (Just(s), 0usize..400)),
+        (flags, gso_type, hdr_len) in any::<(u8, u8, u16)>(),
+        (gso_size, csum_start, csum_offset) in any::<(u16, u16, u16)>(),
+        honest in any::<[bool; 6]>(),
+        damage in prop::collection::vec((0usize..80, any::<u8>()), 0..4),
+        prefix in prop_oneof![Just(0usize), Just(14), Just(18), 0usize..100],
+    ) {
+        let truth = header(&spec, 100);
+        let pick = |at: usize, truth: u16, lie: u16| if honest[at] { truth } else { lie % 300 };
+        let header = VnetHeader {
+            flags: if honest[0] { truth.flags } else { flags },
+            gso_type: if honest[1] { truth.gso_type } else { gso_type },
+            hdr_len,
+            gso_size: if honest[2] { truth.gso_size } else { gso_size },
+            csum_start: pick(3, truth.csum_start, csum_start),
+            csum_offset: pick(4, truth.csum_offset, csum_offset),
+        };
+        let mut packet = vec![0; prefix];
+        packet.extend(spec.build_super());
+        packet.truncate(packet.len().saturating_sub(if honest[5] { 0 } else { cut * 50 }));
+        for (at, byte) in damage {
+            if let Some(place) = packet.get_mut(prefix + at) {
+                *place = byte;
+            }
+        }
+        if let Ok(mut segments) = split(header, &packet, prefix) {
+            let promised = segments.remaining();
+            let mut out = Vec::new();
+            let mut count = 0;
+            while let Some(len) = segments.next_len() {
+                out.resize(len, 0);
+                segments.write_next(&mut out);
+                count += 1;
+            }
+            prop_assert_eq!(count, promised);
+        }
+    }
+}
+
+#[test]
+fn a_udp_checksum_of_zero_is_sent_as_ones() {
+    let mut spec = Spec::new(false, true);
+    spec.payload = vec![0, 0];
+    let complement = u16::from_be_bytes(spec.build()[26..28].try_into().unwrap());
+    spec.payload = complement.to_be_bytes().to_vec();
+    let packet = segments(header(&spec, 2), &spec.build_super(), 0).remove(0);
+    assert_eq!(packet[26..28], [0xff, 0xff]);
+}
+
+#[test]
+fn extension_headers_are_copied_to_every_segment() {
+    let mut spec = Spec::new(true, false);
+    spec.payload = vec![7; 250];
+    let with_extension = |mut packet: Vec<u8>| {
+        let len = u16::from_be_bytes([packet[4], packet[5]]) + 8;
+        packet[4..6].copy_from_slice(&len.to_be_bytes());
+        packet[6] = 60;
+        packet.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
+        packet
+    };
+    let header = VnetHeader { csum_start: 48, ..header(&spec, 100) };
+    let expected: Vec<_> = expected(&spec, 100).into_iter().map(with_extension).collect();
+    assert_eq!(segments(header, &with_extension(spec.build_super()), 0), expected);
+}
+
+#[test]
+fn a_prefix_is_copied_to_every_segment() {
+    let mut spec = Spec::new(false, true);
+    spec.payload = vec![7; 250];
+    let with_prefix = |packet: Vec<u8>| [&[9u8; 14][..], &packet].concat();
+    let header = VnetHeader { csum_start: 34, ..header(&spec, 100) };
+    let expected: Vec<_> = expected(&spec, 100).into_iter().map(with_prefix).collect();
+    assert_eq!(segments(header, &with_prefix(spec.build_super()), 14), expected);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let spec = Spec::new(false, false);
+    let packet = spec.build_super();
+    let good = header(&spec, 100);
+    let error = |header, packet: &[u8]| split(header, packet, 0).unwrap_err();
+    assert_eq!(error(VnetHeader { gso_type: 3, ..good }, &packet), SplitError::UnknownType);
+    assert_eq!(error(VnetHeader { gso_type: 4, ..good }, &packet), SplitError::Headers);
+    assert_eq!(error(VnetHeader { gso_size: 0, ..good }, &packet), SplitError::SegmentSize);
+    assert_eq!(error(VnetHeader { csum_start: 24, ..good }, &packet), SplitError::Headers);
+    assert_eq!(error(VnetHeader { csum_offset: 6, ..good }, &packet), SplitError::Checksum);
+    assert_eq!(error(VnetHeader { flags: 0, ..good }, &packet), SplitError::Checksum);
+    assert_eq!(error(good, &packet[..39]), SplitError::Headers);
+    assert_eq!(error(good, &[0x45; 70_000]), SplitError::TooLong);
+    let beyond = VnetHeader { gso_type: 0, csum_start: 60_000, ..good };
+    assert_eq!(error(beyond, &packet), SplitError::Checksum);
+}
