@@ -17,13 +17,13 @@ use crate::{ioctl, probe};
 ///
 /// When the driver, the privilege or the name is missing, or the device is taken.
 pub fn open(options: &Options) -> Result<Device, OpenError> {
-    let name = options.name.as_deref().unwrap_or_default();
+    let name = options.name.as_deref().unwrap_or("tun%d");
     check_name(name)?;
     let queues = options.queues.max(1);
     let (first, name, multi_queue) = attach_first(name, options.mode, queues > 1)?;
     let mut files = vec![first];
     for _ in 1..queues {
-        let file = open_driver()?;
+        let file = open_driver(&name)?;
         attach(&file, &name, options.mode, multi_queue)?;
         files.push(file);
     }
@@ -37,7 +37,7 @@ pub fn open(options: &Options) -> Result<Device, OpenError> {
 /// Which device to open.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its name; absent, the kernel picks one. `%d` in it stands for the first free number.
+    /// Its name; `%d` in it stands for the first free number, and absent it is `tun%d`.
     pub name: Option<String>,
     /// What crosses it.
     pub mode: Mode,
@@ -148,7 +148,8 @@ pub enum OpenError {
     /// CAP_NET_ADMIN is missing, or the device belongs to another user.
     #[error(
         "cannot open device {name:?} through {DRIVER}: permission denied; run as root or with \
-         CAP_NET_ADMIN, or use a persistent device that belongs to this user"
+         CAP_NET_ADMIN and read and write access to {DRIVER}, or use a persistent device that \
+         belongs to this user"
     )]
     Permission {
         /// The device.
@@ -205,12 +206,12 @@ fn check_name(name: &str) -> Result<(), OpenError> {
     Err(OpenError::Name { name: name.to_owned() })
 }
 
-fn open_driver() -> Result<File, OpenError> {
+fn open_driver(name: &str) -> Result<File, OpenError> {
     let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
     let driver = OpenOptions::new().read(true).write(true).custom_flags(flags).open(DRIVER);
     driver.map_err(|e| match e.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => OpenError::NoDevice,
-        _ => OpenError::attaching("", e),
+        _ => OpenError::attaching(name, e),
     })
 }
 
@@ -221,7 +222,7 @@ fn attach_first(
     mode: Mode,
     multi_queue: bool,
 ) -> Result<(File, String, bool), OpenError> {
-    let file = open_driver()?;
+    let file = open_driver(name)?;
     match attach(&file, name, mode, multi_queue) {
         Ok(name) => Ok((file, name, multi_queue)),
         Err(OpenError::Kind { .. }) if !multi_queue => {

@@ -1,0 +1,130 @@
+//! Network namespaces for tests, and the little set-up a link in one needs.
+#![allow(unsafe_code, reason = "namespaces and interface ioctls")]
+
+use std::ffi::{c_int, c_short};
+use std::mem::zeroed;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::{env, fs, io};
+
+use socket2::{Domain, Socket, Type};
+
+/// Runs `body`, the whole of the test `name`, in a process of its own with a fresh network
+/// namespace; without root, in a user namespace too. Both go when it ends.
+pub(crate) fn in_namespace(name: &str, body: fn()) {
+    if env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    let mut child = Command::new(env::current_exe().unwrap());
+    child.args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+    // SAFETY: between fork and exec, enter() makes system calls and writes three small files.
+    unsafe { child.pre_exec(enter) };
+    let output = child.output().expect("a network namespace; it needs root or user namespaces");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}\n{complained}");
+}
+
+fn enter() -> io::Result<()> {
+    // SAFETY: getuid and getgid have no preconditions and cannot fail.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    if uid == 0 {
+        return unshare(libc::CLONE_NEWNET);
+    }
+    unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET)?;
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
+
+fn unshare(flags: c_int) -> io::Result<()> {
+    // SAFETY: unshare takes no memory.
+    check(unsafe { libc::unshare(flags) })
+}
+
+/// Writes a setting below `/proc/sys/net` of this namespace.
+pub(crate) fn sysctl(name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{name}");
+    fs::write(&path, value).unwrap_or_else(|e| panic!("{path}: {e}"));
+}
+
+/// Brings a link up.
+pub(crate) fn set_up(link: &str) {
+    let mut request = named(link);
+    request.ifr_ifru.ifru_flags = c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap();
+    interface_ioctl(libc::SIOCSIFFLAGS, &mut request);
+}
+
+/// Gives a link an address whose network is a /24.
+pub(crate) fn add_ipv4(link: &str, address: Ipv4Addr) {
+    for (request, address) in
+        [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, Ipv4Addr::new(255, 255, 255, 0))]
+    {
+        let mut argument = named(link);
+        let [_, _, data @ ..] = &mut ifru_bytes(address);
+        // SAFETY: an address of the Internet family fits a sockaddr and is valid in any bits.
+        unsafe {
+            argument.ifr_ifru.ifru_addr.sa_family = libc::AF_INET.try_into().unwrap();
+            for (to, from) in argument.ifr_ifru.ifru_addr.sa_data.iter_mut().zip(data) {
+                *to = from.cast_signed() as _;
+            }
+        }
+        interface_ioctl(request, &mut argument);
+    }
+}
+
+/// A sockaddr_in: family, port, address, padding.
+fn ifru_bytes(address: Ipv4Addr) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[4..8].copy_from_slice(&address.octets());
+    bytes
+}
+
+/// Gives a link an address whose network is a /64.
+pub(crate) fn add_ipv6(link: &str, address: Ipv6Addr) {
+    let mut argument = libc::in6_ifreq {
+        ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
+        ifr6_prefixlen: 64,
+        ifr6_ifindex: index(link),
+    };
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+    // SAFETY: on an IPv6 socket SIOCSIFADDR reads one in6_ifreq.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw mut argument) })
+        .unwrap();
+}
+
+/// Makes a device outlive its descriptors.
+pub(crate) fn persist(device: &impl AsRawFd) {
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1) }).unwrap();
+}
+
+fn index(link: &str) -> c_int {
+    let mut request = named(link);
+    interface_ioctl(libc::SIOCGIFINDEX, &mut request);
+    // SAFETY: the call filled the index in.
+    unsafe { request.ifr_ifru.ifru_ifindex }
+}
+
+fn named(link: &str) -> libc::ifreq {
+    // SAFETY: an ifreq is plain old data.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(link.bytes()) {
+        *to = from.cast_signed() as _;
+    }
+    request
+}
+
+fn interface_ioctl(request: libc::Ioctl, argument: &mut libc::ifreq) {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    // SAFETY: interface requests read and write one ifreq.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), request, argument) }).unwrap();
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+const INSIDE: &str = "VPND_TEST_IN_NAMESPACE";
