@@ -1,1 +1,51 @@
-//! Placeholder.
+//! A laboratory of network namespaces: hosts, links, filters, relays, captures, traffic, and the
+//! daemons under test.
+//!
+//! A [`Lab`] owns the directory of one scenario; its [`Host`]s are anonymous namespaces, which the
+//! kernel removes with the last descriptor: a panic, a `kill -9` or two runs at once leave nothing
+//! behind and never meet. Everything that runs inside is a [`Process`] that dies with the test.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use vpnd_tests::{Lab, Wire, peer::{Kind, Peer}, site, traffic::ping};
+//!
+//! let lab = Lab::new("two-peers")?;
+//! let wire = Wire::new(&lab)?;
+//! let (site_a, site_b) = site::pair()?;
+//! let _a = Peer::start(Kind::WireguardGo, &wire.a, &site_a)?;
+//! let _b = Peer::start(Kind::Boringtun, &wire.b, &site_b)?;
+//! ping::once(&wire.a, site::INNER_B4)?;
+//! # Ok(()) }
+//! ```
+
+mod binaries;
+pub mod capture;
+mod host;
+mod key;
+mod lab;
+pub mod link;
+pub mod nft;
+pub mod peer;
+mod process;
+pub mod relay;
+pub mod runner;
+pub mod site;
+pub mod status;
+mod sys;
+mod topology;
+pub mod traffic;
+pub mod vpnd;
+mod wait;
+
+pub use host::Host;
+pub use key::{Key, KeyPair};
+pub use lab::Lab;
+pub use process::Process;
+pub use topology::{Routed, Wire};
+pub use vpnd::Vpnd;
+pub use wait::{eventually, within};
+
+/// Whether the full counts are asked for (`VPND_TESTS=long`), or those that fit a quick run.
+pub fn long() -> bool {
+    std::env::var("VPND_TESTS").is_ok_and(|size| size == "long")
+}

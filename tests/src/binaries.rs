@@ -1,0 +1,60 @@
+//! Where the programs under test are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+/// The `vpnd` to test: `VPND_BIN`, or the one of this workspace, built first so that it is never
+/// older than the tests.
+pub(crate) fn vpnd() -> Result<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| find_vpnd().map_err(|error| format!("{error:#}")));
+    found.as_deref().map_err(|error| anyhow!("no vpnd to test: {error}"))
+}
+
+/// A peer's program, from the cache that `tests/setup` fills.
+pub(crate) fn cached(name: &str) -> Result<PathBuf> {
+    let path = cache()?.join("bin").join(name);
+    ensure!(path.exists(), "{} is not there: run tests/setup", path.display());
+    Ok(path)
+}
+
+fn cache() -> Result<PathBuf> {
+    if let Some(cache) = env::var_os("VPND_TEST_CACHE") {
+        return Ok(cache.into());
+    }
+    let home = env::var_os("HOME").context("neither VPND_TEST_CACHE nor HOME is set")?;
+    Ok(Path::new(&home).join(".cache/vpnd-tests"))
+}
+
+fn find_vpnd() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("VPND_BIN") {
+        return Path::new(&path).canonicalize().context("VPND_BIN names no file");
+    }
+    // target/PROFILE/deps/scenarios-HASH
+    let here = env::current_exe()?;
+    let profile = here.ancestors().nth(2).context("the tests run outside a target directory")?;
+    if let Some(cargo) = env::var_os("CARGO") {
+        build(Path::new(&cargo), profile)?;
+    }
+    let path = profile.join("vpnd");
+    ensure!(path.exists(), "{} is not there: cargo build -p vpnd-daemon", path.display());
+    Ok(path)
+}
+
+fn build(cargo: &Path, profile: &Path) -> Result<()> {
+    let name = match profile.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let target = profile.parent().context("a profile directory without a parent")?;
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "vpnd-daemon", "--profile", name, "--target-dir"])
+        .arg(target)
+        .status()?;
+    ensure!(status.success(), "cargo build --package vpnd-daemon: {status}");
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! A host: an anonymous network namespace with a `/run` of its own, in which commands, threads
+//! and sockets live.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::{Process, sys};
+
+/// What every namespace starts with: addresses that work at once, no chatter that nobody asked
+/// for, and answers wherever they come from.
+const SYSCTLS: [(&str, &str); 7] = [
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+];
+
+/// The two namespaces; the kernel removes them with the last descriptor and the last process.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    pub(crate) network: File,
+    pub(crate) mounts: File,
+}
+
+/// A machine of the laboratory.
+#[derive(Debug, Clone)]
+pub struct Host {
+    name: String,
+    directory: PathBuf,
+    namespaces: Arc<Namespaces>,
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, directory: &Path) -> Result<Self> {
+        let namespaces = thread::spawn(make_namespaces)
+            .join()
+            .map_err(|_panic| anyhow!("making the namespaces of {name} panicked"))?
+            .with_context(|| format!("cannot make the namespaces of {name}; is this root?"))?;
+        let host = Self {
+            name: name.to_owned(),
+            directory: directory.to_owned(),
+            namespaces: Arc::new(namespaces),
+        };
+        for (key, value) in SYSCTLS {
+            host.sysctl(key, value)?;
+        }
+        host.run("ip link set lo up")?;
+        Ok(host)
+    }
+
+    /// What the scenario calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where this host's keys, configurations and logs are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A command that will run inside. It dies with the thread that starts it, unless it is
+    /// started through [`Host::spawn`].
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        sys::enter_before_exec(&mut command, Arc::clone(&self.namespaces));
+        command.stdin(Stdio::null()).env("NO_COLOR", "1");
+        command
+    }
+
+    /// Runs one line (words split at spaces, no shell) and returns what it printed.
+    ///
+    /// # Errors
+    /// When it cannot be started or exits unsuccessfully; with what it wrote to stderr.
+    pub fn run(&self, line: &str) -> Result<String> {
+        self.run_with_input(line, "")
+    }
+
+    /// Runs one line with `input` on its standard input.
+    ///
+    /// # Errors
+    /// As [`Host::run`].
+    pub fn run_with_input(&self, line: &str, input: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().context("an empty command line")?);
+        let output = sys::output(command.args(words), input)
+            .with_context(|| format!("{}: cannot run `{line}`", self.name))?;
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("{}: `{line}` failed: {}: {}", self.name, output.status, stderr.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Starts a command that was made by [`Host::command`]; what it writes goes to `NAME.log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, name: &str, command: Command) -> Result<Process> {
+        let log = self.directory.join(format!("{name}.log"));
+        Process::start(command, &log).with_context(|| format!("{}: cannot start {name}", self.name))
+    }
+
+    /// Calls `work` on a thread inside; the sockets it makes stay inside wherever they go.
+    ///
+    /// # Errors
+    /// What `work` answers.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let inside = || {
+            setns(&self.namespaces.network, CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("cannot enter {}", self.name))?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .map_err(|_panic| anyhow!("work inside {} panicked", self.name))?
+    }
+
+    /// Sets a value below `/proc/sys/net`.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        self.enter(|| {
+            fs::write(Path::new("/proc/sys/net").join(key), value)
+                .with_context(|| format!("cannot set net/{key} to {value}"))
+        })
+    }
+
+    /// Every address, route and rule, as text that is equal when they are.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn network_state(&self) -> Result<String> {
+        [
+            "ip address",
+            "ip -4 route show table all",
+            "ip -6 route show table all",
+            "ip -4 rule",
+            "ip -6 rule",
+        ]
+        .iter()
+        .map(|line| Ok(format!("# {line}\n{}", self.run(line)?)))
+        .collect()
+    }
+
+    /// A path by which another process may open this network namespace.
+    pub(crate) fn network_path(&self) -> String {
+        use std::os::fd::AsRawFd;
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespaces.network.as_raw_fd())
+    }
+}
+
+/// Runs on a thread of its own, which alone changes its namespaces and then ends.
+fn make_namespaces() -> Result<Namespaces> {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    // Control sockets of every implementation live below /run: one for each host keeps two
+    // tunnels of the same name apart.
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+    fs::create_dir("/run/wireguard")?;
+    Ok(Namespaces {
+        network: File::open("/proc/thread-self/ns/net")?,
+        mounts: File::open("/proc/thread-self/ns/mnt")?,
+    })
+}

@@ -1,0 +1,72 @@
+//! Packet filters of a host: loss, black holes, address translation.
+
+use anyhow::{Context, Result};
+
+use crate::Host;
+
+/// Drops this share of what arrives for a UDP port, at random, before anything else sees it.
+///
+/// # Errors
+/// When `nft` refuses it.
+pub fn lose(host: &Host, port: u16, percent: u8) -> Result<()> {
+    drop_arriving(host, &format!("udp dport {port} numgen random mod 100 < {percent}"))
+}
+
+/// Drops silently whatever arrives larger than `bytes`, IP header included. The sending device
+/// must not send super-packets ([`crate::link::Port::no_offload`]).
+///
+/// # Errors
+/// When `nft` refuses it.
+pub fn black_hole(host: &Host, bytes: u16) -> Result<()> {
+    drop_arriving(host, &format!("meta length > {bytes}"))
+}
+
+/// Drops what arrives and matches, an expression of `nft`.
+///
+/// # Errors
+/// When `nft` refuses it.
+pub fn drop_arriving(host: &Host, matching: &str) -> Result<()> {
+    let hook = "filter hook prerouting priority raw";
+    add(host, "inet lab", hook, &format!("{matching} counter drop"))
+}
+
+/// Packets that the drop rules of this host took so far.
+///
+/// # Errors
+/// When `nft` fails.
+pub fn dropped(host: &Host) -> Result<u64> {
+    let rules = host.run("nft list ruleset")?;
+    let counts = rules.split("counter packets ").skip(1);
+    counts
+        .map(|rest| rest.split_whitespace().next().unwrap_or_default())
+        .map(|number| number.parse::<u64>().context("nft prints no number"))
+        .sum()
+}
+
+/// Hides whatever leaves by a device behind its address, and forgets an idle UDP flow after
+/// `forget` seconds, as cheap routers do.
+///
+/// # Errors
+/// When `nft` or the kernel refuses it.
+pub fn masquerade(host: &Host, device: &str, forget: u16) -> Result<()> {
+    let rule = format!("oifname {device} masquerade random");
+    add(host, "ip nat", "nat hook postrouting priority srcnat", &rule)?;
+    // What the far side sends to a mapping that is gone must not make a new one backwards.
+    let rule = format!("iifname {device} ct state new drop");
+    add(host, "ip guard", "filter hook forward priority filter", &rule)?;
+    host.sysctl("netfilter/nf_conntrack_udp_timeout", &forget.to_string())?;
+    host.sysctl("netfilter/nf_conntrack_udp_timeout_stream", &forget.to_string())
+}
+
+/// Takes every rule away.
+///
+/// # Errors
+/// When `nft` fails.
+pub fn clear(host: &Host) -> Result<()> {
+    host.run("nft flush ruleset").map(drop)
+}
+
+fn add(host: &Host, table: &str, hook: &str, rule: &str) -> Result<()> {
+    let rules = format!("table {table} {{\nchain lab {{\ntype {hook}\n{rule}\n}}\n}}\n");
+    host.run_with_input("nft -f -", &rules).map(drop)
+}

@@ -1,0 +1,153 @@
+//! The peers nobody here wrote: three WireGuard implementations, run in the foreground inside a
+//! host and configured as their users do it, by `wg`.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::link::port;
+use crate::site::Site;
+use crate::{Host, Process, binaries, eventually};
+
+/// Which implementation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The reference, in Go, as Debian ships it.
+    WireguardGo,
+    /// Cloudflare's, in Rust.
+    Boringtun,
+    /// Mullvad's, in Rust.
+    Gotatun,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::WireguardGo, Self::Boringtun, Self::Gotatun];
+
+    fn command(self, host: &Host, device: &str) -> Result<Command> {
+        let mut command = host.command(self.program()?);
+        match self {
+            Self::WireguardGo => command.args(["-f", device]).env("LOG_LEVEL", "verbose"),
+            Self::Boringtun => {
+                command.args(["-f", "--disable-drop-privileges", "-v", "debug", device])
+            }
+            Self::Gotatun => {
+                command.args(["-f", "--disable-drop-privileges", "-v", "debug", device])
+            }
+        };
+        Ok(command)
+    }
+
+    /// What it logs when a handshake is done, as initiator or as responder.
+    fn finished(self) -> &'static [&'static str] {
+        match self {
+            Self::WireguardGo => &["Received handshake response", "Sending handshake response"],
+            Self::Boringtun => &["New session"],
+            Self::Gotatun => &["Received handshake_response", "Received handshake_initiation"],
+        }
+    }
+
+    fn program(self) -> Result<PathBuf> {
+        match self {
+            Self::WireguardGo => Ok("wireguard-go".into()),
+            Self::Boringtun => binaries::cached("boringtun-cli"),
+            Self::Gotatun => binaries::cached("gotatun"),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WireguardGo => "wireguard-go",
+            Self::Boringtun => "boringtun",
+            Self::Gotatun => "gotatun",
+        })
+    }
+}
+
+/// A running peer.
+#[derive(Debug)]
+pub struct Peer {
+    kind: Kind,
+    host: Host,
+    device: String,
+    process: Process,
+}
+
+impl Peer {
+    /// Starts it with its keys, addresses and routes set.
+    ///
+    /// # Errors
+    /// When it is not installed, or does not answer in ten seconds.
+    pub fn start(kind: Kind, host: &Host, site: &Site) -> Result<Self> {
+        let command = kind.command(host, &site.device)?;
+        let process = host.spawn(&kind.to_string(), command)?;
+        let peer = Self { kind, host: host.clone(), device: site.device.clone(), process };
+        eventually(&format!("{kind} listens"), Duration::from_secs(10), || {
+            peer.show("public-key")
+        })?;
+        peer.configure(site)?;
+        Ok(peer)
+    }
+
+    /// What `wg show DEVICE FIELD` prints.
+    ///
+    /// # Errors
+    /// When the peer does not answer.
+    pub fn show(&self, field: &str) -> Result<String> {
+        self.host.run(&format!("wg show {} {field}", self.device))
+    }
+
+    /// Handshakes that its log tells of, in either role.
+    pub fn handshakes(&self) -> usize {
+        let log = self.process.log();
+        self.kind.finished().iter().map(|words| log.matches(words).count()).sum()
+    }
+
+    /// Where it believes vpnd to be.
+    ///
+    /// # Errors
+    /// When the peer does not answer.
+    pub fn endpoint(&self) -> Result<String> {
+        let line = self.show("endpoints")?;
+        Ok(line.split_whitespace().nth(1).context("no peer is configured")?.to_owned())
+    }
+
+    /// The program, to be signalled or read.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    fn configure(&self, site: &Site) -> Result<()> {
+        let file = self.host.directory().join("wg.conf");
+        fs::write(&file, wg_config(site))?;
+        let device = port(&self.host, &self.device);
+        self.host.run(&format!("wg setconf {} {}", self.device, file.display()))?;
+        let addresses: Vec<&str> = site.addresses.iter().map(String::as_str).collect();
+        device.address(&addresses)?;
+        device.mtu(site.mtu)?;
+        device.up()?;
+        for route in &site.routes {
+            self.host.run(&format!("ip route add {route} dev {}", self.device))?;
+        }
+        Ok(())
+    }
+}
+
+fn wg_config(site: &Site) -> String {
+    let remote = &site.remote;
+    let mut lines =
+        vec!["[Interface]".to_owned(), format!("PrivateKey = {}", site.keys.private.as_str())];
+    lines.extend(site.listen.map(|port| format!("ListenPort = {port}")));
+    lines.push(format!("[Peer]\nPublicKey = {}", remote.public.as_str()));
+    lines.push(format!("AllowedIPs = {}", remote.allowed_ips.join(", ")));
+    lines.extend(remote.preshared.as_ref().map(|key| format!("PresharedKey = {}", key.as_str())));
+    lines.extend(remote.endpoint.as_ref().map(|endpoint| format!("Endpoint = {endpoint}")));
+    lines.extend(remote.keepalive.map(|seconds| format!("PersistentKeepalive = {seconds}")));
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,283 @@
+//! A hostile internet: a relay of UDP datagrams in user space that drops, delays, reorders,
+//! duplicates, flips, truncates, records, replays and changes its port, all from one seed.
+//!
+//! ```text
+//!   client ── front [relay] back ── target
+//! ```
+//!
+//! The client is whoever sent to the front last; the target is fixed.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::{Host, sys};
+
+/// How long a thread waits before it looks around.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What happens to a datagram; shares are between 0 and 1.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// Share that vanishes.
+    pub drop: f64,
+    /// Share that is delivered twice.
+    pub duplicate: f64,
+    /// Share with one bit flipped.
+    pub flip: f64,
+    /// Share cut to a random length.
+    pub truncate: f64,
+    /// Share that is late by `delay`; all others pass at once, and so overtake it.
+    pub late: f64,
+    /// How late.
+    pub delay: Range<Duration>,
+    /// Longer ones vanish; none means no limit.
+    pub longest: Option<usize>,
+}
+
+/// Which way a datagram goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the client.
+    ToTarget,
+    /// From the target.
+    ToClient,
+}
+
+/// A datagram as it came to the relay, before any fault.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// Where it was going.
+    pub way: Way,
+    /// All of it.
+    pub datagram: Vec<u8>,
+}
+
+/// A running relay.
+#[derive(Debug)]
+pub struct Relay {
+    host: Host,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Starts one on a host of both networks, without faults: what comes to `front` goes to
+    /// `target` from another port.
+    ///
+    /// # Errors
+    /// When `front` cannot be bound there.
+    pub fn start(host: &Host, front: &str, target: &str, seed: u64) -> Result<Self> {
+        let front: SocketAddr = front.parse()?;
+        let target: SocketAddr = target.parse()?;
+        let shared = Arc::new(Shared {
+            front: bind(host, front)?,
+            back: Mutex::new(bind(host, any_of(target))?),
+            target,
+            client: Mutex::new(None),
+            faults: Mutex::new(Faults::default()),
+            recorded: Mutex::new(None),
+            passed: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let threads = [Way::ToTarget, Way::ToClient]
+            .map(|way| (way, Arc::clone(&shared)))
+            .map(|(way, shared)| thread::spawn(move || Direction::new(way, shared, seed).run()));
+        Ok(Self { host: host.clone(), shared, threads: threads.into() })
+    }
+
+    /// Changes what happens from now on, both ways.
+    pub fn set(&self, faults: Faults) {
+        *lock(&self.shared.faults) = faults;
+    }
+
+    /// Takes a new port towards the target, as a NAT does that forgot.
+    ///
+    /// # Errors
+    /// When no socket can be made.
+    pub fn rebind(&self) -> Result<()> {
+        *lock(&self.shared.back) = bind(&self.host, any_of(self.shared.target))?;
+        Ok(())
+    }
+
+    /// The port the target sees.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn back_port(&self) -> Result<u16> {
+        Ok(lock(&self.shared.back).local_addr()?.port())
+    }
+
+    /// Keeps a copy of everything that comes from now on.
+    pub fn record(&self) {
+        *lock(&self.shared.recorded) = Some(Vec::new());
+    }
+
+    /// What was recorded so far.
+    pub fn recorded(&self) -> Vec<Recorded> {
+        lock(&self.shared.recorded).clone().unwrap_or_default()
+    }
+
+    /// Sends a datagram of the test's own as if it had passed here.
+    ///
+    /// # Errors
+    /// When it cannot be sent, or no client is known yet.
+    pub fn inject(&self, way: Way, datagram: &[u8]) -> Result<()> {
+        self.shared.send(way, datagram).map(drop).context("cannot inject")
+    }
+
+    /// Datagrams delivered so far, injected ones included.
+    pub fn passed(&self) -> u64 {
+        self.shared.passed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // One that panicked has failed its scenario already.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    front: Arc<UdpSocket>,
+    back: Mutex<Arc<UdpSocket>>,
+    target: SocketAddr,
+    client: Mutex<Option<SocketAddr>>,
+    faults: Mutex<Faults>,
+    recorded: Mutex<Option<Vec<Recorded>>>,
+    passed: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    fn receive(&self, way: Way, buffer: &mut [u8]) -> Option<usize> {
+        match way {
+            Way::ToTarget => {
+                let (len, from) = self.front.recv_from(buffer).ok()?;
+                *lock(&self.client) = Some(from);
+                Some(len)
+            }
+            Way::ToClient => {
+                let back = Arc::clone(&lock(&self.back));
+                back.recv(buffer).ok()
+            }
+        }
+    }
+
+    fn keep(&self, way: Way, datagram: &[u8]) {
+        if let Some(recorded) = &mut *lock(&self.recorded) {
+            recorded.push(Recorded { way, datagram: datagram.to_vec() });
+        }
+    }
+
+    fn send(&self, way: Way, datagram: &[u8]) -> Result<usize> {
+        self.passed.fetch_add(1, Ordering::Relaxed);
+        let client = *lock(&self.client);
+        Ok(match way {
+            Way::ToTarget => lock(&self.back).send_to(datagram, self.target)?,
+            Way::ToClient => self.front.send_to(datagram, client.context("no client yet")?)?,
+        })
+    }
+}
+
+/// One way, on its own thread, with its own random numbers.
+struct Direction {
+    way: Way,
+    shared: Arc<Shared>,
+    rng: StdRng,
+    late: BinaryHeap<Reverse<(Instant, Vec<u8>)>>,
+}
+
+impl Direction {
+    fn new(way: Way, shared: Arc<Shared>, seed: u64) -> Self {
+        let rng = StdRng::seed_from_u64(seed ^ u64::from(way == Way::ToClient));
+        Self { way, shared, rng, late: BinaryHeap::new() }
+    }
+
+    fn run(&mut self) {
+        let mut buffer = vec![0; 65_536];
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            if let Some(len) = self.shared.receive(self.way, &mut buffer) {
+                self.shared.keep(self.way, &buffer[..len]);
+                self.pass(buffer[..len].to_vec());
+            }
+            self.release();
+        }
+    }
+
+    /// Every fault draws its number whether it is set or not, so that a change of one leaves
+    /// the others' choices as they were.
+    fn pass(&mut self, mut datagram: Vec<u8>) {
+        let faults = lock(&self.shared.faults).clone();
+        let [drop, twice, flip, cut, late] =
+            [faults.drop, faults.duplicate, faults.flip, faults.truncate, faults.late]
+                .map(|share| self.rng.random::<f64>() < share);
+        let too_long = faults.longest.is_some_and(|longest| datagram.len() > longest);
+        if drop || too_long || datagram.is_empty() {
+            return;
+        }
+        if flip {
+            let bit = self.rng.random_range(0..datagram.len() * 8);
+            datagram[bit / 8] ^= 1 << (bit % 8);
+        }
+        if cut {
+            datagram.truncate(self.rng.random_range(0..datagram.len()));
+        }
+        if twice {
+            self.send(&datagram);
+        }
+        if late && !faults.delay.is_empty() {
+            let due = Instant::now() + self.rng.random_range(faults.delay);
+            return self.late.push(Reverse((due, datagram)));
+        }
+        self.send(&datagram);
+    }
+
+    fn release(&mut self) {
+        while self.late.peek().is_some_and(|Reverse((due, _))| *due <= Instant::now()) {
+            if let Some(Reverse((_, datagram))) = self.late.pop() {
+                self.send(&datagram);
+            }
+        }
+    }
+
+    fn send(&self, datagram: &[u8]) {
+        // A target that is not there is one more fault.
+        let _ = self.shared.send(self.way, datagram);
+    }
+}
+
+fn bind(host: &Host, address: SocketAddr) -> Result<Arc<UdpSocket>> {
+    let socket = host.enter(|| {
+        UdpSocket::bind(address).with_context(|| format!("cannot bind the relay to {address}"))
+    })?;
+    socket.set_read_timeout(Some(LOOK))?;
+    sys::receive_buffer(&socket, 16 << 20)?;
+    Ok(Arc::new(socket))
+}
+
+fn any_of(target: SocketAddr) -> SocketAddr {
+    match target {
+        SocketAddr::V4(_) => ([0; 4], 0).into(),
+        SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
+    }
+}
+
+/// A thread that panicked leaves plain data behind, which is as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,65 @@
+//! The one place that knows how `vpnd status --json` spells things.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::Host;
+
+/// What a daemon says of itself.
+#[derive(Debug, Clone)]
+pub struct Status(Value);
+
+impl Status {
+    /// Asks the daemon of this name on this host.
+    pub(crate) fn ask(host: &Host, vpnd: &Path, name: &str) -> Result<Self> {
+        let output = host.command(vpnd).args(["status", name, "--json"]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.stdout.is_empty(), "vpnd status: {}: {}", output.status, said.trim());
+        let json = serde_json::from_slice(&output.stdout).context("vpnd status: no JSON")?;
+        Ok(Self(json))
+    }
+
+    /// Whether it has a session it can send with.
+    pub fn is_up(&self) -> bool {
+        self.field("/state").and_then(Value::as_str) == Some("up")
+    }
+
+    /// Handshakes finished since the start, in either role.
+    pub fn handshakes(&self) -> u64 {
+        self.number("/peer/handshakes")
+    }
+
+    /// Where it sends to now.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.field("/peer/endpoint")?.as_str()
+    }
+
+    /// Drops of every kind, by name.
+    pub fn drops(&self) -> BTreeMap<&str, u64> {
+        let kinds = self.field("/drops").and_then(Value::as_object).into_iter().flatten();
+        kinds.filter_map(|(kind, count)| Some((kind.as_str(), count.as_u64()?))).collect()
+    }
+
+    /// All drops together.
+    pub fn dropped(&self) -> u64 {
+        self.drops().values().sum()
+    }
+
+    fn number(&self, pointer: &str) -> u64 {
+        self.field(pointer).and_then(Value::as_u64).unwrap_or_default()
+    }
+
+    fn field(&self, pointer: &str) -> Option<&Value> {
+        self.0.pointer(pointer)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,86 @@
+//! Echo requests of both families, counted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Host, eventually};
+
+/// What came of a series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pings {
+    /// Requests sent.
+    pub sent: u32,
+    /// Answers received.
+    pub answered: u32,
+}
+
+/// Sends one and waits a second for its answer.
+///
+/// # Errors
+/// When it does not come.
+pub fn once(host: &Host, to: &str) -> Result<()> {
+    let pings = series(host, to, 1, Duration::from_secs(1))?;
+    ensure!(pings.answered == 1, "{}: no answer from {to}", host.name());
+    Ok(())
+}
+
+/// Sends one after another until an answer comes.
+///
+/// # Errors
+/// When none has after `limit`.
+pub fn until_answered(host: &Host, to: &str, limit: Duration) -> Result<()> {
+    eventually(&format!("{} reaches {to}", host.name()), limit, || once(host, to))
+}
+
+/// Sends `count`, one in every `interval`, and waits a second for the last answer.
+///
+/// # Errors
+/// When `ping` itself fails; silence is not an error.
+pub fn series(host: &Host, to: &str, count: u32, interval: Duration) -> Result<Pings> {
+    with_size(host, to, count, interval, 56)
+}
+
+/// As [`series`], with this many bytes after the ICMP header, and never fragmented.
+///
+/// # Errors
+/// When `ping` itself fails.
+pub fn with_size(
+    host: &Host,
+    to: &str,
+    count: u32,
+    interval: Duration,
+    bytes: u16,
+) -> Result<Pings> {
+    let mut command = host.command("ping");
+    command.args(["-n", "-q", "-W", "1", "-M", "do"]);
+    command.args(["-c", &count.to_string(), "-i", &interval.as_secs_f64().to_string()]);
+    command.args(["-s", &bytes.to_string(), to]);
+    let output = command.output().context("cannot run ping; install iputils-ping")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse(&text).with_context(|| {
+        format!("{}: ping {to}: {text}{}", host.name(), String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+/// Reads `10 packets transmitted, 7 received, 30% packet loss, time 9ms`.
+fn parse(text: &str) -> Option<Pings> {
+    let summary = text.lines().find(|line| line.contains("packets transmitted"))?;
+    let mut parts = summary.split(", ");
+    let mut number = |unit: &str| -> Option<u32> {
+        parts.find(|part| part.contains(unit))?.split_whitespace().next()?.parse().ok()
+    };
+    Some(Pings { sent: number("transmitted")?, answered: number("received")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_is_read() {
+        let text = "\n--- x ping statistics ---\n10 packets transmitted, 7 received, +1 errors, 30% packet loss, time 9ms\n";
+        assert_eq!(parse(text), Some(Pings { sent: 10, answered: 7 }));
+        assert_eq!(parse("ping: connect: Network is unreachable"), None);
+    }
+}

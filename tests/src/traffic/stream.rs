@@ -1,0 +1,219 @@
+//! A stream of numbered UDP datagrams, and which of them arrived.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::{Host, sys};
+
+/// How long the receiver stays after the last datagram was sent.
+const LINGER: Duration = Duration::from_millis(1500);
+/// How long it waits before it looks whether to end.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How fast, and how large.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Datagrams a second.
+    pub per_second: u32,
+    /// UDP payload of each, at least 8 bytes.
+    pub payload: usize,
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Datagrams the kernel took for sending.
+    pub sent: u64,
+    /// Different datagrams that arrived.
+    pub received: u64,
+    /// Arrivals of a datagram that had arrived before.
+    pub duplicated: u64,
+    /// Arrivals after one with a higher number.
+    pub reordered: u64,
+    /// Arrivals whose content was not what was sent.
+    pub corrupted: u64,
+    /// The numbers that never arrived.
+    pub gaps: Vec<Range<u64>>,
+}
+
+impl Tally {
+    /// How many never arrived.
+    pub fn lost(&self) -> u64 {
+        self.sent - self.received
+    }
+
+    /// # Errors
+    /// Unless everything arrived once, in order and unchanged.
+    pub fn ensure_perfect(&self) -> Result<()> {
+        let bad = self.lost() + self.duplicated + self.reordered + self.corrupted;
+        ensure!(bad == 0 && self.sent > 0, "not a perfect stream: {self:?}");
+        Ok(())
+    }
+}
+
+/// A running stream.
+#[derive(Debug)]
+pub struct Stream {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u64>,
+    receiver: JoinHandle<Arrivals>,
+}
+
+impl Stream {
+    /// Starts to send from one host to an address of another.
+    ///
+    /// # Errors
+    /// When a socket cannot be made.
+    pub fn start(from: &Host, to: &Host, address: &str, pace: Pace) -> Result<Self> {
+        let address: IpAddr = address.parse()?;
+        let inbox = to.enter(|| receiving_socket(address))?;
+        let target = inbox.local_addr()?;
+        let outbox = from.enter(|| Ok(UdpSocket::bind(any_of(address))?))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let sending = Arc::clone(&stop);
+        let sender = thread::spawn(move || send(&outbox, target, pace, &sending));
+        let receiving = Arc::clone(&stop);
+        let receiver = thread::spawn(move || receive(&inbox, pace.payload, &receiving));
+        Ok(Self { stop, sender, receiver })
+    }
+
+    /// Stops sending, waits for what is still on its way, and counts.
+    ///
+    /// # Errors
+    /// When a thread panicked.
+    pub fn stop(self) -> Result<Tally> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().map_err(|_panic| anyhow!("the sender panicked"))?;
+        let arrivals = self.receiver.join().map_err(|_panic| anyhow!("the receiver panicked"))?;
+        Ok(arrivals.tally(sent))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Arrivals {
+    seen: Vec<bool>,
+    highest: u64,
+    counts: Tally,
+}
+
+impl Arrivals {
+    fn record(&mut self, datagram: &[u8], expected: usize) {
+        let Some(number) = number_of(datagram).filter(|_| intact(datagram, expected)) else {
+            self.counts.corrupted += 1;
+            return;
+        };
+        let Ok(index) = usize::try_from(number) else { return };
+        if self.seen.len() <= index {
+            self.seen.resize(index + 1, false);
+        }
+        if std::mem::replace(&mut self.seen[index], true) {
+            self.counts.duplicated += 1;
+            return;
+        }
+        self.counts.received += 1;
+        self.counts.reordered += u64::from(number < self.highest);
+        self.highest = self.highest.max(number);
+    }
+
+    fn tally(mut self, sent: u64) -> Tally {
+        self.seen.resize(usize::try_from(sent).unwrap_or(usize::MAX), false);
+        Tally { sent, gaps: gaps(&self.seen), ..self.counts }
+    }
+}
+
+fn gaps(seen: &[bool]) -> Vec<Range<u64>> {
+    let mut gaps: Vec<Range<u64>> = Vec::new();
+    for (number, _) in (0_u64..).zip(seen).filter(|(_, arrived)| !**arrived) {
+        match gaps.last_mut() {
+            Some(gap) if gap.end == number => gap.end += 1,
+            _ => gaps.push(number..number + 1),
+        }
+    }
+    gaps
+}
+
+fn send(socket: &UdpSocket, target: SocketAddr, pace: Pace, stop: &AtomicBool) -> u64 {
+    let interval = Duration::from_secs(1) / pace.per_second;
+    let mut due = Instant::now();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        // What the kernel refuses was not sent: the same number goes again.
+        number += u64::from(socket.send_to(&datagram(number, pace.payload), target).is_ok());
+        due += interval;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    number
+}
+
+fn receive(socket: &UdpSocket, expected: usize, stop: &AtomicBool) -> Arrivals {
+    let mut arrivals = Arrivals::default();
+    let mut buffer = vec![0; 65_536];
+    let mut last = Instant::now();
+    while !stop.load(Ordering::Relaxed) || last.elapsed() < LINGER {
+        if let Ok(len) = socket.recv(&mut buffer) {
+            arrivals.record(&buffer[..len], expected);
+        }
+        if !stop.load(Ordering::Relaxed) {
+            last = Instant::now();
+        }
+    }
+    arrivals
+}
+
+fn datagram(number: u64, payload: usize) -> Vec<u8> {
+    let mut bytes = number.to_be_bytes().to_vec();
+    bytes.resize(payload, filler(number));
+    bytes
+}
+
+fn number_of(datagram: &[u8]) -> Option<u64> {
+    datagram.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+fn intact(datagram: &[u8], expected: usize) -> bool {
+    let Some(number) = number_of(datagram) else { return false };
+    datagram.len() == expected && datagram[8..].iter().all(|byte| *byte == filler(number))
+}
+
+fn filler(number: u64) -> u8 {
+    number.to_le_bytes()[0] ^ 0xa5
+}
+
+fn receiving_socket(address: IpAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((address, 0)).context("cannot bind the receiver")?;
+    socket.set_read_timeout(Some(LOOK))?;
+    sys::receive_buffer(&socket, 16 << 20)?;
+    Ok(socket)
+}
+
+fn any_of(address: IpAddr) -> SocketAddr {
+    match address {
+        IpAddr::V4(_) => ([0; 4], 0).into(),
+        IpAddr::V6(_) => ([0_u16; 8], 0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fate_of_a_datagram_is_counted() {
+        let mut arrivals = Arrivals::default();
+        for number in [0, 1, 3, 2, 3, 7] {
+            arrivals.record(&datagram(number, 20), 20);
+        }
+        arrivals.record(&datagram(8, 19), 20);
+        let tally = arrivals.tally(10);
+        assert_eq!((tally.received, tally.lost()), (5, 5));
+        assert_eq!((tally.duplicated, tally.reordered, tally.corrupted), (1, 1, 1));
+        assert_eq!(tally.gaps, [4..7, 8..10]);
+        assert!(tally.ensure_perfect().is_err());
+    }
+}

@@ -1,0 +1,178 @@
+//! One TCP connection that carries pseudo-random bytes, hashed at both ends.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use socket2::SockRef;
+
+use crate::{Host, within};
+
+/// A connection that moves nothing for so long has failed.
+const STALLED: Duration = Duration::from_secs(100);
+/// The same on every machine, whatever its default.
+const CONGESTION_CONTROL: &[u8] = b"cubic";
+/// Bytes written at once.
+const BLOCK: usize = 64 * 1024;
+
+/// What arrived, and how fast.
+#[derive(Debug, Clone, Copy)]
+pub struct Transferred {
+    /// Bytes, the same at both ends.
+    pub bytes: u64,
+    /// From the first byte written to the last byte read.
+    pub elapsed: Duration,
+}
+
+impl Transferred {
+    /// The rate in megabits a second.
+    pub fn megabits(&self) -> f64 {
+        let bits = u32::try_from(self.bytes / 125).map_or(f64::INFINITY, f64::from);
+        bits / 1000.0 / self.elapsed.as_secs_f64()
+    }
+}
+
+/// A running transfer.
+#[derive(Debug)]
+pub struct Transfer {
+    total: u64,
+    start: Instant,
+    received: Arc<AtomicU64>,
+    sender: JoinHandle<Result<u64>>,
+    receiver: JoinHandle<Result<u64>>,
+}
+
+impl Transfer {
+    /// Connects to an address of `to` and starts to send.
+    ///
+    /// # Errors
+    /// When the connection is not made in half a minute.
+    pub fn start(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Self> {
+        let address: IpAddr = address.parse()?;
+        let listener = to.enter(|| Ok(TcpListener::bind((address, 0))?))?;
+        let target = listener.local_addr()?;
+        let client = from.enter(|| connect(target))?;
+        let (server, _) = listener.accept()?;
+        let received = Arc::new(AtomicU64::new(0));
+        let progress = Arc::clone(&received);
+        Ok(Self {
+            total: bytes,
+            start: Instant::now(),
+            received,
+            sender: thread::spawn(move || send(client, bytes)),
+            receiver: thread::spawn(move || receive(server, &progress)),
+        })
+    }
+
+    /// Bytes that arrived so far.
+    pub fn progress(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `bytes` arrived, which must not be all of them.
+    ///
+    /// # Errors
+    /// When they do not arrive in a minute, or the transfer is over already.
+    pub fn reach(&self, bytes: u64) -> Result<()> {
+        within(Duration::from_secs(60), || (self.progress() >= bytes).then_some(()))
+            .with_context(|| format!("{} bytes arrived, not {bytes}", self.progress()))?;
+        ensure!(self.progress() < self.total, "over too soon: this must happen in its middle");
+        Ok(())
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When the connection broke or stalled, or the two ends' hashes differ.
+    pub fn finish(self) -> Result<Transferred> {
+        let sent = self.sender.join().map_err(|_panic| anyhow!("the sender panicked"))?;
+        let received = self.receiver.join().map_err(|_panic| anyhow!("the receiver panicked"))?;
+        let bytes = self.received.load(Ordering::Relaxed);
+        let sent = sent.with_context(|| format!("sending broke, {bytes} bytes had arrived"))?;
+        let received = received.with_context(|| format!("broke after {bytes} bytes"))?;
+        ensure!(bytes == self.total, "{bytes} of {} bytes arrived", self.total);
+        ensure!(sent == received, "the hashes of both ends differ");
+        Ok(Transferred { bytes, elapsed: self.start.elapsed() })
+    }
+}
+
+/// Transfers `bytes` and waits for the end.
+///
+/// # Errors
+/// As [`Transfer::start`] and [`Transfer::finish`].
+pub fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Transferred> {
+    Transfer::start(from, to, address, bytes)?.finish()
+}
+
+fn connect(target: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&target, Duration::from_secs(30))
+        .with_context(|| format!("cannot connect to {target}"))?;
+    SockRef::from(&stream).set_tcp_congestion(CONGESTION_CONTROL)?;
+    Ok(stream)
+}
+
+fn send(mut stream: TcpStream, bytes: u64) -> Result<u64> {
+    stream.set_write_timeout(Some(STALLED))?;
+    let mut rng = StdRng::seed_from_u64(bytes);
+    let mut block = vec![0; BLOCK];
+    let mut hash = Fnv::default();
+    let mut left = usize::try_from(bytes)?;
+    while left > 0 {
+        let part = &mut block[..left.min(BLOCK)];
+        rng.fill_bytes(part);
+        hash.add(part);
+        stream.write_all(part)?;
+        left -= part.len();
+    }
+    Ok(hash.0)
+}
+
+fn receive(mut stream: TcpStream, progress: &AtomicU64) -> Result<u64> {
+    stream.set_read_timeout(Some(STALLED))?;
+    let mut block = vec![0; BLOCK];
+    let mut hash = Fnv::default();
+    loop {
+        let len = stream.read(&mut block)?;
+        if len == 0 {
+            return Ok(hash.0);
+        }
+        hash.add(&block[..len]);
+        progress.fetch_add(u64::try_from(len)?, Ordering::Relaxed);
+    }
+}
+
+/// FNV-1a: enough to see one wrong byte, and independent of what is under test.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        let mut hash = Fnv::default();
+        hash.add(b"foo");
+        hash.add(b"bar");
+        assert_eq!(hash.0, 0x8594_4171_f739_67e8);
+    }
+}

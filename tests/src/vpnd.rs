@@ -1,0 +1,163 @@
+//! The daemon under test: its files, its start, its status and its end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::site::Site;
+use crate::status::Status;
+use crate::{Host, Process, binaries, eventually};
+
+/// How long a start may take on a busy machine.
+const READY: Duration = Duration::from_secs(10);
+
+/// A running vpnd.
+#[derive(Debug)]
+pub struct Vpnd {
+    host: Host,
+    name: String,
+    config: PathBuf,
+    process: Process,
+}
+
+impl Vpnd {
+    /// Writes its files, starts it, and waits until it answers `vpnd status`.
+    ///
+    /// # Errors
+    /// When it ends before, or does not answer in time.
+    pub fn start(host: &Host, site: &Site) -> Result<Self> {
+        let config = write_files(host, site)?;
+        Self::run(host, &site.name, config)
+    }
+
+    /// Starts it once more with the files it has, after it ended.
+    ///
+    /// # Errors
+    /// As [`Vpnd::start`].
+    pub fn restart(mut self) -> Result<Self> {
+        self.process.kill()?;
+        Self::run(&self.host, &self.name, self.config.clone())
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self) -> Result<Status> {
+        Status::ask(&self.host, binaries::vpnd()?, &self.name)
+    }
+
+    /// Waits until its status is as wanted.
+    ///
+    /// # Errors
+    /// When it never is; with the last status.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        eventually(what, limit, || {
+            let status = self.status()?;
+            ensure!(wanted(&status), "it says {status}");
+            Ok(status)
+        })
+    }
+
+    /// Waits until its log has a line with these words.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub fn wait_for_log(&self, words: &str, limit: Duration) -> Result<()> {
+        eventually(&format!("the log says {words:?}"), limit, || {
+            self.process.log().contains(words).then_some(()).context("it does not")
+        })
+    }
+
+    /// The program, to be signalled or read.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its log, and memory.
+    pub fn as_process(&self) -> &Process {
+        &self.process
+    }
+
+    fn run(host: &Host, name: &str, config: PathBuf) -> Result<Self> {
+        let mut command = host.command(binaries::vpnd()?);
+        command.arg("--config").arg(&config);
+        let process = host.spawn(&format!("vpnd-{name}"), command)?;
+        let mut vpnd = Self { host: host.clone(), name: name.to_owned(), config, process };
+        vpnd.wait_until_ready()?;
+        Ok(vpnd)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        eventually("vpnd is ready", READY, || {
+            let ended = self.process.ended()?;
+            ensure!(ended.is_none(), "it ended: {}", self.process.log());
+            self.status().map(drop)
+        })
+    }
+}
+
+/// Runs `vpnd` with arguments to its end: its exit code and everything it printed.
+///
+/// # Errors
+/// When it cannot be run, or was killed.
+pub fn run(host: &Host, arguments: &[&str]) -> Result<(i32, String)> {
+    let output = host.command(binaries::vpnd()?).args(arguments).output()?;
+    let code = output.status.code().with_context(|| format!("killed: {}", output.status))?;
+    let printed = [output.stdout, output.stderr].concat();
+    Ok((code, String::from_utf8_lossy(&printed).into_owned()))
+}
+
+/// Writes configuration and keys beside each other, and returns the configuration's path.
+///
+/// # Errors
+/// When the host's directory cannot be written.
+pub fn write_files(host: &Host, site: &Site) -> Result<PathBuf> {
+    let directory = host.directory();
+    site.keys.private.write(&directory.join(format!("{}.key", site.name)))?;
+    if let Some(key) = &site.remote.preshared {
+        key.write(&directory.join(format!("{}.psk", site.name)))?;
+    }
+    let state = directory.join("state");
+    fs::create_dir_all(&state)?;
+    let path = directory.join(format!("{}.toml", site.name));
+    fs::write(&path, config(site, &state))?;
+    Ok(path)
+}
+
+/// The configuration of an end, as a user would write it.
+pub fn config(site: &Site, state: &Path) -> String {
+    let (name, remote) = (&site.name, &site.remote);
+    let mut lines = vec![
+        "[interface]".to_owned(),
+        format!("name = {:?}", site.device),
+        format!("address = {:?}", site.addresses),
+        format!("private_key_file = \"{name}.key\""),
+        format!("mtu = {}", site.mtu),
+    ];
+    lines.extend(site.listen.map(|port| format!("listen = {port}")));
+    lines.push("[peer]\nprotocol = \"wireguard\"".to_owned());
+    lines.push(format!("public_key = {:?}", remote.public.as_str()));
+    lines.push(format!("allowed_ips = {:?}", remote.allowed_ips));
+    lines.extend(remote.preshared.iter().map(|_| format!("preshared_key_file = \"{name}.psk\"")));
+    lines.extend(remote.endpoint.iter().map(|endpoint| format!("endpoint = [{endpoint:?}]")));
+    lines.push(format!("keepalive = {:?}", keepalive(remote.keepalive)));
+    lines.extend(remote.roam.iter().map(|roam| format!("roam = {roam:?}")));
+    lines.extend(site.routes.iter().map(|network| format!("[[route]]\nto = {network:?}")));
+    lines.push(format!(
+        "[service]\nstate_dir = {:?}\nlog_level = \"debug\"",
+        state.display().to_string()
+    ));
+    lines.join("\n") + "\n"
+}
+
+fn keepalive(seconds: Option<u16>) -> String {
+    seconds.map_or_else(|| "off".to_owned(), |seconds| format!("{seconds}s"))
+}
