@@ -7,6 +7,13 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+/// Installs what is missing of the tools and the peers: `tests/setup`, once.
+pub(crate) fn prepare() -> Result<()> {
+    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    let done = DONE.get_or_init(|| set_up().map_err(|error| format!("{error:#}")));
+    done.clone().map_err(|error| anyhow!("the tests' tools are not there: {error}"))
+}
+
 /// The `vpnd` to test: `VPND_BIN`, or the one of this workspace, built first so that it is never
 /// older than the tests.
 pub(crate) fn vpnd() -> Result<&'static Path> {
@@ -20,6 +27,14 @@ pub(crate) fn cached(name: &str) -> Result<PathBuf> {
     let path = cache()?.join("bin").join(name);
     ensure!(path.exists(), "{} is not there: run tests/setup", path.display());
     Ok(path)
+}
+
+fn set_up() -> Result<()> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup");
+    let output = Command::new(&script).output().context("cannot run tests/setup")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "tests/setup: {}: {}", output.status, said.trim());
+    Ok(())
 }
 
 fn cache() -> Result<PathBuf> {

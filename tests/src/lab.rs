@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::Host;
+use crate::{Host, binaries};
 
 /// Lines of each log that are shown when a scenario fails.
 const TAIL: usize = 40;
@@ -18,11 +18,12 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Makes the directory.
+    /// Makes the directory; the first of a process sees to it that the tools are installed.
     ///
     /// # Errors
-    /// When the system's directory for temporary files cannot be written.
+    /// When they cannot be, or the directory for temporary files cannot be written.
     pub fn new(name: &str) -> Result<Self> {
+        binaries::prepare()?;
         let plain: String =
             name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
         let directory = tempfile::Builder::new()
