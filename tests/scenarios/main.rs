@@ -1,11 +1,38 @@
 //! Every scenario, in one binary.
 //!
-//! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word.
+//! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
+//! `VPND_TESTS=long` asks for the full counts.
+
+mod expiry;
+mod flood;
+mod hostile;
+mod interop;
+mod pair;
+mod refusal;
+mod rekey;
+mod restart;
+mod roaming;
+mod speed;
+mod system;
+mod tunnel;
 
 use std::process::ExitCode;
 
 use vpnd_tests::runner;
 
 fn main() -> ExitCode {
-    runner::main(Vec::new())
+    let rooms = [
+        rekey::scenarios(),
+        expiry::scenarios(),
+        interop::scenarios(),
+        pair::scenarios(),
+        refusal::scenarios(),
+        roaming::scenarios(),
+        restart::scenarios(),
+        hostile::scenarios(),
+        system::scenarios(),
+        flood::scenarios(),
+        speed::scenarios(),
+    ];
+    runner::main(rooms.into_iter().flatten().collect())
 }

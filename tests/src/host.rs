@@ -14,8 +14,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::{Process, sys};
 
 /// What every namespace starts with: addresses that work at once, no chatter that nobody asked
-/// for, and answers wherever they come from.
-const SYSCTLS: [(&str, &str); 7] = [
+/// for, answers wherever they come from, and addresses that go one by one.
+const SYSCTLS: [(&str, &str); 8] = [
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
     ("ipv6/conf/all/accept_ra", "0"),
@@ -23,6 +23,7 @@ const SYSCTLS: [(&str, &str); 7] = [
     ("ipv6/conf/default/router_solicitations", "0"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/promote_secondaries", "1"),
 ];
 
 /// The two namespaces; the kernel removes them with the last descriptor and the last process.
@@ -135,21 +136,30 @@ impl Host {
         })
     }
 
-    /// Every address, route and rule, as text that is equal when they are.
+    /// Every device, address, route and rule, as text that is equal when they are.
     ///
     /// # Errors
     /// When `ip` fails.
     pub fn network_state(&self) -> Result<String> {
-        [
-            "ip address",
-            "ip -4 route show table all",
-            "ip -6 route show table all",
-            "ip -4 rule",
-            "ip -6 rule",
-        ]
-        .iter()
-        .map(|line| Ok(format!("# {line}\n{}", self.run(line)?)))
-        .collect()
+        let devices = self.run("ip -o link")?;
+        let addresses = self.run("ip -o address")?;
+        let mut state = vec![devices.lines().map(device_and_mtu).collect(), addresses];
+        for family in ["-4", "-6"] {
+            state.push(self.run(&format!("ip {family} route show table all"))?);
+            state.push(self.run(&format!("ip {family} rule"))?);
+        }
+        Ok(state.join("---\n"))
+    }
+
+    /// Packets that the queue of a device had no room for: the kernel's loss, nobody else's.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn queue_drops(&self, device: &str) -> Result<u64> {
+        let json = self.run(&format!("ip -json -stats link show dev {device}"))?;
+        let links: serde_json::Value = serde_json::from_str(&json)?;
+        let drops = links.pointer("/0/stats64/tx/dropped").and_then(serde_json::Value::as_u64);
+        drops.context("ip prints no statistics")
     }
 
     /// A path by which another process may open this network namespace.
@@ -157,6 +167,13 @@ impl Host {
         use std::os::fd::AsRawFd;
         format!("/proc/{}/fd/{}", std::process::id(), self.namespaces.network.as_raw_fd())
     }
+}
+
+/// Of a line of `ip -o link`: what a device that was up and is down again must have kept.
+fn device_and_mtu(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let after = |name| words.iter().skip_while(|word| **word != name).nth(1).unwrap_or(&"-");
+    format!("{} mtu {} qlen {}\n", words.get(1).unwrap_or(&"-"), after("mtu"), after("qlen"))
 }
 
 /// Runs on a thread of its own, which alone changes its namespaces and then ends.

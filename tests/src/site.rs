@@ -32,6 +32,8 @@ pub struct Site {
     pub mtu: u16,
     /// Networks that lie behind the other end.
     pub routes: Vec<String>,
+    /// More lines for vpnd's `[service]` table.
+    pub service: Vec<String>,
     /// The other end.
     pub remote: Remote,
 }
@@ -114,6 +116,7 @@ fn end(name: &str, keys: KeyPair, public: Key, own: [&str; 2], other: [&str; 2])
         listen: Some(PORT),
         mtu: 1420,
         routes: Vec::new(),
+        service: Vec::new(),
         remote,
     }
 }

@@ -104,6 +104,14 @@ impl Vpnd {
     }
 }
 
+/// Where the binary is.
+///
+/// # Errors
+/// When there is none.
+pub fn program() -> Result<&'static Path> {
+    binaries::vpnd()
+}
+
 /// Runs `vpnd` with arguments to its end: its exit code and everything it printed.
 ///
 /// # Errors
@@ -151,10 +159,8 @@ pub fn config(site: &Site, state: &Path) -> String {
     lines.push(format!("keepalive = {:?}", keepalive(remote.keepalive)));
     lines.extend(remote.roam.iter().map(|roam| format!("roam = {roam:?}")));
     lines.extend(site.routes.iter().map(|network| format!("[[route]]\nto = {network:?}")));
-    lines.push(format!(
-        "[service]\nstate_dir = {:?}\nlog_level = \"debug\"",
-        state.display().to_string()
-    ));
+    lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = \"debug\""));
+    lines.extend(site.service.iter().cloned());
     lines.join("\n") + "\n"
 }
 
