@@ -1,6 +1,7 @@
 //! The `vpnd` binary: reads the command line, does what it says, and ends with a code that means
 //! something.
 
+mod alarm;
 mod check;
 mod cli;
 mod config;
@@ -10,8 +11,10 @@ mod keygen;
 mod keys;
 mod logs;
 mod pair;
+mod plane;
 mod run;
 mod status;
+mod watch;
 
 use std::process::ExitCode;
 

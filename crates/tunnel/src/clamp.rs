@@ -71,7 +71,7 @@ fn mss_of(options: &[u8]) -> Option<usize> {
 
 /// RFC 1624. At an odd offset the two bytes belong to two words of the sum, the other way round.
 fn adapt_checksum(tcp: &mut [u8], at: usize, old: u16, new: u16) {
-    let swap = |word: u16| if at % 2 == 0 { word } else { word.swap_bytes() };
+    let swap = |word: u16| if at.is_multiple_of(2) { word } else { word.swap_bytes() };
     let sum = Sum::word(!u16::from_be_bytes([tcp[16], tcp[17]]));
     let sum = sum - Sum::word(swap(old)) + Sum::word(swap(new));
     tcp[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
