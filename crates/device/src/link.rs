@@ -1,7 +1,9 @@
 //! The device itself: MTU, queue length, up or down.
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
 use crate::Link;
@@ -39,10 +41,41 @@ pub(crate) async fn set<'a>(
 pub(crate) async fn up(handle: &Handle, device: Device<'_>, undo: &mut Undo) -> Result<(), Error> {
     let before = find(handle, device.name).await?;
     if !before.header.flags.contains(LinkFlags::Up) {
+        silence(handle, device, &before, undo).await;
         change(handle, device, Step::Up).await?;
         undo.extend([Change::Link(LinkUnspec::new_with_index(device.index).down().build())]);
     }
     Ok(())
+}
+
+/// Keeps the kernel from giving the device a link-local address and soliciting routers through it:
+/// a tunnel that nobody uses sends nothing. A kernel without IPv6 refuses, and has no need of it.
+async fn silence(handle: &Handle, device: Device<'_>, before: &LinkMessage, undo: &mut Undo) {
+    let set = |mode| {
+        let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+        LinkMessageBuilder::<LinkUnspec>::default()
+            .index(device.index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![mode]))
+            .build()
+    };
+    if handle.link().set(set(In6AddrGenMode::None)).execute().await.is_ok() {
+        undo.extend(address_generation(before).map(|mode| Change::Link(set(mode))));
+    }
+}
+
+fn address_generation(link: &LinkMessage) -> Option<In6AddrGenMode> {
+    let families = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::AfSpecUnspec(families) => Some(families),
+        _ => None,
+    })?;
+    let inet6 = families.iter().find_map(|family| match family {
+        AfSpecUnspec::Inet6(attributes) => Some(attributes),
+        _ => None,
+    })?;
+    inet6.iter().find_map(|attribute| match attribute {
+        AfSpecInet6::AddrGenMode(mode) => Some(*mode),
+        _ => None,
+    })
 }
 
 async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Error> {

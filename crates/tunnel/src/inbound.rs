@@ -9,7 +9,7 @@
 //! One thread does it all, with buffers of its own; nothing here allocates, and the only lock is
 //! the window's, taken once per batch and never contended.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use vpnd_protocol::session::Opened;
 use vpnd_protocol::table::{Admitted, Arrival, Table};
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::turn::Turn;
-use vpnd_tun::{Coalescer, Limits};
+use vpnd_tun::{Coalescer, Limits, VnetHeader, unmerge};
 
 use crate::clock;
 use crate::shared::{Shared, Signal, is_gone, wait};
@@ -168,26 +168,22 @@ impl Inbound {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        let (shared, mut gone) = (&self.shared, None);
-        let mut refused = false;
+        let (shared, mut outcome) = (&self.shared, Outcome::default());
         self.coalescer.flush(&mut self.buffer, |slices, packets| {
-            if let Err(error) = shared.queue.write(slices) {
-                shared.counters.count(DropReason::DeviceFailed, packets);
-                refused |= packets > 1 && error.raw_os_error() == Some(libc::EINVAL);
-                gone = gone.take().or_else(|| is_gone(&error).then_some(error));
+            match shared.queue.write(slices) {
+                Err(error) if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
+                    outcome.refused = header(slices);
+                    write_singly(shared, slices, &mut outcome);
+                }
+                result => outcome.note(shared, result, packets),
             }
         });
-        if refused {
-            self.stop_coalescing();
+        if let Some(header) = outcome.refused {
+            // The kernel took such super-packets when it was asked and takes them no more.
+            self.coalescer.limits_mut().forbid(header);
+            tracing::warn!(?header, "the device refuses super-packets; merging stops");
         }
-        gone.map_or(Ok(()), Err)
-    }
-
-    /// The kernel took super-packets when it was asked and takes them no more.
-    fn stop_coalescing(&mut self) {
-        let limits = self.coalescer.limits_mut();
-        (limits.tcp, limits.udp) = (false, false);
-        tracing::warn!("the device refuses super-packets; packets are written singly from now on");
+        outcome.gone.map_or(Ok(()), Err)
     }
 
     fn count(&self, result: Result<(), DropReason>) {
@@ -209,4 +205,29 @@ fn admit_packet(
     }
     shared.clamp(&mut datagram[DATA_HEADER_LEN..DATA_HEADER_LEN + len]);
     Ok(Some(len))
+}
+
+/// What became of the writes of one batch.
+#[derive(Default)]
+struct Outcome {
+    gone: Option<io::Error>,
+    refused: Option<VnetHeader>,
+}
+
+impl Outcome {
+    fn note(&mut self, shared: &Shared, result: io::Result<usize>, packets: usize) {
+        if let Err(error) = result {
+            shared.counters.count(DropReason::DeviceFailed, packets);
+            self.gone = self.gone.take().or_else(|| is_gone(&error).then_some(error));
+        }
+    }
+}
+
+fn write_singly(shared: &Shared, slices: &[IoSlice<'_>], outcome: &mut Outcome) {
+    let undone = unmerge(slices, 0, |single| outcome.note(shared, shared.queue.write(single), 1));
+    debug_assert!(undone.is_ok(), "the coalescer's own write");
+}
+
+fn header(slices: &[IoSlice<'_>]) -> Option<VnetHeader> {
+    VnetHeader::decode(slices.first()?).map(|(header, _)| header)
 }
