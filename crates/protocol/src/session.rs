@@ -124,7 +124,7 @@ impl SealingKey {
     /// # Errors
     /// When the key is too old or its numbers are used up; the counter then stays where it was.
     pub fn reserve(&self, count: usize, now: BootTime) -> Result<Counters, Refused> {
-        if now >= self.seals_until {
+        if !self.seals_at(now) {
             return Err(Refused::Expired);
         }
         let first = self
@@ -148,6 +148,11 @@ impl SealingKey {
         let (packet, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
         header.copy_from_slice(DataHeader::new(self.receiver, counter.0).as_bytes());
         tag.copy_from_slice(&self.aead.seal(counter.0, &[], packet));
+    }
+
+    /// Whether the key is young enough to seal.
+    pub(crate) fn seals_at(&self, now: BootTime) -> bool {
+        now < self.seals_until
     }
 
     /// Whether a successor is due.

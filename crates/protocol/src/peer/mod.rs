@@ -312,8 +312,13 @@ impl Peer {
             self.wanted |= self.activity.want_handshake.is_raised();
             return;
         };
-        let asked = current.sealing.wants_successor()
-            || self.activity.want_handshake.is_raised()
+        let seals = current.sealing.seals_at(now.boot);
+        if seals {
+            // Raised in the moment before the key was published: its packets find the key.
+            self.activity.want_handshake.take();
+        }
+        let asked = !seals && self.activity.want_handshake.is_raised()
+            || current.sealing.wants_successor()
             || self.is_last_minute(current, now);
         // A successor that waits for its confirmation is what was asked for.
         if asked && self.attempt.is_none() && self.keyring.next().is_none() {
