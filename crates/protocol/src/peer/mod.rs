@@ -125,6 +125,7 @@ pub struct Peer {
     keyring: Keyring,
     generation: Generation,
     established: Option<BootTime>,
+    handshakes: u64,
     /// A session older than this rekeys no more at the last minute: it has already asked.
     last_minute_asked: Generation,
 
@@ -166,6 +167,7 @@ impl Peer {
             keyring: Keyring::default(),
             generation: Generation::default(),
             established: None,
+            handshakes: 0,
             last_minute_asked: Generation::default(),
             path: None,
             candidates: Candidates::default(),
@@ -290,6 +292,7 @@ impl Peer {
     /// A session has become current.
     fn establish(&mut self, now: Now, role: Role) {
         self.established = Some(now.boot);
+        self.handshakes += 1;
         self.wanted = false;
         self.activity.want_handshake.take();
         self.candidates.settle();

@@ -31,6 +31,8 @@ pub struct PeerStatus {
     pub endpoint: Option<SocketAddr>,
     /// Who began the current session, and how old it is.
     pub session: Option<(Role, Duration)>,
+    /// Handshakes finished since the start, in either role.
+    pub handshakes: u64,
     /// Time since the last handshake.
     pub last_handshake: Option<Duration>,
     /// Time since anything authentic came.
@@ -58,6 +60,7 @@ impl Peer {
                 .map(|path| path.to)
                 .or_else(|| self.attempt.as_ref().map(Attempt::to)),
             session: current.map(|session| (session.role, ago(session.birth))),
+            handshakes: self.handshakes,
             last_handshake: self.established.map(ago),
             last_received: self.activity.moments().received.map(ago),
             attempt: self.attempt.as_ref().map(Attempt::tries),
