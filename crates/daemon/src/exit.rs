@@ -23,8 +23,6 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// No TUN device is to be had.
     Unavailable = 69,
-    /// It may work later.
-    Temporary = 75,
     /// A privilege is missing.
     Permission = 77,
     /// The configuration or a key file is wrong.

@@ -3,17 +3,25 @@
 
 mod alarm;
 mod check;
+#[cfg(test)]
+mod child;
 mod cli;
 mod config;
+mod control;
 mod demo;
 mod exit;
+mod floor;
 mod keygen;
 mod keys;
-mod logs;
+mod logging;
 mod pair;
 mod plane;
+mod privilege;
+mod resolve;
 mod run;
+mod service;
 mod status;
+mod telling;
 mod watch;
 
 use std::process::ExitCode;
@@ -45,7 +53,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
 fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
-    logs::init(logging.level(config.service.log_level), format);
+    logging::init(logging.level(config.service.log_level), format);
     for warning in warnings.lines() {
         tracing::warn!("{warning}");
     }

@@ -2,7 +2,6 @@
 //! first, hands it to the peer, and does what the peer asks: publish, send, tell.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::peer::{Event, Load, Peer};
+use vpnd_protocol::peer::{Event, Liveness, Load, Peer};
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::timestamp::Timestamp;
@@ -18,20 +17,40 @@ use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports};
 
 use crate::alarm::Alarm;
+use crate::control::{Control, Request};
+use crate::floor::{FloorError, FloorFile};
+use crate::resolve::Resolver;
+use crate::service::Service;
+use crate::status::{About, Status};
+use crate::telling::Telling;
 use crate::watch::watch;
 
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
+/// How often a tunnel without a session looks for the reason. What tells of a wrong key is only
+/// counted, never queued, so that garbage wakes nobody.
+const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
 
 /// Why the tunnel ends other than by being asked to.
 #[derive(Debug, Error)]
 pub(crate) enum PlaneError {
     /// A data thread ended.
-    #[error("the device is gone ({0}): somebody deleted it; start vpnd again to make a new one")]
-    DeviceGone(io::Error),
+    #[error(
+        "device {name} is gone ({error}): somebody deleted it; start vpnd again to make it anew"
+    )]
+    DeviceGone { name: String, error: io::Error },
     /// The event loop itself does not work.
     #[error("the event loop: {0}")]
     Loop(#[from] io::Error),
+}
+
+/// Everybody the control plane talks to.
+pub(crate) struct Surroundings {
+    pub(crate) about: About,
+    pub(crate) floor: FloorFile,
+    pub(crate) resolver: Resolver,
+    pub(crate) control: Option<Control>,
+    pub(crate) service: Service,
 }
 
 /// A running tunnel's control plane.
@@ -39,12 +58,20 @@ pub(crate) struct Plane {
     peer: Peer,
     engine: Engine,
     reports: Reports,
+    around: Surroundings,
+    telling: Telling,
+    started: BootTime,
     wake: AsyncFd<OwnedFd>,
     alarm: Alarm,
-    addresses: mpsc::Receiver<Vec<SocketAddr>>,
+    watchdog: Option<tokio::time::Interval>,
+    kept: (mpsc::Sender<Kept>, mpsc::Receiver<Kept>),
+    floor_fails: bool,
     load_until: BootTime,
     datagram: Vec<u8>,
 }
+
+/// A timestamp that is written, or is known not to be.
+type Kept = (Timestamp, Result<(), FloorError>);
 
 impl Plane {
     /// A plane over a data path that runs already.
@@ -53,20 +80,25 @@ impl Plane {
     /// When the kernel has no descriptor left.
     pub(crate) fn new(
         peer: Peer,
+        telling: Telling,
         engine: Engine,
         reports: Reports,
-        addresses: mpsc::Receiver<Vec<SocketAddr>>,
+        around: Surroundings,
     ) -> io::Result<Self> {
-        let wake = watch(engine.wake_fd())?;
         Ok(Self {
+            wake: watch(engine.wake_fd())?,
+            alarm: Alarm::new()?,
+            watchdog: Service::watchdog_interval().map(tokio::time::interval),
+            kept: mpsc::channel(4),
+            started: clock::boot(),
+            floor_fails: false,
+            load_until: BootTime::default(),
+            datagram: Vec::new(),
             peer,
             engine,
             reports,
-            wake,
-            alarm: Alarm::new()?,
-            addresses,
-            load_until: BootTime::default(),
-            datagram: Vec::new(),
+            around,
+            telling,
         })
     }
 
@@ -76,11 +108,12 @@ impl Plane {
     /// When the device is gone.
     pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), PlaneError> {
         tokio::pin!(stop);
+        self.around.service.ready();
         loop {
-            self.settle()?;
+            let connected = self.settle()?;
             tokio::select! {
-                () = &mut stop => return Ok(()),
-                Some(error) = self.reports.ended.recv() => return Err(PlaneError::DeviceGone(error)),
+                () = &mut stop => break,
+                Some(error) = self.reports.ended.recv() => return Err(self.device_gone(error)),
                 Some(admitted) = self.reports.handshakes.recv() => self.handshake(&admitted),
                 woken = self.wake.readable() => {
                     woken?.clear_ready();
@@ -91,15 +124,26 @@ impl Plane {
                     expired?;
                     self.peer.handle_wake(clock::now());
                 }
-                Some(addresses) = self.addresses.recv() => {
+                addresses = self.around.resolver.changed() => {
                     self.peer.handle_endpoints(clock::now(), addresses);
                 }
+                Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
+                request = next_request(&mut self.around.control) => self.answer(request),
+                () = tick(&mut self.watchdog) => self.around.service.alive(),
+                () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
         }
+        self.around.service.stopping();
+        Ok(())
+    }
+
+    fn device_gone(&self, error: io::Error) -> PlaneError {
+        PlaneError::DeviceGone { name: self.around.about.device.name.clone(), error }
     }
 
     fn handshake(&mut self, admitted: &Admitted) {
         let now = clock::now();
+        // The one in hand was queued too.
         if self.reports.handshakes.len() + 1 >= LOAD_THRESHOLD {
             self.load_until = now.boot + LOAD_LINGERS;
         }
@@ -109,8 +153,9 @@ impl Plane {
         }
     }
 
-    /// Does what the peer asks: publish first, then send, then tell.
-    fn settle(&mut self) -> io::Result<()> {
+    /// Does what the peer asks: publish first, then send, then tell. Says whether a session
+    /// stands.
+    fn settle(&mut self) -> io::Result<bool> {
         loop {
             if let Some(table) = self.peer.poll_table() {
                 self.engine.publish(table);
@@ -121,19 +166,82 @@ impl Plane {
                 }
             }
             let Some(event) = self.peer.poll_event() else { break };
-            self.tell(event);
+            self.attend(&event);
         }
-        self.alarm.set(self.peer.poll_timeout().map(|(at, _)| at))
+        self.alarm.set(self.peer.poll_timeout().map(|(at, _)| at))?;
+        Ok(self.tell_how_it_fares())
     }
 
-    fn tell(&mut self, event: Event) {
+    fn attend(&mut self, event: &Event) {
+        self.telling.tell(clock::boot(), event);
         match event {
-            Event::KeepFloor(stamp) => self.keep_floor(stamp),
-            other => tracing::info!(?other),
+            Event::KeepFloor(stamp) => self.keep_floor(*stamp),
+            Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
+            _ => {}
         }
     }
 
-    fn keep_floor(&mut self, stamp: Timestamp) {
+    fn tell_how_it_fares(&mut self) -> bool {
+        let now = clock::now();
+        let peer = self.peer.status(now);
+        let connected = matches!(peer.liveness, Liveness::Up | Liveness::Unresponsive);
+        let bad_mac1 = self.engine.counters().dropped(DropReason::BadMac1);
+        self.telling.watch_bad_mac1(now.boot, bad_mac1, connected);
+        let line = self.status().line();
+        self.around.service.status(&line);
+        connected
+    }
+
+    fn status(&mut self) -> Status {
+        let now = clock::now();
+        Status::new(
+            &self.around.about,
+            now.boot.saturating_since(self.started),
+            &self.peer.status(now),
+            self.engine.counters(),
+            self.telling.trouble(),
+        )
+    }
+
+    fn answer(&mut self, request: Request) {
+        let Request::Status(reply) = request;
+        // Who asked may have left.
+        let _left = reply.send(self.status());
+    }
+
+    fn keep_floor(&self, stamp: Timestamp) {
+        let (floor, kept) = (self.around.floor.clone(), self.kept.0.clone());
+        tokio::spawn(async move {
+            let result = floor.write(stamp).await;
+            // Nobody listens once the tunnel stops.
+            let _stopped = kept.send((stamp, result)).await;
+        });
+    }
+
+    /// A floor that cannot be kept never keeps a tunnel from working.
+    fn floor_kept(&mut self, stamp: Timestamp, result: Result<(), FloorError>) {
+        match result {
+            Ok(()) => self.floor_fails = false,
+            Err(error) if !self.floor_fails => {
+                tracing::warn!("{error}");
+                self.floor_fails = true;
+            }
+            Err(_) => {}
+        }
         self.peer.floor_kept(clock::now(), stamp);
+    }
+}
+
+async fn next_request(control: &mut Option<Control>) -> Request {
+    match control {
+        Some(control) => control.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
+    match watchdog {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }

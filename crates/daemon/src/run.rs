@@ -2,29 +2,38 @@
 //! privileges first, threads last.
 
 use std::io;
-use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use rand::SeedableRng;
-use rand::rngs::SysRng;
+use rand::rngs::{StdRng, SysRng};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use vpnd_device::{Link, Netlink, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{self, Peer};
+use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::{Mode, OpenError, Options, Queue};
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
 use vpnd_tunnel::filter::Filter;
-use vpnd_tunnel::udp::{BindError, MAX_BATCH, Socket};
+use vpnd_tunnel::udp::{BindError, Socket};
 
 use crate::cli::RunOptions;
-use crate::config::{Config, MssClamp, Roam};
+use crate::config::{Config, MssClamp, Roam, Service};
+use crate::control::{Control, ControlError};
 use crate::exit::Exit;
+use crate::floor::FloorFile;
 use crate::keys::Keys;
-use crate::plane::{Plane, PlaneError};
+use crate::plane::{Plane, PlaneError, Surroundings};
+use crate::privilege::{self, PrivilegeError};
+use crate::status::{About, Device};
+use crate::telling::Telling;
+use crate::{resolve, service};
+
+/// The largest UDP payload that one send takes with segmentation.
+const MAX_DATAGRAM: u16 = 65_000;
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -38,6 +47,12 @@ pub(crate) enum RunError {
     /// The port cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A privilege is missing, or cannot be given up.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    /// The same tunnel runs already.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// It ran and cannot go on.
     #[error(transparent)]
     Plane(#[from] PlaneError),
@@ -52,6 +67,7 @@ impl RunError {
         match self {
             Self::Open(OpenError::NoDevice) => Exit::Unavailable,
             Self::Open(OpenError::Permission { .. }) => Exit::Permission,
+            Self::Privilege(PrivilegeError::NetAdmin) => Exit::Permission,
             Self::Device(error) if error.is_permission() => Exit::Permission,
             _ => Exit::Failure,
         }
@@ -67,9 +83,10 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
     // One thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        privilege::require()?;
         let host = Host::prepare(&config).await?;
-        let tunnel = host.start(&config, keys)?;
-        tunnel.run().await
+        privilege::drop_to(config.service.user.as_ref())?;
+        host.start(&config, keys)?.run().await
     })
 }
 
@@ -80,6 +97,8 @@ struct Host {
     device: String,
     queue: Queue,
     socket: Socket,
+    floor: FloorFile,
+    control: Option<Control>,
 }
 
 /// A tunnel that moves packets.
@@ -91,6 +110,8 @@ struct Tunnel {
 
 impl Host {
     async fn prepare(config: &Config) -> Result<Self, RunError> {
+        // First, so that a second start of the same tunnel touches nothing.
+        let control = control(&config.service.control)?;
         let mut device = vpnd_tun::open(&Options {
             name: config.interface.name.clone(),
             mode: Mode::Tun,
@@ -101,33 +122,58 @@ impl Host {
         let socket = Socket::bind(config.interface.listen, config.path.rcvbuf)?;
         let netlink = Netlink::connect()?;
         let undo = netlink.configure(&link(config, &device.name)).await?;
-        Ok(Self { netlink, undo, device: device.name, queue, socket })
+        let Service { state_dir, user, .. } = &config.service;
+        let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
+        Ok(Self { netlink, undo, device: device.name, queue, socket, floor, control })
     }
 
     fn start(self, config: &Config, keys: Keys) -> Result<Tunnel, RunError> {
+        let about = about(config, &keys, &self.device, self.socket.local_port());
         let activity = Arc::new(Activity::default());
-        let rng = rand::rngs::StdRng::try_from_rng(&mut SysRng).map_err(io::Error::other)?;
-        let mut peer = Peer::new(
-            peer_config(config, keys),
+        let peer = Peer::new(
+            peer_config(config, keys, last_stamp(&self.floor)),
             Arc::clone(&activity),
-            Box::new(rng),
+            Box::new(StdRng::try_from_rng(&mut SysRng).map_err(io::Error::other)?),
             clock::now(),
         );
-        let table = peer.poll_table().unwrap_or_else(|| unreachable!("a new peer has a table"));
         let options = engine::Options {
             mtu: config.interface.mtu,
             clamp: clamp(config),
             filter: Filter::new(&config.peer.allowed_ips),
         };
+        let table = peer.table();
         let (engine, reports) = Engine::start(self.queue, self.socket, activity, table, options)?;
-        tracing::info!(device = self.device, port = engine.local_port(), "up");
-        let (send, addresses) = mpsc::channel(1);
-        let literal: Vec<SocketAddr> =
-            config.peer.endpoints.iter().filter_map(|e| e.to_string().parse().ok()).collect();
-        let _ = send.try_send(literal);
-        let plane = Plane::new(peer, engine, reports, addresses)?;
+        tracing::info!("{} is up, listening on port {}", self.device, engine.local_port());
+        let around = Surroundings {
+            about,
+            floor: self.floor,
+            resolver: resolve::spawn(config.peer.endpoints.clone()),
+            control: self.control,
+            service: service::Service::default(),
+        };
+        let telling = Telling::new(config.peer.public_key);
+        let plane = Plane::new(peer, telling, engine, reports, around)?;
         Ok(Tunnel { netlink: self.netlink, undo: self.undo, plane })
     }
+}
+
+/// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
+fn control(path: &Path) -> Result<Option<Control>, ControlError> {
+    match Control::bind(path) {
+        Ok(control) => Ok(Some(control)),
+        Err(error @ ControlError::Running(_)) => Err(error),
+        Err(error) => {
+            tracing::warn!("{error}; `vpnd status` will not find this tunnel");
+            Ok(None)
+        }
+    }
+}
+
+fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
+    floor.read().unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        None
+    })
 }
 
 impl Tunnel {
@@ -140,6 +186,22 @@ impl Tunnel {
         let result = self.plane.run(stop).await;
         self.netlink.undo(self.undo).await;
         Ok(result?)
+    }
+}
+
+fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About {
+    About {
+        name: config.name.clone(),
+        device: Device {
+            name: device.to_owned(),
+            mode: "tun".to_owned(),
+            mtu: config.interface.mtu,
+            listen_port,
+            public_key: keys.secret.public().to_string(),
+        },
+        peer_key: config.peer.public_key.to_string(),
+        protocol: "wireguard".to_owned(),
+        preshared_key: config.peer.preshared_key_file.is_some(),
     }
 }
 
@@ -158,7 +220,7 @@ fn route(route: &crate::config::Route) -> vpnd_device::Route {
     vpnd_device::Route { to: route.to, metric: route.metric, table: route.table }
 }
 
-fn peer_config(config: &Config, keys: Keys) -> peer::Config {
+fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::Config {
     peer::Config {
         identity: Identity::new(keys.secret),
         remote: config.peer.public_key,
@@ -169,8 +231,8 @@ fn peer_config(config: &Config, keys: Keys) -> peer::Config {
             Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,
             Roam::Off => vpnd_protocol::endpoint::Roam::Off,
         },
-        floor: None,
-        max_datagram: MAX_BATCH as u16,
+        floor,
+        max_datagram: MAX_DATAGRAM,
     }
 }
 

@@ -402,7 +402,8 @@ impl Peer {
         }
     }
 
-    fn table(&self) -> Table {
+    /// What the data threads should work by now; for their start.
+    pub fn table(&self) -> Table {
         let sealing = self.keyring.current().map(|session| Arc::clone(&session.sealing));
         let mut open = [const { None }; OPENING_SLOTS];
         for (slot, key) in open.iter_mut().zip(self.keyring.opening()) {

@@ -1,0 +1,251 @@
+//! Privileges: what the start needs, and how all of it but one capability goes.
+//!
+//! Capabilities are a thread's own, so this is over before there is a second thread.
+
+use std::fs;
+use std::io;
+
+use caps::errors::CapsError;
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use thiserror::Error;
+
+use crate::config::Account;
+
+/// Devices, addresses and routes need it, before and after the drop.
+const KEPT: Capability = Capability::CAP_NET_ADMIN;
+
+/// Why the daemon has too few privileges, or cannot be rid of those it has.
+#[derive(Debug, Error)]
+pub(crate) enum PrivilegeError {
+    /// The one capability nothing works without.
+    #[error(
+        "CAP_NET_ADMIN is missing: start vpnd as root or as vpnd@.service does, or give the \
+         program that capability (setcap cap_net_admin+ep)"
+    )]
+    NetAdmin,
+    /// Another thread would keep what this one gives up.
+    #[error("privileges cannot be dropped once there are {0} threads")]
+    Threads(usize),
+    /// The kernel refused to change who we are.
+    #[error("becoming user {user}: {what}: {error}; another one may be named in [service] user")]
+    Become { user: String, what: &'static str, error: Errno },
+    /// The kernel refused to take a privilege back.
+    #[error("dropping privileges: {what}: {error}")]
+    Restrict { what: &'static str, error: io::Error },
+}
+
+/// Checks that the start can succeed.
+///
+/// # Errors
+///
+/// Says which capability is missing.
+pub(crate) fn require() -> Result<(), PrivilegeError> {
+    match caps::has_cap(None, CapSet::Effective, KEPT) {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(PrivilegeError::NetAdmin),
+    }
+}
+
+/// Becomes `user` if there is one that we can become, and keeps `CAP_NET_ADMIN` alone, for good.
+///
+/// Who is not root already, or lives in a user namespace that does not know `user`, keeps its uid.
+///
+/// # Errors
+///
+/// What the kernel refused; the daemon must not go on with privileges that nobody meant it to have.
+pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
+    alone()?;
+    forbid_gains()?;
+    if let Some(user) = user.filter(|user| can_become(user)) {
+        become_user(user)?;
+    }
+    keep_one_capability()?;
+    hide_memory()
+}
+
+fn alone() -> Result<(), PrivilegeError> {
+    match fs::read_dir("/proc/self/task").map(Iterator::count) {
+        // Where /proc is not mounted, it cannot be known.
+        Ok(1) | Err(_) => Ok(()),
+        Ok(threads) => Err(PrivilegeError::Threads(threads)),
+    }
+}
+
+/// No program that is executed from here on has more than we have.
+fn forbid_gains() -> Result<(), PrivilegeError> {
+    prctl::set_no_new_privs().map_err(restrict("no_new_privs"))?;
+    // Only who may change it can empty the bounding set; nobody else needs to, after the line above.
+    if has(Capability::CAP_SETPCAP) {
+        caps::clear(None, CapSet::Bounding).map_err(capability("the bounding set"))?;
+    }
+    Ok(())
+}
+
+fn can_become(user: &Account) -> bool {
+    let other = Uid::effective().as_raw() != user.uid || Uid::current() != Uid::effective();
+    other
+        && Uid::effective().is_root()
+        && is_mapped("/proc/self/uid_map", user.uid)
+        && is_mapped("/proc/self/gid_map", user.gid)
+}
+
+/// Whether our user namespace knows `id`. The initial one has a map too, of everything.
+fn is_mapped(map: &str, id: u32) -> bool {
+    fs::read_to_string(map).map_or(true, |map| map.lines().any(|range| contains(range, id)))
+}
+
+/// Whether one line of a map (first id inside, first outside, how many) names `id`.
+fn contains(range: &str, id: u32) -> bool {
+    let mut numbers = range.split_whitespace().map(str::parse::<u64>);
+    match (numbers.next(), numbers.nth(1)) {
+        (Some(Ok(first)), Some(Ok(count))) => (first..first + count).contains(&u64::from(id)),
+        _ => false,
+    }
+}
+
+fn become_user(user: &Account) -> Result<(), PrivilegeError> {
+    let refused =
+        |what| move |error| PrivilegeError::Become { user: user.name.clone(), what, error };
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    // The permitted capabilities outlive the change of uid; the effective ones do not.
+    prctl::set_keepcaps(true).map_err(restrict("keepcaps"))?;
+    setgroups(&[]).map_err(refused("setgroups"))?;
+    setresgid(gid, gid, gid).map_err(refused("setresgid"))?;
+    setresuid(uid, uid, uid).map_err(refused("setresuid"))?;
+    prctl::set_keepcaps(false).map_err(restrict("keepcaps"))
+}
+
+fn keep_one_capability() -> Result<(), PrivilegeError> {
+    let kept = CapsHashSet::from([KEPT]);
+    let none = CapsHashSet::new();
+    // The ambient set first: it never exceeds the inheritable one. What is effective has to be
+    // permitted, so the effective set shrinks before the permitted one and grows after it.
+    caps::clear(None, CapSet::Ambient).map_err(capability("the ambient set"))?;
+    caps::set(None, CapSet::Inheritable, &none).map_err(capability("the inheritable set"))?;
+    caps::set(None, CapSet::Effective, &none).map_err(capability("the effective set"))?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(capability("the permitted set"))?;
+    caps::set(None, CapSet::Effective, &kept).map_err(capability("the effective set"))
+}
+
+/// Keys are in neither a core file nor the sight of another process of the same user.
+fn hide_memory() -> Result<(), PrivilegeError> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(restrict("core files"))?;
+    // Last, for a change of uid resets it.
+    prctl::set_dumpable(false).map_err(restrict("dumpable"))
+}
+
+fn has(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+fn restrict(what: &'static str) -> impl Fn(Errno) -> PrivilegeError {
+    move |error| PrivilegeError::Restrict { what, error: error.into() }
+}
+
+fn capability(what: &'static str) -> impl Fn(CapsError) -> PrivilegeError {
+    move |error| PrivilegeError::Restrict { what, error: io::Error::other(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::child::in_child;
+    use nix::sched::{CloneFlags, unshare};
+
+    fn account(uid: u32) -> Account {
+        Account { name: "somebody".into(), uid, gid: uid }
+    }
+
+    /// A line of `/proc/self/status`.
+    fn status(key: &str) -> String {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    fn assert_dropped() {
+        const NET_ADMIN: &str = "0000000000001000";
+        const NONE: &str = "0000000000000000";
+        assert_eq!(status("CapPrm"), NET_ADMIN);
+        assert_eq!(status("CapEff"), NET_ADMIN);
+        for set in ["CapInh", "CapAmb", "CapBnd"] {
+            assert_eq!(status(set), NONE, "{set}");
+        }
+        assert_eq!(status("NoNewPrivs"), "1");
+        assert!(!prctl::get_dumpable().unwrap());
+        assert!(require().is_ok());
+    }
+
+    /// Root of a user namespace that knows one uid.
+    fn enter_user_namespace() {
+        let uid = Uid::effective();
+        unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+        fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
+    }
+
+    #[test]
+    fn root_becomes_the_user_for_good() {
+        in_child("privilege::tests::root_becomes_the_user_for_good", &[], || {
+            // Nobody else can become anybody; the tests below hold for them.
+            if !Uid::effective().is_root() {
+                return;
+            }
+            drop_to(Some(&account(12345))).unwrap();
+            assert_eq!(status("Uid"), "12345 12345 12345 12345");
+            assert_eq!(status("Gid"), "12345 12345 12345 12345");
+            assert_eq!(status("Groups"), "");
+            assert_dropped();
+            assert_eq!(setresuid(0.into(), 0.into(), 0.into()), Err(Errno::EPERM));
+        });
+    }
+
+    #[test]
+    fn a_namespace_of_one_uid_keeps_it() {
+        in_child("privilege::tests::a_namespace_of_one_uid_keeps_it", &[], || {
+            enter_user_namespace();
+            drop_to(Some(&account(12345))).unwrap();
+            assert!(status("Uid").starts_with("0 0 0"));
+            assert_dropped();
+        });
+    }
+
+    #[test]
+    fn no_user_keeps_the_uid() {
+        in_child("privilege::tests::no_user_keeps_the_uid", &[], || {
+            enter_user_namespace();
+            drop_to(None).unwrap();
+            assert_dropped();
+        });
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        in_child("privilege::tests::what_is_missing_is_named", &[], || {
+            caps::clear(None, CapSet::Effective).unwrap();
+            assert!(require().unwrap_err().to_string().starts_with("CAP_NET_ADMIN is missing"));
+        });
+    }
+
+    #[test]
+    fn a_second_thread_forbids_it() {
+        in_child("privilege::tests::a_second_thread_forbids_it", &[], || {
+            let (_end, wait) = std::sync::mpsc::channel::<()>();
+            let _thread = std::thread::spawn(move || wait.recv());
+            assert!(matches!(drop_to(None), Err(PrivilegeError::Threads(2))));
+        });
+    }
+
+    #[test]
+    fn ranges_of_a_user_namespace() {
+        assert!(contains("         0          0 4294967295", 65534));
+        assert!(contains("0 1000 1", 0));
+        assert!(!contains("0 1000 1", 1));
+        assert!(contains("100 100000 65536", 65635));
+        assert!(!contains("100 100000 65536", 65636));
+        assert!(!contains("garbage", 0));
+    }
+}

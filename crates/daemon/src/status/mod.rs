@@ -1,0 +1,247 @@
+//! How a tunnel fares, in the shape that `vpnd status --json` has for good: fields are added,
+//! never changed or removed.
+
+mod client;
+mod text;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vpnd_protocol::peer::{Liveness, PeerStatus};
+use vpnd_protocol::session::Role;
+use vpnd_tunnel::counters::Counters;
+
+use crate::telling::Trouble;
+
+pub(crate) use client::run;
+
+/// The shape's version.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// One tunnel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) schema: u32,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) uptime_s: f64,
+    pub(crate) state: State,
+    pub(crate) device: Device,
+    pub(crate) peer: Peer,
+    pub(crate) session: Option<Session>,
+    pub(crate) last_handshake_s: Option<f64>,
+    pub(crate) last_received_s: Option<f64>,
+    pub(crate) attempt: Option<u32>,
+    pub(crate) unconfirmed_answers: u32,
+    pub(crate) traffic: Traffic,
+    pub(crate) drops: BTreeMap<String, u64>,
+    pub(crate) next: Option<Next>,
+    pub(crate) hint: Option<String>,
+}
+
+/// Whether packets get through, as far as this end can know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    /// A session stands, and what was sent has been answered.
+    Up,
+    /// A session stands, but what was sent goes unanswered.
+    Unresponsive,
+    /// No session; the peer is being called.
+    Connecting,
+    /// No session, and nothing asks for one.
+    Idle,
+}
+
+/// The device and the port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Device {
+    pub(crate) name: String,
+    pub(crate) mode: String,
+    pub(crate) mtu: u16,
+    pub(crate) listen_port: u16,
+    pub(crate) public_key: String,
+}
+
+/// The other end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    pub(crate) public_key: String,
+    pub(crate) protocol: String,
+    pub(crate) preshared_key: bool,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) handshakes: u64,
+}
+
+/// The session that seals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Session {
+    pub(crate) role: String,
+    pub(crate) age_s: f64,
+}
+
+/// What crossed the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Traffic {
+    pub(crate) rx_bytes: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) rx_packets: u64,
+    pub(crate) tx_packets: u64,
+    pub(crate) too_big: u64,
+}
+
+/// What the tunnel waits for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Next {
+    pub(crate) timer: String,
+    pub(crate) in_s: f64,
+}
+
+/// What does not change while a tunnel runs.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) name: String,
+    pub(crate) device: Device,
+    pub(crate) peer_key: String,
+    pub(crate) protocol: String,
+    pub(crate) preshared_key: bool,
+}
+
+impl Status {
+    /// The status of a running tunnel.
+    pub(crate) fn new(
+        about: &About,
+        uptime: Duration,
+        peer: &PeerStatus,
+        drops: &Counters,
+        trouble: Option<&Trouble>,
+    ) -> Self {
+        let state = State::from(peer.liveness);
+        let drops = drops.iter().map(|(reason, count)| (reason.name().to_owned(), count));
+        Self {
+            schema: SCHEMA,
+            name: about.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: uptime.as_secs_f64(),
+            state,
+            device: about.device.clone(),
+            peer: Peer {
+                public_key: about.peer_key.clone(),
+                protocol: about.protocol.clone(),
+                preshared_key: about.preshared_key,
+                endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
+                handshakes: peer.handshakes,
+            },
+            session: peer.session.map(|(role, age)| Session::new(role, age)),
+            last_handshake_s: peer.last_handshake.map(|age| age.as_secs_f64()),
+            last_received_s: peer.last_received.map(|age| age.as_secs_f64()),
+            attempt: peer.attempt,
+            unconfirmed_answers: peer.unconfirmed_answers,
+            traffic: Traffic {
+                rx_bytes: peer.traffic.bytes_received,
+                tx_bytes: peer.traffic.bytes_sent,
+                rx_packets: peer.traffic.packets_received,
+                tx_packets: peer.traffic.packets_sent,
+                too_big: peer.traffic.too_big,
+            },
+            drops: drops.collect(),
+            next: peer.next.map(|(wait, timer)| Next {
+                timer: format!("{timer:?}"),
+                in_s: wait.as_secs_f64(),
+            }),
+            hint: hint(state, trouble, &about.peer_key),
+        }
+    }
+}
+
+impl Status {
+    /// The state in one line, for the service manager.
+    pub(crate) fn line(&self) -> String {
+        let state = self.state.word();
+        let at = self.peer.endpoint.as_ref().map(|endpoint| format!(", peer at {endpoint}"));
+        let hint = self.hint.as_ref().map(|hint| format!(": {hint}"));
+        format!("{state}{}{}", at.unwrap_or_default(), hint.unwrap_or_default())
+    }
+}
+
+impl Session {
+    fn new(role: Role, age: Duration) -> Self {
+        let role = match role {
+            Role::Initiator => "initiator",
+            Role::Responder => "responder",
+        };
+        Self { role: role.to_owned(), age_s: age.as_secs_f64() }
+    }
+}
+
+impl From<Liveness> for State {
+    fn from(liveness: Liveness) -> Self {
+        match liveness {
+            Liveness::Up => Self::Up,
+            Liveness::Unresponsive => Self::Unresponsive,
+            Liveness::Connecting => Self::Connecting,
+            Liveness::Idle => Self::Idle,
+        }
+    }
+}
+
+impl State {
+    /// The word for it.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Unresponsive => "unresponsive",
+            Self::Connecting => "connecting",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// What a person can do about it.
+fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
+    let said = trouble.map(|trouble| match trouble {
+        Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs; compare \
+             preshared_key_file on both sides"
+            .to_owned(),
+        Trouble::NeverConfirms(count) => format!(
+            "peer {peer} initiates ({count}×) and never confirms: its PSK differs or our answers \
+             are lost"
+        ),
+        Trouble::UnknownPeer(key) => {
+            format!("unknown peer {key} calls us; [peer] public_key here is {peer}")
+        }
+        Trouble::StaleInitiation => "the peer's clock was set back and its state directory lost: \
+             it is heard again when its clock has caught up, or when vpnd restarts here"
+            .to_owned(),
+        Trouble::BadMac1(count) => format!(
+            "{count} handshake messages came that were not made for our public key: the other \
+             side's public_key for us is wrong, or it is a scan"
+        ),
+        Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
+             public_key for us is wrong; `vpnd status` over there tells"
+            .to_owned(),
+    });
+    said.or_else(|| (state == State::Unresponsive).then(|| "what we send is not answered".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_have_the_words_that_scripts_know() {
+        for state in [State::Up, State::Unresponsive, State::Connecting, State::Idle] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.word()));
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_works_needs_no_hint() {
+        assert_eq!(hint(State::Up, None, "K"), None);
+        let psk = hint(State::Connecting, Some(&Trouble::AnswerDoesNotOpen), "K").unwrap();
+        assert!(psk.contains("PSK differs"), "{psk}");
+    }
+}

@@ -1,0 +1,111 @@
+//! A status for people: what is known, and nothing that is not.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::Status;
+
+/// The status, a line for each thing.
+pub(crate) fn render(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _written = write_all(&mut text, status);
+    text
+}
+
+fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
+    let device = &status.device;
+    writeln!(
+        text,
+        "{}  {}   {} ({})  mtu {}  port {}  running {}",
+        status.name,
+        status.state.word().to_uppercase(),
+        device.name,
+        device.mode,
+        device.mtu,
+        device.listen_port,
+        span(status.uptime_s),
+    )?;
+    writeln!(text, "  peer     {}  {}", status.peer.public_key, endpoint(status))?;
+    writeln!(text, "  session  {}", session(status))?;
+    let traffic = &status.traffic;
+    writeln!(
+        text,
+        "  traffic  rx {} ({} packets)  tx {} ({} packets)",
+        bytes(traffic.rx_bytes),
+        traffic.rx_packets,
+        bytes(traffic.tx_bytes),
+        traffic.tx_packets,
+    )?;
+    write_drops(text, status)?;
+    status.hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
+}
+
+fn endpoint(status: &Status) -> String {
+    match (&status.peer.endpoint, status.attempt) {
+        (Some(endpoint), Some(attempt)) => format!("{endpoint}  (calling, try {attempt})"),
+        (Some(endpoint), None) => endpoint.clone(),
+        (None, _) => "endpoint unknown until it calls".to_owned(),
+    }
+}
+
+fn session(status: &Status) -> String {
+    let psk = if status.peer.preshared_key { ", preshared key" } else { "" };
+    let age = |seconds: Option<f64>| seconds.map_or_else(|| "never".to_owned(), ago);
+    match &status.session {
+        Some(session) => format!(
+            "{} as {}{psk}; heard {}",
+            ago(session.age_s),
+            session.role,
+            age(status.last_received_s)
+        ),
+        None => format!("none; last handshake {}", age(status.last_handshake_s)),
+    }
+}
+
+fn write_drops(text: &mut String, status: &Status) -> std::fmt::Result {
+    let drops: Vec<_> = status
+        .drops
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if status.traffic.too_big > 0 {
+        writeln!(text, "  path     {} batches did not fit whole", status.traffic.too_big)?;
+    }
+    if drops.is_empty() { Ok(()) } else { writeln!(text, "  drops    {}", drops.join("  ")) }
+}
+
+fn ago(seconds: f64) -> String {
+    format!("{} ago", span(seconds))
+}
+
+fn span(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    humantime::format_duration(Duration::from_secs(whole)).to_string()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_spans_read_well() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+        assert_eq!(ago(3725.9), "1h 2m 5s ago");
+        assert_eq!(span(f64::NAN), "0s");
+    }
+}

@@ -1,0 +1,187 @@
+//! Puts what happens into words: log lines, limited where the network can cause them, and the
+//! one thing that `status` should say when the tunnel does not come up.
+
+use vpnd_crypto::PublicKey;
+use vpnd_protocol::peer::Event;
+use vpnd_protocol::session::Role;
+use vpnd_protocol::time::BootTime;
+
+use crate::logging::RateLimit;
+
+/// What keeps a tunnel from coming up, as far as the protocol lets one know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The peer answers under another preshared key.
+    AnswerDoesNotOpen,
+    /// The peer initiates, and never uses our answers.
+    NeverConfirms(u32),
+    /// Somebody with this key initiates with us.
+    UnknownPeer(PublicKey),
+    /// The peer's clock is behind what it once said.
+    StaleInitiation,
+    /// Nobody answers at all.
+    NoAnswer,
+    /// Handshake messages arrive that were made for another key.
+    BadMac1(u64),
+}
+
+/// Lines of which the network can cause any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Answer,
+    Confirm,
+    Unknown,
+    Stale,
+    Moved,
+    BadMac1,
+}
+
+/// What has been told, and what is the trouble.
+pub(crate) struct Telling {
+    peer: PublicKey,
+    limit: RateLimit<Class>,
+    trouble: Option<Trouble>,
+    bad_mac1: u64,
+}
+
+impl Telling {
+    /// Nothing told yet of the tunnel to `peer`.
+    pub(crate) fn new(peer: PublicKey) -> Self {
+        Self { peer, limit: RateLimit::default(), trouble: None, bad_mac1: 0 }
+    }
+
+    /// The latest trouble; a session that stands ends it.
+    pub(crate) const fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
+    }
+
+    /// Tells of an event.
+    pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
+        match event {
+            Event::KeepFloor(_) => {}
+            Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
+            Event::Initiating { to, attempt } => {
+                tracing::debug!("calling {to}: no answer yet, try {attempt}");
+            }
+            Event::Established(role) => self.established(*role),
+            Event::GaveUp => self.gave_up(),
+            Event::Lost => tracing::info!("the session is too old; the next packet begins another"),
+            Event::Moved { to } => self.moved(now, &to.to_string()),
+            Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
+            Event::NeverConfirms(count) => self.never_confirms(now, *count),
+            Event::UnknownPeer { key, from } => self.unknown_peer(now, *key, &from.to_string()),
+            Event::StaleInitiation { got, last } => {
+                self.stale(now, &got.to_string(), &last.to_string());
+            }
+        }
+    }
+
+    /// Tells when handshake messages for another key keep coming: the one sign there is of a
+    /// wrong public key on the other side.
+    pub(crate) fn watch_bad_mac1(&mut self, now: BootTime, count: u64, connected: bool) {
+        if count == self.bad_mac1 || connected {
+            self.bad_mac1 = count;
+            return;
+        }
+        self.bad_mac1 = count;
+        self.trouble = Some(Trouble::BadMac1(count));
+        if let Some(more) = self.limit.allow(Class::BadMac1, now) {
+            tracing::warn!(
+                "handshake messages come whose mac1 was not made for our public key ({count} so \
+                 far): the other side's public_key for us is wrong, or it is a scan{more}"
+            );
+        }
+    }
+
+    fn established(&mut self, role: Role) {
+        self.trouble = None;
+        let role = if role == Role::Initiator { "we called" } else { "the peer called" };
+        tracing::info!("session with {} established: {role}", self.peer);
+    }
+
+    fn gave_up(&mut self) {
+        self.trouble.get_or_insert(Trouble::NoAnswer);
+        tracing::warn!(
+            "no answer from the peer: it is down, UDP does not get through, or its public_key \
+             for us is wrong; the next packet or keepalive calls again"
+        );
+    }
+
+    fn moved(&mut self, now: BootTime, to: &str) {
+        if let Some(more) = self.limit.allow(Class::Moved, now) {
+            tracing::info!("the peer is at {to}{more}");
+        }
+    }
+
+    fn answer_does_not_open(&mut self, now: BootTime) {
+        self.trouble = Some(Trouble::AnswerDoesNotOpen);
+        if let Some(more) = self.limit.allow(Class::Answer, now) {
+            tracing::warn!("the peer's answer does not open: PSK differs{more}");
+        }
+    }
+
+    fn never_confirms(&mut self, now: BootTime, count: u32) {
+        self.trouble = Some(Trouble::NeverConfirms(count));
+        if let Some(more) = self.limit.allow(Class::Confirm, now) {
+            tracing::warn!(
+                "peer {} initiates ({count}×) and never confirms: its PSK differs or our answers \
+                 are lost{more}",
+                self.peer
+            );
+        }
+    }
+
+    fn unknown_peer(&mut self, now: BootTime, key: PublicKey, from: &str) {
+        self.trouble = Some(Trouble::UnknownPeer(key));
+        if let Some(more) = self.limit.allow(Class::Unknown, now) {
+            tracing::warn!("unknown peer {key} at {from}; our peer is {}{more}", self.peer);
+        }
+    }
+
+    fn stale(&mut self, now: BootTime, got: &str, last: &str) {
+        self.trouble.get_or_insert(Trouble::StaleInitiation);
+        if let Some(more) = self.limit.allow(Class::Stale, now) {
+            tracing::warn!(
+                "an initiation of the peer is stamped {got}, not after {last}: a replay, or its \
+                 clock was set back and its state directory lost{more}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn telling() -> Telling {
+        Telling::new(PublicKey::from_bytes([9; 32]))
+    }
+
+    #[test]
+    fn a_session_ends_the_trouble() {
+        let mut telling = telling();
+        telling.tell(BootTime::default(), &Event::AnswerDoesNotOpen);
+        assert_eq!(telling.trouble(), Some(&Trouble::AnswerDoesNotOpen));
+        telling.tell(BootTime::default(), &Event::Established(Role::Initiator));
+        assert_eq!(telling.trouble(), None);
+    }
+
+    #[test]
+    fn silence_never_hides_a_better_reason() {
+        let mut telling = telling();
+        telling.tell(BootTime::default(), &Event::NeverConfirms(3));
+        telling.tell(BootTime::default(), &Event::GaveUp);
+        assert_eq!(telling.trouble(), Some(&Trouble::NeverConfirms(3)));
+    }
+
+    #[test]
+    fn bad_mac1_matters_only_while_nothing_else_works() {
+        let mut telling = telling();
+        telling.watch_bad_mac1(BootTime::default(), 5, true);
+        assert_eq!(telling.trouble(), None);
+        telling.watch_bad_mac1(BootTime::default(), 5, false);
+        assert_eq!(telling.trouble(), None);
+        telling.watch_bad_mac1(BootTime::default(), 6, false);
+        assert_eq!(telling.trouble(), Some(&Trouble::BadMac1(6)));
+    }
+}
