@@ -1,7 +1,10 @@
 //! Tests that change the whole process, each in a process of its own.
 
-use std::panic::UnwindSafe;
-use std::process::Command;
+use std::panic::{UnwindSafe, catch_unwind};
+use std::process::{self, Command};
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 
 /// Set in the process that runs a test's inside.
 const MARK: &str = "VPND_TEST_CHILD";
@@ -14,10 +17,10 @@ pub(crate) fn in_child(
     inside: impl FnOnce() + UnwindSafe,
 ) {
     if std::env::var_os(MARK).is_some() {
-        return inside();
+        return in_fork(inside);
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .args([test, "--exact", "--nocapture"])
         .env(MARK, "1")
         .envs(environment.iter().copied())
         .output()
@@ -25,4 +28,16 @@ pub(crate) fn in_child(
     let said = String::from_utf8_lossy(&output.stdout);
     let failed = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}{failed}");
+}
+
+/// Leaves the test runner's own thread behind.
+fn in_fork(inside: impl FnOnce() + UnwindSafe) {
+    // SAFETY: the only other thread is the runner's, which waits for this one and so holds none
+    // of the locks that the child may want.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => process::exit(i32::from(catch_unwind(inside).is_err())),
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+        }
+    }
 }

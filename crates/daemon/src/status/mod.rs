@@ -228,8 +228,110 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use serde_json::json;
+    use vpnd_protocol::activity;
+    use vpnd_protocol::drop_reason::DropReason;
+    use vpnd_protocol::timers::Timer;
+
+    /// A tunnel that has run for three hours and twelve minutes.
+    pub(crate) fn sample() -> Status {
+        let counters = Counters::default();
+        counters.count(DropReason::Replayed, 2);
+        let mut status = Status::new(&about(), Duration::from_secs(11_520), &up(), &counters, None);
+        status.pid = 17;
+        status.version = "0.1.0".into();
+        status
+    }
+
+    fn about() -> About {
+        About {
+            name: "site-a".into(),
+            device: Device {
+                name: "vpn-site-a".into(),
+                mode: "tun".into(),
+                mtu: 1420,
+                listen_port: 51820,
+                public_key: "ours".into(),
+            },
+            peer_key: "theirs".into(),
+            protocol: "wireguard".into(),
+            preshared_key: true,
+        }
+    }
+
+    fn up() -> PeerStatus {
+        PeerStatus {
+            liveness: Liveness::Up,
+            endpoint: Some("198.51.100.7:51820".parse().unwrap()),
+            session: Some((Role::Initiator, Duration::from_secs(71))),
+            handshakes: 97,
+            last_handshake: Some(Duration::from_secs(71)),
+            last_received: Some(Duration::from_millis(2500)),
+            attempt: None,
+            unconfirmed_answers: 0,
+            traffic: activity::Traffic {
+                bytes_received: 1 << 30,
+                bytes_sent: 1536,
+                packets_received: 800_000,
+                packets_sent: 12,
+                too_big: 0,
+            },
+            next: Some((Duration::from_secs(3), Timer::PersistentKeepalive)),
+        }
+    }
+
+    #[test]
+    fn the_schema_stands() {
+        let shown = serde_json::to_value(sample()).unwrap();
+        let expected = json!({
+            "schema": 1,
+            "name": "site-a",
+            "version": "0.1.0",
+            "pid": 17,
+            "uptime_s": 11520.0,
+            "state": "up",
+            "device": {
+                "name": "vpn-site-a",
+                "mode": "tun",
+                "mtu": 1420,
+                "listen_port": 51820,
+                "public_key": "ours",
+            },
+            "peer": {
+                "public_key": "theirs",
+                "protocol": "wireguard",
+                "preshared_key": true,
+                "endpoint": "198.51.100.7:51820",
+                "handshakes": 97,
+            },
+            "session": { "role": "initiator", "age_s": 71.0 },
+            "last_handshake_s": 71.0,
+            "last_received_s": 2.5,
+            "attempt": null,
+            "unconfirmed_answers": 0,
+            "traffic": {
+                "rx_bytes": 1 << 30,
+                "tx_bytes": 1536,
+                "rx_packets": 800_000,
+                "tx_packets": 12,
+                "too_big": 0,
+            },
+            "drops": shown["drops"],
+            "next": { "timer": shown["next"]["timer"], "in_s": 3.0 },
+            "hint": null,
+        });
+        assert_eq!(shown, expected);
+        let drops = shown["drops"].as_object().unwrap();
+        assert_eq!(drops.len(), DropReason::ALL.len());
+        assert_eq!((&drops["replayed"], &drops["forged"]), (&json!(2), &json!(0)));
+    }
+
+    #[test]
+    fn one_line_for_systemd() {
+        assert_eq!(sample().line(), "up, peer at 198.51.100.7:51820");
+    }
 
     #[test]
     fn states_have_the_words_that_scripts_know() {
