@@ -19,12 +19,12 @@ lint:
 # Every test, as root: tests/setup installs what they need beyond Rust
 test *filter:
     tests/setup
-    cargo test --workspace --profile fast {{filter}}
+    cargo test --workspace --profile fast {{ filter }}
 
 # The same with the full counts: up to an hour
 test-long *filter:
     tests/setup
-    VPND_TESTS=long cargo test --workspace --profile fast {{filter}}
+    VPND_TESTS=long cargo test --workspace --profile fast {{ filter }}
 
 # A tunnel at work between two network namespaces of this machine
 demo:
