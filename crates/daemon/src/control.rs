@@ -89,7 +89,7 @@ impl Control {
     /// Outside a tokio runtime.
     pub(crate) fn bind(path: &Path) -> Result<Self, ControlError> {
         let refused = |what| move |error| ControlError::Bind { path: path.to_owned(), what, error };
-        let directory = path.parent().unwrap_or(Path::new("/"));
+        let directory = path.parent().unwrap_or_else(|| Path::new("/"));
         let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
         made.map_err(refused("making its directory"))?;
         remove_stale(path)?;
