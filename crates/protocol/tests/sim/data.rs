@@ -1,0 +1,179 @@
+//! The two data lines of one end: what `vpnd-tunnel` does between device and socket, without
+//! either.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use vpnd_protocol::activity::{Activity, Tally, Wake};
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::inner::Inner;
+use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
+use vpnd_protocol::session::{OVERHEAD, Opened, padded_len};
+use vpnd_protocol::staging::Staging;
+use vpnd_protocol::table::{Admitted, Arrival, Table};
+use vpnd_protocol::time::BootTime;
+use vpnd_protocol::turn::Turn;
+
+const MTU: usize = 1420;
+const HANDSHAKE_QUEUE: usize = 512;
+
+pub(crate) struct Data {
+    table: Arc<Table>,
+    activity: Arc<Activity>,
+    staging: Staging,
+    turn: Turn,
+    /// Handshake messages for the control plane.
+    pub(crate) handshakes: VecDeque<Admitted>,
+    /// The control plane has to be woken.
+    pub(crate) woken: bool,
+    /// Sealed datagrams and where they go.
+    pub(crate) sealed: Vec<(SocketAddr, Vec<u8>)>,
+    /// Packets for the device.
+    pub(crate) delivered: Vec<Vec<u8>>,
+    pub(crate) drops: BTreeMap<DropReason, usize>,
+}
+
+/// A datagram that opened.
+struct Slot {
+    datagram: Vec<u8>,
+    receiver: Index,
+    opened: Opened,
+}
+
+impl Data {
+    pub(crate) fn new(activity: Arc<Activity>, table: Table) -> Self {
+        Self {
+            table: Arc::new(table),
+            activity,
+            staging: Staging::default(),
+            turn: Turn::default(),
+            handshakes: VecDeque::new(),
+            woken: false,
+            sealed: Vec::new(),
+            delivered: Vec::new(),
+            drops: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// A new table; what waits for a key is sent first.
+    pub(crate) fn publish(&mut self, table: Table, now: BootTime) {
+        self.table = Arc::new(table);
+        self.send_staged(now);
+    }
+
+    /// The device has packets: seals them, or stages them where there is no key.
+    pub(crate) fn outbound(&mut self, packets: &[Vec<u8>], now: BootTime) {
+        self.send_staged(now);
+        if self.seal(packets, now) {
+            return;
+        }
+        for packet in packets {
+            let lost = self.staging.push(now, packet);
+            self.count(DropReason::Unstaged, lost);
+        }
+        self.wake(self.activity.want_handshake.raise());
+    }
+
+    fn send_staged(&mut self, now: BootTime) {
+        let lost = self.staging.purge(now);
+        self.count(DropReason::Unstaged, lost);
+        while let Some(packet) = self.staging.peek().map(<[u8]>::to_vec) {
+            if !self.seal(&[packet], now) {
+                return;
+            }
+            self.staging.pop();
+        }
+    }
+
+    fn seal(&mut self, packets: &[Vec<u8>], now: BootTime) -> bool {
+        let table = Arc::clone(&self.table);
+        let Some((key, path)) = &table.send else { return false };
+        let Ok(counters) = key.reserve(packets.len(), now) else { return false };
+        self.wake(counters.wake());
+        let mut tally = Tally::default();
+        for (packet, counter) in packets.iter().zip(counters) {
+            let mut datagram = vec![0; padded_len(packet.len(), MTU) + OVERHEAD];
+            datagram[DATA_HEADER_LEN..][..packet.len()].copy_from_slice(packet);
+            key.seal(counter, &mut datagram);
+            tally.datagrams += 1;
+            tally.packets += 1;
+            tally.bytes += datagram.len() as u64;
+            self.sealed.push((path.to, datagram));
+        }
+        self.wake(self.activity.sent(now, tally));
+        true
+    }
+
+    /// The socket has a batch: datagrams of one sender.
+    pub(crate) fn inbound(&mut self, at: Arrival, batch: Vec<Vec<u8>>, now: BootTime) {
+        let table = Arc::clone(&self.table);
+        let mut slots = Vec::new();
+        for datagram in batch {
+            match self.open(&table, at, datagram, now) {
+                Ok(slot) => slots.extend(slot),
+                Err(reason) => self.count(reason, 1),
+            }
+        }
+        self.accept(&table, at, &slots, now);
+    }
+
+    fn open(
+        &mut self,
+        table: &Table,
+        at: Arrival,
+        mut datagram: Vec<u8>,
+        now: BootTime,
+    ) -> Result<Option<Slot>, DropReason> {
+        let parsed = message::parse(&datagram).map_err(|_| DropReason::Malformed)?;
+        let Message::Data { receiver, counter } = parsed else {
+            return self.hand_over(table.admit(at, &datagram)?).map(|()| None);
+        };
+        let key = table.opening(receiver).ok_or(DropReason::UnknownIndex)?;
+        let opened = key.open(counter, &mut datagram, now)?;
+        Ok(Some(Slot { datagram, receiver, opened }))
+    }
+
+    fn hand_over(&mut self, admitted: Admitted) -> Result<(), DropReason> {
+        if self.handshakes.len() == HANDSHAKE_QUEUE {
+            return Err(DropReason::HandshakeQueueFull);
+        }
+        self.handshakes.push_back(admitted);
+        self.woken = true;
+        Ok(())
+    }
+
+    fn accept(&mut self, table: &Table, at: Arrival, slots: &[Slot], now: BootTime) {
+        let activity = Arc::clone(&self.activity);
+        let mut accepting = self.turn.begin(table, &activity, at);
+        for run in slots.chunk_by(|a, b| a.receiver == b.receiver) {
+            let Some(key) = table.opening(run[0].receiver) else { continue };
+            let mut window = key.window();
+            for Slot { datagram, opened, .. } in run {
+                match accepting.accept(key, &mut window, opened, datagram) {
+                    Ok(Inner::Keepalive) => {}
+                    Ok(Inner::Packet { len, .. }) => {
+                        self.delivered.push(datagram[DATA_HEADER_LEN..][..len].to_vec());
+                    }
+                    Err(reason) => *self.drops.entry(reason).or_default() += 1,
+                }
+            }
+        }
+        let wake = accepting.end(now);
+        self.wake(wake);
+    }
+
+    fn wake(&mut self, wake: Wake) {
+        self.woken |= wake.is_due();
+    }
+
+    fn count(&mut self, reason: DropReason, n: usize) {
+        if n > 0 {
+            *self.drops.entry(reason).or_default() += n;
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! One end of the tunnel: a control plane, its two data lines, its clocks and its disk.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use vpnd_crypto::key::{PresharedKey, PublicKey, SecretKey};
+use vpnd_protocol::activity::Activity;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::handshake::Identity;
+use vpnd_protocol::peer::{Config, Event, Load, Peer};
+use vpnd_protocol::table::Arrival;
+use vpnd_protocol::time::{BootTime, Now, WallTime};
+use vpnd_protocol::timestamp::Timestamp;
+
+use crate::data::Data;
+use crate::network::Datagram;
+
+/// Wall clocks begin here.
+pub(crate) const EPOCH: Duration = Duration::from_secs(1_700_000_000);
+/// More timers than all rules together can need in a second.
+const WAKES_PER_SECOND: usize = 16;
+
+/// Which of the two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Side {
+    A,
+    B,
+}
+
+impl Side {
+    pub(crate) const BOTH: [Self; 2] = [Self::A, Self::B];
+
+    pub(crate) fn other(self) -> Self {
+        if self == Self::A { Self::B } else { Self::A }
+    }
+
+    pub(crate) fn secret(self) -> SecretKey {
+        SecretKey::from_bytes([self as u8 + 1; 32])
+    }
+
+    pub(crate) fn public(self) -> PublicKey {
+        self.secret().public()
+    }
+
+    /// Whose public key is the smaller one.
+    pub(crate) fn smaller() -> Self {
+        if Self::A.public() < Self::B.public() { Self::A } else { Self::B }
+    }
+
+    pub(crate) fn home(self) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, self as u8 + 1], 51820))
+    }
+}
+
+/// How the disk takes a timestamp.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Disk {
+    /// Written after this long.
+    Writes(Duration),
+    /// Never written, never answered.
+    Broken,
+}
+
+/// What is left of an end that is started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Floor {
+    Kept,
+    Lost,
+}
+
+#[derive(Clone)]
+pub(crate) struct Options {
+    /// Where to find the peer; nowhere: wait for it.
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) roam: Roam,
+    pub(crate) preshared: Vec<[u8; 32]>,
+    pub(crate) remote: PublicKey,
+    pub(crate) disk: Disk,
+}
+
+impl Options {
+    pub(crate) fn of(side: Side) -> Self {
+        Self {
+            endpoint: Some(side.other().home()),
+            keepalive: None,
+            roam: Roam::Any,
+            preshared: vec![[0; 32]],
+            remote: side.other().public(),
+            disk: Disk::Writes(Duration::ZERO),
+        }
+    }
+
+    fn config(&self, side: Side, floor: Option<Timestamp>) -> Config {
+        Config {
+            identity: Identity::new(side.secret()),
+            remote: self.remote,
+            preshared: self.preshared.iter().copied().map(PresharedKey::from_bytes).collect(),
+            keepalive: self.keepalive,
+            roam: self.roam,
+            floor,
+            max_datagram: 1452,
+        }
+    }
+}
+
+pub(crate) struct End {
+    side: Side,
+    pub(crate) options: Options,
+    pub(crate) address: SocketAddr,
+    pub(crate) load: Load,
+    pub(crate) peer: Peer,
+    pub(crate) data: Data,
+    rng: StdRng,
+    /// How often it was started.
+    pub(crate) life: u32,
+    floor: Option<Timestamp>,
+    /// The wall clock was set to the second at the first.
+    wall: (Duration, Duration),
+    /// Suspended: neither time nor packets reach it.
+    pub(crate) asleep: bool,
+    /// Timestamps on their way to the disk.
+    pub(crate) writes: Vec<(Duration, Timestamp)>,
+    pub(crate) outbox: Vec<Datagram>,
+    pub(crate) events: Vec<(Duration, Event)>,
+    /// When a timer called the control plane.
+    pub(crate) wakes: Vec<Duration>,
+}
+
+impl End {
+    pub(crate) fn new(side: Side, options: Options, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ (side as u64 + 1) << 56);
+        let wall = (Duration::ZERO, EPOCH);
+        let (peer, data) = start(side, &options, None, &mut rng, clock(side, wall, Duration::ZERO));
+        let mut end = Self {
+            side,
+            options,
+            address: side.home(),
+            load: Load::Normal,
+            peer,
+            data,
+            rng,
+            life: 0,
+            floor: None,
+            wall,
+            asleep: false,
+            writes: Vec::new(),
+            outbox: Vec::new(),
+            events: Vec::new(),
+            wakes: Vec::new(),
+        };
+        end.flush(Duration::ZERO);
+        end
+    }
+
+    /// Resolves the configured name of the peer.
+    pub(crate) fn resolve(&mut self, now: Duration) {
+        let addresses = self.options.endpoint.into_iter().collect();
+        self.peer.handle_endpoints(self.clock(now), addresses);
+        self.flush(now);
+    }
+
+    /// Dies and starts anew.
+    pub(crate) fn restart(&mut self, now: Duration, floor: Floor) {
+        if floor == Floor::Lost {
+            self.floor = None;
+        }
+        let clock = self.clock(now);
+        (self.peer, self.data) = start(self.side, &self.options, self.floor, &mut self.rng, clock);
+        self.life += 1;
+        self.flush(now);
+        self.resolve(now);
+    }
+
+    pub(crate) fn set_wall(&mut self, now: Duration, to: Duration) {
+        self.wall = (now, to);
+    }
+
+    pub(crate) fn clock(&self, now: Duration) -> Now {
+        clock(self.side, self.wall, now)
+    }
+
+    /// When the control plane wants to be called.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        let (at, _) = self.peer.poll_timeout()?;
+        Some(at.saturating_since(boot(self.side, Duration::ZERO)))
+    }
+
+    /// A deadline has passed.
+    pub(crate) fn alarm(&mut self, now: Duration) {
+        self.wakes.push(now);
+        let lately = self.wakes.iter().rev().take_while(|&&at| at + Duration::from_secs(1) > now);
+        assert!(lately.count() <= WAKES_PER_SECOND, "{:?} spins at {now:?}", self.side);
+        self.control(now);
+    }
+
+    /// The control plane's turn: edges, then what queues.
+    pub(crate) fn control(&mut self, now: Duration) {
+        let clock = self.clock(now);
+        self.data.woken = false;
+        self.peer.handle_wake(clock);
+        self.flush(now);
+        while let Some(admitted) = self.data.handshakes.pop_front() {
+            if let Err(reason) = self.peer.handle_handshake(clock, self.load, &admitted) {
+                *self.data.drops.entry(reason).or_default() += 1;
+            }
+            self.flush(now);
+        }
+        let next = self.peer.poll_timeout();
+        assert!(next.is_none_or(|(at, _)| at > clock.boot), "{:?} at {now:?}: {next:?}", self.side);
+    }
+
+    /// A timestamp has reached the disk.
+    pub(crate) fn written(&mut self, now: Duration, stamp: Timestamp) {
+        self.floor = Some(stamp);
+        self.peer.floor_kept(self.clock(now), stamp);
+        self.flush(now);
+    }
+
+    /// Packets come out of the device.
+    pub(crate) fn offer(&mut self, now: Duration, packets: &[Vec<u8>]) {
+        self.data.outbound(packets, self.clock(now).boot);
+        self.collect();
+    }
+
+    /// Datagrams of one sender come out of the socket.
+    pub(crate) fn receive(&mut self, now: Duration, from: SocketAddr, batch: Vec<Vec<u8>>) {
+        let at = Arrival { from, local: Some(self.address.ip()) };
+        self.data.inbound(at, batch, self.clock(now).boot);
+        self.collect();
+    }
+
+    pub(crate) fn drops(&self, reason: DropReason) -> usize {
+        self.data.drops.get(&reason).copied().unwrap_or(0)
+    }
+
+    /// Publish, then transmit, then tell.
+    fn flush(&mut self, now: Duration) {
+        if let Some(table) = self.peer.poll_table() {
+            self.data.publish(table, boot(self.side, now));
+            self.collect();
+        }
+        let mut bytes = Vec::new();
+        while let Some(transmit) = self.peer.poll_transmit(&mut bytes) {
+            self.post(transmit.to, std::mem::take(&mut bytes));
+        }
+        while let Some(event) = self.peer.poll_event() {
+            if let (Event::KeepFloor(stamp), Disk::Writes(after)) = (&event, self.options.disk) {
+                self.writes.push((after, *stamp));
+            }
+            self.events.push((now, event));
+        }
+    }
+
+    fn collect(&mut self) {
+        for (to, bytes) in std::mem::take(&mut self.data.sealed) {
+            self.post(to, bytes);
+        }
+    }
+
+    fn post(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        self.outbox.push(Datagram { from: self.address, to, bytes });
+    }
+
+    /// Moves to another address.
+    pub(crate) fn roam(&mut self, host: u8, port: u16) {
+        self.address = SocketAddr::new(IpAddr::from([198, 51, 100, host]), port);
+    }
+}
+
+fn start(
+    side: Side,
+    options: &Options,
+    floor: Option<Timestamp>,
+    rng: &mut StdRng,
+    now: Now,
+) -> (Peer, Data) {
+    let activity = Arc::new(Activity::default());
+    let own_rng = StdRng::seed_from_u64(rng.next_u64());
+    let config = options.config(side, floor);
+    let mut peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
+    let table = peer.poll_table().expect("a new peer publishes");
+    (peer, Data::new(activity, table))
+}
+
+fn clock(side: Side, (set_at, set_to): (Duration, Duration), now: Duration) -> Now {
+    Now { boot: boot(side, now), wall: WallTime::from_unix(set_to + (now - set_at)) }
+}
+
+/// The two machines were booted at different times.
+fn boot(side: Side, now: Duration) -> BootTime {
+    BootTime::from_nanos(1_000_000_000_000 * (side as u64 + 1)) + now
+}

@@ -1,0 +1,22 @@
+//! The simulator: two ends, one clock that jumps to whatever comes next, and a network between
+//! them that may be as bad as it likes. Each end is a real [`vpnd_protocol::peer::Peer`] and the
+//! very types the data threads use, in the order the data threads use them.
+//!
+//! `VPND_SEEDS=n` sets how many hostile networks to survive, `VPND_TESTS=long` survives ten
+//! thousand, `VPND_SEED=n` replays one.
+
+#![expect(clippy::print_stdout, reason = "the figures, the seeds that failed and their stories")]
+
+mod crossing;
+mod data;
+mod end;
+mod handshake;
+mod hostile;
+mod keepalive;
+mod network;
+mod oracle;
+mod preshared;
+mod rekey;
+mod restart;
+mod roaming;
+mod world;

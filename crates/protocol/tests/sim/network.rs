@@ -1,0 +1,100 @@
+//! The network: what it does to a datagram, and what an eavesdropper keeps of it.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use vpnd_protocol::message::{self, MIN_DATA_LEN, Message};
+
+use crate::end::Side;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Datagram {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Initiation,
+    Response,
+    CookieReply,
+    Keepalive,
+    Data,
+}
+
+impl Datagram {
+    pub(crate) fn kind(&self) -> Kind {
+        match message::parse(&self.bytes).expect("ends send well-formed datagrams") {
+            Message::Initiation(_) => Kind::Initiation,
+            Message::Response(_) => Kind::Response,
+            Message::CookieReply(_) => Kind::CookieReply,
+            Message::Data { .. } if self.bytes.len() == MIN_DATA_LEN => Kind::Keepalive,
+            Message::Data { .. } => Kind::Data,
+        }
+    }
+}
+
+/// A datagram as it left.
+#[derive(Clone, Debug)]
+pub(crate) struct Captured {
+    pub(crate) at: Duration,
+    pub(crate) by: Side,
+    pub(crate) datagram: Datagram,
+}
+
+/// How bad it is; delays drawn from a range reorder.
+#[derive(Clone, Debug)]
+pub(crate) struct Weather {
+    pub(crate) loss: f64,
+    pub(crate) duplication: f64,
+    pub(crate) delay: RangeInclusive<Duration>,
+}
+
+impl Weather {
+    /// Nothing is lost, and everything takes so long.
+    pub(crate) fn fair(delay: Duration) -> Self {
+        Self { loss: 0.0, duplication: 0.0, delay: delay..=delay }
+    }
+}
+
+/// Decides what is lost.
+pub(crate) type Filter = Box<dyn FnMut(&Captured) -> bool>;
+
+pub(crate) struct Network {
+    pub(crate) weather: Weather,
+    /// Loses what it says yes to.
+    pub(crate) loses: Option<Filter>,
+    /// Everything that was ever sent.
+    pub(crate) wire: Vec<Captured>,
+    rng: StdRng,
+}
+
+impl Network {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            weather: Weather::fair(Duration::from_millis(10)),
+            loses: None,
+            wire: Vec::new(),
+            rng: StdRng::seed_from_u64(!seed),
+        }
+    }
+
+    /// How long until each copy of what is sent arrives.
+    pub(crate) fn carry(&mut self, sent: Captured) -> Vec<Duration> {
+        let lost = self.loses.as_mut().is_some_and(|loses| loses(&sent));
+        self.wire.push(sent);
+        let copies = 1 + usize::from(self.rng.random_bool(self.weather.duplication));
+        let mut arrivals = Vec::new();
+        for _ in 0..copies {
+            let delay = self.rng.random_range(self.weather.delay.clone());
+            if !self.rng.random_bool(self.weather.loss) && !lost {
+                arrivals.push(delay);
+            }
+        }
+        arrivals
+    }
+}

@@ -1,0 +1,94 @@
+//! What must never happen, watched all the time.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use vpnd_protocol::message::{self, Index, Message};
+use vpnd_protocol::session::REJECT_AFTER_TIME;
+use vpnd_protocol::table::Table;
+
+use crate::end::Side;
+use crate::network::Captured;
+
+/// A numbered packet that one side's device offered.
+pub(crate) struct Packet {
+    pub(crate) from: Side,
+    pub(crate) offered: Duration,
+    pub(crate) delivered: Option<Duration>,
+}
+
+#[derive(Default)]
+pub(crate) struct Oracle {
+    pub(crate) packets: Vec<Packet>,
+    /// Every (sender, session, counter) that was ever sealed.
+    nonces: HashSet<(Side, Index, u64)>,
+    /// When the owner of an index first published its key.
+    births: HashMap<(Side, Index), Duration>,
+}
+
+impl Oracle {
+    /// A new packet of `from`.
+    pub(crate) fn offer(&mut self, from: Side, now: Duration) -> Vec<u8> {
+        self.packets.push(Packet { from, offered: now, delivered: None });
+        packet(from, self.packets.len() - 1)
+    }
+
+    pub(crate) fn published(&mut self, side: Side, table: &Table, now: Duration) {
+        let mut seen = HashSet::new();
+        for key in table.open.iter().flatten() {
+            assert!(seen.insert(key.index()), "{side:?} opens two sessions by one index");
+            self.births.entry((side, key.index())).or_insert(now);
+        }
+    }
+
+    pub(crate) fn sent(&mut self, sent: &Captured) {
+        let Ok(Message::Data { receiver, counter }) = message::parse(&sent.datagram.bytes) else {
+            return;
+        };
+        let fresh = self.nonces.insert((sent.by, receiver, counter));
+        assert!(fresh, "{:?} reused nonce {counter} of {receiver:?} at {:?}", sent.by, sent.at);
+        let birth = self.births.get(&(sent.by.other(), receiver)).expect("publish, then transmit");
+        let age = sent.at - *birth;
+        assert!(age < REJECT_AFTER_TIME, "{:?} sealed under a key of {age:?}", sent.by);
+    }
+
+    pub(crate) fn delivered(&mut self, to: Side, bytes: &[u8], now: Duration) {
+        let number = usize::from(u16::from_be_bytes([bytes[4], bytes[5]]));
+        let known = self.packets.get_mut(number).expect("nobody offered this packet");
+        assert_eq!(known.from, to.other(), "a packet came back to who sent it");
+        assert_eq!(bytes, packet(known.from, number), "a packet changed on the way");
+        let before = known.delivered.replace(now);
+        assert_eq!(before, None, "packet {number} was delivered twice, again at {now:?}");
+    }
+
+    /// Packets of `from` offered in this time, and how many of them arrived.
+    pub(crate) fn tally(&self, from: Side, since: Duration, until: Duration) -> (usize, usize) {
+        let offered = || {
+            let mine = self.packets.iter().filter(move |packet| packet.from == from);
+            mine.filter(move |packet| (since..until).contains(&packet.offered))
+        };
+        (offered().count(), offered().filter(|packet| packet.delivered.is_some()).count())
+    }
+
+    /// When the first packet of `from` offered since then arrived.
+    pub(crate) fn first_delivery(&self, from: Side, since: Duration) -> Option<Duration> {
+        let mine = self.packets.iter().filter(|p| p.from == from && p.offered >= since);
+        mine.filter_map(|packet| packet.delivered).min()
+    }
+}
+
+/// An IPv4 packet that says its number; lengths vary, so that padding does.
+fn packet(from: Side, number: usize) -> Vec<u8> {
+    let len = 28 + number * 37 % 1000;
+    let mut packet = vec![0xa5; len];
+    packet[..20].fill(0);
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&be16(len));
+    packet[4..6].copy_from_slice(&be16(number));
+    packet[12..16].copy_from_slice(&[10, 99, 0, from as u8 + 1]);
+    packet
+}
+
+fn be16(n: usize) -> [u8; 2] {
+    u16::try_from(n).expect("so many packets no scenario offers").to_be_bytes()
+}

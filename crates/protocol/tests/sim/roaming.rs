@@ -1,0 +1,147 @@
+//! The peer moves; and those who would have us believe it.
+
+use std::net::SocketAddr;
+
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::peer::Event;
+
+use crate::end::{Floor, Side};
+use crate::network::{Datagram, Kind};
+use crate::world::{World, millis, seconds};
+
+fn attacker() -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 66], 666))
+}
+
+fn connected(roam: Roam) -> World {
+    let mut world = World::with(1, |_, options| options.roam = roam);
+    world.resolve(Side::A);
+    world.run_until(seconds(1));
+    world
+}
+
+fn path(world: &World, side: Side) -> SocketAddr {
+    world[side].data.table().send.as_ref().expect("a path").1.to
+}
+
+fn moves(world: &World, side: Side) -> usize {
+    world.told(side, |event| matches!(event, Event::Moved { .. })).len()
+}
+
+#[test]
+fn a_peer_is_followed_as_far_as_the_policy_goes() {
+    let home = Side::A.home();
+    let (port, host) = (SocketAddr::new(home.ip(), 9), SocketAddr::from(([198, 51, 100, 7], 9)));
+    for (roam, to, followed) in [
+        (Roam::Any, host, true),
+        (Roam::Any, port, true),
+        (Roam::SameIp, port, true),
+        (Roam::SameIp, host, false),
+        (Roam::Off, port, false),
+        (Roam::Off, host, false),
+    ] {
+        let mut world = connected(roam);
+        world[Side::A].address = to;
+        world.offer(Side::A);
+        world.run_for(millis(10));
+        assert_eq!(world.lost(Side::A), 0, "data is taken from anywhere");
+        let expected = if followed { to } else { home };
+        assert_eq!(path(&world, Side::B), expected, "{roam:?} {to}");
+        world.offer(Side::B);
+        world.run_for(millis(10));
+        assert_eq!(world.lost(Side::B), usize::from(!followed));
+    }
+}
+
+#[test]
+fn a_keepalive_is_enough_to_be_followed() {
+    let mut world = connected(Roam::Any);
+    world.offer(Side::B);
+    world[Side::A].roam(7, 7);
+    world.offer(Side::B);
+    world[Side::A].address = Side::A.home();
+    world.run_for(seconds(1));
+    world[Side::A].roam(7, 7);
+    world.run_for(seconds(10));
+    assert_eq!(path(&world, Side::B), world[Side::A].address);
+}
+
+#[test]
+fn a_replay_from_elsewhere_moves_nothing() {
+    let mut world = connected(Roam::Any);
+    world.offer(Side::A);
+    world.run_for(seconds(1));
+    for sent in world.network.wire.clone() {
+        if sent.by == Side::A {
+            world.inject(Datagram { from: attacker(), ..sent.datagram });
+        }
+    }
+    world.run_for(seconds(1));
+    assert_eq!(world[Side::B].drops(DropReason::Replayed), 2);
+    assert_eq!(world[Side::B].drops(DropReason::ReplayedInitiation), 1);
+    assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
+    assert!(world.network.wire.iter().all(|sent| sent.datagram.to != attacker()));
+}
+
+#[test]
+fn what_was_overtaken_is_delivered_but_moves_nothing() {
+    let mut world = connected(Roam::Any);
+    world.network.weather.loss = 1.0;
+    world.offer(Side::A);
+    let held = world.network.wire.last().expect("it was sent").datagram.clone();
+    world.network.weather.loss = 0.0;
+    world.offer(Side::A);
+    world.run_for(seconds(1));
+    world.inject(Datagram { from: attacker(), ..held });
+    world.run_for(seconds(1));
+    assert_eq!(world.lost(Side::A), 0);
+    assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
+}
+
+#[test]
+fn an_older_session_moves_nothing() {
+    let mut world = connected(Roam::Any);
+    world.network.weather.loss = 1.0;
+    world.run_until(seconds(119));
+    world.offer(Side::A);
+    let held = world.network.wire.last().expect("it was sent").datagram.clone();
+    world.network.weather.loss = 0.0;
+    world.run_until(seconds(121));
+    world.offer(Side::A);
+    world.run_for(seconds(1));
+    assert_eq!(world.sent(Side::A, Kind::Initiation).len(), 2);
+    world.inject(Datagram { from: attacker(), ..held });
+    world.run_for(seconds(1));
+    assert_eq!(world.lost(Side::A), 0);
+    assert_eq!(path(&world, Side::B), Side::A.home());
+}
+
+#[test]
+fn an_initiation_replayed_to_a_restarted_responder_steers_nothing() {
+    let mut world = World::with(1, |side, options| {
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    world.resolve(Side::A);
+    world.run_until(seconds(1));
+    let initiation = world.captured(Side::A, Kind::Initiation).next().expect("one").clone();
+    world.restart(Side::B, Floor::Kept);
+    world.inject(Datagram { from: attacker(), ..initiation.datagram.clone() });
+    world.run_for(seconds(1));
+    let answer = &world.network.wire.last().expect("an answer").datagram;
+    assert_eq!((answer.kind(), answer.to), (Kind::Response, attacker()));
+    assert!(world[Side::B].data.table().send.is_none());
+
+    // Nor does the answer keep the real one out.
+    world.offer(Side::A);
+    world.run_until(seconds(20));
+    world.offer_every(Side::A, millis(100));
+    world.offer_every(Side::B, millis(100));
+    world.run_for(seconds(1));
+    world.inject(Datagram { from: attacker(), ..initiation.datagram });
+    world.run_for(seconds(1));
+    assert_eq!(world[Side::B].drops(DropReason::ReplayedInitiation), 1);
+    world.run_until(seconds(60));
+    assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 2));
+    assert_eq!(world.oracle.tally(Side::B, seconds(20), seconds(59)), (390, 390));
+}
