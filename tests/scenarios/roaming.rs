@@ -53,7 +53,7 @@ fn responder_moves(lab: &Lab) -> Result<String> {
 
 /// A's datagrams come from another port every second, as behind a NAT that is pressed for ports.
 fn rebound(lab: &Lab) -> Result<String> {
-    let (net, relay, _ends) = through_a_relay(lab, |_| {})?;
+    let (net, relay, _ends) = through_a_relay(lab, |b, _back| b)?;
     let pace = Pace { per_second: 200, payload: 400 };
     let there = Stream::start(&net.a, &net.b, INNER_B4, pace)?;
     let back = Stream::start(&net.b, &net.a, INNER_A4, pace)?;
@@ -70,7 +70,10 @@ fn rebound(lab: &Lab) -> Result<String> {
 }
 
 fn not_wanted(lab: &Lab) -> Result<String> {
-    let (net, relay, ends) = through_a_relay(lab, |b| b.remote.roam = Some("off".to_owned()))?;
+    let (net, relay, ends) = through_a_relay(lab, |mut b, back| {
+        b.remote.roam = Some("off".to_owned());
+        b.towards(back)
+    })?;
     let before = ends.1.status()?;
     relay.rebind()?;
     let pings = ping::series(&net.a, INNER_B4, 10, Duration::from_millis(100))?;
@@ -80,17 +83,18 @@ fn not_wanted(lab: &Lab) -> Result<String> {
     Ok("roam = \"off\": the endpoint stayed".to_owned())
 }
 
-/// A reaches B through a relay, which stands for all address translation.
+/// A reaches B through a relay, which stands for all address translation; B's settings may
+/// depend on where it sees A.
 fn through_a_relay(
     lab: &Lab,
-    change: impl FnOnce(&mut Site),
+    change: impl FnOnce(Site, &str) -> Site,
 ) -> Result<(Routed, Relay, (Vpnd, Vpnd))> {
     let net = Routed::new(lab)?;
     let front = format!("{}:{PORT}", Routed::ROUTER_A4);
     let relay = Relay::start(&net.router, &front, Routed::B4, 1)?;
-    let (a, mut b) = site::pair()?;
-    change(&mut b);
-    let b = Vpnd::start(&net.b, &b)?;
+    let back = format!("{}:{}", Routed::ROUTER_B4, relay.back_port()?);
+    let (a, b) = site::pair()?;
+    let b = Vpnd::start(&net.b, &change(b, &back))?;
     let a = Vpnd::start(&net.a, &a.towards(&front))?;
     ping::until_answered(&net.a, INNER_B4, SOON)?;
     Ok((net, relay, (a, b)))

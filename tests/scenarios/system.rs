@@ -70,7 +70,8 @@ fn device_deleted(lab: &Lab) -> Result<String> {
     tunnel.wire.a.run("ip link delete tun0")?;
     let status = tunnel.a.process().wait(Duration::from_secs(1))?;
     let log = tunnel.a.process().log();
-    let last = log.lines().rfind(|line| line.contains("tun0")).context("it does not say so")?;
+    let last = log.lines().last().unwrap_or_default();
+    ensure!(last.contains("device is gone"), "it does not say so: {log}");
     ensure!(status.code().is_some_and(|code| code != 0), "{status}");
     Ok(format!("{status}: {last}"))
 }
@@ -121,7 +122,7 @@ fn read_only_state(lab: &Lab) -> Result<String> {
 
 /// What is wrong, and words that must be said about it.
 const ERRORS: [(&str, &str, &[&str]); 9] = [
-    ("mtu = 1420", "mut = 1420", &["mut", "did you mean", "mtu"]),
+    ("mtu = 1420", "mtuu = 1420", &["mtuu", "did you mean", "mtu"]),
     ("mtu = 1420", "mtu = 12", &["mtu", "12"]),
     ("mtu = 1420", "mtu = \"large\"", &["mtu"]),
     ("mtu = 1420", "mtu = ", &["site-a.toml"]),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{Host, sys};
 
-/// How long the receiver stays after the last datagram was sent.
+/// How long the receiver stays after the last datagram that came.
 const LINGER: Duration = Duration::from_millis(1500);
 /// How long it waits before it looks whether to end.
 const LOOK: Duration = Duration::from_millis(50);
@@ -151,17 +151,18 @@ fn send(socket: &UdpSocket, target: SocketAddr, pace: Pace, stop: &AtomicBool) -
     number
 }
 
+/// Until the sender has stopped and nothing has come for a while.
 fn receive(socket: &UdpSocket, expected: usize, stop: &AtomicBool) -> Arrivals {
     let mut arrivals = Arrivals::default();
     let mut buffer = vec![0; 65_536];
     let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) || last.elapsed() < LINGER {
-        if let Ok(len) = socket.recv(&mut buffer) {
-            arrivals.record(&buffer[..len], expected);
+        match socket.recv(&mut buffer) {
+            Ok(len) => arrivals.record(&buffer[..len], expected),
+            Err(_) if stop.load(Ordering::Relaxed) => continue,
+            Err(_) => {}
         }
-        if !stop.load(Ordering::Relaxed) {
-            last = Instant::now();
-        }
+        last = Instant::now();
     }
     arrivals
 }

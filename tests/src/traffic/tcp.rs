@@ -1,7 +1,7 @@
 //! One TCP connection that carries pseudo-random bytes, hashed at both ends.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -44,6 +44,7 @@ pub struct Transfer {
     total: u64,
     start: Instant,
     received: Arc<AtomicU64>,
+    connection: Connection,
     sender: JoinHandle<Result<u64>>,
     receiver: JoinHandle<Result<u64>>,
 }
@@ -52,7 +53,7 @@ impl Transfer {
     /// Connects to an address of `to` and starts to send.
     ///
     /// # Errors
-    /// When the connection is not made in half a minute.
+    /// When the connection is not made in two minutes.
     pub fn start(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Self> {
         let address: IpAddr = address.parse()?;
         let listener = to.enter(|| Ok(TcpListener::bind((address, 0))?))?;
@@ -61,10 +62,12 @@ impl Transfer {
         let (server, _) = listener.accept()?;
         let received = Arc::new(AtomicU64::new(0));
         let progress = Arc::clone(&received);
+        let connection = Connection([client.try_clone()?, server.try_clone()?]);
         Ok(Self {
             total: bytes,
             start: Instant::now(),
             received,
+            connection,
             sender: thread::spawn(move || send(client, bytes)),
             receiver: thread::spawn(move || receive(server, &progress)),
         })
@@ -73,6 +76,11 @@ impl Transfer {
     /// Bytes that arrived so far.
     pub fn progress(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether both ends are done, well or badly.
+    pub fn is_over(&self) -> bool {
+        self.sender.is_finished() && self.receiver.is_finished()
     }
 
     /// Waits until `bytes` arrived, which must not be all of them.
@@ -93,12 +101,26 @@ impl Transfer {
     pub fn finish(self) -> Result<Transferred> {
         let sent = self.sender.join().map_err(|_panic| anyhow!("the sender panicked"))?;
         let received = self.receiver.join().map_err(|_panic| anyhow!("the receiver panicked"))?;
+        drop(self.connection);
         let bytes = self.received.load(Ordering::Relaxed);
         let sent = sent.with_context(|| format!("sending broke, {bytes} bytes had arrived"))?;
         let received = received.with_context(|| format!("broke after {bytes} bytes"))?;
         ensure!(bytes == self.total, "{bytes} of {} bytes arrived", self.total);
         ensure!(sent == received, "the hashes of both ends differ");
         Ok(Transferred { bytes, elapsed: self.start.elapsed() })
+    }
+}
+
+/// Both ends of a connection; a transfer that nobody waits for ends with it.
+#[derive(Debug)]
+struct Connection([TcpStream; 2]);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        for end in &self.0 {
+            // It may be closed already.
+            let _ = end.shutdown(Shutdown::Both);
+        }
     }
 }
 
@@ -111,7 +133,7 @@ pub fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Tra
 }
 
 fn connect(target: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, Duration::from_secs(30))
+    let stream = TcpStream::connect_timeout(&target, Duration::from_secs(120))
         .with_context(|| format!("cannot connect to {target}"))?;
     SockRef::from(&stream).set_tcp_congestion(CONGESTION_CONTROL)?;
     Ok(stream)
@@ -130,6 +152,7 @@ fn send(mut stream: TcpStream, bytes: u64) -> Result<u64> {
         stream.write_all(part)?;
         left -= part.len();
     }
+    stream.shutdown(Shutdown::Write)?;
     Ok(hash.0)
 }
 
