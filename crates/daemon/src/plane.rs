@@ -14,7 +14,7 @@ use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tunnel::clock;
-use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports};
+use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
 
 use crate::alarm::Alarm;
 use crate::control::{Control, Request};
@@ -34,11 +34,12 @@ const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
 /// Why the tunnel ends other than by being asked to.
 #[derive(Debug, Error)]
 pub(crate) enum PlaneError {
-    /// A data thread ended.
-    #[error(
-        "device {name} is gone ({error}): somebody deleted it; start vpnd again to make it anew"
-    )]
-    DeviceGone { name: String, error: io::Error },
+    /// The device was deleted under us.
+    #[error("device {name} is gone: somebody deleted it; start vpnd again to make it anew")]
+    DeviceGone { name: String },
+    /// A data thread ended for another reason.
+    #[error("packets move no more: {0}")]
+    Stalled(io::Error),
     /// The event loop itself does not work.
     #[error("the event loop: {0}")]
     Loop(#[from] io::Error),
@@ -113,7 +114,7 @@ impl Plane {
             let connected = self.settle()?;
             tokio::select! {
                 () = &mut stop => break,
-                Some(error) = self.reports.ended.recv() => return Err(self.device_gone(error)),
+                Some(error) = self.reports.ended.recv() => return Err(self.stalled(error)),
                 Some(admitted) = self.reports.handshakes.recv() => self.handshake(&admitted),
                 woken = self.wake.readable() => {
                     woken?.clear_ready();
@@ -137,8 +138,11 @@ impl Plane {
         Ok(())
     }
 
-    fn device_gone(&self, error: io::Error) -> PlaneError {
-        PlaneError::DeviceGone { name: self.around.about.device.name.clone(), error }
+    fn stalled(&self, error: io::Error) -> PlaneError {
+        if is_gone(&error) {
+            return PlaneError::DeviceGone { name: self.around.about.device.name.clone() };
+        }
+        PlaneError::Stalled(error)
     }
 
     fn handshake(&mut self, admitted: &Admitted) {

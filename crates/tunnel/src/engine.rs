@@ -17,6 +17,7 @@ use crate::counters::Counters;
 use crate::filter::Filter;
 use crate::inbound::Inbound;
 use crate::outbound::Outbound;
+pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal};
 use crate::udp::{Sent, Socket, Transmit};
 
@@ -161,14 +162,58 @@ fn stopped(mac1: Mac1Key) -> Table {
 
 /// Runs one direction. A thread that ends by itself says why; one that panics does too.
 fn spawn(
-    name: &str,
+    name: &'static str,
     ended: mpsc::Sender<io::Error>,
     run: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name.into()).spawn(move || {
+        let last_words = LastWords { name, ended };
         if let Err(error) = run() {
-            // Full means that the other direction has said it already.
-            let _said = ended.try_send(error);
+            last_words.say(error);
         }
     })
+}
+
+/// Speaks up when its thread unwinds, so that no direction dies unnoticed.
+struct LastWords {
+    name: &'static str,
+    ended: mpsc::Sender<io::Error>,
+}
+
+impl LastWords {
+    fn say(&self, error: io::Error) {
+        // Full means that the other direction has said it already.
+        let _said = self.ended.try_send(error);
+    }
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.say(io::Error::other(format!("the {} thread panicked", self.name)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_missed_at_once() {
+        let (ended, mut said) = mpsc::channel(2);
+        let thread = spawn("inbound", ended, || panic!("for the test")).unwrap();
+        assert!(thread.join().is_err());
+        assert!(said.try_recv().unwrap().to_string().contains("inbound thread panicked"));
+    }
+
+    #[test]
+    fn a_thread_that_fails_says_why_and_one_that_stops_says_nothing() {
+        let (ended, mut said) = mpsc::channel(2);
+        spawn("outbound", ended.clone(), || Ok(())).unwrap().join().unwrap();
+        assert!(said.try_recv().is_err());
+        let fail = || Err(io::Error::from_raw_os_error(libc::EBADFD));
+        spawn("outbound", ended, fail).unwrap().join().unwrap();
+        assert_eq!(said.try_recv().unwrap().raw_os_error(), Some(libc::EBADFD));
+    }
 }

@@ -88,6 +88,6 @@ pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io:
 }
 
 /// Whether a device error means that the device is gone, for good.
-pub(crate) fn is_gone(error: &io::Error) -> bool {
+pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::ENXIO))
 }
