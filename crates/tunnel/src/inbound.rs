@@ -78,13 +78,7 @@ impl Inbound {
         let shared = Arc::clone(&self.shared);
         while !shared.table.load().stop {
             match shared.socket.receive(&mut self.buffer) {
-                Ok(received) => {
-                    let (table, now) = (shared.table.load(), clock::boot());
-                    let table = self.open(table, &received, now);
-                    self.accept(&table, &received, now);
-                    drop(table);
-                    self.write()?;
-                }
+                Ok(received) => self.deliver(&received)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     wait(shared.socket.as_fd(), PollFlags::POLLIN, &self.published)?;
                 }
@@ -93,6 +87,21 @@ impl Inbound {
             }
         }
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn buffer_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// One batch, from its arrival in the buffer to the device.
+    pub(crate) fn deliver(&mut self, received: &Received) -> io::Result<()> {
+        let (shared, now) = (Arc::clone(&self.shared), clock::boot());
+        let table = shared.table.load();
+        let table = self.open(table, received, now);
+        self.accept(&table, received, now);
+        drop(table);
+        self.write()
     }
 
     /// Opens what is for us; returns the table that the slots were opened by.

@@ -13,3 +13,6 @@ mod inbound;
 mod outbound;
 mod shared;
 pub mod udp;
+
+#[cfg(test)]
+mod tests;

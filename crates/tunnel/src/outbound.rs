@@ -68,7 +68,7 @@ impl Outbound {
         result
     }
 
-    fn split_packet(&mut self, read: &[u8]) -> io::Result<()> {
+    pub(crate) fn split_packet(&mut self, read: &[u8]) -> io::Result<()> {
         let segments = VnetHeader::decode(read)
             .and_then(|(header, packet)| split(header, packet, 0).ok().filter(|_| is_ip(packet)));
         let Some(mut segments) = segments else {
@@ -95,7 +95,7 @@ impl Outbound {
     }
 
     /// Seals and sends the batch, after whatever was staged before it.
-    fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         if self.batch.len() == 0 {
             return Ok(());
         }

@@ -187,4 +187,4 @@ fn unmapped(from: SocketAddr) -> SocketAddr {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -17,7 +17,7 @@ const ROOM: usize = 8 << 20;
 /// IPv4 packets only, as a packet socket names them: in network order.
 const ETH_P_IP: u16 = 0x0800_u16.to_be();
 
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("a network namespace: run as root or `unshare -r`");
@@ -29,7 +29,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }

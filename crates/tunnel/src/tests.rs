@@ -1,0 +1,159 @@
+//! Both lines at work between two devices and two sockets, and what they cost in allocations.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use allocation_counter::measure;
+use arc_swap::ArcSwap;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::mpsc;
+use vpnd_crypto::{PresharedKey, SecretKey};
+use vpnd_protocol::activity::Activity;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::handshake::Identity;
+use vpnd_protocol::peer::{Config, Event, Load, Peer};
+use vpnd_protocol::table::{Arrival, Table};
+use vpnd_tun::{Mode, Options, VnetHeader};
+
+use crate::clock;
+use crate::counters::Counters;
+use crate::filter::Filter;
+use crate::inbound::Inbound;
+use crate::outbound::Outbound;
+use crate::shared::{Shared, Signal};
+use crate::udp::tests::{in_namespace, ip};
+use crate::udp::{Listen, RECEIVE_BUFFER, Socket};
+
+const MTU: u16 = 1420;
+
+#[test]
+fn a_packet_crosses_without_a_single_allocation() {
+    in_namespace(|| {
+        let (sender, receiver) = (socket(), socket());
+        let (from, to) = (at(&sender), at(&receiver));
+        let [send_table, open_table] = tables(from, to);
+        let near = shared("tun8", sender, send_table);
+        let far = shared("tun9", receiver, open_table);
+        let (handshakes, _queue) = mpsc::channel(1);
+        let mut outbound = Outbound::new(Arc::clone(&near), signal());
+        let mut inbound = Inbound::new(Arc::clone(&far), signal(), handshakes);
+        let mut received = vec![0; RECEIVE_BUFFER];
+        let packet = read_packet(1400);
+        // The first batches may still allocate: the kernel's and the runtime's own first times.
+        cross(&mut outbound, &mut inbound, &far, &packet, &mut received, 10);
+        let allocated = measure(|| {
+            cross(&mut outbound, &mut inbound, &far, &packet, &mut received, 200);
+        });
+        assert_eq!(allocated.count_total, 0, "allocations for 200 batches of 40 packets");
+        let crossed = far.activity.traffic().packets_received;
+        assert_eq!(crossed, 210 * 40, "drops: {:?}", dropped(&far));
+        assert_eq!(near.activity.traffic().packets_sent, 210 * 40, "drops: {:?}", dropped(&near));
+    });
+}
+
+fn cross(
+    outbound: &mut Outbound,
+    inbound: &mut Inbound,
+    far: &Shared,
+    packet: &[u8],
+    buffer: &mut [u8],
+    batches: usize,
+) {
+    for _ in 0..batches {
+        for _ in 0..40 {
+            outbound.split_packet(packet).unwrap();
+        }
+        outbound.flush().unwrap();
+        while let Ok(received) = far.socket.receive(buffer) {
+            inbound.buffer_mut()[..received.len].copy_from_slice(&buffer[..received.len]);
+            inbound.deliver(&received).unwrap();
+        }
+    }
+}
+
+fn dropped(shared: &Shared) -> Vec<(DropReason, u64)> {
+    shared.counters.iter().filter(|(_, count)| *count > 0).collect()
+}
+
+fn signal() -> Arc<Signal> {
+    Arc::new(Signal::new().unwrap())
+}
+
+fn socket() -> Socket {
+    Socket::bind(Listen::Port(0), 8 << 20).unwrap()
+}
+
+fn at(socket: &Socket) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], socket.local_port()))
+}
+
+fn shared(device: &str, socket: Socket, table: Table) -> Arc<Shared> {
+    let options =
+        Options { name: Some(device.to_owned()), mode: Mode::Tun, offload: true, queues: 1 };
+    let queue = vpnd_tun::open(&options).unwrap().queues.remove(0);
+    ip(&format!("link set {device} up"));
+    Arc::new(Shared {
+        queue,
+        socket,
+        table: ArcSwap::from_pointee(table),
+        activity: Arc::new(Activity::default()),
+        counters: Counters::default(),
+        filter: Filter::new(&["192.0.2.0/24".parse().unwrap()]),
+        mtu: MTU,
+        clamp: Some(MTU),
+        control: Signal::new().unwrap(),
+    })
+}
+
+/// What a device returns for a complete UDP packet of `len` bytes.
+fn read_packet(len: u16) -> Vec<u8> {
+    let mut packet = vec![0; usize::from(len)];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    (packet[8], packet[9]) = (64, 17);
+    packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+    [&VnetHeader::PLAIN.encode()[..], &packet].concat()
+}
+
+/// The tables of two peers after a handshake: one that seals, one that opens.
+fn tables(a_at: SocketAddr, b_at: SocketAddr) -> [Table; 2] {
+    let (a_key, b_key) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
+    let (a_public, b_public) = (a_key.public(), b_key.public());
+    let mut a = peer(a_key, b_public, 1);
+    let mut b = peer(b_key, a_public, 2);
+    a.handle_endpoints(clock::now(), vec![b_at]);
+    while let Some(event) = a.poll_event() {
+        if let Event::KeepFloor(stamp) = event {
+            a.floor_kept(clock::now(), stamp);
+        }
+    }
+    hand_over(&mut a, &mut b, a_at).unwrap();
+    hand_over(&mut b, &mut a, b_at).unwrap();
+    [a.table(), b.table()]
+}
+
+fn hand_over(from: &mut Peer, to: &mut Peer, at: SocketAddr) -> io::Result<()> {
+    let mut datagram = Vec::new();
+    from.poll_transmit(&mut datagram).expect("a handshake message");
+    let arrival = Arrival { from: at, local: None };
+    let admitted = to.table().admit(arrival, &datagram).expect("made for it");
+    to.handle_handshake(clock::now(), Load::Normal, &admitted)
+        .map_err(|reason| io::Error::other(reason.name()))
+}
+
+fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
+    let config = Config {
+        identity: Identity::new(secret),
+        remote,
+        preshared: vec![PresharedKey::default()],
+        keepalive: None,
+        roam: Roam::Any,
+        floor: None,
+        max_datagram: 1500,
+    };
+    let rng = Box::new(StdRng::seed_from_u64(seed));
+    Peer::new(config, Arc::new(Activity::default()), rng, clock::now())
+}
