@@ -32,8 +32,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 fn initiator_moves(lab: &Lab) -> Result<String> {
     let tunnel = Tunnel::new(lab)?;
     let device = port(&tunnel.wire.a, "eth0");
-    device.address(&["192.0.2.11/24"])?;
+    // In this order: with a first address its second ones go too.
     device.remove_address("192.0.2.1/24")?;
+    device.address(&["192.0.2.11/24"])?;
     ping::once(&tunnel.wire.a, INNER_B4)?;
     ping::once(&tunnel.wire.b, INNER_A4)?;
     tunnel.b.wait_for("B follows", SOON, |status| status.endpoint() == Some("192.0.2.11:51820"))?;

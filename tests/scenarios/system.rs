@@ -71,7 +71,7 @@ fn device_deleted(lab: &Lab) -> Result<String> {
     let status = tunnel.a.process().wait(Duration::from_secs(1))?;
     let log = tunnel.a.process().log();
     let last = log.lines().last().unwrap_or_default();
-    ensure!(last.contains("device is gone"), "it does not say so: {log}");
+    ensure!(last.contains("device tun0 is gone"), "it does not say so: {log}");
     ensure!(status.code().is_some_and(|code| code != 0), "{status}");
     Ok(format!("{status}: {last}"))
 }
