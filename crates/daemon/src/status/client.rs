@@ -1,14 +1,14 @@
 //! The asking side: `vpnd status [NAME] [--json]`.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use thiserror::Error;
 
 use super::{SCHEMA, State, Status, text};
 use crate::cli::StatusOptions;
@@ -17,61 +17,47 @@ use crate::exit::Exit;
 
 /// Where tunnels answer unless their configuration says otherwise.
 const SOCKETS: &str = "/run/vpnd";
+/// A daemon that has not answered by then hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// No answer is longer.
+const MAX_ANSWER: u64 = 64 << 10;
+
+/// Why a tunnel does not say how it fares.
+#[derive(Debug, Error)]
+enum AskError {
+    /// Nobody listens.
+    #[error("nobody answers at {}: that tunnel does not run", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket is closed to us.
+    #[error("{} is closed to us: ask as root", .0.display())]
+    Permission(PathBuf),
+    /// The daemon is stuck.
+    #[error("the tunnel at {} runs and does not answer", .0.display())]
+    Silent(PathBuf),
+    /// The conversation failed otherwise.
+    #[error("asking {}: {error}", path.display())]
+    Io { path: PathBuf, error: io::Error },
+    /// The daemon would not say.
+    #[error("{}: {reason}", path.display())]
+    Refused { path: PathBuf, reason: String },
+    /// What came is no status.
+    #[error("{}: an answer of an unknown shape: {error}", path.display())]
+    Shape { path: PathBuf, error: serde_json::Error },
+}
 
 /// Asks one tunnel, or all that run, and prints what they say. The exit code is that of the
 /// worst of them.
-pub(crate) fn run(options: StatusOptions) -> Result<ExitCode> {
+pub(crate) fn run(options: StatusOptions) -> anyhow::Result<ExitCode> {
     let sockets = match &options.name {
         Some(name) => vec![socket(name)],
-        None => all_sockets(),
+        None => live_sockets(Path::new(SOCKETS)),
     };
-    if sockets.is_empty() {
-        writeln!(io::stderr(), "vpnd: no tunnel runs here ({SOCKETS} has no sockets)")?;
-        return Ok(Exit::Unknown.into());
+    match show(&sockets, options.json, &mut io::stdout()) {
+        Ok(exit) => Ok(exit.into()),
+        // Who reads no further has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Success.into()),
+        Err(error) => Err(error.into()),
     }
-    let mut worst = Exit::Success;
-    for path in sockets {
-        let exit = report(&path, options.json)?;
-        worst = if worst as u8 >= exit as u8 { worst } else { exit };
-    }
-    Ok(worst.into())
-}
-
-fn report(path: &Path, json: bool) -> Result<Exit> {
-    let answer = match ask(path) {
-        Ok(answer) => answer,
-        Err(error) => {
-            writeln!(io::stderr(), "vpnd: {error:#}")?;
-            return Ok(Exit::Unknown);
-        }
-    };
-    let status: Status =
-        serde_json::from_value(answer.clone()).context("an answer of an unknown shape")?;
-    if json {
-        writeln!(io::stdout(), "{answer}")?;
-    } else {
-        write!(io::stdout(), "{}", text::render(&status))?;
-    }
-    Ok(if status.state == State::Up { Exit::Success } else { Exit::Down })
-}
-
-fn ask(path: &Path) -> Result<Value> {
-    let place = || format!("asking {}", path.display());
-    let mut stream = UnixStream::connect(path).with_context(|| {
-        format!("{}: is the tunnel running, and may this user ask it?", place())
-    })?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_string(&Ask { schema: SCHEMA, command: "status".to_owned() })?;
-    line.push('\n');
-    stream.write_all(line.as_bytes()).with_context(place)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).with_context(place)?;
-    let answer: Value = serde_json::from_str(&answer).with_context(place)?;
-    if let Some(error) = answer.get("error").and_then(Value::as_str) {
-        bail!("{}: {error}", path.display());
-    }
-    Ok(answer)
 }
 
 /// A name stands for its socket in the usual place; a path stands for itself.
@@ -79,12 +65,160 @@ fn socket(name: &str) -> PathBuf {
     if name.contains('/') { name.into() } else { Path::new(SOCKETS).join(format!("{name}.sock")) }
 }
 
-fn all_sockets() -> Vec<PathBuf> {
-    let entries = fs::read_dir(SOCKETS).into_iter().flatten().flatten();
+/// What a daemon that was killed left behind is no tunnel that runs.
+fn live_sockets(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut sockets: Vec<_> = entries
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .filter(|path| !is_dead(path))
         .collect();
     sockets.sort();
     sockets
+}
+
+fn is_dead(path: &Path) -> bool {
+    UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exit> {
+    if sockets.is_empty() {
+        writeln!(io::stderr(), "vpnd: no tunnel runs here ({SOCKETS} has no sockets)")?;
+        return Ok(Exit::Unknown);
+    }
+    let mut worst = Exit::Success;
+    for path in sockets {
+        let exit = match ask(path) {
+            Ok((answer, status)) => {
+                if json {
+                    writeln!(out, "{answer}")?;
+                } else {
+                    write!(out, "{}", text::render(&status))?;
+                }
+                if status.state == State::Up { Exit::Success } else { Exit::Down }
+            }
+            Err(error) => {
+                writeln!(io::stderr(), "vpnd: {error}")?;
+                Exit::Unknown
+            }
+        };
+        worst = if worst as u8 >= exit as u8 { worst } else { exit };
+    }
+    Ok(worst)
+}
+
+/// The daemon's own words, which may be more than this release knows, and what is known of them.
+fn ask(path: &Path) -> Result<(Value, Status), AskError> {
+    let line = exchange(path).map_err(|error| explain(path, error))?;
+    let shape = |error| AskError::Shape { path: path.to_owned(), error };
+    let answer: Value = serde_json::from_str(&line).map_err(shape)?;
+    if let Some(reason) = answer.get("error").and_then(Value::as_str) {
+        let reason = reason.to_owned();
+        return Err(AskError::Refused { path: path.to_owned(), reason });
+    }
+    let status = serde_json::from_value(answer.clone()).map_err(shape)?;
+    Ok((answer, status))
+}
+
+fn exchange(path: &Path) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_string(&Ask { schema: SCHEMA, command: "status".to_owned() })?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
+    Ok(answer)
+}
+
+fn explain(path: &Path, error: io::Error) -> AskError {
+    let path = path.to_owned();
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning(path),
+        ErrorKind::PermissionDenied => AskError::Permission(path),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent(path),
+        _ => AskError::Io { path, error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::thread::{self, JoinHandle};
+
+    /// A daemon that gives each of so many clients the same answer.
+    fn daemon(path: &Path, answer: String, clients: usize) -> JoinHandle<()> {
+        let listener = UnixListener::bind(path).unwrap();
+        thread::spawn(move || {
+            for _ in 0..clients {
+                let (mut client, _) = listener.accept().unwrap();
+                let mut request = String::new();
+                BufReader::new(&client).read_line(&mut request).unwrap();
+                // Who only looks whether somebody listens does not wait for it.
+                let _gone = client.write_all(answer.as_bytes());
+            }
+        })
+    }
+
+    fn line(status: &Status) -> String {
+        serde_json::to_value(status).unwrap().to_string() + "\n"
+    }
+
+    fn shown(sockets: &[PathBuf]) -> (Exit, String) {
+        let mut out = Vec::new();
+        let exit = show(sockets, true, &mut out).unwrap();
+        (exit, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn all_that_run_are_asked_and_the_worst_decides() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let down = Status { name: "site-b".into(), state: State::Idle, ..sample() };
+        let daemons = [
+            daemon(&at("site-a.sock"), line(&sample()), 2),
+            daemon(&at("site-b.sock"), line(&down), 2),
+        ];
+        drop(UnixListener::bind(at("killed.sock")).unwrap());
+        let sockets = live_sockets(directory.path());
+        assert_eq!(shown(&sockets), (Exit::Down, line(&sample()) + &line(&down)));
+        daemons.into_iter().for_each(|daemon| daemon.join().unwrap());
+    }
+
+    #[test]
+    fn exit_codes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site-a.sock");
+        assert_eq!(shown(&[]).0, Exit::Unknown);
+        assert_eq!(shown(std::slice::from_ref(&path)).0, Exit::Unknown);
+        let later = line(&sample()).replace("\"up\"", "\"asleep\"");
+        for (answer, expected) in [
+            (line(&sample()), Exit::Success),
+            (later, Exit::Down),
+            ("{\"schema\":1,\"error\":\"no\"}\n".to_owned(), Exit::Unknown),
+            ("nonsense\n".to_owned(), Exit::Unknown),
+            (String::new(), Exit::Unknown),
+        ] {
+            let daemon = daemon(&path, answer, 1);
+            assert_eq!(shown(std::slice::from_ref(&path)).0, expected);
+            daemon.join().unwrap();
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_went_wrong_is_said() {
+        let error = ask(Path::new("/nowhere/site-a.sock")).unwrap_err();
+        let expected = "nobody answers at /nowhere/site-a.sock: that tunnel does not run";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_tunnel_is_found_by_name_or_path() {
+        assert_eq!(socket("site-a"), Path::new("/run/vpnd/site-a.sock"));
+        assert_eq!(socket("./x.sock"), Path::new("./x.sock"));
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vpnd_protocol::peer::{Liveness, PeerStatus};
 use vpnd_protocol::session::Role;
+use vpnd_protocol::timers::Timer;
 use vpnd_tunnel::counters::Counters;
 
 use crate::telling::Trouble;
@@ -53,6 +54,9 @@ pub(crate) enum State {
     Connecting,
     /// No session, and nothing asks for one.
     Idle,
+    /// A word of a later release.
+    #[serde(other)]
+    Unknown,
 }
 
 /// The device and the port.
@@ -149,7 +153,7 @@ impl Status {
             },
             drops: drops.collect(),
             next: peer.next.map(|(wait, timer)| Next {
-                timer: format!("{timer:?}"),
+                timer: timer_name(timer).to_owned(),
                 in_s: wait.as_secs_f64(),
             }),
             hint: hint(state, trouble, &about.peer_key),
@@ -196,7 +200,20 @@ impl State {
             Self::Unresponsive => "unresponsive",
             Self::Connecting => "connecting",
             Self::Idle => "idle",
+            Self::Unknown => "unknown",
         }
+    }
+}
+
+const fn timer_name(timer: Timer) -> &'static str {
+    match timer {
+        Timer::Initiate => "initiate",
+        Timer::Floor => "floor",
+        Timer::NoAnswer => "no_answer",
+        Timer::KeepaliveOwed => "keepalive_owed",
+        Timer::PersistentKeepalive => "persistent_keepalive",
+        Timer::KeyExpiry => "key_expiry",
+        Timer::Look => "look",
     }
 }
 
@@ -233,7 +250,6 @@ pub(crate) mod tests {
     use serde_json::json;
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
-    use vpnd_protocol::timers::Timer;
 
     /// A tunnel that has run for three hours and twelve minutes.
     pub(crate) fn sample() -> Status {
@@ -319,13 +335,22 @@ pub(crate) mod tests {
                 "too_big": 0,
             },
             "drops": shown["drops"],
-            "next": { "timer": shown["next"]["timer"], "in_s": 3.0 },
+            "next": { "timer": "persistent_keepalive", "in_s": 3.0 },
             "hint": null,
         });
         assert_eq!(shown, expected);
         let drops = shown["drops"].as_object().unwrap();
         assert_eq!(drops.len(), DropReason::ALL.len());
         assert_eq!((&drops["replayed"], &drops["forged"]), (&json!(2), &json!(0)));
+    }
+
+    #[test]
+    fn a_later_release_may_say_more() {
+        let mut shown = serde_json::to_value(sample()).unwrap();
+        shown["state"] = "asleep".into();
+        shown["rtt_ms"] = 14.into();
+        let status: Status = serde_json::from_value(shown).unwrap();
+        assert_eq!(status, Status { state: State::Unknown, ..sample() });
     }
 
     #[test]
