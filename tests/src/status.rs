@@ -38,10 +38,11 @@ impl Status {
         self.field("/peer/endpoint")?.as_str()
     }
 
-    /// Drops of every kind, by name.
+    /// Drops of every kind that there were, by name.
     pub fn drops(&self) -> BTreeMap<&str, u64> {
         let kinds = self.field("/drops").and_then(Value::as_object).into_iter().flatten();
-        kinds.filter_map(|(kind, count)| Some((kind.as_str(), count.as_u64()?))).collect()
+        let counts = kinds.filter_map(|(kind, count)| Some((kind.as_str(), count.as_u64()?)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 
     /// All drops together.
