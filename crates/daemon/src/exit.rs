@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::Report;
+use crate::demo::DemoError;
 use crate::pair::PairError;
 use crate::run::RunError;
 
@@ -51,6 +52,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<RunError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<PairError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<DemoError>() {
         error.exit()
     } else {
         Exit::Failure

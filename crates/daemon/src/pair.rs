@@ -66,7 +66,12 @@ fn next(options: &PairOptions, site: &Site) -> String {
     )
 }
 
-fn write(options: &PairOptions) -> Result<(), PairError> {
+/// Writes both sites' files.
+///
+/// # Errors
+///
+/// If the two make no pair, or a file exists or cannot be written.
+pub(crate) fn write(options: &PairOptions) -> Result<(), PairError> {
     let (a, b) = (&options.a, &options.b);
     if a.name == b.name {
         return Err(PairError::SameName(a.name.clone()));

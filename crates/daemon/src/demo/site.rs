@@ -1,0 +1,216 @@
+//! One side of the tunnel: its files as `pair` writes them, and its daemon.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, mkdtemp};
+use vpnd_tun::{Device, Mode, OpenError, Options};
+
+use super::netns::Namespace;
+use super::{DemoError, INNER, NAMES, OUTER_A, OUTER_B};
+use crate::cli::{PairOptions, Site, inner_network};
+use crate::config::Endpoint;
+use crate::pair;
+
+/// Opens a device like those that the daemons will want, to say early what is missing.
+///
+/// # Errors
+///
+/// If it cannot be had.
+pub(super) fn try_device() -> Result<Device, OpenError> {
+    vpnd_tun::open(&Options { name: None, mode: Mode::Tun, offload: true, queues: 1 })
+}
+
+/// Both sites' files in a directory that goes with this.
+#[derive(Debug)]
+pub(super) struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    /// Writes them: what `pair` does, and where this demonstration wants state and control.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be written.
+    pub(super) fn write() -> anyhow::Result<Self> {
+        let template = std::env::temp_dir().join("vpnd-demo-XXXXXX");
+        let directory = mkdtemp(&template)
+            .with_context(|| format!("cannot make a directory {}", template.display()))?;
+        let files = Self { directory };
+        let inner = INNER.map(inner_network).into_iter().collect::<Result<_, _>>();
+        let inner = inner.map_err(anyhow::Error::msg)?;
+        pair::write(&PairOptions {
+            a: site(NAMES[0], OUTER_A),
+            b: site(NAMES[1], OUTER_B),
+            out: files.directory.clone(),
+            inner,
+        })?;
+        NAMES.iter().try_for_each(|name| files.place_service(name))?;
+        Ok(files)
+    }
+
+    /// Where they are.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Starts the daemon of a site.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub(super) fn start(&self, name: &str, namespace: &Namespace) -> anyhow::Result<Daemon> {
+        let directory = self.directory.join(name);
+        let log = File::create(directory.join(LOG)).context("cannot write a log")?;
+        let program = std::env::current_exe().context("cannot tell where this program is")?;
+        let mut command = namespace.command(&program);
+        command.args(["run", "--config"]).arg(directory.join(format!("{name}.toml")));
+        command.env_remove("NOTIFY_SOCKET").env_remove("CREDENTIALS_DIRECTORY");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().with_context(|| format!("cannot start {program:?}"))?;
+        Ok(Daemon { name: name.to_owned(), program, directory, child })
+    }
+
+    /// Removes them, and says so if that fails.
+    ///
+    /// # Errors
+    ///
+    /// If something is left.
+    pub(super) fn remove(self) -> anyhow::Result<()> {
+        fs::remove_dir_all(&self.directory)
+            .with_context(|| format!("cannot remove {}", self.directory.display()))
+    }
+
+    /// Everything beside the configuration: paths count from there.
+    fn place_service(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.directory.join(name).join(format!("{name}.toml"));
+        let mut config = OpenOptions::new().append(true).open(&path)?;
+        let service =
+            format!("\n[service]\nstate_dir = \".\"\ncontrol = \"{CONTROL}\"\nuser = \"\"\n");
+        config.write_all(service.as_bytes()).with_context(|| format!("cannot write {path:?}"))
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Removed already, if all went well.
+        let _gone = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A running daemon, which does not outlive this.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    name: String,
+    program: PathBuf,
+    directory: PathBuf,
+    child: Child,
+}
+
+impl Daemon {
+    /// Its site.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it answers.
+    pub(super) fn control(&self) -> PathBuf {
+        self.directory.join(CONTROL)
+    }
+
+    /// What `vpnd status` says of it, and whether that is good.
+    ///
+    /// # Errors
+    ///
+    /// If `vpnd status` cannot be run.
+    pub(super) fn status(&self) -> anyhow::Result<(bool, String)> {
+        let mut command = Command::new(&self.program);
+        command.arg("status").arg(self.control()).stdin(Stdio::null());
+        let output = command.output().context("cannot run `vpnd status`")?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// Waits until it says that the tunnel is up.
+    ///
+    /// # Errors
+    ///
+    /// If it ends instead, or takes too long.
+    pub(super) async fn up(&mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(self.ended(status).into());
+            }
+            let (up, said) = self.status()?;
+            if up {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "{} is not up:\n{said}{}", self.name, self.log());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Tells it to stop, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended before, does not end, or not well.
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        if let Some(status) = self.child.try_wait()? {
+            return Err(self.ended(status).into());
+        }
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)?;
+        while start.elapsed() < PATIENCE {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(self.ended(status).into()),
+                None => tokio::time::sleep(LOOK).await,
+            }
+        }
+        bail!("{} does not stop:\n{}", self.name, self.log())
+    }
+
+    fn ended(&self, status: ExitStatus) -> DemoError {
+        DemoError::Ended { name: self.name.clone(), status, log: self.log() }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join(LOG)).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Both fail if it has ended already.
+        let _killed = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+fn site(name: &str, address: IpAddr) -> Site {
+    let endpoint = Endpoint { host: address.to_string(), port: PORT };
+    Site { name: name.to_owned(), endpoint: Some(endpoint) }
+}
+
+/// WireGuard's usual one.
+const PORT: u16 = 51820;
+const LOG: &str = "log";
+const CONTROL: &str = "control.sock";
+/// How long a start or a stop may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long between two looks.
+const LOOK: Duration = Duration::from_millis(20);
