@@ -41,7 +41,7 @@ fn assert_shown(output: &Output) {
         "; it reads the sentence 0 times.",
         "handshake initiation ",
         "0000  04 00 00 00 ",
-        "The tunnel carries 0.",
+        "The tunnel carries ",
         "site-a  UP ",
         "site-b  UP ",
         "Everything crossed",
@@ -126,9 +126,9 @@ fn a_killed_demonstration_takes_its_daemons_with_it() {
     assert!((0..500).any(|_| gone()), "{daemon:?} goes on");
 }
 
-/// Reads on until both daemons are up, and returns the second one's process.
+/// Reads on until both daemons are up, and returns the second one's process. Its output stays open.
 fn second_daemon(child: &mut Child) -> String {
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
     let mut lines = lines.filter_map(|line| {
         let (_, rest) = line.split_once("site-b  process ")?;
         Some(rest.split(',').next()?.to_owned())
