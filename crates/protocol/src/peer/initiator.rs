@@ -168,7 +168,7 @@ impl Peer {
             return Err(DropReason::ResponseDoesNotOpen);
         };
         self.note_received(now, RESPONSE_LEN);
-        self.begin_session(now, &answer, attempt.index());
+        self.begin_session(now, &answer, &attempt);
         // The endpoint moves on transport data only; until then it is where we asked.
         self.set_path(attempt.to, at.local);
         self.establish(now, Role::Initiator);
@@ -177,9 +177,10 @@ impl Peer {
         Ok(())
     }
 
-    fn begin_session(&mut self, now: Now, answer: &Answer, index: Index) {
+    fn begin_session(&mut self, now: Now, answer: &Answer, attempt: &Attempt) {
         let generation = self.next_generation();
-        let crossed = self.keyring.next().is_some();
+        // The peer's own session may be confirmed already, if it overtook this answer.
+        let crossed = self.keyring.next().is_some() || self.established >= Some(attempt.begun);
         let yields = crossed && self.config.identity.public() < &self.config.remote;
         let rekey_after =
             if yields { REKEY_AFTER_TIME + CROSSING_YIELDS } else { REKEY_AFTER_TIME };
@@ -190,7 +191,7 @@ impl Peer {
             Role::Initiator,
             Some(rekey_after),
         );
-        let opening = OpeningKey::new(&answer.keys.opening, index, generation, now.boot);
+        let opening = OpeningKey::new(&answer.keys.opening, attempt.index(), generation, now.boot);
         self.keyring.initiated(Session {
             role: Role::Initiator,
             birth: now.boot,

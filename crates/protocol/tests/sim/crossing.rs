@@ -44,6 +44,27 @@ fn crossed_initiations_converge_at_once_and_lose_nothing_nor_does_the_rekey() {
     }
 }
 
+/// Whatever overtakes what, and however late the control plane gets up.
+#[test]
+fn crossed_initiations_lose_nothing_when_everything_overtakes_everything() {
+    for seed in 0..100 {
+        let mut world = World::new(seed);
+        world.network.weather.delay = millis(0)..=millis(seed * 5);
+        world.drowsiness = millis(seed % 7 * 10);
+        for side in Side::BOTH {
+            world.offer_every(side, millis(100));
+            world.resolve(side);
+        }
+        world.run_until(seconds(280));
+        for side in Side::BOTH {
+            let (offered, arrived) = world.oracle.tally(side, seconds(0), seconds(279));
+            assert_eq!((offered, arrived), (2790, 2790), "{side:?} with seed {seed}");
+        }
+        let [a, b] = Side::BOTH.map(|side| world.sent(side, Kind::Initiation));
+        assert_eq!(a.len() + b.len(), 4, "seed {seed}: {a:?} {b:?}");
+    }
+}
+
 /// The sessions of a crossing do not both ask for a successor: who has the greater public key
 /// does, and the other waits ten seconds longer for it.
 #[test]

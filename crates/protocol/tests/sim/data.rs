@@ -29,6 +29,8 @@ pub(crate) struct Data {
     pub(crate) woken: bool,
     /// Sealed datagrams and where they go.
     pub(crate) sealed: Vec<(SocketAddr, Vec<u8>)>,
+    /// Which sessions datagrams opened on.
+    pub(crate) opened: Vec<Index>,
     /// Packets for the device.
     pub(crate) delivered: Vec<Vec<u8>>,
     pub(crate) drops: BTreeMap<DropReason, usize>,
@@ -51,6 +53,7 @@ impl Data {
             handshakes: VecDeque::new(),
             woken: false,
             sealed: Vec::new(),
+            opened: Vec::new(),
             delivered: Vec::new(),
             drops: BTreeMap::new(),
         }
@@ -135,6 +138,7 @@ impl Data {
         };
         let key = table.opening(receiver).ok_or(DropReason::UnknownIndex)?;
         let opened = key.open(counter, &mut datagram, now)?;
+        self.opened.push(receiver);
         Ok(Some(Slot { datagram, receiver, opened }))
     }
 

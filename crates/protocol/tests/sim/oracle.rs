@@ -52,6 +52,11 @@ impl Oracle {
         assert!(age < REJECT_AFTER_TIME, "{:?} sealed under a key of {age:?}", sent.by);
     }
 
+    pub(crate) fn opened(&self, side: Side, by: Index, now: Duration) {
+        let age = now - self.births[&(side, by)];
+        assert!(age < REJECT_AFTER_TIME, "{side:?} opened under a key of {age:?}");
+    }
+
     pub(crate) fn delivered(&mut self, to: Side, bytes: &[u8], now: Duration) {
         let number = usize::from(u16::from_be_bytes([bytes[4], bytes[5]]));
         let known = self.packets.get_mut(number).expect("nobody offered this packet");

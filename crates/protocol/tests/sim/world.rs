@@ -211,6 +211,9 @@ impl World {
         let now = self.now;
         let end = &mut self.ends[side as usize];
         self.oracle.published(side, end.data.table(), now);
+        for index in std::mem::take(&mut end.data.opened) {
+            self.oracle.opened(side, index, now);
+        }
         for packet in std::mem::take(&mut end.data.delivered) {
             self.oracle.delivered(side, &packet, now);
         }
