@@ -52,6 +52,13 @@ impl Candidates {
         last.into_iter().chain(others).nth(self.cursor.checked_rem(count)?)
     }
 
+    /// Whether a peer that was never heard of may be at `heard`.
+    pub(crate) fn permit(&self, roam: Roam, heard: SocketAddr) -> bool {
+        let near =
+            |&configured: &SocketAddr| configured == heard || roam.permits(configured, heard);
+        self.configured.is_empty() || self.configured.iter().any(near)
+    }
+
     /// No answer: the next try goes to the next address.
     pub(crate) fn advance(&mut self) {
         self.cursor = self.cursor.wrapping_add(1);

@@ -141,7 +141,7 @@ impl Peer {
         self.attempt.as_ref()?.held.as_ref()
     }
 
-    fn target(&self) -> Option<SocketAddr> {
+    pub(super) fn target(&self) -> Option<SocketAddr> {
         self.candidates.target(self.path.map(|path| path.to))
     }
 

@@ -271,12 +271,21 @@ impl Peer {
     /// The peer was heard from elsewhere, on a session that is still ours.
     fn follow_source(&mut self) {
         let Some(source) = self.activity.take_source() else { return };
-        let known = self.keyring.opening().any(|key| key.generation() == source.generation);
-        let last = self.path.map(|path| path.to);
-        let permitted = last.is_none_or(|to| to == source.from)
-            || last.is_some_and(|to| self.config.roam.permits(to, source.from));
-        if known && permitted {
+        if !self.keyring.opening().any(|key| key.generation() == source.generation) {
+            return;
+        }
+        if self.may_be_at(source.from) {
             self.set_path(source.from, source.local);
+        } else if let (None, Some(configured)) = (self.path, self.target()) {
+            // It spoke first, and from where it is not to be followed.
+            self.set_path(configured, None);
+        }
+    }
+
+    fn may_be_at(&self, address: SocketAddr) -> bool {
+        match self.path {
+            Some(path) => path.to == address || self.config.roam.permits(path.to, address),
+            None => self.candidates.permit(self.config.roam, address),
         }
     }
 

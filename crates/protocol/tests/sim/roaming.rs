@@ -55,6 +55,31 @@ fn a_peer_is_followed_as_far_as_the_policy_goes() {
 }
 
 #[test]
+fn who_stays_at_its_endpoint_stays_there_from_the_start() {
+    let home = Side::A.home();
+    let elsewhere = SocketAddr::new(home.ip(), 9);
+    for (roam, endpoint, leads_to) in [
+        (Roam::Any, Some(home), elsewhere),
+        (Roam::SameIp, Some(home), elsewhere),
+        (Roam::Off, Some(home), home),
+        (Roam::Off, Some(elsewhere), elsewhere),
+        (Roam::Off, None, elsewhere),
+    ] {
+        let mut world = World::with(1, |side, options| {
+            options.roam = roam;
+            options.endpoint = if side == Side::A { options.endpoint } else { endpoint };
+        });
+        world.network.loses = Some(Box::new(|sent| sent.by == Side::B && sent.at < seconds(1)));
+        world.resolve(Side::B);
+        world.run_until(seconds(1));
+        world[Side::A].address = elsewhere;
+        world.resolve(Side::A);
+        world.run_for(seconds(1));
+        assert_eq!(path(&world, Side::B), leads_to, "{roam:?} {endpoint:?}");
+    }
+}
+
+#[test]
 fn a_keepalive_is_enough_to_be_followed() {
     let mut world = connected(Roam::Any);
     world.offer(Side::B);
