@@ -124,7 +124,7 @@ impl SealingKey {
     /// # Errors
     /// When the key is too old or its numbers are used up; the counter then stays where it was.
     pub fn reserve(&self, count: usize, now: BootTime) -> Result<Counters, Refused> {
-        if !self.seals_at(now) {
+        if now >= self.seals_until {
             return Err(Refused::Expired);
         }
         let first = self
@@ -150,9 +150,9 @@ impl SealingKey {
         tag.copy_from_slice(&self.aead.seal(counter.0, &[], packet));
     }
 
-    /// Whether the key is young enough to seal.
+    /// Whether the key is young enough to seal, and has a counter left.
     pub(crate) fn seals_at(&self, now: BootTime) -> bool {
-        now < self.seals_until
+        now < self.seals_until && self.used() < REJECT_AFTER_MESSAGES
     }
 
     /// Whether a successor is due.

@@ -9,6 +9,7 @@ use crate::drop_reason::DropReason;
 use crate::endpoint::Roam;
 use crate::message::{self, INITIATION_LEN, Index, Message};
 use crate::session::{OpeningKey, SealingKey};
+use crate::time::BootTime;
 
 /// How many sessions are opened at once.
 pub const OPENING_SLOTS: usize = 6;
@@ -46,6 +47,11 @@ impl Table {
     /// The key the peer names by `index`.
     pub fn opening(&self, index: Index) -> Option<&Arc<OpeningKey>> {
         self.open.iter().flatten().find(|key| key.index() == index)
+    }
+
+    /// Whether there is a key that still seals and a way to send: what is staged can go.
+    pub fn sends_at(&self, now: BootTime) -> bool {
+        self.send.as_ref().is_some_and(|(key, _)| key.seals_at(now))
     }
 
     /// Whether a datagram that arrived so, if it is authentic, changes the way to the peer.

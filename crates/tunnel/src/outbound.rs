@@ -116,10 +116,10 @@ impl Outbound {
     }
 
     fn send_staged(&mut self) -> io::Result<()> {
-        if self.staging.is_empty() || self.shared.table.load().send.is_none() {
+        let now = clock::boot();
+        if self.staging.is_empty() || !self.shared.table.load().sends_at(now) {
             return Ok(());
         }
-        let now = clock::boot();
         self.shared.counters.count(DropReason::Unstaged, self.staging.purge(now));
         let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
         while let Some(packet) = self.staging.peek() {

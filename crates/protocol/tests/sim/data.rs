@@ -83,13 +83,17 @@ impl Data {
     }
 
     fn send_staged(&mut self, now: BootTime) {
+        if !self.table.sends_at(now) {
+            return;
+        }
         let lost = self.staging.purge(now);
         self.count(DropReason::Unstaged, lost);
         while let Some(packet) = self.staging.peek().map(<[u8]>::to_vec) {
+            self.staging.pop();
             if !self.seal(&[packet], now) {
+                self.count(DropReason::Unstaged, 1);
                 return;
             }
-            self.staging.pop();
         }
     }
 
