@@ -1,55 +1,13 @@
 //! What the data threads tell the control plane: a few atomics, stored at most once per batch,
-//! and the edges that cannot wait for the next look.
+//! and what cannot wait for the next look.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::edge::{Edge, Wake};
 use crate::session::Generation;
 use crate::time::BootTime;
-
-/// Says whether the control plane must be woken; whoever gets one acts on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use = "a wake that is not passed on leaves the control plane asleep"]
-pub struct Wake(bool);
-
-impl Wake {
-    /// Nobody needs to wake.
-    pub const NO: Self = Self(false);
-
-    /// Whether the control plane must be woken.
-    pub const fn is_due(self) -> bool {
-        self.0
-    }
-}
-
-impl std::ops::BitOrAssign for Wake {
-    fn bitor_assign(&mut self, rhs: Self) {
-        self.0 |= rhs.0;
-    }
-}
-
-/// A flag that one side raises and the other lowers; only its first raising wakes.
-#[derive(Debug, Default)]
-pub struct Edge(AtomicBool);
-
-impl Edge {
-    /// Raises the flag.
-    pub fn raise(&self) -> Wake {
-        // The load keeps the cache line shared while the flag stays up.
-        Wake(!self.is_raised() && !self.0.swap(true, Ordering::AcqRel))
-    }
-
-    /// Whether the flag is up.
-    pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// Lowers the flag and says whether it was up.
-    pub fn take(&self) -> bool {
-        self.0.swap(false, Ordering::AcqRel)
-    }
-}
 
 /// Where an authentic datagram came from, and to which of our addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +173,9 @@ impl Activity {
     }
 
     fn stir(&self) -> Wake {
-        Wake(!self.active.load(Ordering::SeqCst) && !self.active.swap(true, Ordering::SeqCst))
+        Wake::if_due(
+            !self.active.load(Ordering::SeqCst) && !self.active.swap(true, Ordering::SeqCst),
+        )
     }
 }
 
@@ -227,16 +187,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_first_raising_wakes() {
-        let edge = Edge::default();
-        assert!(edge.raise().is_due());
-        assert!(!edge.raise().is_due());
-        assert!(edge.take());
-        assert!(!edge.take());
-        assert!(edge.raise().is_due());
-    }
 
     #[test]
     fn an_idle_tunnel_is_woken_by_its_first_batch_only() {

@@ -6,6 +6,7 @@
 pub mod activity;
 pub mod cookie;
 pub mod drop_reason;
+pub mod edge;
 pub mod endpoint;
 pub mod handshake;
 pub mod inner;

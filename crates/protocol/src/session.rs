@@ -10,8 +10,8 @@ use std::time::Duration;
 use vpnd_crypto::aead::{AeadKey, Algorithm, TAG_LEN};
 use zerocopy::IntoBytes;
 
-use crate::activity::{Edge, Wake};
 use crate::drop_reason::DropReason;
+use crate::edge::{Edge, Wake};
 use crate::message::{DATA_HEADER_LEN, DataHeader, Index};
 use crate::replay::Window;
 use crate::time::BootTime;

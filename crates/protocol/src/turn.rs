@@ -1,8 +1,9 @@
 //! What befalls an opened datagram in turn: the replay window, the peer's address, key
 //! confirmation. One thread at a time, in the order of arrival.
 
-use crate::activity::{Activity, Source, Tally, Wake};
+use crate::activity::{Activity, Source, Tally};
 use crate::drop_reason::DropReason;
+use crate::edge::Wake;
 use crate::inner::Inner;
 use crate::message::DATA_HEADER_LEN;
 use crate::replay::{Freshness, Window};

@@ -8,7 +8,8 @@ use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vpnd_protocol::activity::{Activity, Wake};
+use vpnd_protocol::activity::Activity;
+use vpnd_protocol::edge::Wake;
 use vpnd_protocol::table::Table;
 use vpnd_tun::Queue;
 

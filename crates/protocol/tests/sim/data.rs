@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use vpnd_protocol::activity::{Activity, Tally, Wake};
+use vpnd_protocol::activity::{Activity, Tally};
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::edge::Wake;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
 use vpnd_protocol::session::{OVERHEAD, Opened, padded_len};

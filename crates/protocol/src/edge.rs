@@ -1,0 +1,67 @@
+//! What cannot wait for a look: flags that one thread raises and another lowers, and the wake that
+//! the first raising brings.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Says whether the control plane must be woken; whoever gets one acts on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "a wake that is not passed on leaves the control plane asleep"]
+pub struct Wake(bool);
+
+impl Wake {
+    /// Nobody needs to wake.
+    pub const NO: Self = Self(false);
+
+    /// Wakes if `due`.
+    pub(crate) const fn if_due(due: bool) -> Self {
+        Self(due)
+    }
+
+    /// Whether the control plane must be woken.
+    pub const fn is_due(self) -> bool {
+        self.0
+    }
+}
+
+impl std::ops::BitOrAssign for Wake {
+    fn bitor_assign(&mut self, rhs: Self) {
+        self.0 |= rhs.0;
+    }
+}
+
+/// A flag that one side raises and the other lowers; only its first raising wakes.
+#[derive(Debug, Default)]
+pub struct Edge(AtomicBool);
+
+impl Edge {
+    /// Raises the flag.
+    pub fn raise(&self) -> Wake {
+        // The load keeps the cache line shared while the flag stays up.
+        Wake(!self.is_raised() && !self.0.swap(true, Ordering::AcqRel))
+    }
+
+    /// Whether the flag is up.
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Lowers the flag and says whether it was up.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_raising_wakes() {
+        let edge = Edge::default();
+        assert!(edge.raise().is_due());
+        assert!(!edge.raise().is_due());
+        assert!(edge.take());
+        assert!(!edge.take());
+        assert!(edge.raise().is_due());
+    }
+}
