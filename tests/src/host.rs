@@ -14,8 +14,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::{Process, sys};
 
 /// What every namespace starts with: addresses that work at once, no chatter that nobody asked
-/// for, answers wherever they come from, and addresses that go one by one.
-const SYSCTLS: [(&str, &str); 8] = [
+/// for, and answers wherever they come from.
+const SYSCTLS: [(&str, &str); 7] = [
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
     ("ipv6/conf/all/accept_ra", "0"),
@@ -23,7 +23,6 @@ const SYSCTLS: [(&str, &str); 8] = [
     ("ipv6/conf/default/router_solicitations", "0"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
-    ("ipv4/conf/all/promote_secondaries", "1"),
 ];
 
 /// The two namespaces; the kernel removes them with the last descriptor and the last process.
