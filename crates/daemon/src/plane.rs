@@ -2,6 +2,7 @@
 //! first, hands it to the peer, and does what the peer asks: publish, send, tell.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::peer::{Event, Liveness, Load, Peer};
+use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::timestamp::Timestamp;
@@ -21,7 +22,7 @@ use crate::control::{Control, Request};
 use crate::floor::{FloorError, FloorFile};
 use crate::resolve::Resolver;
 use crate::service::Service;
-use crate::status::{About, Status};
+use crate::status::{About, State, Status};
 use crate::telling::Telling;
 use crate::watch::watch;
 
@@ -67,6 +68,10 @@ pub(crate) struct Plane {
     watchdog: Option<tokio::time::Interval>,
     kept: (mpsc::Sender<Kept>, mpsc::Receiver<Kept>),
     floor_fails: bool,
+    /// The floor being written, and the newest one that waits for its turn.
+    writing: bool,
+    waiting: Option<Timestamp>,
+    said: (Liveness, Option<SocketAddr>),
     load_until: BootTime,
     datagram: Vec<u8>,
 }
@@ -90,9 +95,12 @@ impl Plane {
             wake: watch(engine.wake_fd())?,
             alarm: Alarm::new()?,
             watchdog: Service::watchdog_interval().map(tokio::time::interval),
-            kept: mpsc::channel(4),
+            kept: mpsc::channel(1),
             started: clock::boot(),
             floor_fails: false,
+            writing: false,
+            waiting: None,
+            said: (Liveness::Idle, None),
             load_until: BootTime::default(),
             datagram: Vec::new(),
             peer,
@@ -110,6 +118,7 @@ impl Plane {
     pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), PlaneError> {
         tokio::pin!(stop);
         self.around.service.ready();
+        self.around.service.status(&line(self.said.0, self.said.1));
         loop {
             let connected = self.settle()?;
             tokio::select! {
@@ -185,14 +194,18 @@ impl Plane {
         }
     }
 
+    /// Says how the tunnel stands when that has changed. Nothing that strangers send changes it,
+    /// so they cannot make us speak.
     fn tell_how_it_fares(&mut self) -> bool {
         let now = clock::now();
-        let peer = self.peer.status(now);
-        let connected = matches!(peer.liveness, Liveness::Up | Liveness::Unresponsive);
+        let PeerStatus { liveness, endpoint, .. } = self.peer.status(now);
+        let connected = matches!(liveness, Liveness::Up | Liveness::Unresponsive);
         let bad_mac1 = self.engine.counters().dropped(DropReason::BadMac1);
         self.telling.watch_bad_mac1(now.boot, bad_mac1, connected);
-        let line = self.status().line();
-        self.around.service.status(&line);
+        if self.said != (liveness, endpoint) {
+            self.said = (liveness, endpoint);
+            self.around.service.status(&line(liveness, endpoint));
+        }
         connected
     }
 
@@ -213,7 +226,13 @@ impl Plane {
         let _left = reply.send(self.status());
     }
 
-    fn keep_floor(&self, stamp: Timestamp) {
+    /// One write at a time; of those that come meanwhile only the newest matters.
+    fn keep_floor(&mut self, stamp: Timestamp) {
+        if self.writing {
+            self.waiting = Some(stamp);
+            return;
+        }
+        self.writing = true;
         let (floor, kept) = (self.around.floor.clone(), self.kept.0.clone());
         tokio::spawn(async move {
             let result = floor.write(stamp).await;
@@ -232,8 +251,18 @@ impl Plane {
             }
             Err(_) => {}
         }
+        self.writing = false;
         self.peer.floor_kept(clock::now(), stamp);
+        if let Some(newer) = self.waiting.take() {
+            self.keep_floor(newer);
+        }
     }
+}
+
+/// How the tunnel stands, for the service manager.
+fn line(liveness: Liveness, endpoint: Option<SocketAddr>) -> String {
+    let state = State::from(liveness).word();
+    endpoint.map_or_else(|| state.to_owned(), |at| format!("{state}, peer at {at}"))
 }
 
 async fn next_request(control: &mut Option<Control>) -> Request {
@@ -247,5 +276,17 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
     match watchdog {
         Some(interval) => drop(interval.tick().await),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_for_systemd() {
+        let at = "198.51.100.7:51820".parse().ok();
+        assert_eq!(line(Liveness::Up, at), "up, peer at 198.51.100.7:51820");
+        assert_eq!(line(Liveness::Idle, None), "idle");
     }
 }

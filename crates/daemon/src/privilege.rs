@@ -31,11 +31,21 @@ pub(crate) enum PrivilegeError {
     #[error("privileges cannot be dropped once there are {0} threads")]
     Threads(usize),
     /// The kernel refused to change who we are.
-    #[error("becoming user {user}: {what}: {error}; another one may be named in [service] user")]
+    #[error(
+        "becoming user {user}: {what}: {error}; [service] user names another one, and user = \"\" \
+         keeps this one"
+    )]
     Become { user: String, what: &'static str, error: Errno },
     /// The kernel refused to take a privilege back.
     #[error("dropping privileges: {what}: {error}")]
     Restrict { what: &'static str, error: io::Error },
+}
+
+impl PrivilegeError {
+    /// Whether a missing privilege is the reason.
+    pub(crate) const fn is_permission(&self) -> bool {
+        matches!(self, Self::NetAdmin | Self::Become { error: Errno::EPERM, .. })
+    }
 }
 
 /// Checks that the start can succeed.

@@ -5,16 +5,17 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rand::SeedableRng;
-use rand::rngs::{StdRng, SysRng};
+use rand::rand_core::UnwrapErr;
+use rand::rngs::SysRng;
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use vpnd_device::{Link, Netlink, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::{Mode, OpenError, Options, Queue};
+use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
 use vpnd_tunnel::filter::Filter;
@@ -67,7 +68,8 @@ impl RunError {
         match self {
             Self::Open(OpenError::NoDevice) => Exit::Unavailable,
             Self::Open(OpenError::Permission { .. }) => Exit::Permission,
-            Self::Privilege(PrivilegeError::NetAdmin) => Exit::Permission,
+            Self::Privilege(error) if error.is_permission() => Exit::Permission,
+            Self::Bind(BindError::Privilege { .. }) => Exit::Permission,
             Self::Device(error) if error.is_permission() => Exit::Permission,
             _ => Exit::Failure,
         }
@@ -82,18 +84,23 @@ impl RunError {
 pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<(), RunError> {
     // One thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        privilege::require()?;
-        let host = Host::prepare(&config).await?;
-        privilege::drop_to(config.service.user.as_ref())?;
-        host.start(&config, keys)?.run().await
-    })
+    let result = runtime.block_on(start_to_stop(&config, keys));
+    // A name being looked up, or a disk that hangs, does not keep the process from ending.
+    runtime.shutdown_background();
+    result
+}
+
+async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
+    privilege::require()?;
+    let stop = Stop::new()?;
+    let (host, changes) = Host::prepare(config).await?;
+    let result = host.run(config, keys, stop).await;
+    changes.put_back().await;
+    result
 }
 
 /// Everything that needs privileges, made and open.
 struct Host {
-    netlink: Netlink,
-    undo: Undo,
     device: String,
     queue: Queue,
     socket: Socket,
@@ -101,15 +108,37 @@ struct Host {
     control: Option<Control>,
 }
 
-/// A tunnel that moves packets.
-struct Tunnel {
+/// What was changed in the system, and the way to put it back.
+struct Changes {
     netlink: Netlink,
     undo: Undo,
-    plane: Plane,
+}
+
+impl Changes {
+    async fn put_back(self) {
+        self.netlink.undo(self.undo).await;
+    }
+}
+
+/// The signals that ask for a clean stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(mut self) {
+        tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
+    }
 }
 
 impl Host {
-    async fn prepare(config: &Config) -> Result<Self, RunError> {
+    async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = control(&config.service.control)?;
         let mut device = vpnd_tun::open(&Options {
@@ -119,21 +148,32 @@ impl Host {
             queues: 1,
         })?;
         let queue = device.queues.remove(0);
-        let socket = Socket::bind(config.interface.listen, config.path.rcvbuf)?;
-        let netlink = Netlink::connect()?;
-        let undo = netlink.configure(&link(config, &device.name)).await?;
+        let socket = Socket::bind(config.interface.listen, config.path.rcvbuf, config.path.gso)?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        Ok(Self { netlink, undo, device: device.name, queue, socket, floor, control })
+        let netlink = Netlink::connect()?;
+        let undo = netlink.configure(&link(config, &device.name)).await?;
+        let host = Self { device: device.name, queue, socket, floor, control };
+        Ok((host, Changes { netlink, undo }))
     }
 
-    fn start(self, config: &Config, keys: Keys) -> Result<Tunnel, RunError> {
+    /// Gives up its privileges and runs; all threads have ended when this returns. The device is
+    /// open until then, so that what was changed can be put back.
+    async fn run(self, config: &Config, keys: Keys, stop: Stop) -> Result<(), RunError> {
+        privilege::drop_to(config.service.user.as_ref())?;
+        let mut plane = self.start(config, keys)?;
+        Ok(plane.run(stop.asked()).await?)
+    }
+
+    fn start(self, config: &Config, keys: Keys) -> Result<Plane, RunError> {
         let about = about(config, &keys, &self.device, self.socket.local_port());
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
             peer_config(config, keys, last_stamp(&self.floor)),
             Arc::clone(&activity),
-            Box::new(StdRng::try_from_rng(&mut SysRng).map_err(io::Error::other)?),
+            // The kernel's, each time: a generator of our own would hold the key to every
+            // ephemeral secret it ever gave out.
+            Box::new(UnwrapErr(SysRng)),
             clock::now(),
         );
         let options = engine::Options {
@@ -152,8 +192,7 @@ impl Host {
             service: service::Service::default(),
         };
         let telling = Telling::new(config.peer.public_key);
-        let plane = Plane::new(peer, telling, engine, reports, around)?;
-        Ok(Tunnel { netlink: self.netlink, undo: self.undo, plane })
+        Ok(Plane::new(peer, telling, engine, reports, around)?)
     }
 }
 
@@ -174,19 +213,6 @@ fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
         tracing::warn!("{error}");
         None
     })
-}
-
-impl Tunnel {
-    async fn run(mut self) -> Result<(), RunError> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let stop = async {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        };
-        let result = self.plane.run(stop).await;
-        self.netlink.undo(self.undo).await;
-        Ok(result?)
-    }
 }
 
 fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About {
@@ -236,13 +262,10 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
     }
 }
 
-/// The MTU that stands for the largest TCP segment.
-fn clamp(config: &Config) -> Option<u16> {
-    /// What IPv4 and TCP headers take at the least.
-    const HEADERS: u16 = 40;
+fn clamp(config: &Config) -> Option<Clamp> {
     match config.path.mss_clamp {
-        MssClamp::Auto => Some(config.interface.mtu),
-        MssClamp::Fixed(mss) => Some(mss.saturating_add(HEADERS)),
+        MssClamp::Auto => Some(Clamp::Mtu(config.interface.mtu)),
+        MssClamp::Fixed(mss) => Some(Clamp::Mss(mss)),
         MssClamp::Off => None,
     }
 }

@@ -28,6 +28,8 @@ pub(crate) enum Trouble {
 /// Lines of which the network can cause any number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
+    Session,
+    Lost,
     Answer,
     Confirm,
     Unknown,
@@ -63,9 +65,9 @@ impl Telling {
             Event::Initiating { to, attempt } => {
                 tracing::debug!("calling {to}: no answer yet, try {attempt}");
             }
-            Event::Established(role) => self.established(*role),
+            Event::Established(role) => self.established(now, *role),
             Event::GaveUp => self.gave_up(),
-            Event::Lost => tracing::info!("the session is too old; the next packet begins another"),
+            Event::Lost => self.lost(now),
             Event::Moved { to } => self.moved(now, &to.to_string()),
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),
@@ -84,7 +86,9 @@ impl Telling {
             return;
         }
         self.bad_mac1 = count;
-        self.trouble = Some(Trouble::BadMac1(count));
+        if matches!(self.trouble, None | Some(Trouble::BadMac1(_) | Trouble::NoAnswer)) {
+            self.trouble = Some(Trouble::BadMac1(count));
+        }
         if let Some(more) = self.limit.allow(Class::BadMac1, now) {
             tracing::warn!(
                 "handshake messages come whose mac1 was not made for our public key ({count} so \
@@ -93,10 +97,18 @@ impl Telling {
         }
     }
 
-    fn established(&mut self, role: Role) {
+    fn established(&mut self, now: BootTime, role: Role) {
         self.trouble = None;
-        let role = if role == Role::Initiator { "we called" } else { "the peer called" };
-        tracing::info!("session with {} established: {role}", self.peer);
+        if let Some(more) = self.limit.allow(Class::Session, now) {
+            let role = if role == Role::Initiator { "we called" } else { "the peer called" };
+            tracing::info!("session with {} established: {role}{more}", self.peer);
+        }
+    }
+
+    fn lost(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::Lost, now) {
+            tracing::info!("the session is too old; the next packet begins another{more}");
+        }
     }
 
     fn gave_up(&mut self) {

@@ -26,7 +26,8 @@ struct Moment(AtomicU64);
 
 impl Moment {
     fn set(&self, now: BootTime) {
-        self.0.store(now.as_nanos(), Ordering::SeqCst);
+        // Who was held up in a send may come late with an early moment.
+        self.0.fetch_max(now.as_nanos(), Ordering::SeqCst);
     }
 
     fn get(&self) -> Option<BootTime> {
@@ -50,6 +51,8 @@ pub struct Activity {
     /// Raised by outbound when it has packets and no key; lowered when a key is published or the
     /// attempt is given up.
     pub want_handshake: Edge,
+    /// Raised by outbound when the address of ours that it should send from is gone.
+    pub source_lost: Edge,
     /// Raised by inbound when the peer is heard from elsewhere.
     new_source: Edge,
     source: Mutex<Option<Source>>,

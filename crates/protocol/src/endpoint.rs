@@ -56,7 +56,8 @@ impl Candidates {
     pub(crate) fn permit(&self, roam: Roam, heard: SocketAddr) -> bool {
         let near =
             |&configured: &SocketAddr| configured == heard || roam.permits(configured, heard);
-        self.configured.is_empty() || self.configured.iter().any(near)
+        // None yet, and none to come, are the same here; only `Off` needs one to come.
+        (self.configured.is_empty() && roam != Roam::Off) || self.configured.iter().any(near)
     }
 
     /// No answer: the next try goes to the next address.

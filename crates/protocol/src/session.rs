@@ -27,8 +27,8 @@ pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// The age at which a key is dead.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// The initiator stops sealing earlier: the responder's key is younger by up to the time the
-/// response took, but ours must not outlive it.
+/// The initiator stops sealing earlier: the responder's key is older than ours by the time the
+/// response took, and what is sealed must still open there.
 const INITIATOR_SEALS_FOR: Duration = Duration::from_secs(170);
 
 /// The order in which sessions came to be, at this end. Not on the wire.

@@ -42,6 +42,11 @@ impl Staging {
         before - self.packets.len()
     }
 
+    /// The packets, oldest first.
+    pub fn packets(&self) -> impl Iterator<Item = &[u8]> {
+        self.packets.iter().map(|(_, packet)| packet.as_slice())
+    }
+
     /// The oldest packet.
     pub fn peek(&self) -> Option<&[u8]> {
         self.packets.front().map(|(_, packet)| packet.as_slice())

@@ -14,8 +14,9 @@ use crate::time::BootTime;
 /// The state that goes with the inbound turn.
 #[derive(Debug, Default)]
 pub struct Turn {
-    /// The newest session anything was heard on; only its newest counter moves the endpoint.
-    heard: Generation,
+    /// The session that was heard first most recently: the one the peer seals with, whichever
+    /// of two crossed ones that is. Only its newest counter moves the endpoint.
+    newest: Option<Generation>,
 }
 
 impl Turn {
@@ -74,11 +75,13 @@ impl Accepting<'_> {
 
     /// The address is stored before the key is confirmed: who sees the confirmation sees it too.
     fn note(&mut self, key: &OpeningKey, freshness: Freshness) {
-        let newest = freshness == Freshness::Newest && key.generation() >= self.turn.heard;
-        self.turn.heard = self.turn.heard.max(key.generation());
+        let generation = key.generation();
+        if !key.confirmed().is_raised() || self.turn.newest.is_none() {
+            self.turn.newest = Some(generation);
+        }
+        let newest = freshness == Freshness::Newest && self.turn.newest == Some(generation);
         if newest && self.moved {
             let Arrival { from, local } = self.at;
-            let generation = key.generation();
             self.wake |= self.activity.heard_from(Source { from, local, generation });
             self.moved = false;
         }

@@ -3,13 +3,31 @@
 
 use vpnd_tun::Sum;
 
-/// Lowers the MSS option of a TCP SYN to what fits `mtu`; leaves every other packet alone.
+/// What segments are kept within.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clamp {
+    /// What fits this MTU: less for IPv6, whose header is longer.
+    Mtu(u16),
+    /// This many bytes, in either family.
+    Mss(u16),
+}
+
+impl Clamp {
+    const fn limit(self, overhead: u16) -> u16 {
+        match self {
+            Self::Mtu(mtu) => mtu.saturating_sub(overhead),
+            Self::Mss(mss) => mss,
+        }
+    }
+}
+
+/// Lowers the MSS option of a TCP SYN to what `clamp` allows; leaves every other packet alone.
 ///
 /// `packet` is one whole IP packet whose TCP checksum is complete; it is adapted, not made anew,
 /// so that a packet damaged before stays recognisably damaged.
-pub fn clamp_mss(packet: &mut [u8], mtu: u16) {
+pub fn clamp_mss(packet: &mut [u8], clamp: Clamp) {
     let Some((tcp, overhead)) = tcp_of(packet) else { return };
-    let limit = mtu.saturating_sub(overhead);
+    let limit = clamp.limit(overhead);
     let Some(at) = mss_of_syn(tcp) else { return };
     let mss = u16::from_be_bytes([tcp[at], tcp[at + 1]]);
     if mss > limit {
@@ -133,7 +151,7 @@ mod tests {
     }
 
     fn clamped(mut packet: Vec<u8>, mtu: u16) -> Vec<u8> {
-        clamp_mss(&mut packet, mtu);
+        clamp_mss(&mut packet, Clamp::Mtu(mtu));
         packet
     }
 
@@ -214,7 +232,7 @@ mod tests {
                 }
             }
             let len = bytes.len();
-            clamp_mss(&mut bytes, mtu);
+            clamp_mss(&mut bytes, Clamp::Mtu(mtu));
             prop_assert_eq!(bytes.len(), len);
         }
     }

@@ -13,12 +13,13 @@ use vpnd_protocol::cookie::Mac1Key;
 use vpnd_protocol::table::{Admitted, Table};
 use vpnd_tun::Queue;
 
+use crate::clamp::Clamp;
 use crate::counters::Counters;
 use crate::filter::Filter;
 use crate::inbound::Inbound;
 use crate::outbound::Outbound;
 pub use crate::shared::is_gone;
-use crate::shared::{Shared, Signal};
+use crate::shared::{Shared, Signal, await_room};
 use crate::udp::{Sent, Socket, Transmit};
 
 /// How many handshake messages wait for the control plane; one more is dropped and counted.
@@ -30,8 +31,8 @@ pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
 pub struct Options {
     /// The device's MTU, which padding never exceeds.
     pub mtu: u16,
-    /// The MTU that TCP's segment size is clamped to; `None` leaves it alone.
-    pub clamp: Option<u16>,
+    /// What TCP's segment size is clamped to; `None` leaves it alone.
+    pub clamp: Option<Clamp>,
     /// Inner source addresses that the peer may use.
     pub filter: Filter,
 }
@@ -98,13 +99,22 @@ impl Engine {
     /// # Errors
     /// As [`Socket::send`].
     pub fn send(&self, to: SocketAddr, from: Option<IpAddr>, datagram: &[u8]) -> io::Result<Sent> {
-        self.shared.socket.send(&Transmit {
+        let transmit = Transmit {
             destination: to,
             source: from,
             tos: 0,
             contents: datagram,
             segment_size: None,
-        })
+        };
+        match self.shared.socket.send(&transmit) {
+            // Outbound has filled the socket; it empties in a moment, and a handshake that is lost
+            // costs five seconds.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                await_room(self.shared.socket.as_fd())?;
+                self.shared.socket.send(&transmit)
+            }
+            result => result,
+        }
     }
 
     /// Every kind of drop.
@@ -127,12 +137,8 @@ impl Engine {
         self.shared.control.drain();
     }
 
-    /// Ends both threads and waits for them; no key outlives this.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
+    /// Ends both threads and waits for them; no key outlives this. The device stays open.
+    pub fn stop(&mut self) {
         let mac1 = self.shared.table.load().mac1.clone();
         self.publish(stopped(mac1));
         for thread in self.threads.drain(..) {
@@ -145,7 +151,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.end();
+        self.stop();
     }
 }
 

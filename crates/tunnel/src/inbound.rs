@@ -156,7 +156,11 @@ impl Inbound {
         let at = Arrival { from: received.from, local: received.local };
         let mut accepting = self.turn.begin(table, &self.shared.activity, at);
         for run in self.slots.chunk_by(|a, b| a.receiver == b.receiver) {
-            let Some(key) = table.opening(run[0].receiver) else { continue };
+            let Some(key) = table.opening(run[0].receiver) else {
+                // It retired between the table these were opened by and the one loaded since.
+                self.shared.counters.count(DropReason::Expired, run.len());
+                continue;
+            };
             let mut window = key.window();
             for slot in run {
                 let datagram = &mut self.buffer[slot.datagram.clone()];

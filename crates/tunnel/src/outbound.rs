@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use nix::poll::PollFlags;
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::inner::Inner;
 use vpnd_protocol::session::Counters;
 use vpnd_protocol::staging::Staging;
 use vpnd_protocol::table::Path;
@@ -23,6 +24,7 @@ use vpnd_tun::{READ_BUFFER, VnetHeader, split};
 use crate::batch::Batch;
 use crate::clock;
 use crate::shared::{Shared, Signal, is_gone, wait};
+use crate::udp::Sent;
 
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
@@ -69,8 +71,9 @@ impl Outbound {
     }
 
     pub(crate) fn split_packet(&mut self, read: &[u8]) -> io::Result<()> {
-        let segments = VnetHeader::decode(read)
-            .and_then(|(header, packet)| split(header, packet, 0).ok().filter(|_| is_ip(packet)));
+        let segments = VnetHeader::decode(read).and_then(|(header, packet)| {
+            split(header, packet, 0).ok().filter(|s| is_whole(packet, s.remaining()))
+        });
         let Some(mut segments) = segments else {
             self.shared.counters.count(DropReason::DeviceMalformed, 1);
             return Ok(());
@@ -102,7 +105,7 @@ impl Outbound {
         self.send_staged()?;
         let now = clock::boot();
         match seal(&self.shared, &mut self.batch, now) {
-            Some(path) => send(&self.shared, &self.published, &self.batch, &path, now)?,
+            Some(path) => send(&self.shared, &self.published, &self.batch, &path)?,
             None => self.stage(now),
         }
         self.batch.clear();
@@ -115,28 +118,25 @@ impl Outbound {
         self.shared.wake(self.shared.activity.want_handshake.raise());
     }
 
+    /// Sends what was staged, oldest first. What cannot be sealed stays.
     fn send_staged(&mut self) -> io::Result<()> {
-        let now = clock::boot();
-        if self.staging.is_empty() || !self.shared.table.load().sends_at(now) {
-            return Ok(());
-        }
-        self.shared.counters.count(DropReason::Unstaged, self.staging.purge(now));
-        let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
-        while let Some(packet) = self.staging.peek() {
-            if let Some(room) = batch.room(packet.len()) {
+        while !self.staging.is_empty() {
+            let now = clock::boot();
+            self.shared.counters.count(DropReason::Unstaged, self.staging.purge(now));
+            if !self.shared.table.load().sends_at(now) {
+                break;
+            }
+            let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
+            for packet in self.staging.packets() {
+                let Some(room) = batch.room(packet.len()) else { break };
                 room.copy_from_slice(packet);
-                self.staging.pop();
-                if !self.staging.is_empty() {
-                    continue;
-                }
             }
             let Some(path) = seal(&self.shared, &mut batch, now) else {
-                // The key died under our hands: these few are lost.
-                self.shared.counters.count(DropReason::Unstaged, batch.len());
-                return Ok(());
+                self.shared.wake(self.shared.activity.want_handshake.raise());
+                break;
             };
-            send(&self.shared, &self.published, &batch, &path, now)?;
-            batch.clear();
+            (0..batch.len()).for_each(|_| self.staging.pop());
+            send(&self.shared, &self.published, &batch, &path)?;
         }
         Ok(())
     }
@@ -154,21 +154,14 @@ fn seal(shared: &Shared, batch: &mut Batch, now: BootTime) -> Option<Path> {
 }
 
 /// Sends a sealed batch. Whatever the network says, the line goes on.
-fn send(
-    shared: &Shared,
-    published: &Signal,
-    batch: &Batch,
-    path: &Path,
-    now: BootTime,
-) -> io::Result<()> {
-    let mut sent = 0;
+fn send(shared: &Shared, published: &Signal, batch: &Batch, path: &Path) -> io::Result<()> {
+    let (mut sent, mut path) = (0, *path);
     while sent < batch.bytes() {
-        match shared.socket.send(&batch.transmit(path, sent)) {
+        match shared.socket.send(&batch.transmit(&path, sent)) {
             Ok(done) => {
                 sent += done.len;
-                if done.too_big {
-                    shared.activity.path_too_small();
-                }
+                note(shared, &done);
+                path.from = path.from.filter(|_| !done.source_lost);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 wait(shared.socket.as_fd(), PollFlags::POLLOUT, published)?;
@@ -182,10 +175,27 @@ fn send(
             }
         }
     }
-    shared.wake(shared.activity.sent(now, batch.tally()));
+    shared.wake(shared.activity.sent(clock::boot(), batch.tally()));
     Ok(())
 }
 
-fn is_ip(packet: &[u8]) -> bool {
-    packet.first().is_some_and(|first| matches!(first >> 4, 4 | 6))
+/// What a send says of the way, beside having worked.
+fn note(shared: &Shared, sent: &Sent) {
+    shared.counters.count(DropReason::TooBig, sent.skipped);
+    if sent.too_big {
+        shared.activity.path_too_small();
+    }
+    if sent.source_lost {
+        shared.wake(shared.activity.source_lost.raise());
+    }
+}
+
+/// Whether a packet is IP and as long as it says; of a super-packet, whose length is made anew for
+/// each segment, only the former.
+fn is_whole(packet: &[u8], segments: usize) -> bool {
+    match Inner::read(packet) {
+        Ok(Inner::Packet { .. }) => true,
+        Ok(Inner::Keepalive) => false,
+        Err(_) => segments > 1 && matches!(packet[0] >> 4, 4 | 6),
+    }
 }

@@ -13,7 +13,7 @@ use vpnd_protocol::edge::Wake;
 use vpnd_protocol::table::Table;
 use vpnd_tun::Queue;
 
-use crate::clamp::clamp_mss;
+use crate::clamp::{Clamp, clamp_mss};
 use crate::counters::Counters;
 use crate::filter::Filter;
 use crate::udp::Socket;
@@ -27,8 +27,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) filter: Filter,
     pub(crate) mtu: u16,
-    /// The MTU that TCP's segment size is clamped to.
-    pub(crate) clamp: Option<u16>,
+    /// What TCP's segment size is clamped to.
+    pub(crate) clamp: Option<Clamp>,
     /// Wakes the control plane.
     pub(crate) control: Signal,
 }
@@ -41,8 +41,8 @@ impl Shared {
     }
 
     pub(crate) fn clamp(&self, packet: &mut [u8]) {
-        if let Some(mtu) = self.clamp {
-            clamp_mss(packet, mtu);
+        if let Some(clamp) = self.clamp {
+            clamp_mss(packet, clamp);
         }
     }
 }
@@ -85,6 +85,13 @@ pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io:
     if fds[1].any() == Some(true) {
         signal.drain();
     }
+    Ok(())
+}
+
+/// Waits a moment for room to send.
+pub(crate) fn await_room(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const MILLISECONDS: u8 = 100;
+    poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], MILLISECONDS)?;
     Ok(())
 }
 

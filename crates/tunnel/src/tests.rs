@@ -17,6 +17,7 @@ use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::table::{Arrival, Table};
 use vpnd_tun::{Mode, Options, VnetHeader};
 
+use crate::clamp::Clamp;
 use crate::clock;
 use crate::counters::Counters;
 use crate::filter::Filter;
@@ -82,7 +83,7 @@ fn signal() -> Arc<Signal> {
 }
 
 fn socket() -> Socket {
-    Socket::bind(Listen::Port(0), 8 << 20).unwrap()
+    Socket::bind(Listen::Port(0), 8 << 20, true).unwrap()
 }
 
 fn at(socket: &Socket) -> SocketAddr {
@@ -102,7 +103,7 @@ fn shared(device: &str, socket: Socket, table: Table) -> Arc<Shared> {
         counters: Counters::default(),
         filter: Filter::new(&["192.0.2.0/24".parse().unwrap()]),
         mtu: MTU,
-        clamp: Some(MTU),
+        clamp: Some(Clamp::Mtu(MTU)),
         control: Signal::new().unwrap(),
     })
 }

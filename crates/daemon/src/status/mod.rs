@@ -161,16 +161,6 @@ impl Status {
     }
 }
 
-impl Status {
-    /// The state in one line, for the service manager.
-    pub(crate) fn line(&self) -> String {
-        let state = self.state.word();
-        let at = self.peer.endpoint.as_ref().map(|endpoint| format!(", peer at {endpoint}"));
-        let hint = self.hint.as_ref().map(|hint| format!(": {hint}"));
-        format!("{state}{}{}", at.unwrap_or_default(), hint.unwrap_or_default())
-    }
-}
-
 impl Session {
     fn new(role: Role, age: Duration) -> Self {
         let role = match role {
@@ -219,6 +209,10 @@ const fn timer_name(timer: Timer) -> &'static str {
 
 /// What a person can do about it.
 fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
+    // What strangers do is no trouble of a tunnel that works.
+    if state == State::Up {
+        return None;
+    }
     let said = trouble.map(|trouble| match trouble {
         Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs; compare \
              preshared_key_file on both sides"
@@ -354,11 +348,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_line_for_systemd() {
-        assert_eq!(sample().line(), "up, peer at 198.51.100.7:51820");
-    }
-
-    #[test]
     fn states_have_the_words_that_scripts_know() {
         for state in [State::Up, State::Unresponsive, State::Connecting, State::Idle] {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.word()));
@@ -368,6 +357,7 @@ pub(crate) mod tests {
     #[test]
     fn a_tunnel_that_works_needs_no_hint() {
         assert_eq!(hint(State::Up, None, "K"), None);
+        assert_eq!(hint(State::Up, Some(&Trouble::StaleInitiation), "K"), None);
         let psk = hint(State::Connecting, Some(&Trouble::AnswerDoesNotOpen), "K").unwrap();
         assert!(psk.contains("PSK differs"), "{psk}");
     }

@@ -59,6 +59,7 @@ impl Peer {
     pub fn floor_kept(&mut self, now: Now, stamp: Timestamp) {
         if self.held().is_some_and(|held| held.stamp == stamp) {
             self.release(now);
+            self.handle_wake(now);
         }
     }
 

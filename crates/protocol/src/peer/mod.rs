@@ -198,6 +198,10 @@ impl Peer {
         if self.candidates.configure(addresses) && self.keyring.current().is_none() {
             self.wanted = true;
         }
+        if let (None, Some(_), Some(to)) = (self.path, self.keyring.current(), self.target()) {
+            // The peer spoke before its name was resolved, and only its name says where it is.
+            self.set_path(to, None);
+        }
         self.handle_wake(now);
     }
 
@@ -262,10 +266,12 @@ impl Peer {
 
     fn follow_edges(&mut self, now: Now) {
         if self.keyring.confirm() {
-            self.unconfirmed_answers = 0;
             self.establish(now, Role::Responder);
         }
         self.follow_source();
+        if self.activity.source_lost.take() {
+            self.forget_source();
+        }
     }
 
     /// The peer was heard from elsewhere, on a session that is still ours.
@@ -302,6 +308,7 @@ impl Peer {
     fn establish(&mut self, now: Now, role: Role) {
         self.established = Some(now.boot);
         self.handshakes += 1;
+        self.unconfirmed_answers = 0;
         self.wanted = false;
         self.activity.want_handshake.take();
         self.candidates.settle();
@@ -332,8 +339,8 @@ impl Peer {
         let asked = !seals && self.activity.want_handshake.is_raised()
             || current.sealing.wants_successor()
             || self.is_last_minute(current, now);
-        // A successor that waits for its confirmation is what was asked for.
-        if asked && self.attempt.is_none() && self.keyring.next().is_none() {
+        // A successor that waits for its confirmation puts this off, by `initiate_from`.
+        if asked && self.attempt.is_none() {
             self.last_minute_asked = current.opening.generation();
             self.wanted = true;
         }

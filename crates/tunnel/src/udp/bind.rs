@@ -35,6 +35,15 @@ pub enum BindError {
         /// What was asked for.
         at: SocketAddr,
     },
+    /// A port below 1024, and no privilege for it.
+    #[error(
+        "cannot listen on UDP {at}: ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or \
+         choose another `listen`"
+    )]
+    Privilege {
+        /// What was asked for.
+        at: SocketAddr,
+    },
     /// Anything else the kernel says to the address.
     #[error("cannot listen on UDP {at}: {source}")]
     Bind {
@@ -76,12 +85,9 @@ const SEND_FORCE: IntOption =
 /// Set on every socket: those of IPv4 hold for the v4-mapped traffic of a dual-stack one too.
 /// Without path MTU discovery by the kernel the outer DF bit stays clear, as with WireGuard, and nobody's
 /// ICMP makes a send fail.
-const OPTIONS: [(IntOption, c_int); 4] = [
-    (pktinfo::OPTION_V4, 1),
-    (tos::OPTION_V4, 1),
-    (DISCOVER_V4, libc::IP_PMTUDISC_DONT),
-    (gro::OPTION, 1),
-];
+const OPTIONS: [(IntOption, c_int); 3] =
+    [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_DONT)];
+const OPTIONS_OFFLOAD: [(IntOption, c_int); 1] = [(gro::OPTION, 1)];
 const OPTIONS_V6: [(IntOption, c_int); 4] = [
     (ONLY_V6, 0),
     (pktinfo::OPTION_V6, 1),
@@ -89,10 +95,13 @@ const OPTIONS_V6: [(IntOption, c_int); 4] = [
     (DISCOVER_V6, libc::IPV6_PMTUDISC_DONT),
 ];
 
-pub(super) fn bind(listen: Listen, buffer: usize) -> Result<Bound, BindError> {
+pub(super) fn bind(listen: Listen, buffer: usize, offload: bool) -> Result<Bound, BindError> {
     let (socket, at) = open(listen)?;
     let dual_stack = at.is_ipv6();
-    let options = OPTIONS.iter().chain(OPTIONS_V6.iter().filter(|_| dual_stack));
+    let options = OPTIONS
+        .iter()
+        .chain(OPTIONS_V6.iter().filter(|_| dual_stack))
+        .chain(OPTIONS_OFFLOAD.iter().filter(|_| offload));
     for (option, value) in options {
         set(&socket, *option, *value)?;
     }
@@ -145,6 +154,7 @@ impl BindError {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::InUse { at },
             io::ErrorKind::AddrNotAvailable => Self::NotOurs { at },
+            io::ErrorKind::PermissionDenied => Self::Privilege { at },
             _ => Self::Bind { at, source },
         }
     }

@@ -65,7 +65,10 @@ fn send_each(socket: &Socket, transmit: &Transmit<'_>, segment: usize) -> io::Re
     for datagram in transmit.contents.chunks(segment) {
         match socket.send_once(transmit, datagram, None) {
             Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => sent.too_big = true,
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                sent.too_big = true;
+                sent.skipped += 1;
+            }
             Err(error) if sent.len == 0 => return Err(error),
             Err(_) => break,
         }
@@ -112,6 +115,7 @@ impl Route {
 /// that is refused again.
 #[derive(Debug)]
 pub(super) struct Gso {
+    enabled: bool,
     max_segments: usize,
     refused: AtomicU64,
     batches_left: AtomicU32,
@@ -125,8 +129,14 @@ impl Gso {
         Self::new(if probe_segments(MANY).is_ok() { MANY } else { FEW })
     }
 
+    /// Nothing is ever segmented.
+    pub(super) fn off() -> Self {
+        Self { enabled: false, ..Self::new(FEW) }
+    }
+
     fn new(max_segments: usize) -> Self {
         Self {
+            enabled: true,
             max_segments,
             refused: AtomicU64::new(0),
             batches_left: AtomicU32::new(0),
@@ -139,7 +149,7 @@ impl Gso {
     }
 
     fn allows(&self, route: Route, segments: usize) -> bool {
-        segments <= self.max_segments && !self.refuses(route)
+        self.enabled && segments <= self.max_segments && !self.refuses(route)
     }
 
     fn refuses(&self, route: Route) -> bool {

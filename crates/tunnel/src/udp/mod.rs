@@ -57,6 +57,8 @@ pub struct Transmit<'a> {
 pub struct Sent {
     /// How many bytes of the contents are done with: less than all if the socket filled up on the way.
     pub len: usize,
+    /// Datagrams that were not sent at all, being too big even by themselves.
+    pub skipped: usize,
     /// A datagram was larger than what the way out carries whole: fragmented, or not sent at all.
     pub too_big: bool,
     /// The wanted source address is no longer ours; the kernel chose another.
@@ -79,18 +81,19 @@ pub struct Received {
 }
 
 impl Socket {
-    /// Opens and binds a socket, with `buffer` bytes of room in each direction.
+    /// Opens and binds a socket, with `buffer` bytes of room in each direction. Without `offload`
+    /// each datagram is sent and received by itself.
     ///
     /// # Errors
     ///
     /// If the address is taken, not ours, or the kernel lacks an option the data path cannot do without.
-    pub fn bind(listen: Listen, buffer: usize) -> Result<Self, BindError> {
-        let bound = bind::bind(listen, buffer)?;
+    pub fn bind(listen: Listen, buffer: usize, offload: bool) -> Result<Self, BindError> {
+        let bound = bind::bind(listen, buffer, offload)?;
         Ok(Self {
             inner: bound.socket,
             dual_stack: bound.dual_stack,
             local_port: bound.local_port,
-            gso: gso::Gso::probe(),
+            gso: if offload { gso::Gso::probe() } else { gso::Gso::off() },
         })
     }
 

@@ -42,7 +42,7 @@ fn link_index(name: &str) -> u32 {
 }
 
 fn dual() -> Socket {
-    Socket::bind(Listen::Port(0), ROOM).unwrap()
+    Socket::bind(Listen::Port(0), ROOM, true).unwrap()
 }
 
 /// A batch without wishes, cut at `segment` if that is not zero.
@@ -87,7 +87,7 @@ fn both_families_cross_with_addresses_and_tos() {
             let wanted =
                 Transmit { source: Some(source), tos: 0xb9, ..batch(at(to, &b), b"hello", 0) };
             let sent = a.send(&wanted).unwrap();
-            assert_eq!(sent, Sent { len: 5, too_big: false, source_lost: false });
+            assert_eq!(sent, Sent { len: 5, skipped: 0, too_big: false, source_lost: false });
             let (received, contents) = receive(&b);
             assert_eq!(contents, b"hello");
             let expected =
@@ -100,7 +100,7 @@ fn both_families_cross_with_addresses_and_tos() {
 #[test]
 fn an_ipv4_socket_speaks_to_a_dual_stack_one() {
     in_namespace(|| {
-        let a = Socket::bind(Listen::Address(SocketAddr::new(V4, 0)), ROOM).unwrap();
+        let a = Socket::bind(Listen::Address(SocketAddr::new(V4, 0)), ROOM, true).unwrap();
         let b = dual();
         let wanted = Transmit { source: Some(V4), tos: 1, ..batch(at(V4, &b), &[7; 3000], 1000) };
         a.send(&wanted).unwrap();
@@ -153,7 +153,10 @@ fn datagrams_beyond_the_mtu_are_fragmented_and_segmentation_stays_on() {
         for to in [V4, V6] {
             let contents = numbered(3 * 1600);
             let sent = a.send(&batch(at(to, &b), &contents, 1600)).unwrap();
-            assert_eq!(sent, Sent { len: contents.len(), too_big: true, source_lost: false });
+            assert_eq!(
+                sent,
+                Sent { len: contents.len(), skipped: 0, too_big: true, source_lost: false }
+            );
             let got: Vec<u8> = (0..3).flat_map(|_| receive(&b).1).collect();
             assert_eq!(got, contents);
 
@@ -169,7 +172,10 @@ fn a_datagram_that_fits_nowhere_is_skipped_and_said() {
         let (a, b) = (dual(), dual());
         let contents = numbered(65_508);
         let sent = a.send(&batch(at(V4, &b), &contents, 0)).unwrap();
-        assert_eq!(sent, Sent { len: contents.len(), too_big: true, source_lost: false });
+        assert_eq!(
+            sent,
+            Sent { len: contents.len(), skipped: 0, too_big: true, source_lost: false }
+        );
         a.send(&batch(at(V4, &b), b"next", 0)).unwrap();
         assert_eq!(receive(&b).1, b"next");
     });
@@ -199,7 +205,7 @@ fn a_source_that_is_gone_is_replaced_and_said() {
             let wanted = Transmit { source: Some(gone), ..batch(at(to, &b), &contents, 1000) };
             for _ in 0..4 {
                 let sent = a.send(&wanted).unwrap();
-                assert_eq!(sent, Sent { len: 5000, too_big: false, source_lost: true });
+                assert_eq!(sent, Sent { len: 5000, skipped: 0, too_big: false, source_lost: true });
                 let (received, _) = receive(&b);
                 assert_eq!((received.from, received.stride), (at(to, &a), 1000));
             }
@@ -251,12 +257,13 @@ fn an_idle_socket_would_block_and_has_the_room_asked_for() {
 fn a_bind_error_says_what_to_do() {
     in_namespace(|| {
         let taken = dual();
-        let again = Socket::bind(Listen::Port(taken.local_port()), ROOM).unwrap_err().to_string();
+        let again =
+            Socket::bind(Listen::Port(taken.local_port()), ROOM, true).unwrap_err().to_string();
         assert!(again.contains(&taken.local_port().to_string()), "{again}");
         assert!(again.contains("already in use"), "{again}");
 
         let elsewhere = "192.0.2.9:0".parse().unwrap();
-        let error = Socket::bind(Listen::Address(elsewhere), ROOM).unwrap_err().to_string();
+        let error = Socket::bind(Listen::Address(elsewhere), ROOM, true).unwrap_err().to_string();
         assert!(error.contains("no interface has this address"), "{error}");
     });
 }
