@@ -81,7 +81,8 @@ impl Peer {
         if self.floor_deadline().is_some_and(|until| now.boot >= until) {
             self.release(now);
         }
-        if self.initiation_deadline().is_some_and(|due| now.boot >= due) {
+        // Twice, where an attempt that has become needless ends and another is wanted.
+        while self.initiation_deadline().is_some_and(|due| now.boot >= due) {
             match self.attempt.take() {
                 None => self.initiate(now, now.boot, 1),
                 Some(attempt) => self.retry(now, &attempt),

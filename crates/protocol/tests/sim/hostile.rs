@@ -143,17 +143,16 @@ impl Hostility {
     fn world(&mut self) -> World {
         let (one_sided, disk) = (self.one_sided, self.disk());
         let keepalive = self.rng.random_bool(0.3).then_some(seconds(25));
-        let psk = [self.rng.random_range(0..2); 32];
+        let psks = [1, 2].map(|psk| [psk; 32]);
+        let rolling_over = self.rng.random_bool(0.3);
         let mut world = World::with(self.seed, |side, options| {
             *options = Options { disk, keepalive, ..Options::of(side) };
-            options.preshared = if side == Side::A { vec![[9; 32], psk] } else { vec![psk] };
             options.endpoint = options.endpoint.filter(|_| side == Side::A || !one_sided);
+            if rolling_over {
+                options.preshared = psks.to_vec();
+                options.preshared.rotate_left(side as usize);
+            }
         });
-        // A answers under its first key, so where B initiates it has to be the right one.
-        if !one_sided {
-            world[Side::A].options.preshared = vec![psk];
-            world.restart(Side::A, Floor::Kept);
-        }
         world.drowsiness = self.rng.random_range(millis(0)..millis(50));
         world
     }

@@ -101,6 +101,26 @@ fn either_side_rekeys_when_it_has_sealed_too_much() {
     }
 }
 
+/// B asked first, but our answer was lost, and so was all that B said of it since.
+#[test]
+fn an_answer_that_is_never_used_does_not_keep_the_initiator_from_rekeying() {
+    let mut world = connected();
+    for side in Side::BOTH {
+        world.offer_every(side, millis(500));
+    }
+    world.network.loses = Some(Box::new(|sent| match sent.datagram.kind() {
+        Kind::Response => sent.by == Side::A,
+        Kind::Initiation => sent.by == Side::B && sent.at > seconds(102),
+        _ => false,
+    }));
+    world.run_until(seconds(100));
+    skip_to(&world, Side::B, REKEY_AFTER_MESSAGES);
+    world.run_until(seconds(200));
+    assert_eq!(world.sent(Side::A, Kind::Response).len(), 1);
+    let rekey = world.sent(Side::A, Kind::Initiation)[1];
+    assert!(rekey < seconds(121), "{rekey:?}");
+}
+
 #[test]
 fn no_counter_beyond_the_last_is_used_and_what_waits_leaves_on_the_next_session() {
     for side in Side::BOTH {

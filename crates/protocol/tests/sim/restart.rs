@@ -149,3 +149,23 @@ fn after_a_suspend_the_data_lines_refuse_the_old_keys_before_any_timer_has_run()
     assert_eq!(world.told(Side::A, |e| *e == Event::Lost), [seconds(601)]);
     assert_eq!(delivered_at(&world, seconds(601)), Some(seconds(601) + millis(30)));
 }
+
+/// A try that the peer's own session has made needless ends in the same moment as silence asks
+/// for another.
+#[test]
+fn after_a_suspend_all_that_is_due_is_done_in_one_go() {
+    let mut world = World::new(1);
+    world.network.loses = Some(Box::new(|sent| {
+        sent.by == Side::B && sent.datagram.kind() == Kind::Response || sent.at == seconds(1)
+    }));
+    world.resolve(Side::A);
+    world.resolve(Side::B);
+    world.run_until(seconds(1));
+    world.offer(Side::A);
+    world.run_until(seconds(2));
+    world.suspend(Side::A);
+    world.run_until(seconds(62));
+    world.resume(Side::A);
+    world.run_for(seconds(1));
+    assert_eq!(world.sent(Side::A, Kind::Initiation), [seconds(0), seconds(62)]);
+}
