@@ -18,6 +18,8 @@ fn connected(roam: Roam) -> World {
     let mut world = World::with(1, |_, options| options.roam = roam);
     world.resolve(Side::A);
     world.run_until(seconds(1));
+    // Late, as names are: who follows nobody learns only now where the peer is.
+    world.resolve(Side::B);
     world
 }
 
@@ -63,7 +65,6 @@ fn who_stays_at_its_endpoint_stays_there_from_the_start() {
         (Roam::SameIp, Some(home), elsewhere),
         (Roam::Off, Some(home), home),
         (Roam::Off, Some(elsewhere), elsewhere),
-        (Roam::Off, None, elsewhere),
     ] {
         let mut world = World::with(1, |side, options| {
             options.roam = roam;
