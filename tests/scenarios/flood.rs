@@ -54,10 +54,10 @@ fn malformed(lab: &Lab) -> Result<String> {
     let after = b.as_process().resident()?;
     let status = b.status()?;
     ensure!(after.saturating_sub(before) <= GROWTH, "{before} bytes became {after}; {status}");
-    let drops = status.drops();
+    let (drops, counted) = (status.drops(), status.dropped());
     Ok(format!(
-        "{count} datagrams in {took:.1?}; resident {} KiB before, {} KiB after; a stream beside it \
-         lost {} of {}; drops {drops:?}",
+        "{count} datagrams in {took:.1?}, {counted} counted as dropped; resident {} KiB before, \
+         {} KiB after; a stream beside it lost {} of {}; {drops:?}",
         before / 1024,
         after / 1024,
         tally.lost(),

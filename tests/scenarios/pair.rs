@@ -80,7 +80,8 @@ fn foreign_source_is_refused(tunnel: &Tunnel, x: &Host, y: &Host) -> Result<u64>
     ping::once(x, "198.18.2.2")?;
     let status = tunnel.a.status()?;
     let refused = status.dropped() - before;
-    ensure!(refused == 3, "three were sent; A says {status}");
+    // B's kernel may say something of its own on the new device.
+    ensure!(refused >= 3, "three were sent; A says {status}");
     Ok(refused)
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use vpnd_tests::capture::{Capture, Seen};
@@ -15,6 +15,8 @@ use vpnd_tests::{Lab, Vpnd, Wire, eventually, site};
 
 use crate::tunnel::{SOON, Tunnel};
 
+/// REKEY_AFTER_TIME, less what passed before the streams began.
+const NOT_BEFORE: Duration = Duration::from_secs(110);
 /// REKEY_AFTER_TIME, the pause between two initiations, and a busy machine.
 const REKEYED: Duration = Duration::from_secs(140);
 /// How long the streams go on after it.
@@ -46,18 +48,29 @@ fn with_a_peer(lab: &Lab, kind: Kind, initiates: bool) -> Result<String> {
     let vpnd = Vpnd::start(&wire.a, &a)?;
     let (first, address) = if initiates { (&wire.a, INNER_B4) } else { (&wire.b, INNER_A4) };
     ping::until_answered(first, address, SOON)?;
+    let told = peer.handshakes();
     let streams = Streams::start(&wire)?;
-    let rekeyed = vpnd.wait_for("vpnd has a second session", REKEYED, |s| s.handshakes() >= 2);
-    eventually("the peer logs a second session", SOON, || {
-        ensure!(peer.handshakes() >= 2, "it logs {}", peer.handshakes());
+    let took = rekeyed(&vpnd)?;
+    eventually("the peer logs one more session", SOON, || {
+        ensure!(peer.handshakes() > told, "it logs {} and no more", peer.handshakes());
         Ok(())
     })?;
-    rekeyed?;
     thread::sleep(AFTER);
     let losses = streams.stop()?;
     let Losses { sent, by_a, by_b, gaps } = losses;
     ensure!(by_a == 0, "vpnd lost {by_a}, gaps {gaps:?}; it says {}", vpnd.status()?);
-    Ok(format!("vpnd lost 0 of {sent} both ways; {kind} lost {by_b}, gaps {gaps:?}"))
+    let peers = format!("{kind} lost {by_b}, gaps {gaps:?}");
+    Ok(format!("after {took:.1?}; vpnd lost 0 of {sent} both ways; {peers}"))
+}
+
+/// Waits for one more session, and says how long it took.
+fn rekeyed(vpnd: &Vpnd) -> Result<Duration> {
+    let start = Instant::now();
+    let before = vpnd.status()?.handshakes();
+    vpnd.wait_for("vpnd has one more session", REKEYED, |status| status.handshakes() > before)?;
+    let took = start.elapsed();
+    ensure!(took >= NOT_BEFORE, "not by the timer, after {took:.1?} already");
+    Ok(took)
 }
 
 /// What the kernel's queue in front of a daemon that gets no processor drops, it drops before
@@ -67,8 +80,9 @@ fn two_vpnd(lab: &Lab) -> Result<String> {
     let pace = Pace { per_second: 2000, payload: 800 };
     let there = Stream::start(&wire.a, &wire.b, INNER_B4, pace)?;
     let back = Stream::start(&wire.b, &wire.a, INNER_A4, pace)?;
-    a.wait_for("A has a second session", REKEYED, |status| status.handshakes() >= 2)?;
-    b.wait_for("B has a second session", SOON, |status| status.handshakes() >= 2)?;
+    let before = b.status()?.handshakes();
+    let took = rekeyed(&a)?;
+    b.wait_for("B has one more session", SOON, |status| status.handshakes() > before)?;
     thread::sleep(AFTER);
     let (there, back) = (there.stop()?, back.stop()?);
     let queues = wire.a.queue_drops("tun0")? + wire.b.queue_drops("tun0")?;
@@ -78,7 +92,8 @@ fn two_vpnd(lab: &Lab) -> Result<String> {
     let (sent, lost) = (there.sent + back.sent, there.lost() + back.lost());
     let gaps = [there.gaps, back.gaps];
     ensure!(lost == queues, "lost {lost}, of which {queues} before vpnd: {gaps:?}");
-    Ok(format!("{sent} datagrams in order; {queues} dropped before vpnd, none by it"))
+    let all = format!("{sent} datagrams in order; {queues} dropped before vpnd, none by it");
+    Ok(format!("after {took:.1?}; {all}"))
 }
 
 /// A stream each way, and the cable between that tells whose loss a loss is.

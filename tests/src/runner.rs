@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use crate::Lab;
+use crate::{Lab, binaries};
 
 /// After so long, whatever still runs has failed.
 const LIMIT: Duration = Duration::from_secs(19 * 60);
@@ -72,6 +72,11 @@ pub fn main(scenarios: Vec<Scenario>) -> ExitCode {
     if choice.list {
         chosen.iter().for_each(|one| say(&format!("{}: test", one.name)));
         return ExitCode::SUCCESS;
+    }
+    // Installed and built before any clock runs.
+    if let Err(error) = binaries::prepare().and_then(|()| binaries::vpnd()) {
+        say(&format!("FAILED {error:#}"));
+        return ExitCode::FAILURE;
     }
     say(&format!("running {} scenarios", chosen.len()));
     let failed = run(chosen);
