@@ -168,6 +168,8 @@ fn load_shipped(name: &str, source: &str) -> Loaded {
     let directory = directory();
     put_key(directory.path(), "site-a.key", 3);
     put_key(directory.path(), "site-b.key", 4);
+    put_key(directory.path(), "site-a.psk", 5);
+    put_key(directory.path(), "site-b.psk", 5);
     let loaded = load(&put(directory.path(), name, source));
     let mut loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
     assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
