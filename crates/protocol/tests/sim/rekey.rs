@@ -2,7 +2,7 @@
 
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::Event;
-use vpnd_protocol::session::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES};
+use vpnd_protocol::session::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, Role};
 
 use crate::end::Side;
 use crate::network::{Datagram, Kind};
@@ -30,6 +30,8 @@ fn the_initiator_rekeys_every_two_minutes_and_nothing_is_lost() {
     let initiations = world.sent(Side::A, Kind::Initiation);
     assert_eq!(initiations, [0, 120_020, 240_040, 360_060].map(millis));
     assert_eq!(world.sent(Side::B, Kind::Initiation), []);
+    let confirmed = world.told(Side::B, |e| *e == Event::Established(Role::Responder));
+    assert_eq!(confirmed, [30, 120_050, 240_070, 360_090].map(millis));
     for side in Side::BOTH {
         assert_eq!(world.oracle.tally(side, seconds(0), seconds(399)), (19_900, 19_900));
     }

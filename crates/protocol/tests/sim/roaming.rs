@@ -7,7 +7,7 @@ use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::peer::Event;
 
 use crate::end::{Floor, Side};
-use crate::network::{Datagram, Kind};
+use crate::network::{Captured, Datagram, Kind};
 use crate::world::{World, millis, seconds};
 
 fn attacker() -> SocketAddr {
@@ -128,19 +128,36 @@ fn what_was_overtaken_is_delivered_but_moves_nothing() {
 #[test]
 fn an_older_session_moves_nothing() {
     let mut world = connected(Roam::Any);
+    world.run_until(seconds(121));
     world.network.weather.loss = 1.0;
-    world.run_until(seconds(119));
     world.offer(Side::A);
     let held = world.network.wire.last().expect("it was sent").datagram.clone();
     world.network.weather.loss = 0.0;
-    world.run_until(seconds(121));
-    world.offer(Side::A);
     world.run_for(seconds(1));
     assert_eq!(world.sent(Side::A, Kind::Initiation).len(), 2);
     world.inject(Datagram { from: attacker(), ..held });
     world.run_for(seconds(1));
     assert_eq!(world.lost(Side::A), 0);
     assert_eq!(path(&world, Side::B), Side::A.home());
+}
+
+/// The kernel chooses again: the address may be what fails.
+#[test]
+fn the_address_the_peer_wrote_to_is_let_go_when_nothing_is_heard_there() {
+    let from = |world: &World| world[Side::A].data.table().send.as_ref().and_then(|s| s.1.from);
+    let all: fn(&Captured) -> bool = |sent| sent.by == Side::B;
+    let answers: fn(&Captured) -> bool = |sent| sent.datagram.kind() == Kind::Response;
+    for (offered, lost, let_go_after) in
+        [(seconds(2), all, millis(15_350)), (seconds(121), answers, millis(5_350))]
+    {
+        let mut world = connected(Roam::Any);
+        world.run_until(offered);
+        assert_eq!(from(&world), Some(Side::A.home().ip()));
+        world.network.loses = Some(Box::new(lost));
+        world.offer(Side::A);
+        world.run_for(let_go_after);
+        assert_eq!(from(&world), None, "{offered:?}");
+    }
 }
 
 #[test]
