@@ -129,7 +129,7 @@ struct Hostility {
     rng: StdRng,
     /// Clocks go wrong in this one; if not, disks do.
     clocks: bool,
-    /// B cannot be found but by its packets... and then A does not move with B.
+    /// B knows no endpoint: it waits for A.
     one_sided: bool,
 }
 
