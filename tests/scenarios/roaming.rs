@@ -72,8 +72,10 @@ fn rebound(lab: &Lab) -> Result<String> {
     thread::sleep(Duration::from_secs(1));
     let (there, back) = (there.stop()?, back.stop()?);
     there.ensure_perfect()?;
-    // What B sent to the old port before it heard from the new one has no way back.
-    ensure!(back.lost() <= 5 * 4, "B follows too late: {back:?}");
+    // What B sent to the old port before it heard from the new one has no way back. How much that
+    // is depends on how busy the machine is; that B follows each time does not.
+    ensure!(back.gaps.len() <= 5, "B lost more than its peer's moves explain: {back:?}");
+    ensure!(back.gaps.last().is_none_or(|gap| gap.end < back.sent), "B follows no more: {back:?}");
     Ok(format!("5 ports; towards B 0 lost of {}, towards A {}", there.sent, back.lost()))
 }
 
