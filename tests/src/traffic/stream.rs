@@ -30,6 +30,8 @@ pub struct Pace {
 pub struct Tally {
     /// Datagrams the kernel took for sending.
     pub sent: u64,
+    /// Those of them that it dropped again, because nobody emptied a device's queue.
+    pub overflowed: u64,
     /// Different datagrams that arrived.
     pub received: u64,
     /// Arrivals of a datagram that had arrived before.
@@ -43,13 +45,18 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// How many never arrived.
+    /// How many left and never arrived.
     pub fn lost(&self) -> u64 {
-        self.sent - self.received
+        self.left().saturating_sub(self.received)
+    }
+
+    /// How many whoever empties the queue had to carry.
+    pub fn left(&self) -> u64 {
+        self.sent.saturating_sub(self.overflowed)
     }
 
     /// # Errors
-    /// Unless everything arrived once, in order and unchanged.
+    /// Unless everything that left arrived once, in order and unchanged.
     pub fn ensure_perfect(&self) -> Result<()> {
         let bad = self.lost() + self.duplicated + self.reordered + self.corrupted;
         ensure!(bad == 0 && self.sent > 0, "not a perfect stream: {self:?}");
@@ -60,6 +67,8 @@ impl Tally {
 /// A running stream.
 #[derive(Debug)]
 pub struct Stream {
+    from: Host,
+    drops_before: u64,
     stop: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<Arrivals>,
@@ -75,12 +84,13 @@ impl Stream {
         let inbox = to.enter(|| receiving_socket(address))?;
         let target = inbox.local_addr()?;
         let outbox = from.enter(|| Ok(UdpSocket::bind(any_of(address))?))?;
+        let drops_before = from.queue_drops()?;
         let stop = Arc::new(AtomicBool::new(false));
         let sending = Arc::clone(&stop);
         let sender = thread::spawn(move || send(&outbox, target, pace, &sending));
         let receiving = Arc::clone(&stop);
         let receiver = thread::spawn(move || receive(&inbox, pace.payload, &receiving));
-        Ok(Self { stop, sender, receiver })
+        Ok(Self { from: from.clone(), drops_before, stop, sender, receiver })
     }
 
     /// Stops sending, waits for what is still on its way, and counts.
@@ -91,7 +101,8 @@ impl Stream {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().map_err(|_panic| anyhow!("the sender panicked"))?;
         let arrivals = self.receiver.join().map_err(|_panic| anyhow!("the receiver panicked"))?;
-        Ok(arrivals.tally(sent))
+        let overflowed = self.from.queue_drops()?.saturating_sub(self.drops_before);
+        Ok(Tally { overflowed, ..arrivals.tally(sent) })
     }
 }
 
