@@ -155,7 +155,7 @@ fn seal(shared: &Shared, batch: &mut Batch, now: BootTime) -> Option<Path> {
 
 /// Sends a sealed batch. Whatever the network says, the line goes on.
 fn send(shared: &Shared, published: &Signal, batch: &Batch, path: &Path) -> io::Result<()> {
-    let (mut sent, mut path) = (0, *path);
+    let (mut sent, mut path, mut at) = (0, *path, clock::boot());
     while sent < batch.bytes() {
         match shared.socket.send(&batch.transmit(&path, sent)) {
             Ok(done) => {
@@ -168,6 +168,7 @@ fn send(shared: &Shared, published: &Signal, batch: &Batch, path: &Path) -> io::
                 if shared.table.load().stop {
                     return Ok(());
                 }
+                at = clock::boot();
             }
             Err(_) => {
                 shared.counters.count(DropReason::SendFailed, batch.remaining(sent));
@@ -175,7 +176,9 @@ fn send(shared: &Shared, published: &Signal, batch: &Batch, path: &Path) -> io::
             }
         }
     }
-    shared.wake(shared.activity.sent(clock::boot(), batch.tally()));
+    // The moment before the send, not after: the answer may be here while this thread still waits
+    // for a processor, and would seem to have come before the question.
+    shared.wake(shared.activity.sent(at, batch.tally()));
     Ok(())
 }
 
