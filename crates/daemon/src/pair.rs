@@ -144,9 +144,9 @@ preshared_key_file = "{name}.psk"
 {endpoint}
 keepalive = "25s"  # keeps a NAT on the way open
 
-# A network behind {other}:
+# A network behind {other}, in place of this one:
 # [[route]]
-# to = "192.168.20.0/24"
+# to = "192.0.2.0/24"
 "#
         )
     }

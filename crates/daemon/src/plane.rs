@@ -143,6 +143,7 @@ impl Plane {
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
         }
+        tracing::info!("stopping, as asked");
         self.around.service.stopping();
         Ok(())
     }
@@ -203,6 +204,11 @@ impl Plane {
         let bad_mac1 = self.engine.counters().dropped(DropReason::BadMac1);
         self.telling.watch_bad_mac1(now.boot, bad_mac1, connected);
         if self.said != (liveness, endpoint) {
+            match (self.said.0, liveness) {
+                (Liveness::Up, Liveness::Unresponsive) => tracing::warn!("the peer is silent"),
+                (Liveness::Unresponsive, Liveness::Up) => tracing::info!("the peer answers again"),
+                _ => {}
+            }
             self.said = (liveness, endpoint);
             self.around.service.status(&line(liveness, endpoint));
         }

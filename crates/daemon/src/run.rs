@@ -2,6 +2,7 @@
 //! privileges first, threads last.
 
 use std::io;
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use vpnd_tunnel::filter::Filter;
 use vpnd_tunnel::udp::{BindError, Socket};
 
 use crate::cli::RunOptions;
-use crate::config::{Config, MssClamp, Roam, Service};
+use crate::config::{Account, Config, MssClamp, Roam, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -140,7 +141,7 @@ impl Stop {
 impl Host {
     async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
-        let control = control(&config.service.control)?;
+        let control = control(&config.service)?;
         let mut device = vpnd_tun::open(&Options {
             name: config.interface.name.clone(),
             mode: Mode::Tun,
@@ -197,14 +198,25 @@ impl Host {
 }
 
 /// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
-fn control(path: &Path) -> Result<Option<Control>, ControlError> {
-    match Control::bind(path) {
-        Ok(control) => Ok(Some(control)),
+fn control(service: &Service) -> Result<Option<Control>, ControlError> {
+    match Control::bind(&service.control) {
+        Ok(control) => {
+            give(&service.control, service.user.as_ref());
+            Ok(Some(control))
+        }
         Err(error @ ControlError::Running(_)) => Err(error),
         Err(error) => {
             tracing::warn!("{error}; `vpnd status` will not find this tunnel");
             Ok(None)
         }
+    }
+}
+
+/// Lets whom the daemon becomes ask it too.
+fn give(socket: &Path, user: Option<&Account>) {
+    let given = user.map(|user| chown(socket, Some(user.uid), Some(user.gid)));
+    if let Some(Err(error)) = given {
+        tracing::debug!(%error, "{} stays ours", socket.display());
     }
 }
 
@@ -228,6 +240,7 @@ fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About 
         peer_key: config.peer.public_key.to_string(),
         protocol: "wireguard".to_owned(),
         preshared_key: config.peer.preshared_key_file.is_some(),
+        endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
     }
 }
 

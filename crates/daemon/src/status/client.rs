@@ -83,7 +83,7 @@ fn is_dead(path: &Path) -> bool {
 
 fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exit> {
     if sockets.is_empty() {
-        writeln!(io::stderr(), "vpnd: no tunnel runs here ({SOCKETS} has no sockets)")?;
+        writeln!(io::stderr(), "vpnd: no tunnel runs here (nobody answers in {SOCKETS})")?;
         return Ok(Exit::Unknown);
     }
     let mut worst = Exit::Success;

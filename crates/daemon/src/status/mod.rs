@@ -111,6 +111,8 @@ pub(crate) struct About {
     pub(crate) peer_key: String,
     pub(crate) protocol: String,
     pub(crate) preshared_key: bool,
+    /// The endpoints as the configuration has them.
+    pub(crate) endpoints: Vec<String>,
 }
 
 impl Status {
@@ -122,7 +124,11 @@ impl Status {
         drops: &Counters,
         trouble: Option<&Trouble>,
     ) -> Self {
-        let state = State::from(peer.liveness);
+        let unresolved = peer.endpoint.is_none() && !about.endpoints.is_empty();
+        let state = match State::from(peer.liveness) {
+            State::Idle if unresolved => State::Connecting,
+            state => state,
+        };
         let drops = drops.iter().map(|(reason, count)| (reason.name().to_owned(), count));
         Self {
             schema: SCHEMA,
@@ -156,7 +162,10 @@ impl Status {
                 timer: timer_name(timer).to_owned(),
                 in_s: wait.as_secs_f64(),
             }),
-            hint: hint(state, trouble, &about.peer_key),
+            hint: hint(state, trouble, &about.peer_key).or_else(|| {
+                let names = || about.endpoints.join(", ");
+                unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
+            }),
         }
     }
 }
@@ -268,6 +277,7 @@ pub(crate) mod tests {
             peer_key: "theirs".into(),
             protocol: "wireguard".into(),
             preshared_key: true,
+            endpoints: vec!["b.example.net:51820".into()],
         }
     }
 
@@ -345,6 +355,15 @@ pub(crate) mod tests {
         shown["rtt_ms"] = 14.into();
         let status: Status = serde_json::from_value(shown).unwrap();
         assert_eq!(status, Status { state: State::Unknown, ..sample() });
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_is_said() {
+        let peer = PeerStatus { endpoint: None, liveness: Liveness::Idle, ..up() };
+        let status =
+            Status::new(&about(), Duration::from_secs(1), &peer, &Counters::default(), None);
+        assert_eq!(status.state, State::Connecting);
+        assert!(status.hint.unwrap().contains("b.example.net:51820 does not resolve"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::Status;
+use super::{State, Status};
 
 /// The status, a line for each thing.
 pub(crate) fn render(status: &Status) -> String {
@@ -45,6 +45,7 @@ fn endpoint(status: &Status) -> String {
     match (&status.peer.endpoint, status.attempt) {
         (Some(endpoint), Some(attempt)) => format!("{endpoint}  (calling, try {attempt})"),
         (Some(endpoint), None) => endpoint.clone(),
+        (None, _) if status.state == State::Connecting => "endpoint not found yet".to_owned(),
         (None, _) => "endpoint unknown until it calls".to_owned(),
     }
 }
