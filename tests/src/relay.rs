@@ -106,6 +106,8 @@ impl Relay {
     /// When no socket can be made.
     pub fn rebind(&self) -> Result<()> {
         *lock(&self.shared.back) = bind(&self.host, any_of(self.shared.target))?;
+        // The thread that still waits at the old port lets go of it, once it gets a processor.
+        thread::sleep(100 * LOOK);
         Ok(())
     }
 
