@@ -7,6 +7,9 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+/// Where daemons are that not everybody's `PATH` names.
+const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
+
 /// Installs what is missing of the tools and the peers: `tests/setup`, once.
 pub(crate) fn prepare() -> Result<()> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
@@ -20,6 +23,14 @@ pub(crate) fn vpnd() -> Result<&'static Path> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = FOUND.get_or_init(|| find_vpnd().map_err(|error| format!("{error:#}")));
     found.as_deref().map_err(|error| anyhow!("no vpnd to test: {error}"))
+}
+
+/// A program of the system, as a shell would find it.
+pub(crate) fn installed(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = SYSTEM.iter().map(PathBuf::from);
+    let mut places = env::split_paths(&path).chain(system).map(|place| place.join(name));
+    places.find(|path| path.is_file()).with_context(|| format!("{name} is not installed"))
 }
 
 /// A peer's program, from the cache that `tests/setup` fills.
@@ -49,15 +60,20 @@ fn find_vpnd() -> Result<PathBuf> {
     if let Some(path) = env::var_os("VPND_BIN") {
         return Path::new(&path).canonicalize().context("VPND_BIN names no file");
     }
-    // target/PROFILE/deps/scenarios-HASH
     let here = env::current_exe()?;
-    let profile = here.ancestors().nth(2).context("the tests run outside a target directory")?;
+    let profile = profile_of(&here).context("the tests run outside a target directory")?;
     if let Some(cargo) = env::var_os("CARGO") {
         build(Path::new(&cargo), profile)?;
     }
     let path = profile.join("vpnd");
     ensure!(path.exists(), "{} is not there: cargo build -p vpnd-daemon", path.display());
     Ok(path)
+}
+
+/// Of `target/PROFILE/deps/scenarios-HASH` as of `target/PROFILE/bench`.
+fn profile_of(program: &Path) -> Option<&Path> {
+    let directory = program.parent()?;
+    if directory.ends_with("deps") { directory.parent() } else { Some(directory) }
 }
 
 fn build(cargo: &Path, profile: &Path) -> Result<()> {
@@ -72,4 +88,22 @@ fn build(cargo: &Path, profile: &Path) -> Result<()> {
         .status()?;
     ensure!(status.success(), "cargo build --package vpnd-daemon: {status}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_and_programs_share_a_profile() {
+        for program in ["/t/fast/deps/scenarios-0123", "/t/fast/bench"] {
+            assert_eq!(profile_of(Path::new(program)), Some(Path::new("/t/fast")));
+        }
+    }
+
+    #[test]
+    fn a_program_of_the_system_is_found() {
+        assert!(installed("sh").is_ok());
+        assert!(installed("no-such-program").is_err());
+    }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
@@ -99,6 +100,24 @@ impl Host {
             bail!("{}: `{line}` failed: {}: {}", self.name, output.status, stderr.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs one line as [`Host::run`] does, but not for ever.
+    ///
+    /// # Errors
+    /// As [`Host::run`], and when it is not done after `limit`: then it is killed.
+    pub fn run_within(&self, line: &str, limit: Duration) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().context("an empty command line")?);
+        let output = sys::output_within(command.args(words), limit)
+            .with_context(|| format!("{}: cannot run `{line}`", self.name))?;
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let said = if stderr.trim().is_empty() { stdout.trim() } else { stderr.trim() };
+            bail!("{}: `{line}` failed: {}: {said}", self.name, output.status);
+        }
+        Ok(stdout)
     }
 
     /// Starts a command that was made by [`Host::command`]; what it writes goes to `NAME.log`.

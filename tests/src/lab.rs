@@ -24,6 +24,14 @@ impl Lab {
     /// When they cannot be, or the directory for temporary files cannot be written.
     pub fn new(name: &str) -> Result<Self> {
         binaries::prepare()?;
+        Self::as_it_is(name)
+    }
+
+    /// Makes the directory and takes the machine as it is: nothing is installed.
+    ///
+    /// # Errors
+    /// When the directory for temporary files cannot be written.
+    pub fn as_it_is(name: &str) -> Result<Self> {
         let plain: String =
             name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
         let directory = tempfile::Builder::new()

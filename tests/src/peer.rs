@@ -28,15 +28,24 @@ impl Kind {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::WireguardGo, Self::Boringtun, Self::Gotatun];
 
-    fn command(self, host: &Host, device: &str) -> Result<Command> {
+    /// The program, if it is there.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn program(self) -> Result<PathBuf> {
+        match self {
+            Self::WireguardGo => binaries::installed("wireguard-go"),
+            Self::Boringtun => binaries::cached("boringtun-cli"),
+            Self::Gotatun => binaries::cached("gotatun"),
+        }
+    }
+
+    fn command(self, host: &Host, device: &str, logs: Logs) -> Result<Command> {
         let mut command = host.command(self.program()?);
         match self {
-            Self::WireguardGo => command.args(["-f", device]).env("LOG_LEVEL", "verbose"),
-            Self::Boringtun => {
-                command.args(["-f", "--disable-drop-privileges", "-v", "debug", device])
-            }
-            Self::Gotatun => {
-                command.args(["-f", "--disable-drop-privileges", "-v", "debug", device])
+            Self::WireguardGo => command.args(["-f", device]).env("LOG_LEVEL", logs.in_go()),
+            Self::Boringtun | Self::Gotatun => {
+                command.args(["-f", "--disable-drop-privileges", "-v", logs.in_rust(), device])
             }
         };
         Ok(command)
@@ -50,12 +59,29 @@ impl Kind {
             Self::Gotatun => &["Received handshake_response", "Received handshake_initiation"],
         }
     }
+}
 
-    fn program(self) -> Result<PathBuf> {
+/// How much a peer tells.
+#[derive(Debug, Clone, Copy)]
+enum Logs {
+    /// Every handshake.
+    Full,
+    /// Errors only.
+    Quiet,
+}
+
+impl Logs {
+    fn in_go(self) -> &'static str {
         match self {
-            Self::WireguardGo => Ok("wireguard-go".into()),
-            Self::Boringtun => binaries::cached("boringtun-cli"),
-            Self::Gotatun => binaries::cached("gotatun"),
+            Self::Full => "verbose",
+            Self::Quiet => "error",
+        }
+    }
+
+    fn in_rust(self) -> &'static str {
+        match self {
+            Self::Full => "debug",
+            Self::Quiet => "error",
         }
     }
 }
@@ -85,14 +111,15 @@ impl Peer {
     /// # Errors
     /// When it is not installed, or does not answer in ten seconds.
     pub fn start(kind: Kind, host: &Host, site: &Site) -> Result<Self> {
-        let command = kind.command(host, &site.device)?;
-        let process = host.spawn(&kind.to_string(), command)?;
-        let peer = Self { kind, host: host.clone(), device: site.device.clone(), process };
-        eventually(&format!("{kind} listens"), Duration::from_secs(10), || {
-            peer.show("public-key")
-        })?;
-        peer.configure(site)?;
-        Ok(peer)
+        Self::run(kind, host, site, Logs::Full)
+    }
+
+    /// As [`Peer::start`], but it logs errors only, as befits what is measured.
+    ///
+    /// # Errors
+    /// As [`Peer::start`].
+    pub fn start_quiet(kind: Kind, host: &Host, site: &Site) -> Result<Self> {
+        Self::run(kind, host, site, Logs::Quiet)
     }
 
     /// What `wg show DEVICE FIELD` prints.
@@ -121,6 +148,22 @@ impl Peer {
     /// The program, to be signalled or read.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// The program alone, which runs on.
+    pub fn into_process(self) -> Process {
+        self.process
+    }
+
+    fn run(kind: Kind, host: &Host, site: &Site, logs: Logs) -> Result<Self> {
+        let command = kind.command(host, &site.device, logs)?;
+        let process = host.spawn(&kind.to_string(), command)?;
+        let peer = Self { kind, host: host.clone(), device: site.device.clone(), process };
+        eventually(&format!("{kind} listens"), Duration::from_secs(10), || {
+            peer.show("public-key")
+        })?;
+        peer.configure(site)?;
+        Ok(peer)
     }
 
     fn configure(&self, site: &Site) -> Result<()> {

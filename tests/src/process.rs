@@ -11,6 +11,9 @@ use nix::unistd::Pid;
 
 use crate::{sys, within};
 
+/// What `/proc` counts time in: `USER_HZ`, 100 on every architecture Rust knows.
+pub const TICK: Duration = Duration::from_millis(10);
+
 /// A child with its log; it is killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -91,9 +94,31 @@ impl Process {
     /// # Errors
     /// When it is gone.
     pub fn resident(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most memory that was ever resident, in bytes.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn peak_resident(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// Processor time of all its threads, ended ones too, in the kernel and outside.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+        let ticks = ticks(&stat).with_context(|| format!("no times in {stat:?}"))?;
+        Ok(TICK * ticks)
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|rest| rest.split_whitespace().next()).context("no VmRSS")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()).context(field.to_owned())?;
         Ok(kib.parse::<u64>()? * 1024)
     }
 }
@@ -102,5 +127,26 @@ impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended by itself; then there is nothing to do.
         let _ = self.kill();
+    }
+}
+
+/// Of `/proc/PID/stat`, user and system time: fields 14 and 15, counted behind the name, which may
+/// hold anything.
+fn ticks(stat: &str) -> Option<u32> {
+    let (_, behind) = stat.rsplit_once(')')?;
+    let mut times = behind.split_whitespace().skip(11).map(str::parse);
+    let (user, system): (u32, u32) = (times.next()?.ok()?, times.next()?.ok()?);
+    Some(user + system)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_counted_behind_the_name() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 100 0 0 0 31 11 5 6 20 0 4 0 100 1000 2 0";
+        assert_eq!(ticks(stat), Some(42));
+        assert_eq!(ticks("7 (short) S 1"), None);
     }
 }

@@ -1,13 +1,15 @@
 //! Where the harness talks to the kernel itself: entering namespaces between fork and exec, and
 //! packet sockets.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
@@ -15,6 +17,7 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::host::Namespaces;
+use crate::within;
 
 /// Makes the child enter `namespaces` and die with the thread that starts it.
 pub(crate) fn enter_before_exec(command: &mut Command, namespaces: Arc<Namespaces>) {
@@ -48,6 +51,20 @@ pub(crate) fn output(command: &mut Command, input: &str) -> io::Result<Output> {
     child.wait_with_output()
 }
 
+/// Runs to the end, or to `limit`, when it is killed; what it prints may be of any length.
+pub(crate) fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+    let mut child = command.spawn()?;
+    let ended = within(limit, || child.try_wait().transpose());
+    let Some(status) = ended else {
+        child.kill()?;
+        child.wait()?;
+        return Err(io::Error::new(ErrorKind::TimedOut, format!("not done after {limit:?}")));
+    };
+    Ok(Output { status: status?, stdout: contents(&mut stdout)?, stderr: contents(&mut stderr)? })
+}
+
 /// A packet socket that sees every frame of one interface, each behind a virtio header, so that
 /// super-packets can be told from datagrams.
 pub(crate) fn packet_socket(interface: u32) -> io::Result<Socket> {
@@ -78,6 +95,13 @@ pub(crate) fn packet_drops(socket: &Socket) -> io::Result<u32> {
         )
     };
     if done == 0 { Ok(stats.tp_drops) } else { Err(io::Error::last_os_error()) }
+}
+
+fn contents(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 type Job = (Command, Sender<io::Result<Child>>);

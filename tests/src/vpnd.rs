@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,10 +14,41 @@ use crate::{Host, Process, binaries, eventually};
 /// How long a start may take on a busy machine.
 const READY: Duration = Duration::from_secs(10);
 
+/// How it is started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The binary.
+    pub program: PathBuf,
+    /// Of its `[service]` table.
+    pub log_level: &'static str,
+    /// Added to its environment.
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Launch {
+    /// Any binary as its users start it, with the default log.
+    pub fn plain(program: &Path) -> Self {
+        let program = program.to_owned();
+        Self { program, log_level: "info", environment: Vec::new() }
+    }
+
+    /// The one under test, with a log to be read beside a failure.
+    fn to_test() -> Result<Self> {
+        Ok(Self { log_level: "debug", ..Self::plain(binaries::vpnd()?) })
+    }
+
+    fn command(&self, host: &Host) -> Command {
+        let mut command = host.command(&self.program);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
+
 /// A running vpnd.
 #[derive(Debug)]
 pub struct Vpnd {
     host: Host,
+    launch: Launch,
     name: String,
     config: PathBuf,
     process: Process,
@@ -28,8 +60,16 @@ impl Vpnd {
     /// # Errors
     /// When it ends before, or does not answer in time.
     pub fn start(host: &Host, site: &Site) -> Result<Self> {
-        let config = write_files(host, site)?;
-        Self::run(host, &site.name, config)
+        Self::start_as(&Launch::to_test()?, host, site)
+    }
+
+    /// As [`Vpnd::start`], with another binary, log or environment.
+    ///
+    /// # Errors
+    /// As [`Vpnd::start`].
+    pub fn start_as(launch: &Launch, host: &Host, site: &Site) -> Result<Self> {
+        let config = write(host, site, launch.log_level)?;
+        Self::run(host, launch.clone(), &site.name, config)
     }
 
     /// Starts it once more with the files it has, after it ended.
@@ -38,7 +78,7 @@ impl Vpnd {
     /// As [`Vpnd::start`].
     pub fn restart(mut self) -> Result<Self> {
         self.process.kill()?;
-        Self::run(&self.host, &self.name, self.config.clone())
+        Self::run(&self.host, self.launch.clone(), &self.name, self.config.clone())
     }
 
     /// What it says of itself.
@@ -46,7 +86,7 @@ impl Vpnd {
     /// # Errors
     /// When it does not answer.
     pub fn status(&self) -> Result<Status> {
-        Status::ask(&self.host, binaries::vpnd()?, &self.name)
+        Status::ask(&self.host, &self.launch.program, &self.name)
     }
 
     /// Waits until its status is as wanted.
@@ -81,16 +121,22 @@ impl Vpnd {
         &mut self.process
     }
 
+    /// The program alone, which runs on.
+    pub fn into_process(self) -> Process {
+        self.process
+    }
+
     /// Its log, and memory.
     pub fn as_process(&self) -> &Process {
         &self.process
     }
 
-    fn run(host: &Host, name: &str, config: PathBuf) -> Result<Self> {
-        let mut command = host.command(binaries::vpnd()?);
+    fn run(host: &Host, launch: Launch, name: &str, config: PathBuf) -> Result<Self> {
+        let mut command = launch.command(host);
         command.arg("--config").arg(&config);
         let process = host.spawn(&format!("vpnd-{name}"), command)?;
-        let mut vpnd = Self { host: host.clone(), name: name.to_owned(), config, process };
+        let (host, name) = (host.clone(), name.to_owned());
+        let mut vpnd = Self { host, launch, name, config, process };
         vpnd.wait_until_ready()?;
         Ok(vpnd)
     }
@@ -128,6 +174,10 @@ pub fn run(host: &Host, arguments: &[&str]) -> Result<(i32, String)> {
 /// # Errors
 /// When the host's directory cannot be written.
 pub fn write_files(host: &Host, site: &Site) -> Result<PathBuf> {
+    write(host, site, "debug")
+}
+
+fn write(host: &Host, site: &Site, log_level: &str) -> Result<PathBuf> {
     let directory = host.directory();
     site.keys.private.write(&directory.join(format!("{}.key", site.name)))?;
     if let Some(key) = &site.remote.preshared {
@@ -136,12 +186,12 @@ pub fn write_files(host: &Host, site: &Site) -> Result<PathBuf> {
     let state = directory.join("state");
     fs::create_dir_all(&state)?;
     let path = directory.join(format!("{}.toml", site.name));
-    fs::write(&path, config(site, &state))?;
+    fs::write(&path, config(site, &state, log_level))?;
     Ok(path)
 }
 
 /// The configuration of an end, as a user would write it.
-pub fn config(site: &Site, state: &Path) -> String {
+pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
     let (name, remote) = (&site.name, &site.remote);
     let mut lines = vec![
         "[interface]".to_owned(),
@@ -159,7 +209,7 @@ pub fn config(site: &Site, state: &Path) -> String {
     lines.push(format!("keepalive = {:?}", keepalive(remote.keepalive)));
     lines.extend(remote.roam.iter().map(|roam| format!("roam = {roam:?}")));
     lines.extend(site.routes.iter().map(|network| format!("[[route]]\nto = {network:?}")));
-    lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = \"debug\""));
+    lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = {log_level:?}"));
     lines.extend(site.service.iter().cloned());
     lines.join("\n") + "\n"
 }

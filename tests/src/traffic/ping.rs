@@ -63,6 +63,25 @@ pub fn with_size(
     })
 }
 
+/// Sends `count`, one in every `interval`, and returns how long each answer that came took.
+///
+/// # Errors
+/// When none came, or `ping` cannot be run.
+pub fn round_trips(host: &Host, to: &str, count: u32, interval: Duration) -> Result<Vec<Duration>> {
+    let line = format!("ping -n -W 1 -c {count} -i {} {to}", interval.as_secs_f64());
+    let text = host.run_within(&line, interval * count * 2 + Duration::from_secs(10))?;
+    let times: Vec<Duration> = text.lines().filter_map(time).collect();
+    ensure!(!times.is_empty(), "no times in what ping prints: {text}");
+    Ok(times)
+}
+
+/// Reads `64 bytes from 192.0.2.2: icmp_seq=1 ttl=64 time=0.051 ms`.
+fn time(line: &str) -> Option<Duration> {
+    let (_, behind) = line.split_once(" time=")?;
+    let milliseconds: f64 = behind.strip_suffix(" ms")?.parse().ok()?;
+    Duration::try_from_secs_f64(milliseconds / 1000.0).ok()
+}
+
 /// Reads `10 packets transmitted, 7 received, 30% packet loss, time 9ms`.
 fn parse(text: &str) -> Option<Pings> {
     let summary = text.lines().find(|line| line.contains("packets transmitted"))?;
@@ -81,6 +100,11 @@ mod tests {
     fn the_summary_is_read() {
         let text = "\n--- x ping statistics ---\n10 packets transmitted, 7 received, +1 errors, 30% packet loss, time 9ms\n";
         assert_eq!(parse(text), Some(Pings { sent: 10, answered: 7 }));
+        assert_eq!(
+            time("64 bytes from x: icmp_seq=1 ttl=64 time=0.051 ms"),
+            Some(Duration::from_micros(51))
+        );
+        assert_eq!(time("From x icmp_seq=1 Destination Host Unreachable"), None);
         assert_eq!(parse("ping: connect: Network is unreachable"), None);
     }
 }
