@@ -1,9 +1,11 @@
 //! What is compared: the bare cable, builds of vpnd, and other people's tunnels.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
+use vpnd_tests::binaries::{self, installed};
 use vpnd_tests::peer::{self, Peer};
 use vpnd_tests::site::INNER_B4;
 use vpnd_tests::traffic::ping;
@@ -11,9 +13,12 @@ use vpnd_tests::vpnd::{self, Launch};
 use vpnd_tests::{Lab, Process, Vpnd, Wire, site};
 
 use crate::options::Options;
+use crate::{fastd, openvpn, say};
 
 /// How long a tunnel may take from its start to the first answer.
 const ANSWERS: Duration = Duration::from_secs(10);
+/// The one that everything is about.
+const VPND: &str = "vpnd";
 /// B on the cable itself.
 const OUTER_B4: &str = "192.0.2.2";
 
@@ -29,7 +34,9 @@ impl Contender {
     /// For tests of what only looks at names: no vpnd is needed.
     pub(crate) fn named(name: &str) -> Self {
         let known = peer::Kind::ALL.into_iter().find(|kind| kind.to_string() == name);
-        Self::new(name, known.map_or(Kind::Bare, Kind::WireGuard))
+        let other =
+            if name == "bare" { Kind::Bare } else { Kind::Vpnd(Launch::plain(Path::new(name))) };
+        Self::new(name, known.map_or(other, Kind::WireGuard))
     }
 }
 
@@ -38,12 +45,14 @@ enum Kind {
     Bare,
     Vpnd(Launch),
     WireGuard(peer::Kind),
+    OpenVpn,
+    Fastd,
 }
 
 /// A contender at work between two hosts.
 pub(crate) struct Tunnel {
     /// One for each end; none for the bare cable. They end before the hosts do.
-    _daemons: Vec<Process>,
+    pub(crate) daemons: Vec<Process>,
     pub(crate) wire: Wire,
     /// Of B, inside.
     pub(crate) address: &'static str,
@@ -69,11 +78,15 @@ impl Contender {
 
     fn all(options: &Options) -> Result<Vec<Self>> {
         let launch = Launch::plain(&vpnd_binary(options)?);
-        let mut all = vec![Self::new("bare", Kind::Bare), Self::new("vpnd", Kind::Vpnd(launch))];
+        let mut all = vec![Self::new("bare", Kind::Bare), Self::new(VPND, Kind::Vpnd(launch))];
         let also = options.also.iter();
+        if options.ciphers {
+            all.extend(ciphers()?);
+        }
         all.extend(also.map(|one| Self::new(&one.name, Kind::Vpnd(Launch::plain(&one.path)))));
         let peers = peer::Kind::ALL.into_iter();
         all.extend(peers.map(|kind| Self::new(&kind.to_string(), Kind::WireGuard(kind))));
+        all.extend([Self::new("openvpn", Kind::OpenVpn), Self::new("fastd", Kind::Fastd)]);
         Ok(all)
     }
 
@@ -83,11 +96,35 @@ impl Contender {
 
     /// Why it cannot run here, if it cannot.
     pub(crate) fn missing(&self) -> Option<String> {
-        let there = match &self.kind {
-            Kind::Bare | Kind::Vpnd(_) => Ok(()),
-            Kind::WireGuard(kind) => kind.program().map(drop),
-        };
-        there.err().map(|error| format!("{error:#}"))
+        self.program().err().map(|error| format!("{error:#}"))
+    }
+
+    /// Its name and version, as it tells them itself.
+    pub(crate) fn version(&self) -> Option<String> {
+        let output = Command::new(self.program().ok()??).arg("--version").output().ok()?;
+        // "vpnd 0.1.0", "OpenVPN 2.6.14 x86_64-pc-linux-gnu …", "fastd v22".
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.split_whitespace().find(|word| is_version(word))?;
+        Some(format!("{} {}", self.name, version.trim_start_matches('v')))
+    }
+
+    pub(crate) fn is_bare(&self) -> bool {
+        matches!(self.kind, Kind::Bare)
+    }
+
+    /// Whether this is vpnd as it is installed, and no variant of it.
+    pub(crate) fn is_vpnd(&self) -> bool {
+        self.name == VPND
+    }
+
+    fn program(&self) -> Result<Option<PathBuf>> {
+        match &self.kind {
+            Kind::Bare => Ok(None),
+            Kind::Vpnd(launch) => Ok(Some(launch.program.clone())),
+            Kind::WireGuard(kind) => kind.program().map(Some),
+            Kind::OpenVpn => installed("openssl").and_then(|_| installed("openvpn")).map(Some),
+            Kind::Fastd => installed("fastd").map(Some),
+        }
     }
 
     /// Whether it is somebody else's work, to be beaten.
@@ -99,14 +136,14 @@ impl Contender {
     ///
     /// # Errors
     /// When it does not in time; with the ends of its logs.
-    pub(crate) fn start(&self) -> Result<Tunnel> {
-        let lab = Lab::as_it_is(&format!("bench-{}", self.name))?;
+    pub(crate) fn start(&self, place: &Path) -> Result<Tunnel> {
+        let lab = Lab::within(place, &self.name)?;
         let wire = Wire::new(&lab)?;
         let daemons = self.daemons(&wire)?;
         let address = if daemons.is_empty() { OUTER_B4 } else { INNER_B4 };
-        let tunnel = Tunnel { _daemons: daemons, wire, address, lab };
+        let tunnel = Tunnel { daemons, wire, address, lab };
         ping::until_answered(&tunnel.wire.a, address, ANSWERS)
-            .map_err(|error| error.context(tunnel.logs()))?;
+            .map_err(|error| anyhow!("{error:#}\n{}", tunnel.logs()))?;
         Ok(tunnel)
     }
 
@@ -116,6 +153,8 @@ impl Contender {
         // B first: it answers when A speaks.
         match &self.kind {
             Kind::Bare => Ok(Vec::new()),
+            Kind::OpenVpn => openvpn::start(wire),
+            Kind::Fastd => fastd::start(wire),
             Kind::Vpnd(launch) => [b, a]
                 .iter()
                 .map(|(host, site)| Ok(Vpnd::start_as(launch, host, site)?.into_process()))
@@ -133,6 +172,42 @@ impl Tunnel {
     pub(crate) fn logs(&self) -> String {
         self.lab.log_tails()
     }
+
+    /// Of all daemons together.
+    ///
+    /// # Errors
+    /// When one is gone.
+    pub(crate) fn processor_time(&self) -> Result<Duration> {
+        self.daemons.iter().map(Process::processor_time).sum()
+    }
+
+    /// Sets how many packets wait for either daemon before the kernel drops more.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub(crate) fn queue_length(&self, packets: u16) -> Result<()> {
+        for host in [&self.wire.a, &self.wire.b] {
+            host.run(&format!("ip link set dev tun0 txqueuelen {packets}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// vpnd with another cipher and with none, in a build that knows them: both are set from outside,
+/// which no release allows.
+fn ciphers() -> Result<[Contender; 2]> {
+    say("building vpnd for other ciphers");
+    let program = binaries::variant("bench-cipher", "--cfg vpnd_bench")?;
+    let with = |name, cipher: &str| {
+        let environment = vec![("VPND_BENCH_CIPHER", cipher.to_owned())];
+        Contender::new(name, Kind::Vpnd(Launch { environment, ..Launch::plain(&program) }))
+    };
+    Ok([with("vpnd aes-256-gcm", "aes-256-gcm"), with("vpnd no cipher", "none")])
+}
+
+/// As `2.6.14`, `v22`.
+fn is_version(word: &str) -> bool {
+    word.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit())
 }
 
 fn vpnd_binary(options: &Options) -> Result<PathBuf> {

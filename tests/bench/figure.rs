@@ -6,6 +6,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Figure {
     TcpOne,
+    Retransmits,
     TcpFour,
     TcpReverse,
     TcpBoth,
@@ -15,11 +16,27 @@ pub(crate) enum Figure {
     IdleP99,
     LoadMedian,
     LoadP99,
+    LoadRate,
+    CpuDaemons,
+    CpuMachine,
+    Memory,
+}
+
+/// What a figure is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Megabits,
+    /// Of so many bytes of UDP payload.
+    Packets(u32),
+    Milliseconds,
+    SecondsPerGigabyte,
+    Mebibytes,
+    Segments,
 }
 
 impl Figure {
-    /// In the order of every table.
-    pub(crate) const ALL: [Self; 10] = [
+    /// Those of the tables and charts, in their order; the others explain them, in JSON.
+    pub(crate) const SHOWN: [Self; 13] = [
         Self::TcpOne,
         Self::TcpFour,
         Self::TcpReverse,
@@ -30,41 +47,94 @@ impl Figure {
         Self::IdleP99,
         Self::LoadMedian,
         Self::LoadP99,
+        Self::CpuDaemons,
+        Self::CpuMachine,
+        Self::Memory,
     ];
 
     /// For people.
     pub(crate) fn title(self) -> &'static str {
-        match self {
-            Self::TcpOne => "TCP, one stream",
-            Self::TcpFour => "TCP, four streams",
-            Self::TcpReverse => "TCP, reverse",
-            Self::TcpBoth => "TCP, both ways",
-            Self::Udp64 => "UDP, 64 bytes",
-            Self::Udp1300 => "UDP, 1300 bytes",
-            Self::IdleMedian => "ping, idle: median",
-            Self::IdleP99 => "ping, idle: p99",
-            Self::LoadMedian => "ping, loaded: median",
-            Self::LoadP99 => "ping, loaded: p99",
-        }
+        self.facts().1
     }
 
-    pub(crate) fn unit(self) -> &'static str {
+    /// For programs.
+    pub(crate) fn key(self) -> &'static str {
+        self.facts().0
+    }
+
+    pub(crate) fn unit(self) -> Unit {
+        self.facts().2
+    }
+
+    fn facts(self) -> (&'static str, &'static str, Unit) {
+        use Unit::{Mebibytes, Megabits, Milliseconds, Packets, SecondsPerGigabyte, Segments};
         match self {
-            Self::TcpOne | Self::TcpFour | Self::TcpReverse | Self::TcpBoth => "Mbit/s",
-            Self::Udp64 | Self::Udp1300 => "packets/s",
-            Self::IdleMedian | Self::IdleP99 | Self::LoadMedian | Self::LoadP99 => "ms",
+            Self::TcpOne => ("tcp_one", "TCP, one stream", Megabits),
+            Self::Retransmits => ("tcp_one_retransmits", "TCP, one stream: sent again", Segments),
+            Self::TcpFour => ("tcp_four", "TCP, four streams", Megabits),
+            Self::TcpReverse => ("tcp_reverse", "TCP, reverse", Megabits),
+            Self::TcpBoth => ("tcp_both", "TCP, both ways", Megabits),
+            Self::Udp64 => ("udp_64", "UDP, 64 bytes", Packets(64)),
+            Self::Udp1300 => ("udp_1300", "UDP, 1300 bytes", Packets(1300)),
+            Self::IdleMedian => ("ping_idle_median", "ping, idle: median", Milliseconds),
+            Self::IdleP99 => ("ping_idle_p99", "ping, idle: p99", Milliseconds),
+            Self::LoadMedian => ("ping_loaded_median", "ping, loaded: median", Milliseconds),
+            Self::LoadP99 => ("ping_loaded_p99", "ping, loaded: p99", Milliseconds),
+            Self::LoadRate => ("ping_loaded_tcp", "TCP beside the ping", Megabits),
+            Self::CpuDaemons => ("cpu_daemons", "CPU of both daemons", SecondsPerGigabyte),
+            Self::CpuMachine => ("cpu_machine", "CPU of the machine", SecondsPerGigabyte),
+            Self::Memory => ("memory_peak", "peak memory", Mebibytes),
+        }
+    }
+}
+
+impl Unit {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Megabits => "Mbit/s",
+            Self::Packets(_) => "packets/s",
+            Self::Milliseconds => "ms",
+            Self::SecondsPerGigabyte => "s/GB",
+            Self::Mebibytes => "MiB",
+            Self::Segments => "segments",
         }
     }
 
     /// Whether more is better; else less is.
     pub(crate) fn more_is_better(self) -> bool {
-        matches!(self.unit(), "Mbit/s" | "packets/s")
+        matches!(self, Self::Megabits | Self::Packets(_))
     }
 
-    /// A value as tables show it.
+    /// A value, with as many decimals as it deserves.
     pub(crate) fn show(self, value: f64) -> String {
-        let decimals = if self.unit() == "ms" { 3 } else { 0 };
-        format!("{value:.decimals$}")
+        match self {
+            Self::Megabits | Self::Packets(_) | Self::Segments => format!("{value:.0}"),
+            Self::Milliseconds | Self::SecondsPerGigabyte => format!("{value:.3}"),
+            Self::Mebibytes => format!("{value:.1}"),
+        }
+    }
+
+    /// A value alone; packets also as the megabits of payload that they carry.
+    pub(crate) fn cell(self, value: f64) -> String {
+        let shown = self.show(value);
+        match self.megabits(value) {
+            Some(megabits) => format!("{shown} ({megabits:.0} Mbit/s)"),
+            None => shown,
+        }
+    }
+
+    /// A value with its unit.
+    pub(crate) fn tell(self, value: f64) -> String {
+        match self {
+            Self::Packets(_) => self.cell(value).replacen(' ', " packets/s ", 1),
+            _ => format!("{} {}", self.show(value), self.name()),
+        }
+    }
+
+    /// Of packets, the payload in Mbit/s.
+    pub(crate) fn megabits(self, value: f64) -> Option<f64> {
+        let Self::Packets(bytes) = self else { return None };
+        Some(value * f64::from(bytes) * 8.0 / 1e6)
     }
 }
 
@@ -145,6 +215,12 @@ mod tests {
         assert_eq!(percentile(&times, 0.5), Some(Duration::from_millis(100)));
         assert_eq!(percentile(&times[..1], 0.99), Some(Duration::from_millis(200)));
         assert_eq!(percentile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn packets_are_told_as_megabits_too() {
+        assert_eq!(Figure::Udp1300.unit().tell(100_000.0), "100000 packets/s (1040 Mbit/s)");
+        assert_eq!(Figure::IdleP99.unit().tell(0.0421), "0.042 ms");
     }
 
     #[test]

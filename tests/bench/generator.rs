@@ -44,6 +44,7 @@ impl Generator {
         inbox.set_read_timeout(Some(LINGER))?;
         setsockopt(&inbox, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
         let outbox = from.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+        outbox.set_write_timeout(Some(LINGER))?;
         from.enter(|| Ok(outbox.connect(inbox.local_addr()?)?)).context("no route")?;
         Ok(Self { outbox, inbox, payload, trials: 0 })
     }
@@ -175,7 +176,7 @@ mod tests {
 
     /// Within a namespace that has nothing but its loopback.
     fn alone() -> Generator {
-        let lab = Lab::as_it_is("generator").unwrap();
+        let lab = Lab::within(&std::env::temp_dir(), "generator").unwrap();
         let host = lab.host("alone").unwrap();
         Generator::new(&host, &host, "127.0.0.1", 64).unwrap()
     }

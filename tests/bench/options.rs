@@ -27,12 +27,21 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
     /// Only these probes: tcp (tcp-1, tcp-4, tcp-reverse, tcp-both), udp (udp-64, udp-1300),
-    /// ping (ping-idle, ping-loaded)
+    /// ping (ping-idle, ping-loaded, ping-queue), memory
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     probes: Vec<String>,
     /// The binary to call vpnd, instead of this workspace's
     #[arg(long, value_name = "PATH")]
     pub(crate) vpnd: Option<PathBuf>,
+    /// Where to write every value of every round
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Where to draw the medians
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Also vpnd with AES-256-GCM and with no cipher, in a build that is good for nothing else
+    #[arg(long)]
+    pub(crate) ciphers: bool,
     /// One more vpnd under a name of its own, to compare two builds; may be repeated
     #[arg(long, value_name = "NAME=PATH", value_parser = named)]
     pub(crate) also: Vec<Named>,

@@ -1,5 +1,7 @@
 //! Every contender in every round, so that what changes on the machine meanwhile hits all alike.
 
+use std::path::PathBuf;
+
 use anyhow::{Error, Result};
 
 use crate::contender::{Contender, Tunnel};
@@ -7,12 +9,22 @@ use crate::figure::{Figure, Record, Records};
 use crate::probe::Probe;
 use crate::say;
 
+/// Lengths of the device's queue, in packets; the kernel's default first.
+pub(crate) const QUEUES: [u16; 3] = [500, 100, 50];
+
+/// What the records of a queue's length are called.
+pub(crate) fn queue_name(packets: u16) -> String {
+    format!("vpnd queue {packets}")
+}
+
 /// What is done.
 pub(crate) struct Plan {
     pub(crate) contenders: Vec<Contender>,
     pub(crate) probes: Vec<Probe>,
     pub(crate) rounds: u32,
     pub(crate) seconds: u32,
+    /// Where everything is written, until the end.
+    pub(crate) place: PathBuf,
 }
 
 impl Plan {
@@ -21,8 +33,8 @@ impl Plan {
         let mut records = Records::default();
         for round in 1..=self.rounds {
             for contender in &self.contenders {
-                let mut turn = Turn { plan: self, round, contender, records: &mut records };
-                turn.run();
+                let name = contender.name.clone();
+                Turn { plan: self, round, name, records: &mut records }.run(contender);
             }
         }
         records
@@ -33,14 +45,15 @@ impl Plan {
 struct Turn<'a> {
     plan: &'a Plan,
     round: u32,
-    contender: &'a Contender,
+    /// What the records are called.
+    name: String,
     records: &'a mut Records,
 }
 
 impl Turn<'_> {
-    fn run(&mut self) {
-        match self.contender.start() {
-            Ok(tunnel) => self.measure(&tunnel),
+    fn run(&mut self, contender: &Contender) {
+        match contender.start(&self.plan.place) {
+            Ok(tunnel) => self.measure(contender, &tunnel),
             Err(error) => {
                 let all: Vec<_> = self.plan.probes.iter().flat_map(|one| one.figures()).collect();
                 self.failed("start", all, &error);
@@ -48,17 +61,42 @@ impl Turn<'_> {
         }
     }
 
-    fn measure(&mut self, tunnel: &Tunnel) {
+    fn measure(&mut self, contender: &Contender, tunnel: &Tunnel) {
         for probe in &self.plan.probes {
-            match probe.run(tunnel, self.plan.seconds) {
-                Ok(values) => values.into_iter().for_each(|value| self.measured(value)),
-                Err(error) => self.failed(probe.name(), probe.figures(), &error),
+            match probe {
+                Probe::Queue if contender.is_vpnd() => self.queues(tunnel),
+                Probe::Queue => {}
+                other => self.probe(*other, tunnel),
             }
         }
     }
 
+    fn probe(&mut self, probe: Probe, tunnel: &Tunnel) {
+        match probe.run(tunnel, self.plan.seconds) {
+            Ok(values) => values.into_iter().for_each(|value| self.measured(value)),
+            Err(error) => self.failed(probe.name(), probe.figures(), &error),
+        }
+    }
+
+    /// Under a name for each length; the default, first and again at the end, is what the other
+    /// probes have.
+    fn queues(&mut self, tunnel: &Tunnel) {
+        let (plan, round) = (self.plan, self.round);
+        for packets in QUEUES {
+            let name = queue_name(packets);
+            let mut turn = Turn { plan, round, name, records: &mut *self.records };
+            match tunnel.queue_length(packets) {
+                Ok(()) => turn.probe(Probe::Queue, tunnel),
+                Err(error) => turn.failed("queue", Probe::Queue.figures(), &error),
+            }
+        }
+        if let Err(error) = tunnel.queue_length(QUEUES[0]) {
+            self.progress("queue", &format!("FAILED {error:#}"));
+        }
+    }
+
     fn measured(&mut self, (figure, value): (Figure, f64)) {
-        self.progress(figure.title(), &format!("{:>10} {}", figure.show(value), figure.unit()));
+        self.progress(figure.title(), &figure.unit().tell(value));
         self.record(figure, Ok(value));
     }
 
@@ -68,8 +106,8 @@ impl Turn<'_> {
         figures: impl IntoIterator<Item = &'f Figure>,
         error: &Error,
     ) {
-        let reason = format!("{error:#}");
-        self.progress(what, &format!("FAILED {reason}"));
+        let reason = format!("{what}: {error:#}");
+        self.progress(what, &format!("FAILED {error:#}"));
         for figure in figures {
             self.record(*figure, Err(reason.clone()));
         }
@@ -77,11 +115,11 @@ impl Turn<'_> {
 
     fn progress(&self, what: &str, seen: &str) {
         let (round, rounds) = (self.round, self.plan.rounds);
-        say(&format!("round {round}/{rounds}  {:<18} {what:<22} {seen}", self.contender.name));
+        say(&format!("round {round}/{rounds}  {:<18} {what:<28} {seen}", self.name));
     }
 
     fn record(&mut self, figure: Figure, value: Result<f64, String>) {
-        let contender = self.contender.name.clone();
+        let contender = self.name.clone();
         self.records.0.push(Record { round: self.round, contender, figure, value });
     }
 }

@@ -1,15 +1,27 @@
 //! The tables of medians and ratios, in Markdown, to be pasted into a document.
 
 use crate::contender::Contender;
-use crate::figure::{Figure, Records};
+use crate::figure::{Figure, Record, Records};
+use crate::machine::Machine;
+use crate::plan::{Plan, QUEUES, queue_name};
 
 const NONE: &str = "–";
 
+/// What was measured, on what.
+pub(crate) fn introduction(machine: &Machine, plan: &Plan) -> String {
+    let versions: Vec<_> = plan.contenders.iter().filter_map(Contender::version).collect();
+    let Plan { rounds, seconds, .. } = plan;
+    format!(
+        "Medians of {rounds} interleaved rounds, {seconds} s each. {machine}. {}.\n\n",
+        versions.join(", ")
+    )
+}
+
 /// Medians of every contender beside vpnd's lead, then each as a share of the bare cable, then
-/// what failed.
+/// what the length of the queue does, then what failed.
 pub(crate) fn text(contenders: &[Contender], records: &Records) -> String {
     let report = Report { contenders, records, figures: tried(contenders, records) };
-    let parts = [report.medians(), report.shares(), report.failures()];
+    let parts = [report.medians(), report.shares(), report.queues(), report.failures()];
     parts.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
@@ -21,40 +33,53 @@ struct Report<'a> {
 
 fn tried(contenders: &[Contender], records: &Records) -> Vec<Figure> {
     let tried = |figure: &Figure| contenders.iter().any(|one| records.tried(&one.name, *figure));
-    Figure::ALL.into_iter().filter(tried).collect()
+    Figure::SHOWN.into_iter().filter(tried).collect()
 }
 
 impl Report<'_> {
     fn medians(&self) -> Option<String> {
         let cells = |figure: Figure| {
             let mut cells: Vec<_> =
-                self.contenders.iter().map(|one| self.value(one, figure)).collect();
-            cells.push(
-                self.lead(figure).map_or_else(|| NONE.to_owned(), |lead| format!("{lead:.2}")),
-            );
+                self.contenders.iter().map(|one| self.value(&one.name, figure)).collect();
+            cells.push(self.lead(figure).unwrap_or_else(|| NONE.to_owned()));
             cells
         };
-        Some(self.table("median", Some("vpnd ÷ best peer"), cells))
+        Some(self.table("median", Some("vpnd ÷ best peer"), &self.figures, cells))
     }
 
-    /// Without the bare cable there are none.
+    /// Of what the bare cable has too.
     fn shares(&self) -> Option<String> {
-        self.figures.iter().find_map(|figure| self.records.median("bare", *figure))?;
+        let has = |figure: &Figure| self.records.median("bare", *figure).is_some();
+        let figures: Vec<_> = self.figures.iter().copied().filter(has).collect();
         let cells =
             |figure: Figure| self.contenders.iter().map(|one| self.share(one, figure)).collect();
-        Some(self.table("share of bare", None, cells))
+        (!figures.is_empty()).then(|| self.table("÷ bare", None, &figures, cells))
+    }
+
+    /// vpnd's delay and rate, one line for each length.
+    fn queues(&self) -> Option<String> {
+        const FIGURES: [Figure; 3] = [Figure::LoadMedian, Figure::LoadP99, Figure::LoadRate];
+        let mut lines = vec![
+            row("vpnd, txqueuelen", &FIGURES.map(titled)),
+            row("---", &FIGURES.map(|_| "---:".to_owned())),
+        ];
+        for packets in QUEUES {
+            let name = queue_name(packets);
+            self.records.median(&name, FIGURES[0])?;
+            let cells = FIGURES.map(|figure| self.value(&name, figure));
+            lines.push(row(&packets.to_string(), &cells));
+        }
+        Some(lines.concat())
     }
 
     fn failures(&self) -> Option<String> {
-        let lines: Vec<_> = self
-            .records
-            .failures()
-            .map(|(record, why)| {
-                let first = why.lines().next().unwrap_or_default();
-                let (round, figure) = (record.round, record.figure.title());
-                format!("- {}, round {round}, {figure}: {first}\n", record.contender)
-            })
-            .collect();
+        let line = |(record, why): (&Record, &str)| {
+            let first = why.lines().next().unwrap_or_default();
+            format!("- {}, round {}: {first}\n", record.contender, record.round)
+        };
+        let mut lines: Vec<_> = self.records.failures().map(line).collect();
+        // One probe that fails is missing in several figures.
+        lines.dedup();
         (!lines.is_empty()).then(|| format!("Failed:\n\n{}", lines.concat()))
     }
 
@@ -62,23 +87,24 @@ impl Report<'_> {
         &self,
         corner: &str,
         last: Option<&str>,
+        figures: &[Figure],
         cells: impl Fn(Figure) -> Vec<String>,
     ) -> String {
         let mut heads: Vec<_> = self.contenders.iter().map(|one| one.name.clone()).collect();
         heads.extend(last.map(str::to_owned));
         let rule = vec!["---:".to_owned(); heads.len()];
         let mut lines = vec![row(corner, &heads), row("---", &rule)];
-        for figure in &self.figures {
-            let title = format!("{} ({})", figure.title(), figure.unit());
+        for figure in figures {
+            let title = titled(*figure);
             lines.push(row(&title, &cells(*figure)));
         }
         lines.concat()
     }
 
-    fn value(&self, contender: &Contender, figure: Figure) -> String {
-        match self.records.median(&contender.name, figure) {
-            Some(value) => figure.show(value),
-            None if self.records.tried(&contender.name, figure) => "failed".to_owned(),
+    fn value(&self, name: &str, figure: Figure) -> String {
+        match self.records.median(name, figure) {
+            Some(value) => figure.unit().cell(value),
+            None if self.records.tried(name, figure) => "failed".to_owned(),
             None => NONE.to_owned(),
         }
     }
@@ -92,16 +118,21 @@ impl Report<'_> {
 
     /// vpnd as a multiple of the best of the others' tunnels: of the highest rate, of the least
     /// delay.
-    fn lead(&self, figure: Figure) -> Option<f64> {
+    fn lead(&self, figure: Figure) -> Option<String> {
         let peers = self.contenders.iter().filter(|one| one.is_peer());
         let values = peers.filter_map(|one| self.records.median(&one.name, figure));
-        let best = if figure.more_is_better() {
+        let best = if figure.unit().more_is_better() {
             values.max_by(f64::total_cmp)
         } else {
             values.min_by(f64::total_cmp)
         };
-        Some(self.records.median("vpnd", figure)? / best?)
+        Some(format!("{:.2}", self.records.median("vpnd", figure)? / best?))
     }
+}
+
+/// A title with its unit.
+fn titled(figure: Figure) -> String {
+    format!("{} ({})", figure.title(), figure.unit().name())
 }
 
 fn row(first: &str, cells: &[String]) -> String {
@@ -111,7 +142,6 @@ fn row(first: &str, cells: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figure::Record;
 
     #[test]
     fn medians_shares_and_the_lead_are_shown() {
@@ -136,11 +166,11 @@ mod tests {
              | --- | ---: | ---: | ---: | ---: | ---: |\n\
              | TCP, one stream (Mbit/s) | 900 | 300 | 100 | failed | 3.00 |\n\
              \n\
-             | share of bare | bare | vpnd | boringtun | gotatun |\n\
+             | ÷ bare | bare | vpnd | boringtun | gotatun |\n\
              | --- | ---: | ---: | ---: | ---: |\n\
              | TCP, one stream (Mbit/s) | 1.000 | 0.333 | 0.111 | – |\n\
              \n\
-             Failed:\n\n- gotatun, round 1, TCP, one stream: broke\n"
+             Failed:\n\n- gotatun, round 1: broke\n"
         );
     }
 }

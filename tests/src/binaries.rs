@@ -26,7 +26,10 @@ pub(crate) fn vpnd() -> Result<&'static Path> {
 }
 
 /// A program of the system, as a shell would find it.
-pub(crate) fn installed(name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not installed.
+pub fn installed(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = SYSTEM.iter().map(PathBuf::from);
     let mut places = env::split_paths(&path).chain(system).map(|place| place.join(name));
@@ -38,6 +41,23 @@ pub(crate) fn cached(name: &str) -> Result<PathBuf> {
     let path = cache()?.join("bin").join(name);
     ensure!(path.exists(), "{} is not there: run tests/setup", path.display());
     Ok(path)
+}
+
+/// Builds this workspace's `vpnd` once more with another flag for the compiler, in the directory
+/// `name` beside the profile's own.
+///
+/// # Errors
+/// When it does not build.
+pub fn variant(name: &str, flag: &str) -> Result<PathBuf> {
+    let here = env::current_exe()?;
+    let profile = profile_of(&here).context("not in a target directory")?;
+    let target = profile.parent().context("a profile directory without a parent")?.join(name);
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let flags = [env::var("RUSTFLAGS").unwrap_or_default(), flag.to_owned()].join(" ");
+    let mut command = Command::new(cargo);
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("RUSTFLAGS", flags.trim());
+    build(command, profile, &target)?;
+    Ok(target.join(profile.file_name().context("a profile without a name")?).join("vpnd"))
 }
 
 fn set_up() -> Result<()> {
@@ -63,7 +83,8 @@ fn find_vpnd() -> Result<PathBuf> {
     let here = env::current_exe()?;
     let profile = profile_of(&here).context("the tests run outside a target directory")?;
     if let Some(cargo) = env::var_os("CARGO") {
-        build(Path::new(&cargo), profile)?;
+        let target = profile.parent().context("a profile directory without a parent")?;
+        build(Command::new(cargo), profile, target)?;
     }
     let path = profile.join("vpnd");
     ensure!(path.exists(), "{} is not there: cargo build -p vpnd-daemon", path.display());
@@ -76,13 +97,12 @@ fn profile_of(program: &Path) -> Option<&Path> {
     if directory.ends_with("deps") { directory.parent() } else { Some(directory) }
 }
 
-fn build(cargo: &Path, profile: &Path) -> Result<()> {
+fn build(mut cargo: Command, profile: &Path, target: &Path) -> Result<()> {
     let name = match profile.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(name) => name,
     };
-    let target = profile.parent().context("a profile directory without a parent")?;
-    let status = Command::new(cargo)
+    let status = cargo
         .args(["build", "--quiet", "--package", "vpnd-daemon", "--profile", name, "--target-dir"])
         .arg(target)
         .status()?;

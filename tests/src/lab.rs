@@ -1,5 +1,6 @@
 //! One scenario's place: a directory for keys, configurations and logs, and a name for its hosts.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,20 +25,20 @@ impl Lab {
     /// When they cannot be, or the directory for temporary files cannot be written.
     pub fn new(name: &str) -> Result<Self> {
         binaries::prepare()?;
-        Self::as_it_is(name)
+        Self::within(&env::temp_dir(), name)
     }
 
-    /// Makes the directory and takes the machine as it is: nothing is installed.
+    /// Makes the directory inside another and takes the machine as it is: nothing is installed.
     ///
     /// # Errors
-    /// When the directory for temporary files cannot be written.
-    pub fn as_it_is(name: &str) -> Result<Self> {
+    /// When the other cannot be written.
+    pub fn within(parent: &Path, name: &str) -> Result<Self> {
         let plain: String =
             name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
         let directory = tempfile::Builder::new()
             .prefix(&format!("vpnd-{plain}-"))
             .permissions(traversable())
-            .tempdir()
+            .tempdir_in(parent)
             .context("cannot make a directory for the scenario; is TMPDIR writable?")?;
         Ok(Self { directory })
     }

@@ -18,7 +18,7 @@
 //! # Ok(()) }
 //! ```
 
-mod binaries;
+pub mod binaries;
 pub mod capture;
 mod host;
 mod key;
