@@ -26,6 +26,11 @@ test-long *filter:
     tests/setup
     VPND_TESTS=long cargo test --workspace --profile fast {{ filter }}
 
+# vpnd beside every other tunnel that is installed, as root, for half an hour; `--quick` for a first look
+bench *options:
+    tests/setup bench
+    cargo run --release -p vpnd-tests --bin bench -- {{ options }}
+
 # A tunnel at work between two network namespaces of this machine
 demo:
     cargo run --release -- demo

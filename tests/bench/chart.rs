@@ -9,8 +9,9 @@ use crate::figure::{Figure, Records};
 const PANEL: f64 = 440.0;
 const GAP: f64 = 32.0;
 const COLUMNS: usize = 2;
-/// Before the bars, for names.
-const NAMES: f64 = 120.0;
+/// A letter of a name, at most, and what stands between a name and its bar.
+const LETTER: f64 = 7.5;
+const SPACE: f64 = 8.0;
 /// Behind the longest bar, for its value.
 const VALUES: f64 = 64.0;
 /// From one bar to the next, and its height.
@@ -57,6 +58,8 @@ pub(crate) fn svg(contenders: &[Contender], records: &Records) -> String {
 
 struct Panel {
     figure: Figure,
+    /// Room for the longest name, before the bars.
+    names: f64,
     bars: Vec<Bar>,
 }
 
@@ -74,7 +77,9 @@ impl Panel {
             Some(Bar { name: one.name.clone(), class: class(one), value })
         };
         let bars: Vec<_> = contenders.iter().filter_map(bar).collect();
-        (!bars.is_empty()).then_some(Self { figure, bars })
+        let letters = contenders.iter().map(|one| one.name.chars().count()).max()?;
+        let names = LETTER * letters as f64 + SPACE;
+        (!bars.is_empty()).then_some(Self { figure, names, bars })
     }
 
     fn height(&self) -> f64 {
@@ -92,25 +97,26 @@ impl Panel {
         let largest = self.bars.iter().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);
         for (place, bar) in self.bars.iter().enumerate() {
             let y = HEAD + STEP * place as f64;
-            let length = (PANEL - NAMES - VALUES) * bar.value / largest;
-            drawn += &bar.draw(y, length.max(1.0), &unit.show(bar.value));
+            let longest = (PANEL - self.names - VALUES).max(LETTER);
+            let length = (longest * bar.value / largest).max(1.0);
+            drawn += &bar.draw((self.names, y), length, &unit.show(bar.value));
         }
         drawn
     }
 }
 
 impl Bar {
-    /// Its name, itself and its value, on one line.
-    fn draw(&self, y: f64, length: f64, value: &str) -> String {
+    /// Its name, itself from (x, y) on, and its value, on one line.
+    fn draw(&self, (x, y): (f64, f64), length: f64, value: &str) -> String {
         let Self { name, class, .. } = self;
         let (name, baseline) = (escaped(name), y + BAR - 3.0);
-        let (end, behind) = (NAMES - 8.0, NAMES + length + 6.0);
+        let (end, behind) = (x - SPACE, x + length + SPACE);
         let mut drawn = String::new();
         // Writing to a String does not fail.
         let _ = write!(
             drawn,
             "<text x=\"{end}\" y=\"{baseline}\" text-anchor=\"end\">{name}</text>\
-             <rect class=\"{class}\" x=\"{NAMES}\" y=\"{y}\" width=\"{length:.1}\" height=\"{BAR}\" rx=\"2\"/>\
+             <rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{length:.1}\" height=\"{BAR}\" rx=\"2\"/>\
              <text class=\"value\" x=\"{behind:.1}\" y=\"{baseline}\">{value}</text>"
         );
         drawn
@@ -158,7 +164,7 @@ mod tests {
     #[test]
     fn the_longest_bar_fills_its_panel_and_the_others_are_in_proportion() {
         let svg = chart(&[("bare", Figure::TcpOne, 400.0), ("gotatun", Figure::TcpOne, 100.0)]);
-        assert!(svg.contains("width=\"256.0\"") && svg.contains("width=\"64.0\""), "{svg}");
+        assert!(svg.contains("width=\"300.5\"") && svg.contains("width=\"75.1\""), "{svg}");
         assert!(svg.contains(">400</text>") && svg.contains(">100</text>"), "{svg}");
     }
 

@@ -213,6 +213,9 @@ fn is_version(word: &str) -> bool {
 fn vpnd_binary(options: &Options) -> Result<PathBuf> {
     match &options.vpnd {
         Some(path) => Ok(path.canonicalize()?),
-        None => Ok(vpnd::program()?.to_owned()),
+        None => {
+            say("building vpnd");
+            Ok(vpnd::program()?.to_owned())
+        }
     }
 }

@@ -52,12 +52,13 @@ fn run(options: &Options) -> Result<()> {
     for tool in TOOLS {
         installed(tool).context("`tests/setup bench` installs what the comparison needs")?;
     }
-    let contenders = those_there(Contender::chosen(options)?);
+    let (contenders, missing) = those_there(Contender::chosen(options)?);
     ensure!(!contenders.is_empty(), "nothing to measure");
     let lab = Lab::within(&env::temp_dir(), "bench")?;
     interrupt::removes(lab.path().to_owned())?;
     let plan = Plan {
         contenders,
+        missing,
         probes: options.probes()?,
         rounds: options.rounds(),
         seconds: options.seconds(),
@@ -69,8 +70,8 @@ fn run(options: &Options) -> Result<()> {
     publish(options, &machine, &plan, &records)
 }
 
-/// Names what is not there, and leaves it out.
-fn those_there(contenders: Vec<Contender>) -> Vec<Contender> {
+/// Names what is not there, and returns it apart.
+fn those_there(contenders: Vec<Contender>) -> (Vec<Contender>, Vec<Contender>) {
     let there = |one: &Contender| match one.missing() {
         Some(why) => {
             say(&format!("without {}: {why}; `tests/setup bench` installs it", one.name));
@@ -78,7 +79,7 @@ fn those_there(contenders: Vec<Contender>) -> Vec<Contender> {
         }
         None => true,
     };
-    contenders.into_iter().filter(there).collect()
+    contenders.into_iter().partition(there)
 }
 
 fn warn_if_busy() {

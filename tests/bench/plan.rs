@@ -20,6 +20,8 @@ pub(crate) fn queue_name(packets: u16) -> String {
 /// What is done.
 pub(crate) struct Plan {
     pub(crate) contenders: Vec<Contender>,
+    /// Not installed, and so not measured.
+    pub(crate) missing: Vec<Contender>,
     pub(crate) probes: Vec<Probe>,
     pub(crate) rounds: u32,
     pub(crate) seconds: u32,

@@ -11,8 +11,14 @@ const NONE: &str = "–";
 pub(crate) fn introduction(machine: &Machine, plan: &Plan) -> String {
     let versions: Vec<_> = plan.contenders.iter().filter_map(Contender::version).collect();
     let Plan { rounds, seconds, .. } = plan;
+    let missing: Vec<_> = plan.missing.iter().map(|one| one.name.as_str()).collect();
+    let missing = match missing[..] {
+        [] => String::new(),
+        _ => format!(" Not installed: {}.", missing.join(", ")),
+    };
     format!(
-        "Medians of {rounds} interleaved rounds, {seconds} s each. {machine}. {}.\n\n",
+        "Medians of {rounds} interleaved rounds; TCP and ping for {seconds} s. {machine}. \
+         {}.{missing}\n\n",
         versions.join(", ")
     )
 }
