@@ -9,7 +9,9 @@ const NONE: &str = "–";
 
 /// What was measured, on what.
 pub(crate) fn introduction(machine: &Machine, plan: &Plan) -> String {
-    let versions: Vec<_> = plan.contenders.iter().filter_map(Contender::version).collect();
+    // Variants of vpnd are of the version that vpnd itself is.
+    let named = plan.contenders.iter().filter(|one| one.is_peer() || one.is_vpnd());
+    let versions: Vec<_> = named.filter_map(Contender::version).collect();
     let Plan { rounds, seconds, .. } = plan;
     let missing: Vec<_> = plan.missing.iter().map(|one| one.name.as_str()).collect();
     let missing = match missing[..] {
