@@ -20,9 +20,9 @@ const BURST: usize = 64;
 /// Between two bursts, unless the rate asks for more than `BURST` in it; and between two looks
 /// of the receiver.
 const INTERVAL: Duration = Duration::from_micros(100);
-/// A sender that was kept waiting catches up with no more than this: the queue of a tunnel's
-/// device holds 500 packets, and nobody's application sends a backlog of milliseconds at once.
-const LATE: Duration = Duration::from_micros(500);
+/// A sender that was kept waiting catches up with no more than these at once: the queue of a
+/// tunnel's device holds 500.
+const BACKLOG: f64 = 250.0;
 /// How long the receiver stays after the last datagram that came.
 const LINGER: Duration = Duration::from_millis(100);
 /// Room for what is sent while the receiver waits for a processor.
@@ -81,6 +81,7 @@ fn send(socket: &UdpSocket, datagram: &[u8], rate: f64, time: Duration) -> Resul
     set_timerslack(1)?;
     let burst = burst(rate);
     let interval = Duration::from_secs_f64(burst as f64 / rate);
+    let late = Duration::from_secs_f64(BACKLOG / rate);
     let mut headers = MultiHeaders::<()>::preallocate(burst, None);
     let start = Instant::now();
     let (mut due, mut sent) = (start, 0);
@@ -88,7 +89,7 @@ fn send(socket: &UdpSocket, datagram: &[u8], rate: f64, time: Duration) -> Resul
         sent += send_burst(socket, &mut headers, datagram, burst)?;
         due += interval;
         let now = Instant::now();
-        due = due.max(now.checked_sub(LATE).unwrap_or(now));
+        due = due.max(now.checked_sub(late).unwrap_or(now));
         if now < due {
             thread::sleep(due - now);
         }
