@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use vpnd_tests::binaries::{self, installed};
 use vpnd_tests::peer::{self, Peer};
 use vpnd_tests::site::INNER_B4;
@@ -63,9 +63,10 @@ impl Contender {
     /// Those asked for, installed or not.
     ///
     /// # Errors
-    /// When there is no vpnd, or a name is unknown.
+    /// When there is no vpnd, or a name is unknown or taken.
     pub(crate) fn chosen(options: &Options) -> Result<Vec<Self>> {
         let mut all = Self::all(options)?;
+        ensure_distinct(&all)?;
         for name in &options.only {
             if !all.iter().any(|one| one.name == *name) {
                 let known: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
@@ -205,6 +206,15 @@ fn ciphers() -> Result<[Contender; 2]> {
     Ok([with("vpnd aes-256-gcm", "aes-256-gcm"), with("vpnd no cipher", "none")])
 }
 
+/// Values are kept by name.
+fn ensure_distinct(all: &[Contender]) -> Result<()> {
+    for (place, one) in all.iter().enumerate() {
+        let taken = all[..place].iter().any(|other| other.name == one.name);
+        ensure!(!taken, "two contenders are called {:?}", one.name);
+    }
+    Ok(())
+}
+
 /// As `2.6.14`, `v22`.
 fn is_version(word: &str) -> bool {
     word.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit())
@@ -212,10 +222,30 @@ fn is_version(word: &str) -> bool {
 
 fn vpnd_binary(options: &Options) -> Result<PathBuf> {
     match &options.vpnd {
-        Some(path) => Ok(path.canonicalize()?),
+        Some(path) => path.canonicalize().with_context(|| format!("no vpnd at {}", path.display())),
         None => {
             say("building vpnd");
             Ok(vpnd::program()?.to_owned())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_given_once() {
+        let all = |names: &[&str]| {
+            ensure_distinct(&names.iter().map(|name| Contender::named(name)).collect::<Vec<_>>())
+        };
+        assert!(all(&["bare", "vpnd", "gotatun"]).is_ok());
+        assert!(all(&["bare", "vpnd", "bare"]).is_err());
+    }
+
+    #[test]
+    fn a_version_is_told_from_a_name() {
+        assert!(["2.6.14", "v22", "0.1.0"].into_iter().all(is_version));
+        assert!(!["OpenVPN", "vpnd", "x86_64-pc-linux-gnu"].into_iter().any(is_version));
     }
 }

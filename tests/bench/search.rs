@@ -200,5 +200,12 @@ mod tests {
     fn a_dead_path_is_an_error() {
         assert!(highest(|rate, _| Ok(Trial { sent: rate, received: 0.0 })).is_err());
         assert!(highest(|_, _| bail!("gone")).is_err());
+        let mut trials = 0;
+        let mut dies = |rate, _| {
+            trials += 1;
+            let sent = if trials < 15 { rate } else { 0.0 };
+            Ok(Trial { sent, received: sent.min(50_000.0) })
+        };
+        assert!(highest(&mut dies).is_err());
     }
 }
