@@ -1,10 +1,11 @@
-//! Authenticated encryption: ChaCha20-Poly1305 for what the tunnel carries, XChaCha20-Poly1305 for
-//! cookies.
+//! Authenticated encryption: ChaCha20-Poly1305 and AES-256-GCM for what the tunnel carries,
+//! XChaCha20-Poly1305 for cookies.
 
+use aes_gcm::Aes256Gcm;
 use chacha20poly1305::aead::{AeadInOut, Nonce};
 use chacha20poly1305::consts::U16;
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit, XChaCha20Poly1305};
-use ring::aead::{Aad, CHACHA20_POLY1305, Nonce as RingNonce};
+use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, Nonce as RingNonce};
 
 use crate::ring_key::RingKey;
 
@@ -16,6 +17,20 @@ pub const TAG_LEN: usize = 16;
 pub enum Algorithm {
     /// RFC 8439, the cipher of the WireGuard protocol.
     ChaCha20Poly1305,
+    /// NIST SP 800-38D: about three times as fast where the processor computes AES itself.
+    Aes256Gcm,
+}
+
+impl Algorithm {
+    /// Lays a counter out as Noise does with this cipher: four zero bytes, then 64 bits.
+    fn nonce(self, counter: u64) -> [u8; 12] {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&match self {
+            Self::ChaCha20Poly1305 => counter.to_le_bytes(),
+            Self::Aes256Gcm => counter.to_be_bytes(),
+        });
+        nonce
+    }
 }
 
 /// Whose code does the work. What comes out is the same byte for byte.
@@ -35,12 +50,16 @@ pub enum Backend {
 pub struct Forged;
 
 /// One AEAD key, ready to use: made once per session, wiped when dropped.
-pub struct AeadKey(Cipher);
+pub struct AeadKey {
+    algorithm: Algorithm,
+    cipher: Cipher,
+}
 
-/// Both are boxed: a key that moves leaves its bytes behind.
+/// All are boxed: a key that moves leaves its bytes behind.
 enum Cipher {
     Ring(RingKey),
-    Portable(Box<ChaCha20Poly1305>),
+    PortableChaCha(Box<ChaCha20Poly1305>),
+    PortableAes(Box<Aes256Gcm>),
 }
 
 impl AeadKey {
@@ -51,21 +70,14 @@ impl AeadKey {
 
     /// Makes a key of the back end asked for.
     pub fn with_backend(backend: Backend, algorithm: Algorithm, key: &[u8; 32]) -> Self {
-        Self(match (algorithm, backend) {
-            (Algorithm::ChaCha20Poly1305, Backend::Ring) => {
-                Cipher::Ring(RingKey::new(&CHACHA20_POLY1305, key))
-            }
-            (Algorithm::ChaCha20Poly1305, Backend::Portable) => {
-                Cipher::Portable(Box::new(ChaCha20Poly1305::new(key.into())))
-            }
-        })
+        Self { algorithm, cipher: Cipher::new(backend, algorithm, key) }
     }
 
     /// Encrypts `buffer` in place and returns its tag.
     ///
     /// A counter serves once in the life of a key: two messages under one counter give both away.
     pub fn seal(&self, counter: u64, aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
-        self.0.seal(nonce(counter), aad, buffer)
+        self.cipher.seal(self.algorithm.nonce(counter), aad, buffer)
     }
 
     /// Decrypts `buffer`, a ciphertext and its tag, in place, and returns the plaintext.
@@ -79,7 +91,7 @@ impl AeadKey {
         aad: &[u8],
         buffer: &'a mut [u8],
     ) -> Result<&'a mut [u8], Forged> {
-        self.0.open(nonce(counter), aad, buffer)
+        self.cipher.open(self.algorithm.nonce(counter), aad, buffer)
     }
 }
 
@@ -104,18 +116,27 @@ pub fn xopen<'a>(
     portable_open(&XChaCha20Poly1305::new(key.into()), nonce.into(), aad, buffer)
 }
 
-/// Lays a counter out as Noise does: four zero bytes, then 64 bits, little-endian.
-fn nonce(counter: u64) -> [u8; 12] {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&counter.to_le_bytes());
-    nonce
-}
-
 impl Cipher {
+    fn new(backend: Backend, algorithm: Algorithm, key: &[u8; 32]) -> Self {
+        match (backend, algorithm) {
+            (Backend::Ring, Algorithm::ChaCha20Poly1305) => {
+                Self::Ring(RingKey::new(&CHACHA20_POLY1305, key))
+            }
+            (Backend::Ring, Algorithm::Aes256Gcm) => Self::Ring(RingKey::new(&AES_256_GCM, key)),
+            (Backend::Portable, Algorithm::ChaCha20Poly1305) => {
+                Self::PortableChaCha(Box::new(ChaCha20Poly1305::new(key.into())))
+            }
+            (Backend::Portable, Algorithm::Aes256Gcm) => {
+                Self::PortableAes(Box::new(Aes256Gcm::new(key.into())))
+            }
+        }
+    }
+
     fn seal(&self, nonce: [u8; 12], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
         match self {
             Self::Ring(key) => ring_seal(key, nonce, aad, buffer),
-            Self::Portable(key) => portable_seal(&**key, (&nonce).into(), aad, buffer),
+            Self::PortableChaCha(key) => portable_seal(&**key, (&nonce).into(), aad, buffer),
+            Self::PortableAes(key) => portable_seal(&**key, (&nonce).into(), aad, buffer),
         }
     }
 
@@ -129,7 +150,8 @@ impl Cipher {
             Self::Ring(key) => key
                 .open_in_place(RingNonce::assume_unique_for_key(nonce), Aad::from(aad), buffer)
                 .map_err(|_| Forged),
-            Self::Portable(key) => portable_open(&**key, (&nonce).into(), aad, buffer),
+            Self::PortableChaCha(key) => portable_open(&**key, (&nonce).into(), aad, buffer),
+            Self::PortableAes(key) => portable_open(&**key, (&nonce).into(), aad, buffer),
         }
     }
 }
@@ -165,7 +187,7 @@ where
     Ok(text)
 }
 
-/// The one way sealing can fail: the block counter ends after 256 GiB.
+/// The one way sealing can fail: the block counter ends, with AES-256-GCM after 64 GiB.
 const TOO_LONG: &str = "what is sealed fits a datagram";
 
 #[cfg(test)]

