@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use vpnd_crypto::aead::{AeadKey, Algorithm, Forged, TAG_LEN};
+use vpnd_crypto::aead::{AeadKey, Algorithm, Forged};
 use vpnd_crypto::hash::{Digest, hash, kdf};
 use vpnd_crypto::key::{PresharedKey, PublicKey, SharedSecret};
 use zerocopy::IntoBytes;
@@ -16,12 +16,8 @@ use crate::message::Sealed;
 pub(super) trait Cipher {
     /// Noise's name of the protocol with this cipher; longer than a hash.
     const PROTOCOL: &'static [u8];
-
-    /// Encrypts `buffer` in place under the nonce 0.
-    fn seal(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN];
-
-    /// Decrypts `buffer`, ciphertext then tag, in place under the nonce 0.
-    fn open(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> Result<(), Forged>;
+    /// The cipher.
+    const ALGORITHM: Algorithm;
 }
 
 /// ChaCha20-Poly1305.
@@ -29,14 +25,7 @@ pub(super) struct ChaChaPoly;
 
 impl Cipher for ChaChaPoly {
     const PROTOCOL: &'static [u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
-
-    fn seal(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
-        AeadKey::new(Algorithm::ChaCha20Poly1305, key).seal(0, aad, buffer)
-    }
-
-    fn open(key: &[u8; 32], aad: &[u8], buffer: &mut [u8]) -> Result<(), Forged> {
-        AeadKey::new(Algorithm::ChaCha20Poly1305, key).open(0, aad, buffer).map(drop)
-    }
+    const ALGORITHM: Algorithm = Algorithm::ChaCha20Poly1305;
 }
 
 /// A key for one message field: sealing or opening consumes it, so no nonce but 0 is needed.
@@ -95,7 +84,7 @@ impl<C: Cipher> Symmetric<C> {
     /// Seals a field of the message, bound to all before it.
     pub(super) fn seal<const N: usize>(&mut self, key: Key, plaintext: &[u8; N]) -> Sealed<N> {
         let mut ciphertext = *plaintext;
-        let tag = C::seal(&key.0, &self.hash, &mut ciphertext);
+        let tag = AeadKey::new(C::ALGORITHM, &key.0).seal(0, &self.hash, &mut ciphertext);
         let sealed = Sealed { ciphertext, tag };
         self.mix_hash(sealed.as_bytes());
         sealed
@@ -108,7 +97,7 @@ impl<C: Cipher> Symmetric<C> {
         sealed: &Sealed<N>,
     ) -> Result<[u8; N], Forged> {
         let mut opened = *sealed;
-        C::open(&key.0, &self.hash, opened.as_mut_bytes())?;
+        AeadKey::new(C::ALGORITHM, &key.0).open(0, &self.hash, opened.as_mut_bytes())?;
         self.mix_hash(sealed.as_bytes());
         Ok(opened.ciphertext)
     }
