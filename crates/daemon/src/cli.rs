@@ -13,7 +13,7 @@ use crate::demo::DemoOptions;
 
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
-#[command(name = "vpnd", version, arg_required_else_help = true, subcommand_negates_reqs = true)]
+#[command(name = "vpnd", version = VERSION, arg_required_else_help = true, subcommand_negates_reqs = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     run: Option<RunOptions>,
@@ -22,6 +22,13 @@ pub(crate) struct Cli {
     #[command(flatten)]
     logging: Logging,
 }
+
+/// A build whose tunnels may be open to anybody says so.
+const VERSION: &str = if cfg!(vpnd_bench) {
+    concat!(env!("CARGO_PKG_VERSION"), " (a benchmark build: it keeps no secrets)")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 impl Cli {
     /// What to do, and how to log it; `--config FILE` alone runs the tunnel.

@@ -57,6 +57,11 @@ fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     for warning in warnings.lines() {
         tracing::warn!("{warning}");
     }
+    #[cfg(vpnd_bench)]
+    tracing::warn!(
+        "a benchmark build: data is sealed with {:?} and no secret is safe with it",
+        vpnd_protocol::bench::data_cipher()
+    );
     run::run(config, keys, options)?;
     Ok(Exit::Success.into())
 }

@@ -110,7 +110,7 @@ impl SealingKey {
             Role::Responder => REJECT_AFTER_TIME,
         };
         Self {
-            aead: AeadKey::new(Algorithm::ChaCha20Poly1305, key),
+            aead: AeadKey::new(data_cipher(), key),
             receiver,
             next: AtomicU64::new(0),
             seals_until: birth + seals_for,
@@ -205,7 +205,7 @@ impl OpeningKey {
         birth: BootTime,
     ) -> Self {
         Self {
-            aead: AeadKey::new(Algorithm::ChaCha20Poly1305, key),
+            aead: AeadKey::new(data_cipher(), key),
             index,
             generation,
             dead_from: birth + REJECT_AFTER_TIME,
@@ -263,6 +263,17 @@ impl fmt::Debug for OpeningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpeningKey").field("index", &self.index).finish_non_exhaustive()
     }
+}
+
+/// What seals transport data.
+#[cfg(not(vpnd_bench))]
+const fn data_cipher() -> Algorithm {
+    Algorithm::ChaCha20Poly1305
+}
+
+#[cfg(vpnd_bench)]
+fn data_cipher() -> Algorithm {
+    crate::bench::data_cipher()
 }
 
 /// The length to which a packet of `len` bytes is padded with zeros: a multiple of 16, but never
