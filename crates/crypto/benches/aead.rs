@@ -1,0 +1,54 @@
+//! What sealing and opening one packet costs, for each cipher of each back end.
+#![allow(clippy::unwrap_used, reason = "what does not open is a figure of nothing")]
+
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, Throughput};
+use vpnd_crypto::{AeadKey, Algorithm, Backend};
+
+/// Few enough packets at a time to find them where a receive has left them, in the cache.
+const L1: BatchSize = BatchSize::NumIterations(16);
+/// From a bare acknowledgment to the largest packet of an Ethernet.
+const SIZES: [usize; 6] = [64, 256, 576, 1024, 1420, 1500];
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    for backend in [Backend::Ring, Backend::Portable] {
+        for algorithm in [Algorithm::ChaCha20Poly1305, Algorithm::Aes256Gcm] {
+            let key = AeadKey::with_backend(backend, algorithm, &[7; 32]);
+            let name = format!("{algorithm:?}/{backend:?}");
+            seal(&mut criterion, &name, &key);
+            open(&mut criterion, &name, &key);
+        }
+    }
+    criterion.final_summary();
+}
+
+fn seal(criterion: &mut Criterion, name: &str, key: &AeadKey) {
+    let mut group = criterion.benchmark_group(format!("seal/{name}"));
+    for size in SIZES {
+        let mut packet = vec![0; size];
+        let mut counters = 0..;
+        group.throughput(Throughput::Bytes(size as u64));
+        group.bench_function(size.to_string(), |bencher| {
+            bencher.iter(|| key.seal(counters.next().unwrap(), &[], &mut packet));
+        });
+    }
+}
+
+fn open(criterion: &mut Criterion, name: &str, key: &AeadKey) {
+    let mut group = criterion.benchmark_group(format!("open/{name}"));
+    for size in SIZES {
+        let mut sealed = vec![0; size];
+        let tag = key.seal(1, &[], &mut sealed);
+        sealed.extend(tag);
+        group.throughput(Throughput::Bytes(size as u64));
+        group.bench_function(size.to_string(), |bencher| {
+            let open = |packet: &mut Vec<u8>| key.open(1, &[], packet).map(|text| text.len());
+            bencher.iter_batched_ref(|| sealed.clone(), open, L1);
+        });
+    }
+}

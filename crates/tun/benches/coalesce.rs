@@ -1,0 +1,80 @@
+//! What it costs to merge what one receive holds, checksums verified.
+#![allow(clippy::unwrap_used, reason = "what does not merge is a figure of nothing")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::hint::black_box;
+use std::ops::Range;
+use std::time::Duration;
+
+use common::Spec;
+use criterion::{Criterion, Throughput};
+use vpnd_tun::{Coalescer, Limits};
+
+/// No header before the payload is longer.
+const HEADERS: usize = 60;
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    merge(&mut criterion, "46 segments of a TCP flow", 1, train(1, 46, false));
+    merge(&mut criterion, "46 datagrams of a UDP flow", 1, train(1, 46, true));
+    merge(&mut criterion, "64 small packets of 16 TCP flows", 16, train(16, 64, false));
+    merge(&mut criterion, "64 small packets of 64 UDP flows", 64, train(64, 64, true));
+    criterion.final_summary();
+}
+
+/// As many packets of as many flows, each in turn; those of a single flow are large.
+fn train(flows: u8, packets: u16, udp: bool) -> Vec<Spec> {
+    let len = if flows == 1 { 1380 } else { 24 };
+    let packet = |at: u16| {
+        let (round, flow) = (at / u16::from(flows), at % u16::from(flows));
+        Spec {
+            flow: (1, u8::try_from(flow).unwrap()),
+            id: round,
+            sequence: u32::from(round) * len,
+            payload: vec![0x5a; len as usize],
+            ..Spec::new(false, udp)
+        }
+    };
+    (0..packets).map(packet).collect()
+}
+
+fn merge(criterion: &mut Criterion, name: &str, writes: usize, packets: Vec<Spec>) {
+    let (received, ranges) = lay_out(&packets);
+    let mut buffer = received.clone();
+    let mut coalescer = Coalescer::new(Limits { tcp: true, udp: true, prefix: 0 });
+    let mut group = criterion.benchmark_group("coalesce");
+    group.throughput(Throughput::Elements(ranges.len() as u64));
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            let mut written = 0;
+            for range in &ranges {
+                // A super-packet's headers stand where its first packet's were.
+                let headers = range.start..range.end.min(range.start + HEADERS);
+                buffer[headers.clone()].copy_from_slice(&received[headers]);
+                coalescer.push(&buffer, range.clone());
+            }
+            coalescer.flush(&mut buffer, |slices, _| {
+                written += 1;
+                black_box(slices);
+            });
+            assert_eq!(written, writes, "writes");
+        });
+    });
+}
+
+/// The packets one behind the other, and where each lies.
+fn lay_out(packets: &[Spec]) -> (Vec<u8>, Vec<Range<usize>>) {
+    let mut buffer = Vec::new();
+    let lay = |packet: &Spec| {
+        let start = buffer.len();
+        buffer.extend(packet.build());
+        start..buffer.len()
+    };
+    let ranges = packets.iter().map(lay).collect();
+    (buffer, ranges)
+}
