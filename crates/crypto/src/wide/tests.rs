@@ -1,0 +1,146 @@
+//! Every length against ring, and the authenticator against the textbook where its limbs are fullest.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::aead::{AeadKey, Algorithm, Backend};
+
+/// Longer than any two passes, and than a jumbo frame.
+const LONGEST: usize = 9100;
+
+/// `None` on a processor that has no use for these tests.
+fn wide(key: &[u8; 32]) -> Option<WideKey> {
+    let wide = WideKey::new(key);
+    if wide.is_none() {
+        println!("this processor lacks AVX-512 IFMA: nothing to compare");
+    }
+    wide
+}
+
+#[test]
+fn every_length_seals_and_opens_as_with_ring() {
+    let key = std::array::from_fn(|i| i.to_le_bytes()[0].wrapping_mul(37));
+    let Some(wide) = wide(&key) else { return };
+    let ring = AeadKey::with_backend(Backend::Ring, Algorithm::ChaCha20Poly1305, &key);
+    let text: Vec<u8> = (0..LONGEST).map(|i| (i * i).to_le_bytes()[1]).collect();
+    for len in (0..3100).chain((3100..LONGEST).step_by(61)) {
+        let counter = (len as u64) << 20 | 7;
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&counter.to_le_bytes());
+        let (mut ours, mut theirs) = (text[..len].to_vec(), text[..len].to_vec());
+        let tag = wide.seal(&nonce, &mut ours);
+        assert_eq!(tag, ring.seal(counter, &[], &mut theirs), "{len}");
+        assert!(ours == theirs, "{len}");
+        ours.extend(tag);
+        assert_eq!(wide.open(&nonce, &mut ours), Ok(&mut text[..len].to_vec()[..]), "{len}");
+    }
+}
+
+#[test]
+fn what_is_forged_is_not_decrypted() {
+    let Some(wide) = wide(&[9; 32]) else { return };
+    let mut sealed = vec![3; 1420];
+    let tag = wide.seal(&[0; 12], &mut sealed);
+    sealed.extend(tag);
+    sealed[700] ^= 1;
+    let before = sealed.clone();
+    assert_eq!(wide.open(&[0; 12], &mut sealed), Err(Forged));
+    assert_eq!(sealed, before);
+}
+
+/// RFC 8439 §2.5.1 with numbers of 26-bit limbs, of the message as §2.8 lays it out.
+fn textbook(key: [u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
+    let (r, s) = key.split_at(16);
+    let r = limbs(u128::from_le_bytes(r.try_into().unwrap()) & poly::CLAMP, 0);
+    let mut message = text.to_vec();
+    message.resize(text.len().next_multiple_of(16), 0);
+    message.extend([0; 8]);
+    message.extend((text.len() as u64).to_le_bytes());
+    let mut sum = [0; 5];
+    for block in message.chunks(16) {
+        let block = limbs(u128::from_le_bytes(block.try_into().unwrap()), 1);
+        sum = times(std::array::from_fn(|i| sum[i] + block[i]), r);
+    }
+    finish(sum).wrapping_add(u128::from_le_bytes(s.try_into().unwrap())).to_le_bytes()
+}
+
+fn limbs(number: u128, above: u64) -> [u64; 5] {
+    let limb = |i: usize| (number >> (26 * i)) as u64 & 0x03ff_ffff;
+    [limb(0), limb(1), limb(2), limb(3), limb(4) + (above << 24)]
+}
+
+fn times(a: [u64; 5], b: [u64; 5]) -> [u64; 5] {
+    let mut product = [0u64; 5];
+    for (i, x) in a.iter().enumerate() {
+        for (j, y) in b.iter().enumerate() {
+            product[(i + j) % 5] += x * y * if i + j < 5 { 1 } else { 5 };
+        }
+    }
+    carry(carry(product))
+}
+
+fn carry(mut limbs: [u64; 5]) -> [u64; 5] {
+    for i in 0..5 {
+        let over = limbs[i] >> 26;
+        limbs[i] &= 0x03ff_ffff;
+        limbs[(i + 1) % 5] += if i < 4 { over } else { 5 * over };
+    }
+    limbs
+}
+
+/// Subtracts 2¹³⁰ − 5 by hand where that is needed; of the rest, the lower 128 bits.
+fn finish(limbs: [u64; 5]) -> u128 {
+    let mut limbs = carry(carry(limbs));
+    let largest = limbs[1..].iter().all(|limb| *limb == 0x03ff_ffff);
+    if largest && limbs[0] >= 0x03ff_fffb {
+        limbs = [limbs[0] - 0x03ff_fffb, 0, 0, 0, 0];
+    }
+    limbs.iter().rev().fold(0, |sum, limb| (sum << 26) + u128::from(*limb))
+}
+
+fn authenticate(key: [u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
+    // SAFETY: the callers have a `WideKey`, so the processor has the instructions.
+    unsafe { poly::authenticate(key, text) }
+}
+
+/// Bytes of which long runs are all ones or all zeroes.
+fn extreme(len: usize) -> impl Strategy<Value = Vec<u8>> {
+    let run = (prop_oneof![Just(0), Just(0xff), any::<u8>()], 1..40usize);
+    prop::collection::vec(run, 1..40).prop_map(move |runs| {
+        let bytes = runs.into_iter().flat_map(|(byte, count)| vec![byte; count]);
+        bytes.chain(std::iter::repeat(0xff)).take(len).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn the_authenticator_agrees_with_the_textbook(
+        key in extreme(32),
+        text in (0..700usize).prop_flat_map(extreme),
+    ) {
+        if wide(&[0; 32]).is_some() {
+            let key = key.try_into().unwrap();
+            prop_assert_eq!(authenticate(key, &text), textbook(key, &text));
+        }
+    }
+}
+
+/// Sums that end just below, at and above 2¹³⁰ − 5, where the last subtraction is decided: with r = 1
+/// the sum is that of the blocks themselves.
+#[test]
+fn sums_around_the_modulus_are_reduced() {
+    if wide(&[0; 32]).is_none() {
+        return;
+    }
+    let mut key = [0; 32];
+    key[0] = 1;
+    for low in 0..=255 {
+        for blocks in 1..20 {
+            let mut text = vec![0xff; 16 * blocks];
+            text[0] = low;
+            assert_eq!(authenticate(key, &text), textbook(key, &text), "{low} {blocks}");
+        }
+    }
+}
