@@ -17,10 +17,10 @@ use crate::clamp::Clamp;
 use crate::counters::Counters;
 use crate::filter::Filter;
 use crate::inbound::Inbound;
-use crate::outbound::Outbound;
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal, await_room};
 use crate::udp::{Sent, Socket, Transmit};
+use crate::watch::Watch;
 
 /// How many handshake messages wait for the control plane; one more is dropped and counted.
 pub const HANDSHAKE_QUEUE: usize = 512;
@@ -40,7 +40,7 @@ pub struct Options {
 /// The running data path.
 pub struct Engine {
     shared: Arc<Shared>,
-    published: [Arc<Signal>; 2],
+    watch: Arc<Watch>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -75,23 +75,23 @@ impl Engine {
             clamp: options.clamp,
             control: Signal::new()?,
         });
-        let published = [Arc::new(Signal::new()?), Arc::new(Signal::new()?)];
+        let watch = Arc::new(Watch::new(Arc::clone(&shared))?);
         let (handshakes, handshake_queue) = mpsc::channel(HANDSHAKE_QUEUE);
         let (ended, ended_queue) = mpsc::channel(2);
-        let outbound = Outbound::new(Arc::clone(&shared), Arc::clone(&published[0]));
-        let inbound = Inbound::new(Arc::clone(&shared), Arc::clone(&published[1]), handshakes);
+        let outbound = Arc::clone(&watch);
+        let inbound = Inbound::new(Arc::clone(&shared), Arc::clone(&watch), handshakes);
         let threads = vec![
             spawn("outbound", ended.clone(), move || outbound.run())?,
             spawn("inbound", ended, move || inbound.run())?,
         ];
         let reports = Reports { handshakes: handshake_queue, ended: ended_queue };
-        Ok((Self { shared, published, threads }, reports))
+        Ok((Self { shared, watch, threads }, reports))
     }
 
     /// Makes `table` what the threads work by from their next batch on.
     pub fn publish(&self, table: Table) {
         self.shared.table.store(Arc::new(table));
-        self.published.iter().for_each(|signal| signal.raise());
+        self.watch.raise();
     }
 
     /// Sends one datagram of the control plane.

@@ -11,11 +11,9 @@
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use arc_swap::Guard;
-use nix::poll::PollFlags;
 use tokio::sync::mpsc;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::inner::Inner;
@@ -27,16 +25,17 @@ use vpnd_protocol::turn::Turn;
 use vpnd_tun::{Coalescer, Limits, VnetHeader, unmerge};
 
 use crate::clock;
-use crate::shared::{Shared, Signal, is_gone, wait};
+use crate::shared::{Shared, is_gone};
 use crate::udp::{RECEIVE_BUFFER, Received};
+use crate::watch::Watch;
 
 /// More datagrams than one receive can hold.
 const SLOTS: usize = 1024;
 
 pub(crate) struct Inbound {
     shared: Arc<Shared>,
-    /// Raised at each publication.
-    published: Arc<Signal>,
+    /// The way back, for what the kernel answers.
+    watch: Arc<Watch>,
     handshakes: mpsc::Sender<Admitted>,
     buffer: Box<[u8]>,
     slots: Vec<Slot>,
@@ -54,14 +53,14 @@ struct Slot {
 impl Inbound {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        published: Arc<Signal>,
+        watch: Arc<Watch>,
         handshakes: mpsc::Sender<Admitted>,
     ) -> Self {
         let offload = shared.queue.offload();
         let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix: 0 };
         Self {
             shared,
-            published,
+            watch,
             handshakes,
             buffer: vec![0; RECEIVE_BUFFER].into_boxed_slice(),
             slots: Vec::with_capacity(SLOTS),
@@ -78,9 +77,12 @@ impl Inbound {
         let shared = Arc::clone(&self.shared);
         while !shared.table.load().stop {
             match shared.socket.receive(&mut self.buffer) {
-                Ok(received) => self.deliver(&received)?,
+                Ok(received) => {
+                    self.deliver(&received)?;
+                    self.watch.answer()?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(shared.socket.as_fd(), PollFlags::POLLIN, &self.published)?;
+                    self.watch.wait_inbound()?;
                 }
                 // What ICMP has to say of an earlier datagram: nothing is trusted of it.
                 Err(_) => {}

@@ -13,6 +13,7 @@ mod inbound;
 mod outbound;
 mod shared;
 pub mod udp;
+mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -5,14 +5,13 @@
 //! 3. *seal* the batch, or stage it where there is no key;
 //! 4. *send* it in one call.
 //!
-//! One thread does it all, with buffers of its own; nothing here allocates, locks or waits for
+//! One thread at a time does it all (`watch` says which); nothing here allocates, locks or waits for
 //! more packets than there are.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use nix::poll::PollFlags;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::session::Counters;
@@ -23,43 +22,61 @@ use vpnd_tun::{READ_BUFFER, VnetHeader, split};
 
 use crate::batch::Batch;
 use crate::clock;
-use crate::shared::{Shared, Signal, is_gone, wait};
+use crate::shared::{Shared, await_room, is_gone};
 use crate::udp::Sent;
 
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
-    /// Raised at each publication.
-    published: Arc<Signal>,
     read: Box<[u8]>,
     batch: Batch,
     staging: Staging,
 }
 
+/// How much a turn found in the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// A few small packets at most.
+    Light,
+    /// More, or there is more to come.
+    Heavy,
+}
+
+/// A turn that reads more bytes than this is heavy: acknowledgments and keystrokes do not.
+const LIGHT: usize = 4096;
+
 impl Outbound {
-    pub(crate) fn new(shared: Arc<Shared>, published: Arc<Signal>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let batch = Batch::new(shared.socket.max_segments(), shared.mtu.into());
         let read = vec![0; READ_BUFFER].into_boxed_slice();
-        Self { shared, published, read, batch, staging: Staging::default() }
+        Self { shared, read, batch, staging: Staging::default() }
     }
 
-    /// Moves packets until the table says stop.
+    /// Moves what the device has, in at most `limit` reads; what was staged goes first.
     ///
     /// # Errors
     /// When the device is gone.
-    pub(crate) fn run(mut self) -> io::Result<()> {
-        while !self.shared.table.load().stop {
+    pub(crate) fn turn(&mut self, limit: usize) -> io::Result<Load> {
+        self.send_staged()?;
+        let mut bytes = 0;
+        for _ in 0..limit {
             match self.shared.queue.read(&mut self.read) {
-                Ok(len) => self.split(len)?,
+                Ok(len) => {
+                    bytes += len;
+                    self.split(len)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.flush()?;
-                    wait(self.shared.queue.as_fd(), PollFlags::POLLIN, &self.published)?;
-                    self.send_staged()?;
+                    return Ok(if bytes > LIGHT { Load::Heavy } else { Load::Light });
                 }
                 Err(error) if is_gone(&error) => return Err(error),
                 Err(_) => self.shared.counters.count(DropReason::DeviceMalformed, 1),
             }
+            if self.shared.table.load().stop {
+                break;
+            }
         }
-        Ok(())
+        self.flush()?;
+        Ok(Load::Heavy)
     }
 
     fn split(&mut self, len: usize) -> io::Result<()> {
@@ -105,7 +122,7 @@ impl Outbound {
         self.send_staged()?;
         let now = clock::boot();
         match seal(&self.shared, &mut self.batch, now) {
-            Some(path) => send(&self.shared, &self.published, &self.batch, &path)?,
+            Some(path) => send(&self.shared, &self.batch, &path)?,
             None => self.stage(now),
         }
         self.batch.clear();
@@ -136,7 +153,7 @@ impl Outbound {
                 break;
             };
             (0..batch.len()).for_each(|_| self.staging.pop());
-            send(&self.shared, &self.published, &batch, &path)?;
+            send(&self.shared, &batch, &path)?;
         }
         Ok(())
     }
@@ -154,7 +171,7 @@ fn seal(shared: &Shared, batch: &mut Batch, now: BootTime) -> Option<Path> {
 }
 
 /// Sends a sealed batch. Whatever the network says, the line goes on.
-fn send(shared: &Shared, published: &Signal, batch: &Batch, path: &Path) -> io::Result<()> {
+fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
     let (mut sent, mut path, mut at) = (0, *path, clock::boot());
     while sent < batch.bytes() {
         match shared.socket.send(&batch.transmit(&path, sent)) {
@@ -164,7 +181,7 @@ fn send(shared: &Shared, published: &Signal, batch: &Batch, path: &Path) -> io::
                 path.from = path.from.filter(|_| !done.source_lost);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                wait(shared.socket.as_fd(), PollFlags::POLLOUT, published)?;
+                await_room(shared.socket.as_fd())?;
                 if shared.table.load().stop {
                     return Ok(());
                 }

@@ -65,6 +65,13 @@ impl Signal {
         // Empty means nobody raised it since.
         let _empty = self.0.read();
     }
+
+    /// Sleeps until it is raised, and drains it.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        poll_all(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)])?;
+        self.drain();
+        Ok(())
+    }
 }
 
 impl AsFd for Signal {
@@ -77,15 +84,33 @@ impl AsFd for Signal {
 /// table published from now on raises it anew.
 pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io::Result<()> {
     let mut fds = [PollFd::new(fd, flags), PollFd::new(signal.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::NONE) {
-        Ok(_) => {}
-        Err(Errno::EINTR) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    }
+    poll_all(&mut fds)?;
     if fds[1].any() == Some(true) {
         signal.drain();
     }
     Ok(())
+}
+
+/// As [`wait`], for either of two descriptors to be readable; says whether the second is.
+pub(crate) fn wait_for_either(
+    first: BorrowedFd<'_>,
+    second: BorrowedFd<'_>,
+    signal: &Signal,
+) -> io::Result<bool> {
+    let mut fds = [first, second, signal.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    poll_all(&mut fds)?;
+    if fds[2].any() == Some(true) {
+        signal.drain();
+    }
+    Ok(fds[1].any() == Some(true))
+}
+
+/// A signal of the process is no reason to fail: what is ready shows at the next turn.
+fn poll_all(fds: &mut [PollFd<'_>]) -> io::Result<()> {
+    match poll(fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Waits a moment for room to send.

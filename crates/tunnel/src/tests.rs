@@ -26,6 +26,7 @@ use crate::outbound::Outbound;
 use crate::shared::{Shared, Signal};
 use crate::udp::tests::{in_namespace, ip};
 use crate::udp::{Listen, RECEIVE_BUFFER, Socket};
+use crate::watch::Watch;
 
 const MTU: u16 = 1420;
 
@@ -38,8 +39,8 @@ fn a_packet_crosses_without_a_single_allocation() {
         let near = shared("tun8", sender, send_table);
         let far = shared("tun9", receiver, open_table);
         let (handshakes, _queue) = mpsc::channel(1);
-        let mut outbound = Outbound::new(Arc::clone(&near), signal());
-        let mut inbound = Inbound::new(Arc::clone(&far), signal(), handshakes);
+        let mut outbound = Outbound::new(Arc::clone(&near));
+        let mut inbound = Inbound::new(Arc::clone(&far), watch(&far), handshakes);
         let mut received = vec![0; RECEIVE_BUFFER];
         let packet = read_packet(1400);
         // The first batches may still allocate: the kernel's and the runtime's own first times.
@@ -78,8 +79,8 @@ fn dropped(shared: &Shared) -> Vec<(DropReason, u64)> {
     shared.counters.iter().filter(|(_, count)| *count > 0).collect()
 }
 
-fn signal() -> Arc<Signal> {
-    Arc::new(Signal::new().unwrap())
+fn watch(shared: &Arc<Shared>) -> Arc<Watch> {
+    Arc::new(Watch::new(Arc::clone(shared)).unwrap())
 }
 
 fn socket() -> Socket {
