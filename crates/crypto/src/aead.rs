@@ -45,7 +45,7 @@ impl Algorithm {
 /// Whose code does the work. What comes out is the same byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Our own ChaCha20-Poly1305 for AVX-512, three times as fast as ring's; everything else, and
+    /// Our own ChaCha20-Poly1305 for AVX-512, twice as fast as ring's; everything else, and
     /// everything on other processors, by ring.
     Wide,
     /// ring: assembly, several times as fast as what follows at packet sizes.

@@ -60,6 +60,16 @@ pub(crate) fn require() -> Result<(), PrivilegeError> {
     }
 }
 
+/// Asks for a place in the queue for a processor, which every thread from here on inherits. Without the
+/// privilege it stays where it was started: whoever started it has decided.
+pub(crate) fn share_processor(nice: i32) {
+    // SAFETY: the call takes three numbers, of which 0 stands for the calling thread.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "the scheduling priority stays what it was");
+    }
+}
+
 /// Becomes `user` if there is one that we can become, and keeps `CAP_NET_ADMIN` alone, for good.
 ///
 /// Who is not root already, or lives in a user namespace that does not know `user`, keeps its uid.

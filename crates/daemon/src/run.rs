@@ -93,6 +93,7 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     privilege::require()?;
+    privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
     let result = host.run(config, keys, stop).await;

@@ -12,6 +12,8 @@ use zerocopy::transmute;
 pub(super) const BLOCK: usize = 64;
 /// Blocks of a pass: six groups fill 24 of the 32 registers.
 pub(super) const BLOCKS: usize = 24;
+/// The same, as a distance between counters.
+pub(super) const PASS: u32 = 24;
 /// Blocks of a group.
 const GROUP: usize = 4;
 

@@ -2,7 +2,7 @@
 //! 1472 bytes and the key of its authenticator come out of one pass over 24 blocks, and the
 //! authenticator takes eight blocks at a time.
 //!
-//! It takes a third of the time ring's code for 256-bit registers does. Everybody's packets rest on
+//! It takes half the time of ring's code, which is for 256-bit registers. Everybody's packets rest on
 //! it, so it is trusted least: it only runs on a processor that has computed ring's results with it
 //! in this very process, and the tests hold it against ring and RustCrypto for every length.
 //!
@@ -11,7 +11,7 @@
 mod chacha;
 mod poly;
 
-use chacha::{BLOCK, BLOCKS, Blocks, State};
+use chacha::{BLOCK, BLOCKS, Blocks, PASS, State};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -85,9 +85,9 @@ fn first_pass(len: usize) -> usize {
 fn xor(state: &State, blocks: &Blocks, text: &mut [u8]) {
     let (head, tail) = text.split_at_mut(text.len().min((BLOCKS - 1) * BLOCK));
     blocks.xor(1, head);
-    for (counter, chunk) in (BLOCKS..).step_by(BLOCKS).zip(tail.chunks_mut(BLOCKS * BLOCK)) {
+    for (pass, chunk) in (1..).zip(tail.chunks_mut(BLOCKS * BLOCK)) {
         let mut more = Blocks::default();
-        state.generate(counter as u32, &mut more, chunk.len().div_ceil(BLOCK));
+        state.generate(pass * PASS, &mut more, chunk.len().div_ceil(BLOCK));
         more.xor(0, chunk);
     }
 }

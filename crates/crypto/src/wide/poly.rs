@@ -94,8 +94,9 @@ impl Limbs {
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn all(number: u128) -> Self {
-        let limb = |shift: u32| _mm512_set1_epi64(((number >> shift) as u64 & BITS_44) as i64);
-        Self([limb(0), limb(44), limb(88)])
+        let [low, high]: [u64; 2] = transmute!(number);
+        let limbs = [low & BITS_44, (low >> 44 | high << 20) & BITS_44, high >> 24];
+        Self(limbs.map(|limb| _mm512_set1_epi64(limb.cast_signed())))
     }
 
     #[target_feature(enable = "avx512f")]

@@ -65,7 +65,7 @@ fn textbook(key: [u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
 }
 
 fn limbs(number: u128, above: u64) -> [u64; 5] {
-    let limb = |i: usize| (number >> (26 * i)) as u64 & 0x03ff_ffff;
+    let limb = |i: usize| u64::try_from(number >> (26 * i) & 0x03ff_ffff).unwrap();
     [limb(0), limb(1), limb(2), limb(3), limb(4) + (above << 24)]
 }
 

@@ -169,6 +169,8 @@ pub(crate) struct Service {
     pub(crate) control: PathBuf,
     /// Whom the daemon becomes once it needs root no more; absent: it keeps its uid.
     pub(crate) user: Option<Account>,
+    /// How the processor's time is shared with others, from -20 (first) to 19 (last).
+    pub(crate) nice: i32,
     /// What is logged.
     #[serde(serialize_with = "as_text")]
     pub(crate) log_level: LevelFilter,

@@ -46,7 +46,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ),
     ("[[route]]", &["to", "metric", "table"]),
     ("[path]", &["mss_clamp", "gso", "offload", "rcvbuf"]),
-    ("[service]", &["state_dir", "control", "user", "log_level", "log_format"]),
+    ("[service]", &["state_dir", "control", "user", "nice", "log_level", "log_format"]),
 ];
 
 /// One table, and the problems found in it so far.

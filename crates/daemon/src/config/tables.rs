@@ -149,6 +149,7 @@ fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
         state_dir: s.or("state_dir", PathBuf::from("/var/lib/vpnd"), text(path)),
         control: s.or("control", PathBuf::from(control), text(|text| socket_path(text, from))),
         user: s.take("user", text(account)).unwrap_or_else(default_account),
+        nice: s.or("nice", -10, integer(-20..=19)),
         log_level: s.or("log_level", LevelFilter::INFO, text(choice(LOG_LEVELS))),
         log_format: s.or("log_format", LogFormat::Auto, text(choice(LOG_FORMATS))),
     }
