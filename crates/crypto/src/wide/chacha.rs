@@ -137,14 +137,15 @@ fn add_xor_rotate<
     }
 }
 
-/// Turns the rows so that diagonals stand in columns.
+/// Turns the rows so that diagonals stand in columns. The second row is ready last, so it stays and the
+/// others turn.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn diagonalise<const N: usize>(groups: &mut [[__m512i; 4]; N]) {
     for rows in groups {
-        rows[1] = _mm512_shuffle_epi32::<0b00_11_10_01>(rows[1]);
-        rows[2] = _mm512_shuffle_epi32::<0b01_00_11_10>(rows[2]);
-        rows[3] = _mm512_shuffle_epi32::<0b10_01_00_11>(rows[3]);
+        rows[0] = _mm512_shuffle_epi32::<0b10_01_00_11>(rows[0]);
+        rows[2] = _mm512_shuffle_epi32::<0b00_11_10_01>(rows[2]);
+        rows[3] = _mm512_shuffle_epi32::<0b01_00_11_10>(rows[3]);
     }
 }
 
@@ -153,9 +154,9 @@ fn diagonalise<const N: usize>(groups: &mut [[__m512i; 4]; N]) {
 #[inline]
 fn undo_diagonalise<const N: usize>(groups: &mut [[__m512i; 4]; N]) {
     for rows in groups {
-        rows[1] = _mm512_shuffle_epi32::<0b10_01_00_11>(rows[1]);
-        rows[2] = _mm512_shuffle_epi32::<0b01_00_11_10>(rows[2]);
-        rows[3] = _mm512_shuffle_epi32::<0b00_11_10_01>(rows[3]);
+        rows[0] = _mm512_shuffle_epi32::<0b00_11_10_01>(rows[0]);
+        rows[2] = _mm512_shuffle_epi32::<0b10_01_00_11>(rows[2]);
+        rows[3] = _mm512_shuffle_epi32::<0b01_00_11_10>(rows[3]);
     }
 }
 
