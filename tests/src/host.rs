@@ -55,8 +55,17 @@ impl Host {
         for (key, value) in SYSCTLS {
             host.sysctl(key, value)?;
         }
+        host.choose_congestion_control()?;
         host.run("ip link set lo up")?;
         Ok(host)
+    }
+
+    /// A connection that begins under an algorithm that paces, as bbr does, is paced for the rest of its
+    /// life, by a timer for each packet, even if it asks for cubic then. Where a namespace may not choose
+    /// cubic it may choose reno, which does not pace either.
+    fn choose_congestion_control(&self) -> Result<()> {
+        let key = "ipv4/tcp_congestion_control";
+        self.sysctl(key, "cubic").or_else(|_refused| self.sysctl(key, "reno"))
     }
 
     /// What the scenario calls it.
