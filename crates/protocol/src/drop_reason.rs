@@ -51,6 +51,8 @@ drop_reasons! {
     InnerMalformed => "inner_malformed",
     /// An inner packet whose source address is not in `allowed_ips`.
     SourceNotAllowed => "source_not_allowed",
+    /// Met congestion on the way, and its transport understands no other sign of it (RFC 6040).
+    Congestion => "congestion",
     /// A packet of the device that was neither IPv4 nor IPv6, or not what its header says.
     DeviceMalformed => "device_malformed",
     /// A packet larger than one datagram.

@@ -1,9 +1,9 @@
 //! From the socket to the device:
 //!
-//! 1. *receive* a batch: datagrams of one sender, back to back;
+//! 1. *receive* batches: each is datagrams of one sender, back to back;
 //! 2. *open* each where it lies; handshake messages go to the control plane;
 //! 3. *accept*, in turn: replay window, the peer's address, the inner source;
-//! 4. *coalesce* the packets of a flow;
+//! 4. *coalesce* the packets of a flow, across batches too;
 //! 5. *write* each super-packet to the device in one call.
 //!
 //! One thread does it all, with buffers of its own; nothing here allocates, and the only lock is
@@ -25,19 +25,27 @@ use vpnd_protocol::turn::Turn;
 use vpnd_tun::{Coalescer, Limits, VnetHeader, unmerge};
 
 use crate::clock;
+use crate::ecn::{self, Ecn};
 use crate::shared::{Shared, is_gone};
-use crate::udp::{RECEIVE_BUFFER, Received};
+use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
 use crate::watch::Watch;
 
-/// More datagrams than one receive can hold.
+/// More datagrams than one batch usually holds.
 const SLOTS: usize = 1024;
+/// After a batch longer than this they come one at a time: it is a train, and the next one finds this
+/// one's place still in the processor's cache.
+const TRAIN: usize = 16 * 1024;
 
 pub(crate) struct Inbound {
     shared: Arc<Shared>,
     /// The way back, for what the kernel answers.
     watch: Arc<Watch>,
     handshakes: mpsc::Sender<Admitted>,
+    /// A piece of [`RECEIVE_BUFFER`] bytes for each of `received`.
     buffer: Box<[u8]>,
+    received: [Received; MAX_RECEIVED],
+    /// How many the next receive may bring.
+    most: usize,
     slots: Vec<Slot>,
     turn: Turn,
     coalescer: Coalescer,
@@ -62,7 +70,9 @@ impl Inbound {
             shared,
             watch,
             handshakes,
-            buffer: vec![0; RECEIVE_BUFFER].into_boxed_slice(),
+            buffer: vec![0; MAX_RECEIVED * RECEIVE_BUFFER].into_boxed_slice(),
+            received: [Received::NOTHING; MAX_RECEIVED],
+            most: MAX_RECEIVED,
             slots: Vec::with_capacity(SLOTS),
             turn: Turn::default(),
             coalescer: Coalescer::new(limits),
@@ -74,11 +84,10 @@ impl Inbound {
     /// # Errors
     /// When the device is gone.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        while !shared.table.load().stop {
-            match shared.socket.receive(&mut self.buffer) {
-                Ok(received) => {
-                    self.deliver(&received)?;
+        while !self.shared.table.load().stop {
+            match self.receive() {
+                Ok(count) => {
+                    self.deliver(count)?;
                     self.watch.answer()?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -91,17 +100,24 @@ impl Inbound {
         Ok(())
     }
 
-    #[cfg(test)]
-    pub(crate) fn buffer_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer
+    /// Takes the batches that have arrived and returns how many there are.
+    pub(crate) fn receive(&mut self) -> io::Result<usize> {
+        let received = &mut self.received[..self.most];
+        let count = self.shared.socket.receive(&mut self.buffer, received)?;
+        let trains = received[..count].iter().any(|batch| batch.len > TRAIN);
+        self.most = if trains { 1 } else { MAX_RECEIVED };
+        Ok(count)
     }
 
-    /// One batch, from its arrival in the buffer to the device.
-    pub(crate) fn deliver(&mut self, received: &Received) -> io::Result<()> {
+    /// The first `count` batches received, from the buffer to the device.
+    pub(crate) fn deliver(&mut self, count: usize) -> io::Result<()> {
         let (shared, now) = (Arc::clone(&self.shared), clock::boot());
-        let table = shared.table.load();
-        let table = self.open(table, received, now);
-        self.accept(&table, received, now);
+        let mut table = shared.table.load();
+        for batch in 0..count {
+            let received = self.received[batch];
+            table = self.open(table, batch * RECEIVE_BUFFER, &received, now);
+            self.accept(&table, &received, now);
+        }
         drop(table);
         self.write()
     }
@@ -110,6 +126,7 @@ impl Inbound {
     fn open(
         &mut self,
         mut table: Guard<Arc<Table>>,
+        start: usize,
         received: &Received,
         now: BootTime,
     ) -> Guard<Arc<Table>> {
@@ -118,8 +135,9 @@ impl Inbound {
             self.count(Err(DropReason::Malformed));
         }
         let at = Arrival { from: received.from, local: received.local };
-        for start in (0..received.len).step_by(received.stride) {
-            let datagram = start..received.len.min(start + received.stride);
+        let end = start + received.len;
+        for start in (start..end).step_by(received.stride) {
+            let datagram = start..end.min(start + received.stride);
             let opened = self.open_one(&mut table, at, datagram, now);
             self.count(opened);
         }
@@ -155,7 +173,8 @@ impl Inbound {
 
     /// The turn: what changes state, in the order of arrival.
     fn accept(&mut self, table: &Table, received: &Received, now: BootTime) {
-        let at = Arrival { from: received.from, local: received.local };
+        let (at, outer) =
+            (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
         let mut accepting = self.turn.begin(table, &self.shared.activity, at);
         for run in self.slots.chunk_by(|a, b| a.receiver == b.receiver) {
             let Some(key) = table.opening(run[0].receiver) else {
@@ -168,7 +187,7 @@ impl Inbound {
                 let datagram = &mut self.buffer[slot.datagram.clone()];
                 let packet = accepting
                     .accept(key, &mut window, &slot.opened, datagram)
-                    .and_then(|inner| admit_packet(&self.shared, inner, datagram));
+                    .and_then(|inner| admit_packet(&self.shared, inner, outer, datagram));
                 match packet {
                     Ok(None) => {}
                     Ok(Some(len)) => {
@@ -212,13 +231,16 @@ impl Inbound {
 fn admit_packet(
     shared: &Shared,
     inner: Inner,
+    outer: Ecn,
     datagram: &mut [u8],
 ) -> Result<Option<usize>, DropReason> {
     let Inner::Packet { len, source } = inner else { return Ok(None) };
     if !shared.filter.allows(source) {
         return Err(DropReason::SourceNotAllowed);
     }
-    shared.clamp(&mut datagram[DATA_HEADER_LEN..DATA_HEADER_LEN + len]);
+    let packet = &mut datagram[DATA_HEADER_LEN..DATA_HEADER_LEN + len];
+    ecn::decapsulate(outer, packet)?;
+    shared.clamp(packet);
     Ok(Some(len))
 }
 

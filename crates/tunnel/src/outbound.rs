@@ -3,7 +3,7 @@
 //! 1. *read* the device until it has no more, one packet or super-packet at a time;
 //! 2. *split* it into the batch, each packet where it will be sealed;
 //! 3. *seal* the batch, or stage it where there is no key;
-//! 4. *send* it in one call.
+//! 4. *send* it in one call: a train of datagrams for each run of one size.
 //!
 //! One thread at a time does it all (`watch` says which); nothing here allocates, locks or waits for
 //! more packets than there are.
@@ -18,10 +18,11 @@ use vpnd_protocol::session::Counters;
 use vpnd_protocol::staging::Staging;
 use vpnd_protocol::table::Path;
 use vpnd_protocol::time::BootTime;
-use vpnd_tun::{READ_BUFFER, VnetHeader, split};
+use vpnd_tun::{READ_BUFFER, VNET_LEN, VnetHeader, split};
 
 use crate::batch::Batch;
 use crate::clock;
+use crate::ecn::Ecn;
 use crate::shared::{Shared, await_room, is_gone};
 use crate::udp::Sent;
 
@@ -95,13 +96,13 @@ impl Outbound {
             self.shared.counters.count(DropReason::DeviceMalformed, 1);
             return Ok(());
         };
-        let single = segments.remaining() == 1;
+        let (single, ecn) = (segments.remaining() == 1, Ecn::of_packet(&read[VNET_LEN..]));
         while let Some(len) = segments.next_len() {
             if !self.batch.can_ever_hold(len) {
                 self.shared.counters.count(DropReason::TooBig, segments.remaining());
                 return Ok(());
             }
-            let Some(packet) = self.batch.room(len) else {
+            let Some(packet) = self.batch.room(len, ecn) else {
                 self.flush()?;
                 continue;
             };
@@ -145,7 +146,7 @@ impl Outbound {
             }
             let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
             for packet in self.staging.packets() {
-                let Some(room) = batch.room(packet.len()) else { break };
+                let Some(room) = batch.room(packet.len(), Ecn::of_packet(packet)) else { break };
                 room.copy_from_slice(packet);
             }
             let Some(path) = seal(&self.shared, &mut batch, now) else {
@@ -174,7 +175,7 @@ fn seal(shared: &Shared, batch: &mut Batch, now: BootTime) -> Option<Path> {
 fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
     let (mut sent, mut path, mut at) = (0, *path, clock::boot());
     while sent < batch.bytes() {
-        match shared.socket.send(&batch.transmit(&path, sent)) {
+        match shared.socket.send_all(batch.transmits(path, sent)) {
             Ok(done) => {
                 sent += done.len;
                 note(shared, &done);

@@ -53,11 +53,13 @@ pub(super) struct Buffer([u8; ROOM]);
 
 impl Default for Buffer {
     fn default() -> Self {
-        Self([0; ROOM])
+        Self::EMPTY
     }
 }
 
 impl Buffer {
+    pub(super) const EMPTY: Self = Self([0; ROOM]);
+
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }

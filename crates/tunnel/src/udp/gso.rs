@@ -37,24 +37,36 @@ pub(super) fn encode(control: &mut Encoder, segment_size: NonZeroU16) {
     control.push(SEGMENT, &segment_size.get().to_ne_bytes());
 }
 
+/// What the kernel is to cut at; `None` for what is one datagram, which it refuses to cut.
+pub(super) fn segment_size(transmit: &Transmit<'_>) -> Option<NonZeroU16> {
+    transmit.segment_size.filter(|size| usize::from(size.get()) < transmit.contents.len())
+}
+
+/// Whether one call is expected to take all of it.
+pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
+    segment_size(transmit).is_none_or(|size| {
+        let segments = transmit.contents.len().div_ceil(size.get().into());
+        socket.gso.allows(Route::of(transmit), segments)
+    })
+}
+
 /// Sends a batch in one call where the kernel takes it so, else one by one.
 pub(super) fn send(socket: &Socket, transmit: &Transmit<'_>) -> io::Result<Sent> {
     let len = transmit.contents.len();
-    let Some(size) = transmit.segment_size.filter(|size| usize::from(size.get()) < len) else {
+    let Some(size) = segment_size(transmit) else {
         return send_each(socket, transmit, len.max(1));
     };
     let segment = usize::from(size.get());
-    let route = Route::of(transmit);
-    if !socket.gso.allows(route, len.div_ceil(segment)) {
+    if !takes_whole(socket, transmit) {
         return send_each(socket, transmit, segment);
     }
-    let Err(error) = socket.send_once(transmit, transmit.contents, Some(size)) else {
+    let Err(error) = socket.send_once(transmit, Some(size)) else {
         return Ok(Sent { len, ..Sent::default() });
     };
     let Some(refusal) = Refusal::from_error(&error, segment) else { return Err(error) };
     let sent = send_each(socket, transmit, segment)?;
     // Only now is it clear that the refusal was about segmentation, not about the destination.
-    socket.gso.learn(route, refusal);
+    socket.gso.learn(Route::of(transmit), refusal);
     Ok(Sent { too_big: sent.too_big || refusal == Refusal::TooBig, ..sent })
 }
 
@@ -63,7 +75,7 @@ pub(super) fn send(socket: &Socket, transmit: &Transmit<'_>) -> io::Result<Sent>
 fn send_each(socket: &Socket, transmit: &Transmit<'_>, segment: usize) -> io::Result<Sent> {
     let mut sent = Sent::default();
     for datagram in transmit.contents.chunks(segment) {
-        match socket.send_once(transmit, datagram, None) {
+        match socket.send_once(&Transmit { contents: datagram, ..*transmit }, None) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                 sent.too_big = true;
@@ -184,7 +196,8 @@ fn probe_segments(segments: usize) -> io::Result<()> {
     socket.bind(&SockAddr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
     let mut control = Encoder::default();
     encode(&mut control, NonZeroU16::MIN);
-    sys::send_message(&socket, &socket.local_addr()?, &[0; MANY][..segments], &control)
+    let (to, contents) = (socket.local_addr()?, &[0; MANY][..segments]);
+    sys::send_message(&socket, &sys::Outgoing { to, contents, control })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ mod sys;
 mod tos;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -24,8 +24,13 @@ pub use bind::{BindError, Listen};
 /// which the train would be split in software before it reaches the device.
 pub const MAX_BATCH: usize = 65_000;
 
-/// The longest thing one receive can return.
+/// How many batches one call can send.
+pub const MAX_RUNS: usize = 32;
+
+/// The longest batch that is received.
 pub const RECEIVE_BUFFER: usize = 65_535;
+/// How many batches one call can receive.
+pub const MAX_RECEIVED: usize = 16;
 
 /// A non-blocking UDP socket that sends and receives batches.
 #[derive(Debug)]
@@ -80,6 +85,28 @@ pub struct Received {
     pub stride: usize,
 }
 
+impl Received {
+    /// Nothing yet.
+    pub const NOTHING: Self = Self {
+        from: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+        local: None,
+        tos: 0,
+        len: 0,
+        stride: 1,
+    };
+
+    fn read(raw: &sys::Incoming) -> Self {
+        let from = raw.from.map_or(Self::NOTHING.from, unmapped);
+        let mut received = Self { from, len: raw.len, stride: raw.len.max(1), ..Self::NOTHING };
+        for message in raw.control.messages(raw.control_len) {
+            pktinfo::decode(&message, &mut received);
+            tos::decode(&message, &mut received);
+            gro::decode(&message, &mut received);
+        }
+        received
+    }
+}
+
 impl Socket {
     /// Opens and binds a socket, with `buffer` bytes of room in each direction. Without `offload`
     /// each datagram is sent and received by itself.
@@ -122,36 +149,74 @@ impl Socket {
         }
     }
 
-    /// Receives one batch into `buffer`, which should hold [`RECEIVE_BUFFER`] bytes.
+    /// Sends several batches in as few calls as it takes, and says how far that went: it ends early
+    /// where the kernel takes one batch only in parts, or has no room for more.
     ///
     /// # Errors
     ///
-    /// As `recvmsg(2)`; `WouldBlock` means there is nothing more.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut control = cmsg::Buffer::default();
-        let raw = sys::receive_message(&self.inner, buffer, &mut control)?;
-        let mut received = Received {
-            from: unmapped(raw.from),
-            local: None,
-            tos: 0,
-            len: raw.len,
-            stride: raw.len.max(1),
+    /// As [`Socket::send`], and only if nothing at all was sent.
+    pub fn send_all<'a>(
+        &self,
+        transmits: impl IntoIterator<Item = Transmit<'a>>,
+    ) -> io::Result<Sent> {
+        let mut transmits = transmits.into_iter();
+        let (Some(first), second) = (transmits.next(), transmits.next()) else {
+            return Ok(Sent::default());
         };
-        for message in control.messages(raw.control_len) {
-            pktinfo::decode(&message, &mut received);
-            tos::decode(&message, &mut received);
-            gro::decode(&message, &mut received);
+        if let Some(second) = second {
+            let mut outbox = sys::Outbox::default();
+            let all = [first, second].into_iter().chain(transmits);
+            for transmit in all.take(MAX_RUNS).take_while(|one| gso::takes_whole(self, one)) {
+                outbox.push(self.message(&transmit, gso::segment_size(&transmit)));
+            }
+            // What is refused is sent again below, by itself, and learnt from there.
+            if let Ok(len @ 1..) = sys::send_messages(&self.inner, &outbox) {
+                return Ok(Sent { len, ..Sent::default() });
+            }
         }
-        Ok(received)
+        self.send(&first)
     }
 
-    /// One `sendmsg`: `contents` whole, or cut by the kernel into datagrams of `segment_size`.
+    /// Receives as many batches as have arrived, at most one for each [`RECEIVE_BUFFER`] bytes of `buffer`
+    /// and each of `received`, and returns how many there are. The first bytes of each such piece hold one.
+    ///
+    /// # Errors
+    ///
+    /// As `recvmmsg(2)`; `WouldBlock` means there is nothing more.
+    pub fn receive(&self, buffer: &mut [u8], received: &mut [Received]) -> io::Result<usize> {
+        match received {
+            [one] => self.receive_up_to::<1>(buffer, std::slice::from_mut(one)),
+            several => self.receive_up_to::<MAX_RECEIVED>(buffer, several),
+        }
+    }
+
+    fn receive_up_to<const N: usize>(
+        &self,
+        buffer: &mut [u8],
+        received: &mut [Received],
+    ) -> io::Result<usize> {
+        let most = buffer.len().min(received.len() * RECEIVE_BUFFER);
+        let (inbox, count) = sys::Inbox::<N>::receive(&self.inner, &mut buffer[..most])?;
+        for (incoming, received) in inbox.messages().take(count).zip(received) {
+            *received = Received::read(&incoming);
+        }
+        Ok(count)
+    }
+
+    /// One `sendmsg`: the contents whole, or cut by the kernel into datagrams of `segment_size`.
     fn send_once(
         &self,
         transmit: &Transmit<'_>,
-        contents: &[u8],
         segment_size: Option<NonZeroU16>,
     ) -> io::Result<()> {
+        sys::send_message(&self.inner, &self.message(transmit, segment_size))
+    }
+
+    fn message<'a>(
+        &self,
+        transmit: &Transmit<'a>,
+        segment_size: Option<NonZeroU16>,
+    ) -> sys::Outgoing<'a> {
         let v4 = transmit.destination.ip().is_ipv4();
         let mut control = cmsg::Encoder::default();
         if let Some(source) = transmit.source {
@@ -163,7 +228,8 @@ impl Socket {
         if let Some(size) = segment_size {
             gso::encode(&mut control, size);
         }
-        sys::send_message(&self.inner, &self.address(transmit.destination), contents, &control)
+        let to = self.address(transmit.destination);
+        sys::Outgoing { to, contents: transmit.contents, control }
     }
 
     fn address(&self, to: SocketAddr) -> SockAddr {

@@ -1,14 +1,14 @@
 //! The system calls `socket2` has no name for, and, tests aside, the only unsafe code of this room.
 
 use std::ffi::c_int;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::ptr;
 
-use socket2::{MaybeUninitSlice, MsgHdr, MsgHdrMut, SockAddr, Socket};
+use socket2::{MsgHdr, SockAddr, SockAddrStorage, Socket};
 
-use super::cmsg;
+use super::{MAX_RUNS, RECEIVE_BUFFER, cmsg};
 
 /// A socket option whose value is an `int`.
 #[derive(Clone, Copy, Debug)]
@@ -17,13 +17,6 @@ pub(super) struct IntOption {
     pub(super) name: c_int,
     /// As the manual page calls it, for messages.
     pub(super) label: &'static str,
-}
-
-/// What `recvmsg` reported beside the bytes themselves.
-pub(super) struct Raw {
-    pub(super) from: SocketAddr,
-    pub(super) len: usize,
-    pub(super) control_len: usize,
 }
 
 pub(super) fn set(socket: &Socket, option: IntOption, value: c_int) -> io::Result<()> {
@@ -37,38 +30,128 @@ pub(super) fn set(socket: &Socket, option: IntOption, value: c_int) -> io::Resul
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-pub(super) fn send_message(
-    socket: &Socket,
-    to: &SockAddr,
-    contents: &[u8],
-    control: &cmsg::Encoder,
-) -> io::Result<()> {
-    let slices = [IoSlice::new(contents)];
-    let message = MsgHdr::new().with_addr(to).with_buffers(&slices).with_control(control.bytes());
-    socket.sendmsg(&message, 0).map(drop)
+/// One message to send.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    pub(super) to: SockAddr,
+    pub(super) contents: &'a [u8],
+    pub(super) control: cmsg::Encoder,
 }
 
-pub(super) fn receive_message(
-    socket: &Socket,
-    buffer: &mut [u8],
-    control: &mut cmsg::Buffer,
-) -> io::Result<Raw> {
-    let mut from = SockAddr::from(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
-    let mut slices = [MaybeUninitSlice::new(writable(buffer))];
-    let mut message = MsgHdrMut::new()
-        .with_addr(&mut from)
-        .with_buffers(&mut slices)
-        .with_control(writable(control.bytes_mut()));
-    let len = socket.recvmsg(&mut message, 0)?;
-    let control_len = message.control_len();
-    let from = from.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-    Ok(Raw { from, len, control_len })
+/// Messages that leave in one call.
+#[derive(Debug)]
+pub(super) struct Outbox<'a> {
+    messages: [Option<Outgoing<'a>>; MAX_RUNS],
+    len: usize,
 }
 
-/// Initialised bytes in the form in which `socket2` takes room to write to.
-fn writable(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
-    let bytes: *mut [u8] = bytes;
-    // SAFETY: the layout is the same, the borrow is exclusive and lasts as long; what it is used for,
-    // `recvmsg`, writes initialised bytes only.
-    unsafe { &mut *(bytes as *mut [MaybeUninit<u8>]) }
+impl Default for Outbox<'_> {
+    fn default() -> Self {
+        Self { messages: [const { None }; MAX_RUNS], len: 0 }
+    }
+}
+
+impl<'a> Outbox<'a> {
+    /// Appends a message; one more than [`MAX_RUNS`] is a bug of the caller.
+    pub(super) fn push(&mut self, message: Outgoing<'a>) {
+        self.messages[self.len] = Some(message);
+        self.len += 1;
+    }
+}
+
+pub(super) fn send_message(socket: &Socket, message: &Outgoing<'_>) -> io::Result<()> {
+    let slices = [IoSlice::new(message.contents)];
+    let control = message.control.bytes();
+    let header = MsgHdr::new().with_addr(&message.to).with_buffers(&slices).with_control(control);
+    socket.sendmsg(&header, 0).map(drop)
+}
+
+/// Sends as many messages as the kernel takes in one `sendmmsg`, and returns how many bytes those
+/// hold. An error comes back only if it concerns the first.
+pub(super) fn send_messages(socket: &Socket, outbox: &Outbox<'_>) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); MAX_RUNS];
+    // SAFETY: both are plain old data of the kernel's, for which zeroes are valid.
+    let mut headers: [libc::mmsghdr; MAX_RUNS] = unsafe { std::mem::zeroed() };
+    let messages = || outbox.messages.iter().flatten();
+    for (message, (slice, header)) in messages().zip(slices.iter_mut().zip(&mut headers)) {
+        *slice = IoSlice::new(message.contents);
+        let control = message.control.bytes();
+        let header = &mut header.msg_hdr;
+        header.msg_name = message.to.as_ptr().cast_mut().cast();
+        header.msg_namelen = message.to.len();
+        header.msg_iov = (&raw mut *slice).cast();
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_ptr().cast_mut().cast();
+        header.msg_controllen = control.len();
+    }
+    let count = libc::c_uint::try_from(outbox.len).unwrap_or(libc::c_uint::MAX);
+    // SAFETY: the first `count` headers point to addresses, slices (an `IoSlice` is an `iovec`) and
+    // control messages that live through the call, and the kernel only reads them.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, 0) };
+    let sent = usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())?;
+    Ok(messages().take(sent).map(|message| message.contents.len()).sum())
+}
+
+/// Room for what the kernel says of the messages of one receive.
+pub(super) struct Inbox<const N: usize> {
+    headers: [libc::mmsghdr; N],
+    senders: [SockAddrStorage; N],
+    controls: [cmsg::Buffer; N],
+}
+
+impl<const N: usize> Inbox<N> {
+    /// Receives up to `N` messages, each into [`RECEIVE_BUFFER`] bytes of `buffer`, without waiting.
+    pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(Self, usize)> {
+        let mut inbox = Self {
+            // SAFETY: plain old data of the kernel's, for which zeroes are valid.
+            headers: unsafe { std::mem::zeroed() },
+            senders: std::array::from_fn(|_| SockAddrStorage::zeroed()),
+            controls: [const { cmsg::Buffer::EMPTY }; N],
+        };
+        let count = inbox.fill(socket, buffer)?;
+        Ok((inbox, count))
+    }
+
+    fn fill(&mut self, socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut slices = [const { None }; N];
+        let mut count = 0;
+        let places = self.headers.iter_mut().zip(&mut self.senders).zip(&mut self.controls);
+        let pieces = buffer.chunks_exact_mut(RECEIVE_BUFFER).zip(&mut slices);
+        for (((header, sender), control), (piece, slice)) in places.zip(pieces) {
+            let header = &mut header.msg_hdr;
+            header.msg_name = (&raw mut *sender).cast();
+            header.msg_namelen = sender.size_of();
+            header.msg_iov = (&raw mut *slice.insert(IoSliceMut::new(piece))).cast();
+            header.msg_iovlen = 1;
+            header.msg_control = control.bytes_mut().as_mut_ptr().cast();
+            header.msg_controllen = control.bytes_mut().len();
+            count += 1;
+        }
+        let (headers, now) = (self.headers.as_mut_ptr(), libc::MSG_DONTWAIT);
+        // SAFETY: the first `count` headers point to an address, a slice (an `IoSliceMut` is an `iovec`)
+        // and control messages of the lengths they state, all borrowed exclusively through the call; the
+        // kernel writes initialised bytes only.
+        let got = unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, now, ptr::null_mut()) };
+        usize::try_from(got).map_err(|_negative| io::Error::last_os_error())
+    }
+
+    /// What came, and behind it empty places.
+    pub(super) fn messages(self) -> impl Iterator<Item = Incoming> {
+        let each = self.headers.into_iter().zip(self.senders).zip(self.controls);
+        each.map(|((header, sender), control)| Incoming {
+            // SAFETY: the kernel wrote the address and its length; where nothing came it is all zeroes.
+            from: unsafe { SockAddr::new(sender, header.msg_hdr.msg_namelen) }.as_socket(),
+            len: header.msg_len as usize,
+            control,
+            control_len: header.msg_hdr.msg_controllen,
+        })
+    }
+}
+
+/// What the kernel says of a message beside its bytes.
+pub(super) struct Incoming {
+    pub(super) from: Option<SocketAddr>,
+    pub(super) len: usize,
+    pub(super) control: cmsg::Buffer,
+    pub(super) control_len: usize,
 }

@@ -55,10 +55,11 @@ fn receive(socket: &Socket) -> (Received, Vec<u8>) {
     let mut buffer = vec![0; RECEIVE_BUFFER];
     let start = Instant::now();
     loop {
-        match socket.receive(&mut buffer) {
-            Ok(received) => {
-                buffer.truncate(received.len);
-                return (received, buffer);
+        let mut received = [Received::NOTHING];
+        match socket.receive(&mut buffer, &mut received) {
+            Ok(_one) => {
+                buffer.truncate(received[0].len);
+                return (received[0], buffer);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 assert!(start.elapsed() < Duration::from_secs(5), "nothing arrived");
@@ -124,6 +125,58 @@ fn a_batch_travels_whole() {
             let (received, got) = receive(&b);
             assert_eq!((received.stride, got == contents), (1200, true));
         }
+    });
+}
+
+/// Trains and single datagrams of several sizes and marks, in one call each way.
+#[test]
+fn batches_of_different_sizes_leave_and_arrive_together() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let contents = numbered(3000);
+        let batches = [(1000, 0), (3000, 2), (700, 0), (900, 3)].map(|(segment, tos)| Transmit {
+            tos,
+            ..batch(at(V4, &b), &contents[..3000.min(2 * segment)], u16::try_from(segment).unwrap())
+        });
+        let all = batches.iter().map(|one| one.contents.len()).sum();
+        assert_eq!(a.send_all(batches).unwrap(), Sent { len: all, ..Sent::default() });
+        let mut buffer = vec![0; MAX_RECEIVED * RECEIVE_BUFFER];
+        let mut received = [Received::NOTHING; MAX_RECEIVED];
+        assert_eq!(b.receive(&mut buffer, &mut received).unwrap(), 4);
+        for (at, (sent, got)) in batches.iter().zip(received).enumerate() {
+            let size = usize::from(sent.segment_size.unwrap().get());
+            assert_eq!((got.len, got.stride, got.tos), (sent.contents.len(), size, sent.tos));
+            assert!(buffer[at * RECEIVE_BUFFER..][..got.len] == *sent.contents);
+        }
+    });
+}
+
+/// What one call refuses in the middle of several batches is sent singly, and what follows it is not lost.
+#[test]
+fn a_batch_that_is_refused_among_others_goes_out_all_the_same() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let contents = numbered(3200);
+        let batches = [1000, 1600, 800]
+            .map(|segment| batch(at(V4, &b), &contents[..2 * usize::from(segment)], segment));
+        let all: usize = batches.iter().map(|one| one.contents.len()).sum();
+        let (mut sent, mut too_big) = (0, false);
+        while sent < all {
+            let mut done = 0;
+            let left = batches.into_iter().filter(|one| {
+                done += one.contents.len();
+                done > sent
+            });
+            let result = a.send_all(left.collect::<Vec<_>>()).unwrap();
+            sent += result.len;
+            too_big |= result.too_big;
+        }
+        assert!(too_big, "1600 bytes do not fit the link");
+        let mut got = 0;
+        while got < all {
+            got += receive(&b).0.len;
+        }
+        assert_eq!(got, all);
     });
 }
 
@@ -246,7 +299,8 @@ fn an_empty_datagram_is_no_datagram_to_iterate() {
 fn an_idle_socket_would_block_and_has_the_room_asked_for() {
     in_namespace(|| {
         let socket = dual();
-        let error = socket.receive(&mut [0; 64]).unwrap_err();
+        let mut buffer = vec![0; RECEIVE_BUFFER];
+        let error = socket.receive(&mut buffer, &mut [Received::NOTHING]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(socket.inner.recv_buffer_size().unwrap() >= ROOM);
         assert!(socket.inner.send_buffer_size().unwrap() >= ROOM);

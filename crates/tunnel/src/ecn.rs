@@ -1,0 +1,168 @@
+//! Explicit congestion notification through the tunnel (RFC 6040): what leaves bears the mark of the
+//! packet inside, and a mark made on the way reaches that packet.
+
+use vpnd_protocol::drop_reason::DropReason;
+
+/// The two bits of an IP header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Ecn {
+    /// The transport does not take part.
+    #[default]
+    NotEct = 0,
+    /// It does; the second of two equal code points.
+    Ect1 = 1,
+    /// It does.
+    Ect0 = 2,
+    /// Congestion experienced.
+    Ce = 3,
+}
+
+impl Ecn {
+    /// The mark of a TOS byte or traffic class.
+    pub(crate) const fn of_tos(tos: u8) -> Self {
+        match tos & 3 {
+            1 => Self::Ect1,
+            2 => Self::Ect0,
+            3 => Self::Ce,
+            _ => Self::NotEct,
+        }
+    }
+
+    /// The mark of an IP packet; of anything else, none.
+    pub(crate) fn of_packet(packet: &[u8]) -> Self {
+        match packet {
+            [first, tos, ..] if first >> 4 == 4 => Self::of_tos(*tos),
+            [first, class, ..] if first >> 4 == 6 => Self::of_tos(class >> 4),
+            _ => Self::NotEct,
+        }
+    }
+
+    /// As it stands in a TOS byte.
+    pub(crate) const fn bits(self) -> u8 {
+        self as u8
+    }
+
+    /// What a packet marked so is marked with when it leaves the tunnel under an outer mark
+    /// (RFC 6040 §4.2). `None`: it must be dropped, for only that tells a transport without ECN of
+    /// congestion.
+    const fn emerging(self, outer: Self) -> Option<Self> {
+        match (self, outer) {
+            (Self::NotEct, Self::Ce) => None,
+            (Self::Ect0 | Self::Ect1, Self::Ce) => Some(Self::Ce),
+            (Self::Ect0, Self::Ect1) => Some(Self::Ect1),
+            (inner, _) => Some(inner),
+        }
+    }
+}
+
+/// Carries the mark of the outer header over to the IP packet that was inside.
+///
+/// # Errors
+/// [`DropReason::Congestion`], where the packet cannot bear the mark.
+pub(crate) fn decapsulate(outer: Ecn, packet: &mut [u8]) -> Result<(), DropReason> {
+    if outer == Ecn::NotEct {
+        return Ok(());
+    }
+    let inner = Ecn::of_packet(packet);
+    let emerging = inner.emerging(outer).ok_or(DropReason::Congestion)?;
+    if emerging != inner {
+        remark(packet, emerging);
+    }
+    Ok(())
+}
+
+fn remark(packet: &mut [u8], ecn: Ecn) {
+    if packet[0] >> 4 == 6 {
+        packet[1] = packet[1] & !0x30 | ecn.bits() << 4;
+        return;
+    }
+    let before = u16::from_be_bytes([packet[0], packet[1]]);
+    packet[1] = packet[1] & !3 | ecn.bits();
+    let after = u16::from_be_bytes([packet[0], packet[1]]);
+    if let Some(field) = packet.get_mut(10..12) {
+        let checksum = updated(u16::from_be_bytes([field[0], field[1]]), before, after);
+        field.copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+/// A checksum after one word that it covers has changed (RFC 1624 §3).
+const fn updated(checksum: u16, before: u16, after: u16) -> u16 {
+    let sum = !checksum as u32 + !before as u32 + after as u32;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) as u16 + (folded >> 16) as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Ecn; 4] = [Ecn::NotEct, Ecn::Ect1, Ecn::Ect0, Ecn::Ce];
+
+    /// RFC 6040, figure 4: a row for each inner mark, a column for each outer one.
+    #[test]
+    fn marks_emerge_as_the_table_has_them() {
+        use Ecn::{Ce, Ect0, Ect1, NotEct};
+        let table = [
+            (NotEct, [Some(NotEct), Some(NotEct), Some(NotEct), None]),
+            (Ect0, [Some(Ect0), Some(Ect0), Some(Ect1), Some(Ce)]),
+            (Ect1, [Some(Ect1), Some(Ect1), Some(Ect1), Some(Ce)]),
+            (Ce, [Some(Ce), Some(Ce), Some(Ce), Some(Ce)]),
+        ];
+        for (inner, row) in table {
+            for (outer, emerging) in [NotEct, Ect0, Ect1, Ce].into_iter().zip(row) {
+                assert_eq!(inner.emerging(outer), emerging, "{inner:?} in {outer:?}");
+            }
+        }
+    }
+
+    fn v4(ecn: Ecn) -> Vec<u8> {
+        let mut packet = vec![0x45, 0xb8 | ecn.bits(), 0, 20, 1, 2, 0x40, 0, 64, 17, 0, 0];
+        packet.extend([192, 0, 2, 1, 198, 51, 100, 2]);
+        let checksum = !sum(&packet);
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        packet
+    }
+
+    fn v6(ecn: Ecn) -> Vec<u8> {
+        let mut packet = vec![0; 40];
+        (packet[0], packet[1]) = (0x6b, 0x8f | ecn.bits() << 4);
+        packet
+    }
+
+    fn sum(header: &[u8]) -> u16 {
+        let words = header.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+        let sum: u32 = words.sum();
+        u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()
+    }
+
+    #[test]
+    fn only_the_mark_changes_and_the_header_stays_sound() {
+        for outer in ALL {
+            for inner in ALL {
+                for mut packet in [v4(inner), v6(inner)] {
+                    let before = packet.clone();
+                    assert_eq!(Ecn::of_packet(&packet), inner);
+                    match inner.emerging(outer) {
+                        Some(emerging) => {
+                            assert_eq!(decapsulate(outer, &mut packet), Ok(()));
+                            let expected = if before[0] == 0x45 { v4(emerging) } else { v6(emerging) };
+                            assert_eq!(packet, expected);
+                            assert!(before[0] != 0x45 || sum(&packet) == 0xffff);
+                        }
+                        None => {
+                            assert_eq!(decapsulate(outer, &mut packet), Err(DropReason::Congestion));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_packet_has_no_mark() {
+        for bytes in [&[][..], &[0x45], &[0x12, 0xff], &[0xff; 9]] {
+            assert_eq!(Ecn::of_packet(bytes), Ecn::NotEct);
+            assert_eq!(decapsulate(Ecn::Ect1, &mut bytes.to_vec()), Ok(()));
+        }
+    }
+}
