@@ -12,6 +12,7 @@ pub(crate) enum Figure {
     TcpBoth,
     Udp64,
     Udp1300,
+    UdpMixed,
     IdleMedian,
     IdleP99,
     LoadMedian,
@@ -36,13 +37,14 @@ pub(crate) enum Unit {
 
 impl Figure {
     /// Those of the tables and charts, in their order; the others explain them, in JSON.
-    pub(crate) const SHOWN: [Self; 13] = [
+    pub(crate) const SHOWN: [Self; 14] = [
         Self::TcpOne,
         Self::TcpFour,
         Self::TcpReverse,
         Self::TcpBoth,
         Self::Udp64,
         Self::Udp1300,
+        Self::UdpMixed,
         Self::IdleMedian,
         Self::IdleP99,
         Self::LoadMedian,
@@ -76,6 +78,7 @@ impl Figure {
             Self::TcpBoth => ("tcp_both", "TCP, both ways", Megabits),
             Self::Udp64 => ("udp_64", "UDP, 64 bytes", Packets(64)),
             Self::Udp1300 => ("udp_1300", "UDP, 1300 bytes", Packets(1300)),
+            Self::UdpMixed => ("udp_mixed", "UDP, mixed sizes", Packets(326)),
             Self::IdleMedian => ("ping_idle_median", "ping, idle: median", Milliseconds),
             Self::IdleP99 => ("ping_idle_p99", "ping, idle: p99", Milliseconds),
             Self::LoadMedian => ("ping_loaded_median", "ping, loaded: median", Milliseconds),

@@ -33,13 +33,19 @@ const RECEIVE_BUFFER: usize = 32 << 20;
 pub(crate) struct Generator {
     outbox: UdpSocket,
     inbox: UdpSocket,
-    payload: usize,
+    payloads: &'static [usize],
     trials: u64,
 }
 
 impl Generator {
-    /// Makes both sockets; `payload` is at least eight bytes.
-    pub(crate) fn new(from: &Host, to: &Host, address: &str, payload: usize) -> Result<Self> {
+    /// Makes both sockets; what is sent is as long as `payloads` say, in turn, and each of these is at
+    /// least eight bytes.
+    pub(crate) fn new(
+        from: &Host,
+        to: &Host,
+        address: &str,
+        payloads: &'static [usize],
+    ) -> Result<Self> {
         let target = SocketAddr::new(address.parse()?, 0);
         let inbox = to.enter(|| Ok(UdpSocket::bind(target)?))?;
         inbox.set_read_timeout(Some(LINGER))?;
@@ -47,16 +53,17 @@ impl Generator {
         let outbox = from.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
         outbox.set_write_timeout(Some(LINGER))?;
         from.enter(|| Ok(outbox.connect(inbox.local_addr()?)?)).context("no route")?;
-        Ok(Self { outbox, inbox, payload, trials: 0 })
+        Ok(Self { outbox, inbox, payloads, trials: 0 })
     }
 
     /// Sends so many packets a second for a while; answers when the last has arrived or is lost.
     pub(crate) fn attempt(&mut self, rate: f64, time: Duration) -> Result<Trial> {
         self.trials += 1;
-        let (number, payload, over) = (self.trials, self.payload, AtomicBool::new(false));
+        let (number, over) = (self.trials, AtomicBool::new(false));
+        let datagrams = datagrams(number, self.payloads);
         let (sent, received) = thread::scope(|scope| {
             let receiver = scope.spawn(|| receive(&self.inbox, number, &over));
-            let sender = scope.spawn(|| send(&self.outbox, &datagram(number, payload), rate, time));
+            let sender = scope.spawn(|| send(&self.outbox, &datagrams, rate, time));
             let sent = sender.join();
             over.store(true, Ordering::Relaxed);
             (sent, receiver.join())
@@ -69,14 +76,22 @@ impl Generator {
 }
 
 /// Tells the trials apart, so that what an earlier one left in a queue does not count.
-fn datagram(number: u64, payload: usize) -> Vec<u8> {
-    let mut bytes = number.to_be_bytes().to_vec();
-    bytes.resize(payload, 0);
-    bytes
+fn datagrams(number: u64, payloads: &[usize]) -> Vec<Vec<u8>> {
+    let datagram = |payload: &usize| {
+        let mut bytes = number.to_be_bytes().to_vec();
+        bytes.resize(*payload, 0);
+        bytes
+    };
+    payloads.iter().map(datagram).collect()
 }
 
 /// Returns how many the kernel took, and in what time.
-fn send(socket: &UdpSocket, datagram: &[u8], rate: f64, time: Duration) -> Result<(u64, Duration)> {
+fn send(
+    socket: &UdpSocket,
+    datagrams: &[Vec<u8>],
+    rate: f64,
+    time: Duration,
+) -> Result<(u64, Duration)> {
     // Sleeps of a tenth of a millisecond: the usual slack of 50 µs would be half of one.
     set_timerslack(1)?;
     let burst = burst(rate);
@@ -85,8 +100,11 @@ fn send(socket: &UdpSocket, datagram: &[u8], rate: f64, time: Duration) -> Resul
     let mut headers = MultiHeaders::<()>::preallocate(burst, None);
     let start = Instant::now();
     let (mut due, mut sent) = (start, 0);
+    let mut next = datagrams.iter().cycle().map(|datagram| [IoSlice::new(datagram)]);
+    let mut slices = [[IoSlice::new(&[])]; BURST];
     while start.elapsed() < time {
-        sent += send_burst(socket, &mut headers, datagram, burst)?;
+        slices[..burst].iter_mut().zip(&mut next).for_each(|(slice, next)| *slice = next);
+        sent += send_burst(socket, &mut headers, &slices[..burst])?;
         due += interval;
         let now = Instant::now();
         due = due.max(now.checked_sub(late).unwrap_or(now));
@@ -106,13 +124,10 @@ fn burst(rate: f64) -> usize {
 fn send_burst(
     socket: &UdpSocket,
     headers: &mut MultiHeaders<()>,
-    datagram: &[u8],
-    burst: usize,
+    slices: &[[IoSlice<'_>; 1]],
 ) -> Result<u64> {
-    let slices = [[IoSlice::new(datagram)]; BURST];
     let nobody = [None::<()>; BURST];
-    let fd = socket.as_raw_fd();
-    match sendmmsg(fd, headers, &slices[..burst], nobody, [], MsgFlags::empty()) {
+    match sendmmsg(socket.as_raw_fd(), headers, slices, nobody, [], MsgFlags::empty()) {
         Ok(sent) => Ok(sent.count() as u64),
         // A full queue is loss of nobody's making: what was not taken was not sent. A refusal may
         // answer a datagram of an earlier trial.
@@ -168,7 +183,7 @@ mod tests {
     fn datagrams_of_another_trial_do_not_count() {
         let generator = alone();
         for number in [1, 2, 2] {
-            generator.outbox.send(&datagram(number, 64)).unwrap();
+            generator.outbox.send(&datagrams(number, &[64])[0]).unwrap();
         }
         assert_eq!(receive(&generator.inbox, 2, &AtomicBool::new(true)).unwrap(), 2);
     }
@@ -184,6 +199,6 @@ mod tests {
     fn alone() -> Generator {
         let lab = Lab::within(&std::env::temp_dir(), "generator").unwrap();
         let host = lab.host("alone").unwrap();
-        Generator::new(&host, &host, "127.0.0.1", 64).unwrap()
+        Generator::new(&host, &host, "127.0.0.1", &[64]).unwrap()
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Options {
     /// Only these contenders
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
-    /// Only these probes: tcp (tcp-1, tcp-4, tcp-reverse, tcp-both), udp (udp-64, udp-1300),
+    /// Only these probes: tcp (tcp-1, tcp-4, tcp-reverse, tcp-both), udp (udp-64, udp-1300, udp-mixed),
     /// ping (ping-idle, ping-loaded, ping-queue), memory
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     probes: Vec<String>,
@@ -94,7 +94,7 @@ mod tests {
         let probes = |words: &[&str]| parse(words).unwrap().probes();
         assert_eq!(
             probes(&["--probes", "udp,tcp-1"]).unwrap(),
-            [Probe::TcpOne, Probe::Udp64, Probe::Udp1300]
+            [Probe::TcpOne, Probe::Udp64, Probe::Udp1300, Probe::UdpMixed]
         );
         assert_eq!(probes(&[]).unwrap(), Probe::ALL);
         assert!(probes(&["--probes", "tcpp"]).is_err());

@@ -21,6 +21,9 @@ const PING_INTERVAL: Duration = Duration::from_millis(5);
 /// Echo requests with no load.
 const IDLE_PINGS: u32 = 400;
 
+/// Seven small datagrams, four middling ones and a large one, as the traffic of a site is mixed.
+const MIXED: [usize; 12] = [64, 540, 64, 64, 540, 64, 1300, 64, 540, 64, 540, 64];
+
 /// What is run at once, and gives one figure or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Probe {
@@ -30,6 +33,7 @@ pub(crate) enum Probe {
     TcpBoth,
     Udp64,
     Udp1300,
+    UdpMixed,
     Idle,
     Loaded,
     /// How the length of the device's queue trades delay for rate; of vpnd alone.
@@ -41,7 +45,7 @@ type Values = Vec<(Figure, f64)>;
 
 impl Probe {
     /// In the order they run: what leaves a tunnel hot comes last.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Idle,
         Self::TcpOne,
         Self::TcpFour,
@@ -51,6 +55,7 @@ impl Probe {
         Self::Queue,
         Self::Udp64,
         Self::Udp1300,
+        Self::UdpMixed,
         Self::Memory,
     ];
 
@@ -62,6 +67,7 @@ impl Probe {
             Self::TcpBoth => "tcp-both",
             Self::Udp64 => "udp-64",
             Self::Udp1300 => "udp-1300",
+            Self::UdpMixed => "udp-mixed",
             Self::Idle => "ping-idle",
             Self::Loaded => "ping-loaded",
             Self::Queue => "ping-queue",
@@ -86,6 +92,7 @@ impl Probe {
             Self::TcpBoth => &[Figure::TcpBoth],
             Self::Udp64 => &[Figure::Udp64],
             Self::Udp1300 => &[Figure::Udp1300],
+            Self::UdpMixed => &[Figure::UdpMixed],
             Self::Idle => &[Figure::IdleMedian, Figure::IdleP99],
             Self::Loaded | Self::Queue => &[Figure::LoadMedian, Figure::LoadP99, Figure::LoadRate],
             Self::Memory => &[Figure::Memory],
@@ -106,8 +113,9 @@ impl Probe {
             Self::TcpFour => tcp(Figure::TcpFour, 4, Direction::Forward),
             Self::TcpReverse => tcp(Figure::TcpReverse, 1, Direction::Reverse),
             Self::TcpBoth => tcp(Figure::TcpBoth, 1, Direction::Both),
-            Self::Udp64 => Ok(vec![(Figure::Udp64, udp(tunnel, 64)?)]),
-            Self::Udp1300 => Ok(vec![(Figure::Udp1300, udp(tunnel, 1300)?)]),
+            Self::Udp64 => Ok(vec![(Figure::Udp64, udp(tunnel, &[64])?)]),
+            Self::Udp1300 => Ok(vec![(Figure::Udp1300, udp(tunnel, &[1300])?)]),
+            Self::UdpMixed => Ok(vec![(Figure::UdpMixed, udp(tunnel, &MIXED)?)]),
             Self::Idle => idle(tunnel),
             Self::Loaded | Self::Queue => loaded(tunnel, seconds),
             Self::Memory => memory(tunnel),
@@ -138,8 +146,8 @@ fn one_stream(tunnel: &Tunnel, seconds: u32) -> Result<Values> {
     Ok(values)
 }
 
-fn udp(tunnel: &Tunnel, payload: usize) -> Result<f64> {
-    let mut generator = Generator::new(&tunnel.wire.a, &tunnel.wire.b, tunnel.address, payload)?;
+fn udp(tunnel: &Tunnel, payloads: &'static [usize]) -> Result<f64> {
+    let mut generator = Generator::new(&tunnel.wire.a, &tunnel.wire.b, tunnel.address, payloads)?;
     search::highest(|rate, length| {
         let time = match length {
             Length::Short => Duration::from_millis(400),

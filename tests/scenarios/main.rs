@@ -3,6 +3,7 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod ecn;
 mod expiry;
 mod flood;
 mod hostile;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         roaming::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
+        ecn::scenarios(),
         system::scenarios(),
         flood::scenarios(),
         speed::scenarios(),

@@ -30,17 +30,43 @@ pub fn drop_arriving(host: &Host, matching: &str) -> Result<()> {
     add(host, "inet lab", hook, &format!("{matching} counter drop"))
 }
 
+/// Gives what arrives and matches another ECN mark, before anything else sees it.
+///
+/// # Errors
+/// When `nft` refuses it.
+pub fn remark_arriving(host: &Host, matching: &str, mark: &str) -> Result<()> {
+    let hook = "filter hook prerouting priority raw";
+    add(host, "ip marks", hook, &format!("{matching} ip ecn set {mark}"))
+}
+
+/// Counts what arrives, a counter for each of these expressions of `nft`.
+///
+/// # Errors
+/// When `nft` refuses it.
+pub fn count_arriving(host: &Host, matching: &[String]) -> Result<()> {
+    let rules: Vec<_> = matching.iter().map(|one| format!("{one} counter")).collect();
+    add(host, "ip counts", "filter hook prerouting priority mangle", &rules.join("\n"))
+}
+
 /// Packets that the drop rules of this host took so far.
 ///
 /// # Errors
 /// When `nft` fails.
 pub fn dropped(host: &Host) -> Result<u64> {
+    Ok(counts(host)?.into_iter().sum())
+}
+
+/// Every counter of this host.
+///
+/// # Errors
+/// When `nft` fails.
+pub fn counts(host: &Host) -> Result<Vec<u64>> {
     let rules = host.run("nft list ruleset")?;
     let counts = rules.split("counter packets ").skip(1);
     counts
         .map(|rest| rest.split_whitespace().next().unwrap_or_default())
         .map(|number| number.parse::<u64>().context("nft prints no number"))
-        .sum()
+        .collect()
 }
 
 /// Hides whatever leaves by a device behind its address, and forgets an idle UDP flow after

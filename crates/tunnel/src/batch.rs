@@ -185,7 +185,8 @@ mod tests {
             assert!(batch.room(100, ecn).is_some());
         }
         assert_eq!(runs(&batch), [vec![144, 144], vec![144], vec![144]]);
-        let path = Path { to: ([192, 0, 2, 1], 1).into(), from: None, max_datagram: 1500, dscp: 10 };
+        let path =
+            Path { to: ([192, 0, 2, 1], 1).into(), from: None, max_datagram: 1500, dscp: 10 };
         let tos: Vec<u8> = batch.transmits(path, 0).map(|transmit| transmit.tos).collect();
         assert_eq!(tos, [42, 43, 42]);
     }

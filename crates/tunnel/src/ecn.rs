@@ -145,12 +145,16 @@ mod tests {
                     match inner.emerging(outer) {
                         Some(emerging) => {
                             assert_eq!(decapsulate(outer, &mut packet), Ok(()));
-                            let expected = if before[0] == 0x45 { v4(emerging) } else { v6(emerging) };
+                            let expected =
+                                if before[0] == 0x45 { v4(emerging) } else { v6(emerging) };
                             assert_eq!(packet, expected);
                             assert!(before[0] != 0x45 || sum(&packet) == 0xffff);
                         }
                         None => {
-                            assert_eq!(decapsulate(outer, &mut packet), Err(DropReason::Congestion));
+                            assert_eq!(
+                                decapsulate(outer, &mut packet),
+                                Err(DropReason::Congestion)
+                            );
                         }
                     }
                 }

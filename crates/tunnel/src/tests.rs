@@ -54,12 +54,7 @@ fn a_packet_crosses_without_a_single_allocation() {
     });
 }
 
-fn cross(
-    outbound: &mut Outbound,
-    inbound: &mut Inbound,
-    packet: &[u8],
-    batches: usize,
-) {
+fn cross(outbound: &mut Outbound, inbound: &mut Inbound, packet: &[u8], batches: usize) {
     for _ in 0..batches {
         for _ in 0..40 {
             outbound.split_packet(packet).unwrap();

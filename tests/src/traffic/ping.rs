@@ -52,10 +52,21 @@ pub fn with_size(
     interval: Duration,
     bytes: u16,
 ) -> Result<Pings> {
+    run(host, to, count, interval, &["-M", "do", "-s", &bytes.to_string()])
+}
+
+/// Sends `count` whose IP header bears the TOS byte `tos`, and waits for their answers.
+///
+/// # Errors
+/// When `ping` itself fails.
+pub fn marked(host: &Host, to: &str, count: u32, tos: u8) -> Result<Pings> {
+    run(host, to, count, Duration::from_millis(5), &["-Q", &tos.to_string()])
+}
+
+fn run(host: &Host, to: &str, count: u32, interval: Duration, more: &[&str]) -> Result<Pings> {
     let mut command = host.command("ping");
-    command.args(["-n", "-q", "-W", "1", "-M", "do"]);
-    command.args(["-c", &count.to_string(), "-i", &interval.as_secs_f64().to_string()]);
-    command.args(["-s", &bytes.to_string(), to]);
+    command.args(["-n", "-q", "-W", "1", "-c", &count.to_string()]);
+    command.args(["-i", &interval.as_secs_f64().to_string()]).args(more).arg(to);
     let output = command.output().context("cannot run ping; install iputils-ping")?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse(&text).with_context(|| {

@@ -131,7 +131,8 @@ impl<const N: usize> Inbox<N> {
         // SAFETY: the first `count` headers point to an address, a slice (an `IoSliceMut` is an `iovec`)
         // and control messages of the lengths they state, all borrowed exclusively through the call; the
         // kernel writes initialised bytes only.
-        let got = unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, now, ptr::null_mut()) };
+        let got =
+            unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, count, now, ptr::null_mut()) };
         usize::try_from(got).map_err(|_negative| io::Error::last_os_error())
     }
 
