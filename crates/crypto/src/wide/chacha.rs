@@ -1,175 +1,219 @@
-//! The block function of ChaCha20 (RFC 8439 §2.3), four blocks to a group of four registers: each
-//! register holds one row of the state, for four blocks side by side.
+//! The key stream of ChaCha20 (RFC 8439 §2.3 and §2.4) for a group of messages: each register holds one
+//! word of the state, for sixteen blocks side by side.
+//!
+//! A quarter round then needs no shuffle, and two passes of sixteen blocks, step by step at the same
+//! time, just fill the 32 registers and leave no step to wait for the one before it.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_rol_epi32, _mm512_set_epi32,
-    _mm512_setzero_si512, _mm512_shuffle_epi32, _mm512_shuffle_i32x4, _mm512_xor_si512,
+    __m512i, _mm_cvtsi32_si128, _mm512_add_epi32, _mm512_and_si512, _mm512_permutex2var_epi32,
+    _mm512_rol_epi32, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srl_epi32,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_xor_si512,
 };
 
 use zerocopy::transmute;
 
+use super::transpose::transpose;
+use crate::aead::GROUP;
+
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 64;
-/// Blocks of a pass: six groups fill 24 of the 32 registers.
-pub(super) const BLOCKS: usize = 24;
-/// The same, as a distance between counters.
-pub(super) const PASS: u32 = 24;
-/// Blocks of a group.
-const GROUP: usize = 4;
+/// Blocks side by side.
+const LANES: usize = 16;
 
-/// Key stream: one block a register.
-pub(super) struct Blocks([__m512i; BLOCKS]);
-
-impl Default for Blocks {
-    fn default() -> Self {
-        Self([transmute!([0u8; BLOCK]); BLOCKS])
-    }
+/// The key stream of up to [`GROUP`] messages. The sixteen lanes are dealt to them in turn: with four
+/// messages, a pass makes four blocks of each.
+pub(super) struct Stream {
+    /// Before the first round.
+    state: [__m512i; 16],
+    /// Messages rounded up to a power of two, so that they divide the lanes.
+    width: usize,
+    /// Blocks of each message that the next pass begins with.
+    block: usize,
 }
 
-impl Blocks {
-    /// The first half of the first block: the one-time key of the authenticator.
-    pub(super) fn half(&self) -> [u8; 32] {
-        let [key, _]: [[u8; 32]; 2] = transmute!(self.0[0]);
-        key
-    }
-
-    /// Adds the blocks from `first` on to `text`, which they must reach for.
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn xor(&self, first: usize, text: &mut [u8]) {
-        let (whole, rest) = text.as_chunks_mut::<BLOCK>();
-        let (used, unused) = self.0[first..].split_at(whole.len());
-        for (text, block) in whole.iter_mut().zip(used) {
-            *text = transmute!(_mm512_xor_si512(transmute!(*text), *block));
-        }
-        if !rest.is_empty() {
-            let last: [u8; BLOCK] = transmute!(unused[0]);
-            rest.iter_mut().zip(last).for_each(|(text, key)| *text ^= key);
-        }
-    }
+/// Blocks of key stream, those of one number for all messages together.
+pub(super) struct Pass {
+    blocks: [[u8; BLOCK]; 2 * LANES],
+    len: usize,
+    width: usize,
+    /// The number of the first.
+    block: usize,
 }
 
-/// The rows before the first round, each four times side by side: constants, key, key, and counter
-/// with nonce.
-pub(super) struct State([__m512i; 4]);
-
-impl State {
+impl Stream {
     #[target_feature(enable = "avx512f")]
-    pub(super) fn new(key: &[u8; 32], nonce: &[u8; 12]) -> Self {
-        let mut last = [0; 16];
-        last[4..].copy_from_slice(nonce);
-        let [low, high]: [[u8; 16]; 2] = transmute!(*key);
-        let rows = [*b"expand 32-byte k", low, high, last];
-        Self(rows.map(|row| _mm512_broadcast_i32x4(transmute!(row))))
+    pub(super) fn new(key: &[u8; 32], nonces: &[[u8; 12]]) -> Self {
+        let width = nonces.len().next_power_of_two();
+        let mut rows = [[0; 16]; GROUP];
+        for (row, nonce) in rows.iter_mut().zip(nonces) {
+            row[4..].copy_from_slice(nonce);
+        }
+        let [low, high]: [__m512i; 2] = transmute!(rows);
+        let lanes = transmute!(ORDER);
+        let message = _mm512_and_si512(lanes, _mm512_set1_epi32(width as i32 - 1));
+        let place = _mm512_slli_epi32::<2>(message);
+        let word =
+            |i| _mm512_permutex2var_epi32(low, _mm512_add_epi32(place, _mm512_set1_epi32(i)), high);
+        let mut state = [_mm512_setzero_si512(); 16];
+        let constants: [i32; 4] = transmute!(*b"expand 32-byte k");
+        let key: [i32; 8] = transmute!(*key);
+        for (row, word) in state.iter_mut().zip(constants.into_iter().chain(key)) {
+            *row = _mm512_set1_epi32(word);
+        }
+        let shift = _mm_cvtsi32_si128(width.trailing_zeros() as i32);
+        state[12] = _mm512_srl_epi32(lanes, shift);
+        state[13] = word(1);
+        state[14] = word(2);
+        state[15] = word(3);
+        Self { state, width, block: 0 }
     }
 
-    /// Fills at least the first `count` of `blocks` from `counter` on, in as few rounds of as many
-    /// groups as it takes.
+    /// The number of the next block of each message.
+    pub(super) fn block(&self) -> usize {
+        self.block
+    }
+
+    /// As many of the next blocks as the registers hold, or fewer if none has a number of `end` or
+    /// above.
     #[target_feature(enable = "avx512f")]
-    pub(super) fn generate(&self, counter: u32, blocks: &mut Blocks, count: usize) {
-        match count.div_ceil(GROUP) {
-            0 => {}
-            1 => self.groups::<1>(counter, blocks),
-            2 => self.groups::<2>(counter, blocks),
-            3 => self.groups::<3>(counter, blocks),
-            4 => self.groups::<4>(counter, blocks),
-            5 => self.groups::<5>(counter, blocks),
-            _ => self.groups::<6>(counter, blocks),
+    pub(super) fn next(&mut self, end: usize, pass: &mut Pass) {
+        (pass.width, pass.block) = (self.width, self.block);
+        if (end - self.block) * self.width <= LANES {
+            pass.len = LANES;
+            self.fill::<1>(pass);
+        } else {
+            pass.len = 2 * LANES;
+            self.fill::<2>(pass);
         }
     }
 
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn groups<const N: usize>(&self, counter: u32, blocks: &mut Blocks) {
-        let mut counters = [_mm512_setzero_si512(); N];
-        for (group, row) in (counter as i32..).step_by(GROUP).zip(&mut counters) {
-            let (a, b, c, d) = (group, group + 1, group + 2, group + 3);
-            *row = _mm512_set_epi32(0, 0, 0, d, 0, 0, 0, c, 0, 0, 0, b, 0, 0, 0, a);
+    fn fill<const N: usize>(&mut self, pass: &mut Pass) {
+        let blocks = LANES / self.width;
+        let mut first = [self.state; N];
+        for state in &mut first {
+            state[12] = self.state[12];
+            self.state[12] = _mm512_add_epi32(self.state[12], _mm512_set1_epi32(blocks as i32));
+            self.block += blocks;
         }
-        let first = counters.map(|row| {
-            let [a, b, c, d] = self.0;
-            [a, b, c, _mm512_add_epi32(d, row)]
-        });
-        let mut groups = first;
+        let mut states = first;
         for _ in 0..10 {
-            column_round(&mut groups);
-            diagonalise(&mut groups);
-            column_round(&mut groups);
-            undo_diagonalise(&mut groups);
+            quarter_rounds(&mut states, COLUMNS);
+            quarter_rounds(&mut states, DIAGONALS);
         }
-        for ((group, first), out) in groups.iter().zip(first).zip(blocks.0.as_chunks_mut().0) {
-            let sum = |row: usize| _mm512_add_epi32(group[row], first[row]);
-            *out = transpose([sum(0), sum(1), sum(2), sum(3)]);
+        for ((state, first), out) in
+            states.iter_mut().zip(&first).zip(pass.blocks.as_chunks_mut::<LANES>().0)
+        {
+            for (word, first) in state.iter_mut().zip(first) {
+                *word = _mm512_add_epi32(*word, *first);
+            }
+            *out = transmute!(blocks_of(state));
         }
     }
 }
 
-/// A quarter round of all columns of all groups (RFC 8439 §2.1), step by step over the groups, so
-/// that no step waits for the one before it.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn column_round<const N: usize>(groups: &mut [[__m512i; 4]; N]) {
-    add_xor_rotate::<N, 0, 1, 3, 16>(groups);
-    add_xor_rotate::<N, 2, 3, 1, 12>(groups);
-    add_xor_rotate::<N, 0, 1, 3, 8>(groups);
-    add_xor_rotate::<N, 2, 3, 1, 7>(groups);
+impl Pass {
+    pub(super) fn new() -> Self {
+        Self { blocks: [[0; BLOCK]; 2 * LANES], len: 0, width: 1, block: 0 }
+    }
+
+    /// Block 0 of each message: the one-time key of its authenticator (RFC 8439 §2.6).
+    pub(super) fn keys(&self) -> &[[u8; BLOCK]; GROUP] {
+        self.blocks.first_chunk().expect("a pass holds more than a group")
+    }
+
+    /// Adds the blocks to the texts that they are for.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn xor(&self, texts: &mut [&mut [u8]]) {
+        for (number, blocks) in (self.block..).zip(self.blocks[..self.len].chunks(self.width)) {
+            let Some(start) = number.checked_sub(1) else { continue };
+            for (text, block) in texts.iter_mut().zip(blocks) {
+                if let Some(text) = text.get_mut(start * BLOCK..) {
+                    xor_block(text, block);
+                }
+            }
+        }
+    }
 }
 
-/// `A += B; C ^= A; C <<<= BITS`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn add_xor_rotate<
-    const N: usize,
-    const A: usize,
-    const B: usize,
-    const C: usize,
-    const BITS: i32,
->(
-    groups: &mut [[__m512i; 4]; N],
+fn xor_block(text: &mut [u8], block: &[u8; BLOCK]) {
+    if let Some(text) = text.first_chunk_mut::<BLOCK>() {
+        *text = transmute!(_mm512_xor_si512(transmute!(*text), transmute!(*block)));
+    } else {
+        text.iter_mut().zip(block).for_each(|(text, key)| *text ^= key);
+    }
+}
+
+const ORDER: [u32; LANES] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+const COLUMNS: [[usize; 4]; 4] = [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]];
+const DIAGONALS: [[usize; 4]; 4] = [[0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]];
+
+/// Four quarter rounds of each state (RFC 8439 §2.1), step by step.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn quarter_rounds<const N: usize>(states: &mut [[__m512i; 16]; N], rounds: [[usize; 4]; 4]) {
+    let [abd, cdb] = [[0, 1, 3], [2, 3, 1]].map(|of| rounds.map(|round| of.map(|i| round[i])));
+    add_xor_rotate::<N, 16>(states, abd);
+    add_xor_rotate::<N, 12>(states, cdb);
+    add_xor_rotate::<N, 8>(states, abd);
+    add_xor_rotate::<N, 7>(states, cdb);
+}
+
+/// `a += b; c ^= a; c <<<= BITS`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn add_xor_rotate<const N: usize, const BITS: i32>(
+    states: &mut [[__m512i; 16]; N],
+    words: [[usize; 3]; 4],
 ) {
-    for rows in &mut *groups {
-        rows[A] = _mm512_add_epi32(rows[A], rows[B]);
+    for state in &mut *states {
+        for [a, b, _] in words {
+            state[a] = _mm512_add_epi32(state[a], state[b]);
+        }
     }
-    for rows in &mut *groups {
-        rows[C] = _mm512_xor_si512(rows[C], rows[A]);
+    for state in &mut *states {
+        for [a, _, c] in words {
+            state[c] = _mm512_xor_si512(state[c], state[a]);
+        }
     }
-    for rows in &mut *groups {
-        rows[C] = _mm512_rol_epi32::<BITS>(rows[C]);
-    }
-}
-
-/// Turns the rows so that diagonals stand in columns. The second row is ready last, so it stays and the
-/// others turn.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn diagonalise<const N: usize>(groups: &mut [[__m512i; 4]; N]) {
-    for rows in groups {
-        rows[0] = _mm512_shuffle_epi32::<0b10_01_00_11>(rows[0]);
-        rows[2] = _mm512_shuffle_epi32::<0b00_11_10_01>(rows[2]);
-        rows[3] = _mm512_shuffle_epi32::<0b01_00_11_10>(rows[3]);
+    for state in &mut *states {
+        for [_, _, c] in words {
+            state[c] = _mm512_rol_epi32::<BITS>(state[c]);
+        }
     }
 }
 
-/// Turns them back.
+/// From a word of sixteen blocks in each register to a block in each register.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn undo_diagonalise<const N: usize>(groups: &mut [[__m512i; 4]; N]) {
-    for rows in groups {
-        rows[0] = _mm512_shuffle_epi32::<0b00_11_10_01>(rows[0]);
-        rows[2] = _mm512_shuffle_epi32::<0b10_01_00_11>(rows[2]);
-        rows[3] = _mm512_shuffle_epi32::<0b01_00_11_10>(rows[3]);
+fn blocks_of(state: &[__m512i; 16]) -> [__m512i; LANES] {
+    let [a, b, c, d] =
+        [0, 4, 8, 12].map(|i| fours(state[i], state[i + 1], state[i + 2], state[i + 3]));
+    let mut blocks = [_mm512_setzero_si512(); LANES];
+    for i in 0..4 {
+        let column = transpose([a[i], b[i], c[i], d[i]]);
+        for (j, block) in column.into_iter().enumerate() {
+            blocks[4 * j + i] = block;
+        }
     }
+    blocks
 }
 
-/// From a row of four blocks in each register to a block in each register.
+/// Of four words of each block, those of four blocks in each register.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transpose([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
-    let ab = [_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b)];
-    let cd = [_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d)];
+fn fours(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> [__m512i; 4] {
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ab2, cd2) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
     [
-        _mm512_shuffle_i32x4::<0x88>(ab[0], cd[0]),
-        _mm512_shuffle_i32x4::<0xdd>(ab[0], cd[0]),
-        _mm512_shuffle_i32x4::<0x88>(ab[1], cd[1]),
-        _mm512_shuffle_i32x4::<0xdd>(ab[1], cd[1]),
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ab2, cd2),
+        _mm512_unpackhi_epi64(ab2, cd2),
     ]
 }

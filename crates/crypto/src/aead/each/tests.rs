@@ -1,0 +1,124 @@
+//! Groups of every size against single messages of the other back ends.
+
+use super::*;
+use crate::aead::{Algorithm, Backend};
+
+const BACKENDS: [Backend; 3] = [Backend::Wide, Backend::Ring, Backend::Portable];
+/// Two whole groups and one more.
+const MOST: usize = 2 * GROUP + 1;
+/// Far from where a counter fits 32 bits, and such that consecutive ones carry.
+const FIRST: u64 = 0x0102_0304_ffff_fff8;
+
+fn keys() -> [AeadKey; 3] {
+    BACKENDS.map(|backend| AeadKey::with_backend(backend, Algorithm::ChaCha20Poly1305, &[0x37; 32]))
+}
+
+/// As many messages of one length, each with its own text and counter, and room for the tag.
+fn texts(len: usize) -> Vec<u8> {
+    (0..(len + TAG_LEN) * MOST).map(|i| (i * i).to_le_bytes()[1]).collect()
+}
+
+fn messages(buffer: &mut [u8], stride: usize) -> impl Iterator<Item = Message<'_>> {
+    (FIRST..).zip(buffer.chunks_mut(stride)).map(|(counter, buffer)| Message { counter, buffer })
+}
+
+/// One after the other, with the single function.
+fn sealed_singly(key: &AeadKey, mut buffer: Vec<u8>, stride: usize) -> Vec<u8> {
+    for Message { counter, buffer } in messages(&mut buffer, stride) {
+        let (text, tag) = buffer.split_last_chunk_mut().unwrap();
+        *tag = key.seal(counter, &[], text);
+    }
+    buffer
+}
+
+fn opened(key: &AeadKey, sealed: &mut [u8], stride: usize) -> Vec<Result<Vec<u8>, Forged>> {
+    let mut all = Vec::new();
+    key.open_each(messages(sealed, stride), |number, text| {
+        assert_eq!(number, all.len());
+        all.push(text.map(|text| text.to_vec()));
+    });
+    all
+}
+
+#[test]
+fn every_length_and_number_seals_and_opens_as_with_the_others() {
+    let [wide, ring, portable] = keys();
+    for len in (0..600).chain((600..9100).step_by(503)).chain([1420, 1472, 1473]) {
+        let (text, stride) = (texts(len), len + TAG_LEN);
+        let expected = sealed_singly(&ring, text.clone(), stride);
+        assert!(expected == sealed_singly(&portable, text.clone(), stride), "{len}");
+        for end in (1..=MOST).map(|count| count * stride) {
+            let mut buffer = text[..end].to_vec();
+            wide.seal_each(messages(&mut buffer, stride));
+            assert!(buffer == expected[..end], "{len} {end}");
+            let opened = opened(&wide, &mut buffer, stride);
+            let each = text[..end].chunks(stride).map(|text| Ok(text[..len].to_vec()));
+            assert!(opened.into_iter().eq(each), "{len} {end}");
+        }
+    }
+}
+
+fn together(buffers: &mut [Vec<u8>]) -> impl Iterator<Item = Message<'_>> {
+    (FIRST..).zip(buffers).map(|(counter, buffer)| Message { counter, buffer })
+}
+
+#[test]
+fn lengths_that_change_are_sealed_and_opened_too() {
+    let lengths = [100, 100, 100, 40, 0, 0, 1420, 1420, 1420, 1420, 7];
+    for key in keys() {
+        let mut buffers = lengths.map(|len| vec![3; len + TAG_LEN]);
+        key.seal_each(together(&mut buffers));
+        for (counter, buffer) in (FIRST..).zip(&buffers) {
+            let text = vec![3; buffer.len() - TAG_LEN];
+            assert_eq!(key.open(counter, &[], &mut buffer.clone()).unwrap(), text);
+        }
+        let mut lens = Vec::new();
+        key.open_each(together(&mut buffers), |_, text| lens.push(text.unwrap().len()));
+        assert_eq!(lens, lengths);
+    }
+}
+
+/// Text or tag, in each place of a group of each size.
+#[test]
+fn what_is_forged_is_left_as_it_was_and_the_others_open() {
+    let [wide, ..] = keys();
+    for len in [0, 1, 16, 48, 64, 100, 192, 300, 1420] {
+        let (text, stride) = (texts(len), len + TAG_LEN);
+        let sealed = sealed_singly(&wide, text.clone(), stride);
+        for count in 1..=GROUP + 1 {
+            for (place, byte) in (0..count).flat_map(|place| [(place, 0), (place, stride - 1)]) {
+                let mut buffer = sealed[..count * stride].to_vec();
+                buffer[place * stride + byte] ^= 0x80;
+                let forged = buffer[place * stride..][..stride].to_vec();
+                for (number, opened) in opened(&wide, &mut buffer, stride).into_iter().enumerate() {
+                    let text = text[number * stride..][..len].to_vec();
+                    assert_eq!(opened, if number == place { Err(Forged) } else { Ok(text) });
+                }
+                assert_eq!(buffer[place * stride..][..stride], forged, "{len} {count} {place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_cipher_takes_several() {
+    for backend in BACKENDS {
+        let key = AeadKey::with_backend(backend, Algorithm::Aes256Gcm, &[5; 32]);
+        let (text, stride) = (texts(50), 50 + TAG_LEN);
+        let mut buffer = text.clone();
+        key.seal_each(messages(&mut buffer, stride));
+        assert_eq!(buffer, sealed_singly(&key, text, stride));
+        buffer[3 * stride] ^= 1;
+        let opened = opened(&key, &mut buffer, stride);
+        assert_eq!(opened.iter().filter(|text| text.is_ok()).count(), MOST - 1);
+        assert_eq!(opened[3], Err(Forged));
+    }
+}
+
+#[test]
+fn what_is_shorter_than_a_tag_is_forged() {
+    for key in keys() {
+        let opened = opened(&key, &mut [0; 3 * (TAG_LEN - 1)], TAG_LEN - 1);
+        assert_eq!(opened, [const { Err(Forged) }; 3]);
+    }
+}
