@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vpnd_crypto::aead::{AeadKey, Algorithm, TAG_LEN};
+use vpnd_crypto::aead::{AeadKey, Algorithm, Message, TAG_LEN};
 use zerocopy::IntoBytes;
 
 use crate::drop_reason::DropReason;
@@ -150,6 +150,25 @@ impl SealingKey {
         tag.copy_from_slice(&self.aead.seal(counter.0, &[], packet));
     }
 
+    /// Seals each of `datagrams` in place, as [`SealingKey::seal`] does one. Those of one length that
+    /// follow each other are sealed together, which is quicker.
+    ///
+    /// # Panics
+    /// When there are fewer counters than datagrams, or one is shorter than [`OVERHEAD`].
+    pub fn seal_each<'a>(
+        &self,
+        counters: &mut Counters,
+        datagrams: impl Iterator<Item = &'a mut [u8]>,
+    ) {
+        self.aead.seal_each(datagrams.map(|datagram| {
+            let Counter(counter) =
+                counters.next().expect("a counter was reserved for each datagram");
+            let (header, buffer) = datagram.split_at_mut(DATA_HEADER_LEN);
+            header.copy_from_slice(DataHeader::new(self.receiver, counter).as_bytes());
+            Message { counter, buffer }
+        }));
+    }
+
     /// Whether the key is young enough to seal, and has a counter left.
     pub(crate) fn seals_at(&self, now: BootTime) -> bool {
         now < self.seals_until && self.used() < REJECT_AFTER_MESSAGES
@@ -225,13 +244,37 @@ impl OpeningKey {
         datagram: &mut [u8],
         now: BootTime,
     ) -> Result<Opened, DropReason> {
-        if now >= self.dead_from || counter >= REJECT_AFTER_MESSAGES {
-            return Err(DropReason::Expired);
+        let mut result = Err(DropReason::Malformed);
+        self.open_each(std::iter::once((counter, datagram)), now, |opened| result = opened);
+        result
+    }
+
+    /// Opens each of `datagrams`, named by its counter, in place, and says in their order what came of
+    /// it, as [`OpeningKey::open`] does of one. Those of one length that follow each other are opened
+    /// together, which is quicker.
+    ///
+    /// # Panics
+    /// When a datagram is shorter than its header; what was parsed is not.
+    pub fn open_each<'a>(
+        &self,
+        datagrams: impl Iterator<Item = (u64, &'a mut [u8])>,
+        now: BootTime,
+        mut opened: impl FnMut(Result<Opened, DropReason>),
+    ) {
+        if now >= self.dead_from {
+            return datagrams.for_each(|_dead| opened(Err(DropReason::Expired)));
         }
-        let ciphertext = datagram.get_mut(DATA_HEADER_LEN..).ok_or(DropReason::Malformed)?;
-        let plaintext =
-            self.aead.open(counter, &[], ciphertext).map_err(|_forged| DropReason::Forged)?;
-        Ok(Opened { counter, plaintext_len: plaintext.len() })
+        let messages = datagrams.map(|(counter, datagram)| Message {
+            counter,
+            buffer: &mut datagram[DATA_HEADER_LEN..],
+        });
+        self.aead.open_each(messages, |counter, plaintext| {
+            opened(match plaintext {
+                Err(_forged) => Err(DropReason::Forged),
+                Ok(_) if counter >= REJECT_AFTER_MESSAGES => Err(DropReason::Expired),
+                Ok(plaintext) => Ok(Opened { counter, plaintext_len: plaintext.len() }),
+            });
+        });
     }
 
     /// The window, for the one thread whose turn it is. Never contended.
@@ -369,10 +412,17 @@ mod tests {
     }
 
     #[test]
-    fn counters_at_the_limit_are_refused_before_the_cipher_sees_them() {
-        let mut datagram = [0; OVERHEAD];
-        let refused = opening().open(REJECT_AFTER_MESSAGES, &mut datagram, BIRTH).unwrap_err();
-        assert_eq!(refused, DropReason::Expired);
+    fn counters_at_the_limit_do_not_open_even_if_authentic() {
+        let aead = AeadKey::new(data_cipher(), &[7; 32]);
+        for (counter, opens) in [(REJECT_AFTER_MESSAGES - 1, true), (REJECT_AFTER_MESSAGES, false)]
+        {
+            let mut datagram = [0; OVERHEAD + 16];
+            let (text, tag) = datagram[DATA_HEADER_LEN..].split_at_mut(16);
+            tag.copy_from_slice(&aead.seal(counter, &[], text));
+            let opened = opening().open(counter, &mut datagram, BIRTH);
+            assert_eq!(opened.is_ok(), opens);
+            assert!(opens || opened.is_err_and(|reason| reason == DropReason::Expired));
+        }
     }
 
     #[test]

@@ -78,9 +78,7 @@ impl Batch {
     pub(crate) fn seal(&mut self, key: &SealingKey, mut counters: Counters) {
         for run in &self.runs {
             let datagrams = self.buffer[run.start..run.end].chunks_mut(run.segment);
-            for (datagram, counter) in datagrams.zip(&mut counters) {
-                key.seal(counter, datagram);
-            }
+            key.seal_each(&mut counters, datagrams);
         }
     }
 

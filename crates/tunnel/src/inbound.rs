@@ -10,6 +10,7 @@
 //! the window's, taken once per batch and never contended.
 
 use std::io::{self, IoSlice};
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -47,15 +48,23 @@ pub(crate) struct Inbound {
     /// How many the next receive may bring.
     most: usize,
     slots: Vec<Slot>,
+    /// What came of each slot.
+    opened: Vec<Result<Opened, DropReason>>,
     turn: Turn,
     coalescer: Coalescer,
 }
 
-/// A datagram that opened: where it lies and whose it is.
+/// Transport data: where it lies, and what it says of itself.
 struct Slot {
     datagram: Range<usize>,
     receiver: Index,
-    opened: Opened,
+    counter: u64,
+}
+
+impl Slot {
+    fn same_session(&self, other: &Self) -> bool {
+        self.receiver == other.receiver
+    }
 }
 
 impl Inbound {
@@ -74,6 +83,7 @@ impl Inbound {
             received: [Received::NOTHING; MAX_RECEIVED],
             most: MAX_RECEIVED,
             slots: Vec::with_capacity(SLOTS),
+            opened: Vec::with_capacity(SLOTS),
             turn: Turn::default(),
             coalescer: Coalescer::new(limits),
         }
@@ -122,7 +132,7 @@ impl Inbound {
         self.write()
     }
 
-    /// Opens what is for us; returns the table that the slots were opened by.
+    /// Opens what is for us; returns the table that it was opened by.
     fn open(
         &mut self,
         mut table: Guard<Arc<Table>>,
@@ -130,6 +140,23 @@ impl Inbound {
         received: &Received,
         now: BootTime,
     ) -> Guard<Arc<Table>> {
+        self.sort(&table, start, received);
+        for run in self.slots.chunk_by(Slot::same_session) {
+            if table.opening(run[0].receiver).is_none() {
+                // The key may have been published since this batch began.
+                table = self.shared.table.load();
+            }
+            let opened = &mut self.opened;
+            match table.opening(run[0].receiver) {
+                Some(key) => key.open_each(places(&mut self.buffer, run), now, |o| opened.push(o)),
+                None => opened.extend(run.iter().map(|_| Err(DropReason::UnknownIndex))),
+            }
+        }
+        table
+    }
+
+    /// Tells transport data, which gets a slot each, from handshake messages and garbage.
+    fn sort(&mut self, table: &Table, start: usize, received: &Received) {
         self.slots.clear();
         if received.len == 0 {
             self.count(Err(DropReason::Malformed));
@@ -138,33 +165,15 @@ impl Inbound {
         let end = start + received.len;
         for start in (start..end).step_by(received.stride) {
             let datagram = start..end.min(start + received.stride);
-            let opened = self.open_one(&mut table, at, datagram, now);
-            self.count(opened);
+            let bytes = &self.buffer[datagram.clone()];
+            match message::parse(bytes) {
+                Ok(Message::Data { receiver, counter }) => {
+                    self.slots.push(Slot { datagram, receiver, counter });
+                }
+                Ok(_) => self.count(table.admit(at, bytes).and_then(|one| self.hand_over(one))),
+                Err(_) => self.count(Err(DropReason::Malformed)),
+            }
         }
-        table
-    }
-
-    fn open_one(
-        &mut self,
-        table: &mut Guard<Arc<Table>>,
-        at: Arrival,
-        datagram: Range<usize>,
-        now: BootTime,
-    ) -> Result<(), DropReason> {
-        let bytes = &mut self.buffer[datagram.clone()];
-        let parsed = message::parse(bytes).map_err(|_| DropReason::Malformed)?;
-        let Message::Data { receiver, counter } = parsed else {
-            let admitted = table.admit(at, bytes)?;
-            return self.hand_over(admitted);
-        };
-        if table.opening(receiver).is_none() {
-            // The key may have been published since this batch began.
-            *table = self.shared.table.load();
-        }
-        let key = table.opening(receiver).ok_or(DropReason::UnknownIndex)?;
-        let opened = key.open(counter, bytes, now)?;
-        self.slots.push(Slot { datagram, receiver, opened });
-        Ok(())
     }
 
     fn hand_over(&self, admitted: Admitted) -> Result<(), DropReason> {
@@ -176,18 +185,18 @@ impl Inbound {
         let (at, outer) =
             (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
         let mut accepting = self.turn.begin(table, &self.shared.activity, at);
-        for run in self.slots.chunk_by(|a, b| a.receiver == b.receiver) {
-            let Some(key) = table.opening(run[0].receiver) else {
-                // It retired between the table these were opened by and the one loaded since.
-                self.shared.counters.count(DropReason::Expired, run.len());
-                continue;
-            };
-            let mut window = key.window();
-            for slot in run {
+        let mut opened = self.opened.drain(..);
+        for run in self.slots.chunk_by(Slot::same_session) {
+            let key = table.opening(run[0].receiver);
+            let mut window = key.map(|key| key.window());
+            for (slot, opened) in run.iter().zip(&mut opened) {
                 let datagram = &mut self.buffer[slot.datagram.clone()];
-                let packet = accepting
-                    .accept(key, &mut window, &slot.opened, datagram)
-                    .and_then(|inner| admit_packet(&self.shared, inner, outer, datagram));
+                let packet = opened.and_then(|opened| {
+                    // It may have retired between the table it was opened by and the one loaded since.
+                    let (key, window) = key.zip(window.as_mut()).ok_or(DropReason::Expired)?;
+                    let inner = accepting.accept(key, window, &opened, datagram)?;
+                    admit_packet(&self.shared, inner, outer, datagram)
+                });
                 match packet {
                     Ok(None) => {}
                     Ok(Some(len)) => {
@@ -198,6 +207,7 @@ impl Inbound {
                 }
             }
         }
+        drop(opened);
         self.shared.wake(accepting.end(now));
     }
 
@@ -225,6 +235,20 @@ impl Inbound {
             self.shared.counters.count(reason, 1);
         }
     }
+}
+
+/// The slots' datagrams, which lie in their order and apart.
+fn places<'a>(
+    buffer: &'a mut [u8],
+    slots: &'a [Slot],
+) -> impl Iterator<Item = (u64, &'a mut [u8])> {
+    let (mut rest, mut at) = (buffer, 0);
+    slots.iter().map(move |slot| {
+        let (_, behind) = mem::take(&mut rest).split_at_mut(slot.datagram.start - at);
+        let (datagram, behind) = behind.split_at_mut(slot.datagram.len());
+        (rest, at) = (behind, slot.datagram.end);
+        (slot.counter, datagram)
+    })
 }
 
 /// The length of the packet to deliver, if there is one and it may come from the peer.

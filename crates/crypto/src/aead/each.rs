@@ -31,17 +31,14 @@ impl AeadKey {
     }
 
     /// Decrypts each message in place, without associated data. Calls `opened` for each, in their
-    /// order, with its number and its plaintext, or [`Forged`]: then nothing in its buffer may be used,
+    /// order, with its counter and its plaintext, or [`Forged`]: then nothing in its buffer may be used,
     /// and the others are none the worse.
     pub fn open_each<'a>(
         &self,
         messages: impl IntoIterator<Item = Message<'a>>,
-        mut opened: impl FnMut(usize, Result<&'a mut [u8], Forged>),
+        mut opened: impl FnMut(u64, Result<&'a mut [u8], Forged>),
     ) {
-        let mut numbers = 0..;
-        each_group(messages, |group| {
-            self.open_group(group, |text| opened(numbers.next().unwrap_or_default(), text));
-        });
+        each_group(messages, |group| self.open_group(group, &mut opened));
     }
 
     fn seal_group(&self, group: &mut [Message<'_>]) {
@@ -58,14 +55,14 @@ impl AeadKey {
     fn open_group<'a>(
         &self,
         group: &mut [Message<'a>],
-        mut opened: impl FnMut(Result<&'a mut [u8], Forged>),
+        mut opened: impl FnMut(u64, Result<&'a mut [u8], Forged>),
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Cipher::Wide(key, _) = &self.cipher {
             return self.open_wide(key, group, opened);
         }
         for Message { counter, buffer } in group {
-            opened(self.open(*counter, &[], take(buffer)));
+            opened(*counter, self.open(*counter, &[], take(buffer)));
         }
     }
 
@@ -88,20 +85,20 @@ impl AeadKey {
         &self,
         key: &WideKey,
         group: &mut [Message<'a>],
-        mut opened: impl FnMut(Result<&'a mut [u8], Forged>),
+        mut opened: impl FnMut(u64, Result<&'a mut [u8], Forged>),
     ) {
         let (nonces, count) = (self.nonces(group), group.len());
         let (mut texts, mut tags) = <([&mut [u8]; GROUP], [_; GROUP])>::default();
         for ((message, text), tag) in group.iter_mut().zip(&mut texts).zip(&mut tags) {
             let Some((start, end)) = take(&mut message.buffer).split_last_chunk_mut::<TAG_LEN>()
             else {
-                return group.iter().for_each(|_| opened(Err(Forged)));
+                return group.iter().for_each(|short| opened(short.counter, Err(Forged)));
             };
             (*text, *tag) = (start, *end);
         }
         let opens = key.open_group(&nonces[..count], &mut texts[..count], &tags);
-        for (text, opens) in texts.into_iter().zip(opens).take(count) {
-            opened(if opens { Ok(text) } else { Err(Forged) });
+        for (message, (text, opens)) in group.iter().zip(texts.into_iter().zip(opens)) {
+            opened(message.counter, if opens { Ok(text) } else { Err(Forged) });
         }
     }
 

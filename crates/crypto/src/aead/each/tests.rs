@@ -33,8 +33,8 @@ fn sealed_singly(key: &AeadKey, mut buffer: Vec<u8>, stride: usize) -> Vec<u8> {
 
 fn opened(key: &AeadKey, sealed: &mut [u8], stride: usize) -> Vec<Result<Vec<u8>, Forged>> {
     let mut all = Vec::new();
-    key.open_each(messages(sealed, stride), |number, text| {
-        assert_eq!(number, all.len());
+    key.open_each(messages(sealed, stride), |counter, text| {
+        assert_eq!(counter, FIRST + all.len() as u64);
         all.push(text.map(|text| text.to_vec()));
     });
     all
