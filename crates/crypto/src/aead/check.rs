@@ -15,8 +15,11 @@ pub(super) fn agrees_with_ring() -> bool {
     cases.all(|(len, count)| outcome(&wide, len, count) == outcome(&ring, len, count))
 }
 
+/// Plaintexts, or `None` where a message did not open.
+type Texts = Vec<Option<Vec<u8>>>;
+
 /// What a key makes of messages of one length: sealed, opened, and opened when the first is forged.
-fn outcome(key: &AeadKey, len: usize, count: usize) -> (Vec<u8>, [Vec<Option<Vec<u8>>>; 2]) {
+fn outcome(key: &AeadKey, len: usize, count: usize) -> (Vec<u8>, [Texts; 2]) {
     let stride = len + TAG_LEN;
     let mut sealed: Vec<u8> = (0..stride * count).map(|i| i.to_le_bytes()[0]).collect();
     key.seal_each(messages(&mut sealed, stride));

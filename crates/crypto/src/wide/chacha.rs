@@ -51,7 +51,7 @@ impl Stream {
         }
         let [low, high]: [__m512i; 2] = transmute!(rows);
         let lanes = transmute!(ORDER);
-        let message = _mm512_and_si512(lanes, _mm512_set1_epi32(width as i32 - 1));
+        let message = _mm512_and_si512(lanes, all(width - 1));
         let place = _mm512_slli_epi32::<2>(message);
         let word =
             |i| _mm512_permutex2var_epi32(low, _mm512_add_epi32(place, _mm512_set1_epi32(i)), high);
@@ -61,7 +61,7 @@ impl Stream {
         for (row, word) in state.iter_mut().zip(constants.into_iter().chain(key)) {
             *row = _mm512_set1_epi32(word);
         }
-        let shift = _mm_cvtsi32_si128(width.trailing_zeros() as i32);
+        let shift = _mm_cvtsi32_si128(width.trailing_zeros().cast_signed());
         state[12] = _mm512_srl_epi32(lanes, shift);
         state[13] = word(1);
         state[14] = word(2);
@@ -95,7 +95,7 @@ impl Stream {
         let mut first = [self.state; N];
         for state in &mut first {
             state[12] = self.state[12];
-            self.state[12] = _mm512_add_epi32(self.state[12], _mm512_set1_epi32(blocks as i32));
+            self.state[12] = _mm512_add_epi32(self.state[12], all(blocks));
             self.block += blocks;
         }
         let mut states = first;
@@ -146,6 +146,13 @@ fn xor_block(text: &mut [u8], block: &[u8; BLOCK]) {
     } else {
         text.iter_mut().zip(block).for_each(|(text, key)| *text ^= key);
     }
+}
+
+/// A number of lanes, in each of them.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn all(number: usize) -> __m512i {
+    _mm512_set1_epi32(number.to_le_bytes()[0].into())
 }
 
 const ORDER: [u32; LANES] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
