@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::{
     __m512i, _mm_cvtsi32_si128, _mm512_add_epi32, _mm512_and_si512, _mm512_permutex2var_epi32,
-    _mm512_rol_epi32, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srl_epi32,
+    _mm512_rol_epi32, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_srl_epi32,
     _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     _mm512_xor_si512,
 };
@@ -21,11 +21,14 @@ pub(super) const BLOCK: usize = 64;
 /// Blocks side by side.
 const LANES: usize = 16;
 
+/// The words of sixteen states, as rows and columns.
+type State = [[__m512i; 4]; 4];
+
 /// The key stream of up to [`GROUP`] messages. The sixteen lanes are dealt to them in turn: with four
 /// messages, a pass makes four blocks of each.
 pub(super) struct Stream {
     /// Before the first round.
-    state: [__m512i; 16],
+    state: State,
     /// Messages rounded up to a power of two, so that they divide the lanes.
     width: usize,
     /// Blocks of each message that the next pass begins with.
@@ -45,28 +48,13 @@ impl Stream {
     #[target_feature(enable = "avx512f")]
     pub(super) fn new(key: &[u8; 32], nonces: &[[u8; 12]]) -> Self {
         let width = nonces.len().next_power_of_two();
-        let mut rows = [[0; 16]; GROUP];
-        for (row, nonce) in rows.iter_mut().zip(nonces) {
-            row[4..].copy_from_slice(nonce);
-        }
-        let [low, high]: [__m512i; 2] = transmute!(rows);
-        let lanes = transmute!(ORDER);
-        let message = _mm512_and_si512(lanes, all(width - 1));
-        let place = _mm512_slli_epi32::<2>(message);
-        let word =
-            |i| _mm512_permutex2var_epi32(low, _mm512_add_epi32(place, _mm512_set1_epi32(i)), high);
-        let mut state = [_mm512_setzero_si512(); 16];
-        let constants: [i32; 4] = transmute!(*b"expand 32-byte k");
-        let key: [i32; 8] = transmute!(*key);
-        for (row, word) in state.iter_mut().zip(constants.into_iter().chain(key)) {
-            *row = _mm512_set1_epi32(word);
-        }
+        let key: [[i32; 4]; 2] = transmute!(*key);
+        let [constants, low, high] =
+            [transmute!(*b"expand 32-byte k"), key[0], key[1]].map(|words| broadcast(words));
         let shift = _mm_cvtsi32_si128(width.trailing_zeros().cast_signed());
-        state[12] = _mm512_srl_epi32(lanes, shift);
-        state[13] = word(1);
-        state[14] = word(2);
-        state[15] = word(3);
-        Self { state, width, block: 0 }
+        let [_, x, y, z] = nonce_words(nonces, width);
+        let counters = _mm512_srl_epi32(transmute!(ORDER), shift);
+        Self { state: [constants, low, high, [counters, x, y, z]], width, block: 0 }
     }
 
     /// The number of the next block of each message.
@@ -74,8 +62,8 @@ impl Stream {
         self.block
     }
 
-    /// As many of the next blocks as the registers hold, or fewer if none has a number of `end` or
-    /// above.
+    /// As many of the next blocks as the registers hold, or half as many if that is enough to reach
+    /// the number `end`.
     #[target_feature(enable = "avx512f")]
     pub(super) fn next(&mut self, end: usize, pass: &mut Pass) {
         (pass.width, pass.block) = (self.width, self.block);
@@ -91,27 +79,68 @@ impl Stream {
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn fill<const N: usize>(&mut self, pass: &mut Pass) {
-        let blocks = LANES / self.width;
         let mut first = [self.state; N];
         for state in &mut first {
-            state[12] = self.state[12];
-            self.state[12] = _mm512_add_epi32(self.state[12], all(blocks));
-            self.block += blocks;
+            state[3][0] = self.state[3][0];
+            self.advance();
         }
         let mut states = first;
         for _ in 0..10 {
-            quarter_rounds(&mut states, COLUMNS);
-            quarter_rounds(&mut states, DIAGONALS);
+            column_round(&mut states);
+            diagonalise(&mut states);
+            column_round(&mut states);
+            undo_diagonalise(&mut states);
         }
-        for ((state, first), out) in
-            states.iter_mut().zip(&first).zip(pass.blocks.as_chunks_mut::<LANES>().0)
-        {
-            for (word, first) in state.iter_mut().zip(first) {
-                *word = _mm512_add_epi32(*word, *first);
-            }
-            *out = transmute!(blocks_of(state));
+        let out = pass.blocks.as_chunks_mut::<LANES>().0;
+        for ((state, first), out) in states.iter().zip(&first).zip(out) {
+            *out = transmute!(blocks_of(&sum(state, first)));
         }
     }
+
+    /// By one pass over the lanes.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn advance(&mut self) {
+        let blocks = LANES / self.width;
+        let counters = &mut self.state[3][0];
+        *counters = _mm512_add_epi32(*counters, _mm512_set1_epi32(blocks as i32));
+        self.block += blocks;
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn broadcast(words: [i32; 4]) -> [__m512i; 4] {
+    words.map(|word| _mm512_set1_epi32(word))
+}
+
+/// The last row but for its first word: each lane has that of its message's nonce.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn nonce_words(nonces: &[[u8; 12]], width: usize) -> [__m512i; 4] {
+    let mut rows = [[0; 16]; GROUP];
+    for (row, nonce) in rows.iter_mut().zip(nonces) {
+        row[4..].copy_from_slice(nonce);
+    }
+    let [low, high]: [__m512i; 2] = transmute!(rows);
+    let message = _mm512_and_si512(transmute!(ORDER), _mm512_set1_epi32(width as i32 - 1));
+    let place = _mm512_slli_epi32::<2>(message);
+    [0, 1, 2, 3].map(|word| {
+        let place = _mm512_add_epi32(place, _mm512_set1_epi32(word));
+        _mm512_permutex2var_epi32(low, place, high)
+    })
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn sum(state: &State, first: &State) -> State {
+    let mut sum = *state;
+    for (row, first) in sum.iter_mut().zip(first) {
+        for (word, first) in row.iter_mut().zip(first) {
+            *word = _mm512_add_epi32(*word, *first);
+        }
+    }
+    sum
 }
 
 impl Pass {
@@ -148,63 +177,73 @@ fn xor_block(text: &mut [u8], block: &[u8; BLOCK]) {
     }
 }
 
-/// A number of lanes, in each of them.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn all(number: usize) -> __m512i {
-    _mm512_set1_epi32(number.to_le_bytes()[0].into())
-}
-
 const ORDER: [u32; LANES] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-const COLUMNS: [[usize; 4]; 4] = [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]];
-const DIAGONALS: [[usize; 4]; 4] = [[0, 5, 10, 15], [1, 6, 11, 12], [2, 7, 8, 13], [3, 4, 9, 14]];
-
-/// Four quarter rounds of each state (RFC 8439 §2.1), step by step.
+/// Quarter rounds of all columns of all states (RFC 8439 §2.1), step by step.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn quarter_rounds<const N: usize>(states: &mut [[__m512i; 16]; N], rounds: [[usize; 4]; 4]) {
-    let [abd, cdb] = [[0, 1, 3], [2, 3, 1]].map(|of| rounds.map(|round| of.map(|i| round[i])));
-    add_xor_rotate::<N, 16>(states, abd);
-    add_xor_rotate::<N, 12>(states, cdb);
-    add_xor_rotate::<N, 8>(states, abd);
-    add_xor_rotate::<N, 7>(states, cdb);
+fn column_round<const N: usize>(states: &mut [State; N]) {
+    add_xor_rotate::<N, 0, 1, 3, 16>(states);
+    add_xor_rotate::<N, 2, 3, 1, 12>(states);
+    add_xor_rotate::<N, 0, 1, 3, 8>(states);
+    add_xor_rotate::<N, 2, 3, 1, 7>(states);
 }
 
-/// `a += b; c ^= a; c <<<= BITS`.
+/// `A += B; C ^= A; C <<<= BITS`, of rows.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn add_xor_rotate<const N: usize, const BITS: i32>(
-    states: &mut [[__m512i; 16]; N],
-    words: [[usize; 3]; 4],
+fn add_xor_rotate<
+    const N: usize,
+    const A: usize,
+    const B: usize,
+    const C: usize,
+    const BITS: i32,
+>(
+    states: &mut [State; N],
 ) {
-    for state in &mut *states {
-        for [a, b, _] in words {
-            state[a] = _mm512_add_epi32(state[a], state[b]);
+    for rows in &mut *states {
+        for i in 0..4 {
+            rows[A][i] = _mm512_add_epi32(rows[A][i], rows[B][i]);
         }
     }
-    for state in &mut *states {
-        for [a, _, c] in words {
-            state[c] = _mm512_xor_si512(state[c], state[a]);
+    for rows in &mut *states {
+        for i in 0..4 {
+            rows[C][i] = _mm512_xor_si512(rows[C][i], rows[A][i]);
         }
     }
-    for state in &mut *states {
-        for [_, _, c] in words {
-            state[c] = _mm512_rol_epi32::<BITS>(state[c]);
+    for rows in &mut *states {
+        for i in 0..4 {
+            rows[C][i] = _mm512_rol_epi32::<BITS>(rows[C][i]);
         }
+    }
+}
+
+/// Turns the rows so that diagonals stand in columns. Only names change: no register moves.
+fn diagonalise<const N: usize>(states: &mut [State; N]) {
+    for [_, b, c, d] in states {
+        *b = [b[1], b[2], b[3], b[0]];
+        *c = [c[2], c[3], c[0], c[1]];
+        *d = [d[3], d[0], d[1], d[2]];
+    }
+}
+
+/// Turns them back.
+fn undo_diagonalise<const N: usize>(states: &mut [State; N]) {
+    for [_, b, c, d] in states {
+        *b = [b[3], b[0], b[1], b[2]];
+        *c = [c[2], c[3], c[0], c[1]];
+        *d = [d[1], d[2], d[3], d[0]];
     }
 }
 
 /// From a word of sixteen blocks in each register to a block in each register.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn blocks_of(state: &[__m512i; 16]) -> [__m512i; LANES] {
-    let [a, b, c, d] =
-        [0, 4, 8, 12].map(|i| fours(state[i], state[i + 1], state[i + 2], state[i + 3]));
-    let mut blocks = [_mm512_setzero_si512(); LANES];
+fn blocks_of(state: &State) -> [__m512i; LANES] {
+    let [a, b, c, d] = state.map(|row| fours(row));
+    let mut blocks = [a[0]; LANES];
     for i in 0..4 {
-        let column = transpose([a[i], b[i], c[i], d[i]]);
-        for (j, block) in column.into_iter().enumerate() {
+        for (j, block) in transpose([a[i], b[i], c[i], d[i]]).into_iter().enumerate() {
             blocks[4 * j + i] = block;
         }
     }
@@ -214,7 +253,7 @@ fn blocks_of(state: &[__m512i; 16]) -> [__m512i; LANES] {
 /// Of four words of each block, those of four blocks in each register.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn fours(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> [__m512i; 4] {
+fn fours([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
     let (ab2, cd2) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
     [
