@@ -103,9 +103,16 @@ impl Stream {
     fn advance(&mut self) {
         let blocks = LANES / self.width;
         let counters = &mut self.state[3][0];
-        *counters = _mm512_add_epi32(*counters, _mm512_set1_epi32(blocks as i32));
+        *counters = _mm512_add_epi32(*counters, all(blocks));
         self.block += blocks;
     }
+}
+
+/// A number of lanes, in each of them.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn all(number: usize) -> __m512i {
+    _mm512_set1_epi32(number.to_le_bytes()[0].into())
 }
 
 #[target_feature(enable = "avx512f")]
@@ -123,7 +130,7 @@ fn nonce_words(nonces: &[[u8; 12]], width: usize) -> [__m512i; 4] {
         row[4..].copy_from_slice(nonce);
     }
     let [low, high]: [__m512i; 2] = transmute!(rows);
-    let message = _mm512_and_si512(transmute!(ORDER), _mm512_set1_epi32(width as i32 - 1));
+    let message = _mm512_and_si512(transmute!(ORDER), all(width - 1));
     let place = _mm512_slli_epi32::<2>(message);
     [0, 1, 2, 3].map(|word| {
         let place = _mm512_add_epi32(place, _mm512_set1_epi32(word));
@@ -192,6 +199,7 @@ fn column_round<const N: usize>(states: &mut [State; N]) {
 /// `A += B; C ^= A; C <<<= BITS`, of rows.
 #[target_feature(enable = "avx512f")]
 #[inline]
+#[expect(clippy::needless_range_loop, reason = "two rows of one state, one of them to write to")]
 fn add_xor_rotate<
     const N: usize,
     const A: usize,
