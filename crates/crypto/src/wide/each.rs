@@ -79,7 +79,7 @@ fn sum(texts: [&[u8]; LANES], powers: &[Factor; STEP]) -> Limbs {
 #[inline]
 fn step(sum: Limbs, blocks: &[[__m512i; 2]], powers: &[Factor]) -> Limbs {
     let mut products = Products::new(Limbs::zero());
-    for (block, power) in blocks.iter().zip(powers).skip(1) {
+    for (block, power) in blocks[1..].iter().zip(&powers[1..]) {
         products = products.plus(Limbs::of_blocks(*block), power);
     }
     products.plus(sum.plus(Limbs::of_blocks(blocks[0])), &powers[0]).carry()
