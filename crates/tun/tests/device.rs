@@ -2,8 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
-#[path = "common/namespace.rs"]
-mod namespace;
 
 use std::io::{ErrorKind, IoSlice};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -11,11 +9,11 @@ use std::os::fd::AsFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{ACK, PSH, Spec, checksum};
-use namespace::{add_ipv4, add_ipv6, in_namespace, persist, set_up, sysctl};
+use common::namespace::{add_ipv4, add_ipv6, in_namespace, persist, set_up, sysctl};
+use common::{ACK, PSH, Spec, checksum, segments};
 use vpnd_tun::{
     Coalescer, Device, Limits, Mode, Offload, OpenError, Options, Queue, READ_BUFFER, VnetHeader,
-    open, split,
+    open,
 };
 
 fn options(name: &str) -> Options {
@@ -212,11 +210,5 @@ fn receive(queue: &Queue, count: usize, wanted: impl Fn(&[u8]) -> bool) -> Vec<V
 
 fn split_read(read: &[u8]) -> Vec<Vec<u8>> {
     let (header, packet) = VnetHeader::decode(read).unwrap();
-    let mut segments = split(header, packet, 0).unwrap();
-    let mut packets = Vec::new();
-    while let Some(len) = segments.next_len() {
-        packets.push(vec![0; len]);
-        segments.write_next(packets.last_mut().unwrap());
-    }
-    packets
+    segments(header, packet, 0)
 }

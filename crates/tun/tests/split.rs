@@ -3,40 +3,9 @@
 
 mod common;
 
-use common::{CWR, FIN, PSH, Spec};
+use common::{CWR, FIN, PSH, Spec, header, segments};
 use proptest::prelude::*;
 use vpnd_tun::{SplitError, VnetHeader, split};
-
-const NEEDS_CSUM: u8 = 1;
-
-fn header(spec: &Spec, gso_size: usize) -> VnetHeader {
-    let gso_type = match (spec.udp, spec.v6) {
-        (true, _) => 5,
-        (false, false) => 1,
-        (false, true) => 4,
-    };
-    VnetHeader {
-        flags: NEEDS_CSUM,
-        gso_type,
-        // Not the headers' length: the kernel gives its linear part, and that must not matter.
-        hdr_len: 17,
-        gso_size: u16::try_from(gso_size).unwrap(),
-        csum_start: u16::try_from(spec.ip_len()).unwrap(),
-        csum_offset: if spec.udp { 6 } else { 16 },
-    }
-}
-
-fn segments(header: VnetHeader, packet: &[u8], prefix: usize) -> Vec<Vec<u8>> {
-    let mut segments = split(header, packet, prefix).unwrap();
-    let mut out = Vec::new();
-    while let Some(len) = segments.next_len() {
-        let mut packet = vec![0xaa; len];
-        segments.write_next(&mut packet);
-        out.push(packet);
-    }
-    assert_eq!(segments.remaining(), 0);
-    out
-}
 
 /// What data-path rules make of a super-packet, each segment built on its own.
 fn expected(spec: &Spec, gso_size: usize) -> Vec<Vec<u8>> {
