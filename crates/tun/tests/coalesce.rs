@@ -1,27 +1,17 @@
-//! Coalescing, against the rules of the kernel's GRO spelled out over descriptions of packets:
-//! what is written splits into what was pushed, in the groups the rules name.
+//! Coalescing: its bounds, its headers, and what it does with garbage. Random flows go through it
+//! in `roundtrip.rs` and `kernel_gro.rs`.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
 
 use common::rules::{BOTH, buffer, check, groups, written};
-use common::train::{Change, Sent, next, train};
+use common::train::{Change, Flow, Sent, train};
 use common::{ACK, FIN, PSH, Spec};
 use proptest::prelude::*;
 use vpnd_tun::{Coalescer, Limits, VNET_LEN, VnetHeader, unmerge};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
-
-    #[test]
-    fn random_flows_merge_by_the_rules(sent in train(6, 120), tcp in prop::bool::weighted(0.9), udp in prop::bool::weighted(0.9)) {
-        check(&sent, Limits { tcp, udp, prefix: 0 });
-    }
-
-    #[test]
-    fn a_single_flow_merges_by_the_rules(sent in train(1, 40)) {
-        check(&sent, BOTH);
-    }
 
     /// Whatever is pushed: no panic, nothing lost, and what stays alone is untouched.
     #[test]
@@ -68,8 +58,8 @@ fn ether_header(len: usize) -> Vec<u8> {
 
 /// `count` packets of one flow, each with `len` bytes.
 fn stream(v6: bool, udp: bool, count: usize, len: usize) -> Vec<Sent> {
-    let mut state = Spec::new(v6, udp);
-    (0..count).map(|_| next(&mut state, 1, len, Change::Nothing, 7)).collect()
+    let mut flow = Flow::new(Spec::new(v6, udp), 1, len);
+    (0..count).flat_map(|_| flow.step(Change::Nothing, 7)).collect()
 }
 
 fn group_sizes(sent: &[Sent]) -> Vec<usize> {

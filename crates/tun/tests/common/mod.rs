@@ -2,11 +2,13 @@
 //! compare the crate's passes with.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod devices;
+pub(crate) mod gro;
 pub(crate) mod namespace;
 pub(crate) mod rules;
+pub(crate) mod seeds;
+pub(crate) mod super_packet;
 pub(crate) mod train;
-
-use vpnd_tun::{VnetHeader, split};
 
 /// One TCP or UDP packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,37 +167,6 @@ impl Spec {
         header.extend([0, 0]);
         header
     }
-}
-
-/// The kernel's header in front of the super-packet `spec`.
-pub(crate) fn header(spec: &Spec, gso_size: usize) -> VnetHeader {
-    let gso_type = match (spec.udp, spec.v6) {
-        (true, _) => 5,
-        (false, false) => 1,
-        (false, true) => 4,
-    };
-    VnetHeader {
-        flags: 1,
-        gso_type,
-        // Not the headers' length: the kernel gives its linear part, and that must not matter.
-        hdr_len: 17,
-        gso_size: u16::try_from(gso_size).unwrap(),
-        csum_start: u16::try_from(spec.ip_len()).unwrap(),
-        csum_offset: if spec.udp { 6 } else { 16 },
-    }
-}
-
-/// What [`split()`] makes of a packet.
-pub(crate) fn segments(header: VnetHeader, packet: &[u8], prefix: usize) -> Vec<Vec<u8>> {
-    let mut segments = split(header, packet, prefix).unwrap();
-    let mut out = Vec::new();
-    while let Some(len) = segments.next_len() {
-        let mut packet = vec![0xaa; len];
-        segments.write_next(&mut packet);
-        out.push(packet);
-    }
-    assert_eq!(segments.remaining(), 0);
-    out
 }
 
 /// RFC 1071, word by word, over parts of which all but the last are even.

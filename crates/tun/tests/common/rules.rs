@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use vpnd_tun::{Coalescer, Limits, VNET_LEN, VnetHeader};
 
+use super::super_packet::segments;
 use super::train::{Sent, Twist};
-use super::{FIN, PSH, Spec, segments};
+use super::{FIN, PSH, Spec};
 
 pub(crate) const BOTH: Limits = Limits { tcp: true, udp: true, prefix: 0 };
 
@@ -22,6 +23,15 @@ pub(crate) fn written(
     sent: &[Sent],
     prefix: &[u8],
 ) -> Vec<Vec<Vec<u8>>> {
+    let resplit = |write: Vec<u8>| {
+        let (header, packet) = VnetHeader::decode(&write).unwrap();
+        segments(header, packet, prefix.len())
+    };
+    merged(coalescer, sent, prefix).into_iter().map(resplit).collect()
+}
+
+/// What was written: headers and packets.
+pub(crate) fn merged(coalescer: &mut Coalescer, sent: &[Sent], prefix: &[u8]) -> Vec<Vec<u8>> {
     let (mut buffer, ranges) = buffer(sent, prefix);
     for range in ranges {
         coalescer.push(&buffer, range);
@@ -32,9 +42,8 @@ pub(crate) fn written(
         let (header, packet) = VnetHeader::decode(&write).unwrap();
         assert_eq!(slices[0].len(), VNET_LEN);
         assert_eq!(count > 1, header != VnetHeader::PLAIN);
-        let packets = segments(header, packet, prefix.len());
-        assert_eq!(packets.len(), count);
-        writes.push(packets);
+        assert_eq!(segments(header, packet, prefix.len()).len(), count);
+        writes.push(write);
     });
     writes
 }
@@ -90,11 +99,11 @@ pub(crate) fn groups(sent: &[Sent], limits: Limits) -> Vec<Vec<usize>> {
     groups
 }
 
-fn same_hosts(a: &Spec, b: &Spec) -> bool {
+pub(crate) fn same_hosts(a: &Spec, b: &Spec) -> bool {
     (a.v6, a.flow.0) == (b.v6, b.flow.0)
 }
 
-fn same_flow(a: &Spec, b: &Spec) -> bool {
+pub(crate) fn same_flow(a: &Spec, b: &Spec) -> bool {
     (a.v6, a.udp, a.flow) == (b.v6, b.udp, b.flow)
 }
 
