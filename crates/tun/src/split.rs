@@ -70,8 +70,9 @@ enum Completion {
 struct Field {
     start: usize,
     at: usize,
-    /// UDP has no zero checksum: it would mean "none".
-    udp: bool,
+    /// Whether zero is stored as ones, the same number. UDP needs that, as its zero would mean
+    /// "none"; in a plain packet the kernel does it whatever the protocol.
+    zero_as_ones: bool,
 }
 
 impl<'a> Segments<'a> {
@@ -115,7 +116,7 @@ impl<'a> Segments<'a> {
         let (headers, rest) = out.split_at_mut(self.headers.len());
         let sum = Sum::of(&headers[field.start..]) + Sum::copy(payload, rest);
         let checksum = match sum.checksum() {
-            0 if field.udp => 0xffff,
+            0 if field.zero_as_ones => 0xffff,
             checksum => checksum,
         };
         put16(headers, field.at, checksum);
@@ -201,12 +202,12 @@ impl Field {
     fn of_header(header: VnetHeader) -> Self {
         let start = usize::from(header.csum_start);
         let at = start + usize::from(header.csum_offset);
-        Self { start, at, udp: header.csum_offset == Transport::Udp.checksum_offset() }
+        Self { start, at, zero_as_ones: true }
     }
 
     const fn of(layout: &Layout) -> Self {
-        let udp = matches!(layout.transport, Transport::Udp);
-        Self { start: layout.l4, at: layout.checksum_at(), udp }
+        let zero_as_ones = matches!(layout.transport, Transport::Udp);
+        Self { start: layout.l4, at: layout.checksum_at(), zero_as_ones }
     }
 }
 

@@ -2,25 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
-#[path = "common/namespace.rs"]
-mod namespace;
 
 use std::io::{ErrorKind, IoSlice};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::devices::{options, router};
+use common::namespace::{add_ipv4, in_namespace, persist, set_up};
+use common::super_packet::segments;
 use common::{ACK, PSH, Spec, checksum};
-use namespace::{add_ipv4, add_ipv6, in_namespace, persist, set_up, sysctl};
 use vpnd_tun::{
-    Coalescer, Device, Limits, Mode, Offload, OpenError, Options, Queue, READ_BUFFER, VnetHeader,
-    open, split,
+    Coalescer, Limits, Offload, OpenError, Options, Queue, READ_BUFFER, VnetHeader, open,
 };
-
-fn options(name: &str) -> Options {
-    Options { name: Some(name.to_owned()), mode: Mode::Tun, offload: true, queues: 1 }
-}
 
 #[test]
 fn the_kernel_agrees_to_offloads_while_down() {
@@ -131,25 +126,6 @@ fn the_kernel_splits_what_we_merge_and_as_we_do() {
     });
 }
 
-/// A device into which packets are written, and the one that the kernel forwards them to.
-fn router(offload: bool) -> (Device, Device) {
-    let entry = open(&options("entry")).unwrap();
-    let exit = open(&Options { offload, ..options("exit") }).unwrap();
-    for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-        sysctl(family, "1");
-    }
-    for link in ["all", "entry"] {
-        sysctl(&format!("ipv4/conf/{link}/rp_filter"), "0");
-        sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "0");
-    }
-    add_ipv4("entry", Ipv4Addr::new(198, 51, 100, 1));
-    add_ipv4("exit", Ipv4Addr::new(192, 0, 2, 201));
-    set_up("entry");
-    set_up("exit");
-    add_ipv6("exit", Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 201));
-    (entry, exit)
-}
-
 /// Full packets, a short one that ends the train, and a new train.
 fn stream(v6: bool, udp: bool) -> Vec<Spec> {
     let mut next = Spec::new(v6, udp);
@@ -212,11 +188,5 @@ fn receive(queue: &Queue, count: usize, wanted: impl Fn(&[u8]) -> bool) -> Vec<V
 
 fn split_read(read: &[u8]) -> Vec<Vec<u8>> {
     let (header, packet) = VnetHeader::decode(read).unwrap();
-    let mut segments = split(header, packet, 0).unwrap();
-    let mut packets = Vec::new();
-    while let Some(len) = segments.next_len() {
-        packets.push(vec![0; len]);
-        segments.write_next(packets.last_mut().unwrap());
-    }
-    packets
+    segments(header, packet, 0)
 }

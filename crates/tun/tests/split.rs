@@ -3,40 +3,10 @@
 
 mod common;
 
+use common::super_packet::{any_spec, header, segments, with_options};
 use common::{CWR, FIN, PSH, Spec};
 use proptest::prelude::*;
 use vpnd_tun::{SplitError, VnetHeader, split};
-
-const NEEDS_CSUM: u8 = 1;
-
-fn header(spec: &Spec, gso_size: usize) -> VnetHeader {
-    let gso_type = match (spec.udp, spec.v6) {
-        (true, _) => 5,
-        (false, false) => 1,
-        (false, true) => 4,
-    };
-    VnetHeader {
-        flags: NEEDS_CSUM,
-        gso_type,
-        // Not the headers' length: the kernel gives its linear part, and that must not matter.
-        hdr_len: 17,
-        gso_size: u16::try_from(gso_size).unwrap(),
-        csum_start: u16::try_from(spec.ip_len()).unwrap(),
-        csum_offset: if spec.udp { 6 } else { 16 },
-    }
-}
-
-fn segments(header: VnetHeader, packet: &[u8], prefix: usize) -> Vec<Vec<u8>> {
-    let mut segments = split(header, packet, prefix).unwrap();
-    let mut out = Vec::new();
-    while let Some(len) = segments.next_len() {
-        let mut packet = vec![0xaa; len];
-        segments.write_next(&mut packet);
-        out.push(packet);
-    }
-    assert_eq!(segments.remaining(), 0);
-    out
-}
 
 /// What data-path rules make of a super-packet, each segment built on its own.
 fn expected(spec: &Spec, gso_size: usize) -> Vec<Vec<u8>> {
@@ -61,30 +31,6 @@ fn expected(spec: &Spec, gso_size: usize) -> Vec<Vec<u8>> {
     payloads.iter().enumerate().map(segment).collect()
 }
 
-fn any_spec() -> impl Strategy<Value = Spec> {
-    let options = prop::collection::vec(any::<[u8; 4]>(), 0..=10);
-    let lengths = prop_oneof![0usize..200, 0usize..20_000];
-    (any::<(bool, bool, u16, bool, u8, u8, u32)>(), any::<(u8, u16, u16)>(), options, lengths)
-        .prop_flat_map(
-            |((v6, udp, id, df, ttl, tos, sequence), (flags, window, urgent), o, len)| {
-                let spec = Spec {
-                    id,
-                    dont_fragment: df,
-                    ttl,
-                    tos,
-                    sequence,
-                    flags,
-                    window,
-                    urgent,
-                    options: if udp { Vec::new() } else { o.concat() },
-                    ..Spec::new(v6, udp)
-                };
-                prop::collection::vec(any::<u8>(), len)
-                    .prop_map(move |payload| Spec { payload, ..spec.clone() })
-            },
-        )
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
@@ -104,7 +50,11 @@ proptest! {
     #[test]
     fn a_checksum_left_to_us_is_completed(spec in any_spec()) {
         let header = VnetHeader { gso_type: 0, gso_size: 0, ..header(&spec, 1) };
-        prop_assert_eq!(segments(header, &spec.build_super(), 0), vec![spec.build()]);
+        let mut expected = spec.build();
+        if expected[spec.checksum_at()..][..2] == [0, 0] {
+            expected[spec.checksum_at()..][..2].fill(0xff);
+        }
+        prop_assert_eq!(segments(header, &spec.build_super(), 0), vec![expected]);
     }
 
     #[test]
@@ -156,30 +106,41 @@ proptest! {
     }
 }
 
+/// With a payload that makes its checksum zero.
+fn summing_to_zero(udp: bool) -> Spec {
+    let spec = Spec { payload: vec![0, 0], ..Spec::new(false, udp) };
+    let at = spec.checksum_at();
+    Spec { payload: spec.build()[at..at + 2].to_vec(), ..spec }
+}
+
+fn checksum_of_first(header: VnetHeader, spec: &Spec) -> Vec<u8> {
+    let packet = segments(header, &spec.build_super(), 0).remove(0);
+    packet[spec.checksum_at()..][..2].to_vec()
+}
+
 #[test]
 fn a_udp_checksum_of_zero_is_sent_as_ones() {
-    let mut spec = Spec::new(false, true);
-    spec.payload = vec![0, 0];
-    let complement = u16::from_be_bytes(spec.build()[26..28].try_into().unwrap());
-    spec.payload = complement.to_be_bytes().to_vec();
-    let packet = segments(header(&spec, 2), &spec.build_super(), 0).remove(0);
-    assert_eq!(packet[26..28], [0xff, 0xff]);
+    let spec = summing_to_zero(true);
+    assert_eq!(checksum_of_first(header(&spec, 2), &spec), [0xff, 0xff]);
+}
+
+/// In a plain packet the kernel makes no difference between the protocols.
+#[test]
+fn a_tcp_checksum_of_zero_is_sent_as_ones_unless_segmented() {
+    let spec = summing_to_zero(false);
+    let segmented = header(&spec, 2);
+    let plain = VnetHeader { gso_type: 0, gso_size: 0, ..segmented };
+    assert_eq!(checksum_of_first(segmented, &spec), [0, 0]);
+    assert_eq!(checksum_of_first(plain, &spec), [0xff, 0xff]);
 }
 
 #[test]
 fn extension_headers_are_copied_to_every_segment() {
     let mut spec = Spec::new(true, false);
     spec.payload = vec![7; 250];
-    let with_extension = |mut packet: Vec<u8>| {
-        let len = u16::from_be_bytes([packet[4], packet[5]]) + 8;
-        packet[4..6].copy_from_slice(&len.to_be_bytes());
-        packet[6] = 60;
-        packet.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
-        packet
-    };
     let header = VnetHeader { csum_start: 48, ..header(&spec, 100) };
-    let expected: Vec<_> = expected(&spec, 100).into_iter().map(with_extension).collect();
-    assert_eq!(segments(header, &with_extension(spec.build_super()), 0), expected);
+    let expected: Vec<_> = expected(&spec, 100).into_iter().map(with_options).collect();
+    assert_eq!(segments(header, &with_options(spec.build_super()), 0), expected);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Network namespaces for tests, and the little set-up a link in one needs.
+#![allow(clippy::print_stdout, reason = "what a test of its own process said is passed on")]
 #![allow(unsafe_code, reason = "namespaces and interface ioctls")]
 
 use std::ffi::{c_int, c_short};
@@ -25,14 +26,21 @@ pub(crate) fn in_namespace(name: &str, body: fn()) {
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}\n{complained}");
+    print!("{said}");
+}
+
+/// Whether `in_namespace` needs no user namespace.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: getuid has no preconditions and cannot fail.
+    unsafe { libc::getuid() == 0 }
 }
 
 fn enter() -> io::Result<()> {
-    // SAFETY: getuid and getgid have no preconditions and cannot fail.
-    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
-    if uid == 0 {
+    if is_root() {
         return unshare(libc::CLONE_NEWNET);
     }
+    // SAFETY: getuid and getgid have no preconditions and cannot fail.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
     unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET)?;
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
@@ -55,6 +63,13 @@ pub(crate) fn set_up(link: &str) {
     let mut request = named(link);
     request.ifr_ifru.ifru_flags = c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap();
     interface_ioctl(libc::SIOCSIFFLAGS, &mut request);
+}
+
+/// Sets the longest packet that a link takes.
+pub(crate) fn set_mtu(link: &str, mtu: c_int) {
+    let mut request = named(link);
+    request.ifr_ifru.ifru_mtu = mtu;
+    interface_ioctl(libc::SIOCSIFMTU, &mut request);
 }
 
 /// Gives a link an address whose network is a /24.
@@ -101,14 +116,14 @@ pub(crate) fn persist(device: &impl AsRawFd) {
     check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1) }).unwrap();
 }
 
-fn index(link: &str) -> c_int {
+pub(crate) fn index(link: &str) -> c_int {
     let mut request = named(link);
     interface_ioctl(libc::SIOCGIFINDEX, &mut request);
     // SAFETY: the call filled the index in.
     unsafe { request.ifr_ifru.ifru_ifindex }
 }
 
-fn named(link: &str) -> libc::ifreq {
+pub(crate) fn named(link: &str) -> libc::ifreq {
     // SAFETY: an ifreq is plain old data.
     let mut request: libc::ifreq = unsafe { zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(link.bytes()) {
@@ -123,7 +138,7 @@ fn interface_ioctl(request: libc::Ioctl, argument: &mut libc::ifreq) {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), request, argument) }).unwrap();
 }
 
-fn check(result: c_int) -> io::Result<()> {
+pub(crate) fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -1,0 +1,32 @@
+//! Devices of this crate, as the tests use them.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use vpnd_tun::{Device, Mode, Options, open};
+
+use super::namespace::{add_ipv4, add_ipv6, set_mtu, set_up, sysctl};
+
+pub(crate) fn options(name: &str) -> Options {
+    Options { name: Some(name.to_owned()), mode: Mode::Tun, offload: true, queues: 1 }
+}
+
+/// A device into which packets are written, and the one that the kernel forwards them to, which
+/// takes packets of any length.
+pub(crate) fn router(offload: bool) -> (Device, Device) {
+    let entry = open(&options("entry")).unwrap();
+    let exit = open(&Options { offload, ..options("exit") }).unwrap();
+    for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        sysctl(family, "1");
+    }
+    for link in ["all", "entry"] {
+        sysctl(&format!("ipv4/conf/{link}/rp_filter"), "0");
+        sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "0");
+    }
+    add_ipv4("entry", Ipv4Addr::new(198, 51, 100, 1));
+    add_ipv4("exit", Ipv4Addr::new(192, 0, 2, 201));
+    set_up("entry");
+    set_mtu("exit", 65_535);
+    set_up("exit");
+    add_ipv6("exit", Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 201));
+    (entry, exit)
+}

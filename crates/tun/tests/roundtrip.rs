@@ -1,0 +1,23 @@
+//! The proof of both passes at once: what random flows are merged into splits into the packets
+//! that were pushed, in the groups that the rules of the kernel's GRO name.
+#![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
+
+mod common;
+
+use common::rules::check;
+use common::seeds::{each_seed, sized};
+use common::train::train;
+use proptest::prelude::*;
+use vpnd_tun::Limits;
+
+#[test]
+fn what_is_merged_splits_into_what_was_pushed() {
+    let merged = prop::bool::weighted(0.9);
+    let trains = prop_oneof![train(1, 150), train(6, 120)];
+    let packets = each_seed(&(trains, merged, merged), sized(50_000, 1_000_000), |drawn| {
+        let (sent, tcp, udp) = drawn;
+        check(&sent, Limits { tcp, udp, prefix: 0 });
+        sent.len()
+    });
+    println!("merged and split again: {packets} packets, 0 differences");
+}
