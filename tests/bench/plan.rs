@@ -9,8 +9,8 @@ use crate::figure::{Figure, Record, Records};
 use crate::probe::Probe;
 use crate::say;
 
-/// Lengths of the device's queue, in packets; the kernel's default first.
-pub(crate) const QUEUES: [u16; 3] = [500, 100, 50];
+/// Lengths of the device's queue, in packets: first vpnd's own choice, then the kernel's.
+pub(crate) const QUEUES: [u16; 4] = [1000, 500, 100, 50];
 
 /// What the records of a queue's length are called.
 pub(crate) fn queue_name(packets: u16) -> String {
@@ -80,8 +80,8 @@ impl Turn<'_> {
         }
     }
 
-    /// Under a name for each length; the default, first and again at the end, is what the other
-    /// probes have.
+    /// Under a name for each length; the first, which is set again at the end, is what the other probes
+    /// have.
     fn queues(&mut self, tunnel: &Tunnel) {
         let (plan, round) = (self.plan, self.round);
         for packets in QUEUES {
