@@ -4,6 +4,7 @@
 //! `VPND_TESTS=long` asks for the full counts.
 
 mod ecn;
+mod exact;
 mod expiry;
 mod flood;
 mod hostile;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         ecn::scenarios(),
         system::scenarios(),
         flood::scenarios(),
+        exact::scenarios(),
         speed::scenarios(),
     ];
     runner::main(rooms.into_iter().flatten().collect())
