@@ -43,7 +43,9 @@ impl AeadKey {
 
     fn seal_group(&self, group: &mut [Message<'_>]) {
         #[cfg(target_arch = "x86_64")]
-        if let Cipher::Wide(key, _) = &self.cipher {
+        if let Cipher::Wide(key, _) = &self.cipher
+            && group.len() > 1
+        {
             return self.seal_wide(key, group);
         }
         for Message { counter, buffer } in group {
@@ -58,7 +60,9 @@ impl AeadKey {
         mut opened: impl FnMut(u64, Result<&'a mut [u8], Forged>),
     ) {
         #[cfg(target_arch = "x86_64")]
-        if let Cipher::Wide(key, _) = &self.cipher {
+        if let Cipher::Wide(key, _) = &self.cipher
+            && group.len() > 1
+        {
             return self.open_wide(key, group, opened);
         }
         for Message { counter, buffer } in group {

@@ -80,7 +80,7 @@ fn lengths_that_change_are_sealed_and_opened_too() {
 
 /// Text or tag, in each place of a group of each size.
 #[test]
-fn what_is_forged_is_left_as_it_was_and_the_others_open() {
+fn what_is_forged_gives_nothing_away_and_the_others_open() {
     let [wide, ..] = keys();
     for len in [0, 1, 16, 48, 64, 100, 192, 300, 1420] {
         let (text, stride) = (texts(len), len + TAG_LEN);
@@ -89,12 +89,13 @@ fn what_is_forged_is_left_as_it_was_and_the_others_open() {
             for (place, byte) in (0..count).flat_map(|place| [(place, 0), (place, stride - 1)]) {
                 let mut buffer = sealed[..count * stride].to_vec();
                 buffer[place * stride + byte] ^= 0x80;
-                let forged = buffer[place * stride..][..stride].to_vec();
                 for (number, opened) in opened(&wide, &mut buffer, stride).into_iter().enumerate() {
                     let text = text[number * stride..][..len].to_vec();
                     assert_eq!(opened, if number == place { Err(Forged) } else { Ok(text) });
                 }
-                assert_eq!(buffer[place * stride..][..stride], forged, "{len} {count} {place}");
+                let (left, secret) =
+                    (&buffer[place * stride..][..len], &text[place * stride..][..len]);
+                assert!(len < 16 || left != secret, "{len} {count} {place}");
             }
         }
     }
