@@ -29,9 +29,8 @@ fn main() {
     let first = sealing.used();
     seal(&sealing, &mut batch);
     let open = |batch: &mut Vec<u8>| {
-        for (datagram, counter) in batch.chunks_exact_mut(DATAGRAM).zip(first..) {
-            opening.open(counter, datagram, NOW).unwrap();
-        }
+        let datagrams = (first..).zip(batch.chunks_exact_mut(DATAGRAM));
+        opening.open_each(datagrams, NOW, |opened| drop(opened.unwrap()));
     };
     group.bench_function("open", |bencher| {
         bencher.iter_batched_ref(|| batch.clone(), open, BatchSize::PerIteration);
@@ -41,8 +40,6 @@ fn main() {
 }
 
 fn seal(key: &SealingKey, batch: &mut [u8]) {
-    let counters = key.reserve(BATCH, NOW).unwrap();
-    for (datagram, counter) in batch.chunks_exact_mut(DATAGRAM).zip(counters) {
-        key.seal(counter, datagram);
-    }
+    let mut counters = key.reserve(BATCH, NOW).unwrap();
+    key.seal_each(&mut counters, batch.chunks_exact_mut(DATAGRAM));
 }
