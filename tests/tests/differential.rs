@@ -62,7 +62,8 @@ fn snow_initiates_to_us() {
         assert_eq!(claim.timestamp(), pair.stamp);
 
         let psk = PresharedKey::from_bytes(pair.psk);
-        let (response, keys) = claim.respond(pair.index, &psk, &mut pair.rng).unwrap();
+        let (response, agreed) = claim.respond(pair.index, &psk, &mut pair.rng).unwrap();
+        let keys = agreed.keys();
         let read = snow.read_message(&response.as_bytes()[NOISE_SECOND], &mut []);
         assert_eq!(read, Ok(0));
         let (first, second) = snow.dangerously_get_raw_split();
@@ -123,7 +124,8 @@ fn boringtun_initiates_to_us() {
         assert!(Mac1Key::new(pair.ours.public()).verify(&initiation));
         let claim = pair.accept(&Initiation::read_from_bytes(&initiation).unwrap()).unwrap();
         let (theirs, psk) = (claim.remote_index(), PresharedKey::from_bytes(pair.psk));
-        let (mut response, keys) = claim.respond(pair.index, &psk, &mut pair.rng).unwrap();
+        let (mut response, agreed) = claim.respond(pair.index, &psk, &mut pair.rng).unwrap();
+        let keys = agreed.keys();
         Jar::new(&pair.their_public()).seal_macs(NOW, response.as_mut_bytes());
 
         let keepalive = tunn.receive(response.as_bytes());
@@ -232,7 +234,7 @@ impl Pair {
         let psk = PresharedKey::from_bytes(self.psk);
         let answer = waiting.open_response(&self.ours, &[psk], response)?;
         assert_eq!(answer.remote_index, response.sender);
-        Ok(answer.keys)
+        Ok(answer.agreed.keys())
     }
 
     fn accept(&self, initiation: &Initiation) -> Result<Claim, HandshakeError> {

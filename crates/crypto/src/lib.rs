@@ -1,5 +1,5 @@
-//! Keys, authenticated encryption, hashes and key derivation: the tunnel's arithmetic, with no input
-//! or output, no clock and no randomness of its own.
+//! Keys, authenticated encryption, hashes, key derivation and key encapsulation: the tunnel's
+//! arithmetic, with no input or output, no clock and no randomness of its own.
 //!
 //! Secrets are wiped when they are dropped, are never cloned and have no `Debug`.
 
@@ -7,6 +7,7 @@
 
 pub mod aead;
 pub mod hash;
+pub mod kem;
 pub mod key;
 #[allow(unsafe_code, reason = "reads ring's key out of a MaybeUninit, so that it can be wiped")]
 mod ring_key;

@@ -2,7 +2,7 @@
 
 use std::fmt::{Debug, Display};
 
-use crate::{AeadKey, PresharedKey, SecretKey, SharedSecret};
+use crate::{AeadKey, PresharedKey, SecretKey, SharedSecret, kem};
 
 /// Fails to compile if the type has the trait: the method would then be ambiguous.
 macro_rules! assert_lacks {
@@ -21,6 +21,8 @@ assert_lacks!(SecretKey: Debug, Display, Clone);
 assert_lacks!(PresharedKey: Debug, Display, Clone);
 assert_lacks!(SharedSecret: Debug, Display, Clone);
 assert_lacks!(AeadKey: Debug, Display, Clone);
+assert_lacks!(kem::DecapsulationKey: Debug, Display, Clone);
+assert_lacks!(kem::SharedSecret: Debug, Display, Clone, PartialEq);
 
 /// Reads the hexadecimal digits of a published vector, whatever stands between them.
 pub(crate) fn unhex(text: &str) -> Vec<u8> {

@@ -3,6 +3,7 @@
 //!
 //! As initiator: [`Initiator::initiate`], then [`Initiator::open_response`].
 //! As responder: [`read_initiation`], [`Unproven::prove`], [`Claim::respond`].
+//! Both come to [`Agreed`], which is asked for no more keys than the session needs.
 
 mod noise;
 mod symmetric;
@@ -18,6 +19,7 @@ use zeroize::Zeroizing;
 
 use self::symmetric::ChaChaPoly;
 use crate::message::{Index, Initiation, Response, Sealed};
+use crate::session::Role;
 use crate::timestamp::Timestamp;
 
 /// What `WireGuard` mixes in before anything else.
@@ -99,16 +101,15 @@ impl Initiator {
             Some((candidate, state))
         });
         let (candidate, state) = opened.ok_or(HandshakeError::AnswerDoesNotOpen)?;
-        let ([sealing, opening], handshake_hash) = state.split();
-        let keys = SessionKeys { sealing, opening, handshake_hash };
-        Ok(Answer { keys, remote_index: response.sender, candidate })
+        let agreed = Agreed { state, role: Role::Initiator };
+        Ok(Answer { agreed, remote_index: response.sender, candidate })
     }
 }
 
 /// What a message 2 that opened yields.
 pub struct Answer {
-    /// The new session's keys.
-    pub keys: SessionKeys,
+    /// What the new session's keys are made from.
+    pub agreed: Agreed,
     /// The responder's name for the session.
     pub remote_index: Index,
     /// Which of the preshared keys opened it.
@@ -189,17 +190,37 @@ impl Claim {
         index: Index,
         psk: &PresharedKey,
         rng: &mut impl CryptoRng,
-    ) -> Result<(Response, SessionKeys), HandshakeError> {
+    ) -> Result<(Response, Agreed), HandshakeError> {
         let ephemeral = SecretKey::generate(rng);
         let (state, nothing) = noise::write_second(self.state, &ephemeral, &self.remote, psk, &[])?;
         let public = *ephemeral.public().as_bytes();
         let response = Response::new(index, self.remote_index, public, nothing);
-        let ([opening, sealing], handshake_hash) = state.split();
-        Ok((response, SessionKeys { sealing, opening, handshake_hash }))
+        Ok((response, Agreed { state, role: Role::Responder }))
     }
 }
 
-/// What both ends share once message 2 is read.
+/// What both ends share once message 2 is read, before any key is made from it.
+pub struct Agreed {
+    state: State,
+    role: Role,
+}
+
+impl Agreed {
+    /// The session's keys.
+    pub fn keys(self) -> SessionKeys {
+        let (keys, handshake_hash) = self.state.split();
+        SessionKeys::of(self.role, keys, handshake_hash)
+    }
+
+    /// The same keys, and what the session is upgraded with.
+    pub fn keys_and_exporter(self) -> (SessionKeys, Exporter) {
+        let ([by_initiator, by_responder, exporter], handshake_hash) = self.state.split();
+        let keys = [by_initiator, by_responder];
+        (SessionKeys::of(self.role, keys, handshake_hash), Exporter(exporter))
+    }
+}
+
+/// The keys of a session.
 pub struct SessionKeys {
     /// Seals what we send.
     pub sealing: Zeroizing<[u8; 32]>,
@@ -207,6 +228,32 @@ pub struct SessionKeys {
     pub opening: Zeroizing<[u8; 32]>,
     /// Names this session; both ends have the same.
     pub handshake_hash: [u8; 32],
+}
+
+impl SessionKeys {
+    /// The initiator's sealing key and the responder's, as one of them sees them.
+    pub(crate) fn of(
+        role: Role,
+        [by_initiator, by_responder]: [Zeroizing<[u8; 32]>; 2],
+        handshake_hash: [u8; 32],
+    ) -> Self {
+        let (sealing, opening) = match role {
+            Role::Initiator => (by_initiator, by_responder),
+            Role::Responder => (by_responder, by_initiator),
+        };
+        Self { sealing, opening, handshake_hash }
+    }
+}
+
+/// A secret of both ends that no key of the session's own tells anything of: for
+/// [`crate::upgrade`], once.
+pub struct Exporter(Zeroizing<[u8; 32]>);
+
+impl Exporter {
+    /// The secret's bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 /// Why a handshake message was dropped, and whose fault that is.

@@ -15,6 +15,7 @@ pub mod inner;
 mod keyring;
 pub mod message;
 pub mod peer;
+pub mod profile;
 pub mod replay;
 pub mod session;
 pub mod staging;
@@ -23,3 +24,6 @@ pub mod time;
 pub mod timers;
 pub mod timestamp;
 pub mod turn;
+pub mod upgrade;
+#[cfg(test)]
+mod vectors;

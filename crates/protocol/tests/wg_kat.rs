@@ -32,15 +32,35 @@ fn handshakes_are_byte_for_byte() {
         assert_eq!(claim.remote(), initiator.public());
         let claim = claim.prove(&responder).unwrap();
         assert_eq!(claim.timestamp().as_bytes().as_slice(), case.bytes("timestamp"));
-        let (mut response, keys) =
+        let (mut response, agreed) =
             claim.respond(case.index("sender_r"), &case.psk(), &mut case.rng("e_r")).unwrap();
         Jar::new(initiator.public()).seal_macs(NOW, response.as_mut_bytes());
         assert_eq!(response.as_bytes(), case.bytes("response"));
-        case.check_keys(&keys, ["key_r_to_i", "key_i_to_r"]);
+        case.check_keys(&agreed.keys(), ["key_r_to_i", "key_i_to_r"]);
 
         let answer = waiting.open_response(&initiator, &[case.psk()], &response).unwrap();
         assert_eq!(answer.remote_index, case.index("sender_r"));
-        case.check_keys(&answer.keys, ["key_i_to_r", "key_r_to_i"]);
+        case.check_keys(&answer.agreed.keys(), ["key_i_to_r", "key_r_to_i"]);
+    });
+}
+
+#[test]
+fn who_asks_gets_an_exporter_beside_the_same_keys() {
+    for_each_case(|case| {
+        let (initiator, responder) = (case.identity("s_i"), case.identity("s_r"));
+        let (waiting, initiation) = case.initiate();
+        let claim = read_initiation(&responder, &initiation).unwrap().prove(&responder).unwrap();
+        let (response, responders) =
+            claim.respond(case.index("sender_r"), &case.psk(), &mut case.rng("e_r")).unwrap();
+        let answer = waiting.open_response(&initiator, &[case.psk()], &response).unwrap();
+        for (agreed, directions) in [
+            (answer.agreed, ["key_i_to_r", "key_r_to_i"]),
+            (responders, ["key_r_to_i", "key_i_to_r"]),
+        ] {
+            let (keys, exporter) = agreed.keys_and_exporter();
+            case.check_keys(&keys, directions);
+            assert_eq!(exporter.as_bytes(), &case.key("exporter_t3"));
+        }
     });
 }
 

@@ -103,8 +103,9 @@ impl<C: Cipher> Symmetric<C> {
     }
 
     /// The end of the handshake: the initiator's sealing key, the responder's, and the hash that
-    /// names this session to both.
-    pub(super) fn split(self) -> ([Zeroizing<[u8; 32]>; 2], Digest) {
+    /// names this session to both. Noise derives two keys; who asks for three gets the same two
+    /// and a secret beside them.
+    pub(super) fn split<const N: usize>(self) -> ([Zeroizing<[u8; 32]>; N], Digest) {
         (kdf(&self.chaining_key, &[]), self.hash)
     }
 }

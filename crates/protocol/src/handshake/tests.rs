@@ -31,7 +31,8 @@ impl Site {
 
     fn answer(&mut self, initiation: &Initiation, psk: u8) -> (Response, SessionKeys) {
         let claim = self.accept(initiation).unwrap();
-        claim.respond(Index::new(9), &key(psk), &mut self.rng).unwrap()
+        let (response, agreed) = claim.respond(Index::new(9), &key(psk), &mut self.rng).unwrap();
+        (response, agreed.keys())
     }
 }
 
@@ -52,10 +53,11 @@ fn both_ends_agree() {
     let (response, theirs) = claim.respond(Index::new(9), &key(1), &mut b.rng).unwrap();
     let answer = waiting.open_response(&a.identity, &[key(1)], &response).unwrap();
     assert_eq!(answer.remote_index, Index::new(9));
-    assert_eq!(answer.keys.sealing, theirs.opening);
-    assert_eq!(answer.keys.opening, theirs.sealing);
-    assert_ne!(answer.keys.opening, answer.keys.sealing);
-    assert_eq!(answer.keys.handshake_hash, theirs.handshake_hash);
+    let (ours, theirs) = (answer.agreed.keys(), theirs.keys());
+    assert_eq!(ours.sealing, theirs.opening);
+    assert_eq!(ours.opening, theirs.sealing);
+    assert_ne!(ours.opening, ours.sealing);
+    assert_eq!(ours.handshake_hash, theirs.handshake_hash);
 }
 
 #[test]
@@ -67,7 +69,7 @@ fn the_candidate_that_opens_is_named() {
         let (response, theirs) = b.answer(&initiation, psk);
         let answer = waiting.open_response(&a.identity, &candidates, &response).unwrap();
         assert_eq!(answer.candidate, usize::from(psk));
-        assert_eq!(answer.keys.sealing, theirs.opening);
+        assert_eq!(answer.agreed.keys().sealing, theirs.opening);
     }
 }
 

@@ -170,7 +170,7 @@ impl Peer {
             return Err(DropReason::ResponseDoesNotOpen);
         };
         self.note_received(now, RESPONSE_LEN);
-        self.begin_session(now, &answer, &attempt);
+        self.begin_session(now, answer, &attempt);
         // The endpoint moves on transport data only; until then it is where we asked.
         self.set_path(attempt.to, at.local);
         self.establish(now, Role::Initiator);
@@ -179,7 +179,9 @@ impl Peer {
         Ok(())
     }
 
-    fn begin_session(&mut self, now: Now, answer: &Answer, attempt: &Attempt) {
+    fn begin_session(&mut self, now: Now, answer: Answer, attempt: &Attempt) {
+        let Answer { agreed, remote_index, .. } = answer;
+        let keys = agreed.keys();
         let generation = self.next_generation();
         // The peer's own session may be confirmed already, if it overtook this answer.
         let crossed = self.keyring.next().is_some() || self.established >= Some(attempt.begun);
@@ -187,13 +189,13 @@ impl Peer {
         let rekey_after =
             if yields { REKEY_AFTER_TIME + CROSSING_YIELDS } else { REKEY_AFTER_TIME };
         let sealing = SealingKey::new(
-            &answer.keys.sealing,
-            answer.remote_index,
+            &keys.sealing,
+            remote_index,
             now.boot,
             Role::Initiator,
             Some(rekey_after),
         );
-        let opening = OpeningKey::new(&answer.keys.opening, attempt.index(), generation, now.boot);
+        let opening = OpeningKey::new(&keys.opening, attempt.index(), generation, now.boot);
         self.keyring.initiated(Session {
             role: Role::Initiator,
             birth: now.boot,

@@ -72,12 +72,12 @@ impl Peer {
         self.check_stamp(now.boot, claim.timestamp())?;
         let (stamp, remote_index, index) =
             (claim.timestamp(), claim.remote_index(), self.unused_index());
-        let (mut response, keys) = claim
+        let (mut response, agreed) = claim
             .respond(index, &self.config.preshared[0], &mut self.rng)
             .map_err(|_| DropReason::Forged)?;
         self.last_initiation = Some((stamp, now.boot));
         self.note_received(now, INITIATION_LEN);
-        self.await_confirmation(now.boot, &keys, remote_index, index);
+        self.await_confirmation(now.boot, &agreed.keys(), remote_index, index);
         self.jar.seal_macs(now.boot, response.as_mut_bytes());
         let transmit = Transmit { to: at.from, from: at.local };
         self.transmit(now, transmit, response.as_bytes().to_vec());

@@ -1,0 +1,81 @@
+//! ML-KEM-768 (FIPS 203): a secret that two ends agree on in one message each way, and that a
+//! recording of both does not give to a quantum computer.
+//!
+//! One end makes a [`DecapsulationKey`] and sends the public half; the other reads that half as an
+//! [`EncapsulationKey`], keeps a secret and sends it back, encapsulated.
+
+use ml_kem::kem::{Decapsulate, Encapsulate, Generate, KeyExport};
+use ml_kem::{DecapsulationKey768, EncapsulationKey768};
+use rand_core::CryptoRng;
+use zeroize::Zeroizing;
+
+/// The length of an encapsulation key.
+pub const ENCAPSULATION_KEY_LEN: usize = 1184;
+/// The length of an encapsulated secret.
+pub const CIPHERTEXT_LEN: usize = 1088;
+
+/// Bytes that no decapsulation key has as its public half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an ML-KEM-768 key, its numbers are not below the modulus: its sender misbehaves")]
+pub struct InvalidKey;
+
+/// The secret half, for one exchange. All of it that is secret lies on the heap, where it does not
+/// move, and is wiped before that is given back.
+pub struct DecapsulationKey(DecapsulationKey768);
+
+impl DecapsulationKey {
+    /// Draws a new key.
+    pub fn generate(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
+        Self(DecapsulationKey768::generate_from_rng(rng))
+    }
+
+    /// The public half, as it goes to the other end.
+    pub fn encapsulation_key(&self) -> [u8; ENCAPSULATION_KEY_LEN] {
+        self.0.encapsulation_key().to_bytes().into()
+    }
+
+    /// Takes the other end's secret out of its ciphertext, and ends the key.
+    ///
+    /// There is no error: a ciphertext that was altered yields a secret that nobody else knows
+    /// (FIPS 203, implicit rejection). Whether both ends have the same, their keys have to show.
+    pub fn decapsulate(self, ciphertext: &[u8; CIPHERTEXT_LEN]) -> SharedSecret {
+        SharedSecret(Zeroizing::new(self.0.decapsulate(ciphertext.into()).into()))
+    }
+}
+
+/// The public half of the other end's key, checked.
+pub struct EncapsulationKey(EncapsulationKey768);
+
+impl EncapsulationKey {
+    /// Reads a key off the wire, and makes the checks of FIPS 203, section 7.2: the length is the
+    /// type's, and every number has to be below the modulus.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`]
+    pub fn parse(bytes: &[u8; ENCAPSULATION_KEY_LEN]) -> Result<Self, InvalidKey> {
+        EncapsulationKey768::new(bytes.into()).map(Self).map_err(|_| InvalidKey)
+    }
+
+    /// Draws a secret, and encapsulates it for the holder of the other half.
+    pub fn encapsulate(
+        &self,
+        rng: &mut (impl CryptoRng + ?Sized),
+    ) -> ([u8; CIPHERTEXT_LEN], SharedSecret) {
+        let (ciphertext, secret) = self.0.encapsulate_with_rng(rng);
+        (ciphertext.into(), SharedSecret(Zeroizing::new(secret.into())))
+    }
+}
+
+/// What an exchange agreed on. It has no equality: only tests may compare two.
+pub struct SharedSecret(Zeroizing<[u8; 32]>);
+
+impl SharedSecret {
+    /// The secret's bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests;

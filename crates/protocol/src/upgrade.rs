@@ -1,0 +1,97 @@
+//! The post-quantum upgrade of a session: the keys that ML-KEM-768 and the handshake's exporter
+//! make together. They hold as long as either does.
+//!
+//! The exchange itself runs inside the session that the handshake made. Here are no messages, only
+//! what both ends derive from them.
+
+use thiserror::Error;
+use vpnd_crypto::hash::{Digest, hash, kdf, mac, verify};
+use vpnd_crypto::kem::{CIPHERTEXT_LEN, ENCAPSULATION_KEY_LEN, SharedSecret};
+use zerocopy::IntoBytes;
+use zeroize::Zeroizing;
+
+use crate::handshake::{Exporter, SessionKeys};
+use crate::message::Index;
+use crate::profile::Profile;
+use crate::session::Role;
+
+/// The length of a confirmation.
+pub const CONFIRMATION_LEN: usize = 16;
+
+/// What is derived, and that it is this.
+const LABEL: &[u8] = b"vpnd pq v1";
+/// What the responder confirms with.
+const CONFIRM: &[u8] = b"vpnd pq confirm";
+
+/// What both ends have seen and set. All of it enters the keys.
+#[derive(Clone, Copy)]
+pub struct Transcript<'a> {
+    /// The handshake whose session is upgraded.
+    pub handshake_hash: &'a Digest,
+    /// The initiator's key.
+    pub encapsulation_key: &'a [u8; ENCAPSULATION_KEY_LEN],
+    /// The responder's answer to it.
+    pub ciphertext: &'a [u8; CIPHERTEXT_LEN],
+    /// The upgraded session, as the initiator names it.
+    pub initiator: Index,
+    /// The upgraded session, as the responder names it.
+    pub responder: Index,
+    /// What both ends are set to.
+    pub profile: Profile,
+}
+
+impl Transcript<'_> {
+    /// Derives the upgraded session's keys. Both secrets end here.
+    pub fn upgrade(&self, exporter: Exporter, secret: SharedSecret) -> UpgradedKeys {
+        self.derive(exporter.as_bytes(), secret.as_bytes())
+    }
+
+    fn derive(&self, exporter: &[u8; 32], secret: &[u8; 32]) -> UpgradedKeys {
+        let Self { handshake_hash, encapsulation_key, ciphertext, .. } = *self;
+        let seen = hash(&[handshake_hash, encapsulation_key, ciphertext]);
+        let [initiator, responder] = [self.initiator.as_bytes(), self.responder.as_bytes()];
+        let codes = self.profile.codes();
+        let input: [&[u8]; 6] = [LABEL, secret, &seen, initiator, responder, &codes];
+        let input = Zeroizing::new(input.concat());
+        let [by_initiator, by_responder, confirming] = kdf(exporter, &input);
+        let confirmation = mac(&*confirming, &[CONFIRM]);
+        UpgradedKeys { keys: [by_initiator, by_responder], seen, confirmation }
+    }
+}
+
+/// The upgraded session's keys, before it is said who we are. An initiator gets at them only once
+/// the responder has shown that it has the same.
+pub struct UpgradedKeys {
+    keys: [Zeroizing<[u8; 32]>; 2],
+    seen: Digest,
+    confirmation: [u8; CONFIRMATION_LEN],
+}
+
+impl UpgradedKeys {
+    /// As responder: the keys, and what confirms them to the initiator.
+    pub fn answer(self) -> (SessionKeys, [u8; CONFIRMATION_LEN]) {
+        (SessionKeys::of(Role::Responder, self.keys, self.seen), self.confirmation)
+    }
+
+    /// As initiator: the keys, if this is what confirms them. The comparison takes the same time
+    /// whatever was received.
+    ///
+    /// # Errors
+    /// The responder has other keys.
+    pub fn confirm(self, received: &[u8; CONFIRMATION_LEN]) -> Result<SessionKeys, Unconfirmed> {
+        if verify(&self.confirmation, received) {
+            Ok(SessionKeys::of(Role::Initiator, self.keys, self.seen))
+        } else {
+            Err(Unconfirmed)
+        }
+    }
+}
+
+/// The responder has other keys than we have. Its answer came authenticated, so neither the way
+/// nor a stranger can be the cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("post-quantum answer confirms other keys than ours: the peer misbehaves")]
+pub struct Unconfirmed;
+
+#[cfg(test)]
+mod tests;
