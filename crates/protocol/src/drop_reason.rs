@@ -51,6 +51,16 @@ drop_reasons! {
     InnerMalformed => "inner_malformed",
     /// An inner packet whose source address is not in `allowed_ips`.
     SourceNotAllowed => "source_not_allowed",
+    /// A frame of a kind, or a record of a type, that this release does not know.
+    UnknownFrame => "unknown_frame",
+    /// A frame that is not laid out as its kind has to be.
+    FrameMalformed => "frame_malformed",
+    /// A piece that no packet of the device can have.
+    FragmentMalformed => "fragment_malformed",
+    /// A piece that contradicts those of its packet that came before it.
+    FragmentConflicts => "fragment_conflicts",
+    /// A packet that not all pieces of came in time, or that newer ones pushed out.
+    Unassembled => "unassembled",
     /// Met congestion on the way, and its transport understands no other sign of it (RFC 6040).
     Congestion => "congestion",
     /// A packet of the device that was neither IPv4 nor IPv6, or not what its header says.
@@ -75,5 +85,18 @@ mod tests {
             assert_eq!(*reason as usize, at);
             assert!(DropReason::ALL[..at].iter().all(|other| other.name() != reason.name()));
         }
+    }
+
+    #[test]
+    fn operators_can_look_every_reason_up() {
+        let page = include_str!("../../../docs/operations.md");
+        let (_, table) = page.split_once("| reason | means |").unwrap();
+        let reasons: Vec<&str> = table
+            .lines()
+            .filter_map(|row| row.strip_prefix("| `")?.split_once("` |"))
+            .flat_map(|(reasons, _)| reasons.split("`, `"))
+            .collect();
+        let missing = DropReason::ALL.iter().find(|reason| !reasons.contains(&reason.name()));
+        assert_eq!(missing, None);
     }
 }

@@ -10,6 +10,8 @@ pub mod cookie;
 pub mod drop_reason;
 pub mod edge;
 pub mod endpoint;
+pub mod fragment;
+pub mod frame;
 pub mod handshake;
 pub mod inner;
 mod keyring;

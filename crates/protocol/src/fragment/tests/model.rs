@@ -1,0 +1,100 @@
+//! Reassembly as one would write it without a thought for its cost: all pieces kept apart, and
+//! every rule asked of all of them anew.
+
+use super::super::{PIECES_WITHIN, Piece, WAITING_PACKETS};
+use crate::drop_reason::DropReason;
+use crate::session::Generation;
+use crate::time::BootTime;
+
+pub(super) struct Model {
+    largest: usize,
+    /// Oldest first.
+    waiting: Vec<Waiting>,
+    died: usize,
+}
+
+struct Waiting {
+    session: Generation,
+    first: u64,
+    since: BootTime,
+    pieces: Vec<Told>,
+}
+
+struct Told {
+    index: u8,
+    count: u8,
+    bytes: Vec<u8>,
+}
+
+impl Model {
+    pub(super) fn new(largest: usize) -> Self {
+        Self { largest, waiting: Vec::new(), died: 0 }
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        session: Generation,
+        counter: u64,
+        Piece { index, count, bytes }: Piece<'_>,
+        now: BootTime,
+    ) -> Result<Option<Vec<u8>>, DropReason> {
+        self.expire(now);
+        let told = Told { index, count, bytes: bytes.to_vec() };
+        if counter < index.into() || !is_possible(std::slice::from_ref(&told), self.largest) {
+            return Err(DropReason::FragmentMalformed);
+        }
+        let first = counter - u64::from(index);
+        let at = self.place(session, first, now);
+        let pieces = &mut self.waiting[at].pieces;
+        pieces.push(told);
+        if !is_possible(pieces, self.largest) {
+            pieces.pop();
+            return Err(DropReason::FragmentConflicts);
+        }
+        if pieces.len() < count.into() {
+            return Ok(None);
+        }
+        let mut pieces = self.waiting.remove(at).pieces;
+        pieces.sort_by_key(|piece| piece.index);
+        Ok(Some(pieces.into_iter().flat_map(|piece| piece.bytes).collect()))
+    }
+
+    fn place(&mut self, session: Generation, first: u64, since: BootTime) -> usize {
+        let known = |waiting: &Waiting| (waiting.session, waiting.first) == (session, first);
+        if let Some(at) = self.waiting.iter().position(known) {
+            return at;
+        }
+        if self.waiting.len() == WAITING_PACKETS {
+            self.waiting.remove(0);
+            self.died += 1;
+        }
+        self.waiting.push(Waiting { session, first, since, pieces: Vec::new() });
+        self.waiting.len() - 1
+    }
+
+    pub(super) fn purge(&mut self, now: BootTime) -> usize {
+        self.expire(now);
+        std::mem::take(&mut self.died)
+    }
+
+    fn expire(&mut self, now: BootTime) {
+        let before = self.waiting.len();
+        self.waiting.retain(|waiting| now.saturating_since(waiting.since) < PIECES_WITHIN);
+        self.died += before - self.waiting.len();
+    }
+}
+
+/// Whether there is a packet of at most `largest` bytes that has all these pieces.
+fn is_possible(pieces: &[Told], largest: usize) -> bool {
+    let count = pieces[0].count;
+    let twice = |at: usize| pieces[..at].iter().any(|before| before.index == pieces[at].index);
+    if pieces.iter().any(|piece| piece.count != count) || (0..pieces.len()).any(twice) {
+        return false;
+    }
+    let (last, others): (Vec<&Told>, Vec<_>) =
+        pieces.iter().partition(|piece| piece.index == count - 1);
+    let length = |pieces: &[&Told]| pieces.first().map_or(1, |piece| piece.bytes.len());
+    let (last, each) = (length(&last), length(&others));
+    let alike = others.iter().all(|piece| piece.bytes.len() == each);
+    alike && usize::from(count - 1) * each + last <= largest
+}

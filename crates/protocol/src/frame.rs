@@ -1,0 +1,169 @@
+//! What stands inside transport data under a first nibble that is neither 4 nor 6. Only the
+//! profile `vpnd` sends it; any other `WireGuard` drops it after it has authenticated.
+//!
+//! Every frame has the same envelope, which makes its plaintext a multiple of 16 bytes and its
+//! length explicit:
+//!
+//! | offset | bytes | is |
+//! |---|---|---|
+//! | 0 | 1 | kind |
+//! | 1 | 1 | `pad_len`, how many bytes at the end are padding |
+//! | 2 | | body |
+//! | end − `pad_len` | `pad_len` | zeros |
+//!
+//! | kind | body |
+//! |---|---|
+//! | 1 | control: [`Records`], back to back |
+//! | 2 | an Ethernet frame of 14 bytes or more, without its check sequence |
+//! | 3 | a [`Piece`] of a packet too large for one datagram |
+//!
+//! Two bytes of envelope and 14 of Ethernet put the IP packet inside at a multiple of 16. Kinds
+//! whose first nibble is 4 or 6 can never be given out: they are IP packets.
+//!
+//! What a receiver does with what a sender would not do:
+//!
+//! - A kind it does not know is [`DropReason::UnknownFrame`], whatever follows: a later release may
+//!   lay it out as it likes.
+//! - A `pad_len` up to 255 is taken if the plaintext has room for it, and the plaintext need be no
+//!   multiple of 16: a later release may pad more, or less.
+//! - Padding is not looked at. It is as authentic as the rest, and nobody looks at that behind an
+//!   IP packet either.
+//! - A `pad_len` that leaves less than the two bytes of envelope is [`DropReason::FrameMalformed`].
+
+mod pq;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use zerocopy::IntoBytes;
+
+use crate::drop_reason::DropReason;
+use crate::fragment::Piece;
+
+pub use self::pq::{PqInit, PqInitAssembly, PqInitChunk, PqInitError, PqResp};
+pub use self::record::{Hello, Ping, Pong, Record, Records, Release};
+
+/// Bytes of the envelope in front of a body.
+pub const HEADER_LEN: usize = 2;
+
+/// The contents of a frame, still where they lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// What the two ends tell each other.
+    Control(Records<'a>),
+    /// An Ethernet frame, from its destination address on.
+    Ethernet(&'a [u8]),
+    /// A piece of a packet.
+    Fragment(Piece<'a>),
+}
+
+/// Reads the frame in `plaintext`, which is neither empty nor an IP packet.
+///
+/// # Errors
+/// [`DropReason::UnknownFrame`] for a kind of a later release; [`DropReason::FrameMalformed`], or
+/// [`DropReason::FragmentMalformed`] for a piece, when it is not what its kind has to be.
+pub fn parse(plaintext: &[u8]) -> Result<Frame<'_>, DropReason> {
+    let kind = plaintext.first().ok_or(DropReason::FrameMalformed)?;
+    let body = body(plaintext).ok_or(DropReason::FrameMalformed);
+    match *kind {
+        CONTROL => Records::read(body?).map(Frame::Control).ok_or(DropReason::FrameMalformed),
+        ETHERNET => ethernet(body?).map(Frame::Ethernet).ok_or(DropReason::FrameMalformed),
+        FRAGMENT => Piece::read(body?).map(Frame::Fragment).ok_or(DropReason::FragmentMalformed),
+        _ => Err(DropReason::UnknownFrame),
+    }
+}
+
+/// What lies between envelope and padding.
+fn body(plaintext: &[u8]) -> Option<&[u8]> {
+    let padding = usize::from(*plaintext.get(1)?);
+    plaintext.get(HEADER_LEN..plaintext.len().checked_sub(padding)?)
+}
+
+fn ethernet(body: &[u8]) -> Option<&[u8]> {
+    (body.len() >= ETHERNET_HEADER).then_some(body)
+}
+
+/// The envelope in front of an Ethernet frame of `len` bytes; zeros follow the frame up to
+/// [`plaintext_len`].
+pub const fn ethernet_header(len: usize) -> [u8; HEADER_LEN] {
+    envelope(ETHERNET, len)
+}
+
+/// How long the plaintext of a frame with a body of `len` bytes is.
+pub const fn plaintext_len(len: usize) -> usize {
+    (HEADER_LEN + len).next_multiple_of(BLOCK)
+}
+
+/// The two bytes in front of a body of `len` bytes.
+#[expect(clippy::cast_possible_truncation, reason = "padding is shorter than a block")]
+pub(crate) const fn envelope(kind: u8, len: usize) -> [u8; HEADER_LEN] {
+    [kind, (plaintext_len(len) - HEADER_LEN - len) as u8]
+}
+
+/// A control frame in the making, record by record.
+#[derive(Debug)]
+#[must_use = "records that are never sealed tell nobody anything"]
+pub struct ControlFrame(Vec<u8>);
+
+impl ControlFrame {
+    /// A frame without records.
+    pub fn begin() -> Self {
+        Self(vec![0; HEADER_LEN])
+    }
+
+    /// Says who we are.
+    pub fn hello(self, hello: &Hello<'_>) -> Self {
+        let (fixed, release) = hello.wire();
+        self.record(record::HELLO, &[fixed.as_bytes(), release.as_bytes()])
+    }
+
+    /// Ends the session.
+    pub fn close(self) -> Self {
+        self.record(record::CLOSE, &[])
+    }
+
+    /// Asks for an answer.
+    pub fn ping(self, ping: &Ping) -> Self {
+        self.record(record::PING, &[ping.as_bytes()])
+    }
+
+    /// Answers.
+    pub fn pong(self, pong: &Pong) -> Self {
+        self.record(record::PONG, &[pong.as_bytes()])
+    }
+
+    /// One half of the initiator's post-quantum key.
+    pub fn pq_init(self, chunk: PqInitChunk<'_>) -> Self {
+        self.record(record::PQ_INIT, &[&[chunk.part()], chunk.bytes()])
+    }
+
+    /// The responder's answer to that key.
+    pub fn pq_resp(self, answer: &PqResp) -> Self {
+        self.record(record::PQ_RESP, &[answer.as_bytes()])
+    }
+
+    /// The plaintext to seal, padded.
+    pub fn end(self) -> Vec<u8> {
+        let Self(mut plaintext) = self;
+        let len = plaintext.len() - HEADER_LEN;
+        plaintext[..HEADER_LEN].copy_from_slice(&envelope(CONTROL, len));
+        plaintext.resize(plaintext_len(len), 0);
+        plaintext
+    }
+
+    /// Every value is far shorter than 64 KiB.
+    fn record(mut self, kind: u8, value: &[&[u8]]) -> Self {
+        let [low, high, ..] = value.iter().map(|part| part.len()).sum::<usize>().to_le_bytes();
+        self.0.extend([kind, low, high]);
+        value.iter().for_each(|part| self.0.extend_from_slice(part));
+        self
+    }
+}
+
+const CONTROL: u8 = 1;
+const ETHERNET: u8 = 2;
+pub(crate) const FRAGMENT: u8 = 3;
+/// Two addresses and a type.
+const ETHERNET_HEADER: usize = 14;
+/// What the plaintext is padded to a multiple of.
+pub(crate) const BLOCK: usize = 16;
