@@ -2,6 +2,7 @@
 //! something.
 
 mod alarm;
+mod ask;
 mod check;
 #[cfg(test)]
 mod child;
