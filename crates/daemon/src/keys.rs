@@ -15,8 +15,12 @@ use zeroize::Zeroizing;
 pub(crate) struct Keys {
     /// Who we are.
     pub(crate) secret: SecretKey,
+    /// Who we are going to be.
+    pub(crate) next_secret: Option<SecretKey>,
     /// Mixed into each handshake; zeros when the tunnel has none.
     pub(crate) preshared: PresharedKey,
+    /// What takes its place.
+    pub(crate) next_preshared: Option<PresharedKey>,
 }
 
 /// Why a key file cannot be used; each says how to put it right.

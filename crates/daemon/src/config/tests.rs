@@ -1,6 +1,7 @@
 //! Bad configurations with what is said of each, and the shipped ones.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use tempfile::TempDir;
 use vpnd_crypto::SecretKey;
 
 use super::section::TABLES;
-use super::{Loaded, Report, load};
+use super::{AlsoAccept, Cipher, Loaded, Protocol, Report, load};
 use crate::keys;
 
 /// A key whose private half nobody has.
@@ -79,15 +80,17 @@ fn defaults() {
         json["interface"],
         serde_json::json!({
             "name": null, "mode": "tun", "address": ["10.99.0.1/30"], "peer_address": [],
-            "private_key_file": config.file.with_file_name("site.key"), "listen": 51820,
-            "mtu": 1420, "txqueuelen": 1000,
+            "private_key_file": config.file.with_file_name("site.key"),
+            "next_private_key_file": null, "listen": 51820, "mtu": 1420, "txqueuelen": 1000,
         })
     );
     assert_eq!(
         json["peer"],
         serde_json::json!({
-            "protocol": "wireguard", "public_key": PEER, "preshared_key_file": null,
-            "endpoint": [], "allowed_ips": ["10.99.0.0/30"], "keepalive": "off", "roam": "any",
+            "protocol": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": false,
+            "also_accept": [], "public_key": PEER, "next_public_key": null,
+            "preshared_key_file": null, "next_preshared_key_file": null, "endpoint": [],
+            "allowed_ips": ["10.99.0.0/30"], "keepalive": "off", "roam": "any",
         })
     );
     assert_eq!(
@@ -98,6 +101,46 @@ fn defaults() {
     );
     assert_eq!(json["service"]["state_dir"], "/var/lib/vpnd");
     assert_eq!(json["service"]["control"], "/run/vpnd/site.sock");
+}
+
+#[test]
+fn vpnd_at_both_ends_is_post_quantum_unless_told_otherwise() {
+    let plain = good(&minimal("", "protocol = 'vpnd'")).config.peer;
+    assert_eq!((plain.protocol, plain.cipher), (Protocol::Vpnd, Cipher::ChaCha20Poly1305));
+    assert!(plain.post_quantum);
+    let other = "protocol = 'vpnd'\ncipher = 'aes-256-gcm'\npost_quantum = false\n\
+                 also_accept = ['protocol=wireguard', 'post_quantum=true']";
+    let other = good(&minimal("", other)).config.peer;
+    assert_eq!((other.cipher, other.post_quantum), (Cipher::Aes256Gcm, false));
+    let accepted = [AlsoAccept::WireGuard, AlsoAccept::PostQuantum(true)];
+    assert_eq!(other.also_accept, accepted, "in the order of the file");
+    let json = serde_json::to_value(&other).unwrap();
+    let shown = ["protocol", "cipher", "also_accept"].map(|key| json[key].clone());
+    let changes = serde_json::json!(["protocol=wireguard", "post_quantum=true"]);
+    assert_eq!(shown, ["vpnd".into(), "aes-256-gcm".into(), changes]);
+}
+
+#[test]
+fn keys_that_come_next_are_read_like_their_elders() {
+    let directory = directory();
+    put_key(directory.path(), "next.key", 3);
+    put_key(directory.path(), "next.psk", 4);
+    let next = SecretKey::from_bytes([5; 32]).public();
+    let peer = format!("next_preshared_key_file = 'next.psk'\nnext_public_key = '{next}'");
+    let source = minimal("next_private_key_file = 'next.key'", &peer);
+    let file = put(directory.path(), "site.toml", &source);
+    let Loaded { config, keys, .. } = load(&file).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(config.peer.next_public_key, Some(next));
+    let public = |seed| SecretKey::from_bytes([seed; 32]).public();
+    assert_eq!(keys.next_secret.unwrap().public(), public(3));
+    assert_eq!(keys.secret.public(), public(1));
+    assert_eq!(keys.next_preshared.unwrap().as_bytes(), &[4; 32]);
+    assert_eq!(keys.preshared.as_bytes(), &[0; 32], "none is what it replaces");
+
+    let open = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(directory.path().join("next.psk"), open).unwrap();
+    let report = load(&file).err().unwrap();
+    assert!(report.lines().next().unwrap().contains("has mode 0644, open to others"), "{report}");
 }
 
 #[test]
@@ -190,16 +233,18 @@ fn the_shipped_examples_are_good_and_belong_together() {
     assert_eq!(a.peer.endpoints[0].port, 51820);
     assert_eq!(b.peer.endpoints[0].port, 51820);
     assert_ne!(a.peer.public_key, b.peer.public_key);
+    assert_eq!((a.peer.protocol, b.peer.protocol), (Protocol::Vpnd, Protocol::Vpnd));
 }
 
 #[test]
 fn the_example_shows_the_defaults() {
     let plain = shipped("site-a.toml");
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
-    // The user `vpnd` is the default only where it exists.
+    // The user `vpnd` is the default only where it exists, and what comes next is no key of now.
+    let has_default = |line: &&str| !line.starts_with("#user") && !line.starts_with("#next_");
     let spelled_out: Vec<_> = plain
         .lines()
-        .map(|line| if is_key(&line) && !line.contains("user") { &line[1..] } else { line })
+        .map(|line| if is_key(&line) && has_default(&line) { &line[1..] } else { line })
         .collect();
     let spelled_out = load_shipped("site-a.toml", &spelled_out.join("\n")).config;
     assert_eq!(spelled_out, load_shipped("site-a.toml", &plain).config);
@@ -209,10 +254,9 @@ fn the_example_shows_the_defaults() {
 fn every_key_is_shown_and_documented() {
     let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
     let (example, manual) = (shipped("site-a.toml"), fs::read_to_string(manual).unwrap());
-    let later = ["cipher", "post_quantum"];
     for (title, keys) in TABLES.iter().filter(|(title, _)| !title.is_empty()) {
         assert!(example.contains(title) && manual.contains(title), "{title}");
-        for key in keys.iter().filter(|key| !later.contains(key)) {
+        for key in *keys {
             let shows = |line: &str| line.trim_start_matches('#').starts_with(&format!("{key} = "));
             assert!(example.lines().any(shows), "site-a.toml lacks {key}");
             assert!(manual.contains(&format!("\n| `{key}` |")), "configuration.md lacks {key}");
