@@ -145,7 +145,7 @@ impl Stop {
 impl Host {
     async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
-        let control = control(&config.service)?;
+        let control = control(config)?;
         let mut device = vpnd_tun::open(&Options {
             name: config.interface.name.clone(),
             mode: Mode::Tun,
@@ -190,6 +190,7 @@ impl Host {
         let (engine, reports) = Engine::start(self.queue, self.socket, activity, table, options)?;
         tracing::info!("{} is up, listening on port {}", self.device, engine.local_port());
         let around = Surroundings {
+            running: config.clone(),
             about,
             floor: self.floor,
             resolver: resolve::spawn(config.peer.endpoints.clone()),
@@ -202,10 +203,10 @@ impl Host {
 }
 
 /// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
-fn control(service: &Service) -> Result<Option<Control>, ControlError> {
-    match Control::bind(&service.control) {
+fn control(config: &Config) -> Result<Option<Control>, ControlError> {
+    match Control::bind(config) {
         Ok(control) => {
-            give(&service.control, service.user.as_ref());
+            give(&config.service.control, config.service.user.as_ref());
             Ok(Some(control))
         }
         Err(error @ ControlError::Running(_)) => Err(error),

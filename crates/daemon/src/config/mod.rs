@@ -5,13 +5,14 @@ mod endpoint;
 mod problem;
 mod profile;
 mod read;
+mod reload;
 mod rules;
 mod section;
 mod tables;
 mod value;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use vpnd_tunnel::udp::Listen;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use problem::{Finding, Report};
 pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
-pub(crate) use read::{Loaded, load};
+pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
 
 /// One tunnel, as its file describes it; every default is filled in. As JSON its keys are the
 /// file's.

@@ -6,7 +6,7 @@ use nix::unistd::User;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing::level_filters::LevelFilter;
-use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
+use vpnd_crypto::{KeyError, PresharedKey, PublicKey, SecretKey};
 use vpnd_tunnel::udp::Listen;
 
 use super::problem::Problem;
@@ -19,7 +19,7 @@ use super::{
     Account, Cipher, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer, Protocol, Roam,
     Route, Service,
 };
-use crate::keys::{self, KeyFileError, Keys};
+use crate::keys::Keys;
 
 /// The kernel's number of the table `main`.
 pub(super) const MAIN_TABLE: u32 = 254;
@@ -84,9 +84,9 @@ fn interface(
     vpnd: bool,
 ) -> Option<(Interface, SecretKey, Option<SecretKey>)> {
     const KEY: &str = "make one with `vpnd genkey -o FILE` and name it here";
-    let key = s.required("private_key_file", KEY, key_file(from, keys::read_secret));
-    let next = s.take("next_private_key_file", key_file(from, keys::read_secret));
-    let (next_private_key_file, next_secret) = next.unzip();
+    let parse = SecretKey::from_base64;
+    let key = s.required("private_key_file", KEY, key_file(from, "private_key_file", parse));
+    let (next_private_key_file, next_secret) = optional(s, from, "next_private_key_file", parse);
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode: s.or("mode", Mode::Tun, text(|text| mode(text, vpnd))),
@@ -109,10 +109,9 @@ fn peer(
     const KEY: &str = "the peer's `vpnd pubkey < its.key` prints it";
     let protocol = s.or("protocol", Protocol::WireGuard, text(choice(PROTOCOLS)));
     let key = s.required("public_key", KEY, text(public_key));
-    let preshared = s.take("preshared_key_file", key_file(from, keys::read_preshared));
-    let (preshared_key_file, preshared) = preshared.unzip();
-    let next = s.take("next_preshared_key_file", key_file(from, keys::read_preshared));
-    let (next_preshared_key_file, next) = next.unzip();
+    let parse = PresharedKey::from_base64;
+    let (preshared_key_file, preshared) = optional(s, from, "preshared_key_file", parse);
+    let (next_preshared_key_file, next) = optional(s, from, "next_preshared_key_file", parse);
     let peer = Peer {
         protocol,
         cipher: s.or("cipher", Cipher::ChaCha20Poly1305, text(choice(CIPHERS))),
@@ -189,14 +188,25 @@ const LOG_LEVELS: &[(&str, LevelFilter)] = &[
 const LOG_FORMATS: &[(&str, LogFormat)] =
     &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-/// A key file's path, and the key in it.
+/// A key file that need not be there, and the key in it.
+fn optional<K>(
+    s: &mut Section<'_>,
+    from: &Surroundings,
+    named_by: &'static str,
+    parse: fn(&str) -> Result<K, KeyError>,
+) -> (Option<PathBuf>, Option<K>) {
+    s.take(named_by, key_file(from, named_by, parse)).unzip()
+}
+
+/// The path of the key file that `named_by` names, and the key in it.
 fn key_file<K>(
     from: &Surroundings,
-    read: impl Fn(&std::path::Path, Option<&std::path::Path>) -> Result<K, KeyFileError>,
+    named_by: &'static str,
+    parse: fn(&str) -> Result<K, KeyError>,
 ) -> impl Fn(&Value<'_>) -> Parsed<(PathBuf, K)> {
     text(move |text| {
         let path = from.key_path(text)?;
-        let key = read(&path, from.credentials.as_deref()).map_err(in_words)?;
+        let key = from.keys.find(named_by, &path, parse).map_err(in_words)?;
         Ok((path, key))
     })
 }

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vpnd_crypto::SecretKey;
+use zeroize::Zeroizing;
 
+use super::reload::compared;
 use super::section::TABLES;
-use super::{AlsoAccept, Cipher, Loaded, Protocol, Report, load};
-use crate::keys;
+use super::{AlsoAccept, Cipher, Handed, Loaded, Protocol, Report, load, load_handed};
+use crate::keys::{self, HandedKeys};
 
 /// A key whose private half nobody has.
 const PEER: &str = "x/w8KfNz7rhSYau3uquf7fT8Qr6/4o7d/LItsHMBgzM=";
@@ -40,6 +42,15 @@ fn minimal(interface: &str, peer: &str) -> String {
         "[interface]\nprivate_key_file = 'site.key'\naddress = '10.99.0.1/30'\nlisten = 51820\n\
          {interface}\n[peer]\npublic_key = '{PEER}'\n{peer}\n"
     )
+}
+
+/// A directory with all that the tunnel `site` needs: a good configuration with more lines in
+/// [peer], its keys, and a place for its socket.
+pub(crate) fn site(peer: &str) -> (TempDir, PathBuf) {
+    let directory = directory();
+    let source = minimal("", &format!("{peer}\n[service]\ncontrol = 'run/site.sock'\nuser = ''"));
+    let file = put(directory.path(), "site.toml", &source);
+    (directory, file)
 }
 
 fn try_load(source: &str) -> Result<Loaded, Report> {
@@ -141,6 +152,108 @@ fn keys_that_come_next_are_read_like_their_elders() {
     fs::set_permissions(directory.path().join("next.psk"), open).unwrap();
     let report = load(&file).err().unwrap();
     assert!(report.lines().next().unwrap().contains("has mode 0644, open to others"), "{report}");
+}
+
+#[test]
+fn what_is_handed_over_comes_to_the_same() {
+    let (directory, file) = site("preshared_key_file = 'site.psk'\nprotocol = 'vpnd'");
+    put_key(directory.path(), "next.psk", 3);
+    let source = fs::read_to_string(&file).unwrap();
+    let more = "next_preshared_key_file = 'next.psk'\nprotocol";
+    fs::write(&file, source.replace("protocol", more)).unwrap();
+    let here = load(&file).unwrap();
+    directory.close().unwrap();
+
+    let there = load_handed("site", &file, here.hand_over()).unwrap();
+    assert_eq!(there.config, here.config);
+    assert_eq!(there.keys.secret.public(), here.keys.secret.public());
+    assert_eq!(there.keys.preshared.as_bytes(), here.keys.preshared.as_bytes());
+    assert_eq!(there.keys.next_preshared.unwrap().as_bytes(), &[3; 32]);
+    assert!(there.keys.next_secret.is_none());
+}
+
+#[test]
+fn what_is_handed_over_is_checked_like_a_file() {
+    let handed = |named_by, text: &str, source: String| Handed {
+        source,
+        keys: HandedKeys(vec![(named_by, Zeroizing::new(text.to_owned()))]),
+    };
+    let said = |handed| {
+        let loaded = load_handed("site", Path::new("/nowhere/site.toml"), handed);
+        loaded.err().map(|report| report.lines().collect::<Vec<_>>().join("\n"))
+    };
+    let key = SecretKey::from_bytes([1; 32]).to_base64();
+    let credential = minimal("", "").replace("site.key", "cred:site.key");
+    assert_eq!(said(handed("private_key_file", &key, credential)), None);
+    let said = |named_by, text, peer| said(handed(named_by, text, minimal("", peer))).unwrap();
+    let (private, preshared) = ("private_key_file", "preshared_key_file");
+    assert!(said(private, "x", "").contains("/nowhere/site.key holds no key: "));
+    assert!(said(preshared, &key, "").ends_with("in /nowhere/site.key was not handed over"));
+    let file = said(private, &key, "preshared_key_file = '/etc/hostname'");
+    assert!(file.ends_with("what stands in /etc/hostname was not handed over"), "{file}");
+    let place = said(private, &key, "mtu = 1");
+    assert!(place.starts_with("site.toml:8:1: unknown key `mtu` in [peer]"), "{place}");
+}
+
+#[test]
+fn a_reload_changes_profile_and_keys() {
+    let running = good(&minimal("", "protocol = 'vpnd'")).config;
+    let next = SecretKey::from_bytes([5; 32]).public();
+    for peer in [
+        "protocol = 'wireguard'",
+        "protocol = 'vpnd'\ncipher = 'aes-256-gcm'\npost_quantum = false",
+        "protocol = 'vpnd'\nalso_accept = 'protocol=wireguard'",
+        "protocol = 'vpnd'\npreshared_key_file = 'site.psk'",
+        "protocol = 'vpnd'\nnext_preshared_key_file = 'site.psk'",
+        &format!("protocol = 'vpnd'\nnext_public_key = '{next}'"),
+    ] {
+        assert_eq!(running.can_become(&good(&minimal("", peer)).config), Ok(()), "{peer}");
+    }
+    let announced = good(&minimal("", &format!("next_public_key = '{next}'"))).config;
+    let arrived = good(&minimal("", "").replace(PEER, &next.to_string())).config;
+    assert_eq!(announced.can_become(&arrived), Ok(()), "the peer moved on to its next key");
+    let other = running.can_become(&arrived).unwrap_err().to_string();
+    assert!(other.starts_with("`[peer] public_key` differs: "), "{other}");
+}
+
+#[test]
+fn a_reload_changes_nothing_else() {
+    let running = good(&minimal("", "")).config;
+    let wanted = minimal("mtu = 1400", "cipher = 'aes-256-gcm'\nprotocol = 'vpnd'");
+    let refused = running.can_become(&good(&wanted).config).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "`[interface] mtu` differs: only protocol, cipher, post_quantum, also_accept and the keys \
+         can be reloaded; restart for the rest"
+    );
+    let wanted = minimal("", "[[route]]\nto = '192.168.20.0/24'\n[path]\ngso = false");
+    let refused = running.can_become(&good(&wanted).config).unwrap_err().to_string();
+    let expected = "`[peer] allowed_ips`, `[[route]]`, `[path] gso` differ: only ";
+    assert!(refused.starts_with(expected), "{refused}");
+}
+
+#[test]
+fn every_key_may_change_or_takes_a_restart() {
+    const LIVE: [&str; 9] = [
+        "private_key_file",
+        "next_private_key_file",
+        "protocol",
+        "cipher",
+        "post_quantum",
+        "also_accept",
+        "next_public_key",
+        "preshared_key_file",
+        "next_preshared_key_file",
+    ];
+    let config = good(&minimal("", "")).config;
+    let named: Vec<_> = compared(&config, &config).into_iter().map(|(key, _)| key).collect();
+    let tables = TABLES.iter().filter(|(title, _)| title.starts_with('[') && *title != "[[route]]");
+    let keys = tables.flat_map(|(title, keys)| keys.iter().map(move |key| (title, key)));
+    for (title, key) in keys {
+        let restart = named.contains(&format!("{title} {key}").as_str());
+        assert_ne!(restart, LIVE.contains(key), "{title} {key}");
+    }
+    assert!(named.contains(&"[[route]]"));
 }
 
 #[test]

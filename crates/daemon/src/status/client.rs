@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::{SCHEMA, State, Status, text};
+use super::{State, Status, text};
 use crate::ask::{self, AskError, SOCKETS, socket};
 use crate::cli::StatusOptions;
 use crate::control::Ask;
@@ -73,7 +73,7 @@ fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exi
 
 /// The daemon's own words, and what is known of them.
 fn ask(path: &Path) -> Result<(Value, Status), AskError> {
-    let answer = ask::ask(path, &Ask { schema: SCHEMA, command: "status".to_owned() })?;
+    let answer = ask::ask(path, &Ask::new("status"), &[])?;
     let status = serde_json::from_value(answer.clone());
     let status = status.map_err(|error| ask::shape(path, error))?;
     Ok((answer, status))
