@@ -125,9 +125,9 @@ fn a_bad_configuration_ends_with_78_and_shows_the_place() {
     let good = fs::read_to_string(&path).unwrap();
     fs::write(&path, good.replace("keepalive = ", "keepalvie = ")).unwrap();
     let expected = r#"error: unknown key `keepalvie` in [peer]
-  --> a/a.toml:14:1
+  --> a/a.toml:16:1
    |
-14 | keepalvie = "25s"  # keeps a NAT on the way open
+16 | keepalvie = "25s"  # keeps a NAT on the way open
    | ^^^^^^^^^
    |
    = help: did you mean `keepalive`?
@@ -141,7 +141,7 @@ fn a_bad_configuration_ends_with_78_and_shows_the_place() {
     assert_eq!((&json["ok"], &json["config"]), (&false.into(), &serde_json::Value::Null));
     assert_eq!(
         (&json["problems"][0]["line"], &json["problems"][0]["column"]),
-        (&14.into(), &1.into())
+        (&16.into(), &1.into())
     );
 }
 
