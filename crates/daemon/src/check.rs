@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::CheckOptions;
-use crate::config::{self, Config, Finding, Loaded, Report};
+use crate::config::{self, Config, Finding, Loaded, Peer, Protocol, Report};
 use crate::exit::Exit;
 use crate::keys::Keys;
 
@@ -33,13 +33,22 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
 fn summary(config: &Config, keys: &Keys) -> String {
     let peer = &config.peer;
     format!(
-        "ok        {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   {}",
+        "ok        {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   {}",
         config.name,
+        profile(peer),
         keys.secret.public(),
         peer.public_key,
         joined(&peer.endpoints, "wherever the peer speaks from"),
         joined(&peer.allowed_ips, "nothing"),
     )
+}
+
+fn profile(peer: &Peer) -> String {
+    match peer.protocol {
+        Protocol::WireGuard => "wireguard".to_owned(),
+        Protocol::Vpnd if peer.post_quantum => format!("vpnd, {}, post-quantum", peer.cipher),
+        Protocol::Vpnd => format!("vpnd, {}", peer.cipher),
+    }
 }
 
 fn joined(items: &[impl ToString], none: &str) -> String {

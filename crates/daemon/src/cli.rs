@@ -69,6 +69,10 @@ pub(crate) enum Command {
     Check(CheckOptions),
     /// Says how a running tunnel fares
     Status(StatusOptions),
+    /// Hands a running tunnel its configuration and keys anew
+    Reload(ReloadOptions),
+    /// Moves a running tunnel to the keys that come next
+    Rotate(RotateOptions),
     /// Writes ready-to-run configurations and keys for two sites
     Pair(PairOptions),
     /// Shows a tunnel at work, between two network namespaces of this machine
@@ -147,6 +151,26 @@ pub(crate) struct StatusOptions {
     /// Prints one JSON object a tunnel
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Options of `reload`.
+#[derive(Debug, Args)]
+pub(crate) struct ReloadOptions {
+    /// The tunnel, or the path of its control socket
+    pub(crate) name: String,
+    /// Its configuration [default: /etc/vpnd/NAME.toml]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Options of `rotate`.
+#[derive(Debug, Args)]
+pub(crate) struct RotateOptions {
+    /// The tunnel, or the path of its control socket
+    pub(crate) name: String,
+    /// Gives up the keys that were there before
+    #[arg(long)]
+    pub(crate) finish: bool,
 }
 
 /// Options of `pair`.

@@ -1,5 +1,6 @@
 //! The control socket, on which a running tunnel answers: one line of JSON each way, to root and
-//! to whom the daemon belongs. It is bound while we may still make its directory.
+//! to whom the daemon belongs. Files that are handed over follow the line, as they are. The socket
+//! is bound while we may still make its directory.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -14,16 +15,19 @@ use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::config::{self, Config, Handed, Loaded, Report};
+use crate::keys::{self, HandedKeys, KEY_FILES, Keys};
 use crate::status::{SCHEMA, Status};
 
-/// A request with its newline is no longer.
-const MAX_REQUEST: u64 = 4096;
+/// A request with its newline is no longer, less the files that follow it.
+const MAX_REQUEST: usize = 4096;
 /// Who has not sent a request and taken the answer by then is left.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// So many are served at once; others wait.
@@ -46,10 +50,17 @@ pub(crate) enum ControlError {
 }
 
 /// What somebody asks of the tunnel.
-#[derive(Debug)]
 pub(crate) enum Request {
     /// How it fares.
     Status(oneshot::Sender<Status>),
+    /// To go on with this configuration and these keys; the reply says why not.
+    Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
+    /// To move to the keys that come next; the reply says why not.
+    Rotate {
+        /// Their elders are given up.
+        finish: bool,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 /// What the socket's two ends say to each other.
@@ -59,6 +70,39 @@ pub(crate) struct Ask {
     pub(crate) schema: u32,
     /// What is wanted.
     pub(crate) command: String,
+    /// `rotate`: whether the elder keys are given up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) finish: bool,
+    /// `reload`: what follows the line, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) files: Vec<Announced>,
+}
+
+/// A file that follows the line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Announced {
+    /// `config`, or the key of the configuration that names it.
+    pub(crate) name: String,
+    /// How long it is.
+    pub(crate) bytes: usize,
+}
+
+/// The configuration's name among what follows the line.
+pub(crate) const CONFIG: &str = "config";
+
+impl Ask {
+    /// A command that needs no more words.
+    pub(crate) fn new(command: &str) -> Self {
+        let command = command.to_owned();
+        Self { schema: SCHEMA, command, finish: false, files: Vec::new() }
+    }
+}
+
+/// The answer when something was done.
+#[derive(Debug, Serialize)]
+struct Done {
+    schema: u32,
+    ok: bool,
 }
 
 /// The answer when there is none.
@@ -78,7 +122,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Binds the socket at `path` and makes its directory; removes what a dead daemon left there.
+    /// Binds the socket of `config` and makes its directory; removes what a dead daemon left there.
     ///
     /// # Errors
     ///
@@ -87,16 +131,19 @@ impl Control {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub(crate) fn bind(path: &Path) -> Result<Self, ControlError> {
-        let refused = |what| move |error| ControlError::Bind { path: path.to_owned(), what, error };
+    pub(crate) fn bind(config: &Config) -> Result<Self, ControlError> {
+        let path = &config.service.control;
+        let refused = |what| move |error| ControlError::Bind { path: path.clone(), what, error };
         let directory = path.parent().unwrap_or_else(|| Path::new("/"));
         let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
         made.map_err(refused("making its directory"))?;
         remove_stale(path)?;
         let listener = listen(path).map_err(refused("binding it"))?;
         let (send, requests) = mpsc::channel(1);
-        let accepting = tokio::spawn(accept(listener, Uid::current(), send));
-        Ok(Self { path: path.to_owned(), requests, accepting })
+        let (name, file) = (config.name.clone(), config.file.clone());
+        let desk = Desk { name, file, owner: Uid::current(), requests: send };
+        let accepting = tokio::spawn(accept(listener, Arc::new(desk)));
+        Ok(Self { path: path.clone(), requests, accepting })
     }
 
     /// The next request.
@@ -141,15 +188,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
-async fn accept(listener: UnixListener, owner: Uid, requests: mpsc::Sender<Request>) {
+async fn accept(listener: UnixListener, desk: Arc<Desk>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((client, _)) => {
-                let requests = requests.clone();
+                let desk = Arc::clone(&desk);
                 tokio::spawn(async move {
-                    let _left = timeout(PATIENCE, serve(client, owner, requests)).await;
+                    let _left = timeout(PATIENCE, desk.serve(client)).await;
                     drop(place);
                 });
             }
@@ -162,52 +209,176 @@ async fn accept(listener: UnixListener, owner: Uid, requests: mpsc::Sender<Reque
     }
 }
 
-async fn serve(
-    mut client: UnixStream,
+/// Where clients are served.
+struct Desk {
+    /// The tunnel's name, and the file it was started with.
+    name: String,
+    file: PathBuf,
+    /// Who started the daemon.
     owner: Uid,
     requests: mpsc::Sender<Request>,
-) -> io::Result<()> {
-    let uid = Uid::from_raw(client.peer_cred()?.uid());
-    let answer = if uid.is_root() || uid == owner || uid == Uid::effective() {
-        answer(&mut client, requests).await?
-    } else {
-        refusal(format!("uid {uid} may not ask this tunnel"))
-    };
-    client.write_all(answer.as_bytes()).await?;
-    client.shutdown().await
 }
 
-/// Reads a request, has it answered and returns the line to send.
-async fn answer(client: &mut UnixStream, requests: mpsc::Sender<Request>) -> io::Result<String> {
-    let mut line = Vec::new();
-    let read = BufReader::new(client.take(MAX_REQUEST)).read_until(b'\n', &mut line).await?;
-    let ask: Ask = match serde_json::from_slice(&line) {
-        Ok(ask) => ask,
-        Err(_) if read as u64 == MAX_REQUEST => {
-            return Ok(refusal(format!("a request has at most {MAX_REQUEST} bytes")));
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    /// Everything.
+    Change,
+    /// How the tunnel fares. Whom the daemon runs as, other programs may run as too: `nobody`.
+    Look,
+    Nothing,
+}
+
+impl Rights {
+    fn of(uid: Uid, owner: Uid, daemon: Uid) -> Self {
+        match uid {
+            uid if uid.is_root() || uid == owner => Self::Change,
+            uid if uid == daemon => Self::Look,
+            _ => Self::Nothing,
         }
-        Err(error) => return Ok(refusal(format!("this is no request: {error}"))),
-    };
-    if ask.schema != SCHEMA {
-        return Ok(refusal(format!("schema {} is not known here", ask.schema)));
-    }
-    match ask.command.as_str() {
-        "status" => Ok(status(requests).await),
-        _ => Ok(refusal(format!("command {:?} is not known here", ask.command))),
     }
 }
 
-async fn status(requests: mpsc::Sender<Request>) -> String {
-    let (reply, replied) = oneshot::channel();
-    let _gone = requests.send(Request::Status(reply)).await;
+/// The answer, or why there is none.
+type Answer = Result<String, String>;
+
+impl Desk {
+    async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
+        let uid = Uid::from_raw(client.peer_cred()?.uid());
+        let answer = match Rights::of(uid, self.owner, Uid::effective()) {
+            Rights::Nothing => Err(format!("uid {uid} may not ask this tunnel")),
+            rights => self.answer(&mut client, rights).await?,
+        };
+        let answer = answer.unwrap_or_else(|error| line(&Refusal { schema: SCHEMA, error }));
+        client.write_all(answer.as_bytes()).await?;
+        client.shutdown().await
+    }
+
+    /// Reads a request and has it answered.
+    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Answer> {
+        // What follows the line may have come with it: keys.
+        let mut came = Zeroizing::new([0; MAX_REQUEST]);
+        let (line, early) = read_line(client, &mut *came).await?;
+        let ask: Ask = match serde_json::from_slice(line) {
+            Ok(ask) => ask,
+            Err(_) if line.len() == MAX_REQUEST => {
+                return Ok(Err(format!("a request has at most {MAX_REQUEST} bytes")));
+            }
+            Err(error) => return Ok(Err(format!("this is no request: {error}"))),
+        };
+        if ask.schema != SCHEMA {
+            return Ok(Err(format!("schema {} is not known here", ask.schema)));
+        }
+        Ok(match ask.command.as_str() {
+            "status" => self.status().await,
+            "reload" | "rotate" if rights != Rights::Change => {
+                Err("only root and who started the tunnel may change it".to_owned())
+            }
+            "reload" => self.reload(early.chain(client), &ask.files).await,
+            "rotate" => self.rotate(ask.finish).await,
+            _ => Err(format!("command {:?} is not known here", ask.command)),
+        })
+    }
+
+    async fn status(&self) -> Answer {
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Status(reply)).await;
+        replied.await.map(|status| line(&status)).map_err(|_| STOPPING.to_owned())
+    }
+
+    /// Only the tunnel itself knows what it runs: it compares, and changes or refuses.
+    async fn reload(&self, from: impl AsyncRead + Unpin, files: &[Announced]) -> Answer {
+        let handed = receive(from, files).await?;
+        let (name, file) = (self.name.clone(), self.file.clone());
+        // It may look a user up, which may take its time.
+        let wanted = spawn_blocking(move || {
+            let loaded = config::load_handed(&name, &file, handed);
+            loaded.map(|Loaded { config, keys, .. }| Box::new((config, keys)))
+        });
+        let wanted = wanted.await.map_err(|_| STOPPING.to_owned())?;
+        let problems = |report: Report| report.lines().collect::<Vec<_>>().join("; ");
+        let wanted = wanted.map_err(problems)?;
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Reload(wanted, reply)).await;
+        done(replied).await
+    }
+
+    async fn rotate(&self, finish: bool) -> Answer {
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Rotate { finish, reply }).await;
+        done(replied).await
+    }
+
+    /// Hands it to the tunnel; where that is about to stop, the reply never comes.
+    async fn send(&self, request: Request) {
+        let _stopping = self.requests.send(request).await;
+    }
+}
+
+const STOPPING: &str = "the tunnel is about to stop";
+
+async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
     match replied.await {
-        Ok(status) => line(&status),
-        Err(_) => refusal("the tunnel is about to stop".to_owned()),
+        Ok(Ok(())) => Ok(line(&Done { schema: SCHEMA, ok: true })),
+        Ok(Err(refused)) => Err(refused),
+        Err(_) => Err(STOPPING.to_owned()),
     }
 }
 
-fn refusal(error: String) -> String {
-    line(&Refusal { schema: SCHEMA, error })
+/// Reads into `buffer` until a line has come; returns it and what came behind it.
+async fn read_line<'b>(
+    client: &mut UnixStream,
+    buffer: &'b mut [u8],
+) -> io::Result<(&'b [u8], &'b [u8])> {
+    let (mut len, mut end) = (0, None);
+    while end.is_none() && len < buffer.len() {
+        let more = client.read(&mut buffer[len..]).await?;
+        if more == 0 {
+            break;
+        }
+        end = buffer[len..len + more].iter().position(|byte| *byte == b'\n').map(|at| len + at + 1);
+        len += more;
+    }
+    Ok(buffer[..len].split_at(end.unwrap_or(len)))
+}
+
+/// Reads the files that follow a line.
+async fn receive(mut from: impl AsyncRead + Unpin, files: &[Announced]) -> Result<Handed, String> {
+    let (mut source, mut keys) = (None, HandedKeys(Vec::new()));
+    for file in files {
+        let named_by = KEY_FILES.into_iter().find(|known| *known == file.name);
+        let known = keys.0.iter().any(|(known, _)| *known == file.name);
+        match named_by {
+            Some(named_by) if !known => {
+                keys.0.push((named_by, read_text(&mut from, file, keys::MAX_LEN).await?));
+            }
+            None if file.name == CONFIG && source.is_none() => {
+                let mut text = read_text(&mut from, file, config::MAX_LEN).await?;
+                source = Some(std::mem::take(&mut *text));
+            }
+            _ => return Err(format!("{:?} is no file to hand over, or comes twice", file.name)),
+        }
+    }
+    let source = source.ok_or("the configuration was not handed over")?;
+    Ok(Handed { source, keys })
+}
+
+/// In memory that is wiped, and that never grows: where it grew, a copy would stay behind.
+async fn read_text(
+    from: &mut (impl AsyncRead + Unpin),
+    file: &Announced,
+    limit: usize,
+) -> Result<Zeroizing<String>, String> {
+    let Announced { name, bytes } = file;
+    if *bytes > limit {
+        return Err(format!("{name}: it has at most {limit} bytes, this {bytes}"));
+    }
+    let mut text = Zeroizing::new(vec![0; *bytes]);
+    from.read_exact(&mut text).await.map_err(|error| format!("{name}: {error}"))?;
+    String::from_utf8(std::mem::take(&mut *text)).map(Zeroizing::new).map_err(|error| {
+        error.into_bytes().zeroize();
+        format!("{name} is no text")
+    })
 }
 
 /// One line of JSON. What is sent here has text for keys, and no number that JSON lacks.
@@ -220,15 +391,20 @@ fn line(message: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::site;
     use crate::status::tests::sample;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use tempfile::TempDir;
 
+    fn configured() -> (TempDir, Config) {
+        let (directory, file) = site("preshared_key_file = 'site.psk'");
+        (directory, config::load(&file).unwrap().config)
+    }
+
     fn bound() -> (TempDir, PathBuf, Control) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("run/site-a.sock");
-        let control = Control::bind(&path).unwrap();
-        (directory, path, control)
+        let (directory, config) = configured();
+        let control = Control::bind(&config).unwrap();
+        (directory, config.service.control, control)
     }
 
     /// Sends `request`, and returns what comes back.
@@ -250,7 +426,7 @@ mod tests {
         let (_directory, path, mut control) = bound();
         let request = b"{\"schema\":1,\"command\":\"status\",\"later\":true}\n";
         let asking = tokio::spawn(async move { exchange(&path, request).await });
-        let Request::Status(reply) = control.next().await;
+        let Request::Status(reply) = control.next().await else { panic!("another request") };
         reply.send(sample()).unwrap();
         let answer = asking.await.unwrap();
         assert_eq!(serde_json::from_str::<Status>(&answer).unwrap(), sample());
@@ -266,6 +442,91 @@ mod tests {
         assert_eq!(newer, "schema 2 is not known here");
         assert!(error_of(&path, b"\xff\xfe\n").await.starts_with("this is no request"));
         assert!(error_of(&path, &[b'x'; 4096]).await.contains("4096 bytes"));
+    }
+
+    #[tokio::test]
+    async fn a_rotation_crosses() {
+        let (_directory, path, mut control) = bound();
+        for (request, expected) in [
+            (&b"{\"schema\":1,\"command\":\"rotate\"}\n"[..], false),
+            (b"{\"schema\":1,\"command\":\"rotate\",\"finish\":true}\n", true),
+        ] {
+            let path = path.clone();
+            let asking = tokio::spawn(async move { exchange(&path, request).await });
+            let Request::Rotate { finish, reply } = control.next().await else { panic!() };
+            assert_eq!(finish, expected);
+            reply.send(Ok(())).unwrap();
+            assert_eq!(asking.await.unwrap(), "{\"schema\":1,\"ok\":true}\n");
+        }
+    }
+
+    /// A request to reload that announces these files, and `behind` it.
+    fn reload(files: &str, behind: &[u8]) -> Vec<u8> {
+        let line = format!("{{\"schema\":1,\"command\":\"reload\",\"files\":[{files}]}}\n");
+        [line.as_bytes(), behind].concat()
+    }
+
+    /// One file as it is announced.
+    fn file(name: &str, bytes: impl std::fmt::Display) -> String {
+        format!("{{\"name\":\"{name}\",\"bytes\":{bytes}}}")
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_over_has_a_size_and_a_name() {
+        let (_directory, path, _control) = bound();
+        let key = "private_key_file";
+        for (files, expected) in [
+            (file("config", 1_048_577), "config: it has at most 1048576 bytes, this 1048577"),
+            (file("config", u64::MAX), "config: it has at most 1048576 bytes, this 184467"),
+            (file("config", "1e3"), "this is no request: "),
+            (file("config", -1), "this is no request: "),
+            (file(key, 257), "private_key_file: it has at most 256 bytes, this 257"),
+            (file("public_key", 1), "\"public_key\" is no file to hand over"),
+            (file("/etc/shadow", 1), "\"/etc/shadow\" is no file to hand over"),
+            ([file(key, 0), file(key, 0)].join(","), "\"private_key_file\" is no file to hand"),
+            ([file("config", 0), file("config", 0)].join(","), "\"config\" is no file to hand"),
+            (file(key, 0), "the configuration was not handed over"),
+            (String::new(), "the configuration was not handed over"),
+        ] {
+            let said = error_of(&path, &reload(&files, b"")).await;
+            assert!(said.starts_with(expected), "{files}: {said}");
+        }
+        let many = reload(&vec![file(key, 0); 150].join(","), b"");
+        let said = error_of(&path, &many[..MAX_REQUEST]).await;
+        assert_eq!(said, "a request has at most 4096 bytes");
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_over_is_all_there_and_good() {
+        let (_directory, path, _control) = bound();
+        let said = error_of(&path, &reload(&file("config", 2), b"\xff\xfe")).await;
+        assert_eq!(said, "config is no text");
+        let said = error_of(&path, &reload(&file("config", 7), b"mtu = 1")).await;
+        assert!(said.starts_with("site.toml: [interface] private_key_file: missing; "), "{said}");
+        assert!(
+            said.ends_with(
+                "; site.toml:1:1: unknown key `mtu` in the file; `mtu` belongs in \
+                                [interface]"
+            ),
+            "{said}"
+        );
+
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        client.write_all(&reload(&file("config", 7), b"mtu")).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("config: early eof"), "{answer}");
+    }
+
+    #[test]
+    fn only_root_and_who_started_it_may_change_a_tunnel() {
+        let [root, owner, daemon, other] = [0, 1000, 65534, 1001].map(Uid::from_raw);
+        assert_eq!(Rights::of(root, owner, daemon), Rights::Change);
+        assert_eq!(Rights::of(owner, owner, daemon), Rights::Change);
+        assert_eq!(Rights::of(daemon, owner, daemon), Rights::Look);
+        assert_eq!(Rights::of(other, owner, daemon), Rights::Nothing);
+        assert_eq!(Rights::of(daemon, daemon, daemon), Rights::Change);
     }
 
     #[tokio::test]
@@ -293,20 +554,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_live_daemon_is_left_alone_and_a_dead_one_replaced() {
-        let (_directory, path, control) = bound();
-        assert!(matches!(Control::bind(&path), Err(ControlError::Running(_))));
+        let (_directory, config) = configured();
+        let control = Control::bind(&config).unwrap();
+        assert!(matches!(Control::bind(&config), Err(ControlError::Running(_))));
         drop(control);
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let path = &config.service.control;
+        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
         assert!(path.exists(), "a dead daemon's socket");
-        let _control = Control::bind(&path).unwrap();
+        let _control = Control::bind(&config).unwrap();
     }
 
     #[tokio::test]
     async fn a_file_in_the_way_is_kept() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("precious");
-        fs::write(&path, "data").unwrap();
-        assert!(matches!(Control::bind(&path), Err(ControlError::InTheWay(_))));
-        assert!(path.exists());
+        let (directory, mut config) = configured();
+        config.service.control = directory.path().join("site.psk");
+        assert!(matches!(Control::bind(&config), Err(ControlError::InTheWay(_))));
+        assert!(config.service.control.exists());
     }
 }

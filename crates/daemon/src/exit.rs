@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::ask::AskError;
 use crate::config::Report;
 use crate::demo::DemoError;
 use crate::pair::PairError;
@@ -20,7 +21,7 @@ pub(crate) enum Exit {
     Usage = 2,
     /// `status`: the tunnel is down.
     Down = 3,
-    /// `status`: nobody answers for that tunnel.
+    /// `status`, `reload`, `rotate`: nobody answers for that tunnel.
     Unknown = 4,
     /// No TUN device is to be had.
     Unavailable = 69,
@@ -52,6 +53,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<RunError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<PairError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<AskError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<DemoError>() {
         error.exit()

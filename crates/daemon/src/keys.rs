@@ -1,4 +1,5 @@
-//! Key files: read with suspicion, created for their owner only.
+//! Key files: read with suspicion, created for their owner only. A daemon without privileges is
+//! handed what stands in them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,8 +16,75 @@ use zeroize::Zeroizing;
 pub(crate) struct Keys {
     /// Who we are.
     pub(crate) secret: SecretKey,
+    /// Who we are going to be.
+    pub(crate) next_secret: Option<SecretKey>,
     /// Mixed into each handshake; zeros when the tunnel has none.
     pub(crate) preshared: PresharedKey,
+    /// What takes its place.
+    pub(crate) next_preshared: Option<PresharedKey>,
+}
+
+/// The keys of a configuration that name key files.
+pub(crate) const KEY_FILES: [&str; 4] =
+    ["private_key_file", "next_private_key_file", "preshared_key_file", "next_preshared_key_file"];
+
+/// Where the keys are that a configuration names.
+pub(crate) enum KeySource {
+    /// In the files. Those below this directory need not be ours alone: systemd sees to that.
+    Files { credentials: Option<PathBuf> },
+    /// Handed over with it, by who may read the files.
+    Handed(HandedKeys),
+}
+
+impl KeySource {
+    /// The files, as this process finds them.
+    pub(crate) fn files() -> Self {
+        Self::Files { credentials: credentials_directory() }
+    }
+
+    /// The key that the file at `path` holds, which `named_by` (of [`KEY_FILES`]) names.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, is open to others, was not handed over, or is no key.
+    pub(crate) fn find<K>(
+        &self,
+        named_by: &str,
+        path: &Path,
+        parse: fn(&str) -> Result<K, KeyError>,
+    ) -> Result<K, KeyFileError> {
+        let key = |text: &str| parse(text.trim()).map_err(|error| content(path, error));
+        match self {
+            Self::Files { credentials } => key(&read(path, credentials.as_deref())?),
+            Self::Handed(keys) => match keys.text(named_by) {
+                Some(text) => key(text),
+                None => Err(KeyFileError::Withheld { path: path.to_owned() }),
+            },
+        }
+    }
+}
+
+/// The texts of keys, each under the one of [`KEY_FILES`] that names its file.
+pub(crate) struct HandedKeys(pub(crate) Vec<(&'static str, Zeroizing<String>)>);
+
+impl HandedKeys {
+    /// Those of `keys`; `preshared` says whether a file holds that one.
+    pub(crate) fn new(keys: &Keys, preshared: bool) -> Self {
+        let preshared = preshared.then(|| keys.preshared.to_base64());
+        let texts = [
+            Some(keys.secret.to_base64()),
+            keys.next_secret.as_ref().map(SecretKey::to_base64),
+            preshared,
+            keys.next_preshared.as_ref().map(PresharedKey::to_base64),
+        ];
+        let named = KEY_FILES.into_iter().zip(texts);
+        Self(named.filter_map(|(named_by, text)| Some((named_by, text?))).collect())
+    }
+
+    fn text(&self, named_by: &str) -> Option<&str> {
+        let mut all = self.0.iter();
+        all.find(|(known, _)| *known == named_by).map(|(_, text)| text.as_str())
+    }
 }
 
 /// Why a key file cannot be used; each says how to put it right.
@@ -37,6 +105,9 @@ pub(crate) enum KeyFileError {
     /// What stands in it is no key.
     #[error("{} holds no key: {error}", path.display())]
     Content { path: PathBuf, error: KeyError },
+    /// Who handed over the configuration kept it back.
+    #[error("what stands in {} was not handed over", path.display())]
+    Withheld { path: PathBuf },
     /// It cannot be created.
     #[error("cannot create {}: {error}", path.display())]
     Create { path: PathBuf, error: io::Error },
@@ -53,19 +124,6 @@ pub(crate) fn read_secret(
 ) -> Result<SecretKey, KeyFileError> {
     let text = read(path, credentials)?;
     SecretKey::from_base64(text.trim()).map_err(|error| content(path, error))
-}
-
-/// Reads a preshared key, as [`read_secret`] does a private one.
-///
-/// # Errors
-///
-/// If the file cannot be read, is open to others, or holds no key.
-pub(crate) fn read_preshared(
-    path: &Path,
-    credentials: Option<&Path>,
-) -> Result<PresharedKey, KeyFileError> {
-    let text = read(path, credentials)?;
-    PresharedKey::from_base64(text.trim()).map_err(|error| content(path, error))
 }
 
 /// Writes a key to a new file that only its owner may read.

@@ -2,6 +2,7 @@
 //! something.
 
 mod alarm;
+mod ask;
 mod check;
 #[cfg(test)]
 mod child;
@@ -17,6 +18,7 @@ mod logging;
 mod pair;
 mod plane;
 mod privilege;
+mod reload;
 mod resolve;
 mod run;
 mod service;
@@ -45,6 +47,8 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Genpsk(options) => keygen::genpsk(&options),
         Command::Check(options) => check::run(&options),
         Command::Status(options) => status::run(options),
+        Command::Reload(options) => reload::reload(&options),
+        Command::Rotate(options) => reload::rotate(&options),
         Command::Pair(options) => pair::run(&options),
         Command::Demo(options) => demo::run(options),
     }

@@ -138,7 +138,9 @@ private_key_file = "{name}.key"
 {listen}
 
 [peer]
-protocol = "wireguard"
+protocol = "vpnd"  # at both ends; "wireguard" is any WireGuard, and has neither of these two
+# cipher = "chacha20-poly1305"
+# post_quantum = true
 public_key = "{peer}"
 preshared_key_file = "{name}.psk"
 {endpoint}
@@ -155,7 +157,7 @@ keepalive = "25s"  # keeps a NAT on the way open
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
+    use crate::config::{self, Protocol};
 
     fn options(out: &Path, a: &str, b: &str) -> PairOptions {
         let inner = ["10.99.0.0/30", "fd99::/64"];
@@ -179,6 +181,8 @@ mod tests {
         assert_ne!(a.keys.preshared.as_bytes(), &[0; 32]);
         assert_eq!(a.config.peer.endpoints[0].to_string(), "[2001:db8::2]:4500");
         assert_eq!(a.config.peer.allowed_ips, b.config.peer.allowed_ips);
+        assert_eq!(a.config.peer.protocol, Protocol::Vpnd);
+        assert_eq!(b.config.peer.protocol, Protocol::Vpnd);
     }
 
     #[test]

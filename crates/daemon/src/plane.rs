@@ -18,8 +18,10 @@ use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
 
 use crate::alarm::Alarm;
+use crate::config::Config;
 use crate::control::{Control, Request};
 use crate::floor::{FloorError, FloorFile};
+use crate::keys::Keys;
 use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::{About, State, Status};
@@ -48,6 +50,8 @@ pub(crate) enum PlaneError {
 
 /// Everybody the control plane talks to.
 pub(crate) struct Surroundings {
+    /// What the tunnel runs with.
+    pub(crate) running: Config,
     pub(crate) about: About,
     pub(crate) floor: FloorFile,
     pub(crate) resolver: Resolver,
@@ -226,10 +230,35 @@ impl Plane {
         )
     }
 
+    /// Who asked may have left.
     fn answer(&mut self, request: Request) {
-        let Request::Status(reply) = request;
-        // Who asked may have left.
-        let _left = reply.send(self.status());
+        match request {
+            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Reload(wanted, reply) => {
+                let (config, keys) = *wanted;
+                drop(reply.send(told("reloaded", self.become_new(config, keys))));
+            }
+            Request::Rotate { finish, reply } => {
+                let what = if finish { "rotation finished" } else { "rotated" };
+                drop(reply.send(told(what, self.rotate(finish))));
+            }
+        }
+    }
+
+    /// Goes on with another configuration, where that differs in nothing else than what may change.
+    fn become_new(&mut self, config: Config, keys: Keys) -> Result<(), String> {
+        self.around.running.can_become(&config).map_err(|error| error.to_string())?;
+        self.reload(config.clone(), keys)?;
+        self.around.running = config;
+        Ok(())
+    }
+
+    fn reload(&mut self, _config: Config, _keys: Keys) -> Result<(), String> {
+        Err("reloading is not supported by this peer yet".to_owned())
+    }
+
+    fn rotate(&mut self, _finish: bool) -> Result<(), String> {
+        Err("rotating keys is not supported by this peer yet".to_owned())
     }
 
     /// One write at a time; of those that come meanwhile only the newest matters.
@@ -263,6 +292,15 @@ impl Plane {
             self.keep_floor(newer);
         }
     }
+}
+
+/// Says in the log what somebody made of the tunnel, or could not.
+fn told(what: &str, result: Result<(), String>) -> Result<(), String> {
+    match &result {
+        Ok(()) => tracing::info!("{what}, as asked"),
+        Err(error) => tracing::warn!("not {what}: {error}"),
+    }
+    result
 }
 
 /// How the tunnel stands, for the service manager.

@@ -23,7 +23,7 @@ use vpnd_tunnel::filter::Filter;
 use vpnd_tunnel::udp::{BindError, Socket};
 
 use crate::cli::RunOptions;
-use crate::config::{Account, Config, MssClamp, Roam, Service};
+use crate::config::{Account, Config, MssClamp, Protocol, Roam, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -52,6 +52,9 @@ pub(crate) enum RunError {
     /// A privilege is missing, or cannot be given up.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
+    /// The configuration asks for more than can be spoken.
+    #[error("protocol = \"vpnd\" is not supported by this peer yet")]
+    Protocol,
     /// The same tunnel runs already.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -142,7 +145,7 @@ impl Stop {
 impl Host {
     async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
-        let control = control(&config.service)?;
+        let control = control(config)?;
         let mut device = vpnd_tun::open(&Options {
             name: config.interface.name.clone(),
             mode: Mode::Tun,
@@ -171,7 +174,7 @@ impl Host {
         let about = about(config, &keys, &self.device, self.socket.local_port());
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
-            peer_config(config, keys, last_stamp(&self.floor)),
+            peer_config(config, keys, last_stamp(&self.floor))?,
             Arc::clone(&activity),
             // The kernel's, each time: a generator of our own would hold the key to every
             // ephemeral secret it ever gave out.
@@ -187,6 +190,7 @@ impl Host {
         let (engine, reports) = Engine::start(self.queue, self.socket, activity, table, options)?;
         tracing::info!("{} is up, listening on port {}", self.device, engine.local_port());
         let around = Surroundings {
+            running: config.clone(),
             about,
             floor: self.floor,
             resolver: resolve::spawn(config.peer.endpoints.clone()),
@@ -199,10 +203,10 @@ impl Host {
 }
 
 /// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
-fn control(service: &Service) -> Result<Option<Control>, ControlError> {
-    match Control::bind(&service.control) {
+fn control(config: &Config) -> Result<Option<Control>, ControlError> {
+    match Control::bind(config) {
         Ok(control) => {
-            give(&service.control, service.user.as_ref());
+            give(&config.service.control, config.service.user.as_ref());
             Ok(Some(control))
         }
         Err(error @ ControlError::Running(_)) => Err(error),
@@ -239,7 +243,7 @@ fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About 
             public_key: keys.secret.public().to_string(),
         },
         peer_key: config.peer.public_key.to_string(),
-        protocol: "wireguard".to_owned(),
+        protocol: config.peer.protocol.to_string(),
         preshared_key: config.peer.preshared_key_file.is_some(),
         endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
     }
@@ -260,11 +264,18 @@ fn route(route: &crate::config::Route) -> vpnd_device::Route {
     vpnd_device::Route { to: route.to, metric: route.metric, table: route.table }
 }
 
-fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::Config {
-    peer::Config {
+fn peer_config(
+    config: &Config,
+    keys: Keys,
+    floor: Option<Timestamp>,
+) -> Result<peer::Config, RunError> {
+    if config.peer.protocol == Protocol::Vpnd {
+        return Err(RunError::Protocol);
+    }
+    Ok(peer::Config {
         identity: Identity::new(keys.secret),
         remote: config.peer.public_key,
-        preshared: vec![keys.preshared],
+        preshared: [keys.preshared].into_iter().chain(keys.next_preshared).collect(),
         keepalive: config.peer.keepalive,
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
@@ -273,7 +284,7 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         },
         floor,
         max_datagram: MAX_DATAGRAM,
-    }
+    })
 }
 
 fn clamp(config: &Config) -> Option<Clamp> {

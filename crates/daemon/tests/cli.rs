@@ -31,13 +31,16 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+const COMMANDS: [&str; 10] =
+    ["run", "genkey", "pubkey", "genpsk", "check", "status", "reload", "rotate", "pair", "demo"];
+
 #[test]
 fn version_and_help() {
     let here = tempfile::tempdir().unwrap();
     let version = stdout(here.path(), &["--version"]);
     assert_eq!(version, format!("vpnd {}\n", env!("CARGO_PKG_VERSION")));
     let help = stdout(here.path(), &["--help"]);
-    for command in ["run", "genkey", "pubkey", "genpsk", "check", "status", "pair", "demo"] {
+    for command in COMMANDS {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is missing from\n{help}");
     }
 }
@@ -52,6 +55,9 @@ fn a_wrong_command_line_ends_with_2() {
         &["run"],
         &["-v"],
         &["-c", "f", "genkey"],
+        &["reload"],
+        &["reload", "a", "--finish"],
+        &["rotate"],
         &["pair", "a", "b"],
         &["pair", "a=192.0.2.1:1", "a"],
         &["pair", "a=192.0.2.1", "b"],
@@ -119,9 +125,9 @@ fn a_bad_configuration_ends_with_78_and_shows_the_place() {
     let good = fs::read_to_string(&path).unwrap();
     fs::write(&path, good.replace("keepalive = ", "keepalvie = ")).unwrap();
     let expected = r#"error: unknown key `keepalvie` in [peer]
-  --> a/a.toml:14:1
+  --> a/a.toml:16:1
    |
-14 | keepalvie = "25s"  # keeps a NAT on the way open
+16 | keepalvie = "25s"  # keeps a NAT on the way open
    | ^^^^^^^^^
    |
    = help: did you mean `keepalive`?
@@ -135,7 +141,7 @@ fn a_bad_configuration_ends_with_78_and_shows_the_place() {
     assert_eq!((&json["ok"], &json["config"]), (&false.into(), &serde_json::Value::Null));
     assert_eq!(
         (&json["problems"][0]["line"], &json["problems"][0]["column"]),
-        (&14.into(), &1.into())
+        (&16.into(), &1.into())
     );
 }
 
@@ -148,6 +154,31 @@ fn an_unreadable_configuration_ends_with_78() {
         said,
         "error: cannot be read: No such file or directory (os error 2)\n--> none.toml\n"
     );
+}
+
+#[test]
+fn a_tunnel_that_does_not_run_is_neither_reloaded_nor_rotated() {
+    let here = tempfile::tempdir().unwrap();
+    stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
+    let expected = "vpnd: nobody answers at ./a.sock: that tunnel does not run\n";
+    for arguments in [
+        &["reload", "./a.sock", "--config", "a/a.toml"][..],
+        &["rotate", "./a.sock"],
+        &["rotate", "./a.sock", "--finish"],
+    ] {
+        assert_eq!(complaint(here.path(), arguments), (4, expected.to_owned()));
+    }
+}
+
+#[test]
+fn a_bad_configuration_is_not_handed_over() {
+    let here = tempfile::tempdir().unwrap();
+    stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
+    fs::remove_file(here.path().join("a/a.psk")).unwrap();
+    let (code, said) = complaint(here.path(), &["reload", "./a.sock", "-c", "a/a.toml"]);
+    assert!(code == 78 && said.contains("preshared_key_file: cannot read"), "{said}");
+    let (code, said) = complaint(here.path(), &["reload", "./no-such-tunnel.sock"]);
+    assert!(code == 78 && said.contains("--> /etc/vpnd/no-such-tunnel.toml"), "{said}");
 }
 
 #[test]

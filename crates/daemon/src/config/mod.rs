@@ -3,14 +3,16 @@
 
 mod endpoint;
 mod problem;
+mod profile;
 mod read;
+mod reload;
 mod rules;
 mod section;
 mod tables;
 mod value;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -24,7 +26,8 @@ use vpnd_tunnel::udp::Listen;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use problem::{Finding, Report};
-pub(crate) use read::{Loaded, load};
+pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
+pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
 
 /// One tunnel, as its file describes it; every default is filled in. As JSON its keys are the
 /// file's.
@@ -62,6 +65,8 @@ pub(crate) struct Interface {
     pub(crate) peer_addresses: Vec<IpAddr>,
     /// Where our secret key is; `keys` has read it.
     pub(crate) private_key_file: PathBuf,
+    /// Where the one is that takes its place.
+    pub(crate) next_private_key_file: Option<PathBuf>,
     /// Where datagrams arrive.
     #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
@@ -83,12 +88,25 @@ pub(crate) enum Mode {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Peer {
     /// What both ends speak.
+    #[serde(serialize_with = "as_text")]
     pub(crate) protocol: Protocol,
+    /// What seals packets.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) cipher: Cipher,
+    /// Whether each session's keys also come from ML-KEM-768.
+    pub(crate) post_quantum: bool,
+    /// What an answer of the peer may differ in, in the order that it is tried.
+    pub(crate) also_accept: Vec<AlsoAccept>,
     /// Who the peer is.
     #[serde(serialize_with = "as_text")]
     pub(crate) public_key: PublicKey,
+    /// Who it is going to be.
+    #[serde(serialize_with = "as_text_if_any")]
+    pub(crate) next_public_key: Option<PublicKey>,
     /// Where the preshared key is; `keys` has read it.
     pub(crate) preshared_key_file: Option<PathBuf>,
+    /// Where the one is that takes its place.
+    pub(crate) next_preshared_key_file: Option<PathBuf>,
     /// Where the peer may be found, in order; empty: it finds us.
     #[serde(rename = "endpoint")]
     pub(crate) endpoints: Vec<Endpoint>,
@@ -99,14 +117,6 @@ pub(crate) struct Peer {
     pub(crate) keepalive: Option<Duration>,
     /// Whether the endpoint follows the peer.
     pub(crate) roam: Roam,
-}
-
-/// What both ends speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Protocol {
-    /// WireGuard, with nothing added.
-    WireGuard,
 }
 
 /// Whether the endpoint follows the peer when it speaks from elsewhere.
@@ -203,6 +213,16 @@ pub(crate) enum LogFormat {
 
 fn as_text<S: Serializer>(value: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(value)
+}
+
+fn as_text_if_any<S: Serializer, T: std::fmt::Display>(
+    value: &Option<T>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => to.collect_str(value),
+        None => to.serialize_none(),
+    }
 }
 
 /// As the file would have it: `"auto"` or `false`.

@@ -85,6 +85,11 @@ impl Report {
         Self { file, source, problems }
     }
 
+    /// What the file reads.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the daemon cannot start with this.
     pub(crate) fn is_fatal(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Error)

@@ -10,10 +10,10 @@ use vpnd_crypto::PresharedKey;
 use super::problem::{Problem, Report};
 use super::value::TextResult;
 use super::{Config, tables};
-use crate::keys::{self, Keys};
+use crate::keys::{HandedKeys, KeySource, Keys};
 
 /// No configuration is longer; what is, is another file.
-const MAX_LEN: u64 = 1 << 20;
+pub(crate) const MAX_LEN: usize = 1 << 20;
 
 /// A configuration with which the daemon can start.
 pub(crate) struct Loaded {
@@ -39,14 +39,42 @@ pub(crate) fn load(file: &path::Path) -> Result<Loaded, Report> {
     }
 }
 
+/// A configuration and its keys, read by somebody who may read them.
+pub(crate) struct Handed {
+    /// The file's text.
+    pub(crate) source: String,
+    /// The keys it names.
+    pub(crate) keys: HandedKeys,
+}
+
+impl Loaded {
+    /// All that [`load_handed`] needs to come to the same.
+    pub(crate) fn hand_over(&self) -> Handed {
+        let keys = HandedKeys::new(&self.keys, self.config.peer.preshared_key_file.is_some());
+        Handed { source: self.warnings.source().to_owned(), keys }
+    }
+}
+
+/// Reads what was handed over as if it stood in `file`, the configuration of the tunnel `name`.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, and where.
+pub(crate) fn load_handed(name: &str, file: &path::Path, handed: Handed) -> Result<Loaded, Report> {
+    let keys = KeySource::Handed(handed.keys);
+    let from = Surroundings { name: name.to_owned(), file: file.to_owned(), keys };
+    // Where it was read from, only who handed it over knows.
+    parse(format!("{name}.toml"), handed.source, &from)
+}
+
 /// What a configuration takes from where it stands.
 pub(super) struct Surroundings {
     /// The tunnel's name.
     pub(super) name: String,
     /// The file, from the root.
     pub(super) file: PathBuf,
-    /// `$CREDENTIALS_DIRECTORY`.
-    pub(super) credentials: Option<PathBuf>,
+    /// Where the keys are that it names.
+    pub(super) keys: KeySource,
 }
 
 impl Surroundings {
@@ -57,7 +85,7 @@ impl Surroundings {
         let stem = stem.filter(|stem| !stem.starts_with('.') && !stem.contains(char::is_control));
         let nameless = || Problem::error("the file's name names the tunnel, and cannot name one");
         let name = stem.ok_or_else(nameless)?.to_owned();
-        Ok(Self { name, file, credentials: keys::credentials_directory() })
+        Ok(Self { name, file, keys: KeySource::files() })
     }
 
     /// A path of the file, which counts from the file's directory.
@@ -82,15 +110,22 @@ impl Surroundings {
         }
         let help = "in the unit: LoadCredential=NAME:/path/of/the/key";
         let missing = || Problem::error("$CREDENTIALS_DIRECTORY is not set").help(help);
-        Ok(self.credentials.as_ref().ok_or_else(missing)?.join(name))
+        match &self.keys {
+            KeySource::Files { credentials } => {
+                Ok(credentials.as_ref().ok_or_else(missing)?.join(name))
+            }
+            // Who handed it over knew where it is.
+            KeySource::Handed(_) => Ok(text.into()),
+        }
     }
 }
 
 fn read_text(file: &path::Path) -> Result<String, Problem> {
     let mut text = String::new();
-    let read = File::open(file).and_then(|file| file.take(MAX_LEN).read_to_string(&mut text));
+    let limit = MAX_LEN as u64 + 1;
+    let read = File::open(file).and_then(|file| file.take(limit).read_to_string(&mut text));
     match read {
-        Ok(_) if text.len() as u64 == MAX_LEN => Err(Problem::error("longer than 1 MiB")),
+        Ok(_) if text.len() > MAX_LEN => Err(Problem::error("longer than 1 MiB")),
         Ok(_) => Ok(text),
         Err(error) => Err(Problem::error(format!("cannot be read: {error}"))),
     }

@@ -6,21 +6,28 @@ use std::ops::Range;
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeTable;
+use vpnd_crypto::SecretKey;
 use vpnd_tunnel::udp::Listen;
 
 use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
-use super::{Config, Interface, Roam, Route};
+use super::{AlsoAccept, Config, Interface, Peer, Protocol, Roam, Route};
 use crate::keys::Keys;
 
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
 const MIN_MTU_V6: u16 = 1280;
 
+/// So many ways to open one answer are tried, each for the price of a hash and an AEAD.
+const MAX_CANDIDATES: usize = 4;
+
 /// Everything wrong with how the keys go together.
 pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Problem> {
     let mut found = Found { places, problems: vec![] };
-    own_key(config, keys, &mut found);
+    own_keys(config, keys, &mut found);
+    next_keys(config, keys, &mut found);
+    vpnd_alone(config, &mut found);
+    also_accept(config, &mut found);
     someone_begins(config, &mut found);
     peer_addresses(config, &mut found);
     mtu(config, &mut found);
@@ -44,6 +51,12 @@ pub(super) fn default_allowed_ips(interface: &Interface, routes: &[Route]) -> Ve
     nets
 }
 
+/// What is said of a key that WireGuard has no use for; `otherwise` is the other way out.
+pub(super) fn needs_vpnd(otherwise: &str) -> Problem {
+    let help = format!("write protocol = \"vpnd\" in [peer] on both sides, or {otherwise}");
+    Problem::error("this takes vpnd at both ends").help(help)
+}
+
 /// Where values stand in the file.
 pub(super) struct Places<'t>(&'t DeTable<'t>);
 
@@ -57,6 +70,11 @@ impl<'t> Places<'t> {
     fn of(&self, table: &str, key: &str) -> Option<Range<usize>> {
         let table = self.0.get(table.trim_matches(['[', ']']))?;
         Some(table.get_ref().get(key).unwrap_or(table).span())
+    }
+
+    /// Whether the file says anything of `key`.
+    fn has(&self, table: &str, key: &str) -> bool {
+        self.item(table, key, 0).is_some()
     }
 
     /// The `index`th element of a list, or a value that is one alone.
@@ -93,10 +111,76 @@ impl Found<'_> {
     }
 }
 
-fn own_key(config: &Config, keys: &Keys, found: &mut Found<'_>) {
-    if config.peer.public_key == keys.secret.public() {
-        let problem = Problem::error("this is our own key, the public half of private_key_file");
-        found.at("[peer]", "public_key", problem.help("put the peer's public key here"));
+fn own_keys(config: &Config, keys: &Keys, found: &mut Found<'_>) {
+    let next = keys.next_secret.iter().map(|next| ("next_private_key_file", next));
+    let ours = [("private_key_file", &keys.secret)].into_iter().chain(next);
+    let ours: Vec<_> = ours.map(|(file, secret)| (file, secret.public())).collect();
+    let next = config.peer.next_public_key.iter().map(|next| ("next_public_key", *next));
+    for (key, theirs) in [("public_key", config.peer.public_key)].into_iter().chain(next) {
+        for (file, _) in ours.iter().filter(|(_, own)| *own == theirs) {
+            let problem = format!("this is our own key, the public half of {file}");
+            let help = "put the peer's public key here";
+            found.at("[peer]", key, Problem::error(problem).help(help));
+        }
+    }
+}
+
+/// What takes a key's place is another one.
+fn next_keys(config: &Config, keys: &Keys, found: &mut Found<'_>) {
+    let peer = &config.peer;
+    let next_secret = keys.next_secret.as_ref().map(SecretKey::public);
+    let next_preshared = keys.next_preshared.as_ref().map(|next| next.as_bytes());
+    for (same, title, key) in [
+        (next_secret == Some(keys.secret.public()), "[interface]", "private_key_file"),
+        (peer.next_public_key == Some(peer.public_key), "[peer]", "public_key"),
+        (next_preshared == Some(keys.preshared.as_bytes()), "[peer]", "preshared_key_file"),
+    ] {
+        if same {
+            let problem = Problem::error(format!("the same key as {key}: nothing would change"));
+            let help = "give the key that takes its place, or remove this line";
+            found.at(title, &format!("next_{key}"), problem.help(help));
+        }
+    }
+}
+
+/// What WireGuard has no word for is not left out in silence.
+fn vpnd_alone(config: &Config, found: &mut Found<'_>) {
+    for key in ["cipher", "post_quantum", "also_accept"] {
+        if config.peer.protocol == Protocol::WireGuard && found.places.has("[peer]", key) {
+            found.at("[peer]", key, needs_vpnd("remove this line"));
+        }
+    }
+}
+
+fn also_accept(config: &Config, found: &mut Found<'_>) {
+    let peer = &config.peer;
+    if peer.protocol == Protocol::WireGuard {
+        return;
+    }
+    let changes = peer.also_accept.iter().enumerate();
+    let (own, other): (Vec<_>, Vec<_>) = changes.partition(|(_, change)| is_own(peer, **change));
+    for (index, change) in own {
+        let problem = Problem::error(format!("\"{change}\" is what this end speaks anyway"));
+        let help = "remove it: each entry is one change from cipher, post_quantum and protocol";
+        found.at_item("[peer]", "also_accept", index, problem.help(help));
+    }
+    let next = usize::from(peer.next_preshared_key_file.is_some());
+    let candidates = 1 + next + other.len();
+    if candidates > MAX_CANDIDATES {
+        let problem = Problem::error(format!(
+            "with next_preshared_key_file there are {candidates} ways to take the peer's answer, \
+             and {MAX_CANDIDATES} are the most"
+        ));
+        let help = "finish one change before the next";
+        found.at("[peer]", "also_accept", problem.help(help));
+    }
+}
+
+fn is_own(peer: &Peer, change: AlsoAccept) -> bool {
+    match change {
+        AlsoAccept::Cipher(cipher) => cipher == peer.cipher,
+        AlsoAccept::PostQuantum(on) => on == peer.post_quantum,
+        AlsoAccept::WireGuard => peer.protocol == Protocol::WireGuard,
     }
 }
 

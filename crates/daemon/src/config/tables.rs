@@ -6,19 +6,20 @@ use nix::unistd::User;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing::level_filters::LevelFilter;
-use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
+use vpnd_crypto::{KeyError, PresharedKey, PublicKey, SecretKey};
 use vpnd_tunnel::udp::Listen;
 
 use super::problem::Problem;
+use super::profile::{CIPHERS, PROTOCOLS, also_accept};
 use super::read::Surroundings;
 use super::rules::{self, Places};
 use super::section::{Parsed, Section, Value};
 use super::value::{self, TextResult, choice, expected, integer, list, text};
 use super::{
-    Account, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer, Protocol, Roam, Route,
-    Service,
+    Account, Cipher, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer, Protocol, Roam,
+    Route, Service,
 };
-use crate::keys::{self, KeyFileError, Keys};
+use crate::keys::Keys;
 
 /// The kernel's number of the table `main`.
 pub(super) const MAIN_TABLE: u32 = 254;
@@ -44,17 +45,25 @@ fn tables(
     from: &Surroundings,
     problems: &mut Vec<Problem>,
 ) -> Option<(Config, Keys)> {
-    let interface = table(&root, "[interface]", problems, |s| interface(s, from));
+    let vpnd = says_vpnd(&root);
+    let interface = table(&root, "[interface]", problems, |s| interface(s, from, vpnd));
     let routes = routes(root.raw("route"), problems);
-    let inside = interface.as_ref().map(|(i, _)| rules::default_allowed_ips(i, &routes));
+    let inside = interface.as_ref().map(|(i, ..)| rules::default_allowed_ips(i, &routes));
     let peer = table(&root, "[peer]", problems, |s| peer(s, from, inside.unwrap_or_default()));
     let path = table(&root, "[path]", problems, path);
     let service = table(&root, "[service]", problems, |s| service(s, from));
     problems.extend(root.close());
-    let ((interface, secret), (peer, preshared)) = (interface?, peer?);
+    let (interface, secret, next_secret) = interface?;
+    let (peer, preshared, next_preshared) = peer?;
     let (name, file) = (from.name.clone(), from.file.clone());
     let config = Config { name, file, interface, peer, routes, path, service };
-    Some((config, Keys { secret, preshared }))
+    Some((config, Keys { secret, next_secret, preshared, next_preshared }))
+}
+
+/// Whether vpnd is to be at both ends: some of what [interface] may say takes that.
+fn says_vpnd(root: &Section<'_>) -> bool {
+    let protocol = root.raw("peer").and_then(|peer| peer.get_ref().get("protocol"));
+    protocol.and_then(|protocol| protocol.get_ref().as_str()) == Some("vpnd")
 }
 
 fn table<T>(
@@ -69,43 +78,55 @@ fn table<T>(
     good
 }
 
-fn interface(s: &mut Section<'_>, from: &Surroundings) -> Option<(Interface, SecretKey)> {
+fn interface(
+    s: &mut Section<'_>,
+    from: &Surroundings,
+    vpnd: bool,
+) -> Option<(Interface, SecretKey, Option<SecretKey>)> {
     const KEY: &str = "make one with `vpnd genkey -o FILE` and name it here";
-    let key = s.required("private_key_file", KEY, key_file(from, keys::read_secret));
+    let parse = SecretKey::from_base64;
+    let key = s.required("private_key_file", KEY, key_file(from, "private_key_file", parse));
+    let (next_private_key_file, next_secret) = optional(s, from, "next_private_key_file", parse);
     let interface = Interface {
         name: s.take("name", text(device_name)),
-        mode: s.or("mode", Mode::Tun, text(mode)),
+        mode: s.or("mode", Mode::Tun, text(|text| mode(text, vpnd))),
         addresses: s.or("address", vec![], list(value::interface_address)),
         peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
         listen: s.or("listen", Listen::Port(0), listen),
         mtu: s.or("mtu", 1420, integer(576..=65535)),
         txqueuelen: s.or("txqueuelen", 1000, integer(1..=1_000_000)),
         private_key_file: key.as_ref()?.0.clone(),
+        next_private_key_file,
     };
-    Some((interface, key?.1))
+    Some((interface, key?.1, next_secret))
 }
 
 fn peer(
     s: &mut Section<'_>,
     from: &Surroundings,
     allowed_ips: Vec<ipnet::IpNet>,
-) -> Option<(Peer, PresharedKey)> {
+) -> Option<(Peer, PresharedKey, Option<PresharedKey>)> {
     const KEY: &str = "the peer's `vpnd pubkey < its.key` prints it";
-    s.take::<()>("cipher", later);
-    s.take::<()>("post_quantum", later);
-    let public_key = s.required("public_key", KEY, text(public_key));
-    let preshared = s.take("preshared_key_file", key_file(from, keys::read_preshared));
-    let (preshared_key_file, preshared) = preshared.unzip();
+    let protocol = s.or("protocol", Protocol::WireGuard, text(choice(PROTOCOLS)));
+    let key = s.required("public_key", KEY, text(public_key));
+    let parse = PresharedKey::from_base64;
+    let (preshared_key_file, preshared) = optional(s, from, "preshared_key_file", parse);
+    let (next_preshared_key_file, next) = optional(s, from, "next_preshared_key_file", parse);
     let peer = Peer {
-        protocol: s.or("protocol", Protocol::WireGuard, text(protocol)),
+        protocol,
+        cipher: s.or("cipher", Cipher::ChaCha20Poly1305, text(choice(CIPHERS))),
+        post_quantum: s.or("post_quantum", protocol == Protocol::Vpnd, value::truth),
+        also_accept: s.or("also_accept", vec![], list(also_accept)),
+        next_public_key: s.take("next_public_key", text(public_key)),
         preshared_key_file,
+        next_preshared_key_file,
         endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
         allowed_ips: s.or("allowed_ips", allowed_ips, list(value::network)),
         keepalive: s.or("keepalive", None, value::keepalive),
         roam: s.or("roam", Roam::Any, text(choice(ROAM))),
-        public_key: public_key?,
+        public_key: key?,
     };
-    Some((peer, preshared.unwrap_or_default()))
+    Some((peer, preshared.unwrap_or_default(), next))
 }
 
 const ROAM: &[(&str, Roam)] = &[("any", Roam::Any), ("same-ip", Roam::SameIp), ("off", Roam::Off)];
@@ -167,14 +188,25 @@ const LOG_LEVELS: &[(&str, LevelFilter)] = &[
 const LOG_FORMATS: &[(&str, LogFormat)] =
     &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-/// A key file's path, and the key in it.
+/// A key file that need not be there, and the key in it.
+fn optional<K>(
+    s: &mut Section<'_>,
+    from: &Surroundings,
+    named_by: &'static str,
+    parse: fn(&str) -> Result<K, KeyError>,
+) -> (Option<PathBuf>, Option<K>) {
+    s.take(named_by, key_file(from, named_by, parse)).unzip()
+}
+
+/// The path of the key file that `named_by` names, and the key in it.
 fn key_file<K>(
     from: &Surroundings,
-    read: impl Fn(&std::path::Path, Option<&std::path::Path>) -> Result<K, KeyFileError>,
+    named_by: &'static str,
+    parse: fn(&str) -> Result<K, KeyError>,
 ) -> impl Fn(&Value<'_>) -> Parsed<(PathBuf, K)> {
     text(move |text| {
         let path = from.key_path(text)?;
-        let key = read(&path, from.credentials.as_deref()).map_err(in_words)?;
+        let key = from.keys.find(named_by, &path, parse).map_err(in_words)?;
         Ok((path, key))
     })
 }
@@ -190,26 +222,13 @@ fn device_name(text: &str) -> TextResult<String> {
     Err(problem.help("1 to 15 characters, without blanks, `/`, `:` or `%`"))
 }
 
-fn mode(text: &str) -> TextResult<Mode> {
+fn mode(text: &str, vpnd: bool) -> TextResult<Mode> {
     match text {
-        "tap" => Err(comes_later("\"tap\"").help("change this line to mode = \"tun\"")),
+        "tap" if vpnd => Err(Problem::error("\"tap\" comes with a later release of vpnd")
+            .help("change this line to mode = \"tun\"")),
+        "tap" => Err(rules::needs_vpnd("change this line to mode = \"tun\"")),
         _ => choice(&[("tun", Mode::Tun)])(text),
     }
-}
-
-fn protocol(text: &str) -> TextResult<Protocol> {
-    match text {
-        "vpnd" => Err(comes_later("\"vpnd\"").help("change this line to protocol = \"wireguard\"")),
-        _ => choice(&[("wireguard", Protocol::WireGuard)])(text),
-    }
-}
-
-fn later<T>(value: &Value<'_>) -> Parsed<T> {
-    Err(vec![comes_later("this key").help("remove this line").at(value.span())])
-}
-
-fn comes_later(what: &str) -> Problem {
-    Problem::error(format!("{what} comes with a later release of vpnd"))
 }
 
 fn public_key(text: &str) -> TextResult<PublicKey> {

@@ -1,15 +1,18 @@
 //! Bad configurations with what is said of each, and the shipped ones.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vpnd_crypto::SecretKey;
+use zeroize::Zeroizing;
 
+use super::reload::compared;
 use super::section::TABLES;
-use super::{Loaded, Report, load};
-use crate::keys;
+use super::{AlsoAccept, Cipher, Handed, Loaded, Protocol, Report, load, load_handed};
+use crate::keys::{self, HandedKeys};
 
 /// A key whose private half nobody has.
 const PEER: &str = "x/w8KfNz7rhSYau3uquf7fT8Qr6/4o7d/LItsHMBgzM=";
@@ -39,6 +42,15 @@ fn minimal(interface: &str, peer: &str) -> String {
         "[interface]\nprivate_key_file = 'site.key'\naddress = '10.99.0.1/30'\nlisten = 51820\n\
          {interface}\n[peer]\npublic_key = '{PEER}'\n{peer}\n"
     )
+}
+
+/// A directory with all that the tunnel `site` needs: a good configuration with more lines in
+/// [peer], its keys, and a place for its socket.
+pub(crate) fn site(peer: &str) -> (TempDir, PathBuf) {
+    let directory = directory();
+    let source = minimal("", &format!("{peer}\n[service]\ncontrol = 'run/site.sock'\nuser = ''"));
+    let file = put(directory.path(), "site.toml", &source);
+    (directory, file)
 }
 
 fn try_load(source: &str) -> Result<Loaded, Report> {
@@ -79,15 +91,17 @@ fn defaults() {
         json["interface"],
         serde_json::json!({
             "name": null, "mode": "tun", "address": ["10.99.0.1/30"], "peer_address": [],
-            "private_key_file": config.file.with_file_name("site.key"), "listen": 51820,
-            "mtu": 1420, "txqueuelen": 1000,
+            "private_key_file": config.file.with_file_name("site.key"),
+            "next_private_key_file": null, "listen": 51820, "mtu": 1420, "txqueuelen": 1000,
         })
     );
     assert_eq!(
         json["peer"],
         serde_json::json!({
-            "protocol": "wireguard", "public_key": PEER, "preshared_key_file": null,
-            "endpoint": [], "allowed_ips": ["10.99.0.0/30"], "keepalive": "off", "roam": "any",
+            "protocol": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": false,
+            "also_accept": [], "public_key": PEER, "next_public_key": null,
+            "preshared_key_file": null, "next_preshared_key_file": null, "endpoint": [],
+            "allowed_ips": ["10.99.0.0/30"], "keepalive": "off", "roam": "any",
         })
     );
     assert_eq!(
@@ -98,6 +112,148 @@ fn defaults() {
     );
     assert_eq!(json["service"]["state_dir"], "/var/lib/vpnd");
     assert_eq!(json["service"]["control"], "/run/vpnd/site.sock");
+}
+
+#[test]
+fn vpnd_at_both_ends_is_post_quantum_unless_told_otherwise() {
+    let plain = good(&minimal("", "protocol = 'vpnd'")).config.peer;
+    assert_eq!((plain.protocol, plain.cipher), (Protocol::Vpnd, Cipher::ChaCha20Poly1305));
+    assert!(plain.post_quantum);
+    let other = "protocol = 'vpnd'\ncipher = 'aes-256-gcm'\npost_quantum = false\n\
+                 also_accept = ['protocol=wireguard', 'post_quantum=true']";
+    let other = good(&minimal("", other)).config.peer;
+    assert_eq!((other.cipher, other.post_quantum), (Cipher::Aes256Gcm, false));
+    let accepted = [AlsoAccept::WireGuard, AlsoAccept::PostQuantum(true)];
+    assert_eq!(other.also_accept, accepted, "in the order of the file");
+    let json = serde_json::to_value(&other).unwrap();
+    let shown = ["protocol", "cipher", "also_accept"].map(|key| json[key].clone());
+    let changes = serde_json::json!(["protocol=wireguard", "post_quantum=true"]);
+    assert_eq!(shown, ["vpnd".into(), "aes-256-gcm".into(), changes]);
+}
+
+#[test]
+fn keys_that_come_next_are_read_like_their_elders() {
+    let directory = directory();
+    put_key(directory.path(), "next.key", 3);
+    put_key(directory.path(), "next.psk", 4);
+    let next = SecretKey::from_bytes([5; 32]).public();
+    let peer = format!("next_preshared_key_file = 'next.psk'\nnext_public_key = '{next}'");
+    let source = minimal("next_private_key_file = 'next.key'", &peer);
+    let file = put(directory.path(), "site.toml", &source);
+    let Loaded { config, keys, .. } = load(&file).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(config.peer.next_public_key, Some(next));
+    let public = |seed| SecretKey::from_bytes([seed; 32]).public();
+    assert_eq!(keys.next_secret.unwrap().public(), public(3));
+    assert_eq!(keys.secret.public(), public(1));
+    assert_eq!(keys.next_preshared.unwrap().as_bytes(), &[4; 32]);
+    assert_eq!(keys.preshared.as_bytes(), &[0; 32], "none is what it replaces");
+
+    let open = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(directory.path().join("next.psk"), open).unwrap();
+    let report = load(&file).err().unwrap();
+    assert!(report.lines().next().unwrap().contains("has mode 0644, open to others"), "{report}");
+}
+
+#[test]
+fn what_is_handed_over_comes_to_the_same() {
+    let (directory, file) = site("preshared_key_file = 'site.psk'\nprotocol = 'vpnd'");
+    put_key(directory.path(), "next.psk", 3);
+    let source = fs::read_to_string(&file).unwrap();
+    let more = "next_preshared_key_file = 'next.psk'\nprotocol";
+    fs::write(&file, source.replace("protocol", more)).unwrap();
+    let here = load(&file).unwrap();
+    directory.close().unwrap();
+
+    let there = load_handed("site", &file, here.hand_over()).unwrap();
+    assert_eq!(there.config, here.config);
+    assert_eq!(there.keys.secret.public(), here.keys.secret.public());
+    assert_eq!(there.keys.preshared.as_bytes(), here.keys.preshared.as_bytes());
+    assert_eq!(there.keys.next_preshared.unwrap().as_bytes(), &[3; 32]);
+    assert!(there.keys.next_secret.is_none());
+}
+
+#[test]
+fn what_is_handed_over_is_checked_like_a_file() {
+    let handed = |named_by, text: &str, source: String| Handed {
+        source,
+        keys: HandedKeys(vec![(named_by, Zeroizing::new(text.to_owned()))]),
+    };
+    let said = |handed| {
+        let loaded = load_handed("site", Path::new("/nowhere/site.toml"), handed);
+        loaded.err().map(|report| report.lines().collect::<Vec<_>>().join("\n"))
+    };
+    let key = SecretKey::from_bytes([1; 32]).to_base64();
+    let credential = minimal("", "").replace("site.key", "cred:site.key");
+    assert_eq!(said(handed("private_key_file", &key, credential)), None);
+    let said = |named_by, text, peer| said(handed(named_by, text, minimal("", peer))).unwrap();
+    let (private, preshared) = ("private_key_file", "preshared_key_file");
+    assert!(said(private, "x", "").contains("/nowhere/site.key holds no key: "));
+    assert!(said(preshared, &key, "").ends_with("in /nowhere/site.key was not handed over"));
+    let file = said(private, &key, "preshared_key_file = '/etc/hostname'");
+    assert!(file.ends_with("what stands in /etc/hostname was not handed over"), "{file}");
+    let place = said(private, &key, "mtu = 1");
+    assert!(place.starts_with("site.toml:8:1: unknown key `mtu` in [peer]"), "{place}");
+}
+
+#[test]
+fn a_reload_changes_profile_and_keys() {
+    let running = good(&minimal("", "protocol = 'vpnd'")).config;
+    let next = SecretKey::from_bytes([5; 32]).public();
+    for peer in [
+        "protocol = 'wireguard'",
+        "protocol = 'vpnd'\ncipher = 'aes-256-gcm'\npost_quantum = false",
+        "protocol = 'vpnd'\nalso_accept = 'protocol=wireguard'",
+        "protocol = 'vpnd'\npreshared_key_file = 'site.psk'",
+        "protocol = 'vpnd'\nnext_preshared_key_file = 'site.psk'",
+        &format!("protocol = 'vpnd'\nnext_public_key = '{next}'"),
+    ] {
+        assert_eq!(running.can_become(&good(&minimal("", peer)).config), Ok(()), "{peer}");
+    }
+    let announced = good(&minimal("", &format!("next_public_key = '{next}'"))).config;
+    let arrived = good(&minimal("", "").replace(PEER, &next.to_string())).config;
+    assert_eq!(announced.can_become(&arrived), Ok(()), "the peer moved on to its next key");
+    let other = running.can_become(&arrived).unwrap_err().to_string();
+    assert!(other.starts_with("`[peer] public_key` differs: "), "{other}");
+}
+
+#[test]
+fn a_reload_changes_nothing_else() {
+    let running = good(&minimal("", "")).config;
+    let wanted = minimal("mtu = 1400", "cipher = 'aes-256-gcm'\nprotocol = 'vpnd'");
+    let refused = running.can_become(&good(&wanted).config).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "`[interface] mtu` differs: only protocol, cipher, post_quantum, also_accept and the keys \
+         can be reloaded; restart for the rest"
+    );
+    let wanted = minimal("", "[[route]]\nto = '192.168.20.0/24'\n[path]\ngso = false");
+    let refused = running.can_become(&good(&wanted).config).unwrap_err().to_string();
+    let expected = "`[peer] allowed_ips`, `[[route]]`, `[path] gso` differ: only ";
+    assert!(refused.starts_with(expected), "{refused}");
+}
+
+#[test]
+fn every_key_may_change_or_takes_a_restart() {
+    const LIVE: [&str; 9] = [
+        "private_key_file",
+        "next_private_key_file",
+        "protocol",
+        "cipher",
+        "post_quantum",
+        "also_accept",
+        "next_public_key",
+        "preshared_key_file",
+        "next_preshared_key_file",
+    ];
+    let config = good(&minimal("", "")).config;
+    let named: Vec<_> = compared(&config, &config).into_iter().map(|(key, _)| key).collect();
+    let tables = TABLES.iter().filter(|(title, _)| title.starts_with('[') && *title != "[[route]]");
+    let keys = tables.flat_map(|(title, keys)| keys.iter().map(move |key| (title, key)));
+    for (title, key) in keys {
+        let restart = named.contains(&format!("{title} {key}").as_str());
+        assert_ne!(restart, LIVE.contains(key), "{title} {key}");
+    }
+    assert!(named.contains(&"[[route]]"));
 }
 
 #[test]
@@ -190,16 +346,18 @@ fn the_shipped_examples_are_good_and_belong_together() {
     assert_eq!(a.peer.endpoints[0].port, 51820);
     assert_eq!(b.peer.endpoints[0].port, 51820);
     assert_ne!(a.peer.public_key, b.peer.public_key);
+    assert_eq!((a.peer.protocol, b.peer.protocol), (Protocol::Vpnd, Protocol::Vpnd));
 }
 
 #[test]
 fn the_example_shows_the_defaults() {
     let plain = shipped("site-a.toml");
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
-    // The user `vpnd` is the default only where it exists.
+    // The user `vpnd` is the default only where it exists, and what comes next is no key of now.
+    let has_default = |line: &&str| !line.starts_with("#user") && !line.starts_with("#next_");
     let spelled_out: Vec<_> = plain
         .lines()
-        .map(|line| if is_key(&line) && !line.contains("user") { &line[1..] } else { line })
+        .map(|line| if is_key(&line) && has_default(&line) { &line[1..] } else { line })
         .collect();
     let spelled_out = load_shipped("site-a.toml", &spelled_out.join("\n")).config;
     assert_eq!(spelled_out, load_shipped("site-a.toml", &plain).config);
@@ -209,10 +367,9 @@ fn the_example_shows_the_defaults() {
 fn every_key_is_shown_and_documented() {
     let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
     let (example, manual) = (shipped("site-a.toml"), fs::read_to_string(manual).unwrap());
-    let later = ["cipher", "post_quantum"];
     for (title, keys) in TABLES.iter().filter(|(title, _)| !title.is_empty()) {
         assert!(example.contains(title) && manual.contains(title), "{title}");
-        for key in keys.iter().filter(|key| !later.contains(key)) {
+        for key in *keys {
             let shows = |line: &str| line.trim_start_matches('#').starts_with(&format!("{key} = "));
             assert!(example.lines().any(shows), "site-a.toml lacks {key}");
             assert!(manual.contains(&format!("\n| `{key}` |")), "configuration.md lacks {key}");

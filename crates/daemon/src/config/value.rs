@@ -55,6 +55,11 @@ pub(super) fn choice<T: Copy>(
     }
 }
 
+/// `true` or `false`.
+pub(super) fn truth(value: &Value<'_>) -> Parsed<bool> {
+    value.get_ref().as_bool().ok_or_else(|| vec![expected("true or false", value)])
+}
+
 /// `false`, or "auto", which is `true` where the kernel can.
 pub(super) fn switch(value: &Value<'_>) -> Parsed<bool> {
     match value.get_ref() {

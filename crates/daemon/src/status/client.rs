@@ -1,49 +1,18 @@
 //! The asking side: `vpnd status [NAME] [--json]`.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::Value;
-use thiserror::Error;
 
-use super::{SCHEMA, State, Status, text};
+use super::{State, Status, text};
+use crate::ask::{self, AskError, SOCKETS, socket};
 use crate::cli::StatusOptions;
 use crate::control::Ask;
 use crate::exit::Exit;
-
-/// Where tunnels answer unless their configuration says otherwise.
-const SOCKETS: &str = "/run/vpnd";
-/// A daemon that has not answered by then hangs.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// No answer is longer.
-const MAX_ANSWER: u64 = 64 << 10;
-
-/// Why a tunnel does not say how it fares.
-#[derive(Debug, Error)]
-enum AskError {
-    /// Nobody listens.
-    #[error("nobody answers at {}: that tunnel does not run", .0.display())]
-    NotRunning(PathBuf),
-    /// The socket is closed to us.
-    #[error("{} is closed to us: ask as root", .0.display())]
-    Permission(PathBuf),
-    /// The daemon is stuck.
-    #[error("the tunnel at {} runs and does not answer", .0.display())]
-    Silent(PathBuf),
-    /// The conversation failed otherwise.
-    #[error("asking {}: {error}", path.display())]
-    Io { path: PathBuf, error: io::Error },
-    /// The daemon would not say.
-    #[error("{}: {reason}", path.display())]
-    Refused { path: PathBuf, reason: String },
-    /// What came is no status.
-    #[error("{}: an answer of an unknown shape: {error}", path.display())]
-    Shape { path: PathBuf, error: serde_json::Error },
-}
 
 /// Asks one tunnel, or all that run, and prints what they say. The exit code is that of the
 /// worst of them.
@@ -58,11 +27,6 @@ pub(crate) fn run(options: StatusOptions) -> anyhow::Result<ExitCode> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Success.into()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// A name stands for its socket in the usual place; a path stands for itself.
-fn socket(name: &str) -> PathBuf {
-    if name.contains('/') { name.into() } else { Path::new(SOCKETS).join(format!("{name}.sock")) }
 }
 
 /// What a daemon that was killed left behind is no tunnel that runs.
@@ -107,45 +71,19 @@ fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exi
     Ok(worst)
 }
 
-/// The daemon's own words, which may be more than this release knows, and what is known of them.
+/// The daemon's own words, and what is known of them.
 fn ask(path: &Path) -> Result<(Value, Status), AskError> {
-    let line = exchange(path).map_err(|error| explain(path, error))?;
-    let shape = |error| AskError::Shape { path: path.to_owned(), error };
-    let answer: Value = serde_json::from_str(&line).map_err(shape)?;
-    if let Some(reason) = answer.get("error").and_then(Value::as_str) {
-        let reason = reason.to_owned();
-        return Err(AskError::Refused { path: path.to_owned(), reason });
-    }
-    let status = serde_json::from_value(answer.clone()).map_err(shape)?;
+    let answer = ask::ask(path, &Ask::new("status"), &[])?;
+    let status = serde_json::from_value(answer.clone());
+    let status = status.map_err(|error| ask::shape(path, error))?;
     Ok((answer, status))
-}
-
-fn exchange(path: &Path) -> io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_string(&Ask { schema: SCHEMA, command: "status".to_owned() })?;
-    line.push('\n');
-    stream.write_all(line.as_bytes())?;
-    let mut answer = String::new();
-    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
-    Ok(answer)
-}
-
-fn explain(path: &Path, error: io::Error) -> AskError {
-    let path = path.to_owned();
-    match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning(path),
-        ErrorKind::PermissionDenied => AskError::Permission(path),
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent(path),
-        _ => AskError::Io { path, error },
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::sample;
     use super::*;
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
     use std::thread::{self, JoinHandle};
 
@@ -214,11 +152,5 @@ mod tests {
         let error = ask(Path::new("/nowhere/site-a.sock")).unwrap_err();
         let expected = "nobody answers at /nowhere/site-a.sock: that tunnel does not run";
         assert_eq!(error.to_string(), expected);
-    }
-
-    #[test]
-    fn a_tunnel_is_found_by_name_or_path() {
-        assert_eq!(socket("site-a"), Path::new("/run/vpnd/site-a.sock"));
-        assert_eq!(socket("./x.sock"), Path::new("./x.sock"));
     }
 }

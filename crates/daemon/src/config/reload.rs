@@ -1,0 +1,116 @@
+//! What may change while a tunnel runs, and what takes a restart.
+
+use thiserror::Error;
+
+use super::{Config, Interface, Path, Peer, Service};
+
+/// What differs and cannot change while the tunnel runs.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error(
+    "{} {}: only protocol, cipher, post_quantum, also_accept and the keys can be reloaded; restart \
+     for the rest",
+    quoted(.0),
+    if .0.len() == 1 { "differs" } else { "differ" }
+)]
+pub(crate) struct NeedsRestart(Vec<&'static str>);
+
+impl Config {
+    /// Whether a tunnel that runs with this can go on with `wanted`: what the peer is spoken to
+    /// with may change, and the keys, whose files are known by what is in them.
+    ///
+    /// # Errors
+    ///
+    /// Each key that cannot.
+    pub(crate) fn can_become(&self, wanted: &Self) -> Result<(), NeedsRestart> {
+        let named = compared(self, wanted).into_iter();
+        let differing: Vec<_> = named.filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
+        if differing.is_empty() { Ok(()) } else { Err(NeedsRestart(differing)) }
+    }
+}
+
+fn quoted(keys: &[&str]) -> String {
+    keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Each key that takes a restart, and whether it differs. A field that is added is named here or
+/// does not compile.
+pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)> {
+    let Config { name: _, file: _, interface, peer, routes, path, service } = now;
+    let mut keys = in_interface(interface, &then.interface).to_vec();
+    keys.extend(in_peer(peer, &then.peer));
+    keys.push(("[[route]]", *routes != then.routes));
+    keys.extend(in_path(path, &then.path));
+    keys.extend(in_service(service, &then.service));
+    keys
+}
+
+fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 7] {
+    let Interface {
+        name,
+        mode,
+        addresses,
+        peer_addresses,
+        listen,
+        mtu,
+        txqueuelen,
+        private_key_file: _,
+        next_private_key_file: _,
+    } = now;
+    [
+        ("[interface] name", *name != then.name),
+        ("[interface] mode", *mode != then.mode),
+        ("[interface] address", *addresses != then.addresses),
+        ("[interface] peer_address", *peer_addresses != then.peer_addresses),
+        ("[interface] listen", *listen != then.listen),
+        ("[interface] mtu", *mtu != then.mtu),
+        ("[interface] txqueuelen", *txqueuelen != then.txqueuelen),
+    ]
+}
+
+fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 5] {
+    let Peer {
+        public_key,
+        endpoints,
+        allowed_ips,
+        keepalive,
+        roam,
+        next_public_key,
+        protocol: _,
+        cipher: _,
+        post_quantum: _,
+        also_accept: _,
+        preshared_key_file: _,
+        next_preshared_key_file: _,
+    } = now;
+    // The peer has become who it was going to be.
+    let next = *next_public_key == Some(then.public_key);
+    [
+        ("[peer] public_key", *public_key != then.public_key && !next),
+        ("[peer] endpoint", *endpoints != then.endpoints),
+        ("[peer] allowed_ips", *allowed_ips != then.allowed_ips),
+        ("[peer] keepalive", *keepalive != then.keepalive),
+        ("[peer] roam", *roam != then.roam),
+    ]
+}
+
+fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 4] {
+    let Path { mss_clamp, gso, offload, rcvbuf } = now;
+    [
+        ("[path] mss_clamp", *mss_clamp != then.mss_clamp),
+        ("[path] gso", *gso != then.gso),
+        ("[path] offload", *offload != then.offload),
+        ("[path] rcvbuf", *rcvbuf != then.rcvbuf),
+    ]
+}
+
+fn in_service(now: &Service, then: &Service) -> [(&'static str, bool); 6] {
+    let Service { state_dir, control, user, nice, log_level, log_format } = now;
+    [
+        ("[service] state_dir", *state_dir != then.state_dir),
+        ("[service] control", *control != then.control),
+        ("[service] user", *user != then.user),
+        ("[service] nice", *nice != then.nice),
+        ("[service] log_level", *log_level != then.log_level),
+        ("[service] log_format", *log_format != then.log_format),
+    ]
+}

@@ -1,0 +1,109 @@
+//! `reload` and `rotate`: a running tunnel is handed its configuration and keys anew, or told to
+//! move to the keys that come next. The daemon has no privileges and can read none of the files.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::ask::{ask, socket};
+use crate::cli::{ReloadOptions, RotateOptions};
+use crate::config::{self, Handed};
+use crate::control::{Announced, Ask, CONFIG};
+use crate::exit::Exit;
+
+/// Where configurations are unless `--config` says otherwise.
+const CONFIGURATIONS: &str = "/etc/vpnd";
+
+/// Reads the configuration and its key files, as `run` would, and hands them over.
+pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
+    let socket = socket(&options.name);
+    let file = options.config.clone().unwrap_or_else(|| usual_file(&socket));
+    let loaded = config::load(&file)?;
+    if !loaded.warnings.is_empty() {
+        writeln!(io::stderr(), "{}\n", loaded.warnings)
+            .context("cannot write to standard error")?;
+    }
+    hand_over(&socket, &loaded.hand_over())?;
+    say(&format!("reloaded {}", file.display()))
+}
+
+/// Tells a tunnel to move on.
+pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
+    let request = Ask { finish: options.finish, ..Ask::new("rotate") };
+    ask(&socket(&options.name), &request, &[])?;
+    say(if options.finish { "the elder keys are given up" } else { "the next keys are in use" })
+}
+
+/// A tunnel's socket and its configuration have one name.
+fn usual_file(socket: &Path) -> PathBuf {
+    let mut name = socket.file_stem().unwrap_or_default().to_owned();
+    name.push(".toml");
+    Path::new(CONFIGURATIONS).join(name)
+}
+
+fn hand_over(socket: &Path, handed: &Handed) -> anyhow::Result<()> {
+    let keys = handed.keys.0.iter().map(|(named_by, text)| (*named_by, text.as_str()));
+    let (names, files): (Vec<_>, Vec<_>) =
+        [(CONFIG, handed.source.as_str())].into_iter().chain(keys).unzip();
+    let announced = names.iter().zip(&files);
+    let announced = announced
+        .map(|(name, file)| Announced { name: (*name).to_owned(), bytes: file.len() })
+        .collect();
+    ask(socket, &Ask { files: announced, ..Ask::new("reload") }, &files)?;
+    Ok(())
+}
+
+fn say(line: &str) -> anyhow::Result<ExitCode> {
+    writeln!(io::stdout(), "{line}").context("cannot write to standard output")?;
+    Ok(Exit::Success.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::site;
+    use crate::config::{Config, Loaded};
+    use crate::control::{Control, Request};
+    use crate::keys::Keys;
+    use tokio::task::spawn_blocking;
+
+    #[test]
+    fn a_configuration_is_found_by_the_name_of_its_tunnel() {
+        for name in ["site-a", "/elsewhere/site-a.sock"] {
+            assert_eq!(usual_file(&socket(name)), Path::new("/etc/vpnd/site-a.toml"));
+        }
+        assert_eq!(usual_file(&socket("site.a")), Path::new("/etc/vpnd/site.a.toml"));
+    }
+
+    /// What `vpnd reload` says of a tunnel that answers so, and what that tunnel was handed.
+    async fn hand(loaded: &Loaded, answer: Result<(), &str>) -> (Result<(), String>, Config, Keys) {
+        let mut control = Control::bind(&loaded.config).unwrap();
+        let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());
+        let asking = spawn_blocking(move || hand_over(&path, &handed).map_err(|e| e.to_string()));
+        let Request::Reload(got, reply) = control.next().await else { panic!("another request") };
+        reply.send(answer.map_err(str::to_owned)).unwrap();
+        let (config, keys) = *got;
+        (asking.await.unwrap(), config, keys)
+    }
+
+    #[tokio::test]
+    async fn a_configuration_crosses_with_its_keys() {
+        let (_directory, file) = site("protocol = 'vpnd'\npreshared_key_file = 'site.psk'");
+        let here = config::load(&file).unwrap();
+        let (said, config, keys) = hand(&here, Ok(())).await;
+        assert_eq!(said, Ok(()));
+        assert_eq!(config, here.config);
+        assert_eq!(keys.secret.public(), here.keys.secret.public());
+        assert_eq!(keys.preshared.as_bytes(), here.keys.preshared.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_comes_back() {
+        let (_directory, file) = site("");
+        let (said, ..) =
+            hand(&config::load(&file).unwrap(), Err("`[interface] mtu` differs")).await;
+        assert!(said.unwrap_err().ends_with("/site.sock: `[interface] mtu` differs"));
+    }
+}
