@@ -63,6 +63,12 @@ drop_reasons! {
     Unassembled => "unassembled",
     /// Met congestion on the way, and its transport understands no other sign of it (RFC 6040).
     Congestion => "congestion",
+    /// Anything but the upgrade itself on a session that is not upgraded yet.
+    NotUpgraded => "not_upgraded",
+    /// A message of the upgrade that does not fit the others.
+    UpgradeFailed => "upgrade_failed",
+    /// The control plane had more frames of the peer waiting than it keeps.
+    FrameQueueFull => "frame_queue_full",
     /// A packet of the device that was neither IPv4 nor IPv6, or not what its header says.
     DeviceMalformed => "device_malformed",
     /// A packet larger than one datagram.

@@ -2,7 +2,7 @@
 //!
 //! | offset in the plaintext | bytes | is |
 //! |---|---|---|
-//! | 0 | 1 | 3, the [frame]'s kind |
+//! | 0 | 1 | 3, the [frame](crate::frame)'s kind |
 //! | 1 | 1 | `pad_len` |
 //! | 2 | 1 | index: which piece, from 0 |
 //! | 3 | 1 | count: how many there are, 2 to 8 |
@@ -129,7 +129,13 @@ impl<'a> Piece<'a> {
         sound.then_some(Self { index, count, bytes })
     }
 
-    const fn is_last(&self) -> bool {
+    /// The bytes of the packet.
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Whether it is the packet's last.
+    pub const fn is_last(&self) -> bool {
         self.index + 1 == self.count
     }
 

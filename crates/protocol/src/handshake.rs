@@ -83,10 +83,10 @@ impl Initiator {
     ///
     /// # Errors
     /// Says why this is not the answer.
-    pub fn open_response(
+    pub fn open_response<'a>(
         &self,
         identity: &Identity,
-        candidates: &[PresharedKey],
+        candidates: impl IntoIterator<Item = &'a PresharedKey>,
         response: &Response,
     ) -> Result<Answer, HandshakeError> {
         if response.receiver != self.index {
@@ -95,7 +95,7 @@ impl Initiator {
         let remote = PublicKey::from_bytes(response.ephemeral);
         let state =
             noise::read_second_keys(self.state.clone(), identity, &self.ephemeral, &remote)?;
-        let opened = candidates.iter().enumerate().find_map(|(candidate, psk)| {
+        let opened = candidates.into_iter().enumerate().find_map(|(candidate, psk)| {
             let nothing = &response.encrypted_nothing;
             let (state, []) = noise::read_second_payload(state.clone(), psk, nothing).ok()?;
             Some((candidate, state))

@@ -1,8 +1,11 @@
-//! What an opened datagram carries: nothing (a keepalive), or one IP packet and its padding.
+//! What an opened datagram carries: nothing (a keepalive), one IP packet and its padding, or, where
+//! the session has them, a frame.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::drop_reason::DropReason;
+use crate::frame::{self, Frame, Record};
+use crate::session::Contents;
 
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
@@ -19,15 +22,41 @@ pub enum Inner {
         /// Its source address.
         source: IpAddr,
     },
+    /// A control frame, in the first `len` bytes.
+    Control {
+        /// The plaintext's length.
+        len: usize,
+        /// The peer says that it stops.
+        closes: bool,
+    },
+    /// A piece of a packet, in the first `len` bytes.
+    Piece {
+        /// The plaintext's length.
+        len: usize,
+    },
 }
 
 impl Inner {
+    /// Reads what `plaintext` is, on a session of these contents.
+    ///
+    /// # Errors
+    /// [`DropReason::NotUpgraded`] for what a bootstrap session may not carry; as [`Inner::packet`]
+    /// and [`frame::parse`] otherwise.
+    pub fn read(contents: Contents, plaintext: &[u8]) -> Result<Self, DropReason> {
+        let Some(first) = plaintext.first() else { return Ok(Self::Keepalive) };
+        match (contents, first >> 4) {
+            (Contents::Packets, _) | (Contents::Frames, 4 | 6) => Self::packet(plaintext),
+            (Contents::Bootstrap, 4 | 6) => Err(DropReason::NotUpgraded),
+            (Contents::Frames | Contents::Bootstrap, _) => Self::frame(contents, plaintext),
+        }
+    }
+
     /// Reads the length and source of the packet in `plaintext`.
     ///
     /// # Errors
     /// [`DropReason::InnerMalformed`] when it is neither IPv4 nor IPv6, or says it is longer than
     /// what came or shorter than its own header.
-    pub fn read(plaintext: &[u8]) -> Result<Self, DropReason> {
+    pub fn packet(plaintext: &[u8]) -> Result<Self, DropReason> {
         let Some(first) = plaintext.first() else { return Ok(Self::Keepalive) };
         match first >> 4 {
             4 => Self::read_v4(plaintext),
@@ -35,6 +64,23 @@ impl Inner {
             _ => None,
         }
         .ok_or(DropReason::InnerMalformed)
+    }
+
+    /// Whether it is data: what a timer or the user takes for traffic.
+    pub(crate) const fn is_data(&self) -> bool {
+        matches!(self, Self::Packet { .. } | Self::Piece { .. })
+    }
+
+    fn frame(contents: Contents, plaintext: &[u8]) -> Result<Self, DropReason> {
+        let len = plaintext.len();
+        match frame::parse(plaintext)? {
+            Frame::Control(mut records) => {
+                Ok(Self::Control { len, closes: records.any(|record| record == Record::Close) })
+            }
+            _ if contents == Contents::Bootstrap => Err(DropReason::NotUpgraded),
+            Frame::Fragment(_) => Ok(Self::Piece { len }),
+            Frame::Ethernet(_) => Err(DropReason::UnknownFrame),
+        }
     }
 
     fn read_v4(plaintext: &[u8]) -> Option<Self> {
@@ -68,26 +114,26 @@ mod tests {
     #[test]
     fn padding_is_trimmed_by_the_packets_own_length() {
         let source = Ipv4Addr::new(192, 0, 2, 1).into();
-        assert_eq!(Inner::read(&v4(29, 3)), Ok(Inner::Packet { len: 29, source }));
-        assert_eq!(Inner::read(&[]), Ok(Inner::Keepalive));
+        assert_eq!(Inner::packet(&v4(29, 3)), Ok(Inner::Packet { len: 29, source }));
+        assert_eq!(Inner::packet(&[]), Ok(Inner::Keepalive));
     }
 
     #[test]
     fn a_packet_that_lies_about_its_length_is_refused() {
         let mut long = v4(40, 0);
         long[3] = 41;
-        assert_eq!(Inner::read(&long), Err(DropReason::InnerMalformed));
+        assert_eq!(Inner::packet(&long), Err(DropReason::InnerMalformed));
         let mut short = v4(40, 0);
         short[3] = 19;
-        assert_eq!(Inner::read(&short), Err(DropReason::InnerMalformed));
-        assert_eq!(Inner::read(&[0x60; 39]), Err(DropReason::InnerMalformed));
-        assert_eq!(Inner::read(&[0; 16]), Err(DropReason::InnerMalformed));
+        assert_eq!(Inner::packet(&short), Err(DropReason::InnerMalformed));
+        assert_eq!(Inner::packet(&[0x60; 39]), Err(DropReason::InnerMalformed));
+        assert_eq!(Inner::packet(&[0; 16]), Err(DropReason::InnerMalformed));
     }
 
     proptest! {
         #[test]
         fn never_reads_past_the_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(Inner::Packet { len, .. }) = Inner::read(&bytes) {
+            if let Ok(Inner::Packet { len, .. }) = Inner::packet(&bytes) {
                 prop_assert!(len <= bytes.len());
             }
         }

@@ -4,16 +4,34 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::session::{OpeningKey, Role, SealingKey};
+use crate::handshake::SessionKeys;
+use crate::peer::Pair;
+use crate::session::{Generation, OpeningKey, Origin, Role, SealingKey};
 use crate::table::OPENING_SLOTS;
+use crate::terms::Protocol;
 use crate::time::BootTime;
 
 /// Both directions of one handshake.
 pub(crate) struct Session {
     pub(crate) role: Role,
     pub(crate) birth: BootTime,
+    pub(crate) pair: Pair,
+    pub(crate) protocol: Protocol,
     pub(crate) sealing: Arc<SealingKey>,
     pub(crate) opening: Arc<OpeningKey>,
+}
+
+impl Session {
+    pub(crate) fn new(origin: &Origin, keys: &SessionKeys) -> Self {
+        Self {
+            role: origin.role,
+            birth: origin.birth,
+            pair: origin.pair,
+            protocol: origin.protocol,
+            sealing: Arc::new(SealingKey::new(&keys.sealing, origin)),
+            opening: Arc::new(OpeningKey::new(&keys.opening, origin)),
+        }
+    }
 }
 
 /// All sessions with the peer.
@@ -55,6 +73,14 @@ impl Keyring {
         true
     }
 
+    /// The peer has ended a session: drops it and every older one; says whether one was current.
+    pub(crate) fn close(&mut self, closed: Generation) -> bool {
+        let is_over = |key: &OpeningKey| key.generation() <= closed;
+        self.next.take_if(|s| is_over(&s.opening));
+        self.retired.retain(|key| !is_over(key));
+        self.current.take_if(|s| is_over(&s.opening)).is_some()
+    }
+
     /// Drops every key that is dead; says whether there was one.
     pub(crate) fn expire(&mut self, now: BootTime) -> bool {
         let is_dead = |key: &OpeningKey| now >= key.dead_from();
@@ -68,6 +94,12 @@ impl Keyring {
     /// When the next key dies.
     pub(crate) fn next_expiry(&self) -> Option<BootTime> {
         self.opening().map(|key| key.dead_from()).min()
+    }
+
+    /// Keys have other places now; the sessions there are count as made by this pair.
+    pub(crate) fn forget_pairs(&mut self, pair: Pair) {
+        let sessions = self.current.iter_mut().chain(&mut self.next);
+        sessions.for_each(|session| session.pair = pair);
     }
 
     /// The session that seals.
@@ -91,18 +123,28 @@ impl Keyring {
 mod tests {
     use super::*;
     use crate::message::Index;
-    use crate::session::Generation;
+    use crate::session::{Contents, Generation};
     use std::time::Duration;
 
     fn session(n: u32, role: Role) -> Session {
-        let birth = BootTime::from_nanos(0) + Duration::from_secs(n.into());
-        let index = Index::new(n);
-        Session {
+        let origin = Origin {
             role,
-            birth,
-            sealing: Arc::new(SealingKey::new(&[0; 32], index, birth, role, None)),
-            opening: Arc::new(OpeningKey::new(&[0; 32], index, Generation::default(), birth)),
-        }
+            birth: BootTime::from_nanos(0) + Duration::from_secs(n.into()),
+            local: Index::new(n),
+            remote: Index::new(n),
+            pair: Pair::default(),
+            generation: Generation::default(),
+            protocol: Protocol::WireGuard,
+            contents: Contents::Packets,
+            largest: 1420,
+            rekey_after: None,
+        };
+        let keys = SessionKeys {
+            sealing: [0; 32].into(),
+            opening: [0; 32].into(),
+            handshake_hash: [0; 32],
+        };
+        Session::new(&origin, &keys)
     }
 
     fn indices(ring: &Keyring) -> Vec<u32> {

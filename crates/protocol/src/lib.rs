@@ -22,6 +22,7 @@ pub mod replay;
 pub mod session;
 pub mod staging;
 pub mod table;
+pub mod terms;
 pub mod time;
 pub mod timers;
 pub mod timestamp;

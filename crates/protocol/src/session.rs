@@ -13,16 +13,21 @@ use zerocopy::IntoBytes;
 use crate::drop_reason::DropReason;
 use crate::edge::{Edge, Wake};
 use crate::message::{DATA_HEADER_LEN, DataHeader, Index};
+use crate::peer::Pair;
 use crate::replay::Window;
+use crate::terms::Protocol;
 use crate::time::BootTime;
 
 /// Bytes that sealing adds to a padded packet.
 pub const OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
 
-/// The counter from which an initiator asks for a new session.
+/// The counter from which a new session is asked for, with the cipher of the `WireGuard` protocol.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
-/// The first counter that is never used.
+/// The first counter that is never used, whatever the cipher.
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// What one AES-256-GCM key may seal at most, in blocks of 16 bytes and one more for each packet: an
+/// attacker who sees it all tells it from noise with a probability of 2⁻⁵⁷.
+const GCM_BLOCKS: u64 = 1 << 36;
 /// The age at which an initiator that sends asks for a new session.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// The age at which a key is dead.
@@ -40,6 +45,55 @@ impl Generation {
     pub(crate) const fn next(self) -> Self {
         Self(self.0 + 1)
     }
+}
+
+/// How many datagrams a key may seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    rekey: u64,
+    reject: u64,
+}
+
+impl Limits {
+    /// The limits of `cipher` where no packet is longer than `largest` bytes.
+    fn of(cipher: Algorithm, largest: usize) -> Self {
+        if cipher != Algorithm::Aes256Gcm {
+            return Self { rekey: REKEY_AFTER_MESSAGES, reject: REJECT_AFTER_MESSAGES };
+        }
+        let reject = GCM_BLOCKS / (largest.div_ceil(16) as u64 + 1);
+        Self { rekey: reject / 2, reject }
+    }
+}
+
+/// What a session may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// IP packets and keepalives: the `WireGuard` protocol.
+    Packets,
+    /// Frames beside them.
+    Frames,
+    /// Nothing but the two messages of its upgrade.
+    Bootstrap,
+}
+
+/// How a session came to be, and its name at each end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) role: Role,
+    pub(crate) birth: BootTime,
+    /// Ours; the peer addresses the session by it.
+    pub(crate) local: Index,
+    /// The peer's.
+    pub(crate) remote: Index,
+    /// Whose keys made it.
+    pub(crate) pair: Pair,
+    pub(crate) generation: Generation,
+    pub(crate) protocol: Protocol,
+    pub(crate) contents: Contents,
+    /// The longest packet it seals.
+    pub(crate) largest: usize,
+    /// The age at which it asks for its successor; `None` leaves that to the peer.
+    pub(crate) rekey_after: Option<Duration>,
 }
 
 /// Who sent the initiation.
@@ -88,7 +142,9 @@ impl Iterator for Counters {
 pub struct SealingKey {
     aead: AeadKey,
     receiver: Index,
+    contents: Contents,
     next: AtomicU64,
+    limits: Limits,
     seals_until: BootTime,
     rekey_from: BootTime,
     /// Raised once, when a new session is due; the key's replacement ends it.
@@ -96,25 +152,20 @@ pub struct SealingKey {
 }
 
 impl SealingKey {
-    /// A key whose session began at `birth` and asks for its successor after `rekey_after`
-    /// (`None`: never by age; the responder leaves that to the initiator).
-    pub(crate) fn new(
-        key: &[u8; 32],
-        receiver: Index,
-        birth: BootTime,
-        role: Role,
-        rekey_after: Option<Duration>,
-    ) -> Self {
-        let seals_for = match role {
+    /// The sealing key of a session.
+    pub(crate) fn new(key: &[u8; 32], origin: &Origin) -> Self {
+        let seals_for = match origin.role {
             Role::Initiator => INITIATOR_SEALS_FOR,
             Role::Responder => REJECT_AFTER_TIME,
         };
         Self {
-            aead: AeadKey::new(data_cipher(), key),
-            receiver,
+            aead: AeadKey::new(origin.protocol.cipher(), key),
+            receiver: origin.remote,
+            contents: origin.contents,
             next: AtomicU64::new(0),
-            seals_until: birth + seals_for,
-            rekey_from: birth + rekey_after.unwrap_or(REJECT_AFTER_TIME),
+            limits: Limits::of(origin.protocol.cipher(), origin.largest),
+            seals_until: origin.birth + seals_for,
+            rekey_from: origin.birth + origin.rekey_after.unwrap_or(REJECT_AFTER_TIME),
             rekey_due: Edge::default(),
         }
     }
@@ -130,11 +181,11 @@ impl SealingKey {
         let first = self
             .next
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-                next.checked_add(count as u64).filter(|&end| end <= REJECT_AFTER_MESSAGES)
+                next.checked_add(count as u64).filter(|&end| end <= self.limits.reject)
             })
             .map_err(|_| Refused::Exhausted)?;
         let left = first..first + count as u64;
-        let due = now >= self.rekey_from || left.end > REKEY_AFTER_MESSAGES;
+        let due = now >= self.rekey_from || left.end > self.limits.rekey;
         let wake = if due { self.rekey_due.raise() } else { Wake::NO };
         Ok(Counters { left, wake })
     }
@@ -171,12 +222,17 @@ impl SealingKey {
 
     /// Whether the key is young enough to seal, and has a counter left.
     pub(crate) fn seals_at(&self, now: BootTime) -> bool {
-        now < self.seals_until && self.used() < REJECT_AFTER_MESSAGES
+        now < self.seals_until && self.used() < self.limits.reject
     }
 
     /// Whether a successor is due.
     pub(crate) fn wants_successor(&self) -> bool {
         self.rekey_due.is_raised()
+    }
+
+    /// Whether the peer understands frames, and so packets in pieces.
+    pub fn carries_frames(&self) -> bool {
+        self.contents == Contents::Frames
     }
 
     /// Datagrams sealed so far.
@@ -209,26 +265,26 @@ pub struct OpeningKey {
     aead: AeadKey,
     index: Index,
     generation: Generation,
+    contents: Contents,
     dead_from: BootTime,
     /// Raised once, by the first datagram that opens and passes the window.
     confirmed: Edge,
+    /// Datagrams that passed the window; only who holds the window adds.
+    accepted: AtomicU64,
     window: Mutex<Window>,
 }
 
 impl OpeningKey {
-    /// A key whose session began at `birth` and that the peer names by `index`.
-    pub(crate) fn new(
-        key: &[u8; 32],
-        index: Index,
-        generation: Generation,
-        birth: BootTime,
-    ) -> Self {
+    /// The opening key of a session.
+    pub(crate) fn new(key: &[u8; 32], origin: &Origin) -> Self {
         Self {
-            aead: AeadKey::new(data_cipher(), key),
-            index,
-            generation,
-            dead_from: birth + REJECT_AFTER_TIME,
+            aead: AeadKey::new(origin.protocol.cipher(), key),
+            index: origin.local,
+            generation: origin.generation,
+            contents: origin.contents,
+            dead_from: origin.birth + REJECT_AFTER_TIME,
             confirmed: Edge::default(),
+            accepted: AtomicU64::new(0),
             window: Mutex::new(Window::default()),
         }
     }
@@ -292,6 +348,21 @@ impl OpeningKey {
         self.generation
     }
 
+    /// What the session may carry.
+    pub const fn contents(&self) -> Contents {
+        self.contents
+    }
+
+    /// Datagrams that opened and were new.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// One more; the caller holds the window.
+    pub(crate) fn count_accepted(&self) {
+        self.accepted.store(self.accepted() + 1, Ordering::Relaxed);
+    }
+
     /// When the key dies.
     pub(crate) const fn dead_from(&self) -> BootTime {
         self.dead_from
@@ -308,17 +379,6 @@ impl fmt::Debug for OpeningKey {
     }
 }
 
-/// What seals transport data.
-#[cfg(not(vpnd_bench))]
-const fn data_cipher() -> Algorithm {
-    Algorithm::ChaCha20Poly1305
-}
-
-#[cfg(vpnd_bench)]
-fn data_cipher() -> Algorithm {
-    crate::bench::data_cipher()
-}
-
 /// The length to which a packet of `len` bytes is padded with zeros: a multiple of 16, but never
 /// past the device's `mtu` (whitepaper §5.4.6; `send.c`).
 pub const fn padded_len(len: usize, mtu: usize) -> usize {
@@ -330,16 +390,31 @@ pub const fn padded_len(len: usize, mtu: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::{Kem, Mode, Profile};
 
     const BIRTH: BootTime = BootTime::from_nanos(1_000);
 
+    fn origin(role: Role, protocol: Protocol) -> Origin {
+        Origin {
+            role,
+            birth: BIRTH,
+            local: Index::new(1),
+            remote: Index::new(1),
+            pair: Pair::default(),
+            generation: Generation(1),
+            protocol,
+            contents: Contents::Packets,
+            largest: 1420,
+            rekey_after: matches!(role, Role::Initiator).then_some(REKEY_AFTER_TIME),
+        }
+    }
+
     fn sealing(role: Role) -> SealingKey {
-        let after = matches!(role, Role::Initiator).then_some(REKEY_AFTER_TIME);
-        SealingKey::new(&[7; 32], Index::new(1), BIRTH, role, after)
+        SealingKey::new(&[7; 32], &origin(role, Protocol::WireGuard))
     }
 
     fn opening() -> OpeningKey {
-        OpeningKey::new(&[7; 32], Index::new(1), Generation(1), BIRTH)
+        OpeningKey::new(&[7; 32], &origin(Role::Initiator, Protocol::WireGuard))
     }
 
     fn seconds(s: u64) -> BootTime {
@@ -412,8 +487,24 @@ mod tests {
     }
 
     #[test]
+    fn aes_gcm_rekeys_at_half_of_its_limit_and_seals_nothing_beyond() {
+        let (mode, cipher, kem) = (Mode::Tun, Algorithm::Aes256Gcm, Kem::None);
+        let protocol = Protocol::Vpnd(Profile { mode, cipher, kem });
+        let key = SealingKey::new(&[7; 32], &origin(Role::Responder, protocol));
+        // 1420 bytes are 89 blocks and one for the length.
+        let limit = (1 << 36) / 90;
+        key.skip_to(limit / 2 - 1);
+        assert!(!key.reserve(1, BIRTH).unwrap().wake().is_due());
+        assert!(key.reserve(1, BIRTH).unwrap().wake().is_due());
+        key.skip_to(limit - 1);
+        assert_eq!(key.reserve(2, BIRTH).err(), Some(Refused::Exhausted));
+        assert!(key.seals_at(BIRTH) && key.reserve(1, BIRTH).is_ok());
+        assert!(!key.seals_at(BIRTH) && key.reserve(1, BIRTH).is_err());
+    }
+
+    #[test]
     fn counters_at_the_limit_do_not_open_even_if_authentic() {
-        let aead = AeadKey::new(data_cipher(), &[7; 32]);
+        let aead = AeadKey::new(Algorithm::ChaCha20Poly1305, &[7; 32]);
         for (counter, opens) in [(REJECT_AFTER_MESSAGES - 1, true), (REJECT_AFTER_MESSAGES, false)]
         {
             let mut datagram = [0; OVERHEAD + 16];

@@ -11,8 +11,13 @@ use crate::message::{self, INITIATION_LEN, Index, Message};
 use crate::session::{OpeningKey, SealingKey};
 use crate::time::BootTime;
 
-/// How many sessions are opened at once.
+/// How many sessions that data may flow on are opened at once.
 pub const OPENING_SLOTS: usize = 6;
+/// And how many that wait for their upgrade: one in each role.
+pub const BOOTSTRAP_SLOTS: usize = 2;
+
+/// How many keys an end may have: its own, and the next.
+pub const IDENTITIES: usize = 2;
 
 /// The way to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +37,9 @@ pub struct Table {
     /// The key to seal with and the way to send; without both nothing is sent.
     pub send: Option<(Arc<SealingKey>, Path)>,
     /// The keys to open with.
-    pub open: [Option<Arc<OpeningKey>>; OPENING_SLOTS],
-    /// Recognises handshake messages made for us.
-    pub mac1: Mac1Key,
+    pub open: [Option<Arc<OpeningKey>>; OPENING_SLOTS + BOOTSTRAP_SLOTS],
+    /// Recognise handshake messages made for us.
+    pub mac1: [Option<Mac1Key>; IDENTITIES],
     /// Handshakes of ours that a cookie reply may answer.
     pub awaiting_cookie: [Option<Index>; 2],
     /// Which new addresses of the peer are followed.
@@ -54,6 +59,13 @@ impl Table {
         self.send.as_ref().is_some_and(|(key, _)| key.seals_at(now))
     }
 
+    /// The largest datagram to make, where the peer puts packets together that come in pieces; where
+    /// it does not, nothing limits them here.
+    pub fn largest_datagram(&self) -> Option<usize> {
+        let (key, path) = self.send.as_ref()?;
+        key.carries_frames().then(|| path.max_datagram.into())
+    }
+
     /// Whether a datagram that arrived so, if it is authentic, changes the way to the peer.
     pub(crate) fn is_elsewhere(&self, at: Arrival) -> bool {
         let Some((_, path)) = &self.send else { return true };
@@ -69,7 +81,7 @@ impl Table {
     pub fn admit(&self, at: Arrival, datagram: &[u8]) -> Result<Admitted, DropReason> {
         match message::parse(datagram).map_err(|_malformed| DropReason::Malformed)? {
             Message::Initiation(_) | Message::Response(_) => {
-                if !self.mac1.verify(datagram) {
+                if !self.mac1.iter().flatten().any(|key| key.verify(datagram)) {
                     return Err(DropReason::BadMac1);
                 }
             }

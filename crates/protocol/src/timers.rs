@@ -32,6 +32,8 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub enum Timer {
     /// An initiation is due, or due again.
     Initiate,
+    /// The key of an upgrade is due again, or the upgrade is given up.
+    Upgrade,
     /// The timestamp floor takes too long to be written.
     Floor,
     /// Data was sent and nothing came back.

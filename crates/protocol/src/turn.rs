@@ -7,7 +7,7 @@ use crate::edge::Wake;
 use crate::inner::Inner;
 use crate::message::DATA_HEADER_LEN;
 use crate::replay::{Freshness, Window};
-use crate::session::{Generation, Opened, OpeningKey};
+use crate::session::{Contents, Generation, Opened, OpeningKey};
 use crate::table::{Arrival, Table};
 use crate::time::BootTime;
 
@@ -30,6 +30,19 @@ impl Turn {
         let moved = table.is_elsewhere(at);
         Accepting { turn: self, activity, at, moved, tally: Tally::default(), wake: Wake::NO }
     }
+}
+
+/// An authentic control frame on its way to the control plane.
+#[derive(Clone, Debug)]
+pub struct Framed {
+    /// The session that it came on.
+    pub(crate) generation: Generation,
+    /// What that session may carry.
+    pub(crate) contents: Contents,
+    /// Datagrams of the session accepted so far, this one's among them.
+    pub(crate) accepted: u64,
+    pub(crate) at: Arrival,
+    pub(crate) plaintext: Vec<u8>,
 }
 
 /// One batch being accepted.
@@ -59,12 +72,28 @@ impl Accepting<'_> {
         datagram: &[u8],
     ) -> Result<Inner, DropReason> {
         let freshness = window.accept(opened.counter)?;
-        self.note(key, freshness);
-        let inner = Inner::read(&datagram[DATA_HEADER_LEN..][..opened.plaintext_len]);
+        key.count_accepted();
+        let plaintext = &datagram[DATA_HEADER_LEN..][..opened.plaintext_len];
+        let inner = Inner::read(key.contents(), plaintext);
+        if key.contents() != Contents::Bootstrap {
+            self.note(key, freshness, !matches!(inner, Ok(Inner::Control { closes: true, .. })));
+        }
         self.tally.datagrams += 1;
-        self.tally.packets += u64::from(inner != Ok(Inner::Keepalive));
+        let data = inner.map_or_else(|e| e == DropReason::InnerMalformed, |inner| inner.is_data());
+        self.tally.packets += u64::from(data);
         self.tally.bytes += datagram.len() as u64;
         inner
+    }
+
+    /// A control frame that [`Accepting::accept`] found in `datagram`, for the control plane.
+    pub fn frame(&self, key: &OpeningKey, datagram: &[u8], len: usize) -> Framed {
+        Framed {
+            generation: key.generation(),
+            contents: key.contents(),
+            accepted: key.accepted(),
+            at: self.at,
+            plaintext: datagram[DATA_HEADER_LEN..][..len].to_vec(),
+        }
     }
 
     /// Ends the batch: its tally becomes visible to the control plane.
@@ -74,13 +103,13 @@ impl Accepting<'_> {
     }
 
     /// The address is stored before the key is confirmed: who sees the confirmation sees it too.
-    fn note(&mut self, key: &OpeningKey, freshness: Freshness) {
+    fn note(&mut self, key: &OpeningKey, freshness: Freshness, moves: bool) {
         let generation = key.generation();
         if !key.confirmed().is_raised() || self.turn.newest.is_none() {
             self.turn.newest = Some(generation);
         }
         let newest = freshness == Freshness::Newest && self.turn.newest == Some(generation);
-        if newest && self.moved {
+        if newest && moves && self.moved {
             let Arrival { from, local } = self.at;
             self.wake |= self.activity.heard_from(Source { from, local, generation });
             self.moved = false;

@@ -13,6 +13,7 @@ use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::session::{OpeningKey, SealingKey};
 use vpnd_protocol::table::{Arrival, Table};
+use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_protocol::time::{BootTime, Now};
 
 /// The moment at which everything happens.
@@ -59,9 +60,10 @@ fn hand_over(from: &mut Peer, to: &mut Peer) {
 
 fn peer(number: u8, remote: PublicKey) -> Peer {
     let config = Config {
-        identity: Identity::new(secret(number)),
-        remote,
-        preshared: vec![PresharedKey::default()],
+        identities: vec![Identity::new(secret(number))],
+        remotes: vec![remote],
+        terms: vec![Terms::new(Protocol::WireGuard, &PresharedKey::default())],
+        largest_packet: 1420,
         keepalive: None,
         roam: Roam::Any,
         floor: None,

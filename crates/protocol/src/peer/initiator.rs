@@ -1,17 +1,19 @@
 //! Our side of a handshake we begin: one attempt, its tries, and the answer.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::{Config, Event, Peer, Transmit};
+use super::session::Names;
+use super::upgrade::Asking;
+use super::{Event, Pair, Peer, Transmit};
 use crate::drop_reason::DropReason;
-use crate::handshake::{Answer, Initiator};
+use crate::handshake::{Answer, Initiator, SessionKeys};
 use crate::keyring::Session;
 use crate::message::{Index, RESPONSE_LEN, Response};
-use crate::session::{OpeningKey, REKEY_AFTER_TIME, Role, SealingKey};
+use crate::session::{Origin, Role};
 use crate::table::Arrival;
+use crate::terms::Terms;
 use crate::time::{BootTime, Now};
 use crate::timers::{MAX_TRIES, REKEY_TIMEOUT};
 use crate::timestamp::Timestamp;
@@ -22,14 +24,28 @@ const FLOOR_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
 /// much later, so that they do not cross again.
 const CROSSING_YIELDS: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A handshake of ours that waits for its answer.
+/// A handshake of ours on its way to a session that data may flow on.
 pub(super) struct Attempt {
-    initiator: Initiator,
-    to: SocketAddr,
+    step: Step,
+    called: Called,
     tries: u32,
-    begun: BootTime,
     retry_at: BootTime,
-    held: Option<Held>,
+}
+
+/// Where an attempt goes, and since when.
+#[derive(Clone, Copy)]
+pub(super) struct Called {
+    to: SocketAddr,
+    begun: BootTime,
+    pair: Pair,
+}
+
+/// How far it has come.
+enum Step {
+    /// Message 1 waits for its answer.
+    Calling { initiator: Initiator, held: Option<Held> },
+    /// Message 2 has come; the session waits for its upgrade.
+    Upgrading(Box<Asking>),
 }
 
 /// An initiation that leaves once its timestamp is written, or has taken too long to be.
@@ -41,8 +57,41 @@ struct Held {
 }
 
 impl Attempt {
+    /// Our name for what is to come of it.
     pub(super) fn index(&self) -> Index {
-        self.initiator.index()
+        match &self.step {
+            Step::Calling { initiator, .. } => initiator.index(),
+            Step::Upgrading(asking) => asking.opening().index(),
+        }
+    }
+
+    /// The upgrade that it waits for.
+    pub(super) fn asking(&self) -> Option<&Asking> {
+        match &self.step {
+            Step::Calling { .. } => None,
+            Step::Upgrading(asking) => Some(asking),
+        }
+    }
+
+    pub(super) fn asking_mut(&mut self) -> Option<&mut Asking> {
+        match &mut self.step {
+            Step::Calling { .. } => None,
+            Step::Upgrading(asking) => Some(asking),
+        }
+    }
+
+    fn held(&self) -> Option<&Held> {
+        match &self.step {
+            Step::Calling { held, .. } => held.as_ref(),
+            Step::Upgrading(_) => None,
+        }
+    }
+
+    fn take_held(&mut self) -> Option<Held> {
+        match &mut self.step {
+            Step::Calling { held, .. } => held.take(),
+            Step::Upgrading(_) => None,
+        }
     }
 
     pub(super) const fn tries(&self) -> u32 {
@@ -50,7 +99,28 @@ impl Attempt {
     }
 
     pub(super) const fn to(&self) -> SocketAddr {
-        self.to
+        self.called.to
+    }
+
+    /// The same attempt, once message 2 has come.
+    pub(super) fn upgrading(self, asking: Asking, retry_at: BootTime) -> Self {
+        Self { step: Step::Upgrading(Box::new(asking)), retry_at, ..self }
+    }
+
+    /// What it waits for, once the upgrade's answer has come.
+    pub(super) fn into_asking(self) -> Option<(Box<Asking>, Called)> {
+        match self.step {
+            Step::Calling { .. } => None,
+            Step::Upgrading(asking) => Some((asking, self.called)),
+        }
+    }
+
+    /// Our name for a session that is only promised yet.
+    pub(super) fn promised(&self) -> Option<Index> {
+        match &self.step {
+            Step::Calling { initiator, .. } => Some(initiator.index()),
+            Step::Upgrading(asking) => Some(asking.promised()),
+        }
     }
 }
 
@@ -84,7 +154,7 @@ impl Peer {
         // Twice, where an attempt that has become needless ends and another is wanted.
         while self.initiation_deadline().is_some_and(|due| now.boot >= due) {
             match self.attempt.take() {
-                None => self.initiate(now, now.boot, 1),
+                None => self.initiate(now, self.target(), now.boot, 1),
                 Some(attempt) => self.retry(now, &attempt),
             }
         }
@@ -93,30 +163,45 @@ impl Peer {
     fn retry(&mut self, now: Now, unanswered: &Attempt) {
         // awaiting_cookie names the attempt that is gone now.
         self.publish = true;
-        if self.established >= Some(unanswered.begun) {
+        if self.established >= Some(unanswered.called.begun) {
             return;
         }
         if unanswered.tries == MAX_TRIES {
             self.wanted = false;
+            self.identities.fall_back();
             self.activity.want_handshake.take();
             self.events.push_back(Event::GaveUp);
             return;
         }
         self.candidates.advance();
         self.forget_source();
-        self.initiate(now, unanswered.begun, unanswered.tries + 1);
+        self.initiate(now, self.target(), unanswered.called.begun, unanswered.tries + 1);
     }
 
-    fn initiate(&mut self, now: Now, begun: BootTime, tries: u32) {
+    /// The peer initiates again, for our answer was not what it expects. Only who initiates can adapt:
+    /// so we do, with as many bytes as it sent, unless an initiation of ours is under way already.
+    pub(super) fn should_call_back(&self, now: Now) -> bool {
+        let may = self.attempt.is_none() && now.boot >= self.initiate_from;
+        self.adapts() && self.unconfirmed_answers > 0 && may
+    }
+
+    pub(super) fn initiate(
+        &mut self,
+        now: Now,
+        to: Option<SocketAddr>,
+        begun: BootTime,
+        tries: u32,
+    ) {
         self.wanted = false;
-        let Some(to) = self.target() else { return };
+        let Some(to) = to else { return };
         let index = self.unused_index();
         let stamp = self.stamper.next(now.wall);
-        let Config { identity, remote, .. } = &self.config;
+        let pair = self.identities.calling();
+        let (identity, remote) = (self.identities.identity(pair), self.identities.remote(pair));
         let begun_handshake = Initiator::initiate(identity, remote, index, stamp, &mut self.rng);
         // A key without a contribution is refused by the configuration already.
         let Ok((initiator, mut initiation)) = begun_handshake else { return };
-        self.jar.seal_macs(now.boot, initiation.as_mut_bytes());
+        self.identities.jar(pair).seal_macs(now.boot, initiation.as_mut_bytes());
         let from = self.path.filter(|path| path.to == to).and_then(|path| path.from);
         let held = Held {
             stamp,
@@ -126,21 +211,22 @@ impl Peer {
         };
         let retry_at = now.boot + (REKEY_TIMEOUT + self.jitter());
         self.initiate_from = now.boot + REKEY_TIMEOUT;
-        self.attempt = Some(Attempt { initiator, to, tries, begun, retry_at, held: Some(held) });
+        let step = Step::Calling { initiator, held: Some(held) };
+        self.attempt = Some(Attempt { step, called: Called { to, begun, pair }, tries, retry_at });
         self.publish = true;
         self.events.push_back(Event::KeepFloor(stamp));
     }
 
     fn release(&mut self, now: Now) {
         let Some(attempt) = &mut self.attempt else { return };
-        let (to, attempt_number) = (attempt.to, attempt.tries);
-        let Some(held) = attempt.held.take() else { return };
+        let (to, attempt_number) = (attempt.to(), attempt.tries);
+        let Some(held) = attempt.take_held() else { return };
         self.transmit(now, Transmit { to, from: held.from }, held.datagram);
         self.events.push_back(Event::Initiating { to, attempt: attempt_number });
     }
 
     fn held(&self) -> Option<&Held> {
-        self.attempt.as_ref()?.held.as_ref()
+        self.attempt.as_ref()?.held()
     }
 
     pub(super) fn target(&self) -> Option<SocketAddr> {
@@ -154,53 +240,60 @@ impl Peer {
         at: Arrival,
         response: &Response,
     ) -> Result<(), DropReason> {
-        let attempt = self
-            .attempt
-            .take_if(|attempt| attempt.index() == response.receiver)
-            .ok_or(DropReason::UnexpectedResponse)?;
-        let opened = attempt.initiator.open_response(
-            &self.config.identity,
-            &self.config.preshared,
-            response,
-        );
-        let Ok(answer) = opened else {
-            // It proves nothing: the real answer may still come.
-            self.attempt = Some(attempt);
-            self.events.push_back(Event::AnswerDoesNotOpen);
-            return Err(DropReason::ResponseDoesNotOpen);
-        };
+        let Answer { agreed, remote_index, candidate } = self.open_answer(response)?;
+        let Some(attempt) = self.attempt.take() else { return Err(DropReason::UnexpectedResponse) };
         self.note_received(now, RESPONSE_LEN);
-        self.begin_session(now, answer, &attempt);
-        // The endpoint moves on transport data only; until then it is where we asked.
-        self.set_path(attempt.to, at.local);
-        self.establish(now, Role::Initiator);
-        // Confirms the session to the peer, which may not send before.
-        self.send_keepalive(now);
+        let pair = attempt.called.pair;
+        let names = Names { local: attempt.index(), remote: remote_index, pair };
+        let protocol = self.config.terms[candidate].protocol();
+        match protocol.upgrade() {
+            Some(profile) => self.ask(now, attempt, profile, (agreed, names, at.local)),
+            None => {
+                let origin = self.origin(Role::Initiator, now.boot, names, protocol);
+                self.take_up(now, attempt.called, at.local, &origin, &agreed.keys());
+            }
+        }
         Ok(())
     }
 
-    fn begin_session(&mut self, now: Now, answer: Answer, attempt: &Attempt) {
-        let Answer { agreed, remote_index, .. } = answer;
-        let keys = agreed.keys();
-        let generation = self.next_generation();
+    fn open_answer(&mut self, response: &Response) -> Result<Answer, DropReason> {
+        let Some(Attempt { step: Step::Calling { initiator, .. }, called, .. }) =
+            self.attempt.as_ref().filter(|attempt| attempt.index() == response.receiver)
+        else {
+            return Err(DropReason::UnexpectedResponse);
+        };
+        let psks = self.config.terms.iter().map(Terms::psk);
+        initiator.open_response(self.identities.identity(called.pair), psks, response).map_err(
+            |_| {
+                // It proves nothing: the real answer may still come.
+                self.events.push_back(Event::AnswerDoesNotOpen);
+                DropReason::ResponseDoesNotOpen
+            },
+        )
+    }
+
+    /// The session that we began stands: it becomes current.
+    pub(super) fn take_up(
+        &mut self,
+        now: Now,
+        called: Called,
+        local: Option<IpAddr>,
+        origin: &Origin,
+        keys: &SessionKeys,
+    ) {
         // The peer's own session may be confirmed already, if it overtook this answer.
-        let crossed = self.keyring.next().is_some() || self.established >= Some(attempt.begun);
-        let yields = crossed && self.config.identity.public() < &self.config.remote;
-        let rekey_after =
-            if yields { REKEY_AFTER_TIME + CROSSING_YIELDS } else { REKEY_AFTER_TIME };
-        let sealing = SealingKey::new(
-            &keys.sealing,
-            remote_index,
-            now.boot,
-            Role::Initiator,
-            Some(rekey_after),
-        );
-        let opening = OpeningKey::new(&keys.opening, attempt.index(), generation, now.boot);
-        self.keyring.initiated(Session {
-            role: Role::Initiator,
-            birth: now.boot,
-            sealing: Arc::new(sealing),
-            opening: Arc::new(opening),
-        });
+        let crossed = self.keyring.next().is_some() || self.established >= Some(called.begun);
+        let own = self.identities.identity(called.pair).public();
+        let yields = crossed && own < self.identities.remote(called.pair);
+        let mut origin = *origin;
+        if let Some(after) = origin.rekey_after.as_mut().filter(|_| yields) {
+            *after += CROSSING_YIELDS;
+        }
+        self.keyring.initiated(Session::new(&origin, keys));
+        // The endpoint moves on transport data only; until then it is where we asked.
+        self.set_path(called.to, local);
+        self.establish(now, Role::Initiator);
+        // Confirms the session to the peer, which may not send before.
+        self.greet(now);
     }
 }

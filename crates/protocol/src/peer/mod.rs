@@ -5,9 +5,13 @@
 //! The caller, after every call in: [`Peer::poll_table`] (publish), then [`Peer::poll_transmit`]
 //! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
 
+mod frames;
+mod identities;
 mod initiator;
 mod responder;
+mod session;
 mod status;
+mod upgrade;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -15,33 +19,42 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand_core::CryptoRng;
-use vpnd_crypto::key::{PresharedKey, PublicKey};
+use vpnd_crypto::key::PublicKey;
 
 use crate::activity::{Activity, Tally};
-use crate::cookie::{Checker, Jar, Mac1Key, RateLimiter};
+use crate::cookie::RateLimiter;
 use crate::drop_reason::DropReason;
 use crate::endpoint::{Candidates, Roam};
 use crate::handshake::Identity;
 use crate::keyring::{Keyring, Session};
-use crate::message::Index;
-use crate::session::{Generation, OVERHEAD, Role};
-use crate::table::{Admitted, OPENING_SLOTS, Path, Table};
+use crate::session::{Generation, Role};
+use crate::table::{Admitted, BOOTSTRAP_SLOTS, OPENING_SLOTS, Path, Table};
+use crate::terms::Terms;
 use crate::time::{BootTime, Now};
 use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
+use frames::Gauge;
+use identities::Identities;
 use initiator::Attempt;
+use upgrade::Answering;
+
+pub(crate) use identities::Pair;
+
+pub use frames::{Greeting, Loss, Quality};
 pub use status::{Liveness, PeerStatus};
 
 /// What a tunnel is made of.
 pub struct Config {
-    /// Our static key pair.
-    pub identity: Identity,
-    /// The peer's static public key.
-    pub remote: PublicKey,
-    /// The preshared keys an answer may have been made with; the first is ours, and the one we
-    /// answer under.
-    pub preshared: Vec<PresharedKey>,
+    /// Our static key pair, and perhaps the one that is to replace it.
+    pub identities: Vec<Identity>,
+    /// The peer's static public key, and perhaps the one that is to replace it.
+    pub remotes: Vec<PublicKey>,
+    /// What an answer may have been made under. The first are ours, and what we answer under; there
+    /// is always one.
+    pub terms: Vec<Terms>,
+    /// The longest packet of the device.
+    pub largest_packet: u16,
     /// How often to speak when nothing else does.
     pub keepalive: Option<Duration>,
     /// Which new addresses of the peer are followed.
@@ -88,6 +101,10 @@ pub enum Event {
     GaveUp,
     /// The session is too old and none has taken its place.
     Lost,
+    /// The peer stops, and says so.
+    Closed,
+    /// The peer answered the upgrade of a session with what does not fit: it misbehaves.
+    UpgradeFailed,
     /// The peer's address changed.
     Moved {
         /// Where it is now.
@@ -133,19 +150,24 @@ pub struct Peer {
     candidates: Candidates,
 
     attempt: Option<Attempt>,
+    /// A bootstrap session that the peer began.
+    answering: Option<Answering>,
     /// An initiation is wanted and has not begun.
     wanted: bool,
     /// Two initiations, or an answer of ours and an initiation, stand this far apart.
     initiate_from: BootTime,
     stamper: Stamper,
 
-    mac1: Mac1Key,
-    checker: Checker,
-    jar: Jar,
+    identities: Identities,
     limiter: RateLimiter,
     /// The peer's last accepted initiation.
     last_initiation: Option<(Timestamp, BootTime)>,
     unconfirmed_answers: u32,
+    gauge: Gauge,
+    /// What the peer said of itself on the current session.
+    greeting: Option<Greeting>,
+    /// The peer said that it stops, and has not been heard since.
+    closed: bool,
 
     publish: bool,
     transmits: VecDeque<(Transmit, Vec<u8>)>,
@@ -155,12 +177,13 @@ pub struct Peer {
 impl Peer {
     /// A peer that nothing is known of yet but its configuration.
     pub fn new(
-        config: Config,
+        mut config: Config,
         activity: Arc<Activity>,
         rng: Box<dyn CryptoRng + Send>,
         now: Now,
     ) -> Self {
-        let public = *config.identity.public();
+        let own = std::mem::take(&mut config.identities);
+        let remotes = std::mem::take(&mut config.remotes);
         let mut peer = Self {
             timers: Timers::new(config.keepalive, now.boot),
             next_look: None,
@@ -172,15 +195,17 @@ impl Peer {
             path: None,
             candidates: Candidates::default(),
             attempt: None,
+            answering: None,
             wanted: false,
             initiate_from: BootTime::default(),
             stamper: Stamper::new(config.floor),
-            mac1: Mac1Key::new(&public),
-            checker: Checker::new(&public),
-            jar: Jar::new(&config.remote),
+            identities: Identities::new(own, remotes),
             limiter: RateLimiter::new(),
             last_initiation: None,
             unconfirmed_answers: 0,
+            gauge: Gauge::default(),
+            greeting: None,
+            closed: false,
             publish: true,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -230,7 +255,64 @@ impl Peer {
         self.follow_traffic(now);
         self.follow_timers(now);
         self.pursue_handshake(now);
+        self.pursue_upgrade(now);
+        self.measure(now);
         self.schedule_look(now, moved);
+    }
+
+    /// Takes up other terms and keys, by a handshake at once. Sessions under the old ones carry data
+    /// until then.
+    pub fn adopt(
+        &mut self,
+        now: Now,
+        terms: Vec<Terms>,
+        identities: Vec<Identity>,
+        remotes: Vec<PublicKey>,
+    ) {
+        self.config.terms = terms;
+        self.identities = self.identities.replaced(identities, remotes);
+        // Half-made handshakes name keys by their place.
+        self.answering = None;
+        self.keyring.forget_pairs(self.identities.calling());
+        self.attempt = None;
+        self.publish = true;
+        self.unconfirmed_answers = 0;
+        self.wanted = true;
+        self.handle_wake(now);
+    }
+
+    /// Initiates under our next key, and goes on so once a session stands under it; says whether there
+    /// is a next key.
+    pub fn rotate(&mut self, now: Now) -> bool {
+        if !self.identities.rotate() {
+            return false;
+        }
+        self.publish |= self.attempt.take().is_some();
+        self.wanted = true;
+        self.handle_wake(now);
+        true
+    }
+
+    /// Forgets the old key of whichever end has moved to its next; says whether one has.
+    pub fn finish_rotation(&mut self) -> bool {
+        let finished = self.identities.finish();
+        if finished {
+            // Its half-made handshakes name keys by their place.
+            self.attempt = None;
+            self.answering = None;
+            self.keyring.forget_pairs(Pair::default());
+            self.publish = true;
+        }
+        finished
+    }
+
+    /// The way to the peer carries UDP payloads of so many bytes.
+    pub fn path_carries(&mut self, max_datagram: u16) {
+        self.config.max_datagram = max_datagram;
+        if let Some(path) = &mut self.path {
+            self.publish |= path.max_datagram != max_datagram;
+            path.max_datagram = max_datagram;
+        }
     }
 
     /// The new table, if there is one. Publish it before anything else is sent.
@@ -254,6 +336,7 @@ impl Peer {
     pub fn poll_timeout(&self) -> Option<(BootTime, Timer)> {
         let deadlines = [
             (self.initiation_deadline(), Timer::Initiate),
+            (self.upgrade_deadline(), Timer::Upgrade),
             (self.floor_deadline(), Timer::Floor),
             (self.timers.answer_deadline(), Timer::NoAnswer),
             (self.timers.owed_deadline(), Timer::KeepaliveOwed),
@@ -264,9 +347,15 @@ impl Peer {
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
     }
 
+    /// Where packets for the peer go.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.path.map(|path| path.to)
+    }
+
     fn follow_edges(&mut self, now: Now) {
         if self.keyring.confirm() {
             self.establish(now, Role::Responder);
+            self.greet(now);
         }
         self.follow_source();
         if self.activity.source_lost.take() {
@@ -309,6 +398,14 @@ impl Peer {
         self.established = Some(now.boot);
         self.handshakes += 1;
         self.unconfirmed_answers = 0;
+        self.closed = false;
+        self.greeting = None;
+        self.gauge.begin();
+        if let Some(pair) = self.keyring.current().map(|session| session.pair) {
+            self.identities.confirm(pair);
+        }
+        let current = self.keyring.current().map(|session| session.opening.generation());
+        self.answering.take_if(|answering| current.is_some_and(|made| answering.made(made)));
         self.wanted = false;
         self.activity.want_handshake.take();
         self.candidates.settle();
@@ -367,7 +464,7 @@ impl Peer {
         }
         if due(self.timers.persistent_deadline()) {
             self.timers.settle_persistent(now.boot);
-            self.wanted |= !self.send_keepalive(now);
+            self.wanted |= !self.speak(now);
         }
     }
 
@@ -376,17 +473,6 @@ impl Peer {
         if let Some(path) = &mut self.path {
             self.publish |= path.from.take().is_some();
         }
-    }
-
-    /// Sends an empty datagram; says whether a session was there to send it on.
-    fn send_keepalive(&mut self, now: Now) -> bool {
-        let (Some(session), Some(path)) = (self.keyring.current(), self.path) else { return false };
-        let Ok(mut counters) = session.sealing.reserve(1, now.boot) else { return false };
-        let Some(counter) = counters.next() else { return false };
-        let mut datagram = vec![0; OVERHEAD];
-        session.sealing.seal(counter, &mut datagram);
-        self.transmit(now, Transmit { to: path.to, from: path.from }, datagram);
-        true
     }
 
     /// Queues an authenticated datagram of our own making.
@@ -421,38 +507,23 @@ impl Peer {
     /// What the data threads should work by now; for their start.
     pub fn table(&self) -> Table {
         let sealing = self.keyring.current().map(|session| Arc::clone(&session.sealing));
-        let mut open = [const { None }; OPENING_SLOTS];
-        for (slot, key) in open.iter_mut().zip(self.keyring.opening()) {
+        let mut open = [const { None }; OPENING_SLOTS + BOOTSTRAP_SLOTS];
+        for (slot, key) in open.iter_mut().zip(self.keyring.opening().chain(self.bootstraps())) {
             *slot = Some(Arc::clone(key));
         }
+        let answered = self.answering.as_ref().map(Answering::opening);
+        let answered = answered.or_else(|| self.keyring.next().map(|session| &session.opening));
         Table {
             send: sealing.zip(self.path),
             open,
-            mac1: self.mac1.clone(),
+            mac1: self.identities.mac1_keys(),
             awaiting_cookie: [
                 self.attempt.as_ref().map(Attempt::index),
-                self.keyring.next().map(|session| session.opening.index()),
+                answered.map(|key| key.index()),
             ],
             roam: self.config.roam,
             stop: false,
         }
-    }
-
-    /// A random index that names no other handshake or session of ours.
-    fn unused_index(&mut self) -> Index {
-        loop {
-            let index = Index::new(self.rng.next_u32());
-            let taken = self.keyring.opening().any(|key| key.index() == index)
-                || self.attempt.as_ref().is_some_and(|attempt| attempt.index() == index);
-            if !taken {
-                return index;
-            }
-        }
-    }
-
-    fn next_generation(&mut self) -> Generation {
-        self.generation = self.generation.next();
-        self.generation
     }
 
     fn jitter(&mut self) -> Duration {

@@ -1,17 +1,18 @@
 //! Our side of a handshake the peer begins, and what stands before any handshake is looked at.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
-use super::{Event, Load, Peer, Transmit};
+use super::session::Names;
+use super::{Event, Load, Pair, Peer, Transmit};
 use crate::drop_reason::DropReason;
-use crate::handshake::{Claim, SessionKeys, read_initiation};
+use crate::handshake::{Agreed, Claim, read_initiation};
 use crate::keyring::Session;
 use crate::message::{self, INITIATION_LEN, Index, Initiation, Macs, Message};
-use crate::session::{OpeningKey, Role, SealingKey};
+use crate::session::Role;
 use crate::table::{Admitted, Arrival};
+use crate::terms::Protocol;
 use crate::time::{BootTime, Now};
 use crate::timers::REKEY_TIMEOUT;
 use crate::timestamp::Timestamp;
@@ -30,11 +31,12 @@ impl Peer {
     ) -> Result<(), DropReason> {
         match message::parse(admitted.datagram()).map_err(|_| DropReason::Malformed)? {
             Message::CookieReply(reply) => {
-                self.jar.receive(now.boot, reply).map_err(|_| DropReason::BadCookie)
+                let mut kept = self.identities.jars().map(|jar| jar.receive(now.boot, reply));
+                kept.find(Result::is_ok).map(drop).ok_or(DropReason::BadCookie)
             }
             Message::Initiation(initiation) => {
                 self.gate(now, load, admitted, initiation.sender, &initiation.macs)?;
-                self.answer(now, admitted.at(), initiation)
+                self.answer(now, admitted, initiation)
             }
             Message::Response(response) => {
                 self.gate(now, load, admitted, response.sender, &response.macs)?;
@@ -57,8 +59,10 @@ impl Peer {
             return Ok(());
         }
         let (Arrival { from, local }, datagram) = (admitted.at(), admitted.datagram());
-        if !self.checker.verify_mac2(now.boot, from, datagram) {
-            let reply = self.checker.reply(now.boot, from, sender, macs, &mut self.rng);
+        let own = self.identities.addressed(datagram).ok_or(DropReason::BadMac1)?;
+        let checker = self.identities.checker(own);
+        if !checker.verify_mac2(now.boot, from, datagram) {
+            let reply = checker.reply(now.boot, from, sender, macs, &mut self.rng);
             let transmit = Transmit { to: from, from: local };
             self.transmits.push_back((transmit, reply.as_bytes().to_vec()));
             return Err(DropReason::CookieDemanded);
@@ -67,32 +71,52 @@ impl Peer {
     }
 
     /// Answers an initiation. Nothing changes before its timestamp is proved and newer.
-    fn answer(&mut self, now: Now, at: Arrival, initiation: &Initiation) -> Result<(), DropReason> {
-        let claim = self.verify(at, initiation)?;
+    fn answer(
+        &mut self,
+        now: Now,
+        admitted: &Admitted,
+        initiation: &Initiation,
+    ) -> Result<(), DropReason> {
+        let at = admitted.at();
+        let own = self.identities.addressed(admitted.datagram()).ok_or(DropReason::BadMac1)?;
+        let (claim, pair) = self.verify(at, own, initiation)?;
         self.check_stamp(now.boot, claim.timestamp())?;
-        let (stamp, remote_index, index) =
-            (claim.timestamp(), claim.remote_index(), self.unused_index());
+        if self.should_call_back(now) {
+            self.last_initiation = Some((claim.timestamp(), now.boot));
+            self.initiate(now, Some(at.from), now.boot, 1);
+            return Ok(());
+        }
+        let (stamp, remote) = (claim.timestamp(), claim.remote_index());
+        let names = Names { local: self.unused_index(), remote, pair };
+        let ours = &self.config.terms[0];
         let (mut response, agreed) = claim
-            .respond(index, &self.config.preshared[0], &mut self.rng)
+            .respond(names.local, ours.psk(), &mut self.rng)
             .map_err(|_| DropReason::Forged)?;
+        let protocol = ours.protocol();
         self.last_initiation = Some((stamp, now.boot));
         self.note_received(now, INITIATION_LEN);
-        self.await_confirmation(now.boot, &agreed.keys(), remote_index, index);
-        self.jar.seal_macs(now.boot, response.as_mut_bytes());
+        self.await_confirmation(now, protocol, agreed, names);
+        self.identities.jar(pair).seal_macs(now.boot, response.as_mut_bytes());
         let transmit = Transmit { to: at.from, from: at.local };
         self.transmit(now, transmit, response.as_bytes().to_vec());
         Ok(())
     }
 
-    fn verify(&mut self, at: Arrival, initiation: &Initiation) -> Result<Claim, DropReason> {
-        let identity = &self.config.identity;
+    fn verify(
+        &mut self,
+        at: Arrival,
+        own: usize,
+        initiation: &Initiation,
+    ) -> Result<(Claim, Pair), DropReason> {
+        let identity = self.identities.identity_at(own);
         let unproven = read_initiation(identity, initiation).map_err(|_| DropReason::Forged)?;
-        if *unproven.remote() != self.config.remote {
+        let Some(remote) = self.identities.known(unproven.remote()) else {
             let (key, from) = (*unproven.remote(), at.from);
             self.events.push_back(Event::UnknownPeer { key, from });
             return Err(DropReason::UnknownPeer);
-        }
-        unproven.prove(identity).map_err(|_| DropReason::Forged)
+        };
+        let claim = unproven.prove(identity).map_err(|_| DropReason::Forged)?;
+        Ok((claim, Pair { own, remote }))
     }
 
     fn check_stamp(&mut self, now: BootTime, got: Timestamp) -> Result<(), DropReason> {
@@ -107,23 +131,15 @@ impl Peer {
         Ok(())
     }
 
-    fn await_confirmation(
-        &mut self,
-        now: BootTime,
-        keys: &SessionKeys,
-        remote_index: Index,
-        index: Index,
-    ) {
-        let generation = self.next_generation();
-        let sealing = SealingKey::new(&keys.sealing, remote_index, now, Role::Responder, None);
-        let opening = OpeningKey::new(&keys.opening, index, generation, now);
-        self.keyring.answered(Session {
-            role: Role::Responder,
-            birth: now,
-            sealing: Arc::new(sealing),
-            opening: Arc::new(opening),
-        });
-        self.initiate_from = self.initiate_from.max(now + REKEY_TIMEOUT);
+    fn await_confirmation(&mut self, now: Now, protocol: Protocol, agreed: Agreed, names: Names) {
+        match protocol.upgrade() {
+            Some(profile) => self.listen(now, profile, agreed, names),
+            None => {
+                let origin = self.origin(Role::Responder, now.boot, names, protocol);
+                self.keyring.answered(Session::new(&origin, &agreed.keys()));
+            }
+        }
+        self.initiate_from = self.initiate_from.max(now.boot + REKEY_TIMEOUT);
         self.publish = true;
         self.unconfirmed_answers += 1;
         if self.unconfirmed_answers >= UNCONFIRMED_WORTH_TELLING {

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Attempt, Peer};
+use vpnd_crypto::key::PublicKey;
+
+use super::{Attempt, Greeting, Peer, Quality};
 use crate::activity::Traffic;
 use crate::session::Role;
+use crate::terms::Protocol;
 use crate::time::{BootTime, Now};
 use crate::timers::{ANSWER_EXPECTED_WITHIN, Timer};
 
@@ -23,7 +26,7 @@ pub enum Liveness {
 }
 
 /// A snapshot of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Whether packets get through.
     pub liveness: Liveness,
@@ -31,6 +34,10 @@ pub struct PeerStatus {
     pub endpoint: Option<SocketAddr>,
     /// Who began the current session, and how old it is.
     pub session: Option<(Role, Duration)>,
+    /// What is spoken on it.
+    pub protocol: Option<Protocol>,
+    /// Our public key and the peer's, of those there are, that handshakes of ours are made with.
+    pub keys: [PublicKey; 2],
     /// Handshakes finished since the start, in either role.
     pub handshakes: u64,
     /// Time since the last handshake.
@@ -41,6 +48,12 @@ pub struct PeerStatus {
     pub attempt: Option<u32>,
     /// Answers of ours in a row that the peer never used.
     pub unconfirmed_answers: u32,
+    /// The peer said that it stops, and has not been heard since.
+    pub closed: bool,
+    /// What the peer says of itself.
+    pub greeting: Option<Greeting>,
+    /// How the way fares.
+    pub quality: Option<Quality>,
     /// What crossed so far.
     pub traffic: Traffic,
     /// The next deadline and its reason.
@@ -52,7 +65,7 @@ impl Peer {
     pub fn status(&mut self, now: Now) -> PeerStatus {
         self.timers.observe(self.activity.moments());
         let ago = |at: BootTime| now.boot.saturating_since(at);
-        let current = self.keyring.current();
+        let (current, pair) = (self.keyring.current(), self.identities.calling());
         PeerStatus {
             liveness: self.liveness(now),
             endpoint: self
@@ -60,11 +73,16 @@ impl Peer {
                 .map(|path| path.to)
                 .or_else(|| self.attempt.as_ref().map(Attempt::to)),
             session: current.map(|session| (session.role, ago(session.birth))),
+            protocol: current.map(|session| session.protocol),
+            keys: [*self.identities.identity(pair).public(), *self.identities.remote(pair)],
             handshakes: self.handshakes,
             last_handshake: self.established.map(ago),
             last_received: self.activity.moments().received.map(ago),
             attempt: self.attempt.as_ref().map(Attempt::tries),
             unconfirmed_answers: self.unconfirmed_answers,
+            closed: self.closed,
+            greeting: self.greeting.clone(),
+            quality: self.gauge.quality,
             traffic: self.activity.traffic(),
             next: self.poll_timeout().map(|(at, why)| (at.saturating_since(now.boot), why)),
         }

@@ -10,14 +10,15 @@ use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::edge::Wake;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
-use vpnd_protocol::session::{OVERHEAD, Opened, padded_len};
+use vpnd_protocol::session::{Contents, OVERHEAD, Opened, padded_len};
 use vpnd_protocol::staging::Staging;
 use vpnd_protocol::table::{Admitted, Arrival, Table};
 use vpnd_protocol::time::BootTime;
-use vpnd_protocol::turn::Turn;
+use vpnd_protocol::turn::{Framed, Turn};
 
 const MTU: usize = 1420;
 const HANDSHAKE_QUEUE: usize = 512;
+const FRAME_QUEUE: usize = 64;
 
 pub(crate) struct Data {
     table: Arc<Table>,
@@ -26,10 +27,14 @@ pub(crate) struct Data {
     turn: Turn,
     /// Handshake messages for the control plane.
     pub(crate) handshakes: VecDeque<Admitted>,
+    /// Control frames for the control plane.
+    pub(crate) frames: VecDeque<Framed>,
     /// The control plane has to be woken.
     pub(crate) woken: bool,
     /// Sealed datagrams and where they go.
     pub(crate) sealed: Vec<(SocketAddr, Vec<u8>)>,
+    /// Which sessions of the peer packets were sealed for.
+    pub(crate) sealed_for: Vec<Index>,
     /// Which sessions datagrams opened on.
     pub(crate) opened: Vec<Index>,
     /// Packets for the device.
@@ -52,8 +57,10 @@ impl Data {
             staging: Staging::default(),
             turn: Turn::default(),
             handshakes: VecDeque::new(),
+            frames: VecDeque::new(),
             woken: false,
             sealed: Vec::new(),
+            sealed_for: Vec::new(),
             opened: Vec::new(),
             delivered: Vec::new(),
             drops: BTreeMap::new(),
@@ -111,6 +118,9 @@ impl Data {
             tally.datagrams += 1;
             tally.packets += 1;
             tally.bytes += datagram.len() as u64;
+            if let Ok(Message::Data { receiver, .. }) = message::parse(&datagram) {
+                self.sealed_for.push(receiver);
+            }
             self.sealed.push((path.to, datagram));
         }
         self.wake(self.activity.sent(now, tally));
@@ -164,9 +174,17 @@ impl Data {
             let mut window = key.window();
             for Slot { datagram, opened, .. } in run {
                 match accepting.accept(key, &mut window, opened, datagram) {
-                    Ok(Inner::Keepalive) => {}
+                    Ok(Inner::Keepalive | Inner::Piece { .. }) => {}
                     Ok(Inner::Packet { len, .. }) => {
+                        assert_ne!(key.contents(), Contents::Bootstrap);
                         self.delivered.push(datagram[DATA_HEADER_LEN..][..len].to_vec());
+                    }
+                    Ok(Inner::Control { len, .. }) if self.frames.len() < FRAME_QUEUE => {
+                        self.frames.push_back(accepting.frame(key, datagram, len));
+                        self.woken = true;
+                    }
+                    Ok(Inner::Control { .. }) => {
+                        *self.drops.entry(DropReason::FrameQueueFull).or_default() += 1;
                     }
                     Err(reason) => *self.drops.entry(reason).or_default() += 1,
                 }

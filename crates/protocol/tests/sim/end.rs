@@ -13,6 +13,7 @@ use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::table::Arrival;
+use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_protocol::time::{BootTime, Now, WallTime};
 use vpnd_protocol::timestamp::Timestamp;
 
@@ -78,7 +79,12 @@ pub(crate) struct Options {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) roam: Roam,
+    pub(crate) protocol: Protocol,
     pub(crate) preshared: Vec<[u8; 32]>,
+    /// What else an answer may be made under, with the first of the preshared keys.
+    pub(crate) also: Vec<Protocol>,
+    /// Our next key, and the peer's.
+    pub(crate) next: [Option<[u8; 32]>; 2],
     pub(crate) remote: PublicKey,
     pub(crate) disk: Disk,
 }
@@ -89,17 +95,38 @@ impl Options {
             endpoint: Some(side.other().home()),
             keepalive: None,
             roam: Roam::Any,
+            protocol: Protocol::WireGuard,
             preshared: vec![[0; 32]],
+            also: Vec::new(),
+            next: [None, None],
             remote: side.other().public(),
             disk: Disk::Writes(Duration::ZERO),
         }
     }
 
+    fn terms(&self) -> Vec<Terms> {
+        let key = |bytes: &[u8; 32]| PresharedKey::from_bytes(*bytes);
+        let keys = self.preshared.iter().map(|bytes| Terms::new(self.protocol, &key(bytes)));
+        let also = self.also.iter().map(|other| Terms::new(*other, &key(&self.preshared[0])));
+        keys.chain(also).collect()
+    }
+
+    fn identities(&self, side: Side) -> Vec<Identity> {
+        let next = self.next[0].map(SecretKey::from_bytes);
+        [Some(side.secret()), next].into_iter().flatten().map(Identity::new).collect()
+    }
+
+    fn remotes(&self) -> Vec<PublicKey> {
+        let next = self.next[1].map(|secret| SecretKey::from_bytes(secret).public());
+        [Some(self.remote), next].into_iter().flatten().collect()
+    }
+
     fn config(&self, side: Side, floor: Option<Timestamp>) -> Config {
         Config {
-            identity: Identity::new(side.secret()),
-            remote: self.remote,
-            preshared: self.preshared.iter().copied().map(PresharedKey::from_bytes).collect(),
+            identities: self.identities(side),
+            remotes: self.remotes(),
+            terms: self.terms(),
+            largest_packet: 1420,
             keepalive: self.keepalive,
             roam: self.roam,
             floor,
@@ -210,6 +237,12 @@ impl End {
             }
             self.flush(now);
         }
+        while let Some(framed) = self.data.frames.pop_front() {
+            if let Err(reason) = self.peer.handle_frame(clock, &framed) {
+                *self.data.drops.entry(reason).or_default() += 1;
+            }
+            self.flush(now);
+        }
         let next = self.peer.poll_timeout();
         assert!(next.is_none_or(|(at, _)| at > clock.boot), "{:?} at {now:?}: {next:?}", self.side);
     }
@@ -218,6 +251,31 @@ impl End {
     pub(crate) fn written(&mut self, now: Duration, stamp: Timestamp) {
         self.floor = Some(stamp);
         self.peer.floor_kept(self.clock(now), stamp);
+        self.flush(now);
+    }
+
+    /// The configuration's terms have changed, and are taken up.
+    pub(crate) fn adopt(&mut self, now: Duration) {
+        let (own, remotes) = (self.options.identities(self.side), self.options.remotes());
+        self.peer.adopt(self.clock(now), self.options.terms(), own, remotes);
+        self.flush(now);
+    }
+
+    /// Goes over to its next key.
+    pub(crate) fn rotate(&mut self, now: Duration) {
+        assert!(self.peer.rotate(self.clock(now)), "there is a next key");
+        self.flush(now);
+    }
+
+    /// Forgets the old keys.
+    pub(crate) fn finish_rotation(&mut self, now: Duration) {
+        assert!(self.peer.finish_rotation(), "{:?}: nobody has moved to a next key", self.side);
+        self.flush(now);
+    }
+
+    /// Stops, and says so.
+    pub(crate) fn close(&mut self, now: Duration) {
+        self.peer.close(self.clock(now));
         self.flush(now);
     }
 

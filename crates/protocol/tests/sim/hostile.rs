@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use vpnd_crypto::aead::Algorithm;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::Load;
+use vpnd_protocol::profile::{Kem, Mode, Profile};
+use vpnd_protocol::terms::Protocol;
 
 use crate::end::{Disk, EPOCH, Floor, Options, Side};
 use crate::network::{Datagram, Kind, Weather};
@@ -145,8 +148,9 @@ impl Hostility {
         let keepalive = self.rng.random_bool(0.3).then_some(seconds(25));
         let psks = [1, 2].map(|psk| [psk; 32]);
         let rolling_over = self.rng.random_bool(0.3);
+        let protocol = self.protocol();
         let mut world = World::with(self.seed, |side, options| {
-            *options = Options { disk, keepalive, ..Options::of(side) };
+            *options = Options { disk, keepalive, protocol, ..Options::of(side) };
             options.endpoint = options.endpoint.filter(|_| side == Side::A || !one_sided);
             if rolling_over {
                 options.preshared = psks.to_vec();
@@ -155,6 +159,15 @@ impl Hostility {
         });
         world.drowsiness = self.rng.random_range(millis(0)..millis(50));
         world
+    }
+
+    fn protocol(&mut self) -> Protocol {
+        let profile = |kem| Profile { mode: Mode::Tun, cipher: Algorithm::Aes256Gcm, kem };
+        match self.rng.random_range(0..3) {
+            0 => Protocol::WireGuard,
+            1 => Protocol::Vpnd(profile(Kem::None)),
+            _ => Protocol::Vpnd(profile(Kem::MlKem768)),
+        }
     }
 
     /// A stamp that is sent before it is written is lost in a crash; that is only harmless

@@ -7,6 +7,7 @@
 
 #![expect(clippy::print_stdout, reason = "the figures, the seeds that failed and their stories")]
 
+mod change;
 mod crossing;
 mod data;
 mod end;
@@ -19,4 +20,5 @@ mod preshared;
 mod rekey;
 mod restart;
 mod roaming;
+mod upgrade;
 mod world;

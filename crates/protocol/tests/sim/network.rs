@@ -63,11 +63,15 @@ impl Weather {
 
 /// Decides what is lost.
 pub(crate) type Filter = Box<dyn FnMut(&Captured) -> bool>;
+/// Decides when each copy of a datagram arrives; `None` leaves that to the weather.
+pub(crate) type Fate = Box<dyn FnMut(&Captured) -> Option<Vec<Duration>>>;
 
 pub(crate) struct Network {
     pub(crate) weather: Weather,
     /// Loses what it says yes to.
     pub(crate) loses: Option<Filter>,
+    /// What befalls single datagrams.
+    pub(crate) fate: Option<Fate>,
     /// Everything that was ever sent.
     pub(crate) wire: Vec<Captured>,
     rng: StdRng,
@@ -78,6 +82,7 @@ impl Network {
         Self {
             weather: Weather::fair(Duration::from_millis(10)),
             loses: None,
+            fate: None,
             wire: Vec::new(),
             rng: StdRng::seed_from_u64(!seed),
         }
@@ -86,7 +91,11 @@ impl Network {
     /// How long until each copy of what is sent arrives.
     pub(crate) fn carry(&mut self, sent: Captured) -> Vec<Duration> {
         let lost = self.loses.as_mut().is_some_and(|loses| loses(&sent));
+        let fate = self.fate.as_mut().and_then(|fate| fate(&sent));
         self.wire.push(sent);
+        if let Some(arrivals) = fate {
+            return arrivals;
+        }
         let copies = 1 + usize::from(self.rng.random_bool(self.weather.duplication));
         let mut arrivals = Vec::new();
         for _ in 0..copies {

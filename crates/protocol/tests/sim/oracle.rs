@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use vpnd_protocol::message::{self, Index, Message};
-use vpnd_protocol::session::REJECT_AFTER_TIME;
+use vpnd_protocol::session::{Contents, REJECT_AFTER_TIME};
 use vpnd_protocol::table::Table;
 
 use crate::end::Side;
@@ -24,6 +24,8 @@ pub(crate) struct Oracle {
     nonces: HashSet<(Side, Index, u64)>,
     /// When the owner of an index first published its key.
     births: HashMap<(Side, Index), Duration>,
+    /// Sessions that may carry nothing but their upgrade.
+    bootstraps: HashSet<(Side, Index)>,
 }
 
 impl Oracle {
@@ -38,6 +40,9 @@ impl Oracle {
         for key in table.open.iter().flatten() {
             assert!(seen.insert(key.index()), "{side:?} opens two sessions by one index");
             self.births.entry((side, key.index())).or_insert(now);
+            if key.contents() == Contents::Bootstrap {
+                self.bootstraps.insert((side, key.index()));
+            }
         }
     }
 
@@ -50,6 +55,12 @@ impl Oracle {
         let birth = self.births.get(&(sent.by.other(), receiver)).expect("publish, then transmit");
         let age = sent.at - *birth;
         assert!(age < REJECT_AFTER_TIME, "{:?} sealed under a key of {age:?}", sent.by);
+    }
+
+    /// `by` sealed a packet for this session of the other side.
+    pub(crate) fn sealed(&self, by: Side, receiver: Index) {
+        let bootstrap = self.bootstraps.contains(&(by.other(), receiver));
+        assert!(!bootstrap, "{by:?} sent data on a session that is not upgraded");
     }
 
     pub(crate) fn opened(&self, side: Side, by: Index, now: Duration) {
@@ -82,9 +93,10 @@ impl Oracle {
     }
 }
 
-/// An IPv4 packet that says its number; lengths vary, so that padding does.
+/// An IPv4 packet that says its number; lengths vary, so that padding does, but are none of those that
+/// the upgrade's messages have, sealed.
 fn packet(from: Side, number: usize) -> Vec<u8> {
-    let len = 28 + number * 37 % 1000;
+    let len = 40 + number * 37 % 500;
     let mut packet = vec![0xa5; len];
     packet[..20].fill(0);
     packet[0] = 0x45;

@@ -101,6 +101,13 @@ impl World {
         }
     }
 
+    /// Does something with the end of `side`, now.
+    pub(crate) fn at(&mut self, side: Side, act: impl FnOnce(&mut End, Duration)) {
+        let now = self.now;
+        act(&mut self[side], now);
+        self.settle(side);
+    }
+
     pub(crate) fn restart(&mut self, side: Side, floor: Floor) {
         let now = self.now;
         self[side].restart(now, floor);
@@ -211,6 +218,9 @@ impl World {
         let now = self.now;
         let end = &mut self.ends[side as usize];
         self.oracle.published(side, end.data.table(), now);
+        for receiver in std::mem::take(&mut end.data.sealed_for) {
+            self.oracle.sealed(side, receiver);
+        }
         for index in std::mem::take(&mut end.data.opened) {
             self.oracle.opened(side, index, now);
         }

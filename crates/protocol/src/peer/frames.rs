@@ -1,0 +1,232 @@
+//! What the two ends tell each other inside a session: who they are, how long the way takes and what
+//! it loses, and that one of them stops. Nothing that protects hangs on any of it.
+
+use std::time::Duration;
+
+use super::{Event, Peer};
+use crate::drop_reason::DropReason;
+use crate::frame::{self, ControlFrame, Frame, Hello, Ping, Pong, Record, Release};
+use crate::session::{Contents, Generation};
+use crate::time::{BootTime, Now};
+use crate::turn::Framed;
+
+/// While data flows the way is measured this often at the most.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+/// Our name to the peer.
+const RELEASE: &str = concat!("vpnd ", env!("CARGO_PKG_VERSION"));
+
+/// What the peer says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// Its release, printable.
+    pub release: String,
+    /// What it can do beside what every release does.
+    pub features: u32,
+    /// The MTU of its device.
+    pub mtu: u16,
+}
+
+/// How many of the datagrams sent in one direction of a session arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// How many were sent.
+    pub sent: u64,
+    /// How many of them had arrived.
+    pub arrived: u64,
+}
+
+/// How the way fares, as the last answered PING of the current session found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quality {
+    /// There and back.
+    pub round_trip: Duration,
+    /// From us to the peer.
+    pub outward: Loss,
+    /// From the peer to us.
+    pub inward: Loss,
+}
+
+/// PING and PONG of the current session.
+#[derive(Debug, Default)]
+pub(super) struct Gauge {
+    sequence: u32,
+    asked: Option<Asked>,
+    measured_at: Option<BootTime>,
+    pub(super) quality: Option<Quality>,
+}
+
+/// A PING that may still be answered.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    sequence: u32,
+    at: BootTime,
+    sent: u64,
+}
+
+impl Gauge {
+    /// A session has become current: what is counted begins anew.
+    pub(super) fn begin(&mut self) {
+        *self = Self { sequence: self.sequence, measured_at: self.measured_at, ..Self::default() };
+    }
+
+    fn ask(&mut self, now: BootTime, sent: u64) -> Ping {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.asked = Some(Asked { sequence: self.sequence, at: now, sent });
+        self.measured_at = Some(now);
+        Ping::new(self.sequence, now.as_nanos(), sent)
+    }
+
+    /// Takes the answer to the last question; `arrived` are the datagrams of the session until then.
+    fn take(&mut self, now: BootTime, pong: &Pong, arrived: u64) {
+        let answers = |asked: &mut Asked| asked.sequence == pong.sequence.get();
+        let Some(asked) = self.asked.take_if(answers) else { return };
+        let loss = |sent: u64, arrived: u64| Loss { sent, arrived: arrived.min(sent) };
+        self.quality = Some(Quality {
+            round_trip: now.saturating_since(asked.at),
+            outward: loss(asked.sent, pong.received.get()),
+            inward: loss(pong.sent.get(), arrived),
+        });
+    }
+}
+
+impl Peer {
+    /// Takes a control frame that the data path has authenticated.
+    ///
+    /// # Errors
+    /// Why it, or a record of it, was passed over, for the counters. The others were taken.
+    pub fn handle_frame(&mut self, now: Now, framed: &Framed) -> Result<(), DropReason> {
+        self.follow_edges(now);
+        let result = self.take_frame(now, framed);
+        self.handle_wake(now);
+        result
+    }
+
+    /// Says that we stop, to a peer that is told such things.
+    pub fn close(&mut self, now: Now) {
+        if self.frames_flow() {
+            self.send_on_current(now, &ControlFrame::begin().close().end());
+        }
+    }
+
+    fn take_frame(&mut self, now: Now, framed: &Framed) -> Result<(), DropReason> {
+        let Frame::Control(records) = frame::parse(&framed.plaintext)? else {
+            return Err(DropReason::UnknownFrame);
+        };
+        let mut taken = Ok(());
+        for record in records {
+            taken = taken.and(self.take_record(now, framed, record));
+        }
+        taken
+    }
+
+    fn take_record(
+        &mut self,
+        now: Now,
+        framed: &Framed,
+        record: Record<'_>,
+    ) -> Result<(), DropReason> {
+        let upgrade = matches!(record, Record::PqInit(_) | Record::PqResp(_));
+        if upgrade != (framed.contents == Contents::Bootstrap) {
+            return Err(DropReason::NotUpgraded);
+        }
+        match record {
+            Record::PqInit(chunk) => self.take_key(now, framed, chunk),
+            Record::PqResp(answer) => self.take_answer(now, framed, answer),
+            Record::Close => self.take_close(framed.generation),
+            Record::Hello(hello) => self.take_hello(framed.generation, &hello),
+            Record::Ping(ping) => self.answer_ping(now, framed, &ping),
+            Record::Pong(pong) => self.take_pong(now, framed, &pong),
+            Record::Unknown(_) => Err(DropReason::UnknownFrame),
+        }
+    }
+
+    /// The peer stops: that session and older ones are over. A newer one is of a newer life of its.
+    fn take_close(&mut self, closed: Generation) -> Result<(), DropReason> {
+        if self.keyring.close(closed) {
+            self.publish = true;
+            self.closed = true;
+            self.timers.settle_answer();
+            self.events.push_back(Event::Closed);
+        }
+        Ok(())
+    }
+
+    fn take_hello(&mut self, on: Generation, hello: &Hello<'_>) -> Result<(), DropReason> {
+        if self.is_current(on) {
+            let release = hello.release.as_str().to_owned();
+            self.greeting = Some(Greeting { release, features: hello.features, mtu: hello.mtu });
+        }
+        Ok(())
+    }
+
+    /// Only on the session it asks about, where the counts mean something.
+    fn answer_ping(&mut self, now: Now, framed: &Framed, ping: &Ping) -> Result<(), DropReason> {
+        if let Some(current) = self.keyring.current().filter(|_| self.is_current(framed.generation))
+        {
+            let pong = ping.answer(framed.accepted, current.sealing.used() + 1);
+            self.send_on_current(now, &ControlFrame::begin().pong(&pong).end());
+        }
+        Ok(())
+    }
+
+    fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
+        if self.is_current(framed.generation) {
+            self.gauge.take(now.boot, pong, framed.accepted);
+        }
+        Ok(())
+    }
+
+    /// The first word on a session: it confirms the session to the peer.
+    pub(super) fn greet(&mut self, now: Now) -> bool {
+        if self.frames_flow() {
+            let hello = ControlFrame::begin();
+            let frame = self.hello(hello).end();
+            return self.send_on_current(now, &frame);
+        }
+        self.send_keepalive(now)
+    }
+
+    /// A sign of life: a question where the peer answers such, an empty datagram elsewhere. Says
+    /// whether there was a session to give it on.
+    pub(super) fn speak(&mut self, now: Now) -> bool {
+        let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
+            return self.send_keepalive(now);
+        };
+        let ping = self.gauge.ask(now.boot, current.sealing.used() + 1);
+        let mut frame = ControlFrame::begin().ping(&ping);
+        if self.greeting.is_none() {
+            frame = self.hello(frame);
+        }
+        self.send_on_current(now, &frame.end())
+    }
+
+    /// While data flows the way is measured; a tunnel at rest is left at rest.
+    pub(super) fn measure(&mut self, now: Now) {
+        let seen = self.timers.seen();
+        let data = seen.data_sent.max(seen.data_received);
+        let due = |at: BootTime| now.boot.saturating_since(at) >= MEASURE_EVERY;
+        if self.frames_flow()
+            && data.is_some_and(|at| self.gauge.measured_at.is_none_or(|last| at > last))
+            && self.gauge.measured_at.is_none_or(due)
+        {
+            self.speak(now);
+        }
+    }
+
+    fn hello(&self, frame: ControlFrame) -> ControlFrame {
+        let mtu = self.config.largest_packet;
+        match Release::new(RELEASE) {
+            Some(release) => frame.hello(&Hello { release, features: 0, mtu }),
+            None => frame,
+        }
+    }
+
+    fn frames_flow(&self) -> bool {
+        let current = self.keyring.current();
+        current.is_some_and(|session| session.opening.contents() == Contents::Frames)
+    }
+
+    fn is_current(&self, generation: Generation) -> bool {
+        self.keyring.current().is_some_and(|session| session.opening.generation() == generation)
+    }
+}

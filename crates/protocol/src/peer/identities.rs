@@ -1,0 +1,153 @@
+//! Who we are and who the peer is. Each may be known by two keys while one is replaced by the next;
+//! either of the peer's is accepted, and who addresses one of ours is answered by it. Handshakes that
+//! we begin go from and to the pair that a session was last confirmed under.
+
+use vpnd_crypto::key::PublicKey;
+
+use crate::cookie::{Checker, Jar, Mac1Key};
+use crate::handshake::Identity;
+use crate::table::IDENTITIES;
+
+/// Which of our keys a handshake is made with, and which of the peer's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(super) own: usize,
+    pub(super) remote: usize,
+}
+
+/// A key of ours, and what recognises messages made for it.
+struct Own {
+    identity: Identity,
+    mac1: Mac1Key,
+    checker: Checker,
+}
+
+/// A key of the peer, and what signs messages to it.
+struct Remote {
+    key: PublicKey,
+    jar: Jar,
+}
+
+/// The keys of both; the current ones first, then the next.
+pub(super) struct Identities {
+    own: Vec<Own>,
+    remotes: Vec<Remote>,
+    confirmed: Pair,
+    calling: Pair,
+}
+
+impl Identities {
+    /// The keys there are: one or two of ours, one or two of the peer's.
+    pub(super) fn new(own: Vec<Identity>, remotes: Vec<PublicKey>) -> Self {
+        Self {
+            own: own.into_iter().take(IDENTITIES).map(Own::new).collect(),
+            remotes: remotes.into_iter().take(IDENTITIES).map(Remote::new).collect(),
+            confirmed: Pair::default(),
+            calling: Pair::default(),
+        }
+    }
+
+    /// Other keys in the place of these. A key that was confirmed and is still there stays so.
+    pub(super) fn replaced(&self, own: Vec<Identity>, remotes: Vec<PublicKey>) -> Self {
+        let mut new = Self::new(own, remotes);
+        let public = *self.identity(self.confirmed).public();
+        let own = new.own.iter().position(|own| *own.identity.public() == public);
+        let remote = new.known(self.remote(self.confirmed));
+        new.confirm(Pair { own: own.unwrap_or(0), remote: remote.unwrap_or(0) });
+        new
+    }
+
+    /// The pair that handshakes of ours are made with.
+    pub(super) const fn calling(&self) -> Pair {
+        self.calling
+    }
+
+    pub(super) fn identity(&self, pair: Pair) -> &Identity {
+        &self.own[pair.own].identity
+    }
+
+    pub(super) fn remote(&self, pair: Pair) -> &PublicKey {
+        &self.remotes[pair.remote].key
+    }
+
+    pub(super) fn jar(&mut self, pair: Pair) -> &mut Jar {
+        &mut self.remotes[pair.remote].jar
+    }
+
+    /// What keeps cookies of all of the peer's keys.
+    pub(super) fn jars(&mut self) -> impl Iterator<Item = &mut Jar> {
+        self.remotes.iter_mut().map(|remote| &mut remote.jar)
+    }
+
+    /// Which of our keys a message 1 or 2 was made for.
+    pub(super) fn addressed(&self, datagram: &[u8]) -> Option<usize> {
+        self.own.iter().position(|own| own.mac1.verify(datagram))
+    }
+
+    pub(super) fn identity_at(&self, own: usize) -> &Identity {
+        &self.own[own].identity
+    }
+
+    pub(super) fn checker(&mut self, own: usize) -> &mut Checker {
+        &mut self.own[own].checker
+    }
+
+    /// Which of the peer's keys this is.
+    pub(super) fn known(&self, key: &PublicKey) -> Option<usize> {
+        self.remotes.iter().position(|remote| remote.key == *key)
+    }
+
+    /// What messages for us are recognised by.
+    pub(super) fn mac1_keys(&self) -> [Option<Mac1Key>; IDENTITIES] {
+        let mut keys = [const { None }; IDENTITIES];
+        for (key, own) in keys.iter_mut().zip(&self.own) {
+            *key = Some(own.mac1.clone());
+        }
+        keys
+    }
+
+    /// A session stands under this pair.
+    pub(super) fn confirm(&mut self, pair: Pair) {
+        (self.confirmed, self.calling) = (pair, pair);
+    }
+
+    /// Handshakes of ours are made with our next key; says whether there is one.
+    pub(super) fn rotate(&mut self) -> bool {
+        let next = self.own.len() > 1;
+        self.calling.own = if next { 1 } else { self.calling.own };
+        next
+    }
+
+    /// Nobody answers that pair: back to the one that worked.
+    pub(super) fn fall_back(&mut self) {
+        self.calling = self.confirmed;
+    }
+
+    /// Forgets the old key of whoever has moved to the next; says whether anybody has.
+    pub(super) fn finish(&mut self) -> bool {
+        let moved = self.confirmed != Pair::default();
+        if self.confirmed.own > 0 {
+            self.own.remove(0);
+        }
+        if self.confirmed.remote > 0 {
+            self.remotes.remove(0);
+        }
+        if moved {
+            self.confirm(Pair::default());
+        }
+        moved
+    }
+}
+
+impl Own {
+    fn new(identity: Identity) -> Self {
+        let public = *identity.public();
+        Self { identity, mac1: Mac1Key::new(&public), checker: Checker::new(&public) }
+    }
+}
+
+impl Remote {
+    fn new(key: PublicKey) -> Self {
+        Self { key, jar: Jar::new(&key) }
+    }
+}

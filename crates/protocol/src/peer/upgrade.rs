@@ -1,0 +1,274 @@
+//! The post-quantum upgrade. What a handshake makes is then only a *bootstrap* session: the initiator
+//! sends an ML-KEM key on it, the responder a ciphertext, and data flows on the session that both
+//! derive from the handshake and the ciphertext together. Nothing else is ever sent or taken on a
+//! bootstrap session, and its sealing key is never published.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vpnd_crypto::kem::{DecapsulationKey, EncapsulationKey};
+
+use super::initiator::Attempt;
+use super::session::Names;
+use super::{Event, Peer, Transmit};
+use crate::drop_reason::DropReason;
+use crate::frame::{ControlFrame, PqInit, PqInitAssembly, PqInitChunk, PqResp};
+use crate::handshake::{Agreed, Exporter};
+use crate::keyring::Session;
+use crate::message::Index;
+use crate::profile::Profile;
+use crate::session::{Contents, Generation, OpeningKey, Origin, Role};
+use crate::terms::Protocol;
+use crate::time::{BootTime, Now};
+use crate::turn::Framed;
+use crate::upgrade::Transcript;
+
+/// A bootstrap session that has led to nothing for this long is given up.
+pub(super) const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
+/// The first wait before the key is sent again; each one after is twice as long.
+const RESEND_AFTER: Duration = Duration::from_secs(1);
+
+/// What the handshake leaves for the upgrade, to be used once.
+struct Bootstrap {
+    profile: Profile,
+    exporter: Exporter,
+    handshake_hash: [u8; 32],
+}
+
+/// The initiator's side: waits for the ciphertext.
+pub(super) struct Asking {
+    session: Session,
+    bootstrap: Bootstrap,
+    private: DecapsulationKey,
+    init: Box<PqInit>,
+    /// The address of ours that the answer to the handshake came to.
+    local: Option<IpAddr>,
+    resend_at: BootTime,
+    pause: Duration,
+}
+
+/// The responder's side: waits for the key, then for the upgraded session to be used.
+pub(super) struct Answering {
+    session: Session,
+    bootstrap: Option<Bootstrap>,
+    key: PqInitAssembly,
+    /// The answer to the key, to be repeated as often as the key is, and what it made.
+    answer: Option<(Vec<u8>, Generation)>,
+}
+
+impl Asking {
+    pub(super) fn opening(&self) -> &Arc<OpeningKey> {
+        &self.session.opening
+    }
+
+    /// Our name for the session that is to come of it.
+    pub(super) fn promised(&self) -> Index {
+        self.init.index
+    }
+}
+
+impl Answering {
+    pub(super) fn opening(&self) -> &Arc<OpeningKey> {
+        &self.session.opening
+    }
+
+    /// Whether this is the session that came of it.
+    pub(super) fn made(&self, generation: Generation) -> bool {
+        self.answer.as_ref().is_some_and(|(_, made)| *made == generation)
+    }
+
+    fn given_up_at(&self) -> BootTime {
+        self.session.birth + UPGRADE_WITHIN
+    }
+}
+
+/// The initiator.
+impl Peer {
+    /// Message 2 has come: takes up the bootstrap session; the key is sent at once.
+    pub(super) fn ask(
+        &mut self,
+        now: Now,
+        attempt: Attempt,
+        profile: Profile,
+        (agreed, names, local): (Agreed, Names, Option<IpAddr>),
+    ) {
+        let (session, bootstrap) = self.bootstrap(now, Role::Initiator, profile, agreed, names);
+        let private = DecapsulationKey::generate(&mut self.rng);
+        let init = Box::new(PqInit::new(self.unused_index(), private.encapsulation_key()));
+        let (resend_at, pause) = (now.boot, RESEND_AFTER);
+        let asking = Asking { session, bootstrap, private, init, local, resend_at, pause };
+        self.attempt = Some(attempt.upgrading(asking, now.boot + UPGRADE_WITHIN));
+        self.publish = true;
+    }
+
+    /// Sends the key again when its answer takes too long; forgets what nobody uses.
+    pub(super) fn pursue_upgrade(&mut self, now: Now) {
+        if self.resend_deadline().is_some_and(|at| now.boot >= at) {
+            self.send_key(now);
+        }
+        let late = |answering: &mut Answering| now.boot >= answering.given_up_at();
+        self.publish |= self.answering.take_if(late).is_some();
+    }
+
+    /// When the upgrade needs attention.
+    pub(super) fn upgrade_deadline(&self) -> Option<BootTime> {
+        let given_up = self.answering.as_ref().map(Answering::given_up_at);
+        [self.resend_deadline(), given_up].into_iter().flatten().min()
+    }
+
+    fn resend_deadline(&self) -> Option<BootTime> {
+        self.attempt.as_ref()?.asking().map(|asking| asking.resend_at)
+    }
+
+    fn send_key(&mut self, now: Now) {
+        let Some(attempt) = &mut self.attempt else { return };
+        let to = attempt.to();
+        let Some(asking) = attempt.asking_mut() else { return };
+        asking.resend_at = now.boot + asking.pause;
+        asking.pause *= 2;
+        let frames = asking.init.chunks().map(|chunk| ControlFrame::begin().pq_init(chunk).end());
+        let (sealing, from) = (Arc::clone(&asking.session.sealing), asking.local);
+        for frame in frames {
+            self.send_sealed(now, &sealing, Transmit { to, from }, &frame);
+        }
+    }
+
+    /// Takes the responder's answer: the upgraded session stands.
+    pub(super) fn take_answer(
+        &mut self,
+        now: Now,
+        framed: &Framed,
+        answer: &PqResp,
+    ) -> Result<(), DropReason> {
+        let ours = |attempt: &mut Attempt| {
+            attempt.asking().is_some_and(|a| a.opening().generation() == framed.generation)
+        };
+        let attempt = self.attempt.take_if(ours).ok_or(DropReason::NotUpgraded)?;
+        self.publish = true;
+        let Some((asking, called)) = attempt.into_asking() else {
+            return Err(DropReason::NotUpgraded);
+        };
+        let Asking { session, bootstrap, private, init, local, .. } = *asking;
+        let transcript = Transcript {
+            handshake_hash: &bootstrap.handshake_hash,
+            encapsulation_key: &init.encapsulation_key,
+            ciphertext: &answer.ciphertext,
+            initiator: init.index,
+            responder: answer.index,
+            profile: bootstrap.profile,
+        };
+        let upgraded =
+            transcript.upgrade(bootstrap.exporter, private.decapsulate(&answer.ciphertext));
+        let Ok(keys) = upgraded.confirm(&answer.mac) else {
+            self.wanted = true;
+            self.events.push_back(Event::UpgradeFailed);
+            return Err(DropReason::UpgradeFailed);
+        };
+        let names = Names { local: init.index, remote: answer.index, pair: session.pair };
+        let origin = self.upgraded(&session, Role::Initiator, names, bootstrap.profile);
+        self.take_up(now, called, local, &origin, &keys);
+        Ok(())
+    }
+}
+
+/// The responder.
+impl Peer {
+    /// Message 2 leaves: waits for the initiator's key.
+    pub(super) fn listen(&mut self, now: Now, profile: Profile, agreed: Agreed, names: Names) {
+        let (session, bootstrap) = self.bootstrap(now, Role::Responder, profile, agreed, names);
+        let (bootstrap, key) = (Some(bootstrap), PqInitAssembly::default());
+        self.answering = Some(Answering { session, bootstrap, key, answer: None });
+    }
+
+    /// Takes a chunk of the initiator's key, and answers once there are both.
+    pub(super) fn take_key(
+        &mut self,
+        now: Now,
+        framed: &Framed,
+        chunk: PqInitChunk<'_>,
+    ) -> Result<(), DropReason> {
+        let ours = |a: &mut Answering| a.opening().generation() == framed.generation;
+        let mut answering = self.answering.take_if(ours).ok_or(DropReason::NotUpgraded)?;
+        let result = self.answer_key(&mut answering, chunk);
+        if let (Ok(true), Some((frame, _))) = (result, &answering.answer) {
+            let transmit = Transmit { to: framed.at.from, from: framed.at.local };
+            self.send_sealed(now, &answering.session.sealing, transmit, frame);
+        }
+        self.answering = Some(answering);
+        result.map(drop)
+    }
+
+    /// Says whether the whole key is there, and so its answer.
+    fn answer_key(
+        &mut self,
+        answering: &mut Answering,
+        chunk: PqInitChunk<'_>,
+    ) -> Result<bool, DropReason> {
+        let inserted = answering.key.insert(chunk).map_err(|_| DropReason::UpgradeFailed)?;
+        let Some(init) = inserted.copied() else { return Ok(false) };
+        // One key is answered, and once: what it made is repeated.
+        if let Some(bootstrap) = answering.bootstrap.take() {
+            answering.answer = Some(self.upgrade(&answering.session, bootstrap, &init)?);
+        }
+        Ok(answering.answer.is_some())
+    }
+
+    fn upgrade(
+        &mut self,
+        session: &Session,
+        bootstrap: Bootstrap,
+        init: &PqInit,
+    ) -> Result<(Vec<u8>, Generation), DropReason> {
+        let Ok(key) = EncapsulationKey::parse(&init.encapsulation_key) else {
+            self.events.push_back(Event::UpgradeFailed);
+            return Err(DropReason::UpgradeFailed);
+        };
+        let (ciphertext, secret) = key.encapsulate(&mut self.rng);
+        let index = self.unused_index();
+        let transcript = Transcript {
+            handshake_hash: &bootstrap.handshake_hash,
+            encapsulation_key: &init.encapsulation_key,
+            ciphertext: &ciphertext,
+            initiator: init.index,
+            responder: index,
+            profile: bootstrap.profile,
+        };
+        let (keys, mac) = transcript.upgrade(bootstrap.exporter, secret).answer();
+        let names = Names { local: index, remote: init.index, pair: session.pair };
+        let origin = self.upgraded(session, Role::Responder, names, bootstrap.profile);
+        self.keyring.answered(Session::new(&origin, &keys));
+        self.publish = true;
+        let answer = PqResp { index, ciphertext, mac };
+        Ok((ControlFrame::begin().pq_resp(&answer).end(), origin.generation))
+    }
+}
+
+/// Both.
+impl Peer {
+    fn bootstrap(
+        &mut self,
+        now: Now,
+        role: Role,
+        profile: Profile,
+        agreed: Agreed,
+        names: Names,
+    ) -> (Session, Bootstrap) {
+        let mut origin = self.origin(role, now.boot, names, Protocol::Vpnd(profile));
+        origin.contents = Contents::Bootstrap;
+        let (keys, exporter) = agreed.keys_and_exporter();
+        let handshake_hash = keys.handshake_hash;
+        (Session::new(&origin, &keys), Bootstrap { profile, exporter, handshake_hash })
+    }
+
+    /// The session that a bootstrap session becomes: as old as that.
+    fn upgraded(&mut self, from: &Session, role: Role, names: Names, profile: Profile) -> Origin {
+        self.origin(role, from.birth, names, Protocol::Vpnd(profile))
+    }
+
+    /// The sessions that wait for their upgrade.
+    pub(super) fn bootstraps(&self) -> impl Iterator<Item = &Arc<OpeningKey>> {
+        let asking = self.attempt.as_ref().and_then(Attempt::asking).map(Asking::opening);
+        asking.into_iter().chain(self.answering.as_ref().map(Answering::opening))
+    }
+}

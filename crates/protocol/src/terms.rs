@@ -1,0 +1,94 @@
+//! Under which terms a session is made: what both ends have to agree on and no message says. Terms
+//! enter the handshake as its preshared key, so that ends whose terms differ never share a session.
+//! Nothing is negotiated, and so nothing can be talked down.
+
+use std::fmt;
+
+use vpnd_crypto::aead::Algorithm;
+use vpnd_crypto::key::PresharedKey;
+
+use crate::profile::{Kem, Profile};
+use crate::session::Contents;
+
+/// What both ends speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// `WireGuard`, with nothing added.
+    WireGuard,
+    /// The same messages, and frames inside the session: vpnd at both ends.
+    Vpnd(Profile),
+}
+
+impl Protocol {
+    /// What seals transport data.
+    pub(crate) fn cipher(self) -> Algorithm {
+        match self {
+            Self::WireGuard => standard_cipher(),
+            Self::Vpnd(profile) => profile.cipher,
+        }
+    }
+
+    /// The profile, if a handshake makes only a bootstrap session that has to be upgraded before data
+    /// flows.
+    pub(crate) fn upgrade(self) -> Option<Profile> {
+        match self {
+            Self::Vpnd(profile) if profile.kem == Kem::MlKem768 => Some(profile),
+            Self::Vpnd(_) | Self::WireGuard => None,
+        }
+    }
+
+    /// What a session may carry once data flows.
+    pub(crate) const fn contents(self) -> Contents {
+        match self {
+            Self::WireGuard => Contents::Packets,
+            Self::Vpnd(_) => Contents::Frames,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WireGuard => f.write_str("wireguard"),
+            Self::Vpnd(profile) => write!(f, "vpnd, {profile}"),
+        }
+    }
+}
+
+/// A protocol, and the preshared key it is spoken under.
+pub struct Terms {
+    protocol: Protocol,
+    /// As it enters the handshake: for the `vpnd` protocol the profile is bound into it.
+    psk: PresharedKey,
+}
+
+impl Terms {
+    /// The terms of `protocol` under a preshared key; the default one where there is none.
+    pub fn new(protocol: Protocol, preshared: &PresharedKey) -> Self {
+        let psk = match protocol {
+            Protocol::WireGuard => PresharedKey::from_bytes(*preshared.as_bytes()),
+            Protocol::Vpnd(profile) => profile.bind(Some(preshared)),
+        };
+        Self { protocol, psk }
+    }
+
+    /// What is spoken under them.
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    pub(crate) const fn psk(&self) -> &PresharedKey {
+        &self.psk
+    }
+}
+
+/// What seals where the profile does not say.
+#[cfg(not(vpnd_bench))]
+const fn standard_cipher() -> Algorithm {
+    Algorithm::ChaCha20Poly1305
+}
+
+#[cfg(vpnd_bench)]
+fn standard_cipher() -> Algorithm {
+    crate::bench::data_cipher()
+}

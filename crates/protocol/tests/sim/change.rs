@@ -1,0 +1,139 @@
+//! Settings that change at one end and then at the other, while packets flow: nothing is lost.
+
+use std::time::Duration;
+
+use vpnd_crypto::aead::Algorithm;
+use vpnd_protocol::peer::Event;
+use vpnd_protocol::profile::{Kem, Mode, Profile};
+use vpnd_protocol::terms::Protocol;
+
+use crate::end::{End, Side};
+use crate::world::{World, millis, seconds};
+
+const fn vpnd(cipher: Algorithm, kem: Kem) -> Protocol {
+    Protocol::Vpnd(Profile { mode: Mode::Tun, cipher, kem })
+}
+
+const PLAIN: Protocol = vpnd(Algorithm::ChaCha20Poly1305, Kem::None);
+const GCM: Protocol = vpnd(Algorithm::Aes256Gcm, Kem::None);
+const POST_QUANTUM: Protocol = vpnd(Algorithm::ChaCha20Poly1305, Kem::MlKem768);
+
+/// Both ends send 50 packets a second.
+fn flowing(change: impl FnMut(Side, &mut crate::end::Options)) -> World {
+    let mut world = World::with(7, change);
+    for side in Side::BOTH {
+        world.resolve(side);
+        world.offer_every(side, millis(20));
+    }
+    world.run_for(seconds(5));
+    world
+}
+
+fn ensure_nothing_lost(world: &World) {
+    let until = world.now.saturating_sub(seconds(1));
+    for side in Side::BOTH {
+        let (offered, arrived) = world.oracle.tally(side, Duration::ZERO, until);
+        assert_eq!(offered, arrived, "{side:?}");
+        assert!(offered > 1000);
+    }
+}
+
+fn sessions(world: &World, side: Side) -> usize {
+    world.told(side, |event| matches!(event, Event::Established(_))).len()
+}
+
+#[test]
+fn a_preshared_key_rolls_over_whichever_end_goes_first() {
+    for first in Side::BOTH {
+        let (old, new) = ([1; 32], [2; 32]);
+        let mut world = flowing(|_, options| {
+            options.protocol = POST_QUANTUM;
+            options.preshared = vec![old, new];
+        });
+        for side in [first, first.other()] {
+            world[side].options.preshared = vec![new, old];
+            world.at(side, End::adopt);
+            world.run_for(seconds(125));
+        }
+        for side in Side::BOTH {
+            world[side].options.preshared = vec![new];
+            world.at(side, End::adopt);
+            world.run_for(seconds(20));
+        }
+        ensure_nothing_lost(&world);
+        assert!(Side::BOTH.iter().all(|&side| sessions(&world, side) >= 3));
+    }
+}
+
+#[test]
+fn a_profile_changes_at_one_end_and_back_while_the_other_accepts_both() {
+    for other in [GCM, POST_QUANTUM, Protocol::WireGuard] {
+        for changes in Side::BOTH {
+            let mut world = flowing(|side, options| {
+                options.protocol = PLAIN;
+                if side != changes {
+                    options.also = vec![other];
+                }
+            });
+            for protocol in [other, PLAIN] {
+                world[changes].options.protocol = protocol;
+                world.at(changes, End::adopt);
+                world.run_for(seconds(140));
+            }
+            ensure_nothing_lost(&world);
+            for side in Side::BOTH {
+                assert!(sessions(&world, side) >= 3, "{other:?} {changes:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_end_that_is_not_to_accept_it_never_does() {
+    let mut world = flowing(|_, options| options.protocol = POST_QUANTUM);
+    world[Side::A].options.protocol = PLAIN;
+    world.at(Side::A, End::adopt);
+    let before = Side::BOTH.map(|side| sessions(&world, side));
+    world.run_for(seconds(60));
+    assert_eq!(Side::BOTH.map(|side| sessions(&world, side)), before);
+    assert!(!world.told(Side::A, |event| *event == Event::AnswerDoesNotOpen).is_empty());
+}
+
+#[test]
+fn both_identities_roll_over() {
+    let next = |side: Side| [side as u8 + 11; 32];
+    let mut world = flowing(|side, options| {
+        options.protocol = POST_QUANTUM;
+        options.next = [Some(next(side)), Some(next(side.other()))];
+    });
+    for side in Side::BOTH {
+        let before = sessions(&world, side);
+        world.at(side, End::rotate);
+        world.run_for(seconds(10));
+        assert!(sessions(&world, side) > before, "{side:?} has no session under its next key");
+        // The next handshake is under the new key too, whoever begins it.
+        world.run_for(seconds(140));
+    }
+    for side in Side::BOTH {
+        world.at(side, End::finish_rotation);
+        world.run_for(seconds(150));
+    }
+    ensure_nothing_lost(&world);
+    assert_eq!(world.told(Side::B, |event| matches!(event, Event::UnknownPeer { .. })), []);
+}
+
+#[test]
+fn an_end_that_stops_says_so_and_comes_back() {
+    let mut world = flowing(|side, options| {
+        options.protocol = POST_QUANTUM;
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    let now = world.now;
+    world.at(Side::B, End::close);
+    world.run_for(millis(15));
+    assert_eq!(world.told(Side::A, |event| *event == Event::Closed).len(), 1);
+    world.restart(Side::B, crate::end::Floor::Kept);
+    world.run_for(seconds(20));
+    let heard = |side| world.oracle.first_delivery(side, now + millis(20));
+    assert!(Side::BOTH.map(heard).iter().all(Option::is_some));
+}
