@@ -5,6 +5,8 @@
 use std::num::NonZeroU16;
 
 use vpnd_protocol::activity::Tally;
+use vpnd_protocol::fragment::{Plan, plan};
+use vpnd_protocol::frame::{self, Frame};
 use vpnd_protocol::message::DATA_HEADER_LEN;
 use vpnd_protocol::session::{Counters, OVERHEAD, SealingKey, padded_len};
 use vpnd_protocol::table::Path;
@@ -17,10 +19,32 @@ pub(crate) struct Batch {
     buffer: Box<[u8]>,
     used: usize,
     runs: Vec<Run>,
-    /// The packets' own lengths, without padding.
-    packets: Vec<usize>,
-    max_packets: usize,
+    /// What each datagram holds.
+    contents: Vec<Content>,
+    max_datagrams: usize,
     mtu: usize,
+    /// The largest datagram, where larger packets may go out in pieces.
+    largest: Option<usize>,
+}
+
+/// What a datagram holds.
+#[derive(Clone, Copy, Debug)]
+enum Content {
+    /// A packet of so many bytes, without padding.
+    Packet(usize),
+    /// A piece of one: the frame's length.
+    Piece(usize),
+}
+
+/// How a packet goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// In one datagram.
+    Whole,
+    /// In several.
+    Pieces(Plan),
+    /// Not at all.
+    Never,
 }
 
 /// Datagrams of one size back to back, the last one possibly shorter.
@@ -36,42 +60,92 @@ struct Run {
 }
 
 impl Batch {
-    /// An empty batch of at most `max_packets` datagrams for a device of this MTU.
-    pub(crate) fn new(max_packets: usize, mtu: usize) -> Self {
+    /// An empty batch of at most `max_datagrams` for a device of this MTU.
+    pub(crate) fn new(max_datagrams: usize, mtu: usize) -> Self {
         Self {
             buffer: vec![0; MAX_BATCH].into_boxed_slice(),
             used: 0,
             runs: Vec::with_capacity(MAX_RUNS),
-            packets: Vec::with_capacity(max_packets),
-            max_packets,
+            contents: Vec::with_capacity(max_datagrams),
+            max_datagrams,
             mtu,
+            largest: None,
         }
     }
 
-    /// Whether a packet of `len` bytes fits into a batch at all.
-    pub(crate) fn can_ever_hold(&self, len: usize) -> bool {
-        padded_len(len, self.mtu) + OVERHEAD <= MAX_BATCH
+    /// From now on packets that make a datagram of more than `largest` bytes go out in pieces.
+    pub(crate) fn limit(&mut self, largest: Option<usize>) {
+        self.largest = largest;
+    }
+
+    /// How a packet of `len` bytes goes out.
+    pub(crate) fn fit(&self, len: usize) -> Fit {
+        let size = padded_len(len, self.mtu) + OVERHEAD;
+        match self.largest.filter(|&largest| size > largest) {
+            Some(largest) => plan(len, largest).map_or(Fit::Never, Fit::Pieces),
+            None if size <= MAX_BATCH => Fit::Whole,
+            None => Fit::Never,
+        }
+    }
+
+    /// Writes `packet` in pieces, if there is room for all of them: their counters follow each other.
+    pub(crate) fn cut(&mut self, packet: &[u8], plan: Plan, ecn: Ecn) -> bool {
+        let bytes: usize = plan.cuts().map(|cut| cut.plaintext_len() + OVERHEAD).sum();
+        if self.used + bytes > MAX_BATCH
+            || self.contents.len() + plan.count() > self.max_datagrams
+            || self.runs.len() + 2 > MAX_RUNS
+        {
+            return false;
+        }
+        for cut in plan.cuts() {
+            let (size, start) = (cut.plaintext_len() + OVERHEAD, self.used + DATA_HEADER_LEN);
+            if !self.extend(size, ecn) {
+                return false;
+            }
+            cut.write(packet, &mut self.buffer[start..start + cut.plaintext_len()]);
+            self.contents.push(Content::Piece(cut.plaintext_len()));
+        }
+        true
     }
 
     /// Room for a packet of `len` bytes, its padding already zero; `None` if the batch has to be
     /// sent first.
     pub(crate) fn room(&mut self, len: usize, ecn: Ecn) -> Option<&mut [u8]> {
         let size = padded_len(len, self.mtu) + OVERHEAD;
-        let (start, end) = (self.used, self.used + size);
-        if end > MAX_BATCH || self.packets.len() == self.max_packets {
+        let (start, end) = (self.used + DATA_HEADER_LEN, self.used + size);
+        if !self.extend(size, ecn) {
             return None;
+        }
+        self.contents.push(Content::Packet(len));
+        self.buffer[start + len..end].fill(0);
+        Some(&mut self.buffer[start..start + len])
+    }
+
+    /// Takes a packet that is whole, however it goes out; says whether there was room.
+    pub(crate) fn take(&mut self, packet: &[u8], ecn: Ecn) -> bool {
+        match self.fit(packet.len()) {
+            Fit::Whole => {
+                self.room(packet.len(), ecn).map(|room| room.copy_from_slice(packet)).is_some()
+            }
+            Fit::Pieces(plan) => self.cut(packet, plan, ecn),
+            Fit::Never => true,
+        }
+    }
+
+    /// Makes place for a datagram; says whether there was any.
+    fn extend(&mut self, size: usize, ecn: Ecn) -> bool {
+        let (start, end) = (self.used, self.used + size);
+        if end > MAX_BATCH || self.contents.len() == self.max_datagrams {
+            return false;
         }
         let full = self.runs.len() == MAX_RUNS;
         match self.runs.last_mut() {
             Some(run) if run.takes(size, ecn) => run.extend(size),
-            _ if full => return None,
+            _ if full => return false,
             _ => self.runs.push(Run { start, end, segment: size, ecn, closed: false }),
         }
-        self.packets.push(len);
         self.used = end;
-        let packet = start + DATA_HEADER_LEN;
-        self.buffer[packet + len..end].fill(0);
-        Some(&mut self.buffer[packet..packet + len])
+        true
     }
 
     /// Seals every datagram; the batch then stands as it goes out.
@@ -94,20 +168,41 @@ impl Batch {
         })
     }
 
-    /// The packets as they were written, before sealing, each with its mark.
-    pub(crate) fn packets(&self) -> impl Iterator<Item = &[u8]> {
+    /// The packets as they were written, before sealing, each with its mark; those in pieces whole.
+    pub(crate) fn for_each_packet(&self, mut take: impl FnMut(&[u8])) {
         let starts = self.runs.iter().flat_map(|run| (run.start..run.end).step_by(run.segment));
-        let packets = starts.map(|start| start + DATA_HEADER_LEN).zip(&self.packets);
-        packets.map(|(start, &len)| &self.buffer[start..start + len])
+        let mut whole = Vec::new();
+        for (start, content) in starts.map(|start| start + DATA_HEADER_LEN).zip(&self.contents) {
+            match *content {
+                Content::Packet(len) => take(&self.buffer[start..start + len]),
+                Content::Piece(len) => {
+                    let Ok(Frame::Fragment(piece)) = frame::parse(&self.buffer[start..start + len])
+                    else {
+                        continue;
+                    };
+                    whole.extend_from_slice(piece.bytes());
+                    if piece.is_last() {
+                        take(&whole);
+                        whole.clear();
+                    }
+                }
+            }
+        }
     }
 
     pub(crate) fn tally(&self) -> Tally {
-        let packets = self.packets.len() as u64;
-        Tally { datagrams: packets, packets, bytes: self.used as u64 }
+        let datagrams = self.contents.len() as u64;
+        Tally { datagrams, packets: datagrams, bytes: self.used as u64 }
     }
 
+    /// Whether a packet in it is in pieces.
+    pub(crate) fn has_pieces(&self) -> bool {
+        self.contents.iter().any(|content| matches!(content, Content::Piece(_)))
+    }
+
+    /// How many datagrams there are.
     pub(crate) fn len(&self) -> usize {
-        self.packets.len()
+        self.contents.len()
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -122,7 +217,7 @@ impl Batch {
     pub(crate) fn clear(&mut self) {
         self.used = 0;
         self.runs.clear();
-        self.packets.clear();
+        self.contents.clear();
     }
 }
 
@@ -216,6 +311,33 @@ mod tests {
         assert_eq!(runs(&batch).len(), MAX_RUNS);
     }
 
+    fn packets(batch: &Batch) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        batch.for_each_packet(|packet| packets.push(packet.to_vec()));
+        packets
+    }
+
+    #[test]
+    fn a_packet_larger_than_a_datagram_goes_out_in_pieces_and_comes_back_whole() {
+        let mut batch = Batch::new(64, 9000);
+        assert_eq!(batch.fit(9000), Fit::Whole);
+        batch.limit(Some(1472));
+        let packet: Vec<u8> = (0..9000).map(|n| (n % 251) as u8).collect();
+        let Fit::Pieces(plan) = batch.fit(packet.len()) else { panic!("not in pieces") };
+        batch.room(100, Ecn::NotEct).unwrap().fill(7);
+        assert!(batch.cut(&packet, plan, Ecn::NotEct));
+        assert!(batch.runs.iter().all(|run| run.segment <= 1472));
+        assert_eq!(batch.len(), 1 + plan.count());
+        assert_eq!(packets(&batch), [vec![7; 100], packet.clone()]);
+        batch.clear();
+        // All pieces or none: their counters are reserved together.
+        while batch.cut(&packet, plan, Ecn::NotEct) {}
+        assert!(packets(&batch).iter().all(|whole| *whole == packet));
+        assert_eq!(batch.len() % plan.count(), 0);
+        batch.limit(Some(1100));
+        assert_eq!(batch.fit(9000), Fit::Never);
+    }
+
     #[test]
     fn packets_come_back_as_they_were_written_and_padding_is_zero() {
         let mut batch = batch();
@@ -223,7 +345,7 @@ mod tests {
             batch.room(20, Ecn::NotEct).unwrap().fill(1);
             batch.room(18, Ecn::NotEct).unwrap().fill(2);
             batch.room(40, Ecn::NotEct).unwrap().fill(3);
-            let packets: Vec<_> = batch.packets().map(<[u8]>::to_vec).collect();
+            let packets = packets(&batch);
             assert_eq!(packets, [vec![1; 20], vec![2; 18], vec![3; 40]]);
             assert_eq!(batch.buffer[64 + 16 + 18..64 + 64], [0; 30]);
             batch.buffer.fill(0xff);

@@ -10,13 +10,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::cookie::Mac1Key;
-use vpnd_protocol::table::{Admitted, Table};
+use vpnd_protocol::table::{Admitted, IDENTITIES, Table};
+use vpnd_protocol::turn::Framed;
 use vpnd_tun::Queue;
 
 use crate::clamp::Clamp;
 use crate::counters::Counters;
 use crate::filter::Filter;
-use crate::inbound::Inbound;
+use crate::inbound::{Inbound, Queues};
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal, await_room};
 use crate::udp::{Sent, Socket, Transmit};
@@ -24,6 +25,8 @@ use crate::watch::Watch;
 
 /// How many handshake messages wait for the control plane; one more is dropped and counted.
 pub const HANDSHAKE_QUEUE: usize = 512;
+/// How many control frames of the peer wait; it has no reason to send more.
+pub const FRAME_QUEUE: usize = 64;
 /// So many waiting means load.
 pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
 
@@ -48,6 +51,8 @@ pub struct Engine {
 pub struct Reports {
     /// Handshake messages, each admitted by the table.
     pub handshakes: mpsc::Receiver<Admitted>,
+    /// Control frames, each authentic.
+    pub frames: mpsc::Receiver<Framed>,
     /// Why a thread ended by itself: the device is gone.
     pub ended: mpsc::Receiver<io::Error>,
 }
@@ -77,14 +82,17 @@ impl Engine {
         });
         let watch = Arc::new(Watch::new(Arc::clone(&shared))?);
         let (handshakes, handshake_queue) = mpsc::channel(HANDSHAKE_QUEUE);
+        let (frames, frame_queue) = mpsc::channel(FRAME_QUEUE);
         let (ended, ended_queue) = mpsc::channel(2);
         let outbound = Arc::clone(&watch);
-        let inbound = Inbound::new(Arc::clone(&shared), Arc::clone(&watch), handshakes);
+        let inbound =
+            Inbound::new(Arc::clone(&shared), Arc::clone(&watch), Queues { handshakes, frames });
         let threads = vec![
             spawn("outbound", ended.clone(), move || outbound.run())?,
             spawn("inbound", ended, move || inbound.run())?,
         ];
-        let reports = Reports { handshakes: handshake_queue, ended: ended_queue };
+        let reports =
+            Reports { handshakes: handshake_queue, frames: frame_queue, ended: ended_queue };
         Ok((Self { shared, watch, threads }, reports))
     }
 
@@ -155,7 +163,7 @@ impl Drop for Engine {
     }
 }
 
-fn stopped(mac1: Mac1Key) -> Table {
+fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
     Table {
         send: None,
         open: Default::default(),

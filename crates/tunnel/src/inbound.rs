@@ -9,25 +9,28 @@
 //! One thread does it all, with buffers of its own; nothing here allocates, and the only lock is
 //! the window's, taken once per batch and never contended.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::Guard;
 use tokio::sync::mpsc;
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::fragment::Reassembly;
+use vpnd_protocol::frame::{self, Frame};
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
-use vpnd_protocol::session::Opened;
+use vpnd_protocol::session::{Opened, OpeningKey};
 use vpnd_protocol::table::{Admitted, Arrival, Table};
 use vpnd_protocol::time::BootTime;
-use vpnd_protocol::turn::Turn;
-use vpnd_tun::{Coalescer, Limits, VnetHeader, unmerge};
+use vpnd_protocol::turn::{Framed, Turn};
 
 use crate::clock;
+use crate::delivery::Delivery;
 use crate::ecn::{self, Ecn};
-use crate::shared::{Shared, is_gone};
+use crate::shared::Shared;
 use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
 use crate::watch::Watch;
 
@@ -41,7 +44,7 @@ pub(crate) struct Inbound {
     shared: Arc<Shared>,
     /// The way back, for what the kernel answers.
     watch: Arc<Watch>,
-    handshakes: mpsc::Sender<Admitted>,
+    control: Queues,
     /// A piece of [`RECEIVE_BUFFER`] bytes for each of `received`.
     buffer: Box<[u8]>,
     received: [Received; MAX_RECEIVED],
@@ -51,7 +54,15 @@ pub(crate) struct Inbound {
     /// What came of each slot.
     opened: Vec<Result<Opened, DropReason>>,
     turn: Turn,
-    coalescer: Coalescer,
+    /// Packets of which pieces have come.
+    pieces: Reassembly,
+    delivery: Delivery,
+}
+
+/// What goes to the control plane; a full queue drops.
+pub(crate) struct Queues {
+    pub(crate) handshakes: mpsc::Sender<Admitted>,
+    pub(crate) frames: mpsc::Sender<Framed>,
 }
 
 /// Transport data: where it lies, and what it says of itself.
@@ -68,24 +79,19 @@ impl Slot {
 }
 
 impl Inbound {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        watch: Arc<Watch>,
-        handshakes: mpsc::Sender<Admitted>,
-    ) -> Self {
-        let offload = shared.queue.offload();
-        let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix: 0 };
+    pub(crate) fn new(shared: Arc<Shared>, watch: Arc<Watch>, control: Queues) -> Self {
         Self {
+            pieces: Reassembly::new(shared.mtu.into()),
+            delivery: Delivery::new(Arc::clone(&shared)),
             shared,
             watch,
-            handshakes,
+            control,
             buffer: vec![0; MAX_RECEIVED * RECEIVE_BUFFER].into_boxed_slice(),
             received: [Received::NOTHING; MAX_RECEIVED],
             most: MAX_RECEIVED,
             slots: Vec::with_capacity(SLOTS),
             opened: Vec::with_capacity(SLOTS),
             turn: Turn::default(),
-            coalescer: Coalescer::new(limits),
         }
     }
 
@@ -126,10 +132,10 @@ impl Inbound {
         for batch in 0..count {
             let received = self.received[batch];
             table = self.open(table, batch * RECEIVE_BUFFER, &received, now);
-            self.accept(&table, &received, now);
+            self.accept(&table, &received, now)?;
         }
         drop(table);
-        self.write()
+        self.delivery.flush(&mut self.buffer)
     }
 
     /// Opens what is for us; returns the table that it was opened by.
@@ -177,11 +183,14 @@ impl Inbound {
     }
 
     fn hand_over(&self, admitted: Admitted) -> Result<(), DropReason> {
-        self.handshakes.try_send(admitted).map_err(|_| DropReason::HandshakeQueueFull)
+        self.control.handshakes.try_send(admitted).map_err(|_| DropReason::HandshakeQueueFull)
     }
 
     /// The turn: what changes state, in the order of arrival.
-    fn accept(&mut self, table: &Table, received: &Received, now: BootTime) {
+    ///
+    /// # Errors
+    /// When the device is gone.
+    fn accept(&mut self, table: &Table, received: &Received, now: BootTime) -> io::Result<()> {
         let (at, outer) =
             (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
         let mut accepting = self.turn.begin(table, &self.shared.activity, at);
@@ -191,43 +200,45 @@ impl Inbound {
             let mut window = key.map(|key| key.window());
             for (slot, opened) in run.iter().zip(&mut opened) {
                 let datagram = &mut self.buffer[slot.datagram.clone()];
-                let packet = opened.and_then(|opened| {
+                let found = opened.and_then(|opened| {
                     // It may have retired between the table it was opened by and the one loaded since.
                     let (key, window) = key.zip(window.as_mut()).ok_or(DropReason::Expired)?;
-                    let inner = accepting.accept(key, window, &opened, datagram)?;
-                    admit_packet(&self.shared, inner, outer, datagram)
-                });
-                match packet {
-                    Ok(None) => {}
-                    Ok(Some(len)) => {
-                        let start = slot.datagram.start + DATA_HEADER_LEN;
-                        self.coalescer.push(&self.buffer, start..start + len);
+                    match accepting.accept(key, window, &opened, datagram)? {
+                        Inner::Keepalive => Ok(Found::Nothing),
+                        Inner::Packet { len, source } => {
+                            let packet = &mut datagram[DATA_HEADER_LEN..][..len];
+                            admit_packet(&self.shared, source, outer, packet)?;
+                            Ok(Found::Packet(len))
+                        }
+                        Inner::Piece { len } => {
+                            let piece = &datagram[DATA_HEADER_LEN..][..len];
+                            let whole = join(&mut self.pieces, key, (slot.counter, piece), now)?;
+                            admit_whole(&self.shared, outer, whole)
+                        }
+                        Inner::Control { len, .. } => {
+                            // Room first: who floods makes us copy nothing.
+                            let room = self.control.frames.try_reserve();
+                            let room = room.map_err(|_| DropReason::FrameQueueFull)?;
+                            room.send(accepting.frame(key, datagram, len));
+                            Ok(Found::Nothing)
+                        }
                     }
+                });
+                match found {
+                    Ok(Found::Nothing) => {}
+                    Ok(Found::Packet(len)) => {
+                        let start = slot.datagram.start + DATA_HEADER_LEN;
+                        self.delivery.push(&self.buffer, start..start + len);
+                    }
+                    Ok(Found::Whole(packet)) => self.delivery.write(&mut self.buffer, packet)?,
                     Err(reason) => self.shared.counters.count(reason, 1),
                 }
             }
         }
         drop(opened);
         self.shared.wake(accepting.end(now));
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        let (shared, mut outcome) = (&self.shared, Outcome::default());
-        self.coalescer.flush(&mut self.buffer, |slices, packets| {
-            match shared.queue.write(slices) {
-                Err(error) if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
-                    outcome.refused = header(slices);
-                    write_singly(shared, slices, &mut outcome);
-                }
-                result => outcome.note(shared, result, packets),
-            }
-        });
-        if let Some(header) = outcome.refused {
-            // The kernel took such super-packets when it was asked and takes them no more.
-            self.coalescer.limits_mut().forbid(header);
-            tracing::warn!(?header, "the device refuses super-packets; merging stops");
-        }
-        outcome.gone.map_or(Ok(()), Err)
+        self.shared.counters.count(DropReason::Unassembled, self.pieces.purge(now));
+        Ok(())
     }
 
     fn count(&self, result: Result<(), DropReason>) {
@@ -251,44 +262,52 @@ fn places<'a>(
     })
 }
 
-/// The length of the packet to deliver, if there is one and it may come from the peer.
+/// What an accepted datagram held for the device.
+enum Found<'a> {
+    Nothing,
+    /// A packet of so many bytes, where it was opened.
+    Packet(usize),
+    /// A packet whose last piece this was.
+    Whole(&'a [u8]),
+}
+
+/// Lets a packet pass if it may come from the peer, as it is to be delivered.
 fn admit_packet(
     shared: &Shared,
-    inner: Inner,
+    source: IpAddr,
     outer: Ecn,
-    datagram: &mut [u8],
-) -> Result<Option<usize>, DropReason> {
-    let Inner::Packet { len, source } = inner else { return Ok(None) };
+    packet: &mut [u8],
+) -> Result<(), DropReason> {
     if !shared.filter.allows(source) {
         return Err(DropReason::SourceNotAllowed);
     }
-    let packet = &mut datagram[DATA_HEADER_LEN..DATA_HEADER_LEN + len];
     ecn::decapsulate(outer, packet)?;
     shared.clamp(packet);
-    Ok(Some(len))
+    Ok(())
 }
 
-/// What became of the writes of one batch.
-#[derive(Default)]
-struct Outcome {
-    gone: Option<io::Error>,
-    refused: Option<VnetHeader>,
-}
-
-impl Outcome {
-    fn note(&mut self, shared: &Shared, result: io::Result<usize>, packets: usize) {
-        if let Err(error) = result {
-            shared.counters.count(DropReason::DeviceFailed, packets);
-            self.gone = self.gone.take().or_else(|| is_gone(&error).then_some(error));
-        }
+fn join<'a>(
+    pieces: &'a mut Reassembly,
+    key: &OpeningKey,
+    (counter, piece): (u64, &[u8]),
+    now: BootTime,
+) -> Result<Option<&'a mut [u8]>, DropReason> {
+    match frame::parse(piece)? {
+        Frame::Fragment(piece) => pieces.insert(key.generation(), counter, piece, now),
+        Frame::Control(_) | Frame::Ethernet(_) => Err(DropReason::UnknownFrame),
     }
 }
 
-fn write_singly(shared: &Shared, slices: &[IoSlice<'_>], outcome: &mut Outcome) {
-    let undone = unmerge(slices, 0, |single| outcome.note(shared, shared.queue.write(single), 1));
-    debug_assert!(undone.is_ok(), "the coalescer's own write");
-}
-
-fn header(slices: &[IoSlice<'_>]) -> Option<VnetHeader> {
-    VnetHeader::decode(slices.first()?).map(|(header, _)| header)
+/// The mark of the way is that of the last piece to arrive.
+fn admit_whole<'a>(
+    shared: &Shared,
+    outer: Ecn,
+    whole: Option<&'a mut [u8]>,
+) -> Result<Found<'a>, DropReason> {
+    let Some(packet) = whole else { return Ok(Found::Nothing) };
+    let Inner::Packet { len, source } = Inner::packet(packet)? else {
+        return Err(DropReason::InnerMalformed);
+    };
+    admit_packet(shared, source, outer, &mut packet[..len])?;
+    Ok(Found::Whole(&packet[..len]))
 }

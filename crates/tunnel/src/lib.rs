@@ -7,6 +7,7 @@ mod batch;
 pub mod clamp;
 pub mod clock;
 pub mod counters;
+mod delivery;
 mod ecn;
 pub mod engine;
 pub mod filter;

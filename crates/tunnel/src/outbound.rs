@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::fragment::Plan;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::session::Counters;
 use vpnd_protocol::staging::Staging;
@@ -20,7 +21,7 @@ use vpnd_protocol::table::Path;
 use vpnd_protocol::time::BootTime;
 use vpnd_tun::{READ_BUFFER, VNET_LEN, VnetHeader, split};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Fit};
 use crate::clock;
 use crate::ecn::Ecn;
 use crate::shared::{Shared, await_room, is_gone};
@@ -30,6 +31,8 @@ pub(crate) struct Outbound {
     shared: Arc<Shared>,
     read: Box<[u8]>,
     batch: Batch,
+    /// Where a packet is whole before it is cut.
+    uncut: Box<[u8]>,
     staging: Staging,
 }
 
@@ -49,7 +52,8 @@ impl Outbound {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let batch = Batch::new(shared.socket.max_segments(), shared.mtu.into());
         let read = vec![0; READ_BUFFER].into_boxed_slice();
-        Self { shared, read, batch, staging: Staging::default() }
+        let uncut = vec![0; READ_BUFFER].into_boxed_slice();
+        Self { shared, read, batch, uncut, staging: Staging::default() }
     }
 
     /// Moves what the device has, in at most `limit` reads; what was staged goes first.
@@ -58,6 +62,7 @@ impl Outbound {
     /// When the device is gone.
     pub(crate) fn turn(&mut self, limit: usize) -> io::Result<Load> {
         self.send_staged()?;
+        self.batch.limit(self.shared.table.load().largest_datagram());
         let mut bytes = 0;
         for _ in 0..limit {
             match self.shared.queue.read(&mut self.read) {
@@ -98,11 +103,16 @@ impl Outbound {
         };
         let (single, ecn) = (segments.remaining() == 1, Ecn::of_packet(&read[VNET_LEN..]));
         while let Some(len) = segments.next_len() {
-            if !self.batch.can_ever_hold(len) {
-                self.shared.counters.count(DropReason::TooBig, segments.remaining());
-                return Ok(());
-            }
-            let Some(packet) = self.batch.room(len, ecn) else {
+            let fit = self.batch.fit(len);
+            let packet = match fit {
+                Fit::Whole => self.batch.room(len, ecn),
+                Fit::Pieces(_) => Some(&mut self.uncut[..len]),
+                Fit::Never => {
+                    self.shared.counters.count(DropReason::TooBig, segments.remaining());
+                    return Ok(());
+                }
+            };
+            let Some(packet) = packet else {
                 self.flush()?;
                 continue;
             };
@@ -111,6 +121,18 @@ impl Outbound {
                 // A SYN is never part of a super-packet.
                 self.shared.clamp(packet);
             }
+            if let Fit::Pieces(plan) = fit {
+                self.cut(len, plan, ecn)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the packet that is whole in `uncut` into the batch, in pieces.
+    fn cut(&mut self, len: usize, plan: Plan, ecn: Ecn) -> io::Result<()> {
+        if !self.batch.cut(&self.uncut[..len], plan, ecn) {
+            self.flush()?;
+            let _room = self.batch.cut(&self.uncut[..len], plan, ecn);
         }
         Ok(())
     }
@@ -127,11 +149,13 @@ impl Outbound {
             None => self.stage(now),
         }
         self.batch.clear();
-        Ok(())
+        // What was cut for another session than there is now goes out anew.
+        self.send_staged()
     }
 
     fn stage(&mut self, now: BootTime) {
-        let lost = self.batch.packets().map(|packet| self.staging.push(now, packet)).sum();
+        let mut lost = 0;
+        self.batch.for_each_packet(|packet| lost += self.staging.push(now, packet));
         self.shared.counters.count(DropReason::Unstaged, lost);
         self.shared.wake(self.shared.activity.want_handshake.raise());
     }
@@ -145,15 +169,15 @@ impl Outbound {
                 break;
             }
             let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
-            for packet in self.staging.packets() {
-                let Some(room) = batch.room(packet.len(), Ecn::of_packet(packet)) else { break };
-                room.copy_from_slice(packet);
-            }
+            batch.limit(self.shared.table.load().largest_datagram());
+            let packets = self.staging.packets();
+            let taken =
+                packets.take_while(|packet| batch.take(packet, Ecn::of_packet(packet))).count();
             let Some(path) = seal(&self.shared, &mut batch, now) else {
                 self.shared.wake(self.shared.activity.want_handshake.raise());
                 break;
             };
-            (0..batch.len()).for_each(|_| self.staging.pop());
+            (0..taken).for_each(|_| self.staging.pop());
             send(&self.shared, &batch, &path)?;
         }
         Ok(())
@@ -165,6 +189,9 @@ fn seal(shared: &Shared, batch: &mut Batch, now: BootTime) -> Option<Path> {
     // The guard ends with this function: no key is held while a send waits.
     let table = shared.table.load();
     let (key, path) = table.send.as_ref()?;
+    if batch.has_pieces() && !key.carries_frames() {
+        return None;
+    }
     let counters: Counters = key.reserve(batch.len(), now).ok()?;
     shared.wake(counters.wake());
     batch.seal(key, counters);
@@ -214,9 +241,8 @@ fn note(shared: &Shared, sent: &Sent) {
 /// Whether a packet is IP and as long as it says; of a super-packet, whose length is made anew for
 /// each segment, only the former.
 fn is_whole(packet: &[u8], segments: usize) -> bool {
-    match Inner::read(packet) {
-        Ok(Inner::Packet { .. }) => true,
-        Ok(Inner::Keepalive) => false,
+    match Inner::packet(packet) {
+        Ok(found) => matches!(found, Inner::Packet { .. }),
         Err(_) => segments > 1 && matches!(packet[0] >> 4, 4 | 6),
     }
 }

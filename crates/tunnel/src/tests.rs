@@ -15,13 +15,14 @@ use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::table::{Arrival, Table};
+use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_tun::{Mode, Options, VnetHeader};
 
 use crate::clamp::Clamp;
 use crate::clock;
 use crate::counters::Counters;
 use crate::filter::Filter;
-use crate::inbound::Inbound;
+use crate::inbound::{Inbound, Queues};
 use crate::outbound::Outbound;
 use crate::shared::{Shared, Signal};
 use crate::udp::tests::{in_namespace, ip};
@@ -38,9 +39,10 @@ fn a_packet_crosses_without_a_single_allocation() {
         let [send_table, open_table] = tables(from, to);
         let near = shared("tun8", sender, send_table);
         let far = shared("tun9", receiver, open_table);
-        let (handshakes, _queue) = mpsc::channel(1);
+        let ((handshakes, _admitted), (frames, _framed)) = (mpsc::channel(1), mpsc::channel(1));
+        let control = Queues { handshakes, frames };
         let mut outbound = Outbound::new(Arc::clone(&near));
-        let mut inbound = Inbound::new(Arc::clone(&far), watch(&far), handshakes);
+        let mut inbound = Inbound::new(Arc::clone(&far), watch(&far), control);
         let packet = read_packet(1400);
         // The first batches may still allocate: the kernel's and the runtime's own first times.
         cross(&mut outbound, &mut inbound, &packet, 10);
@@ -137,9 +139,10 @@ fn hand_over(from: &mut Peer, to: &mut Peer, at: SocketAddr) {
 
 fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
     let config = Config {
-        identity: Identity::new(secret),
-        remote,
-        preshared: vec![PresharedKey::default()],
+        identities: vec![Identity::new(secret)],
+        remotes: vec![remote],
+        terms: vec![Terms::new(Protocol::WireGuard, &PresharedKey::default())],
+        largest_packet: 1420,
         keepalive: None,
         roam: Roam::Any,
         floor: None,

@@ -8,6 +8,7 @@ mod cmsg;
 mod gro;
 mod gso;
 mod pktinfo;
+mod route;
 mod sys;
 mod tos;
 
@@ -19,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use socket2::SockAddr;
 
 pub use bind::{BindError, Listen};
+pub use route::{largest_payload, payload_within};
 
 /// What a batch may measure: with headers it stays under the kernel's `gso_max_size` of 64 KiB, beyond
 /// which the train would be split in software before it reaches the device.

@@ -30,6 +30,17 @@ pub(super) fn set(socket: &Socket, option: IntOption, value: c_int) -> io::Resul
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+pub(super) fn get(socket: &impl AsRawFd, option: IntOption) -> io::Result<c_int> {
+    let (mut value, mut len) = (0, c_int::BITS / u8::BITS);
+    // SAFETY: the descriptor is open, and the pointers are to one `int` and its length, both of which
+    // live through the call.
+    let result = unsafe {
+        let place = (&raw mut value).cast();
+        libc::getsockopt(socket.as_raw_fd(), option.level, option.name, place, &raw mut len)
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
 /// One message to send.
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {
