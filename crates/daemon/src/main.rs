@@ -24,6 +24,7 @@ mod run;
 mod service;
 mod status;
 mod telling;
+mod terms;
 mod watch;
 
 use std::process::ExitCode;

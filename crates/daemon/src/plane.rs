@@ -14,8 +14,10 @@ use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::timestamp::Timestamp;
+use vpnd_protocol::turn::Framed;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
+use vpnd_tunnel::udp::{largest_payload, payload_within};
 
 use crate::alarm::Alarm;
 use crate::config::Config;
@@ -26,10 +28,13 @@ use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::{About, State, Status};
 use crate::telling::Telling;
+use crate::terms::Agreement;
 use crate::watch::watch;
 
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
+/// The largest UDP payload that one send takes with segmentation.
+pub(crate) const MAX_DATAGRAM: u16 = 65_000;
 /// How often a tunnel without a session looks for the reason. What tells of a wrong key is only
 /// counted, never queued, so that garbage wakes nobody.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
@@ -53,6 +58,8 @@ pub(crate) struct Surroundings {
     /// What the tunnel runs with.
     pub(crate) running: Config,
     pub(crate) about: About,
+    /// The largest packet to send outside, if the configuration says it.
+    pub(crate) mtu_max: Option<u16>,
     pub(crate) floor: FloorFile,
     pub(crate) resolver: Resolver,
     pub(crate) control: Option<Control>,
@@ -129,6 +136,7 @@ impl Plane {
                 () = &mut stop => break,
                 Some(error) = self.reports.ended.recv() => return Err(self.stalled(error)),
                 Some(admitted) = self.reports.handshakes.recv() => self.handshake(&admitted),
+                Some(framed) = self.reports.frames.recv() => self.frame(&framed),
                 woken = self.wake.readable() => {
                     woken?.clear_ready();
                     self.engine.drain();
@@ -149,6 +157,8 @@ impl Plane {
         }
         tracing::info!("stopping, as asked");
         self.around.service.stopping();
+        self.peer.close(clock::now());
+        self.settle()?;
         Ok(())
     }
 
@@ -167,6 +177,12 @@ impl Plane {
         }
         let load = if now.boot < self.load_until { Load::Under } else { Load::Normal };
         if let Err(reason) = self.peer.handle_handshake(now, load, admitted) {
+            self.engine.counters().count(reason, 1);
+        }
+    }
+
+    fn frame(&mut self, framed: &Framed) {
+        if let Err(reason) = self.peer.handle_frame(clock::now(), framed) {
             self.engine.counters().count(reason, 1);
         }
     }
@@ -195,7 +211,19 @@ impl Plane {
         match event {
             Event::KeepFloor(stamp) => self.keep_floor(*stamp),
             Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
+            Event::Moved { .. } | Event::Established(_) => self.look_at_the_way(),
             _ => {}
+        }
+    }
+
+    /// How large a datagram may be on the way there is now.
+    fn look_at_the_way(&mut self) {
+        let Some(to) = self.peer.endpoint() else { return };
+        let configured = self.around.mtu_max.map(|mtu| payload_within(mtu, to));
+        // Without a route nothing is sent, whatever its size.
+        let routed = largest_payload(to).ok();
+        if let Some(largest) = configured.into_iter().chain(routed).min() {
+            self.peer.path_carries(largest.min(MAX_DATAGRAM));
         }
     }
 
@@ -248,17 +276,26 @@ impl Plane {
     /// Goes on with another configuration, where that differs in nothing else than what may change.
     fn become_new(&mut self, config: Config, keys: Keys) -> Result<(), String> {
         self.around.running.can_become(&config).map_err(|error| error.to_string())?;
-        self.reload(config.clone(), keys)?;
+        self.reload(&config, keys);
         self.around.running = config;
         Ok(())
     }
 
-    fn reload(&mut self, _config: Config, _keys: Keys) -> Result<(), String> {
-        Err("reloading is not supported by this peer yet".to_owned())
+    /// Takes up other terms and keys, by a handshake at once.
+    fn reload(&mut self, config: &Config, keys: Keys) {
+        let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
+        self.peer.adopt(clock::now(), terms, identities, remotes);
+        self.around.about.protocol = config.peer.protocol.to_string();
+        self.around.about.preshared_key = config.peer.preshared_key_file.is_some();
     }
 
-    fn rotate(&mut self, _finish: bool) -> Result<(), String> {
-        Err("rotating keys is not supported by this peer yet".to_owned())
+    fn rotate(&mut self, finish: bool) -> Result<(), String> {
+        let (done, why_not) = if finish {
+            (self.peer.finish_rotation(), "no session stands under a next key yet")
+        } else {
+            (self.peer.rotate(clock::now()), "name the key in `next_private_key_file`, and reload")
+        };
+        if done { Ok(()) } else { Err(why_not.to_owned()) }
     }
 
     /// One write at a time; of those that come meanwhile only the newest matters.

@@ -12,7 +12,6 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vpnd_device::{Link, Netlink, Undo};
 use vpnd_protocol::activity::Activity;
-use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::{Mode, OpenError, Options, Queue};
@@ -23,19 +22,17 @@ use vpnd_tunnel::filter::Filter;
 use vpnd_tunnel::udp::{BindError, Socket};
 
 use crate::cli::RunOptions;
-use crate::config::{Account, Config, MssClamp, Protocol, Roam, Service};
+use crate::config::{Account, Config, MssClamp, Roam, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
 use crate::keys::Keys;
-use crate::plane::{Plane, PlaneError, Surroundings};
+use crate::plane::{MAX_DATAGRAM, Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
+use crate::terms::Agreement;
 use crate::{resolve, service};
-
-/// The largest UDP payload that one send takes with segmentation.
-const MAX_DATAGRAM: u16 = 65_000;
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -52,9 +49,6 @@ pub(crate) enum RunError {
     /// A privilege is missing, or cannot be given up.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
-    /// The configuration asks for more than can be spoken.
-    #[error("protocol = \"vpnd\" is not supported by this peer yet")]
-    Protocol,
     /// The same tunnel runs already.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -174,7 +168,7 @@ impl Host {
         let about = about(config, &keys, &self.device, self.socket.local_port());
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
-            peer_config(config, keys, last_stamp(&self.floor))?,
+            peer_config(config, keys, last_stamp(&self.floor)),
             Arc::clone(&activity),
             // The kernel's, each time: a generator of our own would hold the key to every
             // ephemeral secret it ever gave out.
@@ -192,6 +186,7 @@ impl Host {
         let around = Surroundings {
             running: config.clone(),
             about,
+            mtu_max: config.path.mtu_max,
             floor: self.floor,
             resolver: resolve::spawn(config.peer.endpoints.clone()),
             control: self.control,
@@ -242,7 +237,6 @@ fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About 
             listen_port,
             public_key: keys.secret.public().to_string(),
         },
-        peer_key: config.peer.public_key.to_string(),
         protocol: config.peer.protocol.to_string(),
         preshared_key: config.peer.preshared_key_file.is_some(),
         endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
@@ -264,18 +258,13 @@ fn route(route: &crate::config::Route) -> vpnd_device::Route {
     vpnd_device::Route { to: route.to, metric: route.metric, table: route.table }
 }
 
-fn peer_config(
-    config: &Config,
-    keys: Keys,
-    floor: Option<Timestamp>,
-) -> Result<peer::Config, RunError> {
-    if config.peer.protocol == Protocol::Vpnd {
-        return Err(RunError::Protocol);
-    }
-    Ok(peer::Config {
-        identity: Identity::new(keys.secret),
-        remote: config.peer.public_key,
-        preshared: [keys.preshared].into_iter().chain(keys.next_preshared).collect(),
+fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::Config {
+    let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
+    peer::Config {
+        identities,
+        remotes,
+        terms,
+        largest_packet: config.interface.mtu,
         keepalive: config.peer.keepalive,
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
@@ -284,7 +273,7 @@ fn peer_config(
         },
         floor,
         max_datagram: MAX_DATAGRAM,
-    })
+    }
 }
 
 fn clamp(config: &Config) -> Option<Clamp> {

@@ -19,6 +19,8 @@ pub(crate) enum Trouble {
     UnknownPeer(PublicKey),
     /// The peer's clock is behind what it once said.
     StaleInitiation,
+    /// The peer stopped, and said so.
+    Closed,
     /// Nobody answers at all.
     NoAnswer,
     /// Handshake messages arrive that were made for another key.
@@ -30,6 +32,8 @@ pub(crate) enum Trouble {
 enum Class {
     Session,
     Lost,
+    Closed,
+    Upgrade,
     Answer,
     Confirm,
     Unknown,
@@ -68,6 +72,8 @@ impl Telling {
             Event::Established(role) => self.established(now, *role),
             Event::GaveUp => self.gave_up(),
             Event::Lost => self.lost(now),
+            Event::Closed => self.closed(now),
+            Event::UpgradeFailed => self.upgrade_failed(now),
             Event::Moved { to } => self.moved(now, &to.to_string()),
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),
@@ -111,6 +117,21 @@ impl Telling {
         }
     }
 
+    fn closed(&mut self, now: BootTime) {
+        self.trouble = Some(Trouble::Closed);
+        if let Some(more) = self.limit.allow(Class::Closed, now) {
+            tracing::info!("the peer stops, as it says{more}");
+        }
+    }
+
+    fn upgrade_failed(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::Upgrade, now) {
+            tracing::warn!(
+                "the post-quantum upgrade fails: what the peer sends of it does not fit together{more}"
+            );
+        }
+    }
+
     fn gave_up(&mut self) {
         self.trouble.get_or_insert(Trouble::NoAnswer);
         tracing::warn!(
@@ -128,7 +149,10 @@ impl Telling {
     fn answer_does_not_open(&mut self, now: BootTime) {
         self.trouble = Some(Trouble::AnswerDoesNotOpen);
         if let Some(more) = self.limit.allow(Class::Answer, now) {
-            tracing::warn!("the peer's answer does not open: PSK differs{more}");
+            tracing::warn!(
+                "the peer's answer does not open: PSK differs, or one of protocol, mode, cipher and \
+                 post_quantum{more}"
+            );
         }
     }
 
@@ -136,8 +160,8 @@ impl Telling {
         self.trouble = Some(Trouble::NeverConfirms(count));
         if let Some(more) = self.limit.allow(Class::Confirm, now) {
             tracing::warn!(
-                "peer {} initiates ({count}×) and never confirms: its PSK differs or our answers \
-                 are lost{more}",
+                "peer {} initiates ({count}×) and never confirms: its PSK differs, or one of \
+                 protocol, mode, cipher and post_quantum, or our answers are lost{more}",
                 self.peer
             );
         }

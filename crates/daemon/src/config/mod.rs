@@ -147,6 +147,8 @@ pub(crate) struct Route {
 pub(crate) struct Path {
     /// The largest TCP segment that SYNs may announce.
     pub(crate) mss_clamp: MssClamp,
+    /// The largest packet to send outside; what the route says where absent.
+    pub(crate) mtu_max: Option<u16>,
     /// UDP segmentation offload (GSO and GRO), where the kernel has it.
     #[serde(serialize_with = "as_switch")]
     pub(crate) gso: bool,

@@ -93,10 +93,11 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 5] {
     ]
 }
 
-fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 4] {
-    let Path { mss_clamp, gso, offload, rcvbuf } = now;
+fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 5] {
+    let Path { mss_clamp, mtu_max, gso, offload, rcvbuf } = now;
     [
         ("[path] mss_clamp", *mss_clamp != then.mss_clamp),
+        ("[path] mtu_max", *mtu_max != then.mtu_max),
         ("[path] gso", *gso != then.gso),
         ("[path] offload", *offload != then.offload),
         ("[path] rcvbuf", *rcvbuf != then.rcvbuf),

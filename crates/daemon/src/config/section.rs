@@ -49,7 +49,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("[[route]]", &["to", "metric", "table"]),
-    ("[path]", &["mss_clamp", "gso", "offload", "rcvbuf"]),
+    ("[path]", &["mss_clamp", "mtu_max", "gso", "offload", "rcvbuf"]),
     ("[service]", &["state_dir", "control", "user", "nice", "log_level", "log_format"]),
 ];
 

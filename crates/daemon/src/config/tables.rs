@@ -157,6 +157,7 @@ fn route(item: &Value<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
 fn path(s: &mut Section<'_>) -> Path {
     Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
+        mtu_max: s.take("mtu_max", integer(1280..=65535)),
         gso: s.or("gso", true, value::switch),
         offload: s.or("offload", true, value::switch),
         rcvbuf: s.or("rcvbuf", 4 << 20, value::size(64 << 10..=1 << 30)),

@@ -107,7 +107,7 @@ fn defaults() {
     assert_eq!(
         json["path"],
         serde_json::json!({
-            "mss_clamp": "auto", "gso": "auto", "offload": "auto", "rcvbuf": 4 << 20,
+            "mss_clamp": "auto", "mtu_max": null, "gso": "auto", "offload": "auto", "rcvbuf": 4 << 20,
         })
     );
     assert_eq!(json["service"]["state_dir"], "/var/lib/vpnd");
@@ -353,8 +353,10 @@ fn the_shipped_examples_are_good_and_belong_together() {
 fn the_example_shows_the_defaults() {
     let plain = shipped("site-a.toml");
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
-    // The user `vpnd` is the default only where it exists, and what comes next is no key of now.
-    let has_default = |line: &&str| !line.starts_with("#user") && !line.starts_with("#next_");
+    // The user `vpnd` is the default only where it exists, what comes next is no key of now, and how
+    // large packets may be the route says.
+    let others = ["#user", "#next_", "#mtu_max"];
+    let has_default = |line: &&str| !others.iter().any(|other| line.starts_with(other));
     let spelled_out: Vec<_> = plain
         .lines()
         .map(|line| if is_key(&line) && has_default(&line) { &line[1..] } else { line })

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vpnd_protocol::peer::{Liveness, PeerStatus};
+use vpnd_protocol::peer::{Liveness, Loss, PeerStatus, Quality};
 use vpnd_protocol::session::Role;
+use vpnd_protocol::terms::Protocol;
 use vpnd_protocol::timers::Timer;
 use vpnd_tunnel::counters::Counters;
 
@@ -36,6 +37,8 @@ pub(crate) struct Status {
     pub(crate) last_received_s: Option<f64>,
     pub(crate) attempt: Option<u32>,
     pub(crate) unconfirmed_answers: u32,
+    #[serde(default)]
+    pub(crate) way: Option<Way>,
     pub(crate) traffic: Traffic,
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) next: Option<Next>,
@@ -77,6 +80,36 @@ pub(crate) struct Peer {
     pub(crate) preshared_key: bool,
     pub(crate) endpoint: Option<String>,
     pub(crate) handshakes: u64,
+    /// What it says of itself, where it does.
+    #[serde(default)]
+    pub(crate) release: Option<String>,
+    #[serde(default)]
+    pub(crate) mtu: Option<u16>,
+}
+
+/// How the way fares, as the peers measure it on the current session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Way {
+    pub(crate) round_trip_ms: f64,
+    /// Datagrams sent to the peer, and those of them that had not arrived.
+    pub(crate) tx_sent: u64,
+    pub(crate) tx_lost: u64,
+    /// Datagrams the peer sent, and those of them that had not arrived.
+    pub(crate) rx_sent: u64,
+    pub(crate) rx_lost: u64,
+}
+
+impl From<Quality> for Way {
+    fn from(quality: Quality) -> Self {
+        let lost = |loss: Loss| loss.sent - loss.arrived;
+        Self {
+            round_trip_ms: quality.round_trip.as_secs_f64() * 1000.0,
+            tx_sent: quality.outward.sent,
+            tx_lost: lost(quality.outward),
+            rx_sent: quality.inward.sent,
+            rx_lost: lost(quality.inward),
+        }
+    }
 }
 
 /// The session that seals.
@@ -84,6 +117,9 @@ pub(crate) struct Peer {
 pub(crate) struct Session {
     pub(crate) role: String,
     pub(crate) age_s: f64,
+    /// What is spoken on it, in words.
+    #[serde(default)]
+    pub(crate) protocol: Option<String>,
 }
 
 /// What crossed the tunnel.
@@ -108,7 +144,6 @@ pub(crate) struct Next {
 pub(crate) struct About {
     pub(crate) name: String,
     pub(crate) device: Device,
-    pub(crate) peer_key: String,
     pub(crate) protocol: String,
     pub(crate) preshared_key: bool,
     /// The endpoints as the configuration has them.
@@ -124,6 +159,7 @@ impl Status {
         drops: &Counters,
         trouble: Option<&Trouble>,
     ) -> Self {
+        let [own, remote] = peer.keys;
         let unresolved = peer.endpoint.is_none() && !about.endpoints.is_empty();
         let state = match State::from(peer.liveness) {
             State::Idle if unresolved => State::Connecting,
@@ -137,19 +173,22 @@ impl Status {
             pid: std::process::id(),
             uptime_s: uptime.as_secs_f64(),
             state,
-            device: about.device.clone(),
+            device: Device { public_key: own.to_string(), ..about.device.clone() },
             peer: Peer {
-                public_key: about.peer_key.clone(),
+                public_key: remote.to_string(),
                 protocol: about.protocol.clone(),
                 preshared_key: about.preshared_key,
                 endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
                 handshakes: peer.handshakes,
+                release: peer.greeting.as_ref().map(|greeting| greeting.release.clone()),
+                mtu: peer.greeting.as_ref().map(|greeting| greeting.mtu),
             },
-            session: peer.session.map(|(role, age)| Session::new(role, age)),
+            session: peer.session.map(|(role, age)| Session::new(role, age, peer.protocol)),
             last_handshake_s: peer.last_handshake.map(|age| age.as_secs_f64()),
             last_received_s: peer.last_received.map(|age| age.as_secs_f64()),
             attempt: peer.attempt,
             unconfirmed_answers: peer.unconfirmed_answers,
+            way: peer.quality.map(Way::from),
             traffic: Traffic {
                 rx_bytes: peer.traffic.bytes_received,
                 tx_bytes: peer.traffic.bytes_sent,
@@ -162,7 +201,7 @@ impl Status {
                 timer: timer_name(timer).to_owned(),
                 in_s: wait.as_secs_f64(),
             }),
-            hint: hint(state, trouble, &about.peer_key).or_else(|| {
+            hint: hint(state, trouble, &remote.to_string()).or_else(|| {
                 let names = || about.endpoints.join(", ");
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
             }),
@@ -171,12 +210,13 @@ impl Status {
 }
 
 impl Session {
-    fn new(role: Role, age: Duration) -> Self {
+    fn new(role: Role, age: Duration, protocol: Option<Protocol>) -> Self {
         let role = match role {
             Role::Initiator => "initiator",
             Role::Responder => "responder",
         };
-        Self { role: role.to_owned(), age_s: age.as_secs_f64() }
+        let protocol = protocol.map(|protocol| protocol.to_string());
+        Self { role: role.to_owned(), age_s: age.as_secs_f64(), protocol }
     }
 }
 
@@ -207,6 +247,7 @@ impl State {
 const fn timer_name(timer: Timer) -> &'static str {
     match timer {
         Timer::Initiate => "initiate",
+        Timer::Upgrade => "upgrade",
         Timer::Floor => "floor",
         Timer::NoAnswer => "no_answer",
         Timer::KeepaliveOwed => "keepalive_owed",
@@ -223,12 +264,12 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
         return None;
     }
     let said = trouble.map(|trouble| match trouble {
-        Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs; compare \
-             preshared_key_file on both sides"
+        Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs, or one of \
+             protocol, mode, cipher and post_quantum; compare them on both sides"
             .to_owned(),
         Trouble::NeverConfirms(count) => format!(
-            "peer {peer} initiates ({count}×) and never confirms: its PSK differs or our answers \
-             are lost"
+            "peer {peer} initiates ({count}×) and never confirms: its PSK differs, or one of protocol, \
+             mode, cipher and post_quantum, or our answers are lost"
         ),
         Trouble::UnknownPeer(key) => {
             format!("unknown peer {key} calls us; [peer] public_key here is {peer}")
@@ -240,6 +281,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
             "{count} handshake messages came that were not made for our public key: the other \
              side's public_key for us is wrong, or it is a scan"
         ),
+        Trouble::Closed => "the peer has stopped, and said so".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
              public_key for us is wrong; `vpnd status` over there tells"
             .to_owned(),
@@ -251,6 +293,8 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
 pub(crate) mod tests {
     use super::*;
     use serde_json::json;
+    use vpnd_crypto::PublicKey;
+    use vpnd_protocol::peer::Greeting;
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
 
@@ -274,7 +318,6 @@ pub(crate) mod tests {
                 listen_port: 51820,
                 public_key: "ours".into(),
             },
-            peer_key: "theirs".into(),
             protocol: "wireguard".into(),
             preshared_key: true,
             endpoints: vec!["b.example.net:51820".into()],
@@ -298,6 +341,15 @@ pub(crate) mod tests {
                 packets_sent: 12,
                 too_big: 0,
             },
+            protocol: Some(Protocol::WireGuard),
+            keys: [[1; 32], [2; 32]].map(PublicKey::from_bytes),
+            closed: false,
+            greeting: Some(Greeting { release: "vpnd 0.1.0".into(), features: 0, mtu: 1420 }),
+            quality: Some(Quality {
+                round_trip: Duration::from_micros(12_500),
+                outward: Loss { sent: 200, arrived: 199 },
+                inward: Loss { sent: 100, arrived: 100 },
+            }),
             next: Some((Duration::from_secs(3), Timer::PersistentKeepalive)),
         }
     }
@@ -317,20 +369,29 @@ pub(crate) mod tests {
                 "mode": "tun",
                 "mtu": 1420,
                 "listen_port": 51820,
-                "public_key": "ours",
+                "public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
             },
             "peer": {
-                "public_key": "theirs",
+                "public_key": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
                 "protocol": "wireguard",
                 "preshared_key": true,
                 "endpoint": "198.51.100.7:51820",
                 "handshakes": 97,
+                "release": "vpnd 0.1.0",
+                "mtu": 1420,
             },
-            "session": { "role": "initiator", "age_s": 71.0 },
+            "session": { "role": "initiator", "age_s": 71.0, "protocol": "wireguard" },
             "last_handshake_s": 71.0,
             "last_received_s": 2.5,
             "attempt": null,
             "unconfirmed_answers": 0,
+            "way": {
+                "round_trip_ms": 12.5,
+                "tx_sent": 200,
+                "tx_lost": 1,
+                "rx_sent": 100,
+                "rx_lost": 0,
+            },
             "traffic": {
                 "rx_bytes": 1 << 30,
                 "tx_bytes": 1536,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{State, Status};
+use super::{State, Status, Way};
 
 /// The status, a line for each thing.
 pub(crate) fn render(status: &Status) -> String {
@@ -28,6 +28,9 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     writeln!(text, "  peer     {}  {}", status.peer.public_key, endpoint(status))?;
     writeln!(text, "  session  {}", session(status))?;
+    if let Some(way) = &status.way {
+        writeln!(text, "  way      {}", describe(way))?;
+    }
     let traffic = &status.traffic;
     writeln!(
         text,
@@ -55,13 +58,21 @@ fn session(status: &Status) -> String {
     let age = |seconds: Option<f64>| seconds.map_or_else(|| "never".to_owned(), ago);
     match &status.session {
         Some(session) => format!(
-            "{} as {}{psk}; heard {}",
+            "{} as {}{psk}{}; heard {}",
             ago(session.age_s),
             session.role,
+            session.protocol.as_ref().map_or(String::new(), |spoken| format!(", {spoken}")),
             age(status.last_received_s)
         ),
         None => format!("none; last handshake {}", age(status.last_handshake_s)),
     }
+}
+
+fn describe(way: &Way) -> String {
+    format!(
+        "round trip {:.1} ms; lost {} of {} sent, {} of {} to us",
+        way.round_trip_ms, way.tx_lost, way.tx_sent, way.rx_lost, way.rx_sent
+    )
 }
 
 fn write_drops(text: &mut String, status: &Status) -> std::fmt::Result {

@@ -1,0 +1,78 @@
+//! From the configuration's words to what the protocol works with: under which terms answers are
+//! taken, in the order they are tried.
+
+use vpnd_crypto::aead::Algorithm;
+use vpnd_crypto::key::{PresharedKey, PublicKey};
+use vpnd_protocol::handshake::Identity;
+use vpnd_protocol::profile::{Kem, Mode, Profile};
+use vpnd_protocol::terms::{Protocol, Terms};
+
+use crate::config::{self, AlsoAccept, Cipher, Config};
+use crate::keys::Keys;
+
+/// What a session is agreed with: who the two are, and on which terms.
+pub(crate) struct Agreement {
+    pub(crate) identities: Vec<Identity>,
+    pub(crate) remotes: Vec<PublicKey>,
+    pub(crate) terms: Vec<Terms>,
+}
+
+impl Agreement {
+    /// What the configuration says; of the keys, the current ones first.
+    pub(crate) fn of(config: &Config, keys: Keys) -> Self {
+        let Keys { secret, next_secret, preshared, next_preshared } = keys;
+        let own = [Some(secret), next_secret].into_iter().flatten();
+        let remotes = [Some(config.peer.public_key), config.peer.next_public_key];
+        Self {
+            identities: own.map(Identity::new).collect(),
+            remotes: remotes.into_iter().flatten().collect(),
+            terms: terms(config, &preshared, next_preshared.as_ref()),
+        }
+    }
+}
+
+/// Our own terms first, then the next preshared key, then what `also_accept` lists.
+fn terms(
+    config: &Config,
+    preshared: &PresharedKey,
+    next_preshared: Option<&PresharedKey>,
+) -> Vec<Terms> {
+    let own = protocol(&config.peer);
+    let keys = [Some(preshared), next_preshared].into_iter().flatten();
+    let others = config.peer.also_accept.iter().map(|change| changed(own, *change));
+    keys.map(|key| Terms::new(own, key))
+        .chain(others.map(|other| Terms::new(other, preshared)))
+        .collect()
+}
+
+fn protocol(peer: &config::Peer) -> Protocol {
+    match peer.protocol {
+        config::Protocol::WireGuard => Protocol::WireGuard,
+        config::Protocol::Vpnd => Protocol::Vpnd(Profile {
+            mode: Mode::Tun,
+            cipher: cipher(peer.cipher),
+            kem: kem(peer.post_quantum),
+        }),
+    }
+}
+
+fn changed(own: Protocol, change: AlsoAccept) -> Protocol {
+    // The configuration lets nothing follow from WireGuard.
+    let Protocol::Vpnd(profile) = own else { return own };
+    match change {
+        AlsoAccept::WireGuard => Protocol::WireGuard,
+        AlsoAccept::Cipher(other) => Protocol::Vpnd(Profile { cipher: cipher(other), ..profile }),
+        AlsoAccept::PostQuantum(on) => Protocol::Vpnd(Profile { kem: kem(on), ..profile }),
+    }
+}
+
+const fn cipher(cipher: Cipher) -> Algorithm {
+    match cipher {
+        Cipher::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
+        Cipher::Aes256Gcm => Algorithm::Aes256Gcm,
+    }
+}
+
+const fn kem(post_quantum: bool) -> Kem {
+    if post_quantum { Kem::MlKem768 } else { Kem::None }
+}
