@@ -3,6 +3,7 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod change;
 mod ecn;
 mod exact;
 mod expiry;
@@ -10,6 +11,7 @@ mod flood;
 mod hostile;
 mod interop;
 mod pair;
+mod profile;
 mod refusal;
 mod rekey;
 mod restart;
@@ -27,7 +29,9 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         interop::scenarios(),
+        change::scenarios(),
         pair::scenarios(),
+        profile::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
         restart::scenarios(),

@@ -24,6 +24,8 @@ pub struct Site {
     pub device: String,
     /// Its own keys.
     pub keys: KeyPair,
+    /// vpnd's own: the keys that take their place.
+    pub next_keys: Option<KeyPair>,
     /// Inner addresses with their prefix.
     pub addresses: Vec<String>,
     /// The UDP port; none means any.
@@ -53,6 +55,14 @@ pub struct Remote {
     pub keepalive: Option<u16>,
     /// vpnd's own: `any`, `same-ip` or `off`.
     pub roam: Option<String>,
+    /// vpnd's own: the preshared key that takes the other's place, and the public key.
+    pub next_preshared: Option<Key>,
+    /// The public key that takes the other's place.
+    pub next_public: Option<Key>,
+    /// vpnd's own: what both ends speak, `wireguard` or `vpnd`.
+    pub protocol: &'static str,
+    /// More lines for vpnd's `[peer]` table.
+    pub lines: Vec<String>,
 }
 
 impl Site {
@@ -67,6 +77,14 @@ impl Site {
     #[must_use]
     pub fn with_preshared(mut self, key: &Key) -> Self {
         self.remote.preshared = Some(key.clone());
+        self
+    }
+
+    /// The same end with vpnd's own protocol, and more lines about the peer.
+    #[must_use]
+    pub fn speaking_vpnd(mut self, lines: &[&str]) -> Self {
+        self.remote.protocol = "vpnd";
+        self.remote.lines.extend(lines.iter().map(ToString::to_string));
         self
     }
 
@@ -107,11 +125,16 @@ fn end(name: &str, keys: KeyPair, public: Key, own: [&str; 2], other: [&str; 2])
         allowed_ips: vec![format!("{}/32", other[0]), format!("{}/128", other[1])],
         keepalive: None,
         roam: None,
+        next_preshared: None,
+        next_public: None,
+        protocol: "wireguard",
+        lines: Vec::new(),
     };
     Site {
         name: name.to_owned(),
         device: "tun0".to_owned(),
         keys,
+        next_keys: None,
         addresses: vec![format!("{}/30", own[0]), format!("{}/64", own[1])],
         listen: Some(PORT),
         mtu: 1420,

@@ -81,6 +81,32 @@ impl Vpnd {
         Self::run(&self.host, self.launch.clone(), &self.name, self.config.clone())
     }
 
+    /// Writes other files and has it take them up.
+    ///
+    /// # Errors
+    /// When it refuses, with its words.
+    pub fn reload(&self, site: &Site) -> Result<()> {
+        let config = write(&self.host, site, self.launch.log_level)?;
+        let config = config.to_str().context("a path of our own making")?;
+        self.ask(&["reload", &self.name, "--config", config])
+    }
+
+    /// Has it go over to its next key, or forget the old ones.
+    ///
+    /// # Errors
+    /// When it refuses, with its words.
+    pub fn rotate(&self, finish: bool) -> Result<()> {
+        let finish = finish.then_some("--finish");
+        let words: Vec<&str> = ["rotate", self.name.as_str()].into_iter().chain(finish).collect();
+        self.ask(&words)
+    }
+
+    fn ask(&self, words: &[&str]) -> Result<()> {
+        let (code, printed) = run(&self.host, words)?;
+        ensure!(code == 0, "{words:?} ends with {code}: {printed}");
+        Ok(())
+    }
+
     /// What it says of itself.
     ///
     /// # Errors
@@ -183,6 +209,12 @@ fn write(host: &Host, site: &Site, log_level: &str) -> Result<PathBuf> {
     if let Some(key) = &site.remote.preshared {
         key.write(&directory.join(format!("{}.psk", site.name)))?;
     }
+    if let Some(key) = &site.remote.next_preshared {
+        key.write(&directory.join(format!("{}.next.psk", site.name)))?;
+    }
+    if let Some(keys) = &site.next_keys {
+        keys.private.write(&directory.join(format!("{}.next.key", site.name)))?;
+    }
     let state = directory.join("state");
     fs::create_dir_all(&state)?;
     let path = directory.join(format!("{}.toml", site.name));
@@ -201,10 +233,17 @@ pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
         format!("mtu = {}", site.mtu),
     ];
     lines.extend(site.listen.map(|port| format!("listen = {port}")));
-    lines.push("[peer]\nprotocol = \"wireguard\"".to_owned());
+    let next = site.next_keys.iter();
+    lines.extend(next.map(|_| format!("next_private_key_file = \"{name}.next.key\"")));
+    lines.push(format!("[peer]\nprotocol = {:?}", remote.protocol));
+    lines.extend(remote.lines.iter().cloned());
     lines.push(format!("public_key = {:?}", remote.public.as_str()));
     lines.push(format!("allowed_ips = {:?}", remote.allowed_ips));
     lines.extend(remote.preshared.iter().map(|_| format!("preshared_key_file = \"{name}.psk\"")));
+    let next = remote.next_preshared.iter();
+    lines.extend(next.map(|_| format!("next_preshared_key_file = \"{name}.next.psk\"")));
+    let next = remote.next_public.iter();
+    lines.extend(next.map(|key| format!("next_public_key = {:?}", key.as_str())));
     lines.extend(remote.endpoint.iter().map(|endpoint| format!("endpoint = [{endpoint:?}]")));
     lines.push(format!("keepalive = {:?}", keepalive(remote.keepalive)));
     lines.extend(remote.roam.iter().map(|roam| format!("roam = {roam:?}")));

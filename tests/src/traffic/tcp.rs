@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,10 @@ const STALLED: Duration = Duration::from_secs(100);
 const CONGESTION_CONTROL: &[u8] = b"cubic";
 /// Bytes written at once.
 const BLOCK: usize = 64 * 1024;
+
+/// So much of a trickle at once, and this long between.
+const DROP: usize = 1000;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What arrived, and how fast.
 #[derive(Debug, Clone, Copy)]
@@ -55,11 +59,7 @@ impl Transfer {
     /// # Errors
     /// When the connection is not made in two minutes.
     pub fn start(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Self> {
-        let address: IpAddr = address.parse()?;
-        let listener = to.enter(|| Ok(TcpListener::bind((address, 0))?))?;
-        let target = listener.local_addr()?;
-        let client = from.enter(|| connect(target))?;
-        let (server, _) = listener.accept()?;
+        let (client, server) = pair(from, to, address)?;
         let received = Arc::new(AtomicU64::new(0));
         let progress = Arc::clone(&received);
         let connection = Connection([client.try_clone()?, server.try_clone()?]);
@@ -111,6 +111,50 @@ impl Transfer {
     }
 }
 
+/// A connection that carries a little all the time, until it is told to end.
+#[derive(Debug)]
+pub struct Trickle {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    connection: Connection,
+    sender: JoinHandle<Result<u64>>,
+    receiver: JoinHandle<Result<u64>>,
+}
+
+impl Trickle {
+    /// Connects to an address of `to` and starts to send.
+    ///
+    /// # Errors
+    /// As [`Transfer::start`].
+    pub fn start(from: &Host, to: &Host, address: &str) -> Result<Self> {
+        let (client, server) = pair(from, to, address)?;
+        let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, progress) = (Arc::clone(&stop), Arc::clone(&received));
+        let connection = Connection([client.try_clone()?, server.try_clone()?]);
+        Ok(Self {
+            stop,
+            received,
+            connection,
+            sender: thread::spawn(move || drip(client, &stopped)),
+            receiver: thread::spawn(move || receive(server, &progress)),
+        })
+    }
+
+    /// Ends it, and says how many bytes crossed.
+    ///
+    /// # Errors
+    /// As [`Transfer::finish`].
+    pub fn finish(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().map_err(|_panic| anyhow!("the sender panicked"))??;
+        let received =
+            self.receiver.join().map_err(|_panic| anyhow!("the receiver panicked"))??;
+        drop(self.connection);
+        ensure!(sent == received, "the hashes of both ends differ");
+        Ok(self.received.load(Ordering::Relaxed))
+    }
+}
+
 /// Both ends of a connection; a transfer that nobody waits for ends with it.
 #[derive(Debug)]
 struct Connection([TcpStream; 2]);
@@ -132,6 +176,16 @@ pub fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Tra
     Transfer::start(from, to, address, bytes)?.finish()
 }
 
+/// Both ends of a new connection.
+fn pair(from: &Host, to: &Host, address: &str) -> Result<(TcpStream, TcpStream)> {
+    let address: IpAddr = address.parse()?;
+    let listener = to.enter(|| Ok(TcpListener::bind((address, 0))?))?;
+    let target = listener.local_addr()?;
+    let client = from.enter(|| connect(target))?;
+    let (server, _) = listener.accept()?;
+    Ok((client, server))
+}
+
 fn connect(target: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&target, Duration::from_secs(120))
         .with_context(|| format!("cannot connect to {target}"))?;
@@ -151,6 +205,20 @@ fn send(mut stream: TcpStream, bytes: u64) -> Result<u64> {
         hash.add(part);
         stream.write_all(part)?;
         left -= part.len();
+    }
+    stream.shutdown(Shutdown::Write)?;
+    Ok(hash.0)
+}
+
+fn drip(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64> {
+    stream.set_write_timeout(Some(STALLED))?;
+    let mut rng = StdRng::seed_from_u64(0);
+    let (mut drop, mut hash) = ([0; DROP], Fnv::default());
+    while !stop.load(Ordering::Relaxed) {
+        rng.fill_bytes(&mut drop);
+        hash.add(&drop);
+        stream.write_all(&drop)?;
+        thread::sleep(PAUSE);
     }
     stream.shutdown(Shutdown::Write)?;
     Ok(hash.0)
