@@ -294,9 +294,9 @@ pub(crate) mod tests {
     use super::*;
     use serde_json::json;
     use vpnd_crypto::PublicKey;
-    use vpnd_protocol::peer::Greeting;
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
+    use vpnd_protocol::peer::Greeting;
 
     /// A tunnel that has run for three hours and twelve minutes.
     pub(crate) fn sample() -> Status {

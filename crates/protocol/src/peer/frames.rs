@@ -114,7 +114,9 @@ impl Peer {
         };
         let mut taken = Ok(());
         for record in records {
-            taken = taken.and(self.take_record(now, framed, record));
+            // Each is taken, whatever became of those before it.
+            let one = self.take_record(now, framed, record);
+            taken = taken.and(one);
         }
         taken
     }
