@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use vpnd_tests::binaries::{self, installed};
 use vpnd_tests::peer::{self, Peer};
-use vpnd_tests::site::INNER_B4;
+use vpnd_tests::site::{INNER_B4, Site};
 use vpnd_tests::traffic::ping;
 use vpnd_tests::vpnd::{self, Launch};
-use vpnd_tests::{Lab, Process, Vpnd, Wire, site};
+use vpnd_tests::{Host, Lab, Process, Vpnd, Wire, site};
 
 use crate::options::Options;
 use crate::{fastd, openvpn, say};
@@ -44,9 +44,28 @@ impl Contender {
 enum Kind {
     Bare,
     Vpnd(Launch),
+    Profile(Launch, Profile),
     WireGuard(peer::Kind),
     OpenVpn,
     Fastd,
+}
+
+/// Of vpnd with vpnd: what both ends' `[peer]` tables say beside `protocol = "vpnd"`.
+#[derive(Debug, Clone, Copy)]
+struct Profile {
+    lines: &'static [&'static str],
+    /// Of the device; larger than the cable's makes every packet go out in pieces.
+    mtu: u16,
+}
+
+impl Profile {
+    const fn new(lines: &'static [&'static str]) -> Self {
+        Self { lines, mtu: 1420 }
+    }
+
+    fn of(self, site: Site) -> Site {
+        Site { mtu: self.mtu, ..site.speaking_vpnd(self.lines) }
+    }
 }
 
 /// A contender at work between two hosts.
@@ -79,10 +98,14 @@ impl Contender {
 
     fn all(options: &Options) -> Result<Vec<Self>> {
         let launch = Launch::plain(&vpnd_binary(options)?);
-        let mut all = vec![Self::new("bare", Kind::Bare), Self::new(VPND, Kind::Vpnd(launch))];
+        let own = Kind::Vpnd(launch.clone());
+        let mut all = vec![Self::new("bare", Kind::Bare), Self::new(VPND, own)];
         let also = options.also.iter();
         if options.ciphers {
             all.extend(ciphers()?);
+        }
+        if options.profiles {
+            all.extend(profiles(&launch));
         }
         all.extend(also.map(|one| Self::new(&one.name, Kind::Vpnd(Launch::plain(&one.path)))));
         let peers = peer::Kind::ALL.into_iter();
@@ -121,7 +144,7 @@ impl Contender {
     fn program(&self) -> Result<Option<PathBuf>> {
         match &self.kind {
             Kind::Bare => Ok(None),
-            Kind::Vpnd(launch) => Ok(Some(launch.program.clone())),
+            Kind::Vpnd(launch) | Kind::Profile(launch, _) => Ok(Some(launch.program.clone())),
             Kind::WireGuard(kind) => kind.program().map(Some),
             Kind::OpenVpn => installed("openssl").and_then(|_| installed("openvpn")).map(Some),
             Kind::Fastd => installed("fastd").map(Some),
@@ -130,7 +153,7 @@ impl Contender {
 
     /// Whether it is somebody else's work, to be beaten.
     pub(crate) fn is_peer(&self) -> bool {
-        !matches!(self.kind, Kind::Bare | Kind::Vpnd(_))
+        !matches!(self.kind, Kind::Bare | Kind::Vpnd(_) | Kind::Profile(..))
     }
 
     /// Starts both ends and waits until one reaches the other.
@@ -156,10 +179,10 @@ impl Contender {
             Kind::Bare => Ok(Vec::new()),
             Kind::OpenVpn => openvpn::start(wire),
             Kind::Fastd => fastd::start(wire),
-            Kind::Vpnd(launch) => [b, a]
-                .iter()
-                .map(|(host, site)| Ok(Vpnd::start_as(launch, host, site)?.into_process()))
-                .collect(),
+            Kind::Vpnd(launch) => start(launch, [b, a]),
+            Kind::Profile(launch, profile) => {
+                start(launch, [b, a].map(|(host, site)| (host, profile.of(site))))
+            }
             Kind::WireGuard(kind) => [b, a]
                 .iter()
                 .map(|(host, site)| Ok(Peer::start_quiet(*kind, host, site)?.into_process()))
@@ -192,6 +215,23 @@ impl Tunnel {
         }
         Ok(())
     }
+}
+
+fn start(launch: &Launch, ends: [(&Host, Site); 2]) -> Result<Vec<Process>> {
+    let start = |(host, site)| Ok(Vpnd::start_as(launch, host, &site)?.into_process());
+    ends.into_iter().map(start).collect()
+}
+
+/// vpnd with its own protocol: as configured by default, with the other cipher, and with packets that
+/// need two datagrams each.
+fn profiles(launch: &Launch) -> [Contender; 3] {
+    let with = |name, profile| Contender::new(name, Kind::Profile(launch.clone(), profile));
+    let pieces = Profile { mtu: 2800, ..Profile::new(&[]) };
+    [
+        with("vpnd profile", Profile::new(&[])),
+        with("vpnd profile, aes-256-gcm", Profile::new(&["cipher = \"aes-256-gcm\""])),
+        with("vpnd profile, in pieces", pieces),
+    ]
 }
 
 /// vpnd with another cipher and with none, in a build that knows them: both are set from outside,

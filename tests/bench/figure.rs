@@ -161,6 +161,14 @@ impl Records {
         median(all.filter_map(|record| record.value.clone().ok()).collect())
     }
 
+    /// Every value there is, the least first.
+    pub(crate) fn values(&self, contender: &str, figure: Figure) -> Vec<f64> {
+        let all = self.of(contender, figure);
+        let mut values: Vec<_> = all.filter_map(|record| record.value.clone().ok()).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
     /// Whether it was measured at all, well or badly.
     pub(crate) fn tried(&self, contender: &str, figure: Figure) -> bool {
         self.of(contender, figure).next().is_some()

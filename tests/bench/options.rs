@@ -42,6 +42,9 @@ pub(crate) struct Options {
     /// Also vpnd with AES-256-GCM and with no cipher, in a build that is good for nothing else
     #[arg(long)]
     pub(crate) ciphers: bool,
+    /// Also vpnd with `protocol = "vpnd"`: as it is by default, with AES-256-GCM, and in pieces
+    #[arg(long)]
+    pub(crate) profiles: bool,
     /// One more vpnd under a name of its own, to compare two builds; may be repeated
     #[arg(long, value_name = "NAME=PATH", value_parser = named)]
     pub(crate) also: Vec<Named>,

@@ -5,6 +5,8 @@ use crate::figure::{Figure, Record, Records};
 use crate::machine::Machine;
 use crate::plan::{Plan, QUEUES, queue_name};
 
+/// So many rounds have a spread.
+const SPREAD_FROM: usize = 5;
 const NONE: &str = "–";
 
 /// What was measured, on what.
@@ -29,7 +31,8 @@ pub(crate) fn introduction(machine: &Machine, plan: &Plan) -> String {
 /// what the length of the queue does, then what failed.
 pub(crate) fn text(contenders: &[Contender], records: &Records) -> String {
     let report = Report { contenders, records, figures: tried(contenders, records) };
-    let parts = [report.medians(), report.shares(), report.queues(), report.failures()];
+    let parts =
+        [report.medians(), report.spreads(), report.shares(), report.queues(), report.failures()];
     parts.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
@@ -53,6 +56,23 @@ impl Report<'_> {
             cells
         };
         Some(self.table("median", Some("vpnd ÷ best peer"), &self.figures, cells))
+    }
+
+    /// The least and the most of every value, where there were enough rounds to speak of a spread.
+    fn spreads(&self) -> Option<String> {
+        let spread = |figure: Figure, name: &str| {
+            let values = self.records.values(name, figure);
+            let (least, most) = (values.first()?, values.last()?);
+            (values.len() >= SPREAD_FROM)
+                .then(|| format!("{} to {}", figure.unit().cell(*least), figure.unit().cell(*most)))
+        };
+        let cells = |figure: Figure| -> Vec<_> {
+            let names = self.contenders.iter().map(|one| one.name.as_str());
+            names.map(|name| spread(figure, name).unwrap_or_else(|| NONE.to_owned())).collect()
+        };
+        let enough = |figure: &Figure| cells(*figure).iter().any(|cell| cell != NONE);
+        let any = self.figures.iter().any(enough);
+        any.then(|| self.table("least to most", None, &self.figures, cells))
     }
 
     /// Of what the bare cable has too.
