@@ -1,5 +1,5 @@
-//! Nothing stays behind when a run is interrupted: daemons die with this process, namespaces with
-//! the last process in them, and files here.
+//! Nothing stays behind when a run is interrupted: daemons are killed and files removed here, and
+//! namespaces go with the last process in them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use std::thread;
 
 use anyhow::Result;
 use nix::sys::signal::{SigSet, Signal};
+use vpnd_tests::kill_all;
 
 /// What a shell calls a program that was interrupted.
 const INTERRUPTED: i32 = 130;
@@ -19,6 +20,7 @@ pub(crate) fn removes(place: PathBuf) -> Result<()> {
     thread::spawn(move || {
         // It fails for no set of signals that exist.
         let _ = signals.wait();
+        kill_all();
         // Whoever writes to it at this moment may keep a file there from going.
         let _ = fs::remove_dir_all(place);
         process::exit(INTERRUPTED);

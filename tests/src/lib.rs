@@ -40,7 +40,7 @@ mod wait;
 pub use host::Host;
 pub use key::{Key, KeyPair};
 pub use lab::Lab;
-pub use process::{Process, TICK};
+pub use process::{Process, TICK, kill_all};
 pub use topology::{Routed, Wire};
 pub use vpnd::Vpnd;
 pub use wait::{eventually, within};

@@ -1,8 +1,10 @@
 //! A program that runs beside the test and never outlives it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -28,6 +30,7 @@ impl Process {
         command.stdout(file.try_clone()?).stderr(file);
         let program = command.get_program().to_owned();
         let child = sys::spawn(command).with_context(|| format!("exec {}", program.display()))?;
+        living().insert(child.id());
         Ok(Self { child, log: log.to_owned() })
     }
 
@@ -127,7 +130,22 @@ impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended by itself; then there is nothing to do.
         let _ = self.kill();
+        living().remove(&self.child.id());
     }
+}
+
+/// Ends every program that still runs: one that has changed its user since it was started does not die
+/// with this process by itself. For who is about to exit without unwinding.
+pub fn kill_all() {
+    for id in living().iter().filter_map(|id| i32::try_from(*id).ok()) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+    }
+}
+
+fn living() -> MutexGuard<'static, BTreeSet<u32>> {
+    static LIVING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+    LIVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Of `/proc/PID/stat`, user and system time: fields 14 and 15, counted behind the name, which may

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::host::Namespaces;
@@ -23,11 +23,13 @@ use crate::within;
 pub(crate) fn enter_before_exec(command: &mut Command, namespaces: Arc<Namespaces>) {
     let enter = move || {
         set_pdeathsig(Signal::SIGKILL)?;
+        // Whoever starts it may have blocked signals for itself.
+        SigSet::all().thread_unblock()?;
         setns(&namespaces.network, CloneFlags::CLONE_NEWNET)?;
         setns(&namespaces.mounts, CloneFlags::CLONE_NEWNS)?;
         Ok(())
     };
-    // SAFETY: the closure makes three system calls and touches no memory but its own
+    // SAFETY: the closure makes four system calls and touches no memory but its own
     // descriptors: nothing in it allocates or takes a lock between fork and exec.
     unsafe { command.pre_exec(enter) };
 }

@@ -134,6 +134,11 @@ impl<'a> Piece<'a> {
         self.bytes
     }
 
+    /// Whether it is the packet's first.
+    pub const fn is_first(&self) -> bool {
+        self.index == 0
+    }
+
     /// Whether it is the packet's last.
     pub const fn is_last(&self) -> bool {
         self.index + 1 == self.count
@@ -175,13 +180,10 @@ impl Reassembly {
         }
     }
 
-    /// Takes the piece that came with `counter` on the session `generation`, after the replay
-    /// window; the whole packet if this was the last that was missing.
+    /// As [`Reassembly::insert_marked`], for a piece that met no congestion.
     ///
     /// # Errors
-    /// [`DropReason::FragmentMalformed`] when no packet has such a piece, or only one larger than
-    /// the largest; [`DropReason::FragmentConflicts`] when its packet's other pieces contradict it.
-    /// Those stay as they were.
+    /// As there.
     pub fn insert(
         &mut self,
         generation: Generation,
@@ -189,6 +191,25 @@ impl Reassembly {
         piece: Piece<'_>,
         now: BootTime,
     ) -> Result<Option<&mut [u8]>, DropReason> {
+        let whole = self.insert_marked(generation, counter, (piece, false), now)?;
+        Ok(whole.map(|(packet, _congested)| packet))
+    }
+
+    /// Takes the piece that came with `counter` on the session `generation`, after the replay
+    /// window, and whether it met congestion; the whole packet if this was the last that was missing,
+    /// and whether any of its pieces met congestion (RFC 3168 §5.3).
+    ///
+    /// # Errors
+    /// [`DropReason::FragmentMalformed`] when no packet has such a piece, or only one larger than
+    /// the largest; [`DropReason::FragmentConflicts`] when its packet's other pieces contradict it.
+    /// Those stay as they were.
+    pub fn insert_marked(
+        &mut self,
+        generation: Generation,
+        counter: u64,
+        (piece, congested): (Piece<'_>, bool),
+        now: BootTime,
+    ) -> Result<Option<(&mut [u8], bool)>, DropReason> {
         self.expire(now);
         let first = counter.checked_sub(piece.index.into()).ok_or(DropReason::FragmentMalformed)?;
         if piece.least_packet() > self.largest {
@@ -201,9 +222,11 @@ impl Reassembly {
         let start = packet.slot * self.largest;
         let slot = &mut self.arena[start..start + self.largest];
         packet.place(&piece, slot);
+        packet.congested |= congested;
+        let congested = packet.congested;
         let Some(len) = packet.finish(slot) else { return Ok(None) };
         self.release(at);
-        Ok(Some(&mut self.arena[start..start + len]))
+        Ok(Some((&mut self.arena[start..start + len], congested)))
     }
 
     /// Forgets the packets whose pieces did not all come in time. Says how many were lost so since it
@@ -277,6 +300,8 @@ struct Partial {
     each: usize,
     /// The length of the last piece; 0 until it has come.
     last: usize,
+    /// A piece of it met congestion on the way.
+    congested: bool,
 }
 
 impl Partial {

@@ -33,6 +33,8 @@ pub enum Inner {
     Piece {
         /// The plaintext's length.
         len: usize,
+        /// It is the packet's first.
+        first: bool,
     },
 }
 
@@ -66,9 +68,9 @@ impl Inner {
         .ok_or(DropReason::InnerMalformed)
     }
 
-    /// Whether it is data: what a timer or the user takes for traffic.
+    /// Whether a packet begins with it: what a timer or the user takes for traffic.
     pub(crate) const fn is_data(&self) -> bool {
-        matches!(self, Self::Packet { .. } | Self::Piece { .. })
+        matches!(self, Self::Packet { .. } | Self::Piece { first: true, .. })
     }
 
     fn frame(contents: Contents, plaintext: &[u8]) -> Result<Self, DropReason> {
@@ -78,7 +80,7 @@ impl Inner {
                 Ok(Self::Control { len, closes: records.any(|record| record == Record::Close) })
             }
             _ if contents == Contents::Bootstrap => Err(DropReason::NotUpgraded),
-            Frame::Fragment(_) => Ok(Self::Piece { len }),
+            Frame::Fragment(piece) => Ok(Self::Piece { len, first: piece.is_first() }),
             Frame::Ethernet(_) => Err(DropReason::UnknownFrame),
         }
     }

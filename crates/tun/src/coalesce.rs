@@ -78,7 +78,7 @@ impl Coalescer {
             limits,
             items: Vec::with_capacity(BATCH),
             joined: Vec::with_capacity(BATCH),
-            open: Vec::with_capacity(BATCH),
+            open: Vec::with_capacity(MAX_OPEN),
         }
     }
 
@@ -139,11 +139,19 @@ impl Coalescer {
         self.items.push(Item::alone(packet));
     }
 
+    /// The next item is this flow's latest.
+    fn open_flow(&mut self, flow: Flow) {
+        if self.open.len() == MAX_OPEN {
+            self.open.remove(0);
+        }
+        self.open.push(Open { flow, item: self.items.len() });
+    }
+
     /// Joins the packet to its flow's latest item, or makes it the latest.
     fn place(&mut self, buffer: &[u8], packet: Range<usize>, flow: Flow, segment: Segment) {
         let Some(at) = self.open.iter().rposition(|open| open.flow == flow) else {
             if segment.ending == 0 {
-                self.open.push(Open { flow, item: self.items.len() });
+                self.open_flow(flow);
             }
             return self.items.push(Item::first(packet, segment));
         };
@@ -335,7 +343,10 @@ fn same_options(first: &Segment, a: &[u8], b: &[u8]) -> bool {
     a[..layout.ip] == b[..layout.ip] && a[options.clone()] == b[options]
 }
 
-const BATCH: usize = 1024;
+/// More packets than one flush usually sees: 16 trains of 128.
+const BATCH: usize = 2048;
+/// So many flows are joined at once; the oldest is closed for one more, which never reorders it.
+const MAX_OPEN: usize = 64;
 const MAX_PACKET: usize = 65_535;
 /// Segments in a super-packet: more of them, and older kernels refuse it.
 const MAX_UDP: usize = 64;

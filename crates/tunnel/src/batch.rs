@@ -32,8 +32,8 @@ pub(crate) struct Batch {
 enum Content {
     /// A packet of so many bytes, without padding.
     Packet(usize),
-    /// A piece of one: the frame's length.
-    Piece(usize),
+    /// A piece of one: the frame's length, and whether it is the first.
+    Piece { len: usize, first: bool },
 }
 
 /// How a packet goes out.
@@ -103,7 +103,8 @@ impl Batch {
                 return false;
             }
             cut.write(packet, &mut self.buffer[start..start + cut.plaintext_len()]);
-            self.contents.push(Content::Piece(cut.plaintext_len()));
+            let len = cut.plaintext_len();
+            self.contents.push(Content::Piece { len, first: cut.bytes().start == 0 });
         }
         true
     }
@@ -175,7 +176,7 @@ impl Batch {
         for (start, content) in starts.map(|start| start + DATA_HEADER_LEN).zip(&self.contents) {
             match *content {
                 Content::Packet(len) => take(&self.buffer[start..start + len]),
-                Content::Piece(len) => {
+                Content::Piece { len, .. } => {
                     let Ok(Frame::Fragment(piece)) = frame::parse(&self.buffer[start..start + len])
                     else {
                         continue;
@@ -191,13 +192,17 @@ impl Batch {
     }
 
     pub(crate) fn tally(&self) -> Tally {
-        let datagrams = self.contents.len() as u64;
-        Tally { datagrams, packets: datagrams, bytes: self.used as u64 }
+        let begins = |content: &&Content| !matches!(content, Content::Piece { first: false, .. });
+        Tally {
+            datagrams: self.contents.len() as u64,
+            packets: self.contents.iter().filter(begins).count() as u64,
+            bytes: self.used as u64,
+        }
     }
 
     /// Whether a packet in it is in pieces.
     pub(crate) fn has_pieces(&self) -> bool {
-        self.contents.iter().any(|content| matches!(content, Content::Piece(_)))
+        self.contents.iter().any(|content| matches!(content, Content::Piece { .. }))
     }
 
     /// How many datagrams there are.
@@ -207,6 +212,11 @@ impl Batch {
 
     pub(crate) fn bytes(&self) -> usize {
         self.used
+    }
+
+    /// Where the run ends that the byte `sent` lies in.
+    pub(crate) fn run_end(&self, sent: usize) -> usize {
+        self.runs.iter().map(|run| run.end).find(|&end| end > sent).unwrap_or(self.used)
     }
 
     /// How many datagrams are left when the first `sent` bytes have gone.
@@ -264,6 +274,10 @@ mod tests {
         fill(&mut batch, &[100, 97, 50, 50, 100]);
         assert_eq!(runs(&batch), [vec![144, 144, 96], vec![96], vec![144]]);
         assert_eq!(batch.tally(), Tally { datagrams: 5, packets: 5, bytes: 3 * 144 + 2 * 96 });
+        assert_eq!(
+            [0, 144, 384, 480, 624].map(|sent| batch.run_end(sent)),
+            [384, 384, 480, 624, 624]
+        );
         let left: Vec<usize> = [0, 144, 384, 480, 624].map(|sent| batch.remaining(sent)).to_vec();
         assert_eq!(left, [5, 4, 2, 1, 0]);
         batch.clear();

@@ -6,8 +6,9 @@
 //! 4. *coalesce* the packets of a flow, across batches too;
 //! 5. *write* each super-packet to the device in one call.
 //!
-//! One thread does it all, with buffers of its own; nothing here allocates, and the only lock is
-//! the window's, taken once per batch and never contended.
+//! One thread does it all, with buffers of its own; nothing here allocates for a packet, and the only
+//! lock is the window's, taken once per batch and never contended. While little comes out of the device,
+//! the same thread takes that along (`watch`).
 
 use std::io;
 use std::mem;
@@ -210,9 +211,10 @@ impl Inbound {
                             admit_packet(&self.shared, source, outer, packet)?;
                             Ok(Found::Packet(len))
                         }
-                        Inner::Piece { len } => {
+                        Inner::Piece { len, .. } => {
                             let piece = &datagram[DATA_HEADER_LEN..][..len];
-                            let whole = join(&mut self.pieces, key, (slot.counter, piece), now)?;
+                            let piece = (slot.counter, piece, outer);
+                            let whole = join(&mut self.pieces, key, piece, now)?;
                             admit_whole(&self.shared, outer, whole)
                         }
                         Inner::Control { len, .. } => {
@@ -289,22 +291,25 @@ fn admit_packet(
 fn join<'a>(
     pieces: &'a mut Reassembly,
     key: &OpeningKey,
-    (counter, piece): (u64, &[u8]),
+    (counter, piece, outer): (u64, &[u8], Ecn),
     now: BootTime,
-) -> Result<Option<&'a mut [u8]>, DropReason> {
+) -> Result<Option<(&'a mut [u8], bool)>, DropReason> {
     match frame::parse(piece)? {
-        Frame::Fragment(piece) => pieces.insert(key.generation(), counter, piece, now),
+        Frame::Fragment(piece) => {
+            pieces.insert_marked(key.generation(), counter, (piece, outer == Ecn::Ce), now)
+        }
         Frame::Control(_) | Frame::Ethernet(_) => Err(DropReason::UnknownFrame),
     }
 }
 
-/// The mark of the way is that of the last piece to arrive.
+/// What befell one piece on the way befell the packet.
 fn admit_whole<'a>(
     shared: &Shared,
     outer: Ecn,
-    whole: Option<&'a mut [u8]>,
+    whole: Option<(&'a mut [u8], bool)>,
 ) -> Result<Found<'a>, DropReason> {
-    let Some(packet) = whole else { return Ok(Found::Nothing) };
+    let Some((packet, congested)) = whole else { return Ok(Found::Nothing) };
+    let outer = if congested { Ecn::Ce } else { outer };
     let Inner::Packet { len, source } = Inner::packet(packet)? else {
         return Err(DropReason::InnerMalformed);
     };

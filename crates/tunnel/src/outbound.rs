@@ -6,7 +6,7 @@
 //! 4. *send* it in one call: a train of datagrams for each run of one size.
 //!
 //! One thread at a time does it all (`watch` says which); nothing here allocates, locks or waits for
-//! more packets than there are.
+//! more packets than there are, but for what is staged while there is no key.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -144,12 +144,14 @@ impl Outbound {
         }
         self.send_staged()?;
         let now = clock::boot();
-        match seal(&self.shared, &mut self.batch, now) {
+        // What could not go yet goes before this, whatever key has come in the meantime.
+        let first = self.staging.is_empty();
+        match first.then(|| seal(&self.shared, &mut self.batch, now)).flatten() {
             Some(path) => send(&self.shared, &self.batch, &path)?,
             None => self.stage(now),
         }
         self.batch.clear();
-        // What was cut for another session than there is now goes out anew.
+        // A key may have come since, or what was cut for one session goes out anew for the next.
         self.send_staged()
     }
 
@@ -216,8 +218,11 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
                 at = clock::boot();
             }
             Err(_) => {
-                shared.counters.count(DropReason::SendFailed, batch.remaining(sent));
-                break;
+                // What the kernel has against one run it need not have against the next.
+                let next = batch.run_end(sent);
+                let refused = batch.remaining(sent) - batch.remaining(next);
+                shared.counters.count(DropReason::SendFailed, refused);
+                sent = next;
             }
         }
     }

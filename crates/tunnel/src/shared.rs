@@ -68,7 +68,7 @@ impl Signal {
 
     /// Sleeps until it is raised, and drains it.
     pub(crate) fn wait(&self) -> io::Result<()> {
-        poll_all(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)])?;
+        poll_all(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
         self.drain();
         Ok(())
     }
@@ -84,7 +84,7 @@ impl AsFd for Signal {
 /// table published from now on raises it anew.
 pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io::Result<()> {
     let mut fds = [PollFd::new(fd, flags), PollFd::new(signal.as_fd(), PollFlags::POLLIN)];
-    poll_all(&mut fds)?;
+    poll_all(&mut fds, PollTimeout::NONE)?;
     if fds[1].any() == Some(true) {
         signal.drain();
     }
@@ -98,7 +98,7 @@ pub(crate) fn wait_for_either(
     signal: &Signal,
 ) -> io::Result<bool> {
     let mut fds = [first, second, signal.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    poll_all(&mut fds)?;
+    poll_all(&mut fds, PollTimeout::NONE)?;
     if fds[2].any() == Some(true) {
         signal.drain();
     }
@@ -106,8 +106,8 @@ pub(crate) fn wait_for_either(
 }
 
 /// A signal of the process is no reason to fail: what is ready shows at the next turn.
-fn poll_all(fds: &mut [PollFd<'_>]) -> io::Result<()> {
-    match poll(fds, PollTimeout::NONE) {
+fn poll_all(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {
+    match poll(fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -116,8 +116,7 @@ fn poll_all(fds: &mut [PollFd<'_>]) -> io::Result<()> {
 /// Waits a moment for room to send.
 pub(crate) fn await_room(fd: BorrowedFd<'_>) -> io::Result<()> {
     const MILLISECONDS: u8 = 100;
-    poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], MILLISECONDS)?;
-    Ok(())
+    poll_all(&mut [PollFd::new(fd, PollFlags::POLLOUT)], MILLISECONDS.into())
 }
 
 /// Whether a device error means that the device is gone, for good.

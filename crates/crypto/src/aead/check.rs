@@ -5,7 +5,7 @@ use super::{AeadKey, Algorithm, Backend, GROUP, Message, TAG_LEN};
 /// Where its code changes course.
 const LENGTHS: [usize; 16] =
     [0, 1, 15, 16, 48, 64, 112, 113, 192, 193, 960, 1420, 1472, 1473, 1984, 3100];
-const COUNTS: [usize; 3] = [1, GROUP - 1, GROUP];
+const COUNTS: [usize; 6] = [1, 2, 3, 5, GROUP - 1, GROUP];
 
 /// Whether it seals and opens, alone and in groups, as ring does.
 pub(super) fn agrees_with_ring() -> bool {
@@ -18,14 +18,15 @@ pub(super) fn agrees_with_ring() -> bool {
 /// Plaintexts, or `None` where a message did not open.
 type Texts = Vec<Option<Vec<u8>>>;
 
-/// What a key makes of messages of one length: sealed, opened, and opened when the first is forged.
-fn outcome(key: &AeadKey, len: usize, count: usize) -> (Vec<u8>, [Texts; 2]) {
+/// What a key makes of messages of one length: sealed, opened, and opened when the first byte of the
+/// first is forged, or the last byte of the last tag.
+fn outcome(key: &AeadKey, len: usize, count: usize) -> (Vec<u8>, [Texts; 3]) {
     let stride = len + TAG_LEN;
     let mut sealed: Vec<u8> = (0..stride * count).map(|i| i.to_le_bytes()[0]).collect();
     key.seal_each(messages(&mut sealed, stride));
-    let opened = [0, 1].map(|change| {
+    let opened = [(0, 0), (0, 1), (stride * count - 1, 0x80)].map(|(place, change)| {
         let mut buffer = sealed.clone();
-        buffer[0] ^= change;
+        buffer[place] ^= change;
         let mut opened = Vec::new();
         key.open_each(messages(&mut buffer, stride), |_, text| {
             opened.push(text.ok().map(|text| text.to_vec()));

@@ -2,8 +2,9 @@
 //! length under one key, up to eight together.
 //!
 //! One packet is a chain of steps, each of which waits for the one before it; several together keep
-//! the processor busy in the meantime, and take half the time each. Alone, a packet still takes half the
-//! time of ring's code, which is for 256-bit registers. Everybody's packets rest on it, so it is
+//! the processor busy in the meantime, and take half to two thirds of the time each. Alone, a long packet
+//! still takes less than by ring's code, which is for 256-bit registers, and a short one more: ring gets
+//! that (`docs/performance.md`). Everybody's packets rest on it, so it is
 //! trusted least: it only runs on a processor that has computed ring's results with it in this very
 //! process, and the tests hold it against ring and RustCrypto for every length.
 //!

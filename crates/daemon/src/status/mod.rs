@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vpnd_protocol::activity;
 use vpnd_protocol::peer::{Liveness, Loss, PeerStatus, Quality};
 use vpnd_protocol::session::Role;
 use vpnd_protocol::terms::Protocol;
@@ -174,28 +175,14 @@ impl Status {
             uptime_s: uptime.as_secs_f64(),
             state,
             device: Device { public_key: own.to_string(), ..about.device.clone() },
-            peer: Peer {
-                public_key: remote.to_string(),
-                protocol: about.protocol.clone(),
-                preshared_key: about.preshared_key,
-                endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
-                handshakes: peer.handshakes,
-                release: peer.greeting.as_ref().map(|greeting| greeting.release.clone()),
-                mtu: peer.greeting.as_ref().map(|greeting| greeting.mtu),
-            },
+            peer: Peer::new(about, peer),
             session: peer.session.map(|(role, age)| Session::new(role, age, peer.protocol)),
             last_handshake_s: peer.last_handshake.map(|age| age.as_secs_f64()),
             last_received_s: peer.last_received.map(|age| age.as_secs_f64()),
             attempt: peer.attempt,
             unconfirmed_answers: peer.unconfirmed_answers,
             way: peer.quality.map(Way::from),
-            traffic: Traffic {
-                rx_bytes: peer.traffic.bytes_received,
-                tx_bytes: peer.traffic.bytes_sent,
-                rx_packets: peer.traffic.packets_received,
-                tx_packets: peer.traffic.packets_sent,
-                too_big: peer.traffic.too_big,
-            },
+            traffic: Traffic::from(peer.traffic),
             drops: drops.collect(),
             next: peer.next.map(|(wait, timer)| Next {
                 timer: timer_name(timer).to_owned(),
@@ -205,6 +192,33 @@ impl Status {
                 let names = || about.endpoints.join(", ");
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
             }),
+        }
+    }
+}
+
+impl Peer {
+    fn new(about: &About, peer: &PeerStatus) -> Self {
+        let greeting = peer.greeting.as_ref();
+        Self {
+            public_key: peer.keys[1].to_string(),
+            protocol: about.protocol.clone(),
+            preshared_key: about.preshared_key,
+            endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
+            handshakes: peer.handshakes,
+            release: greeting.map(|greeting| greeting.release.clone()),
+            mtu: greeting.map(|greeting| greeting.mtu),
+        }
+    }
+}
+
+impl From<activity::Traffic> for Traffic {
+    fn from(traffic: activity::Traffic) -> Self {
+        Self {
+            rx_bytes: traffic.bytes_received,
+            tx_bytes: traffic.bytes_sent,
+            rx_packets: traffic.packets_received,
+            tx_packets: traffic.packets_sent,
+            too_big: traffic.too_big,
         }
     }
 }

@@ -331,3 +331,16 @@ impl Outcomes {
         }
     }
 }
+
+#[test]
+fn congestion_of_any_piece_is_the_packets() {
+    for marked in [[true, false], [false, true], [false, false]] {
+        let mut reassembly = Reassembly::new(100);
+        let mut take = |counter, piece, mark| {
+            let whole = reassembly.insert_marked(session(0), counter, (piece, mark), after(0));
+            whole.unwrap().map(|(_, congested)| congested)
+        };
+        assert_eq!(take(0, piece(0, 2, b"ab"), marked[0]), None);
+        assert_eq!(take(1, piece(1, 2, b"c"), marked[1]), Some(marked != [false, false]));
+    }
+}

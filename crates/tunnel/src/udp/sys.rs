@@ -134,8 +134,9 @@ impl<const N: usize> Inbox<N> {
             header.msg_namelen = sender.size_of();
             header.msg_iov = (&raw mut *slice.insert(IoSliceMut::new(piece))).cast();
             header.msg_iovlen = 1;
-            header.msg_control = control.bytes_mut().as_mut_ptr().cast();
-            header.msg_controllen = control.bytes_mut().len();
+            let room = control.bytes_mut();
+            header.msg_controllen = room.len();
+            header.msg_control = room.as_mut_ptr().cast();
             count += 1;
         }
         let (headers, now) = (self.headers.as_mut_ptr(), libc::MSG_DONTWAIT);
