@@ -229,8 +229,8 @@ fn profiles(launch: &Launch) -> [Contender; 3] {
     let pieces = Profile { mtu: 2800, ..Profile::new(&[]) };
     [
         with("vpnd profile", Profile::new(&[])),
-        with("vpnd profile, aes-256-gcm", Profile::new(&["cipher = \"aes-256-gcm\""])),
-        with("vpnd profile, in pieces", pieces),
+        with("vpnd profile aes-256-gcm", Profile::new(&["cipher = \"aes-256-gcm\""])),
+        with("vpnd profile in pieces", pieces),
     ]
 }
 
