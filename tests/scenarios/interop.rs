@@ -55,5 +55,22 @@ fn messages(seen: &Seen, initiator: &str) -> Result<String> {
     let expected = seen.count(|datagram| datagram.kind() == Some(1) && theirs(datagram));
     ensure!(expected == initiations && expected > 0, "{initiator} did not initiate alone");
     let data = seen.count(|datagram| datagram.kind() == Some(4));
+    let strange = seen.count(|datagram| !is_wireguard(datagram));
+    ensure!(strange == 0, "{strange} datagrams on the cable are none of WireGuard's");
     Ok(format!("{initiations} initiation, {data} data messages"))
+}
+
+/// Whether it has a type and a length that WireGuard has: nothing but whole blocks of 16 in transport data,
+/// or what fills the device's MTU.
+fn is_wireguard(datagram: &Datagram) -> bool {
+    const OVERHEAD: usize = 32;
+    const MTU: usize = 1420;
+    match datagram.kind() {
+        Some(1) => datagram.len == 148,
+        Some(2) => datagram.len == 92,
+        Some(4) => {
+            datagram.len.checked_sub(OVERHEAD).is_some_and(|len| len % 16 == 0 || len == MTU)
+        }
+        _ => false,
+    }
 }

@@ -12,27 +12,25 @@
 
 use std::io;
 use std::mem;
-use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::Guard;
 use tokio::sync::mpsc;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::fragment::Reassembly;
-use vpnd_protocol::frame::{self, Frame};
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
-use vpnd_protocol::session::{Opened, OpeningKey};
+use vpnd_protocol::session::Opened;
 use vpnd_protocol::table::{Admitted, Arrival, Table};
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::turn::{Framed, Turn};
 
 use crate::clock;
 use crate::delivery::Delivery;
-use crate::ecn::{self, Ecn};
+use crate::ecn::Ecn;
 use crate::shared::Shared;
 use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
+use crate::unpack::{Found, Place, Unpack};
 use crate::watch::Watch;
 
 /// More datagrams than one batch usually holds.
@@ -55,8 +53,7 @@ pub(crate) struct Inbound {
     /// What came of each slot.
     opened: Vec<Result<Opened, DropReason>>,
     turn: Turn,
-    /// Packets of which pieces have come.
-    pieces: Reassembly,
+    unpack: Unpack,
     delivery: Delivery,
 }
 
@@ -64,6 +61,15 @@ pub(crate) struct Inbound {
 pub(crate) struct Queues {
     pub(crate) handshakes: mpsc::Sender<Admitted>,
     pub(crate) frames: mpsc::Sender<Framed>,
+}
+
+impl Queues {
+    /// Room first: who floods makes us copy nothing.
+    fn hand_over<'a>(&self, frame: impl FnOnce() -> Framed) -> Result<Found<'a>, DropReason> {
+        let room = self.frames.try_reserve().map_err(|_full| DropReason::FrameQueueFull)?;
+        room.send(frame());
+        Ok(Found::Nothing)
+    }
 }
 
 /// Transport data: where it lies, and what it says of itself.
@@ -82,7 +88,7 @@ impl Slot {
 impl Inbound {
     pub(crate) fn new(shared: Arc<Shared>, watch: Arc<Watch>, control: Queues) -> Self {
         Self {
-            pieces: Reassembly::new(shared.mtu.into()),
+            unpack: Unpack::new(Arc::clone(&shared)),
             delivery: Delivery::new(Arc::clone(&shared)),
             shared,
             watch,
@@ -204,27 +210,12 @@ impl Inbound {
                 let found = opened.and_then(|opened| {
                     // It may have retired between the table it was opened by and the one loaded since.
                     let (key, window) = key.zip(window.as_mut()).ok_or(DropReason::Expired)?;
-                    match accepting.accept(key, window, &opened, datagram)? {
-                        Inner::Keepalive => Ok(Found::Nothing),
-                        Inner::Packet { len, source } => {
-                            let packet = &mut datagram[DATA_HEADER_LEN..][..len];
-                            admit_packet(&self.shared, source, outer, packet)?;
-                            Ok(Found::Packet(len))
-                        }
-                        Inner::Piece { len, .. } => {
-                            let piece = &datagram[DATA_HEADER_LEN..][..len];
-                            let piece = (slot.counter, piece, outer);
-                            let whole = join(&mut self.pieces, key, piece, now)?;
-                            admit_whole(&self.shared, outer, whole)
-                        }
-                        Inner::Control { len, .. } => {
-                            // Room first: who floods makes us copy nothing.
-                            let room = self.control.frames.try_reserve();
-                            let room = room.map_err(|_| DropReason::FrameQueueFull)?;
-                            room.send(accepting.frame(key, datagram, len));
-                            Ok(Found::Nothing)
-                        }
+                    let inner = accepting.accept(key, window, &opened, datagram)?;
+                    if let Inner::Control { len, .. } = inner {
+                        return self.control.hand_over(|| accepting.frame(key, datagram, len));
                     }
+                    let place = Place { key, counter: slot.counter, outer, now };
+                    self.unpack.packet(inner, place, &mut datagram[DATA_HEADER_LEN..])
                 });
                 match found {
                     Ok(Found::Nothing) => {}
@@ -239,7 +230,7 @@ impl Inbound {
         }
         drop(opened);
         self.shared.wake(accepting.end(now));
-        self.shared.counters.count(DropReason::Unassembled, self.pieces.purge(now));
+        self.shared.counters.count(DropReason::Unassembled, self.unpack.purge(now));
         Ok(())
     }
 
@@ -262,57 +253,4 @@ fn places<'a>(
         (rest, at) = (behind, slot.datagram.end);
         (slot.counter, datagram)
     })
-}
-
-/// What an accepted datagram held for the device.
-enum Found<'a> {
-    Nothing,
-    /// A packet of so many bytes, where it was opened.
-    Packet(usize),
-    /// A packet whose last piece this was.
-    Whole(&'a [u8]),
-}
-
-/// Lets a packet pass if it may come from the peer, as it is to be delivered.
-fn admit_packet(
-    shared: &Shared,
-    source: IpAddr,
-    outer: Ecn,
-    packet: &mut [u8],
-) -> Result<(), DropReason> {
-    if !shared.filter.allows(source) {
-        return Err(DropReason::SourceNotAllowed);
-    }
-    ecn::decapsulate(outer, packet)?;
-    shared.clamp(packet);
-    Ok(())
-}
-
-fn join<'a>(
-    pieces: &'a mut Reassembly,
-    key: &OpeningKey,
-    (counter, piece, outer): (u64, &[u8], Ecn),
-    now: BootTime,
-) -> Result<Option<(&'a mut [u8], bool)>, DropReason> {
-    match frame::parse(piece)? {
-        Frame::Fragment(piece) => {
-            pieces.insert_marked(key.generation(), counter, (piece, outer == Ecn::Ce), now)
-        }
-        Frame::Control(_) | Frame::Ethernet(_) => Err(DropReason::UnknownFrame),
-    }
-}
-
-/// What befell one piece on the way befell the packet.
-fn admit_whole<'a>(
-    shared: &Shared,
-    outer: Ecn,
-    whole: Option<(&'a mut [u8], bool)>,
-) -> Result<Found<'a>, DropReason> {
-    let Some((packet, congested)) = whole else { return Ok(Found::Nothing) };
-    let outer = if congested { Ecn::Ce } else { outer };
-    let Inner::Packet { len, source } = Inner::packet(packet)? else {
-        return Err(DropReason::InnerMalformed);
-    };
-    admit_packet(shared, source, outer, &mut packet[..len])?;
-    Ok(Found::Whole(&packet[..len]))
 }

@@ -15,6 +15,7 @@ mod inbound;
 mod outbound;
 mod shared;
 pub mod udp;
+mod unpack;
 mod watch;
 
 #[cfg(test)]

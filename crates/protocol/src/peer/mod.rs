@@ -5,6 +5,7 @@
 //! The caller, after every call in: [`Peer::poll_table`] (publish), then [`Peer::poll_transmit`]
 //! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
 
+mod change;
 mod frames;
 mod identities;
 mod initiator;
@@ -258,52 +259,6 @@ impl Peer {
         self.pursue_upgrade(now);
         self.measure(now);
         self.schedule_look(now, moved);
-    }
-
-    /// Takes up other terms and keys, by a handshake at once. Sessions under the old ones carry data
-    /// until then.
-    pub fn adopt(
-        &mut self,
-        now: Now,
-        terms: Vec<Terms>,
-        identities: Vec<Identity>,
-        remotes: Vec<PublicKey>,
-    ) {
-        self.config.terms = terms;
-        self.identities = self.identities.replaced(identities, remotes);
-        // Half-made handshakes name keys by their place.
-        self.answering = None;
-        self.keyring.forget_pairs(self.identities.calling());
-        self.attempt = None;
-        self.publish = true;
-        self.unconfirmed_answers = 0;
-        self.wanted = true;
-        self.handle_wake(now);
-    }
-
-    /// Initiates under our next key, and goes on so once a session stands under it; says whether there
-    /// is a next key.
-    pub fn rotate(&mut self, now: Now) -> bool {
-        if !self.identities.rotate() {
-            return false;
-        }
-        self.publish |= self.attempt.take().is_some();
-        self.wanted = true;
-        self.handle_wake(now);
-        true
-    }
-
-    /// Forgets the old key of whichever end has moved to its next; says whether one has.
-    pub fn finish_rotation(&mut self) -> bool {
-        let finished = self.identities.finish();
-        if finished {
-            // Its half-made handshakes name keys by their place.
-            self.attempt = None;
-            self.answering = None;
-            self.keyring.forget_pairs(Pair::default());
-            self.publish = true;
-        }
-        finished
     }
 
     /// The way to the peer carries UDP payloads of so many bytes.

@@ -1,0 +1,97 @@
+//! What an accepted datagram holds for the device: a packet that may come from the peer, as it is to be
+//! delivered, or a piece of one, which waits for the others.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::fragment::Reassembly;
+use vpnd_protocol::frame::{self, Frame};
+use vpnd_protocol::inner::Inner;
+use vpnd_protocol::session::OpeningKey;
+use vpnd_protocol::time::BootTime;
+
+use crate::ecn::{self, Ecn};
+use crate::shared::Shared;
+
+pub(crate) struct Unpack {
+    shared: Arc<Shared>,
+    /// Packets of which pieces have come.
+    pieces: Reassembly,
+}
+
+/// Where a datagram stood, and what befell it on the way.
+pub(crate) struct Place<'a> {
+    pub(crate) key: &'a OpeningKey,
+    pub(crate) counter: u64,
+    pub(crate) outer: Ecn,
+    pub(crate) now: BootTime,
+}
+
+/// What there is to deliver.
+pub(crate) enum Found<'a> {
+    Nothing,
+    /// A packet of so many bytes, where it was opened.
+    Packet(usize),
+    /// A packet whose last piece this was.
+    Whole(&'a [u8]),
+}
+
+impl Unpack {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let pieces = Reassembly::new(shared.mtu.into());
+        Self { shared, pieces }
+    }
+
+    /// Takes what was found in `plaintext`.
+    ///
+    /// # Errors
+    /// Why it goes no further.
+    pub(crate) fn packet(
+        &mut self,
+        inner: Inner,
+        place: Place<'_>,
+        plaintext: &mut [u8],
+    ) -> Result<Found<'_>, DropReason> {
+        match inner {
+            Inner::Packet { len, source } => {
+                admit(&self.shared, source, place.outer, &mut plaintext[..len])?;
+                Ok(Found::Packet(len))
+            }
+            Inner::Piece { len, .. } => self.piece(place, &plaintext[..len]),
+            Inner::Keepalive | Inner::Control { .. } => Ok(Found::Nothing),
+        }
+    }
+
+    /// Says how many packets have waited for their pieces in vain.
+    pub(crate) fn purge(&mut self, now: BootTime) -> usize {
+        self.pieces.purge(now)
+    }
+
+    /// What befell one piece on the way befell its packet.
+    fn piece(&mut self, place: Place<'_>, plaintext: &[u8]) -> Result<Found<'_>, DropReason> {
+        let Frame::Fragment(piece) = frame::parse(plaintext)? else {
+            return Err(DropReason::UnknownFrame);
+        };
+        let Place { key, counter, outer, now } = place;
+        let piece = (piece, outer == Ecn::Ce);
+        let whole = self.pieces.insert_marked(key.generation(), counter, piece, now)?;
+        let Some((packet, congested)) = whole else { return Ok(Found::Nothing) };
+        let Inner::Packet { len, source } = Inner::packet(packet)? else {
+            return Err(DropReason::InnerMalformed);
+        };
+        let outer = if congested { Ecn::Ce } else { outer };
+        admit(&self.shared, source, outer, &mut packet[..len])?;
+        Ok(Found::Whole(&packet[..len]))
+    }
+}
+
+/// Lets a packet pass if it may come from the peer, as it is to be delivered.
+fn admit(shared: &Shared, source: IpAddr, outer: Ecn, packet: &mut [u8]) -> Result<(), DropReason> {
+    if !shared.filter.allows(source) {
+        return Err(DropReason::SourceNotAllowed);
+    }
+    ecn::decapsulate(outer, packet)?;
+    shared.clamp(packet);
+    Ok(())
+}
