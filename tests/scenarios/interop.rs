@@ -60,8 +60,8 @@ fn messages(seen: &Seen, initiator: &str) -> Result<String> {
     Ok(format!("{initiations} initiation, {data} data messages"))
 }
 
-/// Whether it has a type and a length that WireGuard has: nothing but whole blocks of 16 in transport data,
-/// or what fills the device's MTU.
+/// Whether it has a type and a length that WireGuard has. What vpnd sends as transport data is whole blocks
+/// of 16, or fills the device's MTU; boringtun does not pad.
 fn is_wireguard(datagram: &Datagram) -> bool {
     const OVERHEAD: usize = 32;
     const MTU: usize = 1420;
@@ -69,7 +69,9 @@ fn is_wireguard(datagram: &Datagram) -> bool {
         Some(1) => datagram.len == 148,
         Some(2) => datagram.len == 92,
         Some(4) => {
-            datagram.len.checked_sub(OVERHEAD).is_some_and(|len| len % 16 == 0 || len == MTU)
+            let padded = |len: usize| len.is_multiple_of(16) || len == MTU;
+            let vpnds = datagram.from.to_string() == Wire::A4;
+            datagram.len.checked_sub(OVERHEAD).is_some_and(|len| !vpnds || padded(len))
         }
         _ => false,
     }

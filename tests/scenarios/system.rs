@@ -127,8 +127,8 @@ const ERRORS: [(&str, &str, &[&str]); 9] = [
     ("mtu = 1420", "mtu = \"large\"", &["mtu"]),
     ("mtu = 1420", "mtu = ", &["site-a.toml"]),
     ("mtu = 1420", "mode = \"tap\"", &["mode", "tap"]),
-    ("protocol = \"wireguard\"", "protocol = \"vpnd\"", &["protocol"]),
-    ("protocol = \"wireguard\"", "cipher = \"aes-256-gcm\"", &["cipher"]),
+    ("protocol = \"wireguard\"", "protocol = \"wiregard\"", &["protocol", "wireguard"]),
+    ("protocol = \"wireguard\"", "cipher = \"aes-256-gcm\"", &["cipher", "protocol", "vpnd"]),
     ("endpoint = [\"192.0.2.2:51820\"]", "endpoint = [\"192.0.2.2\"]", &["endpoint", "port"]),
     ("10.99.0.1/30", "10.99.0.1/33", &["address", "10.99.0.1/33"]),
 ];
