@@ -2,7 +2,7 @@
 //!
 //! | offset in the plaintext | bytes | is |
 //! |---|---|---|
-//! | 0 | 1 | 3, the kind of [frame](crate::frame) it is |
+//! | 0 | 1 | 3, the kind of [`frame`] it is |
 //! | 1 | 1 | `pad_len` |
 //! | 2 | 1 | index: which piece, from 0 |
 //! | 3 | 1 | count: how many there are, 2 to 8 |
