@@ -5,8 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::handshake::SessionKeys;
-use crate::peer::Pair;
-use crate::session::{Generation, OpeningKey, Origin, Role, SealingKey};
+use crate::session::{Generation, OpeningKey, Origin, Pair, Role, SealingKey};
 use crate::table::OPENING_SLOTS;
 use crate::terms::Protocol;
 use crate::time::BootTime;

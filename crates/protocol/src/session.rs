@@ -13,7 +13,6 @@ use zerocopy::IntoBytes;
 use crate::drop_reason::DropReason;
 use crate::edge::{Edge, Wake};
 use crate::message::{DATA_HEADER_LEN, DataHeader, Index};
-use crate::peer::Pair;
 use crate::replay::Window;
 use crate::terms::Protocol;
 use crate::time::BootTime;
@@ -74,6 +73,13 @@ pub enum Contents {
     Frames,
     /// Nothing but the two messages of its upgrade.
     Bootstrap,
+}
+
+/// Which of our keys a handshake is made with, and which of the peer's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(crate) own: usize,
+    pub(crate) remote: usize,
 }
 
 /// How a session came to be, and its name at each end.

@@ -6,14 +6,8 @@ use vpnd_crypto::key::PublicKey;
 
 use crate::cookie::{Checker, Jar, Mac1Key};
 use crate::handshake::Identity;
+use crate::session::Pair;
 use crate::table::IDENTITIES;
-
-/// Which of our keys a handshake is made with, and which of the peer's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Pair {
-    pub(super) own: usize,
-    pub(super) remote: usize,
-}
 
 /// A key of ours, and what recognises messages made for it.
 struct Own {

@@ -28,7 +28,7 @@ use crate::drop_reason::DropReason;
 use crate::endpoint::{Candidates, Roam};
 use crate::handshake::Identity;
 use crate::keyring::{Keyring, Session};
-use crate::session::{Generation, Role};
+use crate::session::{Generation, Pair, Role};
 use crate::table::{Admitted, BOOTSTRAP_SLOTS, OPENING_SLOTS, Path, Table};
 use crate::terms::Terms;
 use crate::time::{BootTime, Now};
@@ -39,8 +39,6 @@ use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
 use upgrade::Answering;
-
-pub(crate) use identities::Pair;
 
 pub use frames::{Greeting, Loss, Quality};
 pub use status::{Liveness, PeerStatus};
