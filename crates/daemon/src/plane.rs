@@ -34,7 +34,9 @@ use crate::watch::watch;
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
 /// The largest UDP payload that one send takes with segmentation.
-pub(crate) const MAX_DATAGRAM: u16 = 65_000;
+const MAX_DATAGRAM: u16 = 65_000;
+/// The UDP payload that every way carries whole; until it is known what this one does.
+pub(crate) const LEAST_DATAGRAM: u16 = 1232;
 /// How often a tunnel without a session looks for the reason. What tells of a wrong key is only
 /// counted, never queued, so that garbage wakes nobody.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
@@ -262,8 +264,10 @@ impl Plane {
     fn answer(&mut self, request: Request) {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
-            Request::Reload(wanted, reply) => {
-                let (config, keys) = *wanted;
+            Request::Reload(mut wanted, reply) => {
+                // What is moved out of a box leaves its bytes there, and nobody wipes them.
+                let keys = std::mem::replace(&mut wanted.1, Keys::blank());
+                let config = wanted.0;
                 drop(reply.send(told("reloaded", self.become_new(config, keys))));
             }
             Request::Rotate { finish, reply } => {
@@ -285,6 +289,7 @@ impl Plane {
     fn reload(&mut self, config: &Config, keys: Keys) {
         let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
         self.peer.adopt(clock::now(), terms, identities, remotes);
+        self.telling.expect(config.peer.public_key);
         self.around.about.protocol = config.peer.protocol.to_string();
         self.around.about.preshared_key = config.peer.preshared_key_file.is_some();
     }

@@ -33,7 +33,11 @@ pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
 pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
     let request = Ask { finish: options.finish, ..Ask::new("rotate") };
     ask(&socket(&options.name), &request, &[])?;
-    say(if options.finish { "the elder keys are given up" } else { "the next keys are in use" })
+    say(if options.finish {
+        "the elder key of whoever has moved to the next is given up"
+    } else {
+        "handshakes are made under the next key; `vpnd status` shows it once a session stands"
+    })
 }
 
 /// A tunnel's socket and its configuration have one name.

@@ -27,7 +27,7 @@ use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
 use crate::keys::Keys;
-use crate::plane::{MAX_DATAGRAM, Plane, PlaneError, Surroundings};
+use crate::plane::{LEAST_DATAGRAM, Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
@@ -272,7 +272,7 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
             Roam::Off => vpnd_protocol::endpoint::Roam::Off,
         },
         floor,
-        max_datagram: MAX_DATAGRAM,
+        max_datagram: LEAST_DATAGRAM,
     }
 }
 

@@ -56,6 +56,11 @@ impl Telling {
         Self { peer, limit: RateLimit::default(), trouble: None, bad_mac1: 0 }
     }
 
+    /// The peer has another public key now.
+    pub(crate) fn expect(&mut self, peer: PublicKey) {
+        self.peer = peer;
+    }
+
     /// The latest trouble; a session that stands ends it.
     pub(crate) const fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()
@@ -74,6 +79,10 @@ impl Telling {
             Event::Lost => self.lost(now),
             Event::Closed => self.closed(now),
             Event::UpgradeFailed => self.upgrade_failed(now),
+            Event::RotationUnanswered => tracing::warn!(
+                "nobody answers under our next key: the peer needs it as `next_public_key`; we go on \
+                 under the old one"
+            ),
             Event::Moved { to } => self.moved(now, &to.to_string()),
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),

@@ -216,7 +216,7 @@ impl Agreed {
     pub fn keys_and_exporter(self) -> (SessionKeys, Exporter) {
         let ([by_initiator, by_responder, exporter], handshake_hash) = self.state.split();
         let keys = [by_initiator, by_responder];
-        (SessionKeys::of(self.role, keys, handshake_hash), Exporter(exporter))
+        (SessionKeys::of(self.role, keys, handshake_hash), Exporter(Box::new(exporter)))
     }
 }
 
@@ -247,7 +247,7 @@ impl SessionKeys {
 
 /// A secret of both ends that no key of the session's own tells anything of: for
 /// [`crate::upgrade`], once.
-pub struct Exporter(Zeroizing<[u8; 32]>);
+pub struct Exporter(Box<Zeroizing<[u8; 32]>>);
 
 impl Exporter {
     /// The secret's bytes.

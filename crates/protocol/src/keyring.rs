@@ -9,6 +9,7 @@ use crate::session::{Generation, OpeningKey, Origin, Pair, Role, SealingKey};
 use crate::table::OPENING_SLOTS;
 use crate::terms::Protocol;
 use crate::time::BootTime;
+use crate::timers::REKEY_TIMEOUT;
 
 /// Both directions of one handshake.
 pub(crate) struct Session {
@@ -16,6 +17,8 @@ pub(crate) struct Session {
     pub(crate) birth: BootTime,
     pub(crate) pair: Pair,
     pub(crate) protocol: Protocol,
+    /// The session it crossed with: the other end seals on that one and opens this.
+    crossed: Option<Generation>,
     pub(crate) sealing: Arc<SealingKey>,
     pub(crate) opening: Arc<OpeningKey>,
 }
@@ -27,9 +30,20 @@ impl Session {
             birth: origin.birth,
             pair: origin.pair,
             protocol: origin.protocol,
+            crossed: None,
             sealing: Arc::new(SealingKey::new(&keys.sealing, origin)),
             opening: Arc::new(OpeningKey::new(&keys.opening, origin)),
         }
+    }
+}
+
+impl Session {
+    /// The other's generation, if both ends began one of the two at about the same time.
+    fn crosses(&self, other: &Option<Self>) -> Option<Generation> {
+        let other = other.as_ref().filter(|other| other.role != self.role)?;
+        let apart =
+            self.birth.saturating_since(other.birth).max(other.birth.saturating_since(self.birth));
+        (apart < REKEY_TIMEOUT).then(|| other.opening.generation())
     }
 }
 
@@ -47,7 +61,8 @@ pub(crate) struct Keyring {
 impl Keyring {
     /// Our initiation was answered: the session seals at once, and an unconfirmed *next* only
     /// opens from now on.
-    pub(crate) fn initiated(&mut self, session: Session) {
+    pub(crate) fn initiated(&mut self, mut session: Session) {
+        session.crossed = [&self.next, &self.current].into_iter().find_map(|o| session.crosses(o));
         let superseded = [self.current.replace(session), self.next.take()];
         superseded.into_iter().flatten().for_each(|s| self.retired.push_front(s.opening));
         self.retired.truncate(OPENING_SLOTS - 1);
@@ -60,11 +75,19 @@ impl Keyring {
         self.retired.truncate(OPENING_SLOTS - 2);
     }
 
+    /// *Next* only opens from now on.
+    pub(crate) fn demote_next(&mut self) {
+        self.next.take().into_iter().for_each(|s| self.retired.push_front(s.opening));
+        self.retired.truncate(OPENING_SLOTS - 1);
+    }
+
     /// Makes *next* current if the peer has used it; says whether.
     pub(crate) fn confirm(&mut self) -> bool {
-        let Some(session) = self.next.take_if(|next| next.opening.confirmed().is_raised()) else {
+        let Some(mut session) = self.next.take_if(|next| next.opening.confirmed().is_raised())
+        else {
             return false;
         };
+        session.crossed = session.crosses(&self.current);
         if let Some(previous) = self.current.replace(session) {
             self.retired.push_front(previous.opening);
         }
@@ -72,12 +95,14 @@ impl Keyring {
         true
     }
 
-    /// The peer has ended a session: drops it and every older one; says whether one was current.
+    /// The peer has ended a session: drops it, the one it crossed with, and every older one; says whether
+    /// one was current.
     pub(crate) fn close(&mut self, closed: Generation) -> bool {
         let is_over = |key: &OpeningKey| key.generation() <= closed;
         self.next.take_if(|s| is_over(&s.opening));
         self.retired.retain(|key| !is_over(key));
-        self.current.take_if(|s| is_over(&s.opening)).is_some()
+        let over = |s: &mut Session| is_over(&s.opening) || s.crossed == Some(closed);
+        self.current.take_if(over).is_some()
     }
 
     /// Drops every key that is dead; says whether there was one.

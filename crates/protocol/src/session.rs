@@ -82,6 +82,13 @@ pub(crate) struct Pair {
     pub(crate) remote: usize,
 }
 
+impl Pair {
+    /// Of each end the later key.
+    pub(crate) fn later(self, other: Self) -> Self {
+        Self { own: self.own.max(other.own), remote: self.remote.max(other.remote) }
+    }
+}
+
 /// How a session came to be, and its name at each end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {

@@ -82,7 +82,10 @@ impl Batch {
     pub(crate) fn fit(&self, len: usize) -> Fit {
         let size = padded_len(len, self.mtu) + OVERHEAD;
         match self.largest.filter(|&largest| size > largest) {
-            Some(largest) => plan(len, largest).map_or(Fit::Never, Fit::Pieces),
+            Some(largest) => match plan(len, largest) {
+                Some(plan) if sealed_len(plan) <= MAX_BATCH => Fit::Pieces(plan),
+                Some(_) | None => Fit::Never,
+            },
             None if size <= MAX_BATCH => Fit::Whole,
             None => Fit::Never,
         }
@@ -90,8 +93,7 @@ impl Batch {
 
     /// Writes `packet` in pieces, if there is room for all of them: their counters follow each other.
     pub(crate) fn cut(&mut self, packet: &[u8], plan: Plan, ecn: Ecn) -> bool {
-        let bytes: usize = plan.cuts().map(|cut| cut.plaintext_len() + OVERHEAD).sum();
-        if self.used + bytes > MAX_BATCH
+        if self.used + sealed_len(plan) > MAX_BATCH
             || self.contents.len() + plan.count() > self.max_datagrams
             || self.runs.len() + 2 > MAX_RUNS
         {
@@ -129,7 +131,7 @@ impl Batch {
                 self.room(packet.len(), ecn).map(|room| room.copy_from_slice(packet)).is_some()
             }
             Fit::Pieces(plan) => self.cut(packet, plan, ecn),
-            Fit::Never => true,
+            Fit::Never => false,
         }
     }
 
@@ -229,6 +231,11 @@ impl Batch {
         self.runs.clear();
         self.contents.clear();
     }
+}
+
+/// All pieces of a packet, sealed.
+fn sealed_len(plan: Plan) -> usize {
+    plan.cuts().map(|cut| cut.plaintext_len() + OVERHEAD).sum()
 }
 
 impl Run {
@@ -350,6 +357,9 @@ mod tests {
         assert_eq!(batch.len() % plan.count(), 0);
         batch.limit(Some(1100));
         assert_eq!(batch.fit(9000), Fit::Never);
+        // So large that its pieces do not all fit into one batch.
+        batch.limit(Some(8972));
+        assert_eq!(batch.fit(65_535), Fit::Never);
     }
 
     #[test]

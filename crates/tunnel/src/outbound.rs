@@ -162,6 +162,14 @@ impl Outbound {
         self.shared.wake(self.shared.activity.want_handshake.raise());
     }
 
+    /// What was staged for one session may be larger than the next can carry.
+    fn drop_too_big(&mut self, batch: &Batch) {
+        while self.staging.peek().is_some_and(|packet| batch.fit(packet.len()) == Fit::Never) {
+            self.staging.pop();
+            self.shared.counters.count(DropReason::TooBig, 1);
+        }
+    }
+
     /// Sends what was staged, oldest first. What cannot be sealed stays.
     fn send_staged(&mut self) -> io::Result<()> {
         while !self.staging.is_empty() {
@@ -172,9 +180,13 @@ impl Outbound {
             }
             let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
             batch.limit(self.shared.table.load().largest_datagram());
+            self.drop_too_big(&batch);
             let packets = self.staging.packets();
             let taken =
                 packets.take_while(|packet| batch.take(packet, Ecn::of_packet(packet))).count();
+            if taken == 0 {
+                break;
+            }
             let Some(path) = seal(&self.shared, &mut batch, now) else {
                 self.shared.wake(self.shared.activity.want_handshake.raise());
                 break;

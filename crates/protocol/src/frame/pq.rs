@@ -60,6 +60,11 @@ impl<'a> PqInitChunk<'a> {
         self.part as u8
     }
 
+    /// Which of the two it is, from 0.
+    pub const fn number(self) -> usize {
+        self.part as usize
+    }
+
     pub(super) const fn bytes(self) -> &'a [u8] {
         self.bytes
     }

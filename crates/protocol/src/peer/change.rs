@@ -3,8 +3,9 @@
 
 use vpnd_crypto::key::PublicKey;
 
-use super::{Pair, Peer};
+use super::Peer;
 use crate::handshake::Identity;
+use crate::session::Pair;
 use crate::terms::Terms;
 use crate::time::Now;
 
@@ -18,28 +19,36 @@ impl Peer {
         identities: Vec<Identity>,
         remotes: Vec<PublicKey>,
     ) {
+        // What was confirmed before was confirmed under the old terms.
+        self.follow_edges(now);
         self.config.terms = terms;
         self.identities = self.identities.replaced(identities, remotes);
-        // Half-made handshakes name keys by their place.
-        self.answering = None;
-        self.keyring.forget_pairs(self.identities.calling());
-        self.attempt = None;
-        self.publish = true;
+        // Half-made handshakes name keys by their place, and are made under the old terms.
+        (self.answering, self.attempt) = (None, None);
+        self.keyring.demote_next();
+        self.keyring.forget_pairs(self.identities.confirmed());
         self.unconfirmed_answers = 0;
-        self.wanted = true;
-        self.handle_wake(now);
+        self.renew(now);
     }
 
     /// Initiates under our next key, and goes on so once a session stands under it; says whether there
     /// is a next key.
     pub fn rotate(&mut self, now: Now) -> bool {
+        self.follow_edges(now);
         if !self.identities.rotate() {
             return false;
         }
-        self.publish |= self.attempt.take().is_some();
-        self.wanted = true;
-        self.handle_wake(now);
+        self.attempt = None;
+        self.renew(now);
         true
+    }
+
+    /// Only a session made from now on will do.
+    fn renew(&mut self, now: Now) {
+        self.renewing = Some(self.generation);
+        self.wanted = true;
+        self.publish = true;
+        self.handle_wake(now);
     }
 
     /// Forgets the old key of whichever end has moved to its next; says whether one has.
@@ -47,7 +56,7 @@ impl Peer {
         let finished = self.identities.finish();
         if finished {
             // Its half-made handshakes name keys by their place.
-            self.attempt = None;
+            self.wanted |= self.attempt.take().is_some();
             self.answering = None;
             self.keyring.forget_pairs(Pair::default());
             self.publish = true;

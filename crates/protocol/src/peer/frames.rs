@@ -112,8 +112,12 @@ impl Peer {
         let Frame::Control(records) = frame::parse(&framed.plaintext)? else {
             return Err(DropReason::UnknownFrame);
         };
-        let mut taken = Ok(());
+        let (mut taken, mut asked) = (Ok(()), false);
         for record in records {
+            // One answer to a frame, so that none is larger than what it answers.
+            if matches!(record, Record::Ping(_)) && std::mem::replace(&mut asked, true) {
+                continue;
+            }
             // Each is taken, whatever became of those before it.
             let one = self.take_record(now, framed, record);
             taken = taken.and(one);
@@ -147,6 +151,7 @@ impl Peer {
         if self.keyring.close(closed) {
             self.publish = true;
             self.closed = true;
+            self.forget_what_was_said();
             self.timers.settle_answer();
             self.events.push_back(Event::Closed);
         }
@@ -154,28 +159,34 @@ impl Peer {
     }
 
     fn take_hello(&mut self, on: Generation, hello: &Hello<'_>) -> Result<(), DropReason> {
-        if self.is_current(on) {
-            let release = hello.release.as_str().to_owned();
-            self.greeting = Some(Greeting { release, features: hello.features, mtu: hello.mtu });
+        if !self.is_live(on) {
+            return Err(DropReason::Expired);
         }
+        let release = hello.release.as_str().to_owned();
+        self.greeting = Some(Greeting { release, features: hello.features, mtu: hello.mtu });
         Ok(())
     }
 
-    /// Only on the session it asks about, where the counts mean something.
+    /// What has arrived is of the session that it came on, what was sent of the one we seal on: after a
+    /// crossing, and at a rekey, they are not the same.
     fn answer_ping(&mut self, now: Now, framed: &Framed, ping: &Ping) -> Result<(), DropReason> {
-        if let Some(current) = self.keyring.current().filter(|_| self.is_current(framed.generation))
-        {
-            let pong = ping.answer(framed.accepted, current.sealing.used() + 1);
-            self.send_on_current(now, &ControlFrame::begin().pong(&pong).end());
-        }
+        let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
+            return Ok(());
+        };
+        let pong = ping.answer(framed.accepted, current.sealing.used() + 1);
+        self.send_on_current(now, &ControlFrame::begin().pong(&pong).end());
         Ok(())
     }
 
     fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
-        if self.is_current(framed.generation) {
-            self.gauge.take(now.boot, pong, framed.accepted);
-        }
+        self.gauge.take(now.boot, pong, framed.accepted);
         Ok(())
+    }
+
+    /// What the peer said of itself and of the way was said on a session that is over.
+    pub(super) fn forget_what_was_said(&mut self) {
+        self.greeting = None;
+        self.gauge.begin();
     }
 
     /// The first word on a session: it confirms the session to the peer.
@@ -186,6 +197,13 @@ impl Peer {
             return self.send_on_current(now, &frame);
         }
         self.send_keepalive(now)
+    }
+
+    /// The responder's first word, where the peer has an ear for it.
+    pub(super) fn greet_back(&mut self, now: Now) {
+        if self.frames_flow() {
+            self.greet(now);
+        }
     }
 
     /// A sign of life: a question where the peer answers such, an empty datagram elsewhere. Says
@@ -207,10 +225,8 @@ impl Peer {
         let seen = self.timers.seen();
         let data = seen.data_sent.max(seen.data_received);
         let due = |at: BootTime| now.boot.saturating_since(at) >= MEASURE_EVERY;
-        if self.frames_flow()
-            && data.is_some_and(|at| self.gauge.measured_at.is_none_or(|last| at > last))
-            && self.gauge.measured_at.is_none_or(due)
-        {
+        let flows = |at: BootTime| now.boot.saturating_since(at) < MEASURE_EVERY;
+        if self.frames_flow() && data.is_some_and(flows) && self.gauge.measured_at.is_none_or(due) {
             self.speak(now);
         }
     }
@@ -228,7 +244,7 @@ impl Peer {
         current.is_some_and(|session| session.opening.contents() == Contents::Frames)
     }
 
-    fn is_current(&self, generation: Generation) -> bool {
-        self.keyring.current().is_some_and(|session| session.opening.generation() == generation)
+    fn is_live(&self, generation: Generation) -> bool {
+        self.keyring.opening().any(|key| key.generation() == generation)
     }
 }

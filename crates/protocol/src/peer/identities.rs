@@ -47,13 +47,21 @@ impl Identities {
         let public = *self.identity(self.confirmed).public();
         let own = new.own.iter().position(|own| *own.identity.public() == public);
         let remote = new.known(self.remote(self.confirmed));
+        // A rotation that is under way goes on.
+        let rotating = self.calling.own > self.confirmed.own && new.own.len() > 1;
         new.confirm(Pair { own: own.unwrap_or(0), remote: remote.unwrap_or(0) });
+        new.calling.own = if rotating { 1 } else { new.calling.own };
         new
     }
 
     /// The pair that handshakes of ours are made with.
     pub(super) const fn calling(&self) -> Pair {
         self.calling
+    }
+
+    /// The latest pair that a session stood under.
+    pub(super) const fn confirmed(&self) -> Pair {
+        self.confirmed
     }
 
     pub(super) fn identity(&self, pair: Pair) -> &Identity {
@@ -100,9 +108,11 @@ impl Identities {
         keys
     }
 
-    /// A session stands under this pair.
+    /// A session stands under this pair. Whoever has moved to the next key has moved for good: where
+    /// both move at once, either session shows one half of it.
     pub(super) fn confirm(&mut self, pair: Pair) {
-        (self.confirmed, self.calling) = (pair, pair);
+        self.confirmed = self.confirmed.later(pair);
+        self.calling = self.calling.later(self.confirmed);
     }
 
     /// Handshakes of ours are made with our next key; says whether there is one.
@@ -112,9 +122,19 @@ impl Identities {
         next
     }
 
-    /// Nobody answers that pair: back to the one that worked.
-    pub(super) fn fall_back(&mut self) {
+    /// Nobody answers that pair: back to the one that worked; says whether that is another.
+    pub(super) fn fall_back(&mut self) -> bool {
+        let other = self.calling != self.confirmed;
         self.calling = self.confirmed;
+        other
+    }
+
+    /// Nobody answers the pair that worked either: the peer may have forgotten one of the keys. The next
+    /// of all there are.
+    pub(super) fn try_another(&mut self) {
+        let (own, remotes) = (self.own.len(), self.remotes.len());
+        let next = (self.calling.own * remotes + self.calling.remote + 1) % (own * remotes);
+        self.calling = Pair { own: next / remotes, remote: next % remotes };
     }
 
     /// Forgets the old key of whoever has moved to the next; says whether anybody has.
@@ -127,7 +147,7 @@ impl Identities {
             self.remotes.remove(0);
         }
         if moved {
-            self.confirm(Pair::default());
+            (self.confirmed, self.calling) = (Pair::default(), Pair::default());
         }
         moved
     }

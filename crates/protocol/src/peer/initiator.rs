@@ -6,12 +6,12 @@ use zerocopy::IntoBytes;
 
 use super::session::Names;
 use super::upgrade::Asking;
-use super::{Event, Pair, Peer, Transmit};
+use super::{Event, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::handshake::{Answer, Initiator, SessionKeys};
 use crate::keyring::Session;
 use crate::message::{Index, RESPONSE_LEN, Response};
-use crate::session::{Origin, Role};
+use crate::session::{Origin, Pair, Role};
 use crate::table::Arrival;
 use crate::terms::Terms;
 use crate::time::{BootTime, Now};
@@ -20,6 +20,8 @@ use crate::timestamp::Timestamp;
 
 /// How long an initiation waits for its timestamp to be written down.
 const FLOOR_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
+/// So many tries go unanswered before another pair of keys is tried.
+const TRIES_UNDER_THE_NEXT: u32 = 3;
 /// After a crossing both ends are initiators; the one with the smaller public key rekeys this
 /// much later, so that they do not cross again.
 const CROSSING_YIELDS: std::time::Duration = std::time::Duration::from_secs(10);
@@ -30,6 +32,13 @@ pub(super) struct Attempt {
     called: Called,
     tries: u32,
     retry_at: BootTime,
+}
+
+/// One of the tries of an attempt.
+pub(super) struct Try {
+    pub(super) begun: BootTime,
+    /// From 1.
+    pub(super) number: u32,
 }
 
 /// Where an attempt goes, and since when.
@@ -46,6 +55,8 @@ enum Step {
     Calling { initiator: Initiator, held: Option<Held> },
     /// Message 2 has come; the session waits for its upgrade.
     Upgrading(Box<Asking>),
+    /// The upgrade came to nothing; the next try is due.
+    Lapsed,
 }
 
 /// An initiation that leaves once its timestamp is written, or has taken too long to be.
@@ -58,39 +69,57 @@ struct Held {
 
 impl Attempt {
     /// Our name for what is to come of it.
-    pub(super) fn index(&self) -> Index {
+    pub(super) fn index(&self) -> Option<Index> {
         match &self.step {
-            Step::Calling { initiator, .. } => initiator.index(),
-            Step::Upgrading(asking) => asking.opening().index(),
+            Step::Calling { initiator, .. } => Some(initiator.index()),
+            Step::Upgrading(asking) => Some(asking.opening().index()),
+            Step::Lapsed => None,
         }
     }
 
     /// The upgrade that it waits for.
     pub(super) fn asking(&self) -> Option<&Asking> {
         match &self.step {
-            Step::Calling { .. } => None,
+            Step::Calling { .. } | Step::Lapsed => None,
             Step::Upgrading(asking) => Some(asking),
         }
     }
 
     pub(super) fn asking_mut(&mut self) -> Option<&mut Asking> {
         match &mut self.step {
-            Step::Calling { .. } => None,
+            Step::Calling { .. } | Step::Lapsed => None,
             Step::Upgrading(asking) => Some(asking),
         }
+    }
+
+    /// Whether its upgrade has come to nothing by now.
+    pub(super) fn is_late(&self, now: BootTime) -> bool {
+        self.asking().is_some_and(|asking| now >= asking.given_up_at())
+    }
+
+    /// Ends the wait for an upgrade: with the upgrade, or without.
+    pub(super) fn lapse(&mut self) -> Option<Box<Asking>> {
+        match std::mem::replace(&mut self.step, Step::Lapsed) {
+            Step::Upgrading(asking) => Some(asking),
+            Step::Calling { .. } | Step::Lapsed => None,
+        }
+    }
+
+    pub(super) const fn called(&self) -> Called {
+        self.called
     }
 
     fn held(&self) -> Option<&Held> {
         match &self.step {
             Step::Calling { held, .. } => held.as_ref(),
-            Step::Upgrading(_) => None,
+            Step::Upgrading(_) | Step::Lapsed => None,
         }
     }
 
     fn take_held(&mut self) -> Option<Held> {
         match &mut self.step {
             Step::Calling { held, .. } => held.take(),
-            Step::Upgrading(_) => None,
+            Step::Upgrading(_) | Step::Lapsed => None,
         }
     }
 
@@ -107,19 +136,12 @@ impl Attempt {
         Self { step: Step::Upgrading(Box::new(asking)), retry_at, ..self }
     }
 
-    /// What it waits for, once the upgrade's answer has come.
-    pub(super) fn into_asking(self) -> Option<(Box<Asking>, Called)> {
-        match self.step {
-            Step::Calling { .. } => None,
-            Step::Upgrading(asking) => Some((asking, self.called)),
-        }
-    }
-
     /// Our name for a session that is only promised yet.
     pub(super) fn promised(&self) -> Option<Index> {
         match &self.step {
             Step::Calling { initiator, .. } => Some(initiator.index()),
             Step::Upgrading(asking) => Some(asking.promised()),
+            Step::Lapsed => None,
         }
     }
 }
@@ -154,7 +176,10 @@ impl Peer {
         // Twice, where an attempt that has become needless ends and another is wanted.
         while self.initiation_deadline().is_some_and(|due| now.boot >= due) {
             match self.attempt.take() {
-                None => self.initiate(now, self.target(), now.boot, 1),
+                None => {
+                    let first = Try { begun: now.boot, number: 1 };
+                    self.initiate(now, self.target(), self.identities.calling(), first);
+                }
                 Some(attempt) => self.retry(now, &attempt),
             }
         }
@@ -163,25 +188,38 @@ impl Peer {
     fn retry(&mut self, now: Now, unanswered: &Attempt) {
         // awaiting_cookie names the attempt that is gone now.
         self.publish = true;
-        if self.established >= Some(unanswered.called.begun) {
+        if self.established >= Some(unanswered.called.begun) && self.renewing.is_none() {
             return;
         }
         if unanswered.tries == MAX_TRIES {
-            self.wanted = false;
+            (self.wanted, self.renewing) = (false, None);
             self.identities.fall_back();
             self.activity.want_handshake.take();
             self.events.push_back(Event::GaveUp);
             return;
         }
+        self.choose_keys(unanswered.tries);
         self.candidates.advance();
         self.forget_source();
-        self.initiate(now, self.target(), unanswered.called.begun, unanswered.tries + 1);
+        let next = Try { begun: unanswered.called.begun, number: unanswered.tries + 1 };
+        self.initiate(now, self.target(), self.identities.calling(), next);
+    }
+
+    /// A next key that the peer does not know must not cost the session there is; and where the pair that
+    /// worked works no more, one of the keys may have been forgotten over there.
+    fn choose_keys(&mut self, unanswered: u32) {
+        if unanswered == TRIES_UNDER_THE_NEXT && self.identities.fall_back() {
+            self.renewing = None;
+            self.events.push_back(Event::RotationUnanswered);
+        } else if unanswered > TRIES_UNDER_THE_NEXT {
+            self.identities.try_another();
+        }
     }
 
     /// The peer initiates again, for our answer was not what it expects. Only who initiates can adapt:
     /// so we do, with as many bytes as it sent, unless an initiation of ours is under way already.
-    pub(super) fn should_call_back(&self, now: Now) -> bool {
-        let may = self.attempt.is_none() && now.boot >= self.initiate_from;
+    pub(super) fn should_call_back(&self, now: Now, to: SocketAddr) -> bool {
+        let may = self.attempt.is_none() && now.boot >= self.initiate_from && self.may_be_at(to);
         self.adapts() && self.unconfirmed_answers > 0 && may
     }
 
@@ -189,14 +227,13 @@ impl Peer {
         &mut self,
         now: Now,
         to: Option<SocketAddr>,
-        begun: BootTime,
-        tries: u32,
+        pair: Pair,
+        Try { begun, number: tries }: Try,
     ) {
         self.wanted = false;
         let Some(to) = to else { return };
         let index = self.unused_index();
         let stamp = self.stamper.next(now.wall);
-        let pair = self.identities.calling();
         let (identity, remote) = (self.identities.identity(pair), self.identities.remote(pair));
         let begun_handshake = Initiator::initiate(identity, remote, index, stamp, &mut self.rng);
         // A key without a contribution is refused by the configuration already.
@@ -244,7 +281,7 @@ impl Peer {
         let Some(attempt) = self.attempt.take() else { return Err(DropReason::UnexpectedResponse) };
         self.note_received(now, RESPONSE_LEN);
         let pair = attempt.called.pair;
-        let names = Names { local: attempt.index(), remote: remote_index, pair };
+        let names = Names { local: response.receiver, remote: remote_index, pair };
         let protocol = self.config.terms[candidate].protocol();
         match protocol.upgrade() {
             Some(profile) => self.ask(now, attempt, profile, (agreed, names, at.local)),
@@ -258,7 +295,7 @@ impl Peer {
 
     fn open_answer(&mut self, response: &Response) -> Result<Answer, DropReason> {
         let Some(Attempt { step: Step::Calling { initiator, .. }, called, .. }) =
-            self.attempt.as_ref().filter(|attempt| attempt.index() == response.receiver)
+            self.attempt.as_ref().filter(|attempt| attempt.index() == Some(response.receiver))
         else {
             return Err(DropReason::UnexpectedResponse);
         };

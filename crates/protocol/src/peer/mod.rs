@@ -102,6 +102,8 @@ pub enum Event {
     Lost,
     /// The peer stops, and says so.
     Closed,
+    /// Nobody answered handshakes under our next key: they go on under the old one.
+    RotationUnanswered,
     /// The peer answered the upgrade of a session with what does not fit: it misbehaves.
     UpgradeFailed,
     /// The peer's address changed.
@@ -153,6 +155,8 @@ pub struct Peer {
     answering: Option<Answering>,
     /// An initiation is wanted and has not begun.
     wanted: bool,
+    /// Terms or keys have changed: a session of this generation or an older one is not what is wanted.
+    renewing: Option<Generation>,
     /// Two initiations, or an answer of ours and an initiation, stand this far apart.
     initiate_from: BootTime,
     stamper: Stamper,
@@ -196,6 +200,7 @@ impl Peer {
             attempt: None,
             answering: None,
             wanted: false,
+            renewing: None,
             initiate_from: BootTime::default(),
             stamper: Stamper::new(config.floor),
             identities: Identities::new(own, remotes),
@@ -306,11 +311,14 @@ impl Peer {
     }
 
     fn follow_edges(&mut self, now: Now) {
-        if self.keyring.confirm() {
+        let confirmed = self.keyring.confirm();
+        if confirmed {
             self.establish(now, Role::Responder);
-            self.greet(now);
         }
         self.follow_source();
+        if confirmed {
+            self.greet_back(now);
+        }
         if self.activity.source_lost.take() {
             self.forget_source();
         }
@@ -354,12 +362,14 @@ impl Peer {
         self.closed = false;
         self.greeting = None;
         self.gauge.begin();
-        if let Some(pair) = self.keyring.current().map(|session| session.pair) {
+        let current = self.keyring.current().map(|s| (s.opening.generation(), s.pair));
+        if let Some((generation, pair)) = current {
             self.identities.confirm(pair);
+            self.answering.take_if(|answering| answering.made(generation));
+            let rotated = pair.own >= self.identities.calling().own;
+            self.renewing.take_if(|old| rotated && generation > *old);
         }
-        let current = self.keyring.current().map(|session| session.opening.generation());
-        self.answering.take_if(|answering| current.is_some_and(|made| answering.made(made)));
-        self.wanted = false;
+        self.wanted = self.renewing.is_some();
         self.activity.want_handshake.take();
         self.candidates.settle();
         self.timers.jitter = self.jitter();
@@ -371,6 +381,7 @@ impl Peer {
         let had_session = self.keyring.current().is_some();
         self.publish |= self.keyring.expire(now.boot);
         if had_session && self.keyring.current().is_none() {
+            self.forget_what_was_said();
             self.events.push_back(Event::Lost);
         }
     }
@@ -471,7 +482,7 @@ impl Peer {
             open,
             mac1: self.identities.mac1_keys(),
             awaiting_cookie: [
-                self.attempt.as_ref().map(Attempt::index),
+                self.attempt.as_ref().and_then(Attempt::index),
                 answered.map(|key| key.index()),
             ],
             roam: self.config.roam,

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
+use super::initiator::Try;
 use super::session::Names;
-use super::{Event, Load, Pair, Peer, Transmit};
+use super::{Event, Load, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::handshake::{Agreed, Claim, read_initiation};
 use crate::keyring::Session;
 use crate::message::{self, INITIATION_LEN, Index, Initiation, Macs, Message};
-use crate::session::Role;
+use crate::session::{Pair, Role};
 use crate::table::{Admitted, Arrival};
 use crate::terms::Protocol;
 use crate::time::{BootTime, Now};
@@ -81,9 +82,10 @@ impl Peer {
         let own = self.identities.addressed(admitted.datagram()).ok_or(DropReason::BadMac1)?;
         let (claim, pair) = self.verify(at, own, initiation)?;
         self.check_stamp(now.boot, claim.timestamp())?;
-        if self.should_call_back(now) {
+        if self.should_call_back(now, at.from) {
             self.last_initiation = Some((claim.timestamp(), now.boot));
-            self.initiate(now, Some(at.from), now.boot, 1);
+            let first = Try { begun: now.boot, number: 1 };
+            self.initiate(now, Some(at.from), pair, first);
             return Ok(());
         }
         let (stamp, remote) = (claim.timestamp(), claim.remote_index());

@@ -66,6 +66,16 @@ impl Peer {
         }
     }
 
+    /// One that is also not this, which names a session that is in nobody's hands at the moment.
+    pub(super) fn unused_index_but(&mut self, taken: Index) -> Index {
+        loop {
+            let index = self.unused_index();
+            if index != taken {
+                return index;
+            }
+        }
+    }
+
     fn next_generation(&mut self) -> Generation {
         self.generation = self.generation.next();
         self.generation

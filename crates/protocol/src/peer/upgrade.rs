@@ -26,7 +26,7 @@ use crate::upgrade::Transcript;
 
 /// A bootstrap session that has led to nothing for this long is given up.
 pub(super) const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
-/// The first wait before the key is sent again; each one after is twice as long.
+/// The age of the bootstrap session at which the key is sent again; each time after, it is twice that.
 const RESEND_AFTER: Duration = Duration::from_secs(1);
 
 /// What the handshake leaves for the upgrade, to be used once.
@@ -55,11 +55,17 @@ pub(super) struct Answering {
     key: PqInitAssembly,
     /// The answer to the key, to be repeated as often as the key is, and what it made.
     answer: Option<(Vec<u8>, Generation)>,
+    /// Which chunks have come since it was last sent.
+    asked: [bool; 2],
 }
 
 impl Asking {
     pub(super) fn opening(&self) -> &Arc<OpeningKey> {
         &self.session.opening
+    }
+
+    pub(super) fn given_up_at(&self) -> BootTime {
+        self.session.birth + UPGRADE_WITHIN
     }
 
     /// Our name for the session that is to come of it.
@@ -95,7 +101,8 @@ impl Peer {
     ) {
         let (session, bootstrap) = self.bootstrap(now, Role::Initiator, profile, agreed, names);
         let private = DecapsulationKey::generate(&mut self.rng);
-        let init = Box::new(PqInit::new(self.unused_index(), private.encapsulation_key()));
+        let index = self.unused_index_but(names.local);
+        let init = Box::new(PqInit::new(index, private.encapsulation_key()));
         let (resend_at, pause) = (now.boot, RESEND_AFTER);
         let asking = Asking { session, bootstrap, private, init, local, resend_at, pause };
         self.attempt = Some(attempt.upgrading(asking, now.boot + UPGRADE_WITHIN));
@@ -109,12 +116,17 @@ impl Peer {
         }
         let late = |answering: &mut Answering| now.boot >= answering.given_up_at();
         self.publish |= self.answering.take_if(late).is_some();
+        if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_late(now.boot)) {
+            attempt.lapse();
+            self.publish = true;
+        }
     }
 
     /// When the upgrade needs attention.
     pub(super) fn upgrade_deadline(&self) -> Option<BootTime> {
         let given_up = self.answering.as_ref().map(Answering::given_up_at);
-        [self.resend_deadline(), given_up].into_iter().flatten().min()
+        let late = self.attempt.as_ref().and_then(Attempt::asking).map(Asking::given_up_at);
+        [self.resend_deadline(), given_up, late].into_iter().flatten().min()
     }
 
     fn resend_deadline(&self) -> Option<BootTime> {
@@ -125,7 +137,7 @@ impl Peer {
         let Some(attempt) = &mut self.attempt else { return };
         let to = attempt.to();
         let Some(asking) = attempt.asking_mut() else { return };
-        asking.resend_at = now.boot + asking.pause;
+        asking.resend_at = asking.session.birth + asking.pause;
         asking.pause *= 2;
         let frames = asking.init.chunks().map(|chunk| ControlFrame::begin().pq_init(chunk).end());
         let (sealing, from) = (Arc::clone(&asking.session.sealing), asking.local);
@@ -141,14 +153,14 @@ impl Peer {
         framed: &Framed,
         answer: &PqResp,
     ) -> Result<(), DropReason> {
-        let ours = |attempt: &mut Attempt| {
+        let ours = |attempt: &Attempt| {
             attempt.asking().is_some_and(|a| a.opening().generation() == framed.generation)
         };
-        let attempt = self.attempt.take_if(ours).ok_or(DropReason::NotUpgraded)?;
+        let attempt = self.attempt.as_mut().filter(|attempt| ours(attempt));
+        let attempt = attempt.ok_or(DropReason::NotUpgraded)?;
+        let called = attempt.called();
+        let asking = attempt.lapse().ok_or(DropReason::NotUpgraded)?;
         self.publish = true;
-        let Some((asking, called)) = attempt.into_asking() else {
-            return Err(DropReason::NotUpgraded);
-        };
         let Asking { session, bootstrap, private, init, local, .. } = *asking;
         let transcript = Transcript {
             handshake_hash: &bootstrap.handshake_hash,
@@ -161,10 +173,11 @@ impl Peer {
         let upgraded =
             transcript.upgrade(bootstrap.exporter, private.decapsulate(&answer.ciphertext));
         let Ok(keys) = upgraded.confirm(&answer.mac) else {
-            self.wanted = true;
+            // The attempt goes on with its next try.
             self.events.push_back(Event::UpgradeFailed);
             return Err(DropReason::UpgradeFailed);
         };
+        self.attempt = None;
         let names = Names { local: init.index, remote: answer.index, pair: session.pair };
         let origin = self.upgraded(&session, Role::Initiator, names, bootstrap.profile);
         self.take_up(now, called, local, &origin, &keys);
@@ -178,7 +191,8 @@ impl Peer {
     pub(super) fn listen(&mut self, now: Now, profile: Profile, agreed: Agreed, names: Names) {
         let (session, bootstrap) = self.bootstrap(now, Role::Responder, profile, agreed, names);
         let (bootstrap, key) = (Some(bootstrap), PqInitAssembly::default());
-        self.answering = Some(Answering { session, bootstrap, key, answer: None });
+        let asked = [false; 2];
+        self.answering = Some(Answering { session, bootstrap, key, answer: None, asked });
     }
 
     /// Takes a chunk of the initiator's key, and answers once there are both.
@@ -206,12 +220,16 @@ impl Peer {
         chunk: PqInitChunk<'_>,
     ) -> Result<bool, DropReason> {
         let inserted = answering.key.insert(chunk).map_err(|_| DropReason::UpgradeFailed)?;
+        answering.asked[chunk.number()] = true;
         let Some(init) = inserted.copied() else { return Ok(false) };
-        // One key is answered, and once: what it made is repeated.
+        // One key is answered, and once: what it made is repeated, for a whole key each time, so that
+        // nobody gets more bytes than it sent.
         if let Some(bootstrap) = answering.bootstrap.take() {
             answering.answer = Some(self.upgrade(&answering.session, bootstrap, &init)?);
         }
-        Ok(answering.answer.is_some())
+        let whole = answering.asked == [true; 2];
+        answering.asked = if whole { [false; 2] } else { answering.asked };
+        Ok(answering.answer.is_some() && whole)
     }
 
     fn upgrade(
@@ -225,7 +243,7 @@ impl Peer {
             return Err(DropReason::UpgradeFailed);
         };
         let (ciphertext, secret) = key.encapsulate(&mut self.rng);
-        let index = self.unused_index();
+        let index = self.unused_index_but(session.opening.index());
         let transcript = Transcript {
             handshake_hash: &bootstrap.handshake_hash,
             encapsulation_key: &init.encapsulation_key,

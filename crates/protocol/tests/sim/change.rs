@@ -8,6 +8,7 @@ use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
 use crate::end::{End, Side};
+use crate::network::Kind;
 use crate::world::{World, millis, seconds};
 
 const fn vpnd(cipher: Algorithm, kem: Kem) -> Protocol {
@@ -120,6 +121,81 @@ fn both_identities_roll_over() {
     }
     ensure_nothing_lost(&world);
     assert_eq!(world.told(Side::B, |event| matches!(event, Event::UnknownPeer { .. })), []);
+}
+
+#[test]
+fn both_identities_roll_over_at_the_same_moment() {
+    let next = |side: Side| [side as u8 + 11; 32];
+    for apart in [0, 5, 15, 40].map(millis) {
+        let mut world = flowing(|side, options| {
+            options.protocol = POST_QUANTUM;
+            options.next = [Some(next(side)), Some(next(side.other()))];
+        });
+        world.at(Side::A, End::rotate);
+        world.run_for(apart);
+        world.at(Side::B, End::rotate);
+        world.run_for(seconds(20));
+        for side in Side::BOTH {
+            world.at(side, End::finish_rotation);
+        }
+        world.run_for(seconds(300));
+        ensure_nothing_lost(&world);
+        let last = |side| world.told(side, |event| matches!(event, Event::Established(_))).pop();
+        assert!(Side::BOTH.map(last).iter().all(|at| *at > Some(seconds(200))), "{apart:?}");
+    }
+}
+
+#[test]
+fn a_next_key_that_the_peer_does_not_know_costs_nothing() {
+    let mut world = flowing(|side, options| {
+        options.protocol = PLAIN;
+        options.next = if side == Side::A { [Some([11; 32]), None] } else { [None, None] };
+    });
+    world.run_for(seconds(100));
+    world.at(Side::A, End::rotate);
+    world.run_for(seconds(250));
+    assert_eq!(world.told(Side::A, |event| *event == Event::RotationUnanswered).len(), 1);
+    ensure_nothing_lost(&world);
+}
+
+/// B has just been answered under the old terms: that session is not what the reload wants.
+#[test]
+fn what_was_answered_before_a_reload_is_not_what_it_leads_to() {
+    let mut world = flowing(|side, options| {
+        options.protocol = POST_QUANTUM;
+        options.endpoint = options.endpoint.filter(|_| side == Side::B);
+        options.also = if side == Side::B { vec![PLAIN] } else { vec![] };
+    });
+    // Until A has answered B's rekey, and not a moment longer.
+    let answers = |world: &World| world.sent(Side::A, Kind::Response).len();
+    let before = answers(&world);
+    while answers(&world) == before {
+        world.run_for(millis(1));
+    }
+    world[Side::A].options.protocol = PLAIN;
+    world.at(Side::A, End::adopt);
+    let reloaded = world.now;
+    world.run_for(seconds(20));
+    let new = world.told(Side::A, |event| matches!(event, Event::Established(_)));
+    assert!(new.iter().any(|at| *at > reloaded + millis(50)), "{new:?} after {reloaded:?}");
+    world.run_for(seconds(20));
+    ensure_nothing_lost(&world);
+}
+
+#[test]
+fn after_a_crossing_either_end_is_heard_to_stop() {
+    for stops in Side::BOTH {
+        let mut world = World::with(3, |_, options| options.protocol = POST_QUANTUM);
+        for side in Side::BOTH {
+            world.resolve(side);
+            world.offer_every(side, millis(20));
+        }
+        world.run_for(seconds(3));
+        world.at(stops, End::close);
+        world.run_for(millis(15));
+        let told = world.told(stops.other(), |event| *event == Event::Closed);
+        assert_eq!(told.len(), 1, "{stops:?} stops");
+    }
 }
 
 #[test]

@@ -12,6 +12,10 @@ const MTU_V6: IntOption =
 const HEADERS_V4: u16 = 28;
 const HEADERS_V6: u16 = 48;
 
+/// Every link of IPv6 carries this, and nearly every other. The kernel may say less where an ICMP message
+/// said so, which anybody can write.
+const LEAST_MTU: u16 = 1280;
+
 /// The largest UDP payload that leaves for `to` in one packet. It is asked anew when the peer moves;
 /// what lies beyond the first link nobody here knows.
 ///
@@ -23,7 +27,7 @@ pub fn largest_payload(to: SocketAddr) -> io::Result<u16> {
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
     let mtu = sys::get(&socket, if to.is_ipv4() { MTU_V4 } else { MTU_V6 })?;
-    Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX), to))
+    Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU), to))
 }
 
 /// The largest UDP payload in an IP packet of `mtu` bytes to `to`.
