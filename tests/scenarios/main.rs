@@ -18,6 +18,7 @@ mod restart;
 mod roaming;
 mod speed;
 mod system;
+mod tap;
 mod tunnel;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         hostile::scenarios(),
         ecn::scenarios(),
         system::scenarios(),
+        tap::scenarios(),
         flood::scenarios(),
         exact::scenarios(),
         speed::scenarios(),

@@ -95,6 +95,15 @@ impl Capture {
         lock(&self.seen).count(matching)
     }
 
+    /// Sends an Ethernet frame of any kind out of the device.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = self.socket.send(&[&[0; VNET_LEN], frame].concat());
+        sent.map(drop).context("cannot send a frame")
+    }
+
     /// Stops once nothing waits to be read, and returns everything.
     ///
     /// # Errors

@@ -32,6 +32,8 @@ pub struct Site {
     pub listen: Option<u16>,
     /// Of the device.
     pub mtu: u16,
+    /// More lines for vpnd's `[interface]` table.
+    pub interface: Vec<String>,
     /// Networks that lie behind the other end.
     pub routes: Vec<String>,
     /// More lines for vpnd's `[service]` table.
@@ -138,6 +140,7 @@ fn end(name: &str, keys: KeyPair, public: Key, own: [&str; 2], other: [&str; 2])
         addresses: vec![format!("{}/30", own[0]), format!("{}/64", own[1])],
         listen: Some(PORT),
         mtu: 1420,
+        interface: Vec::new(),
         routes: Vec::new(),
         service: Vec::new(),
         remote,

@@ -233,6 +233,7 @@ pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
         format!("mtu = {}", site.mtu),
     ];
     lines.extend(site.listen.map(|port| format!("listen = {port}")));
+    lines.extend(site.interface.iter().cloned());
     let next = site.next_keys.iter();
     lines.extend(next.map(|_| format!("next_private_key_file = \"{name}.next.key\"")));
     lines.push(format!("[peer]\nprotocol = {:?}", remote.protocol));

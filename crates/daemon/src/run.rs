@@ -22,7 +22,7 @@ use vpnd_tunnel::filter::Filter;
 use vpnd_tunnel::udp::{BindError, Socket};
 
 use crate::cli::RunOptions;
-use crate::config::{Account, Config, MssClamp, Roam, Service};
+use crate::config::{self, Account, Config, MssClamp, Roam, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -142,7 +142,7 @@ impl Host {
         let control = control(config)?;
         let mut device = vpnd_tun::open(&Options {
             name: config.interface.name.clone(),
-            mode: Mode::Tun,
+            mode: mode(config),
             offload: config.path.offload,
             queues: 1,
         })?;
@@ -176,6 +176,7 @@ impl Host {
             clock::now(),
         );
         let options = engine::Options {
+            mode: mode(config),
             mtu: config.interface.mtu,
             clamp: clamp(config),
             filter: Filter::new(&config.peer.allowed_ips),
@@ -232,7 +233,10 @@ fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About 
         name: config.name.clone(),
         device: Device {
             name: device.to_owned(),
-            mode: "tun".to_owned(),
+            mode: match config.interface.mode {
+                config::Mode::Tun => "tun".to_owned(),
+                config::Mode::Tap => "tap".to_owned(),
+            },
             mtu: config.interface.mtu,
             listen_port,
             public_key: keys.secret.public().to_string(),
@@ -250,11 +254,12 @@ fn link(config: &Config, name: &str) -> Link {
         peer_addresses: config.interface.peer_addresses.clone(),
         mtu: Some(config.interface.mtu.into()),
         txqueuelen: Some(config.interface.txqueuelen),
+        bridge: config.interface.bridge.clone(),
         routes: config.routes.iter().map(route).collect(),
     }
 }
 
-fn route(route: &crate::config::Route) -> vpnd_device::Route {
+fn route(route: &config::Route) -> vpnd_device::Route {
     vpnd_device::Route { to: route.to, metric: route.metric, table: route.table }
 }
 
@@ -264,7 +269,7 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         identities,
         remotes,
         terms,
-        largest_packet: config.interface.mtu,
+        largest_packet: largest_packet(config),
         keepalive: config.peer.keepalive,
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
@@ -273,6 +278,21 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         },
         floor,
         max_datagram: LEAST_DATAGRAM,
+    }
+}
+
+/// Of what crosses the device: with mode TAP a frame with its header and two tags.
+fn largest_packet(config: &Config) -> u16 {
+    match config.interface.mode {
+        config::Mode::Tun => config.interface.mtu,
+        config::Mode::Tap => config.interface.mtu.saturating_add(22),
+    }
+}
+
+const fn mode(config: &Config) -> Mode {
+    match config.interface.mode {
+        config::Mode::Tun => Mode::Tun,
+        config::Mode::Tap => Mode::Tap,
     }
 }
 

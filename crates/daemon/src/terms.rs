@@ -37,7 +37,7 @@ fn terms(
     preshared: &PresharedKey,
     next_preshared: Option<&PresharedKey>,
 ) -> Vec<Terms> {
-    let own = protocol(&config.peer);
+    let own = protocol(config.interface.mode, &config.peer);
     let keys = [Some(preshared), next_preshared].into_iter().flatten();
     let others = config.peer.also_accept.iter().map(|change| changed(own, *change));
     keys.map(|key| Terms::new(own, key))
@@ -45,11 +45,14 @@ fn terms(
         .collect()
 }
 
-fn protocol(peer: &config::Peer) -> Protocol {
+fn protocol(mode: config::Mode, peer: &config::Peer) -> Protocol {
     match peer.protocol {
         config::Protocol::WireGuard => Protocol::WireGuard,
         config::Protocol::Vpnd => Protocol::Vpnd(Profile {
-            mode: Mode::Tun,
+            mode: match mode {
+                config::Mode::Tun => Mode::Tun,
+                config::Mode::Tap => Mode::Tap,
+            },
             cipher: cipher(peer.cipher),
             kem: kem(peer.post_quantum),
         }),

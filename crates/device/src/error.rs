@@ -49,6 +49,8 @@ pub enum Step {
     QueueLen(u32),
     /// Setting it up.
     Up,
+    /// Making it a port of the bridge of this number; 0 is none.
+    Bridge(u32),
     /// Adding an address.
     Address(IpNet),
     /// Adding a route.
@@ -85,6 +87,7 @@ impl fmt::Display for Step {
             Self::Mtu(mtu) => write!(f, "setting MTU {mtu} on"),
             Self::QueueLen(len) => write!(f, "setting txqueuelen {len} on"),
             Self::Up => write!(f, "setting up"),
+            Self::Bridge(_) => write!(f, "making a port of its bridge of"),
             Self::Address(address) => write!(f, "adding address {address} to"),
             Self::Route(to) => write!(f, "adding route {to} to"),
         }
@@ -102,6 +105,7 @@ impl Step {
             (Self::Address(IpNet::V6(_)), libc::EACCES) => {
                 "; IPv6 is switched off (sysctl net.ipv6.conf.DEVICE.disable_ipv6)"
             }
+            (Self::Bridge(_), libc::EOPNOTSUPP) => "; what `bridge` names is no bridge",
             (Self::Address(IpNet::V6(_)), libc::EINVAL) => "; IPv6 needs an MTU of at least 1280",
             (_, libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => "; this kernel is built without it",
             _ => "",

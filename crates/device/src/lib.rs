@@ -33,6 +33,8 @@ pub struct Link {
     pub mtu: Option<u32>,
     /// Left as it is when absent.
     pub txqueuelen: Option<u32>,
+    /// The bridge it becomes a port of.
+    pub bridge: Option<String>,
     /// What is reached through the device.
     pub routes: Vec<Route>,
 }
@@ -94,6 +96,9 @@ impl Netlink {
         let device = link::set(&self.handle, link, undo).await?;
         for (ours, peer) in pairs {
             address::add(&self.handle, device, ours, peer, undo).await?;
+        }
+        if let Some(bridge) = &link.bridge {
+            link::join(&self.handle, device, bridge, undo).await?;
         }
         link::up(&self.handle, device, undo).await?;
         for route in &link.routes {

@@ -37,6 +37,31 @@ pub(crate) async fn set<'a>(
     Ok(device)
 }
 
+/// Makes the device a port of a bridge that is there already.
+pub(crate) async fn join(
+    handle: &Handle,
+    device: Device<'_>,
+    bridge: &str,
+    undo: &mut Undo,
+) -> Result<(), Error> {
+    let master = find(handle, bridge).await?.header.index;
+    let before = controller(&find(handle, device.name).await?);
+    if before != master {
+        change(handle, device, Step::Bridge(master)).await?;
+        undo.extend([Change::Link(message(device.index, Step::Bridge(before)))]);
+    }
+    Ok(())
+}
+
+/// Whose port a device is; 0 is nobody's.
+fn controller(link: &LinkMessage) -> u32 {
+    let controllers = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    });
+    controllers.last().unwrap_or(0)
+}
+
 /// Sets the device up, unless it is.
 pub(crate) async fn up(handle: &Handle, device: Device<'_>, undo: &mut Undo) -> Result<(), Error> {
     let before = find(handle, device.name).await?;
@@ -99,6 +124,7 @@ fn message(index: u32, step: Step) -> LinkMessage {
         Step::Mtu(mtu) => builder.mtu(mtu),
         Step::QueueLen(len) => builder.append_extra_attribute(LinkAttribute::TxQueueLen(len)),
         Step::Up => builder.up(),
+        Step::Bridge(master) => builder.controller(master),
         Step::Find | Step::Address(_) | Step::Route(_) => builder,
     }
     .build()

@@ -52,6 +52,7 @@ fn link() -> Link {
         peer_addresses: Vec::new(),
         mtu: Some(1420),
         txqueuelen: Some(512),
+        bridge: None,
         routes: vec![
             route("198.51.100.0/24", None, 254),
             route("198.18.0.0/15", Some(77), 1000),

@@ -22,6 +22,13 @@ pub enum Inner {
         /// Its source address.
         source: IpAddr,
     },
+    /// An Ethernet frame.
+    Ethernet {
+        /// Where it begins in the plaintext.
+        start: usize,
+        /// Its length.
+        len: usize,
+    },
     /// A control frame, in the first `len` bytes.
     Control {
         /// The plaintext's length.
@@ -49,7 +56,10 @@ impl Inner {
         match (contents, first >> 4) {
             (Contents::Packets, _) | (Contents::Frames, 4 | 6) => Self::packet(plaintext),
             (Contents::Bootstrap, 4 | 6) => Err(DropReason::NotUpgraded),
-            (Contents::Frames | Contents::Bootstrap, _) => Self::frame(contents, plaintext),
+            (Contents::Ethernet, 4 | 6) => Err(DropReason::InnerMalformed),
+            (Contents::Frames | Contents::Ethernet | Contents::Bootstrap, _) => {
+                Self::frame(contents, plaintext)
+            }
         }
     }
 
@@ -70,7 +80,10 @@ impl Inner {
 
     /// Whether a packet begins with it: what a timer or the user takes for traffic.
     pub(crate) const fn is_data(&self) -> bool {
-        matches!(self, Self::Packet { .. } | Self::Piece { first: true, .. })
+        matches!(
+            self,
+            Self::Packet { .. } | Self::Ethernet { .. } | Self::Piece { first: true, .. }
+        )
     }
 
     fn frame(contents: Contents, plaintext: &[u8]) -> Result<Self, DropReason> {
@@ -81,6 +94,9 @@ impl Inner {
             }
             _ if contents == Contents::Bootstrap => Err(DropReason::NotUpgraded),
             Frame::Fragment(piece) => Ok(Self::Piece { len, first: piece.is_first() }),
+            Frame::Ethernet(frame) if contents == Contents::Ethernet => {
+                Ok(Self::Ethernet { start: frame::HEADER_LEN, len: frame.len() })
+            }
             Frame::Ethernet(_) => Err(DropReason::UnknownFrame),
         }
     }

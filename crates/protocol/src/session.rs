@@ -71,6 +71,8 @@ pub enum Contents {
     Packets,
     /// Frames beside them.
     Frames,
+    /// Frames of which some are Ethernet's, and no bare IP packets.
+    Ethernet,
     /// Nothing but the two messages of its upgrade.
     Bootstrap,
 }
@@ -245,7 +247,7 @@ impl SealingKey {
 
     /// Whether the peer understands frames, and so packets in pieces.
     pub fn carries_frames(&self) -> bool {
-        self.contents == Contents::Frames
+        matches!(self.contents, Contents::Frames | Contents::Ethernet)
     }
 
     /// Datagrams sealed so far.

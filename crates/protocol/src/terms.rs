@@ -7,7 +7,7 @@ use std::fmt;
 use vpnd_crypto::aead::Algorithm;
 use vpnd_crypto::key::PresharedKey;
 
-use crate::profile::{Kem, Profile};
+use crate::profile::{Kem, Mode, Profile};
 use crate::session::Contents;
 
 /// What both ends speak.
@@ -41,7 +41,8 @@ impl Protocol {
     pub(crate) const fn contents(self) -> Contents {
         match self {
             Self::WireGuard => Contents::Packets,
-            Self::Vpnd(_) => Contents::Frames,
+            Self::Vpnd(Profile { mode: Mode::Tun, .. }) => Contents::Frames,
+            Self::Vpnd(Profile { mode: Mode::Tap, .. }) => Contents::Ethernet,
         }
     }
 }

@@ -191,5 +191,5 @@ const RST: u8 = 0x04;
 const URG: u8 = 0x20;
 const CWR: u8 = 0x80;
 const DONT_FRAGMENT: u16 = 0x4000;
-const ETHER_IPV4: u16 = 0x0800;
-const ETHER_IPV6: u16 = 0x86dd;
+pub(crate) const ETHER_IPV4: u16 = 0x0800;
+pub(crate) const ETHER_IPV6: u16 = 0x86dd;

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 
 use thiserror::Error;
 
+use crate::flow::{ETHER_IPV4, ETHER_IPV6};
 use crate::layout::Transport;
 use crate::{ioctl, probe};
 
@@ -17,7 +18,7 @@ use crate::{ioctl, probe};
 ///
 /// When the driver, the privilege or the name is missing, or the device is taken.
 pub fn open(options: &Options) -> Result<Device, OpenError> {
-    let name = options.name.as_deref().unwrap_or("tun%d");
+    let name = options.name.as_deref().unwrap_or(options.mode.pattern());
     check_name(name)?;
     let queues = options.queues.max(1);
     let (first, name, multi_queue) = attach_first(name, options.mode, queues > 1)?;
@@ -37,7 +38,7 @@ pub fn open(options: &Options) -> Result<Device, OpenError> {
 /// Which device to open.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its name; `%d` in it stands for the first free number, and absent it is `tun%d`.
+    /// Its name; `%d` in it stands for the first free number, and absent it is `tun%d` or `tap%d`.
     pub name: Option<String>,
     /// What crosses it.
     pub mode: Mode,
@@ -52,22 +53,58 @@ pub struct Options {
 pub enum Mode {
     /// IP packets.
     Tun,
+    /// Ethernet frames, without their check sequence.
+    Tap,
 }
 
 impl Mode {
     const fn flag(self) -> i32 {
         match self {
             Self::Tun => libc::IFF_TUN,
+            Self::Tap => libc::IFF_TAP,
         }
     }
 
-    /// Bytes in front of the IP header.
+    /// The name of a device that is given none.
+    const fn pattern(self) -> &'static str {
+        match self {
+            Self::Tun => "tun%d",
+            Self::Tap => "tap%d",
+        }
+    }
+
+    /// Bytes in front of the IP header where nothing special stands there.
     pub const fn prefix(self) -> usize {
         match self {
             Self::Tun => 0,
+            Self::Tap => ETHERNET_HEADER,
+        }
+    }
+
+    /// Where the IP header of this packet begins: behind the tags of virtual LANs, if there are any.
+    /// `None` if it carries something else.
+    pub fn ip_start(self, packet: &[u8]) -> Option<usize> {
+        if self == Self::Tun {
+            return Some(0);
+        }
+        let mut at = ETHERNET_HEADER;
+        loop {
+            match u16::from_be_bytes(*packet.get(at - 2..)?.first_chunk()?) {
+                ETHER_IPV4 | ETHER_IPV6 => return Some(at),
+                ETHER_VLAN | ETHER_SERVICE_VLAN if at < MAX_TAGGED => at += VLAN_TAG,
+                _ => return None,
+            }
         }
     }
 }
+
+/// Two addresses and a type.
+const ETHERNET_HEADER: usize = 14;
+const VLAN_TAG: usize = 4;
+/// Behind two tags.
+const MAX_TAGGED: usize = ETHERNET_HEADER + 2 * VLAN_TAG;
+const ETHER_VLAN: u16 = 0x8100;
+const ETHER_SERVICE_VLAN: u16 = 0x88a8;
 
 /// An open device. It goes when the last queue is dropped, unless it is persistent.
 #[derive(Debug)]

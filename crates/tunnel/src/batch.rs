@@ -10,8 +10,10 @@ use vpnd_protocol::frame::{self, Frame};
 use vpnd_protocol::message::DATA_HEADER_LEN;
 use vpnd_protocol::session::{Counters, OVERHEAD, SealingKey, padded_len};
 use vpnd_protocol::table::Path;
+use vpnd_tun::Mode;
 
 use crate::ecn::Ecn;
+use crate::shared::Shared;
 use crate::udp::{MAX_BATCH, MAX_RUNS, Transmit};
 
 /// Datagrams in the making. The buffer is allocated once.
@@ -22,9 +24,51 @@ pub(crate) struct Batch {
     /// What each datagram holds.
     contents: Vec<Content>,
     max_datagrams: usize,
-    mtu: usize,
+    framing: Framing,
     /// The largest datagram, where larger packets may go out in pieces.
     largest: Option<usize>,
+}
+
+/// How a packet that goes out whole stands in its datagram.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Framing {
+    /// IP packets as they are, padded as their device's MTU allows.
+    Bare { mtu: usize },
+    /// Ethernet frames behind their envelope.
+    Ethernet,
+}
+
+impl Framing {
+    pub(crate) fn of(shared: &Shared) -> Self {
+        match shared.mode {
+            Mode::Tun => Self::Bare { mtu: shared.mtu.into() },
+            Mode::Tap => Self::Ethernet,
+        }
+    }
+
+    /// The datagram of a packet of `len` bytes.
+    const fn size(self, len: usize) -> usize {
+        OVERHEAD
+            + match self {
+                Self::Bare { mtu } => padded_len(len, mtu),
+                Self::Ethernet => frame::plaintext_len(len),
+            }
+    }
+
+    const fn header_len(self) -> usize {
+        match self {
+            Self::Bare { .. } => 0,
+            Self::Ethernet => frame::HEADER_LEN,
+        }
+    }
+
+    /// Writes what stands before a packet of `len` bytes, and says how long it is.
+    fn begin(self, len: usize, plaintext: &mut [u8]) -> usize {
+        if let Self::Ethernet = self {
+            plaintext[..frame::HEADER_LEN].copy_from_slice(&frame::ethernet_header(len));
+        }
+        self.header_len()
+    }
 }
 
 /// What a datagram holds.
@@ -60,15 +104,15 @@ struct Run {
 }
 
 impl Batch {
-    /// An empty batch of at most `max_datagrams` for a device of this MTU.
-    pub(crate) fn new(max_datagrams: usize, mtu: usize) -> Self {
+    /// An empty batch of at most `max_datagrams`.
+    pub(crate) fn new(max_datagrams: usize, framing: Framing) -> Self {
         Self {
             buffer: vec![0; MAX_BATCH].into_boxed_slice(),
             used: 0,
             runs: Vec::with_capacity(MAX_RUNS),
             contents: Vec::with_capacity(max_datagrams),
             max_datagrams,
-            mtu,
+            framing,
             largest: None,
         }
     }
@@ -80,7 +124,7 @@ impl Batch {
 
     /// How a packet of `len` bytes goes out.
     pub(crate) fn fit(&self, len: usize) -> Fit {
-        let size = padded_len(len, self.mtu) + OVERHEAD;
+        let size = self.framing.size(len);
         match self.largest.filter(|&largest| size > largest) {
             Some(largest) => match plan(len, largest) {
                 Some(plan) if sealed_len(plan) <= MAX_BATCH => Fit::Pieces(plan),
@@ -114,12 +158,13 @@ impl Batch {
     /// Room for a packet of `len` bytes, its padding already zero; `None` if the batch has to be
     /// sent first.
     pub(crate) fn room(&mut self, len: usize, ecn: Ecn) -> Option<&mut [u8]> {
-        let size = padded_len(len, self.mtu) + OVERHEAD;
+        let size = self.framing.size(len);
         let (start, end) = (self.used + DATA_HEADER_LEN, self.used + size);
         if !self.extend(size, ecn) {
             return None;
         }
         self.contents.push(Content::Packet(len));
+        let start = start + self.framing.begin(len, &mut self.buffer[start..]);
         self.buffer[start + len..end].fill(0);
         Some(&mut self.buffer[start..start + len])
     }
@@ -177,7 +222,10 @@ impl Batch {
         let mut whole = Vec::new();
         for (start, content) in starts.map(|start| start + DATA_HEADER_LEN).zip(&self.contents) {
             match *content {
-                Content::Packet(len) => take(&self.buffer[start..start + len]),
+                Content::Packet(len) => {
+                    let start = start + self.framing.header_len();
+                    take(&self.buffer[start..start + len]);
+                }
                 Content::Piece { len, .. } => {
                     let Ok(Frame::Fragment(piece)) = frame::parse(&self.buffer[start..start + len])
                     else {
@@ -258,7 +306,7 @@ mod tests {
     use super::*;
 
     fn batch() -> Batch {
-        Batch::new(64, 1420)
+        Batch::new(64, Framing::Bare { mtu: 1420 })
     }
 
     fn fill(batch: &mut Batch, lens: &[usize]) {
@@ -339,8 +387,18 @@ mod tests {
     }
 
     #[test]
+    fn an_ethernet_frame_stands_behind_its_envelope() {
+        let mut batch = Batch::new(64, Framing::Ethernet);
+        batch.room(60, Ecn::NotEct).unwrap().fill(9);
+        // Two bytes of envelope and two of padding make four blocks.
+        assert_eq!(runs(&batch), [vec![64 + OVERHEAD]]);
+        assert_eq!(batch.buffer[16..18], [2, 2]);
+        assert_eq!(packets(&batch), [vec![9; 60]]);
+    }
+
+    #[test]
     fn a_packet_larger_than_a_datagram_goes_out_in_pieces_and_comes_back_whole() {
-        let mut batch = Batch::new(64, 9000);
+        let mut batch = Batch::new(64, Framing::Bare { mtu: 9000 });
         assert_eq!(batch.fit(9000), Fit::Whole);
         batch.limit(Some(1472));
         let packet: Vec<u8> = (0..9000).map(|n| (n % 251) as u8).collect();

@@ -18,7 +18,8 @@ pub(crate) struct Delivery {
 impl Delivery {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let offload = shared.queue.offload();
-        let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix: 0 };
+        let prefix = shared.mode.prefix();
+        let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix };
         Self { shared, coalescer: Coalescer::new(limits) }
     }
 
@@ -79,7 +80,9 @@ impl Outcome {
 }
 
 fn write_singly(shared: &Shared, slices: &[IoSlice<'_>], outcome: &mut Outcome) {
-    let undone = unmerge(slices, 0, |single| outcome.note(shared, shared.queue.write(single), 1));
+    let prefix = shared.mode.prefix();
+    let undone =
+        unmerge(slices, prefix, |single| outcome.note(shared, shared.queue.write(single), 1));
     debug_assert!(undone.is_ok(), "the coalescer's own write");
 }
 

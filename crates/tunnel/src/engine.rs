@@ -12,7 +12,7 @@ use vpnd_protocol::activity::Activity;
 use vpnd_protocol::cookie::Mac1Key;
 use vpnd_protocol::table::{Admitted, IDENTITIES, Table};
 use vpnd_protocol::turn::Framed;
-use vpnd_tun::Queue;
+use vpnd_tun::{Mode, Queue};
 
 use crate::clamp::Clamp;
 use crate::counters::Counters;
@@ -32,6 +32,8 @@ pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
 
 /// How packets are treated.
 pub struct Options {
+    /// What crosses the device.
+    pub mode: Mode,
     /// The device's MTU, which padding never exceeds.
     pub mtu: u16,
     /// What TCP's segment size is clamped to; `None` leaves it alone.
@@ -76,6 +78,7 @@ impl Engine {
             activity,
             counters: Counters::default(),
             filter: options.filter,
+            mode: options.mode,
             mtu: options.mtu,
             clamp: options.clamp,
             control: Signal::new()?,

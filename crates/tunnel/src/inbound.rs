@@ -219,9 +219,9 @@ impl Inbound {
                 });
                 match found {
                     Ok(Found::Nothing) => {}
-                    Ok(Found::Packet(len)) => {
-                        let start = slot.datagram.start + DATA_HEADER_LEN;
-                        self.delivery.push(&self.buffer, start..start + len);
+                    Ok(Found::Packet(Range { start, end })) => {
+                        let at = slot.datagram.start + DATA_HEADER_LEN;
+                        self.delivery.push(&self.buffer, at + start..at + end);
                     }
                     Ok(Found::Whole(packet)) => self.delivery.write(&mut self.buffer, packet)?,
                     Err(reason) => self.shared.counters.count(reason, 1),

@@ -19,9 +19,9 @@ use vpnd_protocol::session::Counters;
 use vpnd_protocol::staging::Staging;
 use vpnd_protocol::table::Path;
 use vpnd_protocol::time::BootTime;
-use vpnd_tun::{READ_BUFFER, VNET_LEN, VnetHeader, split};
+use vpnd_tun::{Mode, READ_BUFFER, VNET_LEN, VnetHeader, split};
 
-use crate::batch::{Batch, Fit};
+use crate::batch::{Batch, Fit, Framing};
 use crate::clock;
 use crate::ecn::Ecn;
 use crate::shared::{Shared, await_room, is_gone};
@@ -50,7 +50,7 @@ const LIGHT: usize = 4096;
 
 impl Outbound {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let batch = Batch::new(shared.socket.max_segments(), shared.mtu.into());
+        let batch = Batch::new(shared.socket.max_segments(), Framing::of(&shared));
         let read = vec![0; READ_BUFFER].into_boxed_slice();
         let uncut = vec![0; READ_BUFFER].into_boxed_slice();
         Self { shared, read, batch, uncut, staging: Staging::default() }
@@ -94,14 +94,16 @@ impl Outbound {
     }
 
     pub(crate) fn split_packet(&mut self, read: &[u8]) -> io::Result<()> {
+        let mode = self.shared.mode;
         let segments = VnetHeader::decode(read).and_then(|(header, packet)| {
-            split(header, packet, 0).ok().filter(|s| is_whole(packet, s.remaining()))
+            let prefix = mode.ip_start(packet).unwrap_or(mode.prefix());
+            split(header, packet, prefix).ok().filter(|s| is_whole(mode, packet, s.remaining()))
         });
         let Some(mut segments) = segments else {
             self.shared.counters.count(DropReason::DeviceMalformed, 1);
             return Ok(());
         };
-        let (single, ecn) = (segments.remaining() == 1, Ecn::of_packet(&read[VNET_LEN..]));
+        let (single, ecn) = (segments.remaining() == 1, mark(mode, &read[VNET_LEN..]));
         while let Some(len) = segments.next_len() {
             let fit = self.batch.fit(len);
             let packet = match fit {
@@ -178,12 +180,14 @@ impl Outbound {
             if !self.shared.table.load().sends_at(now) {
                 break;
             }
-            let mut batch = Batch::new(self.shared.socket.max_segments(), self.shared.mtu.into());
+            let mut batch =
+                Batch::new(self.shared.socket.max_segments(), Framing::of(&self.shared));
             batch.limit(self.shared.table.load().largest_datagram());
             self.drop_too_big(&batch);
             let packets = self.staging.packets();
-            let taken =
-                packets.take_while(|packet| batch.take(packet, Ecn::of_packet(packet))).count();
+            let taken = packets
+                .take_while(|packet| batch.take(packet, mark(self.shared.mode, packet)))
+                .count();
             if taken == 0 {
                 break;
             }
@@ -256,10 +260,18 @@ fn note(shared: &Shared, sent: &Sent) {
 }
 
 /// Whether a packet is IP and as long as it says; of a super-packet, whose length is made anew for
-/// each segment, only the former.
-fn is_whole(packet: &[u8], segments: usize) -> bool {
+/// each segment, only the former. Of an Ethernet frame, whether it has a header.
+fn is_whole(mode: Mode, packet: &[u8], segments: usize) -> bool {
+    if mode == Mode::Tap {
+        return packet.len() >= mode.prefix();
+    }
     match Inner::packet(packet) {
         Ok(found) => matches!(found, Inner::Packet { .. }),
         Err(_) => segments > 1 && matches!(packet[0] >> 4, 4 | 6),
     }
+}
+
+/// The mark of the IP packet that crosses the device, or is in the frame that does.
+fn mark(mode: Mode, packet: &[u8]) -> Ecn {
+    mode.ip_start(packet).map_or(Ecn::NotEct, |ip| Ecn::of_packet(&packet[ip..]))
 }

@@ -11,12 +11,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::edge::Wake;
 use vpnd_protocol::table::Table;
-use vpnd_tun::Queue;
+use vpnd_tun::{Mode, Queue};
 
 use crate::clamp::{Clamp, clamp_mss};
 use crate::counters::Counters;
 use crate::filter::Filter;
 use crate::udp::Socket;
+
+/// Two addresses, two tags and a type.
+const MAX_ETHERNET_HEADER: usize = 22;
 
 /// One tunnel, as all its threads see it.
 pub(crate) struct Shared {
@@ -26,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
     pub(crate) filter: Filter,
+    /// What crosses the device.
+    pub(crate) mode: Mode,
     pub(crate) mtu: u16,
     /// What TCP's segment size is clamped to.
     pub(crate) clamp: Option<Clamp>,
@@ -40,9 +45,18 @@ impl Shared {
         }
     }
 
+    /// Clamps the segment size in what crosses the device.
     pub(crate) fn clamp(&self, packet: &mut [u8]) {
-        if let Some(clamp) = self.clamp {
-            clamp_mss(packet, clamp);
+        if let (Some(clamp), Some(ip)) = (self.clamp, self.mode.ip_start(packet)) {
+            clamp_mss(&mut packet[ip..], clamp);
+        }
+    }
+
+    /// The longest that crosses the device.
+    pub(crate) fn largest_packet(&self) -> usize {
+        match self.mode {
+            Mode::Tun => self.mtu.into(),
+            Mode::Tap => usize::from(self.mtu) + MAX_ETHERNET_HEADER,
         }
     }
 }

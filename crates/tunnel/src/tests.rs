@@ -96,6 +96,7 @@ fn shared(device: &str, socket: Socket, table: Table) -> Arc<Shared> {
         activity: Arc::new(Activity::default()),
         counters: Counters::default(),
         filter: Filter::new(&["192.0.2.0/24".parse().unwrap()]),
+        mode: Mode::Tun,
         mtu: MTU,
         clamp: Some(Clamp::Mtu(MTU)),
         control: Signal::new().unwrap(),

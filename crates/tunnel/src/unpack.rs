@@ -2,6 +2,7 @@
 //! delivered, or a piece of one, which waits for the others.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use vpnd_protocol::drop_reason::DropReason;
@@ -10,6 +11,7 @@ use vpnd_protocol::frame::{self, Frame};
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::session::OpeningKey;
 use vpnd_protocol::time::BootTime;
+use vpnd_tun::Mode;
 
 use crate::ecn::{self, Ecn};
 use crate::shared::Shared;
@@ -31,15 +33,15 @@ pub(crate) struct Place<'a> {
 /// What there is to deliver.
 pub(crate) enum Found<'a> {
     Nothing,
-    /// A packet of so many bytes, where it was opened.
-    Packet(usize),
+    /// A packet, where it was opened: where in the plaintext.
+    Packet(Range<usize>),
     /// A packet whose last piece this was.
     Whole(&'a [u8]),
 }
 
 impl Unpack {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let pieces = Reassembly::new(shared.mtu.into());
+        let pieces = Reassembly::new(shared.largest_packet());
         Self { shared, pieces }
     }
 
@@ -56,7 +58,11 @@ impl Unpack {
         match inner {
             Inner::Packet { len, source } => {
                 admit(&self.shared, source, place.outer, &mut plaintext[..len])?;
-                Ok(Found::Packet(len))
+                Ok(Found::Packet(0..len))
+            }
+            Inner::Ethernet { start, len } => {
+                admit_frame(&self.shared, place.outer, &mut plaintext[start..start + len])?;
+                Ok(Found::Packet(start..start + len))
             }
             Inner::Piece { len, .. } => self.piece(place, &plaintext[..len]),
             Inner::Keepalive | Inner::Control { .. } => Ok(Found::Nothing),
@@ -77,10 +83,14 @@ impl Unpack {
         let piece = (piece, outer == Ecn::Ce);
         let whole = self.pieces.insert_marked(key.generation(), counter, piece, now)?;
         let Some((packet, congested)) = whole else { return Ok(Found::Nothing) };
+        let outer = if congested { Ecn::Ce } else { outer };
+        if self.shared.mode == Mode::Tap {
+            admit_frame(&self.shared, outer, packet)?;
+            return Ok(Found::Whole(packet));
+        }
         let Inner::Packet { len, source } = Inner::packet(packet)? else {
             return Err(DropReason::InnerMalformed);
         };
-        let outer = if congested { Ecn::Ce } else { outer };
         admit(&self.shared, source, outer, &mut packet[..len])?;
         Ok(Found::Whole(&packet[..len]))
     }
@@ -93,5 +103,17 @@ fn admit(shared: &Shared, source: IpAddr, outer: Ecn, packet: &mut [u8]) -> Resu
     }
     ecn::decapsulate(outer, packet)?;
     shared.clamp(packet);
+    Ok(())
+}
+
+/// A bridge lets everybody in; what the way said of congestion, and the segment size, still count.
+fn admit_frame(shared: &Shared, outer: Ecn, frame: &mut [u8]) -> Result<(), DropReason> {
+    if frame.len() < shared.mode.prefix() {
+        return Err(DropReason::InnerMalformed);
+    }
+    if let Some(ip) = shared.mode.ip_start(frame) {
+        ecn::decapsulate(outer, &mut frame[ip..])?;
+    }
+    shared.clamp(frame);
     Ok(())
 }

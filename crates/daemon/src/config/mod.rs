@@ -74,6 +74,8 @@ pub(crate) struct Interface {
     pub(crate) mtu: u16,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
+    /// The bridge that the device joins.
+    pub(crate) bridge: Option<String>,
 }
 
 /// What the device carries.
@@ -82,6 +84,8 @@ pub(crate) struct Interface {
 pub(crate) enum Mode {
     /// IP packets.
     Tun,
+    /// Ethernet frames.
+    Tap,
 }
 
 /// `[peer]`: the other end.

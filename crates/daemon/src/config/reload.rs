@@ -44,7 +44,7 @@ pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)>
     keys
 }
 
-fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 7] {
+fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 8] {
     let Interface {
         name,
         mode,
@@ -53,6 +53,7 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 7] 
         listen,
         mtu,
         txqueuelen,
+        bridge,
         private_key_file: _,
         next_private_key_file: _,
     } = now;
@@ -64,6 +65,7 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 7] 
         ("[interface] listen", *listen != then.listen),
         ("[interface] mtu", *mtu != then.mtu),
         ("[interface] txqueuelen", *txqueuelen != then.txqueuelen),
+        ("[interface] bridge", *bridge != then.bridge),
     ]
 }
 

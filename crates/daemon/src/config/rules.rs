@@ -12,7 +12,7 @@ use vpnd_tunnel::udp::Listen;
 use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
-use super::{AlsoAccept, Config, Interface, Peer, Protocol, Roam, Route};
+use super::{AlsoAccept, Config, Interface, Mode, Peer, Protocol, Roam, Route};
 use crate::keys::Keys;
 
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
@@ -31,6 +31,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     someone_begins(config, &mut found);
     peer_addresses(config, &mut found);
     mtu(config, &mut found);
+    frames(config, &mut found);
     something_allowed(config, &mut found);
     endpoints_outside(config, &mut found);
     routes_once(config, &mut found);
@@ -221,8 +222,22 @@ fn mtu(config: &Config, found: &mut Found<'_>) {
     }
 }
 
+/// A device that carries IP packets is no port of a bridge, and WireGuard carries nothing else.
+fn frames(config: &Config, found: &mut Found<'_>) {
+    let Interface { mode, bridge, .. } = &config.interface;
+    if bridge.is_some() && *mode == Mode::Tun {
+        let problem = Problem::error("only a device that carries Ethernet frames joins a bridge");
+        found.at("[interface]", "bridge", problem.help("write mode = \"tap\" in [interface]"));
+    }
+    if *mode == Mode::Tap && config.peer.also_accept.contains(&AlsoAccept::WireGuard) {
+        let problem = Problem::error("WireGuard carries no Ethernet frames");
+        found.at("[peer]", "also_accept", problem.help("leave out \"protocol=wireguard\""));
+    }
+}
+
 fn something_allowed(config: &Config, found: &mut Found<'_>) {
-    if config.peer.allowed_ips.is_empty() {
+    // A bridge lets everybody in.
+    if config.peer.allowed_ips.is_empty() && config.interface.mode == Mode::Tun {
         let problem = Problem::error("no address is let in: nothing would pass the tunnel");
         let help = "set [interface] address, from which it follows, or allowed_ips itself";
         found.at("[peer]", "allowed_ips", problem.help(help));

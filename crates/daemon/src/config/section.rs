@@ -29,6 +29,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "listen",
             "mtu",
             "txqueuelen",
+            "bridge",
         ],
     ),
     (

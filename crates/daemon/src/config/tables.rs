@@ -87,13 +87,15 @@ fn interface(
     let parse = SecretKey::from_base64;
     let key = s.required("private_key_file", KEY, key_file(from, "private_key_file", parse));
     let (next_private_key_file, next_secret) = optional(s, from, "next_private_key_file", parse);
+    let mode = s.or("mode", Mode::Tun, text(|text| mode(text, vpnd)));
     let interface = Interface {
         name: s.take("name", text(device_name)),
-        mode: s.or("mode", Mode::Tun, text(|text| mode(text, vpnd))),
+        mode,
+        bridge: s.take("bridge", text(device_name)),
         addresses: s.or("address", vec![], list(value::interface_address)),
         peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
         listen: s.or("listen", Listen::Port(0), listen),
-        mtu: s.or("mtu", 1420, integer(576..=65535)),
+        mtu: s.or("mtu", default_mtu(mode), integer(576..=65535)),
         txqueuelen: s.or("txqueuelen", 1000, integer(1..=1_000_000)),
         private_key_file: key.as_ref()?.0.clone(),
         next_private_key_file,
@@ -223,12 +225,18 @@ fn device_name(text: &str) -> TextResult<String> {
     Err(problem.help("1 to 15 characters, without blanks, `/`, `:` or `%`"))
 }
 
+/// A frame of a LAN is longer than one datagram carries, and crosses in pieces.
+const fn default_mtu(mode: Mode) -> u16 {
+    match mode {
+        Mode::Tun => 1420,
+        Mode::Tap => 1500,
+    }
+}
+
 fn mode(text: &str, vpnd: bool) -> TextResult<Mode> {
     match text {
-        "tap" if vpnd => Err(Problem::error("\"tap\" comes with a later release of vpnd")
-            .help("change this line to mode = \"tun\"")),
-        "tap" => Err(rules::needs_vpnd("change this line to mode = \"tun\"")),
-        _ => choice(&[("tun", Mode::Tun)])(text),
+        "tap" if !vpnd => Err(rules::needs_vpnd("change this line to mode = \"tun\"")),
+        _ => choice(&[("tun", Mode::Tun), ("tap", Mode::Tap)])(text),
     }
 }
 

@@ -93,6 +93,7 @@ fn defaults() {
             "name": null, "mode": "tun", "address": ["10.99.0.1/30"], "peer_address": [],
             "private_key_file": config.file.with_file_name("site.key"),
             "next_private_key_file": null, "listen": 51820, "mtu": 1420, "txqueuelen": 1000,
+            "bridge": null,
         })
     );
     assert_eq!(
@@ -355,7 +356,7 @@ fn the_example_shows_the_defaults() {
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
     // The user `vpnd` is the default only where it exists, what comes next is no key of now, and how
     // large packets may be the route says.
-    let others = ["#user", "#next_", "#mtu_max"];
+    let others = ["#user", "#next_", "#mtu_max", "#bridge"];
     let has_default = |line: &&str| !others.iter().any(|other| line.starts_with(other));
     let spelled_out: Vec<_> = plain
         .lines()

@@ -241,7 +241,7 @@ impl Peer {
 
     fn frames_flow(&self) -> bool {
         let current = self.keyring.current();
-        current.is_some_and(|session| session.opening.contents() == Contents::Frames)
+        current.is_some_and(|session| session.sealing.carries_frames())
     }
 
     fn is_live(&self, generation: Generation) -> bool {

@@ -174,7 +174,7 @@ impl Data {
             let mut window = key.window();
             for Slot { datagram, opened, .. } in run {
                 match accepting.accept(key, &mut window, opened, datagram) {
-                    Ok(Inner::Keepalive | Inner::Piece { .. }) => {}
+                    Ok(Inner::Keepalive | Inner::Piece { .. } | Inner::Ethernet { .. }) => {}
                     Ok(Inner::Packet { len, .. }) => {
                         assert_ne!(key.contents(), Contents::Bootstrap);
                         self.delivered.push(datagram[DATA_HEADER_LEN..][..len].to_vec());
