@@ -59,7 +59,7 @@ fn controller(link: &LinkMessage) -> u32 {
         LinkAttribute::Controller(index) => Some(*index),
         _ => None,
     });
-    controllers.last().unwrap_or(0)
+    controllers.max().unwrap_or(0)
 }
 
 /// Sets the device up, unless it is.

@@ -18,7 +18,7 @@ use crate::{ioctl, probe};
 ///
 /// When the driver, the privilege or the name is missing, or the device is taken.
 pub fn open(options: &Options) -> Result<Device, OpenError> {
-    let name = options.name.as_deref().unwrap_or(options.mode.pattern());
+    let name = options.name.as_deref().unwrap_or_else(|| options.mode.pattern());
     check_name(name)?;
     let queues = options.queues.max(1);
     let (first, name, multi_queue) = attach_first(name, options.mode, queues > 1)?;
