@@ -19,6 +19,7 @@ mod roaming;
 mod speed;
 mod system;
 mod tunnel;
+mod tuntap;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         hostile::scenarios(),
         ecn::scenarios(),
         system::scenarios(),
+        tuntap::scenarios(),
         flood::scenarios(),
         exact::scenarios(),
         speed::scenarios(),
