@@ -217,12 +217,20 @@ impl Device {
     }
 
     fn attached(&self, f: &mut Formatter<'_>, hidden: bool) -> fmt::Result {
-        let mut holders: Vec<String> = self.processes.iter().map(Holder::to_string).collect();
-        if holders.is_empty() && !hidden {
-            holders.push("none".to_owned());
+        let (far, near): (Vec<_>, Vec<_>) = self.processes.iter().partition(|it| it.elsewhere);
+        let mut holders: Vec<String> = near.into_iter().map(Holder::to_string).collect();
+        if !far.is_empty() {
+            holders.push(format!(
+                "perhaps {} in other network namespaces, attached to this device or to one of its \
+                 name there",
+                far.len()
+            ));
         }
         if hidden {
-            holders.push("perhaps processes that are hidden from us".to_owned());
+            holders.push("perhaps some that are hidden from us".to_owned());
+        }
+        if holders.is_empty() {
+            holders.push("none".to_owned());
         }
         writeln!(f, "    processes attached: {}", holders.join(", "))
     }
@@ -238,6 +246,7 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
+    use super::super::holders::tests::holder;
     use super::*;
 
     fn device(flags: i32, owner: Option<u32>) -> Device {
@@ -268,6 +277,17 @@ mod tests {
         );
         let goes = text(device(0x1002, Some(u32::MAX - 1)), true);
         assert!(goes.starts_with("dev7: tap user 4294967294\n"), "{goes}");
-        assert!(goes.ends_with("attached: perhaps processes that are hidden from us\n"), "{goes}");
+        assert!(goes.ends_with("attached: perhaps some that are hidden from us\n"), "{goes}");
+    }
+
+    #[test]
+    fn who_is_attached() {
+        let processes = vec![holder(7, false), holder(8, true), holder(9, true)];
+        let text = text(Device { processes, ..device(0x1001, None) }, false);
+        assert_eq!(
+            text.lines().nth(1).unwrap(),
+            "    processes attached: vpnd(7), perhaps 2 in other network namespaces, attached to \
+             this device or to one of its name there"
+        );
     }
 }
