@@ -70,7 +70,7 @@ impl Persistent {
     ///
     /// When the driver or the privilege is missing, or there is an interface of that name.
     pub fn create(&self) -> Result<String, PersistError> {
-        let name = self.name.as_deref().unwrap_or(self.kind.template());
+        let name = self.name.as_deref().unwrap_or_else(|| self.kind.template());
         check_new_name(name)?;
         let file = open_driver(name)?;
         let name = ioctl::attach(file.as_fd(), name, self.flags() | libc::IFF_TUN_EXCL)

@@ -61,7 +61,7 @@ pub(crate) fn run(options: &TuntapOptions) -> anyhow::Result<ExitCode> {
 
 /// The name is said only where the kernel chose it, as `ip` says nothing.
 fn add(words: &[String], json: bool) -> Result<String, TuntapError> {
-    let device = Said::parse(words)?.to_add()?;
+    let device = Said::parse(words)?.into_device()?;
     let name = device.create()?;
     let chosen = device.name.as_ref() != Some(&name);
     Ok(match (json, chosen) {
@@ -72,13 +72,13 @@ fn add(words: &[String], json: bool) -> Result<String, TuntapError> {
 }
 
 fn delete(words: &[String], json: bool) -> Result<String, TuntapError> {
-    let (name, kind) = Said::parse(words)?.to_delete()?;
+    let (name, kind) = Said::parse(words)?.into_target()?;
     vpnd_tun::remove(&name, kind)?;
     Ok(if json { as_json(&Named { schema: 1, name: &name }) } else { String::new() })
 }
 
 fn list(words: &[String], json: bool) -> Result<String, TuntapError> {
-    let listing = match Said::parse(words)?.to_list()? {
+    let listing = match Said::parse(words)?.into_filter()? {
         Some(name) => Listing::of(&name)?,
         None => Listing::all()?,
     };

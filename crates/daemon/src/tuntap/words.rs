@@ -105,7 +105,7 @@ impl Said {
     /// # Errors
     ///
     /// Without a mode.
-    pub(crate) fn to_add(self) -> Result<Persistent, WordError> {
+    pub(crate) fn into_device(self) -> Result<Persistent, WordError> {
         Ok(Persistent {
             name: self.name,
             kind: self.kind.ok_or(WordError::NoMode)?,
@@ -124,7 +124,7 @@ impl Said {
     /// # Errors
     ///
     /// Without a name, or with an owner.
-    pub(crate) fn to_delete(self) -> Result<(String, Option<Kind>), WordError> {
+    pub(crate) fn into_target(self) -> Result<(String, Option<Kind>), WordError> {
         let idle = |word| WordError::Idle { word, command: "del" };
         match self {
             Self { user: Some(_), .. } => Err(idle("user")),
@@ -139,7 +139,7 @@ impl Said {
     /// # Errors
     ///
     /// With any word but a name.
-    pub(crate) fn to_list(self) -> Result<Option<String>, WordError> {
+    pub(crate) fn into_filter(self) -> Result<Option<String>, WordError> {
         let others = [
             ("mode", self.kind.is_some()),
             ("user", self.user.is_some()),
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(flags("pi"), [false, true, false, false]);
         assert_eq!(flags("vnet_hdr"), [false, false, true, false]);
         assert_eq!(flags("one_queue"), [false, false, false, true]);
-        assert_eq!(parse("group 7 mode tap").unwrap().to_add().unwrap().group, Some(7));
+        assert_eq!(parse("group 7 mode tap").unwrap().into_device().unwrap().group, Some(7));
     }
 
     #[test]
@@ -274,13 +274,13 @@ mod tests {
     #[test]
     fn each_command_has_its_words() {
         let idle = |word, command| WordError::Idle { word, command };
-        assert_eq!(parse("dev a").unwrap().to_add(), Err(WordError::NoMode));
-        assert_eq!(parse("mode tun").unwrap().to_delete(), Err(WordError::NoName));
-        assert_eq!(parse("a user root").unwrap().to_delete(), Err(idle("user", "del")));
+        assert_eq!(parse("dev a").unwrap().into_device(), Err(WordError::NoMode));
+        assert_eq!(parse("mode tun").unwrap().into_target(), Err(WordError::NoName));
+        assert_eq!(parse("a user root").unwrap().into_target(), Err(idle("user", "del")));
         let tap = Some(Kind::Tap);
-        assert_eq!(parse("a mode tap pi").unwrap().to_delete(), Ok(("a".into(), tap)));
-        assert_eq!(parse("a pi").unwrap().to_list(), Err(idle("pi", "list")));
-        assert_eq!(parse("dev a").unwrap().to_list(), Ok(Some("a".into())));
-        assert_eq!(Said::parse(&[]).unwrap().to_list(), Ok(None));
+        assert_eq!(parse("a mode tap pi").unwrap().into_target(), Ok(("a".into(), tap)));
+        assert_eq!(parse("a pi").unwrap().into_filter(), Err(idle("pi", "list")));
+        assert_eq!(parse("dev a").unwrap().into_filter(), Ok(Some("a".into())));
+        assert_eq!(Said::parse(&[]).unwrap().into_filter(), Ok(None));
     }
 }
