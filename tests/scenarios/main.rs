@@ -20,6 +20,7 @@ mod speed;
 mod system;
 mod tap;
 mod tunnel;
+mod tuntap;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         ecn::scenarios(),
         system::scenarios(),
         tap::scenarios(),
+        tuntap::scenarios(),
         flood::scenarios(),
         exact::scenarios(),
         speed::scenarios(),

@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{Endpoint, LogFormat};
 use crate::demo::DemoOptions;
+use crate::tuntap::WORDS;
 
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
@@ -75,6 +76,8 @@ pub(crate) enum Command {
     Rotate(RotateOptions),
     /// Writes ready-to-run configurations and keys for two sites
     Pair(PairOptions),
+    /// Makes, deletes and shows TUN and TAP devices, in the words of `ip tuntap`
+    Tuntap(TuntapOptions),
     /// Shows a tunnel at work, between two network namespaces of this machine
     Demo(DemoOptions),
 }
@@ -188,6 +191,38 @@ pub(crate) struct PairOptions {
     /// A network for the tunnel's own addresses; may be given twice, for IPv4 and IPv6
     #[arg(long, value_name = "NET", default_value = "10.99.0.0/30", value_parser = inner_network)]
     pub(crate) inner: Vec<InnerNet>,
+}
+
+/// Options of `tuntap`.
+#[derive(Debug, Args)]
+pub(crate) struct TuntapOptions {
+    #[command(subcommand)]
+    pub(crate) command: Option<TuntapCommand>,
+    /// Prints one JSON object
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What `tuntap` can do; without a word it lists.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TuntapCommand {
+    /// Makes a device that stays until it is deleted
+    #[command(after_help = WORDS)]
+    Add(Words),
+    /// Deletes a device; its name is enough, and a mode must be the right one
+    #[command(visible_alias = "delete", after_help = WORDS)]
+    Del(Words),
+    /// Shows devices: flags, owner, group, and the processes that are attached
+    #[command(visible_aliases = ["show", "lst"])]
+    List(Words),
+}
+
+/// Words in any order, as `ip` takes them.
+#[derive(Debug, Args)]
+pub(crate) struct Words {
+    /// Such as: dev tun7 mode tun user alice multi_queue
+    #[arg(value_name = "WORD")]
+    pub(crate) words: Vec<String>,
 }
 
 /// One end of a pair.

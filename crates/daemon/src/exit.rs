@@ -8,6 +8,7 @@ use crate::config::Report;
 use crate::demo::DemoError;
 use crate::pair::PairError;
 use crate::run::RunError;
+use crate::tuntap::TuntapError;
 
 /// How a command ended, as scripts and systemd see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<AskError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<DemoError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<TuntapError>() {
         error.exit()
     } else {
         Exit::Failure

@@ -25,6 +25,7 @@ mod service;
 mod status;
 mod telling;
 mod terms;
+mod tuntap;
 mod watch;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Reload(options) => reload::reload(&options),
         Command::Rotate(options) => reload::rotate(&options),
         Command::Pair(options) => pair::run(&options),
+        Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
     }
 }

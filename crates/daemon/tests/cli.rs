@@ -31,8 +31,10 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-const COMMANDS: [&str; 10] =
-    ["run", "genkey", "pubkey", "genpsk", "check", "status", "reload", "rotate", "pair", "demo"];
+const COMMANDS: [&str; 11] = [
+    "run", "genkey", "pubkey", "genpsk", "check", "status", "reload", "rotate", "pair", "tuntap",
+    "demo",
+];
 
 #[test]
 fn version_and_help() {
@@ -58,6 +60,14 @@ fn a_wrong_command_line_ends_with_2() {
         &["reload"],
         &["reload", "a", "--finish"],
         &["rotate"],
+        &["tuntap", "ad"],
+        &["tuntap", "add", "dev", "tun7"],
+        &["tuntap", "add", "dev", "tun7", "mode", "tnu"],
+        &["tuntap", "add", "dev", "tun7", "mode", "tun", "multiqueue"],
+        &["tuntap", "add", "mode", "tun", "user", "no such user"],
+        &["tuntap", "del"],
+        &["tuntap", "del", "tun7", "user", "root"],
+        &["tuntap", "list", "tun7", "mode", "tun"],
         &["pair", "a", "b"],
         &["pair", "a=192.0.2.1:1", "a"],
         &["pair", "a=192.0.2.1", "b"],

@@ -50,9 +50,65 @@ pub(crate) fn set_vnet_header(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Says which super-packets reads may return.
 pub(crate) fn set_offload(fd: BorrowedFd<'_>, features: c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory.
-    check(unsafe {
-        libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(features))
-    })
+    unsafe { by_value(fd, libc::TUNSETOFFLOAD, features) }
+}
+
+/// Whether the device stays when the last descriptor that is attached to it is closed.
+pub(crate) fn set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory.
+    unsafe { by_value(fd, libc::TUNSETPERSIST, persistent.into()) }
+}
+
+/// Lets the user with this id attach without a capability.
+pub(crate) fn set_owner(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOWNER takes its argument by value and touches no memory.
+    unsafe { by_value(fd, libc::TUNSETOWNER, uid) }
+}
+
+/// Lets the members of the group with this id attach without a capability.
+pub(crate) fn set_group(fd: BorrowedFd<'_>, gid: u32) -> io::Result<()> {
+    // SAFETY: TUNSETGROUP takes its argument by value and touches no memory.
+    unsafe { by_value(fd, libc::TUNSETGROUP, gid) }
+}
+
+/// Which driver the interface `name` has, and on which bus it is, asked for through any socket.
+pub(crate) fn driver(socket: impl AsFd, name: &str) -> io::Result<(String, String)> {
+    // SAFETY: it is plain old data, for which all zeros is a value.
+    let mut info: DriverInfo = unsafe { zeroed() };
+    info.command = ETHTOOL_GDRVINFO;
+    let mut request = named(name)?;
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: SIOCETHTOOL reads one ifreq, and this command reads and writes the one DriverInfo
+    // that it points to, which outlives the call.
+    unsafe { ioctl(socket.as_fd(), libc::SIOCETHTOOL, &raw mut request) }?;
+    Ok((text(&info.driver), text(&info.bus)))
+}
+
+/// `struct ethtool_drvinfo` of linux/ethtool.h.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus: [u8; 32],
+    rest: [u8; 64],
+}
+
+const ETHTOOL_GDRVINFO: u32 = 3;
+
+/// The bytes before the first zero.
+fn text(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// # Safety
+///
+/// `request` must take its argument by value.
+unsafe fn by_value(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: u32) -> io::Result<()> {
+    // SAFETY: the caller vouches for the request.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), request, libc::c_ulong::from(argument)) })
 }
 
 /// # Safety

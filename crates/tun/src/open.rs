@@ -224,7 +224,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    fn attaching(name: &str, source: io::Error) -> Self {
+    pub(crate) fn attaching(name: &str, source: io::Error) -> Self {
         let name = name.to_owned();
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::Permission { name },
@@ -235,7 +235,7 @@ impl OpenError {
     }
 }
 
-fn check_name(name: &str) -> Result<(), OpenError> {
+pub(crate) fn check_name(name: &str) -> Result<(), OpenError> {
     let allowed = |b: u8| !b.is_ascii_whitespace() && !matches!(b, b'/' | b':' | 0);
     if name.len() < libc::IFNAMSIZ && name != "." && name != ".." && name.bytes().all(allowed) {
         return Ok(());
@@ -243,7 +243,7 @@ fn check_name(name: &str) -> Result<(), OpenError> {
     Err(OpenError::Name { name: name.to_owned() })
 }
 
-fn open_driver(name: &str) -> Result<File, OpenError> {
+pub(crate) fn open_driver(name: &str) -> Result<File, OpenError> {
     let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
     let driver = OpenOptions::new().read(true).write(true).custom_flags(flags).open(DRIVER);
     driver.map_err(|e| match e.raw_os_error() {

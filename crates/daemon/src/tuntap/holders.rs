@@ -1,0 +1,135 @@
+//! The processes that are attached to a device: `/proc/PID/fdinfo` names it in a line `iff:`.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+/// A process that is attached to a device.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Holder {
+    pid: u32,
+    name: String,
+    /// How many of its descriptors are attached.
+    queues: usize,
+    /// Whether it lives in another network namespace: it may mean another device of that name.
+    pub(crate) elsewhere: bool,
+}
+
+impl Display for Holder {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.name, self.pid)?;
+        if self.queues > 1 {
+            write!(f, " with {} queues", self.queues)?;
+        }
+        Ok(())
+    }
+}
+
+/// Who is attached to what.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    by_device: BTreeMap<String, Vec<Holder>>,
+    /// Whether there are processes that we may not look into.
+    pub(crate) hidden: bool,
+}
+
+impl Holders {
+    /// Looks through all processes.
+    pub(crate) fn find() -> Self {
+        let mut holders = Self::default();
+        let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut pids: Vec<u32> = pids.collect();
+        holders.hidden = pids.is_empty();
+        pids.sort_unstable();
+        pids.into_iter().for_each(|pid| holders.look_into(pid));
+        holders
+    }
+
+    /// Those of the device `name`.
+    pub(crate) fn take(&mut self, name: &str) -> Vec<Holder> {
+        self.by_device.remove(name).unwrap_or_default()
+    }
+
+    fn look_into(&mut self, pid: u32) {
+        let directory = PathBuf::from(format!("/proc/{pid}"));
+        match devices(&directory) {
+            Ok(devices) => {
+                for (device, queues) in devices {
+                    let holder = Holder {
+                        pid,
+                        name: command(&directory),
+                        queues,
+                        elsewhere: is_elsewhere(&directory),
+                    };
+                    self.by_device.entry(device).or_default().push(holder);
+                }
+            }
+            Err(error) => self.hidden |= error.kind() == ErrorKind::PermissionDenied,
+        }
+    }
+}
+
+/// The devices that a process is attached to, and by how many descriptors.
+fn devices(process: &Path) -> io::Result<BTreeMap<String, usize>> {
+    let mut devices = BTreeMap::new();
+    for entry in fs::read_dir(process.join("fd"))? {
+        let entry = entry?;
+        let info = match fs::read_link(entry.path()) {
+            // In a container the driver may lie elsewhere than at /dev/net/tun.
+            Ok(path) if path.ends_with("tun") => process.join("fdinfo").join(entry.file_name()),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(error),
+            Ok(_) | Err(_) => continue,
+        };
+        // What was closed meanwhile is attached to nothing.
+        if let Some(device) = fs::read_to_string(info).ok().as_deref().and_then(device) {
+            *devices.entry(device.to_owned()).or_default() += 1;
+        }
+    }
+    Ok(devices)
+}
+
+/// The device that a descriptor's `fdinfo` names; none for one that is attached to nothing.
+fn device(fdinfo: &str) -> Option<&str> {
+    let name = fdinfo.lines().find_map(|line| line.strip_prefix("iff:"))?.trim();
+    (!name.is_empty()).then_some(name)
+}
+
+/// What the kernel calls the process, made fit for a terminal.
+fn command(process: &Path) -> String {
+    let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
+    comm.trim_end_matches('\n').escape_default().to_string()
+}
+
+fn is_elsewhere(process: &Path) -> bool {
+    let network = |process: &Path| fs::read_link(process.join("ns/net")).ok();
+    network(process) != network(Path::new("/proc/self"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn holder(pid: u32, elsewhere: bool) -> Holder {
+        Holder { pid, name: "vpnd".to_owned(), queues: 1, elsewhere }
+    }
+
+    #[test]
+    fn the_device_of_a_descriptor() {
+        let fdinfo = "pos:\t0\nflags:\t0104002\nmnt_id:\t27\nino:\t109\niff:\ttun7\n";
+        assert_eq!(device(fdinfo), Some("tun7"));
+        assert_eq!(device(&fdinfo.replace("tun7", "")), None);
+        assert_eq!(device("pos:\t0\nflags:\t02\n"), None);
+    }
+
+    #[test]
+    fn holders_in_words() {
+        let one = holder(12, false);
+        assert_eq!(one.to_string(), "vpnd(12)");
+        assert_eq!(Holder { queues: 4, ..one }.to_string(), "vpnd(12) with 4 queues");
+    }
+}

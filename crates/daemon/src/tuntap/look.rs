@@ -1,0 +1,293 @@
+//! The devices that there are, and what the next opener makes of them.
+
+use std::fmt::{self, Display, Formatter};
+use std::path::Path;
+use std::{fs, io};
+
+use nix::net::if_::{if_nameindex, if_nametoindex};
+use nix::unistd::{Group, User};
+use serde::Serialize;
+use thiserror::Error;
+use vpnd_tun::{Kind, PersistError, kind_of};
+
+use super::holders::{Holder, Holders};
+
+/// Why there is nothing to show.
+#[derive(Debug, Error)]
+pub(crate) enum LookError {
+    /// It is no such device.
+    #[error(transparent)]
+    Device(#[from] PersistError),
+    /// The interfaces cannot be listed.
+    #[error("listing the interfaces: {0}")]
+    Names(io::Error),
+    /// The flags are there, and we are not.
+    #[error(
+        "/sys shows the devices of another network namespace, or none at all: {0} is not there as \
+         we know it; mount a sysfs here, as `ip netns exec` does"
+    )]
+    OtherSys(String),
+}
+
+/// What `list --json` prints; keys are added to it, never renamed.
+#[derive(Serialize)]
+pub(crate) struct Listing {
+    schema: u32,
+    devices: Vec<Device>,
+    /// Whether there are processes that we may not look into.
+    processes_hidden: bool,
+}
+
+#[derive(Serialize)]
+struct Device {
+    name: String,
+    mode: &'static str,
+    /// As `ip tuntap` names them.
+    flags: Vec<&'static str>,
+    user: Option<Account>,
+    group: Option<Account>,
+    processes: Vec<Holder>,
+    /// What the next opener must ask for too; nothing for a device that is gone by then.
+    fixed: Vec<&'static str>,
+    /// What the next opener sets anew, whatever it is now.
+    overwritten: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Account {
+    id: u32,
+    name: Option<String>,
+}
+
+impl Listing {
+    /// Every device of this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not show them.
+    pub(crate) fn all() -> Result<Self, LookError> {
+        let names = if_nameindex().map_err(|error| LookError::Names(error.into()))?;
+        let names = names.iter().map(|name| name.name().to_string_lossy().into_owned());
+        let ours = names.filter_map(|name| Some((kind_of(&name).ok()?, name)));
+        Self::collect(ours)
+    }
+
+    /// The device of that name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or the kernel does not show it.
+    pub(crate) fn of(name: &str) -> Result<Self, LookError> {
+        Self::collect([(kind_of(name)?, name.to_owned())])
+    }
+
+    fn collect(found: impl IntoIterator<Item = (Kind, String)>) -> Result<Self, LookError> {
+        let mut holders = Holders::find();
+        let mut devices = Vec::new();
+        for (kind, name) in found {
+            devices.extend(look(kind, &name, &mut holders)?);
+        }
+        Ok(Self { schema: 1, devices, processes_hidden: holders.hidden })
+    }
+}
+
+/// The device, unless it went in the meantime.
+fn look(kind: Kind, name: &str, holders: &mut Holders) -> Result<Option<Device>, LookError> {
+    match Properties::read(name) {
+        Some(properties) if properties.describes(kind, name) => {
+            Ok(Some(properties.device(kind, name, holders.take(name))))
+        }
+        _ if kind_of(name).is_err() => Ok(None),
+        _ => Err(LookError::OtherSys(name.to_owned())),
+    }
+}
+
+/// What sysfs has of a device.
+struct Properties {
+    index: u32,
+    flags: i32,
+    owner: Option<u32>,
+    group: Option<u32>,
+}
+
+impl Properties {
+    fn read(name: &str) -> Option<Self> {
+        let directory = Path::new("/sys/class/net").join(name);
+        let read = |what| fs::read_to_string(directory.join(what)).ok();
+        // -1 is nobody.
+        let id = |text: String| text.trim().parse().ok();
+        Some(Self {
+            index: read("ifindex")?.trim().parse().ok()?,
+            flags: hexadecimal(&read("tun_flags")?)?,
+            owner: id(read("owner")?),
+            group: id(read("group")?),
+        })
+    }
+
+    /// Sysfs shows the network namespace in which it was mounted.
+    fn describes(&self, kind: Kind, name: &str) -> bool {
+        let mode = if self.has(libc::IFF_TUN) { Kind::Tun } else { Kind::Tap };
+        mode == kind && if_nametoindex(name) == Ok(self.index)
+    }
+
+    fn has(&self, flag: i32) -> bool {
+        self.flags & flag != 0
+    }
+
+    fn device(&self, kind: Kind, name: &str, processes: Vec<Holder>) -> Device {
+        let (fixed, overwritten) = self.for_the_next(kind);
+        Device {
+            name: name.to_owned(),
+            mode: kind.word(),
+            flags: self.words(),
+            user: self.owner.map(Account::of_user),
+            group: self.group.map(Account::of_group),
+            processes,
+            fixed,
+            overwritten,
+        }
+    }
+
+    fn words(&self) -> Vec<&'static str> {
+        let words = [
+            ("pi", !self.has(libc::IFF_NO_PI)),
+            ("one_queue", self.has(libc::IFF_ONE_QUEUE)),
+            ("vnet_hdr", self.has(libc::IFF_VNET_HDR)),
+            ("multi_queue", self.has(libc::IFF_MULTI_QUEUE)),
+            ("persist", self.has(libc::IFF_PERSIST)),
+        ];
+        words.into_iter().filter(|(_, set)| *set).map(|(word, _)| word).collect()
+    }
+
+    /// `tun_set_iff` of drivers/net/tun.c compares the mode and `multi_queue`, and copies the rest
+    /// of the opener's flags.
+    fn for_the_next(&self, kind: Kind) -> (Vec<&'static str>, Vec<&'static str>) {
+        if !self.has(libc::IFF_PERSIST) {
+            return (Vec::new(), Vec::new());
+        }
+        let queues = if self.has(libc::IFF_MULTI_QUEUE) { "multi_queue" } else { "single queue" };
+        (vec![kind.word(), queues], vec!["pi", "vnet_hdr", "one_queue"])
+    }
+}
+
+fn hexadecimal(text: &str) -> Option<i32> {
+    i32::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
+}
+
+impl Account {
+    fn of_user(id: u32) -> Self {
+        let user = User::from_uid(id.into()).ok().flatten();
+        Self { id, name: user.map(|user| user.name) }
+    }
+
+    fn of_group(id: u32) -> Self {
+        let group = Group::from_gid(id.into()).ok().flatten();
+        Self { id, name: group.map(|group| group.name) }
+    }
+}
+
+impl Display for Account {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => f.write_str(name),
+            None => self.id.fmt(f),
+        }
+    }
+}
+
+/// A line a device like that of `ip tuntap`, and what else is known below it.
+impl Display for Listing {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for device in &self.devices {
+            device.first_line(f)?;
+            device.attached(f, self.processes_hidden)?;
+            device.next(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Device {
+    fn first_line(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.mode)?;
+        self.flags.iter().try_for_each(|flag| write!(f, " {flag}"))?;
+        self.user.iter().try_for_each(|user| write!(f, " user {user}"))?;
+        self.group.iter().try_for_each(|group| write!(f, " group {group}"))?;
+        writeln!(f)
+    }
+
+    fn attached(&self, f: &mut Formatter<'_>, hidden: bool) -> fmt::Result {
+        let (far, near): (Vec<_>, Vec<_>) = self.processes.iter().partition(|it| it.elsewhere);
+        let mut holders: Vec<String> = near.into_iter().map(Holder::to_string).collect();
+        if !far.is_empty() {
+            holders.push(format!(
+                "perhaps {} in other network namespaces, attached to this device or to one of its \
+                 name there",
+                far.len()
+            ));
+        }
+        if hidden {
+            holders.push("perhaps some that are hidden from us".to_owned());
+        }
+        if holders.is_empty() {
+            holders.push("none".to_owned());
+        }
+        writeln!(f, "    processes attached: {}", holders.join(", "))
+    }
+
+    fn next(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.fixed.is_empty() {
+            return Ok(());
+        }
+        let (fixed, overwritten) = (self.fixed.join(", "), self.overwritten.join(", "));
+        writeln!(f, "    the next opener must ask for: {fixed}; it overwrites: {overwritten}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::holders::tests::holder;
+    use super::*;
+
+    fn device(flags: i32, owner: Option<u32>) -> Device {
+        let kind = if flags & libc::IFF_TUN != 0 { Kind::Tun } else { Kind::Tap };
+        Properties { index: 4, flags, owner, group: None }.device(kind, "dev7", Vec::new())
+    }
+
+    fn text(device: Device, processes_hidden: bool) -> String {
+        Listing { schema: 1, devices: vec![device], processes_hidden }.to_string()
+    }
+
+    /// The numbers are those that Linux 6.18 shows for `ip tuntap add`.
+    #[test]
+    fn flags_have_the_words_of_ip() {
+        let flags = |text| device(hexadecimal(text).unwrap(), None).flags;
+        assert_eq!(flags("0x3901\n"), ["one_queue", "multi_queue", "persist"]);
+        assert_eq!(flags("0x4802\n"), ["pi", "vnet_hdr", "persist"]);
+        assert_eq!(hexadecimal("3901"), None);
+    }
+
+    #[test]
+    fn what_the_next_opener_does() {
+        assert_eq!(
+            text(device(0x3901, Some(0)), false),
+            "dev7: tun one_queue multi_queue persist user root\n    \
+             processes attached: none\n    \
+             the next opener must ask for: tun, multi_queue; it overwrites: pi, vnet_hdr, one_queue\n"
+        );
+        let goes = text(device(0x1002, Some(u32::MAX - 1)), true);
+        assert!(goes.starts_with("dev7: tap user 4294967294\n"), "{goes}");
+        assert!(goes.ends_with("attached: perhaps some that are hidden from us\n"), "{goes}");
+    }
+
+    #[test]
+    fn who_is_attached() {
+        let processes = vec![holder(7, false), holder(8, true), holder(9, true)];
+        let text = text(Device { processes, ..device(0x1001, None) }, false);
+        assert_eq!(
+            text.lines().nth(1).unwrap(),
+            "    processes attached: vpnd(7), perhaps 2 in other network namespaces, attached to \
+             this device or to one of its name there"
+        );
+    }
+}

@@ -1,0 +1,98 @@
+//! `tuntap`: devices that others open, made, deleted and shown in the words of `ip tuntap`.
+
+mod holders;
+mod look;
+mod words;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use serde::Serialize;
+use thiserror::Error;
+use vpnd_tun::{OpenError, PersistError};
+
+use crate::cli::{TuntapCommand, TuntapOptions};
+use crate::exit::Exit;
+use look::{Listing, LookError};
+use words::{Said, WordError};
+
+pub(crate) use words::WORDS;
+
+/// Why `tuntap` did not do what was asked.
+#[derive(Debug, Error)]
+pub(crate) enum TuntapError {
+    /// The words make no sense.
+    #[error(transparent)]
+    Words(#[from] WordError),
+    /// The kernel would not.
+    #[error(transparent)]
+    Persist(#[from] PersistError),
+    /// What there is cannot be seen.
+    #[error(transparent)]
+    Look(#[from] LookError),
+}
+
+impl TuntapError {
+    /// The code that `vpnd` ends with.
+    pub(crate) const fn exit(&self) -> Exit {
+        match self {
+            Self::Words(_) | Self::Persist(PersistError::Open(OpenError::Name { .. })) => {
+                Exit::Usage
+            }
+            Self::Persist(PersistError::Open(OpenError::NoDevice)) => Exit::Unavailable,
+            Self::Persist(PersistError::Open(OpenError::Permission { .. })) => Exit::Permission,
+            Self::Persist(_) | Self::Look(_) => Exit::Failure,
+        }
+    }
+}
+
+/// Does one of the three, and prints what it came to.
+pub(crate) fn run(options: &TuntapOptions) -> anyhow::Result<ExitCode> {
+    let text = match &options.command {
+        Some(TuntapCommand::Add(line)) => add(&line.words, options.json),
+        Some(TuntapCommand::Del(line)) => delete(&line.words, options.json),
+        Some(TuntapCommand::List(line)) => list(&line.words, options.json),
+        None => list(&[], options.json),
+    }?;
+    write!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    Ok(Exit::Success.into())
+}
+
+/// The name is said only where the kernel chose it, as `ip` says nothing.
+fn add(words: &[String], json: bool) -> Result<String, TuntapError> {
+    let device = Said::parse(words)?.into_device()?;
+    let name = device.create()?;
+    let chosen = device.name.as_ref() != Some(&name);
+    Ok(match (json, chosen) {
+        (true, _) => as_json(&Named { schema: 1, name: &name }),
+        (false, true) => format!("{name}\n"),
+        (false, false) => String::new(),
+    })
+}
+
+fn delete(words: &[String], json: bool) -> Result<String, TuntapError> {
+    let (name, kind) = Said::parse(words)?.into_target()?;
+    vpnd_tun::remove(&name, kind)?;
+    Ok(if json { as_json(&Named { schema: 1, name: &name }) } else { String::new() })
+}
+
+fn list(words: &[String], json: bool) -> Result<String, TuntapError> {
+    let listing = match Said::parse(words)?.into_filter()? {
+        Some(name) => Listing::of(&name)?,
+        None => Listing::all()?,
+    };
+    Ok(if json { as_json(&listing) } else { listing.to_string() })
+}
+
+/// What `add --json` and `del --json` print; keys are added to it, never renamed.
+#[derive(Serialize)]
+struct Named<'a> {
+    schema: u32,
+    name: &'a str,
+}
+
+/// Nothing here has keys that are not text, the one thing that JSON cannot hold.
+fn as_json(value: &impl Serialize) -> String {
+    serde_json::to_value(value).map(|value| format!("{value:#}\n")).unwrap_or_default()
+}

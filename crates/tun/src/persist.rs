@@ -1,0 +1,210 @@
+//! Makes and removes devices that outlive whoever opens them, as `ip tuntap` does.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
+
+use thiserror::Error;
+
+use crate::ioctl;
+use crate::open::{OpenError, check_name, open_driver};
+
+/// What crosses a device, by the word that `ip tuntap` has for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// IP packets.
+    Tun,
+    /// Ethernet frames.
+    Tap,
+}
+
+impl Kind {
+    /// The word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::Tap => "tap",
+        }
+    }
+
+    const fn template(self) -> &'static str {
+        match self {
+            Self::Tun => "tun%d",
+            Self::Tap => "tap%d",
+        }
+    }
+
+    const fn flag(self) -> i32 {
+        match self {
+            Self::Tun => libc::IFF_TUN,
+            Self::Tap => libc::IFF_TAP,
+        }
+    }
+}
+
+/// A device to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Persistent {
+    /// Its name; `%d` in it stands for the first free number, and absent it is `tun%d` or `tap%d`.
+    pub name: Option<String>,
+    /// What crosses it.
+    pub kind: Kind,
+    /// The id of the user who may attach without a capability.
+    pub user: Option<u32>,
+    /// The id of the group whose members may.
+    pub group: Option<u32>,
+    /// Whether it has many queues, so that several descriptors may be attached; it stays so.
+    pub multi_queue: bool,
+    /// Whether four bytes of flags and protocol precede each packet, until somebody attaches.
+    pub packet_info: bool,
+    /// Whether a `virtio_net_hdr` precedes each packet, until somebody attaches.
+    pub vnet_header: bool,
+    /// A flag without a meaning since Linux 3.8, kept until somebody attaches.
+    pub one_queue: bool,
+}
+
+impl Persistent {
+    /// Makes the device and returns its name. It stays down.
+    ///
+    /// # Errors
+    ///
+    /// When the driver or the privilege is missing, or there is an interface of that name.
+    pub fn create(&self) -> Result<String, PersistError> {
+        let name = self.name.as_deref().unwrap_or_else(|| self.kind.template());
+        check_new_name(name)?;
+        let file = open_driver(name)?;
+        let name = ioctl::attach(file.as_fd(), name, self.flags() | libc::IFF_TUN_EXCL)
+            .map_err(|error| creating(name, error))?;
+        if let Some(uid) = self.user {
+            ioctl::set_owner(file.as_fd(), uid).map_err(refused("user", &name))?;
+        }
+        if let Some(gid) = self.group {
+            ioctl::set_group(file.as_fd(), gid).map_err(refused("group", &name))?;
+        }
+        ioctl::set_persistent(file.as_fd(), true).map_err(refused("persistence", &name))?;
+        Ok(name)
+    }
+
+    fn flags(&self) -> i32 {
+        let words = [
+            (!self.packet_info, libc::IFF_NO_PI),
+            (self.vnet_header, libc::IFF_VNET_HDR),
+            (self.one_queue, libc::IFF_ONE_QUEUE),
+            (self.multi_queue, libc::IFF_MULTI_QUEUE),
+        ];
+        let set = words.iter().filter(|(wanted, _)| *wanted);
+        set.fold(self.kind.flag(), |flags, (_, flag)| flags | flag)
+    }
+}
+
+/// Makes the device `name` go with the last descriptor that is attached to it: at once if there is
+/// none. `kind`, when given, must be what it is.
+///
+/// # Errors
+///
+/// When there is no such device, its only queue is in use, or a privilege is missing.
+pub fn remove(name: &str, kind: Option<Kind>) -> Result<(), PersistError> {
+    let is = kind_of(name)?;
+    if kind.is_some_and(|kind| kind != is) {
+        return Err(PersistError::OtherKind { name: name.to_owned(), is });
+    }
+    let file = open_driver(name)?;
+    // Who attaches sets these two anew; that no longer matters for this device.
+    let flags = is.flag() | libc::IFF_NO_PI;
+    let attached = match ioctl::attach(file.as_fd(), name, flags) {
+        // A device of many queues refuses a plain attach.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            ioctl::attach(file.as_fd(), name, flags | libc::IFF_MULTI_QUEUE)
+        }
+        other => other,
+    };
+    attached.map_err(|error| OpenError::attaching(name, error))?;
+    ioctl::set_persistent(file.as_fd(), false).map_err(refused("end", name))
+}
+
+/// What the interface `name` of this network namespace is. It is not attached to, which would
+/// change it.
+///
+/// # Errors
+///
+/// When there is none, or it is not a device of the TUN driver.
+pub fn kind_of(name: &str) -> Result<Kind, PersistError> {
+    check_name(name)?;
+    // Any socket will do, and this one needs no address family of the network.
+    let socket = UnixDatagram::unbound().map_err(refused("driver", name))?;
+    let (driver, bus) = ioctl::driver(socket, name).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENODEV) => PersistError::Missing { name: name.to_owned() },
+        Some(libc::EOPNOTSUPP) => PersistError::NotOurs { name: name.to_owned() },
+        _ => refused("driver", name)(e),
+    })?;
+    match (driver.as_str(), bus.as_str()) {
+        ("tun", "tun") => Ok(Kind::Tun),
+        ("tun", "tap") => Ok(Kind::Tap),
+        _ => Err(PersistError::NotOurs { name: name.to_owned() }),
+    }
+}
+
+/// Why a device was not made, removed or found.
+#[derive(Debug, Error)]
+pub enum PersistError {
+    /// What hinders every opener.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The name is taken.
+    #[error("there is an interface {name:?} already; delete it or choose another name")]
+    Exists {
+        /// The interface.
+        name: String,
+    },
+    /// Nothing has that name.
+    #[error("there is no device {name:?} in this network namespace")]
+    Missing {
+        /// What was asked for.
+        name: String,
+    },
+    /// It is an interface of another driver.
+    #[error("{name:?} is neither a TUN nor a TAP device; `ip link` is for those")]
+    NotOurs {
+        /// The interface.
+        name: String,
+    },
+    /// It is not what it was taken for.
+    #[error("device {name:?} is a {} device, which is not the mode that was asked for", is.word())]
+    OtherKind {
+        /// The device.
+        name: String,
+        /// What it is.
+        is: Kind,
+    },
+    /// Anything else.
+    #[error("the kernel refuses the {what} of device {name:?}")]
+    Refused {
+        /// What was to be set or read.
+        what: &'static str,
+        /// The device.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A name may be left to the kernel, and a number in it.
+fn check_new_name(name: &str) -> Result<(), PersistError> {
+    if name.replacen("%d", "", 1).contains('%') {
+        return Err(OpenError::Name { name: name.to_owned() }.into());
+    }
+    Ok(check_name(name)?)
+}
+
+fn refused(what: &'static str, name: &str) -> impl Fn(io::Error) -> PersistError {
+    move |source| PersistError::Refused { what, name: name.to_owned(), source }
+}
+
+fn creating(name: &str, error: io::Error) -> PersistError {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => PersistError::Exists { name: name.to_owned() },
+        // There is nothing of that name, so it cannot be something else.
+        Some(libc::EINVAL) => refused("flags", name)(error),
+        _ => OpenError::attaching(name, error).into(),
+    }
+}
