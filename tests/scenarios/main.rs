@@ -16,6 +16,7 @@ mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod socket;
 mod speed;
 mod system;
 mod tunnel;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
+        socket::scenarios(),
         system::scenarios(),
         flood::scenarios(),
         exact::scenarios(),
