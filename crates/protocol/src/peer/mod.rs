@@ -353,7 +353,7 @@ impl Peer {
     fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
         let path = Path {
             to,
-            from: from.or(self.config.sources.towards(to)),
+            from: from.or_else(|| self.config.sources.towards(to)),
             max_datagram: self.config.max_datagram,
             dscp: self.config.dscp,
         };
@@ -459,7 +459,8 @@ impl Peer {
     /// Queues an authenticated datagram of our own making. One that need not leave from where the peer
     /// last wrote to leaves from the configured address, which may be ours again by now.
     fn transmit(&mut self, now: Now, mut transmit: Transmit, datagram: Vec<u8>) {
-        transmit.from = transmit.from.or(self.config.sources.towards(transmit.to));
+        let configured = || self.config.sources.towards(transmit.to);
+        transmit.from = transmit.from.or_else(configured);
         self.note_sent(now, datagram.len());
         self.transmits.push_back((transmit, datagram));
     }
