@@ -16,6 +16,7 @@ mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod socket;
 mod speed;
 mod system;
 mod tap;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
+        socket::scenarios(),
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),

@@ -72,7 +72,7 @@ fn device(host: &Host) -> Result<String> {
 fn without_owner(words: &str) -> String {
     let words: Vec<&str> = words.split(' ').collect();
     let is_owner = |at: usize| matches!(words[at], "user" | "group");
-    let kept = (0..words.len()).filter(|at| !is_owner(*at) && !(*at > 0 && is_owner(at - 1)));
+    let kept = (0..words.len()).filter(|at| !(is_owner(*at) || *at > 0 && is_owner(at - 1)));
     kept.map(|at| words[at]).collect::<Vec<_>>().join(" ")
 }
 

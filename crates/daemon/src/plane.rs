@@ -223,7 +223,9 @@ impl Plane {
         let Some(to) = self.peer.endpoint() else { return };
         let configured = self.around.mtu_max.map(|mtu| payload_within(mtu, to));
         // Without a route nothing is sent, whatever its size.
-        let routed = largest_payload(to).ok();
+        let socket = &self.around.running.socket;
+        let source = socket.sources().towards(to);
+        let routed = largest_payload(to, source, &socket.way()).ok();
         if let Some(largest) = configured.into_iter().chain(routed).min() {
             self.peer.path_carries(largest.min(MAX_DATAGRAM));
         }

@@ -19,7 +19,7 @@ use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
 use vpnd_tunnel::filter::Filter;
-use vpnd_tunnel::udp::{BindError, Socket};
+use vpnd_tunnel::udp::{self, BindError, Socket};
 
 use crate::cli::RunOptions;
 use crate::config::{self, Account, Config, MssClamp, Roam, Service};
@@ -147,7 +147,7 @@ impl Host {
             queues: 1,
         })?;
         let queue = device.queues.remove(0);
-        let socket = Socket::bind(config.interface.listen, config.path.rcvbuf, config.path.gso)?;
+        let socket = socket(config)?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let netlink = Netlink::connect()?;
@@ -196,6 +196,22 @@ impl Host {
         let telling = Telling::new(config.peer.public_key);
         Ok(Plane::new(peer, telling, engine, reports, around)?)
     }
+}
+
+/// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
+fn socket(config: &Config) -> Result<Socket, BindError> {
+    let wanted = &config.socket;
+    let way = wanted.way();
+    for source in &wanted.sources {
+        way.check_source(*source)?;
+    }
+    let options = udp::Options {
+        receive_buffer: wanted.rcvbuf,
+        send_buffer: wanted.sndbuf,
+        offload: config.path.gso,
+        way,
+    };
+    Socket::bind(config.interface.listen, &options)
 }
 
 /// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
@@ -276,6 +292,8 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
             Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,
             Roam::Off => vpnd_protocol::endpoint::Roam::Off,
         },
+        sources: config.socket.sources(),
+        dscp: config.socket.dscp,
         floor,
         max_datagram: LEAST_DATAGRAM,
     }

@@ -1,6 +1,6 @@
 //! Where the peer is: the addresses the configuration names, and the one it was last heard from.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Which new addresses of the peer are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,23 @@ impl Roam {
             Self::SameIp => current.ip() == heard.ip(),
             Self::Off => false,
         }
+    }
+}
+
+/// The addresses of ours to send from where the peer has not written to another: at most one of each
+/// family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// Towards IPv4 addresses.
+    pub v4: Option<Ipv4Addr>,
+    /// Towards IPv6 addresses.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Sources {
+    /// The one of the family of `to`; `None` lets the kernel choose.
+    pub fn towards(self, to: SocketAddr) -> Option<IpAddr> {
+        if to.is_ipv4() { self.v4.map(IpAddr::from) } else { self.v6.map(IpAddr::from) }
     }
 }
 
@@ -93,6 +110,14 @@ mod tests {
         assert_eq!(tries, [Some(at(2)), Some(at(1)), Some(at(2)), Some(at(1))]);
         candidates.settle();
         assert_eq!(candidates.target(Some(at(3))), Some(at(3)));
+    }
+
+    #[test]
+    fn a_source_is_of_the_family_it_sends_to() {
+        let v4 = Sources { v4: Some([192, 0, 2, 9].into()), v6: None };
+        assert_eq!(v4.towards(at(1)), Some([192, 0, 2, 9].into()));
+        assert_eq!(v4.towards(SocketAddr::from(([0x2001; 8], 1))), None);
+        assert_eq!(Sources::default().towards(at(1)), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub const IDENTITIES: usize = 2;
 pub struct Path {
     /// The peer's address.
     pub to: SocketAddr,
-    /// The address of ours it last wrote to; `None` lets the kernel choose.
+    /// The address of ours it last wrote to, or the configured one; `None` lets the kernel choose.
     pub from: Option<IpAddr>,
     /// The largest UDP payload to send.
     pub max_datagram: u16,

@@ -96,7 +96,7 @@ impl Outbound {
     pub(crate) fn split_packet(&mut self, read: &[u8]) -> io::Result<()> {
         let mode = self.shared.mode;
         let segments = VnetHeader::decode(read).and_then(|(header, packet)| {
-            let prefix = mode.ip_start(packet).unwrap_or(mode.prefix());
+            let prefix = mode.ip_start(packet).unwrap_or_else(|| mode.prefix());
             split(header, packet, prefix).ok().filter(|s| is_whole(mode, packet, s.remaining()))
         });
         let Some(mut segments) = segments else {

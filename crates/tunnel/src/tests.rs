@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use vpnd_crypto::{PresharedKey, SecretKey};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::table::{Arrival, Table};
@@ -25,8 +25,8 @@ use crate::filter::Filter;
 use crate::inbound::{Inbound, Queues};
 use crate::outbound::Outbound;
 use crate::shared::{Shared, Signal};
-use crate::udp::tests::{in_namespace, ip};
-use crate::udp::{Listen, Socket};
+use crate::udp::tests::{bound, in_namespace, ip};
+use crate::udp::{Listen, Socket, Way};
 use crate::watch::Watch;
 
 const MTU: u16 = 1420;
@@ -77,7 +77,7 @@ fn watch(shared: &Arc<Shared>) -> Arc<Watch> {
 }
 
 fn socket() -> Socket {
-    Socket::bind(Listen::Port(0), 8 << 20, true).unwrap()
+    bound(Listen::Port(0), Way::default()).unwrap()
 }
 
 fn at(socket: &Socket) -> SocketAddr {
@@ -146,6 +146,8 @@ fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
         largest_packet: 1420,
         keepalive: None,
         roam: Roam::Any,
+        sources: Sources::default(),
+        dscp: 0,
         floor: None,
         max_datagram: 1500,
     };

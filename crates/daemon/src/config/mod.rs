@@ -22,7 +22,8 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use tracing::level_filters::LevelFilter;
 use vpnd_crypto::PublicKey;
-use vpnd_tunnel::udp::Listen;
+use vpnd_protocol::endpoint::Sources;
+use vpnd_tunnel::udp::{self, Listen};
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use problem::{Finding, Report};
@@ -46,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) routes: Vec<Route>,
     /// `[path]`.
     pub(crate) path: Path,
+    /// `[socket]`.
+    pub(crate) socket: Socket,
     /// `[service]`.
     pub(crate) service: Service,
 }
@@ -159,8 +162,6 @@ pub(crate) struct Path {
     /// The device's segmentation offload, where the kernel has it.
     #[serde(serialize_with = "as_switch")]
     pub(crate) offload: bool,
-    /// Bytes the UDP socket may hold for us.
-    pub(crate) rcvbuf: usize,
 }
 
 /// The largest TCP segment that SYNs crossing the tunnel may announce.
@@ -174,6 +175,43 @@ pub(crate) enum MssClamp {
     /// This many bytes.
     #[serde(untagged)]
     Fixed(u16),
+}
+
+/// `[socket]`: how the tunnel's own datagrams leave and arrive.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Socket {
+    /// The mark that rules of routing and filters look at; 0 is none.
+    pub(crate) fwmark: u32,
+    /// The one interface to leave and arrive by.
+    pub(crate) bind_device: Option<String>,
+    /// What to send from until the peer has written to another address of ours; one of each family.
+    #[serde(rename = "source")]
+    pub(crate) sources: Vec<IpAddr>,
+    /// The differentiated services code point of data outside, 0 to 63.
+    pub(crate) dscp: u8,
+    /// Bytes it may hold for us; also said as `[path] rcvbuf`.
+    pub(crate) rcvbuf: usize,
+    /// Bytes it may hold that have not left.
+    pub(crate) sndbuf: usize,
+}
+
+impl Socket {
+    /// By which way datagrams leave.
+    pub(crate) fn way(&self) -> udp::Way {
+        udp::Way { mark: self.fwmark, device: self.bind_device.clone() }
+    }
+
+    /// The addresses to send from, by family.
+    pub(crate) fn sources(&self) -> Sources {
+        let mut sources = Sources::default();
+        for address in &self.sources {
+            match *address {
+                IpAddr::V4(v4) => sources.v4 = Some(v4),
+                IpAddr::V6(v6) => sources.v6 = Some(v6),
+            }
+        }
+        sources
+    }
 }
 
 /// `[service]`: the daemon itself.

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{Config, Interface, Path, Peer, Service};
+use super::{Config, Interface, Path, Peer, Service, Socket};
 
 /// What differs and cannot change while the tunnel runs.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -35,11 +35,12 @@ fn quoted(keys: &[&str]) -> String {
 /// Each key that takes a restart, and whether it differs. A field that is added is named here or
 /// does not compile.
 pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)> {
-    let Config { name: _, file: _, interface, peer, routes, path, service } = now;
+    let Config { name: _, file: _, interface, peer, routes, path, socket, service } = now;
     let mut keys = in_interface(interface, &then.interface).to_vec();
     keys.extend(in_peer(peer, &then.peer));
     keys.push(("[[route]]", *routes != then.routes));
     keys.extend(in_path(path, &then.path));
+    keys.extend(in_socket(socket, &then.socket));
     keys.extend(in_service(service, &then.service));
     keys
 }
@@ -95,14 +96,25 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 5] {
     ]
 }
 
-fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 5] {
-    let Path { mss_clamp, mtu_max, gso, offload, rcvbuf } = now;
+fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 4] {
+    let Path { mss_clamp, mtu_max, gso, offload } = now;
     [
         ("[path] mss_clamp", *mss_clamp != then.mss_clamp),
         ("[path] mtu_max", *mtu_max != then.mtu_max),
         ("[path] gso", *gso != then.gso),
         ("[path] offload", *offload != then.offload),
-        ("[path] rcvbuf", *rcvbuf != then.rcvbuf),
+    ]
+}
+
+fn in_socket(now: &Socket, then: &Socket) -> [(&'static str, bool); 6] {
+    let Socket { fwmark, bind_device, sources, dscp, rcvbuf, sndbuf } = now;
+    [
+        ("[socket] fwmark", *fwmark != then.fwmark),
+        ("[socket] bind_device", *bind_device != then.bind_device),
+        ("[socket] source", *sources != then.sources),
+        ("[socket] dscp", *dscp != then.dscp),
+        ("[socket] rcvbuf", *rcvbuf != then.rcvbuf),
+        ("[socket] sndbuf", *sndbuf != then.sndbuf),
     ]
 }
 

@@ -37,6 +37,9 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     routes_once(config, &mut found);
     routes_allowed(config, &mut found);
     routes_without_loop(config, &mut found);
+    buffer_once(&mut found);
+    device_outside(config, &mut found);
+    sources(config, &mut found);
     found.problems
 }
 
@@ -286,6 +289,53 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
             found.at_route(index, Problem::warning(problem).help(help));
         }
     }
+}
+
+/// The one key that may stand in two places.
+fn buffer_once(found: &mut Found<'_>) {
+    if found.places.has("[path]", "rcvbuf") && found.places.has("[socket]", "rcvbuf") {
+        let problem = Problem::error("[socket] rcvbuf says it too");
+        found.at("[path]", "rcvbuf", problem.help("remove one of the two lines"));
+    }
+}
+
+fn device_outside(config: &Config, found: &mut Found<'_>) {
+    let device = &config.socket.bind_device;
+    if device.is_some() && *device == config.interface.name {
+        let problem = Problem::error("this is the tunnel's own device");
+        found.at("[socket]", "bind_device", problem.help("name the one that the tunnel leaves by"));
+    }
+}
+
+/// One of each family, and where answers to them arrive.
+fn sources(config: &Config, found: &mut Found<'_>) {
+    let sources = &config.socket.sources;
+    for (index, source) in sources.iter().enumerate() {
+        let mut say = |problem: String, help| {
+            found.at_item("[socket]", "source", index, Problem::error(problem).help(help));
+        };
+        if sources[..index].iter().any(|other| other.is_ipv4() == source.is_ipv4()) {
+            let family = if source.is_ipv4() { "IPv4" } else { "IPv6" };
+            say(format!("a second {family} address"), "give at most one of each family");
+        }
+        if config.interface.addresses.iter().any(|net| net.addr() == *source) {
+            let help = "give one on the network that carries it";
+            say("this is our address inside the tunnel".to_owned(), help);
+        }
+        if let Some(listen) = elsewhere(config.interface.listen, *source) {
+            let help = "let both be the same, or give `listen` only a port";
+            say(
+                format!("answers would come to {source}, and [interface] listen is {listen}"),
+                help,
+            );
+        }
+    }
+}
+
+/// The one address that is listened on, where that is not `source`.
+fn elsewhere(listen: Listen, source: IpAddr) -> Option<IpAddr> {
+    let Listen::Address(at) = listen else { return None };
+    Some(at.ip()).filter(|ip| !ip.is_unspecified() && *ip != source)
 }
 
 fn literal_endpoints(config: &Config) -> impl Iterator<Item = (usize, IpAddr)> {

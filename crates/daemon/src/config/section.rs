@@ -16,7 +16,7 @@ pub(super) type Parsed<T> = Result<T, Vec<Problem>>;
 
 /// Every table and its keys; the first row is the file itself.
 pub(super) const TABLES: &[(&str, &[&str])] = &[
-    ("", &["interface", "peer", "route", "path", "service"]),
+    ("", &["interface", "peer", "route", "path", "socket", "service"]),
     (
         "[interface]",
         &[
@@ -50,6 +50,8 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("[[route]]", &["to", "metric", "table"]),
+    // Before [path], whose `rcvbuf` is the older name of the one here.
+    ("[socket]", &["fwmark", "bind_device", "source", "dscp", "rcvbuf", "sndbuf"]),
     ("[path]", &["mss_clamp", "mtu_max", "gso", "offload", "rcvbuf"]),
     ("[service]", &["state_dir", "control", "user", "nice", "log_level", "log_format"]),
 ];

@@ -17,7 +17,7 @@ use super::section::{Parsed, Section, Value};
 use super::value::{self, TextResult, choice, expected, integer, list, text};
 use super::{
     Account, Cipher, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer, Protocol, Roam,
-    Route, Service,
+    Route, Service, Socket,
 };
 use crate::keys::Keys;
 
@@ -50,13 +50,14 @@ fn tables(
     let routes = routes(root.raw("route"), problems);
     let inside = interface.as_ref().map(|(i, ..)| rules::default_allowed_ips(i, &routes));
     let peer = table(&root, "[peer]", problems, |s| peer(s, from, inside.unwrap_or_default()));
-    let path = table(&root, "[path]", problems, path);
+    let (path, rcvbuf) = table(&root, "[path]", problems, path);
+    let socket = table(&root, "[socket]", problems, |s| socket(s, rcvbuf));
     let service = table(&root, "[service]", problems, |s| service(s, from));
     problems.extend(root.close());
     let (interface, secret, next_secret) = interface?;
     let (peer, preshared, next_preshared) = peer?;
     let (name, file) = (from.name.clone(), from.file.clone());
-    let config = Config { name, file, interface, peer, routes, path, service };
+    let config = Config { name, file, interface, peer, routes, path, socket, service };
     Some((config, Keys { secret, next_secret, preshared, next_preshared }))
 }
 
@@ -156,14 +157,31 @@ fn route(item: &Value<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
     Some(Route { to: to?, metric, table })
 }
 
-fn path(s: &mut Section<'_>) -> Path {
-    Path {
+/// How packets are moved, and how much the socket holds: [socket] is where that belongs now.
+fn path(s: &mut Section<'_>) -> (Path, Option<usize>) {
+    let path = Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
         mtu_max: s.take("mtu_max", integer(1280..=65535)),
         gso: s.or("gso", true, value::switch),
         offload: s.or("offload", true, value::switch),
-        rcvbuf: s.or("rcvbuf", 4 << 20, value::size(64 << 10..=1 << 30)),
+    };
+    (path, s.take("rcvbuf", buffer))
+}
+
+fn socket(s: &mut Section<'_>, path_rcvbuf: Option<usize>) -> Socket {
+    let rcvbuf = s.or("rcvbuf", path_rcvbuf.unwrap_or(4 << 20), buffer);
+    Socket {
+        fwmark: s.or("fwmark", 0, value::mark),
+        bind_device: s.take("bind_device", text(device_name)),
+        sources: s.or("source", vec![], list(value::source)),
+        dscp: s.or("dscp", 0, value::dscp),
+        rcvbuf,
+        sndbuf: s.or("sndbuf", rcvbuf, buffer),
     }
+}
+
+fn buffer(value: &Value<'_>) -> Parsed<usize> {
+    value::size(64 << 10..=1 << 30)(value)
 }
 
 fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {

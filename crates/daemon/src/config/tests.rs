@@ -108,11 +108,51 @@ fn defaults() {
     assert_eq!(
         json["path"],
         serde_json::json!({
-            "mss_clamp": "auto", "mtu_max": null, "gso": "auto", "offload": "auto", "rcvbuf": 4 << 20,
+            "mss_clamp": "auto", "mtu_max": null, "gso": "auto", "offload": "auto",
+        })
+    );
+    assert_eq!(
+        json["socket"],
+        serde_json::json!({
+            "fwmark": 0, "bind_device": null, "source": [], "dscp": 0,
+            "rcvbuf": 4 << 20, "sndbuf": 4 << 20,
         })
     );
     assert_eq!(json["service"]["state_dir"], "/var/lib/vpnd");
     assert_eq!(json["service"]["control"], "/run/vpnd/site.sock");
+}
+
+#[test]
+fn a_socket_as_it_may_be_told() {
+    let socket = |lines: &str| good(&minimal("", lines)).config.socket;
+    let told = socket(
+        "[socket]\nfwmark = '0xcA6c'\nbind_device = 'eth1'\nsource = ['192.0.2.9', '2001:db8::9']\n\
+         dscp = 'af41'\nrcvbuf = '1MiB'\nsndbuf = 131072",
+    );
+    assert_eq!((told.fwmark, told.dscp), (51820, 34));
+    assert_eq!((told.rcvbuf, told.sndbuf), (1 << 20, 1 << 17));
+    let sources = told.sources();
+    assert_eq!(sources.v4, Some([192, 0, 2, 9].into()));
+    assert_eq!(sources.v6, "2001:db8::9".parse().ok());
+    let way = told.way();
+    assert_eq!((way.mark, way.device.as_deref()), (51820, Some("eth1")));
+    for (name, point) in
+        [("cs0", 0), ("cs7", 56), ("af11", 10), ("af43", 38), ("ef", 46), ("le", 1)]
+    {
+        assert_eq!(socket(&format!("[socket]\ndscp = '{name}'")).dscp, point, "{name}");
+    }
+    assert_eq!(socket("[socket]\nfwmark = 0xffffffff").fwmark, u32::MAX);
+    assert_eq!(socket("[socket]\nsource = '192.0.2.9'").sources.len(), 1, "without brackets");
+}
+
+#[test]
+fn the_buffer_may_still_be_said_where_it_was() {
+    let socket = |lines: &str| good(&minimal("", lines)).config.socket;
+    let (before, now) = (socket("[path]\nrcvbuf = '1MiB'"), socket("[socket]\nrcvbuf = '1MiB'"));
+    assert_eq!((before.rcvbuf, before.sndbuf), (1 << 20, 1 << 20));
+    assert_eq!(before, now, "and a reload may move it");
+    let both = socket("[path]\nrcvbuf = '1MiB'\n[socket]\nsndbuf = '2MiB'");
+    assert_eq!((both.rcvbuf, both.sndbuf), (1 << 20, 2 << 20));
 }
 
 #[test]
@@ -250,7 +290,8 @@ fn every_key_may_change_or_takes_a_restart() {
     let named: Vec<_> = compared(&config, &config).into_iter().map(|(key, _)| key).collect();
     let tables = TABLES.iter().filter(|(title, _)| title.starts_with('[') && *title != "[[route]]");
     let keys = tables.flat_map(|(title, keys)| keys.iter().map(move |key| (title, key)));
-    for (title, key) in keys {
+    // [path] rcvbuf is [socket] rcvbuf by its older name.
+    for (title, key) in keys.filter(|(title, key)| (**title, **key) != ("[path]", "rcvbuf")) {
         let restart = named.contains(&format!("{title} {key}").as_str());
         assert_ne!(restart, LIVE.contains(key), "{title} {key}");
     }
@@ -355,8 +396,8 @@ fn the_example_shows_the_defaults() {
     let plain = shipped("site-a.toml");
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
     // The user `vpnd` is the default only where it exists, what comes next is no key of now, and how
-    // large packets may be the route says.
-    let others = ["#user", "#next_", "#mtu_max", "#bridge"];
+    // large packets may be and where they leave the routes say.
+    let others = ["#user", "#next_", "#mtu_max", "#bridge", "#bind_device", "#source"];
     let has_default = |line: &&str| !others.iter().any(|other| line.starts_with(other));
     let spelled_out: Vec<_> = plain
         .lines()

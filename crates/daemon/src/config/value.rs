@@ -100,6 +100,57 @@ pub(super) fn host_address(text: &str) -> TextResult<IpAddr> {
     })
 }
 
+/// An address that the tunnel's datagrams can leave from.
+pub(super) fn source(text: &str) -> TextResult<IpAddr> {
+    let address = text.parse().ok().filter(|address| is_host(*address)).ok_or_else(|| {
+        Problem::error(format!("expected an address such as \"192.0.2.1\", found `{text}`"))
+    })?;
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            let problem = Problem::error(format!("`{text}` is good on one link alone"));
+            Err(problem.help("bind_device chooses a link"))
+        }
+        _ => Ok(address),
+    }
+}
+
+/// A mark of packets: an integer, or a text in hexadecimal, as `ip rule` shows it.
+pub(super) fn mark(value: &Value<'_>) -> Parsed<u32> {
+    const EXPECTED: &str = "a number from 0 to 4294967295, such as 51820 or \"0xca6c\"";
+    let mark = match value.get_ref() {
+        DeValue::String(text) => text.strip_prefix("0x").and_then(hexadecimal),
+        _ => as_integer(value).and_then(|number| u32::try_from(number).ok()),
+    };
+    mark.ok_or_else(|| vec![expected(EXPECTED, value)])
+}
+
+fn hexadecimal(digits: &str) -> Option<u32> {
+    u32::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'))
+}
+
+/// A differentiated services code point, by number or by name.
+pub(super) fn dscp(value: &Value<'_>) -> Parsed<u8> {
+    const EXPECTED: &str = "0 to 63, or a name such as \"cs1\", \"ef\" or \"af41\"";
+    let point = match value.get_ref() {
+        DeValue::String(name) => named_dscp(name.as_bytes()),
+        _ => as_integer(value).and_then(|number| u8::try_from(number).ok()),
+    };
+    point.filter(|point| *point < 64).ok_or_else(|| vec![expected(EXPECTED, value)])
+}
+
+/// The names of RFC 2474 §4.2.2, RFC 2597 §6, RFC 3246 §2.7 and RFC 8622 §5.
+fn named_dscp(name: &[u8]) -> Option<u8> {
+    match name {
+        [b'c', b's', class @ b'0'..=b'7'] => Some((class - b'0') << 3),
+        [b'a', b'f', class @ b'1'..=b'4', drop @ b'1'..=b'3'] => {
+            Some((class - b'0') << 3 | (drop - b'0') << 1)
+        }
+        b"ef" => Some(46),
+        b"le" => Some(1),
+        _ => None,
+    }
+}
+
 /// "off", or how often: WireGuard's whole seconds.
 pub(super) fn keepalive(value: &Value<'_>) -> Parsed<Option<Duration>> {
     const EXPECTED: &str = "\"off\" or whole seconds from \"1s\" to \"65535s\"";

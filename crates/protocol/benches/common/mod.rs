@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use vpnd_crypto::aead::Algorithm;
 use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
 use vpnd_protocol::activity::Activity;
-use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, Message};
@@ -138,6 +138,8 @@ fn peer(number: u8, remote: PublicKey, protocol: Protocol, activity: Arc<Activit
         largest_packet: 1420,
         keepalive: None,
         roam: Roam::Any,
+        sources: Sources::default(),
+        dscp: 0,
         floor: None,
         max_datagram: 1500,
     };

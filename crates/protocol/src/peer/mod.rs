@@ -25,7 +25,7 @@ use vpnd_crypto::key::PublicKey;
 use crate::activity::{Activity, Tally};
 use crate::cookie::RateLimiter;
 use crate::drop_reason::DropReason;
-use crate::endpoint::{Candidates, Roam};
+use crate::endpoint::{Candidates, Roam, Sources};
 use crate::handshake::Identity;
 use crate::keyring::{Keyring, Session};
 use crate::session::{Generation, Pair, Role};
@@ -58,6 +58,10 @@ pub struct Config {
     pub keepalive: Option<Duration>,
     /// Which new addresses of the peer are followed.
     pub roam: Roam,
+    /// What to send from until the peer has written to another address of ours.
+    pub sources: Sources,
+    /// The differentiated services code point of data that leaves, 0 to 63.
+    pub dscp: u8,
     /// The last timestamp ever sent under our key, if it was kept.
     pub floor: Option<Timestamp>,
     /// The largest UDP payload to send.
@@ -320,7 +324,8 @@ impl Peer {
             self.greet_back(now);
         }
         if self.activity.source_lost.take() {
-            self.forget_source();
+            // Not ours any more, be it the configured one: the kernel knows which are.
+            self.change_source(None);
         }
     }
 
@@ -346,7 +351,12 @@ impl Peer {
     }
 
     fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
-        let path = Path { to, from, max_datagram: self.config.max_datagram, dscp: 0 };
+        let path = Path {
+            to,
+            from: from.or_else(|| self.config.sources.towards(to)),
+            max_datagram: self.config.max_datagram,
+            dscp: self.config.dscp,
+        };
         if self.path.is_none_or(|old| old.to != to) {
             self.events.push_back(Event::Moved { to });
         }
@@ -432,15 +442,25 @@ impl Peer {
         }
     }
 
-    /// The address of ours that the peer last wrote to may be what fails: let the kernel choose.
+    /// The address of ours that the peer last wrote to may be what fails: begin anew with the
+    /// configured one, or let the kernel choose.
     fn forget_source(&mut self) {
+        let configured = self.path.and_then(|path| self.config.sources.towards(path.to));
+        self.change_source(configured);
+    }
+
+    fn change_source(&mut self, from: Option<IpAddr>) {
         if let Some(path) = &mut self.path {
-            self.publish |= path.from.take().is_some();
+            self.publish |= path.from != from;
+            path.from = from;
         }
     }
 
-    /// Queues an authenticated datagram of our own making.
-    fn transmit(&mut self, now: Now, transmit: Transmit, datagram: Vec<u8>) {
+    /// Queues an authenticated datagram of our own making. One that need not leave from where the peer
+    /// last wrote to leaves from the configured address, which may be ours again by now.
+    fn transmit(&mut self, now: Now, mut transmit: Transmit, datagram: Vec<u8>) {
+        let configured = || self.config.sources.towards(transmit.to);
+        transmit.from = transmit.from.or_else(configured);
         self.note_sent(now, datagram.len());
         self.transmits.push_back((transmit, datagram));
     }

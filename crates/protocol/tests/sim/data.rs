@@ -90,6 +90,11 @@ impl Data {
         self.wake(self.activity.want_handshake.raise());
     }
 
+    /// The kernel takes the source address for none of ours.
+    pub(crate) fn lose_source(&mut self) {
+        self.wake(self.activity.source_lost.raise());
+    }
+
     fn send_staged(&mut self, now: BootTime) {
         if !self.table.sends_at(now) {
             return;

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use vpnd_crypto::key::{PresharedKey, PublicKey, SecretKey};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::table::Arrival;
@@ -79,6 +79,7 @@ pub(crate) struct Options {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) roam: Roam,
+    pub(crate) sources: Sources,
     pub(crate) protocol: Protocol,
     pub(crate) preshared: Vec<[u8; 32]>,
     /// What else an answer may be made under, with the first of the preshared keys.
@@ -95,6 +96,7 @@ impl Options {
             endpoint: Some(side.other().home()),
             keepalive: None,
             roam: Roam::Any,
+            sources: Sources::default(),
             protocol: Protocol::WireGuard,
             preshared: vec![[0; 32]],
             also: Vec::new(),
@@ -129,6 +131,8 @@ impl Options {
             largest_packet: 1420,
             keepalive: self.keepalive,
             roam: self.roam,
+            sources: self.sources,
+            dscp: 46,
             floor,
             max_datagram: 1452,
         }
@@ -277,6 +281,12 @@ impl End {
     pub(crate) fn close(&mut self, now: Duration) {
         self.peer.close(self.clock(now));
         self.flush(now);
+    }
+
+    /// A datagram cannot leave from where it should.
+    pub(crate) fn lose_source(&mut self, now: Duration) {
+        self.data.lose_source();
+        self.control(now);
     }
 
     /// Packets come out of the device.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::peer::Event;
 
 use crate::end::{Floor, Side};
@@ -158,6 +158,30 @@ fn the_address_the_peer_wrote_to_is_let_go_when_nothing_is_heard_there() {
         world.run_for(let_go_after);
         assert_eq!(from(&world), None, "{offered:?}");
     }
+}
+
+/// What the configuration says is what begins anew, not whatever the kernel takes for best.
+#[test]
+fn the_configured_source_takes_the_place_of_one_that_fails() {
+    let source = [192, 0, 2, 99].into();
+    let mut world = World::with(1, |side, options| {
+        options.sources.v4 = Some(source).filter(|_| side == Side::A);
+        options.sources = Sources { v6: Some([0x2001; 8].into()), ..options.sources };
+    });
+    world.resolve(Side::A);
+    world.run_until(seconds(2));
+    let way = |world: &World| world[Side::A].data.table().send.as_ref().expect("a way").1;
+    assert_eq!(way(&world).from, Some(Side::A.home().ip()), "the peer wrote to another");
+    assert_eq!(way(&world).dscp, 46);
+    world.network.loses = Some(Box::new(|sent| sent.by == Side::B));
+    world.offer(Side::A);
+    world.run_for(millis(15_350));
+    assert_eq!(way(&world).from, Some(source.into()));
+
+    // The kernel says that it is no longer ours.
+    let now = world.now;
+    world[Side::A].lose_source(now);
+    assert_eq!(way(&world).from, None);
 }
 
 #[test]

@@ -2,12 +2,12 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::sys::{self, IntOption};
-use super::{gro, pktinfo, tos};
+use super::{Way, gro, pktinfo, tos};
 
 /// Where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,19 @@ pub enum Listen {
     Port(u16),
     /// On one address.
     Address(SocketAddr),
+}
+
+/// How a socket is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of room for what arrives.
+    pub receive_buffer: usize,
+    /// Bytes of room for what leaves.
+    pub send_buffer: usize,
+    /// Whole batches where the kernel can; otherwise each datagram is sent and received by itself.
+    pub offload: bool,
+    /// By which way datagrams leave.
+    pub way: Way,
 }
 
 /// Why there is no socket.
@@ -49,6 +62,51 @@ pub enum BindError {
     Bind {
         /// What was asked for.
         at: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The kernel refuses the mark.
+    #[error(
+        "cannot mark the UDP socket with {mark:#x} (SO_MARK): {source}; it takes CAP_NET_ADMIN: grant \
+         it, or remove [socket] fwmark"
+    )]
+    Mark {
+        /// What was asked for.
+        mark: u32,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// No interface has the name.
+    #[error(
+        "cannot bind the UDP socket to `{device}` (SO_BINDTODEVICE): there is no such interface; \
+         create it first, or correct [socket] bind_device"
+    )]
+    NoDevice {
+        /// What was asked for.
+        device: String,
+    },
+    /// Anything else the kernel says to the interface.
+    #[error("cannot bind the UDP socket to `{device}` (SO_BINDTODEVICE): {source}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The address to send from is not one of ours.
+    #[error(
+        "cannot send from {address}: no interface has this address; add it to one first, or correct \
+         [socket] source"
+    )]
+    SourceNotOurs {
+        /// What was asked for.
+        address: IpAddr,
+    },
+    /// Anything else the kernel says to the address to send from.
+    #[error("cannot send from {address}: {source}; correct [socket] source, or remove it")]
+    Source {
+        /// What was asked for.
+        address: IpAddr,
         /// What the kernel says.
         source: io::Error,
     },
@@ -95,17 +153,18 @@ const OPTIONS_V6: [(IntOption, c_int); 4] = [
     (DISCOVER_V6, libc::IPV6_PMTUDISC_DONT),
 ];
 
-pub(super) fn bind(listen: Listen, buffer: usize, offload: bool) -> Result<Bound, BindError> {
+pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError> {
     let (socket, at) = open(listen)?;
     let dual_stack = at.is_ipv6();
     let options = OPTIONS
         .iter()
         .chain(OPTIONS_V6.iter().filter(|_| dual_stack))
-        .chain(OPTIONS_OFFLOAD.iter().filter(|_| offload));
+        .chain(OPTIONS_OFFLOAD.iter().filter(|_| wanted.offload));
     for (option, value) in options {
         set(&socket, *option, *value)?;
     }
-    make_room(&socket, buffer)?;
+    make_room(&socket, wanted)?;
+    wanted.way.set(&socket)?;
     socket.set_nonblocking(true).map_err(BindError::Open)?;
     socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source))?;
     let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();
@@ -129,19 +188,24 @@ fn open(listen: Listen) -> Result<(Socket, SocketAddr), BindError> {
 }
 
 /// Beyond the administrator's limit where we may, up to it otherwise.
-fn make_room(socket: &Socket, bytes: usize) -> Result<(), BindError> {
-    let wanted = c_int::try_from(bytes).unwrap_or(c_int::MAX);
-    if sys::set(socket, RECEIVE_FORCE, wanted).is_err() {
+fn make_room(socket: &Socket, wanted: &Options) -> Result<(), BindError> {
+    let bytes = wanted.receive_buffer;
+    if sys::set(socket, RECEIVE_FORCE, whole(bytes)).is_err() {
         socket.set_recv_buffer_size(bytes).map_err(BindError::Open)?;
         tracing::info!(
             bytes,
             "no privilege for a larger receive buffer: net.core.rmem_max limits it"
         );
     }
-    if sys::set(socket, SEND_FORCE, wanted).is_err() {
+    let bytes = wanted.send_buffer;
+    if sys::set(socket, SEND_FORCE, whole(bytes)).is_err() {
         socket.set_send_buffer_size(bytes).map_err(BindError::Open)?;
     }
     Ok(())
+}
+
+fn whole(bytes: usize) -> c_int {
+    c_int::try_from(bytes).unwrap_or(c_int::MAX)
 }
 
 fn set(socket: &Socket, option: IntOption, value: c_int) -> Result<(), BindError> {
@@ -156,6 +220,20 @@ impl BindError {
             io::ErrorKind::AddrNotAvailable => Self::NotOurs { at },
             io::ErrorKind::PermissionDenied => Self::Privilege { at },
             _ => Self::Bind { at, source },
+        }
+    }
+
+    pub(super) fn device(device: String, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::ENODEV) => Self::NoDevice { device },
+            _ => Self::Device { device, source },
+        }
+    }
+
+    pub(super) fn sending_from(address: IpAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrNotAvailable => Self::SourceNotOurs { address },
+            _ => Self::Source { address, source },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The UDP socket: one descriptor for both families, one file per kernel feature.
 //!
 //! `bind` opens it, `gso` and `gro` move whole batches, `pktinfo` keeps the local address, `tos` the
-//! outer TOS byte; `cmsg` is how the last four speak to the kernel and `sys` the calls themselves.
+//! outer TOS byte; `way` is what decides on routes; `cmsg` is how the last four speak to the kernel and `sys` the calls themselves.
 
 mod bind;
 mod cmsg;
@@ -11,6 +11,7 @@ mod pktinfo;
 mod route;
 mod sys;
 mod tos;
+mod way;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -19,8 +20,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::SockAddr;
 
-pub use bind::{BindError, Listen};
+pub use bind::{BindError, Listen, Options};
 pub use route::{largest_payload, payload_within};
+pub use way::Way;
 
 /// What a batch may measure: with headers it stays under the kernel's `gso_max_size` of 64 KiB, beyond
 /// which the train would be split in software before it reaches the device.
@@ -110,19 +112,18 @@ impl Received {
 }
 
 impl Socket {
-    /// Opens and binds a socket, with `buffer` bytes of room in each direction. Without `offload`
-    /// each datagram is sent and received by itself.
+    /// Opens and binds a socket.
     ///
     /// # Errors
     ///
-    /// If the address is taken, not ours, or the kernel lacks an option the data path cannot do without.
-    pub fn bind(listen: Listen, buffer: usize, offload: bool) -> Result<Self, BindError> {
-        let bound = bind::bind(listen, buffer, offload)?;
+    /// If the address is taken, not ours, the way cannot be had, or the kernel lacks an option the data path cannot do without.
+    pub fn bind(listen: Listen, options: &Options) -> Result<Self, BindError> {
+        let bound = bind::bind(listen, options)?;
         Ok(Self {
             inner: bound.socket,
             dual_stack: bound.dual_stack,
             local_port: bound.local_port,
-            gso: if offload { gso::Gso::probe() } else { gso::Gso::off() },
+            gso: if options.offload { gso::Gso::probe() } else { gso::Gso::off() },
         })
     }
 

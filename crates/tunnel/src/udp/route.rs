@@ -1,8 +1,11 @@
 //! What the way out carries whole, as far as the routing table says.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use socket2::SockAddr;
+
+use super::Way;
 use super::sys::{self, IntOption};
 
 const MTU_V4: IntOption = IntOption { level: libc::SOL_IP, name: libc::IP_MTU, label: "IP_MTU" };
@@ -16,16 +19,18 @@ const HEADERS_V6: u16 = 48;
 /// said so, which anybody can write.
 const LEAST_MTU: u16 = 1280;
 
-/// The largest UDP payload that leaves for `to` in one packet. It is asked anew when the peer moves;
-/// what lies beyond the first link nobody here knows.
+/// The largest UDP payload that leaves for `to` in one packet, by this way and from `source` if that is
+/// ours. It is asked anew when the peer moves; what lies beyond the first link nobody here knows.
 ///
 /// # Errors
 /// When there is no way to `to`.
-pub fn largest_payload(to: SocketAddr) -> io::Result<u16> {
-    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, way: &Way) -> io::Result<u16> {
+    let any =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = way.throwaway(source.unwrap_or(any)).or_else(|_not_ours| way.throwaway(any));
+    let socket = socket.map_err(io::Error::other)?;
     // A connected socket has looked its route up; nothing is sent.
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(to)?;
+    socket.connect(&SockAddr::from(to))?;
     let mtu = sys::get(&socket, if to.is_ipv4() { MTU_V4 } else { MTU_V6 })?;
     Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU), to))
 }

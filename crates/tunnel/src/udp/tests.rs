@@ -42,7 +42,12 @@ fn link_index(name: &str) -> u32 {
 }
 
 fn dual() -> Socket {
-    Socket::bind(Listen::Port(0), ROOM, true).unwrap()
+    bound(Listen::Port(0), Way::default()).unwrap()
+}
+
+pub(crate) fn bound(listen: Listen, way: Way) -> Result<Socket, BindError> {
+    let options = Options { receive_buffer: ROOM, send_buffer: ROOM, offload: true, way };
+    Socket::bind(listen, &options)
 }
 
 /// A batch without wishes, cut at `segment` if that is not zero.
@@ -101,7 +106,7 @@ fn both_families_cross_with_addresses_and_tos() {
 #[test]
 fn an_ipv4_socket_speaks_to_a_dual_stack_one() {
     in_namespace(|| {
-        let a = Socket::bind(Listen::Address(SocketAddr::new(V4, 0)), ROOM, true).unwrap();
+        let a = bound(Listen::Address(SocketAddr::new(V4, 0)), Way::default()).unwrap();
         let b = dual();
         let wanted = Transmit { source: Some(V4), tos: 1, ..batch(at(V4, &b), &[7; 3000], 1000) };
         a.send(&wanted).unwrap();
@@ -311,13 +316,152 @@ fn an_idle_socket_would_block_and_has_the_room_asked_for() {
 fn a_bind_error_says_what_to_do() {
     in_namespace(|| {
         let taken = dual();
-        let again =
-            Socket::bind(Listen::Port(taken.local_port()), ROOM, true).unwrap_err().to_string();
+        let said = |listen| bound(listen, Way::default()).unwrap_err().to_string();
+        let again = said(Listen::Port(taken.local_port()));
         assert!(again.contains(&taken.local_port().to_string()), "{again}");
         assert!(again.contains("already in use"), "{again}");
 
         let elsewhere = "192.0.2.9:0".parse().unwrap();
-        let error = Socket::bind(Listen::Address(elsewhere), ROOM, true).unwrap_err().to_string();
+        let error = said(Listen::Address(elsewhere));
         assert!(error.contains("no interface has this address"), "{error}");
+    });
+}
+
+/// Two cables with nobody at their far ends, and the same place beyond each.
+fn two_cables() {
+    for (near, far, address) in
+        [("one", "far1", "192.0.2.1/24"), ("two", "far2", "198.51.100.1/24")]
+    {
+        ip(&format!("link add {near} type veth peer name {far}"));
+        ip(&format!("link set {near} up"));
+        ip(&format!("link set {far} up"));
+        ip(&format!("addr add {address} dev {near}"));
+        // Nobody there answers the question who has an address.
+        ip(&format!("neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev {near}"));
+    }
+    ip("route add 203.0.113.9 dev one mtu 1400");
+    ip("route add 203.0.113.9 dev two table 77 mtu 1300");
+}
+
+/// All IPv4 that leaves by an interface.
+fn listen_on(device: &str) -> socket2::Socket {
+    let protocol = i32::from(ETH_P_IP).into();
+    let wire = socket2::Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();
+    // SAFETY: the address is that of a packet socket, with the length that it has.
+    let ((), address) = unsafe {
+        SockAddr::try_init(|storage, len| {
+            let link = libc::sockaddr_ll {
+                sll_family: libc::AF_PACKET.try_into().unwrap(),
+                sll_protocol: ETH_P_IP,
+                sll_ifindex: link_index(device).try_into().unwrap(),
+                sll_hatype: 0,
+                sll_pkttype: 0,
+                sll_halen: 0,
+                sll_addr: [0; 8],
+            };
+            storage.cast::<libc::sockaddr_ll>().write(link);
+            *len = size_of::<libc::sockaddr_ll>().try_into().unwrap();
+            Ok(())
+        })
+    }
+    .unwrap();
+    wire.bind(&address).unwrap();
+    wire.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    wire
+}
+
+/// The IP header and payload of the next packet.
+fn next_on(mut wire: &socket2::Socket) -> Vec<u8> {
+    let mut packet = vec![0; 2000];
+    let len = wire.read(&mut packet).expect("nothing left here");
+    packet.truncate(len);
+    packet
+}
+
+fn beyond() -> SocketAddr {
+    SocketAddr::from(([203, 0, 113, 9], 9))
+}
+
+#[test]
+fn a_mark_is_seen_by_the_rules_of_routing() {
+    in_namespace(|| {
+        two_cables();
+        ip("rule add fwmark 0x4d2 lookup 77");
+        let (one, two) = (listen_on("far1"), listen_on("far2"));
+        let marked = Way { mark: 0x4d2, device: None };
+        let socket = bound(Listen::Port(0), marked.clone()).unwrap();
+        socket.send(&batch(beyond(), b"marked", 0)).unwrap();
+        assert_eq!(next_on(&two)[28..], *b"marked");
+        dual().send(&batch(beyond(), b"plain", 0)).unwrap();
+        assert_eq!(next_on(&one)[28..], *b"plain", "and not what is marked");
+
+        let largest = |way: &Way| largest_payload(beyond(), None, way).unwrap();
+        assert_eq!(largest(&Way::default()), 1400 - 28);
+        assert_eq!(largest(&marked), 1300 - 28, "asked for the way that is marked");
+    });
+}
+
+#[test]
+fn a_socket_of_one_device_leaves_and_hears_by_no_other() {
+    in_namespace(|| {
+        two_cables();
+        ip("route add 203.0.113.9 dev two metric 100");
+        let two = listen_on("far2");
+        let way = Way { mark: 0, device: Some("two".to_owned()) };
+        let socket = bound(Listen::Port(0), way.clone()).unwrap();
+        socket.send(&batch(beyond(), b"bound", 0)).unwrap();
+        let packet = next_on(&two);
+        assert_eq!((&packet[12..16], &packet[28..]), (&[198, 51, 100, 1][..], &b"bound"[..]));
+        assert_eq!(largest_payload(beyond(), None, &way).unwrap(), 1500 - 28);
+
+        dual().send(&batch(at(V4, &socket), b"by lo", 0)).unwrap();
+        let mut received = [Received::NOTHING];
+        let error = socket.receive(&mut vec![0; RECEIVE_BUFFER], &mut received).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "it came by another");
+    });
+}
+
+#[test]
+fn the_largest_payload_is_that_of_the_way_from_a_source() {
+    in_namespace(|| {
+        two_cables();
+        ip("rule add from 198.51.100.1 lookup 77");
+        let way = Way::default();
+        let from = |source: &str| largest_payload(beyond(), source.parse().ok(), &way).unwrap();
+        assert_eq!(from("198.51.100.1"), 1300 - 28);
+        assert_eq!(from("192.0.2.1"), 1400 - 28);
+        assert_eq!(from("192.0.2.77"), 1400 - 28, "not ours any more: the kernel chooses");
+    });
+}
+
+#[test]
+fn what_the_kernel_has_against_a_way_is_said() {
+    in_namespace(|| {
+        let missing = Way { mark: 0, device: Some("eth9".to_owned()) };
+        let said = bound(Listen::Port(0), missing).unwrap_err().to_string();
+        assert!(said.contains("`eth9`") && said.contains("no such interface"), "{said}");
+
+        let way = Way::default();
+        assert!(way.check_source(V4).is_ok() && way.check_source(V6).is_ok());
+        for gone in ["192.0.2.77", "2001:db8::77"] {
+            let said = way.check_source(gone.parse().unwrap()).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("cannot send from {gone}: no interface")), "{said}");
+        }
+    });
+}
+
+#[test]
+fn each_direction_has_the_room_asked_for() {
+    in_namespace(|| {
+        let options = Options {
+            receive_buffer: ROOM,
+            send_buffer: ROOM / 4,
+            offload: true,
+            way: Way::default(),
+        };
+        let socket = Socket::bind(Listen::Port(0), &options).unwrap();
+        // The kernel doubles what it is told.
+        assert_eq!(socket.inner.recv_buffer_size().unwrap(), 2 * ROOM);
+        assert_eq!(socket.inner.send_buffer_size().unwrap(), ROOM / 2);
     });
 }

@@ -1,0 +1,50 @@
+//! By which way datagrams leave: the mark that rules of routing and filters look at, the one
+//! interface, and the address to send from.
+
+use std::net::{IpAddr, SocketAddr};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::bind::BindError;
+
+/// What of a socket decides on its routes. Whatever asks the routing table for them is set so too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// The mark of every datagram (`SO_MARK`); 0 is none.
+    pub mark: u32,
+    /// The name of the interface that everything leaves and arrives by (`SO_BINDTODEVICE`).
+    pub device: Option<String>,
+}
+
+impl Way {
+    /// Sets a socket so. The interface is the one that has the name now.
+    pub(super) fn set(&self, socket: &Socket) -> Result<(), BindError> {
+        if self.mark != 0 {
+            let refused = |source| BindError::Mark { mark: self.mark, source };
+            socket.set_mark(self.mark).map_err(refused)?;
+        }
+        let Some(device) = &self.device else { return Ok(()) };
+        let refused = |source| BindError::device(device.clone(), source);
+        socket.bind_device(Some(device.as_bytes())).map_err(refused)
+    }
+
+    /// A socket of its own for a question to the kernel, bound to any port of `address`.
+    pub(super) fn throwaway(&self, address: IpAddr) -> Result<Socket, BindError> {
+        let at = SocketAddr::new(address, 0);
+        let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None);
+        let socket = socket.map_err(BindError::Open)?;
+        self.set(&socket)?;
+        let refused = |source| BindError::sending_from(address, source);
+        socket.bind(&SockAddr::from(at)).map_err(refused)?;
+        Ok(socket)
+    }
+
+    /// Makes sure that datagrams can leave from `address`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not one of ours, or this way cannot be had.
+    pub fn check_source(&self, address: IpAddr) -> Result<(), BindError> {
+        self.throwaway(address).map(drop)
+    }
+}
