@@ -137,8 +137,11 @@ impl Peer {
         let Some(attempt) = &mut self.attempt else { return };
         let to = attempt.to();
         let Some(asking) = attempt.asking_mut() else { return };
+        // What a suspend has slept through is not made up for.
+        while asking.session.birth + asking.pause <= now.boot {
+            asking.pause *= 2;
+        }
         asking.resend_at = asking.session.birth + asking.pause;
-        asking.pause *= 2;
         let frames = asking.init.chunks().map(|chunk| ControlFrame::begin().pq_init(chunk).end());
         let (sealing, from) = (Arc::clone(&asking.session.sealing), asking.local);
         for frame in frames {

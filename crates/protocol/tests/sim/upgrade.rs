@@ -203,6 +203,24 @@ fn a_quiet_network_upgrades_in_two_round_trips_and_asks_once() {
     }
 }
 
+/// The key is sent once more, not as often as it would have been.
+#[test]
+fn what_a_suspend_sleeps_through_is_not_made_up_for() {
+    let mut world = World::with(1, |side, options| {
+        options.protocol = POST_QUANTUM;
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    world.network.loses = Some(Box::new(|sent| Which::of(sent) == Some(Which::Answer)));
+    world.resolve(Side::A);
+    world.run_for(millis(100));
+    world.suspend(Side::A);
+    world.run_for(seconds(5));
+    world.resume(Side::A);
+    world.run_for(seconds(1));
+    let keys = |sent: &&Captured| Which::of(sent) == Some(Which::FirstChunk);
+    assert_eq!(world.network.wire.iter().filter(keys).count(), 2);
+}
+
 #[test]
 fn one_end_without_it_never_connects() {
     let plain = Protocol::Vpnd(Profile {
