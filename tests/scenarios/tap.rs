@@ -49,7 +49,8 @@ fn carries(lab: &Lab, mode: &str, cipher: &str, outside: &str, mtu: u16) -> Resu
         ensure!(pings.answered == 3, "{mtu} bytes to {address}: {pings:?}");
     }
     for end in [&a, &b] {
-        ensure!(end.status()?.is_up(), "{}", end.status()?);
+        let status = end.status()?;
+        ensure!(status.is_up() && status.peer_mtu() == Some(mtu.into()), "{status}");
     }
     Ok("pings up to the MTU and TCP, both ways, both families".to_owned())
 }

@@ -33,6 +33,11 @@ impl Status {
         self.number("/peer/handshakes")
     }
 
+    /// The MTU that a vpnd at the other end says its device has.
+    pub fn peer_mtu(&self) -> Option<u64> {
+        self.field("/peer/mtu")?.as_u64()
+    }
+
     /// Where it sends to now.
     pub fn endpoint(&self) -> Option<&str> {
         self.field("/peer/endpoint")?.as_str()

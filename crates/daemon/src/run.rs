@@ -249,10 +249,7 @@ fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About 
         name: config.name.clone(),
         device: Device {
             name: device.to_owned(),
-            mode: match config.interface.mode {
-                config::Mode::Tun => "tun".to_owned(),
-                config::Mode::Tap => "tap".to_owned(),
-            },
+            mode: mode(config).word().to_owned(),
             mtu: config.interface.mtu,
             listen_port,
             public_key: keys.secret.public().to_string(),
@@ -285,7 +282,8 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         identities,
         remotes,
         terms,
-        largest_packet: largest_packet(config),
+        mtu: config.interface.mtu,
+        largest_packet: mode(config).largest_packet(config.interface.mtu),
         keepalive: config.peer.keepalive,
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
@@ -296,14 +294,6 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         dscp: config.socket.dscp,
         floor,
         max_datagram: LEAST_DATAGRAM,
-    }
-}
-
-/// Of what crosses the device: with mode TAP a frame with its header and two tags.
-fn largest_packet(config: &Config) -> u16 {
-    match config.interface.mode {
-        config::Mode::Tun => config.interface.mtu,
-        config::Mode::Tap => config.interface.mtu.saturating_add(22),
     }
 }
 

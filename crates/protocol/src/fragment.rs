@@ -180,21 +180,6 @@ impl Reassembly {
         }
     }
 
-    /// As [`Reassembly::insert_marked`], for a piece that met no congestion.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn insert(
-        &mut self,
-        generation: Generation,
-        counter: u64,
-        piece: Piece<'_>,
-        now: BootTime,
-    ) -> Result<Option<&mut [u8]>, DropReason> {
-        let whole = self.insert_marked(generation, counter, (piece, false), now)?;
-        Ok(whole.map(|(packet, _congested)| packet))
-    }
-
     /// Takes the piece that came with `counter` on the session `generation`, after the replay
     /// window, and whether it met congestion; the whole packet if this was the last that was missing,
     /// and whether any of its pieces met congestion (RFC 3168 §5.3).

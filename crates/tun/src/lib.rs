@@ -19,6 +19,6 @@ mod vnet;
 pub use checksum::{Sum, pseudo_header};
 pub use coalesce::{Coalescer, Limits, unmerge};
 pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};
-pub use persist::{Kind, PersistError, Persistent, kind_of, remove};
+pub use persist::{PersistError, Persistent, kind_of, remove};
 pub use split::{Segments, SplitError, split};
 pub use vnet::{READ_BUFFER, VNET_LEN, VnetHeader};

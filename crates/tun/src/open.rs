@@ -58,7 +58,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    const fn flag(self) -> i32 {
+    pub(crate) const fn flag(self) -> i32 {
         match self {
             Self::Tun => libc::IFF_TUN,
             Self::Tap => libc::IFF_TAP,
@@ -66,7 +66,7 @@ impl Mode {
     }
 
     /// The name of a device that is given none.
-    const fn pattern(self) -> &'static str {
+    pub(crate) const fn pattern(self) -> &'static str {
         match self {
             Self::Tun => "tun%d",
             Self::Tap => "tap%d",
@@ -81,6 +81,22 @@ impl Mode {
         }
     }
 
+    /// The longest that crosses a device of this MTU.
+    pub const fn largest_packet(self, mtu: u16) -> u16 {
+        match self {
+            Self::Tun => mtu,
+            Self::Tap => mtu.saturating_add(MAX_TAGGED),
+        }
+    }
+
+    /// Its name, as `ip tuntap` has it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::Tap => "tap",
+        }
+    }
+
     /// Where the IP header of this packet begins: behind the tags of virtual LANs, if there are any.
     /// `None` if it carries something else.
     pub fn ip_start(self, packet: &[u8]) -> Option<usize> {
@@ -91,7 +107,7 @@ impl Mode {
         loop {
             match u16::from_be_bytes(*packet.get(at - 2..)?.first_chunk()?) {
                 ETHER_IPV4 | ETHER_IPV6 => return Some(at),
-                ETHER_VLAN | ETHER_SERVICE_VLAN if at < MAX_TAGGED => at += VLAN_TAG,
+                ETHER_VLAN | ETHER_SERVICE_VLAN if at < MAX_TAGGED.into() => at += VLAN_TAG,
                 _ => return None,
             }
         }
@@ -102,7 +118,9 @@ impl Mode {
 const ETHERNET_HEADER: usize = 14;
 const VLAN_TAG: usize = 4;
 /// Behind two tags.
-const MAX_TAGGED: usize = ETHERNET_HEADER + 2 * VLAN_TAG;
+const MAX_TAGGED: u16 = 22;
+
+const _: () = assert!(MAX_TAGGED as usize == ETHERNET_HEADER + 2 * VLAN_TAG);
 const ETHER_VLAN: u16 = 0x8100;
 const ETHER_SERVICE_VLAN: u16 = 0x88a8;
 

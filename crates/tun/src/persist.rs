@@ -7,40 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use thiserror::Error;
 
 use crate::ioctl;
-use crate::open::{OpenError, check_name, open_driver};
-
-/// What crosses a device, by the word that `ip tuntap` has for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// IP packets.
-    Tun,
-    /// Ethernet frames.
-    Tap,
-}
-
-impl Kind {
-    /// The word.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Tun => "tun",
-            Self::Tap => "tap",
-        }
-    }
-
-    const fn template(self) -> &'static str {
-        match self {
-            Self::Tun => "tun%d",
-            Self::Tap => "tap%d",
-        }
-    }
-
-    const fn flag(self) -> i32 {
-        match self {
-            Self::Tun => libc::IFF_TUN,
-            Self::Tap => libc::IFF_TAP,
-        }
-    }
-}
+use crate::open::{Mode, OpenError, check_name, open_driver};
 
 /// A device to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +15,7 @@ pub struct Persistent {
     /// Its name; `%d` in it stands for the first free number, and absent it is `tun%d` or `tap%d`.
     pub name: Option<String>,
     /// What crosses it.
-    pub kind: Kind,
+    pub kind: Mode,
     /// The id of the user who may attach without a capability.
     pub user: Option<u32>,
     /// The id of the group whose members may.
@@ -70,7 +37,7 @@ impl Persistent {
     ///
     /// When the driver or the privilege is missing, or there is an interface of that name.
     pub fn create(&self) -> Result<String, PersistError> {
-        let name = self.name.as_deref().unwrap_or_else(|| self.kind.template());
+        let name = self.name.as_deref().unwrap_or_else(|| self.kind.pattern());
         check_new_name(name)?;
         let file = open_driver(name)?;
         let name = ioctl::attach(file.as_fd(), name, self.flags() | libc::IFF_TUN_EXCL)
@@ -103,7 +70,7 @@ impl Persistent {
 /// # Errors
 ///
 /// When there is no such device, its only queue is in use, or a privilege is missing.
-pub fn remove(name: &str, kind: Option<Kind>) -> Result<(), PersistError> {
+pub fn remove(name: &str, kind: Option<Mode>) -> Result<(), PersistError> {
     let is = kind_of(name)?;
     if kind.is_some_and(|kind| kind != is) {
         return Err(PersistError::OtherKind { name: name.to_owned(), is });
@@ -128,7 +95,7 @@ pub fn remove(name: &str, kind: Option<Kind>) -> Result<(), PersistError> {
 /// # Errors
 ///
 /// When there is none, or it is not a device of the TUN driver.
-pub fn kind_of(name: &str) -> Result<Kind, PersistError> {
+pub fn kind_of(name: &str) -> Result<Mode, PersistError> {
     check_name(name)?;
     // Any socket will do, and this one needs no address family of the network.
     let socket = UnixDatagram::unbound().map_err(refused("driver", name))?;
@@ -138,8 +105,8 @@ pub fn kind_of(name: &str) -> Result<Kind, PersistError> {
         _ => refused("driver", name)(e),
     })?;
     match (driver.as_str(), bus.as_str()) {
-        ("tun", "tun") => Ok(Kind::Tun),
-        ("tun", "tap") => Ok(Kind::Tap),
+        ("tun", "tun") => Ok(Mode::Tun),
+        ("tun", "tap") => Ok(Mode::Tap),
         _ => Err(PersistError::NotOurs { name: name.to_owned() }),
     }
 }
@@ -174,7 +141,7 @@ pub enum PersistError {
         /// The device.
         name: String,
         /// What it is.
-        is: Kind,
+        is: Mode,
     },
     /// Anything else.
     #[error("the kernel refuses the {what} of device {name:?}")]

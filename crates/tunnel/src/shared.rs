@@ -18,9 +18,6 @@ use crate::counters::Counters;
 use crate::filter::Filter;
 use crate::udp::Socket;
 
-/// Two addresses, two tags and a type.
-const MAX_ETHERNET_HEADER: usize = 22;
-
 /// One tunnel, as all its threads see it.
 pub(crate) struct Shared {
     pub(crate) queue: Queue,
@@ -49,14 +46,6 @@ impl Shared {
     pub(crate) fn clamp(&self, packet: &mut [u8]) {
         if let (Some(clamp), Some(ip)) = (self.clamp, self.mode.ip_start(packet)) {
             clamp_mss(&mut packet[ip..], clamp);
-        }
-    }
-
-    /// The longest that crosses the device.
-    pub(crate) fn largest_packet(&self) -> usize {
-        match self.mode {
-            Mode::Tun => self.mtu.into(),
-            Mode::Tap => usize::from(self.mtu) + MAX_ETHERNET_HEADER,
         }
     }
 }

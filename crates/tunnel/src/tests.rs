@@ -143,6 +143,7 @@ fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
         identities: vec![Identity::new(secret)],
         remotes: vec![remote],
         terms: vec![Terms::new(Protocol::WireGuard, &PresharedKey::default())],
+        mtu: 1420,
         largest_packet: 1420,
         keepalive: None,
         roam: Roam::Any,

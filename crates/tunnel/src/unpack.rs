@@ -41,7 +41,7 @@ pub(crate) enum Found<'a> {
 
 impl Unpack {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let pieces = Reassembly::new(shared.largest_packet());
+        let pieces = Reassembly::new(shared.mode.largest_packet(shared.mtu).into());
         Self { shared, pieces }
     }
 

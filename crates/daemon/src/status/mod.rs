@@ -357,7 +357,6 @@ pub(crate) mod tests {
             },
             protocol: Some(Protocol::WireGuard),
             keys: [[1; 32], [2; 32]].map(PublicKey::from_bytes),
-            closed: false,
             greeting: Some(Greeting { release: "vpnd 0.1.0".into(), features: 0, mtu: 1420 }),
             quality: Some(Quality {
                 round_trip: Duration::from_micros(12_500),

@@ -8,7 +8,7 @@ use nix::net::if_::{if_nameindex, if_nametoindex};
 use nix::unistd::{Group, User};
 use serde::Serialize;
 use thiserror::Error;
-use vpnd_tun::{Kind, PersistError, kind_of};
+use vpnd_tun::{Mode, PersistError, kind_of};
 
 use super::holders::{Holder, Holders};
 
@@ -81,7 +81,7 @@ impl Listing {
         Self::collect([(kind_of(name)?, name.to_owned())])
     }
 
-    fn collect(found: impl IntoIterator<Item = (Kind, String)>) -> Result<Self, LookError> {
+    fn collect(found: impl IntoIterator<Item = (Mode, String)>) -> Result<Self, LookError> {
         let mut holders = Holders::find();
         let mut devices = Vec::new();
         for (kind, name) in found {
@@ -92,7 +92,7 @@ impl Listing {
 }
 
 /// The device, unless it went in the meantime.
-fn look(kind: Kind, name: &str, holders: &mut Holders) -> Result<Option<Device>, LookError> {
+fn look(kind: Mode, name: &str, holders: &mut Holders) -> Result<Option<Device>, LookError> {
     match Properties::read(name) {
         Some(properties) if properties.describes(kind, name) => {
             Ok(Some(properties.device(kind, name, holders.take(name))))
@@ -125,8 +125,8 @@ impl Properties {
     }
 
     /// Sysfs shows the network namespace in which it was mounted.
-    fn describes(&self, kind: Kind, name: &str) -> bool {
-        let mode = if self.has(libc::IFF_TUN) { Kind::Tun } else { Kind::Tap };
+    fn describes(&self, kind: Mode, name: &str) -> bool {
+        let mode = if self.has(libc::IFF_TUN) { Mode::Tun } else { Mode::Tap };
         mode == kind && if_nametoindex(name) == Ok(self.index)
     }
 
@@ -134,7 +134,7 @@ impl Properties {
         self.flags & flag != 0
     }
 
-    fn device(&self, kind: Kind, name: &str, processes: Vec<Holder>) -> Device {
+    fn device(&self, kind: Mode, name: &str, processes: Vec<Holder>) -> Device {
         let (fixed, overwritten) = self.for_the_next(kind);
         Device {
             name: name.to_owned(),
@@ -161,7 +161,7 @@ impl Properties {
 
     /// `tun_set_iff` of drivers/net/tun.c compares the mode and `multi_queue`, and copies the rest
     /// of the opener's flags.
-    fn for_the_next(&self, kind: Kind) -> (Vec<&'static str>, Vec<&'static str>) {
+    fn for_the_next(&self, kind: Mode) -> (Vec<&'static str>, Vec<&'static str>) {
         if !self.has(libc::IFF_PERSIST) {
             return (Vec::new(), Vec::new());
         }
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     fn device(flags: i32, owner: Option<u32>) -> Device {
-        let kind = if flags & libc::IFF_TUN != 0 { Kind::Tun } else { Kind::Tap };
+        let kind = if flags & libc::IFF_TUN != 0 { Mode::Tun } else { Mode::Tap };
         Properties { index: 4, flags, owner, group: None }.device(kind, "dev7", Vec::new())
     }
 

@@ -2,7 +2,7 @@
 
 use nix::unistd::{Group, User};
 use thiserror::Error;
-use vpnd_tun::{Kind, Persistent};
+use vpnd_tun::{Mode, Persistent};
 
 /// What the words mean, for `--help`.
 pub(crate) const WORDS: &str = "\
@@ -56,7 +56,7 @@ pub(crate) enum WordError {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Said {
     name: Option<String>,
-    kind: Option<Kind>,
+    kind: Option<Mode>,
     user: Option<u32>,
     group: Option<u32>,
     multi_queue: bool,
@@ -124,7 +124,7 @@ impl Said {
     /// # Errors
     ///
     /// Without a name, or with an owner.
-    pub(crate) fn into_target(self) -> Result<(String, Option<Kind>), WordError> {
+    pub(crate) fn into_target(self) -> Result<(String, Option<Mode>), WordError> {
         let idle = |word| WordError::Idle { word, command: "del" };
         match self {
             Self { user: Some(_), .. } => Err(idle("user")),
@@ -171,8 +171,8 @@ fn put<T>(
     Ok(())
 }
 
-fn mode(word: &str) -> Result<Kind, WordError> {
-    let known = [Kind::Tun, Kind::Tap].into_iter().find(|kind| kind.word() == word);
+fn mode(word: &str) -> Result<Mode, WordError> {
+    let known = [Mode::Tun, Mode::Tap].into_iter().find(|kind| kind.word() == word);
     known.ok_or_else(|| WordError::Mode(word.to_owned()))
 }
 
@@ -213,7 +213,7 @@ mod tests {
     fn words_in_any_order() {
         let expected = Said {
             name: Some("tun7".into()),
-            kind: Some(Kind::Tun),
+            kind: Some(Mode::Tun),
             user: Some(0),
             multi_queue: true,
             ..Said::default()
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(parse("dev a").unwrap().into_device(), Err(WordError::NoMode));
         assert_eq!(parse("mode tun").unwrap().into_target(), Err(WordError::NoName));
         assert_eq!(parse("a user root").unwrap().into_target(), Err(idle("user", "del")));
-        let tap = Some(Kind::Tap);
+        let tap = Some(Mode::Tap);
         assert_eq!(parse("a mode tap pi").unwrap().into_target(), Ok(("a".into(), tap)));
         assert_eq!(parse("a pi").unwrap().into_filter(), Err(idle("pi", "list")));
         assert_eq!(parse("dev a").unwrap().into_filter(), Ok(Some("a".into())));

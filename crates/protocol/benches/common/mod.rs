@@ -135,6 +135,7 @@ fn peer(number: u8, remote: PublicKey, protocol: Protocol, activity: Arc<Activit
         identities: vec![Identity::new(secret(number))],
         remotes: vec![remote],
         terms: vec![Terms::new(protocol, &PresharedKey::default())],
+        mtu: 1420,
         largest_packet: 1420,
         keepalive: None,
         roam: Roam::Any,

@@ -344,3 +344,17 @@ fn congestion_of_any_piece_is_the_packets() {
         assert_eq!(take(1, piece(1, 2, b"c"), marked[1]), Some(marked != [false, false]));
     }
 }
+
+impl Reassembly {
+    /// A piece that met no congestion.
+    fn insert(
+        &mut self,
+        generation: Generation,
+        counter: u64,
+        piece: Piece<'_>,
+        now: BootTime,
+    ) -> Result<Option<&mut [u8]>, DropReason> {
+        let whole = self.insert_marked(generation, counter, (piece, false), now)?;
+        Ok(whole.map(|(packet, _congested)| packet))
+    }
+}

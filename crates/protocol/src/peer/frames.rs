@@ -150,7 +150,6 @@ impl Peer {
     fn take_close(&mut self, closed: Generation) -> Result<(), DropReason> {
         if self.keyring.close(closed) {
             self.publish = true;
-            self.closed = true;
             self.forget_what_was_said();
             self.timers.settle_answer();
             self.events.push_back(Event::Closed);
@@ -232,7 +231,7 @@ impl Peer {
     }
 
     fn hello(&self, frame: ControlFrame) -> ControlFrame {
-        let mtu = self.config.largest_packet;
+        let mtu = self.config.mtu;
         match Release::new(RELEASE) {
             Some(release) => frame.hello(&Hello { release, features: 0, mtu }),
             None => frame,

@@ -52,7 +52,9 @@ pub struct Config {
     /// What an answer may have been made under. The first are ours, and what we answer under; there
     /// is always one.
     pub terms: Vec<Terms>,
-    /// The longest packet of the device.
+    /// The device's MTU, which the peer is told.
+    pub mtu: u16,
+    /// The longest that crosses the device: with Ethernet frames more than the MTU.
     pub largest_packet: u16,
     /// How often to speak when nothing else does.
     pub keepalive: Option<Duration>,
@@ -173,8 +175,6 @@ pub struct Peer {
     gauge: Gauge,
     /// What the peer said of itself on the current session.
     greeting: Option<Greeting>,
-    /// The peer said that it stops, and has not been heard since.
-    closed: bool,
 
     publish: bool,
     transmits: VecDeque<(Transmit, Vec<u8>)>,
@@ -213,7 +213,6 @@ impl Peer {
             unconfirmed_answers: 0,
             gauge: Gauge::default(),
             greeting: None,
-            closed: false,
             publish: true,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -369,7 +368,6 @@ impl Peer {
         self.established = Some(now.boot);
         self.handshakes += 1;
         self.unconfirmed_answers = 0;
-        self.closed = false;
         self.greeting = None;
         self.gauge.begin();
         let current = self.keyring.current().map(|s| (s.opening.generation(), s.pair));

@@ -48,8 +48,6 @@ pub struct PeerStatus {
     pub attempt: Option<u32>,
     /// Answers of ours in a row that the peer never used.
     pub unconfirmed_answers: u32,
-    /// The peer said that it stops, and has not been heard since.
-    pub closed: bool,
     /// What the peer says of itself.
     pub greeting: Option<Greeting>,
     /// How the way fares.
@@ -80,7 +78,6 @@ impl Peer {
             last_received: self.activity.moments().received.map(ago),
             attempt: self.attempt.as_ref().map(Attempt::tries),
             unconfirmed_answers: self.unconfirmed_answers,
-            closed: self.closed,
             greeting: self.greeting.clone(),
             quality: self.gauge.quality,
             traffic: self.activity.traffic(),

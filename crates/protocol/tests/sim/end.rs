@@ -128,6 +128,7 @@ impl Options {
             identities: self.identities(side),
             remotes: self.remotes(),
             terms: self.terms(),
+            mtu: 1420,
             largest_packet: 1420,
             keepalive: self.keepalive,
             roam: self.roam,
