@@ -69,6 +69,9 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mode: String,
     pub(crate) mtu: u16,
+    /// Through how many queues packets leave it; 0 from a release that does not say.
+    #[serde(default)]
+    pub(crate) queues: usize,
     pub(crate) listen_port: u16,
     pub(crate) public_key: String,
 }
@@ -329,6 +332,7 @@ pub(crate) mod tests {
                 name: "vpn-site-a".into(),
                 mode: "tun".into(),
                 mtu: 1420,
+                queues: 4,
                 listen_port: 51820,
                 public_key: "ours".into(),
             },
@@ -381,6 +385,7 @@ pub(crate) mod tests {
                 "name": "vpn-site-a",
                 "mode": "tun",
                 "mtu": 1420,
+                "queues": 4,
                 "listen_port": 51820,
                 "public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
             },
