@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// Also vpnd with `protocol = "vpnd"`: as it is by default, with AES-256-GCM, and in pieces
     #[arg(long)]
     pub(crate) profiles: bool,
+    /// Also vpnd with a device of so many queues
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub(crate) queues: Vec<u16>,
     /// One more vpnd under a name of its own, to compare two builds; may be repeated
     #[arg(long, value_name = "NAME=PATH", value_parser = named)]
     pub(crate) also: Vec<Named>,

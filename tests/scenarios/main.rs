@@ -12,6 +12,7 @@ mod hostile;
 mod interop;
 mod pair;
 mod profile;
+mod queues;
 mod refusal;
 mod rekey;
 mod restart;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         change::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
+        queues::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
         restart::scenarios(),
