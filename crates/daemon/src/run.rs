@@ -5,11 +5,8 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
-<<<<<<< HEAD
 use std::thread::available_parallelism;
-=======
 use std::time::Duration;
->>>>>>> main
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
