@@ -12,6 +12,7 @@ mod control;
 mod demo;
 mod exit;
 mod floor;
+mod hooks;
 mod keygen;
 mod keys;
 mod logging;
