@@ -55,6 +55,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
+        Command::HookRunner => hooks::run(),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::control::{Control, Request};
 use crate::floor::{FloorError, FloorFile};
+use crate::hooks::News;
 use crate::keys::Keys;
 use crate::resolve::Resolver;
 use crate::service::Service;
@@ -66,6 +67,7 @@ pub(crate) struct Surroundings {
     pub(crate) resolver: Resolver,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
+    pub(crate) hooks: News,
 }
 
 /// A running tunnel's control plane.

@@ -14,7 +14,7 @@ mod exec;
 mod output;
 mod plan;
 mod program;
-pub(crate) mod runner;
+mod runner;
 mod talk;
 mod variables;
 
@@ -27,8 +27,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub(crate) use plan::{Moment, Plan};
-pub(crate) use program::{ProgramError, from_directory, look_at};
-pub(crate) use variables::Facts;
+pub(crate) use program::{from_directory, look_at};
+pub(crate) use runner::{WORD, run};
+pub(crate) use variables::{Facts, plan, wanted};
 
 use client::Runner;
 use talk::{End, Order};

@@ -86,12 +86,14 @@ fn is_changeable(found: &Metadata) -> bool {
     foreign || open
 }
 
-/// A path as the configuration means it: from its directory on, unless it is a bare word.
+/// A path as the configuration means it, from its directory on; a bare word stays what it is.
 pub(crate) fn from_directory(program: &str, directory: &Path) -> String {
     if !program.contains('/') || program.starts_with('/') {
         return program.to_owned();
     }
-    directory.join(program).to_string_lossy().into_owned()
+    let path = directory.join(program);
+    // Commands run in the root directory.
+    std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn a_relative_path_counts_from_the_configuration() {
         let directory = Path::new("/etc/vpnd");
-        assert_eq!(from_directory("./hook", directory), "/etc/vpnd/./hook");
+        assert_eq!(from_directory("./hook", directory), "/etc/vpnd/hook");
         assert_eq!(from_directory("/bin/hook", directory), "/bin/hook");
         assert_eq!(from_directory("nft", directory), "nft");
     }

@@ -18,7 +18,7 @@ use super::talk::{Order, Report, both};
 use crate::exit::Exit;
 
 /// The subcommand that nobody types.
-pub(super) const WORD: &str = "hook-runner";
+pub(crate) const WORD: &str = "hook-runner";
 
 /// Runs until vpnd is gone.
 ///
