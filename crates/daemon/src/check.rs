@@ -47,7 +47,8 @@ fn summary(config: &Config, keys: &Keys) -> String {
 
 /// A line for each command that is run, and when.
 fn commands(plan: &Plan) -> String {
-    let all = plan.commands.iter().flat_map(|(moment, all)| all.iter().map(move |argv| (moment, argv)));
+    let all =
+        plan.commands.iter().flat_map(|(moment, all)| all.iter().map(move |argv| (moment, argv)));
     all.map(|(moment, argv)| format!("\nruns      {}: {argv}", moment.word())).collect()
 }
 

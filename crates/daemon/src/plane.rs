@@ -229,6 +229,7 @@ impl Plane {
         } else {
             tracing::warn!("the peer is dead: it is silent, or has stopped");
         }
+        self.around.hooks.peer(alive, self.peer.endpoint());
     }
 
     /// How large a datagram may be on the way there is now.

@@ -381,10 +381,14 @@ fn hooks(config: &Config, found: &mut Found<'_>) {
 
 /// The resolver that is told of the tunnel is that of its own namespace.
 fn names(config: &Config, found: &mut Found<'_>) {
-    for (key, said) in [("servers", !config.dns.servers.is_empty()), ("domains", !config.dns.domains.is_empty())] {
+    for (key, said) in
+        [("servers", !config.dns.servers.is_empty()), ("domains", !config.dns.domains.is_empty())]
+    {
         if said && config.interface.netns.is_some() {
-            let problem = "has no effect: the device is in another network namespace than systemd-resolved";
-            let help = "write the servers to /etc/netns/NAME/resolv.conf, which `ip netns exec` uses";
+            let problem =
+                "has no effect: the device is in another network namespace than systemd-resolved";
+            let help =
+                "write the servers to /etc/netns/NAME/resolv.conf, which `ip netns exec` uses";
             found.at("[dns]", key, Problem::warning(problem).help(help));
         }
     }

@@ -49,7 +49,8 @@ pub(crate) fn plan(config: &Config, facts: Facts<'_>) -> Plan {
         (Moment::Lost, &hooks.lost),
         (Moment::Down, &hooks.down),
     ];
-    let commands = commands.map(|(moment, all)| (moment, all.iter().filter_map(|argv| command(argv, from)).collect()));
+    let commands = commands
+        .map(|(moment, all)| (moment, all.iter().filter_map(|argv| command(argv, from)).collect()));
     let mut plan = Plan {
         commands: commands.into(),
         environment: environment(config, facts),
