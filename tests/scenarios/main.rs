@@ -8,6 +8,7 @@ mod ecn;
 mod exact;
 mod expiry;
 mod flood;
+mod hooks;
 mod hostile;
 mod interop;
 mod pair;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        hooks::scenarios(),
         flood::scenarios(),
         exact::scenarios(),
         speed::scenarios(),

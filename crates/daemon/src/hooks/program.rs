@@ -27,8 +27,8 @@ pub(crate) enum ProgramError {
     NotExecutable(PathBuf),
     /// Somebody else decides what it does.
     #[error(
-        "{} could be changed by others: it, and the directory it is in, must belong to root or to us \
-         and be writable by their owner alone",
+        "{} could be changed by others: it and its directory must belong to root or to us, and be \
+         writable by nobody else",
         .0.display()
     )]
     Changeable(PathBuf),
@@ -58,7 +58,7 @@ pub(crate) fn look_at(program: &str) -> Result<(), ProgramError> {
     let real = path.canonicalize().map_err(missing)?;
     let found = fs::metadata(&real).map_err(missing)?;
     let directory = real.parent().and_then(|directory| fs::metadata(directory).ok());
-    if is_changeable(&found) || directory.is_some_and(|directory| is_changeable(&directory)) {
+    if is_changeable(&found) || directory.is_some_and(|directory| is_replaceable_in(&directory)) {
         return Err(ProgramError::Changeable(path));
     }
     if !found.is_file() || access(&real, AccessFlags::X_OK).is_err() {
@@ -76,14 +76,21 @@ fn find(program: &str, search_path: &OsString) -> Result<PathBuf, ProgramError> 
     places.find(executable).ok_or_else(|| ProgramError::NotInPath(program.to_owned()))
 }
 
-/// Whether anybody but root and us may write to it. In a sticky directory, as /tmp is, nobody replaces what is
-/// another's.
+/// Whether anybody but root and us may write to it.
 fn is_changeable(found: &Metadata) -> bool {
-    const OTHERS: u32 = 0o022;
+    is_foreign(found) || found.mode() & 0o022 != 0
+}
+
+/// Whether anybody but root and us may put another file in its place. A group that a system lets write to its
+/// directory of programs, as Debian's `staff`, is trusted with that. In a sticky directory, as /tmp is,
+/// nobody replaces what is another's.
+fn is_replaceable_in(directory: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;
-    let foreign = found.uid() != 0 && found.uid() != Uid::effective().as_raw();
-    let open = found.mode() & OTHERS != 0 && !(found.is_dir() && found.mode() & STICKY != 0);
-    foreign || open
+    is_foreign(directory) || directory.mode() & (0o002 | STICKY) == 0o002
+}
+
+fn is_foreign(found: &Metadata) -> bool {
+    found.uid() != 0 && found.uid() != Uid::effective().as_raw()
 }
 
 /// A path as the configuration means it, from its directory on; a bare word stays what it is.
@@ -131,6 +138,7 @@ mod tests {
             (0o644, 0o755, Some(ProgramError::NotExecutable(script.clone()))),
             (0o775, 0o755, Some(ProgramError::Changeable(script.clone()))),
             (0o757, 0o755, Some(ProgramError::Changeable(script.clone()))),
+            (0o755, 0o775, None),
             (0o755, 0o777, Some(ProgramError::Changeable(script.clone()))),
         ] {
             set_mode(&script, mode);
