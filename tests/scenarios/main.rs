@@ -6,6 +6,7 @@
 mod change;
 mod ecn;
 mod exact;
+mod examples;
 mod expiry;
 mod flood;
 mod hooks;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         tuntap::scenarios(),
         hooks::scenarios(),
         flood::scenarios(),
+        examples::scenarios(),
         exact::scenarios(),
         speed::scenarios(),
     ];
