@@ -5,7 +5,6 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
@@ -15,7 +14,7 @@ use vpnd_device::{Link, Netlink, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Mode, OpenError, Options, Queue};
+use vpnd_tun::{Carrier, Mode, OpenError, Options, Queue};
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
@@ -35,9 +34,6 @@ use crate::status::{About, Device};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::{resolve, service};
-
-/// Who gives no sign of life for so long is dead.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -112,6 +108,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
 struct Host {
     device: String,
     queue: Queue,
+    /// Where it is the peer's to say.
+    carrier: Option<Carrier>,
     socket: Socket,
     floor: FloorFile,
     control: Option<Control>,
@@ -157,12 +155,13 @@ impl Host {
             queues: 1,
         })?;
         let queue = device.queues.remove(0);
+        let carrier = carrier(config, &queue);
         let socket = socket(config)?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let netlink = Netlink::connect()?;
         let undo = netlink.configure(&link(config, &device.name)).await?;
-        let host = Self { device: device.name, queue, socket, floor, control };
+        let host = Self { device: device.name, queue, carrier, socket, floor, control };
         Ok((host, Changes { netlink, undo }))
     }
 
@@ -236,6 +235,7 @@ impl Host {
             about,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
+            carrier: self.carrier,
             resolver: resolve::spawn(config.peer.endpoints.clone()),
             control: self.control,
             service: service::Service::default(),
@@ -244,6 +244,18 @@ impl Host {
         let telling = Telling::new(config.peer.public_key);
         Ok(Plane::new(peer, telling, engine, reports, around)?)
     }
+}
+
+/// The device's carrier, off until the peer comes to life.
+fn carrier(config: &Config, queue: &Queue) -> Option<Carrier> {
+    if config.interface.carrier == config::Carrier::Always {
+        return None;
+    }
+    let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
+    let carrier = Carrier::of(queue).and_then(off);
+    let refused =
+        |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
+    carrier.map_err(refused).ok()
 }
 
 /// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
@@ -305,6 +317,7 @@ fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About 
         protocol: config.peer.protocol.to_string(),
         preshared_key: config.peer.preshared_key_file.is_some(),
         endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
+        dead_after: config.peer.dead_after,
     }
 }
 
@@ -337,9 +350,8 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         mtu: config.interface.mtu,
         largest_packet: mode(config).largest_packet(config.interface.mtu),
         keepalive: config.peer.keepalive,
-        dead_after: DEAD_AFTER,
-        // Without one, an idle tunnel is silent by right.
-        watch: config.peer.keepalive.is_some(),
+        dead_after: config.peer.dead_after,
+        watch: config.watches(),
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
             Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::Range;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -20,6 +21,9 @@ use crate::keys::Keys;
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
 const MIN_MTU_V6: u16 = 1280;
 
+/// Half of it is for asking, by two handshakes at least.
+const TIME_TO_ASK: Duration = Duration::from_secs(15);
+
 /// So many ways to open one answer are tried, each for the price of a hash and an AEAD.
 const MAX_CANDIDATES: usize = 4;
 
@@ -36,6 +40,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     frames(config, &mut found);
     one_master(config, &mut found);
     carrier(config, &mut found);
+    time_to_ask(config, &mut found);
     something_allowed(config, &mut found);
     endpoints_outside(config, &mut found);
     routes_once(config, &mut found);
@@ -264,6 +269,17 @@ fn carrier(config: &Config, found: &mut Found<'_>) {
         let problem = "without a keepalive a silent peer is no sign, and nothing would call it";
         let help = "set [peer] keepalive, or carrier = \"always\"";
         found.at("[interface]", "carrier", Problem::error(problem).help(help));
+    }
+}
+
+/// `WireGuard` has nothing to ask but a handshake, and two of those are five seconds apart.
+fn time_to_ask(config: &Config, found: &mut Found<'_>) {
+    let in_time = config.peer.dead_after >= TIME_TO_ASK || config.peer.protocol == Protocol::Vpnd;
+    if config.watches() && !in_time {
+        let problem = "there is no time to ask a silent WireGuard peer for a sign of life";
+        let help =
+            "set 15s or more, or let the peer's keepalive be shorter than ours and than this";
+        found.at("[peer]", "dead_after", Problem::warning(problem).help(help));
     }
 }
 
