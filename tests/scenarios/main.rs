@@ -3,6 +3,7 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod carrier;
 mod change;
 mod ecn;
 mod exact;
@@ -18,6 +19,7 @@ mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod routing;
 mod socket;
 mod speed;
 mod system;
@@ -34,11 +36,13 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         interop::scenarios(),
+        carrier::scenarios(),
         change::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
+        routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
