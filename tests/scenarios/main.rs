@@ -7,8 +7,10 @@ mod carrier;
 mod change;
 mod ecn;
 mod exact;
+mod examples;
 mod expiry;
 mod flood;
+mod hooks;
 mod hostile;
 mod interop;
 mod pair;
@@ -48,7 +50,9 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        hooks::scenarios(),
         flood::scenarios(),
+        examples::scenarios(),
         exact::scenarios(),
         speed::scenarios(),
     ];

@@ -24,6 +24,7 @@ use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::control::{Control, Request};
 use crate::floor::{FloorError, FloorFile};
+use crate::hooks::News;
 use crate::keys::Keys;
 use crate::resolve::Resolver;
 use crate::service::Service;
@@ -69,6 +70,7 @@ pub(crate) struct Surroundings {
     pub(crate) resolver: Resolver,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
+    pub(crate) hooks: News,
 }
 
 /// A running tunnel's control plane.
@@ -233,6 +235,7 @@ impl Plane {
                 self.patience()
             );
         }
+        self.around.hooks.peer(alive, self.peer.endpoint());
         // Of a device that is gone its threads tell.
         if let Some(Err(error)) = self.around.carrier.as_ref().map(|carrier| carrier.set(alive)) {
             tracing::debug!("the carrier does not follow: {error}");

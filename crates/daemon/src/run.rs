@@ -26,6 +26,7 @@ use crate::config::{self, Account, Config, MssClamp, Roam, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
+use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::plane::{LEAST_DATAGRAM, Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
@@ -52,6 +53,9 @@ pub(crate) enum RunError {
     /// The same tunnel runs already.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// What it was to run did not succeed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// It ran and cannot go on.
     #[error(transparent)]
     Plane(#[from] PlaneError),
@@ -90,10 +94,12 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     privilege::require()?;
+    // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
+    let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
-    let result = host.run(config, keys, stop).await;
+    let result = host.run(config, keys, stop, hooks).await;
     changes.put_back().await;
     result
 }
@@ -133,7 +139,7 @@ impl Stop {
         Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn asked(mut self) {
+    async fn asked(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
     }
 }
@@ -159,15 +165,52 @@ impl Host {
         Ok((host, Changes { netlink, undo }))
     }
 
-    /// Gives up its privileges and runs; all threads have ended when this returns. The device is
-    /// open until then, so that what was changed can be put back.
-    async fn run(self, config: &Config, keys: Keys, stop: Stop) -> Result<(), RunError> {
-        privilege::drop_to(config.service.user.as_ref())?;
-        let mut plane = self.start(config, keys)?;
-        Ok(plane.run(stop.asked()).await?)
+    /// Runs from the hooks of the start to those of the end.
+    async fn run(
+        self,
+        config: &Config,
+        keys: Keys,
+        mut stop: Stop,
+        hooks: Hooks,
+    ) -> Result<(), RunError> {
+        let plan = hooks::plan(config, self.facts(config));
+        let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
+            tracing::info!("stopping, as asked, before it was up");
+            return Ok(());
+        };
+        let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
+        hooks.end().await;
+        result
     }
 
-    fn start(self, config: &Config, keys: Keys) -> Result<Plane, RunError> {
+    /// All threads have ended when this returns. The device is open until then, so that what was
+    /// changed can be put back.
+    async fn run_without_privileges(
+        self,
+        config: &Config,
+        keys: Keys,
+        mut stop: Stop,
+        hooks: &mut Following,
+    ) -> Result<(), RunError> {
+        privilege::drop_to(config.service.user.as_ref())?;
+        let mut plane = self.start(config, keys, hooks.news())?;
+        // Packets move on while the hooks of the end are run.
+        let stop = async {
+            stop.asked().await;
+            hooks.end().await;
+        };
+        Ok(plane.run(stop).await?)
+    }
+
+    fn facts(&self, config: &Config) -> Facts<'_> {
+        Facts {
+            device: &self.device,
+            mtu: config.interface.mtu,
+            listen_port: self.socket.local_port(),
+        }
+    }
+
+    fn start(self, config: &Config, keys: Keys, hooks: News) -> Result<Plane, RunError> {
         let about = about(config, &keys, &self.device, self.socket.local_port());
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
@@ -196,6 +239,7 @@ impl Host {
             resolver: resolve::spawn(config.peer.endpoints.clone()),
             control: self.control,
             service: service::Service::default(),
+            hooks,
         };
         let telling = Telling::new(config.peer.public_key);
         Ok(Plane::new(peer, telling, engine, reports, around)?)

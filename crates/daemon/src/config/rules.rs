@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -14,6 +15,7 @@ use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
 use super::{AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route};
+use crate::hooks::{from_directory, look_at};
 use crate::keys::Keys;
 
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
@@ -47,6 +49,8 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     buffer_once(&mut found);
     device_outside(config, &mut found);
     sources(config, &mut found);
+    hooks(config, &mut found);
+    names(config, &mut found);
     found.problems
 }
 
@@ -369,6 +373,39 @@ fn sources(config: &Config, found: &mut Found<'_>) {
                 format!("answers would come to {source}, and [interface] listen is {listen}"),
                 help,
             );
+        }
+    }
+}
+
+/// Programs that are not there will fail when they are due; what others may change must not be run.
+fn hooks(config: &Config, found: &mut Found<'_>) {
+    let from = config.file.parent().unwrap_or_else(|| Path::new("/"));
+    let hooks = &config.hooks;
+    for (key, commands) in [
+        ("up", &hooks.up),
+        ("established", &hooks.established),
+        ("lost", &hooks.lost),
+        ("down", &hooks.down),
+    ] {
+        for (index, words) in commands.iter().enumerate() {
+            let Err(error) = look_at(&from_directory(&words[0], from)) else { continue };
+            let problem = if error.is_dangerous() { Problem::error } else { Problem::warning };
+            found.at_item("[hooks]", key, index, problem(error.to_string()));
+        }
+    }
+}
+
+/// The resolver that is told of the tunnel is that of its own namespace.
+fn names(config: &Config, found: &mut Found<'_>) {
+    for (key, said) in
+        [("servers", !config.dns.servers.is_empty()), ("domains", !config.dns.domains.is_empty())]
+    {
+        if said && config.interface.netns.is_some() {
+            let problem =
+                "has no effect: the device is in another network namespace than systemd-resolved";
+            let help =
+                "write the servers to /etc/netns/NAME/resolv.conf, which `ip netns exec` uses";
+            found.at("[dns]", key, Problem::warning(problem).help(help));
         }
     }
 }
