@@ -154,6 +154,29 @@ fn a_device_as_it_may_be_told() {
 }
 
 #[test]
+fn what_a_wireguard_peer_has_no_time_to_answer() {
+    let warns = |lines: &str| good(&minimal("", lines)).warnings.to_string();
+    let warning = warns("keepalive = '1s'\ndead_after = '3s'");
+    assert!(warning.contains("[peer] dead_after: there is no time to ask"), "{warning}");
+    for fine in [
+        "keepalive = '1s'\ndead_after = '15s'",
+        "keepalive = '1s'\ndead_after = '3s'\nprotocol = 'vpnd'",
+        "dead_after = '3s'",
+    ] {
+        assert_eq!(warns(fine), "", "{fine}");
+    }
+}
+
+#[test]
+fn who_is_watched() {
+    let watches = |lines: &str| good(&minimal("", lines)).config.watches();
+    assert!(!watches("") && watches("keepalive = '25s'"));
+    let route = "allowed_ips = ['0.0.0.0/0']\n[[route]]\nto = '192.168.20.0/24'\nwhen_down = ";
+    assert!(!watches(&format!("{route}'keep'")) && watches(&format!("{route}'remove'")));
+    assert!(!watches("[hooks]\nup = ['true']") && watches("[hooks]\nlost = ['true']"));
+}
+
+#[test]
 fn one_command_or_many() {
     let hooks = |lines: &str| good(&minimal("", &format!("[hooks]\n{lines}"))).config.hooks;
     assert_eq!(hooks("up = ['a', 'b c']").up, [["a", "b c"]]);
