@@ -28,6 +28,11 @@ impl Status {
         self.field("/state").and_then(Value::as_str) == Some("up")
     }
 
+    /// Whether the peer is alive, as far as it knows.
+    pub fn alive(&self) -> Option<bool> {
+        self.field("/alive")?.as_bool()
+    }
+
     /// Handshakes finished since the start, in either role.
     pub fn handshakes(&self) -> u64 {
         self.number("/peer/handshakes")

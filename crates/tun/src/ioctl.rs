@@ -79,6 +79,13 @@ pub(crate) fn set_group(fd: BorrowedFd<'_>, gid: u32) -> io::Result<()> {
     unsafe { by_value(fd, libc::TUNSETGROUP, gid) }
 }
 
+/// Whether a cable seems to be plugged in.
+pub(crate) fn set_carrier(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let mut on = c_int::from(on);
+    // SAFETY: TUNSETCARRIER reads one int.
+    unsafe { ioctl(fd, libc::TUNSETCARRIER, &raw mut on) }
+}
+
 /// Which driver the interface `name` has, and on which bus it is, asked for through any socket.
 pub(crate) fn driver(socket: impl AsFd, name: &str) -> io::Result<(String, String)> {
     // SAFETY: it is plain old data, for which all zeros is a value.

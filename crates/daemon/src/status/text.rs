@@ -28,6 +28,7 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     writeln!(text, "  peer     {}  {}", status.peer.public_key, endpoint(status))?;
     writeln!(text, "  session  {}", session(status))?;
+    alive(status).iter().try_for_each(|alive| writeln!(text, "  alive    {alive}"))?;
     if let Some(way) = &status.way {
         writeln!(text, "  way      {}", describe(way))?;
     }
@@ -73,6 +74,16 @@ fn session(status: &Status) -> String {
         ),
         None => format!("none; last handshake {}", age(status.last_handshake_s)),
     }
+}
+
+fn alive(status: &Status) -> Option<String> {
+    let (alive, since) = (status.alive?, span(status.alive_changed_s?));
+    let after = status.dead_after_s.map(span)?;
+    Some(if alive {
+        format!("yes, for {since}")
+    } else {
+        format!("no, for {since} (after {after} of silence)")
+    })
 }
 
 fn describe(way: &Way) -> String {
