@@ -15,6 +15,7 @@ mod hostile;
 mod interop;
 mod pair;
 mod profile;
+mod queues;
 mod refusal;
 mod rekey;
 mod restart;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         change::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
+        queues::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
         routing::scenarios(),

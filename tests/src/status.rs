@@ -43,6 +43,11 @@ impl Status {
         self.field("/peer/mtu")?.as_u64()
     }
 
+    /// Through how many queues packets leave the device.
+    pub fn queues(&self) -> u64 {
+        self.number("/device/queues")
+    }
+
     /// Where it sends to now.
     pub fn endpoint(&self) -> Option<&str> {
         self.field("/peer/endpoint")?.as_str()

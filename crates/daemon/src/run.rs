@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
@@ -14,7 +15,7 @@ use vpnd_device::{Link, Netlink, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Carrier, Mode, OpenError, Options, Queue};
+use vpnd_tun::{Carrier, Mode, OpenError, Options};
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
@@ -22,7 +23,7 @@ use vpnd_tunnel::filter::Filter;
 use vpnd_tunnel::udp::{self, BindError, Socket};
 
 use crate::cli::RunOptions;
-use crate::config::{self, Account, Config, MssClamp, Roam, Service};
+use crate::config::{self, Account, Config, MssClamp, Queues, Roam, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -106,8 +107,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
 
 /// Everything that needs privileges, made and open.
 struct Host {
-    device: String,
-    queue: Queue,
+    device: vpnd_tun::Device,
     /// Where it is the peer's to say.
     carrier: Option<Carrier>,
     socket: Socket,
@@ -148,20 +148,14 @@ impl Host {
     async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = control(config)?;
-        let mut device = vpnd_tun::open(&Options {
-            name: config.interface.name.clone(),
-            mode: mode(config),
-            offload: config.path.offload,
-            queues: 1,
-        })?;
-        let queue = device.queues.remove(0);
-        let carrier = carrier(config, &queue);
+        let device = open(config)?;
+        let carrier = carrier(config, &device);
         let socket = socket(config)?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let netlink = Netlink::connect()?;
         let undo = netlink.configure(&link(config, &device.name)).await?;
-        let host = Self { device: device.name, queue, carrier, socket, floor, control };
+        let host = Self { device, carrier, socket, floor, control };
         Ok((host, Changes { netlink, undo }))
     }
 
@@ -204,7 +198,7 @@ impl Host {
 
     fn facts(&self, config: &Config) -> Facts<'_> {
         Facts {
-            device: &self.device,
+            device: &self.device.name,
             mtu: config.interface.mtu,
             listen_port: self.socket.local_port(),
         }
@@ -212,6 +206,7 @@ impl Host {
 
     fn start(self, config: &Config, keys: Keys, hooks: News) -> Result<Plane, RunError> {
         let about = about(config, &keys, &self.device, self.socket.local_port());
+        let name = self.device.name.clone();
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
             peer_config(config, keys, last_stamp(&self.floor)),
@@ -228,8 +223,8 @@ impl Host {
             filter: Filter::new(&config.peer.allowed_ips),
         };
         let table = peer.table();
-        let (engine, reports) = Engine::start(self.queue, self.socket, activity, table, options)?;
-        tracing::info!("{} is up, listening on port {}", self.device, engine.local_port());
+        let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
+        tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
             running: config.clone(),
             about,
@@ -246,13 +241,37 @@ impl Host {
     }
 }
 
+/// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
+fn open(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
+    let with = |queues| Options {
+        name: config.interface.name.clone(),
+        mode: mode(config),
+        offload: config.path.offload,
+        queues,
+    };
+    match config.interface.queues {
+        Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),
+        Queues::Auto => match vpnd_tun::open(&with(processors())) {
+            Err(OpenError::SingleQueue { .. }) => vpnd_tun::open(&with(1)),
+            opened => opened,
+        },
+    }
+}
+
+/// How many processors we may run on, as far as the one inbound thread keeps up with them.
+fn processors() -> u16 {
+    const MOST: u16 = 8;
+    let processors = available_parallelism().map_or(1, usize::from);
+    u16::try_from(processors).map_or(MOST, |processors| processors.min(MOST))
+}
+
 /// The device's carrier, off until the peer comes to life.
-fn carrier(config: &Config, queue: &Queue) -> Option<Carrier> {
+fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
     if config.interface.carrier == config::Carrier::Always {
         return None;
     }
     let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
-    let carrier = Carrier::of(queue).and_then(off);
+    let carrier = Carrier::of(&device.queues[0]).and_then(off);
     let refused =
         |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
     carrier.map_err(refused).ok()
@@ -304,13 +323,14 @@ fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
     })
 }
 
-fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About {
+fn about(config: &Config, keys: &Keys, device: &vpnd_tun::Device, listen_port: u16) -> About {
     About {
         name: config.name.clone(),
         device: Device {
-            name: device.to_owned(),
+            name: device.name.clone(),
             mode: mode(config).word().to_owned(),
             mtu: config.interface.mtu,
+            queues: device.queues.len(),
             listen_port,
             public_key: keys.secret.public().to_string(),
         },

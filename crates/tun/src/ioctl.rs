@@ -19,6 +19,14 @@ pub(crate) fn attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result
     Ok(name_of(&request))
 }
 
+/// Takes the queue `fd` out of those that the device hands packets to; it can still be written to.
+pub(crate) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut request = named("")?;
+    request.ifr_ifru.ifru_flags = short(libc::IFF_DETACH_QUEUE);
+    // SAFETY: TUNSETQUEUE reads one ifreq.
+    unsafe { ioctl(fd, libc::TUNSETQUEUE, &raw mut request) }
+}
+
 /// What `fd` is attached to, as `IFF_*` bits.
 pub(crate) fn attached_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
     let mut request = named("")?;

@@ -472,7 +472,9 @@ fn every_example_is_good_and_has_its_page() {
             let source = fs::read_to_string(root.join(&path)).unwrap();
             let loaded = load(&put(directory.path(), file, &source));
             let loaded = loaded.unwrap_or_else(|report| panic!("{path}: {report}"));
-            assert!(loaded.warnings.is_empty(), "{path}: {}", loaded.warnings);
+            // What the hooks run need not be installed here.
+            let warnings: Vec<_> = loaded.warnings.lines().collect();
+            assert!(warnings.iter().all(|line| line.contains("[hooks]")), "{path}: {warnings:#?}");
         }
     }
 }

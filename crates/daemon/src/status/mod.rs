@@ -77,6 +77,9 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mode: String,
     pub(crate) mtu: u16,
+    /// Through how many queues packets leave it; 0 from a release that does not say.
+    #[serde(default)]
+    pub(crate) queues: usize,
     pub(crate) listen_port: u16,
     pub(crate) public_key: String,
 }
@@ -343,6 +346,7 @@ pub(crate) mod tests {
                 name: "vpn-site-a".into(),
                 mode: "tun".into(),
                 mtu: 1420,
+                queues: 4,
                 listen_port: 51820,
                 public_key: "ours".into(),
             },
@@ -397,6 +401,7 @@ pub(crate) mod tests {
                 "name": "vpn-site-a",
                 "mode": "tun",
                 "mtu": 1420,
+                "queues": 4,
                 "listen_port": 51820,
                 "public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
             },

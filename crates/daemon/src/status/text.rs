@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{State, Status, Way};
+use super::{Device, State, Status, Way};
 
 /// The status, a line for each thing.
 pub(crate) fn render(status: &Status) -> String {
@@ -21,7 +21,7 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         status.name,
         status.state.word().to_uppercase(),
         device.name,
-        device.mode,
+        kind(device),
         device.mtu,
         device.listen_port,
         span(status.uptime_s),
@@ -43,6 +43,13 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     write_drops(text, status)?;
     status.hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
+}
+
+fn kind(device: &Device) -> String {
+    match device.queues {
+        0 | 1 => device.mode.clone(),
+        queues => format!("{}, {queues} queues", device.mode),
+    }
 }
 
 fn endpoint(status: &Status) -> String {
