@@ -10,18 +10,26 @@ mod expiry;
 mod flood;
 mod hostile;
 mod interop;
+mod lan;
+mod lans;
+mod multicast;
+mod nested;
 mod pair;
 mod profile;
 mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod sites;
 mod socket;
+mod spanning;
 mod speed;
 mod system;
 mod tap;
 mod tunnel;
 mod tuntap;
+mod uplinks;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -44,6 +52,13 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        spanning::scenarios(),
+        lan::scenarios(),
+        multicast::scenarios(),
+        vm::scenarios(),
+        sites::scenarios(),
+        nested::scenarios(),
+        uplinks::scenarios(),
         flood::scenarios(),
         exact::scenarios(),
         speed::scenarios(),

@@ -45,7 +45,7 @@ pub fn remark_arriving(host: &Host, matching: &str, mark: &str) -> Result<()> {
 /// When `nft` refuses it.
 pub fn count_arriving(host: &Host, matching: &[String]) -> Result<()> {
     let rules: Vec<_> = matching.iter().map(|one| format!("{one} counter")).collect();
-    add(host, "ip counts", "filter hook prerouting priority mangle", &rules.join("\n"))
+    add(host, "inet counts", "filter hook prerouting priority mangle", &rules.join("\n"))
 }
 
 /// Packets that the drop rules of this host took so far.
