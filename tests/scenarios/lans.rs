@@ -38,6 +38,16 @@ impl Lans {
 
     /// LANs whose largest packet is `lan` bytes, and a way between that takes `path`.
     pub(crate) fn of(lab: &Lab, lan: u16, path: u16) -> Result<Self> {
+        Self::with(lab, lan, path, |site| site)
+    }
+
+    /// The same, with other settings at both ends.
+    pub(crate) fn with(
+        lab: &Lab,
+        lan: u16,
+        path: u16,
+        change: impl Fn(Site) -> Site,
+    ) -> Result<Self> {
         let wire = Wire::new(lab)?;
         let (left, right) = (lab.host("left")?, lab.host("right")?);
         for (end, router) in [(&left, &wire.a), (&right, &wire.b)] {
@@ -49,8 +59,8 @@ impl Lans {
         port(&left, "eth0").address(&[&format!("{LEFT4}/24"), &format!("{LEFT6}/64")])?;
         port(&right, "eth0").address(&[&format!("{RIGHT4}/24"), &format!("{RIGHT6}/64")])?;
         let (a, b) = site::pair()?;
-        let b = Vpnd::start(&wire.b, &bridged(b, lan))?;
-        let a = Vpnd::start(&wire.a, &bridged(a.towards(Wire::B4), lan))?;
+        let b = Vpnd::start(&wire.b, &change(bridged(b, lan)))?;
+        let a = Vpnd::start(&wire.a, &change(bridged(a.towards(Wire::B4), lan)))?;
         let lans = Self { left, right, wire, vpnds: [a, b] };
         ping::until_answered(&lans.left, RIGHT4, SOON)?;
         ping::until_answered(&lans.left, RIGHT6, SOON)?;

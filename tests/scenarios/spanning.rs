@@ -4,14 +4,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use vpnd_tests::capture::{Capture, Seen};
 use vpnd_tests::frame::BROADCAST;
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, Site};
 use vpnd_tests::traffic::ping;
-use vpnd_tests::{Frame, Host, Lab, Vpnd, eventually, nft};
+use vpnd_tests::{Frame, Host, Lab, Vpnd, eventually, nft, within};
 
 use crate::lans::{Lans, RIGHT4, bridged, count};
 use crate::tunnel::SOON;
@@ -26,13 +26,29 @@ const EXPERIMENTAL: u16 = 0x88b5;
 const BROADCASTS: usize = 50;
 /// Frames that a LAN may see of everything else meanwhile: bridges' greetings, neighbours.
 const CHATTER: usize = 50;
+/// So often one broadcast comes where it goes round, soon.
+const STORM: usize = 500;
+/// Kilobytes that a loop may move.
+const QUOTA: u32 = 400;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
+        Scenario::new("spanning::without it one broadcast never ends", Cost::Alone, storm),
         Scenario::new("spanning::a double bridge, one end dies", Cost::Waits, end_dies),
         Scenario::new("spanning::a double bridge, one way dies", Cost::Waits, way_dies),
+        Scenario::new("spanning::a double bridge whose carriers tell", Cost::Waits, link_tells),
     ]
 }
+
+/// How long a bridge knows of a host that is silent, in hundredths of a second. The kernel's forgets nobody
+/// when its tree changes, until this is over (`br_fdb_cleanup` is not called before).
+#[derive(Clone, Copy)]
+struct Ageing(u32);
+
+/// The kernel's own choice.
+const MINUTES: Ageing = Ageing(30_000);
+/// One with which hosts that are only spoken to are found again soon.
+const SECONDS: Ageing = Ageing(400);
 
 /// The LANs, and a second tunnel beside the first.
 struct Double {
@@ -41,22 +57,16 @@ struct Double {
 }
 
 impl Double {
-    /// With the shortest times that spanning tree allows, and A as the root. The kernel's bridge forgets no
-    /// host when its tree changes, until its own time for that is over (gc_timer, br_fdb.c).
-    fn new(lab: &Lab) -> Result<Self> {
-        let lans = Lans::new(lab, 1500)?;
+    /// With the shortest times that spanning tree allows, and A as the root.
+    fn new(lab: &Lab, ageing: Ageing, change: fn(Site) -> Site) -> Result<Self> {
+        let lans = Lans::with(lab, 1500, 1500, change)?;
         for (router, priority) in [(&lans.wire.a, 4096), (&lans.wire.b, 8192)] {
-            // Hundredths of a second.
-            let times = "forward_delay 200 hello_time 100 max_age 600 ageing_time 400";
-            let tree =
-                format!("ip link set br0 type bridge stp_state 1 priority {priority} {times}");
-            router.run(&tree)?;
+            let times = "forward_delay 200 hello_time 100 max_age 600";
+            let tree = format!("stp_state 1 priority {priority} {times} ageing_time {}", ageing.0);
+            router.run(&format!("ip link set br0 type bridge {tree}"))?;
         }
-        let (a, b) = site::pair()?;
-        let a = a.towards(&format!("192.0.2.2:{SECOND}"));
-        let b = Vpnd::start(&lans.wire.b, &second(bridged(b, 1500)))?;
-        let a = Vpnd::start(&lans.wire.a, &second(bridged(a, 1500)))?;
-        let double = Self { lans, _second: [a, b] };
+        let _second = start_second(&lans, change)?;
+        let double = Self { lans, _second };
         double.settled("tap0", "tap1")?;
         ping::until_answered(&double.lans.left, RIGHT4, SOON)?;
         Ok(double)
@@ -74,16 +84,13 @@ impl Double {
     /// Every broadcast comes once, and little else.
     fn is_calm(&self) -> Result<String> {
         let capture = Capture::frames(&self.lans.right, "eth0")?;
-        let sender = Capture::start(&self.lans.left, "eth0", 0)?;
-        let kind = EXPERIMENTAL.to_be_bytes();
-        let from = [0x02, 0, 0, 0, 0, 0x77];
         for _ in 0..BROADCASTS {
-            sender.send(&[&BROADCAST[..], &from, &kind, &[7; 46]].concat())?;
+            broadcast(&self.lans.left)?;
             thread::sleep(Duration::from_millis(20));
         }
         thread::sleep(Duration::from_secs(1));
         let seen = capture.stop()?;
-        let broadcasts = count(&seen, |frame| frame.kind() == EXPERIMENTAL);
+        let broadcasts = count(&seen, is_ours);
         ensure!(broadcasts == BROADCASTS, "{BROADCASTS} broadcasts came {broadcasts} times");
         let others = seen.frames.len() - broadcasts;
         ensure!(others < CHATTER, "{others} other frames in two seconds");
@@ -97,6 +104,14 @@ impl Double {
         ping::until_answered(&self.lans.left, RIGHT4, SOON)?;
         Ok(format!("{what}, the other carries on after {:.1} s", start.elapsed().as_secs_f64()))
     }
+}
+
+/// Both ends of a second tunnel, beside the first.
+fn start_second(lans: &Lans, change: fn(Site) -> Site) -> Result<[Vpnd; 2]> {
+    let (a, b) = site::pair()?;
+    let a = a.towards(&format!("192.0.2.2:{SECOND}"));
+    let b = Vpnd::start(&lans.wire.b, &change(second(bridged(b, 1500))))?;
+    Ok([Vpnd::start(&lans.wire.a, &change(second(bridged(a, 1500))))?, b])
 }
 
 fn second(site: Site) -> Site {
@@ -118,9 +133,35 @@ fn wait_for_port(bridge: &Host, port: &str, state: &str) -> Result<()> {
     })
 }
 
+fn broadcast(host: &Host) -> Result<()> {
+    let sender = Capture::start(host, "eth0", 0)?;
+    let from = [0x02, 0, 0, 0, 0, 0x77];
+    sender.send(&[&BROADCAST[..], &from, &EXPERIMENTAL.to_be_bytes(), &[7; 46]].concat())
+}
+
+fn is_ours(frame: &Frame) -> bool {
+    frame.kind() == EXPERIMENTAL
+}
+
+/// What the tree is there for. The loop leads through a bridge that soon forwards nothing more, so that it ends by
+/// itself whatever becomes of this program.
+fn storm(lab: &Lab) -> Result<String> {
+    let lans = Lans::new(lab, 1500)?;
+    nft::limit_bridges(&lans.wire.a, QUOTA)?;
+    let capture = Capture::frames(&lans.right, "eth0")?;
+    let _second = start_second(&lans, |site| site)?;
+    let start = Instant::now();
+    broadcast(&lans.left)?;
+    let often = || (capture.count_frames(is_ours) >= STORM).then_some(());
+    within(Duration::from_secs(5), often)
+        .context("the second tunnel makes no loop: the other scenarios show nothing")?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(format!("without a tree 1 broadcast came {STORM} times in {seconds:.2} s"))
+}
+
 /// The program of the tunnel that carries everything is killed at B.
 fn end_dies(lab: &Lab) -> Result<String> {
-    let mut double = Double::new(lab)?;
+    let mut double = Double::new(lab, SECONDS, |site| site)?;
     let crossing = ["tap0", "tap1"].map(|port| Capture::frames(&double.lans.wire.b, port));
     let calm = double.is_calm()?;
     for capture in crossing {
@@ -141,9 +182,27 @@ fn greetings(seen: &Seen) -> Result<()> {
 
 /// Nothing of the first tunnel arrives any more, and both its devices stay: the tree has to notice.
 fn way_dies(lab: &Lab) -> Result<String> {
-    let double = Double::new(lab)?;
+    let double = Double::new(lab, SECONDS, |site| site)?;
+    cut(&double)?;
+    double.recovers("its way cut")
+}
+
+/// The same, but the devices' links tell of it, and each bridge forgets at once who was behind that port.
+fn link_tells(lab: &Lab) -> Result<String> {
+    let double = Double::new(lab, MINUTES, kept_alive)?;
+    cut(&double)?;
+    double.recovers("its way cut, its carrier lost")
+}
+
+fn kept_alive(site: Site) -> Site {
+    let mut site = site.keepalive(1);
+    site.remote.lines.push("dead_after = \"2s\"".to_owned());
+    site
+}
+
+fn cut(double: &Double) -> Result<()> {
     for router in [&double.lans.wire.a, &double.lans.wire.b] {
         nft::drop_arriving(router, &format!("udp dport {}", site::PORT))?;
     }
-    double.recovers("its way cut")
+    Ok(())
 }

@@ -47,9 +47,18 @@ impl Datagram {
 #[derive(Debug)]
 pub struct Capture {
     seen: Arc<Mutex<Seen>>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
     socket: Arc<Socket>,
+}
+
+/// When the reading thread ends.
+#[derive(Debug, Default)]
+struct Stop {
+    /// Once nothing waits to be read.
+    drained: AtomicBool,
+    /// Now: nobody wants the rest, of which there may be no end.
+    now: AtomicBool,
 }
 
 /// What was captured.
@@ -105,7 +114,7 @@ impl Capture {
     fn keeping(host: &Host, device: &str, keep: Keep) -> Result<Self> {
         let socket = Arc::new(host.enter(|| open(device))?);
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::default());
         let (ours, theirs) = (Arc::clone(&seen), Arc::clone(&stop));
         let reader = Arc::clone(&socket);
         let thread = thread::spawn(move || read(&reader, keep, &ours, &theirs));
@@ -136,14 +145,14 @@ impl Capture {
     /// # Errors
     /// When the kernel had no room for some of it: the counts would be wrong.
     pub fn stop(mut self) -> Result<Seen> {
-        self.end()?;
+        self.stop.drained.store(true, Ordering::Relaxed);
+        self.join()?;
         let missed = sys::packet_drops(&self.socket)?;
         anyhow::ensure!(missed == 0, "the capture missed {missed} frames");
         Ok(std::mem::take(&mut *lock(&self.seen)))
     }
 
-    fn end(&mut self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
+    fn join(&mut self) -> Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
         thread.join().map_err(|_panic| anyhow!("the capture panicked"))
     }
@@ -151,8 +160,9 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
+        self.stop.now.store(true, Ordering::Relaxed);
         // One that panicked has failed its scenario already.
-        let _ = self.end();
+        let _ = self.join();
     }
 }
 
@@ -164,15 +174,15 @@ fn open(device: &str) -> Result<Socket> {
     Ok(socket)
 }
 
-fn read(socket: &Socket, keep: Keep, seen: &Mutex<Seen>, stop: &AtomicBool) {
+fn read(socket: &Socket, keep: Keep, seen: &Mutex<Seen>, stop: &Stop) {
     let mut buffer = vec![0; VNET_LEN + ETHERNET_LEN + 65_536];
-    loop {
+    while !stop.now.load(Ordering::Relaxed) {
         match sys::receive_frame(socket, &mut buffer) {
             Ok((len, tag)) => match keep {
                 Keep::Heads(keep) => record(&buffer[..len], keep, &mut lock(seen)),
                 Keep::Whole => lock(seen).frames.extend(whole(&buffer[..len], tag)),
             },
-            Err(_) if stop.load(Ordering::Relaxed) => return,
+            Err(_) if stop.drained.load(Ordering::Relaxed) => return,
             Err(_) => {}
         }
     }

@@ -30,6 +30,15 @@ pub fn drop_arriving(host: &Host, matching: &str) -> Result<()> {
     add(host, "inet lab", hook, &format!("{matching} counter drop"))
 }
 
+/// Lets the host's bridges forward so many kilobytes, and then nothing more.
+///
+/// # Errors
+/// When `nft` refuses it.
+pub fn limit_bridges(host: &Host, kilobytes: u32) -> Result<()> {
+    let rule = format!("quota over {kilobytes} kbytes drop");
+    add(host, "bridge quota", "filter hook forward priority filter", &rule)
+}
+
 /// Gives what arrives and matches another ECN mark, before anything else sees it.
 ///
 /// # Errors
