@@ -3,11 +3,14 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod carrier;
 mod change;
 mod ecn;
 mod exact;
+mod examples;
 mod expiry;
 mod flood;
+mod hooks;
 mod hostile;
 mod interop;
 mod lan;
@@ -16,10 +19,12 @@ mod multicast;
 mod nested;
 mod pair;
 mod profile;
+mod queues;
 mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod routing;
 mod sites;
 mod socket;
 mod spanning;
@@ -40,11 +45,14 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         interop::scenarios(),
+        carrier::scenarios(),
         change::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
+        queues::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
+        routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
@@ -59,7 +67,9 @@ fn main() -> ExitCode {
         sites::scenarios(),
         nested::scenarios(),
         uplinks::scenarios(),
+        hooks::scenarios(),
         flood::scenarios(),
+        examples::scenarios(),
         exact::scenarios(),
         speed::scenarios(),
     ];

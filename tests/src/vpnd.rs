@@ -33,7 +33,10 @@ impl Launch {
     }
 
     /// The one under test, with a log to be read beside a failure.
-    fn to_test() -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn to_test() -> Result<Self> {
         Ok(Self { log_level: "debug", ..Self::plain(binaries::vpnd()?) })
     }
 
@@ -70,6 +73,14 @@ impl Vpnd {
     pub fn start_as(launch: &Launch, host: &Host, site: &Site) -> Result<Self> {
         let config = write(host, site, launch.log_level)?;
         Self::run(host, launch.clone(), &site.name, config)
+    }
+
+    /// Starts the tunnel `name` with the file `config`, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Vpnd::start`].
+    pub fn start_file(host: &Host, name: &str, config: PathBuf) -> Result<Self> {
+        Self::run(host, Launch::to_test()?, name, config)
     }
 
     /// Starts it once more with the files it has, after it ended.
@@ -251,6 +262,7 @@ pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
     lines.extend(site.routes.iter().map(|network| format!("[[route]]\nto = {network:?}")));
     lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = {log_level:?}"));
     lines.extend(site.service.iter().cloned());
+    lines.extend(site.tables.iter().cloned());
     lines.join("\n") + "\n"
 }
 
