@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::capture::{Capture, Datagram, Seen};
-use vpnd_tests::link::{cable, port};
+use vpnd_tests::link::{Port, cable, port};
 use vpnd_tests::site::{self, PORT, Site};
 use vpnd_tests::traffic::ping;
-use vpnd_tests::{Host, Lab, Vpnd, Wire, eventually};
+use vpnd_tests::{Frame, Host, Lab, Vpnd, Wire, eventually};
 
 use crate::tunnel::SOON;
 
@@ -67,6 +67,11 @@ impl Lans {
         Ok(lans)
     }
 
+    /// What crosses left's cable, and right's.
+    pub(crate) fn captures(&self) -> Result<[Capture; 2]> {
+        Ok([Capture::frames(&self.left, "eth0")?, Capture::frames(&self.right, "eth0")?])
+    }
+
     /// Nobody has any neighbour's hardware address any more.
     pub(crate) fn forget_neighbours(&self) -> Result<()> {
         for host in [&self.left, &self.right] {
@@ -101,12 +106,7 @@ impl Lans {
 }
 
 /// A cable to a new port of a router's bridge.
-pub(crate) fn plug(
-    end: vpnd_tests::link::Port<'_>,
-    router: &Host,
-    name: &str,
-    mtu: u16,
-) -> Result<()> {
+pub(crate) fn plug(end: Port<'_>, router: &Host, name: &str, mtu: u16) -> Result<()> {
     cable(end, port(router, name))?;
     end.mtu(mtu)?;
     port(router, name).mtu(mtu)?;
@@ -153,7 +153,7 @@ fn is_sealed(datagram: &Datagram) -> bool {
 }
 
 /// How many frames of a capture match.
-pub(crate) fn count(seen: &Seen, matching: impl Fn(&vpnd_tests::Frame) -> bool) -> usize {
+pub(crate) fn count(seen: &Seen, matching: impl Fn(&Frame) -> bool) -> usize {
     seen.frames.iter().filter(|frame| matching(frame)).count()
 }
 
@@ -161,7 +161,7 @@ pub(crate) fn count(seen: &Seen, matching: impl Fn(&vpnd_tests::Frame) -> bool) 
 pub(crate) fn ensure_seen(
     seen: &Seen,
     what: &str,
-    matching: impl Fn(&vpnd_tests::Frame) -> bool,
+    matching: impl Fn(&Frame) -> bool,
 ) -> Result<()> {
     let found = seen.frames.iter().find(|frame| matching(frame));
     found.map(drop).with_context(|| format!("no {what} among {} frames", seen.frames.len()))

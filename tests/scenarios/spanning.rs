@@ -162,10 +162,11 @@ fn storm(lab: &Lab) -> Result<String> {
 /// The program of the tunnel that carries everything is killed at B.
 fn end_dies(lab: &Lab) -> Result<String> {
     let mut double = Double::new(lab, SECONDS, |site| site)?;
-    let crossing = ["tap0", "tap1"].map(|port| Capture::frames(&double.lans.wire.b, port));
+    let b = &double.lans.wire.b;
+    let crossing = [Capture::frames(b, "tap0")?, Capture::frames(b, "tap1")?];
     let calm = double.is_calm()?;
     for capture in crossing {
-        greetings(&capture?.stop()?)?;
+        greetings(&capture.stop()?)?;
     }
     double.lans.vpnds[1].process().signal(Signal::SIGKILL)?;
     let recovered = double.recovers("its end killed")?;

@@ -106,16 +106,15 @@ fn virtual_lan(lab: &Lab, tags: &'static [[u8; 4]]) -> Result<String> {
     near.plug(&lans.wire.a, "vnet0")?;
     far.plug(&lans.wire.b, "vnet0")?;
     let wiretap = Wiretap::new(&lans, &[&near.system, &far.system])?;
-    let captures = [(&lans.right, "eth0"), (&lans.wire.b, "tap0")];
-    let captures = captures.map(|(host, device)| Capture::frames(host, device));
+    let flooded = Capture::frames(&lans.right, "eth0")?;
+    let crossed = Capture::frames(&lans.wire.b, "tap0")?;
     full_size(&near.system, &far.system)?;
-    let [flooded, crossed] = captures;
     let numbers: Vec<u16> = tags.iter().map(|tag| u16::from(tag[3])).collect();
-    let flooded = flooded?.stop()?;
+    let flooded = flooded.stop()?;
     ensure_seen(&flooded, "tagged ARP request on right's LAN", |frame| {
         frame.is_to(BROADCAST) && frame.tags() == numbers && frame.arp().is_some()
     })?;
-    let full = whole(&crossed?.stop()?, &numbers);
+    let full = whole(&crossed.stop()?, &numbers);
     ensure!(full >= 10, "{full} tagged frames of full size");
     let heard = wiretap.heard()?;
     tcp::transfer(&near.system, &far.system, "198.18.7.2", 16 << 20)?;

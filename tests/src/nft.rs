@@ -36,7 +36,7 @@ pub fn drop_arriving(host: &Host, matching: &str) -> Result<()> {
 /// When `nft` refuses it.
 pub fn limit_bridges(host: &Host, kilobytes: u32) -> Result<()> {
     let rule = format!("quota over {kilobytes} kbytes drop");
-    add(host, "bridge quota", "filter hook forward priority filter", &rule)
+    add(host, "bridge limits", "filter hook forward priority filter", &rule)
 }
 
 /// Gives what arrives and matches another ECN mark, before anything else sees it.
