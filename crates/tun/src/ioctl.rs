@@ -19,15 +19,6 @@ pub(crate) fn attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result
     Ok(name_of(&request))
 }
 
-/// What `fd` is attached to, as `IFF_*` bits.
-pub(crate) fn attached_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
-    let mut request = named("")?;
-    // SAFETY: TUNGETIFF writes one ifreq.
-    unsafe { ioctl(fd, libc::TUNGETIFF, &raw mut request) }?;
-    // SAFETY: TUNGETIFF fills the flags in, and any bits are a valid short.
-    Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
-}
-
 /// The link's own flags, such as `IFF_UP`, asked for through any socket.
 pub(crate) fn link_flags(socket: impl AsFd, name: &str) -> io::Result<c_int> {
     let mut request = named(name)?;

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 
 use thiserror::Error;
 
+use crate::adopt::{self, Adopt, First, attach};
 use crate::flow::{ETHER_IPV4, ETHER_IPV6};
 use crate::layout::Transport;
 use crate::{ioctl, probe};
@@ -20,19 +21,17 @@ use crate::{ioctl, probe};
 pub fn open(options: &Options) -> Result<Device, OpenError> {
     let name = options.name.as_deref().unwrap_or_else(|| options.mode.pattern());
     check_name(name)?;
-    let queues = options.queues.max(1);
-    let (first, name, multi_queue) = attach_first(name, options.mode, queues > 1)?;
-    let mut files = vec![first];
-    for _ in 1..queues {
+    let First { file, name, multi_queue, adopted } = adopt::first(name, options)?;
+    let mut files = vec![file];
+    for _ in 1..options.queues {
         let file = open_driver(&name)?;
         attach(&file, &name, options.mode, multi_queue)?;
         files.push(file);
     }
     let failed = |source| OpenError::Io { name: name.clone(), source };
     let offload = agree(&files, &name, options.offload).map_err(failed)?;
-    let created = created(&files[0]).map_err(failed)?;
     let queues = files.into_iter().map(|file| Queue { file, offload }).collect();
-    Ok(Device { name, queues, created })
+    Ok(Device { name, queues, adopted })
 }
 
 /// Which device to open.
@@ -46,6 +45,8 @@ pub struct Options {
     pub offload: bool,
     /// How many queues; more than one makes a `multi_queue` device.
     pub queues: u16,
+    /// Whether one that is there is taken.
+    pub adopt: Adopt,
 }
 
 /// What crosses the device.
@@ -131,9 +132,8 @@ pub struct Device {
     pub name: String,
     /// Its queues, at least one.
     pub queues: Vec<Queue>,
-    /// Whether it lives only as long as we do; false for a persistent device, set up by others,
-    /// that will outlive us.
-    pub created: bool,
+    /// Whether it was there before, made by others.
+    pub adopted: bool,
 }
 
 /// What the kernel agreed to.
@@ -200,7 +200,7 @@ pub enum OpenError {
          `modprobe tun`, or hand {DRIVER} to the container (docker: --device {DRIVER})"
     )]
     NoDevice,
-    /// CAP_NET_ADMIN is missing, or the device belongs to another user.
+    /// The way to the driver is closed, or the device belongs to another user.
     #[error(
         "cannot open device {name:?} through {DRIVER}: permission denied; run as root or with \
          CAP_NET_ADMIN and read and write access to {DRIVER}, or use a persistent device that \
@@ -208,6 +208,38 @@ pub enum OpenError {
     )]
     Permission {
         /// The device.
+        name: String,
+    },
+    /// There is no such device, and CAP_NET_ADMIN to make it is missing.
+    #[error(
+        "cannot make device {name:?}: CAP_NET_ADMIN is missing; start vpnd as root or as \
+         vpnd@.service does, or have root make the device for this user: `vpnd tuntap add dev {name} \
+         mode {} user NAME`", mode.word()
+    )]
+    MayNotMake {
+        /// The device.
+        name: String,
+        /// What crosses it.
+        mode: Mode,
+    },
+    /// There is no such device, and none is to be made.
+    #[error(
+        "there is no device {name:?} in this network namespace, and none is to be made \
+         (adopt = \"require\"); make it first: `vpnd tuntap add dev {name} mode {}`", mode.word()
+    )]
+    Missing {
+        /// The device.
+        name: String,
+        /// What crosses it.
+        mode: Mode,
+    },
+    /// The name is taken, and the device is to be a new one.
+    #[error(
+        "there is an interface {name:?} already, and it is not to be taken (adopt = \"never\"); \
+         delete it or choose another name"
+    )]
+    Exists {
+        /// The interface.
         name: String,
     },
     /// Another process is attached.
@@ -270,30 +302,6 @@ pub(crate) fn open_driver(name: &str) -> Result<File, OpenError> {
     })
 }
 
-/// Attaches the first queue. A device that was made with multi_queue refuses a plain attach, but
-/// takes one queue of several.
-fn attach_first(
-    name: &str,
-    mode: Mode,
-    multi_queue: bool,
-) -> Result<(File, String, bool), OpenError> {
-    let file = open_driver(name)?;
-    match attach(&file, name, mode, multi_queue) {
-        Ok(name) => Ok((file, name, multi_queue)),
-        Err(OpenError::Kind { .. }) if !multi_queue => {
-            let name = attach(&file, name, mode, true)?;
-            Ok((file, name, true))
-        }
-        Err(e) => Err(e),
-    }
-}
-
-fn attach(file: &File, name: &str, mode: Mode, multi_queue: bool) -> Result<String, OpenError> {
-    let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
-    let flags = mode.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
-    ioctl::attach(file.as_fd(), name, flags).map_err(|e| OpenError::attaching(name, e))
-}
-
 /// Sets the header up on every queue and finds out what may stand in it.
 fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
     for file in files {
@@ -340,13 +348,7 @@ fn probe(device: &File, name: &str) -> io::Result<(bool, bool)> {
     Ok((probe::accepts(device, Transport::Tcp)?, probe::accepts(device, Transport::Udp)?))
 }
 
-fn created(device: &File) -> io::Result<bool> {
-    Ok(ioctl::attached_flags(device.as_fd())? & IFF_PERSIST == 0)
-}
-
 const DRIVER: &str = "/dev/net/tun";
-/// From linux/if_tun.h; libc lacks it.
-const IFF_PERSIST: i32 = 0x0800;
 const CSUM: u32 = libc::TUN_F_CSUM;
 const TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 const USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;

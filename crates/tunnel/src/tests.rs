@@ -16,7 +16,7 @@ use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::table::{Arrival, Table};
 use vpnd_protocol::terms::{Protocol, Terms};
-use vpnd_tun::{Mode, Options, VnetHeader};
+use vpnd_tun::{Adopt, Mode, Options, VnetHeader};
 
 use crate::clamp::Clamp;
 use crate::clock;
@@ -85,8 +85,8 @@ fn at(socket: &Socket) -> SocketAddr {
 }
 
 fn shared(device: &str, socket: Socket, table: Table) -> Arc<Shared> {
-    let options =
-        Options { name: Some(device.to_owned()), mode: Mode::Tun, offload: true, queues: 1 };
+    let (name, mode, adopt) = (Some(device.to_owned()), Mode::Tun, Adopt::Never);
+    let options = Options { name, mode, offload: true, queues: 1, adopt };
     let queue = vpnd_tun::open(&options).unwrap().queues.remove(0);
     ip(&format!("link set {device} up"));
     Arc::new(Shared {
@@ -96,6 +96,7 @@ fn shared(device: &str, socket: Socket, table: Table) -> Arc<Shared> {
         activity: Arc::new(Activity::default()),
         counters: Counters::default(),
         filter: Filter::new(&["192.0.2.0/24".parse().unwrap()]),
+        macs: None,
         mode: Mode::Tun,
         mtu: MTU,
         clamp: Some(Clamp::Mtu(MTU)),
