@@ -273,7 +273,11 @@ fn link(config: &Config, name: &str) -> Link {
 }
 
 fn route(route: &config::Route) -> vpnd_device::Route {
-    vpnd_device::Route { to: route.to, metric: route.metric, table: route.table }
+    vpnd_device::Route {
+        to: route.to,
+        metric: route.metric,
+        table: route.table.unwrap_or(config::MAIN_TABLE),
+    }
 }
 
 fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::Config {
