@@ -4,6 +4,7 @@
 //! `VPND_TESTS=long` asks for the full counts.
 
 mod change;
+mod device;
 mod ecn;
 mod exact;
 mod expiry;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         expiry::scenarios(),
         interop::scenarios(),
         change::scenarios(),
+        device::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         refusal::scenarios(),

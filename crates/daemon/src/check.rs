@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::CheckOptions;
-use crate::config::{self, Config, Finding, Loaded, Peer, Protocol, Report};
+use crate::config::{self, Config, Finding, Interface, Loaded, Peer, Protocol, Report};
 use crate::exit::Exit;
 use crate::keys::Keys;
 
@@ -33,14 +33,27 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
 fn summary(config: &Config, keys: &Keys) -> String {
     let peer = &config.peer;
     format!(
-        "ok        {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   {}",
+        "ok        {}\ndevice    {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   \
+         {}",
         config.name,
+        device(&config.interface),
         profile(peer),
         keys.secret.public(),
         peer.public_key,
         joined(&peer.endpoints, "wherever the peer speaks from"),
         joined(&peer.allowed_ips, "nothing"),
     )
+}
+
+/// What a bridge's MTU is, only its host knows, and only then.
+fn device(interface: &Interface) -> String {
+    let Interface { name, mtu, bridge, .. } = interface;
+    let name = name.as_deref().unwrap_or("named by the kernel");
+    match (mtu, bridge) {
+        (Some(mtu), _) => format!("{name}, mtu {mtu}"),
+        (None, Some(bridge)) => format!("{name}, with the mtu of bridge {bridge}"),
+        (None, None) => name.to_owned(),
+    }
 }
 
 fn profile(peer: &Peer) -> String {

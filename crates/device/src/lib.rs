@@ -21,7 +21,7 @@ use rtnetlink::{Handle, MulticastGroup};
 pub use controller::Kind;
 pub use error::{Error, Step};
 pub use undo::Undo;
-pub use watch::{Seen, Watch};
+pub use watch::{Heard, Seen, Watch};
 
 /// How a device should look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,8 +60,8 @@ pub struct Route {
     pub table: Option<u32>,
 }
 
-/// A connection to the kernel's routing subsystem.
-#[derive(Debug)]
+/// A connection to the kernel's routing subsystem, in the network namespace that it was opened in.
+#[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
 }
@@ -76,6 +76,27 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Connect)?;
         tokio::spawn(connection);
         Ok(Self { handle })
+    }
+
+    /// As [`connect`](Self::connect), and hears from now on what becomes of devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub fn connect_and_listen() -> Result<(Self, Heard), Error> {
+        let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]);
+        let (connection, handle, messages) = opened.map_err(Error::Connect)?;
+        tokio::spawn(connection);
+        Ok((Self { handle }, Heard::new(messages)))
+    }
+
+    /// Watches a device by what is heard.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such device.
+    pub async fn watch(&self, name: &str, heard: Heard) -> Result<Watch, Error> {
+        Ok(Watch::new(heard, &link::find(&self.handle, name).await?))
     }
 
     /// Gives the device its addresses, MTU, queue length and routes, and sets it up. Who may not do so
@@ -109,21 +130,6 @@ impl Netlink {
     /// At the first thing that the kernel refuses.
     pub async fn repair(&self, link: &Link) -> Result<(), Error> {
         self.apply(link, &mut Undo::default()).await
-    }
-
-    /// Begins to watch a device. It sees the network namespace that this is called in, which must be the
-    /// device's.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel gives no netlink socket, or there is no such device.
-    pub async fn watch(&self, name: &str) -> Result<Watch, Error> {
-        let groups = [MulticastGroup::Link];
-        let opened = rtnetlink::new_multicast_connection(&groups).map_err(Error::Connect)?;
-        let (connection, _handle, messages) = opened;
-        tokio::spawn(connection);
-        // Asked after the messages have begun, so that nothing falls between.
-        Ok(Watch::new(messages, &link::find(&self.handle, name).await?))
     }
 
     /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.

@@ -256,10 +256,11 @@ fn who_may_not_change_it_may_find_it_done() {
 
 #[test]
 fn what_others_do_to_it_is_seen_and_repaired() {
-    in_namespace(|netlink| async move {
+    in_namespace(|_other| async move {
+        let (netlink, heard) = Netlink::connect_and_listen().unwrap();
         let undo = netlink.configure(&link()).await.unwrap();
         let configured = state();
-        let mut watch = netlink.watch("there").await.unwrap();
+        let mut watch = netlink.watch("there", heard).await.unwrap();
         ip("link set other mtu 1400");
         ip("link set there down");
         assert_eq!(watch.next().await, Seen::Down);

@@ -1,7 +1,7 @@
 //! What others do to the device while it runs.
 
 use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -20,31 +20,40 @@ pub enum Seen {
     Renamed(String),
 }
 
+/// What is heard of all devices, from the moment that it was listened on.
+pub struct Heard(BoxStream<'static, RouteNetlinkMessage>);
+
+impl Heard {
+    pub(crate) fn new(
+        messages: impl Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send + 'static,
+    ) -> Self {
+        let inner = messages.filter_map(async |(message, _from)| match message.payload {
+            NetlinkPayload::InnerMessage(message) => Some(message),
+            _ => None,
+        });
+        Self(inner.boxed())
+    }
+}
+
 /// Tells what becomes of one device.
 pub struct Watch {
-    messages: BoxStream<'static, RouteNetlinkMessage>,
+    heard: Heard,
     index: u32,
     name: String,
     up: bool,
 }
 
 impl Watch {
-    /// Watches a device, which is as `link` says by now, through what a socket hears.
-    pub(crate) fn new(
-        heard: impl Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send + 'static,
-        link: &LinkMessage,
-    ) -> Self {
-        let messages = heard.filter_map(async |(message, _from)| match message.payload {
-            NetlinkPayload::InnerMessage(message) => Some(message),
-            _ => None,
-        });
+    /// Watches a device, which is as `link` says by now: older news of it are no news.
+    pub(crate) fn new(mut heard: Heard, link: &LinkMessage) -> Self {
+        while heard.0.next().now_or_never().flatten().is_some() {}
         let (name, up) = (name(link).unwrap_or_default().to_owned(), is_up(link));
-        Self { messages: messages.boxed(), index: link.header.index, name, up }
+        Self { heard, index: link.header.index, name, up }
     }
 
     /// Waits for the next change.
     pub async fn next(&mut self) -> Seen {
-        while let Some(message) = self.messages.next().await {
+        while let Some(message) = self.heard.0.next().await {
             if let Some(seen) = self.see(&message) {
                 return seen;
             }
