@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
@@ -35,6 +36,9 @@ use crate::status::{About, Device};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::{resolve, service};
+
+/// Who gives no sign of life for so long is dead.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -353,6 +357,9 @@ fn peer_config(config: &Config, keys: Keys, mtu: u16, floor: Option<Timestamp>) 
         mtu,
         largest_packet: mode(config).largest_packet(mtu),
         keepalive: config.peer.keepalive,
+        dead_after: DEAD_AFTER,
+        // Without one, an idle tunnel is silent by right.
+        watch: config.peer.keepalive.is_some(),
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
             Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,
