@@ -3,15 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, INNER_B6, Site};
 use vpnd_tests::traffic::{ping, tcp};
-use vpnd_tests::vpnd::Launch;
-use vpnd_tests::{Host, Lab, Vpnd, Wire, eventually, vpnd};
+use vpnd_tests::{Host, Lab, Process, Vpnd, Wire, eventually, vpnd};
 
 use crate::tunnel::{SOON, Tunnel, carries_everything};
 
@@ -114,61 +113,66 @@ fn unprivileged(lab: &Lab) -> Result<String> {
     let (a, b) = site::pair()?;
     let a = a.route("198.18.7.0/24").route("2001:db8:7::/64").towards(Wire::B4);
     let _b = Vpnd::start(&wire.b, &b)?;
-    let launch = as_nobody(&wire.a, &a)?;
-    ensure!(wire.a.run("ip link show tun0").is_err(), "nobody made it yet");
-    let mut commands = vec!["vpnd tuntap add dev tun0 mode tun user NAME".to_owned()];
-    while let Some(advice) = advice_of(&launch, &wire.a)? {
-        ensure!(commands.len() < 12, "it goes on and on: {commands:?}");
-        if commands.last() != Some(&advice) {
-            commands.push(advice);
-        }
-        let advice = commands.last().context("there is one")?.replace("NAME", "nobody");
-        match advice.strip_prefix("vpnd ") {
-            Some(words) => {
-                let words: Vec<&str> = words.split(' ').collect();
-                ensure!(vpnd::run(&wire.a, &words)?.0 == 0, "{advice}");
+    let program = as_nobody(&wire.a, &a)?;
+    let mut commands = Vec::new();
+    let mut running = loop {
+        match attempt(&program, &wire.a)? {
+            Attempt::Running(process) => break process,
+            Attempt::Refused(advice) => {
+                ensure!(!commands.contains(&advice), "{advice} helps nothing");
+                follow(&wire.a, &advice.replace("NAME", "nobody"))?;
+                commands.push(advice);
             }
-            None => drop(wire.a.run(&advice)?),
         }
-    }
+    };
+    ensure!(running.log().contains("txqueuelen"), "no word of the shorter queue");
     let before = without_carrier(&wire.a.network_state()?);
-    let mut running = Vpnd::start_as(&launch, &wire.a, &a)?;
-    ensure!(running.process().log().contains("txqueuelen"), "no word of the shorter queue");
     carries_everything(&wire, true)?;
-    let identity = fs::read_to_string(format!("/proc/{}/status", running.process().id()))?;
+    let identity = fs::read_to_string(format!("/proc/{}/status", running.id()))?;
     for line in ["Uid:\t65534\t65534", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"] {
         ensure!(identity.contains(line), "not {line}: {identity}");
     }
-    let status = running.process().terminate()?;
-    ensure!(status.success(), "{status}: {}", running.process().log());
+    let status = running.terminate()?;
+    ensure!(status.success(), "{status}: {}", running.log());
     let after = without_carrier(&wire.a.network_state()?);
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
     Ok(format!("uid 65534 without a capability, after: {}", commands.join("; ")))
 }
 
-/// What it says to do as root; nothing, once it starts.
-fn advice_of(launch: &Launch, host: &Host) -> Result<Option<String>> {
-    let config = host.directory().join("site-a.toml");
-    let mut command = host.command(&launch.program);
-    command.arg("--config").arg(config);
+/// What comes of a start.
+enum Attempt {
+    Running(Process),
+    /// What it says to do as root.
+    Refused(String),
+}
+
+fn attempt(program: &Path, host: &Host) -> Result<Attempt> {
+    let mut command = host.command(program);
+    command.arg("--config").arg(host.directory().join("site-a.toml"));
     let mut process = host.spawn("vpnd-attempt", command)?;
     let ended = eventually("it starts, or says why not", SOON, || {
         let ended = process.ended()?;
         ensure!(ended.is_some() || process.log().contains("listening on port"), "neither");
         Ok(ended)
     })?;
-    let Some(status) = ended else {
-        process.terminate()?;
-        return Ok(None);
-    };
+    let Some(status) = ended else { return Ok(Attempt::Running(process)) };
     let log = process.log();
     let last = log.lines().last().unwrap_or_default();
     ensure!(status.code() == Some(77), "{status}: {last}");
-    Ok(last.rsplit('`').nth(1).map(str::to_owned))
+    let advice = last.rsplit('`').nth(1).with_context(|| format!("no advice: {last}"))?;
+    Ok(Attempt::Refused(advice.to_owned()))
 }
 
-/// The host's files, driver and `/run/vpnd` are nobody's, and so is who is started.
-fn as_nobody(host: &Host, site: &Site) -> Result<Launch> {
+fn follow(host: &Host, advice: &str) -> Result<()> {
+    let Some(words) = advice.strip_prefix("vpnd ") else { return host.run(advice).map(drop) };
+    let words: Vec<&str> = words.split(' ').collect();
+    let (code, said) = vpnd::run(host, &words)?;
+    ensure!(code == 0, "{advice}: {said}");
+    Ok(())
+}
+
+/// The host's files, driver and `/run/vpnd` are nobody's, and so is who is started by the program returned.
+fn as_nobody(host: &Host, site: &Site) -> Result<PathBuf> {
     vpnd::write_files(host, site)?;
     for line in [
         "mount -t tmpfs -o mode=0755 none /dev/net",
@@ -186,27 +190,26 @@ fn as_nobody(host: &Host, site: &Site) -> Result<Launch> {
     );
     fs::write(&program, script)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    Ok(Launch { log_level: "debug", ..Launch::plain(&program) })
+    Ok(program)
 }
 
 fn not_the_owner(lab: &Lab) -> Result<String> {
     let host = lab.host("a")?;
     let (a, _b) = site::pair()?;
     let a = a.towards(Wire::B4);
-    let launch = as_nobody(&host, &a)?;
+    let program = as_nobody(&host, &a)?;
     host.run("ip tuntap add dev tun0 mode tun user daemon")?;
     let config = host.directory().join("site-a.toml");
-    let output = host.command(&launch.program).arg("--config").arg(config).output()?;
+    let output = host.command(&program).arg("--config").arg(config).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.code() == Some(77) && said.contains("belongs to this user"),
-        "{}: {said}",
-        output.status
-    );
-    Ok(said.trim().to_owned())
+    let last = said.lines().last().unwrap_or_default();
+    let named = last.contains("belongs to this user");
+    ensure!(output.status.code() == Some(77) && named, "{}: {said}", output.status);
+    Ok(last.to_owned())
 }
 
 const MAC_A: &str = "02:00:5e:00:53:0a";
+const MAC_B: &str = "02:00:5e:00:53:0b";
 
 /// A TAP device that is not a bridge's.
 fn tap(site: Site, lines: &[&str]) -> Site {
@@ -232,10 +235,11 @@ fn mac_and_multicast(lab: &Lab) -> Result<String> {
     Ok(format!("{MAC_A} without MULTICAST, and as before when vpnd has ended"))
 }
 
-/// The device's line of `ip`, less its index.
+/// The device's line of `ip`, less its scheduler, which the kernel chooses when it is first up.
 fn shown(host: &Host) -> Result<String> {
     let line = host.run("ip -o link show tun0")?;
-    Ok(line.split_once(": ").context("no index")?.1.to_owned())
+    let (before, behind) = line.split_once("qdisc ").context("no scheduler")?;
+    Ok(before.to_owned() + behind.split_once(' ').context("nothing behind it")?.1)
 }
 
 /// Not every kernel has them; each says what is none.
@@ -295,12 +299,15 @@ fn jumbo_bridge(lab: &Lab) -> Result<String> {
 fn allowed_macs(lab: &Lab) -> Result<String> {
     let tunnel = Tunnel::with(lab, |a, mut b| {
         b.remote.lines.push(format!("allowed_macs = [\"02:00:5e:00:53:0f\", {MAC_A:?}]"));
-        (tap(a, &[&format!("mac = {MAC_A:?}")]).towards(Wire::B4), tap(b, &[]))
+        let mac = |mac: &str| format!("mac = {mac:?}");
+        (tap(a, &[&mac(MAC_A)]).towards(Wire::B4), tap(b, &[&mac(MAC_B)]))
     })?;
     let Tunnel { wire, a, b } = tunnel;
     ping::until_answered(&wire.a, INNER_B6, SOON)?;
     ensure!(b.status()?.drops().get("source_mac_not_allowed").is_none(), "{}", b.status()?);
-    wire.a.run("ip link set tun0 address 02:00:5e:00:53:0b")?;
+    wire.a.run("ip link set tun0 address 02:00:5e:00:53:0c")?;
+    wire.a
+        .run(&format!("ip neighbour replace {INNER_B4} lladdr {MAC_B} nud permanent dev tun0"))?;
     // In pieces too, which are looked at once they are whole.
     for size in [56, 1392] {
         let pings = ping::with_size(&wire.a, INNER_B4, 3, Duration::from_millis(20), size)?;
@@ -358,7 +365,9 @@ fn socket_in_netns(lab: &Lab) -> Result<String> {
     let b = Vpnd::start(&wire.b, &b.speaking_vpnd(&[]))?;
     let mut a = a.speaking_vpnd(&[]).towards(Wire::B4);
     a.service.push(format!("[socket]\nnetns = {:?}", wire.a.network_path()));
-    wire.a.run("ip link set eth0 mtu 1400")?;
+    for host in [&wire.a, &wire.b] {
+        host.run("ip link set eth0 mtu 1400")?;
+    }
     let outside = wire.a.network_state()?;
     let a = Vpnd::start(&jail, &a)?;
     for (from, to, address) in [(&jail, &wire.b, INNER_B6), (&wire.b, &jail, INNER_A4)] {

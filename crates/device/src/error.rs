@@ -48,14 +48,14 @@ pub enum Error {
         kind: Kind,
     },
     /// The kernel refused one step.
-    #[error("{step} {device}: {source}{}", step.hint(device, .source))]
+    #[error("{step} {device}: {error}{}", step.hint(device, .error))]
     Refused {
         /// What was tried.
         step: Step,
         /// On which device.
         device: String,
         /// What the kernel says.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -87,15 +87,15 @@ pub enum Step {
 impl Error {
     /// Whether a missing privilege is the reason.
     pub fn is_permission(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EPERM))
+        matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EPERM))
     }
 
     pub(crate) fn refused(step: Step, device: &str, error: &rtnetlink::Error) -> Self {
-        let source = match errno(error) {
+        let error = match errno(error) {
             0 => io::Error::other(error.to_string()),
             code => io::Error::from_raw_os_error(code),
         };
-        Self::Refused { step, device: device.to_owned(), source }
+        Self::Refused { step, device: device.to_owned(), error }
     }
 }
 
