@@ -1,10 +1,12 @@
 //! The shipped examples, run as they stand: only names become addresses, and made-up keys real ones.
 
 use std::fs;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use vpnd_tests::capture::Capture;
 use vpnd_tests::link::{cable, port};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::traffic::{ping, tcp};
@@ -32,6 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("examples::routed sites", Cost::Works, routed),
         Scenario::new("examples::bridged LANs", Cost::Works, bridged),
         Scenario::new("examples::a bridge of virtual machines", Cost::Works, virtual_machines),
+        Scenario::new("examples::a road warrior", Cost::Works, road_warrior),
         Scenario::new("examples::a WireGuard peer", Cost::Works, wireguard_peer),
     ]
 }
@@ -132,6 +135,37 @@ fn wireguard_peer(lab: &Lab) -> Result<String> {
     met?;
     ensure!(down.status.success() && vpnd.status()?.is_up(), "{}", vpnd.status()?);
     Ok("wg-quick with its wg0.conf: hosts behind both, pings and TCP, both families".to_owned())
+}
+
+/// A is the laptop, B the gateway and, without a tunnel, the café's router to the same world.
+fn road_warrior(lab: &Lab) -> Result<String> {
+    let pair = Pair::new(lab)?;
+    let (laptop, gateway) = (&pair.wire.a, &pair.wire.b);
+    let world = pair.behind(lab, gateway, 20)?;
+    for (to, router) in [("default", "192.0.2.2"), ("default", "2001:db8::2")] {
+        laptop.run(&format!("ip route add {to} via {router}"))?;
+    }
+    let everywhere = ["198.18.20.7", "2001:db8:20::7"];
+    let reaches = |limit| everywhere.map(|to| ping::until_answered(laptop, to, limit));
+    reaches(SOON).into_iter().collect::<Result<()>>()?;
+
+    let _laptop = pair.run(laptop, &pair.a, "road-warrior/laptop.toml")?;
+    let leaks = Capture::start(&world, "eth0", 64)?;
+    let past = reaches(Duration::from_secs(2));
+    ensure!(past.iter().all(Result::is_err), "something passed while the gateway was away");
+    let (v4, v6) = ([192, 0, 2, 1, 198, 18, 20, 7], "2001:db8::1".parse::<Ipv6Addr>()?.octets());
+    let seen = leaks.stop()?;
+    ensure!(!seen.contains(&v4) && !seen.contains(&v6), "something leaked past the tunnel");
+
+    let _gateway = pair.run(gateway, &pair.b, "road-warrior/gateway.toml")?;
+    let arrives = Capture::start(&world, "eth0", 64)?;
+    reaches(SOON).into_iter().collect::<Result<()>>()?;
+    tcp::transfer(laptop, &world, "198.18.20.7", 1 << 20)?;
+    let seen = arrives.stop()?;
+    ensure!(seen.contains(&[198, 18, 20, 1, 198, 18, 20, 7]), "the gateway did not masquerade");
+    ensure!(!seen.contains(&v4) && !seen.contains(&v6), "something went past the tunnel");
+    Ok("nothing leaks before the gateway is there; then all goes through it, masqueraded"
+        .to_owned())
 }
 
 /// A bridge at A and at B, with a host in each; the hosts' devices bear the addresses given.

@@ -3,6 +3,7 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod carrier;
 mod change;
 mod device;
 mod ecn;
@@ -10,14 +11,17 @@ mod exact;
 mod examples;
 mod expiry;
 mod flood;
+mod hooks;
 mod hostile;
 mod interop;
 mod pair;
 mod profile;
+mod queues;
 mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod routing;
 mod socket;
 mod speed;
 mod system;
@@ -34,12 +38,15 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         interop::scenarios(),
+        carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
+        queues::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
+        routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
@@ -47,6 +54,7 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        hooks::scenarios(),
         flood::scenarios(),
         examples::scenarios(),
         exact::scenarios(),

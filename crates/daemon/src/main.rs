@@ -12,6 +12,7 @@ mod control;
 mod demo;
 mod exit;
 mod floor;
+mod hooks;
 mod keygen;
 mod keys;
 mod life;
@@ -56,6 +57,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
+        Command::HookRunner => hooks::run(),
     }
 }
 

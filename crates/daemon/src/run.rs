@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::available_parallelism;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
@@ -15,7 +15,7 @@ use vpnd_device::{Heard, Link, Netlink, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Adopt, Mode, OpenError, Options, Owner, PersistError};
+use vpnd_tun::{Adopt, Carrier, Mode, OpenError, Options, Owner, PersistError};
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
@@ -23,10 +23,11 @@ use vpnd_tunnel::filter::{Filter, Macs};
 use vpnd_tunnel::udp::{self, BindError, Socket};
 
 use crate::cli::RunOptions;
-use crate::config::{self, Account, Config, Holder, Interface, MssClamp, Roam, Service};
+use crate::config::{self, Account, Config, Holder, Interface, MssClamp, Queues, Roam, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
+use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
 use crate::netns::{Netns, NetnsError};
@@ -36,9 +37,6 @@ use crate::status::{About, Device};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::{resolve, service};
-
-/// Who gives no sign of life for so long is dead.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -64,6 +62,9 @@ pub(crate) enum RunError {
     /// The same tunnel runs already.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// What it was to run did not succeed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// It ran and cannot go on.
     #[error(transparent)]
     Plane(#[from] PlaneError),
@@ -104,10 +105,12 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
 }
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
+    // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
+    let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
-    let result = host.run(config, keys, stop).await;
+    let result = host.run(config, keys, stop, hooks).await;
     changes.put_back(config.interface.persist).await;
     result
 }
@@ -118,6 +121,8 @@ struct Host {
     /// The device's.
     mtu: u16,
     life: Life,
+    /// Where it is the peer's to say.
+    carrier: Option<Carrier>,
     socket: Socket,
     /// Where the socket is, and routes are asked for.
     outside: Netns,
@@ -152,7 +157,7 @@ impl Stop {
         Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn asked(mut self) {
+    async fn asked(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
     }
 }
@@ -163,6 +168,7 @@ impl Host {
         let control = control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (device, netlink, heard) = inside.within(|| open(config))??;
+        let carrier = carrier(config, &device);
         let outside = Netns::open(config.socket.netns.as_deref())?;
         let socket = outside.within(|| socket(config))??;
         let Service { state_dir, user, .. } = &config.service;
@@ -172,21 +178,50 @@ impl Host {
         let undo = netlink.configure(&link).await?;
         let watch = netlink.watch(&device.name, heard).await?;
         let life = Life::new(netlink.clone(), link, watch);
-        let host = Self { device, mtu, life, socket, outside, floor, control };
+        let host = Self { device, carrier, mtu, life, socket, outside, floor, control };
         Ok((host, Changes { netlink, undo }))
     }
 
-    /// Gives up its privileges and runs; all threads have ended when this returns. The device is
-    /// open until then, so that what was changed can be put back.
-    async fn run(self, config: &Config, keys: Keys, stop: Stop) -> Result<(), RunError> {
+    /// Runs from the hooks of the start to those of the end.
+    async fn run(
+        self,
+        config: &Config,
+        keys: Keys,
+        mut stop: Stop,
+        hooks: Hooks,
+    ) -> Result<(), RunError> {
+        let plan = hooks::plan(config, self.facts());
+        let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
+            tracing::info!("stopping, as asked, before it was up");
+            return Ok(());
+        };
+        let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
+        hooks.end().await;
+        result
+    }
+
+    /// All threads have ended when this returns. The device is open until then, so that what was
+    /// changed can be put back.
+    async fn run_without_privileges(
+        self,
+        config: &Config,
+        keys: Keys,
+        mut stop: Stop,
+        hooks: &mut Following,
+    ) -> Result<(), RunError> {
         // Names are looked up, and routes, where datagrams leave.
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
             self.keep_device(&config.interface)?;
         }
-        let mut plane = self.start(config, keys)?;
-        Ok(plane.run(stop.asked()).await?)
+        let mut plane = self.start(config, keys, hooks.news())?;
+        // Packets move on while the hooks of the end are run.
+        let stop = async {
+            stop.asked().await;
+            hooks.end().await;
+        };
+        Ok(plane.run(stop).await?)
     }
 
     /// Whose a device is that was there before, others have decided.
@@ -199,9 +234,13 @@ impl Host {
         vpnd_tun::keep(&self.device.queues[0], &self.device.name, owner)
     }
 
-    fn start(mut self, config: &Config, keys: Keys) -> Result<Plane, RunError> {
+    fn facts(&self) -> Facts<'_> {
+        Facts { device: &self.device.name, mtu: self.mtu, listen_port: self.socket.local_port() }
+    }
+
+    fn start(self, config: &Config, keys: Keys, hooks: News) -> Result<Plane, RunError> {
         let about = about(config, &keys, &self);
-        let (queue, mtu) = (self.device.queues.remove(0), self.mtu);
+        let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
             peer_config(config, keys, mtu, last_stamp(&self.floor)),
@@ -219,17 +258,19 @@ impl Host {
             macs: macs(&config.peer),
         };
         let table = peer.table();
-        let (engine, reports) = Engine::start(queue, self.socket, activity, table, options)?;
-        tracing::info!("{} is up, listening on port {}", self.device.name, engine.local_port());
+        let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
+        tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
             running: config.clone(),
             about,
             life: self.life,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
+            carrier: self.carrier,
             resolver: resolve::spawn(config.peer.endpoints.clone()),
             control: self.control,
             service: service::Service::default(),
+            hooks,
         };
         let telling = Telling::new(config.peer.public_key);
         Ok(Plane::new(peer, telling, engine, reports, around)?)
@@ -238,19 +279,50 @@ impl Host {
 
 /// The device and the way to configure it: opened in its network namespace, they stay there.
 fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard), RunError> {
-    let device = vpnd_tun::open(&Options {
+    let device = open_device(config)?;
+    let (netlink, heard) = Netlink::connect_and_listen()?;
+    Ok((device, netlink, heard))
+}
+
+/// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
+fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
+    let with = |queues| Options {
         name: config.interface.name.clone(),
         mode: mode(config),
         offload: config.path.offload,
-        queues: 1,
+        queues,
         adopt: match config.interface.adopt {
             config::Adopt::Auto => Adopt::Auto,
             config::Adopt::Require => Adopt::Require,
             config::Adopt::Never => Adopt::Never,
         },
-    })?;
-    let (netlink, heard) = Netlink::connect_and_listen()?;
-    Ok((device, netlink, heard))
+    };
+    match config.interface.queues {
+        Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),
+        Queues::Auto => match vpnd_tun::open(&with(processors())) {
+            Err(OpenError::SingleQueue { .. }) => vpnd_tun::open(&with(1)),
+            opened => opened,
+        },
+    }
+}
+
+/// How many processors we may run on, as far as the one inbound thread keeps up with them.
+fn processors() -> u16 {
+    const MOST: u16 = 8;
+    let processors = available_parallelism().map_or(1, usize::from);
+    u16::try_from(processors).map_or(MOST, |processors| processors.min(MOST))
+}
+
+/// The device's carrier, off until the peer comes to life.
+fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
+    if config.interface.carrier == config::Carrier::Always {
+        return None;
+    }
+    let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
+    let carrier = Carrier::of(&device.queues[0]).and_then(off);
+    let refused =
+        |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
+    carrier.map_err(refused).ok()
 }
 
 /// The device's MTU. A port that has its bridge's never lowers it.
@@ -319,12 +391,14 @@ fn about(config: &Config, keys: &Keys, host: &Host) -> About {
             name: host.device.name.clone(),
             mode: mode(config).word().to_owned(),
             mtu: host.mtu,
+            queues: host.device.queues.len(),
             listen_port: host.socket.local_port(),
             public_key: keys.secret.public().to_string(),
         },
         protocol: config.peer.protocol.to_string(),
         preshared_key: config.peer.preshared_key_file.is_some(),
         endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
+        dead_after: config.peer.dead_after,
     }
 }
 
@@ -357,9 +431,8 @@ fn peer_config(config: &Config, keys: Keys, mtu: u16, floor: Option<Timestamp>) 
         mtu,
         largest_packet: mode(config).largest_packet(mtu),
         keepalive: config.peer.keepalive,
-        dead_after: DEAD_AFTER,
-        // Without one, an idle tunnel is silent by right.
-        watch: config.peer.keepalive.is_some(),
+        dead_after: config.peer.dead_after,
+        watch: config.watches(),
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
             Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,

@@ -24,8 +24,6 @@ pub enum Adopt {
 pub(crate) struct First {
     pub(crate) file: File,
     pub(crate) name: String,
-    /// Whether it takes more queues.
-    pub(crate) multi_queue: bool,
     /// Whether it was there before.
     pub(crate) adopted: bool,
 }
@@ -62,17 +60,20 @@ fn make(name: &str, mode: Mode, multi_queue: bool) -> Result<First, OpenError> {
     let file = open_driver(name)?;
     let flags = flags(mode, multi_queue) | libc::IFF_TUN_EXCL;
     let name = ioctl::attach(file.as_fd(), name, flags).map_err(|e| making(name, mode, e))?;
-    Ok(First { file, name, multi_queue, adopted: false })
+    Ok(First { file, name, adopted: false })
 }
 
 /// A device that was made with multi_queue refuses a plain attach, but takes one queue of several.
 fn take(name: &str, mode: Mode, multi_queue: bool) -> Result<First, OpenError> {
     let file = open_driver(name)?;
-    let (name, multi_queue) = match attach(&file, name, mode, multi_queue) {
-        Err(OpenError::Kind { .. }) if !multi_queue => (attach(&file, name, mode, true)?, true),
-        attached => (attached?, multi_queue),
+    let attached = match attach(&file, name, mode, multi_queue) {
+        Err(OpenError::Kind { .. }) if !multi_queue => attach(&file, name, mode, true),
+        Err(OpenError::Kind { name }) if kind_of(&name).is_ok_and(|kind| kind == mode) => {
+            Err(OpenError::SingleQueue { name })
+        }
+        attached => attached,
     };
-    Ok(First { file, name, multi_queue, adopted: true })
+    Ok(First { file, name: attached?, adopted: true })
 }
 
 fn is_there(name: &str, mode: Mode) -> Result<(), OpenError> {

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod adopt;
+mod carrier;
 mod checksum;
 mod coalesce;
 mod flow;
@@ -18,6 +19,7 @@ mod split;
 mod vnet;
 
 pub use adopt::Adopt;
+pub use carrier::Carrier;
 pub use checksum::{Sum, pseudo_header};
 pub use coalesce::{Coalescer, Limits, unmerge};
 pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};

@@ -61,6 +61,15 @@ pub(crate) struct Config {
     pub(crate) service: Service,
 }
 
+impl Config {
+    /// Whether something hangs on the peer's life, so that it has to be asked when it is silent.
+    pub(crate) fn watches(&self) -> bool {
+        let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();
+        let routes = self.routes.iter().any(|route| route.when_down != WhenDown::Keep);
+        self.peer.keepalive.is_some() || hooks || routes
+    }
+}
+
 /// `[interface]`: the device, its addresses, our key and our port.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Interface {
