@@ -93,9 +93,11 @@ fn persist(lab: &Lab) -> Result<String> {
     let shown = wire.a.run("ip -d link show tun0")?;
     ensure!(shown.contains("persist on user nobody group 12345"), "{shown}");
 
-    let a = a.restart()?;
+    let mut a = a.restart()?;
     let transfer = tcp::Transfer::start(&wire.a, &wire.b, INNER_B4, 64 << 20)?;
     transfer.reach(1 << 20)?;
+    a.process().kill()?;
+    ensure!(!transfer.is_over(), "it ended too soon to see anything");
     let a = a.restart()?;
     let done = transfer.finish()?;
     ensure!(a.status()?.is_up(), "{}", a.status()?);
