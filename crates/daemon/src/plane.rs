@@ -253,11 +253,11 @@ impl Plane {
                 self.patience()
             );
         }
-        self.around.hooks.peer(alive, self.peer.endpoint());
         // Of a device that is gone its threads tell.
         if let Some(Err(error)) = self.around.carrier.as_ref().map(|carrier| carrier.set(alive)) {
             tracing::debug!("the carrier does not follow: {error}");
         }
+        self.around.hooks.peer(alive, self.peer.endpoint());
     }
 
     fn patience(&self) -> humantime::FormattedDuration {

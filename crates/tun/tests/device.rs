@@ -10,11 +10,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::devices::{options, router};
-use common::namespace::{add_ipv4, in_namespace, persist, set_up};
+use common::namespace::{
+    add_ipv4, in_namespace, is_running, persist, set_up, without_capabilities,
+};
 use common::super_packet::segments;
 use common::{ACK, PSH, Spec, checksum};
 use vpnd_tun::{
-    Coalescer, Limits, Offload, OpenError, Options, Queue, READ_BUFFER, VnetHeader, open,
+    Carrier, Coalescer, Limits, Offload, OpenError, Options, Queue, READ_BUFFER, VnetHeader, open,
 };
 
 #[test]
@@ -87,6 +89,36 @@ fn an_echo_request_is_answered() {
         assert_eq!(reply[12..20], [192, 0, 2, 200, 192, 0, 2, 1]);
         assert_eq!(reply[20], 0);
         assert_eq!(reply[24..], request[24..]);
+    });
+}
+
+/// As whoever keeps no capability.
+#[test]
+fn a_device_without_carrier_takes_packets_and_gives_none() {
+    in_namespace("a_device_without_carrier_takes_packets_and_gives_none", || {
+        let device = open(&options("vpnd0")).unwrap();
+        let queue = &device.queues[0];
+        let carrier = Carrier::of(queue).unwrap();
+        without_capabilities(|| carrier.set(false).unwrap());
+        add_ipv4("vpnd0", Ipv4Addr::new(192, 0, 2, 200));
+        set_up("vpnd0");
+        assert!(!is_running("vpnd0"));
+
+        let (plain, request) = (VnetHeader::PLAIN.encode(), echo_request());
+        let write = [IoSlice::new(&plain), IoSlice::new(&request)];
+        let echo = |packet: &[u8]| packet[0] >> 4 == 4 && packet[9] == 1;
+        assert_eq!(queue.write(&write).unwrap(), plain.len() + request.len());
+        sleep(Duration::from_millis(50));
+        assert_eq!(receive(queue, 0, echo), Vec::<Vec<u8>>::new());
+
+        without_capabilities(|| carrier.set(true).unwrap());
+        let start = Instant::now();
+        while !is_running("vpnd0") {
+            assert!(start.elapsed() < Duration::from_secs(5), "the carrier never comes");
+            sleep(Duration::from_millis(1));
+        }
+        queue.write(&write).unwrap();
+        assert_eq!(receive(queue, 1, echo).len(), 1);
     });
 }
 
