@@ -26,6 +26,12 @@ pub enum Error {
         /// The peer's address.
         peer: IpAddr,
     },
+    /// Every number that vpnd gives a routing table of its own is another's.
+    #[error(
+        "no routing table from 51820 to 51947 is free for the default route: give it a `table` of \
+         its own, and the rules that lead there"
+    )]
+    NoTable,
     /// The kernel refused one step.
     #[error("{step} {device}: {source}{}", step.hint(.source))]
     Refused {
@@ -55,12 +61,19 @@ pub enum Step {
     Address(IpNet),
     /// Adding a route.
     Route(IpNet),
+    /// Adding the rule of this priority.
+    Rule(u32),
 }
 
 impl Error {
     /// Whether a missing privilege is the reason.
     pub fn is_permission(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EPERM))
+    }
+
+    /// Whether something stands where this was to go.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EEXIST))
     }
 
     pub(crate) fn refused(step: Step, device: &str, error: &rtnetlink::Error) -> Self {
@@ -90,6 +103,7 @@ impl fmt::Display for Step {
             Self::Bridge(_) => write!(f, "making a port of its bridge of"),
             Self::Address(address) => write!(f, "adding address {address} to"),
             Self::Route(to) => write!(f, "adding route {to} to"),
+            Self::Rule(priority) => write!(f, "adding the rule of priority {priority} for"),
         }
     }
 }

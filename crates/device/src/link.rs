@@ -125,7 +125,7 @@ fn message(index: u32, step: Step) -> LinkMessage {
         Step::QueueLen(len) => builder.append_extra_attribute(LinkAttribute::TxQueueLen(len)),
         Step::Up => builder.up(),
         Step::Bridge(master) => builder.controller(master),
-        Step::Find | Step::Address(_) | Step::Route(_) => builder,
+        Step::Find | Step::Address(_) | Step::Route(_) | Step::Rule(_) => builder,
     }
     .build()
 }

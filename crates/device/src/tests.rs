@@ -7,6 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
+mod routes;
+
 /// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
     let body = move || {
@@ -14,7 +16,7 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send +
             .expect("a network namespace: run as root or `unshare -r`");
         ip("link add there type veth peer name other");
         ip("link set other up");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async { test(Netlink::connect().unwrap()).await });
     };
     if let Err(panic) = thread::spawn(body).join() {
@@ -34,9 +36,13 @@ fn state() -> Vec<String> {
     let word_after = |key| link.split_whitespace().skip_while(|word| *word != key).nth(1).unwrap();
     let up = link.contains(",UP");
     let mut state = vec![format!("up {up} mtu {} qlen {}", word_after("mtu"), word_after("qlen"))];
-    for what in
-        ["-o addr show there scope global", "-4 route show table all", "-6 route show table all"]
-    {
+    for what in [
+        "-o addr show there scope global",
+        "-4 route show table all",
+        "-6 route show table all",
+        "-4 rule",
+        "-6 rule",
+    ] {
         let text = ip(what);
         let lines =
             text.lines().filter(|line| !line.contains("fe80::") && !line.contains("ff00::"));
@@ -59,6 +65,7 @@ fn link() -> Link {
             route("2001:db8:2::/48", Some(5), 254),
             route("::/0", None, 254),
         ],
+        own: None,
     }
 }
 
@@ -67,28 +74,28 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 }
 
 fn route(to: &str, metric: Option<u32>, table: u32) -> Route {
-    Route { to: to.parse().unwrap(), metric, table }
+    Route { to: to.parse().unwrap(), metric, table: Some(table), when_down: WhenDown::Keep }
 }
 
 #[test]
 fn a_device_gets_all_it_should_and_gives_it_back() {
     in_namespace(|netlink| async move {
         let before = state();
-        let undo = netlink.configure(&link()).await.unwrap();
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         let shown = ip("link show there");
         assert!(shown.contains("mtu 1420") && shown.contains("qlen 512"), "{shown}");
         assert!(shown.contains(",UP"), "{shown}");
         assert!(ip("-4 addr show there").contains("inet 10.99.0.1/24 scope global there"));
         let v6 = ip("-6 addr show there scope global");
         assert!(v6.contains("2001:db8:1::1/64") && !v6.contains("tentative"), "{v6}");
-        assert!(ip("-4 route show dev there").contains("198.51.100.0/24 proto static scope link"));
+        assert!(ip("-4 route show dev there").contains("198.51.100.0/24 proto 118 scope link"));
         assert!(ip("-4 route show table 1000").contains("198.18.0.0/15 dev there"));
         assert!(ip("-4 route show table 1000").contains("metric 77"));
         let v6 = ip("-6 route show dev there");
-        assert!(v6.contains("2001:db8:2::/48 proto static metric 5"), "{v6}");
-        assert!(v6.contains("default proto static metric 1024"), "{v6}");
+        assert!(v6.contains("2001:db8:2::/48 proto 118 metric 5"), "{v6}");
+        assert!(v6.contains("default proto 118 metric 1024"), "{v6}");
 
-        netlink.undo(undo).await;
+        netlink.undo(setup).await;
         assert_eq!(state(), before);
     });
 }
@@ -101,9 +108,9 @@ fn what_was_there_before_stays() {
         ip("route add 198.51.100.0/24 dev there");
         ip("-6 route add default dev there");
         let before = state();
-        let undo = netlink.configure(&link()).await.unwrap();
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         assert!(ip("-4 route show table 1000").contains("198.18.0.0/15"));
-        netlink.undo(undo).await;
+        netlink.undo(setup).await;
         assert_eq!(state(), before);
     });
 }
@@ -118,11 +125,11 @@ fn a_peer_address_makes_the_device_point_to_point() {
             ..link()
         };
         let before = state();
-        let undo = netlink.configure(&link).await.unwrap();
+        let setup = netlink.configure(&link, Undo::default()).await.unwrap();
         assert!(ip("-4 addr show there").contains("10.99.0.1 peer 10.99.0.2/32"));
         assert!(ip("-6 addr show there").contains("2001:db8:1::1 peer 2001:db8:1::2/128"));
         assert!(ip("-4 route show").contains("10.99.0.2 dev there"));
-        netlink.undo(undo).await;
+        netlink.undo(setup).await;
         assert_eq!(state(), before);
     });
 }
@@ -133,7 +140,7 @@ fn a_route_of_another_device_is_an_error_and_leaves_no_trace() {
         ip("addr add 192.0.2.1/24 dev other");
         ip("route add 198.51.100.0/24 dev other");
         let before = state();
-        let error = netlink.configure(&link()).await.unwrap_err().to_string();
+        let error = netlink.configure(&link(), Undo::default()).await.unwrap_err().to_string();
         assert!(error.starts_with("adding route 198.51.100.0/24 to there: File exists"), "{error}");
         assert!(error.contains("`metric`"), "{error}");
         assert_eq!(state(), before);
@@ -144,16 +151,16 @@ fn a_route_of_another_device_is_an_error_and_leaves_no_trace() {
 fn errors_say_what_to_do() {
     in_namespace(|netlink| async move {
         let missing = Link { name: "nowhere".into(), ..link() };
-        let error = netlink.configure(&missing).await.unwrap_err().to_string();
+        let error = netlink.configure(&missing, Undo::default()).await.unwrap_err().to_string();
         assert!(error.starts_with("there is no device nowhere"), "{error}");
 
         let small = Link { mtu: Some(1279), ..link() };
-        let error = netlink.configure(&small).await.unwrap_err().to_string();
+        let error = netlink.configure(&small, Undo::default()).await.unwrap_err().to_string();
         assert!(error.contains("adding address 2001:db8:1::1/64 to there"), "{error}");
         assert!(error.contains("at least 1280"), "{error}");
 
         let lonely = Link { peer_addresses: vec!["10.99.0.2".parse().unwrap(); 2], ..link() };
-        let error = netlink.configure(&lonely).await.unwrap_err().to_string();
+        let error = netlink.configure(&lonely, Undo::default()).await.unwrap_err().to_string();
         assert!(error.starts_with("peer address 10.99.0.2 has no address"), "{error}");
     });
 }
@@ -161,21 +168,21 @@ fn errors_say_what_to_do() {
 #[test]
 fn undoing_what_is_gone_already_is_quiet() {
     in_namespace(|netlink| async move {
-        let undo = netlink.configure(&link()).await.unwrap();
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         ip("link del there");
-        netlink.undo(undo).await;
+        netlink.undo(setup).await;
     });
 }
 
 #[test]
 fn no_thread_is_started() {
     in_namespace(|netlink| async move {
-        let undo = netlink.configure(&link()).await.unwrap();
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         // The test harness has threads of its own, so only their names tell.
         for task in std::fs::read_dir("/proc/self/task").unwrap() {
             let name = std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap();
             assert!(!name.starts_with("tokio"), "{name}");
         }
-        netlink.undo(undo).await;
+        netlink.undo(setup).await;
     });
 }
