@@ -50,21 +50,24 @@ enum Kind {
     Fastd,
 }
 
-/// Of vpnd with vpnd: what both ends' `[peer]` tables say beside `protocol = "vpnd"`.
+/// Of vpnd with vpnd: what both ends' tables say beside `protocol = "vpnd"`.
 #[derive(Debug, Clone, Copy)]
 struct Profile {
-    lines: &'static [&'static str],
+    peer: &'static [&'static str],
+    interface: &'static [&'static str],
     /// Of the device; larger than the cable's makes every packet go out in pieces.
     mtu: u16,
 }
 
 impl Profile {
-    const fn new(lines: &'static [&'static str]) -> Self {
-        Self { lines, mtu: 1420 }
+    const fn new(peer: &'static [&'static str]) -> Self {
+        Self { peer, interface: &[], mtu: 1420 }
     }
 
     fn of(self, site: Site) -> Site {
-        Site { mtu: self.mtu, ..site.speaking_vpnd(self.lines) }
+        let mut site = Site { mtu: self.mtu, ..site.speaking_vpnd(self.peer) };
+        site.interface.extend(self.interface.iter().map(ToString::to_string));
+        site
     }
 }
 
@@ -106,6 +109,9 @@ impl Contender {
         }
         if options.profiles {
             all.extend(profiles(&launch));
+        }
+        if options.devices {
+            all.extend(devices(&launch));
         }
         all.extend(also.map(|one| Self::new(&one.name, Kind::Vpnd(Launch::plain(&one.path)))));
         let peers = peer::Kind::ALL.into_iter();
@@ -231,6 +237,21 @@ fn profiles(launch: &Launch) -> [Contender; 3] {
         with("vpnd profile", Profile::new(&[])),
         with("vpnd profile aes-256-gcm", Profile::new(&["cipher = \"aes-256-gcm\""])),
         with("vpnd profile in pieces", pieces),
+    ]
+}
+
+/// Packets and frames: of a size that one datagram holds, and of a LAN's, which takes two.
+fn devices(launch: &Launch) -> [Contender; 4] {
+    let with = |name, interface, mtu| {
+        let profile = Profile { interface, mtu, ..Profile::new(&[]) };
+        Contender::new(name, Kind::Profile(launch.clone(), profile))
+    };
+    const TAP: &[&str] = &["mode = \"tap\""];
+    [
+        with("tun 1420", &[], 1420),
+        with("tap 1420", TAP, 1420),
+        with("tun 1500", &[], 1500),
+        with("tap 1500", TAP, 1500),
     ]
 }
 

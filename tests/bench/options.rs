@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// Also vpnd with `protocol = "vpnd"`: as it is by default, with AES-256-GCM, and in pieces
     #[arg(long)]
     pub(crate) profiles: bool,
+    /// Also `mode = "tun"` and `"tap"` between two vpnd, with MTU 1420, and with 1500, which goes in pieces
+    #[arg(long)]
+    pub(crate) devices: bool,
     /// One more vpnd under a name of its own, to compare two builds; may be repeated
     #[arg(long, value_name = "NAME=PATH", value_parser = named)]
     pub(crate) also: Vec<Named>,

@@ -214,7 +214,18 @@ impl Plane {
             Event::KeepFloor(stamp) => self.keep_floor(*stamp),
             Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
             Event::Moved { .. } | Event::Established(_) => self.look_at_the_way(),
+            Event::Alive => self.alive(true),
+            Event::Dead => self.alive(false),
             _ => {}
+        }
+    }
+
+    /// The peer has come to life, or is gone.
+    fn alive(&mut self, alive: bool) {
+        if alive {
+            tracing::info!("the peer is alive");
+        } else {
+            tracing::warn!("the peer is dead: it is silent, or has stopped");
         }
     }
 

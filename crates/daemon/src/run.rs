@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
@@ -33,6 +34,9 @@ use crate::status::{About, Device};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::{resolve, service};
+
+/// Who gives no sign of life for so long is dead.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -273,7 +277,11 @@ fn link(config: &Config, name: &str) -> Link {
 }
 
 fn route(route: &config::Route) -> vpnd_device::Route {
-    vpnd_device::Route { to: route.to, metric: route.metric, table: route.table }
+    vpnd_device::Route {
+        to: route.to,
+        metric: route.metric,
+        table: route.table.unwrap_or(config::MAIN_TABLE),
+    }
 }
 
 fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::Config {
@@ -285,6 +293,9 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         mtu: config.interface.mtu,
         largest_packet: mode(config).largest_packet(config.interface.mtu),
         keepalive: config.peer.keepalive,
+        dead_after: DEAD_AFTER,
+        // Without one, an idle tunnel is silent by right.
+        watch: config.peer.keepalive.is_some(),
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
             Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,

@@ -69,7 +69,8 @@ impl Telling {
     /// Tells of an event.
     pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
         match event {
-            Event::KeepFloor(_) => {}
+            // What they bring about is told where it is done.
+            Event::KeepFloor(_) | Event::Alive | Event::Dead => {}
             Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
             Event::Initiating { to, attempt } => {
                 tracing::debug!("calling {to}: no answer yet, try {attempt}");

@@ -42,6 +42,8 @@ pub struct Activity {
     sent: Moment,
     data_received: Moment,
     received: Moment,
+    /// Last initiation of the peer, which proves less than what comes on a session.
+    called: Moment,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
     packets_sent: AtomicU64,
@@ -58,7 +60,7 @@ pub struct Activity {
     source: Mutex<Option<Source>>,
 }
 
-/// The four moments every timer rule derives from.
+/// The moments every timer rule derives from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moments {
     /// Last transport data that was no keepalive.
@@ -69,6 +71,8 @@ pub struct Moments {
     pub data_received: Option<BootTime>,
     /// Last authenticated datagram of any kind.
     pub received: Option<BootTime>,
+    /// Last one that proves that the peer hears us: of a session, or an answer to our initiation.
+    pub heard: Option<BootTime>,
 }
 
 /// What crossed the tunnel so far.
@@ -123,6 +127,13 @@ impl Activity {
         self.stir()
     }
 
+    /// Notes an initiation of the peer.
+    pub(crate) fn called(&self, now: BootTime, bytes: usize) -> Wake {
+        self.called.set(now);
+        self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.stir()
+    }
+
     /// Notes that the path refused a datagram for its size.
     pub fn path_too_small(&self) {
         self.too_big.fetch_add(1, Ordering::Relaxed);
@@ -136,11 +147,13 @@ impl Activity {
 
     /// The moments, for the timer rules.
     pub fn moments(&self) -> Moments {
+        let heard = self.received.get();
         Moments {
             data_sent: self.data_sent.get(),
             sent: self.sent.get(),
             data_received: self.data_received.get(),
-            received: self.received.get(),
+            received: heard.max(self.called.get()),
+            heard,
         }
     }
 

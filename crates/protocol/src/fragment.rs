@@ -10,7 +10,8 @@
 //! | end − `pad_len` | `pad_len` | zeros |
 //!
 //! What is cut is what the device gave, an IP packet or an Ethernet frame without an envelope. All
-//! pieces but the last are equally long. They are sealed with consecutive counters of one session:
+//! pieces but the last are equally long, and padding makes all plaintexts so: a send in segments
+//! ends with the first one that is shorter. They are sealed with consecutive counters of one session:
 //! *counter − index* is the same number for all of them and belongs to no other packet, so that no
 //! identifier is on the wire and none can wrap.
 //!
@@ -46,8 +47,8 @@ pub fn plan(len: usize, max_datagram: usize) -> Option<Plan> {
         return None;
     }
     // Even pieces that fill their last block: only the last one has padding.
-    let each = plaintext_len(len.div_ceil(count.into())) - HEADER_LEN;
-    Some(Plan { len, each: each.min(len - 1), count })
+    let plaintext_len = frame::plaintext_len(PIECE_HEADER_LEN + len.div_ceil(count.into()));
+    Some(Plan { len, each: (plaintext_len - HEADER_LEN).min(len - 1), count, plaintext_len })
 }
 
 /// How a packet is cut.
@@ -57,6 +58,7 @@ pub struct Plan {
     /// Bytes in each piece but the last, which has what is left: at least one.
     each: usize,
     count: u8,
+    plaintext_len: usize,
 }
 
 impl Plan {
@@ -70,8 +72,14 @@ impl Plan {
         (0..self.count).map(move |index| {
             let start = usize::from(index) * self.each;
             let end = self.len.min(start + self.each);
-            Cut { index, count: self.count, bytes: start..end }
+            let Self { count, plaintext_len, .. } = self;
+            Cut { index, count, bytes: start..end, plaintext_len }
         })
+    }
+
+    /// How long the plaintext of each piece is.
+    pub const fn plaintext_len(self) -> usize {
+        self.plaintext_len
     }
 }
 
@@ -81,6 +89,7 @@ pub struct Cut {
     index: u8,
     count: u8,
     bytes: Range<usize>,
+    plaintext_len: usize,
 }
 
 impl Cut {
@@ -90,8 +99,8 @@ impl Cut {
     }
 
     /// How long the plaintext is that holds it.
-    pub fn plaintext_len(&self) -> usize {
-        plaintext_len(self.bytes.len())
+    pub const fn plaintext_len(&self) -> usize {
+        self.plaintext_len
     }
 
     /// Writes it to `plaintext`: header, piece and padding.
@@ -102,15 +111,12 @@ impl Cut {
     pub fn write(&self, packet: &[u8], plaintext: &mut [u8]) {
         let (header, rest) = plaintext.split_at_mut(HEADER_LEN);
         let (piece, padding) = rest.split_at_mut(self.bytes.len());
-        let [kind, pad_len] = frame::envelope(FRAGMENT, PIECE_HEADER_LEN + self.bytes.len());
-        header.copy_from_slice(&[kind, pad_len, self.index, self.count]);
+        // Each other piece takes less than a block from the last: seven of them.
+        let pad_len = u8::try_from(padding.len()).unwrap_or(u8::MAX);
+        header.copy_from_slice(&[FRAGMENT, pad_len, self.index, self.count]);
         piece.copy_from_slice(&packet[self.bytes.clone()]);
         padding.fill(0);
     }
-}
-
-fn plaintext_len(piece: usize) -> usize {
-    frame::plaintext_len(PIECE_HEADER_LEN + piece)
 }
 
 /// A piece that came: one of two to eight, and not empty.

@@ -15,6 +15,7 @@ pub mod frame;
 pub mod handshake;
 pub mod inner;
 mod keyring;
+mod liveness;
 pub mod message;
 pub mod peer;
 pub mod profile;

@@ -1,4 +1,4 @@
-//! The rules that act without a datagram (whitepaper §6). They derive from four moments that the
+//! The rules that act without a datagram (whitepaper §6). They derive from moments that the
 //! data threads keep, so a rule is looked at, never armed:
 //!
 //! 1. data sent and nothing heard for 15 s: initiate;
@@ -42,6 +42,8 @@ pub enum Timer {
     KeepaliveOwed,
     /// The configured keepalive.
     PersistentKeepalive,
+    /// The peer is silent: it is asked for a sign of life, or dead.
+    Silence,
     /// A key has reached its age.
     KeyExpiry,
     /// Traffic flows: time to look at it.
@@ -50,14 +52,19 @@ pub enum Timer {
 
 /// A wait that a cause begins and a cure ends.
 #[derive(Clone, Copy, Debug, Default)]
-struct Wait {
+pub(crate) struct Wait {
     since: Option<BootTime>,
     /// Causes up to here have been dealt with.
     settled: Option<BootTime>,
 }
 
 impl Wait {
-    fn observe(&mut self, cause: Option<BootTime>, cure: Option<BootTime>) {
+    /// When the cause came that waits for its cure.
+    pub(crate) const fn since(&self) -> Option<BootTime> {
+        self.since
+    }
+
+    pub(crate) fn observe(&mut self, cause: Option<BootTime>, cure: Option<BootTime>) {
         let cure = cure.max(self.settled);
         if self.since.is_some() && cure >= self.since {
             self.since = None;

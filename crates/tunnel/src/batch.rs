@@ -139,7 +139,7 @@ impl Batch {
     pub(crate) fn cut(&mut self, packet: &[u8], plan: Plan, ecn: Ecn) -> bool {
         if self.used + sealed_len(plan) > MAX_BATCH
             || self.contents.len() + plan.count() > self.max_datagrams
-            || self.runs.len() + 2 > MAX_RUNS
+            || self.runs.len() + 1 > MAX_RUNS
         {
             return false;
         }
@@ -283,7 +283,7 @@ impl Batch {
 
 /// All pieces of a packet, sealed.
 fn sealed_len(plan: Plan) -> usize {
-    plan.cuts().map(|cut| cut.plaintext_len() + OVERHEAD).sum()
+    plan.count() * (plan.plaintext_len() + OVERHEAD)
 }
 
 impl Run {

@@ -146,6 +146,8 @@ fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
         mtu: 1420,
         largest_packet: 1420,
         keepalive: None,
+        dead_after: std::time::Duration::from_secs(60),
+        watch: false,
         roam: Roam::Any,
         sources: Sources::default(),
         dscp: 0,

@@ -1,7 +1,9 @@
 //! The configuration: one TOML file is one tunnel. What is checked here has another type than
 //! what the file says, so the rest of the daemon has nothing left to check.
 
+mod device;
 mod endpoint;
+mod hooks;
 mod problem;
 mod profile;
 mod read;
@@ -25,10 +27,13 @@ use vpnd_crypto::PublicKey;
 use vpnd_protocol::endpoint::Sources;
 use vpnd_tunnel::udp::{self, Listen};
 
+pub(crate) use device::{Adopt, Carrier, Holder, Mac, Mode, Queues};
 pub(crate) use endpoint::Endpoint;
+pub(crate) use hooks::{Dns, Hooks};
 pub(crate) use problem::{Finding, Report};
 pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
+pub(crate) use tables::MAIN_TABLE;
 
 /// One tunnel, as its file describes it; every default is filled in. As JSON its keys are the
 /// file's.
@@ -49,6 +54,10 @@ pub(crate) struct Config {
     pub(crate) path: Path,
     /// `[socket]`.
     pub(crate) socket: Socket,
+    /// `[dns]`.
+    pub(crate) dns: Dns,
+    /// `[hooks]`.
+    pub(crate) hooks: Hooks,
     /// `[service]`.
     pub(crate) service: Service,
 }
@@ -77,18 +86,28 @@ pub(crate) struct Interface {
     pub(crate) mtu: u16,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
+    /// Through how many queues packets leave it.
+    pub(crate) queues: Queues,
+    /// Whether it stays when vpnd ends.
+    pub(crate) persist: bool,
+    /// Whether one that is there already is taken.
+    pub(crate) adopt: Adopt,
+    /// Who may open it without a privilege.
+    pub(crate) owner: Option<Holder>,
+    /// Whose members may.
+    pub(crate) group: Option<Holder>,
+    /// Its Ethernet address; the kernel draws one when absent.
+    pub(crate) mac: Option<Mac>,
     /// The bridge that the device joins.
     pub(crate) bridge: Option<String>,
-}
-
-/// What the device carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Mode {
-    /// IP packets.
-    Tun,
-    /// Ethernet frames.
-    Tap,
+    /// The VRF that the device joins.
+    pub(crate) vrf: Option<String>,
+    /// Whether packets to groups are routed into it.
+    pub(crate) multicast: bool,
+    /// What its carrier tells.
+    pub(crate) carrier: Carrier,
+    /// The network namespace it lives in, where that is not ours: a name, or a path.
+    pub(crate) netns: Option<String>,
 }
 
 /// `[peer]`: the other end.
@@ -119,9 +138,14 @@ pub(crate) struct Peer {
     pub(crate) endpoints: Vec<Endpoint>,
     /// The inner source addresses the peer may use.
     pub(crate) allowed_ips: Vec<IpNet>,
+    /// The stations whose frames the peer may send; empty: all.
+    pub(crate) allowed_macs: Vec<Mac>,
     /// How often something is sent, at the least.
     #[serde(serialize_with = "as_duration")]
     pub(crate) keepalive: Option<Duration>,
+    /// How long a silent peer counts as there.
+    #[serde(serialize_with = "as_span")]
+    pub(crate) dead_after: Duration,
     /// Whether the endpoint follows the peer.
     pub(crate) roam: Roam,
 }
@@ -145,8 +169,22 @@ pub(crate) struct Route {
     pub(crate) to: IpNet,
     /// The route's priority; the kernel's default when absent.
     pub(crate) metric: Option<u32>,
-    /// The routing table; 254 is `main`.
-    pub(crate) table: u32,
+    /// The routing table; 254 is `main`, which it is when absent.
+    pub(crate) table: Option<u32>,
+    /// What becomes of it while the peer is not there.
+    pub(crate) when_down: WhenDown,
+}
+
+/// What becomes of a route while the peer is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WhenDown {
+    /// It stays.
+    Keep,
+    /// It goes, and others may lead there.
+    Remove,
+    /// It leads nowhere, so that nothing leaks.
+    Blackhole,
 }
 
 /// `[path]`: how packets are moved.
@@ -193,6 +231,8 @@ pub(crate) struct Socket {
     pub(crate) rcvbuf: usize,
     /// Bytes it may hold that have not left.
     pub(crate) sndbuf: usize,
+    /// The network namespace it is in, where that is not ours: a name, or a path.
+    pub(crate) netns: Option<String>,
 }
 
 impl Socket {
@@ -280,6 +320,11 @@ fn as_listen<S: Serializer>(value: &Listen, to: S) -> Result<S::Ok, S::Error> {
         Listen::Port(port) => to.serialize_u16(*port),
         Listen::Address(address) => to.collect_str(address),
     }
+}
+
+/// As the file would have it: `10s`.
+fn as_span<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&humantime::format_duration(*value))
 }
 
 /// As the file would have it: `25s`, or `off`.

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{Config, Interface, Path, Peer, Service, Socket};
+use super::{Config, Dns, Hooks, Interface, Path, Peer, Service, Socket};
 
 /// What differs and cannot change while the tunnel runs.
 #[derive(Debug, PartialEq, Eq, Error)]
@@ -35,17 +35,20 @@ fn quoted(keys: &[&str]) -> String {
 /// Each key that takes a restart, and whether it differs. A field that is added is named here or
 /// does not compile.
 pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)> {
-    let Config { name: _, file: _, interface, peer, routes, path, socket, service } = now;
+    let Config { name: _, file: _, interface, peer, routes, path, socket, dns, hooks, service } =
+        now;
     let mut keys = in_interface(interface, &then.interface).to_vec();
     keys.extend(in_peer(peer, &then.peer));
     keys.push(("[[route]]", *routes != then.routes));
     keys.extend(in_path(path, &then.path));
     keys.extend(in_socket(socket, &then.socket));
+    keys.extend(in_dns(dns, &then.dns));
+    keys.extend(in_hooks(hooks, &then.hooks));
     keys.extend(in_service(service, &then.service));
     keys
 }
 
-fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 8] {
+fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18] {
     let Interface {
         name,
         mode,
@@ -54,7 +57,17 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 8] 
         listen,
         mtu,
         txqueuelen,
+        queues,
+        persist,
+        adopt,
+        owner,
+        group,
+        mac,
         bridge,
+        vrf,
+        multicast,
+        carrier,
+        netns,
         private_key_file: _,
         next_private_key_file: _,
     } = now;
@@ -66,16 +79,28 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 8] 
         ("[interface] listen", *listen != then.listen),
         ("[interface] mtu", *mtu != then.mtu),
         ("[interface] txqueuelen", *txqueuelen != then.txqueuelen),
+        ("[interface] queues", *queues != then.queues),
+        ("[interface] persist", *persist != then.persist),
+        ("[interface] adopt", *adopt != then.adopt),
+        ("[interface] owner", *owner != then.owner),
+        ("[interface] group", *group != then.group),
+        ("[interface] mac", *mac != then.mac),
         ("[interface] bridge", *bridge != then.bridge),
+        ("[interface] vrf", *vrf != then.vrf),
+        ("[interface] multicast", *multicast != then.multicast),
+        ("[interface] carrier", *carrier != then.carrier),
+        ("[interface] netns", *netns != then.netns),
     ]
 }
 
-fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 5] {
+fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 7] {
     let Peer {
         public_key,
         endpoints,
         allowed_ips,
+        allowed_macs,
         keepalive,
+        dead_after,
         roam,
         next_public_key,
         protocol: _,
@@ -91,7 +116,9 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 5] {
         ("[peer] public_key", *public_key != then.public_key && !next),
         ("[peer] endpoint", *endpoints != then.endpoints),
         ("[peer] allowed_ips", *allowed_ips != then.allowed_ips),
+        ("[peer] allowed_macs", *allowed_macs != then.allowed_macs),
         ("[peer] keepalive", *keepalive != then.keepalive),
+        ("[peer] dead_after", *dead_after != then.dead_after),
         ("[peer] roam", *roam != then.roam),
     ]
 }
@@ -106,8 +133,8 @@ fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 4] {
     ]
 }
 
-fn in_socket(now: &Socket, then: &Socket) -> [(&'static str, bool); 6] {
-    let Socket { fwmark, bind_device, sources, dscp, rcvbuf, sndbuf } = now;
+fn in_socket(now: &Socket, then: &Socket) -> [(&'static str, bool); 7] {
+    let Socket { fwmark, bind_device, sources, dscp, rcvbuf, sndbuf, netns } = now;
     [
         ("[socket] fwmark", *fwmark != then.fwmark),
         ("[socket] bind_device", *bind_device != then.bind_device),
@@ -115,6 +142,23 @@ fn in_socket(now: &Socket, then: &Socket) -> [(&'static str, bool); 6] {
         ("[socket] dscp", *dscp != then.dscp),
         ("[socket] rcvbuf", *rcvbuf != then.rcvbuf),
         ("[socket] sndbuf", *sndbuf != then.sndbuf),
+        ("[socket] netns", *netns != then.netns),
+    ]
+}
+
+fn in_dns(now: &Dns, then: &Dns) -> [(&'static str, bool); 2] {
+    let Dns { servers, domains } = now;
+    [("[dns] servers", *servers != then.servers), ("[dns] domains", *domains != then.domains)]
+}
+
+fn in_hooks(now: &Hooks, then: &Hooks) -> [(&'static str, bool); 5] {
+    let Hooks { up, established, lost, down, timeout } = now;
+    [
+        ("[hooks] up", *up != then.up),
+        ("[hooks] established", *established != then.established),
+        ("[hooks] lost", *lost != then.lost),
+        ("[hooks] down", *down != then.down),
+        ("[hooks] timeout", *timeout != then.timeout),
     ]
 }
 

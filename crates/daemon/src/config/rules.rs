@@ -12,7 +12,7 @@ use vpnd_tunnel::udp::Listen;
 use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
-use super::{AlsoAccept, Config, Interface, Mode, Peer, Protocol, Roam, Route};
+use super::{AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route};
 use crate::keys::Keys;
 
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
@@ -32,6 +32,8 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     peer_addresses(config, &mut found);
     mtu(config, &mut found);
     frames(config, &mut found);
+    one_master(config, &mut found);
+    carrier(config, &mut found);
     something_allowed(config, &mut found);
     endpoints_outside(config, &mut found);
     routes_once(config, &mut found);
@@ -227,14 +229,37 @@ fn mtu(config: &Config, found: &mut Found<'_>) {
 
 /// A device that carries IP packets is no port of a bridge, and WireGuard carries nothing else.
 fn frames(config: &Config, found: &mut Found<'_>) {
-    let Interface { mode, bridge, .. } = &config.interface;
-    if bridge.is_some() && *mode == Mode::Tun {
-        let problem = Problem::error("only a device that carries Ethernet frames joins a bridge");
-        found.at("[interface]", "bridge", problem.help("write mode = \"tap\" in [interface]"));
+    let Interface { mode, .. } = &config.interface;
+    for (title, key, what) in [
+        ("[interface]", "bridge", "joins a bridge"),
+        ("[interface]", "mac", "has an Ethernet address"),
+        ("[peer]", "allowed_macs", "has stations behind it"),
+    ] {
+        if *mode == Mode::Tun && found.places.has(title, key) {
+            let problem = format!("only a device that carries Ethernet frames {what}");
+            let help = "write mode = \"tap\" in [interface]";
+            found.at(title, key, Problem::error(problem).help(help));
+        }
     }
     if *mode == Mode::Tap && config.peer.also_accept.contains(&AlsoAccept::WireGuard) {
         let problem = Problem::error("WireGuard carries no Ethernet frames");
         found.at("[peer]", "also_accept", problem.help("leave out \"protocol=wireguard\""));
+    }
+}
+
+fn one_master(config: &Config, found: &mut Found<'_>) {
+    if config.interface.bridge.is_some() && config.interface.vrf.is_some() {
+        let problem = Problem::error("a device is the port of one other: a bridge, or a VRF");
+        found.at("[interface]", "vrf", problem.help("let the bridge join the VRF"));
+    }
+}
+
+/// A link that is down delivers no packet, and only a packet would begin a handshake.
+fn carrier(config: &Config, found: &mut Found<'_>) {
+    if config.interface.carrier == Carrier::Peer && config.peer.keepalive.is_none() {
+        let problem = "without a keepalive a silent peer is no sign, and nothing would call it";
+        let help = "set [peer] keepalive, or carrier = \"always\"";
+        found.at("[interface]", "carrier", Problem::error(problem).help(help));
     }
 }
 
@@ -282,7 +307,7 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
     for (index, route) in config.routes.iter().enumerate() {
         let to = route.to;
         let caught = to.prefix_len() == 0 || endpoints.iter().any(|address| to.contains(address));
-        if caught && route.table == MAIN_TABLE {
+        if caught && route.table.unwrap_or(MAIN_TABLE) == MAIN_TABLE {
             let problem = format!("{to} also covers the way to the peer itself");
             let help = "keep a more specific route to the endpoint, or give this one a table of \
                         its own";

@@ -16,7 +16,7 @@ pub(super) type Parsed<T> = Result<T, Vec<Problem>>;
 
 /// Every table and its keys; the first row is the file itself.
 pub(super) const TABLES: &[(&str, &[&str])] = &[
-    ("", &["interface", "peer", "route", "path", "socket", "service"]),
+    ("", &["interface", "peer", "route", "path", "socket", "dns", "hooks", "service"]),
     (
         "[interface]",
         &[
@@ -29,7 +29,17 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "listen",
             "mtu",
             "txqueuelen",
+            "queues",
+            "persist",
+            "adopt",
+            "owner",
+            "group",
+            "mac",
             "bridge",
+            "vrf",
+            "multicast",
+            "carrier",
+            "netns",
         ],
     ),
     (
@@ -45,14 +55,18 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "next_preshared_key_file",
             "endpoint",
             "allowed_ips",
+            "allowed_macs",
             "keepalive",
+            "dead_after",
             "roam",
         ],
     ),
-    ("[[route]]", &["to", "metric", "table"]),
+    ("[[route]]", &["to", "metric", "table", "when_down"]),
     // Before [path], whose `rcvbuf` is the older name of the one here.
-    ("[socket]", &["fwmark", "bind_device", "source", "dscp", "rcvbuf", "sndbuf"]),
+    ("[socket]", &["fwmark", "bind_device", "source", "dscp", "rcvbuf", "sndbuf", "netns"]),
     ("[path]", &["mss_clamp", "mtu_max", "gso", "offload", "rcvbuf"]),
+    ("[dns]", &["servers", "domains"]),
+    ("[hooks]", &["up", "established", "lost", "down", "timeout"]),
     ("[service]", &["state_dir", "control", "user", "nice", "log_level", "log_format"]),
 ];
 

@@ -1,6 +1,7 @@
 //! One function a table: which keys it has, what each may be, and what it is when absent.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::unistd::User;
 use toml::Spanned;
@@ -9,6 +10,8 @@ use tracing::level_filters::LevelFilter;
 use vpnd_crypto::{KeyError, PresharedKey, PublicKey, SecretKey};
 use vpnd_tunnel::udp::Listen;
 
+use super::device::{self, ADOPT, CARRIER};
+use super::hooks;
 use super::problem::Problem;
 use super::profile::{CIPHERS, PROTOCOLS, also_accept};
 use super::read::Surroundings;
@@ -16,13 +19,13 @@ use super::rules::{self, Places};
 use super::section::{Parsed, Section, Value};
 use super::value::{self, TextResult, choice, expected, integer, list, text};
 use super::{
-    Account, Cipher, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer, Protocol, Roam,
-    Route, Service, Socket,
+    Account, Adopt, Carrier, Cipher, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer,
+    Protocol, Queues, Roam, Route, Service, Socket, WhenDown,
 };
 use crate::keys::Keys;
 
 /// The kernel's number of the table `main`.
-pub(super) const MAIN_TABLE: u32 = 254;
+pub(crate) const MAIN_TABLE: u32 = 254;
 
 /// The longest path a Unix socket may have (`sun_path`, less the zero at its end).
 const MAX_SOCKET_PATH: usize = 107;
@@ -45,26 +48,38 @@ fn tables(
     from: &Surroundings,
     problems: &mut Vec<Problem>,
 ) -> Option<(Config, Keys)> {
-    let vpnd = says_vpnd(&root);
-    let interface = table(&root, "[interface]", problems, |s| interface(s, from, vpnd));
+    let peer_says = PeerSays::of(&root);
+    let interface = table(&root, "[interface]", problems, |s| interface(s, from, &peer_says));
     let routes = routes(root.raw("route"), problems);
     let inside = interface.as_ref().map(|(i, ..)| rules::default_allowed_ips(i, &routes));
     let peer = table(&root, "[peer]", problems, |s| peer(s, from, inside.unwrap_or_default()));
     let (path, rcvbuf) = table(&root, "[path]", problems, path);
     let socket = table(&root, "[socket]", problems, |s| socket(s, rcvbuf));
+    let dns = table(&root, "[dns]", problems, hooks::dns);
+    let hooks = table(&root, "[hooks]", problems, hooks::hooks);
     let service = table(&root, "[service]", problems, |s| service(s, from));
     problems.extend(root.close());
     let (interface, secret, next_secret) = interface?;
     let (peer, preshared, next_preshared) = peer?;
     let (name, file) = (from.name.clone(), from.file.clone());
-    let config = Config { name, file, interface, peer, routes, path, socket, service };
+    let config = Config { name, file, interface, peer, routes, path, socket, dns, hooks, service };
     Some((config, Keys { secret, next_secret, preshared, next_preshared }))
 }
 
-/// Whether vpnd is to be at both ends: some of what [interface] may say takes that.
-fn says_vpnd(root: &Section<'_>) -> bool {
-    let protocol = root.raw("peer").and_then(|peer| peer.get_ref().get("protocol"));
-    protocol.and_then(|protocol| protocol.get_ref().as_str()) == Some("vpnd")
+/// What of [peer] decides about [interface].
+struct PeerSays {
+    /// vpnd is at both ends: some of what [interface] may say takes that.
+    vpnd: bool,
+    /// Something is sent from time to time, so a silent peer is not there.
+    keepalive: bool,
+}
+
+impl PeerSays {
+    fn of(root: &Section<'_>) -> Self {
+        let word = |key| root.raw("peer")?.get_ref().get(key)?.get_ref().as_str();
+        let keepalive = word("keepalive").is_some_and(|word| word != "off");
+        Self { vpnd: word("protocol") == Some("vpnd"), keepalive }
+    }
 }
 
 fn table<T>(
@@ -82,17 +97,27 @@ fn table<T>(
 fn interface(
     s: &mut Section<'_>,
     from: &Surroundings,
-    vpnd: bool,
+    peer: &PeerSays,
 ) -> Option<(Interface, SecretKey, Option<SecretKey>)> {
     const KEY: &str = "make one with `vpnd genkey -o FILE` and name it here";
     let parse = SecretKey::from_base64;
     let key = s.required("private_key_file", KEY, key_file(from, "private_key_file", parse));
     let (next_private_key_file, next_secret) = optional(s, from, "next_private_key_file", parse);
-    let mode = s.or("mode", Mode::Tun, text(|text| mode(text, vpnd)));
+    let mode = s.or("mode", Mode::Tun, text(|text| mode(text, peer.vpnd)));
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
+        queues: s.or("queues", Queues::Fixed(1), device::queues),
+        persist: s.or("persist", false, value::truth),
+        adopt: s.or("adopt", Adopt::Auto, text(choice(ADOPT))),
+        owner: s.take("owner", text(device::user)),
+        group: s.take("group", text(device::group)),
+        mac: s.take("mac", text(device::mac)),
         bridge: s.take("bridge", text(device_name)),
+        vrf: s.take("vrf", text(device_name)),
+        multicast: s.or("multicast", true, value::truth),
+        carrier: s.or("carrier", default_carrier(peer.keepalive), text(choice(CARRIER))),
+        netns: s.take("netns", text(netns)),
         addresses: s.or("address", vec![], list(value::interface_address)),
         peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
         listen: s.or("listen", Listen::Port(0), listen),
@@ -125,7 +150,9 @@ fn peer(
         next_preshared_key_file,
         endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
         allowed_ips: s.or("allowed_ips", allowed_ips, list(value::network)),
+        allowed_macs: s.or("allowed_macs", vec![], list(device::mac)),
         keepalive: s.or("keepalive", None, value::keepalive),
+        dead_after: s.or("dead_after", Duration::from_secs(60), value::duration("1s", "1h")),
         roam: s.or("roam", Roam::Any, text(choice(ROAM))),
         public_key: key?,
     };
@@ -152,10 +179,14 @@ fn route(item: &Value<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
     let mut s = Section::new("[[route]]", Some(item));
     let to = s.required("to", TO, text(value::network));
     let metric = s.take("metric", integer(0..=i64::from(u32::MAX)));
-    let table = s.or("table", MAIN_TABLE, route_table);
+    let table = s.take("table", route_table);
+    let when_down = s.or("when_down", WhenDown::Keep, text(choice(WHEN_DOWN)));
     problems.extend(s.close());
-    Some(Route { to: to?, metric, table })
+    Some(Route { to: to?, metric, table, when_down })
 }
+
+const WHEN_DOWN: &[(&str, WhenDown)] =
+    &[("keep", WhenDown::Keep), ("remove", WhenDown::Remove), ("blackhole", WhenDown::Blackhole)];
 
 /// How packets are moved, and how much the socket holds: [socket] is where that belongs now.
 fn path(s: &mut Section<'_>) -> (Path, Option<usize>) {
@@ -177,6 +208,7 @@ fn socket(s: &mut Section<'_>, path_rcvbuf: Option<usize>) -> Socket {
         dscp: s.or("dscp", 0, value::dscp),
         rcvbuf,
         sndbuf: s.or("sndbuf", rcvbuf, buffer),
+        netns: s.take("netns", text(netns)),
     }
 }
 
@@ -241,6 +273,21 @@ fn device_name(text: &str) -> TextResult<String> {
     }
     let problem = Problem::error(format!("`{text}` cannot name a network device"));
     Err(problem.help("1 to 15 characters, without blanks, `/`, `:` or `%`"))
+}
+
+/// A name below `/run/netns`, or the path of a namespace.
+fn netns(text: &str) -> TextResult<String> {
+    let name = !text.is_empty() && !text.contains(['/', '\0']) && text != "." && text != "..";
+    if name || text.starts_with('/') && !text.contains('\0') {
+        return Ok(text.to_owned());
+    }
+    let problem = Problem::error(format!("`{text}` cannot name a network namespace"));
+    Err(problem.help("a name that `ip netns` lists, or a path from the root"))
+}
+
+/// Without a keepalive a peer may be silent for hours and be there.
+const fn default_carrier(keepalive: bool) -> Carrier {
+    if keepalive { Carrier::Peer } else { Carrier::Always }
 }
 
 /// A frame of a LAN is longer than one datagram carries, and crosses in pieces.

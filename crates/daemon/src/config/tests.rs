@@ -93,7 +93,9 @@ fn defaults() {
             "name": null, "mode": "tun", "address": ["10.99.0.1/30"], "peer_address": [],
             "private_key_file": config.file.with_file_name("site.key"),
             "next_private_key_file": null, "listen": 51820, "mtu": 1420, "txqueuelen": 1000,
-            "bridge": null,
+            "queues": 1, "persist": false, "adopt": "auto", "owner": null, "group": null,
+            "mac": null, "bridge": null, "vrf": null, "multicast": true, "carrier": "always",
+            "netns": null,
         })
     );
     assert_eq!(
@@ -102,7 +104,8 @@ fn defaults() {
             "protocol": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": false,
             "also_accept": [], "public_key": PEER, "next_public_key": null,
             "preshared_key_file": null, "next_preshared_key_file": null, "endpoint": [],
-            "allowed_ips": ["10.99.0.0/30"], "keepalive": "off", "roam": "any",
+            "allowed_ips": ["10.99.0.0/30"], "allowed_macs": [], "keepalive": "off",
+            "dead_after": "1m", "roam": "any",
         })
     );
     assert_eq!(
@@ -115,11 +118,47 @@ fn defaults() {
         json["socket"],
         serde_json::json!({
             "fwmark": 0, "bind_device": null, "source": [], "dscp": 0,
-            "rcvbuf": 4 << 20, "sndbuf": 4 << 20,
+            "rcvbuf": 4 << 20, "sndbuf": 4 << 20, "netns": null,
+        })
+    );
+    assert_eq!(json["dns"], serde_json::json!({ "servers": [], "domains": [] }));
+    assert_eq!(
+        json["hooks"],
+        serde_json::json!({
+            "up": [], "established": [], "lost": [], "down": [], "timeout": "10s",
         })
     );
     assert_eq!(json["service"]["state_dir"], "/var/lib/vpnd");
     assert_eq!(json["service"]["control"], "/run/vpnd/site.sock");
+}
+
+#[test]
+fn a_device_as_it_may_be_told() {
+    let interface = "mode = 'tap'\nqueues = 'auto'\npersist = true\nadopt = 'require'\nowner = 'root'\n\
+                     group = '7'\nmac = '02:00:5e:00:53:0A'\nvrf = 'red'\nnetns = '/run/netns/blue'";
+    let peer = "protocol = 'vpnd'\nkeepalive = '25s'\ndead_after = '5s'\n\
+                allowed_macs = '02:00:5e:00:53:0b'";
+    let config = good(&minimal(interface, peer)).config;
+    let json = serde_json::to_value(&config).unwrap();
+    let told = serde_json::json!({
+        "mode": "tap", "queues": "auto", "persist": true, "adopt": "require", "owner": "root",
+        "group": "7", "mac": "02:00:5e:00:53:0a", "vrf": "red", "netns": "/run/netns/blue",
+        "carrier": "peer",
+    });
+    for (key, value) in told.as_object().unwrap() {
+        assert_eq!(json["interface"][key], *value, "{key}");
+    }
+    assert_eq!(config.interface.owner.map(|owner| owner.id), Some(0));
+    assert_eq!(json["peer"]["dead_after"], "5s");
+    assert_eq!(json["peer"]["allowed_macs"], serde_json::json!(["02:00:5e:00:53:0b"]));
+}
+
+#[test]
+fn one_command_or_many() {
+    let hooks = |lines: &str| good(&minimal("", &format!("[hooks]\n{lines}"))).config.hooks;
+    assert_eq!(hooks("up = ['a', 'b c']").up, [["a", "b c"]]);
+    assert_eq!(hooks("up = [['a', '1'], ['b']]").up, [vec!["a", "1"], vec!["b"]]);
+    assert_eq!(hooks("up = []\nlost = ['x', '']").lost, [["x", ""]]);
 }
 
 #[test]
@@ -395,10 +434,12 @@ fn the_shipped_examples_are_good_and_belong_together() {
 fn the_example_shows_the_defaults() {
     let plain = shipped("site-a.toml");
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
-    // The user `vpnd` is the default only where it exists, what comes next is no key of now, and how
-    // large packets may be and where they leave the routes say.
-    let others = ["#user", "#next_", "#mtu_max", "#bridge", "#bind_device", "#source"];
-    let has_default = |line: &&str| !others.iter().any(|other| line.starts_with(other));
+    // The user `vpnd` is the default only where it exists, what comes next is no key of now, how large
+    // packets may be and where they leave the routes say, and the rest is not there by default.
+    let others = "user next_ mtu_max bridge bind_device source mac vrf owner group netns allowed_macs \
+                  servers domains up established lost down table";
+    let is_other = |line: &str| others.split(' ').any(|other| line[1..].starts_with(other));
+    let has_default = |line: &&str| !is_other(line);
     let spelled_out: Vec<_> = plain
         .lines()
         .map(|line| if is_key(&line) && has_default(&line) { &line[1..] } else { line })

@@ -163,6 +163,19 @@ pub(super) fn keepalive(value: &Value<'_>) -> Parsed<Option<Duration>> {
     duration.filter(fits).map(Some).ok_or_else(|| vec![expected(EXPECTED, value)])
 }
 
+/// A length of time between two others.
+pub(super) fn duration(
+    least: &'static str,
+    most: &'static str,
+) -> impl Fn(&Value<'_>) -> Parsed<Duration> {
+    let parse = |text: &str| humantime::parse_duration(text).ok();
+    let range = parse(least).unwrap_or(Duration::ZERO)..=parse(most).unwrap_or(Duration::MAX);
+    move |value| {
+        let duration = value.get_ref().as_str().and_then(parse).filter(|d| range.contains(d));
+        duration.ok_or_else(|| vec![expected(&format!("\"{least}\" to \"{most}\""), value)])
+    }
+}
+
 /// Bytes: an integer, or a text such as "4MiB".
 pub(super) fn size(range: RangeInclusive<i64>) -> impl Fn(&Value<'_>) -> Parsed<usize> {
     move |value| {

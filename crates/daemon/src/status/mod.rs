@@ -266,6 +266,7 @@ const fn timer_name(timer: Timer) -> &'static str {
         Timer::NoAnswer => "no_answer",
         Timer::KeepaliveOwed => "keepalive_owed",
         Timer::PersistentKeepalive => "persistent_keepalive",
+        Timer::Silence => "silence",
         Timer::KeyExpiry => "key_expiry",
         Timer::Look => "look",
     }
@@ -341,6 +342,7 @@ pub(crate) mod tests {
     fn up() -> PeerStatus {
         PeerStatus {
             liveness: Liveness::Up,
+            alive: (true, Duration::from_secs(9000)),
             endpoint: Some("198.51.100.7:51820".parse().unwrap()),
             session: Some((Role::Initiator, Duration::from_secs(71))),
             handshakes: 97,

@@ -138,6 +138,8 @@ fn peer(number: u8, remote: PublicKey, protocol: Protocol, activity: Arc<Activit
         mtu: 1420,
         largest_packet: 1420,
         keepalive: None,
+        dead_after: std::time::Duration::from_secs(60),
+        watch: false,
         roam: Roam::Any,
         sources: Sources::default(),
         dscp: 0,

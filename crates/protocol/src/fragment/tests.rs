@@ -89,6 +89,7 @@ fn check(plan: Plan, len: usize, max_datagram: usize) {
     let mut next = 0;
     for cut in &cuts {
         let (bytes, size) = (cut.bytes(), cut.plaintext_len() + OVERHEAD);
+        assert_eq!(size, cuts[0].plaintext_len() + OVERHEAD, "one size is one run of a GSO send");
         assert!(size <= max_datagram && size % 16 == 0, "{len} bytes of {max_datagram}: {size}");
         assert_eq!((bytes.start, bytes.is_empty()), (next, false));
         assert!(bytes.len() == each || (bytes.len() < each && bytes.end == len));
@@ -106,6 +107,14 @@ fn the_bytes_of_a_piece() {
     assert_eq!(cuts.iter().map(Vec::len).collect::<Vec<_>>(), [768, 768]);
     assert_eq!(cuts[0], [&[3, 0, 0, 2], &packet(1514, 1)[..764]].concat());
     assert_eq!(cuts[1], [&[3, 14, 1, 2], &packet(1514, 1)[764..], &[0; 14]].concat());
+}
+
+#[test]
+fn a_last_piece_that_is_shorter_by_blocks_is_padded_to_the_others() {
+    let cuts = cut(&packet(1500, 1), plan(1500, DATAGRAM).unwrap());
+    assert_eq!(cuts.iter().map(Vec::len).collect::<Vec<_>>(), [768, 768]);
+    assert_eq!(cuts[1], [&[3, 28, 1, 2], &packet(1500, 1)[764..], &[0; 28]].concat());
+    assert_eq!(parsed(&cuts[1]).bytes(), &packet(1500, 1)[764..]);
 }
 
 #[test]

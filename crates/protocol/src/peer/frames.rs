@@ -138,7 +138,7 @@ impl Peer {
         match record {
             Record::PqInit(chunk) => self.take_key(now, framed, chunk),
             Record::PqResp(answer) => self.take_answer(now, framed, answer),
-            Record::Close => self.take_close(framed.generation),
+            Record::Close => self.take_close(now, framed.generation),
             Record::Hello(hello) => self.take_hello(framed.generation, &hello),
             Record::Ping(ping) => self.answer_ping(now, framed, &ping),
             Record::Pong(pong) => self.take_pong(now, framed, &pong),
@@ -147,12 +147,13 @@ impl Peer {
     }
 
     /// The peer stops: that session and older ones are over. A newer one is of a newer life of its.
-    fn take_close(&mut self, closed: Generation) -> Result<(), DropReason> {
+    fn take_close(&mut self, now: Now, closed: Generation) -> Result<(), DropReason> {
         if self.keyring.close(closed) {
             self.publish = true;
             self.forget_what_was_said();
             self.timers.settle_answer();
             self.events.push_back(Event::Closed);
+            self.bury(now);
         }
         Ok(())
     }
@@ -238,7 +239,7 @@ impl Peer {
         }
     }
 
-    fn frames_flow(&self) -> bool {
+    pub(super) fn frames_flow(&self) -> bool {
         let current = self.keyring.current();
         current.is_some_and(|session| session.sealing.carries_frames())
     }

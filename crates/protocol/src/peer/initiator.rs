@@ -159,7 +159,10 @@ impl Peer {
     pub(super) fn initiation_deadline(&self) -> Option<BootTime> {
         match &self.attempt {
             Some(attempt) => Some(attempt.retry_at.max(self.initiate_from)),
-            None => (self.wanted && self.target().is_some()).then_some(self.initiate_from),
+            None => {
+                let wanted = self.wanted || self.life.is_missed();
+                (wanted && self.target().is_some()).then_some(self.initiate_from)
+            }
         }
     }
 
@@ -196,6 +199,7 @@ impl Peer {
             self.identities.fall_back();
             self.activity.want_handshake.take();
             self.events.push_back(Event::GaveUp);
+            self.despair(now, unanswered.called.begun);
             return;
         }
         self.choose_keys(unanswered.tries);
@@ -232,6 +236,7 @@ impl Peer {
     ) {
         self.wanted = false;
         let Some(to) = to else { return };
+        self.initiate_from = now.boot + REKEY_TIMEOUT;
         let index = self.unused_index();
         let stamp = self.stamper.next(now.wall);
         let (identity, remote) = (self.identities.identity(pair), self.identities.remote(pair));
@@ -247,7 +252,6 @@ impl Peer {
             datagram: initiation.as_bytes().to_vec(),
         };
         let retry_at = now.boot + (REKEY_TIMEOUT + self.jitter());
-        self.initiate_from = now.boot + REKEY_TIMEOUT;
         let step = Step::Calling { initiator, held: Some(held) };
         self.attempt = Some(Attempt { step, called: Called { to, begun, pair }, tries, retry_at });
         self.publish = true;

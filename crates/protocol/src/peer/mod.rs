@@ -9,6 +9,7 @@ mod change;
 mod frames;
 mod identities;
 mod initiator;
+mod life;
 mod responder;
 mod session;
 mod status;
@@ -28,6 +29,7 @@ use crate::drop_reason::DropReason;
 use crate::endpoint::{Candidates, Roam, Sources};
 use crate::handshake::Identity;
 use crate::keyring::{Keyring, Session};
+use crate::liveness::Life;
 use crate::session::{Generation, Pair, Role};
 use crate::table::{Admitted, BOOTSTRAP_SLOTS, OPENING_SLOTS, Path, Table};
 use crate::terms::Terms;
@@ -58,6 +60,11 @@ pub struct Config {
     pub largest_packet: u16,
     /// How often to speak when nothing else does.
     pub keepalive: Option<Duration>,
+    /// Who gives no sign of life for so long is dead.
+    pub dead_after: Duration,
+    /// Whether silence alone is a sign of death: the peer is then asked when it is silent, and called
+    /// without end while it is not alive. Otherwise only what goes unanswered is a sign.
+    pub watch: bool,
     /// Which new addresses of the peer are followed.
     pub roam: Roam,
     /// What to send from until the peer has written to another address of ours.
@@ -108,6 +115,10 @@ pub enum Event {
     Lost,
     /// The peer stops, and says so.
     Closed,
+    /// The first sign of life since the start, or since [`Event::Dead`].
+    Alive,
+    /// No sign of life for [`Config::dead_after`], or the peer stops. Follows [`Event::Alive`] always.
+    Dead,
     /// Nobody answered handshakes under our next key: they go on under the old one.
     RotationUnanswered,
     /// The peer answered the upgrade of a session with what does not fit: it misbehaves.
@@ -144,6 +155,7 @@ pub struct Peer {
     rng: Box<dyn CryptoRng + Send>,
     activity: Arc<Activity>,
     timers: Timers,
+    life: Life,
     next_look: Option<BootTime>,
 
     keyring: Keyring,
@@ -193,6 +205,7 @@ impl Peer {
         let remotes = std::mem::take(&mut config.remotes);
         let mut peer = Self {
             timers: Timers::new(config.keepalive, now.boot),
+            life: Life::new(config.dead_after, config.watch, now.boot),
             next_look: None,
             keyring: Keyring::default(),
             generation: Generation::default(),
@@ -261,6 +274,7 @@ impl Peer {
         let moved = self.timers.observe(self.activity.moments());
         self.follow_traffic(now);
         self.follow_timers(now);
+        self.follow_life(now);
         self.pursue_handshake(now);
         self.pursue_upgrade(now);
         self.measure(now);
@@ -303,6 +317,7 @@ impl Peer {
             (self.timers.owed_deadline(), Timer::KeepaliveOwed),
             (self.timers.persistent_deadline(), Timer::PersistentKeepalive),
             (self.keyring.next_expiry(), Timer::KeyExpiry),
+            (self.life.deadline(), Timer::Silence),
             (self.next_look, Timer::Look),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
@@ -381,6 +396,8 @@ impl Peer {
         self.activity.want_handshake.take();
         self.candidates.settle();
         self.timers.jitter = self.jitter();
+        self.life.jitter = self.timers.jitter;
+        self.life.hear(now.boot);
         self.publish = true;
         self.events.push_back(Event::Established(role));
     }

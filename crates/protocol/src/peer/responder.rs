@@ -96,7 +96,7 @@ impl Peer {
             .map_err(|_| DropReason::Forged)?;
         let protocol = ours.protocol();
         self.last_initiation = Some((stamp, now.boot));
-        self.note_received(now, INITIATION_LEN);
+        let _awake = self.activity.called(now.boot, INITIATION_LEN);
         self.await_confirmation(now, protocol, agreed, names);
         self.identities.jar(pair).seal_macs(now.boot, response.as_mut_bytes());
         let transmit = Transmit { to: at.from, from: at.local };

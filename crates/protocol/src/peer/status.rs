@@ -30,6 +30,8 @@ pub enum Liveness {
 pub struct PeerStatus {
     /// Whether packets get through.
     pub liveness: Liveness,
+    /// Whether the peer is alive, and how long that has been so.
+    pub alive: (bool, Duration),
     /// Where the peer is, or where it is being called.
     pub endpoint: Option<SocketAddr>,
     /// Who began the current session, and how old it is.
@@ -63,9 +65,11 @@ impl Peer {
     pub fn status(&mut self, now: Now) -> PeerStatus {
         self.timers.observe(self.activity.moments());
         let ago = |at: BootTime| now.boot.saturating_since(at);
+        let (alive, since) = self.life.state();
         let (current, pair) = (self.keyring.current(), self.identities.calling());
         PeerStatus {
             liveness: self.liveness(now),
+            alive: (alive, ago(since)),
             endpoint: self
                 .path
                 .map(|path| path.to)

@@ -78,6 +78,8 @@ pub(crate) struct Options {
     /// Where to find the peer; nowhere: wait for it.
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) keepalive: Option<Duration>,
+    pub(crate) dead_after: Duration,
+    pub(crate) watch: bool,
     pub(crate) roam: Roam,
     pub(crate) sources: Sources,
     pub(crate) protocol: Protocol,
@@ -95,6 +97,8 @@ impl Options {
         Self {
             endpoint: Some(side.other().home()),
             keepalive: None,
+            dead_after: Duration::from_secs(60),
+            watch: false,
             roam: Roam::Any,
             sources: Sources::default(),
             protocol: Protocol::WireGuard,
@@ -131,6 +135,8 @@ impl Options {
             mtu: 1420,
             largest_packet: 1420,
             keepalive: self.keepalive,
+            dead_after: self.dead_after,
+            watch: self.watch,
             roam: self.roam,
             sources: self.sources,
             dscp: 46,
@@ -153,6 +159,8 @@ pub(crate) struct End {
     floor: Option<Timestamp>,
     /// The wall clock was set to the second at the first.
     wall: (Duration, Duration),
+    /// What was told last of the peer's life, in this life of ours.
+    pub(crate) alive: bool,
     /// Suspended: neither time nor packets reach it.
     pub(crate) asleep: bool,
     /// Timestamps on their way to the disk.
@@ -179,6 +187,7 @@ impl End {
             life: 0,
             floor: None,
             wall,
+            alive: false,
             asleep: false,
             writes: Vec::new(),
             outbox: Vec::new(),
@@ -204,6 +213,7 @@ impl End {
         let clock = self.clock(now);
         (self.peer, self.data) = start(self.side, &self.options, self.floor, &mut self.rng, clock);
         self.life += 1;
+        self.alive = false;
         self.flush(now);
         self.resolve(now);
     }
@@ -321,8 +331,20 @@ impl End {
             if let (Event::KeepFloor(stamp), Disk::Writes(after)) = (&event, self.options.disk) {
                 self.writes.push((after, *stamp));
             }
+            self.watch_life(now, &event);
             self.events.push((now, event));
         }
+    }
+
+    /// Who comes to life was not alive, and who dies was.
+    fn watch_life(&mut self, now: Duration, event: &Event) {
+        let alive = match event {
+            Event::Alive => true,
+            Event::Dead => false,
+            _ => return,
+        };
+        assert_ne!(self.alive, alive, "{:?} is told {event:?} twice, at {now:?}", self.side);
+        self.alive = alive;
     }
 
     fn collect(&mut self) {

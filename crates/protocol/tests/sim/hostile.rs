@@ -109,6 +109,9 @@ fn judge(world: &World, stop: Duration) -> Outcome {
     let both = Side::BOTH.map(heard).iter().all(Option::is_some);
     let reconnected = reconnected.filter(|_| both).expect("never reconnected");
     assert!(reconnected <= RECONNECTED_WITHIN, "reconnected only after {reconnected:?}");
+    for side in Side::BOTH {
+        assert!(world[side].alive, "{side:?} takes the peer for dead, whom it hears");
+    }
     let all = |side| world.oracle.tally(side, Duration::ZERO, Duration::MAX);
     let calm = stop + RECONNECTED_WITHIN;
     for side in Side::BOTH {
@@ -146,11 +149,13 @@ impl Hostility {
     fn world(&mut self) -> World {
         let (one_sided, disk) = (self.one_sided, self.disk());
         let keepalive = self.rng.random_bool(0.3).then_some(seconds(25));
+        let watches = [self.rng.random(), self.rng.random()];
         let psks = [1, 2].map(|psk| [psk; 32]);
         let rolling_over = self.rng.random_bool(0.3);
         let protocol = self.protocol();
         let mut world = World::with(self.seed, |side, options| {
-            *options = Options { disk, keepalive, protocol, ..Options::of(side) };
+            let watch = watches[side as usize];
+            *options = Options { disk, keepalive, watch, protocol, ..Options::of(side) };
             options.endpoint = options.endpoint.filter(|_| side == Side::A || !one_sided);
             if rolling_over {
                 options.preshared = psks.to_vec();

@@ -14,6 +14,7 @@ mod end;
 mod handshake;
 mod hostile;
 mod keepalive;
+mod liveness;
 mod network;
 mod oracle;
 mod preshared;

@@ -1,0 +1,111 @@
+//! What the file has run, and whom names are asked of: what others do for the tunnel.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::problem::Problem;
+use super::section::{Parsed, Section, Value};
+use super::value::{self, TextResult, expected, list, text};
+
+/// `[dns]`: what systemd-resolved is told of the tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Dns {
+    /// Whom to ask, through the tunnel.
+    pub(crate) servers: Vec<IpAddr>,
+    /// For which names; a `~` in front is for asking only, not for searching.
+    pub(crate) domains: Vec<String>,
+}
+
+/// `[hooks]`: commands, each a program and its arguments, no shell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Hooks {
+    /// Once the device is configured.
+    pub(crate) up: Vec<Argv>,
+    /// When the peer is there.
+    pub(crate) established: Vec<Argv>,
+    /// When it is there no more.
+    pub(crate) lost: Vec<Argv>,
+    /// Before the device goes.
+    pub(crate) down: Vec<Argv>,
+    /// How long one command may take.
+    #[serde(serialize_with = "super::as_span")]
+    pub(crate) timeout: Duration,
+}
+
+/// A program and its arguments; never empty.
+pub(crate) type Argv = Vec<String>;
+
+pub(super) fn dns(s: &mut Section<'_>) -> Dns {
+    Dns {
+        servers: s.or("servers", vec![], list(value::host_address)),
+        domains: s.or("domains", vec![], list(domain)),
+    }
+}
+
+pub(super) fn hooks(s: &mut Section<'_>) -> Hooks {
+    Hooks {
+        up: s.or("up", vec![], commands),
+        established: s.or("established", vec![], commands),
+        lost: s.or("lost", vec![], commands),
+        down: s.or("down", vec![], commands),
+        timeout: s.or("timeout", Duration::from_secs(10), value::duration("1s", "5m")),
+    }
+}
+
+/// A name of the DNS (RFC 1035 §2.3.1, with the underscore that people use); `~.` is all of them.
+fn domain(text: &str) -> TextResult<String> {
+    let name = text.strip_prefix('~').unwrap_or(text);
+    let labels = name.strip_suffix('.').unwrap_or(name);
+    let letter = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(letter);
+    if text == "~." || (labels.len() < 254 && labels.split('.').all(label)) {
+        return Ok(text.to_owned());
+    }
+    let help = "such as \"corp.example\" to search in, \"~corp.example\" to ask of, \"~.\" for all";
+    Err(Problem::error(format!("`{text}` is no domain")).help(help))
+}
+
+/// One command, or a list of them.
+fn commands(value: &Value<'_>) -> Parsed<Vec<Argv>> {
+    let DeValue::Array(items) = value.get_ref() else { return Err(vec![not_argv(value)]) };
+    if items.iter().any(|item| item.get_ref().is_array()) {
+        return all(items.iter().map(argv));
+    }
+    if items.is_empty() { Ok(vec![]) } else { Ok(vec![argv(value)?]) }
+}
+
+fn argv(value: &Value<'_>) -> Parsed<Argv> {
+    let DeValue::Array(words) = value.get_ref() else { return Err(vec![not_argv(value)]) };
+    if words.first().is_none_or(|word| word.get_ref().as_str() == Some("")) {
+        return Err(vec![Problem::error("names no program").at(value.span())]);
+    }
+    all(words.iter().map(text(word)))
+}
+
+fn word(text: &str) -> TextResult<String> {
+    if text.contains('\0') {
+        return Err(Problem::error("a zero byte ends an argument"));
+    }
+    Ok(text.to_owned())
+}
+
+fn not_argv(value: &Spanned<DeValue<'_>>) -> Problem {
+    let what = "a program and its arguments: [\"/usr/sbin/nft\", \"-f\", \"up.nft\"]";
+    expected(what, value)
+}
+
+/// All of them, or all that is wrong with any.
+fn all<T>(items: impl Iterator<Item = Parsed<T>>) -> Parsed<Vec<T>> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for item in items {
+        match item {
+            Ok(item) => good.push(item),
+            Err(problems) => bad.extend(problems),
+        }
+    }
+    if bad.is_empty() { Ok(good) } else { Err(bad) }
+}

@@ -1,0 +1,44 @@
+//! What the peer's life and death bring about: events, questions, and calls to one that is missed.
+
+use super::{Event, Peer};
+use crate::liveness::{Question, Turn};
+use crate::time::{BootTime, Now};
+
+impl Peer {
+    /// Tells when the peer has come to life or has died, and asks it when it is silent.
+    pub(super) fn follow_life(&mut self, now: Now) {
+        self.life.observe(self.activity.moments());
+        match self.life.turn(now.boot, self.keyring.current().is_some()) {
+            Some(Turn::Alive) => self.events.push_back(Event::Alive),
+            Some(Turn::Dead) => self.events.push_back(Event::Dead),
+            None => {}
+        }
+        if let Some(question) = self.life.question(now.boot) {
+            self.ask_for_life(now, question);
+        }
+    }
+
+    /// The peer says that it is gone.
+    pub(super) fn bury(&mut self, now: Now) {
+        self.life.observe(self.activity.moments());
+        if self.life.end(now.boot) {
+            self.events.push_back(Event::Dead);
+        }
+    }
+
+    /// Nobody answered the attempt that began then.
+    pub(super) fn despair(&mut self, now: Now, begun: BootTime) {
+        self.life.observe(self.activity.moments());
+        if self.life.give_up(now.boot, begun) {
+            self.events.push_back(Event::Dead);
+        }
+    }
+
+    /// A PING is answered by who knows the session, an initiation by everybody.
+    fn ask_for_life(&mut self, now: Now, question: Question) {
+        let asked = self.frames_flow() && self.speak(now);
+        if !asked || question == Question::Urgent {
+            self.wanted |= self.attempt.is_none();
+        }
+    }
+}
