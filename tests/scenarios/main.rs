@@ -4,6 +4,7 @@
 //! `VPND_TESTS=long` asks for the full counts.
 
 mod change;
+mod cycles;
 mod ecn;
 mod exact;
 mod expiry;
@@ -16,6 +17,7 @@ mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod routes;
 mod socket;
 mod speed;
 mod system;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         hostile::scenarios(),
         ecn::scenarios(),
         socket::scenarios(),
+        routes::scenarios(),
+        cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use vpnd_device::PeerState;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
@@ -17,7 +18,7 @@ use vpnd_protocol::timestamp::Timestamp;
 use vpnd_protocol::turn::Framed;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
-use vpnd_tunnel::udp::{largest_payload, payload_within};
+use vpnd_tunnel::udp::{Way, largest_payload, payload_within};
 
 use crate::alarm::Alarm;
 use crate::config::Config;
@@ -60,6 +61,10 @@ pub(crate) struct Surroundings {
     /// What the tunnel runs with.
     pub(crate) running: Config,
     pub(crate) about: About,
+    /// By which way datagrams leave.
+    pub(crate) way: Way,
+    /// The routes that come and go with the peer.
+    pub(crate) routes: PeerState,
     /// The largest packet to send outside, if the configuration says it.
     pub(crate) mtu_max: Option<u16>,
     pub(crate) floor: FloorFile,
@@ -222,6 +227,7 @@ impl Plane {
 
     /// The peer has come to life, or is gone.
     fn alive(&mut self, alive: bool) {
+        self.around.routes.set(alive);
         if alive {
             tracing::info!("the peer is alive");
         } else {
@@ -236,7 +242,7 @@ impl Plane {
         // Without a route nothing is sent, whatever its size.
         let socket = &self.around.running.socket;
         let source = socket.sources().towards(to);
-        let routed = largest_payload(to, source, &socket.way()).ok();
+        let routed = largest_payload(to, source, &self.around.way).ok();
         if let Some(largest) = configured.into_iter().chain(routed).min() {
             self.peer.path_carries(largest.min(MAX_DATAGRAM));
         }

@@ -5,13 +5,12 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Link, Netlink, Undo};
+use vpnd_device::{Link, Netlink, News, Own, PeerState};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
@@ -20,10 +19,11 @@ use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
 use vpnd_tunnel::filter::Filter;
-use vpnd_tunnel::udp::{self, BindError, Socket};
+use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
+use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{self, Account, Config, MssClamp, Roam, Service};
+use crate::config::{self, Account, Config, MssClamp, Roam, Service, WhenDown};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -34,9 +34,6 @@ use crate::status::{About, Device};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::{resolve, service};
-
-/// Who gives no sign of life for so long is dead.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -98,7 +95,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
     let result = host.run(config, keys, stop).await;
-    changes.put_back().await;
+    changes.put_back(result.is_ok()).await;
     result
 }
 
@@ -107,20 +104,10 @@ struct Host {
     device: String,
     queue: Queue,
     socket: Socket,
+    way: Way,
+    routes: PeerState,
     floor: FloorFile,
     control: Option<Control>,
-}
-
-/// What was changed in the system, and the way to put it back.
-struct Changes {
-    netlink: Netlink,
-    undo: Undo,
-}
-
-impl Changes {
-    async fn put_back(self) {
-        self.netlink.undo(self.undo).await;
-    }
 }
 
 /// The signals that ask for a clean stop.
@@ -151,13 +138,17 @@ impl Host {
             queues: 1,
         })?;
         let queue = device.queues.remove(0);
-        let socket = socket(config)?;
+        let (netlink, news) = (Netlink::connect()?, News::listen()?);
+        let way = changes::way(config, &netlink).await;
+        let socket = socket(config, &way)?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        let netlink = Netlink::connect()?;
-        let undo = netlink.configure(&link(config, &device.name)).await?;
-        let host = Self { device: device.name, queue, socket, floor, control };
-        Ok((host, Changes { netlink, undo }))
+        let own = Own { mark: way.mark, port: socket.local_port() };
+        let link = link(config, &device.name, own);
+        let changes = Changes::make(netlink, news, &link, config).await?;
+        let routes = changes.peer();
+        let host = Self { device: device.name, queue, socket, way, routes, floor, control };
+        Ok((host, changes))
     }
 
     /// Gives up its privileges and runs; all threads have ended when this returns. The device is
@@ -191,6 +182,8 @@ impl Host {
         let around = Surroundings {
             running: config.clone(),
             about,
+            way: self.way,
+            routes: self.routes,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             resolver: resolve::spawn(config.peer.endpoints.clone()),
@@ -203,9 +196,8 @@ impl Host {
 }
 
 /// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
-fn socket(config: &Config) -> Result<Socket, BindError> {
+fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let wanted = &config.socket;
-    let way = wanted.way();
     for source in &wanted.sources {
         way.check_source(*source)?;
     }
@@ -213,7 +205,7 @@ fn socket(config: &Config) -> Result<Socket, BindError> {
         receive_buffer: wanted.rcvbuf,
         send_buffer: wanted.sndbuf,
         offload: config.path.gso,
-        way,
+        way: way.clone(),
     };
     Socket::bind(config.interface.listen, &options)
 }
@@ -264,7 +256,7 @@ fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About 
     }
 }
 
-fn link(config: &Config, name: &str) -> Link {
+fn link(config: &Config, name: &str, own: Own) -> Link {
     Link {
         name: name.to_owned(),
         addresses: config.interface.addresses.clone(),
@@ -273,6 +265,7 @@ fn link(config: &Config, name: &str) -> Link {
         txqueuelen: Some(config.interface.txqueuelen),
         bridge: config.interface.bridge.clone(),
         routes: config.routes.iter().map(route).collect(),
+        own: config.leads_everywhere().then_some(own),
     }
 }
 
@@ -280,7 +273,12 @@ fn route(route: &config::Route) -> vpnd_device::Route {
     vpnd_device::Route {
         to: route.to,
         metric: route.metric,
-        table: route.table.unwrap_or(config::MAIN_TABLE),
+        table: route.table,
+        when_down: match route.when_down {
+            WhenDown::Keep => vpnd_device::WhenDown::Keep,
+            WhenDown::Remove => vpnd_device::WhenDown::Remove,
+            WhenDown::Blackhole => vpnd_device::WhenDown::Blackhole,
+        },
     }
 }
 
@@ -293,7 +291,7 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         mtu: config.interface.mtu,
         largest_packet: mode(config).largest_packet(config.interface.mtu),
         keepalive: config.peer.keepalive,
-        dead_after: DEAD_AFTER,
+        dead_after: config.peer.dead_after,
         // Without one, an idle tunnel is silent by right.
         watch: config.peer.keepalive.is_some(),
         roam: match config.peer.roam {

@@ -19,7 +19,7 @@ use crate::error::{Error, errno};
 use crate::plan::{Held, Plan, is_down};
 use crate::route::Added;
 use crate::undo::Undo;
-use crate::{Setup, address, route, rule};
+use crate::{Netlink, Setup, address, route, rule};
 
 /// From the first sign to the look: changes come in crowds.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -39,6 +39,25 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
 ];
+
+/// What the kernel tells of devices, addresses, routes and rules.
+pub struct News(BoxStream<'static, Event>);
+
+type Event = NetlinkPayload<RouteNetlinkMessage>;
+
+impl News {
+    /// Listens from now on. Belongs inside a tokio runtime, as [`Netlink::connect`] does.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no netlink socket.
+    pub fn listen() -> Result<Self, Error> {
+        let (connection, _, messages) =
+            rtnetlink::new_multicast_connection(&GROUPS).map_err(Error::Connect)?;
+        tokio::spawn(connection);
+        Ok(Self(messages.map(|(message, _from)| message.payload).boxed()))
+    }
+}
 
 /// Keeps a device's addresses, rules and routes until it is told to stop.
 #[derive(Debug)]
@@ -61,19 +80,16 @@ impl PeerState {
 
 impl Keeper {
     /// Begins, in a task of its own. The peer is not alive yet.
-    pub(crate) fn spawn(handle: Handle, setup: Setup) -> Result<Self, (Error, Setup)> {
-        let events = match rtnetlink::new_multicast_connection(&GROUPS) {
-            Ok((connection, _, events)) => {
-                tokio::spawn(connection);
-                events.map(|(message, _)| message.payload).boxed()
-            }
-            Err(error) => return Err((Error::Connect(error), setup)),
-        };
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn(netlink: &Netlink, news: News, setup: Setup) -> Self {
         let (peer, alive) = watch::channel(false);
         let (stop, stopped) = oneshot::channel();
-        let Setup { plan, undo } = setup;
+        let (Setup { plan, undo }, handle) = (setup, netlink.handle.clone());
         let keeping = Keeping { handle, plan, alive, removals: Removals::default(), due: None };
-        Ok(Self { peer, stop, task: tokio::spawn(keeping.run(events, stopped, undo)) })
+        Self { peer, stop, task: tokio::spawn(keeping.run(news, stopped, undo)) }
     }
 
     /// Who tells it of the peer.
@@ -98,12 +114,10 @@ struct Keeping {
     due: Option<Instant>,
 }
 
-type Event = NetlinkPayload<RouteNetlinkMessage>;
-
 impl Keeping {
     async fn run(
         mut self,
-        mut events: BoxStream<'static, Event>,
+        mut news: News,
         mut stopped: oneshot::Receiver<()>,
         undo: Undo,
     ) -> Setup {
@@ -112,7 +126,7 @@ impl Keeping {
             tokio::select! {
                 _ = &mut stopped => break,
                 Ok(()) = self.alive.changed() => self.follow_peer().await,
-                Some(event) = events.next() => self.hear(&event),
+                Some(event) = news.0.next() => self.hear(&event),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     self.due = None;
                     self.look().await;

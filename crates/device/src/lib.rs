@@ -24,7 +24,7 @@ use rtnetlink::Handle;
 
 pub use error::{Error, Step};
 pub use journal::Journal;
-pub use keep::{Keeper, PeerState};
+pub use keep::{Keeper, News, PeerState};
 pub use undo::Undo;
 
 use plan::Plan;
@@ -147,21 +147,6 @@ impl Netlink {
             }
             Err(error) => {
                 undo.back_to(left, &self.handle).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Keeps all of it as it is: see [`Keeper`].
-    ///
-    /// # Errors
-    ///
-    /// If the kernel gives no netlink socket; what was done is then undone.
-    pub async fn keep(&self, setup: Setup) -> Result<Keeper, Error> {
-        match Keeper::spawn(self.handle.clone(), setup) {
-            Ok(keeper) => Ok(keeper),
-            Err((error, setup)) => {
-                self.undo(setup).await;
                 Err(error)
             }
         }

@@ -10,14 +10,17 @@ use super::*;
 mod routes;
 
 /// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, News) -> F + Send + 'static) {
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("a network namespace: run as root or `unshare -r`");
         ip("link add there type veth peer name other");
         ip("link set other up");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { test(Netlink::connect().unwrap()).await });
+        runtime.block_on(async {
+            let (netlink, news) = (Netlink::connect().unwrap(), News::listen().unwrap());
+            test(netlink, news).await
+        });
     };
     if let Err(panic) = thread::spawn(body).join() {
         std::panic::resume_unwind(panic);
@@ -79,7 +82,7 @@ fn route(to: &str, metric: Option<u32>, table: u32) -> Route {
 
 #[test]
 fn a_device_gets_all_it_should_and_gives_it_back() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let before = state();
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         let shown = ip("link show there");
@@ -102,7 +105,7 @@ fn a_device_gets_all_it_should_and_gives_it_back() {
 
 #[test]
 fn what_was_there_before_stays() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         ip("link set there up mtu 1420 txqueuelen 512");
         ip("addr add 10.99.0.1/24 dev there");
         ip("route add 198.51.100.0/24 dev there");
@@ -117,7 +120,7 @@ fn what_was_there_before_stays() {
 
 #[test]
 fn a_peer_address_makes_the_device_point_to_point() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let link = Link {
             addresses: nets(&["10.99.0.1/32", "2001:db8:1::1/128"]),
             peer_addresses: vec!["2001:db8:1::2".parse().unwrap(), "10.99.0.2".parse().unwrap()],
@@ -136,7 +139,7 @@ fn a_peer_address_makes_the_device_point_to_point() {
 
 #[test]
 fn a_route_of_another_device_is_an_error_and_leaves_no_trace() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         ip("addr add 192.0.2.1/24 dev other");
         ip("route add 198.51.100.0/24 dev other");
         let before = state();
@@ -149,7 +152,7 @@ fn a_route_of_another_device_is_an_error_and_leaves_no_trace() {
 
 #[test]
 fn errors_say_what_to_do() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let missing = Link { name: "nowhere".into(), ..link() };
         let error = netlink.configure(&missing, Undo::default()).await.unwrap_err().to_string();
         assert!(error.starts_with("there is no device nowhere"), "{error}");
@@ -167,7 +170,7 @@ fn errors_say_what_to_do() {
 
 #[test]
 fn undoing_what_is_gone_already_is_quiet() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         ip("link del there");
         netlink.undo(setup).await;
@@ -176,7 +179,7 @@ fn undoing_what_is_gone_already_is_quiet() {
 
 #[test]
 fn no_thread_is_started() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         // The test harness has threads of its own, so only their names tell.
         for task in std::fs::read_dir("/proc/self/task").unwrap() {

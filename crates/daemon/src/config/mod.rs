@@ -33,7 +33,6 @@ pub(crate) use hooks::{Dns, Hooks};
 pub(crate) use problem::{Finding, Report};
 pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
-pub(crate) use tables::MAIN_TABLE;
 
 /// One tunnel, as its file describes it; every default is filled in. As JSON its keys are the
 /// file's.
@@ -60,6 +59,15 @@ pub(crate) struct Config {
     pub(crate) hooks: Hooks,
     /// `[service]`.
     pub(crate) service: Service,
+}
+
+impl Config {
+    /// Whether everything without a better way is to go through the tunnel: by a default route that names no
+    /// table, from the network namespace that the socket is in too.
+    pub(crate) fn leads_everywhere(&self) -> bool {
+        self.interface.netns == self.socket.netns
+            && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
+    }
 }
 
 /// `[interface]`: the device, its addresses, our key and our port.
@@ -169,7 +177,7 @@ pub(crate) struct Route {
     pub(crate) to: IpNet,
     /// The route's priority; the kernel's default when absent.
     pub(crate) metric: Option<u32>,
-    /// The routing table; 254 is `main`, which it is when absent.
+    /// The routing table; 254 is `main`, which it is when absent, but for a default route.
     pub(crate) table: Option<u32>,
     /// What becomes of it while the peer is not there.
     pub(crate) when_down: WhenDown,

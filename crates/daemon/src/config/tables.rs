@@ -25,7 +25,7 @@ use super::{
 use crate::keys::Keys;
 
 /// The kernel's number of the table `main`.
-pub(crate) const MAIN_TABLE: u32 = 254;
+pub(super) const MAIN_TABLE: u32 = 254;
 
 /// The longest path a Unix socket may have (`sun_path`, less the zero at its end).
 const MAX_SOCKET_PATH: usize = 107;

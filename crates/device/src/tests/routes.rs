@@ -58,7 +58,7 @@ async fn until(what: &str, words: &str, there: bool) {
 
 #[test]
 fn a_default_route_has_a_table_of_its_own_and_rules() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let before = state();
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
         let v4 = ip("-4 rule");
@@ -91,7 +91,7 @@ fn a_default_route_has_a_table_of_its_own_and_rules() {
 
 #[test]
 fn numbers_of_others_are_left_alone() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         ip("rule add fwmark 51820 lookup 100");
         ip("route add unreachable 198.18.7.0/24 table 51820");
         ip("-6 rule add priority 77 lookup 51821");
@@ -118,7 +118,7 @@ fn numbers_of_others_are_left_alone() {
 
 #[test]
 fn a_start_that_fails_half_way_leaves_no_trace() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         ip("addr add 192.0.2.1/24 dev other");
         ip("route add 198.51.100.0/24 dev other");
         let before = state();
@@ -140,13 +140,14 @@ fn a_start_that_fails_half_way_leaves_no_trace() {
 
 #[test]
 fn routes_come_and_go_with_the_peer() {
-    in_namespace(|netlink| async move {
+    in_namespace(|_, _| async move {
         let before = state();
         for when_down in [WhenDown::Remove, WhenDown::Blackhole] {
+            let (netlink, news) = (Netlink::connect().unwrap(), News::listen().unwrap());
             let drops = when_down == WhenDown::Blackhole;
             let link = everything(when_down);
             let setup = netlink.configure(&link, Undo::default()).await.unwrap();
-            let keeper = netlink.keep(setup).await.unwrap();
+            let keeper = Keeper::spawn(&netlink, news, setup);
             let peer = keeper.peer();
             for _ in 0..2 {
                 assert!(!ip("-4 route show table all").contains("default dev there"));
@@ -173,10 +174,10 @@ fn routes_come_and_go_with_the_peer() {
 
 #[test]
 fn what_is_removed_comes_back() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, news| async move {
         let before = state();
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
-        let keeper = netlink.keep(setup).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
         ip("route del 198.51.100.0/24 dev there");
         until("-4 route show", "198.51.100.0/24 dev there", true).await;
         ip("rule del priority 32002");
@@ -198,9 +199,9 @@ fn what_is_removed_comes_back() {
 
 #[test]
 fn who_insists_has_his_way() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, news| async move {
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
-        let keeper = netlink.keep(setup).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
         for _ in 0..5 {
             until("-4 route show", "198.51.100.0/24", true).await;
             ip("route del 198.51.100.0/24 dev there");
@@ -215,7 +216,7 @@ fn who_insists_has_his_way() {
 
 #[test]
 fn a_killed_run_is_taken_over_or_taken_back() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let before = state();
         let notes = Notes::new("killed");
         let kept = everything(WhenDown::Blackhole);
@@ -245,7 +246,7 @@ fn a_killed_run_is_taken_over_or_taken_back() {
 
 #[test]
 fn an_end_that_nobody_asked_for_keeps_what_drops() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let before = state();
         let notes = Notes::new("guarded");
         for when_down in [WhenDown::Keep, WhenDown::Blackhole] {
@@ -266,7 +267,7 @@ fn an_end_that_nobody_asked_for_keeps_what_drops() {
 
 #[test]
 fn a_journal_of_garbage_says_nothing() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let notes = Notes::new("garbage");
         drop(netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap());
         let good = notes.text().into_bytes();
