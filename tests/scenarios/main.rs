@@ -7,6 +7,7 @@ mod change;
 mod cycles;
 mod ecn;
 mod exact;
+mod examples;
 mod expiry;
 mod flood;
 mod hostile;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         tap::scenarios(),
         tuntap::scenarios(),
         flood::scenarios(),
+        examples::scenarios(),
         exact::scenarios(),
         speed::scenarios(),
     ];

@@ -72,6 +72,14 @@ impl Vpnd {
         Self::run(host, launch.clone(), &site.name, config)
     }
 
+    /// Starts the tunnel `name` with the file `config`, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Vpnd::start`].
+    pub fn start_file(host: &Host, name: &str, config: PathBuf) -> Result<Self> {
+        Self::run(host, Launch::to_test()?, name, config)
+    }
+
     /// Starts it once more with the files it has, after it ended.
     ///
     /// # Errors

@@ -431,6 +431,30 @@ fn the_shipped_examples_are_good_and_belong_together() {
 }
 
 #[test]
+fn every_example_is_good_and_has_its_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let directories = fs::read_dir(root.join("config")).unwrap().map(|entry| entry.unwrap().path());
+    for example in directories.filter(|path| path.is_dir()) {
+        let name = example.file_name().unwrap().to_str().unwrap();
+        let page =
+            fs::read_to_string(root.join("docs/examples").join(format!("{name}.md"))).unwrap();
+        for file in fs::read_dir(&example).unwrap().map(|entry| entry.unwrap().path()) {
+            let file = file.file_name().unwrap().to_str().unwrap();
+            let path = format!("config/{name}/{file}");
+            assert!(page.contains(&path), "{path}");
+            let Some(stem) = file.strip_suffix(".toml") else { continue };
+            let directory = directory();
+            put_key(directory.path(), &format!("{stem}.key"), 3);
+            put_key(directory.path(), &format!("{stem}.psk"), 5);
+            let source = fs::read_to_string(root.join(&path)).unwrap();
+            let loaded = load(&put(directory.path(), file, &source));
+            let loaded = loaded.unwrap_or_else(|report| panic!("{path}: {report}"));
+            assert!(loaded.warnings.is_empty(), "{path}: {}", loaded.warnings);
+        }
+    }
+}
+
+#[test]
 fn the_example_shows_the_defaults() {
     let plain = shipped("site-a.toml");
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
