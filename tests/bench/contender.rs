@@ -45,6 +45,7 @@ enum Kind {
     Bare,
     Vpnd(Launch),
     Profile(Launch, Profile),
+    Queues(Launch, u16),
     WireGuard(peer::Kind),
     OpenVpn,
     Fastd,
@@ -110,6 +111,8 @@ impl Contender {
         if options.profiles {
             all.extend(profiles(&launch));
         }
+        let queues = options.queues.iter();
+        all.extend(queues.map(|n| Self::new(&several(*n), Kind::Queues(launch.clone(), *n))));
         if options.devices {
             all.extend(devices(&launch));
         }
@@ -150,7 +153,9 @@ impl Contender {
     fn program(&self) -> Result<Option<PathBuf>> {
         match &self.kind {
             Kind::Bare => Ok(None),
-            Kind::Vpnd(launch) | Kind::Profile(launch, _) => Ok(Some(launch.program.clone())),
+            Kind::Vpnd(launch) | Kind::Profile(launch, _) | Kind::Queues(launch, _) => {
+                Ok(Some(launch.program.clone()))
+            }
             Kind::WireGuard(kind) => kind.program().map(Some),
             Kind::OpenVpn => installed("openssl").and_then(|_| installed("openvpn")).map(Some),
             Kind::Fastd => installed("fastd").map(Some),
@@ -159,7 +164,7 @@ impl Contender {
 
     /// Whether it is somebody else's work, to be beaten.
     pub(crate) fn is_peer(&self) -> bool {
-        !matches!(self.kind, Kind::Bare | Kind::Vpnd(_) | Kind::Profile(..))
+        !matches!(self.kind, Kind::Bare | Kind::Vpnd(_) | Kind::Profile(..) | Kind::Queues(..))
     }
 
     /// Starts both ends and waits until one reaches the other.
@@ -189,6 +194,13 @@ impl Contender {
             Kind::Profile(launch, profile) => {
                 start(launch, [b, a].map(|(host, site)| (host, profile.of(site))))
             }
+            Kind::Queues(launch, queues) => start(
+                launch,
+                [b, a].map(|(host, mut site)| {
+                    site.interface.push(format!("queues = {queues}"));
+                    (host, site)
+                }),
+            ),
             Kind::WireGuard(kind) => [b, a]
                 .iter()
                 .map(|(host, site)| Ok(Peer::start_quiet(*kind, host, site)?.into_process()))
@@ -226,6 +238,10 @@ impl Tunnel {
 fn start(launch: &Launch, ends: [(&Host, Site); 2]) -> Result<Vec<Process>> {
     let start = |(host, site)| Ok(Vpnd::start_as(launch, host, &site)?.into_process());
     ends.into_iter().map(start).collect()
+}
+
+fn several(queues: u16) -> String {
+    format!("vpnd queues {queues}")
 }
 
 /// vpnd with its own protocol: as configured by default, with the other cipher, and with packets that

@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// Also vpnd with `protocol = "vpnd"`: as it is by default, with AES-256-GCM, and in pieces
     #[arg(long)]
     pub(crate) profiles: bool,
+    /// Also vpnd with a device of so many queues
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub(crate) queues: Vec<u16>,
     /// Also `mode = "tun"` and `"tap"` between two vpnd, with MTU 1420, and with 1500, which goes in pieces
     #[arg(long)]
     pub(crate) devices: bool,

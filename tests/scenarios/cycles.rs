@@ -42,6 +42,15 @@ impl Cycles {
         for device in ["station", "lan", "br0"] {
             a.run(&format!("ip link set {device} up"))?;
         }
+        // Its link-local address, and the route for groups, come a moment later.
+        for device in ["station", "lan", "br0"] {
+            vpnd_tests::eventually("the bridge is ready", SOON, || {
+                let shown = a.run(&format!("ip -6 route show table all dev {device}"))?;
+                (shown.contains("fe80::/64") && shown.contains("ff00::/8"))
+                    .then_some(())
+                    .context(shown)
+            })?;
+        }
         a.run("ip route add default via 192.0.2.2")?;
         let (mut site_a, mut site_b) = site::pair()?;
         site_a.remote.allowed_ips = vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()];
@@ -58,7 +67,8 @@ impl Cycles {
         } else {
             routes.extend([("0.0.0.0/0", "blackhole"), ("::/0", "blackhole")]);
         }
-        let lines = routes.iter().map(|(to, when)| format!("[[route]]\nto = {to:?}\nwhen_down = {when:?}"));
+        let lines =
+            routes.iter().map(|(to, when)| format!("[[route]]\nto = {to:?}\nwhen_down = {when:?}"));
         site_a.service.extend(lines);
         let b = Vpnd::start(&b, &site_b)?;
         Ok(Self { a, site: site_a.towards(Wire::B4).keepalive(1), _b: b })
@@ -131,7 +141,9 @@ fn stopped_often(lab: &Lab, tap: bool) -> Result<String> {
     }
     let lines = before.lines().count();
     let each = start.elapsed() / rounds;
-    Ok(format!("{rounds} starts and stops, {each:.1?} each: {lines} lines of state and sysctls as before"))
+    Ok(format!(
+        "{rounds} starts and stops, {each:.1?} each: {lines} lines of state and sysctls as before"
+    ))
 }
 
 fn killed_often(lab: &Lab, tap: bool) -> Result<String> {
@@ -175,6 +187,8 @@ fn settled(cycles: &Cycles) -> Result<String> {
     vpnd_tests::eventually("the routes are there", Duration::from_secs(10), || {
         let state = cycles.a.network_state()?;
         ensure!(state.contains("198.51.100.0/24 dev tun0"), "{state}");
+        // The carrier has come, and the kernel takes a moment to say so everywhere.
+        ensure!(!state.contains("linkdown") && state.contains("ff00::/8 dev tun0"), "{state}");
         Ok(without_numbers(&state))
     })
 }

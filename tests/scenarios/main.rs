@@ -3,6 +3,7 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod carrier;
 mod change;
 mod cycles;
 mod ecn;
@@ -10,15 +11,18 @@ mod exact;
 mod examples;
 mod expiry;
 mod flood;
+mod hooks;
 mod hostile;
 mod interop;
 mod pair;
 mod profile;
+mod queues;
 mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
 mod routes;
+mod routing;
 mod socket;
 mod speed;
 mod system;
@@ -35,11 +39,14 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         interop::scenarios(),
+        carrier::scenarios(),
         change::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
+        queues::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
+        routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
@@ -49,6 +56,7 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        hooks::scenarios(),
         flood::scenarios(),
         examples::scenarios(),
         exact::scenarios(),

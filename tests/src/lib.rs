@@ -19,6 +19,7 @@
 //! ```
 
 pub mod binaries;
+pub mod bird;
 pub mod capture;
 mod host;
 mod key;

@@ -38,6 +38,8 @@ pub struct Site {
     pub routes: Vec<String>,
     /// More lines for vpnd's `[service]` table.
     pub service: Vec<String>,
+    /// More tables for vpnd's file.
+    pub tables: Vec<String>,
     /// The other end.
     pub remote: Remote,
 }
@@ -143,6 +145,7 @@ fn end(name: &str, keys: KeyPair, public: Key, own: [&str; 2], other: [&str; 2])
         interface: Vec::new(),
         routes: Vec::new(),
         service: Vec::new(),
+        tables: Vec::new(),
         remote,
     }
 }

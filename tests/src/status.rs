@@ -28,6 +28,11 @@ impl Status {
         self.field("/state").and_then(Value::as_str) == Some("up")
     }
 
+    /// Whether the peer is alive, as far as it knows.
+    pub fn alive(&self) -> Option<bool> {
+        self.field("/alive")?.as_bool()
+    }
+
     /// Handshakes finished since the start, in either role.
     pub fn handshakes(&self) -> u64 {
         self.number("/peer/handshakes")
@@ -36,6 +41,11 @@ impl Status {
     /// The MTU that a vpnd at the other end says its device has.
     pub fn peer_mtu(&self) -> Option<u64> {
         self.field("/peer/mtu")?.as_u64()
+    }
+
+    /// Through how many queues packets leave the device.
+    pub fn queues(&self) -> u64 {
+        self.number("/device/queues")
     }
 
     /// Where it sends to now.

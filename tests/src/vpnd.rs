@@ -33,7 +33,10 @@ impl Launch {
     }
 
     /// The one under test, with a log to be read beside a failure.
-    fn to_test() -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn to_test() -> Result<Self> {
         Ok(Self { log_level: "debug", ..Self::plain(binaries::vpnd()?) })
     }
 
@@ -259,6 +262,7 @@ pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
     lines.extend(site.routes.iter().map(|network| format!("[[route]]\nto = {network:?}")));
     lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = {log_level:?}"));
     lines.extend(site.service.iter().cloned());
+    lines.extend(site.tables.iter().cloned());
     lines.join("\n") + "\n"
 }
 

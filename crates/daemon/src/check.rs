@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::cli::CheckOptions;
 use crate::config::{self, Config, Finding, Loaded, Peer, Protocol, Report};
 use crate::exit::Exit;
+use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
 
 /// Reads the configuration and its key files, as `run` would.
@@ -32,7 +33,7 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
 /// What the other side's configuration must agree with.
 fn summary(config: &Config, keys: &Keys) -> String {
     let peer = &config.peer;
-    format!(
+    let summary = format!(
         "ok        {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   {}",
         config.name,
         profile(peer),
@@ -40,7 +41,15 @@ fn summary(config: &Config, keys: &Keys) -> String {
         peer.public_key,
         joined(&peer.endpoints, "wherever the peer speaks from"),
         joined(&peer.allowed_ips, "nothing"),
-    )
+    );
+    summary + &commands(&hooks::plan(config, Facts::expected(config)))
+}
+
+/// A line for each command that is run, and when.
+fn commands(plan: &Plan) -> String {
+    let all =
+        plan.commands.iter().flat_map(|(moment, all)| all.iter().map(move |argv| (moment, argv)));
+    all.map(|(moment, argv)| format!("\nruns      {}: {argv}", moment.word())).collect()
 }
 
 fn profile(peer: &Peer) -> String {

@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{Endpoint, LogFormat};
 use crate::demo::DemoOptions;
+use crate::hooks;
 use crate::tuntap::WORDS;
 
 /// vpnd joins two sites by an encrypted tunnel.
@@ -80,6 +81,9 @@ pub(crate) enum Command {
     Tuntap(TuntapOptions),
     /// Shows a tunnel at work, between two network namespaces of this machine
     Demo(DemoOptions),
+    /// Runs the hooks of the vpnd that started it
+    #[command(name = hooks::WORD, hide = true)]
+    HookRunner,
 }
 
 /// How much is logged, and how.

@@ -13,6 +13,7 @@ mod control;
 mod demo;
 mod exit;
 mod floor;
+mod hooks;
 mod keygen;
 mod keys;
 mod logging;
@@ -55,6 +56,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
+        Command::HookRunner => hooks::run(),
     }
 }
 

@@ -16,6 +16,7 @@ use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_protocol::turn::Framed;
+use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
 use vpnd_tunnel::udp::{Way, largest_payload, payload_within};
@@ -24,6 +25,7 @@ use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::control::{Control, Request};
 use crate::floor::{FloorError, FloorFile};
+use crate::hooks::News;
 use crate::keys::Keys;
 use crate::resolve::Resolver;
 use crate::service::Service;
@@ -68,9 +70,12 @@ pub(crate) struct Surroundings {
     /// The largest packet to send outside, if the configuration says it.
     pub(crate) mtu_max: Option<u16>,
     pub(crate) floor: FloorFile,
+    /// The device's, where it is the peer's to say.
+    pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
+    pub(crate) hooks: News,
 }
 
 /// A running tunnel's control plane.
@@ -231,8 +236,20 @@ impl Plane {
         if alive {
             tracing::info!("the peer is alive");
         } else {
-            tracing::warn!("the peer is dead: it is silent, or has stopped");
+            tracing::warn!(
+                "the peer is dead: no sign of life for {}, or it has stopped",
+                self.patience()
+            );
         }
+        self.around.hooks.peer(alive, self.peer.endpoint());
+        // Of a device that is gone its threads tell.
+        if let Some(Err(error)) = self.around.carrier.as_ref().map(|carrier| carrier.set(alive)) {
+            tracing::debug!("the carrier does not follow: {error}");
+        }
+    }
+
+    fn patience(&self) -> humantime::FormattedDuration {
+        humantime::format_duration(self.around.running.peer.dead_after)
     }
 
     /// How large a datagram may be on the way there is now.

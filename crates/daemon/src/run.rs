@@ -5,16 +5,17 @@ use std::io;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Link, Netlink, News, Own, PeerState};
+use vpnd_device::{Link, Netlink, Own, PeerState};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Mode, OpenError, Options, Queue};
+use vpnd_tun::{Carrier, Mode, OpenError, Options};
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
@@ -23,10 +24,11 @@ use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
 use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{self, Account, Config, MssClamp, Roam, Service, WhenDown};
+use crate::config::{self, Account, Config, MssClamp, Queues, Roam, Service, WhenDown};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
+use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::plane::{LEAST_DATAGRAM, Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
@@ -53,6 +55,9 @@ pub(crate) enum RunError {
     /// The same tunnel runs already.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// What it was to run did not succeed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// It ran and cannot go on.
     #[error(transparent)]
     Plane(#[from] PlaneError),
@@ -91,18 +96,21 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     privilege::require()?;
+    // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
+    let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
-    let result = host.run(config, keys, stop).await;
+    let result = host.run(config, keys, stop, hooks).await;
     changes.put_back(result.is_ok()).await;
     result
 }
 
 /// Everything that needs privileges, made and open.
 struct Host {
-    device: String,
-    queue: Queue,
+    device: vpnd_tun::Device,
+    /// Where it is the peer's to say.
+    carrier: Option<Carrier>,
     socket: Socket,
     way: Way,
     routes: PeerState,
@@ -122,7 +130,7 @@ impl Stop {
         Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn asked(mut self) {
+    async fn asked(&mut self) {
         tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
     }
 }
@@ -131,14 +139,9 @@ impl Host {
     async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = control(config)?;
-        let mut device = vpnd_tun::open(&Options {
-            name: config.interface.name.clone(),
-            mode: mode(config),
-            offload: config.path.offload,
-            queues: 1,
-        })?;
-        let queue = device.queues.remove(0);
-        let (netlink, news) = (Netlink::connect()?, News::listen()?);
+        let device = open(config)?;
+        let carrier = carrier(config, &device);
+        let (netlink, news) = (Netlink::connect()?, vpnd_device::News::listen()?);
         let way = changes::way(config, &netlink).await;
         let socket = socket(config, &way)?;
         let Service { state_dir, user, .. } = &config.service;
@@ -147,20 +150,58 @@ impl Host {
         let link = link(config, &device.name, own);
         let changes = Changes::make(netlink, news, &link, config).await?;
         let routes = changes.peer();
-        let host = Self { device: device.name, queue, socket, way, routes, floor, control };
+        let host = Self { device, carrier, socket, way, routes, floor, control };
         Ok((host, changes))
     }
 
-    /// Gives up its privileges and runs; all threads have ended when this returns. The device is
-    /// open until then, so that what was changed can be put back.
-    async fn run(self, config: &Config, keys: Keys, stop: Stop) -> Result<(), RunError> {
-        privilege::drop_to(config.service.user.as_ref())?;
-        let mut plane = self.start(config, keys)?;
-        Ok(plane.run(stop.asked()).await?)
+    /// Runs from the hooks of the start to those of the end.
+    async fn run(
+        self,
+        config: &Config,
+        keys: Keys,
+        mut stop: Stop,
+        hooks: Hooks,
+    ) -> Result<(), RunError> {
+        let plan = hooks::plan(config, self.facts(config));
+        let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
+            tracing::info!("stopping, as asked, before it was up");
+            return Ok(());
+        };
+        let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
+        hooks.end().await;
+        result
     }
 
-    fn start(self, config: &Config, keys: Keys) -> Result<Plane, RunError> {
+    /// All threads have ended when this returns. The device is open until then, so that what was
+    /// changed can be put back.
+    async fn run_without_privileges(
+        self,
+        config: &Config,
+        keys: Keys,
+        mut stop: Stop,
+        hooks: &mut Following,
+    ) -> Result<(), RunError> {
+        privilege::drop_to(config.service.user.as_ref())?;
+        let mut plane = self.start(config, keys, hooks.news())?;
+        // Packets move on while the hooks of the end are run.
+        let stop = async {
+            stop.asked().await;
+            hooks.end().await;
+        };
+        Ok(plane.run(stop).await?)
+    }
+
+    fn facts(&self, config: &Config) -> Facts<'_> {
+        Facts {
+            device: &self.device.name,
+            mtu: config.interface.mtu,
+            listen_port: self.socket.local_port(),
+        }
+    }
+
+    fn start(self, config: &Config, keys: Keys, hooks: News) -> Result<Plane, RunError> {
         let about = about(config, &keys, &self.device, self.socket.local_port());
+        let name = self.device.name.clone();
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
             peer_config(config, keys, last_stamp(&self.floor)),
@@ -177,8 +218,8 @@ impl Host {
             filter: Filter::new(&config.peer.allowed_ips),
         };
         let table = peer.table();
-        let (engine, reports) = Engine::start(self.queue, self.socket, activity, table, options)?;
-        tracing::info!("{} is up, listening on port {}", self.device, engine.local_port());
+        let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
+        tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
             running: config.clone(),
             about,
@@ -186,13 +227,51 @@ impl Host {
             routes: self.routes,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
+            carrier: self.carrier,
             resolver: resolve::spawn(config.peer.endpoints.clone()),
             control: self.control,
             service: service::Service::default(),
+            hooks,
         };
         let telling = Telling::new(config.peer.public_key);
         Ok(Plane::new(peer, telling, engine, reports, around)?)
     }
+}
+
+/// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
+fn open(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
+    let with = |queues| Options {
+        name: config.interface.name.clone(),
+        mode: mode(config),
+        offload: config.path.offload,
+        queues,
+    };
+    match config.interface.queues {
+        Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),
+        Queues::Auto => match vpnd_tun::open(&with(processors())) {
+            Err(OpenError::SingleQueue { .. }) => vpnd_tun::open(&with(1)),
+            opened => opened,
+        },
+    }
+}
+
+/// How many processors we may run on, as far as the one inbound thread keeps up with them.
+fn processors() -> u16 {
+    const MOST: u16 = 8;
+    let processors = available_parallelism().map_or(1, usize::from);
+    u16::try_from(processors).map_or(MOST, |processors| processors.min(MOST))
+}
+
+/// The device's carrier, off until the peer comes to life.
+fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
+    if config.interface.carrier == config::Carrier::Always {
+        return None;
+    }
+    let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
+    let carrier = Carrier::of(&device.queues[0]).and_then(off);
+    let refused =
+        |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
+    carrier.map_err(refused).ok()
 }
 
 /// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
@@ -240,19 +319,21 @@ fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
     })
 }
 
-fn about(config: &Config, keys: &Keys, device: &str, listen_port: u16) -> About {
+fn about(config: &Config, keys: &Keys, device: &vpnd_tun::Device, listen_port: u16) -> About {
     About {
         name: config.name.clone(),
         device: Device {
-            name: device.to_owned(),
+            name: device.name.clone(),
             mode: mode(config).word().to_owned(),
             mtu: config.interface.mtu,
+            queues: device.queues.len(),
             listen_port,
             public_key: keys.secret.public().to_string(),
         },
         protocol: config.peer.protocol.to_string(),
         preshared_key: config.peer.preshared_key_file.is_some(),
         endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
+        dead_after: config.peer.dead_after,
     }
 }
 
@@ -292,8 +373,7 @@ fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::C
         largest_packet: mode(config).largest_packet(config.interface.mtu),
         keepalive: config.peer.keepalive,
         dead_after: config.peer.dead_after,
-        // Without one, an idle tunnel is silent by right.
-        watch: config.peer.keepalive.is_some(),
+        watch: config.watches(),
         roam: match config.peer.roam {
             Roam::Any => vpnd_protocol::endpoint::Roam::Any,
             Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,

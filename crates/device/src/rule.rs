@@ -5,12 +5,14 @@
 //! 32000  iif lo, UDP from our port   goto 32003      IPv4 alone
 //! 32001  everything                  lookup main, but not for a default route
 //! 32002  without our mark            lookup TABLE
-//! 32003  everything                  nop             IPv4 alone
+//! 32003  UDP from our port           nop             IPv4 alone
 //! ```
 //!
 //! The first is for `rp_filter = 1`: the kernel looks for the way back of each datagram that arrives, and
 //! that question bears no mark. It would be led into the tunnel, and the datagram dropped. The port tells
-//! them as well, with no sysctl and no packet filter.
+//! them as well, with no sysctl and no packet filter. `iif lo` is what this host sends, and that question: a
+//! LAN's host that uses the same port gains nothing. The last says the port without it, for only then does the
+//! kernel look into what arrives (`fib_rule_requires_fldissect`).
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::route::RouteProtocol;
@@ -33,14 +35,14 @@ pub(crate) fn all(own: Own, table: u32, family: AddressFamily) -> Vec<RuleMessag
     let first = PRIORITY + (table - table::FIRST) * STEP;
     let mut rules = Vec::new();
     if family == AddressFamily::Inet {
-        rules.push(rule(family, RuleAction::Nop, first + 3, []));
-        let own_port = [
-            RuleAttribute::Goto(first + 3),
-            RuleAttribute::Iifname("lo".to_owned()),
-            RuleAttribute::IpProtocol(IpProtocol::Udp),
-            RuleAttribute::SourcePortRange(RulePortRange { start: own.port, end: own.port }),
-        ];
-        rules.push(rule(family, RuleAction::Goto, first, own_port));
+        let from_port = RulePortRange { start: own.port, end: own.port };
+        let own_port =
+            [RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(from_port)];
+        let mut passes = rule(family, RuleAction::Goto, first, own_port.clone());
+        passes.attributes.push(RuleAttribute::Goto(first + 3));
+        passes.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
+        rules.push(rule(family, RuleAction::Nop, first + 3, own_port));
+        rules.push(passes);
     }
     let specific = [RuleAttribute::Table(table::MAIN), RuleAttribute::SuppressPrefixLen(0)];
     rules.push(rule(family, RuleAction::ToTable, first + 1, specific));

@@ -11,20 +11,34 @@ pub const STAGED_PACKETS: usize = 128;
 pub const STAGED_FOR: Duration = Duration::from_secs(100);
 
 /// Packets in the order they came, after splitting.
-#[derive(Default)]
 pub struct Staging {
+    /// How many wait here at most.
+    most: usize,
     packets: VecDeque<(BootTime, Vec<u8>)>,
     /// Buffers of packets that left, so that a long outage allocates once.
     spare: Vec<Vec<u8>>,
 }
 
+impl Default for Staging {
+    fn default() -> Self {
+        Self::one_of(1)
+    }
+}
+
 impl Staging {
+    /// One of `places` where packets wait, with its share of the room.
+    pub fn one_of(places: usize) -> Self {
+        let most = (STAGED_PACKETS / places.max(1)).max(1);
+        Self { most, packets: VecDeque::new(), spare: Vec::new() }
+    }
+
     /// Keeps a copy of `packet`; says how many older ones were lost for it.
     #[must_use]
     pub fn push(&mut self, now: BootTime, packet: &[u8]) -> usize {
-        let lost = self.purge(now) + usize::from(self.packets.len() == STAGED_PACKETS);
-        if self.packets.len() == STAGED_PACKETS {
+        let mut lost = self.purge(now);
+        if self.packets.len() == self.most {
             self.pop();
+            lost += 1;
         }
         let mut buffer = self.spare.pop().unwrap_or_default();
         buffer.clear();
@@ -80,6 +94,13 @@ mod tests {
         }
         assert_eq!(staging.packets.len(), STAGED_PACKETS);
         assert_eq!(staging.peek(), Some(&1usize.to_be_bytes()[..]));
+    }
+
+    #[test]
+    fn several_places_share_the_room() {
+        let mut staging = Staging::one_of(8);
+        let lost: usize = (0..20).map(|n: u8| staging.push(at(0), &[n])).sum();
+        assert_eq!((lost, staging.packets().count()), (4, STAGED_PACKETS / 8));
     }
 
     #[test]

@@ -19,6 +19,14 @@ pub(crate) fn attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result
     Ok(name_of(&request))
 }
 
+/// Takes the queue `fd` out of those that the device hands packets to; it can still be written to.
+pub(crate) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut request = named("")?;
+    request.ifr_ifru.ifru_flags = short(libc::IFF_DETACH_QUEUE);
+    // SAFETY: TUNSETQUEUE reads one ifreq.
+    unsafe { ioctl(fd, libc::TUNSETQUEUE, &raw mut request) }
+}
+
 /// What `fd` is attached to, as `IFF_*` bits.
 pub(crate) fn attached_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
     let mut request = named("")?;
@@ -69,6 +77,13 @@ pub(crate) fn set_owner(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
 pub(crate) fn set_group(fd: BorrowedFd<'_>, gid: u32) -> io::Result<()> {
     // SAFETY: TUNSETGROUP takes its argument by value and touches no memory.
     unsafe { by_value(fd, libc::TUNSETGROUP, gid) }
+}
+
+/// Whether a cable seems to be plugged in.
+pub(crate) fn set_carrier(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let mut on = c_int::from(on);
+    // SAFETY: TUNSETCARRIER reads one int.
+    unsafe { ioctl(fd, libc::TUNSETCARRIER, &raw mut on) }
 }
 
 /// Which driver the interface `name` has, and on which bus it is, asked for through any socket.

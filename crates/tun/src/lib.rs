@@ -5,6 +5,7 @@
 //! super-packet, which [`split()`] takes apart; [`Coalescer`] does the reverse before a write.
 #![deny(unsafe_code)]
 
+mod carrier;
 mod checksum;
 mod coalesce;
 mod flow;
@@ -16,6 +17,7 @@ mod probe;
 mod split;
 mod vnet;
 
+pub use carrier::Carrier;
 pub use checksum::{Sum, pseudo_header};
 pub use coalesce::{Coalescer, Limits, unmerge};
 pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};

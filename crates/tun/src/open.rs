@@ -5,11 +5,13 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::flow::{ETHER_IPV4, ETHER_IPV6};
 use crate::layout::Transport;
+use crate::persist::kind_of;
 use crate::{ioctl, probe};
 
 /// Opens the device that `options` describe, creating it if it is not there. It stays down.
@@ -20,19 +22,14 @@ use crate::{ioctl, probe};
 pub fn open(options: &Options) -> Result<Device, OpenError> {
     let name = options.name.as_deref().unwrap_or_else(|| options.mode.pattern());
     check_name(name)?;
-    let queues = options.queues.max(1);
-    let (first, name, multi_queue) = attach_first(name, options.mode, queues > 1)?;
-    let mut files = vec![first];
-    for _ in 1..queues {
-        let file = open_driver(&name)?;
-        attach(&file, &name, options.mode, multi_queue)?;
-        files.push(file);
-    }
+    let (files, name) = attach_all(name, options.mode, options.queues.into())?;
     let failed = |source| OpenError::Io { name: name.clone(), source };
     let offload = agree(&files, &name, options.offload).map_err(failed)?;
     let created = created(&files[0]).map_err(failed)?;
-    let queues = files.into_iter().map(|file| Queue { file, offload }).collect();
-    Ok(Device { name, queues, created })
+    let queue = |file| Queue { file: Arc::new(file), offload };
+    let mut queues = files.into_iter().map(queue).collect();
+    let writer = writer(&mut queues).map_err(failed)?;
+    Ok(Device { name, queues, writer, created })
 }
 
 /// Which device to open.
@@ -44,7 +41,7 @@ pub struct Options {
     pub mode: Mode,
     /// Whether to exchange super-packets and unfinished checksums with the kernel.
     pub offload: bool,
-    /// How many queues; more than one makes a `multi_queue` device.
+    /// How many queues to read; more than one makes a `multi_queue` device.
     pub queues: u16,
 }
 
@@ -129,8 +126,10 @@ const ETHER_SERVICE_VLAN: u16 = 0x88a8;
 pub struct Device {
     /// Its name as the kernel has it.
     pub name: String,
-    /// Its queues, at least one.
+    /// Its queues to read, at least one. The kernel keeps a flow on one of them.
     pub queues: Vec<Queue>,
+    /// Where to write to, whatever the flow.
+    pub writer: Queue,
     /// Whether it lives only as long as we do; false for a persistent device, set up by others,
     /// that will outlive us.
     pub created: bool,
@@ -151,10 +150,10 @@ pub struct Offload {
     pub write_udp: bool,
 }
 
-/// One queue of a device, non-blocking; closed when dropped.
-#[derive(Debug)]
+/// One queue of a device, non-blocking; closed when its last clone is dropped.
+#[derive(Clone, Debug)]
 pub struct Queue {
-    file: File,
+    file: Arc<File>,
     offload: Offload,
 }
 
@@ -167,7 +166,7 @@ impl Queue {
     /// `WouldBlock` when there is none or the link is down; EBADFD once the device was deleted;
     /// EINVAL when the kernel lost a packet it could not describe, which concerns only that one.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(buffer)
+        (&*self.file).read(buffer)
     }
 
     /// Writes one packet; the first slice is its encoded [`VnetHeader`](crate::VnetHeader).
@@ -176,7 +175,7 @@ impl Queue {
     ///
     /// EINVAL for a header or packet the kernel does not take, EIO while the link is down.
     pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        (&self.file).write_vectored(slices)
+        (&*self.file).write_vectored(slices)
     }
 
     /// What the kernel agreed to for this device.
@@ -231,6 +230,15 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
+    /// More queues were asked for than the one it was made with.
+    #[error(
+        "device {name:?} was made with one queue and cannot have more; set queues = 1, or make it \
+         anew with `vpnd tuntap add … multi_queue`"
+    )]
+    SingleQueue {
+        /// The device.
+        name: String,
+    },
     /// Anything else.
     #[error("cannot set up device {name:?} through {DRIVER}")]
     Io {
@@ -270,28 +278,50 @@ pub(crate) fn open_driver(name: &str) -> Result<File, OpenError> {
     })
 }
 
+/// Attaches the queues to read, and where they are several one more, to write to.
+fn attach_all(name: &str, mode: Mode, queues: usize) -> Result<(Vec<File>, String), OpenError> {
+    let (first, name) = attach_first(name, mode, queues > 1)?;
+    let mut files = vec![first];
+    while queues > 1 && files.len() <= queues {
+        let file = open_driver(&name)?;
+        attach(&file, &name, mode, true)?;
+        files.push(file);
+    }
+    Ok((files, name))
+}
+
 /// Attaches the first queue. A device that was made with multi_queue refuses a plain attach, but
 /// takes one queue of several.
-fn attach_first(
-    name: &str,
-    mode: Mode,
-    multi_queue: bool,
-) -> Result<(File, String, bool), OpenError> {
+fn attach_first(name: &str, mode: Mode, multi_queue: bool) -> Result<(File, String), OpenError> {
     let file = open_driver(name)?;
-    match attach(&file, name, mode, multi_queue) {
-        Ok(name) => Ok((file, name, multi_queue)),
-        Err(OpenError::Kind { .. }) if !multi_queue => {
-            let name = attach(&file, name, mode, true)?;
-            Ok((file, name, true))
+    let attached = match attach(&file, name, mode, multi_queue) {
+        Err(OpenError::Kind { .. }) if !multi_queue => attach(&file, name, mode, true),
+        Err(OpenError::Kind { name }) if kind_of(&name).is_ok_and(|kind| kind == mode) => {
+            Err(OpenError::SingleQueue { name })
         }
-        Err(e) => Err(e),
-    }
+        other => other,
+    };
+    attached.map(|name| (file, name))
 }
 
 fn attach(file: &File, name: &str, mode: Mode, multi_queue: bool) -> Result<String, OpenError> {
     let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
     let flags = mode.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
     ioctl::attach(file.as_fd(), name, flags).map_err(|e| OpenError::attaching(name, e))
+}
+
+/// Takes the second of several queues, to write to, and detaches it. A write to an attached one tells
+/// the kernel that the flow belongs there (`tun_flow_update` of tun.c), which moves it while packets of
+/// it still wait elsewhere; of one to a detached queue it learns nothing, and a flow stays where its
+/// hash puts it.
+fn writer(queues: &mut Vec<Queue>) -> io::Result<Queue> {
+    if let [only] = queues.as_slice() {
+        return Ok(only.clone());
+    }
+    // Not the last: its number goes with what is written, and must be that of a queue there is.
+    let writer = queues.remove(1);
+    ioctl::detach_queue(writer.as_fd())?;
+    Ok(writer)
 }
 
 /// Sets the header up on every queue and finds out what may stand in it.

@@ -112,7 +112,7 @@ fn the_kernel_splits_what_we_merge_and_as_we_do() {
             let (entry, exit) = router(offload);
             for (v6, udp) in [(false, false), (true, false), (false, true), (true, true)] {
                 let sent = stream(v6, udp);
-                let writes = merge_into(&entry.queues[0], &sent);
+                let writes = merge_into(&entry.writer, &sent);
                 assert!(writes.len() <= 3, "merged into {writes:?}");
                 let (marker, protocol) = if v6 { (6, 6) } else { (4, 9) };
                 let of_stream = |packet: &[u8]| {

@@ -105,7 +105,7 @@ impl SuperPacket {
         let (header, packet) = self.build(self.spec.ttl);
         let header = header.encode();
         let write = [IoSlice::new(&header), IoSlice::new(&packet)];
-        assert_eq!(entry.queues[0].write(&write).unwrap(), header.len() + packet.len());
+        assert_eq!(entry.writer.write(&write).unwrap(), header.len() + packet.len());
     }
 
     /// What we split it into, a hop later.

@@ -17,7 +17,7 @@ pub(crate) struct Delivery {
 
 impl Delivery {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let offload = shared.queue.offload();
+        let offload = shared.device.writer.offload();
         let prefix = shared.mode.prefix();
         let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix };
         Self { shared, coalescer: Coalescer::new(limits) }
@@ -36,7 +36,8 @@ impl Delivery {
         self.flush(buffer)?;
         let mut outcome = Outcome::default();
         let header = VnetHeader::PLAIN.encode();
-        let written = self.shared.queue.write(&[IoSlice::new(&header), IoSlice::new(packet)]);
+        let written =
+            self.shared.device.writer.write(&[IoSlice::new(&header), IoSlice::new(packet)]);
         outcome.note(&self.shared, written, 1);
         outcome.gone.map_or(Ok(()), Err)
     }
@@ -47,7 +48,7 @@ impl Delivery {
     /// When the device is gone.
     pub(crate) fn flush(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let (shared, mut outcome) = (&self.shared, Outcome::default());
-        self.coalescer.flush(buffer, |slices, packets| match shared.queue.write(slices) {
+        self.coalescer.flush(buffer, |slices, packets| match shared.device.writer.write(slices) {
             Err(error) if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
                 outcome.refused = header(slices);
                 write_singly(shared, slices, &mut outcome);
@@ -81,8 +82,9 @@ impl Outcome {
 
 fn write_singly(shared: &Shared, slices: &[IoSlice<'_>], outcome: &mut Outcome) {
     let prefix = shared.mode.prefix();
-    let undone =
-        unmerge(slices, prefix, |single| outcome.note(shared, shared.queue.write(single), 1));
+    let undone = unmerge(slices, prefix, |single| {
+        outcome.note(shared, shared.device.writer.write(single), 1)
+    });
     debug_assert!(undone.is_ok(), "the coalescer's own write");
 }
 

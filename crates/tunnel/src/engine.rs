@@ -12,8 +12,9 @@ use vpnd_protocol::activity::Activity;
 use vpnd_protocol::cookie::Mac1Key;
 use vpnd_protocol::table::{Admitted, IDENTITIES, Table};
 use vpnd_protocol::turn::Framed;
-use vpnd_tun::{Mode, Queue};
+use vpnd_tun::{Device, Mode};
 
+use crate::abreast::Abreast;
 use crate::clamp::Clamp;
 use crate::counters::Counters;
 use crate::filter::Filter;
@@ -60,19 +61,20 @@ pub struct Reports {
 }
 
 impl Engine {
-    /// Starts one thread a direction, between `queue` and `socket`.
+    /// Starts an outbound thread for each queue of `device`, and one that is inbound.
     ///
     /// # Errors
     /// When the kernel has no thread or eventfd left.
     pub fn start(
-        queue: Queue,
+        device: Device,
         socket: Socket,
         activity: Arc<Activity>,
         table: Table,
         options: Options,
     ) -> io::Result<(Self, Reports)> {
         let shared = Arc::new(Shared {
-            queue,
+            abreast: Abreast::new(device.queues.len()),
+            device,
             socket,
             table: ArcSwap::from_pointee(table),
             activity,
@@ -87,13 +89,13 @@ impl Engine {
         let (handshakes, handshake_queue) = mpsc::channel(HANDSHAKE_QUEUE);
         let (frames, frame_queue) = mpsc::channel(FRAME_QUEUE);
         let (ended, ended_queue) = mpsc::channel(2);
-        let outbound = Arc::clone(&watch);
         let inbound =
             Inbound::new(Arc::clone(&shared), Arc::clone(&watch), Queues { handshakes, frames });
-        let threads = vec![
-            spawn("outbound", ended.clone(), move || outbound.run())?,
-            spawn("inbound", ended, move || inbound.run())?,
-        ];
+        let mut threads = vec![spawn("inbound", ended.clone(), move || inbound.run())?];
+        for queue in 0..shared.device.queues.len() {
+            let watch = Arc::clone(&watch);
+            threads.push(spawn(&outbound(queue), ended.clone(), move || watch.run(queue))?);
+        }
         let reports =
             Reports { handshakes: handshake_queue, frames: frame_queue, ended: ended_queue };
         Ok((Self { shared, watch, threads }, reports))
@@ -148,7 +150,7 @@ impl Engine {
         self.shared.control.drain();
     }
 
-    /// Ends both threads and waits for them; no key outlives this. The device stays open.
+    /// Ends all threads and waits for them; no key outlives this. The device stays open.
     pub fn stop(&mut self) {
         let mac1 = self.shared.table.load().mac1.clone();
         self.publish(stopped(mac1));
@@ -166,6 +168,11 @@ impl Drop for Engine {
     }
 }
 
+/// The name of the thread that reads a queue.
+fn outbound(queue: usize) -> String {
+    if queue == 0 { "outbound".to_owned() } else { format!("outbound-{}", queue + 1) }
+}
+
 fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
     Table {
         send: None,
@@ -177,29 +184,29 @@ fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
     }
 }
 
-/// Runs one direction. A thread that ends by itself says why; one that panics does too.
+/// Runs one line. A thread that ends by itself says why; one that panics does too.
 fn spawn(
-    name: &'static str,
+    name: &str,
     ended: mpsc::Sender<io::Error>,
     run: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name.into()).spawn(move || {
-        let last_words = LastWords { name, ended };
+    let last_words = LastWords { name: name.to_owned(), ended };
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
         if let Err(error) = run() {
             last_words.say(error);
         }
     })
 }
 
-/// Speaks up when its thread unwinds, so that no direction dies unnoticed.
+/// Speaks up when its thread unwinds, so that no line dies unnoticed.
 struct LastWords {
-    name: &'static str,
+    name: String,
     ended: mpsc::Sender<io::Error>,
 }
 
 impl LastWords {
     fn say(&self, error: io::Error) {
-        // Full means that the other direction has said it already.
+        // Full means that others have said it already.
         let _said = self.ended.try_send(error);
     }
 }

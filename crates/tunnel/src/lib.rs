@@ -1,8 +1,9 @@
 //! Moves packets between the device and the UDP socket: two straight lines, no hand-offs.
 //!
 //! Start with [`outbound`], then [`inbound`]: what a packet goes through, top to bottom. [`engine`]
-//! starts and stops the two threads and is where the control plane meets them.
+//! starts and stops the threads and is where the control plane meets them.
 
+mod abreast;
 mod batch;
 pub mod clamp;
 pub mod clock;

@@ -7,6 +7,8 @@
 //!
 //! One thread at a time does it all (`watch` says which); nothing here allocates, locks or waits for
 //! more packets than there are, but for what is staged while there is no key.
+//!
+//! A device of several queues has a line for each.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -21,6 +23,7 @@ use vpnd_protocol::table::Path;
 use vpnd_protocol::time::BootTime;
 use vpnd_tun::{Mode, READ_BUFFER, VNET_LEN, VnetHeader, split};
 
+use crate::abreast::UnderWay;
 use crate::batch::{Batch, Fit, Framing};
 use crate::clock;
 use crate::ecn::Ecn;
@@ -29,6 +32,8 @@ use crate::udp::Sent;
 
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
+    /// Which of the device's queues it reads.
+    line: usize,
     read: Box<[u8]>,
     batch: Batch,
     /// Where a packet is whole before it is cut.
@@ -49,11 +54,12 @@ pub(crate) enum Load {
 const LIGHT: usize = 4096;
 
 impl Outbound {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, line: usize) -> Self {
         let batch = Batch::new(shared.socket.max_segments(), Framing::of(&shared));
         let read = vec![0; READ_BUFFER].into_boxed_slice();
         let uncut = vec![0; READ_BUFFER].into_boxed_slice();
-        Self { shared, read, batch, uncut, staging: Staging::default() }
+        let staging = Staging::one_of(shared.device.queues.len());
+        Self { shared, line, read, batch, uncut, staging }
     }
 
     /// Moves what the device has, in at most `limit` reads; what was staged goes first.
@@ -65,7 +71,7 @@ impl Outbound {
         self.batch.limit(self.shared.table.load().largest_datagram());
         let mut bytes = 0;
         for _ in 0..limit {
-            match self.shared.queue.read(&mut self.read) {
+            match self.shared.device.queues[self.line].read(&mut self.read) {
                 Ok(len) => {
                     bytes += len;
                     self.split(len)?;
@@ -148,9 +154,8 @@ impl Outbound {
         let now = clock::boot();
         // What could not go yet goes before this, whatever key has come in the meantime.
         let first = self.staging.is_empty();
-        match first.then(|| seal(&self.shared, &mut self.batch, now)).flatten() {
-            Some(path) => send(&self.shared, &self.batch, &path)?,
-            None => self.stage(now),
+        if !(first && leave(&self.shared, self.line, &mut self.batch, now)?) {
+            self.stage(now);
         }
         self.batch.clear();
         // A key may have come since, or what was cut for one session goes out anew for the next.
@@ -191,29 +196,42 @@ impl Outbound {
             if taken == 0 {
                 break;
             }
-            let Some(path) = seal(&self.shared, &mut batch, now) else {
+            if !leave(&self.shared, self.line, &mut batch, now)? {
                 self.shared.wake(self.shared.activity.want_handshake.raise());
                 break;
-            };
+            }
             (0..taken).for_each(|_| self.staging.pop());
-            send(&self.shared, &batch, &path)?;
         }
         Ok(())
     }
 }
 
+/// Seals and sends a batch; says whether it could be sealed.
+fn leave(shared: &Shared, line: usize, batch: &mut Batch, now: BootTime) -> io::Result<bool> {
+    shared.abreast.wait(line, || shared.next_counter());
+    let Some((path, _under_way)) = seal(shared, line, batch, now) else { return Ok(false) };
+    send(shared, batch, &path)?;
+    Ok(true)
+}
+
 /// Reserves counters and seals; `None` where there is no key, no way, or none that still seals.
-fn seal(shared: &Shared, batch: &mut Batch, now: BootTime) -> Option<Path> {
+fn seal<'a>(
+    shared: &'a Shared,
+    line: usize,
+    batch: &mut Batch,
+    now: BootTime,
+) -> Option<(Path, UnderWay<'a>)> {
     // The guard ends with this function: no key is held while a send waits.
     let table = shared.table.load();
     let (key, path) = table.send.as_ref()?;
     if batch.has_pieces() && !key.carries_frames() {
         return None;
     }
+    let under_way = shared.abreast.under_way(line, key.used());
     let counters: Counters = key.reserve(batch.len(), now).ok()?;
     shared.wake(counters.wake());
     batch.seal(key, counters);
-    Some(*path)
+    Some((*path, under_way))
 }
 
 /// Sends a sealed batch. Whatever the network says, the line goes on.
@@ -274,4 +292,45 @@ fn is_whole(mode: Mode, packet: &[u8], segments: usize) -> bool {
 /// The mark of the IP packet that crosses the device, or is in the frame that does.
 fn mark(mode: Mode, packet: &[u8]) -> Ecn {
     mode.ip_start(packet).map_or(Ecn::NotEct, |ip| Ecn::of_packet(&packet[ip..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{ends, inbound, lines, read_packet, receive};
+    use crate::udp::tests::in_namespace;
+    use std::thread;
+    use vpnd_protocol::replay::WINDOW;
+
+    #[test]
+    fn a_line_that_is_held_up_before_its_send_loses_nothing_to_the_others() {
+        in_namespace(|| {
+            let (near, far) = ends(2);
+            let (mut lines, mut inbound, packet) = (lines(&near), inbound(&far), read_packet(100));
+            let (held, other) = lines.split_at_mut(1);
+            (0..40).for_each(|_| held[0].split_packet(&packet).unwrap());
+            let sealed = seal(&near, 0, &mut held[0].batch, clock::boot());
+            let (path, under_way) = sealed.unwrap();
+            thread::scope(|scope| {
+                let windows = scope.spawn(|| {
+                    (0..WINDOW * 2).for_each(|_| other[0].split_packet(&packet).unwrap());
+                    other[0].flush().unwrap();
+                });
+                // Time in which it would have sent them all.
+                for _ in 0..100 {
+                    receive(&mut inbound);
+                    thread::sleep(std::time::Duration::from_millis(1));
+                }
+                assert!(!windows.is_finished() && near.next_counter() < WINDOW);
+                send(&near, &held[0].batch, &path).unwrap();
+                drop(under_way);
+                while !windows.is_finished() {
+                    receive(&mut inbound);
+                }
+            });
+            receive(&mut inbound);
+            assert_eq!(near.activity.traffic().packets_sent, WINDOW * 2 + 40);
+            assert_eq!(far.counters.dropped(DropReason::Replayed), 0);
+        });
+    }
 }

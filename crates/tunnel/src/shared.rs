@@ -1,4 +1,4 @@
-//! What the two data threads and the control plane share, and how a thread sleeps.
+//! What the data threads and the control plane share, and how a thread sleeps.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,8 +11,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::edge::Wake;
 use vpnd_protocol::table::Table;
-use vpnd_tun::{Mode, Queue};
+use vpnd_tun::{Device, Mode};
 
+use crate::abreast::Abreast;
 use crate::clamp::{Clamp, clamp_mss};
 use crate::counters::Counters;
 use crate::filter::Filter;
@@ -20,7 +21,9 @@ use crate::udp::Socket;
 
 /// One tunnel, as all its threads see it.
 pub(crate) struct Shared {
-    pub(crate) queue: Queue,
+    /// A line leads out of each of its queues.
+    pub(crate) device: Device,
+    pub(crate) abreast: Abreast,
     pub(crate) socket: Socket,
     pub(crate) table: ArcSwap<Table>,
     pub(crate) activity: Arc<Activity>,
@@ -40,6 +43,11 @@ impl Shared {
         if wake.is_due() {
             self.control.raise();
         }
+    }
+
+    /// The counter that whoever seals takes next; 0 where nobody can.
+    pub(crate) fn next_counter(&self) -> u64 {
+        self.table.load().send.as_ref().map_or(0, |(key, _)| key.used())
     }
 
     /// Clamps the segment size in what crosses the device.

@@ -14,10 +14,12 @@ use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Config, Event, Load, Peer};
+use vpnd_protocol::staging::STAGED_PACKETS;
 use vpnd_protocol::table::{Arrival, Table};
 use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_tun::{Mode, Options, VnetHeader};
 
+use crate::abreast::Abreast;
 use crate::clamp::Clamp;
 use crate::clock;
 use crate::counters::Counters;
@@ -34,46 +36,88 @@ const MTU: u16 = 1420;
 #[test]
 fn a_packet_crosses_without_a_single_allocation() {
     in_namespace(|| {
-        let (sender, receiver) = (socket(), socket());
-        let (from, to) = (at(&sender), at(&receiver));
-        let [send_table, open_table] = tables(from, to);
-        let near = shared("tun8", sender, send_table);
-        let far = shared("tun9", receiver, open_table);
-        let ((handshakes, _admitted), (frames, _framed)) = (mpsc::channel(1), mpsc::channel(1));
-        let control = Queues { handshakes, frames };
-        let mut outbound = Outbound::new(Arc::clone(&near));
-        let mut inbound = Inbound::new(Arc::clone(&far), watch(&far), control);
-        let packet = read_packet(1400);
-        // The first batches may still allocate: the kernel's and the runtime's own first times.
-        cross(&mut outbound, &mut inbound, &packet, 10);
-        let allocated = measure(|| {
-            cross(&mut outbound, &mut inbound, &packet, 200);
-        });
-        assert_eq!(allocated.count_total, 0, "allocations for 200 batches of 40 packets");
-        let crossed = far.activity.traffic().packets_received;
-        assert_eq!(crossed, 210 * 40, "drops: {:?}", dropped(&far));
-        assert_eq!(near.activity.traffic().packets_sent, 210 * 40, "drops: {:?}", dropped(&near));
+        for queues in [1, 2] {
+            let (near, far) = ends(queues);
+            let mut lines = lines(&near);
+            let mut inbound = inbound(&far);
+            // The first batches may still allocate: the kernel's and the runtime's own first times.
+            let packet = read_packet(1400);
+            cross(&mut lines, &mut inbound, &packet, 10);
+            let allocated = measure(|| cross(&mut lines, &mut inbound, &packet, 200));
+            assert_eq!(allocated.count_total, 0, "allocations for 200 batches of 40 packets");
+            let packets = 210 * 40 * u64::from(queues);
+            let crossed = far.activity.traffic().packets_received;
+            assert_eq!(crossed, packets, "drops: {:?}", dropped(&far));
+            let sent = near.activity.traffic().packets_sent;
+            assert_eq!(sent, packets, "drops: {:?}", dropped(&near));
+        }
     });
 }
 
-fn cross(outbound: &mut Outbound, inbound: &mut Inbound, packet: &[u8], batches: usize) {
+#[test]
+fn several_lines_stage_as_much_as_one_and_each_sends_its_own() {
+    in_namespace(|| {
+        for queues in [1, 2, 4] {
+            let (near, far) = ends(queues);
+            let table = near.table.swap(Arc::new(keyless()));
+            let (mut lines, packet) = (lines(&near), read_packet(400));
+            lines.iter_mut().for_each(|line| send(line, &packet, 200));
+            assert!(near.activity.want_handshake.is_raised());
+            let lost = near.counters.dropped(DropReason::Unstaged);
+            assert_eq!(lost, 200 * u64::from(queues) - STAGED_PACKETS as u64);
+            near.table.store(table);
+            lines.iter_mut().for_each(|line| line.turn(0).map(drop).unwrap());
+            let mut inbound = inbound(&far);
+            receive(&mut inbound);
+            assert_eq!(far.activity.traffic().packets_received, STAGED_PACKETS as u64);
+        }
+    });
+}
+
+/// Two ends with a session, the first with that many queues.
+pub(crate) fn ends(queues: u16) -> (Arc<Shared>, Arc<Shared>) {
+    let (sender, receiver) = (socket(), socket());
+    let (from, to) = (at(&sender), at(&receiver));
+    let [send_table, open_table] = tables(from, to);
+    (shared(queues, sender, send_table), shared(1, receiver, open_table))
+}
+
+pub(crate) fn lines(shared: &Arc<Shared>) -> Vec<Outbound> {
+    (0..shared.device.queues.len()).map(|line| Outbound::new(Arc::clone(shared), line)).collect()
+}
+
+pub(crate) fn inbound(shared: &Arc<Shared>) -> Inbound {
+    let ((handshakes, _), (frames, _)) = (mpsc::channel(1), mpsc::channel(1));
+    let watch = Arc::new(Watch::new(Arc::clone(shared)).unwrap());
+    Inbound::new(Arc::clone(shared), watch, Queues { handshakes, frames })
+}
+
+fn cross(lines: &mut [Outbound], inbound: &mut Inbound, packet: &[u8], batches: usize) {
     for _ in 0..batches {
-        for _ in 0..40 {
-            outbound.split_packet(packet).unwrap();
+        for line in &mut *lines {
+            send(line, packet, 40);
         }
-        outbound.flush().unwrap();
-        while let Ok(count) = inbound.receive() {
-            inbound.deliver(count).unwrap();
-        }
+        receive(inbound);
+    }
+}
+
+/// Sends a packet so many times.
+pub(crate) fn send(line: &mut Outbound, packet: &[u8], times: usize) {
+    for _ in 0..times {
+        line.split_packet(packet).unwrap();
+    }
+    line.flush().unwrap();
+}
+
+/// Takes whatever has arrived.
+pub(crate) fn receive(inbound: &mut Inbound) {
+    while let Ok(count) = inbound.receive() {
+        inbound.deliver(count).unwrap();
     }
 }
 
 fn dropped(shared: &Shared) -> Vec<(DropReason, u64)> {
     shared.counters.iter().filter(|(_, count)| *count > 0).collect()
-}
-
-fn watch(shared: &Arc<Shared>) -> Arc<Watch> {
-    Arc::new(Watch::new(Arc::clone(shared)).unwrap())
 }
 
 fn socket() -> Socket {
@@ -84,13 +128,13 @@ fn at(socket: &Socket) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], socket.local_port()))
 }
 
-fn shared(device: &str, socket: Socket, table: Table) -> Arc<Shared> {
-    let options =
-        Options { name: Some(device.to_owned()), mode: Mode::Tun, offload: true, queues: 1 };
-    let queue = vpnd_tun::open(&options).unwrap().queues.remove(0);
-    ip(&format!("link set {device} up"));
+fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
+    let options = Options { name: None, mode: Mode::Tun, offload: true, queues };
+    let device = vpnd_tun::open(&options).unwrap();
+    ip(&format!("link set {} up", device.name));
     Arc::new(Shared {
-        queue,
+        abreast: Abreast::new(device.queues.len()),
+        device,
         socket,
         table: ArcSwap::from_pointee(table),
         activity: Arc::new(Activity::default()),
@@ -103,8 +147,19 @@ fn shared(device: &str, socket: Socket, table: Table) -> Arc<Shared> {
     })
 }
 
+fn keyless() -> Table {
+    Table {
+        send: None,
+        open: Default::default(),
+        mac1: Default::default(),
+        awaiting_cookie: [None; 2],
+        roam: Roam::Any,
+        stop: false,
+    }
+}
+
 /// What a device returns for a complete UDP packet of `len` bytes.
-fn read_packet(len: u16) -> Vec<u8> {
+pub(crate) fn read_packet(len: u16) -> Vec<u8> {
     let mut packet = vec![0; usize::from(len)];
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&len.to_be_bytes());

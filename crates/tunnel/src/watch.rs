@@ -4,6 +4,9 @@
 //! answers to a packet just written leaves at once, from the thread that wrote it, and nobody has to be
 //! woken. Once more comes than it takes along in passing, it calls the outbound thread, which watches the
 //! device until it has found little there several times in a row.
+//!
+//! Each queue of several has an outbound thread that always watches it: the inbound thread, of which
+//! there is one, has enough to do.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,51 +23,64 @@ const LIGHT_TURNS: u32 = 8;
 /// So many reads the inbound thread takes along.
 const IN_PASSING: usize = 8;
 
-/// The outbound line, and whose turn it is to look after it.
+/// The outbound lines, and whose turn it is to look after the only one.
 pub(crate) struct Watch {
     shared: Arc<Shared>,
-    line: Mutex<Outbound>,
+    lines: Vec<Line>,
     /// The inbound thread watches the device; whoever sets it wakes that thread.
     inbound_watches: AtomicBool,
-    /// Wakes the outbound thread: a publication, or a call.
-    outbound: Signal,
     /// Wakes the inbound thread: a publication, or the device is its to watch.
     inbound: Signal,
 }
 
+/// An outbound line, out of one of the device's queues.
+struct Line {
+    outbound: Mutex<Outbound>,
+    /// Wakes its outbound thread: a publication, or a call.
+    signal: Signal,
+}
+
+impl Line {
+    fn new(shared: &Arc<Shared>, queue: usize) -> io::Result<Self> {
+        let outbound = Mutex::new(Outbound::new(Arc::clone(shared), queue));
+        Ok(Self { outbound, signal: Signal::new()? })
+    }
+}
+
 impl Watch {
-    /// The outbound thread begins.
+    /// The outbound threads begin.
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        let line = Mutex::new(Outbound::new(Arc::clone(&shared)));
-        let (outbound, inbound) = (Signal::new()?, Signal::new()?);
-        Ok(Self { shared, line, inbound_watches: AtomicBool::new(false), outbound, inbound })
+        let lines = (0..shared.device.queues.len()).map(|queue| Line::new(&shared, queue));
+        let (lines, inbound) = (lines.collect::<Result<_, _>>()?, Signal::new()?);
+        Ok(Self { shared, lines, inbound_watches: AtomicBool::new(false), inbound })
     }
 
-    /// Wakes both threads.
+    /// Wakes all threads.
     pub(crate) fn raise(&self) {
-        self.outbound.raise();
+        self.lines.iter().for_each(|line| line.signal.raise());
         self.inbound.raise();
     }
 
-    /// The outbound thread: takes what comes out of the device, until the table says stop.
+    /// The outbound thread of a queue: takes what comes out of that, until the table says stop.
     ///
     /// # Errors
     /// When the device is gone.
-    pub(crate) fn run(&self) -> io::Result<()> {
+    pub(crate) fn run(&self, queue: usize) -> io::Result<()> {
+        let (line, alone) = (&self.lines[queue], self.lines.len() == 1);
         let mut light = 0;
         while !self.shared.table.load().stop {
             self.inbound_watches.store(false, Relaxed);
             let load = {
-                let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-                line.turn(usize::MAX)?
+                let mut outbound = line.outbound.lock().unwrap_or_else(PoisonError::into_inner);
+                outbound.turn(usize::MAX)?
             };
-            light = if load == Load::Light { light + 1 } else { 0 };
+            light = if load == Load::Light && alone { light + 1 } else { 0 };
             if light < LIGHT_TURNS {
-                wait(self.shared.queue.as_fd(), PollFlags::POLLIN, &self.outbound)?;
+                wait(self.shared.device.queues[queue].as_fd(), PollFlags::POLLIN, &line.signal)?;
             } else {
                 self.inbound_watches.store(true, Relaxed);
                 self.inbound.raise();
-                self.outbound.wait()?;
+                line.signal.wait()?;
                 light = 0;
             }
         }
@@ -80,13 +96,14 @@ impl Watch {
         if !self.inbound_watches.load(Relaxed) {
             return Ok(());
         }
-        let mut line = match self.line.try_lock() {
-            Ok(line) => line,
-            Err(TryLockError::Poisoned(line)) => line.into_inner(),
+        let line = &self.lines[0];
+        let mut outbound = match line.outbound.try_lock() {
+            Ok(outbound) => outbound,
+            Err(TryLockError::Poisoned(outbound)) => outbound.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(()),
         };
-        if line.turn(IN_PASSING)? == Load::Heavy && self.inbound_watches.swap(false, Relaxed) {
-            self.outbound.raise();
+        if outbound.turn(IN_PASSING)? == Load::Heavy && self.inbound_watches.swap(false, Relaxed) {
+            line.signal.raise();
         }
         Ok(())
     }
@@ -101,7 +118,7 @@ impl Watch {
         if !self.inbound_watches.load(Relaxed) {
             return wait(socket, PollFlags::POLLIN, &self.inbound);
         }
-        if wait_for_either(socket, self.shared.queue.as_fd(), &self.inbound)? {
+        if wait_for_either(socket, self.shared.device.queues[0].as_fd(), &self.inbound)? {
             self.answer()?;
         }
         Ok(())

@@ -36,7 +36,7 @@ pub(crate) enum Adopt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Queues {
-    /// One for each processor.
+    /// One for each processor, but not more than the one way in keeps up with.
     Auto,
     /// This many.
     #[serde(untagged)]
@@ -72,8 +72,8 @@ pub(super) const ADOPT: &[(&str, Adopt)] =
 pub(super) const CARRIER: &[(&str, Carrier)] =
     &[("peer", Carrier::Peer), ("always", Carrier::Always)];
 
-/// More queues than this the kernel does not give (`MAX_TAP_QUEUES`, `tun.c`).
-const MAX_QUEUES: i64 = 256;
+/// More threads than this have more under way at once than the peer's replay window is wide.
+const MAX_QUEUES: i64 = 32;
 
 pub(super) fn queues(value: &Value<'_>) -> Parsed<Queues> {
     match value.get_ref().as_str() {

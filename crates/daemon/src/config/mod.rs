@@ -68,6 +68,13 @@ impl Config {
         self.interface.netns == self.socket.netns
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
     }
+
+    /// Whether something hangs on the peer's life, so that it has to be asked when it is silent.
+    pub(crate) fn watches(&self) -> bool {
+        let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();
+        let routes = self.routes.iter().any(|route| route.when_down != WhenDown::Keep);
+        self.peer.keepalive.is_some() || hooks || routes
+    }
 }
 
 /// `[interface]`: the device, its addresses, our key and our port.

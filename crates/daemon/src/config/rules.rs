@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -13,10 +15,14 @@ use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
 use super::{AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown};
+use crate::hooks::{from_directory, look_at};
 use crate::keys::Keys;
 
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
 const MIN_MTU_V6: u16 = 1280;
+
+/// Half of it is for asking, by two handshakes at least.
+const TIME_TO_ASK: Duration = Duration::from_secs(15);
 
 /// So many ways to open one answer are tried, each for the price of a hash and an AEAD.
 const MAX_CANDIDATES: usize = 4;
@@ -34,15 +40,18 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     frames(config, &mut found);
     one_master(config, &mut found);
     carrier(config, &mut found);
+    time_to_ask(config, &mut found);
     something_allowed(config, &mut found);
     endpoints_outside(config, &mut found);
     routes_once(config, &mut found);
     routes_allowed(config, &mut found);
-    routes_by_peer(config, &mut found);
+    blackhole_behind(config, &mut found);
     routes_without_loop(config, &mut found);
     buffer_once(&mut found);
     device_outside(config, &mut found);
     sources(config, &mut found);
+    hooks(config, &mut found);
+    names(config, &mut found);
     found.problems
 }
 
@@ -264,6 +273,17 @@ fn carrier(config: &Config, found: &mut Found<'_>) {
     }
 }
 
+/// `WireGuard` has nothing to ask but a handshake, and two of those are five seconds apart.
+fn time_to_ask(config: &Config, found: &mut Found<'_>) {
+    let in_time = config.peer.dead_after >= TIME_TO_ASK || config.peer.protocol == Protocol::Vpnd;
+    if config.watches() && !in_time {
+        let problem = "there is no time to ask a silent WireGuard peer for a sign of life";
+        let help =
+            "set 15s or more, or let the peer's keepalive be shorter than ours and than this";
+        found.at("[peer]", "dead_after", Problem::warning(problem).help(help));
+    }
+}
+
 fn something_allowed(config: &Config, found: &mut Found<'_>) {
     // A bridge lets everybody in.
     if config.peer.allowed_ips.is_empty() && config.interface.mode == Mode::Tun {
@@ -302,15 +322,9 @@ fn routes_allowed(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// Without a keepalive nothing would find the peer dead, or call it when its routes are gone.
-fn routes_by_peer(config: &Config, found: &mut Found<'_>) {
+/// What drops packets stands one metric behind the way that it guards.
+fn blackhole_behind(config: &Config, found: &mut Found<'_>) {
     for (index, route) in config.routes.iter().enumerate() {
-        if route.when_down != WhenDown::Keep && config.peer.keepalive.is_none() {
-            let problem = "`when_down` takes a keepalive: nothing else tells a silent peer from a dead one, \
-                           or calls it once its route is gone";
-            let help = "set [peer] keepalive, or leave when_down out";
-            found.at_route(index, Problem::error(problem).help(help));
-        }
         if route.when_down == WhenDown::Blackhole && route.metric == Some(u32::MAX) {
             let problem = "`when_down = \"blackhole\"` takes a metric that leaves one behind it";
             found.at_route(index, Problem::error(problem).help("take a lower metric"));
@@ -376,6 +390,39 @@ fn sources(config: &Config, found: &mut Found<'_>) {
                 format!("answers would come to {source}, and [interface] listen is {listen}"),
                 help,
             );
+        }
+    }
+}
+
+/// Programs that are not there will fail when they are due; what others may change must not be run.
+fn hooks(config: &Config, found: &mut Found<'_>) {
+    let from = config.file.parent().unwrap_or_else(|| Path::new("/"));
+    let hooks = &config.hooks;
+    for (key, commands) in [
+        ("up", &hooks.up),
+        ("established", &hooks.established),
+        ("lost", &hooks.lost),
+        ("down", &hooks.down),
+    ] {
+        for (index, words) in commands.iter().enumerate() {
+            let Err(error) = look_at(&from_directory(&words[0], from)) else { continue };
+            let problem = if error.is_dangerous() { Problem::error } else { Problem::warning };
+            found.at_item("[hooks]", key, index, problem(error.to_string()));
+        }
+    }
+}
+
+/// The resolver that is told of the tunnel is that of its own namespace.
+fn names(config: &Config, found: &mut Found<'_>) {
+    for (key, said) in
+        [("servers", !config.dns.servers.is_empty()), ("domains", !config.dns.domains.is_empty())]
+    {
+        if said && config.interface.netns.is_some() {
+            let problem =
+                "has no effect: the device is in another network namespace than systemd-resolved";
+            let help =
+                "write the servers to /etc/netns/NAME/resolv.conf, which `ip netns exec` uses";
+            found.at("[dns]", key, Problem::warning(problem).help(help));
         }
     }
 }

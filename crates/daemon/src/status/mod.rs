@@ -33,6 +33,14 @@ pub(crate) struct Status {
     pub(crate) state: State,
     pub(crate) device: Device,
     pub(crate) peer: Peer,
+    /// Whether the peer is alive, and for how long it has been or has not.
+    #[serde(default)]
+    pub(crate) alive: Option<bool>,
+    #[serde(default)]
+    pub(crate) alive_changed_s: Option<f64>,
+    /// How long a silent peer counts as alive.
+    #[serde(default)]
+    pub(crate) dead_after_s: Option<f64>,
     pub(crate) session: Option<Session>,
     pub(crate) last_handshake_s: Option<f64>,
     pub(crate) last_received_s: Option<f64>,
@@ -69,6 +77,9 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mode: String,
     pub(crate) mtu: u16,
+    /// Through how many queues packets leave it; 0 from a release that does not say.
+    #[serde(default)]
+    pub(crate) queues: usize,
     pub(crate) listen_port: u16,
     pub(crate) public_key: String,
 }
@@ -149,6 +160,8 @@ pub(crate) struct About {
     pub(crate) preshared_key: bool,
     /// The endpoints as the configuration has them.
     pub(crate) endpoints: Vec<String>,
+    /// How long a silent peer counts as alive.
+    pub(crate) dead_after: Duration,
 }
 
 impl Status {
@@ -176,6 +189,9 @@ impl Status {
             state,
             device: Device { public_key: own.to_string(), ..about.device.clone() },
             peer: Peer::new(about, peer),
+            alive: Some(peer.alive.0),
+            alive_changed_s: Some(peer.alive.1.as_secs_f64()),
+            dead_after_s: Some(about.dead_after.as_secs_f64()),
             session: peer.session.map(|(role, age)| Session::new(role, age, peer.protocol)),
             last_handshake_s: peer.last_handshake.map(|age| age.as_secs_f64()),
             last_received_s: peer.last_received.map(|age| age.as_secs_f64()),
@@ -330,12 +346,14 @@ pub(crate) mod tests {
                 name: "vpn-site-a".into(),
                 mode: "tun".into(),
                 mtu: 1420,
+                queues: 4,
                 listen_port: 51820,
                 public_key: "ours".into(),
             },
             protocol: "wireguard".into(),
             preshared_key: true,
             endpoints: vec!["b.example.net:51820".into()],
+            dead_after: Duration::from_secs(60),
         }
     }
 
@@ -383,6 +401,7 @@ pub(crate) mod tests {
                 "name": "vpn-site-a",
                 "mode": "tun",
                 "mtu": 1420,
+                "queues": 4,
                 "listen_port": 51820,
                 "public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
             },
@@ -395,6 +414,9 @@ pub(crate) mod tests {
                 "release": "vpnd 0.1.0",
                 "mtu": 1420,
             },
+            "alive": true,
+            "alive_changed_s": 9000.0,
+            "dead_after_s": 60.0,
             "session": { "role": "initiator", "age_s": 71.0, "protocol": "wireguard" },
             "last_handshake_s": 71.0,
             "last_received_s": 2.5,

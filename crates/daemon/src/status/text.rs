@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{State, Status, Way};
+use super::{Device, State, Status, Way};
 
 /// The status, a line for each thing.
 pub(crate) fn render(status: &Status) -> String {
@@ -21,13 +21,14 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         status.name,
         status.state.word().to_uppercase(),
         device.name,
-        device.mode,
+        kind(device),
         device.mtu,
         device.listen_port,
         span(status.uptime_s),
     )?;
     writeln!(text, "  peer     {}  {}", status.peer.public_key, endpoint(status))?;
     writeln!(text, "  session  {}", session(status))?;
+    alive(status).iter().try_for_each(|alive| writeln!(text, "  alive    {alive}"))?;
     if let Some(way) = &status.way {
         writeln!(text, "  way      {}", describe(way))?;
     }
@@ -42,6 +43,13 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     write_drops(text, status)?;
     status.hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
+}
+
+fn kind(device: &Device) -> String {
+    match device.queues {
+        0 | 1 => device.mode.clone(),
+        queues => format!("{}, {queues} queues", device.mode),
+    }
 }
 
 fn endpoint(status: &Status) -> String {
@@ -66,6 +74,16 @@ fn session(status: &Status) -> String {
         ),
         None => format!("none; last handshake {}", age(status.last_handshake_s)),
     }
+}
+
+fn alive(status: &Status) -> Option<String> {
+    let (alive, since) = (status.alive?, span(status.alive_changed_s?));
+    let after = status.dead_after_s.map(span)?;
+    Some(if alive {
+        format!("yes, for {since}")
+    } else {
+        format!("no, for {since} (after {after} of silence)")
+    })
 }
 
 fn describe(way: &Way) -> String {

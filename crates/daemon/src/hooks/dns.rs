@@ -1,0 +1,112 @@
+//! Which name servers lie behind the device, as systemd-resolved is told. Words and meanings are
+//! `resolvectl`'s: a domain is searched in and asked for there; with `~` before it, asked for alone.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::plan::Argv;
+
+/// The program that talks to systemd-resolved.
+const RESOLVECTL: &str = "resolvectl";
+/// The domain of all names.
+const EVERY_NAME: &str = "~.";
+
+/// What tells systemd-resolved of `servers` behind `device`.
+///
+/// Where everything is routed into the tunnel, all names are asked for there and nowhere else. Where only some is,
+/// `domains` are; without any, those are whose domain no other device claims.
+pub(super) fn set(
+    device: &str,
+    servers: &[IpAddr],
+    domains: &[String],
+    everything: bool,
+) -> Vec<Argv> {
+    if servers.is_empty() && domains.is_empty() {
+        return Vec::new();
+    }
+    let servers = servers.iter().map(IpAddr::to_string).collect();
+    let every_name = everything && !domains.iter().any(|domain| domain == EVERY_NAME);
+    let every_name = every_name.then(|| EVERY_NAME.to_owned());
+    let asked: Vec<_> = domains.iter().cloned().chain(every_name).collect();
+    let other_names = if everything || asked.is_empty() { "yes" } else { "no" };
+    let mut commands = vec![command("dns", device, servers)];
+    if !asked.is_empty() {
+        commands.push(command("domain", device, asked));
+    }
+    commands.push(command("default-route", device, vec![other_names.to_owned()]));
+    commands
+}
+
+/// What makes systemd-resolved forget it.
+pub(super) fn revert(device: &str) -> Vec<Argv> {
+    vec![command("revert", device, Vec::new())]
+}
+
+/// Whether all of a family goes into the tunnel: one network or two halves of it.
+pub(super) fn is_everything(routes: impl Iterator<Item = IpNet> + Clone) -> bool {
+    [true, false].into_iter().any(|v4| {
+        let family = routes.clone().filter(|to| to.addr().is_ipv4() == v4);
+        let (mut halves, mut whole) = (0, false);
+        for to in family {
+            whole |= to.prefix_len() == 0;
+            halves += usize::from(to.prefix_len() == 1);
+        }
+        whole || halves > 1
+    })
+}
+
+fn command(verb: &str, device: &str, values: Vec<String>) -> Argv {
+    let arguments = [verb, device].map(str::to_owned).into_iter().chain(values).collect();
+    Argv { program: RESOLVECTL.to_owned(), arguments }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(servers: &[&str], domains: &[&str], everything: bool) -> Vec<String> {
+        let servers: Vec<_> = servers.iter().map(|text| text.parse().unwrap()).collect();
+        let domains: Vec<_> = domains.iter().map(ToString::to_string).collect();
+        set("tun0", &servers, &domains, everything).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn of_a_company_only_its_names_are_asked_for_there() {
+        assert_eq!(
+            lines(&["10.99.0.2", "fd99::2"], &["corp.example", "~example.net"], false),
+            [
+                "resolvectl dns tun0 10.99.0.2 fd99::2",
+                "resolvectl domain tun0 corp.example ~example.net",
+                "resolvectl default-route tun0 no",
+            ]
+        );
+    }
+
+    #[test]
+    fn with_the_default_route_all_names_are() {
+        let domain = "resolvectl domain tun0 corp.example ~.";
+        assert_eq!(lines(&["10.99.0.2"], &["corp.example"], true)[1], domain);
+        assert_eq!(lines(&["10.99.0.2"], &["~."], true)[1], "resolvectl domain tun0 ~.");
+        assert_eq!(lines(&["10.99.0.2"], &[], true)[2], "resolvectl default-route tun0 yes");
+    }
+
+    #[test]
+    fn servers_alone_are_asked_for_the_names_of_nobody() {
+        let expected = ["resolvectl dns tun0 10.99.0.2", "resolvectl default-route tun0 yes"];
+        assert_eq!(lines(&["10.99.0.2"], &[], false), expected);
+        assert!(lines(&[], &[], true).is_empty());
+    }
+
+    #[test]
+    fn everything_is_one_network_or_its_halves() {
+        let of = |routes: &[&str]| {
+            let routes: Vec<IpNet> = routes.iter().map(|text| text.parse().unwrap()).collect();
+            is_everything(routes.into_iter())
+        };
+        assert!(of(&["192.168.20.0/24", "::/0"]));
+        assert!(of(&["0.0.0.0/1", "128.0.0.0/1"]));
+        assert!(!of(&["0.0.0.0/1", "8000::/1"]));
+        assert!(!of(&["10.0.0.0/8"]));
+    }
+}

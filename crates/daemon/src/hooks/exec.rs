@@ -1,0 +1,276 @@
+//! Runs one command: in a process group of its own, with nothing of ours but its environment, for
+//! no longer than its limit.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::output::Lines;
+use super::plan::Argv;
+use super::talk::{End, Report, Way};
+
+/// The highest number of a signal (`_NSIG`).
+const LAST_SIGNAL: libc::c_int = 64;
+/// Who was asked to end has so long before it is killed.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Runs it to its end or `limit`; `way` is told what it prints. Whoever drops this before kills it.
+///
+/// # Errors
+///
+/// If `way` leads nowhere any more: then it is killed.
+pub(super) async fn execute(
+    argv: &Argv,
+    environment: impl IntoIterator<Item = (String, String)>,
+    limit: Duration,
+    way: &mut Way,
+) -> io::Result<End> {
+    let mut running = match Running::start(argv, environment) {
+        Ok(running) => running,
+        Err(error) => return Ok(End::NotStarted(error.to_string())),
+    };
+    let end = match timeout(limit, running.end(way)).await {
+        Ok(status) => End::from(status?),
+        Err(_elapsed) => {
+            running.stop(way).await?;
+            End::TooLong(limit)
+        }
+    };
+    running.pass_rest(way).await?;
+    Ok(end)
+}
+
+/// A command and all it started that stayed in its group.
+struct Running {
+    child: Child,
+    group: Pid,
+    /// By itself: what it left in the background is its own business.
+    ended: bool,
+    output: Option<pipe::Receiver>,
+    lines: Lines,
+}
+
+impl Running {
+    fn start(
+        argv: &Argv,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> io::Result<Self> {
+        let (output, input) = io::pipe()?;
+        let output = pipe::Receiver::from_owned_fd(OwnedFd::from(output))?;
+        let mut command = std::process::Command::new(&argv.program);
+        command.args(&argv.arguments).env_clear().envs(environment).current_dir("/");
+        command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+        begin_anew(&mut command);
+        // The command holds our ends of the pipe, and goes with this line.
+        let child = Command::from(command).spawn()?;
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        let group = Pid::from_raw(id.ok_or_else(|| io::Error::from(Errno::ESRCH))?);
+        Ok(Self { child, group, ended: false, output: Some(output), lines: Lines::default() })
+    }
+
+    /// Waits for its end, and passes on what it prints until then.
+    async fn end(&mut self, way: &mut Way) -> io::Result<ExitStatus> {
+        let mut buffer = [0; 4096];
+        loop {
+            tokio::select! {
+                status = self.child.wait() => {
+                    self.ended = true;
+                    return status;
+                }
+                read = read(&mut self.output, &mut buffer) => match read {
+                    Ok(len @ 1..) => pass(self.lines.take(&buffer[..len]), way).await?,
+                    // It has closed its output, and may run on.
+                    _ => self.output = None,
+                },
+            }
+        }
+    }
+
+    /// Asks the whole group to end, then ends it.
+    async fn stop(&mut self, way: &mut Way) -> io::Result<()> {
+        self.signal(Signal::SIGTERM);
+        let obeyed = timeout(GRACE, self.end(way)).await.is_ok();
+        // What it started may have stayed when it went.
+        self.signal(Signal::SIGKILL);
+        if !obeyed {
+            // Whom the kernel does not let go is left to it.
+            let _stuck = timeout(GRACE, self.end(way)).await;
+        }
+        Ok(())
+    }
+
+    /// What is in the pipe still. Who runs on in the background keeps it open, and is not waited for.
+    async fn pass_rest(&mut self, way: &mut Way) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        while let Some(output) = &self.output {
+            match output.try_read(&mut buffer) {
+                Ok(len @ 1..) => pass(self.lines.take(&buffer[..len]), way).await?,
+                _ => break,
+            }
+        }
+        pass(self.lines.rest(), way).await
+    }
+
+    /// A group that is gone needs no signal.
+    fn signal(&self, signal: Signal) {
+        let _gone = killpg(self.group, signal);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.signal(Signal::SIGKILL);
+        }
+    }
+}
+
+async fn read(output: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> io::Result<usize> {
+    match output {
+        Some(output) => output.read(buffer).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn pass(lines: Vec<String>, way: &mut Way) -> io::Result<()> {
+    for line in lines {
+        way.say(&Report::Said(line)).await?;
+    }
+    Ok(())
+}
+
+/// What the kernel hands down to a new program, or does not take from it, as if the system had just
+/// started it: no signal blocked or ignored. It dies with us.
+fn begin_anew(command: &mut std::process::Command) {
+    let anew = || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        for signal in 1..=LAST_SIGNAL {
+            // SAFETY: no handler is installed. The kernel and the C library refuse to change some.
+            let _fixed = unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    command.process_group(0);
+    // SAFETY: the closure makes system calls and touches no memory but its own stack: nothing in it
+    // allocates or takes a lock between fork and exec.
+    unsafe { command.pre_exec(anew) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooks::talk::{Heard, both};
+    use std::time::Instant;
+    use tokio::net::UnixStream;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn ends() -> (Heard, Way) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ((heard, _), (_, way)) = (both(ours), both(theirs));
+        (heard, way)
+    }
+
+    /// How `sh -c script` ends, and what it says.
+    async fn run(script: &str, limit: Duration) -> (End, Vec<String>) {
+        let (mut heard, mut way) = ends();
+        let environment = [("PATH", "/usr/bin:/bin"), ("A", "b c")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let argv = Argv::new(["sh", "-c", script]).unwrap();
+        let end = execute(&argv, environment, limit, &mut way).await.unwrap();
+        drop(way);
+        let mut said = Vec::new();
+        while let Some(report) = heard.next().await.unwrap() {
+            let Report::Said(line) = report else { panic!("{report:?}") };
+            said.push(line);
+        }
+        (end, said)
+    }
+
+    #[tokio::test]
+    async fn a_command_runs_in_a_clean_place() {
+        let (end, said) = run("env; pwd; echo bad >&2; cat; exit 3", LONG).await;
+        assert_eq!(end, End::Exited(3));
+        for line in ["A=b c", "PATH=/usr/bin:/bin", "/", "bad"] {
+            assert!(said.iter().any(|said| said == line), "{line}: {said:?}");
+        }
+        assert!(!said.iter().any(|line| line.starts_with("CARGO")), "{said:?}");
+        let (_, said) = run("grep -hE 'Sig(Blk|Ign)' /proc/self/status", LONG).await;
+        // The C library keeps two signals to itself.
+        let masks =
+            said.iter().map(|line| u64::from_str_radix(&line[8..], 16).unwrap() & !(3 << 31));
+        assert_eq!(masks.collect::<Vec<_>>(), [0, 0], "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn what_hangs_is_killed_with_its_children() {
+        let begin = Instant::now();
+        let script = "trap '' TERM; sh -c 'trap \"\" TERM; echo $$; sleep 1000; sleep 1000'";
+        let (end, said) = run(script, Duration::from_millis(200)).await;
+        assert_eq!(end, End::TooLong(Duration::from_millis(200)));
+        assert!(begin.elapsed() < LONG);
+        let child: i32 = said[0].parse().unwrap();
+        assert!(is_dead(child), "{child} lives");
+    }
+
+    #[tokio::test]
+    async fn who_is_asked_to_end_may_say_a_last_word() {
+        let script = "trap 'echo last; exit' TERM; sleep 1000 & wait";
+        let (end, said) = run(script, Duration::from_millis(200)).await;
+        assert_eq!(end, End::TooLong(Duration::from_millis(200)));
+        assert_eq!(said, ["last"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_is_killed() {
+        let (mut heard, mut way) = ends();
+        let argv = Argv::new(["/bin/sh", "-c", "echo $$; sleep 1000; true"]).unwrap();
+        let child = tokio::select! {
+            _ = execute(&argv, [], LONG, &mut way) => panic!("it ended"),
+            said = heard.next() => match said.unwrap() {
+                Some(Report::Said(line)) => line.parse().unwrap(),
+                other => panic!("{other:?}"),
+            },
+        };
+        let begin = Instant::now();
+        while !is_dead(child) {
+            assert!(begin.elapsed() < LONG, "{child} lives");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_what_stays_in_the_background() {
+        let begin = Instant::now();
+        let (end, said) = run("sleep 7 & echo $!", LONG).await;
+        assert_eq!(end, End::Exited(0));
+        assert!(begin.elapsed() < Duration::from_secs(7));
+        assert!(!is_dead(said[0].parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_does_not_start() {
+        let (_heard, mut way) = ends();
+        let argv = Argv::new(["/nowhere/hook"]).unwrap();
+        let end = execute(&argv, [], LONG, &mut way).await.unwrap();
+        assert_eq!(end.to_string(), "could not be started: No such file or directory (os error 2)");
+    }
+
+    /// Dead, or only waiting for whoever reaps it.
+    fn is_dead(id: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+    }
+}

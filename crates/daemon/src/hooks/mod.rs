@@ -1,0 +1,256 @@
+//! Commands that are run when the tunnel comes up, finds its peer, loses it and goes down, and those
+//! that tell systemd-resolved of name servers behind it.
+//!
+//! 1. Before vpnd gives anything up, a *runner* is started ([`runner`]) and handed the plan.
+//! 2. `up` is run when the device is configured. One command after the other; if one fails the start
+//!    fails.
+//! 3. While the tunnel runs, `established` and `lost` follow the peer. They take turns: what changed
+//!    and changed back while a command ran is passed over.
+//! 4. At the end, and before anything is undone, `down` is run. What fails is logged.
+
+mod client;
+mod dns;
+mod exec;
+mod output;
+mod plan;
+mod program;
+mod runner;
+mod talk;
+mod variables;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub(crate) use plan::{Moment, Plan};
+pub(crate) use program::{from_directory, look_at};
+pub(crate) use runner::{WORD, run};
+pub(crate) use variables::{Facts, plan, wanted};
+
+use client::Runner;
+use talk::{End, Order};
+
+/// Why the start failed over a hook.
+#[derive(Debug, Error)]
+pub(crate) enum HookError {
+    /// Nobody could run it.
+    #[error("the hook runner, which is vpnd itself (/proc/self/exe), cannot be started: {0}")]
+    Start(io::Error),
+    /// The runner was killed, or hangs.
+    #[error("the hook runner is gone: {0}; start vpnd again")]
+    Gone(io::Error),
+    /// It was run, and failed.
+    #[error(
+        "hook {hook}: `{command}` {end}; what the start had changed is undone, and `down` is not run"
+    )]
+    Failed { hook: &'static str, command: String, end: End },
+}
+
+/// The commands of one tunnel.
+pub(crate) struct Hooks {
+    /// None where nothing is ever run, and when it was lost.
+    runner: Option<Runner>,
+    plan: Plan,
+}
+
+impl Hooks {
+    /// Starts the runner if `wanted`. Belongs before everything that a command must not inherit.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub(crate) fn start(wanted: bool) -> Result<Self, HookError> {
+        let runner = wanted.then(Runner::start).transpose().map_err(HookError::Start)?;
+        Ok(Self { runner, plan: Plan::default() })
+    }
+
+    /// Hands the plan over and runs what belongs to a start. `None` if it ended before, as `stop`
+    /// asked.
+    ///
+    /// # Errors
+    ///
+    /// If a command of `up` fails; the ones after it are not run.
+    pub(crate) async fn up(
+        mut self,
+        plan: Plan,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Following>, HookError> {
+        self.plan = plan;
+        let done = tokio::select! {
+            done = self.bring_up() => Some(done),
+            () = stop => None,
+        };
+        match done {
+            Some(Ok(())) => Ok(Some(self.follow())),
+            other => {
+                // It kills what runs.
+                self.end().await;
+                other.transpose().map(|_stopped| None)
+            }
+        }
+    }
+
+    async fn bring_up(&mut self) -> Result<(), HookError> {
+        if let Some(runner) = &mut self.runner {
+            runner.plan(&self.plan).await.map_err(HookError::Gone)?;
+        }
+        self.set_dns().await;
+        for index in 0..self.plan.at(Moment::Up).len() {
+            let end = self.command(Moment::Up, index, None).await.map_err(HookError::Gone)?;
+            if !end.is_good() {
+                let command = self.plan.at(Moment::Up)[index].to_string();
+                return Err(HookError::Failed { hook: Moment::Up.word(), command, end });
+            }
+        }
+        Ok(())
+    }
+
+    /// A tunnel without its names is better than none.
+    async fn set_dns(&mut self) {
+        for index in 0..self.plan.at(Moment::SetDns).len() {
+            let end = self.command(Moment::SetDns, index, None).await;
+            if !end.as_ref().is_ok_and(End::is_good) {
+                let why = end.map_or_else(|error| error.to_string(), |end| end.to_string());
+                let command = &self.plan.at(Moment::SetDns)[index];
+                tracing::warn!(
+                    "[dns] has no effect: `{command}` {why}; it takes systemd-resolved, or a hook \
+                     that does as much"
+                );
+                if index == 0 {
+                    self.plan.commands.remove(&Moment::RevertDns);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Runs one command of the plan; nothing where there is no runner.
+    async fn command(
+        &mut self,
+        moment: Moment,
+        index: usize,
+        endpoint: Option<SocketAddr>,
+    ) -> io::Result<End> {
+        let Some(runner) = &mut self.runner else { return Ok(End::Exited(0)) };
+        let order = Order { moment, index, endpoint };
+        let end = runner.run(order, &self.plan.at(moment)[index], self.plan.limit).await;
+        if end.is_err() {
+            // What it says from now on would be about something else.
+            self.runner = None;
+        }
+        end
+    }
+
+    /// Runs a command whose failure changes nothing, and says how it went.
+    async fn attend(&mut self, moment: Moment, index: usize, endpoint: Option<SocketAddr>) {
+        let (hook, had_runner) = (moment.word(), self.runner.is_some());
+        let end = self.command(moment, index, endpoint).await;
+        let command = &self.plan.at(moment)[index];
+        match end {
+            Ok(end) if end.is_good() => tracing::info!("hook {hook}: `{command}` is done"),
+            Ok(end) => tracing::warn!("hook {hook}: `{command}` {end}"),
+            Err(error) if had_runner => {
+                tracing::warn!("hook {hook}: {}", HookError::Gone(error));
+            }
+            Err(_known) => {}
+        }
+    }
+
+    /// From here on commands are run beside everything else.
+    fn follow(self) -> Following {
+        let (wishes, seen) = watch::channel(Wish::default());
+        let task = tokio::spawn(self.run(seen));
+        Following { news: News(Arc::new(wishes)), task: Some(task) }
+    }
+
+    async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
+        let mut alive = false;
+        loop {
+            let changed = wishes.wait_for(|wish| wish.end || wish.alive != alive).await;
+            let Ok(wish) = changed.map(|wish| *wish) else { break };
+            if wish.end {
+                break;
+            }
+            alive = wish.alive;
+            let moment = if alive { Moment::Established } else { Moment::Lost };
+            for index in 0..self.plan.at(moment).len() {
+                self.attend(moment, index, wish.endpoint).await;
+                if wishes.borrow().end {
+                    break;
+                }
+            }
+        }
+        let endpoint = wishes.borrow().endpoint;
+        self.bring_down(endpoint).await;
+    }
+
+    async fn bring_down(mut self, endpoint: Option<SocketAddr>) {
+        for index in 0..self.plan.at(Moment::Down).len() {
+            self.attend(Moment::Down, index, endpoint).await;
+        }
+        for index in 0..self.plan.at(Moment::RevertDns).len() {
+            // With the device went what systemd-resolved knew of it.
+            let end = self.command(Moment::RevertDns, index, None).await;
+            tracing::debug!("names are looked up as before: {end:?}");
+        }
+        self.end().await;
+    }
+
+    async fn end(self) {
+        if let Some(runner) = self.runner {
+            runner.end().await;
+        }
+    }
+}
+
+/// What is to be run next, as far as it is known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wish {
+    alive: bool,
+    endpoint: Option<SocketAddr>,
+    end: bool,
+}
+
+/// What the tunnel's state is told to.
+#[derive(Clone)]
+pub(crate) struct News(Arc<watch::Sender<Wish>>);
+
+impl News {
+    /// The peer is there, or gone. Never waits.
+    pub(crate) fn peer(&self, alive: bool, endpoint: Option<SocketAddr>) {
+        self.0.send_modify(|wish| {
+            wish.alive = alive;
+            wish.endpoint = endpoint.or(wish.endpoint);
+        });
+    }
+}
+
+/// Commands that are run beside everything else.
+pub(crate) struct Following {
+    news: News,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Following {
+    /// For whoever knows how the tunnel fares.
+    pub(crate) fn news(&self) -> News {
+        self.news.clone()
+    }
+
+    /// Lets the command that runs end, runs `down`, and waits for all of it. The second time does
+    /// nothing.
+    pub(crate) async fn end(&mut self) {
+        self.news.0.send_modify(|wish| wish.end = true);
+        if let Some(task) = &mut self.task {
+            let _panicked = task.await;
+            self.task = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! What a command prints, as lines for the log: neither long nor many, and without control characters, so
+//! that no command can fill the log or write what is not its own.
+
+/// A line goes on no further than this many bytes.
+const MAX_LINE: usize = 400;
+/// Of one command, so many lines are passed on.
+const MAX_LINES: usize = 50;
+
+/// Cuts what comes in into lines.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    line: Vec<u8>,
+    passed: usize,
+    left_out: usize,
+}
+
+impl Lines {
+    /// The lines that these bytes complete.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let ends = piece.ends_with(b"\n");
+            let room = MAX_LINE.saturating_sub(self.line.len());
+            self.line.extend(piece.iter().take(room).filter(|byte| **byte != b'\n'));
+            if ends {
+                lines.extend(self.end_line());
+            }
+        }
+        lines
+    }
+
+    /// What is left when nothing more comes.
+    pub(super) fn rest(&mut self) -> Vec<String> {
+        let mut lines: Vec<_> = self.end_line().into_iter().collect();
+        if self.left_out > 0 {
+            lines.push(format!("({} more lines)", self.left_out));
+        }
+        lines
+    }
+
+    fn end_line(&mut self) -> Option<String> {
+        let line = std::mem::take(&mut self.line);
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end().replace(char::is_control, "?");
+        if text.is_empty() {
+            return None;
+        }
+        if self.passed == MAX_LINES {
+            self.left_out += 1;
+            return None;
+        }
+        self.passed += 1;
+        Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_when_they_are_whole() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.take(b"one\ntw"), ["one"]);
+        assert_eq!(lines.take(b"o\n\n\r\nthree"), ["two"]);
+        assert_eq!(lines.rest(), ["three"]);
+        assert!(lines.rest().is_empty());
+    }
+
+    #[test]
+    fn neither_long_nor_many_nor_coloured() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.take(&[b'x'; 10_000]), Vec::<String>::new());
+        assert_eq!(lines.take(b"y\n\x1b[31mred\n"), ["x".repeat(MAX_LINE), "?[31mred".into()]);
+        assert_eq!(lines.take(&b"more\n".repeat(1000)).len(), MAX_LINES - 2);
+        assert_eq!(lines.rest(), ["(952 more lines)"]);
+    }
+}

@@ -1,0 +1,121 @@
+//! What is run when. The runner has the plan before anything is read from the network; after that,
+//! only the place of a command in it is named.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// When commands are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Moment {
+    /// The device is configured: systemd-resolved is told of the name servers behind it.
+    SetDns,
+    /// The device is configured; privileges are still there.
+    Up,
+    /// The peer is alive.
+    Established,
+    /// The peer is silent.
+    Lost,
+    /// A stop has begun; the device is still configured.
+    Down,
+    /// systemd-resolved is to forget what it was told.
+    RevertDns,
+}
+
+impl Moment {
+    /// As the configuration and `VPND_HOOK` call it.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::SetDns => "set-dns",
+            Self::Up => "up",
+            Self::Established => "established",
+            Self::Lost => "lost",
+            Self::Down => "down",
+            Self::RevertDns => "revert-dns",
+        }
+    }
+}
+
+/// A command: a program, and arguments that no shell looks at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Argv {
+    /// A path, or a word to be looked up in `PATH`.
+    pub(crate) program: String,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Argv {
+    /// Of words, the first of which is the program; none of no words.
+    pub(crate) fn new(words: impl IntoIterator<Item = impl Into<String>>) -> Option<Self> {
+        let mut words = words.into_iter().map(Into::into);
+        Some(Self { program: words.next()?, arguments: words.collect() })
+    }
+}
+
+/// As it could be typed into a shell.
+impl fmt::Display for Argv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&quoted(&self.program))?;
+        self.arguments.iter().try_for_each(|word| write!(f, " {}", quoted(word)))
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,~".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// All that a tunnel's runner will ever run, and with what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// In the order that they are run.
+    pub(crate) commands: BTreeMap<Moment, Vec<Argv>>,
+    /// The whole environment, but for what depends on the moment.
+    pub(crate) environment: Vec<(String, String)>,
+    /// How long one command may take.
+    pub(crate) limit: Duration,
+}
+
+impl Plan {
+    /// What is run at `moment`.
+    pub(crate) fn at(&self, moment: Moment) -> &[Argv] {
+        self.commands.get(&moment).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether nothing is ever run.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.commands.values().all(Vec::is_empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_would_take_it() {
+        let argv = Argv::new(["nft", "add rule", "it's", "", "-f"]).unwrap();
+        assert_eq!(argv.to_string(), r"nft 'add rule' 'it'\''s' '' -f");
+        assert_eq!(Argv::new(Vec::<String>::new()), None);
+    }
+
+    #[test]
+    fn a_plan_crosses_as_json() {
+        let commands = [(Moment::RevertDns, vec![Argv::new(["a", "b"]).unwrap()])];
+        let plan = Plan {
+            commands: commands.into(),
+            environment: vec![("A".to_owned(), "b c".to_owned())],
+            limit: Duration::from_millis(1500),
+        };
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+        assert!(!plan.is_empty() && plan.at(Moment::Up).is_empty());
+        assert!(Plan::default().is_empty());
+    }
+}

@@ -1,0 +1,158 @@
+//! Looks at the program of a command before it is run: what is not there will fail, and what others may
+//! change is theirs to run with our privileges.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, Uid, access};
+use thiserror::Error;
+
+/// Where programs are looked for when nobody says so.
+const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is wrong with a program.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(crate) enum ProgramError {
+    /// No directory of `PATH` has it.
+    #[error("there is no program `{0}` in PATH")]
+    NotInPath(String),
+    /// It is not there, or out of our sight.
+    #[error("{} is not there", .0.display())]
+    Missing(PathBuf),
+    /// It is a directory, or nobody may execute it.
+    #[error("{} is no program: `chmod 755` makes a script one", .0.display())]
+    NotExecutable(PathBuf),
+    /// Somebody else decides what it does.
+    #[error(
+        "{} could be changed by others: it and its directory must belong to root or to us, and be \
+         writable by nobody else",
+        .0.display()
+    )]
+    Changeable(PathBuf),
+}
+
+impl ProgramError {
+    /// Whether it must not be run, rather than that it could not be.
+    pub(crate) const fn is_dangerous(&self) -> bool {
+        matches!(self, Self::Changeable(_))
+    }
+}
+
+/// Where programs are looked for: as vpnd was started, or where they usually are.
+pub(crate) fn search_path() -> OsString {
+    env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into())
+}
+
+/// Looks at `program`: a path, or a word to be found in the search path.
+///
+/// # Errors
+///
+/// The worst of what is wrong with it.
+pub(crate) fn look_at(program: &str) -> Result<(), ProgramError> {
+    let path = find(program, &search_path())?;
+    let missing = |_error| ProgramError::Missing(path.clone());
+    // What a link leads to is what counts.
+    let real = path.canonicalize().map_err(missing)?;
+    let found = fs::metadata(&real).map_err(missing)?;
+    let directory = real.parent().and_then(|directory| fs::metadata(directory).ok());
+    if is_changeable(&found) || directory.is_some_and(|directory| is_replaceable_in(&directory)) {
+        return Err(ProgramError::Changeable(path));
+    }
+    if !found.is_file() || access(&real, AccessFlags::X_OK).is_err() {
+        return Err(ProgramError::NotExecutable(path));
+    }
+    Ok(())
+}
+
+fn find(program: &str, search_path: &OsString) -> Result<PathBuf, ProgramError> {
+    if program.contains('/') {
+        return Ok(program.into());
+    }
+    let mut places = env::split_paths(search_path).map(|place| place.join(program));
+    let executable = |path: &PathBuf| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    places.find(executable).ok_or_else(|| ProgramError::NotInPath(program.to_owned()))
+}
+
+/// Whether anybody but root and us may write to it.
+fn is_changeable(found: &Metadata) -> bool {
+    is_foreign(found) || found.mode() & 0o022 != 0
+}
+
+/// Whether anybody but root and us may put another file in its place. A group that a system lets write to its
+/// directory of programs, as Debian's `staff`, is trusted with that. In a sticky directory, as /tmp is,
+/// nobody replaces what is another's.
+fn is_replaceable_in(directory: &Metadata) -> bool {
+    const STICKY: u32 = 0o1000;
+    is_foreign(directory) || directory.mode() & (0o002 | STICKY) == 0o002
+}
+
+fn is_foreign(found: &Metadata) -> bool {
+    found.uid() != 0 && found.uid() != Uid::effective().as_raw()
+}
+
+/// A path as the configuration means it, from its directory on; a bare word stays what it is.
+pub(crate) fn from_directory(program: &str, directory: &Path) -> String {
+    if !program.contains('/') || program.starts_with('/') {
+        return program.to_owned();
+    }
+    let path = directory.join(program);
+    // Commands run in the root directory.
+    std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn programs_of_the_system_are_good() {
+        assert_eq!(look_at("sh"), Ok(()));
+        assert_eq!(look_at("/bin/sh"), Ok(()));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let said = look_at("no-such-program").unwrap_err().to_string();
+        assert_eq!(said, "there is no program `no-such-program` in PATH");
+        let error = look_at("/no/such/program").unwrap_err();
+        assert_eq!(error.to_string(), "/no/such/program is not there");
+        assert!(!error.is_dangerous());
+    }
+
+    #[test]
+    fn what_others_could_change_is_dangerous() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("hook");
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        for (mode, of_directory, expected) in [
+            (0o755, 0o755, None),
+            (0o700, 0o1777, None),
+            (0o644, 0o755, Some(ProgramError::NotExecutable(script.clone()))),
+            (0o775, 0o755, Some(ProgramError::Changeable(script.clone()))),
+            (0o757, 0o755, Some(ProgramError::Changeable(script.clone()))),
+            (0o755, 0o775, None),
+            (0o755, 0o777, Some(ProgramError::Changeable(script.clone()))),
+        ] {
+            set_mode(&script, mode);
+            set_mode(directory.path(), of_directory);
+            let found = look_at(script.to_str().unwrap()).err();
+            assert_eq!(found, expected, "{mode:o} in {of_directory:o}");
+        }
+    }
+
+    #[test]
+    fn a_relative_path_counts_from_the_configuration() {
+        let directory = Path::new("/etc/vpnd");
+        assert_eq!(from_directory("./hook", directory), "/etc/vpnd/hook");
+        assert_eq!(from_directory("/bin/hook", directory), "/bin/hook");
+        assert_eq!(from_directory("nft", directory), "nft");
+    }
+}

@@ -1,0 +1,95 @@
+//! The process that runs commands: vpnd, executed once more before it has opened or given up anything,
+//! so that it holds none of vpnd's keys and keeps the privileges that vpnd was started with. It reads
+//! a plan from its standard input, then runs of that plan what it is told to, one command at a time.
+//! When vpnd is gone it kills what runs, and ends.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use tokio::net::UnixStream;
+
+use super::exec::execute;
+use super::plan::Plan;
+use super::talk::{Order, Report, both};
+use crate::exit::Exit;
+
+/// The subcommand that nobody types.
+pub(crate) const WORD: &str = "hook-runner";
+
+/// Runs until vpnd is gone.
+///
+/// # Errors
+///
+/// If vpnd did not start it.
+pub(crate) fn run() -> anyhow::Result<ExitCode> {
+    begin().context("the hook runner is started by vpnd itself, and by nobody else")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    runtime.block_on(async {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        serve(UnixStream::from_std(socket)?).await
+    })?;
+    Ok(Exit::Success.into())
+}
+
+/// Leaves behind what vpnd's own parent may have handed down. What asks vpnd to end goes to the runner
+/// too, where a whole group or service is meant; but commands are still to come.
+fn begin() -> io::Result<()> {
+    nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0)?;
+    close_from(3)?;
+    let mut signals = SigSet::all();
+    signals.remove(Signal::SIGCHLD);
+    signals.thread_block()?;
+    prctl::set_name(c"vpnd-hooks")?;
+    Ok(())
+}
+
+/// Closes every descriptor from `first` on.
+fn close_from(first: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the call takes three numbers, and no descriptor from `first` on has an owner here: the
+    // process has only begun.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if closed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Runs what it is told to until there is nobody to tell.
+async fn serve(socket: UnixStream) -> anyhow::Result<()> {
+    let (mut heard, mut way) = both(socket);
+    let Some(plan) = heard.next::<Plan>().await? else { return Ok(()) };
+    while let Some(order) = heard.next::<Order>().await? {
+        let Some(argv) = plan.at(order.moment).get(order.index) else {
+            bail!("the plan has no command {} of {}", order.index, order.moment.word());
+        };
+        let environment = plan.environment.iter().cloned().chain(of_the_moment(order));
+        let end = tokio::select! {
+            end = execute(argv, environment, plan.limit, &mut way) => end?,
+            // Until it has the answer vpnd says nothing, so this is its end.
+            _gone = heard.next::<Order>() => return Ok(()),
+        };
+        way.say(&Report::Ended(end)).await?;
+    }
+    Ok(())
+}
+
+fn of_the_moment(order: Order) -> [(String, String); 2] {
+    let endpoint = order.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+    [
+        ("VPND_HOOK".to_owned(), order.moment.word().to_owned()),
+        ("VPND_ENDPOINT".to_owned(), endpoint),
+    ]
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A runner in this process.
+    pub(crate) fn pretend(socket: UnixStream) {
+        tokio::spawn(async { serve(socket).await.unwrap() });
+    }
+}

@@ -1,0 +1,136 @@
+//! What vpnd and its runner say to each other: one line of JSON each, over a socket pair. The
+//! first line is the [`Plan`](super::plan::Plan); then an [`Order`], any number of lines said, the end
+//! of the command, and the next order.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::plan::Moment;
+
+/// Which command of the plan is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) moment: Moment,
+    pub(super) index: usize,
+    /// Where the peer is, once it is known.
+    pub(super) endpoint: Option<SocketAddr>,
+}
+
+/// What the runner says of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// It printed a line.
+    Said(String),
+    /// It is over.
+    Ended(End),
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum End {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By a signal.
+    Killed(i32),
+    /// It was killed when this time was over.
+    TooLong(Duration),
+    /// It did not begin.
+    NotStarted(String),
+}
+
+impl End {
+    /// Whether it did what it was to do, as far as anybody knows.
+    pub(crate) const fn is_good(&self) -> bool {
+        matches!(self, Self::Exited(0))
+    }
+}
+
+impl From<ExitStatus> for End {
+    fn from(status: ExitStatus) -> Self {
+        let killed = || Self::Killed(status.signal().unwrap_or_default());
+        status.code().map_or_else(killed, Self::Exited)
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "ended with status {code}"),
+            Self::Killed(number) => match Signal::try_from(*number) {
+                Ok(signal) => write!(f, "was ended by {signal}"),
+                Err(_) => write!(f, "was ended by signal {number}"),
+            },
+            Self::TooLong(limit) => {
+                let limit = humantime::format_duration(*limit);
+                write!(f, "was not done after {limit} and has been killed")
+            }
+            Self::NotStarted(why) => write!(f, "could not be started: {why}"),
+        }
+    }
+}
+
+/// What one end hears of the other.
+pub(super) struct Heard(Lines<BufReader<OwnedReadHalf>>);
+
+/// The way to the other end.
+pub(super) struct Way(OwnedWriteHalf);
+
+/// Both directions of a connection.
+pub(super) fn both(stream: UnixStream) -> (Heard, Way) {
+    let (from, to) = stream.into_split();
+    (Heard(BufReader::new(from).lines()), Way(to))
+}
+
+impl Heard {
+    /// The next line; none when the other end is gone. Nothing is lost if it is not awaited to its end.
+    ///
+    /// # Errors
+    ///
+    /// If that line is none of ours.
+    pub(super) async fn next<T: for<'a> Deserialize<'a>>(&mut self) -> io::Result<Option<T>> {
+        let Some(line) = self.0.next_line().await? else { return Ok(None) };
+        Ok(Some(serde_json::from_str(&line)?))
+    }
+}
+
+impl Way {
+    /// Says one thing.
+    ///
+    /// # Errors
+    ///
+    /// If the other end is gone.
+    pub(super) async fn say(&mut self, what: &impl Serialize) -> io::Result<()> {
+        let mut line = serde_json::to_vec(what)?;
+        line.push(b'\n');
+        self.0.write_all(&line).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_in_words() {
+        for (status, words) in [
+            (0x0300, "ended with status 3"),
+            (11, "was ended by SIGSEGV"),
+            (40, "was ended by signal 40"),
+        ] {
+            assert_eq!(End::from(ExitStatus::from_raw(status)).to_string(), words);
+        }
+        let long = End::TooLong(Duration::from_secs(10)).to_string();
+        assert_eq!(long, "was not done after 10s and has been killed");
+        assert!(End::from(ExitStatus::from_raw(0)).is_good());
+    }
+}

@@ -1,0 +1,113 @@
+//! The plan of a configuration: which commands it names, and what they are told of the tunnel. No
+//! secret is among that.
+
+use std::path::Path;
+
+use vpnd_tunnel::udp::Listen;
+
+use super::plan::{Argv, Moment, Plan};
+use super::{dns, program};
+use crate::config::{Config, Mode};
+
+/// What is known of a tunnel once its device is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts<'a> {
+    /// The device's name.
+    pub(crate) device: &'a str,
+    /// Its MTU.
+    pub(crate) mtu: u16,
+    /// The UDP port.
+    pub(crate) listen_port: u16,
+}
+
+impl<'a> Facts<'a> {
+    /// As far as they are known before there is a device.
+    pub(crate) fn expected(config: &'a Config) -> Self {
+        Self {
+            device: config.interface.name.as_deref().unwrap_or("tunN"),
+            mtu: config.interface.mtu,
+            listen_port: match config.interface.listen {
+                Listen::Port(port) => port,
+                Listen::Address(address) => address.port(),
+            },
+        }
+    }
+}
+
+/// Whether the configuration has anything run.
+pub(crate) fn wanted(config: &Config) -> bool {
+    !plan(config, Facts::expected(config)).is_empty()
+}
+
+/// All that the configuration has run.
+pub(crate) fn plan(config: &Config, facts: Facts<'_>) -> Plan {
+    let hooks = &config.hooks;
+    let from = config.file.parent().unwrap_or_else(|| Path::new("/"));
+    let commands = [
+        (Moment::Up, &hooks.up),
+        (Moment::Established, &hooks.established),
+        (Moment::Lost, &hooks.lost),
+        (Moment::Down, &hooks.down),
+    ];
+    let commands = commands
+        .map(|(moment, all)| (moment, all.iter().filter_map(|argv| command(argv, from)).collect()));
+    let mut plan = Plan {
+        commands: commands.into(),
+        environment: environment(config, facts),
+        limit: hooks.timeout,
+    };
+    // systemd-resolved knows the devices of its own namespace.
+    if config.interface.netns.is_none() {
+        add_dns(&mut plan, config, facts.device);
+    }
+    plan
+}
+
+fn command(words: &[String], from: &Path) -> Option<Argv> {
+    let mut argv = Argv::new(words)?;
+    argv.program = program::from_directory(&argv.program, from);
+    Some(argv)
+}
+
+fn add_dns(plan: &mut Plan, config: &Config, device: &str) {
+    let everything = dns::is_everything(config.routes.iter().map(|route| route.to));
+    let set = dns::set(device, &config.dns.servers, &config.dns.domains, everything);
+    if !set.is_empty() {
+        plan.commands.insert(Moment::SetDns, set);
+        plan.commands.insert(Moment::RevertDns, dns::revert(device));
+    }
+}
+
+fn environment(config: &Config, facts: Facts<'_>) -> Vec<(String, String)> {
+    let interface = &config.interface;
+    let mode = match interface.mode {
+        Mode::Tun => "tun",
+        Mode::Tap => "tap",
+    };
+    let routes: Vec<_> = config.routes.iter().map(|route| route.to).collect();
+    let variables = [
+        ("PATH", program::search_path().to_string_lossy().into_owned()),
+        ("HOME", "/".to_owned()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("VPND_NAME", config.name.clone()),
+        ("VPND_CONFIG", absolute(&config.file)),
+        ("VPND_DEVICE", facts.device.to_owned()),
+        ("VPND_MODE", mode.to_owned()),
+        ("VPND_MTU", facts.mtu.to_string()),
+        ("VPND_ADDRESSES", joined(&interface.addresses)),
+        ("VPND_PEER_ADDRESSES", joined(&interface.peer_addresses)),
+        ("VPND_ROUTES", joined(&routes)),
+        ("VPND_LISTEN_PORT", facts.listen_port.to_string()),
+        ("VPND_PEER", config.peer.public_key.to_string()),
+    ];
+    variables.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+fn joined(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// Commands run in the root directory.
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,116 @@
+//! A device of several queues: each flow keeps to one of them.
+#![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IoSlice;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use common::Spec;
+use common::devices::options;
+use common::namespace::{add_ipv4, in_namespace, set_up};
+use vpnd_tun::{
+    Device, Mode, OpenError, Options, Persistent, Queue, READ_BUFFER, VnetHeader, kind_of, open,
+};
+
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
+const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const FLOWS: u8 = 40;
+
+#[test]
+fn a_flow_stays_on_its_queue_whatever_is_written() {
+    in_namespace("a_flow_stays_on_its_queue_whatever_is_written", || {
+        let device = open(&Options { queues: 3, ..options("vpnd0") }).unwrap();
+        let socket = host(&device);
+        let before = flows(&device, &socket);
+        assert_eq!(before.len(), usize::from(FLOWS));
+        assert_eq!(before.values().collect::<BTreeSet<_>>().len(), 3, "{before:?}");
+        answer(&device.writer, &socket);
+        assert_eq!(flows(&device, &socket), before);
+        // What the writer is for: an attached queue draws the flows that are written to it.
+        answer(&device.queues[0], &socket);
+        assert!(flows(&device, &socket).values().all(|queue| *queue == 0));
+    });
+}
+
+#[test]
+fn a_device_of_one_queue_is_read_and_written_through_that() {
+    in_namespace("a_device_of_one_queue_is_read_and_written_through_that", || {
+        let device = open(&options("vpnd0")).unwrap();
+        let socket = host(&device);
+        assert!(flows(&device, &socket).values().all(|queue| *queue == 0));
+        answer(&device.writer, &socket);
+    });
+}
+
+#[test]
+fn a_device_made_beforehand_has_as_many_queues_as_are_asked_for() {
+    in_namespace("a_device_made_beforehand_has_as_many_queues_as_are_asked_for", || {
+        let made = |name: &str, multi_queue| Persistent { multi_queue, ..persistent(name) };
+        made("vpnd0", true).create().unwrap();
+        for queues in [1, 3] {
+            let device = open(&Options { queues, ..options("vpnd0") }).unwrap();
+            assert_eq!((device.queues.len(), device.created), (queues.into(), false));
+        }
+        made("vpnd1", false).create().unwrap();
+        let several = |name| open(&Options { queues: 2, ..options(name) }).unwrap_err();
+        assert!(matches!(several("vpnd1"), OpenError::SingleQueue { name } if name == "vpnd1"));
+        assert!(matches!(several("lo"), OpenError::Kind { .. }));
+        // Nothing was made of it in the attempt.
+        assert_eq!(kind_of("vpnd1").unwrap(), Mode::Tun);
+        assert_eq!(open(&options("vpnd1")).unwrap().queues.len(), 1);
+    });
+}
+
+/// A socket of the host behind the device.
+fn host(device: &Device) -> UdpSocket {
+    add_ipv4(&device.name, HOST);
+    set_up(&device.name);
+    let socket = UdpSocket::bind((HOST, 9)).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+/// Sends a packet on each flow; by the peer's port, the queue that it came out of.
+fn flows(device: &Device, socket: &UdpSocket) -> BTreeMap<u16, usize> {
+    for flow in 0..FLOWS {
+        socket.send_to(b"question", (PEER, 0xc000 + u16::from(flow))).unwrap();
+    }
+    let mut came = BTreeMap::new();
+    let mut buffer = vec![0; READ_BUFFER];
+    for (at, queue) in device.queues.iter().enumerate() {
+        while let Ok(len) = queue.read(&mut buffer) {
+            let (_, packet) = VnetHeader::decode(&buffer[..len]).unwrap();
+            if packet[0] == 0x45 && packet[9] == 17 {
+                assert_eq!(came.insert(u16::from_be_bytes([packet[22], packet[23]]), at), None);
+            }
+        }
+    }
+    came
+}
+
+/// Writes the peer's answer on each flow, which the host gets.
+fn answer(queue: &Queue, socket: &UdpSocket) {
+    let plain = VnetHeader::PLAIN.encode();
+    for flow in 0..FLOWS {
+        let packet = Spec { flow: (1, flow), ..Spec::new(false, true) }.build();
+        queue.write(&[IoSlice::new(&plain), IoSlice::new(&packet)]).unwrap();
+    }
+    let mut buffer = [0; 100];
+    let came = std::iter::from_fn(|| socket.recv_from(&mut buffer).ok()).count();
+    assert_eq!(came, usize::from(FLOWS));
+}
+
+fn persistent(name: &str) -> Persistent {
+    Persistent {
+        name: Some(name.to_owned()),
+        kind: Mode::Tun,
+        user: None,
+        group: None,
+        multi_queue: false,
+        packet_info: false,
+        vnet_header: false,
+        one_queue: false,
+    }
+}
