@@ -14,6 +14,10 @@ mod flood;
 mod hooks;
 mod hostile;
 mod interop;
+mod lan;
+mod lans;
+mod multicast;
+mod nested;
 mod pair;
 mod profile;
 mod queues;
@@ -22,12 +26,16 @@ mod rekey;
 mod restart;
 mod roaming;
 mod routing;
+mod sites;
 mod socket;
+mod spanning;
 mod speed;
 mod system;
 mod tap;
 mod tunnel;
 mod tuntap;
+mod uplinks;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -54,6 +62,13 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        spanning::scenarios(),
+        lan::scenarios(),
+        multicast::scenarios(),
+        vm::scenarios(),
+        sites::scenarios(),
+        nested::scenarios(),
+        uplinks::scenarios(),
         hooks::scenarios(),
         flood::scenarios(),
         examples::scenarios(),

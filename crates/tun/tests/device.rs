@@ -102,7 +102,7 @@ fn a_device_without_carrier_takes_packets_and_gives_none() {
         without_capabilities(|| carrier.set(false).unwrap());
         add_ipv4("vpnd0", Ipv4Addr::new(192, 0, 2, 200));
         set_up("vpnd0");
-        assert!(!is_running("vpnd0"));
+        await_running("vpnd0", false);
 
         let (plain, request) = (VnetHeader::PLAIN.encode(), echo_request());
         let write = [IoSlice::new(&plain), IoSlice::new(&request)];
@@ -112,14 +112,19 @@ fn a_device_without_carrier_takes_packets_and_gives_none() {
         assert_eq!(receive(queue, 0, echo), Vec::<Vec<u8>>::new());
 
         without_capabilities(|| carrier.set(true).unwrap());
-        let start = Instant::now();
-        while !is_running("vpnd0") {
-            assert!(start.elapsed() < Duration::from_secs(5), "the carrier never comes");
-            sleep(Duration::from_millis(1));
-        }
-        queue.write(&write).unwrap();
+        await_running("vpnd0", true);
+        assert_eq!(queue.write(&write).unwrap(), plain.len() + request.len());
         assert_eq!(receive(queue, 1, echo).len(), 1);
     });
+}
+
+/// What a carrier changes is told within a second (`link_watch.c`).
+fn await_running(link: &str, running: bool) {
+    let start = Instant::now();
+    while is_running(link) != running {
+        assert!(start.elapsed() < Duration::from_secs(5), "{link} is never running: {running}");
+        sleep(Duration::from_millis(1));
+    }
 }
 
 fn echo_request() -> Vec<u8> {
