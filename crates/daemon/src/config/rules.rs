@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
 use super::{
-    Adopt, AlsoAccept, Carrier, Config, Dns, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown,
+    Adopt, AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown,
 };
 use crate::hooks::{from_directory, look_at};
 use crate::keys::Keys;
@@ -280,11 +280,6 @@ fn life(config: &Config, found: &mut Found<'_>) {
     if *adopt == Adopt::Require && name.is_none() {
         let problem = Problem::error("\"require\" takes the name of a device that is there");
         found.at("[interface]", "adopt", problem.help("set [interface] name"));
-    }
-    if config.interface.netns.is_some() && config.dns != Dns::default() {
-        let problem = "systemd-resolved knows the devices of its own network namespace alone";
-        let help = "remove [dns], or [interface] netns";
-        found.at("[interface]", "netns", Problem::error(problem).help(help));
     }
 }
 

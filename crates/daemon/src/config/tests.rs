@@ -134,7 +134,7 @@ fn defaults() {
 
 #[test]
 fn a_device_as_it_may_be_told() {
-    let interface = "mode = 'tap'\nqueues = 'auto'\npersist = true\nadopt = 'require'\nowner = 'root'\n\
+    let interface = "name = 'tap7'\nmode = 'tap'\nqueues = 'auto'\npersist = true\nadopt = 'require'\nowner = 'root'\n\
                      group = '7'\nmac = '02:00:5e:00:53:0A'\nvrf = 'red'\nnetns = '/run/netns/blue'";
     let peer = "protocol = 'vpnd'\nkeepalive = '25s'\ndead_after = '5s'\n\
                 allowed_macs = '02:00:5e:00:53:0b'";
