@@ -5,6 +5,7 @@
 
 mod carrier;
 mod change;
+mod device;
 mod ecn;
 mod exact;
 mod examples;
@@ -13,6 +14,10 @@ mod flood;
 mod hooks;
 mod hostile;
 mod interop;
+mod lan;
+mod lans;
+mod multicast;
+mod nested;
 mod pair;
 mod profile;
 mod queues;
@@ -21,12 +26,16 @@ mod rekey;
 mod restart;
 mod roaming;
 mod routing;
+mod sites;
 mod socket;
+mod spanning;
 mod speed;
 mod system;
 mod tap;
 mod tunnel;
 mod tuntap;
+mod uplinks;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -39,6 +48,7 @@ fn main() -> ExitCode {
         interop::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
+        device::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),
@@ -52,6 +62,13 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        spanning::scenarios(),
+        lan::scenarios(),
+        multicast::scenarios(),
+        vm::scenarios(),
+        sites::scenarios(),
+        nested::scenarios(),
+        uplinks::scenarios(),
         hooks::scenarios(),
         flood::scenarios(),
         examples::scenarios(),

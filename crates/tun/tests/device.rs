@@ -24,7 +24,7 @@ fn the_kernel_agrees_to_offloads_while_down() {
     in_namespace("the_kernel_agrees_to_offloads_while_down", || {
         let device = open(&options("vpnd%d")).unwrap();
         assert_eq!(device.name, "vpnd0");
-        assert!(device.created);
+        assert!(!device.adopted);
         let offload = device.queues[0].offload();
         assert!(offload.checksum && offload.read_tcp && offload.write_tcp, "{offload:?}");
         assert_eq!(offload.read_udp, offload.write_udp, "both came with Linux 6.2");
@@ -67,7 +67,7 @@ fn several_queues_and_a_device_that_outlives_us() {
         // is up and cannot be probed.
         set_up("vpnd0");
         let again = open(&options("vpnd0")).unwrap();
-        assert!(!again.created);
+        assert!(again.adopted);
         assert!(again.queues[0].offload().write_tcp);
     });
 }
