@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -268,6 +269,11 @@ fn what_others_do_to_it_is_seen_and_repaired() {
         assert_eq!(watch.next().await, Seen::Up);
         assert_ne!(state(), configured, "routes and IPv6 addresses are gone");
         netlink.repair(&link()).await.unwrap();
+        // An IPv6 address is the host's own a moment after it is there.
+        let start = Instant::now();
+        while state() != configured && start.elapsed() < Duration::from_secs(2) {
+            thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(state(), configured);
 
         ip("link set there name elsewhere");
