@@ -105,10 +105,11 @@ fn interface(
     let (next_private_key_file, next_secret) = optional(s, from, "next_private_key_file", parse);
     let mode = s.or("mode", Mode::Tun, text(|text| mode(text, peer.vpnd)));
     let bridge = s.take("bridge", text(device_name));
+    let mtu = s.take("mtu", integer(576..=65535));
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
-        mtu: s.take("mtu", integer(576..=65535)).or_else(|| default_mtu(mode, bridge.is_some())),
+        mtu: mtu.or_else(|| default_mtu(mode, bridge.is_some())),
         bridge,
         queues: s.or("queues", Queues::Fixed(1), device::queues),
         persist: s.or("persist", false, value::truth),

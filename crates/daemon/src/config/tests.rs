@@ -134,8 +134,9 @@ fn defaults() {
 
 #[test]
 fn a_device_as_it_may_be_told() {
-    let interface = "name = 'tap7'\nmode = 'tap'\nqueues = 'auto'\npersist = true\nadopt = 'require'\nowner = 'root'\n\
-                     group = '7'\nmac = '02:00:5e:00:53:0A'\nvrf = 'red'\nnetns = '/run/netns/blue'";
+    let interface = "name = 'tap7'\nmode = 'tap'\nqueues = 'auto'\npersist = true\n\
+                     adopt = 'require'\nowner = 'root'\ngroup = '7'\n\
+                     mac = '02:00:5e:00:53:0A'\nvrf = 'red'\nnetns = '/run/netns/blue'";
     let peer = "protocol = 'vpnd'\nkeepalive = '25s'\ndead_after = '5s'\n\
                 allowed_macs = '02:00:5e:00:53:0b'";
     let config = good(&minimal(interface, peer)).config;
