@@ -179,8 +179,10 @@ fn place(script: &Script, hook: &str, ours: &str) -> Result<()> {
     let descriptors = script.lines(&format!("{hook}.descriptors"));
     let targets = descriptors.iter().filter_map(|line| line.split_once(" -> "));
     let mut targets = targets.map(|(_, target)| target);
+    // The shell has its script open, and what it has just redirected to.
+    let own = script.0.display().to_string();
     let good = |target: &str| {
-        target == "/dev/null" || target.starts_with("pipe:") || Path::new(target) == script.0
+        target == "/dev/null" || target.starts_with("pipe:") || target.starts_with(&own)
     };
     ensure!(targets.all(good), "{descriptors:#?}");
     let device = script.wrote(&format!("{hook}.device"));

@@ -5,6 +5,7 @@
 
 mod carrier;
 mod change;
+mod device;
 mod ecn;
 mod exact;
 mod examples;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         interop::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
+        device::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),

@@ -21,18 +21,22 @@ pub(crate) async fn add(
     handle: &Handle,
     device: Device<'_>,
     route: &Route,
+    table: u32,
     undo: &mut Undo,
 ) -> Result<(), Error> {
-    let message = message(device.index, route);
+    let message = message(device.index, route, table);
     match handle.route().add(message.clone()).execute().await {
         Ok(()) => undo.extend([Change::Route(message)]),
-        Err(error) if errno(&error) == libc::EEXIST && exists(handle, &message).await => {}
+        // Who may not add one may find it there too.
+        Err(error)
+            if matches!(errno(&error), libc::EEXIST | libc::EPERM)
+                && exists(handle, &message).await => {}
         Err(error) => return Err(Error::refused(Step::Route(route.to), device.name, &error)),
     }
     Ok(())
 }
 
-fn message(index: u32, route: &Route) -> RouteMessage {
+fn message(index: u32, route: &Route, table: u32) -> RouteMessage {
     let to = route.to.trunc();
     let mut message = RouteMessage::default();
     message.header.address_family = family(to);
@@ -43,7 +47,7 @@ fn message(index: u32, route: &Route) -> RouteMessage {
     message.attributes = vec![
         RouteAttribute::Destination(to.addr().into()),
         RouteAttribute::Oif(index),
-        RouteAttribute::Table(route.table),
+        RouteAttribute::Table(table),
     ];
     message.attributes.extend(route.metric.map(RouteAttribute::Priority));
     message

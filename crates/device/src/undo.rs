@@ -30,6 +30,14 @@ impl Undo {
         self.changes.extend(changes);
     }
 
+    /// All but what was done to the device and its addresses and routes, which stay with it.
+    pub fn but_the_device(mut self) -> Self {
+        self.changes.retain(|change| match change {
+            Change::Address(_) | Change::Route(_) | Change::Link(_) => false,
+        });
+        self
+    }
+
     pub(crate) async fn run(self, handle: &Handle) {
         for change in self.changes.into_iter().rev() {
             let Err(error) = change.take_back(handle).await else { continue };

@@ -24,7 +24,7 @@ fn the_kernel_agrees_to_offloads_while_down() {
     in_namespace("the_kernel_agrees_to_offloads_while_down", || {
         let device = open(&options("vpnd%d")).unwrap();
         assert_eq!(device.name, "vpnd0");
-        assert!(device.created);
+        assert!(!device.adopted);
         let offload = device.queues[0].offload();
         assert!(offload.checksum && offload.read_tcp && offload.write_tcp, "{offload:?}");
         assert_eq!(offload.read_udp, offload.write_udp, "both came with Linux 6.2");
@@ -67,7 +67,7 @@ fn several_queues_and_a_device_that_outlives_us() {
         // is up and cannot be probed.
         set_up("vpnd0");
         let again = open(&options("vpnd0")).unwrap();
-        assert!(!again.created);
+        assert!(again.adopted);
         assert!(again.queues[0].offload().write_tcp);
     });
 }
@@ -102,7 +102,7 @@ fn a_device_without_carrier_takes_packets_and_gives_none() {
         without_capabilities(|| carrier.set(false).unwrap());
         add_ipv4("vpnd0", Ipv4Addr::new(192, 0, 2, 200));
         set_up("vpnd0");
-        assert!(!is_running("vpnd0"));
+        await_running("vpnd0", false);
 
         let (plain, request) = (VnetHeader::PLAIN.encode(), echo_request());
         let write = [IoSlice::new(&plain), IoSlice::new(&request)];
@@ -112,14 +112,19 @@ fn a_device_without_carrier_takes_packets_and_gives_none() {
         assert_eq!(receive(queue, 0, echo), Vec::<Vec<u8>>::new());
 
         without_capabilities(|| carrier.set(true).unwrap());
-        let start = Instant::now();
-        while !is_running("vpnd0") {
-            assert!(start.elapsed() < Duration::from_secs(5), "the carrier never comes");
-            sleep(Duration::from_millis(1));
-        }
-        queue.write(&write).unwrap();
+        await_running("vpnd0", true);
+        assert_eq!(queue.write(&write).unwrap(), plain.len() + request.len());
         assert_eq!(receive(queue, 1, echo).len(), 1);
     });
+}
+
+/// What a carrier changes is told within a second (`link_watch.c`).
+fn await_running(link: &str, running: bool) {
+    let start = Instant::now();
+    while is_running(link) != running {
+        assert!(start.elapsed() < Duration::from_secs(5), "{link} is never running: {running}");
+        sleep(Duration::from_millis(1));
+    }
 }
 
 fn echo_request() -> Vec<u8> {

@@ -33,7 +33,6 @@ pub(crate) use hooks::{Dns, Hooks};
 pub(crate) use problem::{Finding, Report};
 pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
-pub(crate) use tables::MAIN_TABLE;
 
 /// One tunnel, as its file describes it; every default is filled in. As JSON its keys are the
 /// file's.
@@ -91,8 +90,8 @@ pub(crate) struct Interface {
     /// Where datagrams arrive.
     #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
-    /// The device's MTU.
-    pub(crate) mtu: u16,
+    /// The device's MTU; that of the bridge it joins when absent.
+    pub(crate) mtu: Option<u16>,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
     /// Through how many queues packets leave it.

@@ -25,7 +25,7 @@ impl<'a> Facts<'a> {
     pub(crate) fn expected(config: &'a Config) -> Self {
         Self {
             device: config.interface.name.as_deref().unwrap_or("tunN"),
-            mtu: config.interface.mtu,
+            mtu: config.interface.mtu.unwrap_or_default(),
             listen_port: match config.interface.listen {
                 Listen::Port(port) => port,
                 Listen::Address(address) => address.port(),
