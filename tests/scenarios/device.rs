@@ -306,7 +306,7 @@ fn allowed_macs(lab: &Lab) -> Result<String> {
     })?;
     let Tunnel { wire, a, b } = tunnel;
     ping::until_answered(&wire.a, INNER_B6, SOON)?;
-    ensure!(b.status()?.drops().get("source_mac_not_allowed").is_none(), "{}", b.status()?);
+    ensure!(!b.status()?.drops().contains_key("source_mac_not_allowed"), "{}", b.status()?);
     wire.a.run("ip link set tun0 address 02:00:5e:00:53:0c")?;
     wire.a
         .run(&format!("ip neighbour replace {INNER_B4} lladdr {MAC_B} nud permanent dev tun0"))?;

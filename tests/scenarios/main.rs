@@ -5,6 +5,7 @@
 
 mod carrier;
 mod change;
+mod cycles;
 mod device;
 mod ecn;
 mod exact;
@@ -25,6 +26,7 @@ mod refusal;
 mod rekey;
 mod restart;
 mod roaming;
+mod routes;
 mod routing;
 mod sites;
 mod socket;
@@ -59,6 +61,8 @@ fn main() -> ExitCode {
         hostile::scenarios(),
         ecn::scenarios(),
         socket::scenarios(),
+        routes::scenarios(),
+        cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),

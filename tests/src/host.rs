@@ -201,7 +201,8 @@ impl Host {
 fn device_and_mtu(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let after = |name| words.iter().skip_while(|word| **word != name).nth(1).unwrap_or(&"-");
-    format!("{} mtu {} qlen {}\n", words.get(1).unwrap_or(&"-"), after("mtu"), after("qlen"))
+    let name = words.get(1).unwrap_or(&"-");
+    format!("{name} mtu {} qlen {} master {}\n", after("mtu"), after("qlen"), after("master"))
 }
 
 /// Runs on a thread of its own, which alone changes its namespaces and then ends.

@@ -1,12 +1,12 @@
-//! What others do to the device while the tunnel runs, and what is made of it.
+//! What others do to the device while the tunnel runs, and what is made of it. Addresses and routes that go
+//! with it are put back elsewhere, by the device's `Keeper`.
 
-use vpnd_device::{Link, Netlink, Seen, Watch};
+use vpnd_device::{Seen, Watch};
 
-/// The device as it should be, and the way to see that it is.
+/// The way to see what becomes of the device.
 pub(crate) struct Life {
-    netlink: Netlink,
-    link: Link,
     watch: Watch,
+    name: String,
 }
 
 /// What the rest of the daemon has to know.
@@ -22,8 +22,8 @@ pub(crate) enum Fate {
 
 impl Life {
     /// Watches over a device that is configured.
-    pub(crate) fn new(netlink: Netlink, link: Link, watch: Watch) -> Self {
-        Self { netlink, link, watch }
+    pub(crate) fn new(name: &str, watch: Watch) -> Self {
+        Self { watch, name: name.to_owned() }
     }
 
     /// Waits until somebody does something to it.
@@ -31,31 +31,21 @@ impl Life {
         self.watch.next().await
     }
 
-    /// Puts right what can be.
-    pub(crate) async fn attend(&mut self, seen: Seen) -> Fate {
-        let name = &self.link.name;
+    /// Says what it is.
+    pub(crate) fn attend(&mut self, seen: Seen) -> Fate {
+        let name = &self.name;
         match seen {
             Seen::Gone => return Fate::Gone,
             Seen::Down => {
-                tracing::warn!("device {name} was set down: nothing passes until it is up")
+                tracing::warn!("device {name} was set down: nothing passes until it is up");
             }
-            Seen::Up => self.repair().await,
+            Seen::Up => tracing::info!("device {name} is up again"),
             Seen::Renamed(new) => {
                 tracing::info!("device {name} has another name: {new}");
-                self.link.name.clone_from(&new);
+                self.name.clone_from(&new);
                 return Fate::Renamed(new);
             }
         }
         Fate::Stays
-    }
-
-    /// With a link that goes down the kernel forgets its routes, and its IPv6 addresses.
-    async fn repair(&self) {
-        match self.netlink.repair(&self.link).await {
-            Ok(()) => tracing::info!("device {} is up again, with all it had", self.link.name),
-            Err(error) => {
-                tracing::warn!("device {} is up again, and not whole: {error}", self.link.name)
-            }
-        }
     }
 }

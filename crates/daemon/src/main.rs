@@ -3,6 +3,7 @@
 
 mod alarm;
 mod ask;
+mod changes;
 mod check;
 #[cfg(test)]
 mod child;

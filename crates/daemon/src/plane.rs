@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use vpnd_device::Seen;
+use vpnd_device::{PeerState, Seen};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
@@ -19,7 +19,7 @@ use vpnd_protocol::turn::Framed;
 use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
-use vpnd_tunnel::udp::{largest_payload, payload_within};
+use vpnd_tunnel::udp::{Way, largest_payload, payload_within};
 
 use crate::alarm::Alarm;
 use crate::config::Config;
@@ -68,6 +68,10 @@ pub(crate) struct Surroundings {
     pub(crate) running: Config,
     pub(crate) about: About,
     pub(crate) life: Life,
+    /// By which way datagrams leave.
+    pub(crate) way: Way,
+    /// The routes that come and go with the peer.
+    pub(crate) routes: PeerState,
     /// The largest packet to send outside, if the configuration says it.
     pub(crate) mtu_max: Option<u16>,
     pub(crate) floor: FloorFile,
@@ -163,7 +167,7 @@ impl Plane {
                     self.peer.handle_endpoints(clock::now(), addresses);
                 }
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
-                seen = self.around.life.changed() => self.device(seen).await?,
+                seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
@@ -185,8 +189,8 @@ impl Plane {
     }
 
     /// Somebody did something to the device.
-    async fn device(&mut self, seen: Seen) -> Result<(), PlaneError> {
-        match self.around.life.attend(seen).await {
+    fn device(&mut self, seen: Seen) -> Result<(), PlaneError> {
+        match self.around.life.attend(seen) {
             Fate::Stays => {}
             Fate::Renamed(name) => self.around.about.device.name = name,
             Fate::Gone => return Err(self.gone()),
@@ -245,6 +249,7 @@ impl Plane {
 
     /// The peer has come to life, or is gone.
     fn alive(&mut self, alive: bool) {
+        self.around.routes.set(alive);
         if alive {
             tracing::info!("the peer is alive");
         } else {
@@ -271,7 +276,7 @@ impl Plane {
         // Without a route nothing is sent, whatever its size.
         let socket = &self.around.running.socket;
         let source = socket.sources().towards(to);
-        let routed = largest_payload(to, source, &socket.way()).ok();
+        let routed = largest_payload(to, source, &self.around.way).ok();
         if let Some(largest) = configured.into_iter().chain(routed).min() {
             self.peer.path_carries(largest.min(MAX_DATAGRAM));
         }

@@ -11,7 +11,7 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Heard, Link, Netlink, Undo};
+use vpnd_device::{Heard, Link, Netlink, Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
@@ -20,10 +20,13 @@ use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
 use vpnd_tunnel::filter::{Filter, Macs};
-use vpnd_tunnel::udp::{self, BindError, Socket};
+use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
+use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{self, Account, Config, Holder, Interface, MssClamp, Queues, Roam, Service};
+use crate::config::{
+    self, Account, Config, Holder, Interface, MssClamp, Queues, Roam, Service, WhenDown,
+};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -111,7 +114,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
     let result = host.run(config, keys, stop, hooks).await;
-    changes.put_back(config.interface.persist).await;
+    let stays = Stays { device: config.interface.persist, guards: result.is_err() };
+    changes.put_back(stays).await;
     result
 }
 
@@ -124,25 +128,12 @@ struct Host {
     /// Where it is the peer's to say.
     carrier: Option<Carrier>,
     socket: Socket,
+    way: Way,
     /// Where the socket is, and routes are asked for.
     outside: Netns,
+    routes: PeerState,
     floor: FloorFile,
     control: Option<Control>,
-}
-
-/// What was changed in the system, and the way to put it back.
-struct Changes {
-    netlink: Netlink,
-    undo: Undo,
-}
-
-impl Changes {
-    /// A device that stays keeps what it was given: programs that use its addresses do not see vpnd
-    /// start anew.
-    async fn put_back(self, device_stays: bool) {
-        let undo = if device_stays { self.undo.but_the_device() } else { self.undo };
-        self.netlink.undo(undo).await;
-    }
 }
 
 /// The signals that ask for a clean stop.
@@ -167,19 +158,22 @@ impl Host {
         // First, so that a second start of the same tunnel touches nothing.
         let control = control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
-        let (device, netlink, heard) = inside.within(|| open(config))??;
+        let (device, netlink, heard, news) = inside.within(|| open(config))??;
         let carrier = carrier(config, &device);
+        let way = changes::way(config, &netlink).await;
         let outside = Netns::open(config.socket.netns.as_deref())?;
-        let socket = outside.within(|| socket(config))??;
+        let socket = outside.within(|| socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = mtu(&config.interface, &netlink).await?;
-        let link = link(config, &device.name, mtu);
-        let undo = netlink.configure(&link).await?;
-        let watch = netlink.watch(&device.name, heard).await?;
-        let life = Life::new(netlink.clone(), link, watch);
-        let host = Self { device, carrier, mtu, life, socket, outside, floor, control };
-        Ok((host, Changes { netlink, undo }))
+        let own = Own { mark: way.mark, port: socket.local_port() };
+        let link = link(config, &device.name, mtu, own);
+        let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
+        let changes = Changes::make(netlink, news, &link, config).await?;
+        let routes = changes.peer();
+        let host =
+            Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
+        Ok((host, changes))
     }
 
     /// Runs from the hooks of the start to those of the end.
@@ -264,6 +258,8 @@ impl Host {
             running: config.clone(),
             about,
             life: self.life,
+            way: self.way,
+            routes: self.routes,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             carrier: self.carrier,
@@ -278,10 +274,10 @@ impl Host {
 }
 
 /// The device and the way to configure it: opened in its network namespace, they stay there.
-fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard), RunError> {
-    let device = open_device(config)?;
-    let (netlink, heard) = Netlink::connect_and_listen()?;
-    Ok((device, netlink, heard))
+fn open(
+    config: &Config,
+) -> Result<(vpnd_tun::Device, Netlink, Heard, vpnd_device::News), RunError> {
+    Ok((open_device(config)?, Netlink::connect()?, Heard::listen()?, vpnd_device::News::listen()?))
 }
 
 /// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
@@ -339,9 +335,8 @@ async fn mtu(interface: &Interface, netlink: &Netlink) -> Result<u16, vpnd_devic
 const ETHERNET_MTU: u16 = 1500;
 
 /// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
-fn socket(config: &Config) -> Result<Socket, BindError> {
+fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let wanted = &config.socket;
-    let way = wanted.way();
     for source in &wanted.sources {
         way.check_source(*source)?;
     }
@@ -349,7 +344,7 @@ fn socket(config: &Config) -> Result<Socket, BindError> {
         receive_buffer: wanted.rcvbuf,
         send_buffer: wanted.sndbuf,
         offload: config.path.gso,
-        way,
+        way: way.clone(),
     };
     Socket::bind(config.interface.listen, &options)
 }
@@ -402,7 +397,7 @@ fn about(config: &Config, keys: &Keys, host: &Host) -> About {
     }
 }
 
-fn link(config: &Config, name: &str, mtu: u16) -> Link {
+fn link(config: &Config, name: &str, mtu: u16, own: Own) -> Link {
     let interface = &config.interface;
     Link {
         name: name.to_owned(),
@@ -415,11 +410,21 @@ fn link(config: &Config, name: &str, mtu: u16) -> Link {
         bridge: interface.bridge.clone(),
         vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
+        own: config.leads_everywhere().then_some(own),
     }
 }
 
 fn route(route: &config::Route) -> vpnd_device::Route {
-    vpnd_device::Route { to: route.to, metric: route.metric, table: route.table }
+    vpnd_device::Route {
+        to: route.to,
+        metric: route.metric,
+        table: route.table,
+        when_down: match route.when_down {
+            WhenDown::Keep => vpnd_device::WhenDown::Keep,
+            WhenDown::Remove => vpnd_device::WhenDown::Remove,
+            WhenDown::Blackhole => vpnd_device::WhenDown::Blackhole,
+        },
+    }
 }
 
 fn peer_config(config: &Config, keys: Keys, mtu: u16, floor: Option<Timestamp>) -> peer::Config {

@@ -8,9 +8,7 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 
-use crate::error::{Error, Step, errno};
-use crate::link::Device;
-use crate::undo::{Change, Undo};
+use crate::error::{Error, errno};
 
 /// Each of our addresses with its far end, if it has one.
 pub(crate) fn pairs(
@@ -29,30 +27,35 @@ pub(crate) fn pairs(
     }
 }
 
-/// Adds one address. One that is there already stays, and is not ours to remove.
+/// Adds one address; says whether it was not there yet.
 pub(crate) async fn add(
     handle: &Handle,
-    device: Device<'_>,
-    ours: IpNet,
-    peer: Option<IpAddr>,
-    undo: &mut Undo,
-) -> Result<(), Error> {
-    let message = message(device.index, ours, peer);
-    let mut request = handle.address().add(device.index, ours.addr(), ours.prefix_len());
-    *request.message_mut() = message.clone();
+    address: &AddressMessage,
+) -> Result<bool, rtnetlink::Error> {
+    let nowhere = IpAddr::from([0; 4]);
+    let mut request = handle.address().add(address.header.index, nowhere, 0);
+    *request.message_mut() = address.clone();
     match request.execute().await {
-        Ok(()) => undo.extend([Change::Address(message)]),
-        Err(error) if errno(&error) == libc::EEXIST => {}
+        Ok(()) => Ok(true),
+        Err(error) if errno(&error) == libc::EEXIST => Ok(false),
         // Who may not add one may find it there.
-        Err(error) if errno(&error) == libc::EPERM && exists(handle, &message).await => {}
-        Err(error) => return Err(Error::refused(Step::Address(ours, peer), device.name, &error)),
+        Err(error) if errno(&error) == libc::EPERM && exists(handle, address).await => Ok(false),
+        Err(error) => Err(error),
     }
-    Ok(())
+}
+
+/// For a line of the log.
+pub(crate) fn text(address: &AddressMessage) -> String {
+    let local = address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(local) => Some(local.to_string()),
+        _ => None,
+    });
+    format!("address {}/{}", local.unwrap_or_default(), address.header.prefix_len)
 }
 
 /// An IPv6 address goes without duplicate address detection: there is nobody to ask in a tunnel, and it
 /// could not be used for a second.
-fn message(index: u32, ours: IpNet, peer: Option<IpAddr>) -> AddressMessage {
+pub(crate) fn message(index: u32, ours: IpNet, peer: Option<IpAddr>) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = ours.prefix_len();

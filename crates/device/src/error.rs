@@ -47,6 +47,12 @@ pub enum Error {
         /// What it is to be.
         kind: Kind,
     },
+    /// Every number that vpnd gives a routing table of its own is another's.
+    #[error(
+        "no routing table from 51820 to 51947 is free for the default route: give it a `table` of \
+         its own, and the rules that lead there"
+    )]
+    NoTable,
     /// The kernel refused one step.
     #[error("{step} {device}: {error}{}", step.hint(device, .error))]
     Refused {
@@ -82,12 +88,19 @@ pub enum Step {
     Address(IpNet, Option<IpAddr>),
     /// Adding a route.
     Route(IpNet),
+    /// Adding the rule of this priority.
+    Rule(u32),
 }
 
 impl Error {
     /// Whether a missing privilege is the reason.
     pub fn is_permission(&self) -> bool {
         matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EPERM))
+    }
+
+    /// Whether something stands where this was to go.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EEXIST))
     }
 
     pub(crate) fn refused(step: Step, device: &str, error: &rtnetlink::Error) -> Self {
@@ -120,6 +133,7 @@ impl fmt::Display for Step {
             Self::Vrf(_) => write!(f, "making a port of its VRF of"),
             Self::Address(address, _) => write!(f, "adding address {address} to"),
             Self::Route(to) => write!(f, "adding route {to} to"),
+            Self::Rule(priority) => write!(f, "adding the rule of priority {priority} for"),
         }
     }
 }
@@ -155,6 +169,7 @@ impl Step {
                 Some(format!("ip address add {own} peer {peer}/{len} dev {device}"))
             }
             Self::Route(to) => Some(format!("ip route add {to} dev {device}")),
+            Self::Rule(_) => None,
         }
     }
 

@@ -1,27 +1,40 @@
 //! The network interface as the system sees it, configured over netlink: never by calling `ip`, so it
 //! works where there is none.
 //!
-//! What is changed is remembered in an [`Undo`], for a device that was there before us and stays.
+//! What is changed is remembered in an [`Undo`], for a device that was there before us and stays, and in a
+//! [`Journal`], for an end that leaves no time. What is there is kept by a [`Keeper`].
 
 #![forbid(unsafe_code)]
 
 mod address;
 mod controller;
 mod error;
+mod journal;
+mod keep;
 mod link;
+mod plan;
 mod route;
+mod rule;
+mod table;
 mod undo;
 mod watch;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::{Handle, MulticastGroup};
+use rtnetlink::Handle;
 
 pub use controller::Kind;
 pub use error::{Error, Step};
-pub use undo::Undo;
+pub use journal::Journal;
+pub use keep::{Keeper, News, PeerState};
+pub use undo::{Stays, Undo};
 pub use watch::{Heard, Seen, Watch};
+
+use plan::Plan;
+
+/// Who set a route or a rule, as the kernel shows it (`proto`): a number that iproute2 gives nobody else.
+pub const PROTOCOL: u8 = 118;
 
 /// How a device should look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +60,17 @@ pub struct Link {
     pub vrf: Option<String>,
     /// What is reached through the device.
     pub routes: Vec<Route>,
+    /// What tells the tunnel's own datagrams. Absent, they leave where no route of ours is.
+    pub own: Option<Own>,
+}
+
+/// What tells the tunnel's own datagrams from those that go through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Their mark.
+    pub mark: u32,
+    /// The UDP port they leave from.
+    pub port: u16,
 }
 
 /// One route through a device.
@@ -56,8 +80,39 @@ pub struct Route {
     pub to: IpNet,
     /// Lower is preferred; the kernel's default when absent.
     pub metric: Option<u32>,
-    /// The routing table; when absent that of the device's VRF, or else `main`.
+    /// The routing table. Absent, it is that of the device's VRF. Without a VRF it is `main`, but for a
+    /// default route one of its own, with the rules that lead everything there but the tunnel's own
+    /// datagrams ([`Link::own`]).
     pub table: Option<u32>,
+    /// What becomes of it while the peer is dead.
+    pub when_down: WhenDown,
+}
+
+impl Route {
+    /// Whether it leads everywhere.
+    pub fn is_default(&self) -> bool {
+        self.to.prefix_len() == 0
+    }
+}
+
+/// What becomes of a route while the peer is dead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenDown {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It is taken away: packets take the next best way.
+    Remove,
+    /// It gives way to one that drops, which is there all the time, right behind it.
+    Blackhole,
+}
+
+/// A device as it should be, and the way back.
+#[derive(Debug)]
+#[must_use = "what was changed stays so unless it is undone"]
+pub struct Setup {
+    plan: Plan,
+    undo: Undo,
 }
 
 /// A connection to the kernel's routing subsystem, in the network namespace that it was opened in.
@@ -78,18 +133,6 @@ impl Netlink {
         Ok(Self { handle })
     }
 
-    /// As [`connect`](Self::connect), and hears from now on what becomes of devices.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect`](Self::connect).
-    pub fn connect_and_listen() -> Result<(Self, Heard), Error> {
-        let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]);
-        let (connection, handle, messages) = opened.map_err(Error::Connect)?;
-        tokio::spawn(connection);
-        Ok((Self { handle }, Heard::new(messages)))
-    }
-
     /// Watches a device by what is heard.
     ///
     /// # Errors
@@ -99,37 +142,41 @@ impl Netlink {
         Ok(Watch::new(heard, &link::find(&self.handle, name).await?))
     }
 
-    /// Gives the device its addresses, MTU, queue length and routes, and sets it up. Who may not do so
-    /// may find it done: then nothing is changed.
+    /// A mark for the tunnel's own datagrams that no program's rule but vpnd's looks at.
+    pub async fn free_mark(&self) -> u32 {
+        rule::free_mark(&self.handle).await
+    }
+
+    /// Gives the device its addresses, MTU, queue length, rules and routes, and sets it up. What an earlier
+    /// run left behind, as `undo` knows, is taken over where it is still wanted, and
+    /// goes where not. Who may not change anything may find it done: then nothing is changed.
     ///
     /// # Errors
     ///
     /// At the first thing that the kernel refuses; what was done before is then undone.
-    pub async fn configure(&self, link: &Link) -> Result<Undo, Error> {
-        let mut undo = Undo::default();
-        match self.apply(link, &mut undo).await {
-            Ok(()) => Ok(undo),
+    pub async fn configure(&self, link: &Link, mut undo: Undo) -> Result<Setup, Error> {
+        let left = undo.len();
+        let mut result = self.apply(link, &mut undo).await;
+        if left > 0 && result.as_ref().is_err_and(Error::is_in_the_way) {
+            undo.back_to(0, &self.handle).await;
+            result = self.apply(link, &mut undo).await;
+        }
+        match result {
+            Ok(plan) => {
+                undo.only(|change| plan.wants(change), &self.handle).await;
+                Ok(Setup { plan, undo })
+            }
             Err(error) => {
-                self.undo(undo).await;
+                undo.back_to(left, &self.handle).await;
                 Err(error)
             }
         }
     }
 
-    /// Puts back what was changed, the last change first. What is gone already is no concern; what
-    /// cannot be put back is logged.
-    pub async fn undo(&self, undo: Undo) {
-        undo.run(&self.handle).await;
-    }
-
-    /// Does once more what [`configure`](Self::configure) did, as far as others have undone it. Nothing
-    /// needs to be remembered anew.
-    ///
-    /// # Errors
-    ///
-    /// At the first thing that the kernel refuses.
-    pub async fn repair(&self, link: &Link) -> Result<(), Error> {
-        self.apply(link, &mut Undo::default()).await
+    /// Puts back what was changed, the last change first, but for what `stays`. What is gone already is no
+    /// concern; what cannot be put back is logged.
+    pub async fn undo(&self, setup: Setup, stays: Stays) {
+        setup.undo.run(&self.handle, stays).await;
     }
 
     /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.
@@ -144,24 +191,22 @@ impl Netlink {
 
     /// A VRF takes the device's addresses and routes along, and drops those of IPv6: it comes first.
     /// Routes come last: the kernel takes none for a device that is down.
-    async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<(), Error> {
+    async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
-        let table = controller::join(&self.handle, device, link, undo).await?;
+        let vrf = controller::join(&self.handle, device, link, undo).await?;
+        let mut plan = Plan::new(device, link.mtu);
         for (ours, peer) in pairs {
-            address::add(&self.handle, device, ours, peer, undo).await?;
+            let message = address::message(device.index, ours, peer);
+            let added = plan.address(&self.handle, message, undo).await;
+            added
+                .map_err(|error| Error::refused(Step::Address(ours, peer), device.name, &error))?;
         }
         link::up(&self.handle, device, undo).await?;
-        for route in &link.routes {
-            let table = route.table.or(table).unwrap_or(MAIN_TABLE);
-            route::add(&self.handle, device, route, table, undo).await?;
-        }
-        Ok(())
+        plan.route_all(&self.handle, link, vrf, undo).await?;
+        Ok(plan)
     }
 }
-
-/// The kernel's number of the table `main`.
-const MAIN_TABLE: u32 = 254;
 
 #[cfg(test)]
 mod tests;

@@ -118,7 +118,7 @@ pub(crate) fn message(index: u32, step: Step) -> LinkMessage {
         Step::Multicast(on) => builder.multicast(on),
         Step::Up => builder.up(),
         Step::Bridge(controller) | Step::Vrf(controller) => builder.controller(controller),
-        Step::Find | Step::Address(..) | Step::Route(_) => builder,
+        Step::Find | Step::Address(..) | Step::Route(_) | Step::Rule(_) => builder,
     }
     .build()
 }

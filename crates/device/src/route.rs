@@ -1,63 +1,89 @@
-//! Routes through the device.
+//! Routes through the device, and those that drop what must not take another way.
 
 use futures_util::TryStreamExt;
+use ipnet::IpNet;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use crate::Route;
 use crate::address::family;
-use crate::error::{Error, Step, errno};
-use crate::link::Device;
-use crate::undo::{Change, Undo};
+use crate::error::errno;
+use crate::{PROTOCOL, Route};
 
 /// The metric that the kernel gives an IPv6 route without one.
 const METRIC_V6: u32 = 1024;
 
-/// Adds one route. One through this very device that is there already stays, and is not ours to remove.
-pub(crate) async fn add(
-    handle: &Handle,
-    device: Device<'_>,
-    route: &Route,
-    table: u32,
-    undo: &mut Undo,
-) -> Result<(), Error> {
-    let message = message(device.index, route, table);
-    match handle.route().add(message.clone()).execute().await {
-        Ok(()) => undo.extend([Change::Route(message)]),
+/// What became of a route that was to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// It was not there, and is.
+    New,
+    /// It was there.
+    Same,
+}
+
+/// Adds one route, or finds that it is there.
+///
+/// # Errors
+///
+/// What the kernel says; EEXIST if there is another to the same network, of the same metric.
+pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, rtnetlink::Error> {
+    match handle.route().add(route.clone()).execute().await {
+        Ok(()) => Ok(Added::New),
         // Who may not add one may find it there too.
         Err(error)
             if matches!(errno(&error), libc::EEXIST | libc::EPERM)
-                && exists(handle, &message).await => {}
-        Err(error) => return Err(Error::refused(Step::Route(route.to), device.name, &error)),
+                && exists(handle, route).await =>
+        {
+            Ok(Added::Same)
+        }
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
-fn message(index: u32, route: &Route, table: u32) -> RouteMessage {
-    let to = route.to.trunc();
+/// The way into the tunnel.
+pub(crate) fn unicast(index: u32, route: &Route, table: u32) -> RouteMessage {
+    let mut message = message(route.to, RouteType::Unicast, RouteScope::Link);
+    message.attributes.push(RouteAttribute::Oif(index));
+    message.attributes.push(RouteAttribute::Table(table));
+    message.attributes.push(RouteAttribute::Priority(metric(route)));
+    message
+}
+
+/// What drops packets when the way into the tunnel is not there: right behind it, so that no other route
+/// to the same network comes between.
+pub(crate) fn blackhole(route: &Route, table: u32) -> RouteMessage {
+    let mut message = message(route.to, RouteType::BlackHole, RouteScope::Universe);
+    message.attributes.push(RouteAttribute::Table(table));
+    message.attributes.push(RouteAttribute::Priority(metric(route).saturating_add(1)));
+    message
+}
+
+fn message(to: IpNet, kind: RouteType, scope: RouteScope) -> RouteMessage {
+    let to = to.trunc();
     let mut message = RouteMessage::default();
     message.header.address_family = family(to);
     message.header.destination_prefix_length = to.prefix_len();
-    message.header.protocol = RouteProtocol::Static;
-    message.header.scope = RouteScope::Link;
-    message.header.kind = RouteType::Unicast;
-    message.attributes = vec![
-        RouteAttribute::Destination(to.addr().into()),
-        RouteAttribute::Oif(index),
-        RouteAttribute::Table(table),
-    ];
-    message.attributes.extend(route.metric.map(RouteAttribute::Priority));
+    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    message.header.scope = scope;
+    message.header.kind = kind;
+    message.attributes = vec![RouteAttribute::Destination(to.addr().into())];
     message
+}
+
+fn metric(route: &Route) -> u32 {
+    let default = if route.to.addr().is_ipv6() { METRIC_V6 } else { 0 };
+    // The kernel takes 0 for no metric at all.
+    route.metric.filter(|metric| *metric > 0).unwrap_or(default)
 }
 
 /// Whether the same route is there, through the same device.
 async fn exists(handle: &Handle, wanted: &RouteMessage) -> bool {
     let mut dump = RouteMessage::default();
     dump.header.address_family = wanted.header.address_family;
-    let mut routes = handle.route().get(dump).execute();
+    let mut routes = Box::pin(handle.route().get(dump).execute());
     while let Ok(Some(route)) = routes.try_next().await {
         if Key::of(&route) == Key::of(wanted) {
             return true;
@@ -66,11 +92,34 @@ async fn exists(handle: &Handle, wanted: &RouteMessage) -> bool {
     false
 }
 
+/// Whether `gone` led to the same network in the same table, by whatever way: `wanted` may now be missing,
+/// or have its place back.
+pub(crate) fn same_place(gone: &RouteMessage, wanted: &RouteMessage) -> bool {
+    let (gone, wanted) = (Key::of(gone), Key::of(wanted));
+    (gone.to, gone.prefix_len, gone.table) == (wanted.to, wanted.prefix_len, wanted.table)
+}
+
+/// For a line of the log.
+pub(crate) fn text(route: &RouteMessage) -> String {
+    let key = Key::of(route);
+    let to = match key.to {
+        Some(RouteAddress::Inet(to)) => format!("{to}/{}", key.prefix_len),
+        Some(RouteAddress::Inet6(to)) => format!("{to}/{}", key.prefix_len),
+        _ if route.header.address_family == AddressFamily::Inet6 => "::/0".to_owned(),
+        _ => "0.0.0.0/0".to_owned(),
+    };
+    match route.header.kind {
+        RouteType::BlackHole => format!("blackhole route {to}"),
+        _ => format!("route {to}"),
+    }
+}
+
 /// What tells two routes of a family apart.
 #[derive(Default, PartialEq)]
 struct Key<'a> {
     to: Option<&'a RouteAddress>,
     prefix_len: u8,
+    kind: RouteType,
     device: u32,
     table: u32,
     metric: u32,
@@ -80,13 +129,14 @@ impl<'a> Key<'a> {
     fn of(route: &'a RouteMessage) -> Self {
         let v6 = route.header.address_family == AddressFamily::Inet6;
         let prefix_len = route.header.destination_prefix_length;
-        let metric = if v6 { METRIC_V6 } else { 0 };
-        let mut key = Self { prefix_len, metric, ..Self::default() };
+        let (kind, metric) = (route.header.kind, if v6 { METRIC_V6 } else { 0 });
+        let mut key = Self { prefix_len, kind, metric, ..Self::default() };
         for attribute in &route.attributes {
             match attribute {
                 // The kernel leaves it out where the prefix is empty.
                 RouteAttribute::Destination(to) if prefix_len > 0 => key.to = Some(to),
-                RouteAttribute::Oif(index) => key.device = *index,
+                // An IPv6 route that drops is said to be of `lo`.
+                RouteAttribute::Oif(index) if kind == RouteType::Unicast => key.device = *index,
                 RouteAttribute::Table(table) => key.table = *table,
                 RouteAttribute::Priority(metric) => key.metric = *metric,
                 _ => {}

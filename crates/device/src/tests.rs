@@ -7,15 +7,20 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
+mod routes;
+
 /// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink) -> F + Send + 'static) {
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, News) -> F + Send + 'static) {
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("a network namespace: run as root or `unshare -r`");
         ip("link add there type veth peer name other");
         ip("link set other up");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-        runtime.block_on(async { test(Netlink::connect().unwrap()).await });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (netlink, news) = (Netlink::connect().unwrap(), News::listen().unwrap());
+            test(netlink, news).await
+        });
     };
     if let Err(panic) = thread::spawn(body).join() {
         std::panic::resume_unwind(panic);
@@ -37,9 +42,13 @@ fn state() -> Vec<String> {
     for key in ["mtu", "qlen", "link/ether", "master"] {
         state.push(format!("{key} {:?}", word_after(key)));
     }
-    for what in
-        ["-o addr show there scope global", "-4 route show table all", "-6 route show table all"]
-    {
+    for what in [
+        "-o addr show there scope global",
+        "-4 route show table all",
+        "-6 route show table all",
+        "-4 rule",
+        "-6 rule",
+    ] {
         let text = ip(what);
         let lines =
             text.lines().filter(|line| !line.contains("fe80::") && !line.contains("ff00::"));
@@ -65,6 +74,7 @@ fn link() -> Link {
             route("2001:db8:2::/48", Some(5), None),
             route("::/0", None, None),
         ],
+        own: None,
     }
 }
 
@@ -73,50 +83,50 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 }
 
 fn route(to: &str, metric: Option<u32>, table: Option<u32>) -> Route {
-    Route { to: to.parse().unwrap(), metric, table }
+    Route { to: to.parse().unwrap(), metric, table, when_down: WhenDown::Keep }
 }
 
 #[test]
 fn a_device_gets_all_it_should_and_gives_it_back() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let before = state();
-        let undo = netlink.configure(&link()).await.unwrap();
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         let shown = ip("link show there");
         assert!(shown.contains("mtu 1420") && shown.contains("qlen 512"), "{shown}");
         assert!(shown.contains(",UP"), "{shown}");
         assert!(ip("-4 addr show there").contains("inet 10.99.0.1/24 scope global there"));
         let v6 = ip("-6 addr show there scope global");
         assert!(v6.contains("2001:db8:1::1/64") && !v6.contains("tentative"), "{v6}");
-        assert!(ip("-4 route show dev there").contains("198.51.100.0/24 proto static scope link"));
+        assert!(ip("-4 route show dev there").contains("198.51.100.0/24 proto 118 scope link"));
         assert!(ip("-4 route show table 1000").contains("198.18.0.0/15 dev there"));
         assert!(ip("-4 route show table 1000").contains("metric 77"));
         let v6 = ip("-6 route show dev there");
-        assert!(v6.contains("2001:db8:2::/48 proto static metric 5"), "{v6}");
-        assert!(v6.contains("default proto static metric 1024"), "{v6}");
+        assert!(v6.contains("2001:db8:2::/48 proto 118 metric 5"), "{v6}");
+        assert!(v6.contains("default proto 118 metric 1024"), "{v6}");
 
-        netlink.undo(undo).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
 
 #[test]
 fn what_was_there_before_stays() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         ip("link set there up mtu 1420 txqueuelen 512");
         ip("addr add 10.99.0.1/24 dev there");
         ip("route add 198.51.100.0/24 dev there");
         ip("-6 route add default dev there");
         let before = state();
-        let undo = netlink.configure(&link()).await.unwrap();
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         assert!(ip("-4 route show table 1000").contains("198.18.0.0/15"));
-        netlink.undo(undo).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
 
 #[test]
 fn a_peer_address_makes_the_device_point_to_point() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let link = Link {
             addresses: nets(&["10.99.0.1/32", "2001:db8:1::1/128"]),
             peer_addresses: vec!["2001:db8:1::2".parse().unwrap(), "10.99.0.2".parse().unwrap()],
@@ -124,22 +134,22 @@ fn a_peer_address_makes_the_device_point_to_point() {
             ..link()
         };
         let before = state();
-        let undo = netlink.configure(&link).await.unwrap();
+        let setup = netlink.configure(&link, Undo::default()).await.unwrap();
         assert!(ip("-4 addr show there").contains("10.99.0.1 peer 10.99.0.2/32"));
         assert!(ip("-6 addr show there").contains("2001:db8:1::1 peer 2001:db8:1::2/128"));
         assert!(ip("-4 route show").contains("10.99.0.2 dev there"));
-        netlink.undo(undo).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
 
 #[test]
 fn a_route_of_another_device_is_an_error_and_leaves_no_trace() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         ip("addr add 192.0.2.1/24 dev other");
         ip("route add 198.51.100.0/24 dev other");
         let before = state();
-        let error = netlink.configure(&link()).await.unwrap_err().to_string();
+        let error = netlink.configure(&link(), Undo::default()).await.unwrap_err().to_string();
         assert!(error.starts_with("adding route 198.51.100.0/24 to there: File exists"), "{error}");
         assert!(error.contains("`metric`"), "{error}");
         assert_eq!(state(), before);
@@ -148,25 +158,25 @@ fn a_route_of_another_device_is_an_error_and_leaves_no_trace() {
 
 #[test]
 fn errors_say_what_to_do() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let missing = Link { name: "nowhere".into(), ..link() };
-        let error = netlink.configure(&missing).await.unwrap_err().to_string();
+        let error = netlink.configure(&missing, Undo::default()).await.unwrap_err().to_string();
         assert!(error.starts_with("there is no device nowhere"), "{error}");
 
         let small = Link { mtu: Some(1279), ..link() };
-        let error = netlink.configure(&small).await.unwrap_err().to_string();
+        let error = netlink.configure(&small, Undo::default()).await.unwrap_err().to_string();
         assert!(error.contains("adding address 2001:db8:1::1/64 to there"), "{error}");
         assert!(error.contains("at least 1280"), "{error}");
 
         let lonely = Link { peer_addresses: vec!["10.99.0.2".parse().unwrap(); 2], ..link() };
-        let error = netlink.configure(&lonely).await.unwrap_err().to_string();
+        let error = netlink.configure(&lonely, Undo::default()).await.unwrap_err().to_string();
         assert!(error.starts_with("peer address 10.99.0.2 has no address"), "{error}");
     });
 }
 
 #[test]
 fn a_port_of_a_bridge_has_its_own_address_until_the_end() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         ip("link add br0 mtu 1600 type bridge");
         let before = state();
         let mac = [0x02, 0, 0, 0, 0, 0x77];
@@ -177,21 +187,21 @@ fn a_port_of_a_bridge_has_its_own_address_until_the_end() {
             mtu: Some(netlink.bridge_mtu("br0").await.unwrap()),
             ..link()
         };
-        let undo = netlink.configure(&wanted).await.unwrap();
+        let undo = netlink.configure(&wanted, Undo::default()).await.unwrap();
         let shown = ip("link show there");
         for words in ["02:00:00:00:00:77", "master br0", "mtu 1600"] {
             assert!(shown.contains(words), "{words}: {shown}");
         }
         assert!(!shown.contains("MULTICAST"), "{shown}");
         assert!(ip("link show br0").contains("mtu 1600"), "joining changed it");
-        netlink.undo(undo).await;
+        netlink.undo(undo, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
 
 #[test]
 fn what_is_no_bridge_or_vrf_takes_no_ports() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         let before = state();
         for (bridge, vrf, words) in [
             (Some("nowhere"), None, "there is no bridge nowhere"),
@@ -201,7 +211,7 @@ fn what_is_no_bridge_or_vrf_takes_no_ports() {
         ] {
             let [bridge, vrf] = [bridge, vrf].map(|name| name.map(str::to_owned));
             let wanted = Link { bridge, vrf, ..link() };
-            let error = netlink.configure(&wanted).await.unwrap_err().to_string();
+            let error = netlink.configure(&wanted, Undo::default()).await.unwrap_err().to_string();
             assert!(error.starts_with(words), "{error}");
             assert_eq!(state(), before);
         }
@@ -215,14 +225,17 @@ fn without_privilege() {
 
 #[test]
 fn who_may_not_change_it_may_find_it_done() {
-    in_namespace(|netlink| async move {
+    in_namespace(|netlink, _news| async move {
         // As `configure` leaves it, and `undo` would not.
-        let _kept = netlink.configure(&link()).await.unwrap().but_the_device();
+        let _kept = netlink.configure(&link(), Undo::default()).await.unwrap();
         let before = state();
         without_privilege();
         let netlink = Netlink::connect().unwrap();
-        let undo = netlink.configure(&Link { txqueuelen: Some(77), ..link() }).await.unwrap();
-        netlink.undo(undo).await;
+        let undo = netlink
+            .configure(&Link { txqueuelen: Some(77), ..link() }, Undo::default())
+            .await
+            .unwrap();
+        netlink.undo(undo, Stays::default()).await;
         assert_eq!(state(), before);
 
         let peer = vec!["10.99.0.2".parse().unwrap()];
@@ -246,7 +259,7 @@ fn who_may_not_change_it_may_find_it_done() {
                 "ip route add 192.0.2.0/24 dev there",
             ),
         ] {
-            let error = netlink.configure(&wanted).await.unwrap_err();
+            let error = netlink.configure(&wanted, Undo::default()).await.unwrap_err();
             assert!(error.is_permission(), "{error}");
             assert!(error.to_string().contains(command), "{error}");
         }
@@ -255,24 +268,18 @@ fn who_may_not_change_it_may_find_it_done() {
 }
 
 #[test]
-fn what_others_do_to_it_is_seen_and_repaired() {
-    in_namespace(|_other| async move {
-        let (netlink, heard) = Netlink::connect_and_listen().unwrap();
-        let undo = netlink.configure(&link()).await.unwrap();
-        let configured = state();
-        let mut watch = netlink.watch("there", heard).await.unwrap();
+fn what_others_do_to_it_is_seen() {
+    in_namespace(|netlink, _news| async move {
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
+        let mut watch = netlink.watch("there", Heard::listen().unwrap()).await.unwrap();
         ip("link set other mtu 1400");
         ip("link set there down");
         assert_eq!(watch.next().await, Seen::Down);
         ip("link set there up");
         assert_eq!(watch.next().await, Seen::Up);
-        assert_ne!(state(), configured, "routes and IPv6 addresses are gone");
-        netlink.repair(&link()).await.unwrap();
-        assert_eq!(state(), configured);
-
         ip("link set there name elsewhere");
         assert_eq!(watch.next().await, Seen::Renamed("elsewhere".to_owned()));
-        netlink.undo(undo).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(watch.next().await, Seen::Down);
         ip("link del elsewhere");
         assert_eq!(watch.next().await, Seen::Gone);
@@ -281,22 +288,22 @@ fn what_others_do_to_it_is_seen_and_repaired() {
 
 #[test]
 fn undoing_what_is_gone_already_is_quiet() {
-    in_namespace(|netlink| async move {
-        let undo = netlink.configure(&link()).await.unwrap();
+    in_namespace(|netlink, _news| async move {
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         ip("link del there");
-        netlink.undo(undo).await;
+        netlink.undo(setup, Stays::default()).await;
     });
 }
 
 #[test]
 fn no_thread_is_started() {
-    in_namespace(|netlink| async move {
-        let undo = netlink.configure(&link()).await.unwrap();
+    in_namespace(|netlink, _news| async move {
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         // The test harness has threads of its own, so only their names tell.
         for task in std::fs::read_dir("/proc/self/task").unwrap() {
             let name = std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap();
             assert!(!name.starts_with("tokio"), "{name}");
         }
-        netlink.undo(undo).await;
+        netlink.undo(setup, Stays::default()).await;
     });
 }

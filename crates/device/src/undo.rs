@@ -1,64 +1,190 @@
-//! What was changed, put back.
+//! What was changed, put back: by ourselves at the end, or by the next start after an end that left no time.
 
+use rtnetlink::packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Error, Handle};
 
 use crate::error::errno;
+use crate::journal::Journal;
+use crate::rule;
 
-/// Every change made to a device, in order.
+/// Every change made, in order, and the journal that says the same to the next start.
 #[derive(Debug, Default)]
 #[must_use = "what was changed stays so unless it is undone"]
 pub struct Undo {
     changes: Vec<Change>,
+    journal: Journal,
 }
 
 /// One change, by what takes it back.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// An address that was added.
     Address(AddressMessage),
     /// A route that was added.
     Route(RouteMessage),
+    /// A rule that was added.
+    Rule(RuleMessage),
     /// What a property of the device was before.
     Link(LinkMessage),
 }
 
+/// What is not put back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stays {
+    /// What was done to the device, with its addresses and routes: programs that use them do not see vpnd start
+    /// anew.
+    pub device: bool,
+    /// The routes that drop: packets that must not take another way must not do so until the next start either,
+    /// after an end that nobody asked for.
+    pub guards: bool,
+}
+
 impl Undo {
+    /// Nothing changed yet, but for what an earlier run left behind and wrote down in `journal`.
+    pub fn resume(mut journal: Journal) -> Self {
+        Self { changes: journal.left_behind(), journal }
+    }
+
+    /// Remembers what was done.
     pub(crate) fn extend(&mut self, changes: impl IntoIterator<Item = Change>) {
-        self.changes.extend(changes);
+        changes.into_iter().for_each(|change| self.intend(change));
     }
 
-    /// All but what was done to the device and its addresses and routes, which stay with it.
-    pub fn but_the_device(mut self) -> Self {
-        self.changes.retain(|change| match change {
-            Change::Address(_) | Change::Route(_) | Change::Link(_) => false,
-        });
-        self
+    /// Remembers what is going to be done. It is in the journal when this returns.
+    pub(crate) fn intend(&mut self, change: Change) {
+        self.journal.add(&change);
+        self.changes.push(change);
     }
 
-    pub(crate) async fn run(self, handle: &Handle) {
-        for change in self.changes.into_iter().rev() {
-            let Err(error) = change.take_back(handle).await else { continue };
-            if !is_gone(&error) {
-                tracing::warn!(%error, "a change to the device could not be put back");
-            }
+    /// Forgets the last thing again: it was not done.
+    pub(crate) fn forget_last(&mut self) {
+        if let Some(change) = self.changes.pop() {
+            self.journal.remove(&change);
+        }
+    }
+
+    pub(crate) fn contains(&self, change: &Change) -> bool {
+        self.changes.contains(change)
+    }
+
+    /// How much there is to take back.
+    pub(crate) fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    pub(crate) fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// Takes back what was done since there were `len` changes, the last first.
+    pub(crate) async fn back_to(&mut self, len: usize, handle: &Handle) {
+        while self.changes.len() > len {
+            let Some(change) = self.changes.pop() else { return };
+            self.journal.remove(&change);
+            change.take_back(handle).await;
+        }
+    }
+
+    /// Takes back those for which `keep` is false.
+    pub(crate) async fn only(&mut self, keep: impl Fn(&Change) -> bool, handle: &Handle) {
+        let (kept, gone): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(keep);
+        self.changes = kept;
+        for change in gone.into_iter().rev() {
+            self.journal.remove(&change);
+            change.take_back(handle).await;
+        }
+    }
+
+    /// Takes everything back but what `stays`.
+    pub(crate) async fn run(mut self, handle: &Handle, stays: Stays) {
+        let guarded = stays.guards && self.changes.iter().any(Change::drops);
+        let stays = |change: &Change| {
+            (stays.device && change.device().is_some())
+                // The rules lead to the table of a route that drops.
+                || (guarded && (change.drops() || matches!(change, Change::Rule(_))))
+        };
+        self.only(stays, handle).await;
+        if !guarded {
+            self.journal.end();
         }
     }
 }
 
 impl Change {
-    async fn take_back(self, handle: &Handle) -> Result<(), Error> {
-        match self {
+    async fn take_back(self, handle: &Handle) {
+        let result = match self {
             Self::Address(address) => handle.address().del(address).execute().await,
             Self::Route(route) => handle.route().del(route).execute().await,
+            Self::Rule(rule) => handle.rule().del(rule).execute().await,
             Self::Link(before) => handle.link().set(before).execute().await,
+        };
+        if let Err(error) = result
+            && !is_gone(&error)
+        {
+            tracing::warn!(%error, "a change to the system could not be put back");
+        }
+    }
+
+    /// Whether it is a route that drops.
+    pub(crate) fn drops(&self) -> bool {
+        matches!(self, Self::Route(route) if route.header.kind == RouteType::BlackHole)
+    }
+
+    /// The table that a rule leads to.
+    pub(crate) fn table(&self) -> Option<u32> {
+        match self {
+            Self::Rule(rule) => Some(rule::table(rule)),
+            _ => None,
+        }
+    }
+
+    /// The device it is about; none if it outlives every device.
+    pub(crate) fn device(&self) -> Option<u32> {
+        match self {
+            Self::Address(address) => Some(address.header.index),
+            Self::Link(link) => Some(link.header.index),
+            Self::Rule(_) => None,
+            Self::Route(route) => route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            }),
+        }
+    }
+
+    /// The netlink message that takes it back: its type and its bytes.
+    pub(crate) fn encode(&self) -> (u16, Vec<u8>) {
+        let message = match self.clone() {
+            Self::Address(address) => RouteNetlinkMessage::DelAddress(address),
+            Self::Route(route) => RouteNetlinkMessage::DelRoute(route),
+            Self::Rule(rule) => RouteNetlinkMessage::DelRule(rule),
+            Self::Link(link) => RouteNetlinkMessage::SetLink(link),
+        };
+        let mut bytes = vec![0; NetlinkSerializable::buffer_len(&message)];
+        message.serialize(&mut bytes);
+        (message.message_type(), bytes)
+    }
+
+    /// The reverse; none if it is no message that takes a change back.
+    pub(crate) fn decode(kind: u16, bytes: &[u8]) -> Option<Self> {
+        let mut header = NetlinkHeader::default();
+        header.message_type = kind;
+        match RouteNetlinkMessage::deserialize(&header, bytes).ok()? {
+            RouteNetlinkMessage::DelAddress(address) => Some(Self::Address(address)),
+            RouteNetlinkMessage::DelRoute(route) => Some(Self::Route(route)),
+            RouteNetlinkMessage::DelRule(rule) => Some(Self::Rule(rule)),
+            RouteNetlinkMessage::SetLink(link) => Some(Self::Link(link)),
+            _ => None,
         }
     }
 }
 
-/// The device, address or route went away before us.
+/// The device, address, route or rule went away before us.
 fn is_gone(error: &Error) -> bool {
-    matches!(errno(error), libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL | libc::ESRCH)
+    let gone = [libc::ENODEV, libc::ENXIO, libc::EADDRNOTAVAIL, libc::ESRCH, libc::ENOENT];
+    gone.contains(&errno(error))
 }

@@ -1,11 +1,13 @@
 //! What others do to the device while it runs.
 
 use futures_util::stream::BoxStream;
-use futures_util::{FutureExt, Stream, StreamExt};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use futures_util::{FutureExt, StreamExt};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::proto::sys::SocketAddr;
+
+use crate::error::Error;
 
 /// What became of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,14 +26,21 @@ pub enum Seen {
 pub struct Heard(BoxStream<'static, RouteNetlinkMessage>);
 
 impl Heard {
-    pub(crate) fn new(
-        messages: impl Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)> + Send + 'static,
-    ) -> Self {
+    /// Listens from now on. Belongs inside a tokio runtime, as [`Netlink::connect`](crate::Netlink::connect)
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no netlink socket.
+    pub fn listen() -> Result<Self, Error> {
+        let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]);
+        let (connection, _, messages) = opened.map_err(Error::Connect)?;
+        tokio::spawn(connection);
         let inner = messages.filter_map(async |(message, _from)| match message.payload {
             NetlinkPayload::InnerMessage(message) => Some(message),
             _ => None,
         });
-        Self(inner.boxed())
+        Ok(Self(inner.boxed()))
     }
 }
 

@@ -62,6 +62,13 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Whether everything without a better way is to go through the tunnel: by a default route that names no
+    /// table, from the network namespace that the socket is in too.
+    pub(crate) fn leads_everywhere(&self) -> bool {
+        self.interface.netns == self.socket.netns
+            && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
+    }
+
     /// Whether something hangs on the peer's life, so that it has to be asked when it is silent.
     pub(crate) fn watches(&self) -> bool {
         let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();
@@ -177,7 +184,7 @@ pub(crate) struct Route {
     pub(crate) to: IpNet,
     /// The route's priority; the kernel's default when absent.
     pub(crate) metric: Option<u32>,
-    /// The routing table; 254 is `main`, which it is when absent.
+    /// The routing table; 254 is `main`, which it is when absent, but for a default route.
     pub(crate) table: Option<u32>,
     /// What becomes of it while the peer is not there.
     pub(crate) when_down: WhenDown,

@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
 use super::{
-    Adopt, AlsoAccept, Carrier, Config, Dns, Interface, Mode, Peer, Protocol, Roam, Route,
+    Adopt, AlsoAccept, Carrier, Config, Dns, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown,
 };
 use crate::hooks::{from_directory, look_at};
 use crate::keys::Keys;
@@ -48,6 +48,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     endpoints_outside(config, &mut found);
     routes_once(config, &mut found);
     routes_allowed(config, &mut found);
+    blackhole_behind(config, &mut found);
     routes_without_loop(config, &mut found);
     buffer_once(&mut found);
     device_outside(config, &mut found);
@@ -345,16 +346,32 @@ fn routes_allowed(config: &Config, found: &mut Found<'_>) {
     }
 }
 
+/// What drops packets stands one metric behind the way that it guards.
+fn blackhole_behind(config: &Config, found: &mut Found<'_>) {
+    for (index, route) in config.routes.iter().enumerate() {
+        if route.when_down == WhenDown::Blackhole && route.metric == Some(u32::MAX) {
+            let problem = "`when_down = \"blackhole\"` takes a metric that leaves one behind it";
+            found.at_route(index, Problem::error(problem).help("take a lower metric"));
+        }
+    }
+}
+
 /// A route that also leads the tunnel's own datagrams into the tunnel.
 fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
     let endpoints: Vec<_> = literal_endpoints(config).map(|(_, address)| address).collect();
     for (index, route) in config.routes.iter().enumerate() {
         let to = route.to;
-        let caught = to.prefix_len() == 0 || endpoints.iter().any(|address| to.contains(address));
-        if caught && route.table.unwrap_or(MAIN_TABLE) == MAIN_TABLE {
+        let default = to.prefix_len() == 0;
+        let caught = default || endpoints.iter().any(|address| to.contains(address));
+        // A default route without a table has one of its own, and rules.
+        let main = route.table.or_else(|| (!default).then_some(MAIN_TABLE)) == Some(MAIN_TABLE);
+        if caught && main && config.interface.netns == config.socket.netns {
             let problem = format!("{to} also covers the way to the peer itself");
-            let help = "keep a more specific route to the endpoint, or give this one a table of \
-                        its own";
+            let help = if default {
+                "leave `table` out, and vpnd keeps the tunnel's own datagrams out of it"
+            } else {
+                "keep a more specific route to the endpoint, or give this one a table of its own"
+            };
             found.at_route(index, Problem::warning(problem).help(help));
         }
     }

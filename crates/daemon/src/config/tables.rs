@@ -108,7 +108,7 @@ fn interface(
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
-        mtu: s.take("mtu", integer(576..=65535)).or(default_mtu(mode, bridge.is_some())),
+        mtu: s.take("mtu", integer(576..=65535)).or_else(|| default_mtu(mode, bridge.is_some())),
         bridge,
         queues: s.or("queues", Queues::Fixed(1), device::queues),
         persist: s.or("persist", false, value::truth),

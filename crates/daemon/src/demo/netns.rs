@@ -19,7 +19,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
 use rtnetlink::{LinkUnspec, LinkVeth};
-use vpnd_device::{Link, Netlink};
+use vpnd_device::{Link, Netlink, Undo};
 
 use super::{DemoError, OUTER_A, OUTER_B};
 
@@ -156,7 +156,7 @@ fn configure(device: &str, address: IpNet) -> anyhow::Result<()> {
     let link = Link { name: device.to_owned(), addresses: vec![address], ..Link::default() };
     runtime()?.block_on(async {
         // It goes with its namespace; nobody needs to undo it.
-        let _undo = Netlink::connect()?.configure(&link).await?;
+        let _undo = Netlink::connect()?.configure(&link, Undo::default()).await?;
         Ok(())
     })
 }

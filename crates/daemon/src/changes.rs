@@ -1,0 +1,73 @@
+//! What a tunnel changes in the system besides its device's own properties: made at the start, kept while it
+//! runs, put back at the end, and found again by the next start when there was no end.
+
+use std::path::PathBuf;
+
+use vpnd_device::{Error, Journal, Keeper, Link, Netlink, News, PeerState, Stays, Undo};
+use vpnd_tunnel::udp::Way;
+
+use crate::config::Config;
+
+/// Addresses, rules and routes, and who keeps them.
+pub(crate) struct Changes {
+    netlink: Netlink,
+    keeper: Keeper,
+}
+
+impl Changes {
+    /// Makes them, and begins to keep them.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses; nothing is changed then.
+    pub(crate) async fn make(
+        netlink: Netlink,
+        news: News,
+        link: &Link,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let setup = netlink.configure(link, left_behind(config)).await?;
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        Ok(Self { netlink, keeper })
+    }
+
+    /// Who is told of the peer.
+    pub(crate) fn peer(&self) -> PeerState {
+        self.keeper.peer()
+    }
+
+    /// Puts them back, but for what `stays`.
+    pub(crate) async fn put_back(self, stays: Stays) {
+        match self.keeper.stop().await {
+            Some(setup) => self.netlink.undo(setup, stays).await,
+            None => tracing::error!("what was changed in the system is left to the next start"),
+        }
+    }
+}
+
+/// By which way datagrams leave. Where a default route leads into the tunnel, a mark tells them, ours where
+/// the file says none.
+pub(crate) async fn way(config: &Config, netlink: &Netlink) -> Way {
+    let mut way = config.socket.way();
+    if way.mark == 0 && config.leads_everywhere() {
+        way.mark = netlink.free_mark().await;
+    }
+    way
+}
+
+/// What an earlier run left, as the file beside the control socket says: a boot empties both that directory
+/// and the kernel's tables.
+fn left_behind(config: &Config) -> Undo {
+    let path = journal(config);
+    let opened = Journal::open(&path).inspect_err(|error| {
+        let path = path.display();
+        tracing::warn!(
+            "cannot keep {path}: {error}; what a crash leaves is not found by the next start"
+        );
+    });
+    opened.map_or_else(|_| Undo::default(), Undo::resume)
+}
+
+fn journal(config: &Config) -> PathBuf {
+    config.service.control.with_extension("changes")
+}

@@ -1,0 +1,52 @@
+//! Routing tables: `main`, and one of its own for a default route.
+
+use futures_util::TryStreamExt;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+
+use crate::rule;
+
+/// The kernel's number of the table `main`.
+pub(crate) const MAIN: u32 = 254;
+/// The first number that is tried for a table of our own, and for a mark: wg-quick's.
+pub(crate) const FIRST: u32 = 51820;
+/// So many are tried.
+const MOST: u32 = 128;
+
+/// Whether it is one that vpnd gives.
+pub(crate) fn is_own(table: u32) -> bool {
+    (FIRST..FIRST + MOST).contains(&table)
+}
+
+/// The tables that no rule names and that no route is in, in order. Two tunnels that start together may
+/// both find the same one free: who adds its rules first has it.
+pub(crate) async fn free(handle: &Handle) -> Vec<u32> {
+    let rules = rule::dump(handle).await;
+    let taken: Vec<_> = rules.iter().map(rule::table).chain(with_routes(handle).await).collect();
+    (FIRST..FIRST + MOST).filter(|table| !taken.contains(table)).collect()
+}
+
+async fn with_routes(handle: &Handle) -> Vec<u32> {
+    let mut tables = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut dump = RouteMessage::default();
+        dump.header.address_family = family;
+        let mut routes = Box::pin(handle.route().get(dump).execute());
+        while let Ok(Some(route)) = routes.try_next().await {
+            let table = number(&route);
+            if table >= FIRST && !tables.contains(&table) {
+                tables.push(table);
+            }
+        }
+    }
+    tables
+}
+
+fn number(route: &RouteMessage) -> u32 {
+    let said = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    said.unwrap_or_else(|| route.header.table.into())
+}
