@@ -57,13 +57,17 @@ fn guest(lab: &Lab) -> Result<String> {
     let super_packets = Capture::frames(&lans.wire.a, "vnet0")?;
     let there = tcp::transfer(system, &lans.right, RIGHT6, 32 << 20)?;
     tcp::transfer(&lans.right, system, &address, 32 << 20)?;
-    let largest = super_packets.stop()?.frames.iter().map(|frame| frame.bytes().len()).max();
-    let largest = largest.context("nothing by vnet0")?;
+    let largest = largest(&super_packets.stop()?)?;
     ensure!(largest > 2 * FULL, "vnet0 has no offloads: at most {largest} bytes at once");
     lans.ensure_whole(1500)?;
     let rate = there.megabits();
     let offloads = format!("TCP ({rate:.0} Mbit/s) by up to {largest} bytes at once");
     Ok(format!("{address} leased across; full pings with DF; {offloads}; {heard}"))
+}
+
+fn largest(seen: &Seen) -> Result<usize> {
+    let lengths = seen.frames.iter().map(|frame| frame.bytes().len());
+    lengths.max().context("no frame was captured")
 }
 
 /// A connection of the guest's lives on, and everybody finds it where it is now.
@@ -117,12 +121,16 @@ fn virtual_lan(lab: &Lab, tags: &'static [[u8; 4]]) -> Result<String> {
     let full = whole(&crossed.stop()?, &numbers);
     ensure!(full >= 10, "{full} tagged frames of full size");
     let heard = wiretap.heard()?;
+    let super_packets = Capture::frames(&lans.wire.a, "tap0")?;
     tcp::transfer(&near.system, &far.system, "198.18.7.2", 16 << 20)?;
     tcp::transfer(&far.system, &near.system, "2001:db8:7::1", 16 << 20)?;
+    let largest = largest(&super_packets.stop()?)?;
+    ensure!(largest > 2 * FULL, "no offloads behind tags: at most {largest} bytes at once");
     apart(lab, &lans, &near.system)?;
     lans.ensure_whole(1500)?;
-    let size = FULL + 4 * tags.len();
-    Ok(format!("tags {numbers:?}; {full} frames of {size} bytes; TCP both ways; {heard}"))
+    let full = format!("{full} frames of {} bytes", FULL + 4 * tags.len());
+    let tcp = format!("TCP both ways by up to {largest} bytes at once");
+    Ok(format!("tags {numbers:?}; {full}; {tcp}; {heard}"))
 }
 
 /// Pings and UDP, 1500 bytes behind the tags.
