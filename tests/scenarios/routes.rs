@@ -269,7 +269,7 @@ fn two_tunnels(lab: &Lab) -> Result<String> {
     let before = a.network_state()?;
     let mut first = Vpnd::start(a, &net.everything(Routed::B4, &[]))?;
     let with_first = a.network_state()?;
-    let second_site = second(&net)?;
+    let (second_site, _router) = second(&net)?;
     let mut second = Vpnd::start(a, &second_site)?;
     let rules = a.run("ip rule")?;
     ensure!(rules.contains("lookup 51820") && rules.contains("lookup 51821"), "{rules}");
@@ -293,8 +293,8 @@ fn two_tunnels(lab: &Lab) -> Result<String> {
         .into())
 }
 
-/// A second tunnel of A's, to the router, which runs its other end for as long as it exists.
-fn second(net: &Net) -> Result<Site> {
+/// A second tunnel of A's, to the router, which runs its other end.
+fn second(net: &Net) -> Result<(Site, Vpnd)> {
     let (a, b) = site::pair()?;
     let end = |site: Site, address: &str| Site {
         name: format!("{}-two", site.name),
@@ -309,7 +309,6 @@ fn second(net: &Net) -> Result<Site> {
     for to in ["0.0.0.0/0", "::/0"] {
         a.service.push(route(to, &[]));
     }
-    // It runs on when its handle is gone, until the scenario ends.
-    std::mem::forget(Vpnd::start(&net.hosts.router, &b)?);
-    Ok(a.towards(&format!("{}:{}", Routed::ROUTER_A4, PORT + 1)))
+    let router = Vpnd::start(&net.hosts.router, &b)?;
+    Ok((a.towards(&format!("{}:{}", Routed::ROUTER_A4, PORT + 1)), router))
 }
