@@ -149,7 +149,7 @@ fn road_warrior(lab: &Lab) -> Result<String> {
     let reaches = |limit| everywhere.map(|to| ping::until_answered(laptop, to, limit));
     reaches(SOON).into_iter().collect::<Result<()>>()?;
 
-    let _laptop = pair.run(laptop, &pair.a, "road-warrior/laptop.toml")?;
+    let _laptop = pair.run(laptop, &pair.b, "road-warrior/laptop.toml")?;
     let leaks = Capture::start(&world, "eth0", 64)?;
     let past = reaches(Duration::from_secs(2));
     ensure!(past.iter().all(Result::is_err), "something passed while the gateway was away");
@@ -157,7 +157,7 @@ fn road_warrior(lab: &Lab) -> Result<String> {
     let seen = leaks.stop()?;
     ensure!(!seen.contains(&v4) && !seen.contains(&v6), "something leaked past the tunnel");
 
-    let _gateway = pair.run(gateway, &pair.b, "road-warrior/gateway.toml")?;
+    let _gateway = pair.run(gateway, &pair.a, "road-warrior/gateway.toml")?;
     let arrives = Capture::start(&world, "eth0", 64)?;
     reaches(SOON).into_iter().collect::<Result<()>>()?;
     tcp::transfer(laptop, &world, "198.18.20.7", 1 << 20)?;

@@ -7,6 +7,7 @@
 //!
 //! The router knows nothing of the two addresses behind B: they are reached through the tunnel, or not at all.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -103,10 +104,10 @@ fn everything(lab: &Lab, outside: &str) -> Result<String> {
     ping::once(a, BEHIND4)?;
     let seen = capture.stop()?;
     ensure!(
-        frames_to(&seen.others, Routed::ROUTER_B4) == 1,
+        frames_to(&seen.others, Routed::ROUTER_B4)? == 1,
         "a more specific route is passed over"
     );
-    ensure!(frames_to(&seen.others, BEHIND4) == 0, "it left beside the tunnel");
+    ensure!(frames_to(&seen.others, BEHIND4)? == 0, "it left beside the tunnel");
     a.run("ip route del 198.51.100.254/32")?;
     let status = vpnd.status()?;
     ensure!(status.is_up(), "{status}");
@@ -166,23 +167,17 @@ fn leaks(a: &Host) -> Result<[usize; 2]> {
         let _refused = a.run(&format!("ping -n -c 3 -i 0.05 -W 1 {address}"));
     }
     let seen = capture.stop()?.others;
-    Ok([frames_to(&seen, BEHIND4), frames_to(&seen, BEHIND6)])
+    Ok([frames_to(&seen, BEHIND4)?, frames_to(&seen, BEHIND6)?])
 }
 
-/// Ethernet frames with an echo request to this address.
-fn frames_to(frames: &[Vec<u8>], address: &str) -> usize {
-    let address: std::net::IpAddr =
-        address.parse().unwrap_or_else(|_| std::net::Ipv4Addr::UNSPECIFIED.into());
+/// How many of these Ethernet frames are for an address, and not about it as a neighbour.
+fn frames_to(frames: &[Vec<u8>], address: &str) -> Result<usize> {
+    let address: IpAddr = address.parse()?;
     let is_to = |frame: &&Vec<u8>| match address {
-        std::net::IpAddr::V4(v4) => {
-            frame[12..].starts_with(&[8, 0]) && frame.get(30..34) == Some(&v4.octets()[..])
-        }
-        std::net::IpAddr::V6(v6) => {
-            // Neighbours are asked for by another address.
-            frame[12..].starts_with(&[0x86, 0xdd]) && frame.get(38..54) == Some(&v6.octets()[..])
-        }
+        IpAddr::V4(v4) => frame[12..14] == [8, 0] && frame.get(30..34) == Some(&v4.octets()),
+        IpAddr::V6(v6) => frame[12..14] == [0x86, 0xdd] && frame.get(38..54) == Some(&v6.octets()),
     };
-    frames.iter().filter(|frame| frame.len() > 14).filter(is_to).count()
+    Ok(frames.iter().filter(|frame| frame.len() > 14).filter(is_to).count())
 }
 
 fn removed(lab: &Lab) -> Result<String> {
@@ -269,7 +264,7 @@ fn two_tunnels(lab: &Lab) -> Result<String> {
     let before = a.network_state()?;
     let mut first = Vpnd::start(a, &net.everything(Routed::B4, &[]))?;
     let with_first = a.network_state()?;
-    let second_site = second(&net)?;
+    let (second_site, _router) = second(&net)?;
     let mut second = Vpnd::start(a, &second_site)?;
     let rules = a.run("ip rule")?;
     ensure!(rules.contains("lookup 51820") && rules.contains("lookup 51821"), "{rules}");
@@ -293,8 +288,8 @@ fn two_tunnels(lab: &Lab) -> Result<String> {
         .into())
 }
 
-/// A second tunnel of A's, to the router, which runs its other end for as long as it exists.
-fn second(net: &Net) -> Result<Site> {
+/// A second tunnel of A's, to the router, which runs its other end.
+fn second(net: &Net) -> Result<(Site, Vpnd)> {
     let (a, b) = site::pair()?;
     let end = |site: Site, address: &str| Site {
         name: format!("{}-two", site.name),
@@ -309,7 +304,6 @@ fn second(net: &Net) -> Result<Site> {
     for to in ["0.0.0.0/0", "::/0"] {
         a.service.push(route(to, &[]));
     }
-    // It runs on when its handle is gone, until the scenario ends.
-    std::mem::forget(Vpnd::start(&net.hosts.router, &b)?);
-    Ok(a.towards(&format!("{}:{}", Routed::ROUTER_A4, PORT + 1)))
+    let router = Vpnd::start(&net.hosts.router, &b)?;
+    Ok((a.towards(&format!("{}:{}", Routed::ROUTER_A4, PORT + 1)), router))
 }

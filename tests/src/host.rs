@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::{Process, sys};
+use crate::{Process, eventually, sys};
 
 /// What every namespace starts with: addresses that work at once, no chatter that nobody asked
 /// for, and answers wherever they come from.
@@ -163,11 +163,17 @@ impl Host {
         })
     }
 
-    /// Every device, address, route and rule, as text that is equal when they are.
+    /// Every device, address, route and rule, as text that is equal when they are; once the kernel has made up
+    /// its mind about each address.
     ///
     /// # Errors
-    /// When `ip` fails.
+    /// When `ip` fails, or an address is tried for too long.
     pub fn network_state(&self) -> Result<String> {
+        eventually("no address is tentative", Duration::from_secs(5), || {
+            let tentative = self.run("ip -o -6 address show tentative")?;
+            ensure!(tentative.is_empty(), "{tentative}");
+            Ok(())
+        })?;
         let devices = self.run("ip -o link")?;
         let addresses = self.run("ip -o address")?;
         let mut state = vec![devices.lines().map(device_and_mtu).collect(), addresses];

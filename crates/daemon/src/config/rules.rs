@@ -359,7 +359,7 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
         let default = to.prefix_len() == 0;
         let caught = default || endpoints.iter().any(|address| to.contains(address));
         // A default route without a table has one of its own, and rules.
-        let main = route.table.or_else(|| (!default).then_some(MAIN_TABLE)) == Some(MAIN_TABLE);
+        let main = route.table == Some(MAIN_TABLE) || route.table.is_none() && !default;
         if caught && main && config.interface.netns == config.socket.netns {
             let problem = format!("{to} also covers the way to the peer itself");
             let help = if default {
