@@ -117,7 +117,8 @@ fn all_four(lab: &Lab) -> Result<String> {
     ensure!(order == ["up", "established", "lost", "established", "down"], "{order:?}");
     for hook in ["up", "established", "lost", "down"] {
         environment(&script, hook, &a).with_context(|| format!("environment of {hook}"))?;
-        place(&script, hook).with_context(|| format!("where {hook} ran"))?;
+        place(&script, hook, wire.a.run("nice")?.trim())
+            .with_context(|| format!("where {hook} ran"))?;
         let said = format!("hook {hook}: said by {hook}");
         ensure!(running.as_process().log().contains(&said), "not logged: {said}");
     }
@@ -163,12 +164,13 @@ fn environment(script: &Script, hook: &str, site: &Site) -> Result<()> {
 }
 
 /// As root, in the root directory, with no more than a program that the system itself starts.
-fn place(script: &Script, hook: &str) -> Result<()> {
+fn place(script: &Script, hook: &str, ours: &str) -> Result<()> {
     let [nice, directory, uid, blocked, ignored] = &script.lines(&format!("{hook}.place"))[..]
     else {
         bail!("it wrote {:?}", script.wrote(&format!("{hook}.place")));
     };
-    ensure!([nice, directory, uid] == ["0", "/", "0"], "{nice} {directory} {uid}");
+    // Vpnd itself has gone before others.
+    ensure!([nice.as_str(), directory, uid] == [ours, "/", "0"], "{nice} {directory} {uid}");
     for signals in [blocked, ignored] {
         let mask = signals.split_whitespace().nth(1).context("no mask")?;
         // The C library keeps two signals to itself.
@@ -177,8 +179,10 @@ fn place(script: &Script, hook: &str) -> Result<()> {
     let descriptors = script.lines(&format!("{hook}.descriptors"));
     let targets = descriptors.iter().filter_map(|line| line.split_once(" -> "));
     let mut targets = targets.map(|(_, target)| target);
+    // The shell has its script open, and what it has just redirected to.
+    let own = script.0.display().to_string();
     let good = |target: &str| {
-        target == "/dev/null" || target.starts_with("pipe:") || Path::new(target) == script.0
+        target == "/dev/null" || target.starts_with("pipe:") || target.starts_with(&own)
     };
     ensure!(targets.all(good), "{descriptors:#?}");
     let device = script.wrote(&format!("{hook}.device"));
@@ -186,12 +190,23 @@ fn place(script: &Script, hook: &str) -> Result<()> {
     Ok(())
 }
 
+/// The network's state once the kernel has given new links their own addresses.
+fn settled(host: &Host) -> Result<String> {
+    eventually("the network settles", SOON, || {
+        let first = host.network_state()?;
+        std::thread::sleep(Duration::from_millis(200));
+        let second = host.network_state()?;
+        ensure!(first == second, "{first}, then {second}");
+        Ok(second)
+    })
+}
+
 /// Starts vpnd with these hooks, which do not let it come up: the exit code, and what it says.
 fn refused(host: &Host, hooks: &[String]) -> Result<(i32, String)> {
     let (a, _b) = site::pair()?;
     let site = with_hooks(a.towards(Wire::B4).route("198.18.2.0/24"), hooks);
     let path = vpnd::write_files(host, &site)?.display().to_string();
-    let before = host.network_state()?;
+    let before = settled(host)?;
     let outcome = vpnd::run(host, &["--config", &path])?;
     let after = host.network_state()?;
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
@@ -256,7 +271,7 @@ fn begun(host: &Host, site: Site, hooks: &[String]) -> Result<Process> {
 
 fn stopped_in_up(lab: &Lab) -> Result<String> {
     let wire = Wire::new(lab)?;
-    let before = wire.a.network_state()?;
+    let before = settled(&wire.a)?;
     let hang = Script::new(&wire.a, "hang", HANG)?;
     let tell = Script::new(&wire.a, "tell", "echo $VPND_HOOK >> $0.out")?;
     let hooks = [hang.hook("up"), tell.hook("down"), "timeout = \"60s\"".to_owned()];

@@ -6,6 +6,7 @@
 mod carrier;
 mod change;
 mod cycles;
+mod device;
 mod ecn;
 mod exact;
 mod examples;
@@ -14,6 +15,10 @@ mod flood;
 mod hooks;
 mod hostile;
 mod interop;
+mod lan;
+mod lans;
+mod multicast;
+mod nested;
 mod pair;
 mod profile;
 mod queues;
@@ -23,12 +28,16 @@ mod restart;
 mod roaming;
 mod routes;
 mod routing;
+mod sites;
 mod socket;
+mod spanning;
 mod speed;
 mod system;
 mod tap;
 mod tunnel;
 mod tuntap;
+mod uplinks;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -41,6 +50,7 @@ fn main() -> ExitCode {
         interop::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
+        device::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),
@@ -56,6 +66,13 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        spanning::scenarios(),
+        lan::scenarios(),
+        multicast::scenarios(),
+        vm::scenarios(),
+        sites::scenarios(),
+        nested::scenarios(),
+        uplinks::scenarios(),
         hooks::scenarios(),
         flood::scenarios(),
         examples::scenarios(),

@@ -34,7 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 fn with(mut site: Site, mode: &str, queues: &str) -> Site {
     site.interface.push(format!("mode = {mode:?}\nqueues = {queues}"));
-    site.speaking_vpnd(&[])
+    site.speaking_vpnd(&[]).keepalive(25)
 }
 
 /// Numbered datagrams of many flows both ways at once, then TCP both ways at once.

@@ -18,6 +18,9 @@ const FAR6: &str = "2001:db8:18:2::2";
 const FAR_NET6: &str = "2001:db8:18:2::/64";
 /// Enough for hellos of a second, and a flood of link states.
 const ADJACENT: Duration = Duration::from_secs(40);
+/// A router tells of its links only so often (`MinLSInterval`, RFC 2328 appendix B): what befalls one just
+/// after another is told late.
+const SETTLED: Duration = Duration::from_secs(6);
 /// Hello 1, dead 10, and what is slow.
 const WITHDRAWN: Duration = Duration::from_secs(20);
 
@@ -129,6 +132,7 @@ fn ospf(lab: &Lab, carrier: &str, bfd: bool) -> Result<String> {
     if bfd {
         session_up(&sites.birds[0])?;
     }
+    std::thread::sleep(SETTLED);
     sites.b.process().kill()?;
     let start = Instant::now();
     let gone = withdrawn(&sites, FAR_NET, start)?;

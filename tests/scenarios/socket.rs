@@ -10,9 +10,9 @@ use vpnd_tests::{Host, Lab, Vpnd, nft, vpnd};
 use crate::tunnel::SOON;
 
 /// B, behind the router.
-const B4: &str = "203.0.113.1";
+pub(crate) const B4: &str = "203.0.113.1";
 /// A's address on its second uplink.
-const SECOND4: &str = "198.51.100.1";
+pub(crate) const SECOND4: &str = "198.51.100.1";
 /// Echo requests.
 const PINGS: u32 = 5;
 
@@ -34,15 +34,15 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 ///   a [one] 192.0.2.1 ──── 192.0.2.254 [one] router [b] 203.0.113.254 ── 203.0.113.1 [eth0] b
 ///   a [two] 198.51.100.1 ─ 198.51.100.254 [two]
 /// ```
-struct Uplinks {
-    a: Host,
-    router: Host,
-    b: Host,
+pub(crate) struct Uplinks {
+    pub(crate) a: Host,
+    pub(crate) router: Host,
+    pub(crate) b: Host,
 }
 
 impl Uplinks {
     /// The default route is the first uplink's; table 100 has the second's.
-    fn new(lab: &Lab) -> Result<Self> {
+    pub(crate) fn new(lab: &Lab) -> Result<Self> {
         let net = Self { a: lab.host("a")?, router: lab.host("router")?, b: lab.host("b")? };
         net.connect(port(&net.a, "one"), "one", ["192.0.2.1/24", "192.0.2.254/24"])?;
         net.connect(port(&net.a, "two"), "two", ["198.51.100.1/24", "198.51.100.254/24"])?;
@@ -99,7 +99,7 @@ impl Uplinks {
     }
 }
 
-fn told(mut site: Site, lines: &[&str]) -> Site {
+pub(crate) fn told(mut site: Site, lines: &[&str]) -> Site {
     site.service.push("[socket]".to_owned());
     site.service.extend(lines.iter().map(ToString::to_string));
     site

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use vpnd_tests::capture::Capture;
-use vpnd_tests::link::{cable, port};
 use vpnd_tests::runner::{Cost, Scenario};
-use vpnd_tests::site::{self, INNER_B4, INNER_B6, Site};
-use vpnd_tests::traffic::{ping, tcp};
-use vpnd_tests::{Host, Lab, Vpnd, Wire};
+use vpnd_tests::site::{INNER_B4, INNER_B6, Site};
+use vpnd_tests::traffic::{ping, tcp, udp};
+use vpnd_tests::{Host, Lab, Wire};
 
-use crate::tunnel::{SOON, Tunnel, carries_everything};
+use crate::lans::{LEFT6, Lans, RIGHT4, RIGHT6};
+use crate::tunnel::{Tunnel, carries_everything};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
@@ -55,65 +55,22 @@ fn carries(lab: &Lab, mode: &str, cipher: &str, outside: &str, mtu: u16) -> Resu
     Ok("pings up to the MTU and TCP, both ways, both families".to_owned())
 }
 
-/// Two LANs of 1500 bytes, each a bridge with one host and vpnd's device:
-///
-/// ```text
-///   left [eth0] ── [lan] a (br0, tap0) ══ tunnel ══ b (br0, tap0) [lan] ── [eth0] right
-/// ```
-struct Lans {
-    left: Host,
-    right: Host,
-    wire: Wire,
-    vpnds: [Vpnd; 2],
-}
-
-impl Lans {
-    fn new(lab: &Lab, path: u16) -> Result<Self> {
-        let wire = Wire::new(lab)?;
-        let (left, right) = (lab.host("left")?, lab.host("right")?);
-        for (lan, router) in [(&left, &wire.a), (&right, &wire.b)] {
-            router.run(&format!("ip link set eth0 mtu {path}"))?;
-            cable(port(lan, "eth0"), port(router, "lan"))?;
-            router.run("ip link add br0 type bridge")?;
-            router.run("ip link set lan master br0")?;
-            router.run("ip link set br0 up")?;
-        }
-        port(&left, "eth0").address(&["198.18.0.1/24", "2001:db8:18::1/64"])?;
-        port(&right, "eth0").address(&["198.18.0.2/24", "2001:db8:18::2/64"])?;
-        let (a, b) = site::pair()?;
-        let bridged = |site: Site| {
-            let mut site = with(site, "tap", "chacha20-poly1305", 1500);
-            site.addresses.clear();
-            site.interface.push("bridge = \"br0\"".to_owned());
-            site
-        };
-        let b = Vpnd::start(&wire.b, &bridged(b))?;
-        let a = Vpnd::start(&wire.a, &bridged(a.towards(Wire::B4)))?;
-        ping::until_answered(&left, "198.18.0.2", SOON)?;
-        Ok(Self { left, right, wire, vpnds: [a, b] })
-    }
-}
-
 fn bridged(lab: &Lab, path: u16) -> Result<String> {
-    let Lans { left, right, wire, vpnds } = Lans::new(lab, path)?;
-    // ARP and neighbour discovery found each other; now frames of full size, never fragmented by hosts.
-    for (address, headers) in [("198.18.0.2", 28), ("2001:db8:18::2", 48)] {
-        ping::until_answered(&left, address, SOON)?;
-        let pings = ping::with_size(&left, address, 10, Duration::from_millis(20), 1500 - headers)?;
+    let lans = Lans::new(lab, path)?;
+    let (left, right) = (&lans.left, &lans.right);
+    // Frames of full size, never fragmented by hosts.
+    for (address, headers) in [(RIGHT4, 28), (RIGHT6, 48)] {
+        let pings = ping::with_size(left, address, 10, Duration::from_millis(20), 1500 - headers)?;
         ensure!(pings.answered == 10, "1500 bytes to {address}: {pings:?}");
+        let largest = usize::from(1500 - headers);
+        let lengths: Vec<_> = (0..=largest).rev().step_by(7).chain([0, 1]).collect();
+        udp::one_of_each(left, right, address, &lengths)?;
     }
-    tcp::transfer(&left, &right, "198.18.0.2", 16 << 20)?;
-    tcp::transfer(&right, &left, "2001:db8:18::1", 16 << 20)?;
-    foreign_frames(&left, &right)?;
-    for router in [&wire.a, &wire.b] {
-        let bridge = router.run("ip -o link show br0")?;
-        ensure!(bridge.contains("mtu 1500"), "joining changed the bridge: {bridge}");
-    }
-    for vpnd in &vpnds {
-        ensure!(vpnd.status()?.is_up(), "{}", vpnd.status()?);
-    }
-    let crossed =
-        "ARP, IPv6 neighbours, full frames with DF, TCP both ways, tags, non-IP, multicast";
+    tcp::transfer(left, right, RIGHT4, 16 << 20)?;
+    tcp::transfer(right, left, LEFT6, 16 << 20)?;
+    foreign_frames(left, right)?;
+    lans.ensure_whole(1500)?;
+    let crossed = "pings and UDP up to 1500 bytes with DF, TCP both ways, tags, non-IP, multicast";
     Ok(format!("{crossed}; br0 keeps its MTU"))
 }
 

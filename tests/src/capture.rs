@@ -1,7 +1,6 @@
-//! What an eavesdropper on a cable sees: every UDP datagram with its addresses, counted; and all
-//! bytes, searched for secrets.
+//! What an eavesdropper on a cable sees: every UDP datagram with its addresses, counted; all bytes,
+//! searched for secrets; or every frame whole.
 
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use socket2::Socket;
 
-use crate::{Host, sys};
+use crate::{Frame, Host, sys};
 
 /// A virtio header, as the kernel puts it before each frame.
 const VNET_LEN: usize = 10;
@@ -48,9 +47,18 @@ impl Datagram {
 #[derive(Debug)]
 pub struct Capture {
     seen: Arc<Mutex<Seen>>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
     socket: Arc<Socket>,
+}
+
+/// When the reading thread ends.
+#[derive(Debug, Default)]
+struct Stop {
+    /// Once nothing waits to be read.
+    drained: AtomicBool,
+    /// Now: nobody wants the rest, of which there may be no end.
+    now: AtomicBool,
 }
 
 /// What was captured.
@@ -60,6 +68,17 @@ pub struct Seen {
     pub datagrams: Vec<Datagram>,
     /// Everything else: whole frames, cut like the datagrams.
     pub others: Vec<Vec<u8>>,
+    /// Of a capture of frames, everything.
+    pub frames: Vec<Frame>,
+}
+
+/// What is kept of a frame.
+#[derive(Debug, Clone, Copy)]
+enum Keep {
+    /// UDP is taken out of it, and this much kept of that, or of the frame where it is no UDP.
+    Heads(usize),
+    /// All, as it is.
+    Whole,
 }
 
 impl Seen {
@@ -81,9 +100,21 @@ impl Capture {
     /// # Errors
     /// When there is no such device.
     pub fn start(host: &Host, device: &str, keep: usize) -> Result<Self> {
+        Self::keeping(host, device, Keep::Heads(keep))
+    }
+
+    /// Starts on a device, keeping every frame whole, with the tags of virtual LANs.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn frames(host: &Host, device: &str) -> Result<Self> {
+        Self::keeping(host, device, Keep::Whole)
+    }
+
+    fn keeping(host: &Host, device: &str, keep: Keep) -> Result<Self> {
         let socket = Arc::new(host.enter(|| open(device))?);
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::default());
         let (ours, theirs) = (Arc::clone(&seen), Arc::clone(&stop));
         let reader = Arc::clone(&socket);
         let thread = thread::spawn(move || read(&reader, keep, &ours, &theirs));
@@ -93,6 +124,11 @@ impl Capture {
     /// Datagrams so far that match.
     pub fn count(&self, matching: impl Fn(&Datagram) -> bool) -> usize {
         lock(&self.seen).count(matching)
+    }
+
+    /// Frames so far that match; none unless frames are kept whole.
+    pub fn count_frames(&self, matching: impl Fn(&Frame) -> bool) -> usize {
+        lock(&self.seen).frames.iter().filter(|frame| matching(frame)).count()
     }
 
     /// Sends an Ethernet frame of any kind out of the device.
@@ -109,14 +145,14 @@ impl Capture {
     /// # Errors
     /// When the kernel had no room for some of it: the counts would be wrong.
     pub fn stop(mut self) -> Result<Seen> {
-        self.end()?;
+        self.stop.drained.store(true, Ordering::Relaxed);
+        self.join()?;
         let missed = sys::packet_drops(&self.socket)?;
         anyhow::ensure!(missed == 0, "the capture missed {missed} frames");
         Ok(std::mem::take(&mut *lock(&self.seen)))
     }
 
-    fn end(&mut self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
+    fn join(&mut self) -> Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
         thread.join().map_err(|_panic| anyhow!("the capture panicked"))
     }
@@ -124,8 +160,9 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
+        self.stop.now.store(true, Ordering::Relaxed);
         // One that panicked has failed its scenario already.
-        let _ = self.end();
+        let _ = self.join();
     }
 }
 
@@ -137,15 +174,24 @@ fn open(device: &str) -> Result<Socket> {
     Ok(socket)
 }
 
-fn read(mut socket: &Socket, keep: usize, seen: &Mutex<Seen>, stop: &AtomicBool) {
+fn read(socket: &Socket, keep: Keep, seen: &Mutex<Seen>, stop: &Stop) {
     let mut buffer = vec![0; VNET_LEN + ETHERNET_LEN + 65_536];
-    loop {
-        match socket.read(&mut buffer) {
-            Ok(len) => record(&buffer[..len], keep, &mut lock(seen)),
-            Err(_) if stop.load(Ordering::Relaxed) => return,
+    while !stop.now.load(Ordering::Relaxed) {
+        match sys::receive_frame(socket, &mut buffer) {
+            Ok((len, tag)) => match keep {
+                Keep::Heads(keep) => record(&buffer[..len], keep, &mut lock(seen)),
+                Keep::Whole => lock(seen).frames.extend(whole(&buffer[..len], tag)),
+            },
+            Err(_) if stop.drained.load(Ordering::Relaxed) => return,
             Err(_) => {}
         }
     }
+}
+
+/// The frame with its tag put back.
+fn whole(bytes: &[u8], tag: Option<[u8; 4]>) -> Option<Frame> {
+    let (addresses, rest) = bytes.get(VNET_LEN..)?.split_at_checked(12)?;
+    Some(Frame::new([addresses, tag.as_ref().map_or(&[], |tag| &tag[..]), rest].concat()))
 }
 
 fn record(bytes: &[u8], keep: usize, seen: &mut Seen) {

@@ -197,7 +197,7 @@ impl Host {
     }
 
     /// A path by which another process may open this network namespace.
-    pub(crate) fn network_path(&self) -> String {
+    pub fn network_path(&self) -> String {
         use std::os::fd::AsRawFd;
         format!("/proc/{}/fd/{}", std::process::id(), self.namespaces.network.as_raw_fd())
     }

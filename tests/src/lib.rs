@@ -21,6 +21,8 @@
 pub mod binaries;
 pub mod bird;
 pub mod capture;
+pub mod frame;
+mod guest;
 mod host;
 mod key;
 mod lab;
@@ -38,6 +40,8 @@ pub mod traffic;
 pub mod vpnd;
 mod wait;
 
+pub use frame::Frame;
+pub use guest::Guest;
 pub use host::Host;
 pub use key::{Key, KeyPair};
 pub use lab::Lab;

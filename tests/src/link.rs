@@ -1,6 +1,6 @@
 //! Cables and switches between hosts.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{Host, Lab};
 
@@ -73,6 +73,19 @@ impl Port<'_> {
     /// When the kernel refuses it.
     pub fn mtu(&self, mtu: u16) -> Result<()> {
         self.host.run(&format!("ip link set mtu {mtu} dev {}", self.device)).map(drop)
+    }
+
+    /// Its hardware address.
+    ///
+    /// # Errors
+    /// When the device is not there, or has none.
+    pub fn mac(&self) -> Result<[u8; 6]> {
+        let shown = self.host.run(&format!("ip -o link show dev {}", self.device))?;
+        let behind = shown.split("link/ether ").nth(1).context("no Ethernet device")?;
+        let bytes = behind.get(..17).unwrap_or_default().split(':');
+        let bytes =
+            bytes.map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
+        <[u8; 6]>::try_from(bytes).ok().context("an address of another length")
     }
 
     /// Makes the device send every datagram by itself, so that a filter behind it counts and

@@ -30,6 +30,15 @@ pub fn drop_arriving(host: &Host, matching: &str) -> Result<()> {
     add(host, "inet lab", hook, &format!("{matching} counter drop"))
 }
 
+/// Lets the host's bridges forward so many kilobytes, and then nothing more.
+///
+/// # Errors
+/// When `nft` refuses it.
+pub fn limit_bridges(host: &Host, kilobytes: u32) -> Result<()> {
+    let rule = format!("quota over {kilobytes} kbytes drop");
+    add(host, "bridge limits", "filter hook forward priority filter", &rule)
+}
+
 /// Gives what arrives and matches another ECN mark, before anything else sees it.
 ///
 /// # Errors
@@ -45,7 +54,7 @@ pub fn remark_arriving(host: &Host, matching: &str, mark: &str) -> Result<()> {
 /// When `nft` refuses it.
 pub fn count_arriving(host: &Host, matching: &[String]) -> Result<()> {
     let rules: Vec<_> = matching.iter().map(|one| format!("{one} counter")).collect();
-    add(host, "ip counts", "filter hook prerouting priority mangle", &rules.join("\n"))
+    add(host, "inet counts", "filter hook prerouting priority mangle", &rules.join("\n"))
 }
 
 /// Packets that the drop rules of this host took so far.

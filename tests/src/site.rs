@@ -30,7 +30,7 @@ pub struct Site {
     pub addresses: Vec<String>,
     /// The UDP port; none means any.
     pub listen: Option<u16>,
-    /// Of the device.
+    /// Of the device; 0 leaves it to vpnd.
     pub mtu: u16,
     /// More lines for vpnd's `[interface]` table.
     pub interface: Vec<String>,

@@ -28,6 +28,16 @@ impl Status {
         self.field("/state").and_then(Value::as_str) == Some("up")
     }
 
+    /// What the device is called now.
+    pub fn device_name(&self) -> Option<&str> {
+        self.field("/device/name")?.as_str()
+    }
+
+    /// The device's MTU.
+    pub fn device_mtu(&self) -> Option<u64> {
+        self.field("/device/mtu")?.as_u64()
+    }
+
     /// Whether the peer is alive, as far as it knows.
     pub fn alive(&self) -> Option<bool> {
         self.field("/alive")?.as_bool()

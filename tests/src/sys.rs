@@ -1,9 +1,11 @@
-//! Where the harness talks to the kernel itself: entering namespaces between fork and exec, and
-//! packet sockets.
+//! Where the harness talks to the kernel itself: entering namespaces between fork and exec, packet
+//! sockets, and the cards of virtual machines.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::mem::zeroed;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -73,6 +75,7 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<Socket> {
     let protocol = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?.to_be();
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
     set_option(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+    set_option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
     socket.bind(&link_address(protocol, interface)?)?;
     Ok(socket)
 }
@@ -97,6 +100,84 @@ pub(crate) fn packet_drops(socket: &Socket) -> io::Result<u32> {
         )
     };
     if done == 0 { Ok(stats.tp_drops) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads a frame and its virtio header. The kernel takes the outermost tag of a virtual LAN out of the
+/// frame: its four bytes stand beside the length.
+pub(crate) fn receive_frame(
+    socket: &Socket,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<[u8; 4]>)> {
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // Words, as a control message is aligned to them.
+    let mut control = [0_u64; 16];
+    // SAFETY: a msghdr is pointers and numbers, for which zero is good.
+    let mut message: libc::msghdr = unsafe { zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the message points to `part`, which is `buffer`, and to `control`, each of the length said.
+    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    let len = usize::try_from(len).map_err(|_negative| io::Error::last_os_error())?;
+    // SAFETY: the kernel has just filled the control messages in, and `control` still lives.
+    let tag = unsafe { tag_beside(&message) };
+    Ok((len, tag))
+}
+
+/// What `PACKET_AUXDATA` says.
+///
+/// # Safety
+/// The message must have been received, and its buffer for control messages live.
+unsafe fn tag_beside(message: &libc::msghdr) -> Option<[u8; 4]> {
+    // SAFETY: the caller's promise.
+    let header = unsafe { libc::CMSG_FIRSTHDR(message).as_ref() }?;
+    if (header.cmsg_level, header.cmsg_type) != (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+        return None;
+    }
+    // SAFETY: of this type the kernel writes one tpacket_auxdata, all numbers.
+    let told = unsafe { libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned() };
+    let [kind, tag] = [told.tp_vlan_tpid.to_be_bytes(), told.tp_vlan_tci.to_be_bytes()];
+    (told.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then_some([kind[0], kind[1], tag[0], tag[1]])
+}
+
+/// Makes a TAP device of this name and attaches to it, without waiting: each frame stands behind a virtio
+/// header, and super-packets of every kind are understood.
+pub(crate) fn open_tap(name: &str) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    // SAFETY: an ifreq is bytes and numbers, for which zero is good.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()).take(libc::IFNAMSIZ - 1) {
+        *to = libc::c_char::try_from(from).map_err(io::Error::other)?;
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let offloads = offloads | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives.
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if made != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory.
+    let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) };
+    if set == 0 { Ok(file) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Never fragments what the socket sends: too large is an error.
+pub(crate) fn never_fragment(socket: &impl AsRawFd, ipv6: bool) -> io::Result<()> {
+    if ipv6 {
+        return set_option(
+            socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DO,
+        );
+    }
+    set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)
 }
 
 fn contents(file: &mut File) -> io::Result<Vec<u8>> {

@@ -241,8 +241,8 @@ pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
         format!("name = {:?}", site.device),
         format!("address = {:?}", site.addresses),
         format!("private_key_file = \"{name}.key\""),
-        format!("mtu = {}", site.mtu),
     ];
+    lines.extend((site.mtu > 0).then(|| format!("mtu = {}", site.mtu)));
     lines.extend(site.listen.map(|port| format!("listen = {port}")));
     lines.extend(site.interface.iter().cloned());
     let next = site.next_keys.iter();

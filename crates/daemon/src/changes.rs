@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use vpnd_device::{Error, Journal, Keeper, Link, Netlink, News, PeerState, Undo};
+use vpnd_device::{Error, Journal, Keeper, Link, Netlink, News, PeerState, Stays, Undo};
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
@@ -36,12 +36,10 @@ impl Changes {
         self.keeper.peer()
     }
 
-    /// Puts them back. Unless somebody `asked` for the end, what keeps packets from another way stays for
-    /// the next start.
-    pub(crate) async fn put_back(self, asked: bool) {
+    /// Puts them back, but for what `stays`.
+    pub(crate) async fn put_back(self, stays: Stays) {
         match self.keeper.stop().await {
-            Some(setup) if asked => self.netlink.undo(setup).await,
-            Some(setup) => self.netlink.undo_guarded(setup).await,
+            Some(setup) => self.netlink.undo(setup, stays).await,
             None => tracing::error!("what was changed in the system is left to the next start"),
         }
     }

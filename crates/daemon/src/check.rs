@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::CheckOptions;
-use crate::config::{self, Config, Finding, Loaded, Peer, Protocol, Report};
+use crate::config::{self, Config, Finding, Interface, Loaded, Peer, Protocol, Report};
 use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
@@ -34,8 +34,10 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
 fn summary(config: &Config, keys: &Keys) -> String {
     let peer = &config.peer;
     let summary = format!(
-        "ok        {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   {}",
+        "ok        {}\ndevice    {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   \
+         {}",
         config.name,
+        device(&config.interface),
         profile(peer),
         keys.secret.public(),
         peer.public_key,
@@ -50,6 +52,17 @@ fn commands(plan: &Plan) -> String {
     let all =
         plan.commands.iter().flat_map(|(moment, all)| all.iter().map(move |argv| (moment, argv)));
     all.map(|(moment, argv)| format!("\nruns      {}: {argv}", moment.word())).collect()
+}
+
+/// What a bridge's MTU is, only its host knows, and only then.
+fn device(interface: &Interface) -> String {
+    let Interface { name, mtu, bridge, .. } = interface;
+    let name = name.as_deref().unwrap_or("named by the kernel");
+    match (mtu, bridge) {
+        (Some(mtu), _) => format!("{name}, mtu {mtu}"),
+        (None, Some(bridge)) => format!("{name}, with the mtu of bridge {bridge}"),
+        (None, None) => name.to_owned(),
+    }
 }
 
 fn profile(peer: &Peer) -> String {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use vpnd_device::PeerState;
+use vpnd_device::{PeerState, Seen};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
@@ -27,6 +27,7 @@ use crate::control::{Control, Request};
 use crate::floor::{FloorError, FloorFile};
 use crate::hooks::News;
 use crate::keys::Keys;
+use crate::life::{Fate, Life};
 use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::{About, State, Status};
@@ -47,8 +48,11 @@ const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
 /// Why the tunnel ends other than by being asked to.
 #[derive(Debug, Error)]
 pub(crate) enum PlaneError {
-    /// The device was deleted under us.
-    #[error("device {name} is gone: somebody deleted it; start vpnd again to make it anew")]
+    /// The device was deleted under us, or moved away.
+    #[error(
+        "device {name} is gone: somebody deleted it, or moved it to another network namespace \
+         ([interface] netns is the way to have it there); start vpnd again to make it anew"
+    )]
     DeviceGone { name: String },
     /// A data thread ended for another reason.
     #[error("packets move no more: {0}")]
@@ -63,6 +67,7 @@ pub(crate) struct Surroundings {
     /// What the tunnel runs with.
     pub(crate) running: Config,
     pub(crate) about: About,
+    pub(crate) life: Life,
     /// By which way datagrams leave.
     pub(crate) way: Way,
     /// The routes that come and go with the peer.
@@ -162,6 +167,7 @@ impl Plane {
                     self.peer.handle_endpoints(clock::now(), addresses);
                 }
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
+                seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
@@ -175,10 +181,21 @@ impl Plane {
     }
 
     fn stalled(&self, error: io::Error) -> PlaneError {
-        if is_gone(&error) {
-            return PlaneError::DeviceGone { name: self.around.about.device.name.clone() };
+        if is_gone(&error) { self.gone() } else { PlaneError::Stalled(error) }
+    }
+
+    fn gone(&self) -> PlaneError {
+        PlaneError::DeviceGone { name: self.around.about.device.name.clone() }
+    }
+
+    /// Somebody did something to the device.
+    fn device(&mut self, seen: Seen) -> Result<(), PlaneError> {
+        match self.around.life.attend(seen) {
+            Fate::Stays => {}
+            Fate::Renamed(name) => self.around.about.device.name = name,
+            Fate::Gone => return Err(self.gone()),
         }
-        PlaneError::Stalled(error)
+        Ok(())
     }
 
     fn handshake(&mut self, admitted: &Admitted) {
@@ -241,11 +258,11 @@ impl Plane {
                 self.patience()
             );
         }
-        self.around.hooks.peer(alive, self.peer.endpoint());
         // Of a device that is gone its threads tell.
         if let Some(Err(error)) = self.around.carrier.as_ref().map(|carrier| carrier.set(alive)) {
             tracing::debug!("the carrier does not follow: {error}");
         }
+        self.around.hooks.peer(alive, self.peer.endpoint());
     }
 
     fn patience(&self) -> humantime::FormattedDuration {

@@ -15,18 +15,13 @@ use thiserror::Error;
 
 use crate::config::Account;
 
-/// Devices, addresses and routes need it, before and after the drop.
+/// Devices, addresses and routes need it, before and after the drop. Who has it not may run a tunnel on a
+/// device that was made and configured for it.
 const KEPT: Capability = Capability::CAP_NET_ADMIN;
 
 /// Why the daemon has too few privileges, or cannot be rid of those it has.
 #[derive(Debug, Error)]
 pub(crate) enum PrivilegeError {
-    /// The one capability nothing works without.
-    #[error(
-        "CAP_NET_ADMIN is missing: start vpnd as root or as vpnd@.service does, or give the \
-         program that capability (setcap cap_net_admin+ep)"
-    )]
-    NetAdmin,
     /// Another thread would keep what this one gives up.
     #[error("privileges cannot be dropped once there are {0} threads")]
     Threads(usize),
@@ -44,19 +39,7 @@ pub(crate) enum PrivilegeError {
 impl PrivilegeError {
     /// Whether a missing privilege is the reason.
     pub(crate) const fn is_permission(&self) -> bool {
-        matches!(self, Self::NetAdmin | Self::Become { error: Errno::EPERM, .. })
-    }
-}
-
-/// Checks that the start can succeed.
-///
-/// # Errors
-///
-/// Says which capability is missing.
-pub(crate) fn require() -> Result<(), PrivilegeError> {
-    match caps::has_cap(None, CapSet::Effective, KEPT) {
-        Ok(true) => Ok(()),
-        Ok(false) | Err(_) => Err(PrivilegeError::NetAdmin),
+        matches!(self, Self::Become { error: Errno::EPERM, .. })
     }
 }
 
@@ -70,7 +53,7 @@ pub(crate) fn share_processor(nice: i32) {
     }
 }
 
-/// Becomes `user` if there is one that we can become, and keeps `CAP_NET_ADMIN` alone, for good.
+/// Becomes `user` if there is one that we can become, and keeps at most `CAP_NET_ADMIN`, for good.
 ///
 /// Who is not root already, or lives in a user namespace that does not know `user`, keeps its uid.
 ///
@@ -83,7 +66,7 @@ pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
     if let Some(user) = user.filter(|user| can_become(user)) {
         become_user(user)?;
     }
-    keep_one_capability()?;
+    keep_at_most_one_capability()?;
     hide_memory()
 }
 
@@ -139,8 +122,10 @@ fn become_user(user: &Account) -> Result<(), PrivilegeError> {
     prctl::set_keepcaps(false).map_err(restrict("keepcaps"))
 }
 
-fn keep_one_capability() -> Result<(), PrivilegeError> {
-    let kept = CapsHashSet::from([KEPT]);
+fn keep_at_most_one_capability() -> Result<(), PrivilegeError> {
+    // Not the effective ones: a change of uid has emptied those.
+    let has = caps::has_cap(None, CapSet::Permitted, KEPT).unwrap_or(false);
+    let kept: CapsHashSet = has.then_some(KEPT).into_iter().collect();
     let none = CapsHashSet::new();
     // The ambient set first: it never exceeds the inheritable one. What is effective has to be
     // permitted, so the effective set shrinks before the permitted one and grows after it.
@@ -187,9 +172,10 @@ mod tests {
         line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
+    const NONE: &str = "0000000000000000";
+
     fn assert_dropped() {
         const NET_ADMIN: &str = "0000000000001000";
-        const NONE: &str = "0000000000000000";
         assert_eq!(status("CapPrm"), NET_ADMIN);
         assert_eq!(status("CapEff"), NET_ADMIN);
         for set in ["CapInh", "CapAmb", "CapBnd"] {
@@ -197,7 +183,6 @@ mod tests {
         }
         assert_eq!(status("NoNewPrivs"), "1");
         assert!(!prctl::get_dumpable().unwrap());
-        assert!(require().is_ok());
     }
 
     /// Root of a user namespace that knows one uid.
@@ -243,10 +228,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
-        in_child("privilege::tests::what_is_missing_is_named", &[], || {
-            caps::clear(None, CapSet::Effective).unwrap();
-            assert!(require().unwrap_err().to_string().starts_with("CAP_NET_ADMIN is missing"));
+    fn who_has_none_keeps_none() {
+        in_child("privilege::tests::who_has_none_keeps_none", &[], || {
+            for set in [CapSet::Effective, CapSet::Permitted] {
+                caps::clear(None, set).unwrap();
+            }
+            drop_to(None).unwrap();
+            assert_eq!((status("CapPrm"), status("CapEff")), (NONE.into(), NONE.into()));
+            assert_eq!(status("NoNewPrivs"), "1");
         });
     }
 

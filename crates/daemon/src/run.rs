@@ -11,25 +11,29 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Link, Netlink, Own, PeerState};
+use vpnd_device::{Heard, Link, Netlink, Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::{self, Peer};
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Carrier, Mode, OpenError, Options};
+use vpnd_tun::{Adopt, Carrier, Mode, OpenError, Options, Owner, PersistError};
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{self, Engine};
-use vpnd_tunnel::filter::Filter;
+use vpnd_tunnel::filter::{Filter, Macs};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
 use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{self, Account, Config, MssClamp, Queues, Roam, Service, WhenDown};
+use crate::config::{
+    self, Account, Config, Holder, Interface, MssClamp, Queues, Roam, Service, WhenDown,
+};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
 use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
+use crate::life::Life;
+use crate::netns::{Netns, NetnsError};
 use crate::plane::{LEAST_DATAGRAM, Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
@@ -49,6 +53,12 @@ pub(crate) enum RunError {
     /// The port cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The device cannot be made to stay.
+    #[error(transparent)]
+    Persist(#[from] PersistError),
+    /// A network namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     /// A privilege is missing, or cannot be given up.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
@@ -71,7 +81,10 @@ impl RunError {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Open(OpenError::NoDevice) => Exit::Unavailable,
-            Self::Open(OpenError::Permission { .. }) => Exit::Permission,
+            Self::Open(OpenError::Permission { .. } | OpenError::MayNotMake { .. }) => {
+                Exit::Permission
+            }
+            Self::Netns(error) if error.is_permission() => Exit::Permission,
             Self::Privilege(error) if error.is_permission() => Exit::Permission,
             Self::Bind(BindError::Privilege { .. }) => Exit::Permission,
             Self::Device(error) if error.is_permission() => Exit::Permission,
@@ -95,24 +108,29 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
 }
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
-    privilege::require()?;
     // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
     let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
     let result = host.run(config, keys, stop, hooks).await;
-    changes.put_back(result.is_ok()).await;
+    let stays = Stays { device: config.interface.persist, guards: result.is_err() };
+    changes.put_back(stays).await;
     result
 }
 
 /// Everything that needs privileges, made and open.
 struct Host {
     device: vpnd_tun::Device,
+    /// The device's.
+    mtu: u16,
+    life: Life,
     /// Where it is the peer's to say.
     carrier: Option<Carrier>,
     socket: Socket,
     way: Way,
+    /// Where the socket is, and routes are asked for.
+    outside: Netns,
     routes: PeerState,
     floor: FloorFile,
     control: Option<Control>,
@@ -139,18 +157,22 @@ impl Host {
     async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = control(config)?;
-        let device = open(config)?;
+        let inside = Netns::open(config.interface.netns.as_deref())?;
+        let (device, netlink, heard, news) = inside.within(|| open(config))??;
         let carrier = carrier(config, &device);
-        let (netlink, news) = (Netlink::connect()?, vpnd_device::News::listen()?);
         let way = changes::way(config, &netlink).await;
-        let socket = socket(config, &way)?;
+        let outside = Netns::open(config.socket.netns.as_deref())?;
+        let socket = outside.within(|| socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
+        let mtu = mtu(&config.interface, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let link = link(config, &device.name, own);
+        let link = link(config, &device.name, mtu, own);
+        let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
         let changes = Changes::make(netlink, news, &link, config).await?;
         let routes = changes.peer();
-        let host = Self { device, carrier, socket, way, routes, floor, control };
+        let host =
+            Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
         Ok((host, changes))
     }
 
@@ -162,7 +184,7 @@ impl Host {
         mut stop: Stop,
         hooks: Hooks,
     ) -> Result<(), RunError> {
-        let plan = hooks::plan(config, self.facts(config));
+        let plan = hooks::plan(config, self.facts());
         let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
             tracing::info!("stopping, as asked, before it was up");
             return Ok(());
@@ -181,7 +203,12 @@ impl Host {
         mut stop: Stop,
         hooks: &mut Following,
     ) -> Result<(), RunError> {
+        // Names are looked up, and routes, where datagrams leave.
+        self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
+        if config.interface.persist {
+            self.keep_device(&config.interface)?;
+        }
         let mut plane = self.start(config, keys, hooks.news())?;
         // Packets move on while the hooks of the end are run.
         let stop = async {
@@ -191,20 +218,26 @@ impl Host {
         Ok(plane.run(stop).await?)
     }
 
-    fn facts(&self, config: &Config) -> Facts<'_> {
-        Facts {
-            device: &self.device.name,
-            mtu: config.interface.mtu,
-            listen_port: self.socket.local_port(),
-        }
+    /// Whose a device is that was there before, others have decided.
+    fn keep_device(&self, interface: &Interface) -> Result<(), PersistError> {
+        let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
+        let owner = match self.device.adopted {
+            true => Owner::default(),
+            false => Owner { user: id(&interface.owner), group: id(&interface.group) },
+        };
+        vpnd_tun::keep(&self.device.queues[0], &self.device.name, owner)
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts { device: &self.device.name, mtu: self.mtu, listen_port: self.socket.local_port() }
     }
 
     fn start(self, config: &Config, keys: Keys, hooks: News) -> Result<Plane, RunError> {
-        let about = about(config, &keys, &self.device, self.socket.local_port());
-        let name = self.device.name.clone();
+        let about = about(config, &keys, &self);
+        let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
-            peer_config(config, keys, last_stamp(&self.floor)),
+            peer_config(config, keys, mtu, last_stamp(&self.floor)),
             Arc::clone(&activity),
             // The kernel's, each time: a generator of our own would hold the key to every
             // ephemeral secret it ever gave out.
@@ -213,9 +246,10 @@ impl Host {
         );
         let options = engine::Options {
             mode: mode(config),
-            mtu: config.interface.mtu,
-            clamp: clamp(config),
+            mtu,
+            clamp: clamp(config, mtu),
             filter: Filter::new(&config.peer.allowed_ips),
+            macs: macs(&config.peer),
         };
         let table = peer.table();
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
@@ -223,6 +257,7 @@ impl Host {
         let around = Surroundings {
             running: config.clone(),
             about,
+            life: self.life,
             way: self.way,
             routes: self.routes,
             mtu_max: config.path.mtu_max,
@@ -238,13 +273,25 @@ impl Host {
     }
 }
 
+/// The device and the way to configure it: opened in its network namespace, they stay there.
+fn open(
+    config: &Config,
+) -> Result<(vpnd_tun::Device, Netlink, Heard, vpnd_device::News), RunError> {
+    Ok((open_device(config)?, Netlink::connect()?, Heard::listen()?, vpnd_device::News::listen()?))
+}
+
 /// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
-fn open(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
+fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
     let with = |queues| Options {
         name: config.interface.name.clone(),
         mode: mode(config),
         offload: config.path.offload,
         queues,
+        adopt: match config.interface.adopt {
+            config::Adopt::Auto => Adopt::Auto,
+            config::Adopt::Require => Adopt::Require,
+            config::Adopt::Never => Adopt::Never,
+        },
     };
     match config.interface.queues {
         Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),
@@ -273,6 +320,19 @@ fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
         |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
     carrier.map_err(refused).ok()
 }
+
+/// The device's MTU. A port that has its bridge's never lowers it.
+async fn mtu(interface: &Interface, netlink: &Netlink) -> Result<u16, vpnd_device::Error> {
+    match (interface.mtu, &interface.bridge) {
+        (None, Some(bridge)) => {
+            Ok(u16::try_from(netlink.bridge_mtu(bridge).await?).unwrap_or(u16::MAX))
+        }
+        (mtu, _) => Ok(mtu.unwrap_or(ETHERNET_MTU)),
+    }
+}
+
+/// Of a LAN that says nothing else.
+const ETHERNET_MTU: u16 = 1500;
 
 /// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
 fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
@@ -319,15 +379,15 @@ fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
     })
 }
 
-fn about(config: &Config, keys: &Keys, device: &vpnd_tun::Device, listen_port: u16) -> About {
+fn about(config: &Config, keys: &Keys, host: &Host) -> About {
     About {
         name: config.name.clone(),
         device: Device {
-            name: device.name.clone(),
+            name: host.device.name.clone(),
             mode: mode(config).word().to_owned(),
-            mtu: config.interface.mtu,
-            queues: device.queues.len(),
-            listen_port,
+            mtu: host.mtu,
+            queues: host.device.queues.len(),
+            listen_port: host.socket.local_port(),
             public_key: keys.secret.public().to_string(),
         },
         protocol: config.peer.protocol.to_string(),
@@ -337,14 +397,18 @@ fn about(config: &Config, keys: &Keys, device: &vpnd_tun::Device, listen_port: u
     }
 }
 
-fn link(config: &Config, name: &str, own: Own) -> Link {
+fn link(config: &Config, name: &str, mtu: u16, own: Own) -> Link {
+    let interface = &config.interface;
     Link {
         name: name.to_owned(),
-        addresses: config.interface.addresses.clone(),
-        peer_addresses: config.interface.peer_addresses.clone(),
-        mtu: Some(config.interface.mtu.into()),
-        txqueuelen: Some(config.interface.txqueuelen),
-        bridge: config.interface.bridge.clone(),
+        addresses: interface.addresses.clone(),
+        peer_addresses: interface.peer_addresses.clone(),
+        mtu: Some(mtu.into()),
+        txqueuelen: Some(interface.txqueuelen),
+        mac: interface.mac.map(|mac| mac.0),
+        multicast: Some(interface.multicast),
+        bridge: interface.bridge.clone(),
+        vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
         own: config.leads_everywhere().then_some(own),
     }
@@ -363,14 +427,14 @@ fn route(route: &config::Route) -> vpnd_device::Route {
     }
 }
 
-fn peer_config(config: &Config, keys: Keys, floor: Option<Timestamp>) -> peer::Config {
+fn peer_config(config: &Config, keys: Keys, mtu: u16, floor: Option<Timestamp>) -> peer::Config {
     let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
     peer::Config {
         identities,
         remotes,
         terms,
-        mtu: config.interface.mtu,
-        largest_packet: mode(config).largest_packet(config.interface.mtu),
+        mtu,
+        largest_packet: mode(config).largest_packet(mtu),
         keepalive: config.peer.keepalive,
         dead_after: config.peer.dead_after,
         watch: config.watches(),
@@ -393,9 +457,15 @@ const fn mode(config: &Config) -> Mode {
     }
 }
 
-fn clamp(config: &Config) -> Option<Clamp> {
+/// None, where every station may send.
+fn macs(peer: &config::Peer) -> Option<Macs> {
+    let macs: Vec<_> = peer.allowed_macs.iter().map(|mac| mac.0).collect();
+    (!macs.is_empty()).then(|| Macs::new(&macs))
+}
+
+fn clamp(config: &Config, mtu: u16) -> Option<Clamp> {
     match config.path.mss_clamp {
-        MssClamp::Auto => Some(Clamp::Mtu(config.interface.mtu)),
+        MssClamp::Auto => Some(Clamp::Mtu(mtu)),
         MssClamp::Fixed(mss) => Some(Clamp::Mss(mss)),
         MssClamp::Off => None,
     }

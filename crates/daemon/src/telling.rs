@@ -146,7 +146,7 @@ impl Telling {
         self.trouble.get_or_insert(Trouble::NoAnswer);
         tracing::warn!(
             "no answer from the peer: it is down, UDP does not get through, or its public_key \
-             for us is wrong; the next packet or keepalive calls again"
+             for us is wrong; it is called again, at the latest with the next packet or keepalive"
         );
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
@@ -37,6 +38,8 @@ pub(crate) async fn add(
     match request.execute().await {
         Ok(()) => Ok(true),
         Err(error) if errno(&error) == libc::EEXIST => Ok(false),
+        // Who may not add one may find it there.
+        Err(error) if errno(&error) == libc::EPERM && exists(handle, address).await => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -65,6 +68,33 @@ pub(crate) fn message(index: u32, ours: IpNet, peer: Option<IpAddr>) -> AddressM
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     message
+}
+
+/// Whether the device has it.
+async fn exists(handle: &Handle, wanted: &AddressMessage) -> bool {
+    let mut there = handle.address().get().set_link_index_filter(wanted.header.index).execute();
+    while let Ok(Some(address)) = there.try_next().await {
+        let same_length = address.header.prefix_len == wanted.header.prefix_len;
+        if same_length && ends(&address) == ends(wanted) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Our end and the far one, which are the same where there is none. Of such an IPv6 address the kernel
+/// tells one alone.
+fn ends(message: &AddressMessage) -> [Option<IpAddr>; 2] {
+    let find = |of: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(of);
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let far = find(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    [local.or(far), far]
 }
 
 pub(crate) fn family(net: IpNet) -> AddressFamily {

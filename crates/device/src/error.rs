@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::controller::Kind;
+
 /// Why a device is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -26,6 +28,25 @@ pub enum Error {
         /// The peer's address.
         peer: IpAddr,
     },
+    /// What the device is to be a port of is not there.
+    #[error(
+        "there is no {kind} {name} in the device's network namespace; make it first, as \
+         `ip link add {name} type {kind}` does"
+    )]
+    NoController {
+        /// Its name.
+        name: String,
+        /// What it is to be.
+        kind: Kind,
+    },
+    /// What the device is to be a port of is something else.
+    #[error("{name} is no {kind}; [interface] {kind} names one that is there")]
+    NotA {
+        /// Its name.
+        name: String,
+        /// What it is to be.
+        kind: Kind,
+    },
     /// Every number that vpnd gives a routing table of its own is another's.
     #[error(
         "no routing table from 51820 to 51947 is free for the default route: give it a `table` of \
@@ -33,14 +54,14 @@ pub enum Error {
     )]
     NoTable,
     /// The kernel refused one step.
-    #[error("{step} {device}: {source}{}", step.hint(.source))]
+    #[error("{step} {device}: {error}{}", step.hint(device, .error))]
     Refused {
         /// What was tried.
         step: Step,
         /// On which device.
         device: String,
         /// What the kernel says.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -49,6 +70,10 @@ pub enum Error {
 pub enum Step {
     /// Asking for its properties.
     Find,
+    /// Setting its hardware address.
+    Mac([u8; 6]),
+    /// Setting whether it takes multicast.
+    Multicast(bool),
     /// Setting its MTU.
     Mtu(u32),
     /// Setting the length of its queue.
@@ -57,8 +82,10 @@ pub enum Step {
     Up,
     /// Making it a port of the bridge of this number; 0 is none.
     Bridge(u32),
-    /// Adding an address.
-    Address(IpNet),
+    /// Making it a port of the VRF of this number.
+    Vrf(u32),
+    /// Adding an address, with its far end.
+    Address(IpNet, Option<IpAddr>),
     /// Adding a route.
     Route(IpNet),
     /// Adding the rule of this priority.
@@ -68,20 +95,20 @@ pub enum Step {
 impl Error {
     /// Whether a missing privilege is the reason.
     pub fn is_permission(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EPERM))
+        matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EPERM))
     }
 
     /// Whether something stands where this was to go.
     pub(crate) fn is_in_the_way(&self) -> bool {
-        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::EEXIST))
+        matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EEXIST))
     }
 
     pub(crate) fn refused(step: Step, device: &str, error: &rtnetlink::Error) -> Self {
-        let source = match errno(error) {
+        let error = match errno(error) {
             0 => io::Error::other(error.to_string()),
             code => io::Error::from_raw_os_error(code),
         };
-        Self::Refused { step, device: device.to_owned(), source }
+        Self::Refused { step, device: device.to_owned(), error }
     }
 }
 
@@ -97,11 +124,14 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Find => write!(f, "looking for"),
+            Self::Mac(mac) => write!(f, "setting address {} of", shown(*mac)),
+            Self::Multicast(on) => write!(f, "setting multicast {} on", switch(*on)),
             Self::Mtu(mtu) => write!(f, "setting MTU {mtu} on"),
             Self::QueueLen(len) => write!(f, "setting txqueuelen {len} on"),
             Self::Up => write!(f, "setting up"),
             Self::Bridge(_) => write!(f, "making a port of its bridge of"),
-            Self::Address(address) => write!(f, "adding address {address} to"),
+            Self::Vrf(_) => write!(f, "making a port of its VRF of"),
+            Self::Address(address, _) => write!(f, "adding address {address} to"),
             Self::Route(to) => write!(f, "adding route {to} to"),
             Self::Rule(priority) => write!(f, "adding the rule of priority {priority} for"),
         }
@@ -109,20 +139,62 @@ impl fmt::Display for Step {
 }
 
 impl Step {
-    /// What usually is the matter.
-    fn hint(self, error: &io::Error) -> &'static str {
-        match (self, error.raw_os_error().unwrap_or_default()) {
-            (_, libc::EPERM) => "; this needs CAP_NET_ADMIN",
+    /// What usually is the matter, and what to do.
+    fn hint(self, device: &str, error: &io::Error) -> String {
+        let code = error.raw_os_error().unwrap_or_default();
+        match (self.as_root(device), code) {
+            (Some(command), libc::EPERM) => {
+                format!("; this needs CAP_NET_ADMIN, or to be done before, as root: `{command}`")
+            }
+            (None, libc::EPERM) => "; this needs CAP_NET_ADMIN".to_owned(),
+            _ => self.other_hint(code).to_owned(),
+        }
+    }
+
+    /// What does the same.
+    fn as_root(self, device: &str) -> Option<String> {
+        let set = |what: String| Some(format!("ip link set {device} {what}"));
+        match self {
+            Self::Find => None,
+            Self::Mac(mac) => set(format!("address {}", shown(mac))),
+            Self::Multicast(on) => set(format!("multicast {}", switch(on))),
+            Self::Mtu(mtu) => set(format!("mtu {mtu}")),
+            Self::QueueLen(len) => set(format!("txqueuelen {len}")),
+            Self::Up => set("up".to_owned()),
+            Self::Bridge(_) => set("master BRIDGE".to_owned()),
+            Self::Vrf(_) => set("master VRF".to_owned()),
+            Self::Address(ours, None) => Some(format!("ip address add {ours} dev {device}")),
+            Self::Address(ours, Some(peer)) => {
+                let (own, len) = (ours.addr(), ours.prefix_len());
+                Some(format!("ip address add {own} peer {peer}/{len} dev {device}"))
+            }
+            Self::Route(to) => Some(format!("ip route add {to} dev {device}")),
+            Self::Rule(_) => None,
+        }
+    }
+
+    fn other_hint(self, code: i32) -> &'static str {
+        match (self, code) {
             (Self::Route(_), libc::EEXIST) => {
                 "; another route leads there: remove it, or give this one a `metric`"
             }
-            (Self::Address(IpNet::V6(_)), libc::EACCES) => {
+            (Self::Address(IpNet::V6(_), _), libc::EACCES) => {
                 "; IPv6 is switched off (sysctl net.ipv6.conf.DEVICE.disable_ipv6)"
             }
-            (Self::Bridge(_), libc::EOPNOTSUPP) => "; what `bridge` names is no bridge",
-            (Self::Address(IpNet::V6(_)), libc::EINVAL) => "; IPv6 needs an MTU of at least 1280",
+            (Self::Mac(_), libc::EADDRNOTAVAIL) => "; no device can have this one",
+            (Self::Address(IpNet::V6(_), _), libc::EINVAL) => {
+                "; IPv6 needs an MTU of at least 1280"
+            }
             (_, libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => "; this kernel is built without it",
             _ => "",
         }
     }
+}
+
+fn shown(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+const fn switch(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }

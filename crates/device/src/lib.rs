@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod controller;
 mod error;
 mod journal;
 mod keep;
@@ -16,16 +17,19 @@ mod route;
 mod rule;
 mod table;
 mod undo;
+mod watch;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
 
+pub use controller::Kind;
 pub use error::{Error, Step};
 pub use journal::Journal;
 pub use keep::{Keeper, News, PeerState};
-pub use undo::Undo;
+pub use undo::{Stays, Undo};
+pub use watch::{Heard, Seen, Watch};
 
 use plan::Plan;
 
@@ -46,8 +50,14 @@ pub struct Link {
     pub mtu: Option<u32>,
     /// Left as it is when absent.
     pub txqueuelen: Option<u32>,
+    /// Its hardware address; left as it is when absent.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it takes multicast; left as it is when absent.
+    pub multicast: Option<bool>,
     /// The bridge it becomes a port of.
     pub bridge: Option<String>,
+    /// The VRF it becomes a port of.
+    pub vrf: Option<String>,
     /// What is reached through the device.
     pub routes: Vec<Route>,
     /// What tells the tunnel's own datagrams. Absent, they leave where no route of ours is.
@@ -70,8 +80,9 @@ pub struct Route {
     pub to: IpNet,
     /// Lower is preferred; the kernel's default when absent.
     pub metric: Option<u32>,
-    /// The routing table. Absent, it is `main`, but for a default route one of its own, with the rules that
-    /// lead everything there but the tunnel's own datagrams ([`Link::own`]).
+    /// The routing table. Absent, it is that of the device's VRF. Without a VRF it is `main`, but for a
+    /// default route one of its own, with the rules that lead everything there but the tunnel's own
+    /// datagrams ([`Link::own`]).
     pub table: Option<u32>,
     /// What becomes of it while the peer is dead.
     pub when_down: WhenDown,
@@ -104,8 +115,8 @@ pub struct Setup {
     undo: Undo,
 }
 
-/// A connection to the kernel's routing subsystem.
-#[derive(Debug)]
+/// A connection to the kernel's routing subsystem, in the network namespace that it was opened in.
+#[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
 }
@@ -122,13 +133,23 @@ impl Netlink {
         Ok(Self { handle })
     }
 
+    /// Watches a device by what is heard.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such device.
+    pub async fn watch(&self, name: &str, heard: Heard) -> Result<Watch, Error> {
+        Ok(Watch::new(heard, &link::find(&self.handle, name).await?))
+    }
+
     /// A mark for the tunnel's own datagrams that no program's rule but vpnd's looks at.
     pub async fn free_mark(&self) -> u32 {
         rule::free_mark(&self.handle).await
     }
 
     /// Gives the device its addresses, MTU, queue length, rules and routes, and sets it up. What an earlier
-    /// run left behind, as `undo` knows, is taken over where it is still wanted, and goes where not.
+    /// run left behind, as `undo` knows, is taken over where it is still wanted, and
+    /// goes where not. Who may not change anything may find it done: then nothing is changed.
     ///
     /// # Errors
     ///
@@ -152,33 +173,37 @@ impl Netlink {
         }
     }
 
-    /// Puts back what was changed, the last change first. What is gone already is no concern; what
-    /// cannot be put back is logged.
-    pub async fn undo(&self, setup: Setup) {
-        setup.undo.run(&self.handle).await;
+    /// Puts back what was changed, the last change first, but for what `stays`. What is gone already is no
+    /// concern; what cannot be put back is logged.
+    pub async fn undo(&self, setup: Setup, stays: Stays) {
+        setup.undo.run(&self.handle, stays).await;
     }
 
-    /// As [`Self::undo`], after an end that nobody asked for: the routes that drop stay, for packets that must
-    /// not take another way must not do so until the next start either.
-    pub async fn undo_guarded(&self, setup: Setup) {
-        setup.undo.run_guarded(&self.handle).await;
+    /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such bridge.
+    pub async fn bridge_mtu(&self, name: &str) -> Result<u32, Error> {
+        let bridge = controller::find(&self.handle, name, Kind::Bridge).await?;
+        Ok(link::mtu(&bridge))
     }
 
+    /// A VRF takes the device's addresses and routes along, and drops those of IPv6: it comes first.
     /// Routes come last: the kernel takes none for a device that is down.
     async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
+        let vrf = controller::join(&self.handle, device, link, undo).await?;
         let mut plan = Plan::new(device, link.mtu);
         for (ours, peer) in pairs {
             let message = address::message(device.index, ours, peer);
             let added = plan.address(&self.handle, message, undo).await;
-            added.map_err(|error| Error::refused(Step::Address(ours), device.name, &error))?;
-        }
-        if let Some(bridge) = &link.bridge {
-            link::join(&self.handle, device, bridge, undo).await?;
+            added
+                .map_err(|error| Error::refused(Step::Address(ours, peer), device.name, &error))?;
         }
         link::up(&self.handle, device, undo).await?;
-        plan.route_all(&self.handle, link, undo).await?;
+        plan.route_all(&self.handle, link, vrf, undo).await?;
         Ok(plan)
     }
 }

@@ -1,4 +1,4 @@
-//! The device itself: MTU, queue length, up or down.
+//! The device itself: hardware address, MTU, queue length, up or down.
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{
@@ -17,7 +17,7 @@ pub(crate) struct Device<'a> {
     pub(crate) index: u32,
 }
 
-/// Sets MTU and queue length where they differ, and returns the device.
+/// Sets what differs of it, and returns the device.
 pub(crate) async fn set<'a>(
     handle: &Handle,
     link: &'a Link,
@@ -25,41 +25,32 @@ pub(crate) async fn set<'a>(
 ) -> Result<Device<'a>, Error> {
     let before = find(handle, &link.name).await?;
     let device = Device { name: &link.name, index: before.header.index };
-    for step in [link.mtu.map(Step::Mtu), link.txqueuelen.map(Step::QueueLen)].into_iter().flatten()
-    {
+    for step in steps(link) {
         let old = current(&before, step);
         if old == Some(step) {
             continue;
         }
-        change(handle, device, step).await?;
-        undo.extend(old.map(|old| Change::Link(message(device.index, old))));
+        match change(handle, device, step).await {
+            Ok(()) => undo.extend(old.map(|old| Change::Link(message(device.index, old)))),
+            // The tunnel works with a shorter queue too.
+            Err(error) if error.is_permission() && matches!(step, Step::QueueLen(_)) => {
+                tracing::warn!("{error}");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(device)
 }
 
-/// Makes the device a port of a bridge that is there already.
-pub(crate) async fn join(
-    handle: &Handle,
-    device: Device<'_>,
-    bridge: &str,
-    undo: &mut Undo,
-) -> Result<(), Error> {
-    let master = find(handle, bridge).await?.header.index;
-    let before = controller(&find(handle, device.name).await?);
-    if before != master {
-        change(handle, device, Step::Bridge(master)).await?;
-        undo.extend([Change::Link(message(device.index, Step::Bridge(before)))]);
-    }
-    Ok(())
-}
-
-/// Whose port a device is; 0 is nobody's.
-fn controller(link: &LinkMessage) -> u32 {
-    let controllers = link.attributes.iter().filter_map(|attribute| match attribute {
-        LinkAttribute::Controller(index) => Some(*index),
-        _ => None,
-    });
-    controllers.max().unwrap_or(0)
+/// What is wanted of the device itself.
+fn steps(link: &Link) -> impl Iterator<Item = Step> {
+    let wanted = [
+        link.mac.map(Step::Mac),
+        link.multicast.map(Step::Multicast),
+        link.mtu.map(Step::Mtu),
+        link.txqueuelen.map(Step::QueueLen),
+    ];
+    wanted.into_iter().flatten()
 }
 
 /// Sets the device up, unless it is.
@@ -103,7 +94,7 @@ fn address_generation(link: &LinkMessage) -> Option<In6AddrGenMode> {
     })
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Error> {
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Error> {
     let gone = || Error::NoDevice { device: name.to_owned() };
     let mut links = handle.link().get().match_name(name).execute();
     match links.try_next().await {
@@ -113,26 +104,40 @@ async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Error> {
     }
 }
 
-async fn change(handle: &Handle, device: Device<'_>, step: Step) -> Result<(), Error> {
+pub(crate) async fn change(handle: &Handle, device: Device<'_>, step: Step) -> Result<(), Error> {
     let request = handle.link().set(message(device.index, step));
     request.execute().await.map_err(|error| Error::refused(step, device.name, &error))
 }
 
-fn message(index: u32, step: Step) -> LinkMessage {
+pub(crate) fn message(index: u32, step: Step) -> LinkMessage {
     let builder = LinkMessageBuilder::<LinkUnspec>::default().index(index);
     match step {
         Step::Mtu(mtu) => builder.mtu(mtu),
         Step::QueueLen(len) => builder.append_extra_attribute(LinkAttribute::TxQueueLen(len)),
+        Step::Mac(mac) => builder.address(mac.to_vec()),
+        Step::Multicast(on) => builder.multicast(on),
         Step::Up => builder.up(),
-        Step::Bridge(master) => builder.controller(master),
-        Step::Find | Step::Address(_) | Step::Route(_) | Step::Rule(_) => builder,
+        Step::Bridge(controller) | Step::Vrf(controller) => builder.controller(controller),
+        Step::Find | Step::Address(..) | Step::Route(_) | Step::Rule(_) => builder,
     }
     .build()
 }
 
+/// The longest packet that a device takes.
+pub(crate) fn mtu(link: &LinkMessage) -> u32 {
+    match current(link, Step::Mtu(0)) {
+        Some(Step::Mtu(mtu)) => mtu,
+        _ => 0,
+    }
+}
+
 /// The step that would lead back to where the device is.
 fn current(link: &LinkMessage, step: Step) -> Option<Step> {
+    if let Step::Multicast(_) = step {
+        return Some(Step::Multicast(link.header.flags.contains(LinkFlags::Multicast)));
+    }
     link.attributes.iter().find_map(|attribute| match (step, attribute) {
+        (Step::Mac(_), LinkAttribute::Address(mac)) => Some(Step::Mac(mac.first_chunk().copied()?)),
         (Step::Mtu(_), LinkAttribute::Mtu(mtu)) => Some(Step::Mtu(*mtu)),
         (Step::QueueLen(_), LinkAttribute::TxQueueLen(len)) => Some(Step::QueueLen(*len)),
         _ => None,

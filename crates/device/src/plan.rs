@@ -61,18 +61,22 @@ impl Plan {
         added.map(|_| is_ours)
     }
 
-    /// Adds the routes: what drops first, so that there is no moment without.
+    /// Adds the routes, to the table of `vrf` if it is one's port: what drops first, so that there is no moment without.
     pub(crate) async fn route_all(
         &mut self,
         handle: &Handle,
         link: &Link,
+        vrf: Option<u32>,
         undo: &mut Undo,
     ) -> Result<(), Error> {
-        let own_table = self.own_table(handle, link, undo).await?;
+        let own_table = match vrf {
+            Some(table) => table,
+            None => self.own_table(handle, link, undo).await?,
+        };
         let table = |route: &Route| match route.table {
             Some(table) => table,
             None if route.is_default() => own_table,
-            None => table::MAIN,
+            None => vrf.unwrap_or(table::MAIN),
         };
         for one in link.routes.iter().filter(|route| route.when_down == WhenDown::Blackhole) {
             let held = Held { route: route::blackhole(one, table(one)), by_peer: false };

@@ -32,7 +32,11 @@ pub(crate) enum Added {
 pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, rtnetlink::Error> {
     match handle.route().add(route.clone()).execute().await {
         Ok(()) => Ok(Added::New),
-        Err(error) if errno(&error) == libc::EEXIST && exists(handle, route).await => {
+        // Who may not add one may find it there too.
+        Err(error)
+            if matches!(errno(&error), libc::EEXIST | libc::EPERM)
+                && exists(handle, route).await =>
+        {
             Ok(Added::Same)
         }
         Err(error) => Err(error),

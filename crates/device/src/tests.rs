@@ -36,9 +36,12 @@ fn ip(arguments: &str) -> String {
 /// Everything that this crate may change, less what the kernel adds to a device that is up.
 fn state() -> Vec<String> {
     let link = ip("-o link show there");
-    let word_after = |key| link.split_whitespace().skip_while(|word| *word != key).nth(1).unwrap();
-    let up = link.contains(",UP");
-    let mut state = vec![format!("up {up} mtu {} qlen {}", word_after("mtu"), word_after("qlen"))];
+    let word_after = |key| link.split_whitespace().skip_while(|word| *word != key).nth(1);
+    let mut state =
+        vec![format!("up {} multicast {}", link.contains(",UP"), link.contains("MULTICAST"))];
+    for key in ["mtu", "qlen", "link/ether", "master"] {
+        state.push(format!("{key} {:?}", word_after(key)));
+    }
     for what in [
         "-o addr show there scope global",
         "-4 route show table all",
@@ -61,12 +64,15 @@ fn link() -> Link {
         peer_addresses: Vec::new(),
         mtu: Some(1420),
         txqueuelen: Some(512),
+        mac: None,
+        multicast: None,
         bridge: None,
+        vrf: None,
         routes: vec![
-            route("198.51.100.0/24", None, 254),
-            route("198.18.0.0/15", Some(77), 1000),
-            route("2001:db8:2::/48", Some(5), 254),
-            route("::/0", None, 254),
+            route("198.51.100.0/24", None, None),
+            route("198.18.0.0/15", Some(77), Some(1000)),
+            route("2001:db8:2::/48", Some(5), None),
+            route("::/0", None, None),
         ],
         own: None,
     }
@@ -76,8 +82,8 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-fn route(to: &str, metric: Option<u32>, table: u32) -> Route {
-    Route { to: to.parse().unwrap(), metric, table: Some(table), when_down: WhenDown::Keep }
+fn route(to: &str, metric: Option<u32>, table: Option<u32>) -> Route {
+    Route { to: to.parse().unwrap(), metric, table, when_down: WhenDown::Keep }
 }
 
 #[test]
@@ -98,7 +104,7 @@ fn a_device_gets_all_it_should_and_gives_it_back() {
         assert!(v6.contains("2001:db8:2::/48 proto 118 metric 5"), "{v6}");
         assert!(v6.contains("default proto 118 metric 1024"), "{v6}");
 
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
@@ -113,7 +119,7 @@ fn what_was_there_before_stays() {
         let before = state();
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         assert!(ip("-4 route show table 1000").contains("198.18.0.0/15"));
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
@@ -132,7 +138,7 @@ fn a_peer_address_makes_the_device_point_to_point() {
         assert!(ip("-4 addr show there").contains("10.99.0.1 peer 10.99.0.2/32"));
         assert!(ip("-6 addr show there").contains("2001:db8:1::1 peer 2001:db8:1::2/128"));
         assert!(ip("-4 route show").contains("10.99.0.2 dev there"));
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
@@ -169,11 +175,123 @@ fn errors_say_what_to_do() {
 }
 
 #[test]
+fn a_port_of_a_bridge_has_its_own_address_until_the_end() {
+    in_namespace(|netlink, _news| async move {
+        ip("link add br0 mtu 1600 type bridge");
+        let before = state();
+        let mac = [0x02, 0, 0, 0, 0, 0x77];
+        let wanted = Link {
+            mac: Some(mac),
+            multicast: Some(false),
+            bridge: Some("br0".to_owned()),
+            mtu: Some(netlink.bridge_mtu("br0").await.unwrap()),
+            ..link()
+        };
+        let undo = netlink.configure(&wanted, Undo::default()).await.unwrap();
+        let shown = ip("link show there");
+        for words in ["02:00:00:00:00:77", "master br0", "mtu 1600"] {
+            assert!(shown.contains(words), "{words}: {shown}");
+        }
+        assert!(!shown.contains("MULTICAST"), "{shown}");
+        assert!(ip("link show br0").contains("mtu 1600"), "joining changed it");
+        netlink.undo(undo, Stays::default()).await;
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn what_is_no_bridge_or_vrf_takes_no_ports() {
+    in_namespace(|netlink, _news| async move {
+        let before = state();
+        for (bridge, vrf, words) in [
+            (Some("nowhere"), None, "there is no bridge nowhere"),
+            (Some("other"), None, "other is no bridge"),
+            (None, Some("nowhere"), "there is no vrf nowhere"),
+            (None, Some("other"), "other is no vrf"),
+        ] {
+            let [bridge, vrf] = [bridge, vrf].map(|name| name.map(str::to_owned));
+            let wanted = Link { bridge, vrf, ..link() };
+            let error = netlink.configure(&wanted, Undo::default()).await.unwrap_err().to_string();
+            assert!(error.starts_with(words), "{error}");
+            assert_eq!(state(), before);
+        }
+    });
+}
+
+/// Capabilities are a thread's own.
+fn without_privilege() {
+    caps::clear(None, caps::CapSet::Effective).unwrap();
+}
+
+#[test]
+fn who_may_not_change_it_may_find_it_done() {
+    in_namespace(|netlink, _news| async move {
+        // As `configure` leaves it, and `undo` would not.
+        let _kept = netlink.configure(&link(), Undo::default()).await.unwrap();
+        let before = state();
+        without_privilege();
+        let netlink = Netlink::connect().unwrap();
+        let undo = netlink
+            .configure(&Link { txqueuelen: Some(77), ..link() }, Undo::default())
+            .await
+            .unwrap();
+        netlink.undo(undo, Stays::default()).await;
+        assert_eq!(state(), before);
+
+        let peer = vec!["10.99.0.2".parse().unwrap()];
+        for (wanted, command) in [
+            (Link { mtu: Some(1400), ..link() }, "ip link set there mtu 1400"),
+            (
+                Link { mac: Some([2, 0, 0, 0, 0, 7]), ..link() },
+                "set there address 02:00:00:00:00:07",
+            ),
+            (Link { multicast: Some(false), ..link() }, "ip link set there multicast off"),
+            (
+                Link { addresses: nets(&["10.99.0.9/24"]), ..link() },
+                "ip address add 10.99.0.9/24 dev there",
+            ),
+            (
+                Link { peer_addresses: peer, ..link() },
+                "ip address add 10.99.0.1 peer 10.99.0.2/24 dev there",
+            ),
+            (
+                Link { routes: vec![route("192.0.2.0/24", None, None)], ..link() },
+                "ip route add 192.0.2.0/24 dev there",
+            ),
+        ] {
+            let error = netlink.configure(&wanted, Undo::default()).await.unwrap_err();
+            assert!(error.is_permission(), "{error}");
+            assert!(error.to_string().contains(command), "{error}");
+        }
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn what_others_do_to_it_is_seen() {
+    in_namespace(|netlink, _news| async move {
+        let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
+        let mut watch = netlink.watch("there", Heard::listen().unwrap()).await.unwrap();
+        ip("link set other mtu 1400");
+        ip("link set there down");
+        assert_eq!(watch.next().await, Seen::Down);
+        ip("link set there up");
+        assert_eq!(watch.next().await, Seen::Up);
+        ip("link set there name elsewhere");
+        assert_eq!(watch.next().await, Seen::Renamed("elsewhere".to_owned()));
+        netlink.undo(setup, Stays::default()).await;
+        assert_eq!(watch.next().await, Seen::Down);
+        ip("link del elsewhere");
+        assert_eq!(watch.next().await, Seen::Gone);
+    });
+}
+
+#[test]
 fn undoing_what_is_gone_already_is_quiet() {
     in_namespace(|netlink, _news| async move {
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
         ip("link del there");
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
     });
 }
 
@@ -186,6 +304,6 @@ fn no_thread_is_started() {
             let name = std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap();
             assert!(!name.starts_with("tokio"), "{name}");
         }
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
     });
 }

@@ -33,6 +33,17 @@ pub(crate) enum Change {
     Link(LinkMessage),
 }
 
+/// What is not put back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stays {
+    /// What was done to the device, with its addresses and routes: programs that use them do not see vpnd start
+    /// anew.
+    pub device: bool,
+    /// The routes that drop: packets that must not take another way must not do so until the next start either,
+    /// after an end that nobody asked for.
+    pub guards: bool,
+}
+
 impl Undo {
     /// Nothing changed yet, but for what an earlier run left behind and wrote down in `journal`.
     pub fn resume(mut journal: Journal) -> Self {
@@ -89,17 +100,18 @@ impl Undo {
         }
     }
 
-    pub(crate) async fn run(mut self, handle: &Handle) {
-        self.back_to(0, handle).await;
-        self.journal.end();
-    }
-
-    /// As [`Self::run`], but what keeps packets from another way stays, and with it the rules that lead there.
-    pub(crate) async fn run_guarded(mut self, handle: &Handle) {
-        if !self.changes.iter().any(Change::drops) {
-            return self.run(handle).await;
+    /// Takes everything back but what `stays`.
+    pub(crate) async fn run(mut self, handle: &Handle, stays: Stays) {
+        let guarded = stays.guards && self.changes.iter().any(Change::drops);
+        let stays = |change: &Change| {
+            (stays.device && change.device().is_some())
+                // The rules lead to the table of a route that drops.
+                || (guarded && (change.drops() || matches!(change, Change::Rule(_))))
+        };
+        self.only(stays, handle).await;
+        if !guarded {
+            self.journal.end();
         }
-        self.only(|change| change.drops() || matches!(change, Change::Rule(_)), handle).await;
     }
 }
 

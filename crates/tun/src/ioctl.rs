@@ -27,15 +27,6 @@ pub(crate) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { ioctl(fd, libc::TUNSETQUEUE, &raw mut request) }
 }
 
-/// What `fd` is attached to, as `IFF_*` bits.
-pub(crate) fn attached_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
-    let mut request = named("")?;
-    // SAFETY: TUNGETIFF writes one ifreq.
-    unsafe { ioctl(fd, libc::TUNGETIFF, &raw mut request) }?;
-    // SAFETY: TUNGETIFF fills the flags in, and any bits are a valid short.
-    Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
-}
-
 /// The link's own flags, such as `IFF_UP`, asked for through any socket.
 pub(crate) fn link_flags(socket: impl AsFd, name: &str) -> io::Result<c_int> {
     let mut request = named(name)?;

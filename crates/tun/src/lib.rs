@@ -5,6 +5,7 @@
 //! super-packet, which [`split()`] takes apart; [`Coalescer`] does the reverse before a write.
 #![deny(unsafe_code)]
 
+mod adopt;
 mod carrier;
 mod checksum;
 mod coalesce;
@@ -17,10 +18,11 @@ mod probe;
 mod split;
 mod vnet;
 
+pub use adopt::Adopt;
 pub use carrier::Carrier;
 pub use checksum::{Sum, pseudo_header};
 pub use coalesce::{Coalescer, Limits, unmerge};
 pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};
-pub use persist::{PersistError, Persistent, kind_of, remove};
+pub use persist::{Owner, PersistError, Persistent, keep, kind_of, remove};
 pub use split::{Segments, SplitError, split};
 pub use vnet::{READ_BUFFER, VNET_LEN, VnetHeader};

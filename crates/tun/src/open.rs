@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::adopt::{self, Adopt, First, attach};
 use crate::flow::{ETHER_IPV4, ETHER_IPV6};
 use crate::layout::Transport;
-use crate::persist::kind_of;
 use crate::{ioctl, probe};
 
 /// Opens the device that `options` describe, creating it if it is not there. It stays down.
@@ -22,14 +22,14 @@ use crate::{ioctl, probe};
 pub fn open(options: &Options) -> Result<Device, OpenError> {
     let name = options.name.as_deref().unwrap_or_else(|| options.mode.pattern());
     check_name(name)?;
-    let (files, name) = attach_all(name, options.mode, options.queues.into())?;
+    let First { file, name, adopted } = adopt::first(name, options)?;
+    let files = attach_more(file, &name, options)?;
     let failed = |source| OpenError::Io { name: name.clone(), source };
     let offload = agree(&files, &name, options.offload).map_err(failed)?;
-    let created = created(&files[0]).map_err(failed)?;
     let queue = |file| Queue { file: Arc::new(file), offload };
     let mut queues = files.into_iter().map(queue).collect();
     let writer = writer(&mut queues).map_err(failed)?;
-    Ok(Device { name, queues, writer, created })
+    Ok(Device { name, queues, writer, adopted })
 }
 
 /// Which device to open.
@@ -43,6 +43,8 @@ pub struct Options {
     pub offload: bool,
     /// How many queues to read; more than one makes a `multi_queue` device.
     pub queues: u16,
+    /// Whether one that is there is taken.
+    pub adopt: Adopt,
 }
 
 /// What crosses the device.
@@ -130,9 +132,8 @@ pub struct Device {
     pub queues: Vec<Queue>,
     /// Where to write to, whatever the flow.
     pub writer: Queue,
-    /// Whether it lives only as long as we do; false for a persistent device, set up by others,
-    /// that will outlive us.
-    pub created: bool,
+    /// Whether it was there before, made by others.
+    pub adopted: bool,
 }
 
 /// What the kernel agreed to.
@@ -199,7 +200,7 @@ pub enum OpenError {
          `modprobe tun`, or hand {DRIVER} to the container (docker: --device {DRIVER})"
     )]
     NoDevice,
-    /// CAP_NET_ADMIN is missing, or the device belongs to another user.
+    /// The way to the driver is closed, or the device belongs to another user.
     #[error(
         "cannot open device {name:?} through {DRIVER}: permission denied; run as root or with \
          CAP_NET_ADMIN and read and write access to {DRIVER}, or use a persistent device that \
@@ -207,6 +208,38 @@ pub enum OpenError {
     )]
     Permission {
         /// The device.
+        name: String,
+    },
+    /// There is no such device, and CAP_NET_ADMIN to make it is missing.
+    #[error(
+        "cannot make device {name:?}: CAP_NET_ADMIN is missing; start vpnd as root or as \
+         vpnd@.service does, or have root make the device for this user: `vpnd tuntap add dev {name} \
+         mode {} user NAME`", mode.word()
+    )]
+    MayNotMake {
+        /// The device.
+        name: String,
+        /// What crosses it.
+        mode: Mode,
+    },
+    /// There is no such device, and none is to be made.
+    #[error(
+        "there is no device {name:?} in this network namespace, and none is to be made \
+         (adopt = \"require\"); make it first: `vpnd tuntap add dev {name} mode {}`", mode.word()
+    )]
+    Missing {
+        /// The device.
+        name: String,
+        /// What crosses it.
+        mode: Mode,
+    },
+    /// The name is taken, and the device is to be a new one.
+    #[error(
+        "there is an interface {name:?} already, and it is not to be taken (adopt = \"never\"); \
+         delete it or choose another name"
+    )]
+    Exists {
+        /// The interface.
         name: String,
     },
     /// Another process is attached.
@@ -278,36 +311,15 @@ pub(crate) fn open_driver(name: &str) -> Result<File, OpenError> {
     })
 }
 
-/// Attaches the queues to read, and where they are several one more, to write to.
-fn attach_all(name: &str, mode: Mode, queues: usize) -> Result<(Vec<File>, String), OpenError> {
-    let (first, name) = attach_first(name, mode, queues > 1)?;
-    let mut files = vec![first];
+/// Attaches the rest of several queues, and one more, to write to.
+fn attach_more(first: File, name: &str, options: &Options) -> Result<Vec<File>, OpenError> {
+    let (mut files, queues) = (vec![first], options.queues.into());
     while queues > 1 && files.len() <= queues {
-        let file = open_driver(&name)?;
-        attach(&file, &name, mode, true)?;
+        let file = open_driver(name)?;
+        attach(&file, name, options.mode, true)?;
         files.push(file);
     }
-    Ok((files, name))
-}
-
-/// Attaches the first queue. A device that was made with multi_queue refuses a plain attach, but
-/// takes one queue of several.
-fn attach_first(name: &str, mode: Mode, multi_queue: bool) -> Result<(File, String), OpenError> {
-    let file = open_driver(name)?;
-    let attached = match attach(&file, name, mode, multi_queue) {
-        Err(OpenError::Kind { .. }) if !multi_queue => attach(&file, name, mode, true),
-        Err(OpenError::Kind { name }) if kind_of(&name).is_ok_and(|kind| kind == mode) => {
-            Err(OpenError::SingleQueue { name })
-        }
-        other => other,
-    };
-    attached.map(|name| (file, name))
-}
-
-fn attach(file: &File, name: &str, mode: Mode, multi_queue: bool) -> Result<String, OpenError> {
-    let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
-    let flags = mode.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
-    ioctl::attach(file.as_fd(), name, flags).map_err(|e| OpenError::attaching(name, e))
+    Ok(files)
 }
 
 /// Takes the second of several queues, to write to, and detaches it. A write to an attached one tells
@@ -370,13 +382,7 @@ fn probe(device: &File, name: &str) -> io::Result<(bool, bool)> {
     Ok((probe::accepts(device, Transport::Tcp)?, probe::accepts(device, Transport::Udp)?))
 }
 
-fn created(device: &File) -> io::Result<bool> {
-    Ok(ioctl::attached_flags(device.as_fd())? & IFF_PERSIST == 0)
-}
-
 const DRIVER: &str = "/dev/net/tun";
-/// From linux/if_tun.h; libc lacks it.
-const IFF_PERSIST: i32 = 0x0800;
 const CSUM: u32 = libc::TUN_F_CSUM;
 const TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 const USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;

@@ -30,6 +30,15 @@ pub struct Persistent {
     pub one_queue: bool,
 }
 
+/// Who may attach to a device without a capability; nobody where both are absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// The id of a user.
+    pub user: Option<u32>,
+    /// The id of a group.
+    pub group: Option<u32>,
+}
+
 impl Persistent {
     /// Makes the device and returns its name. It stays down.
     ///
@@ -42,13 +51,7 @@ impl Persistent {
         let file = open_driver(name)?;
         let name = ioctl::attach(file.as_fd(), name, self.flags() | libc::IFF_TUN_EXCL)
             .map_err(|error| creating(name, error))?;
-        if let Some(uid) = self.user {
-            ioctl::set_owner(file.as_fd(), uid).map_err(refused("user", &name))?;
-        }
-        if let Some(gid) = self.group {
-            ioctl::set_group(file.as_fd(), gid).map_err(refused("group", &name))?;
-        }
-        ioctl::set_persistent(file.as_fd(), true).map_err(refused("persistence", &name))?;
+        keep(&file, &name, Owner { user: self.user, group: self.group })?;
         Ok(name)
     }
 
@@ -62,6 +65,22 @@ impl Persistent {
         let set = words.iter().filter(|(wanted, _)| *wanted);
         set.fold(self.kind.flag(), |flags, (_, flag)| flags | flag)
     }
+}
+
+/// Makes the device `name`, which `attached` is attached to, outlive whoever is. It takes no privilege.
+///
+/// # Errors
+///
+/// If the kernel refuses it.
+pub fn keep(attached: impl AsFd, name: &str, owner: Owner) -> Result<(), PersistError> {
+    let device = attached.as_fd();
+    if let Some(uid) = owner.user {
+        ioctl::set_owner(device, uid).map_err(refused("user", name))?;
+    }
+    if let Some(gid) = owner.group {
+        ioctl::set_group(device, gid).map_err(refused("group", name))?;
+    }
+    ioctl::set_persistent(device, true).map_err(refused("persistence", name))
 }
 
 /// Makes the device `name` go with the last descriptor that is attached to it: at once if there is

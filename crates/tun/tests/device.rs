@@ -10,11 +10,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::devices::{options, router};
-use common::namespace::{add_ipv4, in_namespace, persist, set_up};
+use common::namespace::{
+    add_ipv4, in_namespace, is_running, persist, set_up, without_capabilities,
+};
 use common::super_packet::segments;
 use common::{ACK, PSH, Spec, checksum};
 use vpnd_tun::{
-    Coalescer, Limits, Offload, OpenError, Options, Queue, READ_BUFFER, VnetHeader, open,
+    Carrier, Coalescer, Limits, Offload, OpenError, Options, Queue, READ_BUFFER, VnetHeader, open,
 };
 
 #[test]
@@ -22,7 +24,7 @@ fn the_kernel_agrees_to_offloads_while_down() {
     in_namespace("the_kernel_agrees_to_offloads_while_down", || {
         let device = open(&options("vpnd%d")).unwrap();
         assert_eq!(device.name, "vpnd0");
-        assert!(device.created);
+        assert!(!device.adopted);
         let offload = device.queues[0].offload();
         assert!(offload.checksum && offload.read_tcp && offload.write_tcp, "{offload:?}");
         assert_eq!(offload.read_udp, offload.write_udp, "both came with Linux 6.2");
@@ -65,7 +67,7 @@ fn several_queues_and_a_device_that_outlives_us() {
         // is up and cannot be probed.
         set_up("vpnd0");
         let again = open(&options("vpnd0")).unwrap();
-        assert!(!again.created);
+        assert!(again.adopted);
         assert!(again.queues[0].offload().write_tcp);
     });
 }
@@ -88,6 +90,41 @@ fn an_echo_request_is_answered() {
         assert_eq!(reply[20], 0);
         assert_eq!(reply[24..], request[24..]);
     });
+}
+
+/// As whoever keeps no capability.
+#[test]
+fn a_device_without_carrier_takes_packets_and_gives_none() {
+    in_namespace("a_device_without_carrier_takes_packets_and_gives_none", || {
+        let device = open(&options("vpnd0")).unwrap();
+        let queue = &device.queues[0];
+        let carrier = Carrier::of(queue).unwrap();
+        without_capabilities(|| carrier.set(false).unwrap());
+        add_ipv4("vpnd0", Ipv4Addr::new(192, 0, 2, 200));
+        set_up("vpnd0");
+        await_running("vpnd0", false);
+
+        let (plain, request) = (VnetHeader::PLAIN.encode(), echo_request());
+        let write = [IoSlice::new(&plain), IoSlice::new(&request)];
+        let echo = |packet: &[u8]| packet[0] >> 4 == 4 && packet[9] == 1;
+        assert_eq!(queue.write(&write).unwrap(), plain.len() + request.len());
+        sleep(Duration::from_millis(50));
+        assert_eq!(receive(queue, 0, echo), Vec::<Vec<u8>>::new());
+
+        without_capabilities(|| carrier.set(true).unwrap());
+        await_running("vpnd0", true);
+        assert_eq!(queue.write(&write).unwrap(), plain.len() + request.len());
+        assert_eq!(receive(queue, 1, echo).len(), 1);
+    });
+}
+
+/// What a carrier changes is told within a second (`link_watch.c`).
+fn await_running(link: &str, running: bool) {
+    let start = Instant::now();
+    while is_running(link) != running {
+        assert!(start.elapsed() < Duration::from_secs(5), "{link} is never running: {running}");
+        sleep(Duration::from_millis(1));
+    }
 }
 
 fn echo_request() -> Vec<u8> {

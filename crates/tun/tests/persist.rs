@@ -5,7 +5,9 @@ mod common;
 
 use common::devices::options;
 use common::namespace::in_namespace;
-use vpnd_tun::{Mode, OpenError, PersistError, Persistent, kind_of, open, remove};
+use vpnd_tun::{
+    Adopt, Mode, OpenError, Options, Owner, PersistError, Persistent, keep, kind_of, open, remove,
+};
 
 #[test]
 fn a_device_is_made_found_and_removed() {
@@ -41,11 +43,47 @@ fn a_held_device_stays() {
     in_namespace("a_held_device_stays", || {
         device(Some("tun7"), Mode::Tun).create().unwrap();
         let held = open(&options("tun7")).unwrap();
-        assert!(!held.created);
+        assert!(held.adopted);
         let busy = remove("tun7", None);
         assert!(matches!(busy, Err(PersistError::Open(OpenError::Busy { .. }))));
         drop(held);
         remove("tun7", None).unwrap();
+    });
+}
+
+#[test]
+fn what_is_adopted_and_what_is_made() {
+    in_namespace("what_is_adopted_and_what_is_made", || {
+        let wanted = |adopt| Options { adopt, ..options("tun7") };
+        let missing = open(&wanted(Adopt::Require)).unwrap_err();
+        assert!(matches!(missing, OpenError::Missing { .. }), "{missing}");
+        assert!(matches!(kind_of("tun7"), Err(PersistError::Missing { .. })), "it was made");
+        for adopt in [Adopt::Auto, Adopt::Never] {
+            assert!(!open(&wanted(adopt)).unwrap().adopted);
+        }
+
+        for multi_queue in [false, true] {
+            Persistent { multi_queue, ..device(Some("tun7"), Mode::Tun) }.create().unwrap();
+            for adopt in [Adopt::Auto, Adopt::Require] {
+                assert!(open(&wanted(adopt)).unwrap().adopted);
+            }
+            let exists = open(&wanted(Adopt::Never)).unwrap_err();
+            assert!(matches!(exists, OpenError::Exists { .. }), "{exists}");
+            let other = open(&Options { mode: Mode::Tap, ..wanted(Adopt::Require) }).unwrap_err();
+            assert!(matches!(other, OpenError::Kind { .. }), "{other}");
+            remove("tun7", None).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_device_that_is_kept_outlives_its_opener() {
+    in_namespace("a_device_that_is_kept_outlives_its_opener", || {
+        let made = open(&options("tun7")).unwrap();
+        keep(&made.queues[0], "tun7", Owner { user: Some(0), group: None }).unwrap();
+        drop(made);
+        assert_eq!(kind_of("tun7").unwrap(), Mode::Tun);
+        assert!(open(&options("tun7")).unwrap().adopted);
     });
 }
 

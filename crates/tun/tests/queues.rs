@@ -51,7 +51,7 @@ fn a_device_made_beforehand_has_as_many_queues_as_are_asked_for() {
         made("vpnd0", true).create().unwrap();
         for queues in [1, 3] {
             let device = open(&Options { queues, ..options("vpnd0") }).unwrap();
-            assert_eq!((device.queues.len(), device.created), (queues.into(), false));
+            assert_eq!((device.queues.len(), device.adopted), (queues.into(), true));
         }
         made("vpnd1", false).create().unwrap();
         let several = |name| open(&Options { queues: 2, ..options(name) }).unwrap_err();

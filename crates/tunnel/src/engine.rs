@@ -17,7 +17,7 @@ use vpnd_tun::{Device, Mode};
 use crate::abreast::Abreast;
 use crate::clamp::Clamp;
 use crate::counters::Counters;
-use crate::filter::Filter;
+use crate::filter::{Filter, Macs};
 use crate::inbound::{Inbound, Queues};
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal, await_room};
@@ -41,6 +41,8 @@ pub struct Options {
     pub clamp: Option<Clamp>,
     /// Inner source addresses that the peer may use.
     pub filter: Filter,
+    /// Hardware addresses that the peer's frames may come from; any, if absent.
+    pub macs: Option<Macs>,
 }
 
 /// The running data path.
@@ -80,6 +82,7 @@ impl Engine {
             activity,
             counters: Counters::default(),
             filter: options.filter,
+            macs: options.macs,
             mode: options.mode,
             mtu: options.mtu,
             clamp: options.clamp,

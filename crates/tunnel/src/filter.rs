@@ -1,4 +1,4 @@
-//! Allowed IPs: which inner source addresses the peer may use.
+//! Which sources the peer's packets may have: inner IP addresses, or the hardware addresses of frames.
 
 use std::net::IpAddr;
 
@@ -32,6 +32,25 @@ impl Filter {
             IpAddr::V4(address) => self.v4.contains(address.into()),
             IpAddr::V6(address) => self.v6.contains(address.into()),
         }
+    }
+}
+
+/// The hardware addresses that frames may come from, in ascending order.
+#[derive(Clone, Debug)]
+pub struct Macs(Vec<[u8; 6]>);
+
+impl Macs {
+    /// These alone.
+    pub fn new(macs: &[[u8; 6]]) -> Self {
+        let mut macs = macs.to_vec();
+        macs.sort_unstable();
+        Self(macs)
+    }
+
+    /// Whether this frame comes from one of them.
+    pub fn allow(&self, frame: &[u8]) -> bool {
+        let source = frame.get(6..).and_then(|behind| behind.first_chunk::<6>());
+        source.is_some_and(|source| self.0.binary_search(source).is_ok())
     }
 }
 
@@ -95,6 +114,17 @@ mod tests {
     #[test]
     fn an_ipv4_mapped_address_is_an_ipv6_address() {
         assert!(!allows(&["192.0.2.0/24"], "::ffff:192.0.2.1"));
+    }
+
+    #[test]
+    fn a_frame_comes_from_its_second_address() {
+        let macs = Macs::new(&[[2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 7]]);
+        let frame =
+            |source: u8| [&[2, 0, 0, 0, 0, 8][..], &[2, 0, 0, 0, 0, source], &[8, 0]].concat();
+        assert!(macs.allow(&frame(7)) && macs.allow(&frame(9)));
+        assert!(!macs.allow(&frame(8)));
+        assert!(!macs.allow(&frame(7)[..11]), "cut short");
+        assert!(!Macs::new(&[]).allow(&frame(7)));
     }
 
     fn network() -> impl Strategy<Value = IpNet> {

@@ -16,7 +16,7 @@ use vpnd_tun::{Device, Mode};
 use crate::abreast::Abreast;
 use crate::clamp::{Clamp, clamp_mss};
 use crate::counters::Counters;
-use crate::filter::Filter;
+use crate::filter::{Filter, Macs};
 use crate::udp::Socket;
 
 /// One tunnel, as all its threads see it.
@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
     pub(crate) filter: Filter,
+    /// Where frames may come from; anywhere, if absent.
+    pub(crate) macs: Option<Macs>,
     /// What crosses the device.
     pub(crate) mode: Mode,
     pub(crate) mtu: u16,

@@ -17,7 +17,7 @@ use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::staging::STAGED_PACKETS;
 use vpnd_protocol::table::{Arrival, Table};
 use vpnd_protocol::terms::{Protocol, Terms};
-use vpnd_tun::{Mode, Options, VnetHeader};
+use vpnd_tun::{Adopt, Mode, Options, VnetHeader};
 
 use crate::abreast::Abreast;
 use crate::clamp::Clamp;
@@ -129,7 +129,8 @@ fn at(socket: &Socket) -> SocketAddr {
 }
 
 fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
-    let options = Options { name: None, mode: Mode::Tun, offload: true, queues };
+    let adopt = Adopt::Never;
+    let options = Options { name: None, mode: Mode::Tun, offload: true, queues, adopt };
     let device = vpnd_tun::open(&options).unwrap();
     ip(&format!("link set {} up", device.name));
     Arc::new(Shared {
@@ -140,6 +141,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
         activity: Arc::new(Activity::default()),
         counters: Counters::default(),
         filter: Filter::new(&["192.0.2.0/24".parse().unwrap()]),
+        macs: None,
         mode: Mode::Tun,
         mtu: MTU,
         clamp: Some(Clamp::Mtu(MTU)),

@@ -106,10 +106,13 @@ fn admit(shared: &Shared, source: IpAddr, outer: Ecn, packet: &mut [u8]) -> Resu
     Ok(())
 }
 
-/// A bridge lets everybody in; what the way said of congestion, and the segment size, still count.
+/// A bridge lets everybody in who is not kept out; what the way said of congestion, and the segment size, still count.
 fn admit_frame(shared: &Shared, outer: Ecn, frame: &mut [u8]) -> Result<(), DropReason> {
     if frame.len() < shared.mode.prefix() {
         return Err(DropReason::InnerMalformed);
+    }
+    if shared.macs.as_ref().is_some_and(|macs| !macs.allow(frame)) {
+        return Err(DropReason::SourceMacNotAllowed);
     }
     if let Some(ip) = shared.mode.ip_start(frame) {
         ecn::decapsulate(outer, &mut frame[ip..])?;

@@ -4,3 +4,4 @@ pub mod iperf;
 pub mod ping;
 pub mod stream;
 pub mod tcp;
+pub mod udp;

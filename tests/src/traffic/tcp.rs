@@ -140,6 +140,16 @@ impl Trickle {
         })
     }
 
+    /// Waits until more has arrived than has now.
+    ///
+    /// # Errors
+    /// When nothing has after `limit`.
+    pub fn advances(&self, limit: Duration) -> Result<()> {
+        let before = self.received.load(Ordering::Relaxed);
+        let more = || (self.received.load(Ordering::Relaxed) > before).then_some(());
+        within(limit, more).with_context(|| format!("after {before} bytes nothing for {limit:?}"))
+    }
+
     /// Ends it, and says how many bytes crossed.
     ///
     /// # Errors

@@ -63,9 +63,10 @@ pub(crate) struct Config {
 
 impl Config {
     /// Whether everything without a better way is to go through the tunnel: by a default route that names no
-    /// table, from the network namespace that the socket is in too.
+    /// table, from the network namespace that the socket is in too, and in no VRF, which has its own.
     pub(crate) fn leads_everywhere(&self) -> bool {
         self.interface.netns == self.socket.netns
+            && self.interface.vrf.is_none()
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
     }
 
@@ -97,8 +98,8 @@ pub(crate) struct Interface {
     /// Where datagrams arrive.
     #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
-    /// The device's MTU.
-    pub(crate) mtu: u16,
+    /// The device's MTU; that of the bridge it joins when absent.
+    pub(crate) mtu: Option<u16>,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
     /// Through how many queues packets leave it.

@@ -14,7 +14,9 @@ use vpnd_tunnel::udp::Listen;
 use super::problem::Problem;
 use super::section::subject;
 use super::tables::MAIN_TABLE;
-use super::{AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown};
+use super::{
+    Adopt, AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown,
+};
 use crate::hooks::{from_directory, look_at};
 use crate::keys::Keys;
 
@@ -39,6 +41,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     mtu(config, &mut found);
     frames(config, &mut found);
     one_master(config, &mut found);
+    life(config, &mut found);
     carrier(config, &mut found);
     time_to_ask(config, &mut found);
     something_allowed(config, &mut found);
@@ -231,7 +234,8 @@ fn peer_addresses(config: &Config, found: &mut Found<'_>) {
 fn mtu(config: &Config, found: &mut Found<'_>) {
     let addresses = config.interface.addresses.iter().copied();
     let mut nets = addresses.chain(config.routes.iter().map(|route| route.to));
-    if config.interface.mtu < MIN_MTU_V6 && nets.any(|net| net.addr().is_ipv6()) {
+    let narrow = config.interface.mtu.is_some_and(|mtu| mtu < MIN_MTU_V6);
+    if narrow && nets.any(|net| net.addr().is_ipv6()) {
         let problem = format!("IPv6 inside the tunnel needs an MTU of {MIN_MTU_V6} at the least");
         found.at("[interface]", "mtu", Problem::error(problem));
     }
@@ -261,6 +265,21 @@ fn one_master(config: &Config, found: &mut Found<'_>) {
     if config.interface.bridge.is_some() && config.interface.vrf.is_some() {
         let problem = Problem::error("a device is the port of one other: a bridge, or a VRF");
         found.at("[interface]", "vrf", problem.help("let the bridge join the VRF"));
+    }
+}
+
+/// Who may open a device matters once it stays, and one that has to be there has a name.
+fn life(config: &Config, found: &mut Found<'_>) {
+    let Interface { name, persist, adopt, .. } = &config.interface;
+    for key in ["owner", "group"] {
+        if !persist && found.places.has("[interface]", key) {
+            let problem = Problem::warning("only a device that stays can be opened by others");
+            found.at("[interface]", key, problem.help("write persist = true, or remove this line"));
+        }
+    }
+    if *adopt == Adopt::Require && name.is_none() {
+        let problem = Problem::error("\"require\" takes the name of a device that is there");
+        found.at("[interface]", "adopt", problem.help("set [interface] name"));
     }
 }
 

@@ -104,16 +104,18 @@ fn interface(
     let key = s.required("private_key_file", KEY, key_file(from, "private_key_file", parse));
     let (next_private_key_file, next_secret) = optional(s, from, "next_private_key_file", parse);
     let mode = s.or("mode", Mode::Tun, text(|text| mode(text, peer.vpnd)));
+    let bridge = s.take("bridge", text(device_name));
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
+        mtu: s.take("mtu", integer(576..=65535)).or_else(|| default_mtu(mode, bridge.is_some())),
+        bridge,
         queues: s.or("queues", Queues::Fixed(1), device::queues),
         persist: s.or("persist", false, value::truth),
         adopt: s.or("adopt", Adopt::Auto, text(choice(ADOPT))),
         owner: s.take("owner", text(device::user)),
         group: s.take("group", text(device::group)),
         mac: s.take("mac", text(device::mac)),
-        bridge: s.take("bridge", text(device_name)),
         vrf: s.take("vrf", text(device_name)),
         multicast: s.or("multicast", true, value::truth),
         carrier: s.or("carrier", default_carrier(peer.keepalive), text(choice(CARRIER))),
@@ -121,7 +123,6 @@ fn interface(
         addresses: s.or("address", vec![], list(value::interface_address)),
         peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
         listen: s.or("listen", Listen::Port(0), listen),
-        mtu: s.or("mtu", default_mtu(mode), integer(576..=65535)),
         txqueuelen: s.or("txqueuelen", 1000, integer(1..=1_000_000)),
         private_key_file: key.as_ref()?.0.clone(),
         next_private_key_file,
@@ -290,11 +291,13 @@ const fn default_carrier(keepalive: bool) -> Carrier {
     if keepalive { Carrier::Peer } else { Carrier::Always }
 }
 
-/// A frame of a LAN is longer than one datagram carries, and crosses in pieces.
-const fn default_mtu(mode: Mode) -> u16 {
+/// A frame of a LAN is longer than one datagram carries, and crosses in pieces. A bridge takes the least
+/// of its ports' MTUs, so a port has the bridge's, which is known at the start.
+const fn default_mtu(mode: Mode, bridged: bool) -> Option<u16> {
     match mode {
-        Mode::Tun => 1420,
-        Mode::Tap => 1500,
+        Mode::Tun => Some(1420),
+        Mode::Tap if bridged => None,
+        Mode::Tap => Some(1500),
     }
 }
 

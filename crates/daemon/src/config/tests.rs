@@ -134,7 +134,7 @@ fn defaults() {
 
 #[test]
 fn a_device_as_it_may_be_told() {
-    let interface = "mode = 'tap'\nqueues = 'auto'\npersist = true\nadopt = 'require'\nowner = 'root'\n\
+    let interface = "name = 'tap7'\nmode = 'tap'\nqueues = 'auto'\npersist = true\nadopt = 'require'\nowner = 'root'\n\
                      group = '7'\nmac = '02:00:5e:00:53:0A'\nvrf = 'red'\nnetns = '/run/netns/blue'";
     let peer = "protocol = 'vpnd'\nkeepalive = '25s'\ndead_after = '5s'\n\
                 allowed_macs = '02:00:5e:00:53:0b'";
@@ -151,6 +151,29 @@ fn a_device_as_it_may_be_told() {
     assert_eq!(config.interface.owner.map(|owner| owner.id), Some(0));
     assert_eq!(json["peer"]["dead_after"], "5s");
     assert_eq!(json["peer"]["allowed_macs"], serde_json::json!(["02:00:5e:00:53:0b"]));
+}
+
+#[test]
+fn what_a_wireguard_peer_has_no_time_to_answer() {
+    let warns = |lines: &str| good(&minimal("", lines)).warnings.to_string();
+    let warning = warns("keepalive = '1s'\ndead_after = '3s'");
+    assert!(warning.contains("[peer] dead_after: there is no time to ask"), "{warning}");
+    for fine in [
+        "keepalive = '1s'\ndead_after = '15s'",
+        "keepalive = '1s'\ndead_after = '3s'\nprotocol = 'vpnd'",
+        "dead_after = '3s'",
+    ] {
+        assert_eq!(warns(fine), "", "{fine}");
+    }
+}
+
+#[test]
+fn who_is_watched() {
+    let watches = |lines: &str| good(&minimal("", lines)).config.watches();
+    assert!(!watches("") && watches("keepalive = '25s'"));
+    let route = "allowed_ips = ['0.0.0.0/0']\n[[route]]\nto = '192.168.20.0/24'\nwhen_down = ";
+    assert!(!watches(&format!("{route}'keep'")) && watches(&format!("{route}'remove'")));
+    assert!(!watches("[hooks]\nup = ['true']") && watches("[hooks]\nlost = ['true']"));
 }
 
 #[test]
@@ -449,7 +472,9 @@ fn every_example_is_good_and_has_its_page() {
             let source = fs::read_to_string(root.join(&path)).unwrap();
             let loaded = load(&put(directory.path(), file, &source));
             let loaded = loaded.unwrap_or_else(|report| panic!("{path}: {report}"));
-            assert!(loaded.warnings.is_empty(), "{path}: {}", loaded.warnings);
+            // What the hooks run need not be installed here.
+            let warnings: Vec<_> = loaded.warnings.lines().collect();
+            assert!(warnings.iter().all(|line| line.contains("[hooks]")), "{path}: {warnings:#?}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
-use vpnd_tun::{Device, Mode, OpenError, Options};
+use vpnd_tun::{Adopt, Device, Mode, OpenError, Options};
 
 use super::netns::Namespace;
 use super::{DemoError, INNER, NAMES, OUTER_A, OUTER_B};
@@ -24,7 +24,8 @@ use crate::pair;
 ///
 /// If it cannot be had.
 pub(super) fn try_device() -> Result<Device, OpenError> {
-    vpnd_tun::open(&Options { name: None, mode: Mode::Tun, offload: true, queues: 1 })
+    let adopt = Adopt::Never;
+    vpnd_tun::open(&Options { name: None, mode: Mode::Tun, offload: true, queues: 1, adopt })
 }
 
 /// Both sites' files in a directory that goes with this.

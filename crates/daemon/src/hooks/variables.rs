@@ -25,7 +25,7 @@ impl<'a> Facts<'a> {
     pub(crate) fn expected(config: &'a Config) -> Self {
         Self {
             device: config.interface.name.as_deref().unwrap_or("tunN"),
-            mtu: config.interface.mtu,
+            mtu: config.interface.mtu.unwrap_or_default(),
             listen_port: match config.interface.listen {
                 Listen::Port(port) => port,
                 Listen::Address(address) => address.port(),
@@ -110,4 +110,55 @@ fn joined(items: &[impl ToString]) -> String {
 /// Commands run in the root directory.
 fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, tests::site};
+
+    /// What is run of a file with these lines, and in which directory the file is.
+    fn planned(lines: &str, change: fn(&mut Config)) -> (Vec<String>, String) {
+        let (directory, file) = site(lines);
+        let mut config = config::load(&file).unwrap().config;
+        change(&mut config);
+        let facts = Facts { device: "tun7", mtu: 1420, listen_port: 4 };
+        let plan = plan(&config, facts);
+        let all = plan
+            .commands
+            .iter()
+            .flat_map(|(moment, all)| all.iter().map(|argv| format!("{}: {argv}", moment.word())));
+        (all.collect(), directory.path().display().to_string())
+    }
+
+    #[test]
+    fn a_file_becomes_a_plan() {
+        let lines = "[hooks]\nup = [['./hook', 'a b'], ['true']]\ndown = ['/bin/true']\n\
+                     [dns]\nservers = '10.99.0.2'\n[[route]]\nto = '0.0.0.0/0'\ntable = 7";
+        let (all, directory) = planned(lines, |_| {});
+        let expected = [
+            "set-dns: resolvectl dns tun7 10.99.0.2".to_owned(),
+            "set-dns: resolvectl domain tun7 ~.".to_owned(),
+            "set-dns: resolvectl default-route tun7 yes".to_owned(),
+            format!("up: {directory}/hook 'a b'"),
+            "up: true".to_owned(),
+            "down: /bin/true".to_owned(),
+            "revert-dns: resolvectl revert tun7".to_owned(),
+        ];
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_resolver_is_not_told_of_devices_elsewhere() {
+        let lines = "[dns]\nservers = '10.99.0.2'";
+        assert!(!planned(lines, |_| {}).0.is_empty());
+        let elsewhere = |config: &mut Config| config.interface.netns = Some("blue".to_owned());
+        assert!(planned(lines, elsewhere).0.is_empty());
+    }
+
+    #[test]
+    fn without_tables_nothing_is_wanted() {
+        let (_directory, file) = site("");
+        assert!(!wanted(&config::load(&file).unwrap().config));
+    }
 }

@@ -131,6 +131,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn alive_or_not_and_since_when() {
+        let status = super::super::tests::sample();
+        assert_eq!(alive(&status).unwrap(), "yes, for 2h 30m");
+        let dead = Status { alive: Some(false), ..status };
+        assert_eq!(alive(&dead).unwrap(), "no, for 2h 30m (after 1m of silence)");
+        // A daemon of an earlier release does not say.
+        assert_eq!(alive(&Status { alive: None, ..dead }), None);
+    }
+
+    #[test]
     fn sizes_and_spans_read_well() {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1536), "1.5 KiB");

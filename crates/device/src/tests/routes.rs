@@ -84,7 +84,7 @@ fn a_default_route_has_a_table_of_its_own_and_rules() {
         assert!(ip("route get 203.0.113.1 ipproto udp sport 4500").contains("dev other"));
         assert!(ip("route get 203.0.113.1 ipproto udp sport 4501").contains("dev there"));
         ip("addr del 192.0.2.1/24 dev other");
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
@@ -108,10 +108,10 @@ fn numbers_of_others_are_left_alone() {
         let second = Link { routes, ..second };
         let second = netlink.configure(&second, Undo::default()).await.unwrap();
         assert!(ip("route show table 51823").contains("default dev other"));
-        netlink.undo(first).await;
+        netlink.undo(first, Stays::default()).await;
         assert!(ip("-4 rule").contains("lookup 51823"));
         assert!(ip("-6 rule").contains("lookup 51823"));
-        netlink.undo(second).await;
+        netlink.undo(second, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
@@ -166,7 +166,7 @@ fn routes_come_and_go_with_the_peer() {
                 let words = "blackhole 198.51.100.0/24 proto 118 metric 1";
                 assert_eq!(shown.contains(words), drops, "{shown}");
             }
-            netlink.undo(keeper.stop().await.unwrap()).await;
+            netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
             assert_eq!(state(), before);
         }
     });
@@ -192,7 +192,7 @@ fn what_is_removed_comes_back() {
         until("-4 route show table 51820", "default dev there", true).await;
         until("-6 route show table 51820", "default dev there", true).await;
         until("-6 addr show there", "2001:db8:1::1/64", true).await;
-        netlink.undo(keeper.stop().await.unwrap()).await;
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
         assert_eq!(state(), before);
     });
 }
@@ -210,7 +210,7 @@ fn who_insists_has_his_way() {
         ip("route del 198.51.100.0/24 dev there");
         sleep(Duration::from_secs(1)).await;
         assert!(!ip("-4 route show").contains("198.51.100.0/24"));
-        netlink.undo(keeper.stop().await.unwrap()).await;
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
     });
 }
 
@@ -238,7 +238,7 @@ fn a_killed_run_is_taken_over_or_taken_back() {
         assert!(rules.contains("fwmark 0x7 lookup 51820"), "{rules}");
         assert!(!ip("-4 route show").contains("198.51.100.0/24"));
         assert!(!ip("addr show there").contains("10.99.0.1/24"));
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
         assert_eq!(notes.text(), "");
     });
@@ -251,7 +251,7 @@ fn an_end_that_nobody_asked_for_keeps_what_drops() {
         let notes = Notes::new("guarded");
         for when_down in [WhenDown::Keep, WhenDown::Blackhole] {
             let setup = netlink.configure(&everything(when_down), notes.resume()).await.unwrap();
-            netlink.undo_guarded(setup).await;
+            netlink.undo(setup, Stays { guards: true, ..Stays::default() }).await;
             if when_down == WhenDown::Keep {
                 assert_eq!(state(), before);
             }
@@ -260,7 +260,7 @@ fn an_end_that_nobody_asked_for_keeps_what_drops() {
         assert!(ip("-6 rule").contains("lookup 51820"));
         let setup = netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap();
         assert!(!ip("-4 route show").contains("blackhole"));
-        netlink.undo(setup).await;
+        netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });
 }

@@ -44,7 +44,12 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn default_seeds() -> u64 {
-    if env::var("VPND_TESTS").is_ok_and(|tests| tests == "long") { SEEDS_LONG } else { SEEDS }
+    if is_long() { SEEDS_LONG } else { SEEDS }
+}
+
+/// Whether the full counts are asked for.
+pub(crate) fn is_long() -> bool {
+    env::var("VPND_TESTS").is_ok_and(|tests| tests == "long")
 }
 
 fn survive_all(seeds: std::ops::Range<u64>) -> Vec<Outcome> {

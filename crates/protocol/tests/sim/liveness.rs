@@ -10,6 +10,7 @@ use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
 use crate::end::{Floor, Options, Side};
+use crate::hostile::is_long;
 use crate::network::{Kind, Weather};
 use crate::world::{World, millis, seconds};
 
@@ -44,7 +45,7 @@ fn lived(world: &World, side: Side) -> Vec<Duration> {
 #[test]
 fn who_lives_is_never_dead_whatever_it_has_to_say() {
     let keepalives = [None, Some(seconds(10)), Some(seconds(25)), Some(seconds(100))];
-    for seed in 0..96 {
+    for seed in 0..if is_long() { 2000 } else { 96 } {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut pick = |n: usize| rng.random_range(0..n);
         let protocol = protocols()[pick(3)];

@@ -65,6 +65,31 @@ pub(crate) fn set_up(link: &str) {
     interface_ioctl(libc::SIOCSIFFLAGS, &mut request);
 }
 
+/// Whether a link is up and has a carrier.
+pub(crate) fn is_running(link: &str) -> bool {
+    let mut request = named(link);
+    interface_ioctl(libc::SIOCGIFFLAGS, &mut request);
+    // SAFETY: the call filled the flags in.
+    c_int::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_RUNNING != 0
+}
+
+/// Runs `work` on a thread that has given up all its capabilities.
+pub(crate) fn without_capabilities(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let header = [CAPABILITY_VERSION, 0];
+            let none = [0_u32; 6];
+            // SAFETY: capset reads two words of header and, in version 3, six of data.
+            let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
+            work();
+        });
+    });
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
 /// Sets the longest packet that a link takes.
 pub(crate) fn set_mtu(link: &str, mtu: c_int) {
     let mut request = named(link);

@@ -1,0 +1,51 @@
+//! What others do to the device while the tunnel runs, and what is made of it. Addresses and routes that go
+//! with it are put back elsewhere, by the device's `Keeper`.
+
+use vpnd_device::{Seen, Watch};
+
+/// The way to see what becomes of the device.
+pub(crate) struct Life {
+    watch: Watch,
+    name: String,
+}
+
+/// What the rest of the daemon has to know.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The device is where it should be.
+    Stays,
+    /// It has another name now.
+    Renamed(String),
+    /// It is gone, or out of reach.
+    Gone,
+}
+
+impl Life {
+    /// Watches over a device that is configured.
+    pub(crate) fn new(name: &str, watch: Watch) -> Self {
+        Self { watch, name: name.to_owned() }
+    }
+
+    /// Waits until somebody does something to it.
+    pub(crate) async fn changed(&mut self) -> Seen {
+        self.watch.next().await
+    }
+
+    /// Says what it is.
+    pub(crate) fn attend(&mut self, seen: Seen) -> Fate {
+        let name = &self.name;
+        match seen {
+            Seen::Gone => return Fate::Gone,
+            Seen::Down => {
+                tracing::warn!("device {name} was set down: nothing passes until it is up");
+            }
+            Seen::Up => tracing::info!("device {name} is up again"),
+            Seen::Renamed(new) => {
+                tracing::info!("device {name} has another name: {new}");
+                self.name.clone_from(&new);
+                return Fate::Renamed(new);
+            }
+        }
+        Fate::Stays
+    }
+}

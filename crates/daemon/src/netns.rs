@@ -1,0 +1,160 @@
+//! Network namespaces: the device may live in one, the socket in another. What is opened inside stays
+//! inside, wherever the process is later.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use thiserror::Error;
+
+/// Where `ip netns add` leaves them.
+const NAMED: &str = "/run/netns";
+/// The calling thread's.
+const OURS: &str = "/proc/thread-self/ns/net";
+
+/// Why a namespace cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum NetnsError {
+    /// There is nothing to enter.
+    #[error(
+        "cannot open network namespace {}: {error}; `ip netns add` makes one, before vpnd starts",
+        path.display()
+    )]
+    Open { path: PathBuf, error: io::Error },
+    /// The privilege is missing.
+    #[error(
+        "cannot enter network namespace {}: CAP_SYS_ADMIN is missing; start vpnd as root, or give \
+         vpnd@.service that capability (docs/operations.md, Network namespaces)", path.display()
+    )]
+    Privilege { path: PathBuf },
+    /// The kernel refused.
+    #[error("cannot enter network namespace {}: {error}", path.display())]
+    Enter { path: PathBuf, error: Errno },
+    /// The way back is closed; nothing can be right after that.
+    #[error("cannot return to the network namespace vpnd was started in: {0}")]
+    Return(Errno),
+}
+
+impl NetnsError {
+    /// Whether a missing privilege is the reason.
+    pub(crate) const fn is_permission(&self) -> bool {
+        matches!(self, Self::Privilege { .. })
+    }
+}
+
+/// A network namespace to open things in: our own, or another one.
+pub(crate) struct Netns(Option<Other>);
+
+struct Other {
+    path: PathBuf,
+    there: File,
+    ours: File,
+}
+
+impl Netns {
+    /// The one of this name or path; our own, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there.
+    pub(crate) fn open(name: Option<&str>) -> Result<Self, NetnsError> {
+        let Some(name) = name else { return Ok(Self(None)) };
+        let open = |path: &Path| {
+            File::open(path).map_err(|error| NetnsError::Open { path: path.to_owned(), error })
+        };
+        // A path from the root stays what it is.
+        let path = Path::new(NAMED).join(name);
+        let (there, ours) = (open(&path)?, open(Path::new(OURS))?);
+        Ok(Self(Some(Other { path, there, ours })))
+    }
+
+    /// Does `work` inside, and comes back.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be entered, or left.
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
+        self.enter()?;
+        let done = work();
+        if let Some(Other { ours, .. }) = &self.0 {
+            setns(ours, CloneFlags::CLONE_NEWNET).map_err(NetnsError::Return)?;
+        }
+        Ok(done)
+    }
+
+    /// Goes there for good: this thread, and those that it will start.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be entered.
+    pub(crate) fn enter(&self) -> Result<(), NetnsError> {
+        let Some(Other { path, there, .. }) = &self.0 else { return Ok(()) };
+        let path = || path.clone();
+        setns(there, CloneFlags::CLONE_NEWNET).map_err(|error| match error {
+            Errno::EPERM => NetnsError::Privilege { path: path() },
+            error => NetnsError::Enter { path: path(), error },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::unshare;
+    use nix::unistd::Uid;
+    use std::sync::mpsc;
+    use std::{fs, thread};
+
+    fn current() -> PathBuf {
+        fs::read_link(OURS).unwrap()
+    }
+
+    /// A namespace that lives as long as the thread that made it.
+    fn another() -> (PathBuf, mpsc::Sender<()>) {
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let thread = fs::read_link("/proc/thread-self").unwrap();
+            tell.send(Path::new("/proc").join(thread).join("ns/net")).unwrap();
+            ended.recv()
+        });
+        (told.recv().unwrap(), end)
+    }
+
+    #[test]
+    fn there_and_back() {
+        // Only root can go anywhere.
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let begin = current();
+        let (path, _end) = another();
+        let netns = Netns::open(path.to_str()).unwrap();
+        let inside = netns.within(current).unwrap();
+        assert_eq!(inside, fs::read_link(&path).unwrap());
+        assert_ne!(inside, begin);
+        assert_eq!(current(), begin);
+        assert_eq!(Netns::open(None).unwrap().within(current).unwrap(), begin);
+        thread::spawn(move || {
+            netns.enter().unwrap();
+            assert_eq!(current(), inside);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_named() {
+        let said = |name| match Netns::open(Some(name)).and_then(|netns| netns.enter()) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let missing = said("not-there");
+        assert!(missing.contains("/run/netns/not-there: No such file"), "{missing}");
+        let file = said("/dev/null");
+        assert!(file.starts_with("cannot enter network namespace /dev/null"), "{file}");
+    }
+}

@@ -1,0 +1,145 @@
+//! What the device may be a port of: a bridge or a VRF that is there already.
+
+use std::fmt;
+
+use rtnetlink::Handle;
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVrf, LinkAttribute, LinkInfo, LinkMessage,
+};
+
+use crate::Link;
+use crate::error::{Error, Step};
+use crate::link::{self, Device};
+use crate::undo::{Change, Undo};
+
+/// What takes other devices as its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Joins them to one LAN.
+    Bridge,
+    /// Has a routing table of its own, which what arrives by them is routed by.
+    Vrf,
+}
+
+impl Kind {
+    /// Its name, as `ip link` has it and the configuration.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Vrf => "vrf",
+        }
+    }
+
+    fn step(self, controller: u32) -> Step {
+        match self {
+            Self::Bridge => Step::Bridge(controller),
+            Self::Vrf => Step::Vrf(controller),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// Makes the device a port of what `link` names, and returns the table that its routes go to, where
+/// that is a VRF's.
+pub(crate) async fn join(
+    handle: &Handle,
+    device: Device<'_>,
+    link: &Link,
+    undo: &mut Undo,
+) -> Result<Option<u32>, Error> {
+    let mut table = None;
+    for (name, kind) in [(&link.bridge, Kind::Bridge), (&link.vrf, Kind::Vrf)] {
+        let Some(name) = name else { continue };
+        let controller = find(handle, name, kind).await?;
+        become_port(handle, device, kind.step(controller.header.index), undo).await?;
+        table = vrf_table(&controller);
+    }
+    Ok(table)
+}
+
+/// The bridge or VRF of this name.
+pub(crate) async fn find(handle: &Handle, name: &str, kind: Kind) -> Result<LinkMessage, Error> {
+    let missing = |error| match error {
+        Error::NoDevice { device } => Error::NoController { name: device, kind },
+        other => other,
+    };
+    let found = link::find(handle, name).await.map_err(missing)?;
+    match kind_of(&found) {
+        Some(InfoKind::Bridge) if kind == Kind::Bridge => Ok(found),
+        Some(InfoKind::Vrf) if kind == Kind::Vrf => Ok(found),
+        _ => Err(Error::NotA { name: name.to_owned(), kind }),
+    }
+}
+
+async fn become_port(
+    handle: &Handle,
+    device: Device<'_>,
+    step: Step,
+    undo: &mut Undo,
+) -> Result<(), Error> {
+    let before = controller(&link::find(handle, device.name).await?);
+    let (Step::Bridge(wanted) | Step::Vrf(wanted)) = step else { return Ok(()) };
+    if before != wanted {
+        link::change(handle, device, step).await?;
+        undo.extend([Change::Link(link::message(device.index, Step::Bridge(before)))]);
+    }
+    Ok(())
+}
+
+/// Whose port a device is; 0 is nobody's.
+fn controller(link: &LinkMessage) -> u32 {
+    let controllers = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    });
+    controllers.max().unwrap_or(0)
+}
+
+fn kind_of(link: &LinkMessage) -> Option<&InfoKind> {
+    info(link).find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn vrf_table(link: &LinkMessage) -> Option<u32> {
+    let data = info(link).find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vrf(data)) => Some(data),
+        _ => None,
+    })?;
+    data.iter().find_map(|attribute| match attribute {
+        InfoVrf::TableId(table) => Some(*table),
+        _ => None,
+    })
+}
+
+fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    infos.flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not every kernel has VRFs, so what one says of itself is spelt out here.
+    #[test]
+    fn a_vrf_says_which_table_is_its_own() {
+        let vrf = LinkInfo::Data(InfoData::Vrf(vec![InfoVrf::TableId(1001)]));
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::Mtu(65575),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vrf), vrf]),
+        ];
+        assert_eq!((kind_of(&link), vrf_table(&link)), (Some(&InfoKind::Vrf), Some(1001)));
+        assert_eq!(controller(&link), 0);
+    }
+}

@@ -1,0 +1,110 @@
+//! What others do to the device while it runs.
+
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::error::Error;
+
+/// What became of the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It was deleted, or moved to another network namespace.
+    Gone,
+    /// It was set down: nothing passes, and the kernel forgets its routes and IPv6 addresses.
+    Down,
+    /// It is up again.
+    Up,
+    /// It has another name.
+    Renamed(String),
+}
+
+/// What is heard of all devices, from the moment that it was listened on.
+pub struct Heard(BoxStream<'static, RouteNetlinkMessage>);
+
+impl Heard {
+    /// Listens from now on. Belongs inside a tokio runtime, as [`Netlink::connect`](crate::Netlink::connect)
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no netlink socket.
+    pub fn listen() -> Result<Self, Error> {
+        let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]);
+        let (connection, _, messages) = opened.map_err(Error::Connect)?;
+        tokio::spawn(connection);
+        let inner = messages.filter_map(async |(message, _from)| match message.payload {
+            NetlinkPayload::InnerMessage(message) => Some(message),
+            _ => None,
+        });
+        Ok(Self(inner.boxed()))
+    }
+}
+
+/// Tells what becomes of one device.
+pub struct Watch {
+    heard: Heard,
+    index: u32,
+    name: String,
+    up: bool,
+}
+
+impl Watch {
+    /// Watches a device, which is as `link` says by now: older news of it are no news.
+    pub(crate) fn new(mut heard: Heard, link: &LinkMessage) -> Self {
+        while heard.0.next().now_or_never().flatten().is_some() {}
+        let (name, up) = (name(link).unwrap_or_default().to_owned(), is_up(link));
+        Self { heard, index: link.header.index, name, up }
+    }
+
+    /// Waits for the next change.
+    pub async fn next(&mut self) -> Seen {
+        while let Some(message) = self.heard.0.next().await {
+            if let Some(seen) = self.see(&message) {
+                return seen;
+            }
+        }
+        // The socket is gone, and nobody will tell.
+        std::future::pending().await
+    }
+
+    fn see(&mut self, message: &RouteNetlinkMessage) -> Option<Seen> {
+        match message {
+            // A bridge says so of each port that leaves it, in its own family.
+            RouteNetlinkMessage::DelLink(link) if self.is_about(link) => Some(Seen::Gone),
+            RouteNetlinkMessage::NewLink(link) if self.is_about(link) => self.changed(link),
+            _ => None,
+        }
+    }
+
+    fn is_about(&self, link: &LinkMessage) -> bool {
+        let header = &link.header;
+        header.index == self.index && header.interface_family == AddressFamily::Unspec
+    }
+
+    fn changed(&mut self, link: &LinkMessage) -> Option<Seen> {
+        if let Some(name) = name(link).filter(|name| *name != self.name) {
+            name.clone_into(&mut self.name);
+            return Some(Seen::Renamed(name.to_owned()));
+        }
+        let up = is_up(link);
+        if std::mem::replace(&mut self.up, up) == up {
+            return None;
+        }
+        Some(if up { Seen::Up } else { Seen::Down })
+    }
+}
+
+fn name(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
+}
