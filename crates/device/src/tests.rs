@@ -2,7 +2,6 @@
 
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 
