@@ -7,6 +7,8 @@ use vpnd_device::{Seen, Watch};
 pub(crate) struct Life {
     watch: Watch,
     name: String,
+    /// Whether it was set down since the start, which sets it up itself.
+    was_down: bool,
 }
 
 /// What the rest of the daemon has to know.
@@ -21,9 +23,9 @@ pub(crate) enum Fate {
 }
 
 impl Life {
-    /// Watches over a device that is configured.
+    /// Watches over a device that is, or is going to be, configured.
     pub(crate) fn new(name: &str, watch: Watch) -> Self {
-        Self { watch, name: name.to_owned() }
+        Self { watch, name: name.to_owned(), was_down: false }
     }
 
     /// Waits until somebody does something to it.
@@ -38,8 +40,10 @@ impl Life {
             Seen::Gone => return Fate::Gone,
             Seen::Down => {
                 tracing::warn!("device {name} was set down: nothing passes until it is up");
+                self.was_down = true;
             }
-            Seen::Up => tracing::info!("device {name} is up again"),
+            Seen::Up if self.was_down => tracing::info!("device {name} is up again"),
+            Seen::Up => {}
             Seen::Renamed(new) => {
                 tracing::info!("device {name} has another name: {new}");
                 self.name.clone_from(&new);
