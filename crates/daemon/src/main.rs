@@ -19,6 +19,8 @@ mod keys;
 mod life;
 mod logging;
 mod netns;
+mod opening;
+mod options;
 mod pair;
 mod plane;
 mod privilege;

@@ -2,31 +2,24 @@
 //! privileges first, threads last.
 
 use std::io;
-use std::os::unix::fs::chown;
-use std::path::Path;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Heard, Link, Netlink, Own, PeerState, Stays};
+use vpnd_device::{Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
-use vpnd_protocol::peer::{self, Peer};
+use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Adopt, Carrier, Mode, OpenError, Options, Owner, PersistError};
-use vpnd_tunnel::clamp::Clamp;
+use vpnd_tun::{Carrier, OpenError, Owner, PersistError};
 use vpnd_tunnel::clock;
-use vpnd_tunnel::engine::{self, Engine};
-use vpnd_tunnel::filter::{Filter, Macs};
-use vpnd_tunnel::udp::{self, BindError, Socket, Way};
+use vpnd_tunnel::engine::Engine;
+use vpnd_tunnel::udp::{BindError, Socket, Way};
 
 use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{
-    self, Account, Config, Holder, Interface, MssClamp, Queues, Roam, Service, WhenDown,
-};
+use crate::config::{Config, Holder, Interface, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -34,12 +27,11 @@ use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
 use crate::netns::{Netns, NetnsError};
-use crate::plane::{LEAST_DATAGRAM, Plane, PlaneError, Surroundings};
+use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
-use crate::terms::Agreement;
-use crate::{resolve, service};
+use crate::{opening, options, resolve, service};
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -156,18 +148,18 @@ impl Stop {
 impl Host {
     async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
-        let control = control(config)?;
+        let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
-        let (device, netlink, heard, news) = inside.within(|| open(config))??;
-        let carrier = carrier(config, &device);
+        let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
+        let carrier = opening::carrier(config, &device);
         let way = changes::way(config, &netlink).await;
         let outside = Netns::open(config.socket.netns.as_deref())?;
-        let socket = outside.within(|| socket(config, &way))??;
+        let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        let mtu = mtu(&config.interface, &netlink).await?;
+        let mtu = opening::mtu(&config.interface, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let link = link(config, &device.name, mtu, own);
+        let link = options::link(config, &device.name, mtu, own);
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
         let changes = Changes::make(netlink, news, &link, config).await?;
         let routes = changes.peer();
@@ -237,21 +229,14 @@ impl Host {
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
-            peer_config(config, keys, mtu, last_stamp(&self.floor)),
+            options::peer(config, keys, mtu, last_stamp(&self.floor)),
             Arc::clone(&activity),
             // The kernel's, each time: a generator of our own would hold the key to every
             // ephemeral secret it ever gave out.
             Box::new(UnwrapErr(SysRng)),
             clock::now(),
         );
-        let options = engine::Options {
-            mode: mode(config),
-            mtu,
-            clamp: clamp(config, mtu),
-            filter: Filter::new(&config.peer.allowed_ips),
-            macs: macs(&config.peer),
-        };
-        let table = peer.table();
+        let (table, options) = (peer.table(), options::engine(config, mtu));
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
         tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
@@ -273,105 +258,6 @@ impl Host {
     }
 }
 
-/// The device and the way to configure it: opened in its network namespace, they stay there.
-fn open(
-    config: &Config,
-) -> Result<(vpnd_tun::Device, Netlink, Heard, vpnd_device::News), RunError> {
-    Ok((open_device(config)?, Netlink::connect()?, Heard::listen()?, vpnd_device::News::listen()?))
-}
-
-/// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
-fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
-    let with = |queues| Options {
-        name: config.interface.name.clone(),
-        mode: mode(config),
-        offload: config.path.offload,
-        queues,
-        adopt: match config.interface.adopt {
-            config::Adopt::Auto => Adopt::Auto,
-            config::Adopt::Require => Adopt::Require,
-            config::Adopt::Never => Adopt::Never,
-        },
-    };
-    match config.interface.queues {
-        Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),
-        Queues::Auto => match vpnd_tun::open(&with(processors())) {
-            Err(OpenError::SingleQueue { .. }) => vpnd_tun::open(&with(1)),
-            opened => opened,
-        },
-    }
-}
-
-/// How many processors we may run on, as far as the one inbound thread keeps up with them.
-fn processors() -> u16 {
-    const MOST: u16 = 8;
-    let processors = available_parallelism().map_or(1, usize::from);
-    u16::try_from(processors).map_or(MOST, |processors| processors.min(MOST))
-}
-
-/// The device's carrier, off until the peer comes to life.
-fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
-    if config.interface.carrier == config::Carrier::Always {
-        return None;
-    }
-    let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
-    let carrier = Carrier::of(&device.queues[0]).and_then(off);
-    let refused =
-        |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
-    carrier.map_err(refused).ok()
-}
-
-/// The device's MTU. A port that has its bridge's never lowers it.
-async fn mtu(interface: &Interface, netlink: &Netlink) -> Result<u16, vpnd_device::Error> {
-    match (interface.mtu, &interface.bridge) {
-        (None, Some(bridge)) => {
-            Ok(u16::try_from(netlink.bridge_mtu(bridge).await?).unwrap_or(u16::MAX))
-        }
-        (mtu, _) => Ok(mtu.unwrap_or(ETHERNET_MTU)),
-    }
-}
-
-/// Of a LAN that says nothing else.
-const ETHERNET_MTU: u16 = 1500;
-
-/// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
-fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
-    let wanted = &config.socket;
-    for source in &wanted.sources {
-        way.check_source(*source)?;
-    }
-    let options = udp::Options {
-        receive_buffer: wanted.rcvbuf,
-        send_buffer: wanted.sndbuf,
-        offload: config.path.gso,
-        way: way.clone(),
-    };
-    Socket::bind(config.interface.listen, &options)
-}
-
-/// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
-fn control(config: &Config) -> Result<Option<Control>, ControlError> {
-    match Control::bind(config) {
-        Ok(control) => {
-            give(&config.service.control, config.service.user.as_ref());
-            Ok(Some(control))
-        }
-        Err(error @ ControlError::Running(_)) => Err(error),
-        Err(error) => {
-            tracing::warn!("{error}; `vpnd status` will not find this tunnel");
-            Ok(None)
-        }
-    }
-}
-
-/// Lets whom the daemon becomes ask it too.
-fn give(socket: &Path, user: Option<&Account>) {
-    let given = user.map(|user| chown(socket, Some(user.uid), Some(user.gid)));
-    if let Some(Err(error)) = given {
-        tracing::debug!(%error, "{} stays ours", socket.display());
-    }
-}
-
 fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
     floor.read().unwrap_or_else(|error| {
         tracing::warn!("{error}");
@@ -384,7 +270,7 @@ fn about(config: &Config, keys: &Keys, host: &Host) -> About {
         name: config.name.clone(),
         device: Device {
             name: host.device.name.clone(),
-            mode: mode(config).word().to_owned(),
+            mode: options::mode(config).word().to_owned(),
             mtu: host.mtu,
             queues: host.device.queues.len(),
             listen_port: host.socket.local_port(),
@@ -394,79 +280,5 @@ fn about(config: &Config, keys: &Keys, host: &Host) -> About {
         preshared_key: config.peer.preshared_key_file.is_some(),
         endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
         dead_after: config.peer.dead_after,
-    }
-}
-
-fn link(config: &Config, name: &str, mtu: u16, own: Own) -> Link {
-    let interface = &config.interface;
-    Link {
-        name: name.to_owned(),
-        addresses: interface.addresses.clone(),
-        peer_addresses: interface.peer_addresses.clone(),
-        mtu: Some(mtu.into()),
-        txqueuelen: Some(interface.txqueuelen),
-        mac: interface.mac.map(|mac| mac.0),
-        multicast: Some(interface.multicast),
-        bridge: interface.bridge.clone(),
-        vrf: interface.vrf.clone(),
-        routes: config.routes.iter().map(route).collect(),
-        own: config.leads_everywhere().then_some(own),
-    }
-}
-
-fn route(route: &config::Route) -> vpnd_device::Route {
-    vpnd_device::Route {
-        to: route.to,
-        metric: route.metric,
-        table: route.table,
-        when_down: match route.when_down {
-            WhenDown::Keep => vpnd_device::WhenDown::Keep,
-            WhenDown::Remove => vpnd_device::WhenDown::Remove,
-            WhenDown::Blackhole => vpnd_device::WhenDown::Blackhole,
-        },
-    }
-}
-
-fn peer_config(config: &Config, keys: Keys, mtu: u16, floor: Option<Timestamp>) -> peer::Config {
-    let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
-    peer::Config {
-        identities,
-        remotes,
-        terms,
-        mtu,
-        largest_packet: mode(config).largest_packet(mtu),
-        keepalive: config.peer.keepalive,
-        dead_after: config.peer.dead_after,
-        watch: config.watches(),
-        roam: match config.peer.roam {
-            Roam::Any => vpnd_protocol::endpoint::Roam::Any,
-            Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,
-            Roam::Off => vpnd_protocol::endpoint::Roam::Off,
-        },
-        sources: config.socket.sources(),
-        dscp: config.socket.dscp,
-        floor,
-        max_datagram: LEAST_DATAGRAM,
-    }
-}
-
-const fn mode(config: &Config) -> Mode {
-    match config.interface.mode {
-        config::Mode::Tun => Mode::Tun,
-        config::Mode::Tap => Mode::Tap,
-    }
-}
-
-/// None, where every station may send.
-fn macs(peer: &config::Peer) -> Option<Macs> {
-    let macs: Vec<_> = peer.allowed_macs.iter().map(|mac| mac.0).collect();
-    (!macs.is_empty()).then(|| Macs::new(&macs))
-}
-
-fn clamp(config: &Config, mtu: u16) -> Option<Clamp> {
-    match config.path.mss_clamp {
-        MssClamp::Auto => Some(Clamp::Mtu(mtu)),
-        MssClamp::Fixed(mss) => Some(Clamp::Mss(mss)),
-        MssClamp::Off => None,
     }
 }

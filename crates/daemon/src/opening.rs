@@ -1,0 +1,117 @@
+//! What a start opens, as the configuration has it: the device, its carrier, the UDP socket, the control
+//! socket.
+
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::thread::available_parallelism;
+
+use vpnd_device::{Heard, Netlink};
+use vpnd_tun::{Adopt, Carrier, OpenError, Options};
+use vpnd_tunnel::udp::{self, BindError, Socket, Way};
+
+use crate::config::{self, Account, Config, Interface, Queues};
+use crate::control::{Control, ControlError};
+use crate::options::mode;
+use crate::run::RunError;
+
+/// The device and the way to configure it: opened in its network namespace, they stay there.
+pub(crate) fn open(
+    config: &Config,
+) -> Result<(vpnd_tun::Device, Netlink, Heard, vpnd_device::News), RunError> {
+    Ok((open_device(config)?, Netlink::connect()?, Heard::listen()?, vpnd_device::News::listen()?))
+}
+
+/// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
+fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
+    let with = |queues| Options {
+        name: config.interface.name.clone(),
+        mode: mode(config),
+        offload: config.path.offload,
+        queues,
+        adopt: match config.interface.adopt {
+            config::Adopt::Auto => Adopt::Auto,
+            config::Adopt::Require => Adopt::Require,
+            config::Adopt::Never => Adopt::Never,
+        },
+    };
+    match config.interface.queues {
+        Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),
+        Queues::Auto => match vpnd_tun::open(&with(processors())) {
+            Err(OpenError::SingleQueue { .. }) => vpnd_tun::open(&with(1)),
+            opened => opened,
+        },
+    }
+}
+
+/// How many processors we may run on, as far as the one inbound thread keeps up with them.
+fn processors() -> u16 {
+    const MOST: u16 = 8;
+    let processors = available_parallelism().map_or(1, usize::from);
+    u16::try_from(processors).map_or(MOST, |processors| processors.min(MOST))
+}
+
+/// The device's carrier, off until the peer comes to life.
+pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
+    if config.interface.carrier == config::Carrier::Always {
+        return None;
+    }
+    let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
+    let carrier = Carrier::of(&device.queues[0]).and_then(off);
+    let refused =
+        |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
+    carrier.map_err(refused).ok()
+}
+
+/// The device's MTU. A port that has its bridge's never lowers it.
+pub(crate) async fn mtu(
+    interface: &Interface,
+    netlink: &Netlink,
+) -> Result<u16, vpnd_device::Error> {
+    match (interface.mtu, &interface.bridge) {
+        (None, Some(bridge)) => {
+            Ok(u16::try_from(netlink.bridge_mtu(bridge).await?).unwrap_or(u16::MAX))
+        }
+        (mtu, _) => Ok(mtu.unwrap_or(ETHERNET_MTU)),
+    }
+}
+
+/// Of a LAN that says nothing else.
+const ETHERNET_MTU: u16 = 1500;
+
+/// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
+pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
+    let wanted = &config.socket;
+    for source in &wanted.sources {
+        way.check_source(*source)?;
+    }
+    let options = udp::Options {
+        receive_buffer: wanted.rcvbuf,
+        send_buffer: wanted.sndbuf,
+        offload: config.path.gso,
+        way: way.clone(),
+    };
+    Socket::bind(config.interface.listen, &options)
+}
+
+/// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
+pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> {
+    match Control::bind(config) {
+        Ok(control) => {
+            give(&config.service.control, config.service.user.as_ref());
+            Ok(Some(control))
+        }
+        Err(error @ ControlError::Running(_)) => Err(error),
+        Err(error) => {
+            tracing::warn!("{error}; `vpnd status` will not find this tunnel");
+            Ok(None)
+        }
+    }
+}
+
+/// Lets whom the daemon becomes ask it too.
+fn give(socket: &Path, user: Option<&Account>) {
+    let given = user.map(|user| chown(socket, Some(user.uid), Some(user.gid)));
+    if let Some(Err(error)) = given {
+        tracing::debug!(%error, "{} stays ours", socket.display());
+    }
+}

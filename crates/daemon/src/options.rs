@@ -1,0 +1,107 @@
+//! What the configuration says, in the words of the crates that do it.
+
+use vpnd_device::{Link, Own};
+use vpnd_protocol::peer;
+use vpnd_protocol::timestamp::Timestamp;
+use vpnd_tun::Mode;
+use vpnd_tunnel::clamp::Clamp;
+use vpnd_tunnel::engine;
+use vpnd_tunnel::filter::{Filter, Macs};
+
+use crate::config::{self, Config, MssClamp, Roam, WhenDown};
+use crate::keys::Keys;
+use crate::plane::LEAST_DATAGRAM;
+use crate::terms::Agreement;
+
+/// For the data path.
+pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
+    engine::Options {
+        mode: mode(config),
+        mtu,
+        clamp: clamp(config, mtu),
+        filter: Filter::new(&config.peer.allowed_ips),
+        macs: macs(&config.peer),
+    }
+}
+
+/// How the device is to look; `own` tells the tunnel's own datagrams.
+pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Own) -> Link {
+    let interface = &config.interface;
+    Link {
+        name: name.to_owned(),
+        addresses: interface.addresses.clone(),
+        peer_addresses: interface.peer_addresses.clone(),
+        mtu: Some(mtu.into()),
+        txqueuelen: Some(interface.txqueuelen),
+        mac: interface.mac.map(|mac| mac.0),
+        multicast: Some(interface.multicast),
+        bridge: interface.bridge.clone(),
+        vrf: interface.vrf.clone(),
+        routes: config.routes.iter().map(route).collect(),
+        own: config.leads_everywhere().then_some(own),
+    }
+}
+
+fn route(route: &config::Route) -> vpnd_device::Route {
+    vpnd_device::Route {
+        to: route.to,
+        metric: route.metric,
+        table: route.table,
+        when_down: match route.when_down {
+            WhenDown::Keep => vpnd_device::WhenDown::Keep,
+            WhenDown::Remove => vpnd_device::WhenDown::Remove,
+            WhenDown::Blackhole => vpnd_device::WhenDown::Blackhole,
+        },
+    }
+}
+
+/// For the protocol; `floor` is the last timestamp that was kept.
+pub(crate) fn peer(
+    config: &Config,
+    keys: Keys,
+    mtu: u16,
+    floor: Option<Timestamp>,
+) -> peer::Config {
+    let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
+    peer::Config {
+        identities,
+        remotes,
+        terms,
+        mtu,
+        largest_packet: mode(config).largest_packet(mtu),
+        keepalive: config.peer.keepalive,
+        dead_after: config.peer.dead_after,
+        watch: config.watches(),
+        roam: match config.peer.roam {
+            Roam::Any => vpnd_protocol::endpoint::Roam::Any,
+            Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,
+            Roam::Off => vpnd_protocol::endpoint::Roam::Off,
+        },
+        sources: config.socket.sources(),
+        dscp: config.socket.dscp,
+        floor,
+        max_datagram: LEAST_DATAGRAM,
+    }
+}
+
+/// What crosses the device.
+pub(crate) const fn mode(config: &Config) -> Mode {
+    match config.interface.mode {
+        config::Mode::Tun => Mode::Tun,
+        config::Mode::Tap => Mode::Tap,
+    }
+}
+
+/// None, where every station may send.
+fn macs(peer: &config::Peer) -> Option<Macs> {
+    let macs: Vec<_> = peer.allowed_macs.iter().map(|mac| mac.0).collect();
+    (!macs.is_empty()).then(|| Macs::new(&macs))
+}
+
+fn clamp(config: &Config, mtu: u16) -> Option<Clamp> {
+    match config.path.mss_clamp {
+        MssClamp::Auto => Some(Clamp::Mtu(mtu)),
+        MssClamp::Fixed(mss) => Some(Clamp::Mss(mss)),
+        MssClamp::Off => None,
+    }
+}
