@@ -13,14 +13,19 @@ use crate::shared::{Shared, is_gone};
 pub(crate) struct Delivery {
     shared: Arc<Shared>,
     coalescer: Coalescer,
+    /// From here on the buffer is free for packets that were put together elsewhere …
+    aside: usize,
+    /// … and so much of it is used by those that were pushed.
+    used: usize,
 }
 
 impl Delivery {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    /// For a buffer that has room for the largest packet from `aside` on.
+    pub(crate) fn new(shared: Arc<Shared>, aside: usize) -> Self {
         let offload = shared.device.writer.offload();
         let prefix = shared.mode.prefix();
         let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix };
-        Self { shared, coalescer: Coalescer::new(limits) }
+        Self { shared, coalescer: Coalescer::new(limits), aside, used: 0 }
     }
 
     /// Takes the packet that lies in `buffer` there.
@@ -28,18 +33,24 @@ impl Delivery {
         self.coalescer.push(buffer, packet);
     }
 
-    /// Writes what was pushed, and behind it a packet that lies elsewhere.
+    /// Takes a packet that lies elsewhere: it is copied, so that it merges with others as they do.
     ///
     /// # Errors
     /// When the device is gone.
-    pub(crate) fn write(&mut self, buffer: &mut [u8], packet: &[u8]) -> io::Result<()> {
-        self.flush(buffer)?;
-        let mut outcome = Outcome::default();
-        let header = VnetHeader::PLAIN.encode();
-        let written =
-            self.shared.device.writer.write(&[IoSlice::new(&header), IoSlice::new(packet)]);
-        outcome.note(&self.shared, written, 1);
-        outcome.gone.map_or(Ok(()), Err)
+    pub(crate) fn push_from_elsewhere(
+        &mut self,
+        buffer: &mut [u8],
+        packet: &[u8],
+    ) -> io::Result<()> {
+        if self.aside + self.used + packet.len() > buffer.len() {
+            self.flush(buffer)?;
+        }
+        let start = self.aside + self.used;
+        let place = start..start + packet.len();
+        buffer[place.clone()].copy_from_slice(packet);
+        self.used += packet.len();
+        self.push(buffer, place);
+        Ok(())
     }
 
     /// Writes what was pushed.
@@ -48,6 +59,7 @@ impl Delivery {
     /// When the device is gone.
     pub(crate) fn flush(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let (shared, mut outcome) = (&self.shared, Outcome::default());
+        self.used = 0;
         self.coalescer.flush(buffer, |slices, packets| match shared.device.writer.write(slices) {
             Err(error) if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
                 outcome.refused = header(slices);
@@ -90,4 +102,72 @@ fn write_singly(shared: &Shared, slices: &[IoSlice<'_>], outcome: &mut Outcome) 
 
 fn header(slices: &[IoSlice<'_>]) -> Option<VnetHeader> {
     VnetHeader::decode(slices.first()?).map(|(header, _)| header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::ends;
+    use crate::udp::RECEIVE_BUFFER;
+    use crate::udp::tests::{in_namespace, ip};
+
+    /// 60 segments of one flow, complete as they come out of pieces.
+    fn train() -> Vec<Vec<u8>> {
+        const PAYLOAD: u16 = 1000;
+        let mut packet = vec![0; 40 + 60 * usize::from(PAYLOAD)];
+        let len = u16::try_from(packet.len()).unwrap();
+        packet[0] = 0x45;
+        packet[2..4].copy_from_slice(&len.to_be_bytes());
+        (packet[8], packet[9]) = (64, 6);
+        packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+        (packet[32], packet[33]) = (5 << 4, 0x10);
+        let pseudo = vpnd_tun::pseudo_header(&packet[12..20], 6, len - 20);
+        packet[36..38].copy_from_slice(&pseudo.partial().to_be_bytes());
+        let header = VnetHeader {
+            flags: 1,
+            gso_type: 1,
+            hdr_len: 40,
+            gso_size: PAYLOAD,
+            csum_start: 20,
+            csum_offset: 16,
+        };
+        let mut segments = vpnd_tun::split(header, &packet, 0).unwrap();
+        let mut train = Vec::new();
+        while let Some(len) = segments.next_len() {
+            let mut segment = vec![0; len];
+            segments.write_next(&mut segment);
+            train.push(segment);
+        }
+        train
+    }
+
+    /// Packets that a device took, as the kernel counts them: a super-packet is one.
+    fn taken(device: &str) -> u64 {
+        let shown = ip(&format!("-s link show dev {device}"));
+        let mut lines = shown.lines().skip_while(|line| !line.trim().starts_with("RX:"));
+        let counts = lines.nth(1).unwrap();
+        counts.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn packets_that_came_in_pieces_are_merged_as_others_are() {
+        in_namespace(|| {
+            let (_near, far) = ends(1);
+            let device = far.device.name.clone();
+            let mut delivery = Delivery::new(Arc::clone(&far), 100);
+            let mut buffer = vec![0; 100 + RECEIVE_BUFFER];
+            for packet in train() {
+                delivery.push_from_elsewhere(&mut buffer, &packet).unwrap();
+            }
+            delivery.flush(&mut buffer).unwrap();
+            assert_eq!(taken(&device), 1, "one super-packet");
+            // As much as there is room for, and what comes behind it: nothing is lost.
+            for packet in train().iter().chain(&train()) {
+                delivery.push_from_elsewhere(&mut buffer, packet).unwrap();
+            }
+            delivery.flush(&mut buffer).unwrap();
+            assert!((1 + 2..1 + 6).contains(&taken(&device)), "{}", taken(&device));
+            assert_eq!(far.counters.dropped(DropReason::DeviceFailed), 0);
+        });
+    }
 }

@@ -33,6 +33,8 @@ use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
 use crate::unpack::{Found, Place, Unpack};
 use crate::watch::Watch;
 
+/// Bytes of all that one receive may bring.
+const DATAGRAMS: usize = MAX_RECEIVED * RECEIVE_BUFFER;
 /// More datagrams than one batch usually holds.
 const SLOTS: usize = 1024;
 /// After a batch longer than this they come one at a time: it is a train, and the next one finds this
@@ -44,7 +46,7 @@ pub(crate) struct Inbound {
     /// The way back, for what the kernel answers.
     watch: Arc<Watch>,
     control: Queues,
-    /// A piece of [`RECEIVE_BUFFER`] bytes for each of `received`.
+    /// A piece of [`RECEIVE_BUFFER`] bytes for each of `received`, and one for packets that came in pieces.
     buffer: Box<[u8]>,
     received: [Received; MAX_RECEIVED],
     /// How many the next receive may bring.
@@ -89,11 +91,11 @@ impl Inbound {
     pub(crate) fn new(shared: Arc<Shared>, watch: Arc<Watch>, control: Queues) -> Self {
         Self {
             unpack: Unpack::new(Arc::clone(&shared)),
-            delivery: Delivery::new(Arc::clone(&shared)),
+            delivery: Delivery::new(Arc::clone(&shared), DATAGRAMS),
             shared,
             watch,
             control,
-            buffer: vec![0; MAX_RECEIVED * RECEIVE_BUFFER].into_boxed_slice(),
+            buffer: vec![0; DATAGRAMS + RECEIVE_BUFFER].into_boxed_slice(),
             received: [Received::NOTHING; MAX_RECEIVED],
             most: MAX_RECEIVED,
             slots: Vec::with_capacity(SLOTS),
@@ -126,7 +128,7 @@ impl Inbound {
     /// Takes the batches that have arrived and returns how many there are.
     pub(crate) fn receive(&mut self) -> io::Result<usize> {
         let received = &mut self.received[..self.most];
-        let count = self.shared.socket.receive(&mut self.buffer, received)?;
+        let count = self.shared.socket.receive(&mut self.buffer[..DATAGRAMS], received)?;
         let trains = received[..count].iter().any(|batch| batch.len > TRAIN);
         self.most = if trains { 1 } else { MAX_RECEIVED };
         Ok(count)
@@ -223,7 +225,9 @@ impl Inbound {
                         let at = slot.datagram.start + DATA_HEADER_LEN;
                         self.delivery.push(&self.buffer, at + start..at + end);
                     }
-                    Ok(Found::Whole(packet)) => self.delivery.write(&mut self.buffer, packet)?,
+                    Ok(Found::Whole(packet)) => {
+                        self.delivery.push_from_elsewhere(&mut self.buffer, packet)?;
+                    }
                     Err(reason) => self.shared.counters.count(reason, 1),
                 }
             }

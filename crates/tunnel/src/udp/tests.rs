@@ -29,15 +29,15 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-pub(crate) fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
+pub(crate) fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// As `ip -o link` numbers it: "2: left@right: <…>".
 fn link_index(name: &str) -> u32 {
-    let output = Command::new("ip").args(["-o", "link", "show", name]).output().unwrap();
-    let line = String::from_utf8(output.stdout).unwrap();
+    let line = ip(&format!("-o link show {name}"));
     line.split_once(':').unwrap().0.parse().unwrap()
 }
 
