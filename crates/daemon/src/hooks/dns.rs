@@ -30,17 +30,17 @@ pub(super) fn set(
     let every_name = every_name.then(|| EVERY_NAME.to_owned());
     let asked: Vec<_> = domains.iter().cloned().chain(every_name).collect();
     let other_names = if everything || asked.is_empty() { "yes" } else { "no" };
-    let mut commands = vec![command("dns", device, servers)];
+    let mut commands = command("dns", device, servers);
     if !asked.is_empty() {
-        commands.push(command("domain", device, asked));
+        commands.extend(command("domain", device, asked));
     }
-    commands.push(command("default-route", device, vec![other_names.to_owned()]));
+    commands.extend(command("default-route", device, vec![other_names.to_owned()]));
     commands
 }
 
 /// What makes systemd-resolved forget it.
 pub(super) fn revert(device: &str) -> Vec<Argv> {
-    vec![command("revert", device, Vec::new())]
+    command("revert", device, Vec::new())
 }
 
 /// Whether all of a family goes into the tunnel: one network or two halves of it.
@@ -56,9 +56,9 @@ pub(super) fn is_everything(routes: impl Iterator<Item = IpNet> + Clone) -> bool
     })
 }
 
-fn command(verb: &str, device: &str, values: Vec<String>) -> Argv {
-    let arguments = [verb, device].map(str::to_owned).into_iter().chain(values).collect();
-    Argv { program: RESOLVECTL.to_owned(), arguments }
+fn command(verb: &str, device: &str, values: Vec<String>) -> Vec<Argv> {
+    let words = [RESOLVECTL, verb, device].map(str::to_owned).into_iter().chain(values);
+    Vec::from_iter(Argv::new(words))
 }
 
 #[cfg(test)]

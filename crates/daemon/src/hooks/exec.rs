@@ -68,8 +68,8 @@ impl Running {
     ) -> io::Result<Self> {
         let (output, input) = io::pipe()?;
         let output = pipe::Receiver::from_owned_fd(OwnedFd::from(output))?;
-        let mut command = std::process::Command::new(&argv.program);
-        command.args(&argv.arguments).env_clear().envs(environment).current_dir("/");
+        let mut command = argv.command()?;
+        command.env_clear().envs(environment).current_dir("/");
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         begin_anew(&mut command);
         // The command holds our ends of the pipe, and goes with this line.
@@ -268,7 +268,21 @@ mod tests {
         let (_heard, mut way) = ends();
         let argv = Argv::new(["/nowhere/hook"]).unwrap();
         let end = execute(&argv, [], LONG, &mut way).await.unwrap();
-        assert_eq!(end.to_string(), "could not be started: No such file or directory (os error 2)");
+        assert_eq!(end.to_string(), "could not be started: /nowhere/hook is not there");
+    }
+
+    #[tokio::test]
+    async fn what_a_link_led_to_is_run_by_the_name_of_the_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("called").to_str().unwrap().to_owned();
+        std::os::unix::fs::symlink("/bin/sh", &link).unwrap();
+        let argv = Argv::new([&link, "-c", "echo $0"]).unwrap();
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("/bin/false", &link).unwrap();
+        let (mut heard, mut way) = ends();
+        let end = execute(&argv, [], LONG, &mut way).await.unwrap();
+        assert_eq!(end, End::Exited(0));
+        assert_eq!(heard.next().await.unwrap(), Some(Report::Said(link)));
     }
 
     /// Dead, or only waiting for whoever reaps it.

@@ -3,9 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::program::look_at;
 
 /// When commands are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,19 +44,35 @@ impl Moment {
     }
 }
 
-/// A command: a program, and arguments that no shell looks at.
+/// A command: a program that was looked at, and arguments that no shell looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Argv {
-    /// A path, or a word to be looked up in `PATH`.
-    pub(crate) program: String,
-    pub(crate) arguments: Vec<String>,
+    /// What it is called, by us and as its own `argv[0]`: a path, or a word that was looked up in `PATH`.
+    program: String,
+    /// The file that is run, or why none is. Nobody looks for it again.
+    file: Result<String, String>,
+    arguments: Vec<String>,
 }
 
 impl Argv {
-    /// Of words, the first of which is the program; none of no words.
+    /// Of words, the first of which is the program; none of no words. The program is looked at here.
     pub(crate) fn new(words: impl IntoIterator<Item = impl Into<String>>) -> Option<Self> {
         let mut words = words.into_iter().map(Into::into);
-        Some(Self { program: words.next()?, arguments: words.collect() })
+        let program = words.next()?;
+        let file = look_at(&program).map_err(|error| error.to_string());
+        Some(Self { program, file, arguments: words.collect() })
+    }
+
+    /// A program of several names (busybox) goes by the one that it is called.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not run.
+    pub(super) fn command(&self) -> io::Result<Command> {
+        let mut command =
+            Command::new(self.file.as_ref().map_err(|why| io::Error::other(why.clone()))?);
+        command.arg0(&self.program).args(&self.arguments);
+        Ok(command)
     }
 }
 

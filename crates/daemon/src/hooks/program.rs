@@ -4,10 +4,11 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{AccessFlags, Uid, access};
+use nix::unistd::{AccessFlags, Gid, Uid, access};
 use thiserror::Error;
 
 /// Where programs are looked for when nobody says so.
@@ -27,11 +28,14 @@ pub(crate) enum ProgramError {
     NotExecutable(PathBuf),
     /// Somebody else decides what it does.
     #[error(
-        "{} could be changed by others: it and its directory must belong to root or to us, and be \
-         writable by nobody else",
+        "{} could be changed by others: it and all directories above it must belong to root or to us, \
+         and be writable by nobody else",
         .0.display()
     )]
     Changeable(PathBuf),
+    /// The plan is text.
+    #[error("{} is not in UTF-8", .0.display())]
+    NotText(PathBuf),
 }
 
 impl ProgramError {
@@ -46,25 +50,25 @@ pub(crate) fn search_path() -> OsString {
     env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into())
 }
 
-/// Looks at `program`: a path, or a word to be found in the search path.
+/// Looks at `program`, a path or a word to be found in the search path, and says which file it is: a path without
+/// links, that nobody but root and us can make lead elsewhere. That file is the one to run. Who looked up
+/// the name again could find another.
 ///
 /// # Errors
 ///
 /// The worst of what is wrong with it.
-pub(crate) fn look_at(program: &str) -> Result<(), ProgramError> {
+pub(crate) fn look_at(program: &str) -> Result<String, ProgramError> {
     let path = find(program, &search_path())?;
     let missing = |_error| ProgramError::Missing(path.clone());
-    // What a link leads to is what counts.
     let real = path.canonicalize().map_err(missing)?;
     let found = fs::metadata(&real).map_err(missing)?;
-    let directory = real.parent().and_then(|directory| fs::metadata(directory).ok());
-    if is_changeable(&found) || directory.is_some_and(|directory| is_replaceable_in(&directory)) {
+    if is_changeable(&found) || is_replaceable(&real).map_err(missing)? {
         return Err(ProgramError::Changeable(path));
     }
     if !found.is_file() || access(&real, AccessFlags::X_OK).is_err() {
         return Err(ProgramError::NotExecutable(path));
     }
-    Ok(())
+    real.into_os_string().into_string().map_err(|real| ProgramError::NotText(real.into()))
 }
 
 fn find(program: &str, search_path: &OsString) -> Result<PathBuf, ProgramError> {
@@ -81,12 +85,23 @@ fn is_changeable(found: &Metadata) -> bool {
     is_foreign(found) || found.mode() & 0o022 != 0
 }
 
-/// Whether anybody but root and us may put another file in its place. A group that a system lets write to its
-/// directory of programs, as Debian's `staff`, is trusted with that. In a sticky directory, as /tmp is,
-/// nobody replaces what is another's.
-fn is_replaceable_in(directory: &Metadata) -> bool {
+/// Whether anybody but root and us may put something else in its place, or in that of a directory above it.
+fn is_replaceable(real: &Path) -> io::Result<bool> {
+    for directory in real.ancestors().skip(1) {
+        if is_replaceable_in(directory, &fs::metadata(directory)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// In a sticky directory, as /tmp is, nobody replaces what is another's. Trusted are root's group, ours, and the
+/// one that the system lets write to /usr/local: Debian's `staff`.
+fn is_replaceable_in(directory: &Path, found: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;
-    is_foreign(directory) || directory.mode() & (0o002 | STICKY) == 0o002
+    let ours = found.gid() == 0 || found.gid() == Gid::effective().as_raw();
+    let writers = if ours || directory.starts_with("/usr/local") { 0o002 } else { 0o022 };
+    is_foreign(found) || (found.mode() & writers != 0 && found.mode() & STICKY == 0)
 }
 
 fn is_foreign(found: &Metadata) -> bool {
@@ -114,8 +129,50 @@ mod tests {
 
     #[test]
     fn programs_of_the_system_are_good() {
-        assert_eq!(look_at("sh"), Ok(()));
-        assert_eq!(look_at("/bin/sh"), Ok(()));
+        let real = fs::canonicalize("/bin/sh").unwrap().to_str().unwrap().to_owned();
+        assert_eq!(look_at("sh"), Ok(real.clone()));
+        assert_eq!(look_at("/bin/sh"), Ok(real));
+    }
+
+    #[test]
+    fn what_is_run_is_what_was_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/bin/sh", &link).unwrap();
+        let found = look_at(link.to_str().unwrap()).unwrap();
+        assert_eq!(Path::new(&found), fs::canonicalize("/bin/sh").unwrap());
+    }
+
+    #[test]
+    fn every_directory_above_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let within = directory.path().join("a/b");
+        fs::create_dir_all(&within).unwrap();
+        let script = within.join("hook");
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        set_mode(&script, 0o755);
+        let found = || look_at(script.to_str().unwrap());
+        assert!(found().is_ok());
+        set_mode(directory.path(), 0o777);
+        assert_eq!(found(), Err(ProgramError::Changeable(script.clone())));
+    }
+
+    #[test]
+    fn a_group_of_others_is_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("hook");
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        set_mode(&script, 0o755);
+        set_mode(directory.path(), 0o775);
+        assert!(look_at(script.to_str().unwrap()).is_ok(), "ours is not");
+        // Only root gives a directory to a group it is not in.
+        if Uid::effective().is_root() {
+            std::os::unix::fs::chown(directory.path(), None, Some(65534)).unwrap();
+            let found = look_at(script.to_str().unwrap());
+            assert_eq!(found, Err(ProgramError::Changeable(script.clone())));
+            let found = fs::metadata(directory.path()).unwrap();
+            assert!(!is_replaceable_in(Path::new("/usr/local/bin"), &found), "Debian's staff");
+        }
     }
 
     #[test]

@@ -64,9 +64,9 @@ pub(crate) fn plan(config: &Config, facts: Facts<'_>) -> Plan {
 }
 
 fn command(words: &[String], from: &Path) -> Option<Argv> {
-    let mut argv = Argv::new(words)?;
-    argv.program = program::from_directory(&argv.program, from);
-    Some(argv)
+    let (program, arguments) = words.split_first()?;
+    let program = program::from_directory(program, from);
+    Argv::new(std::iter::once(&program).chain(arguments))
 }
 
 fn add_dns(plan: &mut Plan, config: &Config, device: &str) {
