@@ -13,7 +13,6 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::net::UnixStream;
 
 use super::exec::execute;
-use super::plan::Plan;
 use super::talk::{Order, Report, both};
 use crate::exit::Exit;
 use crate::privilege;
@@ -71,7 +70,7 @@ fn close_from(first: libc::c_uint) -> io::Result<()> {
 /// Runs what it is told to until there is nobody to tell.
 async fn serve(socket: UnixStream) -> anyhow::Result<()> {
     let (mut heard, mut way) = both(socket);
-    let Some(plan) = heard.next::<Plan>().await? else { return Ok(()) };
+    let Some(plan) = heard.plan().await? else { return Ok(()) };
     while let Some(order) = heard.next::<Order>().await? {
         let Some(argv) = plan.at(order.moment).get(order.index) else {
             bail!("the plan has no command {} of {}", order.index, order.moment.word());

@@ -11,11 +11,16 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::plan::Moment;
+use super::plan::{Moment, Plan};
+
+/// No order and no report is longer, in bytes.
+const MAX_LINE: usize = 64 << 10;
+/// No plan is: what the kernel hands to one program is less.
+const MAX_PLAN: usize = 4 << 20;
 
 /// Which command of the plan is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +85,11 @@ impl fmt::Display for End {
 }
 
 /// What one end hears of the other.
-pub(super) struct Heard(Lines<BufReader<OwnedReadHalf>>);
+pub(super) struct Heard {
+    from: BufReader<OwnedReadHalf>,
+    /// What has come of a line that has not ended.
+    line: Vec<u8>,
+}
 
 /// The way to the other end.
 pub(super) struct Way(OwnedWriteHalf);
@@ -88,7 +97,7 @@ pub(super) struct Way(OwnedWriteHalf);
 /// Both directions of a connection.
 pub(super) fn both(stream: UnixStream) -> (Heard, Way) {
     let (from, to) = stream.into_split();
-    (Heard(BufReader::new(from).lines()), Way(to))
+    (Heard { from: BufReader::new(from), line: Vec::new() }, Way(to))
 }
 
 impl Heard {
@@ -96,10 +105,43 @@ impl Heard {
     ///
     /// # Errors
     ///
-    /// If that line is none of ours.
+    /// If that line is none of ours, or has no end.
     pub(super) async fn next<T: for<'a> Deserialize<'a>>(&mut self) -> io::Result<Option<T>> {
-        let Some(line) = self.0.next_line().await? else { return Ok(None) };
-        Ok(Some(serde_json::from_str(&line)?))
+        self.next_within(MAX_LINE).await
+    }
+
+    /// The plan, which is longer than what follows it.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, though the other end is there.
+    pub(super) async fn plan(&mut self) -> io::Result<Option<Plan>> {
+        self.next_within(MAX_PLAN).await
+    }
+
+    /// Whoever takes vpnd over is not to fill the runner's memory, nor a runner vpnd's.
+    async fn next_within<T: for<'a> Deserialize<'a>>(
+        &mut self,
+        most: usize,
+    ) -> io::Result<Option<T>> {
+        loop {
+            let came = self.from.fill_buf().await?;
+            if came.is_empty() {
+                return Ok(None);
+            }
+            let end = came.iter().position(|byte| *byte == b'\n');
+            let piece = &came[..end.unwrap_or(came.len())];
+            if self.line.len() + piece.len() > most {
+                let why = format!("a line is longer than {most} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+            self.line.extend_from_slice(piece);
+            let used = piece.len() + usize::from(end.is_some());
+            self.from.consume(used);
+            if end.is_some() {
+                return Ok(Some(serde_json::from_slice(&std::mem::take(&mut self.line))?));
+            }
+        }
     }
 }
 
@@ -119,6 +161,34 @@ impl Way {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hooks::plan::Argv;
+
+    #[tokio::test]
+    async fn a_line_has_an_end() {
+        for (len, good) in [(1 << 10, true), (MAX_LINE - 20, true), (MAX_LINE, false)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let ((mut heard, _keep), (_, mut way)) = (both(ours), both(theirs));
+            let report = Report::Said("x".repeat(len));
+            let sent = report.clone();
+            tokio::spawn(async move { way.say(&sent).await });
+            match heard.next::<Report>().await {
+                Ok(said) => assert!(good && said == Some(report), "{len}"),
+                Err(error) => assert!(!good && error.to_string().contains("longer"), "{error}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plan_may_be_longer_and_has_an_end_too() {
+        for (len, good) in [(MAX_LINE, true), (MAX_PLAN, false)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let ((mut heard, _keep), (_, mut way)) = (both(ours), both(theirs));
+            let argv = Argv::new(["true".to_owned(), "x".repeat(len)]).unwrap();
+            let plan = Plan { commands: [(Moment::Up, vec![argv])].into(), ..Plan::default() };
+            tokio::spawn(async move { way.say(&plan).await });
+            assert_eq!(heard.plan().await.is_ok_and(|plan| plan.is_some()), good, "{len}");
+        }
+    }
 
     #[test]
     fn ends_in_words() {
