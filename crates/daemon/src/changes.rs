@@ -12,6 +12,7 @@ use crate::config::Config;
 pub(crate) struct Changes {
     netlink: Netlink,
     keeper: Keeper,
+    found_guards: bool,
 }
 
 impl Changes {
@@ -26,9 +27,16 @@ impl Changes {
         link: &Link,
         config: &Config,
     ) -> Result<Self, Error> {
-        let setup = netlink.configure(link, left_behind(config)).await?;
+        let left_behind = left_behind(config);
+        let found_guards = left_behind.guards();
+        let setup = netlink.configure(link, left_behind).await?;
         let keeper = Keeper::spawn(&netlink, news, setup);
-        Ok(Self { netlink, keeper })
+        Ok(Self { netlink, keeper, found_guards })
+    }
+
+    /// Whether an earlier run had left routes that drop.
+    pub(crate) const fn found_guards(&self) -> bool {
+        self.found_guards
     }
 
     /// Who is told of the peer.

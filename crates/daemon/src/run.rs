@@ -83,6 +83,11 @@ impl RunError {
             _ => Exit::Failure,
         }
     }
+
+    /// Whether packets have moved before.
+    const fn is_after_start(&self) -> bool {
+        matches!(self, Self::Plane(_))
+    }
 }
 
 /// Runs until it is told to stop.
@@ -106,8 +111,10 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
     let result = host.run(config, keys, stop, hooks).await;
-    let stays = Stays { device: config.interface.persist, guards: result.is_err() };
-    changes.put_back(stays).await;
+    // A start that fails leaves what it found; who was up and fell keeps packets in.
+    let guards =
+        result.as_ref().is_err_and(|error| error.is_after_start() || changes.found_guards());
+    changes.put_back(Stays { device: config.interface.persist, guards }).await;
     result
 }
 

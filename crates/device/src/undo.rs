@@ -40,7 +40,7 @@ pub struct Stays {
     /// anew.
     pub device: bool,
     /// The routes that drop: packets that must not take another way must not do so until the next start either,
-    /// after an end that nobody asked for.
+    /// after an end that nobody asked for. Those that a failed start made itself are not among them.
     pub guards: bool,
 }
 
@@ -48,6 +48,11 @@ impl Undo {
     /// Nothing changed yet, but for what an earlier run left behind and wrote down in `journal`.
     pub fn resume(mut journal: Journal) -> Self {
         Self { changes: journal.left_behind(), journal }
+    }
+
+    /// Whether there is a route among it that drops.
+    pub fn guards(&self) -> bool {
+        self.changes.iter().any(Change::drops)
     }
 
     /// Remembers what was done.
@@ -102,7 +107,7 @@ impl Undo {
 
     /// Takes everything back but what `stays`.
     pub(crate) async fn run(mut self, handle: &Handle, stays: Stays) {
-        let guarded = stays.guards && self.changes.iter().any(Change::drops);
+        let guarded = stays.guards && self.guards();
         let stays = |change: &Change| {
             (stays.device && change.device().is_some())
                 // The rules lead to the table of a route that drops.
