@@ -250,23 +250,12 @@ impl Plane {
     /// The peer has come to life, or is gone.
     fn alive(&mut self, alive: bool) {
         self.around.routes.set(alive);
-        if alive {
-            tracing::info!("the peer is alive");
-        } else {
-            tracing::warn!(
-                "the peer is dead: no sign of life for {}, or it has stopped",
-                self.patience()
-            );
-        }
+        self.telling.alive(clock::boot(), alive, self.around.running.peer.dead_after);
         // Of a device that is gone its threads tell.
         if let Some(Err(error)) = self.around.carrier.as_ref().map(|carrier| carrier.set(alive)) {
             tracing::debug!("the carrier does not follow: {error}");
         }
         self.around.hooks.peer(alive, self.peer.endpoint());
-    }
-
-    fn patience(&self) -> humantime::FormattedDuration {
-        humantime::format_duration(self.around.running.peer.dead_after)
     }
 
     /// How large a datagram may be on the way there is now.

@@ -1,6 +1,8 @@
 //! Puts what happens into words: log lines, limited where the network can cause them, and the
 //! one thing that `status` should say when the tunnel does not come up.
 
+use std::time::Duration;
+
 use vpnd_crypto::PublicKey;
 use vpnd_protocol::peer::Event;
 use vpnd_protocol::session::Role;
@@ -31,6 +33,8 @@ pub(crate) enum Trouble {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Session,
+    Alive,
+    Dead,
     Lost,
     Closed,
     Upgrade,
@@ -109,6 +113,20 @@ impl Telling {
             tracing::warn!(
                 "handshake messages come whose mac1 was not made for our public key ({count} so \
                  far): the other side's public_key for us is wrong, or it is a scan{more}"
+            );
+        }
+    }
+
+    /// The peer has come to life, or is gone. Of a peer that keeps doing both, `status` has the last word.
+    pub(crate) fn alive(&mut self, now: BootTime, alive: bool, dead_after: Duration) {
+        let class = if alive { Class::Alive } else { Class::Dead };
+        let Some(more) = self.limit.allow(class, now) else { return };
+        if alive {
+            tracing::info!("the peer is alive{more}");
+        } else {
+            let dead_after = humantime::format_duration(dead_after);
+            tracing::warn!(
+                "the peer is dead: no sign of life for {dead_after}, or it has stopped{more}"
             );
         }
     }

@@ -4,8 +4,8 @@
 //! 1. Before vpnd gives anything up, a *runner* is started ([`runner`]) and handed the plan.
 //! 2. `up` is run when the device is configured. One command after the other; if one fails the start
 //!    fails.
-//! 3. While the tunnel runs, `established` and `lost` follow the peer. They take turns: what changed
-//!    and changed back while a command ran is passed over.
+//! 3. While the tunnel runs, `established` and `lost` follow the peer, each at most every five seconds.
+//!    They take turns: what changed and changed back while a command ran, or was waited for, is passed over.
 //! 4. At the end, and before anything is undone, `down` is run. What fails is logged.
 
 mod client;
@@ -21,10 +21,12 @@ mod variables;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 
 pub(crate) use plan::{Moment, Plan};
 pub(crate) use program::{from_directory, look_at};
@@ -33,6 +35,10 @@ pub(crate) use variables::{Facts, plan, wanted};
 
 use client::Runner;
 use talk::{End, Order};
+
+/// After one of `established` has begun, the next does so much later at the earliest; `lost` likewise. What the peer
+/// does is not to keep us running commands.
+const APART: Duration = Duration::from_secs(5);
 
 /// Why the start failed over a hook.
 #[derive(Debug, Error)]
@@ -45,7 +51,7 @@ pub(crate) enum HookError {
     Gone(io::Error),
     /// It was run, and failed.
     #[error(
-        "hook {hook}: `{command}` {end}; what the start had changed is undone, and `down` is not run"
+        "hook {hook}: `{command}` {end}; what this start had changed is undone, and `down` is not run"
     )]
     Failed { hook: &'static str, command: String, end: End },
 }
@@ -168,14 +174,23 @@ impl Hooks {
     }
 
     async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
-        let mut alive = false;
+        let (mut alive, mut begun) = (false, [None; 2]);
         loop {
             let changed = wishes.wait_for(|wish| wish.end || wish.alive != alive).await;
             let Ok(wish) = changed.map(|wish| *wish) else { break };
             if wish.end {
                 break;
             }
-            alive = wish.alive;
+            let begun = &mut begun[usize::from(wish.alive)];
+            if let Some(begun) = *begun {
+                let back = wishes.wait_for(|wish| wish.end || wish.alive == alive);
+                if timeout_at(begun + APART, back).await.is_ok() {
+                    continue;
+                }
+            }
+            *begun = Some(Instant::now());
+            let wish = *wishes.borrow();
+            alive = !alive;
             let moment = if alive { Moment::Established } else { Moment::Lost };
             for index in 0..self.plan.at(moment).len() {
                 self.attend(moment, index, wish.endpoint).await;

@@ -116,6 +116,30 @@ async fn of_what_flaps_the_last_state_is_told() {
 }
 
 #[tokio::test]
+async fn what_flaps_is_told_no_sooner_than_some_seconds_apart() {
+    let scripts = [(Moment::Established, TELL), (Moment::Lost, TELL), (Moment::Down, TELL)];
+    let (following, out) = Site::new(&scripts).up().await;
+    let mut following = following.unwrap().unwrap();
+    let begin = Instant::now();
+    for (alive, count) in [(true, 1), (false, 2)] {
+        following.news().peer(alive, None);
+        until("the first of each", || written(&out).len() == count).await;
+    }
+    // Alive, dead, and so on, slower than the commands are.
+    for count in 1..=101 {
+        following.news().peer(count % 2 == 1, None);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    until("the last state", || written(&out).len() == 3).await;
+    assert!(begin.elapsed() >= APART, "it is told after {:?}", begin.elapsed());
+    // A stop waits for none of it.
+    following.news().peer(false, None);
+    following.news().peer(true, None);
+    following.end().await;
+    assert_eq!(written(&out), ["established", "lost", "established", "down"]);
+}
+
+#[tokio::test]
 async fn a_stop_does_not_wait_for_up() {
     let Site { directory, hooks, plan } =
         Site::new(&[(Moment::Up, "echo $$ >> $OUT; sleep 1000; true"), (Moment::Down, TELL)]);
