@@ -26,6 +26,9 @@ const MIN_MTU_V6: u16 = 1280;
 /// Half of it is for asking, by two handshakes at least.
 const TIME_TO_ASK: Duration = Duration::from_secs(15);
 
+/// The ten seconds after which a keepalive is owed for data, and a slow way.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(12);
+
 /// So many ways to open one answer are tried, each for the price of a hash and an AEAD.
 const MAX_CANDIDATES: usize = 4;
 
@@ -292,15 +295,24 @@ fn carrier(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// `WireGuard` has nothing to ask but a handshake, and two of those are five seconds apart.
+/// `WireGuard` has nothing to ask but a handshake, and two of those are five seconds apart. A peer that is not asked
+/// owes an answer to what it got, and has ten seconds for it.
 fn time_to_ask(config: &Config, found: &mut Found<'_>) {
-    let in_time = config.peer.dead_after >= TIME_TO_ASK || config.peer.protocol == Protocol::Vpnd;
-    if config.watches() && !in_time {
-        let problem = "there is no time to ask a silent WireGuard peer for a sign of life";
-        let help =
-            "set 15s or more, or let the peer's keepalive be shorter than ours and than this";
-        found.at("[peer]", "dead_after", Problem::warning(problem).help(help));
-    }
+    let Peer { dead_after, protocol, .. } = config.peer;
+    let (problem, help) = if !config.watches() && dead_after < TIME_TO_ANSWER {
+        (
+            "a peer that has nothing to send answers after ten seconds: it would be called dead before",
+            "set 12s or more, or let the peer be asked: set [peer] keepalive",
+        )
+    } else if config.watches() && dead_after < TIME_TO_ASK && protocol == Protocol::WireGuard {
+        (
+            "there is no time to ask a silent WireGuard peer for a sign of life",
+            "set 15s or more, or let the peer's keepalive be shorter than ours and than this",
+        )
+    } else {
+        return;
+    };
+    found.at("[peer]", "dead_after", Problem::warning(problem).help(help));
 }
 
 fn something_allowed(config: &Config, found: &mut Found<'_>) {

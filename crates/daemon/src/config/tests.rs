@@ -159,10 +159,17 @@ fn what_a_wireguard_peer_has_no_time_to_answer() {
     let warns = |lines: &str| good(&minimal("", lines)).warnings.to_string();
     let warning = warns("keepalive = '1s'\ndead_after = '3s'");
     assert!(warning.contains("[peer] dead_after: there is no time to ask"), "{warning}");
+    for unwatched in ["dead_after = '11s'", "dead_after = '3s'\nprotocol = 'vpnd'"] {
+        let warning = warns(unwatched);
+        assert!(
+            warning.contains("[peer] dead_after: a peer that has nothing to send"),
+            "{warning}"
+        );
+    }
     for fine in [
         "keepalive = '1s'\ndead_after = '15s'",
         "keepalive = '1s'\ndead_after = '3s'\nprotocol = 'vpnd'",
-        "dead_after = '3s'",
+        "dead_after = '12s'",
     ] {
         assert_eq!(warns(fine), "", "{fine}");
     }
