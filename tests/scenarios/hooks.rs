@@ -23,6 +23,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         waits("hooks::all four, in their order, clean", all_four),
         works("hooks::a failing up undoes the start", failing_up),
+        works("hooks::a failing up and the kill switch", guarded),
+        works("hooks::what was looked at is run", looked_at),
         works("hooks::what hangs is killed with its children", hanging_up),
         works("hooks::a stop does not wait for up", stopped_in_up),
         works("hooks::kill -9 leaves no hook", killed),
@@ -225,13 +227,70 @@ fn failing_up(lab: &Lab) -> Result<String> {
     ensure!(said.contains("hook up: no such table"), "what it said is not logged: {said}");
     ensure!(tell.lines("out") == ["up"], "ran: {:?}", tell.lines("out"));
     for (hooks, words) in [
-        ("up = [\"/nowhere/hook\"]", "could not be started: No such file or directory"),
+        ("up = [\"/nowhere/hook\"]", "could not be started: /nowhere/hook is not there"),
         ("up = [\"sh\", \"-c\", \"kill -SEGV $$\"]", "was ended by SIGSEGV"),
     ] {
         let (code, said) = refused(&wire.a, &[hooks.to_owned()])?;
         ensure!(code == 1 && said.contains(words), "exit {code}: {said}");
     }
     Ok("exit 1, network as before, no `down`; a status, a signal and a missing program".to_owned())
+}
+
+/// A start that fails takes away the kill switch that it made, and leaves one that it found.
+fn guarded(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let before = settled(&wire.a)?;
+    let fail = Script::new(&wire.a, "fail", "[ ! -e $0.now ]")?;
+    let mut site = site::pair()?.0.towards(Wire::B4);
+    let network = "198.18.2.0/24";
+    site.remote.allowed_ips.push(network.to_owned());
+    site.tables.push(format!("[[route]]\nto = {network:?}\nwhen_down = \"blackhole\""));
+    let site = with_hooks(site, &[fail.hook("up")]);
+    let path = vpnd::write_files(&wire.a, &site)?.display().to_string();
+    let failing = || -> Result<String> {
+        fs::write(fail.0.with_file_name("fail.now"), "")?;
+        let (code, said) = vpnd::run(&wire.a, &["--config", &path])?;
+        ensure!(code == 1 && said.contains("ended with status 1"), "exit {code}: {said}");
+        fs::remove_file(fail.0.with_file_name("fail.now"))?;
+        wire.a.network_state()
+    };
+    let state = failing()?;
+    ensure!(state == before, "left by a start that failed:\n{state}");
+    let mut running = Vpnd::start(&wire.a, &site)?;
+    running.process().kill()?;
+    let state = failing()?;
+    ensure!(state.contains(&format!("blackhole {network}")), "no kill switch is left:\n{state}");
+    Vpnd::start(&wire.a, &site)?.process().terminate()?;
+    ensure!(wire.a.network_state()? == before, "{}", wire.a.network_state()?);
+    Ok("its own goes with it; one left by kill -9 outlives it, and goes with a clean stop".into())
+}
+
+/// A link and a path of programs that somebody changes while the tunnel runs.
+fn looked_at(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let good = Script::new(&wire.a, "good", "echo $VPND_HOOK >> $0.out")?;
+    let bad = Script::new(&wire.a, "bad", "echo $VPND_HOOK >> $0.out")?;
+    let link = wire.a.directory().join("link");
+    std::os::unix::fs::symlink(&good.0, &link)?;
+    // Anybody's, as in the home of a user.
+    std::os::unix::fs::lchown(&link, Some(65534), Some(65534))?;
+    let resolvectl = Script::new(&wire.a, "resolvectl", "echo $1 >> $0.out")?;
+    let hook = |moment: &str| format!("{moment} = [{link:?}]");
+    let mut site = with_hooks(site::pair()?.0.towards(Wire::B4), &[hook("up"), hook("down")]);
+    site.tables.push("[dns]\nservers = [\"10.99.0.2\"]".to_owned());
+    let mut a = Vpnd::start_as(&with_path(&wire.a)?, &wire.a, &site)?;
+    fs::remove_file(&link)?;
+    std::os::unix::fs::symlink(&bad.0, &link)?;
+    a.process().terminate()?;
+    ensure!(good.lines("out") == ["up", "down"], "{:?}", good.lines("out"));
+    ensure!(bad.wrote("out").is_empty(), "what the link led to later was run as root");
+    let told = resolvectl.lines("out");
+    fs::set_permissions(&resolvectl.0, Permissions::from_mode(0o777))?;
+    let mut a = Vpnd::start_as(&with_path(&wire.a)?, &wire.a, &site)?;
+    a.wait_for_log("resolvectl could be changed by others", SOON)?;
+    a.process().terminate()?;
+    ensure!(resolvectl.lines("out") == told, "{:?}", resolvectl.lines("out"));
+    Ok("a link changed later changes nothing; a resolvectl that others can write is not run".into())
 }
 
 /// Who writes its own id and its child's, and does not end.
