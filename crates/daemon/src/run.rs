@@ -12,14 +12,14 @@ use vpnd_device::{Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Carrier, OpenError, Owner, PersistError};
+use vpnd_tun::{Carrier, OpenError, PersistError};
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{BindError, Socket, Way};
 
 use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{Config, Holder, Interface, Service};
+use crate::config::{Config, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -199,7 +199,7 @@ impl Host {
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
-            self.keep_device(&config.interface)?;
+            vpnd_tun::keep(&self.device.queues[0], &self.device.name)?;
         }
         let mut plane = self.start(config, keys, hooks.news())?;
         // Packets move on while the hooks of the end are run.
@@ -208,16 +208,6 @@ impl Host {
             hooks.end().await;
         };
         Ok(plane.run(stop).await?)
-    }
-
-    /// Whose a device is that was there before, others have decided.
-    fn keep_device(&self, interface: &Interface) -> Result<(), PersistError> {
-        let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
-        let owner = match self.device.adopted {
-            true => Owner::default(),
-            false => Owner { user: id(&interface.owner), group: id(&interface.group) },
-        };
-        vpnd_tun::keep(&self.device.queues[0], &self.device.name, owner)
     }
 
     fn facts(&self) -> Facts<'_> {
