@@ -152,14 +152,16 @@ impl Host {
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
         let carrier = opening::carrier(config, &device);
-        let way = changes::way(config, &netlink).await;
         let outside = Netns::open(config.socket.netns.as_deref())?;
+        // A route of another namespace leads no datagram of ours anywhere.
+        let would_loop = config.leads_everywhere() && inside.is(&outside);
+        let way = changes::way(config, &netlink, would_loop).await;
         let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let link = options::link(config, &device.name, mtu, own);
+        let link = options::link(config, &device.name, mtu, would_loop.then_some(own));
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
         let changes = Changes::make(netlink, news, &link, config).await?;
         let routes = changes.peer();

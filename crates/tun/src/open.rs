@@ -259,8 +259,8 @@ pub enum OpenError {
     },
     /// There is an interface of that name, but it is something else.
     #[error(
-        "{name:?} exists and is not a TUN device, or was made with another multi_queue setting; \
-         delete it or choose another name"
+        "{name:?} exists and is another kind of device: not one of the TUN driver, or of the other \
+         mode; choose another name"
     )]
     Kind {
         /// The device.
