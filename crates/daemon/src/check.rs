@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::CheckOptions;
-use crate::config::{self, Config, Finding, Interface, Loaded, Peer, Protocol, Report};
+use crate::config::{self, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report};
 use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
@@ -42,9 +42,17 @@ fn summary(config: &Config, keys: &Keys) -> String {
         keys.secret.public(),
         peer.public_key,
         joined(&peer.endpoints, "wherever the peer speaks from"),
-        joined(&peer.allowed_ips, "nothing"),
+        lets_in(config),
     );
     summary + &commands(&hooks::plan(config, Facts::expected(config)))
+}
+
+/// Frames are let in by their station, if by anything.
+fn lets_in(config: &Config) -> String {
+    match config.interface.mode {
+        Mode::Tun => joined(&config.peer.allowed_ips, "nothing"),
+        Mode::Tap => joined(&config.peer.allowed_macs, "frames of every station"),
+    }
 }
 
 /// A line for each command that is run, and when.

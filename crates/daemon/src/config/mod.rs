@@ -63,10 +63,9 @@ pub(crate) struct Config {
 
 impl Config {
     /// Whether everything without a better way is to go through the tunnel: by a default route that names no
-    /// table, from the network namespace that the socket is in too, and in no VRF, which has its own.
+    /// table, and in no VRF, which has its own.
     pub(crate) fn leads_everywhere(&self) -> bool {
-        self.interface.netns == self.socket.netns
-            && self.interface.vrf.is_none()
+        self.interface.vrf.is_none()
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
     }
 
