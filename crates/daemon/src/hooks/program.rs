@@ -169,7 +169,7 @@ mod tests {
         if Uid::effective().is_root() {
             std::os::unix::fs::chown(directory.path(), None, Some(65534)).unwrap();
             let found = look_at(script.to_str().unwrap());
-            assert_eq!(found, Err(ProgramError::Changeable(script.clone())));
+            assert_eq!(found, Err(ProgramError::Changeable(script)));
             let found = fs::metadata(directory.path()).unwrap();
             assert!(!is_replaceable_in(Path::new("/usr/local/bin"), &found), "Debian's staff");
         }
