@@ -26,7 +26,7 @@ use rtnetlink::Handle;
 
 pub use controller::Kind;
 pub use error::{Error, Step};
-pub use journal::Journal;
+pub use journal::{Journal, Namespace};
 pub use keep::{Keeper, News, PeerState};
 pub use undo::{Stays, Undo};
 pub use watch::{Heard, Seen, Watch};
@@ -119,6 +119,7 @@ pub struct Setup {
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
+    namespace: Namespace,
 }
 
 impl Netlink {
@@ -130,7 +131,12 @@ impl Netlink {
     pub fn connect() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, namespace: Namespace::current() })
+    }
+
+    /// The namespace that it was opened in.
+    pub const fn namespace(&self) -> Namespace {
+        self.namespace
     }
 
     /// Watches a device by what is heard.
@@ -155,6 +161,7 @@ impl Netlink {
     ///
     /// At the first thing that the kernel refuses; what was done before is then undone.
     pub async fn configure(&self, link: &Link, mut undo: Undo) -> Result<Setup, Error> {
+        undo.forget_strangers(&self.handle).await;
         let left = undo.len();
         let mut result = self.apply(link, &mut undo).await;
         if left > 0 && result.as_ref().is_err_and(Error::is_in_the_way) {

@@ -124,9 +124,11 @@ impl Plan {
         let families = families(link);
         let Some(own) = link.own.filter(|_| !families.is_empty()) else { return Ok(table::MAIN) };
         // The one that an earlier run had, for what it left there holds until ours does.
-        let left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
-        let left = left.into_iter().filter(|number| table::is_own(*number));
-        for table in left.chain(table::free(handle).await) {
+        let mut left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
+        left.retain(|number| table::is_own(*number));
+        left.sort_unstable();
+        left.dedup();
+        for table in left.into_iter().chain(table::free(handle).await) {
             if self.claim(handle, own, table, &families, undo).await? {
                 return Ok(table);
             }

@@ -99,6 +99,12 @@ pub(crate) fn same_place(gone: &RouteMessage, wanted: &RouteMessage) -> bool {
     (gone.to, gone.prefix_len, gone.table) == (wanted.to, wanted.prefix_len, wanted.table)
 }
 
+/// The table of a route that leads everywhere.
+pub(crate) fn table_of_default(route: &RouteMessage) -> Option<u32> {
+    let key = Key::of(route);
+    (key.prefix_len == 0).then_some(key.table)
+}
+
 /// For a line of the log.
 pub(crate) fn text(route: &RouteMessage) -> String {
     let key = Key::of(route);

@@ -20,7 +20,7 @@ impl Notes {
     }
 
     fn resume(&self) -> Undo {
-        Undo::resume(Journal::open(&self.0).unwrap())
+        Undo::resume(Journal::open(&self.0, Namespace::current()).unwrap())
     }
 
     fn text(&self) -> String {
@@ -265,6 +265,69 @@ fn an_end_that_nobody_asked_for_keeps_what_drops() {
     });
 }
 
+/// The number of a device that was killed with its process is given to another.
+#[test]
+fn what_was_done_to_another_device_is_forgotten() {
+    in_namespace(|netlink, _news| async move {
+        let notes = Notes::new("strangers");
+        drop(netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap());
+        let index = ip("-o link show there").split(':').next().unwrap().to_owned();
+        ip("link del there");
+        ip(&format!("link add eth0 index {index} type veth peer name there"));
+        ip("addr add 10.99.0.1/24 dev eth0");
+        ip("link set eth0 up mtu 1420");
+        let mut link = link();
+        link.addresses.clear();
+        link.routes.clear();
+        let setup = netlink.configure(&link, notes.resume()).await.unwrap();
+        netlink.undo(setup, Stays::default()).await;
+        let shown = ip("-o addr show eth0") + &ip("-o link show eth0");
+        assert!(shown.contains(",UP") && shown.contains("10.99.0.1/24"), "{shown}");
+        assert!(shown.contains("mtu 1420"), "{shown}");
+        assert_eq!(ip("-4 rule").matches("proto 118").count(), 0, "rules are nobody else's");
+        assert_eq!(notes.text(), "");
+    });
+}
+
+#[test]
+fn a_connection_knows_the_namespace_it_was_opened_in() {
+    in_namespace(|netlink, _news| async move {
+        let inside = Namespace::current();
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        assert_ne!(Namespace::current(), inside);
+        assert_eq!(netlink.namespace(), inside);
+    });
+}
+
+/// What a device keeps is its own after the next start too: it comes to no second table, and goes when asked to.
+#[test]
+fn what_stays_is_known_again() {
+    in_namespace(|netlink, _news| async move {
+        let before = state();
+        let notes = Notes::new("stays");
+        let stays = Stays { device: true, ..Stays::default() };
+        let link = everything(WhenDown::Keep);
+        for _ in 0..3 {
+            let setup = netlink.configure(&link, notes.resume()).await.unwrap();
+            let routes = ip("-4 route show table all proto 118");
+            assert_eq!(routes.matches("default dev there table 51820").count(), 1, "{routes}");
+            assert_eq!(routes.matches("default").count(), 1, "{routes}");
+            netlink.undo(setup, stays).await;
+            assert_eq!(ip("-4 rule").matches("proto 118").count(), 0);
+            assert!(ip("addr show there").contains("10.99.0.1/24"));
+        }
+        let mut less = link;
+        less.addresses.remove(0);
+        less.routes.remove(2);
+        let setup = netlink.configure(&less, notes.resume()).await.unwrap();
+        assert!(!ip("addr show there").contains("10.99.0.1/24"));
+        assert!(!ip("-4 route show").contains("198.51.100.0/24"));
+        netlink.undo(setup, Stays::default()).await;
+        assert_eq!(state(), before);
+        assert_eq!(notes.text(), "");
+    });
+}
+
 #[test]
 fn a_journal_of_garbage_says_nothing() {
     in_namespace(|netlink, _news| async move {
@@ -297,10 +360,62 @@ fn a_link_in_the_journals_place_is_not_followed() {
     let target = Notes::new("link-target");
     fs::write(&target.0, "untouched").unwrap();
     std::os::unix::fs::symlink(&target.0, &notes.0).unwrap();
-    assert!(Journal::open(&notes.0).is_err());
+    let open = |path: &Path| Journal::open(path, Namespace::current());
+    assert!(open(&notes.0).is_err());
     fs::remove_file(&notes.0).unwrap();
     fs::hard_link(&target.0, &notes.0).unwrap();
-    assert!(Journal::open(&notes.0).is_err());
-    assert!(Journal::open(Path::new("/nonexistent/vpnd")).is_err());
+    assert!(open(&notes.0).is_err());
+    assert!(open(Path::new("/nonexistent/vpnd")).is_err());
     assert_eq!(target.text(), "untouched");
+}
+
+#[test]
+fn a_journal_that_others_may_write_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let notes = Notes::new("others");
+    let open = || Journal::open(&notes.0, Namespace::current());
+    drop(open().unwrap());
+    for mode in [0o620, 0o602] {
+        fs::set_permissions(&notes.0, fs::Permissions::from_mode(mode)).unwrap();
+        let error = open().unwrap_err().to_string();
+        assert!(error.contains("others may write"), "{error}");
+    }
+    fs::set_permissions(&notes.0, fs::Permissions::from_mode(0o600)).unwrap();
+    drop(open().unwrap());
+    // Without a second user there is nobody to give it to.
+    if chown(&notes.0, Some(65534), None).is_ok() {
+        assert!(open().is_err());
+    }
+}
+
+/// Each of these would do to a device what vpnd never does.
+#[test]
+fn a_journal_takes_back_nothing_that_vpnd_does_not_do() {
+    in_namespace(|netlink, _news| async move {
+        use crate::undo::Change;
+        use rtnetlink::LinkUnspec;
+        use rtnetlink::packet_route::link::LinkAttribute;
+        use rtnetlink::packet_route::route::RouteMessage;
+
+        let back = |change: &Change| {
+            let (kind, bytes) = change.encode();
+            Change::decode(kind, &bytes)
+        };
+        let setup = netlink.configure(&everything(WhenDown::Blackhole), Undo::default()).await;
+        let undo = setup.unwrap().undo;
+        assert!(undo.len() > 10);
+        for change in undo.changes() {
+            assert_eq!(back(change).as_ref(), Some(change));
+        }
+        let set = LinkUnspec::new_with_index;
+        let mut renamed = set(2).build();
+        renamed.attributes.push(LinkAttribute::IfName("lost".to_owned()));
+        let mut moved = set(2).build();
+        moved.attributes.push(LinkAttribute::NetNsPid(1));
+        for link in [renamed, moved, set(2).up().build(), set(2).promiscuous(true).build()] {
+            assert_eq!(back(&Change::Link(link)), None);
+        }
+        assert_eq!(back(&Change::Route(RouteMessage::default())), None);
+        assert_eq!(back(&Change::Rule(Default::default())), None);
+    });
 }
