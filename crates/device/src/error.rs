@@ -88,6 +88,8 @@ pub enum Step {
     Address(IpNet, Option<IpAddr>),
     /// Adding a route.
     Route(IpNet),
+    /// Adding a route whenever the peer is there, and taking it away when not.
+    Follow(IpNet),
     /// Adding the rule of this priority.
     Rule(u32),
 }
@@ -133,6 +135,7 @@ impl fmt::Display for Step {
             Self::Vrf(_) => write!(f, "making a port of its VRF of"),
             Self::Address(address, _) => write!(f, "adding address {address} to"),
             Self::Route(to) => write!(f, "adding route {to} to"),
+            Self::Follow(to) => write!(f, "letting the peer decide on route {to} of"),
             Self::Rule(priority) => write!(f, "adding the rule of priority {priority} for"),
         }
     }
@@ -169,7 +172,8 @@ impl Step {
                 Some(format!("ip address add {own} peer {peer}/{len} dev {device}"))
             }
             Self::Route(to) => Some(format!("ip route add {to} dev {device}")),
-            Self::Rule(_) => None,
+            // Done before, it would be there whatever becomes of the peer.
+            Self::Follow(_) | Self::Rule(_) => None,
         }
     }
 

@@ -32,6 +32,7 @@ pub use undo::{Stays, Undo};
 pub use watch::{Heard, Seen, Watch};
 
 use plan::Plan;
+use undo::Change;
 
 /// Who set a route or a rule, as the kernel shows it (`proto`): a number that iproute2 gives nobody else.
 pub const PROTOCOL: u8 = 118;
@@ -162,10 +163,13 @@ impl Netlink {
     /// At the first thing that the kernel refuses; what was done before is then undone.
     pub async fn configure(&self, link: &Link, mut undo: Undo) -> Result<Setup, Error> {
         undo.forget_strangers(&self.handle).await;
-        let left = undo.len();
+        let mut left = undo.len();
         let mut result = self.apply(link, &mut undo).await;
         if left > 0 && result.as_ref().is_err_and(Error::is_in_the_way) {
-            undo.back_to(0, &self.handle).await;
+            undo.back_to(left, &self.handle).await;
+            // Packets that must not take another way find none meanwhile, nor if this does not help.
+            undo.only(|change| guards(change, link), &self.handle).await;
+            left = undo.len();
             result = self.apply(link, &mut undo).await;
         }
         match result {
@@ -212,6 +216,17 @@ impl Netlink {
         link::up(&self.handle, device, undo).await?;
         plan.route_all(&self.handle, link, vrf, undo).await?;
         Ok(plan)
+    }
+}
+
+/// Whether what an earlier run left keeps packets from another way, and is not itself in the way.
+fn guards(change: &Change, link: &Link) -> bool {
+    match change {
+        Change::Rule(_) => true,
+        Change::Route(guard) if change.drops() => {
+            !link.routes.iter().any(|wanted| route::takes_place(guard, wanted))
+        }
+        _ => false,
     }
 }
 

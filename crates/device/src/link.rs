@@ -113,7 +113,7 @@ pub(crate) async fn by_index(handle: &Handle, index: u32) -> Option<Named> {
 }
 
 fn named(link: &LinkMessage) -> Named {
-    let kind = controller::kind_of(link).map_or("-".to_owned(), ToString::to_string);
+    let kind = controller::kind_of(link).map_or_else(|| "-".to_owned(), ToString::to_string);
     let name = watch::name(link).unwrap_or_default();
     Named { index: link.header.index, who: format!("{kind} {name}") }
 }
@@ -132,7 +132,9 @@ pub(crate) fn message(index: u32, step: Step) -> LinkMessage {
         Step::Multicast(on) => builder.multicast(on),
         Step::Up => builder.up(),
         Step::Bridge(controller) | Step::Vrf(controller) => builder.controller(controller),
-        Step::Find | Step::Address(..) | Step::Route(_) | Step::Rule(_) => builder,
+        Step::Find | Step::Address(..) | Step::Route(_) | Step::Follow(_) | Step::Rule(_) => {
+            builder
+        }
     }
     .build()
 }
