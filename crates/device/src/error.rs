@@ -149,6 +149,9 @@ impl Step {
             (Some(command), libc::EPERM) => {
                 format!("; this needs CAP_NET_ADMIN, or to be done before, as root: `{command}`")
             }
+            (None, libc::EPERM) if matches!(self, Self::Follow(_)) => {
+                "; this needs CAP_NET_ADMIN, which `when_down = \"keep\"` does not".to_owned()
+            }
             (None, libc::EPERM) => "; this needs CAP_NET_ADMIN".to_owned(),
             _ => self.other_hint(code).to_owned(),
         }

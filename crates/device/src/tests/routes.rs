@@ -206,6 +206,7 @@ fn who_may_not_take_a_route_away_hears_so_at_the_start() {
         assert!(error.is_permission(), "{error}");
         let error = error.to_string();
         assert!(error.contains("route 198.51.100.0/24 of there"), "{error}");
+        assert!(error.contains("`when_down = \"keep\"`"), "{error}");
         assert!(!error.contains("ip route add"), "{error}");
     });
 }
