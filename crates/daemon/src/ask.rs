@@ -29,7 +29,7 @@ pub(crate) enum AskError {
     #[error("{} is closed to us: ask as root", .0.display())]
     Permission(PathBuf),
     /// The daemon is stuck.
-    #[error("the tunnel at {} runs and does not answer", .0.display())]
+    #[error("the tunnel at {} does not answer: its `up` hooks are running, or it hangs", .0.display())]
     Silent(PathBuf),
     /// The conversation failed otherwise.
     #[error("asking {}: {error}", path.display())]
@@ -86,7 +86,10 @@ fn exchange(path: &Path, ask: &Ask, files: &[&str]) -> io::Result<String> {
     let mut answer = String::new();
     let heard = BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer);
     // Who refuses may hang up before it has heard everything, and has said why.
-    if answer.is_empty() { sent.and(heard).map(|_| answer) } else { Ok(answer) }
+    match answer.is_empty() {
+        true => Err(sent.and(heard).err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into())),
+        false => Ok(answer),
+    }
 }
 
 fn send(stream: &mut UnixStream, ask: &Ask, files: &[&str]) -> io::Result<()> {
@@ -99,7 +102,10 @@ fn send(stream: &mut UnixStream, ask: &Ask, files: &[&str]) -> io::Result<()> {
 fn explain(path: &Path, error: io::Error) -> AskError {
     let path = path.to_owned();
     match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning(path),
+        // Some end while they are asked.
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::UnexpectedEof => {
+            AskError::NotRunning(path)
+        }
         ErrorKind::PermissionDenied => AskError::Permission(path),
         ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent(path),
         _ => AskError::Io { path, error },

@@ -45,11 +45,11 @@ impl Changes {
     }
 }
 
-/// By which way datagrams leave. Where a default route leads into the tunnel, a mark tells them, ours where
+/// By which way datagrams leave. Where even they would be led into the tunnel, a mark tells them, ours where
 /// the file says none.
-pub(crate) async fn way(config: &Config, netlink: &Netlink) -> Way {
+pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) -> Way {
     let mut way = config.socket.way();
-    if way.mark == 0 && config.leads_everywhere() {
+    if way.mark == 0 && would_loop {
         way.mark = netlink.free_mark().await;
     }
     way

@@ -7,7 +7,9 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::CheckOptions;
-use crate::config::{self, Config, Finding, Interface, Loaded, Peer, Protocol, Report};
+use crate::config::{
+    self, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route, WhenDown,
+};
 use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
@@ -42,9 +44,27 @@ fn summary(config: &Config, keys: &Keys) -> String {
         keys.secret.public(),
         peer.public_key,
         joined(&peer.endpoints, "wherever the peer speaks from"),
-        joined(&peer.allowed_ips, "nothing"),
-    );
+        lets_in(config),
+    ) + &config.routes.iter().map(route).collect::<String>();
     summary + &commands(&hooks::plan(config, Facts::expected(config)))
+}
+
+/// A line for each route, and what becomes of it while the peer is not there.
+fn route(route: &Route) -> String {
+    let when_down = match route.when_down {
+        WhenDown::Keep => "",
+        WhenDown::Remove => ", while the peer is there",
+        WhenDown::Blackhole => ", which drops while the peer is not there",
+    };
+    format!("\nroutes    {}{when_down}", route.to)
+}
+
+/// Frames are let in by their station, if by anything.
+fn lets_in(config: &Config) -> String {
+    match config.interface.mode {
+        Mode::Tun => joined(&config.peer.allowed_ips, "nothing"),
+        Mode::Tap => joined(&config.peer.allowed_macs, "frames of every station"),
+    }
 }
 
 /// A line for each command that is run, and when.

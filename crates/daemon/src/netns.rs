@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -68,6 +69,18 @@ impl Netns {
         let path = Path::new(NAMED).join(name);
         let (there, ours) = (open(&path)?, open(Path::new(OURS))?);
         Ok(Self(Some(Other { path, there, ours })))
+    }
+
+    /// Whether both are one, whatever they are called.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let id = |netns: &Self| {
+            let found = match &netns.0 {
+                Some(Other { there, .. }) => there.metadata(),
+                None => std::fs::metadata(OURS),
+            };
+            found.map(|found| (found.dev(), found.ino())).ok()
+        };
+        id(self) == id(other)
     }
 
     /// Does `work` inside, and comes back.
@@ -138,6 +151,8 @@ mod tests {
         assert_ne!(inside, begin);
         assert_eq!(current(), begin);
         assert_eq!(Netns::open(None).unwrap().within(current).unwrap(), begin);
+        let ours = Netns::open(None).unwrap();
+        assert!(ours.is(&Netns::open(Some(OURS)).unwrap()) && !ours.is(&netns));
         thread::spawn(move || {
             netns.enter().unwrap();
             assert_eq!(current(), inside);

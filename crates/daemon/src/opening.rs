@@ -6,10 +6,10 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use vpnd_device::{Heard, Netlink};
-use vpnd_tun::{Adopt, Carrier, OpenError, Options};
+use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
-use crate::config::{self, Account, Config, Interface, Queues};
+use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Control, ControlError};
 use crate::options::mode;
 use crate::run::RunError;
@@ -23,8 +23,11 @@ pub(crate) fn open(
 
 /// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
 fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
+    let Interface { owner, group, .. } = &config.interface;
+    let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
     let with = |queues| Options {
         name: config.interface.name.clone(),
+        owner: Owner { user: id(owner), group: id(group) },
         mode: mode(config),
         offload: config.path.offload,
         queues,

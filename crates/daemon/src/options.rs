@@ -24,8 +24,8 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
     }
 }
 
-/// How the device is to look; `own` tells the tunnel's own datagrams.
-pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Own) -> Link {
+/// How the device is to look; `own` tells the tunnel's own datagrams, where they would be led into it.
+pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> Link {
     let interface = &config.interface;
     Link {
         name: name.to_owned(),
@@ -38,7 +38,7 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Own) -> Link {
         bridge: interface.bridge.clone(),
         vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
-        own: config.leads_everywhere().then_some(own),
+        own,
     }
 }
 

@@ -164,6 +164,7 @@ impl Plane {
                     self.peer.handle_wake(clock::now());
                 }
                 addresses = self.around.resolver.changed() => {
+                    self.warn_of_loops(&addresses);
                     self.peer.handle_endpoints(clock::now(), addresses);
                 }
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
@@ -267,6 +268,21 @@ impl Plane {
 
     fn patience(&self) -> humantime::FormattedDuration {
         humantime::format_duration(self.around.running.peer.dead_after)
+    }
+
+    /// Of a name only its addresses tell that a route leads the tunnel into itself.
+    fn warn_of_loops(&self, addresses: &[SocketAddr]) {
+        let config = &self.around.running;
+        for route in &config.routes {
+            if let Some(at) = addresses.iter().find(|at| config.loops(route, at.ip())) {
+                tracing::warn!(
+                    "route {} also covers the way to the peer, which is at {}: keep a more specific route \
+                     to there, or give this one a table of its own",
+                    route.to,
+                    at.ip()
+                );
+            }
+        }
     }
 
     /// How large a datagram may be on the way there is now.

@@ -12,14 +12,14 @@ use vpnd_device::{Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Carrier, OpenError, Owner, PersistError};
+use vpnd_tun::{Carrier, OpenError, PersistError};
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{BindError, Socket, Way};
 
 use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{Config, Holder, Interface, Service};
+use crate::config::{Config, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -152,14 +152,16 @@ impl Host {
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
         let carrier = opening::carrier(config, &device);
-        let way = changes::way(config, &netlink).await;
         let outside = Netns::open(config.socket.netns.as_deref())?;
+        // A route of another namespace leads no datagram of ours anywhere.
+        let would_loop = config.leads_everywhere() && inside.is(&outside);
+        let way = changes::way(config, &netlink, would_loop).await;
         let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let link = options::link(config, &device.name, mtu, own);
+        let link = options::link(config, &device.name, mtu, would_loop.then_some(own));
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
         let changes = Changes::make(netlink, news, &link, config).await?;
         let routes = changes.peer();
@@ -199,7 +201,7 @@ impl Host {
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
-            self.keep_device(&config.interface)?;
+            vpnd_tun::keep(&self.device.queues[0], &self.device.name)?;
         }
         let mut plane = self.start(config, keys, hooks.news())?;
         // Packets move on while the hooks of the end are run.
@@ -208,16 +210,6 @@ impl Host {
             hooks.end().await;
         };
         Ok(plane.run(stop).await?)
-    }
-
-    /// Whose a device is that was there before, others have decided.
-    fn keep_device(&self, interface: &Interface) -> Result<(), PersistError> {
-        let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
-        let owner = match self.device.adopted {
-            true => Owner::default(),
-            false => Owner { user: id(&interface.owner), group: id(&interface.group) },
-        };
-        vpnd_tun::keep(&self.device.queues[0], &self.device.name, owner)
     }
 
     fn facts(&self) -> Facts<'_> {

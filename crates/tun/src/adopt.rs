@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use crate::ioctl;
 use crate::open::{Mode, OpenError, Options, open_driver};
-use crate::persist::{PersistError, kind_of};
+use crate::persist::{Owner, PersistError, kind_of};
 
 /// Whether a device that is there is taken, and whether one is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,12 +32,12 @@ pub(crate) struct First {
 pub(crate) fn first(name: &str, options: &Options) -> Result<First, OpenError> {
     let (mode, multi_queue) = (options.mode, options.queues > 1);
     match options.adopt {
-        Adopt::Never => make(name, mode, multi_queue),
+        Adopt::Never => make(name, options),
         Adopt::Require => {
             is_there(name, mode)?;
             take(name, mode, multi_queue)
         }
-        Adopt::Auto => match make(name, mode, multi_queue) {
+        Adopt::Auto => match make(name, options) {
             Err(OpenError::Exists { .. }) => take(name, mode, multi_queue),
             made => made,
         },
@@ -56,10 +56,14 @@ pub(crate) fn attach(
 }
 
 /// Asks for a new one alone: to look first and then to make it would leave a moment between.
-fn make(name: &str, mode: Mode, multi_queue: bool) -> Result<First, OpenError> {
+/// It has an owner before it has a second queue: to one without, anybody could attach and read along.
+fn make(name: &str, options: &Options) -> Result<First, OpenError> {
     let file = open_driver(name)?;
-    let flags = flags(mode, multi_queue) | libc::IFF_TUN_EXCL;
+    let Options { mode, queues, owner, .. } = *options;
+    let flags = flags(mode, queues > 1) | libc::IFF_TUN_EXCL;
     let name = ioctl::attach(file.as_fd(), name, flags).map_err(|e| making(name, mode, e))?;
+    let owner = if owner == Owner::default() { Owner::ROOT } else { owner };
+    owner.set(&file, &name).map_err(|error| owning(&name, error))?;
     Ok(First { file, name, adopted: false })
 }
 
@@ -85,6 +89,14 @@ fn is_there(name: &str, mode: Mode) -> Result<(), OpenError> {
         Err(PersistError::Refused { source, .. }) => Err(OpenError::Io { name, source }),
         Err(_missing) => Err(OpenError::Missing { name, mode }),
     }
+}
+
+fn owning(name: &str, error: PersistError) -> OpenError {
+    let source = match error {
+        PersistError::Refused { source, .. } => source,
+        other => io::Error::other(other),
+    };
+    OpenError::Io { name: name.to_owned(), source }
 }
 
 fn making(name: &str, mode: Mode, error: io::Error) -> OpenError {

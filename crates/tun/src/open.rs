@@ -12,6 +12,7 @@ use thiserror::Error;
 use crate::adopt::{self, Adopt, First, attach};
 use crate::flow::{ETHER_IPV4, ETHER_IPV6};
 use crate::layout::Transport;
+use crate::persist::Owner;
 use crate::{ioctl, probe};
 
 /// Opens the device that `options` describe, creating it if it is not there. It stays down.
@@ -45,6 +46,8 @@ pub struct Options {
     pub queues: u16,
     /// Whether one that is there is taken.
     pub adopt: Adopt,
+    /// Who may attach to one that is made, without a capability; root alone where both are absent.
+    pub owner: Owner,
 }
 
 /// What crosses the device.
@@ -256,8 +259,8 @@ pub enum OpenError {
     },
     /// There is an interface of that name, but it is something else.
     #[error(
-        "{name:?} exists and is not a TUN device, or was made with another multi_queue setting; \
-         delete it or choose another name"
+        "{name:?} exists and is another kind of device: not one of the TUN driver, or of the other \
+         mode; choose another name"
     )]
     Kind {
         /// The device.

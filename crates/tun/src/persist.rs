@@ -30,7 +30,8 @@ pub struct Persistent {
     pub one_queue: bool,
 }
 
-/// Who may attach to a device without a capability; nobody where both are absent.
+/// Who may attach to a device without a capability. To a device of which the kernel knows neither, *anybody*
+/// may who can open the driver (`tun_not_capable` of tun.c).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     /// The id of a user.
@@ -51,7 +52,8 @@ impl Persistent {
         let file = open_driver(name)?;
         let name = ioctl::attach(file.as_fd(), name, self.flags() | libc::IFF_TUN_EXCL)
             .map_err(|error| creating(name, error))?;
-        keep(&file, &name, Owner { user: self.user, group: self.group })?;
+        Owner { user: self.user, group: self.group }.set(&file, &name)?;
+        keep(&file, &name)?;
         Ok(name)
     }
 
@@ -67,20 +69,30 @@ impl Persistent {
     }
 }
 
+impl Owner {
+    /// Nobody but who has CAP_NET_ADMIN, and root.
+    pub(crate) const ROOT: Self = Self { user: Some(0), group: None };
+
+    /// Gives it the device `name`, which `attached` is attached to.
+    pub(crate) fn set(self, attached: impl AsFd, name: &str) -> Result<(), PersistError> {
+        let device = attached.as_fd();
+        if let Some(uid) = self.user {
+            ioctl::set_owner(device, uid).map_err(refused("user", name))?;
+        }
+        if let Some(gid) = self.group {
+            ioctl::set_group(device, gid).map_err(refused("group", name))?;
+        }
+        Ok(())
+    }
+}
+
 /// Makes the device `name`, which `attached` is attached to, outlive whoever is. It takes no privilege.
 ///
 /// # Errors
 ///
 /// If the kernel refuses it.
-pub fn keep(attached: impl AsFd, name: &str, owner: Owner) -> Result<(), PersistError> {
-    let device = attached.as_fd();
-    if let Some(uid) = owner.user {
-        ioctl::set_owner(device, uid).map_err(refused("user", name))?;
-    }
-    if let Some(gid) = owner.group {
-        ioctl::set_group(device, gid).map_err(refused("group", name))?;
-    }
-    ioctl::set_persistent(device, true).map_err(refused("persistence", name))
+pub fn keep(attached: impl AsFd, name: &str) -> Result<(), PersistError> {
+    ioctl::set_persistent(attached.as_fd(), true).map_err(refused("persistence", name))
 }
 
 /// Makes the device `name` go with the last descriptor that is attached to it: at once if there is

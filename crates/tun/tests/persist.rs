@@ -1,10 +1,11 @@
 //! Devices that outlive whoever made them, in a network namespace of their own.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
+#![allow(unsafe_code, reason = "becoming somebody else")]
 
 mod common;
 
 use common::devices::options;
-use common::namespace::in_namespace;
+use common::namespace::{in_namespace, is_root};
 use vpnd_tun::{
     Adopt, Mode, OpenError, Options, Owner, PersistError, Persistent, keep, kind_of, open, remove,
 };
@@ -80,10 +81,51 @@ fn what_is_adopted_and_what_is_made() {
 fn a_device_that_is_kept_outlives_its_opener() {
     in_namespace("a_device_that_is_kept_outlives_its_opener", || {
         let made = open(&options("tun7")).unwrap();
-        keep(&made.queues[0], "tun7", Owner { user: Some(0), group: None }).unwrap();
+        keep(&made.queues[0], "tun7").unwrap();
         drop(made);
         assert_eq!(kind_of("tun7").unwrap(), Mode::Tun);
         assert!(open(&options("tun7")).unwrap().adopted);
+    });
+}
+
+/// Users are a thread's own, to the kernel, and with root's its capabilities go.
+fn as_somebody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let alone = scope.spawn(|| {
+            // SAFETY: the call takes three numbers, and concerns the calling thread alone.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
+            work()
+        });
+        alone.join().unwrap()
+    })
+}
+
+#[test]
+fn nobody_reads_along() {
+    in_namespace("nobody_reads_along", || {
+        // Nobody else can become anybody.
+        if !is_root() {
+            return;
+        }
+        for (queues, stays) in [(2, false), (1, true), (2, true)] {
+            let wanted = Options { queues, ..options("tun7") };
+            let made = open(&wanted).unwrap();
+            if stays {
+                keep(&made.queues[0], "tun7").unwrap();
+            }
+            let held = (!stays).then_some(made);
+            let refused = as_somebody(|| open(&wanted).map(drop)).unwrap_err();
+            assert!(matches!(refused, OpenError::Permission { .. }), "{queues}: {refused}");
+            drop(held);
+            if stays {
+                remove("tun7", None).unwrap();
+            }
+        }
+        let owner = Owner { user: Some(65534), group: None };
+        let made = open(&Options { owner, ..options("tun7") }).unwrap();
+        keep(&made.queues[0], "tun7").unwrap();
+        drop(made);
+        assert!(as_somebody(|| open(&options("tun7")).map(drop)).is_ok(), "its owner may");
     });
 }
 

@@ -17,7 +17,7 @@ use vpnd_protocol::peer::{Config, Event, Load, Peer};
 use vpnd_protocol::staging::STAGED_PACKETS;
 use vpnd_protocol::table::{Arrival, Table};
 use vpnd_protocol::terms::{Protocol, Terms};
-use vpnd_tun::{Adopt, Mode, Options, VnetHeader};
+use vpnd_tun::{Adopt, Mode, Options, Owner, VnetHeader};
 
 use crate::abreast::Abreast;
 use crate::clamp::Clamp;
@@ -129,8 +129,8 @@ fn at(socket: &Socket) -> SocketAddr {
 }
 
 fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
-    let adopt = Adopt::Never;
-    let options = Options { name: None, mode: Mode::Tun, offload: true, queues, adopt };
+    let (adopt, owner) = (Adopt::Never, Owner::default());
+    let options = Options { name: None, mode: Mode::Tun, offload: true, queues, adopt, owner };
     let device = vpnd_tun::open(&options).unwrap();
     ip(&format!("link set {} up", device.name));
     Arc::new(Shared {

@@ -94,7 +94,7 @@ fn word(text: &str) -> TextResult<String> {
 }
 
 fn not_argv(value: &Spanned<DeValue<'_>>) -> Problem {
-    let what = "a program and its arguments: [\"/usr/sbin/nft\", \"-f\", \"up.nft\"]";
+    let what = "a program and its arguments: [\"/usr/sbin/nft\", \"-f\", \"/etc/vpnd/up.nft\"]";
     expected(what, value)
 }
 

@@ -27,6 +27,8 @@ use vpnd_crypto::PublicKey;
 use vpnd_protocol::endpoint::Sources;
 use vpnd_tunnel::udp::{self, Listen};
 
+use tables::MAIN_TABLE;
+
 pub(crate) use device::{Adopt, Carrier, Holder, Mac, Mode, Queues};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use hooks::{Dns, Hooks};
@@ -63,11 +65,18 @@ pub(crate) struct Config {
 
 impl Config {
     /// Whether everything without a better way is to go through the tunnel: by a default route that names no
-    /// table, from the network namespace that the socket is in too, and in no VRF, which has its own.
+    /// table, and in no VRF, which has its own.
     pub(crate) fn leads_everywhere(&self) -> bool {
-        self.interface.netns == self.socket.netns
-            && self.interface.vrf.is_none()
+        self.interface.vrf.is_none()
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
+    }
+
+    /// Whether a route leads what is sent to `address` into the tunnel, the tunnel's own datagrams too. A
+    /// default route without a table has one of its own, and rules.
+    pub(crate) fn loops(&self, route: &Route, address: IpAddr) -> bool {
+        let table = route.table.or_else(|| (route.to.prefix_len() > 0).then_some(MAIN_TABLE));
+        let one_place = self.interface.netns == self.socket.netns;
+        one_place && table == Some(MAIN_TABLE) && route.to.contains(&address)
     }
 
     /// Whether something hangs on the peer's life, so that it has to be asked when it is silent.

@@ -13,7 +13,6 @@ use vpnd_tunnel::udp::Listen;
 
 use super::problem::Problem;
 use super::section::subject;
-use super::tables::MAIN_TABLE;
 use super::{
     Adopt, AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown,
 };
@@ -357,10 +356,9 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
     for (index, route) in config.routes.iter().enumerate() {
         let to = route.to;
         let default = to.prefix_len() == 0;
-        let caught = default || endpoints.iter().any(|address| to.contains(address));
-        // A default route without a table has one of its own, and rules.
-        let main = route.table == Some(MAIN_TABLE) || route.table.is_none() && !default;
-        if caught && main && config.interface.netns == config.socket.netns {
+        // Wherever a name leads to, a default route covers it.
+        let anywhere = default.then(|| to.addr());
+        if endpoints.iter().copied().chain(anywhere).any(|address| config.loops(route, address)) {
             let problem = format!("{to} also covers the way to the peer itself");
             let help = if default {
                 "leave `table` out, and vpnd keeps the tunnel's own datagrams out of it"

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
-use vpnd_tun::{Adopt, Device, Mode, OpenError, Options};
+use vpnd_tun::{Adopt, Device, Mode, OpenError, Options, Owner};
 
 use super::netns::Namespace;
 use super::{DemoError, INNER, NAMES, OUTER_A, OUTER_B};
@@ -24,8 +24,9 @@ use crate::pair;
 ///
 /// If it cannot be had.
 pub(super) fn try_device() -> Result<Device, OpenError> {
-    let adopt = Adopt::Never;
-    vpnd_tun::open(&Options { name: None, mode: Mode::Tun, offload: true, queues: 1, adopt })
+    let (adopt, owner) = (Adopt::Never, Owner::default());
+    let mode = Mode::Tun;
+    vpnd_tun::open(&Options { name: None, mode, offload: true, queues: 1, adopt, owner })
 }
 
 /// Both sites' files in a directory that goes with this.

@@ -82,7 +82,7 @@ fn alive(status: &Status) -> Option<String> {
     Some(if alive {
         format!("yes, for {since}")
     } else {
-        format!("no, for {since} (after {after} of silence)")
+        format!("no, for {since} (dead_after {after})")
     })
 }
 
@@ -135,7 +135,7 @@ mod tests {
         let status = super::super::tests::sample();
         assert_eq!(alive(&status).unwrap(), "yes, for 2h 30m");
         let dead = Status { alive: Some(false), ..status };
-        assert_eq!(alive(&dead).unwrap(), "no, for 2h 30m (after 1m of silence)");
+        assert_eq!(alive(&dead).unwrap(), "no, for 2h 30m (dead_after 1m)");
         // A daemon of an earlier release does not say.
         assert_eq!(alive(&Status { alive: None, ..dead }), None);
     }

@@ -90,15 +90,17 @@ impl Peer {
     }
 
     fn liveness(&self, now: Now) -> Liveness {
-        let alive = self.keyring.current().is_some_and(|s| now.boot < s.opening.dead_from());
-        if !alive {
+        let current = self.keyring.current().filter(|s| now.boot < s.opening.dead_from());
+        let Some(session) = current else {
             return if self.attempt.is_some() { Liveness::Connecting } else { Liveness::Idle };
-        }
+        };
+        let (alive, since) = self.life.state();
+        let died_on_it = !alive && session.birth <= since;
         let unanswered = self.timers.unanswered_since();
         let late = |since: BootTime| now.boot.saturating_since(since) >= ANSWER_EXPECTED_WITHIN;
         // The first retry of a rekey may be chance; the second is silence.
         let calling_again = self.attempt.as_ref().is_some_and(|attempt| attempt.tries() > 2);
-        if unanswered.is_some_and(late) || calling_again {
+        if died_on_it || unanswered.is_some_and(late) || calling_again {
             Liveness::Unresponsive
         } else {
             Liveness::Up

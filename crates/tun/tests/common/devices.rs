@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use vpnd_tun::{Adopt, Device, Mode, Options, open};
+use vpnd_tun::{Adopt, Device, Mode, Options, Owner, open};
 
 use super::namespace::{add_ipv4, add_ipv6, set_mtu, set_up, sysctl};
 
 pub(crate) fn options(name: &str) -> Options {
     let name = Some(name.to_owned());
-    Options { name, mode: Mode::Tun, offload: true, queues: 1, adopt: Adopt::Auto }
+    let owner = Owner::default();
+    Options { name, mode: Mode::Tun, offload: true, queues: 1, adopt: Adopt::Auto, owner }
 }
 
 /// A device into which packets are written, and the one that the kernel forwards them to, which
