@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use vpnd_device::{Error, Journal, Keeper, Link, Netlink, News, PeerState, Stays, Undo};
+use vpnd_device::{Error, Journal, Keeper, Link, Namespace, Netlink, News, PeerState, Stays, Undo};
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
@@ -27,7 +27,7 @@ impl Changes {
         link: &Link,
         config: &Config,
     ) -> Result<Self, Error> {
-        let left_behind = left_behind(config);
+        let left_behind = left_behind(config, netlink.namespace());
         let found_guards = left_behind.guards();
         let setup = netlink.configure(link, left_behind).await?;
         let keeper = Keeper::spawn(&netlink, news, setup);
@@ -65,9 +65,9 @@ pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) ->
 
 /// What an earlier run left, as the file beside the control socket says: a boot empties both that directory
 /// and the kernel's tables.
-fn left_behind(config: &Config) -> Undo {
+fn left_behind(config: &Config, namespace: Namespace) -> Undo {
     let path = journal(config);
-    let opened = Journal::open(&path).inspect_err(|error| {
+    let opened = Journal::open(&path, namespace).inspect_err(|error| {
         let path = path.display();
         tracing::warn!(
             "cannot keep {path}: {error}; what a crash leaves is not found by the next start"

@@ -100,7 +100,8 @@ fn controller(link: &LinkMessage) -> u32 {
     controllers.max().unwrap_or(0)
 }
 
-fn kind_of(link: &LinkMessage) -> Option<&InfoKind> {
+/// What sort of device it is; none for hardware.
+pub(crate) fn kind_of(link: &LinkMessage) -> Option<&InfoKind> {
     info(link).find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,

@@ -88,6 +88,8 @@ pub enum Step {
     Address(IpNet, Option<IpAddr>),
     /// Adding a route.
     Route(IpNet),
+    /// Adding a route whenever the peer is there, and taking it away when not.
+    Follow(IpNet),
     /// Adding the rule of this priority.
     Rule(u32),
 }
@@ -133,6 +135,7 @@ impl fmt::Display for Step {
             Self::Vrf(_) => write!(f, "making a port of its VRF of"),
             Self::Address(address, _) => write!(f, "adding address {address} to"),
             Self::Route(to) => write!(f, "adding route {to} to"),
+            Self::Follow(to) => write!(f, "letting the peer decide on route {to} of"),
             Self::Rule(priority) => write!(f, "adding the rule of priority {priority} for"),
         }
     }
@@ -145,6 +148,9 @@ impl Step {
         match (self.as_root(device), code) {
             (Some(command), libc::EPERM) => {
                 format!("; this needs CAP_NET_ADMIN, or to be done before, as root: `{command}`")
+            }
+            (None, libc::EPERM) if matches!(self, Self::Follow(_)) => {
+                "; this needs CAP_NET_ADMIN, which `when_down = \"keep\"` does not".to_owned()
             }
             (None, libc::EPERM) => "; this needs CAP_NET_ADMIN".to_owned(),
             _ => self.other_hint(code).to_owned(),
@@ -169,7 +175,8 @@ impl Step {
                 Some(format!("ip address add {own} peer {peer}/{len} dev {device}"))
             }
             Self::Route(to) => Some(format!("ip route add {to} dev {device}")),
-            Self::Rule(_) => None,
+            // Done before, it would be there whatever becomes of the peer.
+            Self::Follow(_) | Self::Rule(_) => None,
         }
     }
 

@@ -2,19 +2,24 @@
 //! behind. It belongs on a file system that a boot empties (`/run`), for so do the kernel's tables.
 //!
 //! ```text
-//! vpnd changes 1, network namespace 4026531840
+//! vpnd changes 2, network namespace 4026531840
+//! = 5 tun tun0
 //! + 33 02000000...
 //! - 33 02000000...
 //! ```
 //!
-//! Each line is a netlink message that takes one change back, its type and its bytes; it is written before the
-//! change is made, and withdrawn when it has been taken back. Lines that make no sense are passed over.
+//! Each signed line is a netlink message that takes one change back, its type and its bytes; it is written before the
+//! change is made, and withdrawn when it has been taken back. The messages know a device by its number, which may be
+//! another's by the time that they are read: a line with `=` says whose it was, by kind and name. Lines that make
+//! no sense are passed over.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use nix::unistd::geteuid;
 
 use crate::undo::Change;
 
@@ -25,17 +30,39 @@ const MAX_LEN: u64 = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Journal {
     file: Option<File>,
+    header: String,
+    devices: Vec<Named>,
     left_behind: Vec<Change>,
 }
 
+/// A device's number, and who had it: its kind and its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) index: u32,
+    pub(crate) who: String,
+}
+
+/// A network namespace, as long as it is there; none where `/proc` is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Namespace(Option<u64>);
+
+impl Namespace {
+    /// The calling thread's.
+    pub(crate) fn current() -> Self {
+        Self(fs::metadata("/proc/thread-self/ns/net").ok().map(|file| file.ino()))
+    }
+}
+
 impl Journal {
-    /// Opens the file and reads what an earlier run left in it. It stays open, for later we may have no
-    /// right to open it.
+    /// Opens the file and reads what an earlier run left in it, if that was in `namespace`: another one has other
+    /// tables. It stays open, for later we may have no right to open it.
     ///
     /// # Errors
     ///
-    /// If it can be neither opened nor made.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    /// If it can be neither opened nor made, or others may write to it.
+    pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
+        let unknown = || io::Error::other("without /proc nothing tells the network namespace");
+        let header = header(namespace.0.ok_or_else(unknown)?);
         let mut options = OpenOptions::new();
         // Who owns the directory may have put a link there, to a file that is only ours to write.
         let options = options.read(true).write(true).create(true).mode(0o600);
@@ -44,16 +71,33 @@ impl Journal {
         if !metadata.is_file() || metadata.nlink() != 1 {
             return Err(io::Error::other("not a file of its own"));
         }
+        // What it says is done with all our rights.
+        if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+            return Err(io::Error::other("others may write to it; remove it"));
+        }
         let mut text = Vec::new();
         (&mut file).take(MAX_LEN).read_to_end(&mut text)?;
-        let left_behind = read(&String::from_utf8_lossy(&text), &header());
-        let mut journal = Self { file: Some(file), left_behind };
+        let (devices, left_behind) = read(&String::from_utf8_lossy(&text), &header);
+        let mut journal = Self { file: Some(file), header, devices, left_behind };
         journal.begin();
         Ok(journal)
     }
 
     pub(crate) fn left_behind(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.left_behind)
+    }
+
+    /// Says whose number is in the lines to come.
+    pub(crate) fn name(&mut self, device: Named) {
+        if !self.devices.contains(&device) {
+            self.put(&naming(&device));
+            self.devices.retain(|known| known.index != device.index);
+            self.devices.push(device);
+        }
+    }
+
+    pub(crate) fn devices(&self) -> &[Named] {
+        &self.devices
     }
 
     pub(crate) fn add(&mut self, change: &Change) {
@@ -71,7 +115,8 @@ impl Journal {
 
     /// What was read, and nothing that has been withdrawn.
     fn begin(&mut self) {
-        let mut text = header() + "\n";
+        let mut text = format!("{}\n", self.header);
+        text.extend(self.devices.iter().map(naming));
         text.extend(self.left_behind.iter().map(|change| line('+', change)));
         self.write(|file| {
             file.set_len(0)?;
@@ -94,10 +139,12 @@ impl Journal {
     }
 }
 
-/// Another network namespace has other tables.
-fn header() -> String {
-    let namespace = fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino());
-    format!("vpnd changes 1, network namespace {namespace}")
+fn header(namespace: u64) -> String {
+    format!("vpnd changes 2, network namespace {namespace}")
+}
+
+fn naming(device: &Named) -> String {
+    format!("= {} {}\n", device.index, device.who)
 }
 
 fn line(sign: char, change: &Change) -> String {
@@ -110,14 +157,19 @@ fn line(sign: char, change: &Change) -> String {
     line + "\n"
 }
 
-/// The changes that nobody has taken back.
-fn read(text: &str, header: &str) -> Vec<Change> {
+/// The devices, and the changes that nobody has taken back.
+fn read(text: &str, header: &str) -> (Vec<Named>, Vec<Change>) {
     let mut lines = text.lines();
-    let mut changes = Vec::new();
+    let (mut devices, mut changes) = (Vec::<Named>::new(), Vec::new());
     if lines.next() != Some(header) {
-        return changes;
+        return (devices, changes);
     }
     for line in lines {
+        if let Some(device) = named(line) {
+            devices.retain(|known| known.index != device.index);
+            devices.push(device);
+            continue;
+        }
         match (parse(line), line.starts_with('+')) {
             (Some(change), true) => changes.push(change),
             (Some(change), false) => {
@@ -127,7 +179,12 @@ fn read(text: &str, header: &str) -> Vec<Change> {
             (None, _) => tracing::debug!("a line of the journal makes no sense"),
         }
     }
-    changes
+    (devices, changes)
+}
+
+fn named(line: &str) -> Option<Named> {
+    let (index, who) = line.strip_prefix("= ")?.split_once(' ')?;
+    Some(Named { index: index.parse().ok()?, who: who.to_owned() })
 }
 
 fn parse(line: &str) -> Option<Change> {

@@ -2,7 +2,7 @@
 //!
 //! The kernel tells of each change. Then everything is added once more, a moment later: what is there refuses.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -10,19 +10,26 @@ use futures_util::stream::BoxStream;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, errno};
-use crate::plan::{Held, Plan, is_down};
+use crate::plan::{Plan, is_down};
 use crate::route::Added;
 use crate::undo::Undo;
 use crate::{Netlink, Setup, address, route, rule};
 
 /// From the first sign to the look: changes come in crowds.
 const MOMENT: Duration = Duration::from_millis(200);
+/// From one change of what follows the peer to the next: the peer must not keep us busy.
+const REST: Duration = Duration::from_secs(1);
+/// So many of them …
+const TOLD: usize = 10;
+/// … are told of within this time.
+const TOLD_WITHIN: Duration = Duration::from_secs(60);
 /// Whoever removes what we put back so often …
 const OFTEN: usize = 5;
 /// … within this time means it, …
@@ -88,7 +95,15 @@ impl Keeper {
         let (peer, alive) = watch::channel(false);
         let (stop, stopped) = oneshot::channel();
         let (Setup { plan, undo }, handle) = (setup, netlink.handle.clone());
-        let keeping = Keeping { handle, plan, alive, removals: Removals::default(), due: None };
+        let keeping = Keeping {
+            handle,
+            plan,
+            alive,
+            following: Following::default(),
+            troubles: BTreeSet::new(),
+            removals: Recent::default(),
+            due: None,
+        };
         Self { peer, stop, task: tokio::spawn(keeping.run(news, stopped, undo)) }
     }
 
@@ -109,9 +124,23 @@ struct Keeping {
     handle: Handle,
     plan: Plan,
     alive: watch::Receiver<bool>,
-    removals: Removals,
+    following: Following,
+    /// What is not as it should be, as far as it has been said.
+    troubles: BTreeSet<String>,
+    /// When something of ours was missing.
+    removals: Recent,
     /// When to look.
     due: Option<Instant>,
+}
+
+/// How far the routes have followed the peer.
+#[derive(Default)]
+struct Following {
+    /// As the routes are.
+    alive: bool,
+    /// When they may change again; none if they are as the peer is.
+    due: Option<Instant>,
+    changes: Recent,
 }
 
 impl Keeping {
@@ -122,10 +151,14 @@ impl Keeping {
         undo: Undo,
     ) -> Setup {
         loop {
-            let due = self.due;
+            let (due, turn) = (self.due, self.following.due);
             tokio::select! {
                 _ = &mut stopped => break,
-                Ok(()) = self.alive.changed() => self.follow_peer().await,
+                Ok(()) = self.alive.changed() => self.following.hear(),
+                () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
+                    self.following.due = None;
+                    self.follow_peer().await;
+                }
                 Some(event) = news.0.next() => self.hear(&event),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     self.due = None;
@@ -191,7 +224,8 @@ impl Keeping {
         }
         let (device, missing) = (&self.plan.device, missing.join(", "));
         tracing::warn!("{missing} of {device} had been removed, and is there again");
-        if self.removals.are_meant(Instant::now()) {
+        if self.removals.count(WITHIN) >= OFTEN {
+            self.removals = Recent::default();
             let seconds = PAUSE.as_secs();
             tracing::warn!(
                 "somebody removes what belongs to {device} again and again; it is left alone for {seconds} s"
@@ -201,80 +235,126 @@ impl Keeping {
     }
 
     /// Adds everything once more; says what was not there.
-    async fn put_back(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        for one in &self.plan.addresses {
-            if self.was_missing("an address", address::add(&self.handle, one).await) {
-                missing.push(address::text(one));
-            }
+    async fn put_back(&mut self) -> Vec<String> {
+        let (handle, plan, alive) = (&self.handle, &self.plan, self.following.alive);
+        let mut all = Vec::new();
+        for one in &plan.addresses {
+            all.push((address::text(one), address::add(handle, one).await));
         }
-        for one in &self.plan.rules {
-            if self.was_missing("a rule", rule::add(&self.handle, one).await) {
-                missing.push(format!("rule {}", rule::priority(one)));
-            }
+        for one in &plan.rules {
+            all.push((format!("rule {}", rule::priority(one)), rule::add(handle, one).await));
         }
-        for one in self.plan.routes.iter().filter(|one| self.is_wanted(one)) {
-            let added = route::add(&self.handle, &one.route).await;
-            if self.was_missing("a route", added.map(|added| added == Added::New)) {
-                missing.push(route::text(&one.route));
-            }
+        for one in plan.routes.iter().filter(|one| alive || !one.by_peer) {
+            let added = route::add(handle, &one.route).await.map(|added| added == Added::New);
+            all.push((route::text(&one.route), added));
         }
-        missing
+        let missing = all.into_iter().filter_map(|(what, added)| {
+            self.is_there(&what, added).is_some_and(|is_new| is_new).then_some(what)
+        });
+        missing.collect()
     }
 
-    fn is_wanted(&self, held: &Held) -> bool {
-        !held.by_peer || *self.alive.borrow()
-    }
-
-    fn was_missing(&self, what: &str, added: Result<bool, rtnetlink::Error>) -> bool {
+    /// Whether something was added, or had been there; none if it is not there. Why not is said once.
+    fn is_there(&mut self, what: &str, added: Result<bool, rtnetlink::Error>) -> Option<bool> {
         let device = &self.plan.device;
-        match added {
-            Ok(was_missing) => was_missing,
-            Err(error) if is_down(&error) => false,
-            Err(error) if errno(&error) == libc::EEXIST => {
-                tracing::debug!("{what} of {device} has given way to another");
-                false
+        let error = match added {
+            Ok(is_new) => {
+                self.troubles.remove(what);
+                return Some(is_new);
             }
-            Err(error) => {
-                tracing::warn!(%error, "{what} of {device} is missing, and cannot be put back");
-                false
+            Err(error) if is_down(&error) => return None,
+            Err(error) => error,
+        };
+        if self.troubles.insert(what.to_owned()) {
+            match errno(&error) {
+                libc::EEXIST => tracing::warn!(
+                    "another route of the same metric has the place of {what} of {device}: packets go by that one"
+                ),
+                _ => {
+                    tracing::warn!(%error, "{what} of {device} is missing, and cannot be put back")
+                }
             }
         }
+        None
     }
 
     /// Adds or removes the routes that depend on the peer.
     async fn follow_peer(&mut self) {
         let alive = *self.alive.borrow_and_update();
-        for one in self.plan.routes.iter().filter(|one| one.by_peer) {
-            let name = route::text(&one.route);
-            if !alive {
-                // It may have gone with the device's going down.
-                let _not_there = self.handle.route().del(one.route.clone()).execute().await;
-                tracing::info!("{name} is taken away while the peer is silent");
-            } else if self
-                .was_missing(&name, route::add(&self.handle, &one.route).await.map(|_| true))
-            {
-                tracing::info!("{name} is there, for the peer is");
+        if std::mem::replace(&mut self.following.alive, alive) == alive {
+            return;
+        }
+        let followers = self.plan.routes.iter().filter(|one| one.by_peer);
+        let routes: Vec<_> = followers.map(|one| one.route.clone()).collect();
+        if routes.is_empty() {
+            return;
+        }
+        let told = self.following.changes.count(TOLD_WITHIN);
+        for route in &routes {
+            let name = route::text(route);
+            let done = match alive {
+                true => self.come(&name, route).await,
+                false => self.go(&name, route).await,
+            };
+            match done {
+                Some(done) if told <= TOLD => tracing::info!("{name} {done}"),
+                Some(done) => tracing::debug!("{name} {done}"),
+                None => {}
             }
         }
+        if told == TOLD {
+            let device = &self.plan.device;
+            tracing::info!(
+                "the peer of {device} comes and goes often; its routes' part in it is told no more"
+            );
+        }
+    }
+
+    /// What became of a route that was to come, if it did.
+    async fn come(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
+        let added = route::add(&self.handle, route).await.map(|added| added == Added::New);
+        self.is_there(name, added).map(|_| "is there, for the peer is")
+    }
+
+    /// What became of a route that was to go, if it did. It may have gone with the device's going down.
+    async fn go(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
+        let trouble = format!("{name} that is to go");
+        let Err(error) = route::remove(&self.handle, route).await else {
+            self.troubles.remove(&trouble);
+            return Some("is taken away while the peer is silent");
+        };
+        if self.troubles.insert(trouble) {
+            tracing::warn!(%error, "{name} cannot be taken away, and leads to a peer that is silent");
+        }
+        None
     }
 }
 
-/// When something of ours was missing.
-#[derive(Default)]
-struct Removals(VecDeque<Instant>);
+impl Following {
+    /// The peer is not as it was. What comes after a rest is followed at once.
+    fn hear(&mut self) {
+        let now = Instant::now();
+        let rested = self.changes.last().map_or(now, |last| last + REST);
+        self.due = Some(rested.max(now));
+    }
+}
 
-impl Removals {
-    /// Counts one more; says whether they come too often for an accident.
-    fn are_meant(&mut self, now: Instant) -> bool {
+/// When something happened lately.
+#[derive(Default)]
+struct Recent(VecDeque<Instant>);
+
+impl Recent {
+    /// It happens once more; says how often it did `within` this time.
+    fn count(&mut self, within: Duration) -> usize {
+        let now = Instant::now();
         self.0.push_back(now);
-        while self.0.front().is_some_and(|first| now.duration_since(*first) > WITHIN) {
+        while self.0.front().is_some_and(|first| now.duration_since(*first) > within) {
             self.0.pop_front();
         }
-        if self.0.len() < OFTEN {
-            return false;
-        }
-        self.0.clear();
-        true
+        self.0.len()
+    }
+
+    fn last(&self) -> Option<Instant> {
+        self.0.back().copied()
     }
 }

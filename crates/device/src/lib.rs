@@ -26,12 +26,13 @@ use rtnetlink::Handle;
 
 pub use controller::Kind;
 pub use error::{Error, Step};
-pub use journal::Journal;
+pub use journal::{Journal, Namespace};
 pub use keep::{Keeper, News, PeerState};
 pub use undo::{Stays, Undo};
 pub use watch::{Heard, Seen, Watch};
 
 use plan::Plan;
+use undo::Change;
 
 /// Who set a route or a rule, as the kernel shows it (`proto`): a number that iproute2 gives nobody else.
 pub const PROTOCOL: u8 = 118;
@@ -119,6 +120,7 @@ pub struct Setup {
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
+    namespace: Namespace,
 }
 
 impl Netlink {
@@ -130,7 +132,12 @@ impl Netlink {
     pub fn connect() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, namespace: Namespace::current() })
+    }
+
+    /// The namespace that it was opened in.
+    pub const fn namespace(&self) -> Namespace {
+        self.namespace
     }
 
     /// Watches a device by what is heard.
@@ -155,10 +162,14 @@ impl Netlink {
     ///
     /// At the first thing that the kernel refuses; what was done before is then undone.
     pub async fn configure(&self, link: &Link, mut undo: Undo) -> Result<Setup, Error> {
-        let left = undo.len();
+        undo.forget_strangers(&self.handle).await;
+        let mut left = undo.len();
         let mut result = self.apply(link, &mut undo).await;
         if left > 0 && result.as_ref().is_err_and(Error::is_in_the_way) {
-            undo.back_to(0, &self.handle).await;
+            undo.back_to(left, &self.handle).await;
+            // Packets that must not take another way find none meanwhile, nor if this does not help.
+            undo.only(|change| guards(change, link), &self.handle).await;
+            left = undo.len();
             result = self.apply(link, &mut undo).await;
         }
         match result {
@@ -205,6 +216,17 @@ impl Netlink {
         link::up(&self.handle, device, undo).await?;
         plan.route_all(&self.handle, link, vrf, undo).await?;
         Ok(plan)
+    }
+}
+
+/// Whether what an earlier run left keeps packets from another way, and is not itself in the way.
+fn guards(change: &Change, link: &Link) -> bool {
+    match change {
+        Change::Rule(_) => true,
+        Change::Route(guard) if change.drops() => {
+            !link.routes.iter().any(|wanted| route::takes_place(guard, wanted))
+        }
+        _ => false,
     }
 }
 

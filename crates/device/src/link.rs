@@ -6,9 +6,10 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 
-use crate::Link;
 use crate::error::{Error, Step, errno};
+use crate::journal::Named;
 use crate::undo::{Change, Undo};
+use crate::{Link, controller, watch};
 
 /// A device by its name, for messages, and the kernel's number.
 #[derive(Clone, Copy)]
@@ -25,6 +26,7 @@ pub(crate) async fn set<'a>(
 ) -> Result<Device<'a>, Error> {
     let before = find(handle, &link.name).await?;
     let device = Device { name: &link.name, index: before.header.index };
+    undo.name(named(&before));
     for step in steps(link) {
         let old = current(&before, step);
         if old == Some(step) {
@@ -104,6 +106,18 @@ pub(crate) async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Err
     }
 }
 
+/// Who has a number; none if nobody has, or nobody can tell.
+pub(crate) async fn by_index(handle: &Handle, index: u32) -> Option<Named> {
+    let mut links = handle.link().get().match_index(index).execute();
+    links.try_next().await.ok().flatten().map(|link| named(&link))
+}
+
+fn named(link: &LinkMessage) -> Named {
+    let kind = controller::kind_of(link).map_or_else(|| "-".to_owned(), ToString::to_string);
+    let name = watch::name(link).unwrap_or_default();
+    Named { index: link.header.index, who: format!("{kind} {name}") }
+}
+
 pub(crate) async fn change(handle: &Handle, device: Device<'_>, step: Step) -> Result<(), Error> {
     let request = handle.link().set(message(device.index, step));
     request.execute().await.map_err(|error| Error::refused(step, device.name, &error))
@@ -118,7 +132,9 @@ pub(crate) fn message(index: u32, step: Step) -> LinkMessage {
         Step::Multicast(on) => builder.multicast(on),
         Step::Up => builder.up(),
         Step::Bridge(controller) | Step::Vrf(controller) => builder.controller(controller),
-        Step::Find | Step::Address(..) | Step::Route(_) | Step::Rule(_) => builder,
+        Step::Find | Step::Address(..) | Step::Route(_) | Step::Follow(_) | Step::Rule(_) => {
+            builder
+        }
     }
     .build()
 }

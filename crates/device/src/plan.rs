@@ -98,19 +98,39 @@ impl Plan {
         undo: &mut Undo,
     ) -> Result<(), Error> {
         let ours = intend(undo, Change::Route(held.route.clone()));
-        if held.by_peer {
-            // Nobody has heard of the peer yet. What an earlier run left on a device that stays is taken away.
-            let _not_there = handle.route().del(held.route.clone()).execute().await;
-            self.routes.push(held);
-            return Ok(());
-        }
-        let added = route::add(handle, &held.route).await.map(|added| added == Added::New);
-        let is_ours = settle(undo, ours, &added);
-        if is_ours {
+        let added = match held.by_peer {
+            true => self.try_out(handle, wanted, &held.route).await,
+            false => self.add_route(handle, wanted, &held.route).await,
+        };
+        if settle(undo, ours, &added) {
             self.routes.push(held);
         }
-        let refused = |error| Error::refused(Step::Route(wanted.to), &self.device, &error);
-        added.map(drop).map_err(refused)
+        added.map(drop)
+    }
+
+    async fn add_route(
+        &self,
+        handle: &Handle,
+        wanted: &Route,
+        route: &RouteMessage,
+    ) -> Result<bool, Error> {
+        let added = route::add(handle, route).await.map(|added| added == Added::New);
+        added.map_err(|error| Error::refused(Step::Route(wanted.to), &self.device, &error))
+    }
+
+    /// Nobody has heard of the peer yet: the route is not to be there, not even if an earlier run left it on a
+    /// device that stays. But that it can be is found out now, when somebody looks, and that we may.
+    async fn try_out(
+        &self,
+        handle: &Handle,
+        wanted: &Route,
+        route: &RouteMessage,
+    ) -> Result<bool, Error> {
+        let refused = |error| Error::refused(Step::Follow(wanted.to), &self.device, &error);
+        route::remove(handle, route).await.map_err(refused)?;
+        self.add_route(handle, wanted, route).await?;
+        route::remove(handle, route).await.map_err(refused)?;
+        Ok(true)
     }
 
     /// The table of the default routes that name none, with its rules; `main` where there are none, or
@@ -124,9 +144,11 @@ impl Plan {
         let families = families(link);
         let Some(own) = link.own.filter(|_| !families.is_empty()) else { return Ok(table::MAIN) };
         // The one that an earlier run had, for what it left there holds until ours does.
-        let left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
-        let left = left.into_iter().filter(|number| table::is_own(*number));
-        for table in left.chain(table::free(handle).await) {
+        let mut left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
+        left.retain(|number| table::is_own(*number));
+        left.sort_unstable();
+        left.dedup();
+        for table in left.into_iter().chain(table::free(handle).await) {
             if self.claim(handle, own, table, &families, undo).await? {
                 return Ok(table);
             }
@@ -180,7 +202,7 @@ fn intend(undo: &mut Undo, change: Change) -> bool {
 }
 
 /// Forgets it again if it was there before us or could not be done; says whether it is ours.
-fn settle(undo: &mut Undo, known: bool, added: &Result<bool, rtnetlink::Error>) -> bool {
+fn settle<E>(undo: &mut Undo, known: bool, added: &Result<bool, E>) -> bool {
     let is_ours = known || matches!(added, Ok(true));
     if !is_ours {
         undo.forget_last();

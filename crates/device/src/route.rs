@@ -10,6 +10,7 @@ use rtnetlink::packet_route::route::{
 
 use crate::address::family;
 use crate::error::errno;
+use crate::undo::is_gone;
 use crate::{PROTOCOL, Route};
 
 /// The metric that the kernel gives an IPv6 route without one.
@@ -41,6 +42,25 @@ pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, 
         }
         Err(error) => Err(error),
     }
+}
+
+/// Takes one away, if it is there.
+///
+/// # Errors
+///
+/// What the kernel says; a missing privilege, whether it is there or not.
+pub(crate) async fn remove(handle: &Handle, route: &RouteMessage) -> Result<(), rtnetlink::Error> {
+    match handle.route().del(route.clone()).execute().await {
+        Err(error) if !is_gone(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether what drops has the very place of a way into the tunnel that is wanted: no other can be added there.
+pub(crate) fn takes_place(guard: &RouteMessage, wanted: &Route) -> bool {
+    let way = unicast(0, wanted, 0);
+    let (guard, way) = (Key::of(guard), Key::of(&way));
+    (guard.to, guard.prefix_len, guard.metric) == (way.to, way.prefix_len, way.metric)
 }
 
 /// The way into the tunnel.
@@ -97,6 +117,12 @@ async fn exists(handle: &Handle, wanted: &RouteMessage) -> bool {
 pub(crate) fn same_place(gone: &RouteMessage, wanted: &RouteMessage) -> bool {
     let (gone, wanted) = (Key::of(gone), Key::of(wanted));
     (gone.to, gone.prefix_len, gone.table) == (wanted.to, wanted.prefix_len, wanted.table)
+}
+
+/// The table of a route that leads everywhere.
+pub(crate) fn table_of_default(route: &RouteMessage) -> Option<u32> {
+    let key = Key::of(route);
+    (key.prefix_len == 0).then_some(key.table)
 }
 
 /// For a line of the log.

@@ -7,6 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
+mod left_behind;
 mod routes;
 
 /// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.

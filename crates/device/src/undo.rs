@@ -3,14 +3,16 @@
 use rtnetlink::packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressMessage;
-use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkFlags, LinkMessage,
+};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Error, Handle};
 
 use crate::error::errno;
-use crate::journal::Journal;
-use crate::rule;
+use crate::journal::{Journal, Named};
+use crate::{PROTOCOL, link, route, rule};
 
 /// Every change made, in order, and the journal that says the same to the next start.
 #[derive(Debug, Default)]
@@ -53,6 +55,25 @@ impl Undo {
     /// Whether there is a route among it that drops.
     pub fn guards(&self) -> bool {
         self.changes.iter().any(Change::drops)
+    }
+
+    /// Says whose number is in the changes to come.
+    pub(crate) fn name(&mut self, device: Named) {
+        self.journal.name(device);
+    }
+
+    /// Forgets what was done to devices that are gone: their numbers may be others' now.
+    pub(crate) async fn forget_strangers(&mut self, handle: &Handle) {
+        let mut there = Vec::new();
+        for device in self.journal.devices() {
+            if link::by_index(handle, device.index).await.as_ref() == Some(device) {
+                there.push(device.index);
+            }
+        }
+        let is_known = |change: &Change| change.device().is_none_or(|index| there.contains(&index));
+        let (known, strange): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(is_known);
+        self.changes = known;
+        strange.iter().for_each(|change| self.journal.remove(change));
     }
 
     /// Remembers what was done.
@@ -114,7 +135,7 @@ impl Undo {
                 || (guarded && (change.drops() || matches!(change, Change::Rule(_))))
         };
         self.only(stays, handle).await;
-        if !guarded {
+        if self.changes.is_empty() {
             self.journal.end();
         }
     }
@@ -140,10 +161,11 @@ impl Change {
         matches!(self, Self::Route(route) if route.header.kind == RouteType::BlackHole)
     }
 
-    /// The table that a rule leads to.
+    /// The table that a rule leads to, or that a default route is in.
     pub(crate) fn table(&self) -> Option<u32> {
         match self {
             Self::Rule(rule) => Some(rule::table(rule)),
+            Self::Route(route) => route::table_of_default(route),
             _ => None,
         }
     }
@@ -174,22 +196,43 @@ impl Change {
         (message.message_type(), bytes)
     }
 
-    /// The reverse; none if it is no message that takes a change back.
+    /// The reverse; none if it is no message that takes a change of ours back.
     pub(crate) fn decode(kind: u16, bytes: &[u8]) -> Option<Self> {
         let mut header = NetlinkHeader::default();
         header.message_type = kind;
         match RouteNetlinkMessage::deserialize(&header, bytes).ok()? {
             RouteNetlinkMessage::DelAddress(address) => Some(Self::Address(address)),
-            RouteNetlinkMessage::DelRoute(route) => Some(Self::Route(route)),
-            RouteNetlinkMessage::DelRule(rule) => Some(Self::Rule(rule)),
-            RouteNetlinkMessage::SetLink(link) => Some(Self::Link(link)),
+            RouteNetlinkMessage::DelRoute(route) => {
+                let ours = route.header.protocol == RouteProtocol::Other(PROTOCOL);
+                ours.then_some(Self::Route(route))
+            }
+            RouteNetlinkMessage::DelRule(rule) => rule::is_ours(&rule).then_some(Self::Rule(rule)),
+            RouteNetlinkMessage::SetLink(link) => sets_back(&link).then_some(Self::Link(link)),
             _ => None,
         }
     }
 }
 
+/// Whether it does nothing to a device but what may take back a change of ours.
+fn sets_back(link: &LinkMessage) -> bool {
+    let flags = link.header.change_mask;
+    let generation = |inet6: &AfSpecInet6| matches!(inet6, AfSpecInet6::AddrGenMode(_));
+    (LinkFlags::Up | LinkFlags::Multicast).contains(flags)
+        && !link.header.flags.contains(LinkFlags::Up)
+        && link.attributes.iter().all(|attribute| match attribute {
+            LinkAttribute::Address(_)
+            | LinkAttribute::Mtu(_)
+            | LinkAttribute::TxQueueLen(_)
+            | LinkAttribute::Controller(_) => true,
+            LinkAttribute::AfSpecUnspec(families) => families.iter().all(
+                |family| matches!(family, AfSpecUnspec::Inet6(of) if of.iter().all(generation)),
+            ),
+            _ => false,
+        })
+}
+
 /// The device, address, route or rule went away before us.
-fn is_gone(error: &Error) -> bool {
+pub(crate) fn is_gone(error: &Error) -> bool {
     let gone = [libc::ENODEV, libc::ENXIO, libc::EADDRNOTAVAIL, libc::ESRCH, libc::ENOENT];
     gone.contains(&errno(error))
 }

@@ -98,7 +98,7 @@ impl Watch {
     }
 }
 
-fn name(link: &LinkMessage) -> Option<&str> {
+pub(crate) fn name(link: &LinkMessage) -> Option<&str> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,

@@ -1,43 +1,16 @@
-//! Default routes, routes that depend on the peer, what is put back, and what an earlier run left behind.
+//! Default routes, routes that depend on the peer, and what is put back.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::left_behind::Notes;
 use super::*;
 
-/// A file of this test's own, that goes with it.
-struct Notes(PathBuf);
-
-impl Notes {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("vpnd-{name}-{}", std::process::id()));
-        // One that is left of a run that was killed.
-        let _none = fs::remove_file(&path);
-        Self(path)
-    }
-
-    fn resume(&self) -> Undo {
-        Undo::resume(Journal::open(&self.0).unwrap())
-    }
-
-    fn text(&self) -> String {
-        fs::read_to_string(&self.0).unwrap()
-    }
-}
-
-impl Drop for Notes {
-    fn drop(&mut self) {
-        let _gone = fs::remove_file(&self.0);
-    }
-}
-
-const OWN: Own = Own { mark: 51820, port: 4500 };
+pub(super) const OWN: Own = Own { mark: 51820, port: 4500 };
 
 /// Default routes of both families, and a network that is to be reached in no other way.
-fn everything(when_down: WhenDown) -> Link {
+pub(super) fn everything(when_down: WhenDown) -> Link {
     let to = ["0.0.0.0/0", "::/0", "198.51.100.0/24"];
     let route = |to: &str| Route { to: to.parse().unwrap(), metric: None, table: None, when_down };
     Link { routes: to.map(route).to_vec(), own: Some(OWN), ..link() }
@@ -172,6 +145,72 @@ fn routes_come_and_go_with_the_peer() {
     });
 }
 
+/// A peer that comes and goes many times a second moves no route so often; the last word counts.
+#[test]
+fn a_peer_that_flaps_does_not_make_routes_flap() {
+    in_namespace(|netlink, news| async move {
+        let setup =
+            netlink.configure(&everything(WhenDown::Remove), Undo::default()).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        let peer = keeper.peer();
+        let mut monitor = Command::new("ip")
+            .args(["-4", "monitor", "route"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        sleep(Duration::from_millis(300)).await;
+        for turn in 0..61 {
+            peer.set(turn % 2 == 0);
+            sleep(Duration::from_millis(40)).await;
+        }
+        until("-4 route show", "198.51.100.0/24 dev there", true).await;
+        monitor.kill().unwrap();
+        let heard = String::from_utf8(monitor.wait_with_output().unwrap().stdout).unwrap();
+        let moves = heard.lines().filter(|line| line.contains("198.51.100.0/24")).count();
+        assert!((1..=6).contains(&moves), "{heard}");
+        sleep(Duration::from_millis(1100)).await;
+        peer.set(false);
+        let since = Instant::now();
+        until("-4 route show", "198.51.100.0/24 dev there", false).await;
+        println!("gone after {:?}", since.elapsed());
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
+    });
+}
+
+/// It would win over what comes with the peer, silently.
+#[test]
+fn a_route_that_waits_for_the_peer_is_tried_out() {
+    in_namespace(|netlink, _news| async move {
+        ip("addr add 192.0.2.1/24 dev other");
+        ip("route add 198.51.100.0/24 dev other");
+        let before = state();
+        for when_down in [WhenDown::Remove, WhenDown::Blackhole] {
+            let error = netlink.configure(&everything(when_down), Undo::default()).await;
+            let error = error.unwrap_err().to_string();
+            let words = "adding route 198.51.100.0/24 to there: File exists";
+            assert!(error.starts_with(words), "{error}");
+            assert_eq!(state(), before);
+        }
+    });
+}
+
+#[test]
+fn who_may_not_take_a_route_away_hears_so_at_the_start() {
+    in_namespace(|netlink, _news| async move {
+        let _kept = netlink.configure(&link(), Undo::default()).await.unwrap();
+        without_privilege();
+        let netlink = Netlink::connect().unwrap();
+        let mut wanted = link();
+        wanted.routes[0].when_down = WhenDown::Remove;
+        let error = netlink.configure(&wanted, Undo::default()).await.unwrap_err();
+        assert!(error.is_permission(), "{error}");
+        let error = error.to_string();
+        assert!(error.contains("route 198.51.100.0/24 of there"), "{error}");
+        assert!(error.contains("`when_down = \"keep\"`"), "{error}");
+        assert!(!error.contains("ip route add"), "{error}");
+    });
+}
+
 #[test]
 fn what_is_removed_comes_back() {
     in_namespace(|netlink, news| async move {
@@ -212,95 +251,4 @@ fn who_insists_has_his_way() {
         assert!(!ip("-4 route show").contains("198.51.100.0/24"));
         netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
     });
-}
-
-#[test]
-fn a_killed_run_is_taken_over_or_taken_back() {
-    in_namespace(|netlink, _news| async move {
-        let before = state();
-        let notes = Notes::new("killed");
-        let kept = everything(WhenDown::Blackhole);
-        // Nothing runs at its end, as after a kill -9.
-        drop(netlink.configure(&kept, notes.resume()).await.unwrap());
-        assert!(ip("-4 route show").contains("blackhole 198.51.100.0/24"));
-
-        // The same once more: all of it is its own.
-        drop(netlink.configure(&kept, notes.resume()).await.unwrap());
-        assert_eq!(ip("-4 rule").matches("proto 118").count(), 4);
-
-        // Another mark, port and network, and the device goes by its addresses.
-        let mut other = Link { own: Some(Own { mark: 7, port: 9 }), ..kept };
-        other.routes[2].to = "198.18.0.0/15".parse().unwrap();
-        other.addresses = nets(&["10.99.0.5/24", "2001:db8:1::1/64"]);
-        let setup = netlink.configure(&other, notes.resume()).await.unwrap();
-        let rules = ip("-4 rule");
-        assert_eq!(rules.matches("proto 118").count(), 4, "{rules}");
-        assert!(rules.contains("fwmark 0x7 lookup 51820"), "{rules}");
-        assert!(!ip("-4 route show").contains("198.51.100.0/24"));
-        assert!(!ip("addr show there").contains("10.99.0.1/24"));
-        netlink.undo(setup, Stays::default()).await;
-        assert_eq!(state(), before);
-        assert_eq!(notes.text(), "");
-    });
-}
-
-#[test]
-fn an_end_that_nobody_asked_for_keeps_what_drops() {
-    in_namespace(|netlink, _news| async move {
-        let before = state();
-        let notes = Notes::new("guarded");
-        for when_down in [WhenDown::Keep, WhenDown::Blackhole] {
-            let setup = netlink.configure(&everything(when_down), notes.resume()).await.unwrap();
-            netlink.undo(setup, Stays { guards: true, ..Stays::default() }).await;
-            if when_down == WhenDown::Keep {
-                assert_eq!(state(), before);
-            }
-        }
-        assert!(ip("-4 route show").contains("blackhole 198.51.100.0/24"));
-        assert!(ip("-6 rule").contains("lookup 51820"));
-        let setup = netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap();
-        assert!(!ip("-4 route show").contains("blackhole"));
-        netlink.undo(setup, Stays::default()).await;
-        assert_eq!(state(), before);
-    });
-}
-
-#[test]
-fn a_journal_of_garbage_says_nothing() {
-    in_namespace(|netlink, _news| async move {
-        let notes = Notes::new("garbage");
-        drop(netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap());
-        let good = notes.text().into_bytes();
-        let whole = notes.resume().len();
-        assert!(whole > 10, "{whole}");
-        let mut seed = 1_u32;
-        for _ in 0..2000 {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let mut bad = good.clone();
-            let at = seed as usize % bad.len();
-            bad[at] = seed.to_be_bytes()[0];
-            bad.truncate(bad.len() - seed as usize / 7 % 40);
-            fs::write(&notes.0, bad).unwrap();
-            assert!(notes.resume().len() <= whole);
-        }
-        fs::write(&notes.0, [b'+'; 3000]).unwrap();
-        assert_eq!(notes.resume().len(), 0);
-        let other = good.iter().skip(1).copied().collect::<Vec<_>>();
-        fs::write(&notes.0, other).unwrap();
-        assert_eq!(notes.resume().len(), 0, "of another namespace, or another kind");
-    });
-}
-
-#[test]
-fn a_link_in_the_journals_place_is_not_followed() {
-    let notes = Notes::new("link");
-    let target = Notes::new("link-target");
-    fs::write(&target.0, "untouched").unwrap();
-    std::os::unix::fs::symlink(&target.0, &notes.0).unwrap();
-    assert!(Journal::open(&notes.0).is_err());
-    fs::remove_file(&notes.0).unwrap();
-    fs::hard_link(&target.0, &notes.0).unwrap();
-    assert!(Journal::open(&notes.0).is_err());
-    assert!(Journal::open(Path::new("/nonexistent/vpnd")).is_err());
-    assert_eq!(target.text(), "untouched");
 }
