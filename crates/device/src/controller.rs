@@ -62,6 +62,27 @@ pub(crate) async fn join(
     Ok(table)
 }
 
+/// Of what the device is to be a port, if of anything.
+pub(crate) fn wanted(link: &Link) -> Option<(String, Kind)> {
+    let bridge = link.bridge.clone().map(|name| (name, Kind::Bridge));
+    bridge.or_else(|| link.vrf.clone().map(|name| (name, Kind::Vrf)))
+}
+
+/// Makes the device a port once more; says whether it was none.
+pub(crate) async fn rejoin(
+    handle: &Handle,
+    device: Device<'_>,
+    name: &str,
+    kind: Kind,
+) -> Result<bool, Error> {
+    let wanted = find(handle, name, kind).await?.header.index;
+    let is = link::at(handle, device.index).await.map_or(wanted, |link| controller(&link));
+    if is != wanted {
+        link::change(handle, device, kind.step(wanted)).await?;
+    }
+    Ok(is != wanted)
+}
+
 /// The bridge or VRF of this name.
 pub(crate) async fn find(handle: &Handle, name: &str, kind: Kind) -> Result<LinkMessage, Error> {
     let missing = |error| match error {

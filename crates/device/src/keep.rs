@@ -16,7 +16,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use crate::controller;
 use crate::error::{Error, errno};
+use crate::link::Device;
 use crate::plan::{Plan, is_down};
 use crate::route::Added;
 use crate::undo::Undo;
@@ -184,7 +186,8 @@ impl Keeping {
         match event {
             NetlinkPayload::InnerMessage(message) => match message {
                 RouteNetlinkMessage::NewLink(link) => {
-                    link.header.index == *index && link.header.flags.contains(LinkFlags::Up)
+                    let is_up = link.header.flags.contains(LinkFlags::Up);
+                    link.header.index == *index && is_up || self.is_port_of(link)
                 }
                 RouteNetlinkMessage::DelAddress(address) => address.header.index == *index,
                 RouteNetlinkMessage::DelRoute(gone) => {
@@ -197,6 +200,12 @@ impl Keeping {
             NetlinkPayload::Overrun(_) => true,
             _ => false,
         }
+    }
+
+    /// A bridge that is made anew knows its ports no more.
+    fn is_port_of(&self, link: &LinkMessage) -> bool {
+        let port_of = self.plan.port_of.as_ref().map(|(name, _)| name.as_str());
+        port_of.is_some() && port_of == crate::watch::name(link)
     }
 
     /// Somebody who sets another MTU has a reason; it is said once and left.
@@ -218,7 +227,8 @@ impl Keeping {
 
     /// Puts back whatever is missing.
     async fn look(&mut self) {
-        let missing = self.put_back().await;
+        let mut missing: Vec<_> = self.rejoin().await.into_iter().collect();
+        missing.extend(self.put_back().await);
         if missing.is_empty() {
             return;
         }
@@ -231,6 +241,27 @@ impl Keeping {
                 "somebody removes what belongs to {device} again and again; it is left alone for {seconds} s"
             );
             self.due = Some(Instant::now() + PAUSE);
+        }
+    }
+
+    /// Makes the device a port again, before all else: a VRF drops addresses. Says if it was none.
+    async fn rejoin(&mut self) -> Option<String> {
+        let (device, index) = (&self.plan.device, self.plan.index);
+        let (name, kind) = self.plan.port_of.as_ref()?;
+        let what = format!("its place in {kind} {name}");
+        match controller::rejoin(&self.handle, Device { name: device, index }, name, *kind).await {
+            Ok(was_none) => {
+                self.troubles.remove(&what);
+                was_none.then_some(what)
+            }
+            Err(error) => {
+                if self.troubles.insert(what) {
+                    tracing::warn!(
+                        "{device} is no port of {kind} {name}, and nothing passes there: {error}"
+                    );
+                }
+                None
+            }
         }
     }
 

@@ -206,7 +206,7 @@ impl Netlink {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
         let vrf = controller::join(&self.handle, device, link, undo).await?;
-        let mut plan = Plan::new(device, link.mtu);
+        let mut plan = Plan::new(device, link);
         for (ours, peer) in pairs {
             let message = address::message(device.index, ours, peer);
             let added = plan.address(&self.handle, message, undo).await;

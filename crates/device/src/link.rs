@@ -108,8 +108,13 @@ pub(crate) async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Err
 
 /// Who has a number; none if nobody has, or nobody can tell.
 pub(crate) async fn by_index(handle: &Handle, index: u32) -> Option<Named> {
+    at(handle, index).await.map(|link| named(&link))
+}
+
+/// The device of this number, whatever its name is by now.
+pub(crate) async fn at(handle: &Handle, index: u32) -> Option<LinkMessage> {
     let mut links = handle.link().get().match_index(index).execute();
-    links.try_next().await.ok().flatten().map(|link| named(&link))
+    links.try_next().await.ok().flatten()
 }
 
 fn named(link: &LinkMessage) -> Named {

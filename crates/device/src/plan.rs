@@ -7,6 +7,7 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::rule::RuleMessage;
 
+use crate::controller::{self, Kind};
 use crate::error::{Error, Step, errno};
 use crate::link::Device;
 use crate::route::Added;
@@ -20,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) index: u32,
     /// What it was set to.
     pub(crate) mtu: Option<u32>,
+    /// What it is a port of.
+    pub(crate) port_of: Option<(String, Kind)>,
     pub(crate) addresses: Vec<AddressMessage>,
     pub(crate) rules: Vec<RuleMessage>,
     pub(crate) routes: Vec<Held>,
@@ -34,11 +37,12 @@ pub(crate) struct Held {
 }
 
 impl Plan {
-    pub(crate) fn new(device: Device<'_>, mtu: Option<u32>) -> Self {
+    pub(crate) fn new(device: Device<'_>, link: &Link) -> Self {
         Self {
             device: device.name.to_owned(),
             index: device.index,
-            mtu,
+            mtu: link.mtu,
+            port_of: controller::wanted(link),
             addresses: Vec::new(),
             rules: Vec::new(),
             routes: Vec::new(),

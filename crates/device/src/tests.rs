@@ -201,6 +201,24 @@ fn a_port_of_a_bridge_has_its_own_address_until_the_end() {
 }
 
 #[test]
+fn a_port_comes_back_to_its_bridge() {
+    in_namespace(|netlink, news| async move {
+        ip("link add br0 type bridge");
+        let wanted = Link { bridge: Some("br0".to_owned()), ..link() };
+        let setup = netlink.configure(&wanted, Undo::default()).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        ip("link set there nomaster");
+        routes::until("link show there", "master br0", true).await;
+        ip("link del br0");
+        routes::until("link show there", "master br0", false).await;
+        ip("link add br0 type bridge");
+        routes::until("link show there", "master br0", true).await;
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
+        assert!(!ip("link show there").contains("master"));
+    });
+}
+
+#[test]
 fn what_is_no_bridge_or_vrf_takes_no_ports() {
     in_namespace(|netlink, _news| async move {
         let before = state();

@@ -17,7 +17,7 @@ pub(super) fn everything(when_down: WhenDown) -> Link {
 }
 
 /// Waits until `what` prints a line with `words`, or none.
-async fn until(what: &str, words: &str, there: bool) {
+pub(super) async fn until(what: &str, words: &str, there: bool) {
     let limit = Instant::now() + Duration::from_secs(5);
     loop {
         let shown = ip(what);
