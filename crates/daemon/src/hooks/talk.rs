@@ -1,5 +1,5 @@
 //! What vpnd and its runner say to each other: one line of JSON each, over a socket pair. The
-//! first line is the [`Plan`](super::plan::Plan); then an [`Order`], any number of lines said, the end
+//! first line is the [`Plan`]; then an [`Order`], any number of lines said, the end
 //! of the command, and the next order.
 
 use std::fmt;
