@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use vpnd_device::{Error, Journal, Keeper, Link, Namespace, Netlink, News, PeerState, Stays, Undo};
+use vpnd_device::{
+    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, PeerState, Stays, Undo,
+};
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
@@ -23,7 +25,7 @@ impl Changes {
     /// What the kernel refuses; nothing is changed then.
     pub(crate) async fn make(
         netlink: Netlink,
-        news: News,
+        news: Heard,
         link: &Link,
         config: &Config,
     ) -> Result<Self, Error> {

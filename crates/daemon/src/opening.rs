@@ -15,10 +15,8 @@ use crate::options::mode;
 use crate::run::RunError;
 
 /// The device and the way to configure it: opened in its network namespace, they stay there.
-pub(crate) fn open(
-    config: &Config,
-) -> Result<(vpnd_tun::Device, Netlink, Heard, vpnd_device::News), RunError> {
-    Ok((open_device(config)?, Netlink::connect()?, Heard::listen()?, vpnd_device::News::listen()?))
+pub(crate) fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard, Heard), RunError> {
+    Ok((open_device(config)?, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
 }
 
 /// The device. Where the number of queues is ours to choose, one made beforehand may have but one.

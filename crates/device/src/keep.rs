@@ -5,19 +5,18 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use rtnetlink::Handle;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::RouteMessage;
-use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::controller;
-use crate::error::{Error, errno};
+use crate::error::errno;
+use crate::heard::{Heard, Told};
 use crate::link::Device;
 use crate::plan::{Plan, is_down};
 use crate::route::Added;
@@ -38,35 +37,6 @@ const OFTEN: usize = 5;
 const WITHIN: Duration = Duration::from_secs(10);
 /// … and has his way for so long.
 const PAUSE: Duration = Duration::from_secs(60);
-
-const GROUPS: [MulticastGroup; 7] = [
-    MulticastGroup::Link,
-    MulticastGroup::Ipv4Ifaddr,
-    MulticastGroup::Ipv6Ifaddr,
-    MulticastGroup::Ipv4Route,
-    MulticastGroup::Ipv6Route,
-    MulticastGroup::Ipv4Rule,
-    MulticastGroup::Ipv6Rule,
-];
-
-/// What the kernel tells of devices, addresses, routes and rules.
-pub struct News(BoxStream<'static, Event>);
-
-type Event = NetlinkPayload<RouteNetlinkMessage>;
-
-impl News {
-    /// Listens from now on. Belongs inside a tokio runtime, as [`Netlink::connect`] does.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel gives no netlink socket.
-    pub fn listen() -> Result<Self, Error> {
-        let (connection, _, messages) =
-            rtnetlink::new_multicast_connection(&GROUPS).map_err(Error::Connect)?;
-        tokio::spawn(connection);
-        Ok(Self(messages.map(|(message, _from)| message.payload).boxed()))
-    }
-}
 
 /// Keeps a device's addresses, rules and routes until it is told to stop.
 #[derive(Debug)]
@@ -93,7 +63,7 @@ impl Keeper {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn spawn(netlink: &Netlink, news: News, setup: Setup) -> Self {
+    pub fn spawn(netlink: &Netlink, news: Heard, setup: Setup) -> Self {
         let (peer, alive) = watch::channel(false);
         let (stop, stopped) = oneshot::channel();
         let (Setup { plan, undo }, handle) = (setup, netlink.handle.clone());
@@ -148,7 +118,7 @@ struct Following {
 impl Keeping {
     async fn run(
         mut self,
-        mut news: News,
+        mut news: Heard,
         mut stopped: oneshot::Receiver<()>,
         undo: Undo,
     ) -> Setup {
@@ -161,7 +131,7 @@ impl Keeping {
                     self.following.due = None;
                     self.follow_peer().await;
                 }
-                Some(event) = news.0.next() => self.hear(&event),
+                Some(event) = news.next() => self.hear(&event),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     self.due = None;
                     self.look().await;
@@ -172,7 +142,7 @@ impl Keeping {
     }
 
     /// A look is due soon after what may have taken something of ours.
-    fn hear(&mut self, event: &Event) {
+    fn hear(&mut self, event: &Told) {
         if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = event {
             self.hear_mtu(link);
         }
@@ -181,7 +151,7 @@ impl Keeping {
         }
     }
 
-    fn concerns(&self, event: &Event) -> bool {
+    fn concerns(&self, event: &Told) -> bool {
         let Plan { index, routes, rules, .. } = &self.plan;
         match event {
             NetlinkPayload::InnerMessage(message) => match message {

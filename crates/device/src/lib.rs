@@ -9,6 +9,7 @@
 mod address;
 mod controller;
 mod error;
+mod heard;
 mod journal;
 mod keep;
 mod link;
@@ -26,10 +27,11 @@ use rtnetlink::Handle;
 
 pub use controller::Kind;
 pub use error::{Error, Step};
+pub use heard::Heard;
 pub use journal::{Journal, Namespace};
-pub use keep::{Keeper, News, PeerState};
+pub use keep::{Keeper, PeerState};
 pub use undo::{Stays, Undo};
-pub use watch::{Heard, Seen, Watch};
+pub use watch::{Seen, Watch};
 
 use plan::Plan;
 use undo::Change;

@@ -11,7 +11,7 @@ mod left_behind;
 mod routes;
 
 /// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, News) -> F + Send + 'static) {
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, Heard) -> F + Send + 'static) {
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("a network namespace: run as root or `unshare -r`");
@@ -19,7 +19,7 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, News) -> F + 
         ip("link set other up");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (netlink, news) = (Netlink::connect().unwrap(), News::listen().unwrap());
+            let (netlink, news) = (Netlink::connect().unwrap(), Heard::everything().unwrap());
             test(netlink, news).await
         });
     };
@@ -290,7 +290,7 @@ fn who_may_not_change_it_may_find_it_done() {
 fn what_others_do_to_it_is_seen() {
     in_namespace(|netlink, _news| async move {
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
-        let mut watch = netlink.watch("there", Heard::listen().unwrap()).await.unwrap();
+        let mut watch = netlink.watch("there", Heard::devices().unwrap()).await.unwrap();
         ip("link set other mtu 1400");
         ip("link set there down");
         assert_eq!(watch.next().await, Seen::Down);

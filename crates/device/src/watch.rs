@@ -1,13 +1,10 @@
 //! What others do to the device while it runs.
 
-use futures_util::stream::BoxStream;
-use futures_util::{FutureExt, StreamExt};
-use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::error::Error;
+use crate::heard::Heard;
 
 /// What became of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,28 +19,6 @@ pub enum Seen {
     Renamed(String),
 }
 
-/// What is heard of all devices, from the moment that it was listened on.
-pub struct Heard(BoxStream<'static, RouteNetlinkMessage>);
-
-impl Heard {
-    /// Listens from now on. Belongs inside a tokio runtime, as [`Netlink::connect`](crate::Netlink::connect)
-    /// does.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel gives no netlink socket.
-    pub fn listen() -> Result<Self, Error> {
-        let opened = rtnetlink::new_multicast_connection(&[MulticastGroup::Link]);
-        let (connection, _, messages) = opened.map_err(Error::Connect)?;
-        tokio::spawn(connection);
-        let inner = messages.filter_map(async |(message, _from)| match message.payload {
-            NetlinkPayload::InnerMessage(message) => Some(message),
-            _ => None,
-        });
-        Ok(Self(inner.boxed()))
-    }
-}
-
 /// Tells what becomes of one device.
 pub struct Watch {
     heard: Heard,
@@ -55,15 +30,17 @@ pub struct Watch {
 impl Watch {
     /// Watches a device, which is as `link` says by now: older news of it are no news.
     pub(crate) fn new(mut heard: Heard, link: &LinkMessage) -> Self {
-        while heard.0.next().now_or_never().flatten().is_some() {}
+        heard.skip();
         let (name, up) = (name(link).unwrap_or_default().to_owned(), is_up(link));
         Self { heard, index: link.header.index, name, up }
     }
 
     /// Waits for the next change.
     pub async fn next(&mut self) -> Seen {
-        while let Some(message) = self.heard.0.next().await {
-            if let Some(seen) = self.see(&message) {
+        while let Some(told) = self.heard.next().await {
+            if let NetlinkPayload::InnerMessage(message) = told
+                && let Some(seen) = self.see(&message)
+            {
                 return seen;
             }
         }

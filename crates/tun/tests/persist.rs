@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::devices::options;
+use common::devices::{device, options};
 use common::namespace::{in_namespace, is_root};
 use vpnd_tun::{
     Adopt, Mode, OpenError, Options, Owner, PersistError, Persistent, keep, kind_of, open, remove,
@@ -143,18 +143,5 @@ fn names_that_cannot_be() {
     for name in ["sixteen-letters-", "a/b", "t%x", "%d%d", "t%"] {
         let made = device(Some(name), Mode::Tun).create();
         assert!(matches!(made, Err(PersistError::Open(OpenError::Name { .. }))), "{name}");
-    }
-}
-
-fn device(name: Option<&str>, kind: Mode) -> Persistent {
-    Persistent {
-        name: name.map(str::to_owned),
-        kind,
-        user: None,
-        group: None,
-        multi_queue: false,
-        packet_info: false,
-        vnet_header: false,
-        one_queue: false,
     }
 }

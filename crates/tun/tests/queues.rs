@@ -8,7 +8,7 @@ use std::io::IoSlice;
 use std::net::{Ipv4Addr, UdpSocket};
 
 use common::Spec;
-use common::devices::options;
+use common::devices::{device, options};
 use common::namespace::{add_ipv4, in_namespace, set_up};
 use vpnd_tun::{
     Device, Mode, OpenError, Options, Persistent, Queue, READ_BUFFER, VnetHeader, kind_of, open,
@@ -47,7 +47,8 @@ fn a_device_of_one_queue_is_read_and_written_through_that() {
 #[test]
 fn a_device_made_beforehand_has_as_many_queues_as_are_asked_for() {
     in_namespace("a_device_made_beforehand_has_as_many_queues_as_are_asked_for", || {
-        let made = |name: &str, multi_queue| Persistent { multi_queue, ..persistent(name) };
+        let made =
+            |name: &str, multi_queue| Persistent { multi_queue, ..device(Some(name), Mode::Tun) };
         made("vpnd0", true).create().unwrap();
         for queues in [1, 3] {
             let device = open(&Options { queues, ..options("vpnd0") }).unwrap();
@@ -100,17 +101,4 @@ fn answer(queue: &Queue, socket: &UdpSocket) {
     let mut buffer = [0; 100];
     let came = std::iter::from_fn(|| socket.recv_from(&mut buffer).ok()).count();
     assert_eq!(came, usize::from(FLOWS));
-}
-
-fn persistent(name: &str) -> Persistent {
-    Persistent {
-        name: Some(name.to_owned()),
-        kind: Mode::Tun,
-        user: None,
-        group: None,
-        multi_queue: false,
-        packet_info: false,
-        vnet_header: false,
-        one_queue: false,
-    }
 }

@@ -116,7 +116,7 @@ fn routes_come_and_go_with_the_peer() {
     in_namespace(|_, _| async move {
         let before = state();
         for when_down in [WhenDown::Remove, WhenDown::Blackhole] {
-            let (netlink, news) = (Netlink::connect().unwrap(), News::listen().unwrap());
+            let (netlink, news) = (Netlink::connect().unwrap(), Heard::everything().unwrap());
             let drops = when_down == WhenDown::Blackhole;
             let link = everything(when_down);
             let setup = netlink.configure(&link, Undo::default()).await.unwrap();

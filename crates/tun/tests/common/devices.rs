@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use vpnd_tun::{Adopt, Device, Mode, Options, Owner, open};
+use vpnd_tun::{Adopt, Device, Mode, Options, Owner, Persistent, open};
 
 use super::namespace::{add_ipv4, add_ipv6, set_mtu, set_up, sysctl};
 
@@ -31,4 +31,18 @@ pub(crate) fn router(offload: bool) -> (Device, Device) {
     set_up("exit");
     add_ipv6("exit", Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 201));
     (entry, exit)
+}
+
+/// One to be made, that belongs to nobody and has one queue.
+pub(crate) fn device(name: Option<&str>, kind: Mode) -> Persistent {
+    Persistent {
+        name: name.map(str::to_owned),
+        kind,
+        user: None,
+        group: None,
+        multi_queue: false,
+        packet_info: false,
+        vnet_header: false,
+        one_queue: false,
+    }
 }
