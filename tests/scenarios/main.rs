@@ -3,6 +3,7 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod bridges;
 mod carrier;
 mod change;
 mod cycles;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         interop::scenarios(),
+        bridges::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, PeerState, Stays, Undo,
+    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, PeerState, PortMemory, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
@@ -18,7 +18,7 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Makes them, and begins to keep them.
+    /// Makes them, and begins to keep them. Says the hardware address that the device has, if it has one.
     ///
     /// # Errors
     ///
@@ -28,12 +28,13 @@ impl Changes {
         news: Heard,
         link: &Link,
         config: &Config,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Option<[u8; 6]>), Error> {
         let left_behind = left_behind(config, netlink.namespace());
         let found_guards = left_behind.guards();
         let setup = netlink.configure(link, left_behind).await?;
+        let mac = netlink.found(&link.name).await?.mac;
         let keeper = Keeper::spawn(&netlink, news, setup);
-        Ok(Self { netlink, keeper, found_guards })
+        Ok((Self { netlink, keeper, found_guards }, mac))
     }
 
     /// Whether an earlier run had left routes that drop.
@@ -75,7 +76,10 @@ fn left_behind(config: &Config, namespace: Namespace) -> Undo {
             "cannot keep {path}: {error}; what a crash leaves is not found by the next start"
         );
     });
-    opened.map_or_else(|_| Undo::default(), Undo::resume)
+    let undo = opened.map_or_else(|_| Undo::default(), Undo::resume);
+    // What is lost without it an administrator gives the port once more.
+    let port = PortMemory::open(&path.with_extension("port"), namespace);
+    undo.remembering(port.unwrap_or_default())
 }
 
 fn journal(config: &Config) -> PathBuf {

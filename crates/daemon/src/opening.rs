@@ -63,17 +63,19 @@ pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carr
     carrier.map_err(refused).ok()
 }
 
-/// The device's MTU. A port that has its bridge's never lowers it.
+/// The device's MTU. A port that has its bridge's never lowers it, and one that others made has what they gave it.
 pub(crate) async fn mtu(
     interface: &Interface,
+    device: &vpnd_tun::Device,
     netlink: &Netlink,
 ) -> Result<u16, vpnd_device::Error> {
-    match (interface.mtu, &interface.bridge) {
-        (None, Some(bridge)) => {
-            Ok(u16::try_from(netlink.bridge_mtu(bridge).await?).unwrap_or(u16::MAX))
-        }
-        (mtu, _) => Ok(mtu.unwrap_or(ETHERNET_MTU)),
-    }
+    let there = match (interface.mtu, &interface.bridge) {
+        (Some(mtu), _) => return Ok(mtu),
+        (None, Some(bridge)) => netlink.bridge_mtu(bridge).await?,
+        (None, None) if device.adopted => netlink.found(&device.name).await?.mtu,
+        (None, None) => return Ok(ETHERNET_MTU),
+    };
+    Ok(u16::try_from(there).unwrap_or(u16::MAX))
 }
 
 /// Of a LAN that says nothing else.

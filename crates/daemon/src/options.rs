@@ -1,5 +1,6 @@
 //! What the configuration says, in the words of the crates that do it.
 
+use vpnd_crypto::{PublicKey, hash};
 use vpnd_device::{Link, Own};
 use vpnd_protocol::peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -35,11 +36,39 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
         txqueuelen: Some(interface.txqueuelen),
         mac: interface.mac.map(|mac| mac.0),
         multicast: Some(interface.multicast),
+        mac_as_port: None,
         bridge: interface.bridge.clone(),
+        stp_cost: interface.stp_cost,
         vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
         own,
     }
+}
+
+/// Gives a TAP device whose address the file does not say one of its own. One that others made keeps what it
+/// has, unless it joins a bridge: its address could be the lowest of the ports', and become the bridge's.
+pub(crate) fn choose_mac(
+    link: &mut Link,
+    config: &Config,
+    device: &vpnd_tun::Device,
+    public_key: &PublicKey,
+) {
+    if mode(config) != Mode::Tap || link.mac.is_some() {
+        return;
+    }
+    let own = Some(own_mac(public_key, &config.name));
+    if device.adopted {
+        link.mac_as_port = own;
+    } else {
+        link.mac = own;
+    }
+}
+
+/// A locally administered address that is the same at each start, and above those of all network cards.
+fn own_mac(public_key: &PublicKey, tunnel: &str) -> [u8; 6] {
+    let parts = [&b"vpnd hardware address"[..], public_key.as_bytes(), tunnel.as_bytes()];
+    let [_, a, b, c, d, e, ..] = hash(&parts);
+    [0xfe, a, b, c, d, e]
 }
 
 fn route(route: &config::Route) -> vpnd_device::Route {
@@ -59,7 +88,7 @@ fn route(route: &config::Route) -> vpnd_device::Route {
 pub(crate) fn peer(
     config: &Config,
     keys: Keys,
-    mtu: u16,
+    (mtu, mac): (u16, Option<[u8; 6]>),
     floor: Option<Timestamp>,
 ) -> peer::Config {
     let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
@@ -68,6 +97,7 @@ pub(crate) fn peer(
         remotes,
         terms,
         mtu,
+        mac,
         largest_packet: mode(config).largest_packet(mtu),
         keepalive: config.peer.keepalive,
         dead_after: config.peer.dead_after,

@@ -8,6 +8,7 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use vpnd_crypto::PublicKey;
 use vpnd_device::{Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
@@ -109,7 +110,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
-    let (host, changes) = Host::prepare(config).await?;
+    let (host, changes) = Host::prepare(config, &keys.secret.public()).await?;
     let result = host.run(config, keys, stop, hooks).await;
     // A start that fails leaves what it found; who was up and fell keeps packets in.
     let guards =
@@ -123,6 +124,8 @@ struct Host {
     device: vpnd_tun::Device,
     /// The device's.
     mtu: u16,
+    /// The device's, where frames cross it.
+    mac: Option<[u8; 6]>,
     life: Life,
     /// Where it is the peer's to say.
     carrier: Option<Carrier>,
@@ -153,7 +156,7 @@ impl Stop {
 }
 
 impl Host {
-    async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
+    async fn prepare(config: &Config, public_key: &PublicKey) -> Result<(Self, Changes), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
@@ -166,14 +169,15 @@ impl Host {
         let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        let mtu = opening::mtu(&config.interface, &netlink).await?;
+        let mtu = opening::mtu(&config.interface, &device, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let link = options::link(config, &device.name, mtu, would_loop.then_some(own));
+        let mut link = options::link(config, &device.name, mtu, would_loop.then_some(own));
+        options::choose_mac(&mut link, config, &device, public_key);
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
-        let changes = Changes::make(netlink, news, &link, config).await?;
+        let (changes, mac) = Changes::make(netlink, news, &link, config).await?;
         let routes = changes.peer();
         let host =
-            Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
+            Self { device, carrier, mtu, mac, life, socket, way, outside, routes, floor, control };
         Ok((host, changes))
     }
 
@@ -228,7 +232,7 @@ impl Host {
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
-            options::peer(config, keys, mtu, last_stamp(&self.floor)),
+            options::peer(config, keys, (mtu, self.mac), last_stamp(&self.floor)),
             Arc::clone(&activity),
             // The kernel's, each time: a generator of our own would hold the key to every
             // ephemeral secret it ever gave out.

@@ -51,6 +51,10 @@ impl Namespace {
     pub(crate) fn current() -> Self {
         Self(fs::metadata("/proc/thread-self/ns/net").ok().map(|file| file.ino()))
     }
+
+    pub(crate) const fn number(self) -> Option<u64> {
+        self.0
+    }
 }
 
 impl Journal {
@@ -63,18 +67,7 @@ impl Journal {
     pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
         let unknown = || io::Error::other("without /proc nothing tells the network namespace");
         let header = header(namespace.0.ok_or_else(unknown)?);
-        let mut options = OpenOptions::new();
-        // Who owns the directory may have put a link there, to a file that is only ours to write.
-        let options = options.read(true).write(true).create(true).mode(0o600);
-        let mut file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || metadata.nlink() != 1 {
-            return Err(io::Error::other("not a file of its own"));
-        }
-        // What it says is done with all our rights.
-        if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-            return Err(io::Error::other("others may write to it; remove it"));
-        }
+        let mut file = open_own(path)?;
         let mut text = Vec::new();
         (&mut file).take(MAX_LEN).read_to_end(&mut text)?;
         let (devices, left_behind) = read(&String::from_utf8_lossy(&text), &header);
@@ -139,6 +132,23 @@ impl Journal {
     }
 }
 
+/// Opens a file that nobody else may have written, or makes it.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    // Who owns the directory may have put a link there, to a file that is only ours to write.
+    let options = options.read(true).write(true).create(true).mode(0o600);
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.nlink() != 1 {
+        return Err(io::Error::other("not a file of its own"));
+    }
+    // What it says is done with all our rights.
+    if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        return Err(io::Error::other("others may write to it; remove it"));
+    }
+    Ok(file)
+}
+
 fn header(namespace: u64) -> String {
     format!("vpnd changes 2, network namespace {namespace}")
 }
@@ -149,12 +159,16 @@ fn naming(device: &Named) -> String {
 
 fn line(sign: char, change: &Change) -> String {
     let (kind, bytes) = change.encode();
-    let mut line = format!("{sign} {kind} ");
+    format!("{sign} {kind} {}\n", hex(&bytes))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut hex = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         // A string takes whatever it is given.
-        let _ = write!(line, "{byte:02x}");
+        let _ = write!(hex, "{byte:02x}");
     }
-    line + "\n"
+    hex
 }
 
 /// The devices, and the changes that nobody has taken back.
@@ -196,7 +210,7 @@ fn parse(line: &str) -> Option<Change> {
     Change::decode(kind.parse().ok()?, &unhex(hex)?)
 }
 
-fn unhex(hex: &str) -> Option<Vec<u8>> {
+pub(crate) fn unhex(hex: &str) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let pair = |pair: &[u8]| match pair {
         [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),

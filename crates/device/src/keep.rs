@@ -14,11 +14,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::controller;
+use crate::controller::{self, Kind};
 use crate::error::errno;
 use crate::heard::{Heard, Told};
 use crate::link::Device;
 use crate::plan::{Plan, is_down};
+use crate::port::KnownPort;
 use crate::route::Added;
 use crate::undo::Undo;
 use crate::{Netlink, Setup, address, route, rule};
@@ -66,8 +67,9 @@ impl Keeper {
     pub fn spawn(netlink: &Netlink, news: Heard, setup: Setup) -> Self {
         let (peer, alive) = watch::channel(false);
         let (stop, stopped) = oneshot::channel();
-        let (Setup { plan, undo }, handle) = (setup, netlink.handle.clone());
+        let (Setup { plan, mut undo }, handle) = (setup, netlink.handle.clone());
         let keeping = Keeping {
+            port: KnownPort::new(std::mem::take(&mut undo.port)),
             handle,
             plan,
             alive,
@@ -97,6 +99,8 @@ struct Keeping {
     plan: Plan,
     alive: watch::Receiver<bool>,
     following: Following,
+    /// How its bridge has it.
+    port: KnownPort,
     /// What is not as it should be, as far as it has been said.
     troubles: BTreeSet<String>,
     /// When something of ours was missing.
@@ -221,6 +225,9 @@ impl Keeping {
         let what = format!("its place in {kind} {name}");
         match controller::rejoin(&self.handle, Device { name: device, index }, name, *kind).await {
             Ok(was_none) => {
+                if *kind == Kind::Bridge {
+                    self.port.keep(&self.handle, index, (name, was_none)).await;
+                }
                 self.troubles.remove(&what);
                 was_none.then_some(what)
             }

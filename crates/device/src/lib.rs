@@ -14,6 +14,7 @@ mod journal;
 mod keep;
 mod link;
 mod plan;
+mod port;
 mod route;
 mod rule;
 mod table;
@@ -30,6 +31,7 @@ pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, Namespace};
 pub use keep::{Keeper, PeerState};
+pub use port::PortMemory;
 pub use undo::{Stays, Undo};
 pub use watch::{Seen, Watch};
 
@@ -55,16 +57,32 @@ pub struct Link {
     pub txqueuelen: Option<u32>,
     /// Its hardware address; left as it is when absent.
     pub mac: Option<[u8; 6]>,
+    /// The hardware address of one that becomes the port of a bridge it was not a port of, where
+    /// [`mac`](Self::mac) says none.
+    pub mac_as_port: Option<[u8; 6]>,
     /// Whether it takes multicast; left as it is when absent.
     pub multicast: Option<bool>,
     /// The bridge it becomes a port of.
     pub bridge: Option<String>,
+    /// What a path through it costs in the bridge's spanning tree. Absent, 200 for one that joins the bridge.
+    pub stp_cost: Option<u32>,
     /// The VRF it becomes a port of.
     pub vrf: Option<String>,
     /// What is reached through the device.
     pub routes: Vec<Route>,
     /// What tells the tunnel's own datagrams. Absent, they leave where no route of ours is.
     pub own: Option<Own>,
+}
+
+/// How a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The longest packet that it takes.
+    pub mtu: u32,
+    /// Its hardware address, if it has one.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is the port of a bridge or a VRF.
+    pub is_port: bool,
 }
 
 /// What tells the tunnel's own datagrams from those that go through it.
@@ -192,6 +210,17 @@ impl Netlink {
         setup.undo.run(&self.handle, stays).await;
     }
 
+    /// What the device has already: its MTU and its hardware address.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such device.
+    pub async fn found(&self, name: &str) -> Result<Found, Error> {
+        let found = link::find(&self.handle, name).await?;
+        let is_port = controller::controller(&found) != 0;
+        Ok(Found { mtu: link::mtu(&found), mac: link::mac(&found), is_port })
+    }
+
     /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.
     ///
     /// # Errors
@@ -207,10 +236,11 @@ impl Netlink {
     async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
+        let broadcasts = link::broadcasts(&self.handle, device).await?;
         let vrf = controller::join(&self.handle, device, link, undo).await?;
         let mut plan = Plan::new(device, link);
         for (ours, peer) in pairs {
-            let message = address::message(device.index, ours, peer);
+            let message = address::message(device.index, ours, peer, broadcasts);
             let added = plan.address(&self.handle, message, undo).await;
             added
                 .map_err(|error| Error::refused(Step::Address(ours, peer), device.name, &error))?;

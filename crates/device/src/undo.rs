@@ -12,6 +12,7 @@ use rtnetlink::{Error, Handle};
 
 use crate::error::errno;
 use crate::journal::{Journal, Named};
+use crate::port::PortMemory;
 use crate::{PROTOCOL, link, route, rule};
 
 /// Every change made, in order, and the journal that says the same to the next start.
@@ -20,6 +21,7 @@ use crate::{PROTOCOL, link, route, rule};
 pub struct Undo {
     changes: Vec<Change>,
     journal: Journal,
+    pub(crate) port: PortMemory,
 }
 
 /// One change, by what takes it back.
@@ -49,7 +51,12 @@ pub struct Stays {
 impl Undo {
     /// Nothing changed yet, but for what an earlier run left behind and wrote down in `journal`.
     pub fn resume(mut journal: Journal) -> Self {
-        Self { changes: journal.left_behind(), journal }
+        Self { changes: journal.left_behind(), journal, port: PortMemory::default() }
+    }
+
+    /// The same, and how the device was set up as a port.
+    pub fn remembering(self, port: PortMemory) -> Self {
+        Self { port, ..self }
     }
 
     /// Whether there is a route among it that drops.

@@ -113,8 +113,8 @@ impl ControlFrame {
 
     /// Says who we are.
     pub fn hello(self, hello: &Hello<'_>) -> Self {
-        let (fixed, release) = hello.wire();
-        self.record(record::HELLO, &[fixed.as_bytes(), release.as_bytes()])
+        let (fixed, release, mac) = hello.wire();
+        self.record(record::HELLO, &[fixed.as_bytes(), release.as_bytes(), mac])
     }
 
     /// Ends the session.

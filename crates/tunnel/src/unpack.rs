@@ -111,6 +111,10 @@ fn admit_frame(shared: &Shared, outer: Ecn, frame: &mut [u8]) -> Result<(), Drop
     if frame.len() < shared.mode.prefix() {
         return Err(DropReason::InnerMalformed);
     }
+    // As a network card does; a bridge would lose it in silence.
+    if frame.len() > shared.mode.largest_packet(shared.mtu).into() {
+        return Err(DropReason::LargerThanMtu);
+    }
     if shared.macs.as_ref().is_some_and(|macs| !macs.allow(frame)) {
         return Err(DropReason::SourceMacNotAllowed);
     }

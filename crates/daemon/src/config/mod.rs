@@ -107,7 +107,7 @@ pub(crate) struct Interface {
     /// Where datagrams arrive.
     #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
-    /// The device's MTU; that of the bridge it joins when absent.
+    /// The device's MTU. Absent, that of the bridge it joins, or of a TAP device that is there, or Ethernet's.
     pub(crate) mtu: Option<u16>,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
@@ -121,10 +121,12 @@ pub(crate) struct Interface {
     pub(crate) owner: Option<Holder>,
     /// Whose members may.
     pub(crate) group: Option<Holder>,
-    /// Its Ethernet address; the kernel draws one when absent.
+    /// Its Ethernet address; absent, it follows from our key.
     pub(crate) mac: Option<Mac>,
     /// The bridge that the device joins.
     pub(crate) bridge: Option<String>,
+    /// What a path through the device costs in the bridge's spanning tree.
+    pub(crate) stp_cost: Option<u32>,
     /// The VRF that the device joins.
     pub(crate) vrf: Option<String>,
     /// Whether packets to groups are routed into it.

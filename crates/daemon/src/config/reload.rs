@@ -48,7 +48,7 @@ pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)>
     keys
 }
 
-fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18] {
+fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 19] {
     let Interface {
         name,
         mode,
@@ -64,6 +64,7 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18]
         group,
         mac,
         bridge,
+        stp_cost,
         vrf,
         multicast,
         carrier,
@@ -86,6 +87,7 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18]
         ("[interface] group", *group != then.group),
         ("[interface] mac", *mac != then.mac),
         ("[interface] bridge", *bridge != then.bridge),
+        ("[interface] stp_cost", *stp_cost != then.stp_cost),
         ("[interface] vrf", *vrf != then.vrf),
         ("[interface] multicast", *multicast != then.multicast),
         ("[interface] carrier", *carrier != then.carrier),

@@ -249,6 +249,7 @@ fn frames(config: &Config, found: &mut Found<'_>) {
     for (title, key, what) in [
         ("[interface]", "bridge", "joins a bridge"),
         ("[interface]", "mac", "has an Ethernet address"),
+        ("[interface]", "stp_cost", "is part of a spanning tree"),
         ("[peer]", "allowed_macs", "has stations behind it"),
     ] {
         if *mode == Mode::Tun && found.places.has(title, key) {

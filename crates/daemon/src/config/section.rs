@@ -36,6 +36,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "group",
             "mac",
             "bridge",
+            "stp_cost",
             "vrf",
             "multicast",
             "carrier",

@@ -109,8 +109,9 @@ fn interface(
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
-        mtu: mtu.or_else(|| default_mtu(mode, bridge.is_some())),
+        mtu: mtu.or(default_mtu(mode)),
         bridge,
+        stp_cost: s.take("stp_cost", integer(1..=65535)),
         queues: s.or("queues", Queues::Fixed(1), device::queues),
         persist: s.or("persist", false, value::truth),
         adopt: s.or("adopt", Adopt::Auto, text(choice(ADOPT))),
@@ -294,11 +295,11 @@ const fn default_carrier(keepalive: bool) -> Carrier {
 
 /// A frame of a LAN is longer than one datagram carries, and crosses in pieces. A bridge takes the least
 /// of its ports' MTUs, so a port has the bridge's, which is known at the start.
-const fn default_mtu(mode: Mode, bridged: bool) -> Option<u16> {
+/// Of a TAP device the LAN decides, once it is known which.
+const fn default_mtu(mode: Mode) -> Option<u16> {
     match mode {
         Mode::Tun => Some(1420),
-        Mode::Tap if bridged => None,
-        Mode::Tap => Some(1500),
+        Mode::Tap => None,
     }
 }
 

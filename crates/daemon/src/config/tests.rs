@@ -94,7 +94,7 @@ fn defaults() {
             "private_key_file": config.file.with_file_name("site.key"),
             "next_private_key_file": null, "listen": 51820, "mtu": 1420, "txqueuelen": 1000,
             "queues": 1, "persist": false, "adopt": "auto", "owner": null, "group": null,
-            "mac": null, "bridge": null, "vrf": null, "multicast": true, "carrier": "always",
+            "mac": null, "bridge": null, "stp_cost": null, "vrf": null, "multicast": true, "carrier": "always",
             "netns": null,
         })
     );
@@ -493,7 +493,7 @@ fn the_example_shows_the_defaults() {
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
     // The user `vpnd` is the default only where it exists, what comes next is no key of now, how large
     // packets may be and where they leave the routes say, and the rest is not there by default.
-    let others = "user next_ mtu_max bridge bind_device source mac vrf owner group netns allowed_macs \
+    let others = "user next_ mtu_max bridge stp_cost bind_device source mac vrf owner group netns allowed_macs \
                   servers domains up established lost down table";
     let is_other = |line: &str| others.split(' ').any(|other| line[1..].starts_with(other));
     let has_default = |line: &&str| !is_other(line);

@@ -291,9 +291,7 @@ const fn timer_name(timer: Timer) -> &'static str {
 /// What a person can do about it.
 fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
     // What strangers do is no trouble of a tunnel that works.
-    if state == State::Up {
-        return None;
-    }
+    let trouble = trouble.filter(|trouble| state != State::Up || trouble.outlasts_a_session());
     let said = trouble.map(|trouble| match trouble {
         Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs, or one of \
              protocol, mode, cipher and post_quantum; compare them on both sides"
@@ -311,6 +309,13 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
         Trouble::BadMac1(count) => format!(
             "{count} handshake messages came that were not made for our public key: the other \
              side's public_key for us is wrong, or it is a scan"
+        ),
+        Trouble::SameMac(mac) => format!(
+            "both ends have the hardware address {mac}: give one of them another [interface] mac, or none"
+        ),
+        Trouble::MtuDiffers(ours, theirs) => format!(
+            "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the smaller \
+             one are lost; give both the same"
         ),
         Trouble::Closed => "the peer has stopped, and said so".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
@@ -377,7 +382,12 @@ pub(crate) mod tests {
             },
             protocol: Some(Protocol::WireGuard),
             keys: [[1; 32], [2; 32]].map(PublicKey::from_bytes),
-            greeting: Some(Greeting { release: "vpnd 0.1.0".into(), features: 0, mtu: 1420 }),
+            greeting: Some(Greeting {
+                release: "vpnd 0.1.0".into(),
+                features: 0,
+                mtu: 1420,
+                mac: None,
+            }),
             quality: Some(Quality {
                 round_trip: Duration::from_micros(12_500),
                 outward: Loss { sent: 200, arrived: 199 },

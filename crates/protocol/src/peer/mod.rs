@@ -56,6 +56,8 @@ pub struct Config {
     pub terms: Vec<Terms>,
     /// The device's MTU, which the peer is told.
     pub mtu: u16,
+    /// The hardware address of the device, which the peer is told, where frames cross it.
+    pub mac: Option<[u8; 6]>,
     /// The longest that crosses the device: with Ethernet frames more than the MTU.
     pub largest_packet: u16,
     /// How often to speak when nothing else does.
@@ -127,6 +129,15 @@ pub enum Event {
     Moved {
         /// Where it is now.
         to: SocketAddr,
+    },
+    /// The peer's device has the hardware address of ours.
+    SameMac([u8; 6]),
+    /// Frames cross devices whose MTUs differ: the longer ones get through in one direction alone.
+    MtuDiffers {
+        /// That of our device.
+        ours: u16,
+        /// That of the peer's.
+        theirs: u16,
     },
     /// The answer to our initiation does not open: the preshared keys differ.
     AnswerDoesNotOpen,
