@@ -290,6 +290,7 @@ impl Peer {
         let Some(attempt) = self.attempt.take() else { return Err(DropReason::UnexpectedResponse) };
         self.note_received(now, RESPONSE_LEN);
         let pair = attempt.called.pair;
+        self.identities.jar(pair).answered();
         let names = Names { local: response.receiver, remote: remote_index, pair };
         let protocol = self.config.terms[candidate].protocol();
         match protocol.upgrade() {

@@ -1,5 +1,6 @@
 //! Our side of a handshake the peer begins, and what stands before any handshake is looked at.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
@@ -72,7 +73,17 @@ impl Peer {
             self.transmits.push_back((transmit, reply.as_bytes().to_vec()));
             return Err(DropReason::CookieDemanded);
         }
-        if self.limiter.allow(now.boot, from.ip()) { Ok(()) } else { Err(DropReason::RateLimited) }
+        let allowed = if self.is_expected_at(from) {
+            self.limiter.allow_expected(now.boot, from)
+        } else {
+            self.limiter.allow(now.boot, from.ip())
+        };
+        if allowed { Ok(()) } else { Err(DropReason::RateLimited) }
+    }
+
+    /// Where the peer was last, or is configured to be.
+    fn is_expected_at(&self, from: SocketAddr) -> bool {
+        self.path.is_some_and(|path| path.to == from) || self.candidates.name(from)
     }
 
     /// Answers an initiation. Nothing changes before its timestamp is proved and newer.
