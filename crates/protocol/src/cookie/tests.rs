@@ -298,8 +298,9 @@ fn where_the_peer_is_expected_no_flood_takes_its_place() {
     let peer: SocketAddr = "[2001:db8::1]:51820".parse().unwrap();
     let neighbour = |n: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n).into();
     let stranger = |n: u32| IpAddr::from(Ipv4Addr::from_bits(0xc612_0000 + n));
-    (0..100).for_each(|n| drop(limiter.allow(at(0), neighbour(n))));
-    (0..5000).for_each(|n| drop(limiter.allow(at(0), stranger(n))));
+    let neighbours = (0..100).filter(|&n| limiter.allow(at(0), neighbour(n))).count();
+    let strangers = (0..5000).filter(|&n| limiter.allow(at(0), stranger(n))).count();
+    assert_eq!((neighbours, strangers), (5, MAX_SOURCES - 1));
     assert!(!limiter.allow(at(0), peer.ip()) && !limiter.allow(at(0), stranger(6000)));
     let allowed = (0..100).filter(|_| limiter.allow_expected(at(0), peer)).count();
     assert_eq!(allowed, 5, "a bucket like any other");
