@@ -261,6 +261,7 @@ const MAX_LEN: u64 = 1 << 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::left_behind::Notes;
     use rtnetlink::packet_route::link::BridgeVlanInfoFlags;
 
     /// Not every kernel's bridge has VLANs, so what one says of them is spelt out here.
@@ -272,13 +273,12 @@ mod tests {
             settings: vec![InfoBridgePort::Cost(77), InfoBridgePort::Isolated(true)],
             vlans: vec![vlan(1, pvid), vlan(20, BridgeVlanInfoFlags::empty())],
         };
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("site.port");
-        let open = || PortMemory::open(&path, Namespace::current()).unwrap();
+        let notes = Notes::new("port");
+        let open = || PortMemory::open(&notes.0, Namespace::current()).unwrap();
         open().keep("br0", &port);
         assert_eq!(open().recall("br0"), Some(port));
         assert_eq!(open().recall("br1"), None);
-        std::fs::write(&path, "vpnd port 1, what is this").unwrap();
+        std::fs::write(&notes.0, "vpnd port 1, what is this").unwrap();
         assert_eq!(open().recall("br0"), None);
     }
 }

@@ -10,10 +10,10 @@ use super::routes::everything;
 use super::*;
 
 /// A file of this test's own, that goes with it.
-pub(super) struct Notes(PathBuf);
+pub(crate) struct Notes(pub(crate) PathBuf);
 
 impl Notes {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("vpnd-{name}-{}", std::process::id()));
         // One that is left of a run that was killed.
         let _none = fs::remove_file(&path);
