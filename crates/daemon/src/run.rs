@@ -163,7 +163,7 @@ impl Host {
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
-        let tenancy = Tenancy::begin(config, &device)?;
+        let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
         let outside = Netns::open(config.socket.netns.as_deref())?;
         // A route of another namespace leads no datagram of ours anywhere.

@@ -27,7 +27,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The time for which a device that stays is vpnd's. It ends when this is dropped.
 pub(crate) struct Tenancy {
-    device: OwnedFd,
+    device: vpnd_tun::Queue,
     caretaker: Option<Caretaker>,
 }
 
@@ -40,18 +40,14 @@ struct Caretaker {
 impl Tenancy {
     /// Begins, for a device that stays. Belongs before the privileges are dropped: with them goes the right to
     /// execute ourselves.
-    ///
-    /// # Errors
-    ///
-    /// When the process has no descriptor left.
-    pub(crate) fn begin(config: &Config, device: &vpnd_tun::Device) -> io::Result<Option<Self>> {
+    pub(crate) fn begin(config: &Config, device: &vpnd_tun::Device) -> Option<Self> {
         if !device.adopted && !config.interface.persist {
-            return Ok(None);
+            return None;
         }
-        let queue = device.queues[0].as_fd();
+        let queue = &device.queues[0];
         // Nothing is left behind where nothing was asked for.
-        let caretaker = config.path.offload.then(|| Caretaker::start(queue.try_clone_to_owned()?));
-        let caretaker = caretaker.transpose().unwrap_or_else(|error: io::Error| {
+        let caretaker = config.path.offload.then(|| Caretaker::start(queue));
+        let caretaker = caretaker.transpose().unwrap_or_else(|error| {
             tracing::warn!(
                 "cannot start a process beside vpnd: {error}; if vpnd is killed, {} keeps its \
                  offloads until vpnd has run again",
@@ -59,7 +55,7 @@ impl Tenancy {
             );
             None
         });
-        Ok(Some(Self { device: queue.try_clone_to_owned()?, caretaker }))
+        Some(Self { device: queue.clone(), caretaker })
     }
 }
 
@@ -76,7 +72,8 @@ impl Drop for Tenancy {
 }
 
 impl Caretaker {
-    fn start(device: OwnedFd) -> io::Result<Self> {
+    fn start(device: &vpnd_tun::Queue) -> io::Result<Self> {
+        let device = device.as_fd().try_clone_to_owned()?;
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(WORD).env_clear().current_dir("/").process_group(0);
