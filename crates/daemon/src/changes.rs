@@ -4,17 +4,17 @@
 use std::path::PathBuf;
 
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, PeerState, Stays, Undo,
+    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, Own, PeerState, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
-use crate::config::Config;
+use crate::config::{Config, WhenDown};
+use crate::options;
 
 /// Addresses, rules and routes, and who keeps them.
 pub(crate) struct Changes {
     netlink: Netlink,
     keeper: Keeper,
-    found_guards: bool,
 }
 
 impl Changes {
@@ -22,23 +22,16 @@ impl Changes {
     ///
     /// # Errors
     ///
-    /// What the kernel refuses; nothing is changed then.
+    /// What the kernel refuses; nothing but what drops is changed then.
     pub(crate) async fn make(
         netlink: Netlink,
         news: Heard,
         link: &Link,
-        config: &Config,
+        undo: Undo,
     ) -> Result<Self, Error> {
-        let left_behind = left_behind(config, netlink.namespace());
-        let found_guards = left_behind.guards();
-        let setup = netlink.configure(link, left_behind).await?;
+        let setup = netlink.configure(link, undo).await?;
         let keeper = Keeper::spawn(&netlink, news, setup);
-        Ok(Self { netlink, keeper, found_guards })
-    }
-
-    /// Whether an earlier run had left routes that drop.
-    pub(crate) const fn found_guards(&self) -> bool {
-        self.found_guards
+        Ok(Self { netlink, keeper })
     }
 
     /// Who is told of the peer.
@@ -63,6 +56,26 @@ pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) ->
         way.mark = netlink.free_mark().await;
     }
     way
+}
+
+/// Shuts the kill switch, if the configuration has one, and returns what an earlier run left behind. Where the
+/// tunnel's own datagrams would be led into it, they bear this mark.
+///
+/// # Errors
+///
+/// What the kernel refuses.
+pub(crate) async fn guard(
+    config: &Config,
+    netlink: &Netlink,
+    mark: Option<u32>,
+) -> Result<Undo, Error> {
+    let mut undo = left_behind(config, netlink.namespace());
+    if config.routes.iter().any(|route| route.when_down == WhenDown::Blackhole) {
+        let own = mark.map(|mark| Own { mark, port: 0 });
+        let name = config.interface.name.as_deref().unwrap_or(&config.name);
+        netlink.guard(&options::link(config, name, 0, own), &mut undo).await?;
+    }
+    Ok(undo)
 }
 
 /// What an earlier run left, as the file beside the control socket says: a boot empties both that directory

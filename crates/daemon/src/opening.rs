@@ -1,26 +1,26 @@
 //! What a start opens, as the configuration has it: the device, its carrier, the UDP socket, the control
 //! socket.
 
+use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use vpnd_device::{Heard, Netlink};
+use vpnd_device::{Families, Heard, Netlink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
 use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Control, ControlError};
 use crate::options::mode;
-use crate::run::RunError;
 
-/// The device and the way to configure it: opened in its network namespace, they stay there.
-pub(crate) fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard, Heard), RunError> {
-    Ok((open_device(config)?, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+/// The way to configure the device, and what is told of it: opened in its network namespace, they stay there.
+pub(crate) fn netlink() -> Result<(Netlink, Heard, Heard), vpnd_device::Error> {
+    Ok((Netlink::connect()?, Heard::devices()?, Heard::everything()?))
 }
 
 /// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
-fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
+pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
     let Interface { owner, group, .. } = &config.interface;
     let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
     let with = |queues| Options {
@@ -63,6 +63,19 @@ pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carr
     carrier.map_err(refused).ok()
 }
 
+/// For which families the kernel passes over the device's routes while it has no carrier, if that `follows` the peer:
+/// `ignore_routes_with_linkdown`, which for IPv4 holds if one of two says so.
+pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
+    let is_on = |family: &str, of: &str| {
+        let path = format!("/proc/sys/net/{family}/conf/{of}/ignore_routes_with_linkdown");
+        fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+    };
+    Families {
+        v4: follows && (is_on("ipv4", "all") || is_on("ipv4", device)),
+        v6: follows && is_on("ipv6", device),
+    }
+}
+
 /// The device's MTU. A port that has its bridge's never lowers it.
 pub(crate) async fn mtu(
     interface: &Interface,
@@ -79,11 +92,16 @@ pub(crate) async fn mtu(
 /// Of a LAN that says nothing else.
 const ETHERNET_MTU: u16 = 1500;
 
-/// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
+/// The UDP socket. An address that is not ours yet is said here, not at the first send.
 pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let wanted = &config.socket;
     for source in &wanted.sources {
-        way.check_source(*source)?;
+        match way.check_source(*source) {
+            Err(error @ BindError::SourceNotOurs { .. }) => {
+                tracing::warn!("{error}. Until one has it, nothing is sent");
+            }
+            checked => checked?,
+        }
     }
     let options = udp::Options {
         receive_buffer: wanted.rcvbuf,

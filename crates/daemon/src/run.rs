@@ -8,7 +8,7 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Own, PeerState, Stays};
+use vpnd_device::{Link, Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -83,11 +83,6 @@ impl RunError {
             _ => Exit::Failure,
         }
     }
-
-    /// Whether packets have moved before.
-    const fn is_after_start(&self) -> bool {
-        matches!(self, Self::Plane(_))
-    }
 }
 
 /// Runs until it is told to stop.
@@ -111,9 +106,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     let stop = Stop::new()?;
     let (host, changes) = Host::prepare(config).await?;
     let result = host.run(config, keys, stop, hooks).await;
-    // A start that fails leaves what it found; who was up and fell keeps packets in.
-    let guards =
-        result.as_ref().is_err_and(|error| error.is_after_start() || changes.found_guards());
+    // Whoever fails keeps packets in, before it was up as well as after.
+    let guards = result.is_err();
     changes.put_back(Stays { device: config.interface.persist, guards }).await;
     result
 }
@@ -157,20 +151,27 @@ impl Host {
         // First, so that a second start of the same tunnel touches nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
-        let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
-        let carrier = opening::carrier(config, &device);
-        let outside = Netns::open(config.socket.netns.as_deref())?;
+        let (netlink, heard, news) = inside.within(opening::netlink)??;
+        let outside = Netns::open(config.socket.netns.as_deref());
         // A route of another namespace leads no datagram of ours anywhere.
-        let would_loop = config.leads_everywhere() && inside.is(&outside);
+        let would_loop =
+            config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
         let way = changes::way(config, &netlink, would_loop).await;
+        // Before anything that may fail: a kill switch is not open until a start succeeds.
+        let undo = changes::guard(config, &netlink, would_loop.then_some(way.mark)).await?;
+        let outside = outside?;
+        let device = inside.within(|| opening::device(config))??;
+        let carrier = opening::carrier(config, &device);
         let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let link = options::link(config, &device.name, mtu, would_loop.then_some(own));
+        let passed_over = inside.within(|| opening::passed_over(&device.name, carrier.is_some()))?;
+        let own = would_loop.then_some(own);
+        let link = Link { passed_over, ..options::link(config, &device.name, mtu, own) };
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
-        let changes = Changes::make(netlink, news, &link, config).await?;
+        let changes = Changes::make(netlink, news, &link, undo).await?;
         let routes = changes.peer();
         let host =
             Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };

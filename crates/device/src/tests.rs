@@ -7,6 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
+mod guard;
 mod left_behind;
 mod routes;
 
@@ -76,6 +77,7 @@ fn link() -> Link {
             route("::/0", None, None),
         ],
         own: None,
+        passed_over: Families::default(),
     }
 }
 
