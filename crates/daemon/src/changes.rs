@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, Own, PeerState, Stays, Undo,
+    Error, Heard, Journal, Keeper, Leftover, Link, Namespace, Netlink, Own, PeerState, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
-use crate::config::{Config, WhenDown};
+use crate::config::Config;
 use crate::options;
 
 /// Addresses, rules and routes, and who keeps them.
@@ -37,6 +37,15 @@ impl Changes {
     /// Who is told of the peer.
     pub(crate) fn peer(&self) -> PeerState {
         self.keeper.peer()
+    }
+
+    /// Puts them back, but hands what drops on to the next start, if there is one soon.
+    pub(crate) async fn hand_on(self, device: bool) -> Option<Leftover> {
+        let Some(setup) = self.keeper.stop().await else {
+            tracing::error!("what was changed in the system is left to the next start");
+            return None;
+        };
+        self.netlink.hand_on(setup, device).await
     }
 
     /// Puts them back, but for what `stays`.
@@ -70,7 +79,7 @@ pub(crate) async fn guard(
     mark: Option<u32>,
 ) -> Result<Undo, Error> {
     let mut undo = left_behind(config, netlink.namespace());
-    if config.routes.iter().any(|route| route.when_down == WhenDown::Blackhole) {
+    if config.has_kill_switch() {
         let own = mark.map(|mark| Own { mark, port: 0 });
         let name = config.interface.name.as_deref().unwrap_or(&config.name);
         netlink.guard(&options::link(config, name, 0, own), &mut undo).await?;
@@ -91,6 +100,9 @@ fn left_behind(config: &Config, namespace: Namespace) -> Undo {
     opened.map_or_else(|_| Undo::default(), Undo::resume)
 }
 
+/// What the journal's name ends with, beside the control socket's.
+pub(crate) const JOURNAL: &str = "changes";
+
 fn journal(config: &Config) -> PathBuf {
-    config.service.control.with_extension("changes")
+    config.service.control.with_extension(JOURNAL)
 }

@@ -68,18 +68,35 @@ impl Journal {
     ///
     /// If it can be neither opened nor made, others may write to it, or another vpnd has it.
     pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).mode(0o600);
+        Self::read(options, path, namespace, |owner| owner == geteuid().as_raw())
+    }
+
+    /// The same, but only if it is there; root may have it whoever ran vpnd.
+    pub(crate) fn open_left(path: &Path, namespace: Namespace) -> io::Result<Self> {
+        let is_root = geteuid().is_root();
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true);
+        Self::read(options, path, namespace, |owner| is_root || owner == geteuid().as_raw())
+    }
+
+    fn read(
+        options: &mut OpenOptions,
+        path: &Path,
+        namespace: Namespace,
+        trusted: impl FnOnce(u32) -> bool,
+    ) -> io::Result<Self> {
         let unknown = || io::Error::other("without /proc nothing tells the network namespace");
         let header = header(namespace.0.ok_or_else(unknown)?);
-        let mut options = OpenOptions::new();
         // Who owns the directory may have put a link there, to a file that is only ours to write.
-        let options = options.read(true).write(true).create(true).mode(0o600);
         let mut file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.nlink() != 1 {
             return Err(io::Error::other("not a file of its own"));
         }
         // What it says is done with all our rights.
-        if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        if !trusted(metadata.uid()) || metadata.mode() & 0o022 != 0 {
             return Err(io::Error::other("others may write to it; remove it"));
         }
         lock(&file)?;

@@ -22,7 +22,9 @@ mod table;
 mod undo;
 mod watch;
 
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -254,6 +256,19 @@ impl Netlink {
         }
         undo.run(&self.handle, Stays { device, guards: false }).await;
         None
+    }
+
+    /// Takes away what drops, and the rules that lead there, as the journal at `path` says of a vpnd that has ended;
+    /// says how much that was. What else stands there is left to the next start.
+    ///
+    /// # Errors
+    ///
+    /// If the journal cannot be read, or its vpnd runs.
+    pub async fn release(&self, path: &Path) -> io::Result<usize> {
+        let mut undo = Undo::resume(Journal::open_left(path, self.namespace)?);
+        let before = undo.len();
+        undo.only(|change| !change.is_guard(), &self.handle).await;
+        Ok(before - undo.len())
     }
 
     /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.

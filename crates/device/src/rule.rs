@@ -75,8 +75,7 @@ fn guards(
         rule
     };
     let specific = rule(family, RuleAction::ToTable, first + 3, specific);
-    let mut drops =
-        rule(family, RuleAction::Blackhole, first + 4, [RuleAttribute::FwMark(mark)]);
+    let mut drops = rule(family, RuleAction::Blackhole, first + 4, [RuleAttribute::FwMark(mark)]);
     drops.header.flags = RuleFlags::Invert;
     [specific, drops].map(own_protocol)
 }

@@ -139,9 +139,7 @@ impl Undo {
     pub(crate) async fn run(mut self, handle: &Handle, stays: Stays) {
         let guarded = stays.guards && self.guards();
         let stays = |change: &Change| {
-            (stays.device && change.device().is_some())
-                // The rules lead to the table of a route that drops.
-                || (guarded && (change.drops() || matches!(change, Change::Rule(_))))
+            (stays.device && change.device().is_some()) || (guarded && change.is_guard())
         };
         self.only(stays, handle).await;
         if self.changes.is_empty() {
@@ -156,10 +154,9 @@ impl Undo {
         socket: &Arc<Socket>,
         device: bool,
     ) -> Option<Leftover> {
-        let is_guard = |change: &Change| change.drops() || matches!(change, Change::Rule(_));
-        let stays = |change: &Change| (device && change.device().is_some()) || is_guard(change);
+        let stays = |change: &Change| (device && change.device().is_some()) || change.is_guard();
         self.only(stays, handle).await;
-        let guards = self.changes.iter().rev().filter(|change| is_guard(change));
+        let guards = self.changes.iter().rev().filter(|change| change.is_guard());
         let messages = guards.map(Change::encode).map(|(kind, bytes)| framed(kind, &bytes));
         Leftover::new(socket, messages.collect(), self.journal)
     }
@@ -187,6 +184,11 @@ impl Change {
             Self::Rule(rule) => rule::drops(rule),
             Self::Address(_) | Self::Link(_) => false,
         }
+    }
+
+    /// Whether it drops, or leads to the table of what does.
+    pub(crate) fn is_guard(&self) -> bool {
+        self.drops() || matches!(self, Self::Rule(_))
     }
 
     /// The table that a rule leads to, or that a default route is in.
