@@ -12,6 +12,7 @@ mod exact;
 mod examples;
 mod expiry;
 mod flood;
+mod guard;
 mod hooks;
 mod hostile;
 mod interop;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         ecn::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
+        guard::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),
