@@ -159,13 +159,15 @@ fn a_device_as_it_may_be_told() {
 fn with_name_servers_the_carrier_stays_on() {
     let with = |interface: &str, dns: &str| good(&(minimal(interface, "keepalive = '25s'") + dns));
     let servers = "\n[dns]\nservers = '10.0.0.53'\n";
-    for (dns, expected) in
-        [("", Carrier::Peer), ("\n[dns]\n", Carrier::Peer), (servers, Carrier::Always)]
-    {
+    for (dns, expected) in [
+        ("", super::Carrier::Peer),
+        ("\n[dns]\n", super::Carrier::Peer),
+        (servers, super::Carrier::Always),
+    ] {
         assert_eq!(with("", dns).config.interface.carrier, expected, "{dns}");
     }
     let told = with("carrier = 'peer'", servers);
-    assert_eq!(told.config.interface.carrier, Carrier::Peer);
+    assert_eq!(told.config.interface.carrier, super::Carrier::Peer);
     let warning = told.warnings.to_string();
     assert!(warning.contains("names leave beside the tunnel"), "{warning}");
 }
