@@ -13,6 +13,7 @@ mod exact;
 mod examples;
 mod expiry;
 mod flood;
+mod guard;
 mod hooks;
 mod hostile;
 mod interop;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         ecn::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
+        guard::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),

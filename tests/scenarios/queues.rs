@@ -195,7 +195,11 @@ fn held(lab: &Lab) -> Result<String> {
         }
         for queues in ["1", "2"] {
             let said = refused(&wire.a, &site(queues))?;
-            ensure!(said.contains("would get a share of its packets") && said.contains("(attached: perhaps "), "{said}");
+            ensure!(
+                said.contains("would get a share of its packets")
+                    && said.contains("(attached: perhaps "),
+                "{said}"
+            );
         }
         ensure!(holder.number(libc::TUNGETVNETHDRSZ, 0)? == 12, "the holder's header");
     }

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use crate::cli::CheckOptions;
 use crate::config::{
-    self, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route, WhenDown,
+    self, Carrier, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route,
+    WhenDown,
 };
 use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};
@@ -39,7 +40,7 @@ fn summary(config: &Config, keys: &Keys) -> String {
         "ok        {}\ndevice    {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   \
          {}",
         config.name,
-        device(&config.interface),
+        device(config),
         profile(peer),
         keys.secret.public(),
         peer.public_key,
@@ -75,13 +76,18 @@ fn commands(plan: &Plan) -> String {
 }
 
 /// What a bridge's MTU is, only its host knows, and only then.
-fn device(interface: &Interface) -> String {
-    let Interface { name, mtu, bridge, .. } = interface;
+fn device(config: &Config) -> String {
+    let Interface { name, mtu, bridge, carrier, .. } = &config.interface;
     let name = name.as_deref().unwrap_or("named by the kernel");
+    let carrier = match carrier {
+        Carrier::Peer => ", a carrier only while the peer is there",
+        Carrier::Always if config.peer.keepalive.is_some() => ", always a carrier",
+        Carrier::Always => "",
+    };
     match (mtu, bridge) {
-        (Some(mtu), _) => format!("{name}, mtu {mtu}"),
-        (None, Some(bridge)) => format!("{name}, with the mtu of bridge {bridge}"),
-        (None, None) => name.to_owned(),
+        (Some(mtu), _) => format!("{name}, mtu {mtu}{carrier}"),
+        (None, Some(bridge)) => format!("{name}, with the mtu of bridge {bridge}{carrier}"),
+        (None, None) => format!("{name}{carrier}"),
     }
 }
 

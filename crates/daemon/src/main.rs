@@ -17,6 +17,7 @@ mod hooks;
 mod keygen;
 mod keys;
 mod life;
+mod linger;
 mod logging;
 mod netns;
 mod opening;
@@ -24,11 +25,13 @@ mod options;
 mod pair;
 mod plane;
 mod privilege;
+mod release;
 mod reload;
 mod resolve;
 mod run;
 mod service;
 mod status;
+mod systemd;
 mod telling;
 mod tenancy;
 mod terms;
@@ -57,6 +60,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Check(options) => check::run(&options),
         Command::Status(options) => status::run(options),
         Command::Reload(options) => reload::reload(&options),
+        Command::Release(options) => release::run(&options),
         Command::Rotate(options) => reload::rotate(&options),
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),

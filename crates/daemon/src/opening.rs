@@ -1,12 +1,13 @@
 //! What a start opens, as the configuration has it: the device, its carrier, the UDP socket, the control
 //! socket.
 
+use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
-use vpnd_device::{Heard, Netlink};
+use vpnd_device::{Families, Heard, Netlink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
@@ -16,14 +17,19 @@ use crate::options::mode;
 use crate::run::RunError;
 use crate::tuntap;
 
-/// The device and the way to configure it: opened in its network namespace, they stay there.
-pub(crate) fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard, Heard), RunError> {
+/// The way to configure the device, and what is told of it: opened in its network namespace, they stay there.
+pub(crate) fn netlink() -> Result<(Netlink, Heard, Heard), vpnd_device::Error> {
+    Ok((Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+}
+
+/// The device, likewise.
+pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, RunError> {
     let device = patiently(|| open_device(config)).map_err(held)?;
     if let Some(owner) = device.claimed {
         let name = &device.name;
         tracing::info!("anybody could attach to device {name}; from now on only {owner} may");
     }
-    Ok((device, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+    Ok(device)
 }
 
 /// What held the device of a vpnd that was killed may take an instant to end.
@@ -99,6 +105,19 @@ pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carr
     carrier.map_err(refused).ok()
 }
 
+/// For which families the kernel passes over the device's routes while it has no carrier, if that `follows` the peer:
+/// `ignore_routes_with_linkdown`, which for IPv4 holds if one of two says so.
+pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
+    let is_on = |family: &str, of: &str| {
+        let path = format!("/proc/sys/net/{family}/conf/{of}/ignore_routes_with_linkdown");
+        fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+    };
+    Families {
+        v4: follows && (is_on("ipv4", "all") || is_on("ipv4", device)),
+        v6: follows && is_on("ipv6", device),
+    }
+}
+
 /// The device's MTU. A port that has its bridge's never lowers it, and one that others made has what they gave it.
 pub(crate) async fn mtu(
     interface: &Interface,
@@ -117,11 +136,16 @@ pub(crate) async fn mtu(
 /// Of a LAN that says nothing else.
 const ETHERNET_MTU: u16 = 1500;
 
-/// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
+/// The UDP socket. An address that is not ours yet is said here, not at the first send.
 pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let wanted = &config.socket;
     for source in &wanted.sources {
-        way.check_source(*source)?;
+        match way.check_source(*source) {
+            Err(error @ BindError::SourceNotOurs { .. }) => {
+                tracing::warn!("{error}. Until one has it, nothing is sent");
+            }
+            checked => checked?,
+        }
     }
     let options = udp::Options {
         receive_buffer: wanted.rcvbuf,

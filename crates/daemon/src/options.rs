@@ -1,7 +1,7 @@
 //! What the configuration says, in the words of the crates that do it.
 
 use vpnd_crypto::{PublicKey, hash};
-use vpnd_device::{Link, Own};
+use vpnd_device::{Families, Link, Own};
 use vpnd_protocol::peer;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Mode;
@@ -42,6 +42,7 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
         vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
         own,
+        passed_over: Families::default(),
     }
 }
 

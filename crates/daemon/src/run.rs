@@ -1,7 +1,9 @@
 //! Runs one tunnel. The order of a start is the order of the lines in [`run`]: what needs
 //! privileges first, threads last.
 
+use std::cell::Cell;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use rand::rand_core::UnwrapErr;
@@ -9,7 +11,7 @@ use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vpnd_crypto::PublicKey;
-use vpnd_device::{Own, PeerState, Stays};
+use vpnd_device::{Heard, Leftover, Link, Netlink, Own, PeerState, Stays, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -27,6 +29,7 @@ use crate::floor::FloorFile;
 use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
+use crate::linger::{self, AfterStop};
 use crate::netns::{Netns, NetnsError};
 use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
@@ -88,11 +91,6 @@ impl RunError {
             _ => Exit::Failure,
         }
     }
-
-    /// Whether packets have moved before.
-    const fn is_after_start(&self) -> bool {
-        matches!(self, Self::Plane(_))
-    }
 }
 
 /// Runs until it is told to stop.
@@ -106,23 +104,49 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
     let result = runtime.block_on(start_to_stop(&config, keys));
     // A name being looked up, or a disk that hangs, does not keep the process from ending.
     runtime.shutdown_background();
-    result
+    result.map(|leftover| leftover.map_or((), linger::open_later))
 }
 
-async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
+async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Leftover>, RunError> {
     // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
     let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // Until all is put back, it stays open.
-    let (host, changes, _tenancy) =
-        Host::prepare(config, &keys.secret.public()).await?;
+    let (host, changes, _tenancy) = Host::prepare(config, &keys.secret.public()).await?;
+    let asked = stop.asked_by();
     let result = host.run(config, keys, stop, hooks).await;
-    // A start that fails leaves what it found; who was up and fell keeps packets in.
-    let guards =
-        result.as_ref().is_err_and(|error| error.is_after_start() || changes.found_guards());
-    changes.put_back(Stays { device: config.interface.persist, guards }).await;
-    result
+    let device = config.interface.persist;
+    let guards = match &result {
+        Ok(()) if asked.get() == Some(Asked::Terminate) && config.has_kill_switch() => {
+            linger::after_stop().await
+        }
+        Ok(()) => AfterStop::Open,
+        // Whoever fails keeps packets in, before it was up as well as after.
+        Err(_) => {
+            stays_shut(config);
+            AfterStop::Shut
+        }
+    };
+    let leftover = match guards {
+        AfterStop::OpenLater => changes.hand_on(device).await,
+        AfterStop::Shut | AfterStop::Open => {
+            let guards = guards == AfterStop::Shut;
+            changes.put_back(Stays { device, guards }).await;
+            None
+        }
+    };
+    result.map(|()| leftover)
+}
+
+/// Says what the network does not: that it is vpnd who keeps packets in.
+fn stays_shut(config: &Config) {
+    if config.has_kill_switch() {
+        tracing::warn!(
+            "the kill switch stays shut until a start succeeds; `vpnd release {}` opens it",
+            config.name
+        );
+    }
 }
 
 /// Everything that needs privileges, made and open.
@@ -144,20 +168,51 @@ struct Host {
     control: Option<Control>,
 }
 
+/// What a start has when nothing leaves beside the tunnel any more that should not.
+struct Begun {
+    control: Option<Control>,
+    inside: Netns,
+    netlink: Netlink,
+    heard: Heard,
+    news: Heard,
+    outside: Netns,
+    way: Way,
+    undo: Undo,
+}
+
 /// The signals that ask for a clean stop.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    by: Rc<Cell<Option<Asked>>>,
+}
+
+/// Who asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Whoever started vpnd, as a rule: a service manager, which may start it anew at once.
+    Terminate,
+    /// Somebody at the terminal.
+    Interrupt,
 }
 
 impl Stop {
     fn new() -> io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, by: Rc::default() })
     }
 
     async fn asked(&mut self) {
-        tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
+        let by = tokio::select! {
+            _ = self.terminate.recv() => Asked::Terminate,
+            _ = self.interrupt.recv() => Asked::Interrupt,
+        };
+        self.by.set(Some(by));
+    }
+
+    /// By whom, once it is.
+    fn asked_by(&self) -> Rc<Cell<Option<Asked>>> {
+        Rc::clone(&self.by)
     }
 }
 
@@ -169,22 +224,40 @@ impl Host {
         // First, so that a second start of the same tunnel touches nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
-        let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
+        let (netlink, heard, news) = inside.within(opening::netlink)??;
+        let outside = Netns::open(config.socket.netns.as_deref());
+        // A route of another namespace leads no datagram of ours anywhere.
+        let would_loop =
+            config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
+        let way = changes::way(config, &netlink, would_loop).await;
+        // Before anything that may fail: a kill switch is not open until a start succeeds.
+        let undo = changes::guard(config, &netlink, would_loop.then_some(way.mark)).await?;
+        let begun = Begun { control, inside, netlink, heard, news, outside: outside?, way, undo };
+        Self::go_on(config, public_key, begun, would_loop).await.inspect_err(|_| stays_shut(config))
+    }
+
+    async fn go_on(
+        config: &Config,
+        public_key: &PublicKey,
+        begun: Begun,
+        would_loop: bool,
+    ) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
+        let Begun { control, inside, netlink, heard, news, outside, way, undo } = begun;
+        let device = inside.within(|| opening::device(config))??;
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
-        let outside = Netns::open(config.socket.netns.as_deref())?;
-        // A route of another namespace leads no datagram of ours anywhere.
-        let would_loop = config.leads_everywhere() && inside.is(&outside);
-        let way = changes::way(config, &netlink, would_loop).await;
         let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let mut link = options::link(config, &device.name, mtu, would_loop.then_some(own));
+        let passed_over =
+            inside.within(|| opening::passed_over(&device.name, carrier.is_some()))?;
+        let own = would_loop.then_some(own);
+        let mut link = Link { passed_over, ..options::link(config, &device.name, mtu, own) };
         options::choose_mac(&mut link, config, &device, public_key);
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
-        let (changes, mac) = Changes::make(netlink, news, &link, config).await?;
+        let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let routes = changes.peer();
         let host =
             Self { device, carrier, mtu, mac, life, socket, way, outside, routes, floor, control };

@@ -80,6 +80,13 @@ pub(crate) fn message(
     message
 }
 
+/// The network that the kernel routes into the device for an address; none where that is the address alone.
+pub(crate) fn connected(ours: IpNet, peer: Option<IpAddr>) -> Option<IpNet> {
+    let far = peer.unwrap_or_else(|| ours.addr());
+    let net = IpNet::new(far, ours.prefix_len()).ok()?.trunc();
+    (net != IpNet::from(ours.addr())).then_some(net)
+}
+
 /// Whether the device has it.
 async fn exists(handle: &Handle, wanted: &AddressMessage) -> bool {
     let mut there = handle.address().get().set_link_index_filter(wanted.header.index).execute();

@@ -87,6 +87,14 @@ async fn set_up_port(
     set.map_err(|error| Error::refused(Step::Cost(cost), device.name, &error))
 }
 
+/// The table of the VRF that `link` names, if it names one.
+pub(crate) async fn table(handle: &Handle, link: &Link) -> Result<Option<u32>, Error> {
+    match &link.vrf {
+        Some(name) => Ok(vrf_table(&find(handle, name, Kind::Vrf).await?)),
+        None => Ok(None),
+    }
+}
+
 /// Of what the device is to be a port, if of anything.
 pub(crate) fn wanted(link: &Link) -> Option<(String, Kind)> {
     let bridge = link.bridge.clone().map(|name| (name, Kind::Bridge));

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::controller::{self, Kind};
 use crate::error::errno;
+use crate::guard::Guards;
 use crate::heard::{Heard, Told};
 use crate::link::Device;
 use crate::plan::{Plan, is_down};
@@ -74,6 +75,7 @@ impl Keeper {
             plan,
             alive,
             following: Following::default(),
+            guards: Guards::default(),
             troubles: BTreeSet::new(),
             removals: Recent::default(),
             due: None,
@@ -101,6 +103,7 @@ struct Keeping {
     following: Following,
     /// How its bridge has it.
     port: KnownPort,
+    guards: Guards,
     /// What is not as it should be, as far as it has been said.
     troubles: BTreeSet<String>,
     /// When something of ours was missing.
@@ -131,6 +134,7 @@ impl Keeping {
             tokio::select! {
                 _ = &mut stopped => break,
                 Ok(()) = self.alive.changed() => self.following.hear(),
+                () = self.guards.due() => self.guards.put_back(&self.handle, &self.plan).await,
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
                     self.following.due = None;
                     self.follow_peer().await;
@@ -149,6 +153,11 @@ impl Keeping {
     fn hear(&mut self, event: &Told) {
         if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = event {
             self.hear_mtu(link);
+        }
+        match event {
+            NetlinkPayload::InnerMessage(message) => self.guards.hear(&self.plan, message),
+            NetlinkPayload::Overrun(_) => self.guards.look(),
+            _ => {}
         }
         if self.concerns(event) && self.due.is_none() {
             self.due = Some(Instant::now() + MOMENT);

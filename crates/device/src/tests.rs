@@ -7,6 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
+mod guard;
 pub(crate) mod left_behind;
 mod routes;
 
@@ -78,6 +79,7 @@ fn link() -> Link {
             route("::/0", None, None),
         ],
         own: None,
+        passed_over: Families::default(),
     }
 }
 

@@ -201,6 +201,7 @@ fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
         remotes: vec![remote],
         terms: vec![Terms::new(Protocol::WireGuard, &PresharedKey::default())],
         mtu: 1420,
+        mac: None,
         largest_packet: 1420,
         keepalive: None,
         dead_after: std::time::Duration::from_secs(60),

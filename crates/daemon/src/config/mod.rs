@@ -71,6 +71,11 @@ impl Config {
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
     }
 
+    /// Whether there is a route that drops what it covers while the peer is not there.
+    pub(crate) fn has_kill_switch(&self) -> bool {
+        self.routes.iter().any(|route| route.when_down == WhenDown::Blackhole)
+    }
+
     /// Whether a route leads what is sent to `address` into the tunnel, the tunnel's own datagrams too. A
     /// default route without a table has one of its own, and rules.
     pub(crate) fn loops(&self, route: &Route, address: IpAddr) -> bool {

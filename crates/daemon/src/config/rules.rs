@@ -288,10 +288,16 @@ fn life(config: &Config, found: &mut Found<'_>) {
 
 /// A link that is down delivers no packet, and only a packet would begin a handshake.
 fn carrier(config: &Config, found: &mut Found<'_>) {
+    let names = !config.dns.servers.is_empty() || !config.dns.domains.is_empty();
     if config.interface.carrier == Carrier::Peer && config.peer.keepalive.is_none() {
         let problem = "without a keepalive a silent peer is no sign, and nothing would call it";
         let help = "set [peer] keepalive, or carrier = \"always\"";
         found.at("[interface]", "carrier", Problem::error(problem).help(help));
+    } else if config.interface.carrier == Carrier::Peer && names {
+        let problem = "systemd-resolved asks other links' servers for the names of a link without carrier, so \
+                       while the peer is not there [dns] has no effect, and names leave beside the tunnel";
+        let help = "leave `carrier` out: with [dns] it is \"always\"";
+        found.at("[interface]", "carrier", Problem::warning(problem).help(help));
     }
 }
 

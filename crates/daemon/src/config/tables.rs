@@ -66,19 +66,24 @@ fn tables(
     Some((config, Keys { secret, next_secret, preshared, next_preshared }))
 }
 
-/// What of [peer] decides about [interface].
+/// What of [peer] decides about [interface], and of what lies behind it.
 struct PeerSays {
     /// vpnd is at both ends: some of what [interface] may say takes that.
     vpnd: bool,
     /// Something is sent from time to time, so a silent peer is not there.
     keepalive: bool,
+    /// There are name servers behind it.
+    names: bool,
 }
 
 impl PeerSays {
     fn of(root: &Section<'_>) -> Self {
         let word = |key| root.raw("peer")?.get_ref().get(key)?.get_ref().as_str();
         let keepalive = word("keepalive").is_some_and(|word| word != "off");
-        Self { vpnd: word("protocol") == Some("vpnd"), keepalive }
+        let none = |value: &Value<'_>| value.get_ref().as_array().is_some_and(|all| all.is_empty());
+        let some = |key| root.raw("dns")?.get_ref().get(key).map(|value| !none(value));
+        let names = ["servers", "domains"].into_iter().filter_map(some).any(|some| some);
+        Self { vpnd: word("protocol") == Some("vpnd"), keepalive, names }
     }
 }
 
@@ -120,7 +125,7 @@ fn interface(
         mac: s.take("mac", text(device::mac)),
         vrf: s.take("vrf", text(device_name)),
         multicast: s.or("multicast", true, value::truth),
-        carrier: s.or("carrier", default_carrier(peer.keepalive), text(choice(CARRIER))),
+        carrier: s.or("carrier", default_carrier(peer), text(choice(CARRIER))),
         netns: s.take("netns", text(netns)),
         addresses: s.or("address", vec![], list(value::interface_address)),
         peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
@@ -288,9 +293,10 @@ fn netns(text: &str) -> TextResult<String> {
     Err(problem.help("a name that `ip netns` lists, or a path from the root"))
 }
 
-/// Without a keepalive a peer may be silent for hours and be there.
-const fn default_carrier(keepalive: bool) -> Carrier {
-    if keepalive { Carrier::Peer } else { Carrier::Always }
+/// Without a keepalive a peer may be silent for hours and be there. With name servers behind the tunnel, the resolver
+/// must not take its names elsewhere when the peer is gone, as it does for a link without carrier.
+const fn default_carrier(peer: &PeerSays) -> Carrier {
+    if peer.keepalive && !peer.names { Carrier::Peer } else { Carrier::Always }
 }
 
 /// A frame of a LAN is longer than one datagram carries, and crosses in pieces. A bridge takes the least

@@ -154,6 +154,24 @@ fn a_device_as_it_may_be_told() {
     assert_eq!(json["peer"]["allowed_macs"], serde_json::json!(["02:00:5e:00:53:0b"]));
 }
 
+/// The resolver passes over a link without carrier, and asks elsewhere.
+#[test]
+fn with_name_servers_the_carrier_stays_on() {
+    let with = |interface: &str, dns: &str| good(&(minimal(interface, "keepalive = '25s'") + dns));
+    let servers = "\n[dns]\nservers = '10.0.0.53'\n";
+    for (dns, expected) in [
+        ("", super::Carrier::Peer),
+        ("\n[dns]\n", super::Carrier::Peer),
+        (servers, super::Carrier::Always),
+    ] {
+        assert_eq!(with("", dns).config.interface.carrier, expected, "{dns}");
+    }
+    let told = with("carrier = 'peer'", servers);
+    assert_eq!(told.config.interface.carrier, super::Carrier::Peer);
+    let warning = told.warnings.to_string();
+    assert!(warning.contains("names leave beside the tunnel"), "{warning}");
+}
+
 #[test]
 fn what_a_wireguard_peer_has_no_time_to_answer() {
     let warns = |lines: &str| good(&minimal("", lines)).warnings.to_string();

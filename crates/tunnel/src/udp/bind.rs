@@ -135,6 +135,10 @@ const DISCOVER_V4: IntOption =
     IntOption { level: libc::SOL_IP, name: libc::IP_MTU_DISCOVER, label: "IP_MTU_DISCOVER" };
 const DISCOVER_V6: IntOption =
     IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU_DISCOVER, label: "IPV6_MTU_DISCOVER" };
+const FREE_V4: IntOption =
+    IntOption { level: libc::SOL_IP, name: libc::IP_FREEBIND, label: "IP_FREEBIND" };
+const FREE_V6: IntOption =
+    IntOption { level: libc::SOL_IPV6, name: libc::IPV6_FREEBIND, label: "IPV6_FREEBIND" };
 const RECEIVE_FORCE: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_RCVBUFFORCE, label: "SO_RCVBUFFORCE" };
 const SEND_FORCE: IntOption =
@@ -166,9 +170,26 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     make_room(&socket, wanted)?;
     wanted.way.set(&socket)?;
     socket.set_nonblocking(true).map_err(BindError::Open)?;
-    socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source))?;
+    bind_to(&socket, at)?;
     let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();
     Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()) })
+}
+
+/// An address that is not there yet is taken all the same, and waited for: nothing arrives or leaves until then. The
+/// option is switched off again, or datagrams would leave from an address that is not ours.
+fn bind_to(socket: &Socket, at: SocketAddr) -> Result<(), BindError> {
+    let bind = || socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source));
+    match bind() {
+        Err(error @ BindError::NotOurs { .. }) => {
+            let free = if at.is_ipv4() { FREE_V4 } else { FREE_V6 };
+            set(socket, free, 1)?;
+            bind()?;
+            set(socket, free, 0)?;
+            tracing::warn!("{error}. Until one has it, nothing arrives");
+            Ok(())
+        }
+        bound => bound,
+    }
 }
 
 /// The socket and the address for it: IPv4 alone where the kernel has no IPv6.

@@ -320,10 +320,33 @@ fn a_bind_error_says_what_to_do() {
         let again = said(Listen::Port(taken.local_port()));
         assert!(again.contains(&taken.local_port().to_string()), "{again}");
         assert!(again.contains("already in use"), "{again}");
+    });
+}
 
-        let elsewhere = "192.0.2.9:0".parse().unwrap();
-        let error = said(Listen::Address(elsewhere));
-        assert!(error.contains("no interface has this address"), "{error}");
+/// An address that comes later is waited for, and until then nothing pretends to have it.
+#[test]
+fn an_address_that_is_not_there_yet_is_listened_on() {
+    in_namespace(|| {
+        for (at, address) in
+            [("192.0.2.9:0", "192.0.2.9/32"), ("[2001:db8:9::9]:0", "2001:db8:9::9/128")]
+        {
+            let listen = Listen::Address(at.parse().unwrap());
+            let socket = bound(listen, Way::default()).unwrap();
+            let to = SocketAddr::new(at.parse::<SocketAddr>().unwrap().ip(), socket.local_port());
+            let sender =
+                std::net::UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })
+                    .unwrap();
+            if to.is_ipv4() {
+                assert!(sender.send_to(b"early", to).is_err(), "nobody has {to}");
+            }
+            ip(&format!("address add {address} dev lo"));
+            sender.send_to(b"late", to).unwrap();
+            socket.inner.set_nonblocking(false).unwrap();
+            socket.inner.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut bytes = [0; 16];
+            let len = (&socket.inner).read(&mut bytes).unwrap();
+            assert_eq!(&bytes[..len], b"late");
+        }
     });
 }
 

@@ -1,0 +1,57 @@
+//! A kill switch that outlives its vpnd: handed on to the next start, or opened when there is none in time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rtnetlink::packet_core::NLM_F_REQUEST;
+use rtnetlink::sys::Socket;
+
+use crate::journal::Journal;
+
+/// What still drops, and all that it takes to end that: no runtime, and no privilege but `CAP_NET_ADMIN`.
+#[derive(Debug)]
+#[must_use = "it drops until the next start"]
+pub struct Leftover {
+    socket: Arc<Socket>,
+    messages: Vec<Vec<u8>>,
+    journal: Journal,
+    text: Vec<u8>,
+}
+
+impl Leftover {
+    /// None where nothing says whether the next start has come.
+    pub(crate) fn new(
+        socket: &Arc<Socket>,
+        messages: Vec<Vec<u8>>,
+        mut journal: Journal,
+    ) -> Option<Self> {
+        let text = journal.let_go()?;
+        Some(Self { socket: Arc::clone(socket), messages, journal, text })
+    }
+
+    /// Waits, and then takes it all away, unless a start has taken it over meanwhile.
+    pub fn open_after(mut self, wait: Duration) {
+        std::thread::sleep(wait);
+        if !self.journal.take_back(&self.text) {
+            return;
+        }
+        for message in &self.messages {
+            // What is gone already is no concern, and nobody is left to be told of the rest.
+            let _sent = self.socket.send(message, 0);
+        }
+        self.journal.end();
+    }
+}
+
+/// One message as it is sent.
+pub(crate) fn framed(kind: u16, payload: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 16;
+    let length = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);
+    let mut message = Vec::with_capacity(HEADER + payload.len());
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(NLM_F_REQUEST.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(payload);
+    message
+}
