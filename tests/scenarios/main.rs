@@ -12,6 +12,7 @@ mod exact;
 mod examples;
 mod expiry;
 mod flood;
+mod guarded;
 mod hooks;
 mod hostile;
 mod interop;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
+        guarded::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
         cycles::scenarios(),

@@ -1,6 +1,7 @@
 //! What a start opens, as the configuration has it: the device, its carrier, the UDP socket, the control
 //! socket.
 
+use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::thread::available_parallelism;
@@ -16,7 +17,32 @@ use crate::run::RunError;
 
 /// The device and the way to configure it: opened in its network namespace, they stay there.
 pub(crate) fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard, Heard), RunError> {
-    Ok((open_device(config)?, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+    let device = open_device(config)?;
+    if !device.adopted {
+        let set = |(file, value)| refuse_configuration(&device.name, file, value);
+        KEPT_OUT.into_iter().for_each(set);
+    }
+    Ok((device, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+}
+
+/// What the kernel is told of a device that vpnd makes: nobody at its other end configures this host.
+const KEPT_OUT: [(&str, &str); 4] = [
+    ("ipv6/conf/DEVICE/accept_ra", "0"),
+    ("ipv6/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/send_redirects", "0"),
+];
+
+/// Sets one of these in the network namespace that this thread is in. It is no condition: a service may
+/// find `/proc/sys` read-only or hidden, a kernel may have no IPv6, and the data path stops these messages anyway.
+fn refuse_configuration(device: &str, file: &str, value: &str) {
+    let file = format!("/proc/sys/net/{}", file.replace("DEVICE", device));
+    // These two are no devices, and mean others.
+    let set =
+        || if ["all", "default"].contains(&device) { Ok(()) } else { fs::write(&file, value) };
+    if let Err(error) = set() {
+        tracing::debug!("{file} stays as it is: {error}");
+    }
 }
 
 /// The device. Where the number of queues is ours to choose, one made beforehand may have but one.

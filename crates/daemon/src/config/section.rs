@@ -56,6 +56,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "endpoint",
             "allowed_ips",
             "allowed_macs",
+            "guard",
             "keepalive",
             "dead_after",
             "roam",
