@@ -14,6 +14,7 @@ mod examples;
 mod expiry;
 mod flood;
 mod guard;
+mod guarded;
 mod hooks;
 mod hostile;
 mod interop;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
+        guarded::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
         guard::scenarios(),

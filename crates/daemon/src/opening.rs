@@ -29,6 +29,10 @@ pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, RunError> {
         let name = &device.name;
         tracing::info!("anybody could attach to device {name}; from now on only {owner} may");
     }
+    if !device.adopted {
+        let set = |(file, value)| refuse_configuration(&device.name, file, value);
+        KEPT_OUT.into_iter().for_each(set);
+    }
     Ok(device)
 }
 
@@ -58,6 +62,26 @@ fn held(error: OpenError) -> RunError {
             RunError::Held { holders: tuntap::attached_to(name), error }
         }
         _ => error.into(),
+    }
+}
+
+/// What the kernel is told of a device that vpnd makes: nobody at its other end configures this host.
+const KEPT_OUT: [(&str, &str); 4] = [
+    ("ipv6/conf/DEVICE/accept_ra", "0"),
+    ("ipv6/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/send_redirects", "0"),
+];
+
+/// Sets one of these in the network namespace that this thread is in. It is no condition: a service may
+/// find `/proc/sys` read-only or hidden, a kernel may have no IPv6, and the data path stops these messages anyway.
+fn refuse_configuration(device: &str, file: &str, value: &str) {
+    let file = format!("/proc/sys/net/{}", file.replace("DEVICE", device));
+    // These two are no devices, and mean others.
+    let set =
+        || if ["all", "default"].contains(&device) { Ok(()) } else { fs::write(&file, value) };
+    if let Err(error) = set() {
+        tracing::debug!("{file} stays as it is: {error}");
     }
 }
 

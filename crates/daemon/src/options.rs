@@ -1,5 +1,6 @@
 //! What the configuration says, in the words of the crates that do it.
 
+use ipnet::IpNet;
 use vpnd_crypto::{PublicKey, hash};
 use vpnd_device::{Families, Link, Own};
 use vpnd_protocol::peer;
@@ -7,7 +8,8 @@ use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Mode;
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::engine;
-use vpnd_tunnel::filter::{Filter, Macs};
+use vpnd_tunnel::filter::{Filter, Macs, is_link_local};
+use vpnd_tunnel::guard::Guard;
 
 use crate::config::{self, Config, MssClamp, Roam, WhenDown};
 use crate::keys::Keys;
@@ -20,7 +22,8 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
         mode: mode(config),
         mtu,
         clamp: clamp(config, mtu),
-        filter: Filter::new(&config.peer.allowed_ips),
+        filter: filter(config),
+        guard: guard(config),
         macs: macs(&config.peer),
     }
 }
@@ -120,6 +123,46 @@ pub(crate) const fn mode(config: &Config) -> Mode {
     match config.interface.mode {
         config::Mode::Tun => Mode::Tun,
         config::Mode::Tap => Mode::Tap,
+    }
+}
+
+/// Whose packets are let in: never those of our own addresses.
+fn filter(config: &Config) -> Filter {
+    let config::Interface { addresses, peer_addresses, .. } = &config.interface;
+    let mut allowed = config.peer.allowed_ips.clone();
+    // Who has a link-local address here has named its network, though a wider one lets it in.
+    let peers = peer_addresses.iter().map(|address| IpNet::from(*address));
+    for network in addresses.iter().map(IpNet::trunc).chain(peers).filter(is_link_local) {
+        if allowed.iter().any(|wide| wide.contains(&network)) {
+            allowed.push(network);
+        }
+    }
+    let own: Vec<_> = addresses
+        .iter()
+        .flat_map(own)
+        .filter(|own| !peer_addresses.contains(&own.addr()))
+        .collect();
+    Filter::new(&allowed).without(&own)
+}
+
+/// What of the network of an address is no other host: the address itself; the network's and the
+/// broadcast address; in IPv6 the one that all its routers share (RFC 4291 §2.6.1). Networks of two
+/// addresses have none of the last (RFC 3021, RFC 6164).
+fn own(address: &IpNet) -> impl Iterator<Item = IpNet> {
+    let wide = address.prefix_len() + 1 < address.max_prefix_len();
+    let network = wide.then(|| address.network());
+    let broadcast = (wide && address.addr().is_ipv4()).then(|| address.broadcast());
+    [Some(address.addr()), network, broadcast].into_iter().flatten().map(IpNet::from)
+}
+
+/// Over a device that carries IP packets nobody here asks a router.
+fn guard(config: &Config) -> Guard {
+    let guard = &config.peer.guard;
+    let routers = guard.contains(&config::Guard::Ra);
+    Guard {
+        advertisements: routers,
+        solicitations: routers && mode(config) == Mode::Tun,
+        dhcp: guard.contains(&config::Guard::Dhcp),
     }
 }
 

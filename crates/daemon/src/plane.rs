@@ -316,6 +316,7 @@ impl Plane {
             self.engine.counters(),
             self.telling.trouble(),
         )
+        .with_ecn_ignored(self.engine.marks_everything())
     }
 
     /// Who asked may have left.

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
@@ -18,6 +19,7 @@ use crate::abreast::Abreast;
 use crate::clamp::Clamp;
 use crate::counters::Counters;
 use crate::filter::{Filter, Macs};
+use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal, await_room};
@@ -41,6 +43,8 @@ pub struct Options {
     pub clamp: Option<Clamp>,
     /// Inner source addresses that the peer may use.
     pub filter: Filter,
+    /// Which messages of routers and DHCP servers the peer may not send.
+    pub guard: Guard,
     /// Hardware addresses that the peer's frames may come from; any, if absent.
     pub macs: Option<Macs>,
 }
@@ -82,6 +86,8 @@ impl Engine {
             activity,
             counters: Counters::default(),
             filter: options.filter,
+            guard: options.guard,
+            marks_everything: AtomicBool::new(false),
             macs: options.macs,
             mode: options.mode,
             mtu: options.mtu,
@@ -136,6 +142,11 @@ impl Engine {
     /// Every kind of drop.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// Whether the path marks everything it carries for congestion, so that its marks are ignored.
+    pub fn marks_everything(&self) -> bool {
+        self.shared.marks_everything.load(Ordering::Relaxed)
     }
 
     /// The socket's port.

@@ -172,6 +172,8 @@ pub(crate) struct Peer {
     pub(crate) allowed_ips: Vec<IpNet>,
     /// The stations whose frames the peer may send; empty: all.
     pub(crate) allowed_macs: Vec<Mac>,
+    /// Whose messages to hosts here the peer may not send.
+    pub(crate) guard: Vec<Guard>,
     /// How often something is sent, at the least.
     #[serde(serialize_with = "as_duration")]
     pub(crate) keepalive: Option<Duration>,
@@ -180,6 +182,16 @@ pub(crate) struct Peer {
     pub(crate) dead_after: Duration,
     /// Whether the endpoint follows the peer.
     pub(crate) roam: Roam,
+}
+
+/// Messages that configure hosts, and come from the peer's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Guard {
+    /// Of routers.
+    Ra,
+    /// Of DHCP servers.
+    Dhcp,
 }
 
 /// Whether the endpoint follows the peer when it speaks from elsewhere.

@@ -95,12 +95,13 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 19]
     ]
 }
 
-fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 7] {
+fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
     let Peer {
         public_key,
         endpoints,
         allowed_ips,
         allowed_macs,
+        guard,
         keepalive,
         dead_after,
         roam,
@@ -119,6 +120,7 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 7] {
         ("[peer] endpoint", *endpoints != then.endpoints),
         ("[peer] allowed_ips", *allowed_ips != then.allowed_ips),
         ("[peer] allowed_macs", *allowed_macs != then.allowed_macs),
+        ("[peer] guard", *guard != then.guard),
         ("[peer] keepalive", *keepalive != then.keepalive),
         ("[peer] dead_after", *dead_after != then.dead_after),
         ("[peer] roam", *roam != then.roam),

@@ -57,6 +57,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "endpoint",
             "allowed_ips",
             "allowed_macs",
+            "guard",
             "keepalive",
             "dead_after",
             "roam",

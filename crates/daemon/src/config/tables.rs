@@ -19,8 +19,8 @@ use super::rules::{self, Places};
 use super::section::{Parsed, Section, Value};
 use super::value::{self, TextResult, choice, expected, integer, list, text};
 use super::{
-    Account, Adopt, Carrier, Cipher, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer,
-    Protocol, Queues, Roam, Route, Service, Socket, WhenDown,
+    Account, Adopt, Carrier, Cipher, Config, Guard, Interface, LogFormat, Mode, MssClamp, Path,
+    Peer, Protocol, Queues, Roam, Route, Service, Socket, WhenDown,
 };
 use crate::keys::Keys;
 
@@ -51,7 +51,10 @@ fn tables(
     let peer_says = PeerSays::of(&root);
     let interface = table(&root, "[interface]", problems, |s| interface(s, from, &peer_says));
     let routes = routes(root.raw("route"), problems);
-    let inside = interface.as_ref().map(|(i, ..)| rules::default_allowed_ips(i, &routes));
+    let inside = interface.as_ref().map(|(i, ..)| Inside {
+        allowed_ips: rules::default_allowed_ips(i, &routes),
+        guard: if i.mode == Mode::Tun { vec![Guard::Ra] } else { vec![] },
+    });
     let peer = table(&root, "[peer]", problems, |s| peer(s, from, inside.unwrap_or_default()));
     let (path, rcvbuf) = table(&root, "[path]", problems, path);
     let socket = table(&root, "[socket]", problems, |s| socket(s, rcvbuf));
@@ -137,10 +140,19 @@ fn interface(
     Some((interface, key?.1, next_secret))
 }
 
+/// What may come from the peer where the file does not say.
+#[derive(Default)]
+struct Inside {
+    allowed_ips: Vec<ipnet::IpNet>,
+    guard: Vec<Guard>,
+}
+
+const GUARD: &[(&str, Guard)] = &[("ra", Guard::Ra), ("dhcp", Guard::Dhcp)];
+
 fn peer(
     s: &mut Section<'_>,
     from: &Surroundings,
-    allowed_ips: Vec<ipnet::IpNet>,
+    inside: Inside,
 ) -> Option<(Peer, PresharedKey, Option<PresharedKey>)> {
     const KEY: &str = "the peer's `vpnd pubkey < its.key` prints it";
     let protocol = s.or("protocol", Protocol::WireGuard, text(choice(PROTOCOLS)));
@@ -157,8 +169,9 @@ fn peer(
         preshared_key_file,
         next_preshared_key_file,
         endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
-        allowed_ips: s.or("allowed_ips", allowed_ips, list(value::network)),
+        allowed_ips: s.or("allowed_ips", inside.allowed_ips, list(value::network)),
         allowed_macs: s.or("allowed_macs", vec![], list(device::mac)),
+        guard: s.or("guard", inside.guard, list(choice(GUARD))),
         keepalive: s.or("keepalive", None, value::keepalive),
         dead_after: s.or("dead_after", Duration::from_secs(60), value::duration("1s", "1h")),
         roam: s.or("roam", Roam::Any, text(choice(ROAM))),

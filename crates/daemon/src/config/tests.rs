@@ -104,7 +104,7 @@ fn defaults() {
             "protocol": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": false,
             "also_accept": [], "public_key": PEER, "next_public_key": null,
             "preshared_key_file": null, "next_preshared_key_file": null, "endpoint": [],
-            "allowed_ips": ["10.99.0.0/30"], "allowed_macs": [], "keepalive": "off",
+            "allowed_ips": ["10.99.0.0/30"], "allowed_macs": [], "guard": ["ra"], "keepalive": "off",
             "dead_after": "1m", "roam": "any",
         })
     );

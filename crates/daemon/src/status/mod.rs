@@ -48,6 +48,9 @@ pub(crate) struct Status {
     pub(crate) unconfirmed_answers: u32,
     #[serde(default)]
     pub(crate) way: Option<Way>,
+    /// The path marks everything it carries for congestion, so its marks are ignored.
+    #[serde(default)]
+    pub(crate) ecn_ignored: bool,
     pub(crate) traffic: Traffic,
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) next: Option<Next>,
@@ -198,6 +201,7 @@ impl Status {
             attempt: peer.attempt,
             unconfirmed_answers: peer.unconfirmed_answers,
             way: peer.quality.map(Way::from),
+            ecn_ignored: false,
             traffic: Traffic::from(peer.traffic),
             drops: drops.collect(),
             next: peer.next.map(|(wait, timer)| Next {
@@ -209,6 +213,16 @@ impl Status {
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
             }),
         }
+    }
+}
+
+impl Status {
+    /// As it is on a path that marks everything it carries for congestion.
+    pub(crate) fn with_ecn_ignored(self, ecn_ignored: bool) -> Self {
+        const HINT: &str = "the path marks everything for congestion, so its marks are ignored: ECN does \
+                            not work across the tunnel; somebody on the way rewrites the TOS byte";
+        let hint = self.hint.or_else(|| ecn_ignored.then(|| HINT.to_owned()));
+        Self { ecn_ignored, hint, ..self }
     }
 }
 
@@ -439,6 +453,7 @@ pub(crate) mod tests {
                 "rx_sent": 100,
                 "rx_lost": 0,
             },
+            "ecn_ignored": false,
             "traffic": {
                 "rx_bytes": 1 << 30,
                 "tx_bytes": 1536,
