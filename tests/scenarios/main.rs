@@ -12,6 +12,7 @@ mod ecn;
 mod exact;
 mod examples;
 mod expiry;
+mod files;
 mod flood;
 mod guard;
 mod guarded;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         nested::scenarios(),
         uplinks::scenarios(),
         hooks::scenarios(),
+        files::scenarios(),
         flood::scenarios(),
         examples::scenarios(),
         exact::scenarios(),

@@ -59,16 +59,9 @@ pub(crate) fn stand_apart(name: &CStr) -> io::Result<()> {
     signals.remove(Signal::SIGCHLD);
     signals.thread_block()?;
     prctl::set_name(name)?;
+    // Whoever started vpnd may have put it before other programs, for its packets; hooks move none.
+    privilege::yield_to_others();
     Ok(())
-}
-
-/// Whoever started vpnd may have put it before other programs, for its packets; hooks move none.
-fn yield_to_others() {
-    // SAFETY: the call takes two numbers, of which 0 stands for the calling thread.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    if nice < 0 {
-        privilege::share_processor(0);
-    }
 }
 
 /// Closes every descriptor from `first` on.
