@@ -28,7 +28,7 @@ pub(crate) async fn set<'a>(
     let device = Device { name: &link.name, index: before.header.index };
     undo.name(named(&before));
     let joins = link.bridge.is_some() && controller::controller(&before) == 0;
-    let mac = link.mac.or(link.mac_as_port.filter(|_| joins));
+    let mac = link.mac.or_else(|| link.mac_as_port.filter(|_| joins));
     for step in steps(link, mac) {
         let old = current(&before, step);
         if old == Some(step) {

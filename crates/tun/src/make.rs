@@ -134,7 +134,9 @@ pub(crate) fn any_socket() -> io::Result<UnixDatagram> {
 /// It begins as vpnd's own names do, so that rules for those (`Name=vpn*` of systemd-networkd) hold.
 fn unguessable() -> Result<String, Unmade> {
     let random = ioctl::random().map_err(Unmade::Kernel)?;
-    let digit = |at: u32| char::from(DIGITS[usize::from((random >> (5 * at)) as u8 & 31)]);
+    let digit = |at: u32| {
+        char::from(DIGITS[usize::try_from((random >> (5 * at)) & 31).unwrap_or_default()])
+    };
     Ok("vpn".chars().chain((0..12).map(digit)).collect())
 }
 

@@ -122,7 +122,7 @@ fn interface(
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
-        mtu: mtu.or(default_mtu(mode)),
+        mtu: mtu.or_else(|| default_mtu(mode)),
         bridge,
         stp_cost: s.take("stp_cost", integer(1..=65535)),
         queues: s.or("queues", Queues::Fixed(1), device::queues),

@@ -42,7 +42,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 /// too, where a whole group or service is meant; but commands are still to come.
 fn begin() -> io::Result<()> {
     stand_apart(c"vpnd-hooks")?;
-    yield_to_others();
+    // Whoever started vpnd may have put it before other programs, for its packets; hooks move none.
+    privilege::yield_to_others();
     Ok(())
 }
 
@@ -59,8 +60,6 @@ pub(crate) fn stand_apart(name: &CStr) -> io::Result<()> {
     signals.remove(Signal::SIGCHLD);
     signals.thread_block()?;
     prctl::set_name(name)?;
-    // Whoever started vpnd may have put it before other programs, for its packets; hooks move none.
-    privilege::yield_to_others();
     Ok(())
 }
 
