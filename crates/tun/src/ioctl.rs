@@ -124,13 +124,13 @@ pub(crate) fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Eight bytes that nobody can guess.
-pub(crate) fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
     // SAFETY: getrandom writes as many bytes as the array has.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     // So few come whole or not at all.
-    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from_ne_bytes(bytes)) }
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
 }
 
 /// Which driver the interface `name` has, and on which bus it is, asked for through any socket.

@@ -133,11 +133,9 @@ pub(crate) fn any_socket() -> io::Result<UnixDatagram> {
 
 /// It begins as vpnd's own names do, so that rules for those (`Name=vpn*` of systemd-networkd) hold.
 fn unguessable() -> Result<String, Unmade> {
-    let random = ioctl::random().map_err(Unmade::Kernel)?;
-    let digit = |at: u32| {
-        char::from(DIGITS[usize::try_from((random >> (5 * at)) & 31).unwrap_or_default()])
-    };
-    Ok("vpn".chars().chain((0..12).map(digit)).collect())
+    let random: [u8; 12] = ioctl::random().map_err(Unmade::Kernel)?;
+    let digits = random.into_iter().map(|byte| char::from(DIGITS[usize::from(byte % 32)]));
+    Ok("vpn".chars().chain(digits).collect())
 }
 
 /// Whoever listens for names wins hardly ever, and not so often in a row by chance.

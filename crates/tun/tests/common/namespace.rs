@@ -144,7 +144,7 @@ pub(crate) fn driver() -> File {
 /// Attaches to a device as any program may try to.
 pub(crate) fn attach(driver: &File, name: &str, flags: c_int) -> io::Result<()> {
     let mut request = named(name);
-    request.ifr_ifru.ifru_flags = c_short::try_from(flags).expect("flags of 16 bits");
+    request.ifr_ifru.ifru_flags = c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: TUNSETIFF reads and writes one ifreq.
     check(unsafe { libc::ioctl(driver.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
