@@ -129,6 +129,36 @@ fn a_kill_switch_is_there_before_the_device() {
     });
 }
 
+/// What is handed on is opened in time, or taken over; either way nothing of it is left in the end.
+#[test]
+fn a_stop_that_may_be_a_restart_hands_it_on() {
+    in_namespace(|netlink, _news| async move {
+        uplink();
+        let before = state();
+        let notes = Notes::new("handed-on");
+        let wanted = everything(WhenDown::Blackhole);
+        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        let leftover = netlink.hand_on(setup, false).await.unwrap();
+        assert!(leaks().is_empty(), "{:?}", leaks());
+        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        leftover.open_after(Duration::ZERO);
+        assert!(leaks().is_empty(), "it was taken over: {:?}", leaks());
+
+        let leftover = netlink.hand_on(setup, false).await.unwrap();
+        // A start that fails has it too.
+        drop(notes.resume());
+        leftover.open_after(Duration::ZERO);
+        assert!(leaks().is_empty(), "somebody has tried: {:?}", leaks());
+
+        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        netlink.hand_on(setup, false).await.unwrap().open_after(Duration::ZERO);
+        assert_eq!((state(), notes.resume().len()), (before.clone(), 0));
+        let nothing = netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap();
+        assert!(netlink.hand_on(nothing, false).await.is_none(), "there is nothing to hand on");
+        assert_eq!(state(), before);
+    });
+}
+
 /// Where the kernel passes over routes of a link without carrier, what they lead to does not go elsewhere.
 #[test]
 fn what_is_passed_over_is_dropped() {
