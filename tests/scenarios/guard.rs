@@ -207,9 +207,10 @@ fn address_later(lab: &Lab) -> Result<String> {
     let net = Net::new(lab, "blackhole")?;
     let a = &net.hosts.a;
     let _b = Vpnd::start(&net.hosts.b, &net.b)?;
-    a.run("ip address add 192.0.2.77/24 dev eth0")?;
+    // With the first address goes the route.
     a.run("ip address del 192.0.2.1/24 dev eth0")?;
-    a.run("ip route replace default via 192.0.2.254")?;
+    a.run("ip address add 192.0.2.77/24 dev eth0")?;
+    a.run("ip route add default via 192.0.2.254")?;
     let sending = net.sending()?;
     let mut site = net.a.clone();
     site.service.insert(0, "[socket]\nsource = \"192.0.2.1\"".to_owned());

@@ -15,7 +15,7 @@ use rtnetlink::{Error, Handle};
 
 use crate::error::errno;
 use crate::journal::{Journal, Named};
-use crate::leftover::{Leftover, framed};
+use crate::leftover::Leftover;
 use crate::port::PortMemory;
 use crate::{is_our_protocol, link, route, rule};
 
@@ -163,9 +163,10 @@ impl Undo {
     ) -> Option<Leftover> {
         let stays = |change: &Change| (device && change.device().is_some()) || change.is_guard();
         self.only(stays, handle).await;
-        let guards = self.changes.iter().rev().filter(|change| change.is_guard());
-        let messages = guards.map(Change::encode).map(|(kind, bytes)| framed(kind, &bytes));
-        Leftover::new(socket, messages.collect(), self.journal)
+        let (mut guards, rest): (Vec<_>, Vec<_>) =
+            self.changes.into_iter().partition(Change::is_guard);
+        guards.reverse();
+        Leftover::new(socket, guards, rest.is_empty(), self.journal)
     }
 }
 
