@@ -93,9 +93,9 @@ pub(crate) fn hand_over(
     files: &[&str],
     users: &[u32],
 ) -> Result<(), AskError> {
-    trust::place_among(path, users).map(drop).or_else(|why| match why {
-        Untrusted::Unreachable { error, .. } => Err(explain(path, error)),
-        why => Err(AskError::Place { path: path.to_owned(), why }),
+    trust::place_among(path, users).map_err(|why| match why {
+        Untrusted::Unreachable { error, .. } => explain(path, error),
+        why => AskError::Place { path: path.to_owned(), why },
     })?;
     let stream = Conversation::begin(path).map_err(|error| explain(path, error))?;
     let listener = stream.listener().map_err(|error| explain(path, error))?;
