@@ -17,6 +17,7 @@ mod hostile;
 mod interop;
 mod lan;
 mod lans;
+mod left;
 mod multicast;
 mod nested;
 mod pair;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        left::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),
