@@ -152,7 +152,7 @@ pub(crate) fn read_secret(
 /// If the file exists, whatever is in it, or cannot be written, or if others could replace it.
 pub(crate) fn create(path: &Path, key: &str) -> Result<(), KeyFileError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    match trust::directory(directory.unwrap_or(Path::new("."))) {
+    match trust::directory(directory.unwrap_or_else(|| Path::new("."))) {
         Ok(_) => {}
         Err(Untrusted::Unreachable { error, .. }) => {
             return Err(KeyFileError::Create { path: path.to_owned(), error });
