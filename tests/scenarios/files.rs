@@ -61,7 +61,7 @@ fn changeable(lab: &Lab) -> Result<String> {
     };
     let check = |path: &PathBuf| vpnd::run(&host, &["check", &path.display().to_string()]);
     ensure!(check(&moved)?.0 == 0 && check(&link)?.0 == 0, "{}", check(&moved)?.1);
-    set_mode(&moved, 0o666)?;
+    set_mode(&moved, 0o646)?;
     refuses(&moved, "site-a.toml can be written to by everybody")?;
     set_mode(&moved, 0o644)?;
     set_mode(&inner, 0o777)?;

@@ -93,7 +93,7 @@ pub(crate) fn hand_over(
     files: &[&str],
     users: &[u32],
 ) -> Result<(), AskError> {
-    trust::place_among(path, users).map(drop).map_err(|why| match why {
+    trust::place_among(path, users).map_err(|why| match why {
         Untrusted::Unreachable { error, .. } => explain(path, error),
         why => AskError::Place { path: path.to_owned(), why },
     })?;

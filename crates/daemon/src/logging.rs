@@ -130,7 +130,7 @@ mod tests {
 
     impl Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).write(bytes)
+            self.0.lock().map_err(|_| io::Error::other("poisoned"))?.write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
