@@ -4,7 +4,8 @@
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
-use std::thread::available_parallelism;
+use std::thread::{available_parallelism, sleep};
+use std::time::{Duration, Instant};
 
 use vpnd_device::{Heard, Netlink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
@@ -14,10 +15,15 @@ use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Control, ControlError};
 use crate::options::mode;
 use crate::run::RunError;
+use crate::tuntap;
 
 /// The device and the way to configure it: opened in its network namespace, they stay there.
 pub(crate) fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard, Heard), RunError> {
-    let device = open_device(config)?;
+    let device = patiently(|| open_device(config)).map_err(held)?;
+    if let Some(owner) = device.claimed {
+        let name = &device.name;
+        tracing::info!("anybody could attach to device {name}; from now on only {owner} may");
+    }
     if !device.adopted {
         let set = |(file, value)| refuse_configuration(&device.name, file, value);
         KEPT_OUT.into_iter().for_each(set);
@@ -42,6 +48,35 @@ fn refuse_configuration(device: &str, file: &str, value: &str) {
         || if ["all", "default"].contains(&device) { Ok(()) } else { fs::write(&file, value) };
     if let Err(error) = set() {
         tracing::debug!("{file} stays as it is: {error}");
+    }
+}
+
+/// What held the device of a vpnd that was killed may take an instant to end.
+fn patiently(
+    open: impl Fn() -> Result<vpnd_tun::Device, OpenError>,
+) -> Result<vpnd_tun::Device, OpenError> {
+    let begun = Instant::now();
+    loop {
+        match open() {
+            Err(OpenError::Busy { .. } | OpenError::Shared { .. })
+                if begun.elapsed() < PATIENCE =>
+            {
+                sleep(PATIENCE / 25);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Names the holder where somebody holds the device.
+fn held(error: OpenError) -> RunError {
+    match &error {
+        OpenError::Busy { name } | OpenError::Shared { name, .. } | OpenError::Header { name } => {
+            RunError::Held { holders: tuntap::attached_to(name), error }
+        }
+        _ => error.into(),
     }
 }
 
