@@ -20,6 +20,7 @@ mod lan;
 mod lans;
 mod left;
 mod multicast;
+mod narrow;
 mod nested;
 mod pair;
 mod profile;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         hostile::scenarios(),
         ecn::scenarios(),
         guarded::scenarios(),
+        narrow::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
         cycles::scenarios(),

@@ -12,6 +12,7 @@ mod initiator;
 mod life;
 mod responder;
 mod session;
+mod size;
 mod status;
 mod upgrade;
 
@@ -40,6 +41,7 @@ use crate::timestamp::{Stamper, Timestamp};
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
+use size::Size;
 use upgrade::Answering;
 
 pub use frames::{Greeting, Loss, Quality};
@@ -192,6 +194,7 @@ pub struct Peer {
     last_initiation: Option<BootTime>,
     unconfirmed_answers: u32,
     gauge: Gauge,
+    size: Size,
     /// What the peer said of itself on the current session.
     greeting: Option<Greeting>,
 
@@ -233,6 +236,7 @@ impl Peer {
             last_initiation: None,
             unconfirmed_answers: 0,
             gauge: Gauge::default(),
+            size: Size::default(),
             greeting: None,
             publish: true,
             transmits: VecDeque::new(),
@@ -286,16 +290,8 @@ impl Peer {
         self.pursue_handshake(now);
         self.pursue_upgrade(now);
         self.measure(now);
+        self.probe_size(now);
         self.schedule_look(now, moved);
-    }
-
-    /// The way to the peer carries UDP payloads of so many bytes.
-    pub fn path_carries(&mut self, max_datagram: u16) {
-        self.config.max_datagram = max_datagram;
-        if let Some(path) = &mut self.path {
-            self.publish |= path.max_datagram != max_datagram;
-            path.max_datagram = max_datagram;
-        }
     }
 
     /// The new table, if there is one. Publish it before anything else is sent.
