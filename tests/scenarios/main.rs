@@ -23,6 +23,7 @@ mod lan;
 mod lans;
 mod left;
 mod multicast;
+mod narrow;
 mod nested;
 mod pair;
 mod profile;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         hostile::scenarios(),
         ecn::scenarios(),
         guarded::scenarios(),
+        narrow::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
         guard::scenarios(),

@@ -127,7 +127,7 @@ pub(crate) const fn mode(config: &Config) -> Mode {
 }
 
 /// Whose packets are let in: never those of our own addresses.
-fn filter(config: &Config) -> Filter {
+pub(crate) fn filter(config: &Config) -> Filter {
     let config::Interface { addresses, peer_addresses, .. } = &config.interface;
     let mut allowed = config.peer.allowed_ips.clone();
     // Who has a link-local address here has named its network, though a wider one lets it in.

@@ -128,15 +128,24 @@ impl Engine {
             contents: datagram,
             segment_size: None,
         };
-        match self.shared.socket.send(&transmit) {
+        match self.shared.socket.send_whole(&transmit) {
             // Outbound has filled the socket; it empties in a moment, and a handshake that is lost
             // costs five seconds.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 await_room(self.shared.socket.as_fd())?;
-                self.shared.socket.send(&transmit)
+                self.shared.socket.send_whole(&transmit)
             }
             result => result,
         }
+    }
+
+    /// Has packets over IPv6 that are larger go out in fragments of this size; `None` is what the first link
+    /// carries.
+    ///
+    /// # Errors
+    /// As [`Socket::fragment_at`].
+    pub fn fragment_at(&self, mtu: Option<u16>) -> io::Result<()> {
+        self.shared.socket.fragment_at(mtu)
     }
 
     /// Every kind of drop.

@@ -402,6 +402,40 @@ fn our_own_address_alone_is_not_let_in() {
     assert_eq!(allowed, ["10.99.0.2/32".parse().unwrap()]);
 }
 
+/// Of these addresses, those that packets of the peer may come from.
+fn let_in<'a>(source: &str, addresses: &[&'a str]) -> Vec<&'a str> {
+    let filter = crate::options::filter(&good(source).config);
+    let allowed = |address: &&&str| filter.allows(address.parse().unwrap());
+    addresses.iter().filter(allowed).copied().collect()
+}
+
+#[test]
+fn nobody_comes_in_under_our_name() {
+    let four = ["10.99.0.0", "10.99.0.1", "10.99.0.2", "10.99.0.3"];
+    for everything in ["", "allowed_ips = '0.0.0.0/0'"] {
+        let source = minimal("", everything);
+        assert_eq!(let_in(&source, &four), ["10.99.0.2"], "{everything}");
+        assert_eq!(let_in(&source.replace("/30", "/31"), &four[..2]), ["10.99.0.0"]);
+        let point_to_point = minimal("peer_address = '10.99.0.3'", everything);
+        assert_eq!(let_in(&point_to_point, &four), ["10.99.0.2", "10.99.0.3"]);
+    }
+    let source = minimal("", "").replace("10.99.0.1/30", "2001:db8::1/64");
+    assert_eq!(let_in(&source, &["2001:db8::", "2001:db8::1", "2001:db8::2"]), ["2001:db8::2"]);
+    let source = source.replace("/64", "/127");
+    assert_eq!(let_in(&source, &["2001:db8::", "2001:db8::1"]), ["2001:db8::"]);
+}
+
+#[test]
+fn link_local_neighbours_come_in_where_we_are_link_local() {
+    let near = ["fe80::1", "fe80::2", "fe80:0:0:1::2"];
+    let source = minimal("", "allowed_ips = '::/0'");
+    assert!(let_in(&source, &near).is_empty());
+    let source = source.replace("10.99.0.1/30", "fe80::1/64");
+    assert_eq!(let_in(&source, &near), ["fe80::2"]);
+    let elsewhere = source.replace("::/0", "2001:db8::/32");
+    assert!(let_in(&elsewhere, &near).is_empty());
+}
+
 /// One case of `bad.txt`: the configuration, and what is said of it.
 fn case(text: &str) -> (String, Vec<&str>) {
     let (told, lines): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('!'));

@@ -215,6 +215,8 @@ pub(super) struct HelloFields {
     release_len: u8,
 }
 
+/// In front of each value: type and length.
+pub(super) const HEAD_LEN: usize = size_of::<Head>();
 pub(super) const HELLO: u8 = 1;
 pub(super) const CLOSE: u8 = 2;
 pub(super) const PING: u8 = 3;

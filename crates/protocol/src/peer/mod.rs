@@ -13,6 +13,7 @@ mod life;
 mod responder;
 mod roaming;
 mod session;
+mod size;
 mod status;
 mod upgrade;
 
@@ -42,6 +43,7 @@ use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
 use roaming::Roaming;
+use size::Size;
 use upgrade::Answering;
 
 pub use frames::{Greeting, Loss, Quality};
@@ -206,6 +208,7 @@ pub struct Peer {
     last_initiation: Option<BootTime>,
     unconfirmed_answers: u32,
     gauge: Gauge,
+    size: Size,
     /// What the peer said of itself on the current session.
     greeting: Option<Greeting>,
 
@@ -248,6 +251,7 @@ impl Peer {
             last_initiation: None,
             unconfirmed_answers: 0,
             gauge: Gauge::default(),
+            size: Size::default(),
             greeting: None,
             publish: true,
             transmits: VecDeque::new(),
@@ -301,16 +305,8 @@ impl Peer {
         self.pursue_handshake(now);
         self.pursue_upgrade(now);
         self.measure(now);
+        self.probe_size(now);
         self.schedule_look(now, moved);
-    }
-
-    /// The way to the peer carries UDP payloads of so many bytes.
-    pub fn path_carries(&mut self, max_datagram: u16) {
-        self.config.max_datagram = max_datagram;
-        if let Some(path) = &mut self.path {
-            self.publish |= path.max_datagram != max_datagram;
-            path.max_datagram = max_datagram;
-        }
     }
 
     /// The new table, if there is one. Publish it before anything else is sent.

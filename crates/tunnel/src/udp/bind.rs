@@ -145,17 +145,26 @@ const SEND_FORCE: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_SNDBUFFORCE, label: "SO_SNDBUFFORCE" };
 
 /// Set on every socket: those of IPv4 hold for the v4-mapped traffic of a dual-stack one too.
-/// Without path MTU discovery by the kernel the outer DF bit stays clear, as with WireGuard, and nobody's
-/// ICMP makes a send fail.
+/// With `OMIT` the outer DF bit stays clear, as with WireGuard, and what ICMP taught the kernel, perhaps
+/// another program's, makes no send fail: after an ICMP message `DONT` refuses batches for ten minutes.
 const OPTIONS: [(IntOption, c_int); 3] =
-    [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_DONT)];
+    [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_OMIT)];
 const OPTIONS_OFFLOAD: [(IntOption, c_int); 1] = [(gro::OPTION, 1)];
 const OPTIONS_V6: [(IntOption, c_int); 4] = [
     (ONLY_V6, 0),
     (pktinfo::OPTION_V6, 1),
     (tos::OPTION_V6, 1),
-    (DISCOVER_V6, libc::IPV6_PMTUDISC_DONT),
+    (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE),
 ];
+
+/// Over IPv6 only the sender fragments. `PROBE` sends as `OMIT` does, deaf to ICMPv6, and leaves what came to
+/// the routing table, where it can be looked up; but it makes no fragments.
+pub(super) const HEARING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE);
+/// Makes fragments.
+pub(super) const FRAGMENTING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_OMIT);
+/// How large packets of IPv6 may be before they are fragmented; 0 is as large as the first link carries.
+pub(super) const FRAGMENTS: IntOption =
+    IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU, label: "IPV6_MTU" };
 
 pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError> {
     let (socket, at) = open(listen)?;

@@ -225,6 +225,39 @@ fn datagrams_beyond_the_mtu_are_fragmented_and_segmentation_stays_on() {
 }
 
 #[test]
+fn fragments_of_ipv6_are_as_small_as_was_said_and_batches_that_fit_stay_whole() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        a.fragment_at(Some(1280)).unwrap();
+        let contents = numbered(3 * 1400);
+        let sent = a.send(&batch(at(V6, &b), &contents, 1400)).unwrap();
+        assert!(sent.too_big && sent.skipped == 0, "{sent:?}");
+        let got: Vec<u8> = (0..3).flat_map(|_| receive(&b).1).collect();
+        assert_eq!(got, contents);
+        assert!(!a.send(&batch(at(V6, &b), &contents, 1200)).unwrap().too_big);
+        assert_eq!(receive(&b).0.stride, 1200);
+        // IPv4 has its own ways.
+        assert!(!a.send(&batch(at(V4, &b), &contents, 1400)).unwrap().too_big);
+        assert_eq!(receive(&b).0.len, contents.len());
+
+        a.fragment_at(None).unwrap();
+        assert!(!a.send(&batch(at(V6, &b), &contents, 1400)).unwrap().too_big);
+    });
+}
+
+#[test]
+fn what_is_to_arrive_whole_is_not_fragmented_over_ipv6() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let contents = numbered(1600);
+        let sent = a.send_whole(&batch(at(V6, &b), &contents, 0)).unwrap();
+        assert_eq!((sent.skipped, sent.too_big), (1, true));
+        assert!(!a.send(&batch(at(V6, &b), b"next", 0)).unwrap().too_big);
+        assert_eq!(receive(&b).1, b"next");
+    });
+}
+
+#[test]
 fn a_datagram_that_fits_nowhere_is_skipped_and_said() {
     in_namespace(|| {
         let (a, b) = (dual(), dual());
