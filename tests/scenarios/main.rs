@@ -18,6 +18,7 @@ mod hostile;
 mod interop;
 mod lan;
 mod lans;
+mod left;
 mod multicast;
 mod nested;
 mod pair;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        left::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),

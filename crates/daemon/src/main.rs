@@ -33,6 +33,7 @@ mod service;
 mod status;
 mod systemd;
 mod telling;
+mod tenancy;
 mod terms;
 mod tuntap;
 mod watch;
@@ -65,6 +66,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
         Command::HookRunner => hooks::run(),
+        Command::DeviceCaretaker => tenancy::care(),
     }
 }
 

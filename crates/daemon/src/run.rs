@@ -34,6 +34,7 @@ use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
+use crate::tenancy::Tenancy;
 use crate::{opening, options, resolve, service};
 
 /// Why a tunnel did not start, or ended other than by being asked to.
@@ -42,6 +43,9 @@ pub(crate) enum RunError {
     /// The device cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Somebody else holds the device.
+    #[error("{error} (attached: {holders})")]
+    Held { error: OpenError, holders: String },
     /// The device cannot be configured.
     #[error(transparent)]
     Device(#[from] vpnd_device::Error),
@@ -107,7 +111,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Leftover>, 
     let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
-    let (host, changes) = Host::prepare(config).await?;
+    // Until all is put back, it stays open.
+    let (host, changes, _tenancy) = Host::prepare(config).await?;
     let asked = stop.asked_by();
     let result = host.run(config, keys, stop, hooks).await;
     let device = config.interface.persist;
@@ -209,7 +214,7 @@ impl Stop {
 }
 
 impl Host {
-    async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
+    async fn prepare(config: &Config) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
@@ -229,9 +234,10 @@ impl Host {
         config: &Config,
         begun: Begun,
         would_loop: bool,
-    ) -> Result<(Self, Changes), RunError> {
+    ) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
         let Begun { control, inside, netlink, heard, news, outside, way, undo } = begun;
         let device = inside.within(|| opening::device(config))??;
+        let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
         let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
@@ -247,7 +253,7 @@ impl Host {
         let routes = changes.peer();
         let host =
             Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
-        Ok((host, changes))
+        Ok((host, changes, tenancy))
     }
 
     /// Runs from the hooks of the start to those of the end.
