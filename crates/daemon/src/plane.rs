@@ -34,6 +34,7 @@ use crate::status::{About, State, Status};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::watch::watch;
+use crate::worker::Worker;
 
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
@@ -78,6 +79,8 @@ pub(crate) struct Surroundings {
     /// The device's, where it is the peer's to say.
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
+    /// Writes the floor.
+    pub(crate) files: Worker,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
@@ -171,6 +174,7 @@ impl Plane {
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
+                () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
         }
@@ -369,8 +373,9 @@ impl Plane {
         }
         self.writing = true;
         let (floor, kept) = (self.around.floor.clone(), self.kept.0.clone());
+        let files = self.around.files.clone();
         tokio::spawn(async move {
-            let result = floor.write(stamp).await;
+            let result = floor.write(&files, stamp).await;
             // Nobody listens once the tunnel stops.
             let _stopped = kept.send((stamp, result)).await;
         });
