@@ -15,6 +15,7 @@ mod flood;
 mod hooks;
 mod hostile;
 mod interop;
+mod kernel;
 mod lan;
 mod lans;
 mod multicast;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        kernel::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),

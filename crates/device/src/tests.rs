@@ -7,6 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
+mod kernel;
 mod left_behind;
 mod routes;
 
