@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
+use tokio::sync::watch;
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, PeerState, Stays, Undo,
+    Error, Heard, Journal, Keeper, Link, Missing, Namespace, Netlink, PeerState, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
@@ -44,6 +45,11 @@ impl Changes {
     /// Who is told of the peer.
     pub(crate) fn peer(&self) -> PeerState {
         self.keeper.peer()
+    }
+
+    /// What is not as it should be, and why.
+    pub(crate) fn missing(&self) -> watch::Receiver<Vec<Missing>> {
+        self.keeper.missing()
     }
 
     /// Puts them back, but for what `stays`.
