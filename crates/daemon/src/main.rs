@@ -23,6 +23,7 @@ mod opening;
 mod options;
 mod pair;
 mod plane;
+mod presence;
 mod privilege;
 mod reload;
 mod resolve;

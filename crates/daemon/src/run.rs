@@ -8,7 +8,8 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Own, PeerState, Stays};
+use tokio::sync::watch;
+use vpnd_device::{Missing, Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -28,6 +29,7 @@ use crate::keys::Keys;
 use crate::life::Life;
 use crate::netns::{Netns, NetnsError};
 use crate::plane::{Plane, PlaneError, Surroundings};
+use crate::presence::Presence;
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
@@ -131,6 +133,7 @@ struct Host {
     /// Where the socket is, and routes are asked for.
     outside: Netns,
     routes: PeerState,
+    missing: watch::Receiver<Vec<Missing>>,
     floor: FloorFile,
     control: Option<Control>,
 }
@@ -169,11 +172,24 @@ impl Host {
         let mtu = opening::mtu(&config.interface, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
         let link = options::link(config, &device.name, mtu, would_loop.then_some(own));
-        let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
+        let presence = Presence::of(&device.queues[0])?;
+        let watch = netlink.watch(&device.name, heard).await?;
+        let life = Life::new(&device.name, watch, presence);
         let changes = Changes::make(netlink, news, &link, config).await?;
-        let routes = changes.peer();
-        let host =
-            Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
+        let (routes, missing) = (changes.peer(), changes.missing());
+        let host = Self {
+            device,
+            carrier,
+            mtu,
+            life,
+            socket,
+            way,
+            outside,
+            routes,
+            missing,
+            floor,
+            control,
+        };
         Ok((host, changes))
     }
 
@@ -244,6 +260,7 @@ impl Host {
             life: self.life,
             way: self.way,
             routes: self.routes,
+            missing: self.missing,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             carrier: self.carrier,
