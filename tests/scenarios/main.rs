@@ -18,6 +18,7 @@ mod interop;
 mod kernel;
 mod lan;
 mod lans;
+mod left;
 mod multicast;
 mod nested;
 mod pair;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         change::scenarios(),
         device::scenarios(),
         kernel::scenarios(),
+        left::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),
