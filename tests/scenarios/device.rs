@@ -448,15 +448,37 @@ fn renamed(lab: &Lab) -> Result<String> {
     Ok("it goes on under the new name, set down and up too, and goes at the end".to_owned())
 }
 
-/// One that was started again finds its name free.
+/// Packets find it wherever it is; what was set of it here stays behind, and is set again when it is back.
 fn moved(lab: &Lab) -> Result<String> {
-    let Tunnel { wire, mut a, b: _b } = Tunnel::new(lab)?;
+    let Tunnel { wire, mut a, b: _b } = Tunnel::with(lab, |a, b| {
+        (a.route("198.18.7.0/24").towards(Wire::B4), b.towards(Wire::A4))
+    })?;
+    let before = wire.a.network_state()?;
     wire.a.run("ip netns add other")?;
-    let said = pulled_away(&wire.a, &mut a, "ip link set tun0 netns other")?;
-    ensure!(wire.a.run("ip -n other link show tun0").is_err(), "it is still there");
-    let _a = a.restart()?;
+    wire.a.run("ip link set tun0 netns other")?;
+    a.wait_for_log("device tun0 was moved to another network namespace", SOON)?;
+    wire.a.run("ip -n other link set tun0 up")?;
+    wire.a.run(&format!("ip -n other address add {INNER_A4}/30 dev tun0"))?;
+    ping::until_answered(&wire.b, INNER_A4, SOON)?;
+    a.wait_for("what is not here is missing", SOON, |status| {
+        status
+            .missing()
+            .iter()
+            .any(|(what, why)| *what == "route 198.18.7.0/24" && why.contains("gone"))
+    })?;
+    // A device that happens to have its number is not taken for it.
+    ensure!(!wire.a.network_state()?.contains("198.18.7.0"), "the route is still here");
+    wire.a.run(&format!("ip -n other link set tun0 netns {}", a.process().id()))?;
+    wire.a.run("ip link set tun0 up")?;
+    eventually("all is as before", SOON, || {
+        let after = wire.a.network_state()?;
+        ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+        Ok(())
+    })?;
     carries_everything(&wire, true)?;
-    Ok(said)
+    let status = a.process().terminate()?;
+    ensure!(status.success(), "{status}");
+    Ok("it goes on in the other namespace, and back here with all that it had".to_owned())
 }
 
 fn deleted(lab: &Lab) -> Result<String> {

@@ -33,6 +33,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         works("hooks::device pulled away", device_pulled),
         works("hooks::the runner holds no key", no_key),
         works("hooks::names by systemd-resolved", names),
+        works("hooks::a device that is renamed", renamed),
         works("hooks::names without systemd-resolved", no_names),
         works("hooks::vpnd check", checked),
     ]
@@ -488,6 +489,38 @@ fn names(lab: &Lab) -> Result<String> {
         "revert tun0",
     ];
     ensure!(resolvectl.lines("out") == expected, "{:#?}", resolvectl.lines("out"));
+    Ok(expected.join("; "))
+}
+
+/// Hooks and name servers go by the name that the device has when they are run.
+fn renamed(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let resolvectl = Script::new(&wire.a, "resolvectl", "echo \"$@\" >> $0.out")?;
+    let tell =
+        Script::new(&wire.a, "tell", "echo $VPND_HOOK $VPND_DEVICE >> ${0%tell}resolvectl.out")?;
+    let (a, b) = site::pair()?;
+    let hooks = ["established", "lost", "down"].map(|moment| tell.hook(moment));
+    let mut a = with_hooks(a.towards(Wire::B4), &hooks).keepalive(1);
+    a.remote.lines.push("dead_after = \"3s\"".to_owned());
+    a.tables.push("[dns]\nservers = \"10.99.0.2\"".to_owned());
+    let mut b = Vpnd::start(&wire.b, &b)?;
+    let mut a = Vpnd::start_as(&with_path(&wire.a)?, &wire.a, &a)?;
+    resolvectl.wait_for("out", 3)?;
+    wire.a.run("ip link set tun0 name office")?;
+    a.wait_for("status has the name", SOON, |status| status.device_name() == Some("office"))?;
+    b.process().kill()?;
+    resolvectl.wait_for("out", 4)?;
+    a.process().terminate()?;
+    let said = resolvectl.lines("out");
+    let expected = [
+        "dns tun0 10.99.0.2",
+        "default-route tun0 yes",
+        "established tun0",
+        "lost office",
+        "down office",
+        "revert office",
+    ];
+    ensure!(said == expected, "{said:#?}");
     Ok(expected.join("; "))
 }
 

@@ -19,6 +19,7 @@ mod guarded;
 mod hooks;
 mod hostile;
 mod interop;
+mod kernel;
 mod lan;
 mod lans;
 mod left;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        kernel::scenarios(),
         left::scenarios(),
         pair::scenarios(),
         profile::scenarios(),

@@ -63,6 +63,13 @@ impl Status {
         self.field("/peer/endpoint")?.as_str()
     }
 
+    /// What of the device's addresses, rules and routes is missing, and why.
+    pub fn missing(&self) -> Vec<(&str, &str)> {
+        let all = self.field("/missing").and_then(Value::as_array).into_iter().flatten();
+        all.filter_map(|one| Some((one.get("what")?.as_str()?, one.get("why")?.as_str()?)))
+            .collect()
+    }
+
     /// Drops of every kind that there were, by name.
     pub fn drops(&self) -> BTreeMap<&str, u64> {
         let kinds = self.field("/drops").and_then(Value::as_object).into_iter().flatten();

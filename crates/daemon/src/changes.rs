@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 
+use tokio::sync::watch;
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Leftover, Link, Namespace, Netlink, Own, PeerState, PortMemory,
-    Stays, Undo,
+    Error, Heard, Journal, Keeper, Leftover, Link, Missing, Namespace, Netlink, Own, PeerState,
+    PortMemory, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
@@ -48,6 +49,11 @@ impl Changes {
             return None;
         };
         self.netlink.hand_on(setup, device).await
+    }
+
+    /// What is not as it should be, and why.
+    pub(crate) fn missing(&self) -> watch::Receiver<Vec<Missing>> {
+        self.keeper.missing()
     }
 
     /// Puts them back, but for what `stays`.

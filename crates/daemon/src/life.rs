@@ -3,9 +3,12 @@
 
 use vpnd_device::{Seen, Watch};
 
+use crate::presence::Presence;
+
 /// The way to see what becomes of the device.
 pub(crate) struct Life {
     watch: Watch,
+    presence: Presence,
     name: String,
     /// Whether it was set down since the start, which sets it up itself.
     was_down: bool,
@@ -18,14 +21,14 @@ pub(crate) enum Fate {
     Stays,
     /// It has another name now.
     Renamed(String),
-    /// It is gone, or out of reach.
+    /// It is gone.
     Gone,
 }
 
 impl Life {
     /// Watches over a device that is, or is going to be, configured.
-    pub(crate) fn new(name: &str, watch: Watch) -> Self {
-        Self { watch, name: name.to_owned(), was_down: false }
+    pub(crate) fn new(name: &str, watch: Watch, presence: Presence) -> Self {
+        Self { watch, presence, name: name.to_owned(), was_down: false }
     }
 
     /// Waits until somebody does something to it.
@@ -37,6 +40,11 @@ impl Life {
     pub(crate) fn attend(&mut self, seen: Seen) -> Fate {
         let name = &self.name;
         match seen {
+            // Packets go through the descriptor, whichever namespace the device is in.
+            Seen::Gone if self.presence.is_there() => tracing::warn!(
+                "device {name} was moved to another network namespace: the tunnel goes on; its addresses and \
+                 routes are to be set there, or name the namespace in [interface] netns and start again"
+            ),
             Seen::Gone => return Fate::Gone,
             Seen::Down => {
                 tracing::warn!("device {name} was set down: nothing passes until it is up");

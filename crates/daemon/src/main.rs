@@ -25,6 +25,7 @@ mod opening;
 mod options;
 mod pair;
 mod plane;
+mod presence;
 mod privilege;
 mod release;
 mod reload;

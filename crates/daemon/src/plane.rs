@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
-use vpnd_device::{PeerState, Seen};
+use tokio::sync::{mpsc, watch as channel};
+use vpnd_device::{Missing, PeerState, Seen};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
@@ -51,11 +51,8 @@ const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
 /// Why the tunnel ends other than by being asked to.
 #[derive(Debug, Error)]
 pub(crate) enum PlaneError {
-    /// The device was deleted under us, or moved away.
-    #[error(
-        "device {name} is gone: somebody deleted it, or moved it to another network namespace \
-         ([interface] netns is the way to have it there); start vpnd again to make it anew"
-    )]
+    /// The device was deleted under us.
+    #[error("device {name} is gone: somebody deleted it; start vpnd again to make it anew")]
     DeviceGone { name: String },
     /// A data thread ended for another reason.
     #[error("packets move no more: {0}")]
@@ -75,6 +72,8 @@ pub(crate) struct Surroundings {
     pub(crate) way: Way,
     /// The routes that come and go with the peer.
     pub(crate) routes: PeerState,
+    /// What of the device's addresses, rules and routes is missing.
+    pub(crate) missing: channel::Receiver<Vec<Missing>>,
     /// The largest packet to send outside, if the configuration says it.
     pub(crate) mtu_max: Option<u16>,
     pub(crate) floor: FloorFile,
@@ -207,7 +206,10 @@ impl Plane {
     fn device(&mut self, seen: Seen) -> Result<(), PlaneError> {
         match self.around.life.attend(seen) {
             Fate::Stays => {}
-            Fate::Renamed(name) => self.around.about.device.name = name,
+            Fate::Renamed(name) => {
+                self.around.hooks.renamed(&name);
+                self.around.about.device.name = name;
+            }
             Fate::Gone => return Err(self.gone()),
         }
         Ok(())
@@ -338,14 +340,15 @@ impl Plane {
 
     fn status(&mut self) -> Status {
         let now = clock::now();
-        Status::new(
+        let status = Status::new(
             &self.around.about,
             now.boot.saturating_since(self.started),
             &self.peer.status(now),
             self.engine.counters(),
             self.telling.trouble(),
         )
-        .with_ecn_ignored(self.engine.marks_everything())
+        .with_ecn_ignored(self.engine.marks_everything());
+        status.lacking(&self.around.missing.borrow())
     }
 
     /// Who asked may have left.

@@ -10,8 +10,9 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
-use vpnd_device::{Heard, Leftover, Link, Netlink, Own, PeerState, Stays, Undo};
+use vpnd_device::{Heard, Leftover, Link, Missing, Netlink, Own, PeerState, Stays, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -32,6 +33,7 @@ use crate::life::Life;
 use crate::linger::{self, AfterStop};
 use crate::netns::{Netns, NetnsError};
 use crate::plane::{Plane, PlaneError, Surroundings};
+use crate::presence::Presence;
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
@@ -182,6 +184,7 @@ struct Host {
     /// Where the socket is, and routes are asked for.
     outside: Netns,
     routes: PeerState,
+    missing: watch::Receiver<Vec<Missing>>,
     floor: FloorFile,
     control: Option<Control>,
 }
@@ -274,11 +277,25 @@ impl Host {
         let own = would_loop.then_some(own);
         let mut link = Link { passed_over, ..options::link(config, &device.name, mtu, own) };
         options::choose_mac(&mut link, config, &device, public_key);
-        let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
+        let presence = Presence::of(&device.queues[0])?;
+        let watch = netlink.watch(&device.name, heard).await?;
+        let life = Life::new(&device.name, watch, presence);
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
-        let routes = changes.peer();
-        let host =
-            Self { device, carrier, mtu, mac, life, socket, way, outside, routes, floor, control };
+        let (routes, missing) = (changes.peer(), changes.missing());
+        let host = Self {
+            device,
+            carrier,
+            mtu,
+            mac,
+            life,
+            socket,
+            way,
+            outside,
+            routes,
+            missing,
+            floor,
+            control,
+        };
         Ok((host, changes, tenancy))
     }
 
@@ -351,6 +368,7 @@ impl Host {
             life: self.life,
             way: self.way,
             routes: self.routes,
+            missing: self.missing,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             carrier: self.carrier,

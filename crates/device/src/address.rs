@@ -6,7 +6,9 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope,
+};
 
 use crate::error::{Error, errno};
 
@@ -41,6 +43,19 @@ pub(crate) async fn add(
         // Who may not add one may find it there.
         Err(error) if errno(&error) == libc::EPERM && exists(handle, address).await => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Removes the link-local addresses that the kernel has generated; they have the length that it gives them.
+pub(crate) async fn remove_generated(handle: &Handle, index: u32) {
+    let mut there = handle.address().get().set_link_index_filter(index).execute();
+    while let Ok(Some(address)) = there.try_next().await {
+        let AddressHeader { prefix_len, scope, family, .. } = address.header;
+        if (prefix_len, scope, family) == (64, AddressScope::Link, AddressFamily::Inet6)
+            && let Err(error) = handle.address().del(address).execute().await
+        {
+            tracing::debug!(%error, "a link-local address stays");
+        }
     }
 }
 
@@ -97,6 +112,12 @@ async fn exists(handle: &Handle, wanted: &AddressMessage) -> bool {
         }
     }
     false
+}
+
+/// Our end of an address and its far end.
+pub(crate) fn both_ends(message: &AddressMessage) -> Option<(IpAddr, IpAddr)> {
+    let [local, far] = ends(message);
+    Some((local?, far?))
 }
 
 /// Our end and the far one, which are the same where there is none. Of such an IPv6 address the kernel

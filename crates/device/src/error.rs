@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 
 use crate::controller::Kind;
 
@@ -114,6 +115,12 @@ impl Error {
         };
         Self::Refused { step, device: device.to_owned(), error }
     }
+}
+
+/// Whether IPv6 is switched off on the device, or the kernel has none: what it refuses so may come later.
+pub(crate) fn is_off(family: AddressFamily, error: &rtnetlink::Error) -> bool {
+    family == AddressFamily::Inet6
+        && [libc::EACCES, libc::EOPNOTSUPP, libc::EAFNOSUPPORT].contains(&errno(error))
 }
 
 /// The kernel's error number, positive; 0 if there is none.

@@ -1,32 +1,39 @@
-//! Keeps what is to be there: puts back what somebody removes, and lets routes come and go with the peer.
+//! Keeps what is to be there: puts back what somebody or the kernel removes, and lets routes come and go with the peer.
 //!
 //! The kernel tells of each change. Then everything is added once more, a moment later: what is there refuses.
+//! What cannot be added is tried again, on a timer and whenever the kernel tells of something that may make it
+//! possible.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use rtnetlink::Handle;
-use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::controller::{self, Kind};
-use crate::error::errno;
 use crate::guard::Guards;
 use crate::heard::{Heard, Told};
-use crate::link::Device;
-use crate::plan::{Plan, is_down};
+use crate::missing::{Missing, why};
+use crate::plan::Plan;
 use crate::port::KnownPort;
+use crate::restore::{self, Attempt, Found};
 use crate::route::Added;
 use crate::undo::Undo;
-use crate::{Netlink, Setup, address, route, rule};
+use crate::{Netlink, Setup, link, route, rule};
 
 /// From the first sign to the look: changes come in crowds.
 const MOMENT: Duration = Duration::from_millis(200);
+/// What is missing is tried again after these times, and from then on after the last of them.
+const RETRIES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+];
 /// From one change of what follows the peer to the next: the peer must not keep us busy.
 const REST: Duration = Duration::from_secs(1);
 /// So many of them …
@@ -44,6 +51,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Keeper {
     peer: watch::Sender<bool>,
+    missing: watch::Receiver<Vec<Missing>>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Setup>,
 }
@@ -67,25 +75,39 @@ impl Keeper {
     /// Outside a tokio runtime.
     pub fn spawn(netlink: &Netlink, news: Heard, setup: Setup) -> Self {
         let (peer, alive) = watch::channel(false);
+        let (report, missing) = watch::channel(Vec::new());
         let (stop, stopped) = oneshot::channel();
-        let (Setup { plan, mut undo }, handle) = (setup, netlink.handle.clone());
-        let keeping = Keeping {
+        let (Setup { mut plan, mut undo }, handle) = (setup, netlink.handle.clone());
+        let found = Found { missing: std::mem::take(&mut plan.missing), ..Found::default() };
+        let mut keeping = Keeping {
             port: KnownPort::new(std::mem::take(&mut undo.port)),
+            guards: Guards::default(),
             handle,
             plan,
+            undo,
             alive,
             following: Following::default(),
-            guards: Guards::default(),
-            troubles: BTreeSet::new(),
+            report,
+            said: BTreeMap::new(),
             removals: Recent::default(),
+            retries: 0,
+            kernel: Kernel::default(),
+            mtu: None,
             due: None,
+            pause: None,
         };
-        Self { peer, stop, task: tokio::spawn(keeping.run(news, stopped, undo)) }
+        keeping.conclude(found, true);
+        Self { peer, missing, stop, task: tokio::spawn(keeping.run(news, stopped)) }
     }
 
     /// Who tells it of the peer.
     pub fn peer(&self) -> PeerState {
         PeerState(self.peer.clone())
+    }
+
+    /// What is not as it should be, now and whenever that changes.
+    pub fn missing(&self) -> watch::Receiver<Vec<Missing>> {
+        self.missing.clone()
     }
 
     /// Stops; none if it has panicked.
@@ -99,17 +121,38 @@ impl Keeper {
 struct Keeping {
     handle: Handle,
     plan: Plan,
+    undo: Undo,
     alive: watch::Receiver<bool>,
     following: Following,
     /// How its bridge has it.
     port: KnownPort,
     guards: Guards,
-    /// What is not as it should be, as far as it has been said.
-    troubles: BTreeSet<String>,
-    /// When something of ours was missing.
+    /// What is not as it should be, for whoever asks.
+    report: watch::Sender<Vec<Missing>>,
+    /// The same, as far as the log says it: what, and why.
+    said: BTreeMap<String, String>,
+    /// When something of ours had been removed.
     removals: Recent,
+    /// How often what is missing has been tried again.
+    retries: usize,
+    kernel: Kernel,
+    /// The device's MTU, as it was last seen.
+    mtu: Option<u32>,
     /// When to look.
     due: Option<Instant>,
+    /// Until when others have their way.
+    pause: Option<Instant>,
+}
+
+/// What the kernel did of its own accord since the last look.
+#[derive(Default)]
+struct Kernel {
+    /// It dropped, or may have dropped, what was there.
+    dropped: bool,
+    /// It has forgotten how IPv6 was configured on the device, or may have.
+    forgot: bool,
+    /// The device was deleted or moved away: its number may be another's.
+    lost: bool,
 }
 
 /// How far the routes have followed the peer.
@@ -123,12 +166,7 @@ struct Following {
 }
 
 impl Keeping {
-    async fn run(
-        mut self,
-        mut news: Heard,
-        mut stopped: oneshot::Receiver<()>,
-        undo: Undo,
-    ) -> Setup {
+    async fn run(mut self, mut news: Heard, mut stopped: oneshot::Receiver<()>) -> Setup {
         loop {
             let (due, turn) = (self.due, self.following.due);
             tokio::select! {
@@ -139,160 +177,220 @@ impl Keeping {
                     self.following.due = None;
                     self.follow_peer().await;
                 }
-                Some(event) = news.next() => self.hear(&event),
+                Some(told) = news.next() => self.hear(&told),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    self.due = None;
+                    (self.due, self.pause) = (None, None);
                     self.look().await;
                 }
             }
         }
-        Setup { plan: self.plan, undo }
+        if self.kernel.lost {
+            // What has its number now is another's.
+            self.undo.forget_device(self.plan.index);
+        }
+        Setup { plan: self.plan, undo: self.undo }
     }
 
-    /// A look is due soon after what may have taken something of ours.
-    fn hear(&mut self, event: &Told) {
-        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = event {
-            self.hear_mtu(link);
-        }
-        match event {
-            NetlinkPayload::InnerMessage(message) => self.guards.hear(&self.plan, message),
-            NetlinkPayload::Overrun(_) => self.guards.look(),
+    /// A look is due soon after what may have taken something of ours, or may make possible what was not.
+    fn hear(&mut self, told: &Told) {
+        match told {
+            Told::Route(message) => self.guards.hear(&self.plan, message),
+            Told::Lost => self.guards.look(),
             _ => {}
         }
-        if self.concerns(event) && self.due.is_none() {
-            self.due = Some(Instant::now() + MOMENT);
+        let is_ours = |index: i32| u32::try_from(index) == Ok(self.plan.index);
+        let concerns = match told {
+            Told::Route(message) => self.hear_route(message),
+            Told::Configured { index } => is_ours(*index),
+            Told::Unconfigured { index } if is_ours(*index) => {
+                (self.kernel.dropped, self.kernel.forgot) = (true, true);
+                true
+            }
+            Told::Unconfigured { .. } => false,
+            Told::Lost => {
+                self.kernel.forgot = true;
+                true
+            }
+        };
+        if concerns {
+            self.look_after(MOMENT);
         }
     }
 
-    fn concerns(&self, event: &Told) -> bool {
-        let Plan { index, routes, rules, .. } = &self.plan;
-        match event {
-            NetlinkPayload::InnerMessage(message) => match message {
-                RouteNetlinkMessage::NewLink(link) => {
-                    let is_up = link.header.flags.contains(LinkFlags::Up);
-                    link.header.index == *index && is_up || self.is_port_of(link)
-                }
-                RouteNetlinkMessage::DelAddress(address) => address.header.index == *index,
-                RouteNetlinkMessage::DelRoute(gone) => {
-                    routes.iter().any(|held| route::same_place(gone, &held.route))
-                }
-                RouteNetlinkMessage::DelRule(gone) => !rules.is_empty() && rule::is_ours(gone),
-                _ => false,
-            },
-            // The kernel had more to say than we could hear.
-            NetlinkPayload::Overrun(_) => true,
+    /// A look is due after this time, or earlier if one is; but nobody is disturbed in a pause.
+    fn look_after(&mut self, time: Duration) {
+        let then = Instant::now() + time;
+        let then = self.pause.map_or(then, |end| end.max(then));
+        self.due = Some(self.due.map_or(then, |due| due.min(then)));
+    }
+
+    fn hear_route(&mut self, message: &RouteNetlinkMessage) -> bool {
+        let Plan { index, routes, rules, addresses, table, .. } = &self.plan;
+        let takes_place = |gone: &RouteMessage| {
+            let connected = |of| route::connected(of, *table).into_iter();
+            routes.iter().any(|held| route::same_place(gone, &held.route))
+                || addresses.iter().flat_map(connected).any(|one| route::same_place(gone, &one))
+        };
+        match message {
+            RouteNetlinkMessage::NewLink(link) => self.hear_link(link),
+            // A bridge says so of each port that leaves it, in its own family.
+            RouteNetlinkMessage::DelLink(link) => {
+                let lost = link.header.index == *index
+                    && link.header.interface_family == AddressFamily::Unspec;
+                self.kernel.lost |= lost;
+                lost
+            }
+            RouteNetlinkMessage::DelAddress(address) => address.header.index == *index,
+            RouteNetlinkMessage::DelRoute(gone) => takes_place(gone),
+            // One that is replaced is not deleted, as the kernel tells it.
+            RouteNetlinkMessage::NewRoute(new) => {
+                takes_place(new) && !routes.iter().any(|held| route::is_same(new, &held.route))
+            }
+            RouteNetlinkMessage::DelRule(gone) => !rules.is_empty() && rule::is_ours(gone),
             _ => false,
         }
     }
 
-    /// A bridge that is made anew knows its ports no more.
-    fn is_port_of(&self, link: &LinkMessage) -> bool {
+    /// The device, set up or down, or with IPv6 that is switched on again; or a bridge that is made anew and knows
+    /// its ports no more.
+    fn hear_link(&mut self, link: &LinkMessage) -> bool {
+        if link.header.index == self.plan.index {
+            let inet6 = link.header.interface_family == AddressFamily::Inet6;
+            self.kernel.dropped |= inet6 || !crate::watch::is_up(link);
+            return true;
+        }
         let port_of = self.plan.port_of.as_ref().map(|(name, _)| name.as_str());
         port_of.is_some() && port_of == crate::watch::name(link)
     }
 
+    /// Puts back whatever is missing.
+    async fn look(&mut self) {
+        let link = self.device().await;
+        if let Some(link) = &link {
+            if self.kernel.forgot && self.plan.silent {
+                let silent = restore::silence(&self.handle, self.plan.index, link).await;
+                self.kernel.forgot = !silent;
+            }
+            self.compare_mtu(link);
+        }
+        let (handle, plan, alive) = (&self.handle, &self.plan, self.following.alive);
+        let (link, port, found) = (link.as_ref(), &mut self.port, Found::default());
+        let attempt = Attempt { handle, plan, link, port, alive, found };
+        let found = attempt.run().await;
+        let by_kernel = std::mem::take(&mut self.kernel.dropped);
+        self.conclude(found, by_kernel);
+    }
+
+    /// The device, if it is there. One that was renamed is known by its new name from here on.
+    async fn device(&mut self) -> Option<LinkMessage> {
+        let link = link::at(&self.handle, self.plan.index).await?;
+        let named = link::named(&link);
+        if self.kernel.lost && !self.undo.knows(&named) {
+            return None;
+        }
+        self.kernel.lost = false;
+        if let Some(name) = crate::watch::name(&link).filter(|name| *name != self.plan.device) {
+            name.clone_into(&mut self.plan.device);
+            self.undo.name(named);
+        }
+        Some(link)
+    }
+
     /// Somebody who sets another MTU has a reason; it is said once and left.
-    fn hear_mtu(&mut self, link: &LinkMessage) {
-        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
+    fn compare_mtu(&mut self, link: &LinkMessage) {
+        let Some(configured) = self.plan.mtu else { return };
+        let (device, mtu) = (&self.plan.device, link::mtu(link));
+        if self.mtu.replace(mtu).unwrap_or(configured) == mtu {
+            return;
+        }
+        if mtu == configured {
+            tracing::info!("the MTU of {device} is {mtu} again, as configured");
+            return;
+        }
+        tracing::warn!(
+            "the MTU of {device} was {configured} and somebody made it {mtu}; it stays so, and the \
+             tunnel goes by the configured one"
+        );
+    }
+
+    /// Says what was found, as far as that is new, and when to look again.
+    fn conclude(&mut self, found: Found, by_kernel: bool) {
+        let Found { restored, missing } = found;
+        let waited = |what: &String| self.said.contains_key(what);
+        let excused = by_kernel || restored.iter().all(waited);
+        restored.iter().for_each(|what| drop(self.said.remove(what)));
+        self.say_missing(&missing);
+        self.try_again(&missing);
+        self.report.send_if_modified(|was| {
+            let is_new = *was != missing;
+            *was = missing;
+            is_new
         });
-        let Plan { device, index, mtu: set, .. } = &mut self.plan;
-        if link.header.index == *index && mtu.is_some() && set.is_some() && mtu != *set {
-            let (from, to) = (set.unwrap_or_default(), mtu.unwrap_or_default());
-            tracing::warn!(
-                "the MTU of {device} was {from} and somebody made it {to}; it stays so, and the \
-                 tunnel goes by the configured one"
-            );
-            *set = mtu;
+        if !restored.is_empty() {
+            self.say_restored(&restored.join(", "), excused);
         }
     }
 
-    /// Puts back whatever is missing.
-    async fn look(&mut self) {
-        let mut missing: Vec<_> = self.rejoin().await.into_iter().collect();
-        missing.extend(self.put_back().await);
-        if missing.is_empty() {
+    /// What is missing for want of a device that is up needs no timer: the kernel tells when it is.
+    fn try_again(&mut self, missing: &[Missing]) {
+        if missing.iter().all(Missing::is_waiting_for_device) {
+            self.retries = 0;
             return;
         }
-        let (device, missing) = (&self.plan.device, missing.join(", "));
-        tracing::warn!("{missing} of {device} had been removed, and is there again");
+        self.look_after(RETRIES[self.retries.min(RETRIES.len() - 1)]);
+        self.retries += 1;
+    }
+
+    /// One line for all that is missing for the same reason, and not said yet.
+    fn say_missing(&mut self, missing: &[Missing]) {
+        let mut news: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for Missing { what, why } in missing.iter().filter(|one| !one.is_waiting_for_device()) {
+            if self.said.insert(what.clone(), why.clone()).as_ref() != Some(why) {
+                news.entry(why).or_default().push(what);
+            }
+        }
+        let device = &self.plan.device;
+        for (why, what) in news {
+            let what = what.join(", ");
+            tracing::warn!("{what} of {device} cannot be there: {why}; it is tried again");
+        }
+    }
+
+    fn say_restored(&mut self, what: &str, excused: bool) {
+        let device = &self.plan.device;
+        if excused {
+            tracing::info!("restored {what} of {device}");
+            return;
+        }
+        tracing::warn!("restored {what} of {device}: somebody had removed it");
         if self.removals.count(WITHIN) >= OFTEN {
             self.removals = Recent::default();
             let seconds = PAUSE.as_secs();
             tracing::warn!(
                 "somebody removes what belongs to {device} again and again; it is left alone for {seconds} s"
             );
-            self.due = Some(Instant::now() + PAUSE);
+            self.pause = Some(Instant::now() + PAUSE);
+            self.due = self.pause;
         }
-    }
-
-    /// Makes the device a port again, before all else: a VRF drops addresses. Says if it was none.
-    async fn rejoin(&mut self) -> Option<String> {
-        let (device, index) = (&self.plan.device, self.plan.index);
-        let (name, kind) = self.plan.port_of.as_ref()?;
-        let what = format!("its place in {kind} {name}");
-        match controller::rejoin(&self.handle, Device { name: device, index }, name, *kind).await {
-            Ok(was_none) => {
-                if *kind == Kind::Bridge {
-                    self.port.keep(&self.handle, index, (name, was_none)).await;
-                }
-                self.troubles.remove(&what);
-                was_none.then_some(what)
-            }
-            Err(error) => {
-                if self.troubles.insert(what) {
-                    tracing::warn!(
-                        "{device} is no port of {kind} {name}, and nothing passes there: {error}"
-                    );
-                }
-                None
-            }
-        }
-    }
-
-    /// Adds everything once more; says what was not there.
-    async fn put_back(&mut self) -> Vec<String> {
-        let (handle, plan, alive) = (&self.handle, &self.plan, self.following.alive);
-        let mut all = Vec::new();
-        for one in &plan.addresses {
-            all.push((address::text(one), address::add(handle, one).await));
-        }
-        for one in &plan.rules {
-            all.push((format!("rule {}", rule::priority(one)), rule::add(handle, one).await));
-        }
-        for one in plan.routes.iter().filter(|one| alive || !one.by_peer) {
-            let added = route::add(handle, &one.route).await.map(|added| added == Added::New);
-            all.push((route::text(&one.route), added));
-        }
-        let missing = all.into_iter().filter_map(|(what, added)| {
-            self.is_there(&what, added).is_some_and(|is_new| is_new).then_some(what)
-        });
-        missing.collect()
     }
 
     /// Whether something was added, or had been there; none if it is not there. Why not is said once.
-    fn is_there(&mut self, what: &str, added: Result<bool, rtnetlink::Error>) -> Option<bool> {
-        let device = &self.plan.device;
-        let error = match added {
-            Ok(is_new) => {
-                self.troubles.remove(what);
-                return Some(is_new);
-            }
-            Err(error) if is_down(&error) => return None,
-            Err(error) => error,
-        };
-        if self.troubles.insert(what.to_owned()) {
-            match errno(&error) {
-                libc::EEXIST => tracing::warn!(
-                    "another route of the same metric has the place of {what} of {device}: packets go by that one"
-                ),
-                _ => {
-                    tracing::warn!(%error, "{what} of {device} is missing, and cannot be put back")
-                }
-            }
+    fn is_there(
+        &mut self,
+        what: &str,
+        route: &RouteMessage,
+        added: Result<(), rtnetlink::Error>,
+    ) -> bool {
+        let is_v6 = route.header.address_family == AddressFamily::Inet6;
+        let mut missing = self.report.borrow().clone();
+        missing.retain(|one| one.what != what);
+        if let Err(error) = &added {
+            missing.push(Missing { what: what.to_owned(), why: why(error, is_v6) });
+        } else {
+            self.said.remove(what);
         }
-        None
+        self.conclude(Found { missing, restored: Vec::new() }, true);
+        added.is_ok()
     }
 
     /// Adds or removes the routes that depend on the peer.
@@ -329,18 +427,19 @@ impl Keeping {
 
     /// What became of a route that was to come, if it did.
     async fn come(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
-        let added = route::add(&self.handle, route).await.map(|added| added == Added::New);
-        self.is_there(name, added).map(|_| "is there, for the peer is")
+        let added = route::add(&self.handle, route).await.map(|_: Added| ());
+        self.is_there(name, route, added).then_some("is there, for the peer is")
     }
 
     /// What became of a route that was to go, if it did. It may have gone with the device's going down.
     async fn go(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
         let trouble = format!("{name} that is to go");
         let Err(error) = route::remove(&self.handle, route).await else {
-            self.troubles.remove(&trouble);
+            self.said.remove(&trouble);
+            self.report.send_modify(|missing| missing.retain(|one| one.what != name));
             return Some("is taken away while the peer is silent");
         };
-        if self.troubles.insert(trouble) {
+        if self.said.insert(trouble, error.to_string()).is_none() {
             tracing::warn!(%error, "{name} cannot be taken away, and leads to a peer that is silent");
         }
         None

@@ -15,8 +15,10 @@ mod journal;
 mod keep;
 mod leftover;
 mod link;
+mod missing;
 mod plan;
 mod port;
+mod restore;
 mod route;
 mod rule;
 mod table;
@@ -40,6 +42,7 @@ pub use heard::Heard;
 pub use journal::{Journal, Namespace};
 pub use keep::{Keeper, PeerState};
 pub use leftover::Leftover;
+pub use missing::Missing;
 pub use port::PortMemory;
 pub use undo::{Stays, Undo};
 pub use watch::{Seen, Watch};
@@ -311,20 +314,21 @@ impl Netlink {
     }
 
     /// A VRF takes the device's addresses and routes along, and drops those of IPv6: it comes first.
-    /// Routes come last: the kernel takes none for a device that is down.
+    /// Routes come last: the kernel takes none for a device that is down. Nor does it give an IPv6 address the route
+    /// to its far end then, and it does not make up for that when the device is set up.
     async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
         let broadcasts = link::broadcasts(&self.handle, device).await?;
         let vrf = controller::join(&self.handle, device, link, undo).await?;
         let mut plan = Plan::new(device, link);
+        plan.silent = link::up(&self.handle, device, undo).await?;
         for &(ours, peer) in &pairs {
             let message = address::message(device.index, ours, peer, broadcasts);
             let added = plan.address(&self.handle, message, undo).await;
             added
                 .map_err(|error| Error::refused(Step::Address(ours, peer), device.name, &error))?;
         }
-        link::up(&self.handle, device, undo).await?;
         let connected = pairs.iter().filter_map(|(ours, peer)| address::connected(*ours, *peer));
         let connected: Vec<_> = connected.collect();
         plan.route_all(&self.handle, link, vrf, &connected, undo).await?;

@@ -57,33 +57,42 @@ fn steps(link: &Link, mac: Option<[u8; 6]>) -> impl Iterator<Item = Step> {
     wanted.into_iter().flatten()
 }
 
-/// Sets the device up, unless it is.
-pub(crate) async fn up(handle: &Handle, device: Device<'_>, undo: &mut Undo) -> Result<(), Error> {
+/// Sets the device up, unless it is; says whether it was down, and so is ours to keep silent.
+pub(crate) async fn up(
+    handle: &Handle,
+    device: Device<'_>,
+    undo: &mut Undo,
+) -> Result<bool, Error> {
     let before = find(handle, device.name).await?;
-    if !before.header.flags.contains(LinkFlags::Up) {
-        silence(handle, device, &before, undo).await;
-        change(handle, device, Step::Up).await?;
-        undo.extend([Change::Link(LinkUnspec::new_with_index(device.index).down().build())]);
+    if watch::is_up(&before) {
+        return Ok(false);
     }
-    Ok(())
+    if silence(handle, device.index).await {
+        let mode = address_generation(&before);
+        undo.extend(mode.map(|mode| Change::Link(generating(device.index, mode))));
+    }
+    change(handle, device, Step::Up).await?;
+    undo.extend([Change::Link(LinkUnspec::new_with_index(device.index).down().build())]);
+    Ok(true)
 }
 
 /// Keeps the kernel from giving the device a link-local address and soliciting routers through it:
 /// a tunnel that nobody uses sends nothing. A kernel without IPv6 refuses, and has no need of it.
-async fn silence(handle: &Handle, device: Device<'_>, before: &LinkMessage, undo: &mut Undo) {
-    let set = |mode| {
-        let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
-        LinkMessageBuilder::<LinkUnspec>::default()
-            .index(device.index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![mode]))
-            .build()
-    };
-    if handle.link().set(set(In6AddrGenMode::None)).execute().await.is_ok() {
-        undo.extend(address_generation(before).map(|mode| Change::Link(set(mode))));
-    }
+pub(crate) async fn silence(handle: &Handle, index: u32) -> bool {
+    handle.link().set(generating(index, In6AddrGenMode::None)).execute().await.is_ok()
 }
 
-fn address_generation(link: &LinkMessage) -> Option<In6AddrGenMode> {
+/// The message that makes the kernel generate addresses in this mode.
+fn generating(index: u32, mode: In6AddrGenMode) -> LinkMessage {
+    let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+    LinkMessageBuilder::<LinkUnspec>::default()
+        .index(index)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![mode]))
+        .build()
+}
+
+/// How the kernel generates addresses; none if IPv6 is not configured on the device, as below an MTU of 1280.
+pub(crate) fn address_generation(link: &LinkMessage) -> Option<In6AddrGenMode> {
     let families = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::AfSpecUnspec(families) => Some(families),
         _ => None,
@@ -119,7 +128,7 @@ pub(crate) async fn at(handle: &Handle, index: u32) -> Option<LinkMessage> {
     links.try_next().await.ok().flatten()
 }
 
-fn named(link: &LinkMessage) -> Named {
+pub(crate) fn named(link: &LinkMessage) -> Named {
     let kind = controller::kind_of(link).map_or_else(|| "-".to_owned(), ToString::to_string);
     let name = watch::name(link).unwrap_or_default();
     Named { index: link.header.index, who: format!("{kind} {name}") }

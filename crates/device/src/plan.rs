@@ -9,8 +9,9 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::rule::RuleMessage;
 
 use crate::controller::{self, Kind};
-use crate::error::{Error, Step, errno};
+use crate::error::{Error, Step, is_off};
 use crate::link::Device;
+use crate::missing::{Missing, why};
 use crate::route::Added;
 use crate::undo::{Change, Undo};
 use crate::{Link, Own, Route, WhenDown, address, route, rule, table};
@@ -20,8 +21,12 @@ use crate::{Link, Own, Route, WhenDown, address, route, rule, table};
 pub(crate) struct Plan {
     pub(crate) device: String,
     pub(crate) index: u32,
-    /// What it was set to.
+    /// Whether the kernel is kept from speaking IPv6 through it of its own accord.
+    pub(crate) silent: bool,
+    /// What its MTU was set to.
     pub(crate) mtu: Option<u32>,
+    /// The table that the kernel's own routes of it are in.
+    pub(crate) table: u32,
     /// What it is a port of.
     pub(crate) port_of: Option<(String, Kind)>,
     pub(crate) addresses: Vec<AddressMessage>,
@@ -29,6 +34,8 @@ pub(crate) struct Plan {
     /// The families whose rules belong to a kill switch.
     pub(crate) guarded: Vec<AddressFamily>,
     pub(crate) routes: Vec<Held>,
+    /// What of it could not be added yet, for want of IPv6.
+    pub(crate) missing: Vec<Missing>,
 }
 
 /// A route, and when it is there.
@@ -44,12 +51,15 @@ impl Plan {
         Self {
             device: device.name.to_owned(),
             index: device.index,
+            silent: false,
             mtu: link.mtu,
+            table: table::MAIN,
             port_of: controller::wanted(link),
             addresses: Vec::new(),
             rules: Vec::new(),
             guarded: guarded(link),
             routes: Vec::new(),
+            missing: Vec::new(),
         }
     }
 
@@ -59,14 +69,29 @@ impl Plan {
         handle: &Handle,
         message: AddressMessage,
         undo: &mut Undo,
-    ) -> Result<bool, rtnetlink::Error> {
+    ) -> Result<(), rtnetlink::Error> {
         let ours = intend(undo, Change::Address(message.clone()));
         let added = address::add(handle, &message).await;
-        let is_ours = settle(undo, ours, &added);
-        if is_ours {
+        let added = self.or_later(added, message.header.family, || address::text(&message));
+        if settle(undo, ours, &added) {
             self.addresses.push(message);
         }
-        added.map(|_| is_ours)
+        added.map(drop)
+    }
+
+    /// What IPv6 alone is missing for becomes ours when that comes: what IPv4 needs does not fail over it.
+    fn or_later(
+        &mut self,
+        added: Result<bool, rtnetlink::Error>,
+        family: AddressFamily,
+        what: impl FnOnce() -> String,
+    ) -> Result<bool, rtnetlink::Error> {
+        let Err(error) = &added else { return added };
+        if !is_off(family, error) {
+            return added;
+        }
+        self.missing.push(Missing { what: what(), why: why(error, true) });
+        Ok(true)
     }
 
     /// Adds the routes, to the table of `vrf` if it is one's port: what drops first, so that there is no moment without.
@@ -78,6 +103,7 @@ impl Plan {
         connected: &[IpNet],
         undo: &mut Undo,
     ) -> Result<(), Error> {
+        self.table = vrf.unwrap_or(table::MAIN);
         let tables = self.tables(handle, link, vrf, &families(link), undo).await?;
         for one in link.routes.iter().filter(|route| route.when_down == WhenDown::Blackhole) {
             let held = Held { route: route::blackhole(one, tables.of(one)), by_peer: false };
@@ -136,6 +162,8 @@ impl Plan {
             let route = route::last_resort(to, table);
             let ours = intend(undo, Change::Route(route.clone()));
             let added = route::add(handle, &route).await.map(|added| added == Added::New);
+            let family = route.header.address_family;
+            let added = self.or_later(added, family, || route::text(&route));
             if settle(undo, ours, &added) {
                 self.routes.push(Held { route, by_peer: false });
             } else if let Err(error) = added {
@@ -178,27 +206,30 @@ impl Plan {
     }
 
     async fn add_route(
-        &self,
+        &mut self,
         handle: &Handle,
         wanted: &Route,
         route: &RouteMessage,
     ) -> Result<bool, Error> {
         let added = route::add(handle, route).await.map(|added| added == Added::New);
+        let family = route.header.address_family;
+        let added = self.or_later(added, family, || route::text(route));
         added.map_err(|error| Error::refused(Step::Route(wanted.to), &self.device, &error))
     }
 
     /// Nobody has heard of the peer yet: the route is not to be there, not even if an earlier run left it on a
     /// device that stays. But that it can be is found out now, when somebody looks, and that we may.
     async fn try_out(
-        &self,
+        &mut self,
         handle: &Handle,
         wanted: &Route,
         route: &RouteMessage,
     ) -> Result<bool, Error> {
-        let refused = |error| Error::refused(Step::Follow(wanted.to), &self.device, &error);
-        route::remove(handle, route).await.map_err(refused)?;
+        let refused =
+            |plan: &Self, error| Error::refused(Step::Follow(wanted.to), &plan.device, &error);
+        route::remove(handle, route).await.map_err(|error| refused(self, error))?;
         self.add_route(handle, wanted, route).await?;
-        route::remove(handle, route).await.map_err(refused)?;
+        route::remove(handle, route).await.map_err(|error| refused(self, error))?;
         Ok(true)
     }
 
@@ -241,6 +272,7 @@ impl Plan {
         for rule in families.iter().copied().flat_map(all) {
             let ours = intend(undo, Change::Rule(rule.clone()));
             let added = rule::add(handle, &rule).await;
+            let added = self.or_later(added, rule.header.family, || rule::text(&rule));
             let is_ours = settle(undo, ours, &added);
             added.map_err(|error| rule::refused(&rule, &self.device, &error))?;
             if !is_ours {
@@ -313,9 +345,4 @@ fn families_where(link: &Link, of: impl Fn(&Route) -> bool) -> Vec<AddressFamily
     families.sort_by_key(|family| u8::from(*family));
     families.dedup();
     families
-}
-
-/// The device is down, which an administrator wants so: routes come back when it is up.
-pub(crate) fn is_down(error: &rtnetlink::Error) -> bool {
-    [libc::ENETDOWN, libc::ENODEV, libc::ENETUNREACH].contains(&errno(error))
 }

@@ -1,20 +1,26 @@
 //! Routes through the device, and those that drop what must not take another way.
 
+use std::net::IpAddr;
+
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use crate::address::family;
+use crate::address::{self, family};
 use crate::error::errno;
 use crate::undo::is_gone;
 use crate::{GUARD_PROTOCOL, PROTOCOL, Route};
 
 /// The metric that the kernel gives an IPv6 route without one.
 const METRIC_V6: u32 = 1024;
+
+/// The metric that the kernel gives the route to an IPv6 address's network.
+const CONNECTED_V6: u32 = 256;
 
 /// What became of a route that was to be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +103,35 @@ pub(crate) fn last_resort(to: IpNet, table: u32) -> RouteMessage {
     message
 }
 
-/// Whether it drops what it covers, and so needs no device.
-pub(crate) fn drops(route: &RouteMessage) -> bool {
-    route.header.kind == RouteType::BlackHole
+/// The routes that the kernel adds with an address, to the network that it is in and to its far end.
+pub(crate) fn connected(address: &AddressMessage, table: u32) -> Vec<RouteMessage> {
+    let Some((local, far)) = address::both_ends(address) else { return Vec::new() };
+    let len = address.header.prefix_len;
+    let host = |at: IpAddr| IpNet::from(at);
+    let nets = match IpNet::new(far, len) {
+        Err(_) => return Vec::new(),
+        Ok(_) if far.is_ipv6() => {
+            let ours = IpNet::new(local, len).unwrap_or_else(|_| host(local));
+            if far == local { vec![ours] } else { vec![ours, host(far)] }
+        }
+        Ok(net) if net == host(local) => return Vec::new(),
+        Ok(net) => vec![net],
+    };
+    nets.into_iter().map(|to| kernels(to, local, address.header.index, table)).collect()
+}
+
+/// As the kernel adds it.
+fn kernels(to: IpNet, local: IpAddr, index: u32, table: u32) -> RouteMessage {
+    let scope = if to.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+    let mut message = message(to, RouteType::Unicast, scope);
+    message.header.protocol = RouteProtocol::Kernel;
+    message.attributes.push(RouteAttribute::Oif(index));
+    message.attributes.push(RouteAttribute::Table(table));
+    match local {
+        IpAddr::V4(local) => message.attributes.push(RouteAttribute::PrefSource(local.into())),
+        IpAddr::V6(_) => message.attributes.push(RouteAttribute::Priority(CONNECTED_V6)),
+    }
+    message
 }
 
 fn message(to: IpNet, kind: RouteType, scope: RouteScope) -> RouteMessage {
@@ -140,10 +172,20 @@ pub(crate) fn same_place(gone: &RouteMessage, wanted: &RouteMessage) -> bool {
     (gone.to, gone.prefix_len, gone.table) == (wanted.to, wanted.prefix_len, wanted.table)
 }
 
+/// Whether both are the same route, as far as the kernel can tell two apart.
+pub(crate) fn is_same(one: &RouteMessage, other: &RouteMessage) -> bool {
+    Key::of(one) == Key::of(other)
+}
+
 /// The table of a route that leads everywhere.
 pub(crate) fn table_of_default(route: &RouteMessage) -> Option<u32> {
     let key = Key::of(route);
     (key.prefix_len == 0).then_some(key.table)
+}
+
+/// Whether it drops what it covers, and so needs no device.
+pub(crate) fn drops(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::BlackHole
 }
 
 /// For a line of the log.

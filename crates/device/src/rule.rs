@@ -147,6 +147,12 @@ pub(crate) fn priority(rule: &RuleMessage) -> u32 {
     said.unwrap_or(0)
 }
 
+/// For a line of the log.
+pub(crate) fn text(rule: &RuleMessage) -> String {
+    let family = if rule.header.family == AddressFamily::Inet6 { "IPv6 rule" } else { "rule" };
+    format!("{family} {}", priority(rule))
+}
+
 /// Whether it bears one of vpnd's numbers, this tunnel's or another's.
 pub(crate) fn is_ours(rule: &RuleMessage) -> bool {
     rule.attributes.iter().any(|attribute| match attribute {

@@ -8,6 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::*;
 
 mod guard;
+mod kernel;
 pub(crate) mod left_behind;
 mod routes;
 

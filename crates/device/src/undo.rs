@@ -78,6 +78,11 @@ impl Undo {
         self.journal.name(device);
     }
 
+    /// Whether it is a device that the changes are about, under this name.
+    pub(crate) fn knows(&self, device: &Named) -> bool {
+        self.journal.devices().contains(device)
+    }
+
     /// Forgets what was done to devices that are gone: their numbers may be others' now.
     pub(crate) async fn forget_strangers(&mut self, handle: &Handle) {
         let mut there = Vec::new();
@@ -90,6 +95,14 @@ impl Undo {
         let (known, strange): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(is_known);
         self.changes = known;
         strange.iter().for_each(|change| self.journal.remove(change));
+    }
+
+    /// Forgets what was done to a device that is out of reach.
+    pub(crate) fn forget_device(&mut self, index: u32) {
+        let is_about = |change: &Change| change.device() == Some(index);
+        let (gone, kept): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(is_about);
+        self.changes = kept;
+        gone.iter().for_each(|change| self.journal.remove(change));
     }
 
     /// Remembers what was done.
@@ -270,6 +283,15 @@ fn sets_back(link: &LinkMessage) -> bool {
 
 /// The device, address, route or rule went away before us.
 pub(crate) fn is_gone(error: &Error) -> bool {
-    let gone = [libc::ENODEV, libc::ENXIO, libc::EADDRNOTAVAIL, libc::ESRCH, libc::ENOENT];
+    let gone = [
+        libc::ENODEV,
+        libc::ENXIO,
+        libc::EADDRNOTAVAIL,
+        libc::ESRCH,
+        libc::ENOENT,
+        // A kernel without IPv6 has nothing of it.
+        libc::EOPNOTSUPP,
+        libc::EAFNOSUPPORT,
+    ];
     gone.contains(&errno(error))
 }

@@ -1,10 +1,9 @@
 //! What others do to the device while it runs.
 
-use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::heard::Heard;
+use crate::heard::{Heard, Told};
 
 /// What became of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +37,7 @@ impl Watch {
     /// Waits for the next change.
     pub async fn next(&mut self) -> Seen {
         while let Some(told) = self.heard.next().await {
-            if let NetlinkPayload::InnerMessage(message) = told
+            if let Told::Route(message) = told
                 && let Some(seen) = self.see(&message)
             {
                 return seen;
@@ -82,6 +81,6 @@ pub(crate) fn name(link: &LinkMessage) -> Option<&str> {
     })
 }
 
-fn is_up(link: &LinkMessage) -> bool {
+pub(crate) fn is_up(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::Up)
 }

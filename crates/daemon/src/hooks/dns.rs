@@ -9,6 +9,8 @@ use super::plan::Argv;
 
 /// The program that talks to systemd-resolved.
 const RESOLVECTL: &str = "resolvectl";
+/// Where the device's name stands among the arguments.
+const DEVICE_AT: usize = 1;
 /// The domain of all names.
 const EVERY_NAME: &str = "~.";
 
@@ -58,7 +60,7 @@ pub(super) fn is_everything(routes: impl Iterator<Item = IpNet> + Clone) -> bool
 
 fn command(verb: &str, device: &str, values: Vec<String>) -> Vec<Argv> {
     let words = [RESOLVECTL, verb, device].map(str::to_owned).into_iter().chain(values);
-    Vec::from_iter(Argv::new(words))
+    Argv::new(words).map(|argv| argv.naming_device(DEVICE_AT)).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub(crate) use runner::{WORD, run, stand_apart};
 pub(crate) use variables::{Facts, plan, wanted};
 
 use client::Runner;
+use plan::Argv;
 use talk::{End, Order};
 
 /// After one of `established` has begun, the next does so much later at the earliest; `lost` likewise. What the peer
@@ -61,6 +62,8 @@ pub(crate) struct Hooks {
     /// None where nothing is ever run, and when it was lost.
     runner: Option<Runner>,
     plan: Plan,
+    /// The device's name, if it is another than the plan's.
+    device: Option<String>,
 }
 
 impl Hooks {
@@ -71,7 +74,7 @@ impl Hooks {
     /// If it cannot be started.
     pub(crate) fn start(wanted: bool) -> Result<Self, HookError> {
         let runner = wanted.then(Runner::start).transpose().map_err(HookError::Start)?;
-        Ok(Self { runner, plan: Plan::default() })
+        Ok(Self { runner, plan: Plan::default(), device: None })
     }
 
     /// Hands the plan over and runs what belongs to a start. `None` if it ended before, as `stop`
@@ -142,8 +145,9 @@ impl Hooks {
         endpoint: Option<SocketAddr>,
     ) -> io::Result<End> {
         let Some(runner) = &mut self.runner else { return Ok(End::Exited(0)) };
-        let order = Order { moment, index, endpoint };
-        let end = runner.run(order, &self.plan.at(moment)[index], self.plan.limit).await;
+        let argv = planned(&self.plan, self.device.as_deref(), moment, index);
+        let order = Order { moment, index, endpoint, device: self.device.clone() };
+        let end = runner.run(order, &argv, self.plan.limit).await;
         if end.is_err() {
             // What it says from now on would be about something else.
             self.runner = None;
@@ -155,7 +159,7 @@ impl Hooks {
     async fn attend(&mut self, moment: Moment, index: usize, endpoint: Option<SocketAddr>) {
         let (hook, had_runner) = (moment.word(), self.runner.is_some());
         let end = self.command(moment, index, endpoint).await;
-        let command = &self.plan.at(moment)[index];
+        let command = planned(&self.plan, self.device.as_deref(), moment, index);
         match end {
             Ok(end) if end.is_good() => tracing::info!("hook {hook}: `{command}` is done"),
             Ok(end) => tracing::warn!("hook {hook}: `{command}` {end}"),
@@ -177,7 +181,7 @@ impl Hooks {
         let (mut alive, mut begun) = (false, [None; 2]);
         loop {
             let changed = wishes.wait_for(|wish| wish.end || wish.alive != alive).await;
-            let Ok(wish) = changed.map(|wish| *wish) else { break };
+            let Ok(wish) = changed.map(|wish| wish.clone()) else { break };
             if wish.end {
                 break;
             }
@@ -189,7 +193,8 @@ impl Hooks {
                 }
             }
             *begun = Some(Instant::now());
-            let wish = *wishes.borrow();
+            let wish = wishes.borrow().clone();
+            self.device = wish.device;
             alive = !alive;
             let moment = if alive { Moment::Established } else { Moment::Lost };
             for index in 0..self.plan.at(moment).len() {
@@ -199,8 +204,9 @@ impl Hooks {
                 }
             }
         }
-        let endpoint = wishes.borrow().endpoint;
-        self.bring_down(endpoint).await;
+        let wish = wishes.borrow().clone();
+        self.device = wish.device;
+        self.bring_down(wish.endpoint).await;
     }
 
     async fn bring_down(mut self, endpoint: Option<SocketAddr>) {
@@ -223,10 +229,12 @@ impl Hooks {
 }
 
 /// What is to be run next, as far as it is known.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Wish {
     alive: bool,
     endpoint: Option<SocketAddr>,
+    /// The device's name, if it is another than the plan's.
+    device: Option<String>,
     end: bool,
 }
 
@@ -242,6 +250,19 @@ impl News {
             wish.endpoint = endpoint.or(wish.endpoint);
         });
     }
+}
+
+impl News {
+    /// The device has another name.
+    pub(crate) fn renamed(&self, device: &str) {
+        self.0.send_modify(|wish| wish.device = Some(device.to_owned()));
+    }
+}
+
+/// A command of the plan, for a device that may have another name by now.
+fn planned(plan: &Plan, device: Option<&str>, moment: Moment, index: usize) -> Argv {
+    let argv = &plan.at(moment)[index];
+    device.map_or_else(|| argv.clone(), |name| argv.with_device(name))
 }
 
 /// Commands that are run beside everything else.

@@ -50,6 +50,9 @@ pub(crate) struct Argv {
     /// The file that is run, or why none is. Nobody looks for it again.
     file: Result<String, String>,
     arguments: Vec<String>,
+    /// Which of the arguments is the device's name: it may have another by the time that this is run.
+    #[serde(default)]
+    device: Option<usize>,
 }
 
 impl Argv {
@@ -58,7 +61,22 @@ impl Argv {
         let mut words = words.into_iter().map(Into::into);
         let program = words.next()?;
         let file = look_at(&program).map_err(|error| error.to_string());
-        Some(Self { program, file, arguments: words.collect() })
+        Some(Self { program, file, arguments: words.collect(), device: None })
+    }
+
+    /// The same, whose argument `at` is the device's name.
+    pub(super) fn naming_device(mut self, at: usize) -> Self {
+        self.device = Some(at);
+        self
+    }
+
+    /// The same for a device that has this name by now.
+    pub(super) fn with_device(&self, name: &str) -> Self {
+        let mut argv = self.clone();
+        if let Some(at) = argv.device.and_then(|at| argv.arguments.get_mut(at)) {
+            name.clone_into(at);
+        }
+        argv
     }
 
     /// The file that is run.

@@ -76,10 +76,15 @@ async fn serve(socket: UnixStream) -> anyhow::Result<()> {
     let (mut heard, mut way) = both(socket);
     let Some(plan) = heard.plan().await? else { return Ok(()) };
     while let Some(order) = heard.next::<Order>().await? {
-        let Some(argv) = plan.at(order.moment).get(order.index) else {
+        let Some(planned) = plan.at(order.moment).get(order.index) else {
             bail!("the plan has no command {} of {}", order.index, order.moment.word());
         };
-        let environment = plan.environment.iter().cloned().chain(of_the_moment(order));
+        if let Some(name) = order.device.as_ref().filter(|name| !is_device_name(name)) {
+            bail!("{name:?} is the name of no device");
+        }
+        let argv = order.device.as_ref().map(|name| planned.with_device(name));
+        let argv = argv.as_ref().unwrap_or(planned);
+        let environment = plan.environment.iter().cloned().chain(of_the_moment(&order));
         let end = tokio::select! {
             end = execute(argv, environment, plan.limit, &mut way) => end?,
             // Until it has the answer vpnd says nothing, so this is its end.
@@ -90,17 +95,35 @@ async fn serve(socket: UnixStream) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn of_the_moment(order: Order) -> [(String, String); 2] {
+fn of_the_moment(order: &Order) -> Vec<(String, String)> {
     let endpoint = order.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
-    [
+    let device = order.device.iter().map(|name| ("VPND_DEVICE".to_owned(), name.clone()));
+    let told = [
         ("VPND_HOOK".to_owned(), order.moment.word().to_owned()),
         ("VPND_ENDPOINT".to_owned(), endpoint),
-    ]
+    ];
+    told.into_iter().chain(device).collect()
+}
+
+/// Whether the kernel lets a device have this name, and a program does not take it for an option.
+fn is_device_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_graphic() && !"/:".contains(c);
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && name.chars().all(is_plain)
+        && !name.starts_with(['-', '.'])
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_not_named_like_an_option_or_a_path() {
+        assert!(["tun0", "site-a.7", "abcdefghijklmno"].into_iter().all(is_device_name));
+        for name in ["", "-x", "..", "a/b", "a b", "a:1", "abcdefghijklmnop", "t\nn"] {
+            assert!(!is_device_name(name), "{name}");
+        }
+    }
 
     /// A runner in this process.
     pub(crate) fn pretend(socket: UnixStream) {

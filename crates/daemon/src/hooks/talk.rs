@@ -23,12 +23,15 @@ const MAX_LINE: usize = 64 << 10;
 const MAX_PLAN: usize = 4 << 20;
 
 /// Which command of the plan is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) moment: Moment,
     pub(super) index: usize,
     /// Where the peer is, once it is known.
     pub(super) endpoint: Option<SocketAddr>,
+    /// The device's name, if it is another than the plan's.
+    #[serde(default)]
+    pub(super) device: Option<String>,
 }
 
 /// What the runner says of a command.

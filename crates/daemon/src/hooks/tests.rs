@@ -3,7 +3,6 @@ use std::future::pending;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use plan::Argv;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
@@ -28,7 +27,7 @@ impl Site {
         }
         let (ours, theirs) = UnixStream::pair().unwrap();
         runner::tests::pretend(theirs);
-        let hooks = Hooks { runner: Some(Runner::over(ours)), plan: Plan::default() };
+        let hooks = Hooks { runner: Some(Runner::over(ours)), plan: Plan::default(), device: None };
         Self { directory, hooks, plan }
     }
 
@@ -70,6 +69,22 @@ async fn all_four_in_their_order() {
     let told = ["established", "lost", "down"].map(|hook| format!("{hook} 192.0.2.7:51820"));
     assert_eq!(written(&out)[2..5], told);
     assert_eq!(written(&out)[5..], ["revert-dns"]);
+}
+
+#[tokio::test]
+async fn a_device_that_was_renamed_is_named_so() {
+    let tell = r#"echo "$VPND_HOOK $VPND_DEVICE $0" >> "$OUT""#;
+    let mut site = Site::new(&[(Moment::Established, tell), (Moment::Down, tell)]);
+    site.plan.environment.push(("VPND_DEVICE".to_owned(), "tun0".to_owned()));
+    let argv = Argv::new(["sh", "-c", tell, "tun0"]).unwrap().naming_device(2);
+    site.plan.commands.insert(Moment::RevertDns, vec![argv]);
+    let (following, out) = site.up().await;
+    let mut following = following.unwrap().unwrap();
+    following.news().peer(true, None);
+    until("established", || written(&out) == ["established tun0 sh"]).await;
+    following.news().renamed("office");
+    following.end().await;
+    assert_eq!(written(&out)[1..], ["down office sh", "revert-dns office office"]);
 }
 
 #[tokio::test]
@@ -163,6 +178,6 @@ async fn a_lost_runner_is_no_reason_to_stop() {
     drop(theirs);
     let commands = [(Moment::Down, vec![Argv::new(["true"]).unwrap()])];
     let plan = Plan { commands: commands.into(), ..Plan::default() };
-    let hooks = Hooks { runner: Some(Runner::over(ours)), plan };
+    let hooks = Hooks { runner: Some(Runner::over(ours)), plan, device: None };
     hooks.follow().end().await;
 }

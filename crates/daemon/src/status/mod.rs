@@ -55,6 +55,16 @@ pub(crate) struct Status {
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) next: Option<Next>,
     pub(crate) hint: Option<String>,
+    /// What the device should have and has not: addresses, rules, routes.
+    #[serde(default)]
+    pub(crate) missing: Vec<Missing>,
+}
+
+/// One thing that should be there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Missing {
+    pub(crate) what: String,
+    pub(crate) why: String,
 }
 
 /// Whether packets get through, as far as this end can know.
@@ -212,6 +222,7 @@ impl Status {
                 let names = || about.endpoints.join(", ");
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
             }),
+            missing: Vec::new(),
         }
     }
 }
@@ -223,6 +234,14 @@ impl Status {
                             not work across the tunnel; somebody on the way rewrites the TOS byte";
         let hint = self.hint.or_else(|| ecn_ignored.then(|| HINT.to_owned()));
         Self { ecn_ignored, hint, ..self }
+    }
+
+    /// The same tunnel, of whose device this is missing.
+    pub(crate) fn lacking(mut self, missing: &[vpnd_device::Missing]) -> Self {
+        let one =
+            |one: &vpnd_device::Missing| Missing { what: one.what.clone(), why: one.why.clone() };
+        self.missing = missing.iter().map(one).collect();
+        self
     }
 }
 
@@ -465,6 +484,7 @@ pub(crate) mod tests {
             "drops": shown["drops"],
             "next": { "timer": "persistent_keepalive", "in_s": 3.0 },
             "hint": null,
+            "missing": [],
         });
         assert_eq!(shown, expected);
         let drops = shown["drops"].as_object().unwrap();

@@ -42,6 +42,8 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         traffic.tx_packets,
     )?;
     write_drops(text, status)?;
+    let mut missing = status.missing.iter();
+    missing.try_for_each(|one| writeln!(text, "  missing  {}: {}", one.what, one.why))?;
     status.hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
 }
 
@@ -138,6 +140,17 @@ mod tests {
         assert_eq!(alive(&dead).unwrap(), "no, for 2h 30m (dead_after 1m)");
         // A daemon of an earlier release does not say.
         assert_eq!(alive(&Status { alive: None, ..dead }), None);
+    }
+
+    #[test]
+    fn what_is_missing_has_a_line_each() {
+        let missing = vpnd_device::Missing {
+            what: "route ::/0".to_owned(),
+            why: "IPv6 is switched off".to_owned(),
+        };
+        let status = super::super::tests::sample().lacking(&[missing]);
+        let text = render(&status);
+        assert!(text.contains("\n  missing  route ::/0: IPv6 is switched off\n"), "{text}");
     }
 
     #[test]

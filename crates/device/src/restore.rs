@@ -1,0 +1,148 @@
+//! Adds everything that a device should have once more: what is there refuses, so nothing is compared with what the
+//! kernel shows. The kernel drops or forgets some of it by itself: IPv6 when it is switched off, or when the MTU falls
+//! below 1280, routes when the device goes down, the route to the far end of an IPv6 address that was added before
+//! the device was up.
+
+use rtnetlink::Handle;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::{In6AddrGenMode, LinkMessage};
+
+use crate::controller::Kind;
+use crate::link::{self, Device};
+use crate::missing::{DOWN, GONE, Missing, why};
+use crate::plan::{Held, Plan};
+use crate::port::KnownPort;
+use crate::route::Added;
+use crate::{address, controller, route, rule, watch};
+
+/// What one attempt found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// What was not there, and is.
+    pub(crate) restored: Vec<String>,
+    /// What is not there, and cannot be added now.
+    pub(crate) missing: Vec<Missing>,
+}
+
+/// One attempt.
+pub(crate) struct Attempt<'a> {
+    pub(crate) handle: &'a Handle,
+    pub(crate) plan: &'a Plan,
+    /// How the device is; none if it was deleted or moved away.
+    pub(crate) link: Option<&'a LinkMessage>,
+    /// How the bridge has it whose port it is.
+    pub(crate) port: &'a mut KnownPort,
+    /// Whether the routes that follow the peer are to be there.
+    pub(crate) alive: bool,
+    pub(crate) found: Found,
+}
+
+impl Attempt<'_> {
+    /// Adds everything, or what needs no device where there is none. A VRF drops addresses: it comes first.
+    pub(crate) async fn run(mut self) -> Found {
+        match self.link {
+            Some(link) => {
+                self.rejoin().await;
+                self.addresses(watch::is_up(link)).await;
+            }
+            None => {
+                let gone = |one| Missing { what: address::text(one), why: GONE.to_owned() };
+                self.found.missing.extend(self.plan.addresses.iter().map(gone));
+            }
+        }
+        self.rules().await;
+        self.routes().await;
+        self.found
+    }
+
+    /// Makes the device a port again.
+    async fn rejoin(&mut self) {
+        let Plan { device, index, port_of, .. } = self.plan;
+        let Some((name, kind)) = port_of else { return };
+        let what = format!("its place in {kind} {name}");
+        let device = Device { name: device, index: *index };
+        match controller::rejoin(self.handle, device, name, *kind).await {
+            Ok(was_none) => {
+                if *kind == Kind::Bridge {
+                    self.port.keep(self.handle, *index, (name, was_none)).await;
+                }
+                self.found.restored.extend(was_none.then_some(what));
+            }
+            Err(error) => {
+                let why = format!("nothing passes there: {error}");
+                self.found.missing.push(Missing { what, why });
+            }
+        }
+    }
+
+    async fn addresses(&mut self, is_up: bool) {
+        for one in &self.plan.addresses {
+            let what = address::text(one);
+            let is_v6 = one.header.family == AddressFamily::Inet6;
+            // The kernel takes it, and then never adds the route to its far end.
+            if is_v6 && !is_up {
+                self.found.missing.push(Missing { what, why: DOWN.to_owned() });
+                continue;
+            }
+            let added = address::add(self.handle, one).await;
+            let was_there = matches!(added, Ok(false));
+            self.note(what, is_v6, added);
+            if was_there && is_up {
+                self.connected(one).await;
+            }
+        }
+    }
+
+    /// The routes that the kernel adds with an address, and does not add again.
+    async fn connected(&mut self, of: &AddressMessage) {
+        for one in route::connected(of, self.plan.table) {
+            // Another device's route of the same metric is the kernel's affair.
+            if let Ok(Added::New) = route::add(self.handle, &one).await {
+                self.found.restored.push(route::text(&one));
+            }
+        }
+    }
+
+    async fn rules(&mut self) {
+        for one in &self.plan.rules {
+            let is_v6 = one.header.family == AddressFamily::Inet6;
+            let added = rule::add(self.handle, one).await;
+            self.note(rule::text(one), is_v6, added);
+        }
+    }
+
+    async fn routes(&mut self) {
+        let alive = self.alive;
+        for Held { route, .. } in self.plan.routes.iter().filter(|held| alive || !held.by_peer) {
+            let what = route::text(route);
+            if self.link.is_none() && !route::drops(route) {
+                self.found.missing.push(Missing { what, why: GONE.to_owned() });
+                continue;
+            }
+            let is_v6 = route.header.address_family == AddressFamily::Inet6;
+            let added = route::add(self.handle, route).await.map(|added| added == Added::New);
+            self.note(what, is_v6, added);
+        }
+    }
+
+    fn note(&mut self, what: String, is_v6: bool, added: Result<bool, rtnetlink::Error>) {
+        match added {
+            Ok(true) => self.found.restored.push(what),
+            Ok(false) => {}
+            Err(error) => {
+                self.found.missing.push(Missing { what, why: why(&error, is_v6) });
+            }
+        }
+    }
+}
+
+/// Keeps the kernel quiet on a device on which it has configured IPv6 anew, with its defaults: no address of its
+/// making, no solicitation of routers. Says whether IPv6 is configured.
+pub(crate) async fn silence(handle: &Handle, index: u32, link: &LinkMessage) -> bool {
+    let Some(mode) = link::address_generation(link) else { return false };
+    if mode != In6AddrGenMode::None && link::silence(handle, index).await {
+        address::remove_generated(handle, index).await;
+    }
+    true
+}
