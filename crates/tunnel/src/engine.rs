@@ -119,6 +119,7 @@ impl Engine {
             destination: to,
             source: from,
             tos: 0,
+            hops: None,
             contents: datagram,
             segment_size: None,
         };
