@@ -17,6 +17,7 @@ mod hostile;
 mod interop;
 mod lan;
 mod lans;
+mod loops;
 mod multicast;
 mod nested;
 mod pair;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         ecn::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
+        loops::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, PeerState, Stays, Undo,
+    Error, Heard, Journal, Keeper, Link, Mark, Namespace, Netlink, OwnState, PeerState, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
@@ -46,6 +46,11 @@ impl Changes {
         self.keeper.peer()
     }
 
+    /// Who is told of the tunnel's own datagrams.
+    pub(crate) fn own(&self) -> OwnState {
+        self.keeper.own()
+    }
+
     /// Puts them back, but for what `stays`.
     pub(crate) async fn put_back(self, stays: Stays) {
         match self.keeper.stop().await {
@@ -60,9 +65,15 @@ impl Changes {
 pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) -> Way {
     let mut way = config.socket.way();
     if way.mark == 0 && would_loop {
-        way.mark = netlink.free_mark().await;
+        way.mark = netlink.free_mark().await.value;
     }
     way
+}
+
+/// How rules tell the tunnel's own datagrams by their mark. Of a mark that the file says, each bit may mean
+/// something to others; in one that we chose, none does.
+pub(crate) fn mark(config: &Config, way: &Way) -> Mark {
+    if config.socket.fwmark == 0 { Mark::bits(way.mark) } else { Mark::exact(way.mark) }
 }
 
 /// What an earlier run left, as the file beside the control socket says: a boot empties both that directory

@@ -18,6 +18,7 @@ mod keygen;
 mod keys;
 mod life;
 mod logging;
+mod loops;
 mod netns;
 mod opening;
 mod options;

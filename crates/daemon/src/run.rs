@@ -8,7 +8,7 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Own, PeerState, Stays};
+use vpnd_device::{Heard, Netlink, Own, PeerState, Stays};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -19,13 +19,14 @@ use vpnd_tunnel::udp::{BindError, Socket, Way};
 
 use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{Config, Service};
+use crate::config::{Config, Endpoint, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
 use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
+use crate::loops::Loops;
 use crate::netns::{Netns, NetnsError};
 use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
@@ -131,6 +132,7 @@ struct Host {
     /// Where the socket is, and routes are asked for.
     outside: Netns,
     routes: PeerState,
+    loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
 }
@@ -167,13 +169,32 @@ impl Host {
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &netlink).await?;
-        let own = Own { mark: way.mark, port: socket.local_port() };
+        let own = Own {
+            mark: changes::mark(config, &way),
+            port: socket.local_port(),
+            peers: config.peer.endpoints.iter().filter_map(Endpoint::address).collect(),
+        };
         let link = options::link(config, &device.name, mtu, would_loop.then_some(own));
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
         let changes = Changes::make(netlink, news, &link, config).await?;
+        let asking =
+            outside.within(|| Ok::<_, RunError>((Netlink::connect()?, Heard::routes()?)))??;
+        let index = inside.is(&outside).then(|| life.index());
+        let loops = Loops::new(asking, way.clone(), index, changes.own());
         let routes = changes.peer();
-        let host =
-            Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
+        let host = Self {
+            device,
+            carrier,
+            mtu,
+            life,
+            socket,
+            way,
+            outside,
+            routes,
+            loops,
+            floor,
+            control,
+        };
         Ok((host, changes))
     }
 
@@ -244,6 +265,7 @@ impl Host {
             life: self.life,
             way: self.way,
             routes: self.routes,
+            loops: self.loops,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             carrier: self.carrier,

@@ -3,6 +3,7 @@
 //! The kernel tells of each change. Then everything is added once more, a moment later: what is there refuses.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rtnetlink::Handle;
@@ -42,6 +43,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Keeper {
     peer: watch::Sender<bool>,
+    own: watch::Sender<OwnTraffic>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Setup>,
 }
@@ -57,6 +59,30 @@ impl PeerState {
     }
 }
 
+/// What the tunnel's own datagrams are told by, as far as it changes while the tunnel runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnTraffic {
+    /// The UDP port they leave from.
+    pub port: u16,
+    /// Where the peer is, or may be.
+    pub peers: Vec<IpAddr>,
+}
+
+/// Tells a [`Keeper`] of the tunnel's own datagrams.
+#[derive(Clone, Debug)]
+pub struct OwnState(watch::Sender<OwnTraffic>);
+
+impl OwnState {
+    /// The rules that keep them out of the tunnel follow.
+    pub fn set(&self, traffic: OwnTraffic) {
+        self.0.send_if_modified(|was| {
+            let changed = *was != traffic;
+            *was = traffic;
+            changed
+        });
+    }
+}
+
 impl Keeper {
     /// Begins, in a task of its own. The peer is not alive yet.
     ///
@@ -65,23 +91,30 @@ impl Keeper {
     /// Outside a tokio runtime.
     pub fn spawn(netlink: &Netlink, news: Heard, setup: Setup) -> Self {
         let (peer, alive) = watch::channel(false);
+        let (own, traffic) = watch::channel(OwnTraffic::default());
         let (stop, stopped) = oneshot::channel();
         let (Setup { plan, undo }, handle) = (setup, netlink.handle.clone());
         let keeping = Keeping {
             handle,
             plan,
             alive,
+            traffic,
             following: Following::default(),
             troubles: BTreeSet::new(),
             removals: Recent::default(),
             due: None,
         };
-        Self { peer, stop, task: tokio::spawn(keeping.run(news, stopped, undo)) }
+        Self { peer, own, stop, task: tokio::spawn(keeping.run(news, stopped, undo)) }
     }
 
     /// Who tells it of the peer.
     pub fn peer(&self) -> PeerState {
         PeerState(self.peer.clone())
+    }
+
+    /// Who tells it of the tunnel's own datagrams.
+    pub fn own(&self) -> OwnState {
+        OwnState(self.own.clone())
     }
 
     /// Stops; none if it has panicked.
@@ -96,6 +129,7 @@ struct Keeping {
     handle: Handle,
     plan: Plan,
     alive: watch::Receiver<bool>,
+    traffic: watch::Receiver<OwnTraffic>,
     following: Following,
     /// What is not as it should be, as far as it has been said.
     troubles: BTreeSet<String>,
@@ -120,13 +154,14 @@ impl Keeping {
         mut self,
         mut news: Heard,
         mut stopped: oneshot::Receiver<()>,
-        undo: Undo,
+        mut undo: Undo,
     ) -> Setup {
         loop {
             let (due, turn) = (self.due, self.following.due);
             tokio::select! {
                 _ = &mut stopped => break,
                 Ok(()) = self.alive.changed() => self.following.hear(),
+                Ok(()) = self.traffic.changed() => self.follow_own(&mut undo).await,
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
                     self.following.due = None;
                     self.follow_peer().await;
@@ -139,6 +174,17 @@ impl Keeping {
             }
         }
         Setup { plan: self.plan, undo }
+    }
+
+    async fn follow_own(&mut self, undo: &mut Undo) {
+        let traffic = self.traffic.borrow_and_update().clone();
+        let followed = self.plan.follow_own(&self.handle, &traffic, undo).await;
+        let trouble = "the rules for the peer's address".to_owned();
+        match followed {
+            Ok(()) => drop(self.troubles.remove(&trouble)),
+            Err(error) if self.troubles.insert(trouble) => tracing::warn!("{error}"),
+            Err(_said_before) => {}
+        }
     }
 
     /// A look is due soon after what may have taken something of ours.

@@ -13,6 +13,8 @@ mod heard;
 mod journal;
 mod keep;
 mod link;
+mod lookup;
+mod mark;
 mod plan;
 mod route;
 mod rule;
@@ -29,7 +31,9 @@ pub use controller::Kind;
 pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, Namespace};
-pub use keep::{Keeper, PeerState};
+pub use keep::{Keeper, OwnState, OwnTraffic, PeerState};
+pub use lookup::{Found, Question};
+pub use mark::Mark;
 pub use undo::{Stays, Undo};
 pub use watch::{Seen, Watch};
 
@@ -68,12 +72,14 @@ pub struct Link {
 }
 
 /// What tells the tunnel's own datagrams from those that go through it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
     /// Their mark.
-    pub mark: u32,
+    pub mark: Mark,
     /// The UDP port they leave from.
     pub port: u16,
+    /// Where the peer is, or may be.
+    pub peers: Vec<IpAddr>,
 }
 
 /// One route through a device.
@@ -152,7 +158,7 @@ impl Netlink {
     }
 
     /// A mark for the tunnel's own datagrams that no program's rule but vpnd's looks at.
-    pub async fn free_mark(&self) -> u32 {
+    pub async fn free_mark(&self) -> Mark {
         rule::free_mark(&self.handle).await
     }
 

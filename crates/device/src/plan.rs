@@ -12,7 +12,7 @@ use crate::error::{Error, Step, errno};
 use crate::link::Device;
 use crate::route::Added;
 use crate::undo::{Change, Undo};
-use crate::{Link, Own, Route, WhenDown, address, route, rule, table};
+use crate::{Link, Own, OwnTraffic, Route, WhenDown, address, route, rule, table};
 
 /// A device, and what belongs to it.
 #[derive(Debug)]
@@ -25,7 +25,23 @@ pub(crate) struct Plan {
     pub(crate) port_of: Option<(String, Kind)>,
     pub(crate) addresses: Vec<AddressMessage>,
     pub(crate) rules: Vec<RuleMessage>,
+    /// What the rules are made for.
+    pub(crate) ruled: Option<Ruled>,
     pub(crate) routes: Vec<Held>,
+}
+
+/// What the tunnel's own datagrams are told by, where there is a table that they must not be led to.
+#[derive(Clone, Debug)]
+pub(crate) struct Ruled {
+    own: Own,
+    table: u32,
+    families: Vec<AddressFamily>,
+}
+
+impl Ruled {
+    fn rules(&self) -> Vec<RuleMessage> {
+        self.families.iter().flat_map(|family| rule::all(&self.own, self.table, *family)).collect()
+    }
 }
 
 /// A route, and when it is there.
@@ -45,6 +61,7 @@ impl Plan {
             port_of: controller::wanted(link),
             addresses: Vec::new(),
             rules: Vec::new(),
+            ruled: None,
             routes: Vec::new(),
         }
     }
@@ -146,14 +163,17 @@ impl Plan {
         undo: &mut Undo,
     ) -> Result<u32, Error> {
         let families = families(link);
-        let Some(own) = link.own.filter(|_| !families.is_empty()) else { return Ok(table::MAIN) };
+        let Some(own) = link.own.as_ref().filter(|_| !families.is_empty()) else {
+            return Ok(table::MAIN);
+        };
         // The one that an earlier run had, for what it left there holds until ours does.
         let mut left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
         left.retain(|number| table::is_own(*number));
         left.sort_unstable();
         left.dedup();
         for table in left.into_iter().chain(table::free(handle).await) {
-            if self.claim(handle, own, table, &families, undo).await? {
+            let ruled = Ruled { own: own.clone(), table, families: families.clone() };
+            if self.claim(handle, ruled, undo).await? {
                 return Ok(table);
             }
         }
@@ -164,14 +184,12 @@ impl Plan {
     async fn claim(
         &mut self,
         handle: &Handle,
-        own: Own,
-        table: u32,
-        families: &[AddressFamily],
+        ruled: Ruled,
         undo: &mut Undo,
     ) -> Result<bool, Error> {
         let before = undo.len();
         self.rules.clear();
-        for rule in families.iter().flat_map(|family| rule::all(own, table, *family)) {
+        for rule in ruled.rules() {
             let ours = intend(undo, Change::Rule(rule.clone()));
             let added = rule::add(handle, &rule).await;
             let is_ours = settle(undo, ours, &added);
@@ -182,7 +200,36 @@ impl Plan {
             }
             self.rules.push(rule);
         }
+        self.ruled = Some(ruled);
         Ok(true)
+    }
+
+    /// The port or the peer's addresses are others by now: adds the rules that this takes, and removes those that it
+    /// does not.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused first; the rules are then those that it took.
+    pub(crate) async fn follow_own(
+        &mut self,
+        handle: &Handle,
+        traffic: &OwnTraffic,
+        undo: &mut Undo,
+    ) -> Result<(), Error> {
+        let Some(ruled) = &mut self.ruled else { return Ok(()) };
+        (ruled.own.port, ruled.own.peers) = (traffic.port, traffic.peers.clone());
+        let wanted = ruled.rules();
+        let mut refused = Ok(());
+        for rule in wanted.iter().filter(|rule| !self.rules.contains(rule)) {
+            let ours = intend(undo, Change::Rule(rule.clone()));
+            let added = rule::add(handle, rule).await;
+            settle(undo, ours, &added);
+            let added = added.map_err(|error| rule::refused(rule, &self.device, &error));
+            refused = refused.and(added.map(drop));
+        }
+        self.rules = wanted;
+        undo.only(|change| !matches!(change, Change::Rule(_)) || self.wants(change), handle).await;
+        refused
     }
 
     /// Whether what `change` takes back is to stay.

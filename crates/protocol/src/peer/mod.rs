@@ -6,6 +6,7 @@
 //! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
 
 mod change;
+mod detours;
 mod frames;
 mod identities;
 mod initiator;
@@ -37,6 +38,7 @@ use crate::time::{BootTime, Now};
 use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
+use detours::Detours;
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
@@ -167,6 +169,7 @@ pub struct Peer {
 
     path: Option<Path>,
     candidates: Candidates,
+    detours: Detours,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer began.
@@ -214,6 +217,7 @@ impl Peer {
             last_minute_asked: Generation::default(),
             path: None,
             candidates: Candidates::default(),
+            detours: Detours::default(),
             attempt: None,
             answering: None,
             wanted: false,
@@ -328,6 +332,11 @@ impl Peer {
         self.path.map(|path| path.to)
     }
 
+    /// The address of ours that they leave from, if that is known.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.path.and_then(|path| path.from)
+    }
+
     fn follow_edges(&mut self, now: Now) {
         let confirmed = self.keyring.confirm();
         if confirmed {
@@ -359,7 +368,9 @@ impl Peer {
 
     fn may_be_at(&self, address: SocketAddr) -> bool {
         match self.path {
-            Some(path) => path.to == address || self.config.roam.permits(path.to, address),
+            Some(path) if path.to == address => true,
+            _ if self.detours.lead_to(address) => false,
+            Some(path) => self.config.roam.permits(path.to, address),
             None => self.candidates.permit(self.config.roam, address),
         }
     }
@@ -372,6 +383,7 @@ impl Peer {
             dscp: self.config.dscp,
         };
         if self.path.is_none_or(|old| old.to != to) {
+            self.detours.left(self.path);
             self.events.push_back(Event::Moved { to });
         }
         self.publish |= self.path != Some(path);
