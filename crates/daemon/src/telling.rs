@@ -54,6 +54,7 @@ enum Class {
     Confirm,
     Unknown,
     Stale,
+    Ahead,
     Moved,
     BadMac1,
     Loop,
@@ -186,6 +187,7 @@ impl Telling {
             Event::StaleInitiation { got, last } => {
                 self.stale(now, &got.to_string(), &last.to_string());
             }
+            Event::StampAhead { got } => self.stamp_ahead(now, &got.to_string()),
         }
     }
 
@@ -299,6 +301,15 @@ impl Telling {
             tracing::warn!(
                 "an initiation of the peer is stamped {got}, not after {last}: a replay, or its \
                  clock was set back and its state directory lost{more}"
+            );
+        }
+    }
+
+    fn stamp_ahead(&mut self, now: BootTime, got: &str) {
+        if let Some(more) = self.limit.allow(Class::Ahead, now) {
+            tracing::warn!(
+                "the peer's initiation is stamped {got}, more than a day ahead of our clock: it is answered, \
+                 but one of the two clocks is wrong{more}"
             );
         }
     }

@@ -117,29 +117,50 @@ impl Secret {
     }
 }
 
-/// The sending end: signs our messages to one remote, and keeps the cookie it sent us.
+/// The sending end: signs our messages to one remote, and keeps the cookies it sent us.
+///
+/// Whoever knows the remote's public key and sees our message can make a cookie reply to it. So a new
+/// cookie never replaces one that a message carried when it was answered: the two take turns, until an
+/// answer shows which of them is good.
 pub struct Jar {
     mac1_key: Mac1Key,
     cookie_key: Digest,
+    /// Of the last message, as long as no cookie has come for it.
     last_mac1: Option<[u8; 16]>,
-    cookie: Option<(Cookie, BootTime)>,
+    /// What the last message carried.
+    carried: Option<Kind>,
+    /// A message that carried it was answered.
+    proven: Option<Kept>,
+    /// The newest; it may be anybody's.
+    fresh: Option<Kept>,
+}
+
+/// A cookie, and when it came.
+type Kept = (Cookie, BootTime);
+
+/// Which of the two cookies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Proven,
+    Fresh,
 }
 
 impl Jar {
     /// An empty jar for messages to `remote`.
     pub fn new(remote: &PublicKey) -> Self {
         let (mac1_key, cookie_key) = (Mac1Key::new(remote), cookie_key(remote));
-        Self { mac1_key, cookie_key, last_mac1: None, cookie: None }
+        Self { mac1_key, cookie_key, last_mac1: None, carried: None, proven: None, fresh: None }
     }
 
-    /// Writes both MACs of a whole message 1 or 2; mac2 stays zero without a fresh cookie.
+    /// Writes both MACs of a whole message 1 or 2; mac2 stays zero without a usable cookie.
     /// Anything too short to be either is left alone.
     pub fn seal_macs(&mut self, now: BootTime, datagram: &mut [u8]) {
         let Some((body, macs)) = datagram.split_last_chunk_mut::<MACS_LEN>() else { return };
         let mac1 = mac(&self.mac1_key.0, &[body]);
         self.last_mac1 = Some(mac1);
-        self.cookie.take_if(|(_, received)| now.saturating_since(*received) >= PERIOD);
-        let mac2 = self.cookie.as_ref().map(|(cookie, _)| mac(&**cookie, &[body, &mac1]));
+        self.expire(now);
+        self.carried = self.choose();
+        let mac2 = self.carried_cookie().map(|cookie| mac(&**cookie, &[body, &mac1]));
         *macs = zerocopy::transmute!(Macs { mac1, mac2: mac2.unwrap_or_default() });
     }
 
@@ -153,9 +174,44 @@ impl Jar {
         let mut sealed = reply.encrypted_cookie;
         xopen(&self.cookie_key, &reply.nonce, &mac1, sealed.as_mut_bytes())
             .map_err(|Forged| HandshakeError::ForgedCookie)?;
-        self.cookie = Some((Zeroizing::new(sealed.ciphertext), now));
+        self.fresh = Some((Zeroizing::new(sealed.ciphertext), now));
         self.last_mac1 = None;
         Ok(())
+    }
+
+    /// The last message was answered: what it carried is good. A cookie that came for that very message is
+    /// not from the remote, which sends either a cookie or an answer.
+    pub fn answered(&mut self) {
+        let replied = self.last_mac1.take().is_none();
+        let fresh = self.fresh.take();
+        if self.carried.take() == Some(Kind::Fresh) && !replied {
+            self.proven = fresh;
+        }
+    }
+
+    fn expire(&mut self, now: BootTime) {
+        for cookie in [&mut self.proven, &mut self.fresh] {
+            cookie.take_if(|(_, received)| now.saturating_since(*received) >= PERIOD);
+        }
+    }
+
+    /// The fresh one, but not twice in a row where there is another that was good.
+    fn choose(&self) -> Option<Kind> {
+        let after_fresh = self.carried == Some(Kind::Fresh);
+        match (&self.proven, &self.fresh) {
+            (Some(_), Some(_)) if after_fresh => Some(Kind::Proven),
+            (_, Some(_)) => Some(Kind::Fresh),
+            (Some(_), None) => Some(Kind::Proven),
+            (None, None) => None,
+        }
+    }
+
+    fn carried_cookie(&self) -> Option<&Cookie> {
+        let kept = match self.carried? {
+            Kind::Proven => &self.proven,
+            Kind::Fresh => &self.fresh,
+        };
+        kept.as_ref().map(|(cookie, _)| cookie)
     }
 }
 
@@ -175,7 +231,8 @@ const BURST: u32 = 5;
 /// Sources remembered; with each proven by its cookie, more is a flood by whoever owns them.
 const MAX_SOURCES: usize = 4096;
 
-/// A token bucket per IPv4 address or IPv6 /64: what one of them gets under load.
+/// A token bucket per IPv4 address or IPv6 /64: what one of them gets under load. An address at which the
+/// peer is expected has one of its own, which neither its neighbours nor any number of others can empty.
 ///
 /// A bucket is the moment it will be full again, so that it needs no refilling.
 #[derive(Debug, Default)]
@@ -193,11 +250,21 @@ impl RateLimiter {
     /// Takes a token of `from`'s, if there is one. With too many sources at once, those who are
     /// new wait.
     pub fn allow(&mut self, now: BootTime, from: IpAddr) -> bool {
-        let source = Source::from(from);
+        self.take_token(now, Source::from(from))
+    }
+
+    /// As [`RateLimiter::allow`], for where the peer was last or is configured to be. Its cookie has
+    /// proved the port too.
+    pub fn allow_expected(&mut self, now: BootTime, from: SocketAddr) -> bool {
+        self.take_token(now, Source::Expected(from))
+    }
+
+    fn take_token(&mut self, now: BootTime, source: Source) -> bool {
         self.make_room(now);
         let full_at = match self.full_at.get(&source) {
             Some(&full_at) => full_at.max(now) + COST,
-            None if self.full_at.len() < MAX_SOURCES => now + COST,
+            // There are few of them, and they are none that a stranger adds to.
+            None if self.full_at.len() < MAX_SOURCES || source.is_expected() => now + COST,
             None => return false,
         };
         let allowed = full_at.saturating_since(now) <= COST * BURST;
@@ -223,6 +290,13 @@ impl RateLimiter {
 enum Source {
     V4(u32),
     V6(u64),
+    Expected(SocketAddr),
+}
+
+impl Source {
+    const fn is_expected(self) -> bool {
+        matches!(self, Self::Expected(_))
+    }
 }
 
 impl From<IpAddr> for Source {

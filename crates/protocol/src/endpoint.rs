@@ -82,6 +82,11 @@ impl Candidates {
         (self.configured.is_empty() && roam != Roam::Off) || self.configured.iter().any(near)
     }
 
+    /// Whether the configuration names this address.
+    pub(crate) fn name(&self, address: SocketAddr) -> bool {
+        self.configured.contains(&address)
+    }
+
     /// No answer: the next try goes to the next address.
     pub(crate) fn advance(&mut self) {
         self.cursor = self.cursor.wrapping_add(1);

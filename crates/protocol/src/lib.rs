@@ -13,6 +13,7 @@ pub mod endpoint;
 pub mod fragment;
 pub mod frame;
 pub mod handshake;
+mod high_water;
 pub mod inner;
 mod keyring;
 mod liveness;

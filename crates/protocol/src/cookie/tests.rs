@@ -185,6 +185,70 @@ fn a_forged_cookie_leaves_room_for_the_true_one() {
     assert!(ends.passes(at(1), at(1)));
 }
 
+impl Ends {
+    /// Whoever knows the receiver's public key and sees the message can do this.
+    fn forge(&mut self, now: BootTime, datagram: &[u8]) {
+        let mut other = Checker::new(&RECEIVER);
+        let (_, macs) = split_macs(datagram).unwrap();
+        let reply = other.reply(now, FROM, Index::new(3), &macs, &mut self.rng);
+        self.jar.receive(now, &reply).unwrap();
+    }
+
+    /// Sends, and is answered if the receiver, which is under load, lets it pass.
+    fn try_once(&mut self, now: BootTime) -> (Vec<u8>, bool) {
+        let datagram = self.send(now);
+        let passes = self.checker.verify_mac2(now, FROM, &datagram);
+        if passes {
+            self.jar.answered();
+        }
+        (datagram, passes)
+    }
+}
+
+#[test]
+fn a_forged_cookie_never_replaces_one_that_was_good() {
+    let mut ends = ends();
+    ends.exchange(at(0));
+    assert!(ends.try_once(at(1)).1, "the cookie is good");
+    for n in 1..10 {
+        // The forger is faster than the answer, every time.
+        let datagram = ends.send(at(n * 10));
+        ends.forge(at(n * 10), &datagram);
+        let tries = [1, 2].map(|later| ends.try_once(at(n * 10 + later)).1);
+        assert!(tries.contains(&true), "{n}: {tries:?}");
+    }
+}
+
+#[test]
+fn a_new_cookie_is_used_at_once_and_takes_over_when_it_is_answered() {
+    let mut ends = ends();
+    ends.exchange(at(0));
+    assert!(ends.try_once(at(1)).1);
+    // The receiver starts anew, and asks for another.
+    ends.checker = Checker::new(&RECEIVER);
+    let (rejected, passed) = ends.try_once(at(20));
+    assert!(!passed);
+    let reply = ends.reject(at(20), &rejected);
+    ends.jar.receive(at(20), &reply).unwrap();
+    assert!(ends.try_once(at(25)).1);
+    assert!(ends.try_once(at(139)).1, "as old as the newer one");
+    assert!(!ends.try_once(at(140)).1);
+}
+
+#[test]
+fn a_cookie_for_a_message_that_was_answered_is_nobodys() {
+    let mut ends = ends();
+    let datagram = ends.send(at(0));
+    ends.forge(at(0), &datagram);
+    ends.jar.answered();
+    assert_eq!(ends.send(at(1))[INITIATION_LEN - 16..], [0; 16]);
+    let (_, macs) = split_macs(&datagram).unwrap();
+    let late = ends.checker.reply(at(2), FROM, Index::new(3), &macs, &mut ends.rng);
+    ends.send(at(2));
+    ends.jar.answered();
+    assert_eq!(ends.jar.receive(at(2), &late), Err(HandshakeError::UnexpectedCookie));
+}
+
 fn v4(last: u8) -> IpAddr {
     Ipv4Addr::new(198, 51, 100, last).into()
 }
@@ -226,6 +290,20 @@ fn too_many_sources_wait_until_others_are_done() {
     assert!(limiter.allow(at(1), source(0)), "a known source goes on");
     assert!(limiter.allow(at(2), source(9_999)));
     assert_eq!(limiter.full_at.len(), 1);
+}
+
+#[test]
+fn where_the_peer_is_expected_no_flood_takes_its_place() {
+    let mut limiter = RateLimiter::new();
+    let peer: SocketAddr = "[2001:db8::1]:51820".parse().unwrap();
+    let neighbour = |n: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n).into();
+    let stranger = |n: u32| IpAddr::from(Ipv4Addr::from_bits(0xc612_0000 + n));
+    let neighbours = (0..100).filter(|&n| limiter.allow(at(0), neighbour(n))).count();
+    let strangers = (0..5000).filter(|&n| limiter.allow(at(0), stranger(n))).count();
+    assert_eq!((neighbours, strangers), (5, MAX_SOURCES - 1));
+    assert!(!limiter.allow(at(0), peer.ip()) && !limiter.allow(at(0), stranger(6000)));
+    let allowed = (0..100).filter(|_| limiter.allow_expected(at(0), peer)).count();
+    assert_eq!(allowed, 5, "a bucket like any other");
 }
 
 proptest! {

@@ -6,6 +6,7 @@ use vpnd_crypto::key::PublicKey;
 
 use crate::cookie::{Checker, Jar, Mac1Key};
 use crate::handshake::Identity;
+use crate::high_water::HighWater;
 use crate::session::Pair;
 use crate::table::IDENTITIES;
 
@@ -16,10 +17,11 @@ struct Own {
     checker: Checker,
 }
 
-/// A key of the peer, and what signs messages to it.
+/// A key of the peer, what signs messages to it, and the stamps of those from it that were answered.
 struct Remote {
     key: PublicKey,
     jar: Jar,
+    stamps: HighWater,
 }
 
 /// The keys of both; the current ones first, then the next.
@@ -41,9 +43,14 @@ impl Identities {
         }
     }
 
-    /// Other keys in the place of these. A key that was confirmed and is still there stays so.
+    /// Other keys in the place of these. A key that was confirmed and is still there stays so, and so
+    /// does what was seen of a key that is still there.
     pub(super) fn replaced(&self, own: Vec<Identity>, remotes: Vec<PublicKey>) -> Self {
         let mut new = Self::new(own, remotes);
+        for remote in &mut new.remotes {
+            let before = self.remotes.iter().find(|before| before.key == remote.key);
+            remote.stamps = before.map_or(remote.stamps, |before| before.stamps);
+        }
         let public = *self.identity(self.confirmed).public();
         let own = new.own.iter().position(|own| *own.identity.public() == public);
         let remote = new.known(self.remote(self.confirmed));
@@ -70,6 +77,11 @@ impl Identities {
 
     pub(super) fn remote(&self, pair: Pair) -> &PublicKey {
         &self.remotes[pair.remote].key
+    }
+
+    /// The stamps answered under one of the peer's keys.
+    pub(super) fn stamps(&mut self, pair: Pair) -> &mut HighWater {
+        &mut self.remotes[pair.remote].stamps
     }
 
     pub(super) fn jar(&mut self, pair: Pair) -> &mut Jar {
@@ -162,6 +174,6 @@ impl Own {
 
 impl Remote {
     fn new(key: PublicKey) -> Self {
-        Self { key, jar: Jar::new(&key) }
+        Self { key, jar: Jar::new(&key), stamps: HighWater::default() }
     }
 }

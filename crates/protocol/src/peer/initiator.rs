@@ -163,12 +163,16 @@ impl Peer {
     /// When the next initiation is due.
     pub(super) fn initiation_deadline(&self) -> Option<BootTime> {
         match &self.attempt {
-            Some(attempt) => Some(attempt.retry_at.max(self.initiate_from)),
+            Some(attempt) => Some(attempt.retry_at.max(self.may_initiate_from())),
             None => {
                 let wanted = self.wanted || self.life.is_missed();
-                (wanted && self.target().is_some()).then_some(self.initiate_from)
+                (wanted && self.target().is_some()).then_some(self.may_initiate_from())
             }
         }
+    }
+
+    fn may_initiate_from(&self) -> BootTime {
+        self.initiate_from.max(self.yields_until)
     }
 
     /// When an initiation leaves without its timestamp being written.
@@ -228,7 +232,8 @@ impl Peer {
     /// The peer initiates again, for our answer was not what it expects. Only who initiates can adapt:
     /// so we do, with as many bytes as it sent, unless an initiation of ours is under way already.
     pub(super) fn should_call_back(&self, now: Now, to: SocketAddr) -> bool {
-        let may = self.attempt.is_none() && now.boot >= self.initiate_from && self.may_be_at(to);
+        let may =
+            self.attempt.is_none() && now.boot >= self.may_initiate_from() && self.may_be_at(to);
         self.adapts() && self.unconfirmed_answers > 0 && may
     }
 
@@ -290,6 +295,7 @@ impl Peer {
         let Some(attempt) = self.attempt.take() else { return Err(DropReason::UnexpectedResponse) };
         self.note_received(now, RESPONSE_LEN);
         let pair = attempt.called.pair;
+        self.identities.jar(pair).answered();
         let names = Names { local: response.receiver, remote: remote_index, pair };
         let protocol = self.config.terms[candidate].protocol();
         match protocol.upgrade() {

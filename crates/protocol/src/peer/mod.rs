@@ -149,6 +149,11 @@ pub enum Event {
         /// The last one accepted.
         last: Timestamp,
     },
+    /// An initiation was answered whose timestamp is more than a day ahead of our wall clock.
+    StampAhead {
+        /// The timestamp it carries.
+        got: Timestamp,
+    },
 }
 
 /// One peer. See the module's documentation for the order of calls.
@@ -178,14 +183,16 @@ pub struct Peer {
     wanted: bool,
     /// Terms or keys have changed: a session of this generation or an older one is not what is wanted.
     renewing: Option<Generation>,
-    /// Two initiations, or an answer of ours and an initiation, stand this far apart.
+    /// Two initiations of ours stand this far apart.
     initiate_from: BootTime,
+    /// An answer of ours that the peer may still use puts our own initiation off until then.
+    yields_until: BootTime,
     stamper: Stamper,
 
     identities: Identities,
     limiter: RateLimiter,
-    /// The peer's last accepted initiation.
-    last_initiation: Option<(Timestamp, BootTime)>,
+    /// When the peer's last initiation was accepted.
+    last_initiation: Option<BootTime>,
     unconfirmed_answers: u32,
     gauge: Gauge,
     /// What the peer said of itself on the current session.
@@ -223,6 +230,7 @@ impl Peer {
             wanted: false,
             renewing: None,
             initiate_from: BootTime::default(),
+            yields_until: BootTime::default(),
             stamper: Stamper::new(config.floor),
             identities: Identities::new(own, remotes),
             limiter: RateLimiter::new(),
@@ -437,7 +445,7 @@ impl Peer {
         let asked = !seals && self.activity.want_handshake.is_raised()
             || current.sealing.wants_successor()
             || self.is_last_minute(current, now);
-        // A successor that waits for its confirmation puts this off, by `initiate_from`.
+        // A successor that waits for its confirmation puts this off, by `yields_until`.
         if asked && self.attempt.is_none() {
             self.last_minute_asked = current.opening.generation();
             self.wanted = true;

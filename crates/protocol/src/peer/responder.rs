@@ -1,5 +1,6 @@
 //! Our side of a handshake the peer begins, and what stands before any handshake is looked at.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
@@ -9,6 +10,7 @@ use super::session::Names;
 use super::{Event, Load, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::handshake::{Agreed, Claim, read_initiation};
+use crate::high_water::{Verdict, is_ahead};
 use crate::keyring::Session;
 use crate::message::{self, INITIATION_LEN, Index, Initiation, Macs, Message};
 use crate::session::{Pair, Role};
@@ -20,6 +22,9 @@ use crate::timestamp::Timestamp;
 
 /// Two initiations of the peer stand at least this far apart.
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// What may be a replay never takes the place of an answer that the peer may still use: a peer waits
+/// this long before it initiates again.
+const DOUBTFUL_INTERVAL: Duration = REKEY_TIMEOUT;
 /// So many answers in a row without a confirmation are worth a word.
 const UNCONFIRMED_WORTH_TELLING: u32 = 3;
 
@@ -68,7 +73,17 @@ impl Peer {
             self.transmits.push_back((transmit, reply.as_bytes().to_vec()));
             return Err(DropReason::CookieDemanded);
         }
-        if self.limiter.allow(now.boot, from.ip()) { Ok(()) } else { Err(DropReason::RateLimited) }
+        let allowed = if self.is_expected_at(from) {
+            self.limiter.allow_expected(now.boot, from)
+        } else {
+            self.limiter.allow(now.boot, from.ip())
+        };
+        if allowed { Ok(()) } else { Err(DropReason::RateLimited) }
+    }
+
+    /// Where the peer was last, or is configured to be.
+    fn is_expected_at(&self, from: SocketAddr) -> bool {
+        self.path.is_some_and(|path| path.to == from) || self.candidates.name(from)
     }
 
     /// Answers an initiation. Nothing changes before its timestamp is proved and newer.
@@ -81,21 +96,21 @@ impl Peer {
         let at = admitted.at();
         let own = self.identities.addressed(admitted.datagram()).ok_or(DropReason::BadMac1)?;
         let (claim, pair) = self.verify(at, own, initiation)?;
-        self.check_stamp(now.boot, claim.timestamp())?;
+        let stamp = claim.timestamp();
+        self.check_stamp(now, pair, stamp)?;
         if self.should_call_back(now, at.from) {
-            self.last_initiation = Some((claim.timestamp(), now.boot));
+            self.accept_stamp(now, pair, stamp);
             let first = Try { begun: now.boot, number: 1 };
             self.initiate(now, Some(at.from), pair, first);
             return Ok(());
         }
-        let (stamp, remote) = (claim.timestamp(), claim.remote_index());
-        let names = Names { local: self.unused_index(), remote, pair };
+        let names = Names { local: self.unused_index(), remote: claim.remote_index(), pair };
         let ours = &self.config.terms[0];
         let (mut response, agreed) = claim
             .respond(names.local, ours.psk(), &mut self.rng)
             .map_err(|_| DropReason::Forged)?;
         let protocol = ours.protocol();
-        self.last_initiation = Some((stamp, now.boot));
+        self.accept_stamp(now, pair, stamp);
         let _awake = self.activity.called(now.boot, INITIATION_LEN);
         self.await_confirmation(now, protocol, agreed, names);
         self.identities.jar(pair).seal_macs(now.boot, response.as_mut_bytes());
@@ -121,16 +136,28 @@ impl Peer {
         Ok((claim, Pair { own, remote }))
     }
 
-    fn check_stamp(&mut self, now: BootTime, got: Timestamp) -> Result<(), DropReason> {
-        let Some((last, at)) = self.last_initiation else { return Ok(()) };
-        if got <= last {
-            self.events.push_back(Event::StaleInitiation { got, last });
-            return Err(DropReason::ReplayedInitiation);
-        }
-        if now.saturating_since(at) < INITIATION_INTERVAL {
+    fn check_stamp(&mut self, now: Now, pair: Pair, got: Timestamp) -> Result<(), DropReason> {
+        let apart = match self.identities.stamps(pair).judge(now.wall, got) {
+            Verdict::Newer => INITIATION_INTERVAL,
+            Verdict::Doubtful => DOUBTFUL_INTERVAL,
+            Verdict::Stale(last) => {
+                self.events.push_back(Event::StaleInitiation { got, last });
+                return Err(DropReason::ReplayedInitiation);
+            }
+        };
+        let too_soon = |at: BootTime| now.boot.saturating_since(at) < apart;
+        if self.last_initiation.is_some_and(too_soon) {
             return Err(DropReason::RateLimited);
         }
         Ok(())
+    }
+
+    fn accept_stamp(&mut self, now: Now, pair: Pair, stamp: Timestamp) {
+        self.identities.stamps(pair).remember(now.wall, stamp);
+        self.last_initiation = Some(now.boot);
+        if is_ahead(now.wall, stamp) {
+            self.events.push_back(Event::StampAhead { got: stamp });
+        }
     }
 
     fn await_confirmation(&mut self, now: Now, protocol: Protocol, agreed: Agreed, names: Names) {
@@ -141,7 +168,9 @@ impl Peer {
                 self.keyring.answered(Session::new(&origin, &agreed.keys()));
             }
         }
-        self.initiate_from = self.initiate_from.max(now.boot + REKEY_TIMEOUT);
+        // The peer has the first word, but only once: recorded initiations must not keep us silent.
+        let hold_back = if self.unconfirmed_answers == 0 { REKEY_TIMEOUT } else { Duration::ZERO };
+        self.yields_until = now.boot + hold_back;
         self.publish = true;
         self.unconfirmed_answers += 1;
         if self.unconfirmed_answers >= UNCONFIRMED_WORTH_TELLING {

@@ -22,6 +22,8 @@ use crate::network::Datagram;
 
 /// Wall clocks begin here.
 pub(crate) const EPOCH: Duration = Duration::from_secs(1_700_000_000);
+/// A wall clock beyond every timestamp: all stamps are then the last one there is.
+pub(crate) const END_OF_TIME: Duration = Duration::from_secs(1 << 62);
 /// More timers than all rules together can need in a second.
 const WAKES_PER_SECOND: usize = 16;
 

@@ -16,7 +16,7 @@ use vpnd_protocol::peer::Load;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
-use crate::end::{Disk, EPOCH, Floor, Options, Side};
+use crate::end::{Disk, END_OF_TIME, EPOCH, Floor, Options, Side};
 use crate::network::{Datagram, Kind, Weather};
 use crate::world::{World, millis, seconds};
 
@@ -228,10 +228,11 @@ impl Hostility {
     fn turn_clock(&mut self, world: &mut World) {
         let (side, now) = (self.side(), world.now);
         let year = seconds(365 * 86_400);
-        let to = match self.rng.random_range(0..4) {
+        let to = match self.rng.random_range(0..5) {
             0 => Duration::ZERO,
             1 => EPOCH + 30 * year,
             2 => EPOCH + now,
+            3 => END_OF_TIME,
             _ => EPOCH - year + self.rng.random_range(Duration::ZERO..2 * year),
         };
         world[side].set_wall(now, to);

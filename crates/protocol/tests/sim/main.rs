@@ -21,5 +21,6 @@ mod preshared;
 mod rekey;
 mod restart;
 mod roaming;
+mod stamps;
 mod upgrade;
 mod world;
