@@ -348,7 +348,6 @@ impl Plane {
             &self.peer.status(now),
             self.engine.counters(),
             self.telling.trouble(),
-            self.telling.loops(),
         )
     }
 

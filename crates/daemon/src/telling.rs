@@ -70,6 +70,8 @@ pub(crate) struct Telling {
     trouble: Option<Trouble>,
     bad_mac1: u64,
     outlook: Outlook,
+    /// The first loop of it.
+    looped: Option<Trouble>,
     /// Own datagrams, and those of other tunnels, that came back so far.
     back: [u64; 2],
     /// What the latest of them mean, and when that was.
@@ -86,6 +88,7 @@ impl Telling {
             bad_mac1: 0,
             outlook: Outlook::default(),
             back: [0; 2],
+            looped: None,
             came_back: None,
         }
     }
@@ -95,15 +98,10 @@ impl Telling {
         self.peer = peer;
     }
 
-    /// The latest trouble; a session that stands ends it.
-    pub(crate) const fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
-    }
-
-    /// What leads the tunnel into itself, if anything does.
-    pub(crate) fn loops(&self) -> Option<Trouble> {
-        let found = self.outlook.loops.first().cloned().map(Trouble::Loop);
-        found.or_else(|| self.came_back.as_ref().map(|(trouble, _)| trouble.clone()))
+    /// The latest trouble; a session that stands ends it. What leads the tunnel into itself comes first.
+    pub(crate) fn trouble(&self) -> Option<&Trouble> {
+        let came_back = self.came_back.as_ref().map(|(trouble, _)| trouble);
+        self.looped.as_ref().or(came_back).or(self.trouble.as_ref())
     }
 
     /// What is known of the routes to the peer by now.
@@ -121,6 +119,7 @@ impl Telling {
             let Some(more) = self.limit.allow(Class::Unlooped, now) else { break };
             tracing::info!("the route to the peer at {} leads past {device} again{more}", one.to);
         }
+        self.looped = self.outlook.loops.first().cloned().map(Trouble::Loop);
         if before.current != self.outlook.current {
             self.came_back = None;
         }

@@ -224,8 +224,9 @@ impl Plan {
             let ours = intend(undo, Change::Rule(rule.clone()));
             let added = rule::add(handle, rule).await;
             settle(undo, ours, &added);
-            let added = added.map_err(|error| rule::refused(rule, &self.device, &error));
-            refused = refused.and(added.map(drop));
+            if let (Ok(()), Err(error)) = (&refused, added) {
+                refused = Err(rule::refused(rule, &self.device, &error));
+            }
         }
         self.rules = wanted;
         undo.only(|change| !matches!(change, Change::Rule(_)) || self.wants(change), handle).await;

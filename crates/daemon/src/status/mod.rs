@@ -167,19 +167,19 @@ pub(crate) struct LeadsBack {
     pub(crate) through_others: bool,
 }
 
-impl From<&Trouble> for LeadsBack {
-    fn from(trouble: &Trouble) -> Self {
+impl LeadsBack {
+    fn of(trouble: &Trouble) -> Option<Self> {
         let (endpoint, route) = match trouble {
             Trouble::Loop(Loop { to, route }) => (Some(to.to_string()), Some(route)),
             Trouble::Back(route) | Trouble::Nested(route) => (None, route.as_ref()),
-            _ => (None, None),
+            _ => return None,
         };
-        Self {
+        Some(Self {
             endpoint,
             route: route.map(ToString::to_string),
             device: route.map(|route| route.device.clone()),
             through_others: matches!(trouble, Trouble::Nested(_)),
-        }
+        })
     }
 }
 
@@ -204,7 +204,6 @@ impl Status {
         peer: &PeerStatus,
         drops: &Counters,
         trouble: Option<&Trouble>,
-        loops: Option<Trouble>,
     ) -> Self {
         let [own, remote] = peer.keys;
         let unresolved = peer.endpoint.is_none() && !about.endpoints.is_empty();
@@ -237,8 +236,8 @@ impl Status {
                 timer: timer_name(timer).to_owned(),
                 in_s: wait.as_secs_f64(),
             }),
-            leads_back: loops.as_ref().map(LeadsBack::from),
-            hint: hint(state, trouble, loops.as_ref(), &remote.to_string()).or_else(|| {
+            leads_back: trouble.and_then(LeadsBack::of),
+            hint: hint(state, trouble, &remote.to_string()).or_else(|| {
                 let names = || about.endpoints.join(", ");
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
             }),
@@ -348,13 +347,8 @@ fn leads_back(trouble: &Trouble) -> Option<String> {
 }
 
 /// What a person can do about it.
-fn hint(
-    state: State,
-    trouble: Option<&Trouble>,
-    loops: Option<&Trouble>,
-    peer: &str,
-) -> Option<String> {
-    if let Some(said) = loops.and_then(leads_back) {
+fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
+    if let Some(said) = trouble.and_then(leads_back) {
         return Some(said);
     }
     // What strangers do is no trouble of a tunnel that works.
