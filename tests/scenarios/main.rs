@@ -17,6 +17,7 @@ mod hostile;
 mod interop;
 mod lan;
 mod lans;
+mod left;
 mod loops;
 mod multicast;
 mod nested;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        left::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),

@@ -5,11 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use vpnd_tests::long;
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_A6, INNER_B4, INNER_B6, Site};
 use vpnd_tests::traffic::iperf::{self, Direction, Run};
 use vpnd_tests::traffic::ping;
 use vpnd_tests::traffic::stream::{Pace, Stream, Tally};
+use vpnd_tests::tun::{Intruder, Tun};
 use vpnd_tests::{Host, Lab, Vpnd, Wire, vpnd};
 
 use crate::tunnel::{SOON, Tunnel, carries_everything};
@@ -27,6 +29,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         let name = format!("queues::{queues} of a device made beforehand");
         all.push(Scenario::new(name, Cost::Works, move |lab| adopted(lab, queues)));
     }
+    for mode in ["tun", "tap"] {
+        let name = format!("queues::none for another user, {mode}");
+        all.push(Scenario::new(name, Cost::Works, move |lab| no_intruder(lab, mode)));
+    }
+    all.push(Scenario::new("queues::of a device that somebody holds", Cost::Works, held));
     all.push(Scenario::new("queues::more than a device has", Cost::Works, single));
     all.push(Scenario::new("queues::the device is deleted", Cost::Works, deleted));
     all
@@ -150,16 +157,74 @@ fn adopted(lab: &Lab, queues: usize) -> Result<String> {
     Ok(format!("{queues} attached"))
 }
 
+/// A user without privileges tries to get a queue of the device while it is made: of that one, or of
+/// whichever it hears.
+fn no_intruder(lab: &Lab, mode: &str) -> Result<String> {
+    let host = lab.host("a")?;
+    let (a, _b) = site::pair()?;
+    let site = with(a.towards(Wire::B4), mode, "3");
+    let (rounds, mut caught) = (if long() { 100 } else { 4 }, 0);
+    for _ in 0..rounds {
+        let intruder = Intruder::start(&host, "tun0", flag(mode))?;
+        let mut vpnd = Vpnd::start(&host, &site)?;
+        has_queues(&host, &vpnd, 3)?;
+        vpnd.process().terminate()?;
+        caught += intruder.stop()?;
+    }
+    Ok(format!("{rounds} starts, no queue for uid 12345; {caught} devices made anew over it"))
+}
+
+fn flag(mode: &str) -> i32 {
+    if mode == "tap" { libc::IFF_TAP } else { libc::IFF_TUN }
+}
+
+/// Whoever holds a queue, even one that is detached for now, may get packets; and the packets' header stays as
+/// that program wants it. Nothing of its device is changed.
+fn held(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let (a, b) = site::pair()?;
+    let _b = Vpnd::start(&wire.b, &with(b, "tun", "1"))?;
+    let site = |queues| with(a.clone().towards(Wire::B4), "tun", queues);
+    add(&wire.a, "mode tun multi_queue")?;
+    for (header, detached) in [(0, true), (0, false), (libc::IFF_VNET_HDR, true)] {
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | header;
+        let holder = Tun::attach(&wire.a, "tun0", flags)?;
+        holder.number(libc::TUNSETVNETHDRSZ, 12)?;
+        if detached {
+            holder.detach()?;
+        }
+        for queues in ["1", "2"] {
+            let said = refused(&wire.a, &site(queues))?;
+            ensure!(
+                said.contains("would get a share of its packets")
+                    && said.contains("(attached: perhaps "),
+                "{said}"
+            );
+        }
+        ensure!(holder.number(libc::TUNGETVNETHDRSZ, 0)? == 12, "the holder's header");
+    }
+    let _a = Vpnd::start(&wire.a, &site("2"))?;
+    carries_everything(&wire, true)?;
+    Ok("refused while it is held, and taken after".into())
+}
+
+/// What a start says that ends with code 1.
+fn refused(host: &Host, site: &Site) -> Result<String> {
+    let config = vpnd::write_files(host, site)?;
+    let config = config.to_str().context("a path of our own making")?;
+    let (code, said) = vpnd::run(host, &["run", "--config", config])?;
+    ensure!(code == 1, "{code}: {said}");
+    Ok(said)
+}
+
 /// One queue is one queue; where the number is vpnd's to choose, it takes that.
 fn single(lab: &Lab) -> Result<String> {
     let wire = Wire::new(lab)?;
     let (a, b) = site::pair()?;
     let a = a.towards(Wire::B4);
     add(&wire.a, "mode tun")?;
-    let config = vpnd::write_files(&wire.a, &with(a.clone(), "tun", "2"))?;
-    let config = config.to_str().context("a path of our own making")?;
-    let (code, said) = vpnd::run(&wire.a, &["run", "--config", config])?;
-    ensure!(code == 1 && said.contains("was made with one queue"), "{code}: {said}");
+    let said = refused(&wire.a, &with(a.clone(), "tun", "2"))?;
+    ensure!(said.contains("was made with one queue"), "{said}");
     let _b = Vpnd::start(&wire.b, &with(b, "tun", "1"))?;
     let a = Vpnd::start(&wire.a, &with(a, "tun", "\"auto\""))?;
     ping::until_answered(&wire.a, INNER_B4, SOON)?;

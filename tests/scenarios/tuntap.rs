@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vpnd_tests::runner::{Cost, Scenario};
-use vpnd_tests::{Host, Lab, Vpnd, Wire, site, vpnd};
+use vpnd_tests::tun::Intruder;
+use vpnd_tests::{Host, Lab, Vpnd, Wire, long, site, vpnd};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let works =
@@ -18,6 +19,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         works("tuntap::what is wrong is named", errors),
         works("tuntap::no privilege, no driver", nothing_to_open),
         works("tuntap::another namespace's sysfs", foreign_sysfs),
+        works("tuntap::no queue for another user", no_intruder),
     ]
 }
 
@@ -114,10 +116,16 @@ fn overwritten(lab: &Lab) -> Result<String> {
     let during = found(&host)?;
     ensure!(during["flags"] == json!(["vnet_hdr", "persist"]), "{during}");
     ensure!(during["user"] == before["user"] && during["fixed"] == before["fixed"], "{during}");
-    let holder = json!([{
-        "pid": running.process().id(), "name": "vpnd", "queues": 1, "elsewhere": false,
-    }]);
-    ensure!(during["processes"] == holder, "{during}");
+    let holders = during["processes"].as_array().context("no processes")?;
+    ensure!(
+        holders[0]
+            == json!({
+                "pid": running.process().id(), "name": "vpnd", "queues": 1, "elsewhere": false,
+            }),
+        "{during}"
+    );
+    // Beside it the process that waits for its end.
+    ensure!(holders.len() == 2 && holders[1]["name"] == "vpnd-device", "{during}");
     refuses(&host, "del dev tun0", 1, "in use by another process")?;
     running.process().terminate()?;
     does(&host, "del dev tun0")?;
@@ -193,6 +201,23 @@ fn foreign_sysfs(lab: &Lab) -> Result<String> {
     does(&host, "del dev not-in-this-sys")?;
     ensure!(does(&host, "list")?.is_empty(), "there is none left");
     Ok("list refuses; add and del need no sysfs".to_owned())
+}
+
+/// A user without privileges tries to get a queue of a device that is made for somebody else.
+fn no_intruder(lab: &Lab) -> Result<String> {
+    let host = host(lab)?;
+    let (rounds, mut caught) = (if long() { 200 } else { 10 }, 0);
+    for round in 0..rounds {
+        let (mode, flag) = [("tun", libc::IFF_TUN), ("tap", libc::IFF_TAP)][round % 2];
+        let intruder = Intruder::start(&host, "t0", flag)?;
+        does(&host, &format!("add dev t0 mode {mode} multi_queue user daemon group daemon"))?;
+        let shown = host.run("ip -d link show dev t0")?;
+        ensure!(shown.contains("multi_queue numqueues 0 numdisabled 0 "), "{shown}");
+        ensure!(shown.contains("persist on user daemon group daemon"), "{shown}");
+        does(&host, "del dev t0")?;
+        caught += intruder.stop()?;
+    }
+    Ok(format!("{rounds} devices, no queue for uid 12345; {caught} made anew over it"))
 }
 
 /// A host whose `/sys` shows its own devices.

@@ -37,6 +37,7 @@ pub mod status;
 mod sys;
 mod topology;
 pub mod traffic;
+pub mod tun;
 pub mod vpnd;
 mod wait;
 

@@ -10,8 +10,8 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{Endpoint, LogFormat};
 use crate::demo::DemoOptions;
-use crate::hooks;
 use crate::tuntap::WORDS;
+use crate::{hooks, tenancy};
 
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
@@ -84,6 +84,9 @@ pub(crate) enum Command {
     /// Runs the hooks of the vpnd that started it
     #[command(name = hooks::WORD, hide = true)]
     HookRunner,
+    /// Waits for the end of the vpnd that started it, to leave its device as the next program expects it
+    #[command(name = tenancy::WORD, hide = true)]
+    DeviceCaretaker,
 }
 
 /// How much is logged, and how.

@@ -31,6 +31,7 @@ mod run;
 mod service;
 mod status;
 mod telling;
+mod tenancy;
 mod terms;
 mod tuntap;
 mod watch;
@@ -62,6 +63,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
         Command::HookRunner => hooks::run(),
+        Command::DeviceCaretaker => tenancy::care(),
     }
 }
 

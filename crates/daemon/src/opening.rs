@@ -3,7 +3,8 @@
 
 use std::os::unix::fs::chown;
 use std::path::Path;
-use std::thread::available_parallelism;
+use std::thread::{available_parallelism, sleep};
+use std::time::{Duration, Instant};
 
 use vpnd_device::{Heard, Netlink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
@@ -13,10 +14,45 @@ use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Control, ControlError};
 use crate::options::mode;
 use crate::run::RunError;
+use crate::tuntap;
 
 /// The device and the way to configure it: opened in its network namespace, they stay there.
 pub(crate) fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard, Heard), RunError> {
-    Ok((open_device(config)?, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+    let device = patiently(|| open_device(config)).map_err(held)?;
+    if let Some(owner) = device.claimed {
+        let name = &device.name;
+        tracing::info!("anybody could attach to device {name}; from now on only {owner} may");
+    }
+    Ok((device, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+}
+
+/// What held the device of a vpnd that was killed may take an instant to end.
+fn patiently(
+    open: impl Fn() -> Result<vpnd_tun::Device, OpenError>,
+) -> Result<vpnd_tun::Device, OpenError> {
+    let begun = Instant::now();
+    loop {
+        match open() {
+            Err(OpenError::Busy { .. } | OpenError::Shared { .. })
+                if begun.elapsed() < PATIENCE =>
+            {
+                sleep(PATIENCE / 25);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Names the holder where somebody holds the device.
+fn held(error: OpenError) -> RunError {
+    match &error {
+        OpenError::Busy { name } | OpenError::Shared { name, .. } | OpenError::Header { name } => {
+            RunError::Held { holders: tuntap::attached_to(name), error }
+        }
+        _ => error.into(),
+    }
 }
 
 /// The device. Where the number of queues is ours to choose, one made beforehand may have but one.

@@ -70,6 +70,20 @@ pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
     hide_memory()
 }
 
+/// Gives up every capability, for good, and keeps the uid.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub(crate) fn drop_all() -> Result<(), PrivilegeError> {
+    alone()?;
+    forbid_gains()?;
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set).map_err(capability("all capabilities"))?;
+    }
+    hide_memory()
+}
+
 fn alone() -> Result<(), PrivilegeError> {
     match fs::read_dir("/proc/self/task").map(Iterator::count) {
         // Where /proc is not mounted, it cannot be known.
@@ -236,6 +250,19 @@ mod tests {
             drop_to(None).unwrap();
             assert_eq!((status("CapPrm"), status("CapEff")), (NONE.into(), NONE.into()));
             assert_eq!(status("NoNewPrivs"), "1");
+        });
+    }
+
+    #[test]
+    fn all_goes() {
+        in_child("privilege::tests::all_goes", &[], || {
+            enter_user_namespace();
+            drop_all().unwrap();
+            for set in ["CapPrm", "CapEff", "CapInh", "CapAmb", "CapBnd"] {
+                assert_eq!(status(set), NONE, "{set}");
+            }
+            assert_eq!(status("NoNewPrivs"), "1");
+            assert!(!prctl::get_dumpable().unwrap());
         });
     }
 

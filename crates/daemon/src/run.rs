@@ -32,6 +32,7 @@ use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
+use crate::tenancy::Tenancy;
 use crate::{opening, options, resolve, service};
 
 /// Why a tunnel did not start, or ended other than by being asked to.
@@ -40,6 +41,9 @@ pub(crate) enum RunError {
     /// The device cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Somebody else holds the device.
+    #[error("{error} (attached: {holders})")]
+    Held { error: OpenError, holders: String },
     /// The device cannot be configured.
     #[error(transparent)]
     Device(#[from] vpnd_device::Error),
@@ -110,7 +114,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
     let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
-    let (host, changes) = Host::prepare(config).await?;
+    // Until all is put back, it stays open.
+    let (host, changes, _tenancy) = Host::prepare(config).await?;
     let result = host.run(config, keys, stop, hooks).await;
     // A start that fails leaves what it found; who was up and fell keeps packets in.
     let guards =
@@ -155,11 +160,12 @@ impl Stop {
 }
 
 impl Host {
-    async fn prepare(config: &Config) -> Result<(Self, Changes), RunError> {
+    async fn prepare(config: &Config) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
+        let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
         let outside = Netns::open(config.socket.netns.as_deref())?;
         // A route of another namespace leads no datagram of ours anywhere.
@@ -195,7 +201,7 @@ impl Host {
             floor,
             control,
         };
-        Ok((host, changes))
+        Ok((host, changes, tenancy))
     }
 
     /// Runs from the hooks of the start to those of the end.

@@ -4,9 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
-use crate::ioctl;
+use caps::{CapSet, Capability};
+
+use crate::look::look;
+use crate::make::{New, Unmade};
 use crate::open::{Mode, OpenError, Options, open_driver};
 use crate::persist::{Owner, PersistError, kind_of};
+use crate::{clear, ioctl};
 
 /// Whether a device that is there is taken, and whether one is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,25 +30,27 @@ pub(crate) struct First {
     pub(crate) name: String,
     /// Whether it was there before.
     pub(crate) adopted: bool,
+    /// Whose it is now, if it was anybody's before.
+    pub(crate) claimed: Option<Owner>,
 }
 
 /// Attaches the first queue of the device `name`.
 pub(crate) fn first(name: &str, options: &Options) -> Result<First, OpenError> {
-    let (mode, multi_queue) = (options.mode, options.queues > 1);
     match options.adopt {
         Adopt::Never => make(name, options),
         Adopt::Require => {
-            is_there(name, mode)?;
-            take(name, mode, multi_queue)
+            is_there(name, options.mode)?;
+            take(name, options)
         }
         Adopt::Auto => match make(name, options) {
-            Err(OpenError::Exists { .. }) => take(name, mode, multi_queue),
+            Err(OpenError::Exists { .. }) => take(name, options),
             made => made,
         },
     }
 }
 
-/// Attaches one more queue, or the only one.
+/// Attaches one more queue, or the only one. While somebody else is attached to a device of several queues
+/// the kernel agrees to whatever is asked for, and changes nothing: so what it made of it is read back.
 pub(crate) fn attach(
     file: &File,
     name: &str,
@@ -52,23 +58,44 @@ pub(crate) fn attach(
     multi_queue: bool,
 ) -> Result<String, OpenError> {
     let flags = flags(mode, multi_queue);
-    ioctl::attach(file.as_fd(), name, flags).map_err(|e| OpenError::attaching(name, e))
+    let failed = |error| OpenError::attaching(name, error);
+    let attached = ioctl::attach(file.as_fd(), name, flags).map_err(failed)?;
+    let (_, has) = ioctl::attached(file.as_fd()).map_err(failed)?;
+    if has & flags == flags {
+        return Ok(attached);
+    }
+    Err(OpenError::Header { name: name.to_owned() })
 }
 
-/// Asks for a new one alone: to look first and then to make it would leave a moment between.
-/// It has an owner before it has a second queue: to one without, anybody could attach and read along.
+/// Whoever else is attached to a device of several queues would get a share of what comes out of it.
+///
+/// # Errors
+///
+/// If more than `ours` are attached.
+pub(crate) fn alone(name: &str, ours: usize) -> Result<(), OpenError> {
+    let seen = look(name).map_err(|error| OpenError::attaching(name, error))?;
+    let queues = seen.and_then(|seen| seen.queues).unwrap_or_default();
+    let ours = u32::try_from(ours).unwrap_or(u32::MAX);
+    match queues.saturating_sub(ours) {
+        0 => Ok(()),
+        queues => Err(OpenError::Shared { name: name.to_owned(), queues }),
+    }
+}
+
+/// A new one alone, which belongs to root if to nobody else.
 fn make(name: &str, options: &Options) -> Result<First, OpenError> {
-    let file = open_driver(name)?;
     let Options { mode, queues, owner, .. } = *options;
-    let flags = flags(mode, queues > 1) | libc::IFF_TUN_EXCL;
-    let name = ioctl::attach(file.as_fd(), name, flags).map_err(|e| making(name, mode, e))?;
     let owner = if owner == Owner::default() { Owner::ROOT } else { owner };
-    owner.set(&file, &name).map_err(|error| owning(&name, error))?;
-    Ok(First { file, name, adopted: false })
+    let new = New { name, mode, flags: flags(mode, queues > 1), owner };
+    let (file, name) = new.make().map_err(|why| making(name, mode, why))?;
+    Ok(First { file, name, adopted: false, claimed: None })
 }
 
 /// A device that was made with multi_queue refuses a plain attach, but takes one queue of several.
-fn take(name: &str, mode: Mode, multi_queue: bool) -> Result<First, OpenError> {
+fn take(name: &str, options: &Options) -> Result<First, OpenError> {
+    let (mode, multi_queue) = (options.mode, options.queues > 1);
+    // Before anything is changed for them.
+    alone(name, 0)?;
     let file = open_driver(name)?;
     let attached = match attach(&file, name, mode, multi_queue) {
         Err(OpenError::Kind { .. }) if !multi_queue => attach(&file, name, mode, true),
@@ -77,7 +104,30 @@ fn take(name: &str, mode: Mode, multi_queue: bool) -> Result<First, OpenError> {
         }
         attached => attached,
     };
-    Ok(First { file, name: attached?, adopted: true })
+    let name = attached?;
+    let claimed = claim(&file, &name, options.owner)?;
+    let failed = |source| OpenError::Io { name: name.clone(), source };
+    clear::clear(&file, mode).map_err(failed)?;
+    Ok(First { file, name, adopted: true, claimed })
+}
+
+/// Gives a device that is anybody's an owner. That takes no privilege, and cannot be undone.
+fn claim(file: &File, name: &str, wanted: Owner) -> Result<Option<Owner>, OpenError> {
+    let seen = look(name).map_err(|error| OpenError::attaching(name, error))?;
+    if !seen.is_some_and(|seen| seen.is_anybodys()) {
+        return Ok(None);
+    }
+    let owner = if wanted == Owner::default() { opener() } else { wanted };
+    owner.set(file, name).map_err(|error| owning(name, error))?;
+    Ok(Some(owner))
+}
+
+/// Who opens a device of root's next time as well: whoever may do so without owning it, or else this user.
+fn opener() -> Owner {
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false) {
+        return Owner::ROOT;
+    }
+    Owner { user: Some(ioctl::effective_user()), group: None }
 }
 
 fn is_there(name: &str, mode: Mode) -> Result<(), OpenError> {
@@ -99,10 +149,16 @@ fn owning(name: &str, error: PersistError) -> OpenError {
     OpenError::Io { name: name.to_owned(), source }
 }
 
-fn making(name: &str, mode: Mode, error: io::Error) -> OpenError {
+fn making(name: &str, mode: Mode, why: Unmade) -> OpenError {
     let device = name.to_owned();
+    let error = match why {
+        Unmade::Driver(error) => return error,
+        Unmade::Owner(error) => return owning(name, error),
+        Unmade::Taken => return OpenError::Exists { name: device },
+        Unmade::Contested => return OpenError::Contested { name: device },
+        Unmade::Kernel(error) => error,
+    };
     match error.raw_os_error() {
-        Some(libc::EBUSY) => OpenError::Exists { name: device },
         Some(libc::EPERM) => OpenError::MayNotMake { name: device, mode },
         // There is nothing of that name, so it cannot be something else.
         Some(libc::EINVAL) => OpenError::Io { name: device, source: error },

@@ -19,6 +19,46 @@ pub(crate) fn attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result
     Ok(name_of(&request))
 }
 
+/// The name of the device that `fd` is attached to, and its `IFF_*` flags.
+pub(crate) fn attached(fd: BorrowedFd<'_>) -> io::Result<(String, c_int)> {
+    let mut request = named("")?;
+    // SAFETY: TUNGETIFF writes one ifreq.
+    unsafe { ioctl(fd, libc::TUNGETIFF, &raw mut request) }?;
+    // SAFETY: TUNGETIFF fills the flags in, and any bits are a valid short.
+    Ok((name_of(&request), c_int::from(unsafe { request.ifr_ifru.ifru_flags })))
+}
+
+/// Gives the interface `from`, which is down, another name, asked for through any socket. In a name with
+/// `%d` the kernel puts a number.
+pub(crate) fn rename(socket: impl AsFd, from: &str, to: &str) -> io::Result<()> {
+    let mut request = named(from)?;
+    request.ifr_ifru.ifru_newname = named(to)?.ifr_name;
+    // SAFETY: SIOCSIFNAME reads one ifreq.
+    unsafe { ioctl(socket.as_fd(), libc::SIOCSIFNAME, &raw mut request) }
+}
+
+/// Takes away the two eBPF programs that somebody may have given the device: one that chooses a packet's
+/// queue, one that cuts packets short or drops them.
+pub(crate) fn clear_programs(fd: BorrowedFd<'_>) -> io::Result<()> {
+    for request in [libc::TUNSETSTEERINGEBPF, libc::TUNSETFILTEREBPF] {
+        let mut none: c_int = -1;
+        // SAFETY: both requests read one int.
+        unsafe { ioctl(fd, request, &raw mut none) }?;
+    }
+    Ok(())
+}
+
+/// Takes away the two filters that a TAP device may have: the list of addresses to which it gives frames, and
+/// the program that each descriptor gets which is attached with packet information.
+pub(crate) fn clear_filters(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // Two numbers of `struct tun_filter`: its flags, and how many addresses follow. None lets all pass.
+    let mut all = [0_u16; 2];
+    // SAFETY: TUNSETTXFILTER reads both numbers, and as many addresses as the second one says.
+    unsafe { ioctl(fd, libc::TUNSETTXFILTER, &raw mut all) }?;
+    // SAFETY: TUNDETACHFILTER reads nothing.
+    unsafe { by_value(fd, libc::TUNDETACHFILTER, 0) }
+}
+
 /// Takes the queue `fd` out of those that the device hands packets to; it can still be written to.
 pub(crate) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut request = named("")?;
@@ -36,10 +76,11 @@ pub(crate) fn link_flags(socket: impl AsFd, name: &str) -> io::Result<c_int> {
     Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
 }
 
-/// Asks for the [`VnetHeader`](crate::VnetHeader) as it is encoded here.
-pub(crate) fn set_vnet_header(fd: BorrowedFd<'_>) -> io::Result<()> {
+/// Asks for the [`VnetHeader`](crate::VnetHeader) of ten bytes, as every device has it at first, and for its
+/// numbers to be little-endian or, as at first, the processor's own.
+pub(crate) fn set_vnet_header(fd: BorrowedFd<'_>, little_endian: bool) -> io::Result<()> {
     let mut len = c_int::from(low16(VNET_LEN));
-    let mut little_endian: c_int = 1;
+    let mut little_endian = c_int::from(little_endian);
     // SAFETY: TUNSETVNETHDRSZ reads one int.
     unsafe { ioctl(fd, libc::TUNSETVNETHDRSZ, &raw mut len) }?;
     // SAFETY: TUNSETVNETLE reads one int.
@@ -75,6 +116,21 @@ pub(crate) fn set_carrier(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let mut on = c_int::from(on);
     // SAFETY: TUNSETCARRIER reads one int.
     unsafe { ioctl(fd, libc::TUNSETCARRIER, &raw mut on) }
+}
+
+/// The user who the calling thread acts as.
+pub(crate) fn effective_user() -> u32 {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: getrandom writes as many bytes as the array has.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // So few come whole or not at all.
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
 }
 
 /// Which driver the interface `name` has, and on which bus it is, asked for through any socket.

@@ -4,14 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::adopt::{self, Adopt, First, attach};
+use crate::adopt::{self, Adopt, First, alone, attach};
 use crate::flow::{ETHER_IPV4, ETHER_IPV6};
 use crate::layout::Transport;
+use crate::make::any_socket;
 use crate::persist::Owner;
 use crate::{ioctl, probe};
 
@@ -23,14 +23,15 @@ use crate::{ioctl, probe};
 pub fn open(options: &Options) -> Result<Device, OpenError> {
     let name = options.name.as_deref().unwrap_or_else(|| options.mode.pattern());
     check_name(name)?;
-    let First { file, name, adopted } = adopt::first(name, options)?;
+    let First { file, name, adopted, claimed } = adopt::first(name, options)?;
     let files = attach_more(file, &name, options)?;
+    alone(&name, files.len())?;
     let failed = |source| OpenError::Io { name: name.clone(), source };
     let offload = agree(&files, &name, options.offload).map_err(failed)?;
     let queue = |file| Queue { file: Arc::new(file), offload };
     let mut queues = files.into_iter().map(queue).collect();
     let writer = writer(&mut queues).map_err(failed)?;
-    Ok(Device { name, queues, writer, adopted })
+    Ok(Device { name, queues, writer, adopted, claimed })
 }
 
 /// Which device to open.
@@ -46,7 +47,8 @@ pub struct Options {
     pub queues: u16,
     /// Whether one that is there is taken.
     pub adopt: Adopt,
-    /// Who may attach to one that is made, without a capability; root alone where both are absent.
+    /// Who may attach to one that is made, or that was anybody's, without a capability; root alone where both
+    /// are absent.
     pub owner: Owner,
 }
 
@@ -137,6 +139,8 @@ pub struct Device {
     pub writer: Queue,
     /// Whether it was there before, made by others.
     pub adopted: bool,
+    /// Whom it was given to, if it was anybody's before.
+    pub claimed: Option<Owner>,
 }
 
 /// What the kernel agreed to.
@@ -251,6 +255,36 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
+    /// Somebody else is attached to one of several queues.
+    #[error(
+        "somebody else is attached to device {name:?} by {queues} {}, and would get a share of its \
+         packets; stop that program first (systemd-networkd: KeepCarrier=no), or delete the device",
+        if *queues == 1 { "descriptor" } else { "descriptors" }
+    )]
+    Shared {
+        /// The device.
+        name: String,
+        /// How many descriptors are not ours.
+        queues: u32,
+    },
+    /// Somebody else attached whenever it was made.
+    #[error(
+        "whenever device {name:?} was made, another user attached to it before it had an owner; find \
+         that program, or close {DRIVER} to other users (chmod 0660), or set queues = 1"
+    )]
+    Contested {
+        /// The device.
+        name: String,
+    },
+    /// The kernel did not give the queue what it was asked for.
+    #[error(
+        "device {name:?} does not have the packet header that vpnd asks for, as another program holds \
+         it with one of its own; stop that program first"
+    )]
+    Header {
+        /// The device.
+        name: String,
+    },
     /// Not a name an interface can have.
     #[error("{name:?} cannot name a device: 1 to 15 bytes without '/', ':' or white space")]
     Name {
@@ -342,7 +376,7 @@ fn writer(queues: &mut Vec<Queue>) -> io::Result<Queue> {
 /// Sets the header up on every queue and finds out what may stand in it.
 fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
     for file in files {
-        ioctl::set_vnet_header(file.as_fd())?;
+        ioctl::set_vnet_header(file.as_fd(), true)?;
     }
     let device = &files[0];
     if !wanted {
@@ -378,8 +412,7 @@ fn agreed(features: u32) -> Offload {
 /// Which super-packets may be written. A device that is already up cannot be asked without
 /// sending one; it is trusted, and a refusal shows at the first write.
 fn probe(device: &File, name: &str) -> io::Result<(bool, bool)> {
-    // Any socket will do, and this one needs no address family of the network.
-    if ioctl::link_flags(UnixDatagram::unbound()?, name)? & libc::IFF_UP != 0 {
+    if ioctl::link_flags(any_socket()?, name)? & libc::IFF_UP != 0 {
         return Ok((true, true));
     }
     Ok((probe::accepts(device, Transport::Tcp)?, probe::accepts(device, Transport::Udp)?))

@@ -1,12 +1,13 @@
 //! Makes and removes devices that outlive whoever opens them, as `ip tuntap` does.
 
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixDatagram;
 
 use thiserror::Error;
 
 use crate::ioctl;
+use crate::make::{New, Unmade, any_socket};
 use crate::open::{Mode, OpenError, check_name, open_driver};
 
 /// A device to be made.
@@ -49,10 +50,9 @@ impl Persistent {
     pub fn create(&self) -> Result<String, PersistError> {
         let name = self.name.as_deref().unwrap_or_else(|| self.kind.pattern());
         check_new_name(name)?;
-        let file = open_driver(name)?;
-        let name = ioctl::attach(file.as_fd(), name, self.flags() | libc::IFF_TUN_EXCL)
-            .map_err(|error| creating(name, error))?;
-        Owner { user: self.user, group: self.group }.set(&file, &name)?;
+        let owner = Owner { user: self.user, group: self.group };
+        let new = New { name, mode: self.kind, flags: self.flags(), owner };
+        let (file, name) = new.make().map_err(|why| creating(name, why))?;
         keep(&file, &name)?;
         Ok(name)
     }
@@ -83,6 +83,17 @@ impl Owner {
             ioctl::set_group(device, gid).map_err(refused("group", name))?;
         }
         Ok(())
+    }
+}
+
+impl Display for Owner {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match (self.user, self.group) {
+            (Some(user), None) => write!(f, "user {user}"),
+            (Some(user), Some(group)) => write!(f, "user {user} of group {group}"),
+            (None, Some(group)) => write!(f, "group {group}"),
+            (None, None) => write!(f, "anybody"),
+        }
     }
 }
 
@@ -128,8 +139,7 @@ pub fn remove(name: &str, kind: Option<Mode>) -> Result<(), PersistError> {
 /// When there is none, or it is not a device of the TUN driver.
 pub fn kind_of(name: &str) -> Result<Mode, PersistError> {
     check_name(name)?;
-    // Any socket will do, and this one needs no address family of the network.
-    let socket = UnixDatagram::unbound().map_err(refused("driver", name))?;
+    let socket = any_socket().map_err(refused("driver", name))?;
     let (driver, bus) = ioctl::driver(socket, name).map_err(|e| match e.raw_os_error() {
         Some(libc::ENODEV) => PersistError::Missing { name: name.to_owned() },
         Some(libc::EOPNOTSUPP) => PersistError::NotOurs { name: name.to_owned() },
@@ -198,9 +208,15 @@ fn refused(what: &'static str, name: &str) -> impl Fn(io::Error) -> PersistError
     move |source| PersistError::Refused { what, name: name.to_owned(), source }
 }
 
-fn creating(name: &str, error: io::Error) -> PersistError {
+fn creating(name: &str, why: Unmade) -> PersistError {
+    let error = match why {
+        Unmade::Driver(error) => return error.into(),
+        Unmade::Owner(error) => return error,
+        Unmade::Taken => return PersistError::Exists { name: name.to_owned() },
+        Unmade::Contested => return OpenError::Contested { name: name.to_owned() }.into(),
+        Unmade::Kernel(error) => error,
+    };
     match error.raw_os_error() {
-        Some(libc::EBUSY) => PersistError::Exists { name: name.to_owned() },
         // There is nothing of that name, so it cannot be something else.
         Some(libc::EINVAL) => refused("flags", name)(error),
         _ => OpenError::attaching(name, error).into(),

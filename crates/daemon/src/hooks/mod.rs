@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub(crate) use plan::{Moment, Plan};
 pub(crate) use program::{from_directory, look_at};
-pub(crate) use runner::{WORD, run};
+pub(crate) use runner::{WORD, run, stand_apart};
 pub(crate) use variables::{Facts, plan, wanted};
 
 use client::Runner;

@@ -3,6 +3,7 @@
 //! a plan from its standard input, then runs of that plan what it is told to, one command at a time.
 //! When vpnd is gone it kills what runs, and ends.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -40,13 +41,24 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 /// Leaves behind what vpnd's own parent may have handed down. What asks vpnd to end goes to the runner
 /// too, where a whole group or service is meant; but commands are still to come.
 fn begin() -> io::Result<()> {
+    stand_apart(c"vpnd-hooks")?;
+    yield_to_others();
+    Ok(())
+}
+
+/// What a process of vpnd's begins with whose standard input is a socket from there: it has nothing else of
+/// vpnd's parent, hears no signal but that of its own children, and has a name.
+///
+/// # Errors
+///
+/// If there is no such socket.
+pub(crate) fn stand_apart(name: &CStr) -> io::Result<()> {
     nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0)?;
     close_from(3)?;
     let mut signals = SigSet::all();
     signals.remove(Signal::SIGCHLD);
     signals.thread_block()?;
-    prctl::set_name(c"vpnd-hooks")?;
-    yield_to_others();
+    prctl::set_name(name)?;
     Ok(())
 }
 

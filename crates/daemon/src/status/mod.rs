@@ -502,6 +502,7 @@ pub(crate) mod tests {
             },
             "drops": shown["drops"],
             "next": { "timer": "persistent_keepalive", "in_s": 3.0 },
+            "leads_back": null,
             "hint": null,
         });
         assert_eq!(shown, expected);

@@ -74,6 +74,26 @@ impl Holders {
     }
 }
 
+/// The holders of one device; `hidden` as [`Holders::hidden`] says.
+pub(crate) fn in_words(processes: &[Holder], hidden: bool) -> String {
+    let (far, near): (Vec<_>, Vec<_>) = processes.iter().partition(|it| it.elsewhere);
+    let mut holders: Vec<String> = near.into_iter().map(Holder::to_string).collect();
+    if !far.is_empty() {
+        holders.push(format!(
+            "perhaps {} in other network namespaces, attached to this device or to one of its name \
+             there",
+            far.len()
+        ));
+    }
+    if hidden {
+        holders.push("perhaps some that are hidden from us".to_owned());
+    }
+    if holders.is_empty() {
+        holders.push("none".to_owned());
+    }
+    holders.join(", ")
+}
+
 /// The devices that a process is attached to, and by how many descriptors.
 fn devices(process: &Path) -> io::Result<BTreeMap<String, usize>> {
     let mut devices = BTreeMap::new();

@@ -10,7 +10,7 @@ use serde::Serialize;
 use thiserror::Error;
 use vpnd_tun::{Mode, PersistError, kind_of};
 
-use super::holders::{Holder, Holders};
+use super::holders::{Holder, Holders, in_words};
 
 /// Why there is nothing to show.
 #[derive(Debug, Error)]
@@ -217,22 +217,7 @@ impl Device {
     }
 
     fn attached(&self, f: &mut Formatter<'_>, hidden: bool) -> fmt::Result {
-        let (far, near): (Vec<_>, Vec<_>) = self.processes.iter().partition(|it| it.elsewhere);
-        let mut holders: Vec<String> = near.into_iter().map(Holder::to_string).collect();
-        if !far.is_empty() {
-            holders.push(format!(
-                "perhaps {} in other network namespaces, attached to this device or to one of its \
-                 name there",
-                far.len()
-            ));
-        }
-        if hidden {
-            holders.push("perhaps some that are hidden from us".to_owned());
-        }
-        if holders.is_empty() {
-            holders.push("none".to_owned());
-        }
-        writeln!(f, "    processes attached: {}", holders.join(", "))
+        writeln!(f, "    processes attached: {}", in_words(&self.processes, hidden))
     }
 
     fn next(&self, f: &mut Formatter<'_>) -> fmt::Result {

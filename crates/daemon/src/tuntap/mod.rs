@@ -14,6 +14,7 @@ use vpnd_tun::{OpenError, PersistError};
 
 use crate::cli::{TuntapCommand, TuntapOptions};
 use crate::exit::Exit;
+use holders::{Holders, in_words};
 use look::{Listing, LookError};
 use words::{Said, WordError};
 
@@ -57,6 +58,12 @@ pub(crate) fn run(options: &TuntapOptions) -> anyhow::Result<ExitCode> {
     }?;
     write!(io::stdout(), "{text}").context("cannot write to standard output")?;
     Ok(Exit::Success.into())
+}
+
+/// The processes that are attached to the device `name`, in words.
+pub(crate) fn attached_to(name: &str) -> String {
+    let mut holders = Holders::find();
+    in_words(&holders.take(name), holders.hidden)
 }
 
 /// The name is said only where the kernel chose it, as `ip` says nothing.

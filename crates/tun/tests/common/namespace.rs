@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "namespaces and interface ioctls")]
 
 use std::ffi::{c_int, c_short};
+use std::fs::File;
 use std::mem::zeroed;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
@@ -133,6 +134,19 @@ pub(crate) fn add_ipv6(link: &str, address: Ipv6Addr) {
     // SAFETY: on an IPv6 socket SIOCSIFADDR reads one in6_ifreq.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw mut argument) })
         .unwrap();
+}
+
+/// A descriptor of the driver, which is attached to nothing.
+pub(crate) fn driver() -> File {
+    File::options().read(true).write(true).open("/dev/net/tun").unwrap()
+}
+
+/// Attaches to a device as any program may try to.
+pub(crate) fn attach(driver: &File, name: &str, flags: c_int) -> io::Result<()> {
+    let mut request = named(name);
+    request.ifr_ifru.ifru_flags = c_short::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: TUNSETIFF reads and writes one ifreq.
+    check(unsafe { libc::ioctl(driver.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
 /// Makes a device outlive its descriptors.
