@@ -47,6 +47,8 @@ impl Sources {
 #[derive(Debug, Default)]
 pub(crate) struct Candidates {
     configured: Vec<SocketAddr>,
+    /// Where the peer seemed to be, but did not answer; the last to be tried.
+    seemed: Option<SocketAddr>,
     cursor: usize,
 }
 
@@ -69,7 +71,8 @@ impl Candidates {
 
     /// The address for the next try, given where the peer last was.
     pub(crate) fn target(&self, last: Option<SocketAddr>) -> Option<SocketAddr> {
-        let others = self.configured.iter().copied().filter(|&a| Some(a) != last);
+        let seemed = self.seemed.filter(|at| !self.configured.contains(at));
+        let others = self.configured.iter().copied().chain(seemed).filter(|&a| Some(a) != last);
         let count = usize::from(last.is_some()) + others.clone().count();
         last.into_iter().chain(others).nth(self.cursor.checked_rem(count)?)
     }
@@ -80,6 +83,11 @@ impl Candidates {
             |&configured: &SocketAddr| configured == heard || roam.permits(configured, heard);
         // None yet, and none to come, are the same here; only `Off` needs one to come.
         (self.configured.is_empty() && roam != Roam::Off) || self.configured.iter().any(near)
+    }
+
+    /// The peer did not answer at this address; it may yet.
+    pub(crate) fn remember(&mut self, seemed: SocketAddr) {
+        self.seemed = Some(seemed);
     }
 
     /// Whether the configuration names this address.
@@ -94,7 +102,7 @@ impl Candidates {
 
     /// An answer: tries begin with where the peer is.
     pub(crate) fn settle(&mut self) {
-        self.cursor = 0;
+        (self.cursor, self.seemed) = (0, None);
     }
 }
 

@@ -12,6 +12,7 @@ mod identities;
 mod initiator;
 mod life;
 mod responder;
+mod roaming;
 mod session;
 mod status;
 mod upgrade;
@@ -42,6 +43,7 @@ use detours::Detours;
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
+use roaming::Roaming;
 use upgrade::Answering;
 
 pub use frames::{Greeting, Loss, Quality};
@@ -174,6 +176,7 @@ pub struct Peer {
 
     path: Option<Path>,
     candidates: Candidates,
+    roaming: Roaming,
     detours: Detours,
 
     attempt: Option<Attempt>,
@@ -224,6 +227,7 @@ impl Peer {
             last_minute_asked: Generation::default(),
             path: None,
             candidates: Candidates::default(),
+            roaming: Roaming::default(),
             detours: Detours::default(),
             attempt: None,
             answering: None,
@@ -325,6 +329,7 @@ impl Peer {
             (self.initiation_deadline(), Timer::Initiate),
             (self.upgrade_deadline(), Timer::Upgrade),
             (self.floor_deadline(), Timer::Floor),
+            (self.roaming_deadline(), Timer::Roam),
             (self.timers.answer_deadline(), Timer::NoAnswer),
             (self.timers.owed_deadline(), Timer::KeepaliveOwed),
             (self.timers.persistent_deadline(), Timer::PersistentKeepalive),
@@ -349,8 +354,10 @@ impl Peer {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.establish(now, Role::Responder);
+            let reached = self.keyring.current().and_then(|session| session.reached);
+            reached.into_iter().for_each(|at| self.follow_answer(at));
         }
-        self.follow_source();
+        self.follow_source(now);
         if confirmed {
             self.greet_back(now);
         }
@@ -358,44 +365,6 @@ impl Peer {
             // Not ours any more, be it the configured one: the kernel knows which are.
             self.change_source(None);
         }
-    }
-
-    /// The peer was heard from elsewhere, on a session that is still ours.
-    fn follow_source(&mut self) {
-        let Some(source) = self.activity.take_source() else { return };
-        if !self.keyring.opening().any(|key| key.generation() == source.generation) {
-            return;
-        }
-        if self.may_be_at(source.from) {
-            self.set_path(source.from, source.local);
-        } else if let (None, Some(configured)) = (self.path, self.target()) {
-            // It spoke first, and from where it is not to be followed.
-            self.set_path(configured, None);
-        }
-    }
-
-    fn may_be_at(&self, address: SocketAddr) -> bool {
-        match self.path {
-            Some(path) if path.to == address => true,
-            _ if self.detours.lead_to(address) => false,
-            Some(path) => self.config.roam.permits(path.to, address),
-            None => self.candidates.permit(self.config.roam, address),
-        }
-    }
-
-    fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
-        let path = Path {
-            to,
-            from: from.or_else(|| self.config.sources.towards(to)),
-            max_datagram: self.config.max_datagram,
-            dscp: self.config.dscp,
-        };
-        if self.path.is_none_or(|old| old.to != to) {
-            self.detours.left(self.path);
-            self.events.push_back(Event::Moved { to });
-        }
-        self.publish |= self.path != Some(path);
-        self.path = Some(path);
     }
 
     /// A session has become current.
