@@ -23,6 +23,7 @@ mod kernel;
 mod lan;
 mod lans;
 mod left;
+mod loops;
 mod multicast;
 mod narrow;
 mod nested;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         socket::scenarios(),
         routes::scenarios(),
         guard::scenarios(),
+        loops::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),

@@ -112,7 +112,7 @@ fn everything(lab: &Lab, outside: &str) -> Result<String> {
     let status = vpnd.status()?;
     ensure!(status.is_up(), "{status}");
     let rules = a.run("ip rule")?;
-    ensure!(rules.contains("fwmark 0xca6c lookup 51820 proto 118"), "{rules}");
+    ensure!(rules.contains("fwmark 0xca6c/0xca6c lookup 51820 proto 118"), "{rules}");
     vpnd.process().terminate()?;
     ensure!(a.network_state()? == before, "left behind: {}", a.network_state()?);
     Ok("both families behind B, its own LAN and a more specific route beside it; strict rp_filter"
@@ -197,7 +197,7 @@ fn removed(lab: &Lab) -> Result<String> {
     for command in [
         "ip route del 203.0.113.0/24 dev tun0",
         "ip -6 route del default table 51820",
-        "ip rule del priority 32002",
+        "ip rule del priority 32004",
         "ip -6 rule del priority 32001",
         "ip -6 address flush dev tun0",
         "ip link set tun0 down",

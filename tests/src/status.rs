@@ -58,6 +58,16 @@ impl Status {
         self.number("/device/queues")
     }
 
+    /// The route that leads the tunnel into itself, if one does.
+    pub fn leads_back(&self) -> Option<&str> {
+        self.field("/leads_back/route")?.as_str()
+    }
+
+    /// Inner packets sent so far.
+    pub fn packets_sent(&self) -> u64 {
+        self.number("/traffic/tx_packets")
+    }
+
     /// Where it sends to now.
     pub fn endpoint(&self) -> Option<&str> {
         self.field("/peer/endpoint")?.as_str()

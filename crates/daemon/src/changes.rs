@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use tokio::sync::watch;
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Leftover, Link, Missing, Namespace, Netlink, Own, PeerState,
-    PortMemory, Stays, Undo,
+    Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace, Netlink, Own,
+    OwnState, PeerState, PortMemory, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
@@ -32,7 +32,7 @@ impl Changes {
         undo: Undo,
     ) -> Result<(Self, Option<[u8; 6]>), Error> {
         let setup = netlink.configure(link, undo).await?;
-        let mac = netlink.found(&link.name).await?.mac;
+        let mac = netlink.present(&link.name).await?.mac;
         let keeper = Keeper::spawn(&netlink, news, setup);
         Ok((Self { netlink, keeper }, mac))
     }
@@ -56,6 +56,11 @@ impl Changes {
         self.keeper.missing()
     }
 
+    /// Who is told of the tunnel's own datagrams.
+    pub(crate) fn own(&self) -> OwnState {
+        self.keeper.own()
+    }
+
     /// Puts them back, but for what `stays`.
     pub(crate) async fn put_back(self, stays: Stays) {
         match self.keeper.stop().await {
@@ -70,7 +75,7 @@ impl Changes {
 pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) -> Way {
     let mut way = config.socket.way();
     if way.mark == 0 && would_loop {
-        way.mark = netlink.free_mark().await;
+        way.mark = netlink.free_mark().await.value;
     }
     way
 }
@@ -84,15 +89,21 @@ pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) ->
 pub(crate) async fn guard(
     config: &Config,
     netlink: &Netlink,
-    mark: Option<u32>,
+    mark: Option<Mark>,
 ) -> Result<Undo, Error> {
     let mut undo = left_behind(config, netlink.namespace());
     if config.has_kill_switch() {
-        let own = mark.map(|mark| Own { mark, port: 0 });
+        let own = mark.map(|mark| Own { mark, port: 0, peers: Vec::new() });
         let name = config.interface.name.as_deref().unwrap_or(&config.name);
         netlink.guard(&options::link(config, name, 0, own), &mut undo).await?;
     }
     Ok(undo)
+}
+
+/// How rules tell the tunnel's own datagrams by their mark. Of a mark that the file says, each bit may mean
+/// something to others; in one that we chose, none does.
+pub(crate) fn mark(config: &Config, way: &Way) -> Mark {
+    if config.socket.fwmark == 0 { Mark::bits(way.mark) } else { Mark::exact(way.mark) }
 }
 
 /// What an earlier run left, as the file beside the control socket says: a boot empties both that directory

@@ -31,6 +31,11 @@ impl Life {
         Self { watch, presence, name: name.to_owned(), was_down: false }
     }
 
+    /// The device's number.
+    pub(crate) fn index(&self) -> u32 {
+        self.watch.index()
+    }
+
     /// Waits until somebody does something to it.
     pub(crate) async fn changed(&mut self) -> Seen {
         self.watch.next().await

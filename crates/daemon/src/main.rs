@@ -20,6 +20,7 @@ mod keys;
 mod life;
 mod linger;
 mod logging;
+mod loops;
 mod netns;
 mod opening;
 mod options;

@@ -151,7 +151,7 @@ pub(crate) async fn mtu(
     let there = match (interface.mtu, &interface.bridge) {
         (Some(mtu), _) => return Ok(mtu),
         (None, Some(bridge)) => netlink.bridge_mtu(bridge).await?,
-        (None, None) if device.adopted => netlink.found(&device.name).await?.mtu,
+        (None, None) if device.adopted => netlink.present(&device.name).await?.mtu,
         (None, None) => return Ok(ETHERNET_MTU),
     };
     Ok(u16::try_from(there).unwrap_or(u16::MAX))

@@ -28,6 +28,7 @@ use crate::floor::{FloorError, FloorFile};
 use crate::hooks::News;
 use crate::keys::Keys;
 use crate::life::{Fate, Life};
+use crate::loops::Loops;
 use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::{About, State, Status};
@@ -74,6 +75,8 @@ pub(crate) struct Surroundings {
     pub(crate) routes: PeerState,
     /// What of the device's addresses, rules and routes is missing.
     pub(crate) missing: channel::Receiver<Vec<Missing>>,
+    /// Whether the tunnel leads into itself.
+    pub(crate) loops: Loops,
     /// The largest packet to send outside, if the configuration says it.
     pub(crate) mtu_max: Option<u16>,
     pub(crate) floor: FloorFile,
@@ -104,6 +107,8 @@ pub(crate) struct Plane {
     writing: bool,
     waiting: Option<Timestamp>,
     said: (Liveness, Option<SocketAddr>),
+    /// Where name resolution and the configuration have the peer.
+    addresses: Vec<SocketAddr>,
     load_until: BootTime,
     /// When it was last looked up what the path carries.
     looked: BootTime,
@@ -137,6 +142,7 @@ impl Plane {
             writing: false,
             waiting: None,
             said: (Liveness::Idle, None),
+            addresses: Vec::new(),
             load_until: BootTime::default(),
             looked: BootTime::default(),
             fragments: None,
@@ -177,8 +183,10 @@ impl Plane {
                 }
                 addresses = self.around.resolver.changed() => {
                     self.warn_of_loops(&addresses);
-                    self.peer.handle_endpoints(clock::now(), addresses);
+                    self.addresses = addresses;
+                    self.look_for_loops().await;
                 }
+                () = self.around.loops.due() => self.look_for_loops().await,
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
@@ -257,7 +265,10 @@ impl Plane {
         match event {
             Event::KeepFloor(stamp) => self.keep_floor(*stamp),
             Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
-            Event::Moved { .. } | Event::Established(_) => self.look_at_the_way(),
+            Event::Moved { .. } | Event::Established(_) => {
+                self.around.loops.look_soon();
+                self.look_at_the_way();
+            }
             Event::Alive => self.alive(true),
             Event::Dead => self.alive(false),
             _ => {}
@@ -273,6 +284,24 @@ impl Plane {
             tracing::debug!("the carrier does not follow: {error}");
         }
         self.around.hooks.peer(alive, self.peer.endpoint());
+    }
+
+    /// Finds out whether what is sent to the peer would come back, and goes by it.
+    async fn look_for_loops(&mut self) {
+        let (peer, sources) = (self.peer.endpoint(), self.around.running.socket.sources());
+        let learnt = self.peer.source();
+        let from = |to| learnt.filter(|_| Some(to) == peer).or_else(|| sources.towards(to));
+        let (port, all) = (self.engine.local_port(), &self.addresses);
+        let outlook = self.around.loops.look(port, peer, all, from).await;
+        let avoided: Vec<_> = outlook.loops.iter().map(|one| one.to).collect();
+        let mut usable = self.addresses.clone();
+        usable.retain(|address| !avoided.contains(address));
+        // Where all of them lead back, the first one that no longer does is heard of by calling.
+        let usable = if usable.is_empty() { self.addresses.clone() } else { usable };
+        let now = clock::now();
+        self.telling.outlook(now.boot, &self.around.about.device.name, outlook);
+        self.peer.handle_endpoints(now, usable);
+        self.peer.avoid(now, avoided);
     }
 
     /// Of a name only its addresses tell that a route leads the tunnel into itself.
@@ -326,6 +355,10 @@ impl Plane {
         let connected = matches!(liveness, Liveness::Up | Liveness::Unresponsive);
         let bad_mac1 = self.engine.counters().dropped(DropReason::BadMac1);
         self.telling.watch_bad_mac1(now.boot, bad_mac1, connected);
+        let counters = self.engine.counters();
+        let back =
+            [DropReason::OwnDatagram, DropReason::NestedTooDeep].map(|why| counters.dropped(why));
+        self.telling.watch_loops(now.boot, &self.around.about.device.name, back);
         if self.said != (liveness, endpoint) {
             match (self.said.0, liveness) {
                 (Liveness::Up, Liveness::Unresponsive) => tracing::warn!("the peer is silent"),

@@ -23,7 +23,7 @@ use vpnd_tunnel::udp::{BindError, Socket, Way};
 
 use crate::changes::{self, Changes};
 use crate::cli::RunOptions;
-use crate::config::{Config, Service};
+use crate::config::{Config, Endpoint, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
 use crate::floor::FloorFile;
@@ -31,6 +31,7 @@ use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
 use crate::linger::{self, AfterStop};
+use crate::loops::Loops;
 use crate::netns::{Netns, NetnsError};
 use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::presence::Presence;
@@ -185,6 +186,7 @@ struct Host {
     outside: Netns,
     routes: PeerState,
     missing: watch::Receiver<Vec<Missing>>,
+    loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
 }
@@ -252,7 +254,9 @@ impl Host {
             config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
         let way = changes::way(config, &netlink, would_loop).await;
         // Before anything that may fail: a kill switch is not open until a start succeeds.
-        let undo = changes::guard(config, &netlink, would_loop.then_some(way.mark)).await?;
+        let undo =
+            changes::guard(config, &netlink, would_loop.then(|| changes::mark(config, &way)))
+                .await?;
         let begun = Begun { control, inside, netlink, heard, news, outside: outside?, way, undo };
         Self::go_on(config, public_key, begun, would_loop).await.inspect_err(|_| stays_shut(config))
     }
@@ -271,7 +275,11 @@ impl Host {
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, &netlink).await?;
-        let own = Own { mark: way.mark, port: socket.local_port() };
+        let own = Own {
+            mark: changes::mark(config, &way),
+            port: socket.local_port(),
+            peers: config.peer.endpoints.iter().filter_map(Endpoint::address).collect(),
+        };
         let passed_over =
             inside.within(|| opening::passed_over(&device.name, carrier.is_some()))?;
         let own = would_loop.then_some(own);
@@ -282,6 +290,10 @@ impl Host {
         let life = Life::new(&device.name, watch, presence);
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let (routes, missing) = (changes.peer(), changes.missing());
+        let asking =
+            outside.within(|| Ok::<_, RunError>((Netlink::connect()?, Heard::routes()?)))??;
+        let index = inside.is(&outside).then(|| life.index());
+        let loops = Loops::new(asking, way.clone(), index, changes.own());
         let host = Self {
             device,
             carrier,
@@ -293,6 +305,7 @@ impl Host {
             outside,
             routes,
             missing,
+            loops,
             floor,
             control,
         };
@@ -369,6 +382,7 @@ impl Host {
             way: self.way,
             routes: self.routes,
             missing: self.missing,
+            loops: self.loops,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             carrier: self.carrier,

@@ -8,8 +8,11 @@ use vpnd_protocol::peer::Event;
 use vpnd_protocol::session::Role;
 use vpnd_protocol::time::BootTime;
 
+use vpnd_device::Found;
+
 use crate::config::Mac;
 use crate::logging::RateLimit;
+use crate::loops::{Loop, Outlook};
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,12 @@ pub(crate) enum Trouble {
     NoAnswer,
     /// Handshake messages arrive that were made for another key.
     BadMac1(u64),
+    /// What is sent to the peer comes back out of the device.
+    Loop(Loop),
+    /// Own datagrams come out of the device, though the route to the peer, if there is one, leads elsewhere.
+    Back(Option<Found>),
+    /// What is sent to the peer goes through other tunnels of this host, and comes back.
+    Nested(Option<Found>),
     /// Both ends have this hardware address.
     SameMac(Mac),
     /// Frames of one end are too long for the other: ours, theirs.
@@ -40,6 +49,9 @@ impl Trouble {
         matches!(self, Self::SameMac(_) | Self::MtuDiffers(..))
     }
 }
+
+/// A loop of which nothing more is seen is over.
+const FORGOTTEN: Duration = Duration::from_secs(10);
 
 /// Lines of which the network can cause any number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +69,10 @@ enum Class {
     Ahead,
     Moved,
     BadMac1,
+    Loop,
+    Unlooped,
+    Back,
+    Nested,
 }
 
 /// What has been told, and what is the trouble.
@@ -67,12 +83,29 @@ pub(crate) struct Telling {
     bad_mac1: u64,
     /// What of the peer's device does not fit ours, as far as it was said.
     misfit: Option<Trouble>,
+    outlook: Outlook,
+    /// The first loop of it.
+    looped: Option<Trouble>,
+    /// Own datagrams, and those of other tunnels, that came back so far.
+    back: [u64; 2],
+    /// What the latest of them mean, and when that was.
+    came_back: Option<(Trouble, BootTime)>,
 }
 
 impl Telling {
     /// Nothing told yet of the tunnel to `peer`.
     pub(crate) fn new(peer: PublicKey) -> Self {
-        Self { peer, limit: RateLimit::default(), trouble: None, bad_mac1: 0, misfit: None }
+        Self {
+            peer,
+            limit: RateLimit::default(),
+            trouble: None,
+            bad_mac1: 0,
+            misfit: None,
+            outlook: Outlook::default(),
+            back: [0; 2],
+            looped: None,
+            came_back: None,
+        }
     }
 
     /// The peer has another public key now.
@@ -80,9 +113,69 @@ impl Telling {
         self.peer = peer;
     }
 
-    /// The latest trouble, which a session that stands ends, or else what does not fit.
+    /// The latest trouble, which a session that stands ends, or else what does not fit. What leads the tunnel into
+    /// itself comes first.
     pub(crate) fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref().or(self.misfit.as_ref())
+        let came_back = self.came_back.as_ref().map(|(trouble, _)| trouble);
+        let first = self.looped.as_ref().or(came_back);
+        first.or(self.trouble.as_ref()).or(self.misfit.as_ref())
+    }
+
+    /// What is known of the routes to the peer by now.
+    pub(crate) fn outlook(&mut self, now: BootTime, device: &str, outlook: Outlook) {
+        let before = std::mem::replace(&mut self.outlook, outlook);
+        for one in self.outlook.loops.iter().filter(|one| !before.loops.contains(one)) {
+            let Some(more) = self.limit.allow(Class::Loop, now) else { break };
+            let Loop { to, route } = one;
+            tracing::warn!(
+                "the tunnel would lead into itself: the route to the peer at {to} is {route}, by \
+                 its own device; nothing is sent there, remove that route or keep a more specific one{more}"
+            );
+        }
+        for one in before.loops.iter().filter(|one| !self.outlook.leads_back(one.to)) {
+            let Some(more) = self.limit.allow(Class::Unlooped, now) else { break };
+            tracing::info!("the route to the peer at {} leads past {device} again{more}", one.to);
+        }
+        self.looped = self.outlook.loops.first().cloned().map(Trouble::Loop);
+        if before.current != self.outlook.current {
+            self.came_back = None;
+        }
+    }
+
+    /// Tells of datagrams that come out of the device and must not: own ones, and those that have been through tunnels
+    /// of this host too often.
+    pub(crate) fn watch_loops(&mut self, now: BootTime, device: &str, back: [u64; 2]) {
+        let [own, nested] = std::mem::replace(&mut self.back, back);
+        let route = self.outlook.current.clone();
+        if back[1] > nested {
+            self.nested(now, device, route);
+        } else if back[0] > own && self.outlook.loops.is_empty() {
+            self.own_came_back(now, device, route);
+        } else if self.came_back.as_ref().is_some_and(|(_, at)| now >= *at + FORGOTTEN) {
+            self.came_back = None;
+        }
+    }
+
+    fn nested(&mut self, now: BootTime, device: &str, route: Option<Found>) {
+        let by = route.as_ref().map(|route| format!(", which is {route},")).unwrap_or_default();
+        if let Some(more) = self.limit.allow(Class::Nested, now) {
+            tracing::warn!(
+                "tunnels of this host lead into each other, a loop: what {device} sends by its route to the \
+                 peer{by} comes back out of {device} through another tunnel; it is dropped there{more}"
+            );
+        }
+        self.came_back = Some((Trouble::Nested(route), now));
+    }
+
+    fn own_came_back(&mut self, now: BootTime, device: &str, route: Option<Found>) {
+        let by = route.as_ref().map(|route| format!(" though the route to the peer is {route}"));
+        if let Some(more) = self.limit.allow(Class::Back, now) {
+            tracing::warn!(
+                "the tunnel leads into itself: its own datagrams come out of {device}{}, and are dropped{more}",
+                by.unwrap_or_default()
+            );
+        }
+        self.came_back = Some((Trouble::Back(route), now));
     }
 
     /// Tells of an event.

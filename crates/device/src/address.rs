@@ -136,8 +136,12 @@ fn ends(message: &AddressMessage) -> [Option<IpAddr>; 2] {
 }
 
 pub(crate) fn family(net: IpNet) -> AddressFamily {
-    match net {
-        IpNet::V4(_) => AddressFamily::Inet,
-        IpNet::V6(_) => AddressFamily::Inet6,
+    family_of(net.addr())
+}
+
+pub(crate) const fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
     }
 }

@@ -68,6 +68,30 @@ impl Heard {
         ])
     }
 
+    /// Listens to what decides on the routes of a datagram.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::devices`].
+    pub fn routes() -> Result<Self, Error> {
+        Self::listen(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ])
+    }
+
+    /// Waits until something has been told, whatever it is, and passes over what has been told beside it.
+    pub async fn changed(&mut self) {
+        if self.0.next().await.is_none() {
+            // The socket is gone, and nobody will tell.
+            std::future::pending().await
+        }
+        self.skip();
+    }
+
     /// The connection is not rtnetlink's own, for that logs an error at each NETCONF message.
     fn listen(groups: &[MulticastGroup]) -> Result<Self, Error> {
         let opened = rtnetlink::proto::new_connection::<Received>(protocols::NETLINK_ROUTE);

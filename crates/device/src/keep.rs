@@ -5,6 +5,7 @@
 //! possible.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rtnetlink::Handle;
@@ -52,6 +53,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub struct Keeper {
     peer: watch::Sender<bool>,
     missing: watch::Receiver<Vec<Missing>>,
+    own: watch::Sender<OwnTraffic>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Setup>,
 }
@@ -67,6 +69,30 @@ impl PeerState {
     }
 }
 
+/// What the tunnel's own datagrams are told by, as far as it changes while the tunnel runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnTraffic {
+    /// The UDP port they leave from.
+    pub port: u16,
+    /// Where the peer is, or may be.
+    pub peers: Vec<IpAddr>,
+}
+
+/// Tells a [`Keeper`] of the tunnel's own datagrams.
+#[derive(Clone, Debug)]
+pub struct OwnState(watch::Sender<OwnTraffic>);
+
+impl OwnState {
+    /// The rules that keep them out of the tunnel follow.
+    pub fn set(&self, traffic: OwnTraffic) {
+        self.0.send_if_modified(|was| {
+            let changed = *was != traffic;
+            *was = traffic;
+            changed
+        });
+    }
+}
+
 impl Keeper {
     /// Begins, in a task of its own. The peer is not alive yet.
     ///
@@ -76,6 +102,7 @@ impl Keeper {
     pub fn spawn(netlink: &Netlink, news: Heard, setup: Setup) -> Self {
         let (peer, alive) = watch::channel(false);
         let (report, missing) = watch::channel(Vec::new());
+        let (own, traffic) = watch::channel(OwnTraffic::default());
         let (stop, stopped) = oneshot::channel();
         let (Setup { mut plan, mut undo }, handle) = (setup, netlink.handle.clone());
         let found = Found { missing: std::mem::take(&mut plan.missing), ..Found::default() };
@@ -86,6 +113,7 @@ impl Keeper {
             plan,
             undo,
             alive,
+            traffic,
             following: Following::default(),
             report,
             said: BTreeMap::new(),
@@ -97,7 +125,7 @@ impl Keeper {
             pause: None,
         };
         keeping.conclude(found, true);
-        Self { peer, missing, stop, task: tokio::spawn(keeping.run(news, stopped)) }
+        Self { peer, missing, own, stop, task: tokio::spawn(keeping.run(news, stopped)) }
     }
 
     /// Who tells it of the peer.
@@ -108,6 +136,11 @@ impl Keeper {
     /// What is not as it should be, now and whenever that changes.
     pub fn missing(&self) -> watch::Receiver<Vec<Missing>> {
         self.missing.clone()
+    }
+
+    /// Who tells it of the tunnel's own datagrams.
+    pub fn own(&self) -> OwnState {
+        OwnState(self.own.clone())
     }
 
     /// Stops; none if it has panicked.
@@ -123,6 +156,7 @@ struct Keeping {
     plan: Plan,
     undo: Undo,
     alive: watch::Receiver<bool>,
+    traffic: watch::Receiver<OwnTraffic>,
     following: Following,
     /// How its bridge has it.
     port: KnownPort,
@@ -173,6 +207,7 @@ impl Keeping {
                 _ = &mut stopped => break,
                 Ok(()) = self.alive.changed() => self.following.hear(),
                 () = self.guards.due() => self.guards.put_back(&self.handle, &self.plan).await,
+                Ok(()) = self.traffic.changed() => self.follow_own().await,
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
                     self.following.due = None;
                     self.follow_peer().await;
@@ -189,6 +224,21 @@ impl Keeping {
             self.undo.forget_device(self.plan.index);
         }
         Setup { plan: self.plan, undo: self.undo }
+    }
+
+    async fn follow_own(&mut self) {
+        let traffic = self.traffic.borrow_and_update().clone();
+        let followed = self.plan.follow_own(&self.handle, &traffic, &mut self.undo).await;
+        let trouble = "the rules for the peer's address";
+        match followed {
+            Ok(()) => drop(self.said.remove(trouble)),
+            Err(error) => {
+                let why = error.to_string();
+                if self.said.insert(trouble.to_owned(), why.clone()).as_ref() != Some(&why) {
+                    tracing::warn!("{error}");
+                }
+            }
+        }
     }
 
     /// A look is due soon after what may have taken something of ours, or may make possible what was not.

@@ -15,6 +15,8 @@ mod journal;
 mod keep;
 mod leftover;
 mod link;
+mod lookup;
+mod mark;
 mod missing;
 mod plan;
 mod port;
@@ -40,8 +42,10 @@ pub use controller::Kind;
 pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, Namespace};
-pub use keep::{Keeper, PeerState};
+pub use keep::{Keeper, OwnState, OwnTraffic, PeerState};
 pub use leftover::Leftover;
+pub use lookup::{Found, Question};
+pub use mark::Mark;
 pub use missing::Missing;
 pub use port::PortMemory;
 pub use undo::{Stays, Undo};
@@ -113,7 +117,7 @@ impl Families {
 
 /// How a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct Present {
     /// The longest packet that it takes.
     pub mtu: u32,
     /// Its hardware address, if it has one.
@@ -123,12 +127,14 @@ pub struct Found {
 }
 
 /// What tells the tunnel's own datagrams from those that go through it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
     /// Their mark.
-    pub mark: u32,
+    pub mark: Mark,
     /// The UDP port they leave from; 0 as long as there is none.
     pub port: u16,
+    /// Where the peer is, or may be.
+    pub peers: Vec<IpAddr>,
 }
 
 /// One route through a device.
@@ -211,7 +217,7 @@ impl Netlink {
     }
 
     /// A mark for the tunnel's own datagrams that no program's rule but vpnd's looks at.
-    pub async fn free_mark(&self) -> u32 {
+    pub async fn free_mark(&self) -> Mark {
         rule::free_mark(&self.handle).await
     }
 
@@ -273,10 +279,10 @@ impl Netlink {
     /// # Errors
     ///
     /// If there is no such device.
-    pub async fn found(&self, name: &str) -> Result<Found, Error> {
+    pub async fn present(&self, name: &str) -> Result<Present, Error> {
         let found = link::find(&self.handle, name).await?;
         let is_port = controller::controller(&found) != 0;
-        Ok(Found { mtu: link::mtu(&found), mac: link::mac(&found), is_port })
+        Ok(Present { mtu: link::mtu(&found), mac: link::mac(&found), is_port })
     }
 
     /// As [`undo`](Self::undo), but what drops is handed on to the next start. None if that cannot be, or there is

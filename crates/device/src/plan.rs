@@ -14,7 +14,7 @@ use crate::link::Device;
 use crate::missing::{Missing, why};
 use crate::route::Added;
 use crate::undo::{Change, Undo};
-use crate::{Link, Own, Route, WhenDown, address, route, rule, table};
+use crate::{Link, Own, OwnTraffic, Route, WhenDown, address, route, rule, table};
 
 /// A device, and what belongs to it.
 #[derive(Debug)]
@@ -33,9 +33,28 @@ pub(crate) struct Plan {
     pub(crate) rules: Vec<RuleMessage>,
     /// The families whose rules belong to a kill switch.
     pub(crate) guarded: Vec<AddressFamily>,
+    /// What the rules are made for.
+    pub(crate) ruled: Option<Ruled>,
     pub(crate) routes: Vec<Held>,
     /// What of it could not be added yet, for want of IPv6.
     pub(crate) missing: Vec<Missing>,
+}
+
+/// What the tunnel's own datagrams are told by, where there is a table that they must not be led to.
+#[derive(Clone, Debug)]
+pub(crate) struct Ruled {
+    own: Own,
+    table: u32,
+    families: Vec<AddressFamily>,
+    /// Those of a kill switch.
+    guarded: Vec<AddressFamily>,
+}
+
+impl Ruled {
+    fn rules(&self) -> Vec<RuleMessage> {
+        let all = |family| rule::all(&self.own, self.table, family, self.guarded.contains(&family));
+        self.families.iter().copied().flat_map(all).collect()
+    }
 }
 
 /// A route, and when it is there.
@@ -58,6 +77,7 @@ impl Plan {
             addresses: Vec::new(),
             rules: Vec::new(),
             guarded: guarded(link),
+            ruled: None,
             routes: Vec::new(),
             missing: Vec::new(),
         }
@@ -242,14 +262,18 @@ impl Plan {
         families: &[AddressFamily],
         undo: &mut Undo,
     ) -> Result<u32, Error> {
-        let Some(own) = link.own.filter(|_| !families.is_empty()) else { return Ok(table::MAIN) };
+        let Some(own) = link.own.as_ref().filter(|_| !families.is_empty()) else {
+            return Ok(table::MAIN);
+        };
         // The one that an earlier run had, for what it left there holds until ours does.
         let mut left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
         left.retain(|number| table::is_own(*number));
         left.sort_unstable();
         left.dedup();
         for table in left.into_iter().chain(table::free(handle).await) {
-            if self.claim(handle, own, table, families, undo).await? {
+            let families = families.to_vec();
+            let ruled = Ruled { own: own.clone(), table, families, guarded: self.guarded.clone() };
+            if self.claim(handle, ruled, undo).await? {
                 return Ok(table);
             }
         }
@@ -260,16 +284,12 @@ impl Plan {
     async fn claim(
         &mut self,
         handle: &Handle,
-        own: Own,
-        table: u32,
-        families: &[AddressFamily],
+        ruled: Ruled,
         undo: &mut Undo,
     ) -> Result<bool, Error> {
         let before = undo.len();
         self.rules.clear();
-        let guarded = self.guarded.clone();
-        let all = |family| rule::all(own, table, family, guarded.contains(&family));
-        for rule in families.iter().copied().flat_map(all) {
+        for rule in ruled.rules() {
             let ours = intend(undo, Change::Rule(rule.clone()));
             let added = rule::add(handle, &rule).await;
             let added = self.or_later(added, rule.header.family, || rule::text(&rule));
@@ -281,7 +301,37 @@ impl Plan {
             }
             self.rules.push(rule);
         }
+        self.ruled = Some(ruled);
         Ok(true)
+    }
+
+    /// The port or the peer's addresses are others by now: adds the rules that this takes, and removes those that it
+    /// does not.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refused first; the rules are then those that it took.
+    pub(crate) async fn follow_own(
+        &mut self,
+        handle: &Handle,
+        traffic: &OwnTraffic,
+        undo: &mut Undo,
+    ) -> Result<(), Error> {
+        let Some(ruled) = &mut self.ruled else { return Ok(()) };
+        (ruled.own.port, ruled.own.peers) = (traffic.port, traffic.peers.clone());
+        let wanted = ruled.rules();
+        let mut refused = Ok(());
+        for rule in wanted.iter().filter(|rule| !self.rules.contains(rule)) {
+            let ours = intend(undo, Change::Rule(rule.clone()));
+            let added = rule::add(handle, rule).await;
+            settle(undo, ours, &added);
+            if let (Ok(()), Err(error)) = (&refused, added) {
+                refused = Err(rule::refused(rule, &self.device, &error));
+            }
+        }
+        self.rules = wanted;
+        undo.only(|change| !matches!(change, Change::Rule(_)) || self.wants(change), handle).await;
+        refused
     }
 
     /// Whether what `change` takes back is to stay.

@@ -1,100 +1,200 @@
 //! Rules of routing, with which a default route leads into the tunnel and the tunnel's own datagrams do
-//! not: what wg-quick(8) does, and one more for hosts that check where packets arrive.
+//! not: what wg-quick(8) does, and more for hosts that check where packets arrive, or that change marks.
 //!
 //! ```text
-//! 32000  iif lo, UDP from our port   goto 32005      IPv4 alone
-//! 32001  everything                  lookup main, but not for a default route
-//! 32002  without our mark            lookup TABLE
-//! 32003  everything                  lookup main, but not for a default route      kill switch
-//! 32004  without our mark            blackhole                                     kill switch
-//! 32005  UDP from our port           nop             IPv4 alone
+//! 32000  iif lo, UDP from our port     goto 32007
+//! 32000  with our mark                 goto 32007
+//! 32001  everything                    lookup main, but not for a default route
+//! 32002  UDP and TCP to a port, ICMP … lookup TABLE
+//! 32003  iif lo, to the peer           goto 32007
+//! 32004  without our mark              lookup TABLE
+//! 32005  everything                    lookup main, but not for a default route      kill switch
+//! 32006  without our mark              blackhole                                     kill switch
+//! 32007  UDP from our port             nop
 //! ```
 //!
-//! The first is for `rp_filter = 1`: the kernel looks for the way back of each datagram that arrives, and
-//! that question bears no mark. It would be led into the tunnel, and the datagram dropped. The port tells
-//! them as well, with no sysctl and no packet filter. `iif lo` is what this host sends, and that question: a
-//! LAN's host that uses the same port gains nothing. The last says the port without it, for only then does the
-//! kernel look into what arrives (`fib_rule_requires_fldissect`).
+//! The port tells our own datagrams as well as the mark, which others may change on the way out, and it tells them where
+//! there is no mark: with `rp_filter = 1` the kernel looks for the route back to the sender of each datagram that arrives.
+//! `iif lo` is what this host sends, and that question: a LAN's host that uses the same port gains nothing. The
+//! last rule names the port without it, for only then does the kernel look into what arrives
+//! (`fib_rule_requires_fldissect`).
+//!
+//! Packet filters ask the same question (`fib saddr . iif`, or iptables' `rpfilter`), with neither mark nor ports. It
+//! goes past the table if it is about the peer. Packets to the peer's address do not: 32002 takes them first. Their
+//! destination port tells them from the question, which has none.
+//!
+//! Nothing is led to `main` that has not been through all rules that others have behind these.
+
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{
-    RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange,
+    RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange, RuleUidRange,
 };
 use rtnetlink::packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{Handle, IpVersion};
 
 use crate::error::{Error, Step, errno};
-use crate::{GUARD_PROTOCOL, Own, PROTOCOL, is_our_protocol, table};
+use crate::mark::{self, Mark};
+use crate::{GUARD_PROTOCOL, Own, PROTOCOL, address, is_our_protocol, table};
 
 /// Before the kernel's own rule for `main` (32766), behind what an administrator numbers.
 const PRIORITY: u32 = 32000;
-/// Rules a table has.
-const STEP: u32 = 6;
+/// Numbers that the rules of a table have.
+const STEP: u32 = 8;
+/// So many addresses of the peer are told apart in each family.
+const MOST_PEERS: usize = 8;
+
+/// What the rules of a table stand in the order of, from the table's first number on.
+#[derive(Clone, Copy)]
+enum Place {
+    Own,
+    Specific,
+    Packets,
+    Peers,
+    Unmarked,
+    GuardSpecific,
+    GuardDrops,
+    End,
+}
 
 /// All rules of one family for one table, in the order that they are added in: what passes by first. Those of a
 /// kill switch are among them if it is `guarded`.
-pub(crate) fn all(own: Own, table: u32, family: AddressFamily, guarded: bool) -> Vec<RuleMessage> {
-    let first = PRIORITY + (table - table::FIRST) * STEP;
-    let mut rules = Vec::new();
-    if family == AddressFamily::Inet && own.port != 0 {
-        let from_port = RulePortRange { start: own.port, end: own.port };
-        let own_port =
-            [RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(from_port)];
-        let mut passes = rule(family, RuleAction::Goto, first, own_port.clone());
-        passes.attributes.push(RuleAttribute::Goto(first + 5));
-        passes.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
-        rules.push(rule(family, RuleAction::Nop, first + 5, own_port));
-        rules.push(passes);
-    }
-    let specific = [RuleAttribute::Table(table::MAIN), RuleAttribute::SuppressPrefixLen(0)];
-    rules.push(rule(family, RuleAction::ToTable, first + 1, specific.clone()));
+pub(crate) fn all(own: &Own, table: u32, family: AddressFamily, guarded: bool) -> Vec<RuleMessage> {
+    let set = Set { first: PRIORITY + (table - table::FIRST) * STEP, table, family };
+    let mut rules = vec![set.end(own)];
+    rules.extend((own.port != 0).then(|| set.own_port(own)));
+    rules.push(set.own_mark(own));
+    rules.push(set.rule(RuleAction::ToTable, Place::Specific, specific()));
+    rules.extend(set.peers(own));
     if guarded {
-        rules.extend(guards(own.mark, first, family, specific));
+        rules.extend(set.guards(own));
     }
-    let unmarked = [RuleAttribute::Table(table), RuleAttribute::FwMark(own.mark)];
-    let mut unmarked = rule(family, RuleAction::ToTable, first + 2, unmarked);
+    let mut unmarked = set.lookup(Place::Unmarked, own.mark.attributes());
     unmarked.header.flags = RuleFlags::Invert;
     rules.push(unmarked);
     rules
 }
 
-/// What still drops when the table is empty and the rules above are gone. Another protocol than theirs, so that a
-/// flush by protocol never takes both; and what is more specific in `main` still goes there.
-fn guards(
-    mark: u32,
+/// The rules of one family for one table.
+#[derive(Clone, Copy)]
+struct Set {
     first: u32,
+    table: u32,
     family: AddressFamily,
-    specific: [RuleAttribute; 2],
-) -> [RuleMessage; 2] {
-    let own_protocol = |mut rule: RuleMessage| {
-        let protocol = RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL));
-        let guard = RuleAttribute::Protocol(RouteProtocol::Other(GUARD_PROTOCOL));
-        rule.attributes.retain(|attribute| *attribute != protocol);
-        rule.attributes.push(guard);
-        rule
-    };
-    let specific = rule(family, RuleAction::ToTable, first + 3, specific);
-    let mut drops = rule(family, RuleAction::Blackhole, first + 4, [RuleAttribute::FwMark(mark)]);
-    drops.header.flags = RuleFlags::Invert;
-    [specific, drops].map(own_protocol)
 }
 
-fn rule<const N: usize>(
-    family: AddressFamily,
-    action: RuleAction,
-    priority: u32,
-    attributes: [RuleAttribute; N],
-) -> RuleMessage {
-    let mut rule = RuleMessage::default();
-    rule.header.family = family;
-    rule.header.action = action;
-    rule.attributes = vec![
-        RuleAttribute::Priority(priority),
-        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
-    ];
-    rule.attributes.extend(attributes);
-    rule
+impl Set {
+    fn own_port(self, own: &Own) -> RuleMessage {
+        self.passes(Place::Own, [&[from_here()], &from_port(own.port)[..]].concat())
+    }
+
+    fn own_mark(self, own: &Own) -> RuleMessage {
+        self.passes(Place::Own, own.mark.attributes())
+    }
+
+    fn end(self, own: &Own) -> RuleMessage {
+        let attributes = if own.port == 0 { Vec::new() } else { from_port(own.port) };
+        self.rule(RuleAction::Nop, Place::End, attributes)
+    }
+
+    /// What still drops when the table is empty and the rules above are gone. Another protocol than theirs, so that a
+    /// flush by protocol never takes both; and what is more specific in `main` still goes there.
+    fn guards(self, own: &Own) -> [RuleMessage; 2] {
+        let specific = self.rule(RuleAction::ToTable, Place::GuardSpecific, specific());
+        let drops = self.rule(RuleAction::Blackhole, Place::GuardDrops, own.mark.attributes());
+        let mut guards = [specific, drops];
+        guards[1].header.flags = RuleFlags::Invert;
+        guards.map(|mut rule| {
+            let protocol = RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL));
+            let guard = RuleAttribute::Protocol(RouteProtocol::Other(GUARD_PROTOCOL));
+            rule.attributes.retain(|attribute| *attribute != protocol);
+            rule.attributes.push(guard);
+            rule
+        })
+    }
+
+    /// What lets a packet filter's question about the peer pass, and no packet.
+    fn peers(self, own: &Own) -> Vec<RuleMessage> {
+        let mut peers: Vec<_> = own.peers.iter().map(|peer| peer.to_canonical()).collect();
+        peers.retain(|peer| address::family_of(*peer) == self.family);
+        peers.sort_unstable();
+        peers.dedup();
+        peers.truncate(MOST_PEERS);
+        if peers.is_empty() {
+            return Vec::new();
+        }
+        let packets = PORTS.iter().map(|protocol| to_any_port(*protocol).to_vec());
+        let packets =
+            packets.chain(OTHERS.iter().map(|protocol| vec![RuleAttribute::IpProtocol(*protocol)]));
+        let packets = packets.map(|attributes| self.lookup(Place::Packets, attributes));
+        packets.chain(peers.iter().map(|peer| self.peer(*peer))).collect()
+    }
+
+    /// The kernel asks as root for packet filters.
+    fn peer(self, peer: IpAddr) -> RuleMessage {
+        let root = RuleAttribute::UidRange(RuleUidRange { start: 0, end: 0 });
+        let attributes = vec![from_here(), RuleAttribute::Destination(peer), root];
+        let mut rule = self.passes(Place::Peers, attributes);
+        rule.header.dst_len = if peer.is_ipv4() { 32 } else { 128 };
+        rule
+    }
+
+    fn passes(self, place: Place, mut attributes: Vec<RuleAttribute>) -> RuleMessage {
+        attributes.push(RuleAttribute::Goto(self.first + Place::End as u32));
+        self.rule(RuleAction::Goto, place, attributes)
+    }
+
+    fn lookup(self, place: Place, mut attributes: Vec<RuleAttribute>) -> RuleMessage {
+        attributes.push(RuleAttribute::Table(self.table));
+        self.rule(RuleAction::ToTable, place, attributes)
+    }
+
+    fn rule(self, action: RuleAction, place: Place, attributes: Vec<RuleAttribute>) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.header.family = self.family;
+        rule.header.action = action;
+        rule.attributes = vec![
+            RuleAttribute::Priority(self.first + place as u32),
+            RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
+        ];
+        rule.attributes.extend(attributes);
+        rule
+    }
+}
+
+/// What has ports.
+const PORTS: [IpProtocol; 3] = [IpProtocol::Tcp, IpProtocol::Udp, IpProtocol::Sctp];
+const ICMPV6: IpProtocol = IpProtocol::Other(libc::IPPROTO_ICMPV6);
+/// What else a host sends to another: ICMP, and tunnels.
+const OTHERS: [IpProtocol; 7] = [
+    IpProtocol::Icmp,
+    ICMPV6,
+    IpProtocol::Ipip,
+    IpProtocol::Ipv6,
+    IpProtocol::Gre,
+    IpProtocol::Esp,
+    IpProtocol::Ah,
+];
+
+fn specific() -> Vec<RuleAttribute> {
+    vec![RuleAttribute::Table(table::MAIN), RuleAttribute::SuppressPrefixLen(0)]
+}
+
+fn from_here() -> RuleAttribute {
+    RuleAttribute::Iifname("lo".to_owned())
+}
+
+fn from_port(port: u16) -> Vec<RuleAttribute> {
+    let port = RulePortRange { start: port, end: port };
+    vec![RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(port)]
+}
+
+/// The kernel takes no range that holds the first or the last port.
+fn to_any_port(protocol: IpProtocol) -> [RuleAttribute; 2] {
+    let ports = RulePortRange { start: 1, end: u16::MAX - 1 };
+    [RuleAttribute::IpProtocol(protocol), RuleAttribute::DestinationPortRange(ports)]
 }
 
 /// Adds one; says whether it was not there yet.
@@ -120,13 +220,11 @@ pub(crate) async fn dump(handle: &Handle) -> Vec<RuleMessage> {
     rules
 }
 
-/// The first number from 51820 on that no rule but vpnd's looks for as a mark. All tunnels of vpnd may bear
-/// the same: then none of them is led into another, and two of them never into each other.
-pub(crate) async fn free_mark(handle: &Handle) -> u32 {
+/// A mark that the rules of others treat as they treat packets without one. All tunnels of vpnd may bear the same:
+/// then none of them is led into another, and two of them never into each other.
+pub(crate) async fn free_mark(handle: &Handle) -> Mark {
     let rules = dump(handle).await;
-    let foreign = rules.iter().filter(|rule| !is_ours(rule));
-    let taken: Vec<_> = foreign.filter_map(mark).collect();
-    (table::FIRST..).find(|number| !taken.contains(number)).unwrap_or(table::FIRST)
+    mark::choose(rules.iter().filter(|rule| !is_ours(rule)).filter_map(Mark::of))
 }
 
 /// The table that a rule leads to; 0 is none.
@@ -168,11 +266,4 @@ pub(crate) fn drops(rule: &RuleMessage) -> bool {
 
 pub(crate) fn refused(rule: &RuleMessage, device: &str, error: &rtnetlink::Error) -> Error {
     Error::refused(Step::Rule(priority(rule)), device, error)
-}
-
-fn mark(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMark(mark) => Some(*mark),
-        _ => None,
-    })
 }

@@ -34,6 +34,11 @@ impl Watch {
         Self { heard, index: link.header.index, name, up }
     }
 
+    /// The device's number.
+    pub const fn index(&self) -> u32 {
+        self.index
+    }
+
     /// Waits for the next change.
     pub async fn next(&mut self) -> Seen {
         while let Some(told) = self.heard.next().await {

@@ -77,6 +77,11 @@ drop_reasons! {
     FrameQueueFull => "frame_queue_full",
     /// A packet of the device that was neither IPv4 nor IPv6, or not what its header says.
     DeviceMalformed => "device_malformed",
+    /// A packet of the device that is a datagram of this very tunnel: a route leads the tunnel into itself.
+    OwnDatagram => "own_datagram",
+    /// A packet of the device that has been through tunnels of this host again and again: they lead into each
+    /// other.
+    NestedTooDeep => "nested_too_deep",
     /// A packet larger than one datagram.
     TooBig => "too_big",
     /// Staged for a session that did not come in time, or pushed out by newer packets.

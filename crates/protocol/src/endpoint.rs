@@ -64,6 +64,11 @@ impl Candidates {
         changed
     }
 
+    /// The configured addresses, in their order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = SocketAddr> {
+        self.configured.iter().copied()
+    }
+
     /// The address for the next try, given where the peer last was.
     pub(crate) fn target(&self, last: Option<SocketAddr>) -> Option<SocketAddr> {
         let seemed = self.seemed.filter(|at| !self.configured.contains(at));

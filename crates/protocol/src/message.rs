@@ -57,6 +57,26 @@ fn data_header(datagram: &[u8]) -> Result<Message<'_>, Malformed> {
     Ok(Message::Data { receiver: header.receiver, counter: header.counter.get() })
 }
 
+/// The index that a message begins with, given at least its first bytes: they may be all that is there of it.
+pub(crate) fn named(datagram: &[u8]) -> Option<Named> {
+    let (kind, rest) = U32::read_from_prefix(datagram).ok()?;
+    let (index, _) = Index::read_from_prefix(rest).ok()?;
+    match kind.get() {
+        INITIATION | RESPONSE => Some(Named::Sender(index)),
+        COOKIE_REPLY | DATA => Some(Named::Receiver(index)),
+        _ => None,
+    }
+}
+
+/// Whose name for a handshake or session an index is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// That of the message's sender.
+    Sender(Index),
+    /// That of its receiver.
+    Receiver(Index),
+}
+
 /// A datagram of the right type and length.
 #[derive(Clone, Copy, Debug)]
 pub enum Message<'a> {

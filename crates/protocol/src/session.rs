@@ -185,6 +185,11 @@ impl SealingKey {
         }
     }
 
+    /// The peer's name for the session.
+    pub(crate) const fn receiver(&self) -> Index {
+        self.receiver
+    }
+
     /// Takes the next `count` numbers, all or none.
     ///
     /// # Errors

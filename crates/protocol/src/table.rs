@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::cookie::Mac1Key;
 use crate::drop_reason::DropReason;
 use crate::endpoint::Roam;
-use crate::message::{self, INITIATION_LEN, Index, Message};
+use crate::message::{self, INITIATION_LEN, Index, Message, Named};
 use crate::session::{OpeningKey, SealingKey};
 use crate::time::BootTime;
 
@@ -64,6 +64,30 @@ impl Table {
     pub fn largest_datagram(&self) -> Option<usize> {
         let (key, path) = self.send.as_ref()?;
         key.carries_frames().then(|| path.max_datagram.into())
+    }
+
+    /// Whether a UDP datagram that somebody wants to send is one that this tunnel has sent, given its addresses and
+    /// at least its first bytes: it names a session or handshake of ours, or goes from our address and port to the
+    /// peer's. Another tunnel's datagrams never do, not even with the same peer.
+    pub fn sent(&self, local_port: u16, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> bool {
+        let by_name = match message::named(payload) {
+            Some(Named::Sender(index)) => {
+                self.awaiting_cookie.contains(&Some(index)) || self.opening(index).is_some()
+            }
+            Some(Named::Receiver(index)) => {
+                self.send.as_ref().is_some_and(|(key, _)| key.receiver() == index)
+            }
+            None => false,
+        };
+        by_name || self.is_from_here(local_port, from, to)
+    }
+
+    /// Whether it leaves from where this tunnel sends, and goes to where the peer is.
+    fn is_from_here(&self, local_port: u16, from: SocketAddr, to: SocketAddr) -> bool {
+        let Some((_, path)) = &self.send else { return false };
+        from.port() == local_port
+            && path.from == Some(from.ip())
+            && (to.ip(), to.port()) == (path.to.ip(), path.to.port())
     }
 
     /// Whether a datagram that arrived so, if it is authentic, changes the way to the peer.

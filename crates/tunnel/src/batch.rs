@@ -12,7 +12,7 @@ use vpnd_protocol::session::{Counters, OVERHEAD, SealingKey, padded_len};
 use vpnd_protocol::table::Path;
 use vpnd_tun::Mode;
 
-use crate::ecn::Ecn;
+use crate::outer::Outer;
 use crate::shared::Shared;
 use crate::udp::{MAX_BATCH, MAX_RUNS, Transmit};
 
@@ -98,7 +98,7 @@ struct Run {
     end: usize,
     /// The size of every datagram but the last.
     segment: usize,
-    ecn: Ecn,
+    outer: Outer,
     /// The last datagram is shorter than the others, so none may follow.
     closed: bool,
 }
@@ -136,7 +136,7 @@ impl Batch {
     }
 
     /// Writes `packet` in pieces, if there is room for all of them: their counters follow each other.
-    pub(crate) fn cut(&mut self, packet: &[u8], plan: Plan, ecn: Ecn) -> bool {
+    pub(crate) fn cut(&mut self, packet: &[u8], plan: Plan, outer: Outer) -> bool {
         if self.used + sealed_len(plan) > MAX_BATCH
             || self.contents.len() + plan.count() > self.max_datagrams
             || self.runs.len() + 1 > MAX_RUNS
@@ -145,7 +145,7 @@ impl Batch {
         }
         for cut in plan.cuts() {
             let (size, start) = (cut.plaintext_len() + OVERHEAD, self.used + DATA_HEADER_LEN);
-            if !self.extend(size, ecn) {
+            if !self.extend(size, outer) {
                 return false;
             }
             cut.write(packet, &mut self.buffer[start..start + cut.plaintext_len()]);
@@ -157,10 +157,10 @@ impl Batch {
 
     /// Room for a packet of `len` bytes, its padding already zero; `None` if the batch has to be
     /// sent first.
-    pub(crate) fn room(&mut self, len: usize, ecn: Ecn) -> Option<&mut [u8]> {
+    pub(crate) fn room(&mut self, len: usize, outer: Outer) -> Option<&mut [u8]> {
         let size = self.framing.size(len);
         let (start, end) = (self.used + DATA_HEADER_LEN, self.used + size);
-        if !self.extend(size, ecn) {
+        if !self.extend(size, outer) {
             return None;
         }
         self.contents.push(Content::Packet(len));
@@ -170,27 +170,27 @@ impl Batch {
     }
 
     /// Takes a packet that is whole, however it goes out; says whether there was room.
-    pub(crate) fn take(&mut self, packet: &[u8], ecn: Ecn) -> bool {
+    pub(crate) fn take(&mut self, packet: &[u8], outer: Outer) -> bool {
         match self.fit(packet.len()) {
             Fit::Whole => {
-                self.room(packet.len(), ecn).map(|room| room.copy_from_slice(packet)).is_some()
+                self.room(packet.len(), outer).map(|room| room.copy_from_slice(packet)).is_some()
             }
-            Fit::Pieces(plan) => self.cut(packet, plan, ecn),
+            Fit::Pieces(plan) => self.cut(packet, plan, outer),
             Fit::Never => false,
         }
     }
 
     /// Makes place for a datagram; says whether there was any.
-    fn extend(&mut self, size: usize, ecn: Ecn) -> bool {
+    fn extend(&mut self, size: usize, outer: Outer) -> bool {
         let (start, end) = (self.used, self.used + size);
         if end > MAX_BATCH || self.contents.len() == self.max_datagrams {
             return false;
         }
         let full = self.runs.len() == MAX_RUNS;
         match self.runs.last_mut() {
-            Some(run) if run.takes(size, ecn) => run.extend(size),
+            Some(run) if run.takes(size, outer) => run.extend(size),
             _ if full => return false,
-            _ => self.runs.push(Run { start, end, segment: size, ecn, closed: false }),
+            _ => self.runs.push(Run { start, end, segment: size, outer, closed: false }),
         }
         self.used = end;
         true
@@ -210,7 +210,8 @@ impl Batch {
         left.map(move |run| Transmit {
             destination: path.to,
             source: path.from,
-            tos: path.dscp << 2 | run.ecn.bits(),
+            tos: path.dscp << 2 | run.outer.ecn.bits(),
+            hops: run.outer.hops,
             contents: &self.buffer[run.start.max(sent)..run.end],
             segment_size: u16::try_from(run.segment).ok().and_then(NonZeroU16::new),
         })
@@ -287,8 +288,8 @@ fn sealed_len(plan: Plan) -> usize {
 }
 
 impl Run {
-    fn takes(&self, size: usize, ecn: Ecn) -> bool {
-        !self.closed && size <= self.segment && ecn == self.ecn
+    fn takes(&self, size: usize, outer: Outer) -> bool {
+        !self.closed && size <= self.segment && outer == self.outer
     }
 
     const fn extend(&mut self, size: usize) {
@@ -304,6 +305,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ecn::Ecn;
 
     fn batch() -> Batch {
         Batch::new(64, Framing::Bare { mtu: 1420 })
@@ -311,7 +313,7 @@ mod tests {
 
     fn fill(batch: &mut Batch, lens: &[usize]) {
         for len in lens {
-            assert!(batch.room(*len, Ecn::NotEct).is_some());
+            assert!(batch.room(*len, Outer::default()).is_some());
         }
     }
 
@@ -344,7 +346,7 @@ mod tests {
     fn a_run_bears_one_mark() {
         let mut batch = batch();
         for ecn in [Ecn::Ect0, Ecn::Ect0, Ecn::Ce, Ecn::Ect0] {
-            assert!(batch.room(100, ecn).is_some());
+            assert!(batch.room(100, ecn.into()).is_some());
         }
         assert_eq!(runs(&batch), [vec![144, 144], vec![144], vec![144]]);
         let path =
@@ -368,15 +370,15 @@ mod tests {
     #[test]
     fn a_batch_never_outgrows_one_send() {
         let mut batch = batch();
-        while batch.room(1420, Ecn::NotEct).is_some() {}
+        while batch.room(1420, Outer::default()).is_some() {}
         assert_eq!(batch.len(), 44);
         assert!(batch.bytes() <= MAX_BATCH);
         batch.clear();
-        while batch.room(1, Ecn::NotEct).is_some() {}
+        while batch.room(1, Outer::default()).is_some() {}
         assert_eq!(batch.len(), 64);
         batch.clear();
         let mut lens = (1..).map(|n| n * 16);
-        while batch.room(lens.next().unwrap(), Ecn::NotEct).is_some() {}
+        while batch.room(lens.next().unwrap(), Outer::default()).is_some() {}
         assert_eq!(runs(&batch).len(), MAX_RUNS);
     }
 
@@ -389,7 +391,7 @@ mod tests {
     #[test]
     fn an_ethernet_frame_stands_behind_its_envelope() {
         let mut batch = Batch::new(64, Framing::Ethernet);
-        batch.room(60, Ecn::NotEct).unwrap().fill(9);
+        batch.room(60, Outer::default()).unwrap().fill(9);
         // Two bytes of envelope and two of padding make four blocks.
         assert_eq!(runs(&batch), [vec![64 + OVERHEAD]]);
         assert_eq!(batch.buffer[16..18], [2, 2]);
@@ -403,14 +405,14 @@ mod tests {
         batch.limit(Some(1472));
         let packet: Vec<u8> = (0..9000).map(|n| (n % 251) as u8).collect();
         let Fit::Pieces(plan) = batch.fit(packet.len()) else { panic!("not in pieces") };
-        batch.room(100, Ecn::NotEct).unwrap().fill(7);
-        assert!(batch.cut(&packet, plan, Ecn::NotEct));
+        batch.room(100, Outer::default()).unwrap().fill(7);
+        assert!(batch.cut(&packet, plan, Outer::default()));
         assert!(batch.runs.iter().all(|run| run.segment <= 1472));
         assert_eq!(batch.len(), 1 + plan.count());
         assert_eq!(packets(&batch), [vec![7; 100], packet.clone()]);
         batch.clear();
         // All pieces or none: their counters are reserved together.
-        while batch.cut(&packet, plan, Ecn::NotEct) {}
+        while batch.cut(&packet, plan, Outer::default()) {}
         assert!(packets(&batch).iter().all(|whole| *whole == packet));
         assert_eq!(batch.len() % plan.count(), 0);
         batch.limit(Some(1100));
@@ -424,9 +426,9 @@ mod tests {
     fn packets_come_back_as_they_were_written_and_padding_is_zero() {
         let mut batch = batch();
         for _ in 0..2 {
-            batch.room(20, Ecn::NotEct).unwrap().fill(1);
-            batch.room(18, Ecn::NotEct).unwrap().fill(2);
-            batch.room(40, Ecn::NotEct).unwrap().fill(3);
+            batch.room(20, Outer::default()).unwrap().fill(1);
+            batch.room(18, Outer::default()).unwrap().fill(2);
+            batch.room(40, Outer::default()).unwrap().fill(3);
             let packets = packets(&batch);
             assert_eq!(packets, [vec![1; 20], vec![2; 18], vec![3; 40]]);
             assert_eq!(batch.buffer[64 + 16 + 18..64 + 64], [0; 30]);

@@ -125,6 +125,7 @@ impl Engine {
             destination: to,
             source: from,
             tos: 0,
+            hops: None,
             contents: datagram,
             segment_size: None,
         };

@@ -26,7 +26,8 @@ use vpnd_tun::{Mode, READ_BUFFER, VNET_LEN, VnetHeader, split};
 use crate::abreast::UnderWay;
 use crate::batch::{Batch, Fit, Framing};
 use crate::clock;
-use crate::ecn::Ecn;
+use crate::nested::{Datagram, Watcher};
+use crate::outer::Outer;
 use crate::shared::{Shared, await_room, is_gone};
 use crate::udp::Sent;
 
@@ -39,6 +40,7 @@ pub(crate) struct Outbound {
     /// Where a packet is whole before it is cut.
     uncut: Box<[u8]>,
     staging: Staging,
+    nested: Watcher,
 }
 
 /// How much a turn found in the device.
@@ -59,7 +61,8 @@ impl Outbound {
         let read = vec![0; READ_BUFFER].into_boxed_slice();
         let uncut = vec![0; READ_BUFFER].into_boxed_slice();
         let staging = Staging::one_of(shared.device.queues.len());
-        Self { shared, line, read, batch, uncut, staging }
+        let nested = Watcher::default();
+        Self { shared, line, read, batch, uncut, staging, nested }
     }
 
     /// Moves what the device has, in at most `limit` reads; what was staged goes first.
@@ -109,11 +112,19 @@ impl Outbound {
             self.shared.counters.count(DropReason::DeviceMalformed, 1);
             return Ok(());
         };
-        let (single, ecn) = (segments.remaining() == 1, mark(mode, &read[VNET_LEN..]));
+        let is_ours = |datagram: &Datagram<'_>| self.shared.sent(datagram);
+        let outer = match self.nested.admit(mode, &read[VNET_LEN..], is_ours) {
+            Ok(outer) => outer,
+            Err(reason) => {
+                self.shared.counters.count(reason, segments.remaining());
+                return Ok(());
+            }
+        };
+        let single = segments.remaining() == 1;
         while let Some(len) = segments.next_len() {
             let fit = self.batch.fit(len);
             let packet = match fit {
-                Fit::Whole => self.batch.room(len, ecn),
+                Fit::Whole => self.batch.room(len, outer),
                 Fit::Pieces(_) => Some(&mut self.uncut[..len]),
                 Fit::Never => {
                     self.shared.counters.count(DropReason::TooBig, segments.remaining());
@@ -130,17 +141,17 @@ impl Outbound {
                 self.shared.clamp(packet);
             }
             if let Fit::Pieces(plan) = fit {
-                self.cut(len, plan, ecn)?;
+                self.cut(len, plan, outer)?;
             }
         }
         Ok(())
     }
 
     /// Puts the packet that is whole in `uncut` into the batch, in pieces.
-    fn cut(&mut self, len: usize, plan: Plan, ecn: Ecn) -> io::Result<()> {
-        if !self.batch.cut(&self.uncut[..len], plan, ecn) {
+    fn cut(&mut self, len: usize, plan: Plan, outer: Outer) -> io::Result<()> {
+        if !self.batch.cut(&self.uncut[..len], plan, outer) {
             self.flush()?;
-            let _room = self.batch.cut(&self.uncut[..len], plan, ecn);
+            let _room = self.batch.cut(&self.uncut[..len], plan, outer);
         }
         Ok(())
     }
@@ -191,7 +202,7 @@ impl Outbound {
             self.drop_too_big(&batch);
             let packets = self.staging.packets();
             let taken = packets
-                .take_while(|packet| batch.take(packet, mark(self.shared.mode, packet)))
+                .take_while(|packet| batch.take(packet, Outer::of(self.shared.mode, packet)))
                 .count();
             if taken == 0 {
                 break;
@@ -287,11 +298,6 @@ fn is_whole(mode: Mode, packet: &[u8], segments: usize) -> bool {
         Ok(found) => matches!(found, Inner::Packet { .. }),
         Err(_) => segments > 1 && matches!(packet[0] >> 4, 4 | 6),
     }
-}
-
-/// The mark of the IP packet that crosses the device, or is in the frame that does.
-fn mark(mode: Mode, packet: &[u8]) -> Ecn {
-    mode.ip_start(packet).map_or(Ecn::NotEct, |ip| Ecn::of_packet(&packet[ip..]))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::clamp::{Clamp, clamp_mss};
 use crate::counters::Counters;
 use crate::filter::{Filter, Macs};
 use crate::guard::Guard;
+use crate::nested::Datagram;
 use crate::udp::Socket;
 
 /// One tunnel, as all its threads see it.
@@ -56,6 +57,12 @@ impl Shared {
     /// The counter that whoever seals takes next; 0 where nobody can.
     pub(crate) fn next_counter(&self) -> u64 {
         self.table.load().send.as_ref().map_or(0, |(key, _)| key.used())
+    }
+
+    /// Whether a datagram among what the device hands out was sent by this very tunnel.
+    pub(crate) fn sent(&self, datagram: &Datagram<'_>) -> bool {
+        let Datagram { from, to, payload } = *datagram;
+        self.table.load().sent(self.socket.local_port(), from, to, payload)
     }
 
     /// Clamps the segment size in what crosses the device.

@@ -175,7 +175,7 @@ pub(crate) fn read_packet(len: u16) -> Vec<u8> {
 }
 
 /// The tables of two peers after a handshake: one that seals, one that opens.
-fn tables(a_at: SocketAddr, b_at: SocketAddr) -> [Table; 2] {
+pub(crate) fn tables(a_at: SocketAddr, b_at: SocketAddr) -> [Table; 2] {
     let (a_key, b_key) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
     let (a_public, b_public) = (a_key.public(), b_key.public());
     let mut a = peer(a_key, b_public, 1);

@@ -1,7 +1,7 @@
 //! Where a peer may be found: a host, by name or address, and a port.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
@@ -31,6 +31,13 @@ pub(crate) enum EndpointError {
     /// Neither a name nor an address.
     #[error("`{0}` is neither a host name nor an address")]
     Host(String),
+}
+
+impl Endpoint {
+    /// The host's address, where it is not a name.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
 }
 
 impl FromStr for Endpoint {

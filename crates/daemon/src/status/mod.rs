@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vpnd_device::Found;
 use vpnd_protocol::activity;
 use vpnd_protocol::peer::{Liveness, Loss, PeerStatus, Quality};
 use vpnd_protocol::session::Role;
@@ -15,6 +16,7 @@ use vpnd_protocol::terms::Protocol;
 use vpnd_protocol::timers::Timer;
 use vpnd_tunnel::counters::Counters;
 
+use crate::loops::Loop;
 use crate::telling::Trouble;
 
 pub(crate) use client::run;
@@ -54,6 +56,9 @@ pub(crate) struct Status {
     pub(crate) traffic: Traffic,
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) next: Option<Next>,
+    /// What leads the tunnel into itself.
+    #[serde(default)]
+    pub(crate) leads_back: Option<LeadsBack>,
     pub(crate) hint: Option<String>,
     /// What the device should have and has not: addresses, rules, routes.
     #[serde(default)]
@@ -164,6 +169,33 @@ pub(crate) struct Next {
     pub(crate) in_s: f64,
 }
 
+/// What leads the tunnel into itself: the route, and the device that it is by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LeadsBack {
+    /// The peer's address that is not used for it.
+    pub(crate) endpoint: Option<String>,
+    pub(crate) route: Option<String>,
+    pub(crate) device: Option<String>,
+    /// Whether it takes another tunnel to come back.
+    pub(crate) through_others: bool,
+}
+
+impl LeadsBack {
+    fn of(trouble: &Trouble) -> Option<Self> {
+        let (endpoint, route) = match trouble {
+            Trouble::Loop(Loop { to, route }) => (Some(to.to_string()), Some(route)),
+            Trouble::Back(route) | Trouble::Nested(route) => (None, route.as_ref()),
+            _ => return None,
+        };
+        Some(Self {
+            endpoint,
+            route: route.map(ToString::to_string),
+            device: route.map(|route| route.device.clone()),
+            through_others: matches!(trouble, Trouble::Nested(_)),
+        })
+    }
+}
+
 /// What does not change while a tunnel runs.
 #[derive(Clone, Debug)]
 pub(crate) struct About {
@@ -218,6 +250,7 @@ impl Status {
                 timer: timer_name(timer).to_owned(),
                 in_s: wait.as_secs_f64(),
             }),
+            leads_back: trouble.and_then(LeadsBack::of),
             hint: hint(state, trouble, &remote.to_string()).or_else(|| {
                 let names = || about.endpoints.join(", ");
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
@@ -322,8 +355,36 @@ const fn timer_name(timer: Timer) -> &'static str {
     }
 }
 
+/// What leads the tunnel into itself, and what to do.
+fn leads_back(trouble: &Trouble) -> Option<String> {
+    let shown = |route: &Option<Found>| match route {
+        Some(route) => format!("the route to the peer is {route}"),
+        None => "there is no route to the peer".to_owned(),
+    };
+    match trouble {
+        Trouble::Loop(Loop { to, route }) => Some(format!(
+            "the tunnel would lead into itself: the route to the peer at {to} is {route}, by its own device; \
+             remove that route, or keep a more specific one"
+        )),
+        Trouble::Back(route) => Some(format!(
+            "the tunnel leads into itself: its own datagrams come out of its device, though {}; a rule, a \
+             bridge or a packet filter leads them there",
+            shown(route)
+        )),
+        Trouble::Nested(route) => Some(format!(
+            "tunnels of this host lead into each other: {}, and another tunnel sends what comes there into \
+             this one; correct the route to the peer of one of them",
+            shown(route)
+        )),
+        _ => None,
+    }
+}
+
 /// What a person can do about it.
 fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
+    if let Some(said) = trouble.and_then(leads_back) {
+        return Some(said);
+    }
     // What strangers do is no trouble of a tunnel that works.
     let trouble = trouble.filter(|trouble| state != State::Up || trouble.outlasts_a_session());
     let said = trouble.map(|trouble| match trouble {
@@ -351,6 +412,9 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
             "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the smaller \
              one are lost; give both the same"
         ),
+        Trouble::Loop(_) | Trouble::Back(_) | Trouble::Nested(_) => {
+            leads_back(trouble).unwrap_or_default()
+        }
         Trouble::Closed => "the peer has stopped, and said so".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
              public_key for us is wrong; `vpnd status` over there tells"
@@ -483,6 +547,7 @@ pub(crate) mod tests {
             },
             "drops": shown["drops"],
             "next": { "timer": "persistent_keepalive", "in_s": 3.0 },
+            "leads_back": null,
             "hint": null,
             "missing": [],
         });

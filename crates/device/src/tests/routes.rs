@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::left_behind::Notes;
 use super::*;
 
-pub(super) const OWN: Own = Own { mark: 51820, port: 4500 };
+pub(super) const OWN: Own = Own { mark: Mark::bits(51820), port: 4500, peers: Vec::new() };
 
 /// Default routes of both families, and a network that is to be reached in no other way.
 pub(super) fn everything(when_down: WhenDown) -> Link {
@@ -34,18 +34,17 @@ fn a_default_route_has_a_table_of_its_own_and_rules() {
     in_namespace(|netlink, _news| async move {
         let before = state();
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
-        let v4 = ip("-4 rule");
+        let (v4, v6) = (ip("-4 rule"), ip("-6 rule"));
         for words in [
-            "32000:\tfrom all iif lo ipproto udp sport 4500 goto 32005 proto 118",
+            "32000:\tfrom all iif lo ipproto udp sport 4500 goto 32007 proto 118",
+            "32000:\tfrom all fwmark 0xca6c/0xca6c goto 32007 proto 118",
             "32001:\tfrom all lookup main suppress_prefixlength 0 proto 118",
-            "32002:\tnot from all fwmark 0xca6c lookup 51820 proto 118",
-            "32005:\tfrom all ipproto udp sport 4500 nop proto 118",
+            "32004:\tnot from all fwmark 0xca6c/0xca6c lookup 51820 proto 118",
+            "32007:\tfrom all ipproto udp sport 4500 nop proto 118",
         ] {
             assert!(v4.contains(words), "{words}: {v4}");
+            assert!(v6.contains(words), "{words}: {v6}");
         }
-        let v6 = ip("-6 rule");
-        assert!(v6.contains("not from all fwmark 0xca6c lookup 51820 proto 118"), "{v6}");
-        assert!(!v6.contains("nop"), "{v6}");
         assert!(ip("-4 route show table 51820").contains("default dev there proto 118"));
         assert!(ip("-6 route show table 51820").contains("default dev there proto 118"));
         assert!(ip("-4 route show").contains("198.51.100.0/24 dev there proto 118 scope link"));
@@ -53,7 +52,10 @@ fn a_default_route_has_a_table_of_its_own_and_rules() {
         assert!(ip("route get 203.0.113.1").contains("dev there table 51820"));
         ip("addr add 192.0.2.1/24 dev other");
         ip("route add default via 192.0.2.254");
-        assert!(ip("route get 203.0.113.1 mark 51820").contains("dev other"));
+        for mark in ["51820", "0xffff", "0x1ca6c"] {
+            assert!(ip(&format!("route get 203.0.113.1 mark {mark}")).contains("dev other"));
+        }
+        assert!(ip("route get 203.0.113.1 mark 0xca68").contains("dev there"));
         assert!(ip("route get 203.0.113.1 ipproto udp sport 4500").contains("dev other"));
         assert!(ip("route get 203.0.113.1 ipproto udp sport 4501").contains("dev there"));
         ip("addr del 192.0.2.1/24 dev other");
@@ -70,7 +72,7 @@ fn numbers_of_others_are_left_alone() {
         ip("-6 rule add priority 77 lookup 51821");
         let before = state();
         let mark = netlink.free_mark().await;
-        assert_eq!(mark, 51821);
+        assert_eq!(mark, Mark::bits(51821));
         let link = Link { own: Some(Own { mark, ..OWN }), ..everything(WhenDown::Keep) };
         let first = netlink.configure(&link, Undo::default()).await.unwrap();
         assert!(ip("route show table 51822").contains("default dev there"));
@@ -219,7 +221,7 @@ fn what_is_removed_comes_back() {
         let keeper = Keeper::spawn(&netlink, news, setup);
         ip("route del 198.51.100.0/24 dev there");
         until("-4 route show", "198.51.100.0/24 dev there", true).await;
-        ip("rule del priority 32002");
+        ip("rule del priority 32004");
         until("-4 rule", "lookup 51820", true).await;
         ip("-6 addr del 2001:db8:1::1/64 dev there");
         until("-6 addr show there", "2001:db8:1::1/64", true).await;
@@ -251,5 +253,71 @@ fn who_insists_has_his_way() {
         sleep(Duration::from_secs(1)).await;
         assert!(!ip("-4 route show").contains("198.51.100.0/24"));
         netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
+    });
+}
+
+/// What a packet filter asks (`fib saddr . iif`) has neither mark nor ports, and `ip route get` always says a protocol:
+/// UDP, and no port.
+#[test]
+fn a_question_about_the_peer_goes_past_the_table_and_no_packet_to_it_does() {
+    in_namespace(|netlink, news| async move {
+        ip("addr add 192.0.2.1/24 dev other");
+        ip("addr add 2001:db8:2::1/64 dev other nodad");
+        ip("route add default via 192.0.2.254");
+        ip("-6 route add default via 2001:db8:2::fe");
+        let before = state();
+        let (near, far) = (["203.0.113.9", "2001:db8:9::9"], ["203.0.113.8", "2001:db8:9::8"]);
+        let peers = |at: [&str; 2]| at.map(|address| address.parse().unwrap()).to_vec();
+        let own = Own { peers: peers(near), ..OWN };
+        let link = Link { own: Some(own), ..everything(WhenDown::Keep) };
+        let setup = netlink.configure(&link, Undo::default()).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        for at in [near, far] {
+            keeper.own().set(OwnTraffic { port: 4500, peers: peers(at) });
+            for address in at {
+                let asked = format!("route get {address} uid 0");
+                until(&asked, "dev other", true).await;
+                let icmp = if address.contains(':') { "ipproto ipv6-icmp" } else { "ipproto icmp" };
+                for packet in ["ipproto tcp dport 22", "ipproto udp dport 4500", icmp] {
+                    let shown = ip(&format!("{asked} {packet}"));
+                    assert!(shown.contains("dev there table 51820"), "{packet}: {shown}");
+                }
+                let somebody = ip(&format!("route get {address} uid 1000"));
+                assert!(somebody.contains("dev there table 51820"), "{somebody}");
+            }
+        }
+        for address in near {
+            assert!(ip(&format!("route get {address} uid 0")).contains("dev there table 51820"));
+        }
+        // Another port is followed too.
+        keeper.own().set(OwnTraffic { port: 4501, peers: peers(far) });
+        until("route get 203.0.113.1 ipproto udp sport 4501", "dev other", true).await;
+        assert!(ip("route get 203.0.113.1 ipproto udp sport 4500").contains("dev there"));
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn the_route_of_a_datagram_is_named() {
+    in_namespace(|netlink, _news| async move {
+        ip("addr add 192.0.2.1/24 dev other");
+        ip("addr add 2001:db8:2::1/64 dev other nodad");
+        ip("route add 198.51.100.0/25 via 192.0.2.254 table 77");
+        ip("rule add priority 5 fwmark 9 lookup 77");
+        let question = |to: &str, mark| Question {
+            to: to.parse().unwrap(),
+            from: None,
+            port: 4500,
+            mark,
+            device: None,
+            uid: 0,
+        };
+        let shown =
+            async |to, mark| netlink.route_of(&question(to, mark)).await.map(|it| it.to_string());
+        assert_eq!(shown("192.0.2.7:1", 0).await.unwrap(), "192.0.2.0/24 dev other");
+        assert_eq!(shown("[2001:db8:2::7]:1", 0).await.unwrap(), "2001:db8:2::/64 dev other");
+        assert_eq!(shown("198.51.100.7:1", 9).await.unwrap(), "198.51.100.0/25 dev other table 77");
+        assert_eq!(shown("198.51.100.7:1", 0).await, None);
     });
 }

@@ -127,6 +127,11 @@ impl Attempt {
         self.tries
     }
 
+    /// The next try is due.
+    pub(super) fn hurry(&mut self, now: BootTime) {
+        self.retry_at = self.retry_at.min(now);
+    }
+
     pub(super) const fn to(&self) -> SocketAddr {
         self.called.to
     }

@@ -6,6 +6,7 @@
 //! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
 
 mod change;
+mod detours;
 mod frames;
 mod identities;
 mod initiator;
@@ -39,6 +40,7 @@ use crate::time::{BootTime, Now};
 use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
+use detours::Detours;
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
@@ -188,6 +190,7 @@ pub struct Peer {
     path: Option<Path>,
     candidates: Candidates,
     roaming: Roaming,
+    detours: Detours,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer began.
@@ -239,6 +242,7 @@ impl Peer {
             path: None,
             candidates: Candidates::default(),
             roaming: Roaming::default(),
+            detours: Detours::default(),
             attempt: None,
             answering: None,
             wanted: false,
@@ -346,6 +350,11 @@ impl Peer {
     /// Where packets for the peer go.
     pub fn endpoint(&self) -> Option<SocketAddr> {
         self.path.map(|path| path.to)
+    }
+
+    /// The address of ours that they leave from, if that is known.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.path.and_then(|path| path.from)
     }
 
     fn follow_edges(&mut self, now: Now) {

@@ -154,7 +154,9 @@ impl Peer {
 
     pub(super) fn may_be_at(&self, address: SocketAddr) -> bool {
         match self.path {
-            Some(path) => path.to == address || self.config.roam.permits(path.to, address),
+            Some(path) if path.to == address => true,
+            _ if self.detours.lead_to(address) => false,
+            Some(path) => self.config.roam.permits(path.to, address),
             None => self.candidates.permit(self.config.roam, address),
         }
     }
@@ -174,6 +176,7 @@ impl Peer {
             dscp: self.config.dscp,
         };
         if self.path.is_none_or(|old| old.to != to) {
+            self.detours.left(self.path);
             self.events.push_back(Event::Moved { to });
         }
         self.publish |= self.path != Some(path);

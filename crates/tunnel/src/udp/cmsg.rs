@@ -11,7 +11,7 @@ const HEADER: usize = WORD + 2 * INT;
 
 /// Room for one of each kind we send or ask for, and both families' address at once: an IPv4 datagram
 /// on a dual-stack socket brings `IP_PKTINFO` and `IPV6_PKTINFO`.
-const ROOM: usize = space(PKTINFO_V4) + space(PKTINFO_V6) + 2 * space(INT) + space(INT);
+const ROOM: usize = space(PKTINFO_V4) + space(PKTINFO_V6) + 4 * space(INT);
 /// `struct in_pktinfo`: interface, local address, address in the header.
 pub(super) const PKTINFO_V4: usize = 12;
 /// `struct in6_pktinfo`: address, interface.

@@ -1,12 +1,13 @@
 //! The UDP socket: one descriptor for both families, one file per kernel feature.
 //!
 //! `bind` opens it, `gso` and `gro` move whole batches, `pktinfo` keeps the local address, `tos` the
-//! outer TOS byte; `way` is what decides on routes; `cmsg` is how the last four speak to the kernel and `sys` the calls themselves.
+//! outer TOS byte, `hops` its hop limit; `way` is what decides on routes; `cmsg` is how the last four speak to the kernel and `sys` the calls themselves.
 
 mod bind;
 mod cmsg;
 mod gro;
 mod gso;
+mod hops;
 mod pktinfo;
 mod route;
 mod sys;
@@ -15,7 +16,7 @@ mod way;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU8, NonZeroU16};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -60,6 +61,8 @@ pub struct Transmit<'a> {
     pub source: Option<IpAddr>,
     /// The outer TOS byte or traffic class: DSCP and ECN.
     pub tos: u8,
+    /// The outer TTL or hop limit; the host's own if absent.
+    pub hops: Option<NonZeroU8>,
     /// The datagrams, back to back.
     pub contents: &'a [u8],
     /// The size of each datagram but the last; absent if `contents` is one datagram.
@@ -263,6 +266,9 @@ impl Socket {
         }
         if transmit.tos != 0 {
             tos::encode(&mut control, v4, transmit.tos);
+        }
+        if let Some(hops) = transmit.hops {
+            hops::encode(&mut control, v4, hops);
         }
         if let Some(size) = segment_size {
             gso::encode(&mut control, size);

@@ -53,7 +53,7 @@ pub(crate) fn bound(listen: Listen, way: Way) -> Result<Socket, BindError> {
 /// A batch without wishes, cut at `segment` if that is not zero.
 fn batch(destination: SocketAddr, contents: &[u8], segment: u16) -> Transmit<'_> {
     let segment_size = NonZeroU16::new(segment);
-    Transmit { destination, source: None, tos: 0, contents, segment_size }
+    Transmit { destination, source: None, tos: 0, hops: None, contents, segment_size }
 }
 
 fn receive(socket: &Socket) -> (Received, Vec<u8>) {

@@ -1,0 +1,114 @@
+//! Whether the tunnel leads into itself: the routes of its own datagrams are asked for, and listened to.
+//!
+//! The kernel is asked with all that a route may depend on, and says by which device a datagram to the peer would
+//! leave. If that is the tunnel's own, the peer is not followed to that address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use vpnd_device::{Found, Heard, Netlink, OwnState, OwnTraffic, Question};
+use vpnd_tunnel::udp::Way;
+
+/// From one look to the next: changes of routes come in crowds.
+const APART: Duration = Duration::from_millis(100);
+/// So many addresses of the peer are asked about.
+const MOST: usize = 16;
+
+/// An address of the peer whose route leads into the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Loop {
+    pub(crate) to: SocketAddr,
+    pub(crate) route: Found,
+}
+
+/// What is known of the routes to the peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outlook {
+    /// Those that lead into the tunnel.
+    pub(crate) loops: Vec<Loop>,
+    /// That of where the peer is.
+    pub(crate) current: Option<Found>,
+}
+
+impl Outlook {
+    /// Whether what is sent to this address comes back.
+    pub(crate) fn leads_back(&self, to: SocketAddr) -> bool {
+        self.loops.iter().any(|one| one.to == to)
+    }
+}
+
+/// The one who asks.
+pub(crate) struct Loops {
+    asking: Netlink,
+    heard: Heard,
+    way: Way,
+    uid: u32,
+    /// The tunnel's device, if it is where the socket is.
+    device: Option<u32>,
+    own: OwnState,
+    due: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Loops {
+    /// One that asks and listens in the socket's network namespace, where these were opened.
+    pub(crate) fn new(
+        (asking, heard): (Netlink, Heard),
+        way: Way,
+        device: Option<u32>,
+        own: OwnState,
+    ) -> Self {
+        let uid = nix::unistd::geteuid().as_raw();
+        Self { asking, heard, way, uid, device, own, due: Some(Instant::now()), last: None }
+    }
+
+    /// The peer may be somewhere else, or we may send from another port.
+    pub(crate) fn look_soon(&mut self) {
+        self.due.get_or_insert_with(Instant::now);
+    }
+
+    /// Waits until it is time to look.
+    pub(crate) async fn due(&mut self) {
+        if self.due.is_none() {
+            self.heard.changed().await;
+        }
+        let rested = self.last.map(|last| last + APART);
+        let due = self.due.get_or_insert_with(Instant::now);
+        *due = rested.map_or(*due, |rested| rested.max(*due));
+        sleep_until(*due).await;
+    }
+
+    /// Asks about these addresses of the peer, the first of which is where it is if that is known.
+    pub(crate) async fn look(
+        &mut self,
+        port: u16,
+        current: Option<SocketAddr>,
+        others: &[SocketAddr],
+        from: impl Fn(SocketAddr) -> Option<IpAddr>,
+    ) -> Outlook {
+        (self.due, self.last) = (None, Some(Instant::now()));
+        let mut all: Vec<_> = current.into_iter().chain(others.iter().copied()).collect();
+        let mut seen = std::collections::HashSet::new();
+        all.retain(|address| seen.insert(*address));
+        all.truncate(MOST);
+        self.own.set(OwnTraffic { port, peers: all.iter().map(SocketAddr::ip).collect() });
+        let mut outlook = Outlook::default();
+        for to in all {
+            let question = self.question(to, from(to), port);
+            let Some(route) = self.asking.route_of(&question).await else { continue };
+            if Some(to) == current {
+                outlook.current = Some(route.clone());
+            }
+            if self.device == Some(route.index) {
+                outlook.loops.push(Loop { to, route });
+            }
+        }
+        outlook
+    }
+
+    fn question(&self, to: SocketAddr, from: Option<IpAddr>, port: u16) -> Question {
+        let Way { mark, device } = self.way.clone();
+        Question { to, from, port, mark, device, uid: self.uid }
+    }
+}

@@ -1,0 +1,142 @@
+//! Asks the kernel by which route a datagram of the tunnel would leave.
+
+use std::net::{IpAddr, SocketAddr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage};
+
+use crate::{Netlink, address, link, table, watch};
+
+/// A datagram, as far as routes depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Where it comes from; the kernel chooses the address if absent.
+    pub from: Option<IpAddr>,
+    /// The UDP port that it comes from.
+    pub port: u16,
+    /// Its mark.
+    pub mark: u32,
+    /// The device that its socket is bound to.
+    pub device: Option<String>,
+    /// Who opened the socket.
+    pub uid: u32,
+}
+
+/// The route of a datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The number of the device that it leaves by.
+    pub index: u32,
+    /// That device's name.
+    pub device: String,
+    /// The network that the route is for, if the kernel says it.
+    pub to: Option<IpNet>,
+    /// The table that the route is in, unless that is `main`.
+    pub table: Option<u32>,
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.to {
+            Some(to) => write!(f, "{to} dev {}", self.device)?,
+            None => write!(f, "dev {}", self.device)?,
+        }
+        self.table.map_or(Ok(()), |table| write!(f, " table {table}"))
+    }
+}
+
+impl Netlink {
+    /// By which route a datagram would leave; none if there is no route, or it leads to this host itself.
+    pub async fn route_of(&self, question: &Question) -> Option<Found> {
+        let message = self.message(question).await;
+        let answer = self.ask(message.clone()).await?;
+        let index = number(&answer, |attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })?;
+        let link = link::at(&self.handle, index).await?;
+        // The route itself, where the answer above is about the one address. Old kernels do not know this question.
+        let mut by_route = message;
+        by_route.header.flags |= RouteFlags::FibMatch | RouteFlags::LookupTable;
+        let route = self.ask(by_route).await;
+        Some(Found {
+            index,
+            device: watch::name(&link)?.to_owned(),
+            to: route.as_ref().and_then(network),
+            table: route.as_ref().and_then(other_table),
+        })
+    }
+
+    async fn ask(&self, message: RouteMessage) -> Option<RouteMessage> {
+        let mut answers = Box::pin(self.handle.route().get(message).execute());
+        answers.try_next().await.ok().flatten()
+    }
+
+    async fn message(&self, question: &Question) -> RouteMessage {
+        let Question { to, from, port, mark, device, uid } = question;
+        let to_ip = to.ip().to_canonical();
+        let mut message = RouteMessage::default();
+        message.header.address_family = address::family_of(to_ip);
+        message.header.destination_prefix_length = length(to_ip);
+        message.attributes = vec![
+            RouteAttribute::Destination(to_ip.into()),
+            RouteAttribute::IpProto(UDP),
+            RouteAttribute::Sport(*port),
+            RouteAttribute::Dport(to.port()),
+            RouteAttribute::Uid(*uid),
+        ];
+        if *mark != 0 {
+            message.attributes.push(RouteAttribute::Mark(*mark));
+        }
+        if let Some(from) = from.filter(|from| from.is_ipv4() == to_ip.is_ipv4()) {
+            message.header.source_prefix_length = length(from);
+            message.attributes.push(RouteAttribute::Source(from.into()));
+        }
+        let scope = match to {
+            SocketAddr::V6(to) => to.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        let bound = match device {
+            Some(name) => link::find(&self.handle, name).await.map_or(scope, |it| it.header.index),
+            None => scope,
+        };
+        if bound != 0 {
+            message.attributes.push(RouteAttribute::Oif(bound));
+        }
+        message
+    }
+}
+
+/// Its number in an IP header.
+const UDP: u8 = 17;
+
+const fn length(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn number(route: &RouteMessage, pick: fn(&RouteAttribute) -> Option<u32>) -> Option<u32> {
+    route.attributes.iter().find_map(pick)
+}
+
+fn network(route: &RouteMessage) -> Option<IpNet> {
+    let to = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(IpAddr::from(*to)),
+        RouteAttribute::Destination(RouteAddress::Inet6(to)) => Some(IpAddr::from(*to)),
+        _ => None,
+    });
+    let v6 = route.header.address_family == AddressFamily::Inet6;
+    let everything = if v6 { [0u16; 8].into() } else { [0u8; 4].into() };
+    IpNet::new(to.unwrap_or(everything), route.header.destination_prefix_length).ok()
+}
+
+fn other_table(route: &RouteMessage) -> Option<u32> {
+    let said = number(route, |attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    Some(said.unwrap_or_else(|| route.header.table.into())).filter(|table| *table != table::MAIN)
+}

@@ -1,0 +1,63 @@
+//! Addresses of the peer whose routes lead into this very tunnel.
+
+use std::net::SocketAddr;
+
+use super::Peer;
+use crate::table::Path;
+use crate::time::Now;
+
+/// Where the peer is not followed to, and where it was before.
+#[derive(Debug, Default)]
+pub(super) struct Detours {
+    avoided: Vec<SocketAddr>,
+    before: Option<SocketAddr>,
+}
+
+impl Detours {
+    /// Whether what is sent to this address would come back.
+    pub(super) fn lead_to(&self, address: SocketAddr) -> bool {
+        self.avoided.contains(&address)
+    }
+
+    /// The peer is somewhere else from now on.
+    pub(super) fn left(&mut self, path: Option<Path>) {
+        self.before = path.map(|path| path.to).or(self.before);
+    }
+}
+
+impl Peer {
+    /// The routes to these addresses lead into the tunnel: the peer is not followed there. If that is where it is
+    /// said to be, it is looked for where it was before, or where the configuration has it. An address that is no
+    /// longer among them is tried at once.
+    pub fn avoid(&mut self, now: Now, addresses: Vec<SocketAddr>) {
+        let freed = self.detours.avoided.iter().any(|old| !addresses.contains(old));
+        self.detours.avoided = addresses;
+        if self.path.is_some_and(|path| self.detours.lead_to(path.to))
+            && let Some(to) = self.elsewhere()
+        {
+            self.set_path(to, None);
+        }
+        if freed {
+            self.call_soon(now);
+        }
+        self.handle_wake(now);
+    }
+
+    fn elsewhere(&self) -> Option<SocketAddr> {
+        let known = self.detours.before.into_iter().chain(self.candidates.all());
+        known.into_iter().find(|address| !self.detours.lead_to(*address))
+    }
+
+    /// What was sent until now did not arrive.
+    fn call_soon(&mut self, now: Now) {
+        if self.keyring.current().is_none() {
+            self.wanted = true;
+            self.initiate_from = now.boot;
+        } else {
+            self.send_keepalive(now);
+        }
+        if let Some(attempt) = &mut self.attempt {
+            attempt.hurry(now.boot);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What the outer IP header has of the packet inside.
+
+use std::num::NonZeroU8;
+
+use vpnd_tun::Mode;
+
+use crate::ecn::Ecn;
+use crate::nested::Nested;
+
+/// What the datagrams of one run have in common besides their size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outer {
+    pub(crate) ecn: Ecn,
+    /// The hop limit of a datagram that carries another tunnel's; the host's own for all others.
+    pub(crate) hops: Option<NonZeroU8>,
+}
+
+impl Outer {
+    /// That of a packet that crosses the device, or the packet in a frame that does.
+    pub(crate) fn of(mode: Mode, packet: &[u8]) -> Self {
+        let Some(ip) = mode.ip_start(packet).and_then(|start| packet.get(start..)) else {
+            return Self::default();
+        };
+        let hops = Nested::read(ip).filter(Nested::is_head).and_then(|nested| nested.carried());
+        Self { ecn: Ecn::of_packet(ip), hops }
+    }
+}
+
+impl From<Ecn> for Outer {
+    fn from(ecn: Ecn) -> Self {
+        Self { ecn, hops: None }
+    }
+}
