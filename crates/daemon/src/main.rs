@@ -34,6 +34,7 @@ mod tenancy;
 mod terms;
 mod tuntap;
 mod watch;
+mod zone;
 
 use std::process::ExitCode;
 

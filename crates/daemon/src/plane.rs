@@ -1,6 +1,8 @@
 //! The control plane's task: the one place that owns the peer. It waits for whatever comes
 //! first, hands it to the peer, and does what the peer asks: publish, send, tell.
 
+mod reach;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use vpnd_device::{PeerState, Seen};
+use vpnd_device::{PeerState, Seen, Uplink};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
@@ -19,7 +21,7 @@ use vpnd_protocol::turn::Framed;
 use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
-use vpnd_tunnel::udp::{Way, largest_payload, payload_within};
+use vpnd_tunnel::udp::{Refusal, Way, largest_payload, payload_within};
 
 use crate::alarm::Alarm;
 use crate::config::Config;
@@ -34,6 +36,10 @@ use crate::status::{About, State, Status};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::watch::watch;
+
+use reach::{Reach, shifted};
+
+pub(crate) use reach::Refused;
 
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
@@ -70,6 +76,8 @@ pub(crate) struct Surroundings {
     pub(crate) life: Life,
     /// By which way datagrams leave.
     pub(crate) way: Way,
+    /// By which uplink; none where the kernel does not tell.
+    pub(crate) uplink: Option<Uplink>,
     /// The routes that come and go with the peer.
     pub(crate) routes: PeerState,
     /// The largest packet to send outside, if the configuration says it.
@@ -100,6 +108,7 @@ pub(crate) struct Plane {
     writing: bool,
     waiting: Option<Timestamp>,
     said: (Liveness, Option<SocketAddr>),
+    reach: Reach,
     load_until: BootTime,
     datagram: Vec<u8>,
 }
@@ -129,6 +138,7 @@ impl Plane {
             writing: false,
             waiting: None,
             said: (Liveness::Idle, None),
+            reach: Reach::default(),
             load_until: BootTime::default(),
             datagram: Vec::new(),
             peer,
@@ -146,7 +156,7 @@ impl Plane {
     pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), PlaneError> {
         tokio::pin!(stop);
         self.around.service.ready();
-        self.around.service.status(&line(self.said.0, self.said.1));
+        self.around.service.status(&line(self.said.0, None));
         loop {
             let connected = self.settle()?;
             tokio::select! {
@@ -158,6 +168,7 @@ impl Plane {
                     woken?.clear_ready();
                     self.engine.drain();
                     self.peer.handle_wake(clock::now());
+                    self.data_refused(self.engine.refusal());
                 }
                 expired = self.alarm.expired() => {
                     expired?;
@@ -165,9 +176,12 @@ impl Plane {
                 }
                 addresses = self.around.resolver.changed() => {
                     self.warn_of_loops(&addresses);
+                    addresses.iter().for_each(|address| self.telling.zones.learn(*address));
                     self.peer.handle_endpoints(clock::now(), addresses);
                 }
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
+                shift = shifted(&mut self.around.uplink) => self.follow_uplink(shift),
+                () = self.reach.check_due() => self.check_reach(),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
@@ -225,14 +239,19 @@ impl Plane {
                 self.engine.publish(table);
             }
             while let Some(transmit) = self.peer.poll_transmit(&mut self.datagram) {
-                if self.engine.send(transmit.to, transmit.from, &self.datagram).is_err() {
-                    self.engine.counters().count(DropReason::SendFailed, 1);
+                match self.engine.send(transmit.to, transmit.from, &self.datagram) {
+                    Ok(_) => self.reach.left(transmit.to),
+                    Err(error) => {
+                        self.engine.counters().count(DropReason::SendFailed, 1);
+                        self.refused(transmit.to, Refusal::of(&error));
+                    }
                 }
             }
             let Some(event) = self.peer.poll_event() else { break };
             self.attend(&event);
         }
         self.alarm.set(self.peer.poll_timeout().map(|(at, _)| at))?;
+        self.ask_for_the_uplink();
         Ok(self.tell_how_it_fares())
     }
 
@@ -240,8 +259,15 @@ impl Plane {
         self.telling.tell(clock::boot(), event);
         match event {
             Event::KeepFloor(stamp) => self.keep_floor(*stamp),
+            Event::Unheard => self.change_port(),
             Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
-            Event::Moved { .. } | Event::Established(_) => self.look_at_the_way(),
+            Event::Moved { .. } => self.look_at_the_way(),
+            Event::Established(_) => {
+                if self.reach.reached(self.peer.endpoint()) {
+                    self.telling.leaves(clock::boot());
+                }
+                self.look_at_the_way();
+            }
             Event::Alive => self.alive(true),
             Event::Dead => self.alive(false),
             _ => {}
@@ -302,6 +328,7 @@ impl Plane {
                 _ => {}
             }
             self.said = (liveness, endpoint);
+            let endpoint = endpoint.map(|at| self.telling.zones.show(at));
             self.around.service.status(&line(liveness, endpoint));
         }
         connected
@@ -309,13 +336,16 @@ impl Plane {
 
     fn status(&mut self) -> Status {
         let now = clock::now();
-        Status::new(
+        let peer = self.peer.status(now);
+        let mut status = Status::new(
             &self.around.about,
             now.boot.saturating_since(self.started),
-            &self.peer.status(now),
+            &peer,
             self.engine.counters(),
             self.telling.trouble(),
-        )
+        );
+        status.peer.endpoint = peer.endpoint.map(|at| self.telling.zones.show(at));
+        status
     }
 
     /// Who asked may have left.
@@ -404,7 +434,7 @@ fn told(what: &str, result: Result<(), String>) -> Result<(), String> {
 }
 
 /// How the tunnel stands, for the service manager.
-fn line(liveness: Liveness, endpoint: Option<SocketAddr>) -> String {
+fn line(liveness: Liveness, endpoint: Option<String>) -> String {
     let state = State::from(liveness).word();
     endpoint.map_or_else(|| state.to_owned(), |at| format!("{state}, peer at {at}"))
 }
@@ -429,7 +459,7 @@ mod tests {
 
     #[test]
     fn one_line_for_systemd() {
-        let at = "198.51.100.7:51820".parse().ok();
+        let at = Some("198.51.100.7:51820".to_owned());
         assert_eq!(line(Liveness::Up, at), "up, peer at 198.51.100.7:51820");
         assert_eq!(line(Liveness::Idle, None), "idle");
     }

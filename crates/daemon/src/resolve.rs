@@ -10,6 +10,8 @@ use tokio::net::lookup_host;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use vpnd_tunnel::udp::unmapped;
+
 use crate::config::Endpoint;
 
 /// One lookup takes no longer.
@@ -22,20 +24,30 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 const REFRESH: Duration = Duration::from_secs(5 * 60);
 /// However often it is nudged, a name is looked up no sooner than this after the last time.
 const NUDGE_APART: Duration = Duration::from_secs(10);
+/// After a failure it is looked up this soon where the network has changed.
+const CHANGE_APART: Duration = Duration::from_secs(1);
 
 /// Looks the endpoints up for as long as it lives.
 pub(crate) struct Resolver {
     addresses: mpsc::Receiver<Vec<SocketAddr>>,
     nudge: watch::Sender<()>,
+    change: watch::Sender<()>,
+}
+
+/// What shortens the wait for the next lookup.
+#[derive(Clone)]
+struct Hurry {
+    nudged: watch::Receiver<()>,
+    changed: watch::Receiver<()>,
 }
 
 /// Begins to look `endpoints` up. The names are looked up on tokio's blocking threads: call this
 /// after the privileges are gone.
 pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> Resolver {
     let (send, addresses) = mpsc::channel(1);
-    let (nudge, nudged) = watch::channel(());
-    tokio::spawn(collect(endpoints, nudged, send));
-    Resolver { addresses, nudge }
+    let ((nudge, nudged), (change, changed)) = (watch::channel(()), watch::channel(()));
+    tokio::spawn(collect(endpoints, Hurry { nudged, changed }, send));
+    Resolver { addresses, nudge, change }
 }
 
 impl Resolver {
@@ -52,22 +64,23 @@ impl Resolver {
     pub(crate) fn nudge(&self) {
         self.nudge.send_replace(());
     }
+
+    /// Routes, addresses or links have changed: a name that could not be looked up may be found now.
+    pub(crate) fn network_changed(&self) {
+        self.change.send_replace(());
+    }
 }
 
 /// What one endpoint, by its place in the configuration, came to.
 type Answer = (usize, Vec<SocketAddr>);
 
 /// Puts together what the lookups find, and passes it on when it is new.
-async fn collect(
-    endpoints: Vec<Endpoint>,
-    nudged: watch::Receiver<()>,
-    send: mpsc::Sender<Vec<SocketAddr>>,
-) {
+async fn collect(endpoints: Vec<Endpoint>, hurry: Hurry, send: mpsc::Sender<Vec<SocketAddr>>) {
     let mut found: Vec<_> = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
     let (answer, mut answers) = mpsc::channel(1);
     for (place, endpoint) in endpoints.into_iter().enumerate() {
         if literal(&endpoint).is_none() {
-            tokio::spawn(Name { endpoint, place }.follow(nudged.clone(), answer.clone()));
+            tokio::spawn(Name { endpoint, place }.follow(hurry.clone(), answer.clone()));
         }
     }
     drop(answer);
@@ -121,27 +134,31 @@ struct Name {
 
 impl Name {
     /// Looks it up for as long as somebody listens. What was found stays while lookups fail.
-    async fn follow(self, mut nudged: watch::Receiver<()>, answer: mpsc::Sender<Answer>) {
+    async fn follow(self, mut hurry: Hurry, answer: mpsc::Sender<Answer>) {
         let mut retry = FIRST_RETRY;
         loop {
-            nudged.borrow_and_update();
-            let wait = match lookup(&self.endpoint).await {
+            hurry.forget();
+            let (wait, on_change) = match lookup(&self.endpoint).await {
                 Ok(addresses) => {
                     tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
                     retry = FIRST_RETRY;
                     if answer.send((self.place, addresses)).await.is_err() {
                         return;
                     }
-                    REFRESH
+                    (REFRESH, NUDGE_APART)
                 }
                 Err(error) => {
                     let wait = retry;
                     self.complain(&error, wait);
                     retry = (retry * 2).min(LAST_RETRY);
-                    wait
+                    (wait, CHANGE_APART)
                 }
             };
-            if !rest(&mut nudged, NUDGE_APART, wait).await {
+            let listened = tokio::select! {
+                listened = rest(&mut hurry.nudged, NUDGE_APART, wait) => listened,
+                listened = rest(&mut hurry.changed, on_change, wait) => listened,
+            };
+            if !listened {
                 return;
             }
         }
@@ -160,8 +177,17 @@ impl Name {
 
 async fn lookup(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
     let query = lookup_host((endpoint.host.as_str(), endpoint.port));
-    let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, query).await??.collect();
+    // A hosts file may spell an IPv4 address as an IPv6 one.
+    let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, query).await??.map(unmapped).collect();
     if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
+}
+
+impl Hurry {
+    /// What came until now is dealt with.
+    fn forget(&mut self) {
+        self.nudged.borrow_and_update();
+        self.changed.borrow_and_update();
+    }
 }
 
 /// Waits for `wait`, or less when nudged, but then at least for `apart`; says whether anybody is
@@ -226,6 +252,12 @@ mod tests {
         assert!(begin.elapsed() >= wait, "one nudge counts once");
         drop(nudge);
         assert!(!rest(&mut nudged, apart, Duration::MAX).await);
+    }
+
+    #[tokio::test]
+    async fn an_ipv4_address_in_ipv6_spelling_is_found_as_what_it_is() {
+        let mapped = Endpoint { host: "::ffff:127.0.0.1".into(), port: 9 };
+        assert_eq!(lookup(&mapped).await.unwrap(), addresses(&["127.0.0.1:9"]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Own, PeerState, Stays};
+use vpnd_device::{Own, PeerState, Stays, Uplink};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -133,6 +133,7 @@ struct Host {
     carrier: Option<Carrier>,
     socket: Socket,
     way: Way,
+    uplink: Option<Uplink>,
     /// Where the socket is, and routes are asked for.
     outside: Netns,
     routes: PeerState,
@@ -169,7 +170,9 @@ impl Host {
         // A route of another namespace leads no datagram of ours anywhere.
         let would_loop = config.leads_everywhere() && inside.is(&outside);
         let way = changes::way(config, &netlink, would_loop).await;
-        let socket = outside.within(|| opening::socket(config, &way))??;
+        let (socket, uplink) =
+            outside.within(|| (opening::socket(config, &way), opening::uplink()))?;
+        let socket = socket?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &netlink).await?;
@@ -178,8 +181,19 @@ impl Host {
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
         let changes = Changes::make(netlink, news, &link, config).await?;
         let routes = changes.peer();
-        let host =
-            Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
+        let host = Self {
+            device,
+            carrier,
+            mtu,
+            life,
+            socket,
+            way,
+            uplink,
+            outside,
+            routes,
+            floor,
+            control,
+        };
         Ok((host, changes, tenancy))
     }
 
@@ -249,6 +263,7 @@ impl Host {
             about,
             life: self.life,
             way: self.way,
+            uplink: self.uplink,
             routes: self.routes,
             mtu_max: config.path.mtu_max,
             floor: self.floor,

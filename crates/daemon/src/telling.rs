@@ -7,8 +7,11 @@ use vpnd_crypto::PublicKey;
 use vpnd_protocol::peer::Event;
 use vpnd_protocol::session::Role;
 use vpnd_protocol::time::BootTime;
+use vpnd_tunnel::udp::Refusal;
 
 use crate::logging::RateLimit;
+use crate::plane::Refused;
+use crate::zone::Zones;
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,13 @@ pub(crate) enum Trouble {
     NoAnswer,
     /// Handshake messages arrive that were made for another key.
     BadMac1(u64),
+    /// Our own host refuses to send. It hides what silence would seem to say of the peer.
+    Refused {
+        /// Where to.
+        to: String,
+        /// Who refuses.
+        why: Refusal,
+    },
 }
 
 /// Lines of which the network can cause any number.
@@ -45,6 +55,8 @@ enum Class {
     Ahead,
     Moved,
     BadMac1,
+    Refused,
+    Leaves,
 }
 
 /// What has been told, and what is the trouble.
@@ -52,13 +64,23 @@ pub(crate) struct Telling {
     peer: PublicKey,
     limit: RateLimit<Class>,
     trouble: Option<Trouble>,
+    refused: Option<Trouble>,
+    /// The names of interfaces, for link-local addresses.
+    pub(crate) zones: Zones,
     bad_mac1: u64,
 }
 
 impl Telling {
     /// Nothing told yet of the tunnel to `peer`.
     pub(crate) fn new(peer: PublicKey) -> Self {
-        Self { peer, limit: RateLimit::default(), trouble: None, bad_mac1: 0 }
+        Self {
+            peer,
+            limit: RateLimit::default(),
+            trouble: None,
+            refused: None,
+            zones: Zones::default(),
+            bad_mac1: 0,
+        }
     }
 
     /// The peer has another public key now.
@@ -66,16 +88,36 @@ impl Telling {
         self.peer = peer;
     }
 
-    /// The latest trouble; a session that stands ends it.
-    pub(crate) const fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
+    /// The latest trouble; a session that stands ends it. What our own host refuses comes first.
+    pub(crate) fn trouble(&self) -> Option<&Trouble> {
+        self.refused.as_ref().or(self.trouble.as_ref())
+    }
+
+    /// Our own host refuses to send.
+    pub(crate) fn refused(&mut self, now: BootTime, Refused { to, why }: Refused) {
+        self.zones.learn(to);
+        let to = self.zones.show(to);
+        if let Some(more) = self.limit.allow(Class::Refused, now) {
+            tracing::warn!("what is sent to {to} does not leave this host: {why}{more}");
+        }
+        self.refused = Some(Trouble::Refused { to, why });
+    }
+
+    /// It does no more.
+    pub(crate) fn leaves(&mut self, now: BootTime) {
+        self.refused = None;
+        if let Some(more) = self.limit.allow(Class::Leaves, now) {
+            tracing::info!("what is sent leaves this host again{more}");
+        }
     }
 
     /// Tells of an event.
     pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
         match event {
             // What they bring about is told where it is done.
-            Event::KeepFloor(_) | Event::Alive | Event::Dead => {}
+            Event::KeepFloor(_) | Event::Alive | Event::Dead | Event::Unheard => {}
+            // Of a peer that is not reached this would say nothing true.
+            Event::GaveUp | Event::NeverConfirms(_) if self.refused.is_some() => {}
             Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
             Event::Initiating { to, attempt } => {
                 tracing::debug!("calling {to}: no answer yet, try {attempt}");
@@ -89,7 +131,10 @@ impl Telling {
                 "nobody answers under our next key: the peer needs it as `next_public_key`; we go on \
                  under the old one"
             ),
-            Event::Moved { to } => self.moved(now, &to.to_string()),
+            Event::Moved { to } => {
+                self.zones.learn(*to);
+                self.moved(now, &self.zones.show(*to));
+            }
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),
             Event::UnknownPeer { key, from } => self.unknown_peer(now, *key, &from.to_string()),
@@ -247,6 +292,18 @@ mod tests {
         telling.tell(BootTime::default(), &Event::NeverConfirms(3));
         telling.tell(BootTime::default(), &Event::GaveUp);
         assert_eq!(telling.trouble(), Some(&Trouble::NeverConfirms(3)));
+    }
+
+    #[test]
+    fn what_our_own_host_refuses_is_not_blamed_on_the_peer() {
+        let mut telling = telling();
+        let to = "192.0.2.1:1".parse().unwrap();
+        telling.refused(BootTime::default(), Refused { to, why: Refusal::Filter });
+        telling.tell(BootTime::default(), &Event::NeverConfirms(9));
+        telling.tell(BootTime::default(), &Event::GaveUp);
+        assert!(matches!(telling.trouble(), Some(Trouble::Refused { why: Refusal::Filter, .. })));
+        telling.leaves(BootTime::default());
+        assert_eq!(telling.trouble(), None);
     }
 
     #[test]

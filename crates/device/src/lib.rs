@@ -18,6 +18,7 @@ mod route;
 mod rule;
 mod table;
 mod undo;
+mod uplink;
 mod watch;
 
 use std::net::IpAddr;
@@ -31,6 +32,7 @@ pub use heard::Heard;
 pub use journal::{Journal, Namespace};
 pub use keep::{Keeper, PeerState};
 pub use undo::{Stays, Undo};
+pub use uplink::{Query, Shift, Uplink};
 pub use watch::{Seen, Watch};
 
 use plan::Plan;

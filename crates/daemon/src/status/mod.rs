@@ -290,8 +290,8 @@ const fn timer_name(timer: Timer) -> &'static str {
 
 /// What a person can do about it.
 fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
-    // What strangers do is no trouble of a tunnel that works.
-    if state == State::Up {
+    // What strangers do is no trouble of a tunnel that works; what our own host does is.
+    if state == State::Up && !matches!(trouble, Some(Trouble::Refused { .. })) {
         return None;
     }
     let said = trouble.map(|trouble| match trouble {
@@ -312,6 +312,9 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
             "{count} handshake messages came that were not made for our public key: the other \
              side's public_key for us is wrong, or it is a scan"
         ),
+        Trouble::Refused { to, why } => {
+            format!("what is sent to {to} does not leave this host: {why}")
+        }
         Trouble::Closed => "the peer has stopped, and said so".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
              public_key for us is wrong; `vpnd status` over there tells"
@@ -328,6 +331,7 @@ pub(crate) mod tests {
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
     use vpnd_protocol::peer::Greeting;
+    use vpnd_tunnel::udp::Refusal;
 
     /// A tunnel that has run for three hours and twelve minutes.
     pub(crate) fn sample() -> Status {
@@ -475,6 +479,8 @@ pub(crate) mod tests {
     fn a_tunnel_that_works_needs_no_hint() {
         assert_eq!(hint(State::Up, None, "K"), None);
         assert_eq!(hint(State::Up, Some(&Trouble::StaleInitiation), "K"), None);
+        let refused = Trouble::Refused { to: "192.0.2.1:1".into(), why: Refusal::Prohibit };
+        assert!(hint(State::Up, Some(&refused), "K").unwrap().contains("`prohibit` route"));
         let psk = hint(State::Connecting, Some(&Trouble::AnswerDoesNotOpen), "K").unwrap();
         assert!(psk.contains("PSK differs"), "{psk}");
     }

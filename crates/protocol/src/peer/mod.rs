@@ -10,6 +10,7 @@ mod frames;
 mod identities;
 mod initiator;
 mod life;
+mod reach;
 mod responder;
 mod session;
 mod status;
@@ -107,6 +108,10 @@ pub enum Event {
         /// Which try of this attempt, from 1.
         attempt: u32,
     },
+    /// Nothing has been heard for long: what we send may be caught in a translation of addresses that
+    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port, if
+    /// that is free to choose.
+    Unheard,
     /// A session stands; data may flow.
     Established(Role),
     /// Nobody answered any of the tries; the next packet or keepalive begins anew.
@@ -171,6 +176,8 @@ pub struct Peer {
     last_minute_asked: Generation,
 
     path: Option<Path>,
+    /// The source that was let go last, and until when the peer's writing to it does not bring it back.
+    given_up: Option<(IpAddr, BootTime)>,
     candidates: Candidates,
 
     attempt: Option<Attempt>,
@@ -191,6 +198,8 @@ pub struct Peer {
     /// When the peer's last initiation was accepted.
     last_initiation: Option<BootTime>,
     unconfirmed_answers: u32,
+    /// When our port was chosen.
+    port_since: BootTime,
     gauge: Gauge,
     /// What the peer said of itself on the current session.
     greeting: Option<Greeting>,
@@ -220,6 +229,7 @@ impl Peer {
             handshakes: 0,
             last_minute_asked: Generation::default(),
             path: None,
+            given_up: None,
             candidates: Candidates::default(),
             attempt: None,
             answering: None,
@@ -232,6 +242,7 @@ impl Peer {
             limiter: RateLimiter::new(),
             last_initiation: None,
             unconfirmed_answers: 0,
+            port_since: now.boot,
             gauge: Gauge::default(),
             greeting: None,
             publish: true,
@@ -341,7 +352,7 @@ impl Peer {
         if confirmed {
             self.establish(now, Role::Responder);
         }
-        self.follow_source();
+        self.follow_source(now);
         if confirmed {
             self.greet_back(now);
         }
@@ -352,8 +363,13 @@ impl Peer {
     }
 
     /// The peer was heard from elsewhere, on a session that is still ours.
-    fn follow_source(&mut self) {
+    fn follow_source(&mut self, now: Now) {
         let Some(source) = self.activity.take_source() else { return };
+        if self.is_of_the_past(now, &source) {
+            // Looked at again later: until then it wakes nobody more.
+            let _later = self.activity.heard_from(source);
+            return;
+        }
         if !self.keyring.opening().any(|key| key.generation() == source.generation) {
             return;
         }
@@ -372,7 +388,7 @@ impl Peer {
         }
     }
 
-    fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
+    pub(super) fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
         let path = Path {
             to,
             from: from.or_else(|| self.config.sources.towards(to)),
@@ -403,6 +419,8 @@ impl Peer {
         self.wanted = self.renewing.is_some();
         self.activity.want_handshake.take();
         self.candidates.settle();
+        // The peer hears us, from wherever we answered.
+        self.given_up = None;
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
         self.life.hear(now.boot);
@@ -452,7 +470,7 @@ impl Peer {
         if due(self.timers.answer_deadline()) {
             self.timers.settle_answer();
             self.timers.jitter = self.jitter();
-            self.forget_source();
+            self.forget_source(now);
             self.wanted = true;
         }
         if due(self.timers.owed_deadline()) {
@@ -465,14 +483,7 @@ impl Peer {
         }
     }
 
-    /// The address of ours that the peer last wrote to may be what fails: begin anew with the
-    /// configured one, or let the kernel choose.
-    fn forget_source(&mut self) {
-        let configured = self.path.and_then(|path| self.config.sources.towards(path.to));
-        self.change_source(configured);
-    }
-
-    fn change_source(&mut self, from: Option<IpAddr>) {
+    pub(super) fn change_source(&mut self, from: Option<IpAddr>) {
         if let Some(path) = &mut self.path {
             self.publish |= path.from != from;
             path.from = from;

@@ -127,6 +127,7 @@ pub(super) struct Bound {
     pub(super) socket: Socket,
     pub(super) dual_stack: bool,
     pub(super) local_port: u16,
+    pub(super) at: SocketAddr,
 }
 
 const ONLY_V6: IntOption =
@@ -168,7 +169,7 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     socket.set_nonblocking(true).map_err(BindError::Open)?;
     socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source))?;
     let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();
-    Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()) })
+    Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()), at })
 }
 
 /// The socket and the address for it: IPv4 alone where the kernel has no IPv6.
