@@ -1,18 +1,23 @@
 //! Ends that stop, crash and come back, with a TCP connection through them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use vpnd_tests::relay::{Relay, Way};
 use vpnd_tests::runner::{Cost, Scenario};
-use vpnd_tests::site::{INNER_A4, INNER_B4};
+use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
 use vpnd_tests::traffic::{ping, tcp};
-use vpnd_tests::{Lab, Wire};
+use vpnd_tests::{Lab, Routed, Vpnd, Wire};
 
 use crate::tunnel::Tunnel;
 
 /// Bytes of a transfer that is interrupted, and how many have arrived by then.
 const BYTES: u64 = 256 << 20;
 const MIDDLE: u64 = 8 << 20;
+/// Initiations that somebody recorded.
+const RECORDINGS: usize = 8;
 /// 15 s until silence is noticed, and one retry.
 const NOTICED: Duration = Duration::from_secs(25);
 
@@ -24,13 +29,14 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("restart::kill -9 of B in mid-transfer", Cost::Works, |lab| {
             crash(lab, false)
         }),
+        Scenario::new("restart::recorded initiations", Cost::Works, replayed),
     ]
 }
 
 fn initiator(lab: &Lab) -> Result<String> {
     let mut tunnel = Tunnel::new(lab)?;
     let status = tunnel.a.process().terminate()?;
-    anyhow::ensure!(status.success(), "SIGTERM is a clean stop, not {status}");
+    ensure!(status.success(), "SIGTERM is a clean stop, not {status}");
     let a = tunnel.a.restart()?;
     let start = Instant::now();
     ping::until_answered(&tunnel.wire.a, INNER_B4, Duration::from_secs(5))?;
@@ -49,6 +55,55 @@ fn responder(lab: &Lab) -> Result<String> {
     let took = start.elapsed();
     ping::once(&tunnel.wire.b, INNER_A4)?;
     Ok(format!("traffic after {took:.1?}"))
+}
+
+/// Whoever has recorded A's initiations plays them to a B that has just started, and wants to call A.
+fn replayed(lab: &Lab) -> Result<String> {
+    let net = Routed::new(lab)?;
+    let front = format!("{}:{PORT}", Routed::ROUTER_A4);
+    let relay = Relay::start(&net.router, &front, Routed::B4, 1)?;
+    relay.record();
+    let (a, b) = site::pair()?;
+    let (a, b) =
+        (a.towards(&front), b.towards(&format!("{}:{}", Routed::ROUTER_B4, relay.back_port()?)));
+    let b = Vpnd::start(&net.b, &b)?;
+    let mut running = Vpnd::start(&net.a, &a)?;
+    for _ in 1..RECORDINGS {
+        ping::until_answered(&net.a, INNER_B4, NOTICED)?;
+        running = running.restart()?;
+    }
+    ping::until_answered(&net.a, INNER_B4, NOTICED)?;
+    let all = relay.recorded().into_iter().filter(|one| one.way == Way::ToTarget);
+    let recorded: Vec<_> =
+        all.map(|one| one.datagram).filter(|datagram| datagram[0] == 1).collect();
+    ensure!(recorded.len() >= RECORDINGS, "only {} initiations", recorded.len());
+    let calm = AtomicBool::new(false);
+    let took = thread::scope(|scope| -> Result<Duration> {
+        scope.spawn(|| play(&relay, &recorded, &calm));
+        let result = b.restart().and_then(|_b| {
+            let start = Instant::now();
+            ping::until_answered(&net.b, INNER_A4, NOTICED).map(|()| start.elapsed())
+        });
+        calm.store(true, Ordering::Relaxed);
+        result
+    })?;
+    // One wait of five seconds at most; each recording used to begin another.
+    ensure!(took < Duration::from_secs(8), "traffic only after {took:.1?}");
+    Ok(format!("{} recordings, one a second; traffic after {took:.1?}", recorded.len()))
+}
+
+/// Each for a second, so that one is there before B calls.
+fn play(relay: &Relay, recorded: &[Vec<u8>], calm: &AtomicBool) {
+    for datagram in recorded {
+        for _ in 0..100 {
+            if calm.load(Ordering::Relaxed) {
+                return;
+            }
+            // A target that is not there hears the next.
+            let _ = relay.inject(Way::ToTarget, datagram);
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 /// Both know where the other is. The end that was killed has data to send or to acknowledge.

@@ -1,15 +1,19 @@
 //! Ends that move, and address translation that forgets.
 
+use std::net::UdpSocket;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use vpnd_tests::link::port;
-use vpnd_tests::relay::Relay;
+use vpnd_tests::relay::{Faults, Relay, Way};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT, Site};
 use vpnd_tests::traffic::ping;
 use vpnd_tests::traffic::stream::{Pace, Stream};
+use vpnd_tests::vpnd::Launch;
 use vpnd_tests::{Host, Lab, Routed, Vpnd, nft};
 
 use crate::tunnel::{SOON, Tunnel};
@@ -26,6 +30,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("roaming::not when told not to", Cost::Waits, not_wanted),
         Scenario::new("roaming::keepalives hold a NAT open", Cost::Waits, nat_held_open),
         Scenario::new("roaming::a NAT that forgot", Cost::Waits, nat_forgot),
+        Scenario::new("roaming::two ports in turn", Cost::Works, flapping),
+        Scenario::new("roaming::a forged source", Cost::Works, forged),
     ]
 }
 
@@ -91,6 +97,69 @@ fn not_wanted(lab: &Lab) -> Result<String> {
     let after = ends.1.status()?;
     ensure!(before.endpoint() == after.endpoint(), "B moved: {after}");
     Ok("roam = \"off\": the endpoint stayed".to_owned())
+}
+
+/// Every other datagram of A comes from another port; the service manager of B hears of that now and then.
+fn flapping(lab: &Lab) -> Result<String> {
+    let net = Routed::new(lab)?;
+    let front = format!("{}:{PORT}", Routed::ROUTER_A4);
+    let relay = Relay::start(&net.router, &front, Routed::B4, 1)?;
+    let manager = SocketAddr::from_abstract_name(b"vpnd-tests-manager")?;
+    let heard = net.b.enter(|| Ok(UnixDatagram::bind_addr(&manager)?))?;
+    heard.set_nonblocking(true)?;
+    let mut launch = Launch::to_test()?;
+    launch.environment.push(("NOTIFY_SOCKET", "@vpnd-tests-manager".to_owned()));
+    let (a, b) = site::pair()?;
+    let b = Vpnd::start_as(&launch, &net.b, &b)?;
+    let _a = Vpnd::start(&net.a, &a.towards(&front))?;
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    let messages = || (0..).take_while(|_| heard.recv(&mut [0; 256]).is_ok()).count();
+    ensure!(messages() > 0, "B told its service manager nothing");
+
+    let start = Instant::now();
+    relay.flap()?;
+    let pace = Pace { per_second: 5000, payload: 64 };
+    let stream = Stream::start(&net.a, &net.b, INNER_B4, pace)?;
+    thread::sleep(Duration::from_secs(3));
+    let tally = stream.stop()?;
+    let (told, took) = (messages(), start.elapsed());
+    ensure!(told as u64 <= took.as_secs() + 1, "{told} messages in {took:.1?}");
+    relay.stop_flapping();
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    b.wait_for("the newest port wins", SOON, |status| {
+        let back = relay.back_port().map(|port| format!("{}:{port}", Routed::ROUTER_B4));
+        status.endpoint().map(str::to_owned) == back.ok()
+    })?;
+    Ok(format!("{} datagrams from two ports; {told} messages in {took:.1?}", tally.received))
+}
+
+/// What A sends comes to B from elsewhere, before the genuine datagram.
+fn forged(lab: &Lab) -> Result<String> {
+    let net = Routed::new(lab)?;
+    let front = format!("{}:{PORT}", Routed::ROUTER_A4);
+    let relay = Relay::start(&net.router, &front, Routed::B4, 1)?;
+    let (a, b) = site::pair()?;
+    let b = Vpnd::start(&net.b, &b.speaking_vpnd(&[]))?;
+    let _a = Vpnd::start(&net.a, &a.speaking_vpnd(&[]).towards(&front))?;
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    let before = b.status()?;
+    relay.record();
+    relay.set(Faults { drop: 1.0, ..Faults::default() });
+    ensure!(ping::once(&net.a, INNER_B4).is_err(), "nothing passes");
+    let third = net.router.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    third.set_nonblocking(true)?;
+    let captured = relay.recorded().into_iter().filter(|one| one.way == Way::ToTarget);
+    let mut sent = 0;
+    for one in captured {
+        sent += third.send_to(&one.datagram, Routed::B4)?;
+    }
+    relay.set(Faults::default());
+    let pings = ping::series(&net.b, INNER_A4, 20, Duration::from_millis(50))?;
+    ensure!(pings.answered == 20, "data went elsewhere: {pings:?}");
+    let got: usize = std::iter::from_fn(|| third.recv(&mut [0; 2048]).ok()).sum();
+    ensure!(sent > 0 && got > 0 && got <= 3 * sent, "{sent} bytes were answered by {got}");
+    ensure!(b.status()?.endpoint() == before.endpoint(), "B followed");
+    Ok(format!("{sent} bytes from elsewhere, {got} went there; 20 of 20 pings answered"))
 }
 
 /// A reaches B through a relay, which stands for all address translation; B's settings may

@@ -82,6 +82,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             front: bind(host, front)?,
             back: Mutex::new(bind(host, any_of(target))?),
+            second: Mutex::new(None),
             target,
             client: Mutex::new(None),
             faults: Mutex::new(Faults::default()),
@@ -109,6 +110,21 @@ impl Relay {
         // The thread that still waits at the old port lets go of it, once it gets a processor.
         thread::sleep(100 * LOOK);
         Ok(())
+    }
+
+    /// From now on every other datagram for the target leaves from a second port. What comes back to that
+    /// one is lost.
+    ///
+    /// # Errors
+    /// When no socket can be made.
+    pub fn flap(&self) -> Result<()> {
+        *lock(&self.shared.second) = Some(bind(&self.host, any_of(self.shared.target))?);
+        Ok(())
+    }
+
+    /// All datagrams leave from one port again.
+    pub fn stop_flapping(&self) {
+        *lock(&self.shared.second) = None;
     }
 
     /// The port the target sees.
@@ -157,6 +173,8 @@ impl Drop for Relay {
 struct Shared {
     front: Arc<UdpSocket>,
     back: Mutex<Arc<UdpSocket>>,
+    /// Where every other datagram leaves from, while there is one.
+    second: Mutex<Option<Arc<UdpSocket>>>,
     target: SocketAddr,
     client: Mutex<Option<SocketAddr>>,
     faults: Mutex<Faults>,
@@ -187,10 +205,14 @@ impl Shared {
     }
 
     fn send(&self, way: Way, datagram: &[u8]) -> Result<usize> {
-        self.passed.fetch_add(1, Ordering::Relaxed);
+        let odd = self.passed.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+        let second = lock(&self.second).clone().filter(|_| odd);
         let client = *lock(&self.client);
         Ok(match way {
-            Way::ToTarget => lock(&self.back).send_to(datagram, self.target)?,
+            Way::ToTarget => {
+                let socket = second.unwrap_or_else(|| Arc::clone(&lock(&self.back)));
+                socket.send_to(datagram, self.target)?
+            }
             Way::ToClient => self.front.send_to(datagram, client.context("no client yet")?)?,
         })
     }

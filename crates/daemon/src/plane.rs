@@ -185,6 +185,7 @@ impl Plane {
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
+                () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
         }

@@ -1,27 +1,74 @@
 //! What systemd is told: ready, how it goes, stopping, alive. Started by anybody else, it is told
-//! to nobody.
+//! to nobody. A service manager that does not read never holds the tunnel up.
 
-use std::time::Duration;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+
+/// The peer's address is part of the status, and the network can change that: so often at most.
+const APART: Duration = Duration::from_secs(1);
 
 /// The service manager, and what it knows.
 #[derive(Debug, Default)]
 pub(crate) struct Service {
+    /// What it is to know, and what it was told.
+    wanted: Said,
+    told: Said,
+    /// The next message may leave from then on.
+    next: Option<Instant>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Said {
+    ready: bool,
     status: String,
 }
 
 impl Service {
     /// The device is up and the socket bound.
-    pub(crate) fn ready(&self) {
-        tell(&[NotifyState::Ready]);
+    pub(crate) fn ready(&mut self) {
+        self.wanted.ready = true;
+        self.catch_up();
+        self.next = None;
     }
 
-    /// One line on how the tunnel fares; said again only when it has changed.
+    /// One line on how the tunnel fares. It is said when it has changed, once a second at most; the
+    /// newest counts.
     pub(crate) fn status(&mut self, line: &str) {
-        if self.status != line {
-            tell(&[NotifyState::Status(line)]);
-            line.clone_into(&mut self.status);
+        if self.wanted.status != line {
+            line.clone_into(&mut self.wanted.status);
+            self.catch_up();
+        }
+    }
+
+    /// Waits until something is to be said that could not be said before: then [`Service::catch_up`].
+    pub(crate) async fn due(&self) {
+        if self.told == self.wanted {
+            std::future::pending().await
+        }
+        if let Some(at) = self.next {
+            tokio::time::sleep_until(at.into()).await;
+        }
+    }
+
+    /// Says what has changed, if it is time to.
+    pub(crate) fn catch_up(&mut self) {
+        let now = Instant::now();
+        if self.told == self.wanted || self.next.is_some_and(|at| now < at) {
+            return;
+        }
+        self.next = Some(now + APART);
+        let Self { wanted, told, .. } = self;
+        let ready = (wanted.ready && !told.ready).then_some(NotifyState::Ready);
+        let status = NotifyState::Status(&wanted.status);
+        let status = (wanted.status != told.status).then_some(status);
+        if tell(&ready.into_iter().chain(status).collect::<Vec<_>>()) {
+            self.told.clone_from(&self.wanted);
         }
     }
 
@@ -41,10 +88,33 @@ impl Service {
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
+/// Says whether there is nothing left to try: only a full queue is worth another time.
+fn tell(state: &[NotifyState<'_>]) -> bool {
+    match notify(state) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
         // systemd sees for itself if it matters: it waits for READY and for the watchdog.
-        tracing::debug!(%error, "systemd was not reached");
+        Err(error) => {
+            tracing::debug!(%error, "systemd was not reached");
+            true
+        }
+        Ok(()) => true,
+    }
+}
+
+/// As [`sd_notify::notify`], which waits for room in the queue.
+fn notify(state: &[NotifyState<'_>]) -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let message: String = state.iter().map(|one| format!("{one}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(message.as_bytes(), &address(&path)?).map(drop)
+}
+
+/// A path, or after an `@` a name in the abstract namespace.
+fn address(path: &OsStr) -> io::Result<SocketAddr> {
+    match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path),
     }
 }
 
@@ -80,6 +150,69 @@ mod tests {
             assert!(manager.recv(&mut [0; 64]).is_err(), "nothing is said twice");
             assert_eq!(Service::watchdog_interval(), Some(Duration::from_secs(5)));
         });
+    }
+
+    /// Runs until what is owed has been said.
+    fn catch_up(service: &mut Service) {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().build().unwrap().block_on(service.due());
+        service.catch_up();
+    }
+
+    #[test]
+    fn a_status_that_flaps_is_said_once_a_second_and_the_newest_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let environment = [("NOTIFY_SOCKET", path.to_str().unwrap())];
+        let name =
+            "service::tests::a_status_that_flaps_is_said_once_a_second_and_the_newest_counts";
+        in_child(name, &environment, || {
+            let manager = UnixDatagram::bind(std::env::var("NOTIFY_SOCKET").unwrap()).unwrap();
+            manager.set_nonblocking(true).unwrap();
+            let mut service = Service::default();
+            let start = Instant::now();
+            (0..10_000).for_each(|n| service.status(&format!("peer at port {n}")));
+            catch_up(&mut service);
+            let mut buffer = [0; 64];
+            let mut heard = || manager.recv(&mut buffer).map(|len| buffer[..len].to_vec());
+            assert_eq!(heard().unwrap(), b"STATUS=peer at port 0\n");
+            let seconds = start.elapsed().as_secs();
+            let more = std::iter::from_fn(|| heard().ok()).collect::<Vec<_>>();
+            assert!(seconds >= 1 && more.len() as u64 <= seconds, "{more:?} in {seconds} s");
+            assert_eq!(more.last().unwrap(), b"STATUS=peer at port 9999\n");
+        });
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_holds_nobody_up_and_hears_of_it_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let environment = [("NOTIFY_SOCKET", path.to_str().unwrap())];
+        let name =
+            "service::tests::a_manager_that_does_not_read_holds_nobody_up_and_hears_of_it_later";
+        in_child(name, &environment, || {
+            let manager = UnixDatagram::bind(std::env::var("NOTIFY_SOCKET").unwrap()).unwrap();
+            manager.set_nonblocking(true).unwrap();
+            let mut service = Service::default();
+            // As many as the queue takes, and more.
+            (0..5000).for_each(|_| service.alive());
+            service.ready();
+            service.status("up");
+            service.stopping();
+            let mut buffer = [0; 64];
+            let mut heard = || manager.recv(&mut buffer).map(|len| buffer[..len].to_vec());
+            let full = std::iter::from_fn(|| heard().ok()).collect::<Vec<_>>();
+            assert!(full.iter().all(|message| message == b"WATCHDOG=1\n"));
+            catch_up(&mut service);
+            assert_eq!(heard().unwrap(), b"READY=1\nSTATUS=up\n");
+        });
+    }
+
+    #[test]
+    fn an_abstract_address_begins_with_an_at() {
+        assert_eq!(address("@vpnd".as_ref()).unwrap().as_abstract_name(), Some(&b"vpnd"[..]));
+        let path = address("/run/systemd/notify".as_ref()).unwrap();
+        assert_eq!(path.as_pathname(), Some("/run/systemd/notify".as_ref()));
     }
 
     #[test]

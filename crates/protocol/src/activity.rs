@@ -167,6 +167,12 @@ impl Activity {
         }
     }
 
+    /// Whether there is a source not yet taken. As long as it is not, newer ones take its place and wake
+    /// nobody.
+    pub(crate) fn has_source(&self) -> bool {
+        self.new_source.is_raised()
+    }
+
     /// The newest source not yet taken.
     pub(crate) fn take_source(&self) -> Option<Source> {
         self.new_source.take().then(|| lock(&self.source).take()).flatten()

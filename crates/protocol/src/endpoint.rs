@@ -47,6 +47,8 @@ impl Sources {
 #[derive(Debug, Default)]
 pub(crate) struct Candidates {
     configured: Vec<SocketAddr>,
+    /// Where the peer seemed to be, but did not answer; the last to be tried.
+    seemed: Option<SocketAddr>,
     cursor: usize,
 }
 
@@ -74,7 +76,9 @@ impl Candidates {
     }
 
     fn all(&self, last: Option<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
-        let others = self.configured.iter().copied().filter(move |&a| Some(a) != last);
+        let seemed = self.seemed.filter(|at| !self.configured.contains(at));
+        let others = self.configured.iter().copied().chain(seemed);
+        let others = others.filter(move |&a| Some(a) != last);
         last.into_iter().chain(others)
     }
 
@@ -91,6 +95,11 @@ impl Candidates {
         self.configured.iter_mut().for_each(|address| *address = change(*address));
     }
 
+    /// The peer did not answer at this address; it may yet.
+    pub(crate) fn remember(&mut self, seemed: SocketAddr) {
+        self.seemed = Some(seemed);
+    }
+
     /// Whether the configuration names this address.
     pub(crate) fn name(&self, address: SocketAddr) -> bool {
         self.configured.contains(&address)
@@ -103,7 +112,7 @@ impl Candidates {
 
     /// An answer: tries begin with where the peer is.
     pub(crate) fn settle(&mut self) {
-        self.cursor = 0;
+        (self.cursor, self.seemed) = (0, None);
     }
 }
 

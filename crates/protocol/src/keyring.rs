@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::handshake::SessionKeys;
 use crate::session::{Generation, OpeningKey, Origin, Pair, Role, SealingKey};
-use crate::table::OPENING_SLOTS;
+use crate::table::{Arrival, OPENING_SLOTS};
 use crate::terms::Protocol;
 use crate::time::BootTime;
 use crate::timers::REKEY_TIMEOUT;
@@ -19,6 +19,8 @@ pub(crate) struct Session {
     pub(crate) protocol: Protocol,
     /// The session it crossed with: the other end seals on that one and opens this.
     crossed: Option<Generation>,
+    /// Where our answer went that made it: who uses the session was reached there.
+    pub(crate) reached: Option<Arrival>,
     pub(crate) sealing: Arc<SealingKey>,
     pub(crate) opening: Arc<OpeningKey>,
 }
@@ -31,6 +33,7 @@ impl Session {
             pair: origin.pair,
             protocol: origin.protocol,
             crossed: None,
+            reached: None,
             sealing: Arc::new(SealingKey::new(&keys.sealing, origin)),
             opening: Arc::new(OpeningKey::new(&keys.opening, origin)),
         }
@@ -38,6 +41,11 @@ impl Session {
 }
 
 impl Session {
+    /// The same, made by an answer of ours that went there.
+    pub(crate) fn answered_to(self, reached: Option<Arrival>) -> Self {
+        Self { reached, ..self }
+    }
+
     /// The other's generation, if both ends began one of the two at about the same time.
     fn crosses(&self, other: &Option<Self>) -> Option<Generation> {
         let other = other.as_ref().filter(|other| other.role != self.role)?;

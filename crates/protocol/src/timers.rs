@@ -34,6 +34,8 @@ pub enum Timer {
     Initiate,
     /// The key of an upgrade is due again, or the upgrade is given up.
     Upgrade,
+    /// A new address of the peer waits to be attended to.
+    Roam,
     /// The timestamp floor takes too long to be written.
     Floor,
     /// Data was sent and nothing came back.

@@ -105,7 +105,7 @@ impl Plane {
         if self.reach.check() {
             self.telling.leaves(clock::boot());
         } else {
-            self.peer.probe(clock::now());
+            self.peer.try_sending(clock::now());
         }
     }
 
@@ -145,7 +145,7 @@ impl Plane {
         self.peer.retry_refused(now);
         self.around.resolver.network_changed();
         if self.reach.standing().is_some() {
-            self.peer.probe(now);
+            self.peer.try_sending(now);
         }
     }
 

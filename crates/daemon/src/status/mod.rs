@@ -279,6 +279,7 @@ const fn timer_name(timer: Timer) -> &'static str {
         Timer::Initiate => "initiate",
         Timer::Upgrade => "upgrade",
         Timer::Floor => "floor",
+        Timer::Roam => "roam",
         Timer::NoAnswer => "no_answer",
         Timer::KeepaliveOwed => "keepalive_owed",
         Timer::PersistentKeepalive => "persistent_keepalive",

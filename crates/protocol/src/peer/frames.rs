@@ -69,11 +69,17 @@ impl Gauge {
         *self = Self { sequence: self.sequence, measured_at: self.measured_at, ..Self::default() };
     }
 
-    fn ask(&mut self, now: BootTime, sent: u64) -> Ping {
+    /// A number that no PING had before.
+    pub(super) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
-        self.asked = Some(Asked { sequence: self.sequence, at: now, sent });
+        self.sequence
+    }
+
+    fn ask(&mut self, now: BootTime, sent: u64) -> Ping {
+        let sequence = self.next_sequence();
+        self.asked = Some(Asked { sequence, at: now, sent });
         self.measured_at = Some(now);
-        Ping::new(self.sequence, now.as_nanos(), sent)
+        Ping::new(sequence, now.as_nanos(), sent)
     }
 
     /// Takes the answer to the last question; `arrived` are the datagrams of the session until then.
@@ -179,6 +185,7 @@ impl Peer {
     }
 
     fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
+        self.follow_pong(now, framed, pong);
         self.gauge.take(now.boot, pong, framed.accepted);
         Ok(())
     }

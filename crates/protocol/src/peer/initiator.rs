@@ -230,7 +230,9 @@ impl Peer {
         }
         self.choose_keys(unanswered.tries);
         self.want_other_port(now, unanswered);
-        self.candidates.advance();
+        if !self.turn_back() {
+            self.candidates.advance();
+        }
         self.forget_source(now);
         let next = Try { begun: unanswered.called.begun, number: unanswered.tries + 1 };
         self.initiate(now, self.target(), self.identities.calling(), next);
@@ -385,8 +387,8 @@ impl Peer {
             *after += CROSSING_YIELDS;
         }
         self.keyring.initiated(Session::new(&origin, keys));
-        // The endpoint moves on transport data only; until then it is where we asked.
-        self.set_path(called.to, local);
+        // It was reached where we asked, wherever its answer came from.
+        self.settle_at(called.to, local);
         self.establish(now, Role::Initiator);
         // Confirms the session to the peer, which may not send before.
         self.greet(now);

@@ -12,6 +12,7 @@ mod initiator;
 mod life;
 mod reach;
 mod responder;
+mod roaming;
 mod session;
 mod status;
 mod upgrade;
@@ -41,6 +42,7 @@ use crate::timestamp::{Stamper, Timestamp};
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
+use roaming::Roaming;
 use upgrade::Answering;
 
 pub use frames::{Greeting, Loss, Quality};
@@ -179,6 +181,7 @@ pub struct Peer {
     /// The source that was let go last, and until when the peer's writing to it does not bring it back.
     given_up: Option<(IpAddr, BootTime)>,
     candidates: Candidates,
+    roaming: Roaming,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer began.
@@ -231,6 +234,7 @@ impl Peer {
             path: None,
             given_up: None,
             candidates: Candidates::default(),
+            roaming: Roaming::default(),
             attempt: None,
             answering: None,
             wanted: false,
@@ -332,6 +336,7 @@ impl Peer {
             (self.initiation_deadline(), Timer::Initiate),
             (self.upgrade_deadline(), Timer::Upgrade),
             (self.floor_deadline(), Timer::Floor),
+            (self.roaming_deadline(), Timer::Roam),
             (self.timers.answer_deadline(), Timer::NoAnswer),
             (self.timers.owed_deadline(), Timer::KeepaliveOwed),
             (self.timers.persistent_deadline(), Timer::PersistentKeepalive),
@@ -351,6 +356,8 @@ impl Peer {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.establish(now, Role::Responder);
+            let reached = self.keyring.current().and_then(|session| session.reached);
+            reached.into_iter().for_each(|at| self.follow_answer(at));
         }
         self.follow_source(now);
         if confirmed {
@@ -360,46 +367,6 @@ impl Peer {
             // Not ours any more, be it the configured one: the kernel knows which are.
             self.change_source(None);
         }
-    }
-
-    /// The peer was heard from elsewhere, on a session that is still ours.
-    fn follow_source(&mut self, now: Now) {
-        let Some(source) = self.activity.take_source() else { return };
-        if self.is_of_the_past(now, &source) {
-            // Looked at again later: until then it wakes nobody more.
-            let _later = self.activity.heard_from(source);
-            return;
-        }
-        if !self.keyring.opening().any(|key| key.generation() == source.generation) {
-            return;
-        }
-        if self.may_be_at(source.from) {
-            self.set_path(source.from, source.local);
-        } else if let (None, Some(configured)) = (self.path, self.target()) {
-            // It spoke first, and from where it is not to be followed.
-            self.set_path(configured, None);
-        }
-    }
-
-    fn may_be_at(&self, address: SocketAddr) -> bool {
-        match self.path {
-            Some(path) => path.to == address || self.config.roam.permits(path.to, address),
-            None => self.candidates.permit(self.config.roam, address),
-        }
-    }
-
-    pub(super) fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
-        let path = Path {
-            to,
-            from: from.or_else(|| self.config.sources.towards(to)),
-            max_datagram: self.config.max_datagram,
-            dscp: self.config.dscp,
-        };
-        if self.path.is_none_or(|old| old.to != to) {
-            self.events.push_back(Event::Moved { to });
-        }
-        self.publish |= self.path != Some(path);
-        self.path = Some(path);
     }
 
     /// A session has become current.

@@ -67,7 +67,7 @@ impl Peer {
     }
 
     /// Sends something harmless on the session, if there is one: whether it leaves is what matters.
-    pub fn probe(&mut self, now: Now) {
+    pub fn try_sending(&mut self, now: Now) {
         self.speak(now);
         self.handle_wake(now);
     }

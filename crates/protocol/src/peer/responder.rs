@@ -113,7 +113,7 @@ impl Peer {
         self.accept_stamp(now, pair, stamp);
         let _awake = self.activity.called(now.boot, INITIATION_LEN);
         self.doubt_path(now);
-        self.await_confirmation(now, protocol, agreed, names);
+        self.await_confirmation(now, at, protocol, (agreed, names));
         self.identities.jar(pair).seal_macs(now.boot, response.as_mut_bytes());
         let transmit = Transmit { to: at.from, from: at.local };
         self.transmit(now, transmit, response.as_bytes().to_vec());
@@ -161,12 +161,19 @@ impl Peer {
         }
     }
 
-    fn await_confirmation(&mut self, now: Now, protocol: Protocol, agreed: Agreed, names: Names) {
+    fn await_confirmation(
+        &mut self,
+        now: Now,
+        at: Arrival,
+        protocol: Protocol,
+        (agreed, names): (Agreed, Names),
+    ) {
         match protocol.upgrade() {
-            Some(profile) => self.listen(now, profile, agreed, names),
+            Some(profile) => self.listen(now, at, profile, (agreed, names)),
             None => {
                 let origin = self.origin(Role::Responder, now.boot, names, protocol);
-                self.keyring.answered(Session::new(&origin, &agreed.keys()));
+                let session = Session::new(&origin, &agreed.keys()).answered_to(Some(at));
+                self.keyring.answered(session);
             }
         }
         // The peer has the first word, but only once: recorded initiations must not keep us silent.

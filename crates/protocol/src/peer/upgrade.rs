@@ -19,6 +19,7 @@ use crate::keyring::Session;
 use crate::message::Index;
 use crate::profile::Profile;
 use crate::session::{Contents, Generation, OpeningKey, Origin, Role};
+use crate::table::Arrival;
 use crate::terms::Protocol;
 use crate::time::{BootTime, Now};
 use crate::turn::Framed;
@@ -191,8 +192,15 @@ impl Peer {
 /// The responder.
 impl Peer {
     /// Message 2 leaves: waits for the initiator's key.
-    pub(super) fn listen(&mut self, now: Now, profile: Profile, agreed: Agreed, names: Names) {
+    pub(super) fn listen(
+        &mut self,
+        now: Now,
+        at: Arrival,
+        profile: Profile,
+        (agreed, names): (Agreed, Names),
+    ) {
         let (session, bootstrap) = self.bootstrap(now, Role::Responder, profile, agreed, names);
+        let session = session.answered_to(Some(at));
         let (bootstrap, key) = (Some(bootstrap), PqInitAssembly::default());
         let asked = [false; 2];
         self.answering = Some(Answering { session, bootstrap, key, answer: None, asked });
@@ -258,7 +266,8 @@ impl Peer {
         let (keys, mac) = transcript.upgrade(bootstrap.exporter, secret).answer();
         let names = Names { local: index, remote: init.index, pair: session.pair };
         let origin = self.upgraded(session, Role::Responder, names, bootstrap.profile);
-        self.keyring.answered(Session::new(&origin, &keys));
+        // Who uses this one has received message 2, or else had sent no key.
+        self.keyring.answered(Session::new(&origin, &keys).answered_to(session.reached));
         self.publish = true;
         let answer = PqResp { index, ciphertext, mac };
         Ok((ControlFrame::begin().pq_resp(&answer).end(), origin.generation))

@@ -2,6 +2,7 @@
 //! and somebody who replays and forges. When it stops, packets must flow both ways within 30 s.
 
 use std::env;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -117,6 +118,9 @@ fn judge(world: &World, stop: Duration) -> Outcome {
     for side in Side::BOTH {
         assert!(world[side].alive, "{side:?} takes the peer for dead, whom it hears");
     }
+    if world[Side::A].options.protocol != Protocol::WireGuard {
+        world.oracle.spares(is_stranger);
+    }
     let all = |side| world.oracle.tally(side, Duration::ZERO, Duration::MAX);
     let calm = stop + RECONNECTED_WITHIN;
     for side in Side::BOTH {
@@ -197,7 +201,7 @@ impl Hostility {
     }
 
     fn strike(&mut self, world: &mut World) {
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..13) {
             0..4 => self.change_weather(world),
             4 => self.restart(world),
             5 if self.clocks => self.turn_clock(world),
@@ -205,6 +209,7 @@ impl Hostility {
             7 => self.suspend(world),
             8 => self.load(world),
             9 => self.forge(world),
+            10 => self.spoof(world),
             _ => self.replay(world),
         }
     }
@@ -287,13 +292,21 @@ impl Hostility {
         }
     }
 
+    /// A share of what is sent overtakes itself, from where nobody of ours is.
+    fn spoof(&mut self, world: &mut World) {
+        let (share, seed) = (self.rng.random_range(0.0..0.5), self.rng.random());
+        let mut rng = StdRng::seed_from_u64(seed);
+        world.network.spoofs =
+            Some(Box::new(move |_| rng.random_bool(share).then(|| stranger(&mut rng))));
+    }
+
     fn pick(&mut self, world: &World) -> Datagram {
         let at = self.rng.random_range(0..world.network.wire.len());
         let sent = &world.network.wire[at];
         let mut datagram = sent.datagram.clone();
         datagram.to = world[sent.by.other()].address;
         if self.rng.random() {
-            datagram.from = ([198, 18, 0, self.rng.random()], self.rng.random()).into();
+            datagram.from = stranger(&mut self.rng);
         }
         datagram
     }
@@ -301,10 +314,19 @@ impl Hostility {
     /// All of it stops. What is on its way still arrives.
     fn relent(&mut self, world: &mut World) {
         world.network.weather = Weather::fair(millis(self.rng.random_range(1..100)));
+        world.network.spoofs = None;
         for side in Side::BOTH {
             world[side].load = Load::Normal;
         }
     }
+}
+
+fn stranger(rng: &mut StdRng) -> SocketAddr {
+    ([198, 18, 0, rng.random()], rng.random()).into()
+}
+
+fn is_stranger(at: SocketAddr) -> bool {
+    matches!(at.ip(), IpAddr::V4(ip) if ip.octets()[..2] == [198, 18])
 }
 
 /// All outcomes together.

@@ -63,6 +63,8 @@ impl Weather {
 
 /// Decides what is lost.
 pub(crate) type Filter = Box<dyn FnMut(&Captured) -> bool>;
+/// Decides what somebody on the way sends once more, at once and from another address: it arrives first.
+pub(crate) type Spoof = Box<dyn FnMut(&Captured) -> Option<SocketAddr>>;
 /// Decides when each copy of a datagram arrives; `None` leaves that to the weather.
 pub(crate) type Fate = Box<dyn FnMut(&Captured) -> Option<Vec<Duration>>>;
 
@@ -70,6 +72,7 @@ pub(crate) struct Network {
     pub(crate) weather: Weather,
     /// Loses what it says yes to.
     pub(crate) loses: Option<Filter>,
+    pub(crate) spoofs: Option<Spoof>,
     /// What befalls single datagrams.
     pub(crate) fate: Option<Fate>,
     /// Everything that was ever sent.
@@ -82,10 +85,16 @@ impl Network {
         Self {
             weather: Weather::fair(Duration::from_millis(10)),
             loses: None,
+            spoofs: None,
             fate: None,
             wire: Vec::new(),
             rng: StdRng::seed_from_u64(!seed),
         }
+    }
+
+    /// From where a copy of what is sent arrives at once.
+    pub(crate) fn spoof(&mut self, sent: &Captured) -> Option<SocketAddr> {
+        self.spoofs.as_mut().and_then(|spoofs| spoofs(sent))
     }
 
     /// How long until each copy of what is sent arrives.

@@ -1,6 +1,7 @@
 //! What must never happen, watched all the time.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use vpnd_protocol::message::{self, Index, Message};
@@ -26,6 +27,8 @@ pub(crate) struct Oracle {
     births: HashMap<(Side, Index), Duration>,
     /// Sessions that may carry nothing but their upgrade.
     bootstraps: HashSet<(Side, Index)>,
+    /// Bytes that came from an address and reached an end, and bytes that went there.
+    account: HashMap<SocketAddr, (usize, usize)>,
 }
 
 impl Oracle {
@@ -46,7 +49,25 @@ impl Oracle {
         }
     }
 
+    /// Bytes from there have reached an end.
+    pub(crate) fn came(&mut self, from: SocketAddr, bytes: usize) {
+        self.account.entry(from).or_default().0 += bytes;
+    }
+
+    /// How many bytes came from there, and how many went there.
+    pub(crate) fn account(&self, at: SocketAddr) -> (usize, usize) {
+        self.account.get(&at).copied().unwrap_or_default()
+    }
+
+    /// Nobody at such an address was sent more than three times what came from it.
+    pub(crate) fn spares(&self, strangers: impl Fn(SocketAddr) -> bool) {
+        for (at, (came, went)) in self.account.iter().filter(|(at, _)| strangers(**at)) {
+            assert!(*went <= 3 * came, "{came} bytes came from {at}, and {went} went there");
+        }
+    }
+
     pub(crate) fn sent(&mut self, sent: &Captured) {
+        self.account.entry(sent.datagram.to).or_default().1 += sent.datagram.bytes.len();
         let Ok(Message::Data { receiver, counter }) = message::parse(&sent.datagram.bytes) else {
             return;
         };

@@ -1,10 +1,14 @@
 //! The peer moves; and those who would have us believe it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use vpnd_crypto::aead::Algorithm;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::peer::Event;
+use vpnd_protocol::profile::{Kem, Mode, Profile};
+use vpnd_protocol::terms::Protocol;
 
 use crate::end::{Floor, Side};
 use crate::network::{Captured, Datagram, Kind};
@@ -15,12 +19,22 @@ fn attacker() -> SocketAddr {
 }
 
 fn connected(roam: Roam) -> World {
-    let mut world = World::with(1, |_, options| options.roam = roam);
+    speaking(Protocol::WireGuard, roam)
+}
+
+fn speaking(protocol: Protocol, roam: Roam) -> World {
+    let mut world =
+        World::with(1, |_, options| (options.protocol, options.roam) = (protocol, roam));
     world.resolve(Side::A);
     world.run_until(seconds(1));
     // Late, as names are: who follows nobody learns only now where the peer is.
     world.resolve(Side::B);
     world
+}
+
+fn vpnd() -> Protocol {
+    let cipher = Algorithm::ChaCha20Poly1305;
+    Protocol::Vpnd(Profile { mode: Mode::Tun, cipher, kem: Kem::None })
 }
 
 fn path(world: &World, side: Side) -> SocketAddr {
@@ -43,16 +57,19 @@ fn a_peer_is_followed_as_far_as_the_policy_goes() {
         (Roam::Off, port, false),
         (Roam::Off, host, false),
     ] {
-        let mut world = connected(roam);
-        world[Side::A].address = to;
-        world.offer(Side::A);
-        world.run_for(millis(10));
-        assert_eq!(world.lost(Side::A), 0, "data is taken from anywhere");
-        let expected = if followed { to } else { home };
-        assert_eq!(path(&world, Side::B), expected, "{roam:?} {to}");
-        world.offer(Side::B);
-        world.run_for(millis(10));
-        assert_eq!(world.lost(Side::B), usize::from(!followed));
+        // A WireGuard peer at once, and a vpnd when it has answered from there.
+        for (protocol, after) in [(Protocol::WireGuard, millis(10)), (vpnd(), millis(30))] {
+            let mut world = speaking(protocol, roam);
+            world[Side::A].address = to;
+            world.offer(Side::A);
+            world.run_for(after);
+            assert_eq!(world.lost(Side::A), 0, "data is taken from anywhere");
+            let expected = if followed { to } else { home };
+            assert_eq!(path(&world, Side::B), expected, "{protocol} {roam:?} {to}");
+            world.offer(Side::B);
+            world.run_for(millis(10));
+            assert_eq!(world.lost(Side::B), usize::from(!followed));
+        }
     }
 }
 
@@ -211,4 +228,149 @@ fn an_initiation_replayed_to_a_restarted_responder_steers_nothing() {
     world.run_until(seconds(60));
     assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 2));
     assert_eq!(world.oracle.tally(Side::B, seconds(20), seconds(59)), (390, 390));
+}
+
+/// What A sends arrives from the attacker's address, and before what A sent.
+fn overtake(world: &mut World) {
+    world.network.spoofs = Some(Box::new(|sent| (sent.by == Side::A).then(attacker)));
+}
+
+#[test]
+fn what_is_sent_again_from_elsewhere_does_not_turn_data_there() {
+    let mut world = speaking(vpnd(), Roam::Any);
+    world.offer_every(Side::B, millis(10));
+    world.run_for(seconds(1));
+    for only in [1, usize::MAX] {
+        let mut left = only;
+        world.network.spoofs = Some(Box::new(move |sent| {
+            let chosen = sent.by == Side::A && left > 0;
+            left -= usize::from(chosen);
+            chosen.then(attacker)
+        }));
+        for _ in 0..20 {
+            world.offer(Side::A);
+            world.run_for(millis(100));
+        }
+        assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
+    }
+    let (came, went) = world.oracle.account(attacker());
+    assert!(came > 0 && went > 0 && went <= 3 * came, "{came} bytes came, {went} went");
+    world.run_for(millis(10));
+    assert_eq!(world.oracle.tally(Side::B, seconds(0), seconds(5)), (400, 400));
+}
+
+#[test]
+fn a_new_address_is_asked_once_and_not_again_before_more_comes_from_there() {
+    let mut world = speaking(vpnd(), Roam::Any);
+    overtake(&mut world);
+    // A measures the path, and answers a question, both at once.
+    world.offer(Side::B);
+    world.run_for(seconds(1));
+    assert_eq!(world.oracle.account(attacker()), (160, 80));
+    world.run_for(seconds(60));
+    assert_eq!(world.oracle.account(attacker()), (160, 80));
+}
+
+#[test]
+fn an_answer_that_comes_from_elsewhere_than_it_was_asked_for_proves_nothing() {
+    let mut world = speaking(vpnd(), Roam::Any);
+    overtake(&mut world);
+    world.offer_every(Side::A, millis(500));
+    world.offer_every(Side::B, millis(500));
+    // Both measure the way, so that PONGs overtake themselves too.
+    world.run_for(seconds(30));
+    assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
+}
+
+#[test]
+fn who_confirms_a_session_is_where_the_answer_went() {
+    for protocol in [Protocol::WireGuard, vpnd()] {
+        let mut world = World::with(1, |side, options| {
+            options.protocol = protocol;
+            options.endpoint = options.endpoint.filter(|_| side == Side::A);
+        });
+        world.network.spoofs = Some(Box::new(|sent| {
+            (sent.by == Side::A && sent.datagram.kind() != Kind::Initiation).then(attacker)
+        }));
+        world.resolve(Side::A);
+        world.run_until(millis(29));
+        assert!(world[Side::B].alive, "{protocol}: the attacker's copy came first");
+        world.network.spoofs = None;
+        world.offer(Side::A);
+        world.run_until(seconds(1));
+        world.offer(Side::B);
+        world.run_for(seconds(1));
+        assert_eq!((path(&world, Side::B), world.lost(Side::B)), (Side::A.home(), 0), "{protocol}");
+    }
+}
+
+#[test]
+fn a_wireguard_peer_that_does_not_answer_elsewhere_is_looked_for_where_it_was() {
+    for knows in [true, false] {
+        let mut world = World::with(1, |side, options| {
+            options.endpoint = options.endpoint.filter(|_| side == Side::A || knows);
+        });
+        world.resolve(Side::A);
+        world.run_until(seconds(1));
+        world.resolve(Side::B);
+        world.run_until(seconds(7));
+        overtake(&mut world);
+        world.offer(Side::A);
+        world.run_for(millis(1));
+        world.network.spoofs = None;
+        assert_eq!(path(&world, Side::B), attacker(), "as WireGuard does");
+        world.offer_every(Side::B, millis(100));
+        world.run_for(seconds(15) + seconds(6));
+        assert_eq!(path(&world, Side::B), Side::A.home(), "{knows}");
+        let since = world.now;
+        world.run_for(seconds(3));
+        assert_eq!(world.oracle.tally(Side::B, since, since + seconds(2)), (20, 20), "{knows}");
+    }
+}
+
+/// One that has really moved and fallen silent is called where it was last heard as well.
+#[test]
+fn a_wireguard_peer_that_has_moved_is_found_though_a_call_was_lost() {
+    let mut world = World::with(1, |side, options| {
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    world.resolve(Side::A);
+    world.run_until(seconds(1));
+    world[Side::A].roam(7, 7);
+    world.offer(Side::A);
+    world.run_until(seconds(2));
+    let mut lost = 0;
+    world.network.loses = Some(Box::new(move |sent| {
+        lost += usize::from(sent.datagram.kind() == Kind::Initiation);
+        sent.datagram.kind() != Kind::Initiation || lost == 1
+    }));
+    world.offer(Side::B);
+    world.run_for(seconds(16));
+    world.network.loses = Some(Box::new(|sent| sent.at < seconds(23)));
+    world.run_for(seconds(20));
+    assert_eq!(path(&world, Side::B), world[Side::A].address);
+}
+
+/// As behind an address translation that has two ports for one flow.
+#[test]
+fn who_flaps_between_two_ports_moves_a_few_times_a_second() {
+    for protocol in [Protocol::WireGuard, vpnd()] {
+        let mut world = speaking(protocol, Roam::Any);
+        let (before, wakes) = (moves(&world, Side::B), world[Side::B].wakes.len());
+        let pace = Duration::from_micros(500);
+        for n in 0..4000 {
+            world[Side::A].address.set_port(1000 + n % 2);
+            world.offer(Side::A);
+            world.run_for(pace);
+        }
+        let moved = moves(&world, Side::B) - before;
+        assert!(moved <= 9, "{protocol}: {moved} moves in two seconds");
+        assert!(world[Side::B].wakes.len() - wakes <= 40, "{protocol}");
+        world.offer(Side::A);
+        world.run_for(seconds(1));
+        world.offer(Side::A);
+        world.run_for(seconds(1));
+        assert_eq!(path(&world, Side::B), world[Side::A].address, "{protocol}: the newest wins");
+        assert_eq!(world.lost(Side::A), 0);
+    }
 }

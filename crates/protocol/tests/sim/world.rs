@@ -209,6 +209,7 @@ impl World {
         let now = self.now;
         let listens = |side: &Side| self[*side].listens(to);
         let Some(side) = Side::BOTH.into_iter().find(listens) else { return };
+        self.oracle.came(from, batch.iter().map(Vec::len).sum());
         self[side].receive(now, from, to, batch);
         self.settle(side);
     }
@@ -242,6 +243,9 @@ impl World {
     fn transmit(&mut self, by: Side, datagram: Datagram) {
         let sent = Captured { at: self.now, by, datagram: datagram.clone() };
         self.oracle.sent(&sent);
+        if let Some(from) = self.network.spoof(&sent) {
+            self.schedule(Duration::ZERO, What::Arrive(Datagram { from, ..datagram.clone() }));
+        }
         for delay in self.network.carry(sent) {
             self.schedule(delay, What::Arrive(datagram.clone()));
         }

@@ -1,0 +1,188 @@
+//! Where the peer is, and where our datagrams go.
+//!
+//! An authentic, newest datagram shows who made it, not where it was made: whoever sees it on the way
+//! can send it again, from a source of its choosing, and faster. So an address has to prove that the
+//! peer is there:
+//!
+//! - our answer to a handshake was sent there, and the peer used it; or an initiation of ours that was
+//!   answered;
+//! - a PING that was sent there alone is answered by a PONG from there. Until then only that PING goes
+//!   there, once for each time that something came from there: it is no longer than three of the shortest
+//!   datagrams.
+//!
+//! A `WireGuard` peer answers no PING and is followed at once, as it expects. Where an initiation
+//! to such an address goes unanswered, the path leads back to the last address that has proved itself.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::{Event, Peer};
+use crate::activity::Source;
+use crate::frame::{ControlFrame, Ping, Pong};
+use crate::table::{Arrival, Path};
+use crate::time::{BootTime, Now};
+use crate::turn::Framed;
+
+/// New addresses are attended to this far apart, the newest first heard of counts: a peer that flaps between
+/// two of them moves a few times a second, whatever it sends.
+const MOVES_APART: Duration = Duration::from_millis(250);
+/// A PING to a new address is answered within this, or was not.
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
+/// Addresses that have a PING to answer.
+const PROBES: usize = 4;
+
+/// What becomes of new addresses.
+#[derive(Debug, Default)]
+pub(super) struct Roaming {
+    /// The next new address is attended to from then on.
+    next_at: BootTime,
+    probes: VecDeque<Probe>,
+    /// The last address that has proved itself, where the path leads to one that has not.
+    left: Option<Arrival>,
+}
+
+/// A PING to a new address. It keeps its number when it is sent again: any answer is good.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    to: SocketAddr,
+    sequence: u32,
+    until: BootTime,
+}
+
+impl Roaming {
+    /// The number of the PING to `to`.
+    fn probe(&mut self, now: BootTime, to: SocketAddr, unused: u32) -> u32 {
+        self.probes.retain(|probe| now < probe.until);
+        let known = self.probes.iter().find(|probe| probe.to == to);
+        if let Some(probe) = known {
+            return probe.sequence;
+        }
+        if self.probes.len() == PROBES {
+            self.probes.pop_front();
+        }
+        self.probes.push_back(Probe { to, sequence: unused, until: now + PROBE_WITHIN });
+        unused
+    }
+
+    /// Whether this proves that the peer is where it came from.
+    fn is_proof(&self, now: BootTime, from: SocketAddr, pong: &Pong) -> bool {
+        let proves = |p: &Probe| p.to == from && p.sequence == pong.sequence.get();
+        self.probes.iter().any(|probe| proves(probe) && now < probe.until)
+    }
+}
+
+impl Peer {
+    /// When a new address that is waiting is attended to.
+    pub(super) fn roaming_deadline(&self) -> Option<BootTime> {
+        self.activity.has_source().then_some(self.roaming.next_at)
+    }
+
+    /// The peer was heard from elsewhere, on a session that is still ours. The newest address waits in
+    /// `activity`, where it disturbs nobody, until the last move is long enough ago.
+    pub(super) fn follow_source(&mut self, now: Now) {
+        if now.boot < self.roaming.next_at {
+            return;
+        }
+        let Some(source) = self.activity.take_source() else { return };
+        if self.is_of_the_past(now, &source) {
+            // It is looked at again, and until then wakes nobody more.
+            let _later = self.activity.heard_from(source);
+            self.roaming.next_at = now.boot + MOVES_APART;
+            return;
+        }
+        if !self.keyring.opening().any(|key| key.generation() == source.generation) {
+            return;
+        }
+        self.roaming.next_at = now.boot + MOVES_APART;
+        let at = Arrival { from: source.from, local: source.local };
+        match self.path {
+            None => self.begin_at(at),
+            Some(path) if path.to == at.from => self.set_path(at.from, at.local),
+            Some(path) if self.may_be_at(at.from) => self.follow(now, path, source),
+            Some(_) => {}
+        }
+    }
+
+    fn follow(&mut self, now: Now, path: Path, source: Source) {
+        if self.frames_flow() {
+            self.probe(now, source);
+        } else {
+            self.roaming.left.get_or_insert(Arrival { from: path.to, local: path.from });
+            self.set_path(source.from, source.local);
+        }
+    }
+
+    fn probe(&mut self, now: Now, Source { from, local, .. }: Source) {
+        let Some(current) = self.keyring.current() else { return };
+        let sealing = std::sync::Arc::clone(&current.sealing);
+        let sequence = self.roaming.probe(now.boot, from, self.gauge.next_sequence());
+        let ping = Ping::new(sequence, now.boot.as_nanos(), sealing.used() + 1);
+        let frame = ControlFrame::begin().ping(&ping).end();
+        self.send_sealed(now, &sealing, super::Transmit { to: from, from: local }, &frame);
+    }
+
+    /// A PONG came: where from may be where the peer is.
+    pub(super) fn follow_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) {
+        let at = framed.at;
+        if self.roaming.is_proof(now.boot, at.from, pong) && self.may_be_at(at.from) {
+            self.settle_at(at.from, at.local);
+        }
+    }
+
+    /// The peer has used the answer that was sent there.
+    pub(super) fn follow_answer(&mut self, at: Arrival) {
+        if self.path.is_none() {
+            self.begin_at(at);
+        } else if self.may_be_at(at.from) {
+            self.settle_at(at.from, at.local);
+        }
+    }
+
+    /// There was no path yet.
+    fn begin_at(&mut self, at: Arrival) {
+        if self.may_be_at(at.from) {
+            self.settle_at(at.from, at.local);
+        } else if let Some(configured) = self.target() {
+            // It spoke first, and from where it is not to be followed.
+            self.set_path(configured, None);
+        }
+    }
+
+    /// Nobody answers where the peer seemed to be: back to where it certainly was. Says whether there was
+    /// such a place.
+    pub(super) fn turn_back(&mut self) -> bool {
+        let (Some(left), Some(path)) = (self.roaming.left.take(), self.path) else { return false };
+        self.candidates.remember(path.to);
+        self.set_path(left.from, left.local);
+        true
+    }
+
+    pub(super) fn may_be_at(&self, address: SocketAddr) -> bool {
+        match self.path {
+            Some(path) => path.to == address || self.config.roam.permits(path.to, address),
+            None => self.candidates.permit(self.config.roam, address),
+        }
+    }
+
+    /// The peer has proved to be there.
+    pub(super) fn settle_at(&mut self, to: SocketAddr, from: Option<IpAddr>) {
+        self.roaming.left = None;
+        self.roaming.probes.clear();
+        self.set_path(to, from);
+    }
+
+    pub(super) fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
+        let path = Path {
+            to,
+            from: from.or_else(|| self.config.sources.towards(to)),
+            max_datagram: self.config.max_datagram,
+            dscp: self.config.dscp,
+        };
+        if self.path.is_none_or(|old| old.to != to) {
+            self.events.push_back(Event::Moved { to });
+        }
+        self.publish |= self.path != Some(path);
+        self.path = Some(path);
+    }
+}
