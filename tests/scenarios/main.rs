@@ -11,6 +11,7 @@ mod ecn;
 mod exact;
 mod examples;
 mod expiry;
+mod files;
 mod flood;
 mod hooks;
 mod hostile;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         nested::scenarios(),
         uplinks::scenarios(),
         hooks::scenarios(),
+        files::scenarios(),
         flood::scenarios(),
         examples::scenarios(),
         exact::scenarios(),

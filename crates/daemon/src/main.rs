@@ -13,6 +13,7 @@ mod control;
 mod demo;
 mod exit;
 mod floor;
+mod forward;
 mod hooks;
 mod keygen;
 mod keys;
@@ -31,9 +32,12 @@ mod service;
 mod status;
 mod telling;
 mod tenancy;
+mod terminal;
 mod terms;
+mod trust;
 mod tuntap;
 mod watch;
+mod worker;
 mod zone;
 
 use std::process::ExitCode;
@@ -71,7 +75,7 @@ fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
     logging::init(logging.level(config.service.log_level), format);
-    for warning in warnings.lines() {
+    for warning in warnings.and(forward::problems(&config)).lines() {
         tracing::warn!("{warning}");
     }
     #[cfg(vpnd_bench)]

@@ -36,6 +36,7 @@ use crate::status::{About, State, Status};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::watch::watch;
+use crate::worker::Worker;
 
 use reach::{Reach, shifted};
 
@@ -86,6 +87,8 @@ pub(crate) struct Surroundings {
     /// The device's, where it is the peer's to say.
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
+    /// Writes the floor.
+    pub(crate) files: Worker,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
@@ -400,8 +403,9 @@ impl Plane {
         }
         self.writing = true;
         let (floor, kept) = (self.around.floor.clone(), self.kept.0.clone());
+        let files = self.around.files.clone();
         tokio::spawn(async move {
-            let result = floor.write(stamp).await;
+            let result = floor.write(&files, stamp).await;
             // Nobody listens once the tunnel stops.
             let _stopped = kept.send((stamp, result)).await;
         });

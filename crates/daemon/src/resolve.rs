@@ -3,16 +3,15 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use tokio::net::lookup_host;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
-
 use vpnd_tunnel::udp::unmapped;
 
 use crate::config::Endpoint;
+use crate::worker::Worker;
 
 /// One lookup takes no longer.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,13 +40,24 @@ struct Hurry {
     changed: watch::Receiver<()>,
 }
 
-/// Begins to look `endpoints` up. The names are looked up on tokio's blocking threads: call this
-/// after the privileges are gone.
-pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> Resolver {
+/// Begins to look `endpoints` up. Each name is looked up by a thread of its own: call this after the
+/// privileges are gone.
+///
+/// # Errors
+///
+/// If the kernel gives no thread.
+pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
     let (send, addresses) = mpsc::channel(1);
     let ((nudge, nudged), (change, changed)) = (watch::channel(()), watch::channel(()));
-    tokio::spawn(collect(endpoints, Hurry { nudged, changed }, send));
-    Resolver { addresses, nudge, change }
+    let found = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
+    let named = endpoints.into_iter().enumerate().filter(|(_, e)| literal(e).is_none());
+    let name = |(place, endpoint)| {
+        let thread = Worker::start("names")?;
+        Ok(Name { endpoint, place, thread })
+    };
+    let names = named.map(name).collect::<io::Result<_>>()?;
+    tokio::spawn(collect(found, names, Hurry { nudged, changed }, send));
+    Ok(Resolver { addresses, nudge, change })
 }
 
 impl Resolver {
@@ -75,13 +85,15 @@ impl Resolver {
 type Answer = (usize, Vec<SocketAddr>);
 
 /// Puts together what the lookups find, and passes it on when it is new.
-async fn collect(endpoints: Vec<Endpoint>, hurry: Hurry, send: mpsc::Sender<Vec<SocketAddr>>) {
-    let mut found: Vec<_> = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
+async fn collect(
+    mut found: Vec<Vec<SocketAddr>>,
+    names: Vec<Name>,
+    hurry: Hurry,
+    send: mpsc::Sender<Vec<SocketAddr>>,
+) {
     let (answer, mut answers) = mpsc::channel(1);
-    for (place, endpoint) in endpoints.into_iter().enumerate() {
-        if literal(&endpoint).is_none() {
-            tokio::spawn(Name { endpoint, place }.follow(hurry.clone(), answer.clone()));
-        }
+    for name in names {
+        tokio::spawn(name.follow(hurry.clone(), answer.clone()));
     }
     drop(answer);
     let mut sent = Vec::new();
@@ -130,6 +142,7 @@ fn in_order(found: &[Vec<SocketAddr>]) -> Vec<SocketAddr> {
 struct Name {
     endpoint: Endpoint,
     place: usize,
+    thread: Worker,
 }
 
 impl Name {
@@ -138,7 +151,7 @@ impl Name {
         let mut retry = FIRST_RETRY;
         loop {
             hurry.forget();
-            let (wait, on_change) = match lookup(&self.endpoint).await {
+            let (wait, on_change) = match self.lookup().await {
                 Ok(addresses) => {
                     tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
                     retry = FIRST_RETRY;
@@ -164,6 +177,14 @@ impl Name {
         }
     }
 
+    async fn lookup(&self) -> io::Result<Vec<SocketAddr>> {
+        let Endpoint { host, port } = self.endpoint.clone();
+        // A hosts file may spell an IPv4 address as an IPv6 one.
+        let query = move || (host, port).to_socket_addrs().map(|all| all.map(unmapped).collect());
+        let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, self.thread.run(query)).await???;
+        if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
+    }
+
     /// The first failure of a row is worth a line; each of the others only to who looks for it.
     fn complain(&self, error: &io::Error, again: Duration) {
         let (endpoint, seconds) = (&self.endpoint, again.as_secs());
@@ -173,13 +194,6 @@ impl Name {
             tracing::debug!("cannot resolve {endpoint}: {error}; again in {seconds} s");
         }
     }
-}
-
-async fn lookup(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
-    let query = lookup_host((endpoint.host.as_str(), endpoint.port));
-    // A hosts file may spell an IPv4 address as an IPv6 one.
-    let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, query).await??.map(unmapped).collect();
-    if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
 }
 
 impl Hurry {
@@ -220,13 +234,13 @@ mod tests {
     #[tokio::test]
     async fn literal_addresses_come_at_once_and_in_order() {
         let all = ["[2001:db8::2]:51820", "192.0.2.7:1", "192.0.2.7:1"];
-        let mut resolver = spawn(endpoints(&all));
+        let mut resolver = spawn(endpoints(&all)).unwrap();
         assert_eq!(soon(resolver.changed()).await, addresses(&all[..2]));
     }
 
     #[tokio::test]
     async fn a_name_keeps_its_place() {
-        let mut resolver = spawn(endpoints(&["localhost:9", "192.0.2.7:1"]));
+        let mut resolver = spawn(endpoints(&["localhost:9", "192.0.2.7:1"])).unwrap();
         assert_eq!(soon(resolver.changed()).await, addresses(&["192.0.2.7:1"]));
         let both = soon(resolver.changed()).await;
         assert!(both[0].ip().is_loopback() && both[0].port() == 9, "{both:?}");
@@ -235,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_to_look_up_stays_silent() {
-        let mut resolver = spawn(Vec::new());
+        let mut resolver = spawn(Vec::new()).unwrap();
         let changed = timeout(Duration::from_millis(50), resolver.changed());
         assert!(changed.await.is_err());
     }
@@ -256,8 +270,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_ipv4_address_in_ipv6_spelling_is_found_as_what_it_is() {
-        let mapped = Endpoint { host: "::ffff:127.0.0.1".into(), port: 9 };
-        assert_eq!(lookup(&mapped).await.unwrap(), addresses(&["127.0.0.1:9"]));
+        let endpoint = Endpoint { host: "::ffff:127.0.0.1".into(), port: 9 };
+        let name = Name { endpoint, place: 0, thread: Worker::start("names").unwrap() };
+        assert_eq!(name.lookup().await.unwrap(), addresses(&["127.0.0.1:9"]));
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
 use crate::tenancy::Tenancy;
+use crate::worker::Worker;
 use crate::{opening, options, resolve, service};
 
 /// Why a tunnel did not start, or ended other than by being asked to.
@@ -68,8 +69,8 @@ pub(crate) enum RunError {
     #[error(transparent)]
     Plane(#[from] PlaneError),
     /// The kernel gives no more descriptors, threads or random numbers.
-    #[error("starting: {0}")]
-    Start(#[from] io::Error),
+    #[error("cannot start: {error}{}", at_the_limit(error))]
+    Start { error: io::Error },
 }
 
 impl RunError {
@@ -91,6 +92,23 @@ impl RunError {
     /// Whether packets have moved before.
     const fn is_after_start(&self) -> bool {
         matches!(self, Self::Plane(_))
+    }
+}
+
+impl From<io::Error> for RunError {
+    fn from(error: io::Error) -> Self {
+        Self::Start { error }
+    }
+}
+
+/// What the kernel means by EAGAIN when it gives no thread.
+fn at_the_limit(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            "; there is no room for another thread: raise the limit of processes (`ulimit -u`, TasksMax= of \
+             the service, pids.max of the container)"
+        }
+        _ => "",
     }
 }
 
@@ -257,6 +275,8 @@ impl Host {
         );
         let (table, options) = (peer.table(), options::engine(config, mtu));
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
+        // What is started from here on goes no sooner than other programs do.
+        privilege::yield_to_others();
         tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
             running: config.clone(),
@@ -268,7 +288,8 @@ impl Host {
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             carrier: self.carrier,
-            resolver: resolve::spawn(config.peer.endpoints.clone()),
+            resolver: resolve::spawn(config.peer.endpoints.clone())?,
+            files: Worker::start("files")?,
             control: self.control,
             service: service::Service::default(),
             hooks,
@@ -279,7 +300,7 @@ impl Host {
 }
 
 fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
-    floor.read().unwrap_or_else(|error| {
+    floor.read(clock::now().wall).unwrap_or_else(|error| {
         tracing::warn!("{error}");
         None
     })

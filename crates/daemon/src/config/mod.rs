@@ -32,7 +32,7 @@ use tables::MAIN_TABLE;
 pub(crate) use device::{Adopt, Carrier, Holder, Mac, Mode, Queues};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use hooks::{Dns, Hooks};
-pub(crate) use problem::{Finding, Report};
+pub(crate) use problem::{Finding, Problem, Report};
 pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
 

@@ -27,6 +27,10 @@ use crate::keys::Keys;
 /// The kernel's number of the table `main`.
 pub(super) const MAIN_TABLE: u32 = 254;
 
+/// A uid and gid that no account has: Debian keeps 65000 to 65533 back, systemd leaves 65520 to 65533 unused, and
+/// the usual user namespaces of containers know it.
+const OWN_ID: u32 = 65521;
+
 /// The longest path a Unix socket may have (`sun_path`, less the zero at its end).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -39,6 +43,7 @@ pub(super) fn all(
     let good = tables(Section::root(file), from, &mut problems);
     if let Some((config, keys)) = good.as_ref().filter(|_| problems.is_empty()) {
         problems = rules::check(config, keys, Places::new(file.get_ref()));
+        problems.extend(from.trusted.as_ref().err().and_then(|why| rules::file(config, why)));
     }
     (good, problems)
 }
@@ -356,13 +361,26 @@ fn account(name: &str) -> TextResult<Option<Account>> {
     find_account(name).map(Some).ok_or_else(unknown)
 }
 
+/// The user `vpnd`; where there is none, a number that is nobody else's. Other programs run as `nobody`.
 fn default_account() -> Option<Account> {
-    find_account("vpnd").or_else(|| find_account("nobody"))
+    find_account("vpnd").or_else(|| Some(by_number(OWN_ID)))
 }
 
+/// Of the system's user, or of a number alone, which then is that of the group too.
 fn find_account(name: &str) -> Option<Account> {
-    let User { name, uid, gid, .. } = User::from_name(name).ok()??;
-    Some(Account { name, uid: uid.as_raw(), gid: gid.as_raw() })
+    match User::from_name(name).ok().flatten() {
+        Some(user) => Some(of_user(user)),
+        None => name.parse().ok().filter(|uid| *uid != u32::MAX).map(by_number),
+    }
+}
+
+fn by_number(uid: u32) -> Account {
+    let user = User::from_uid(uid.into()).ok().flatten();
+    user.map_or_else(|| Account { name: uid.to_string(), uid, gid: uid }, of_user)
+}
+
+fn of_user(user: User) -> Account {
+    Account { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }
 }
 
 /// An error's own words.
