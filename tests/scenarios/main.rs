@@ -30,6 +30,7 @@ mod nested;
 mod pair;
 mod profile;
 mod queues;
+mod reach;
 mod refusal;
 mod rekey;
 mod restart;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),
+        reach::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
         routing::scenarios(),

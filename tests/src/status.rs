@@ -80,6 +80,16 @@ impl Status {
             .collect()
     }
 
+    /// What it says that a person can do.
+    pub fn hint(&self) -> Option<&str> {
+        self.field("/hint")?.as_str()
+    }
+
+    /// The port that it sends from.
+    pub fn listen_port(&self) -> Option<u64> {
+        self.field("/device/listen_port")?.as_u64()
+    }
+
     /// Drops of every kind that there were, by name.
     pub fn drops(&self) -> BTreeMap<&str, u64> {
         let kinds = self.field("/drops").and_then(Value::as_object).into_iter().flatten();

@@ -43,6 +43,7 @@ mod trust;
 mod tuntap;
 mod watch;
 mod worker;
+mod zone;
 
 use std::process::ExitCode;
 

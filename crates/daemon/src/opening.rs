@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
-use vpnd_device::{Families, Heard, Netlink};
+use vpnd_device::{Families, Heard, Netlink, Uplink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
@@ -178,6 +178,18 @@ pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
         way: way.clone(),
     };
     Socket::bind(config.interface.listen, &options)
+}
+
+/// What tells of the routes that the socket's datagrams take; a tunnel works without it.
+pub(crate) fn uplink() -> Option<Uplink> {
+    let opened = Netlink::connect().and_then(|netlink| Ok((netlink, Heard::everything()?)));
+    match opened {
+        Ok((netlink, heard)) => Some(Uplink::follow(netlink, heard)),
+        Err(error) => {
+            tracing::warn!("{error}; changes of routes to the peer are noticed late");
+            None
+        }
+    }
 }
 
 /// A tunnel of the same name that runs already is an error; no place for the socket is a pity.

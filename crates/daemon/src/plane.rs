@@ -1,6 +1,8 @@
 //! The control plane's task: the one place that owns the peer. It waits for whatever comes
 //! first, hands it to the peer, and does what the peer asks: publish, send, tell.
 
+mod reach;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch as channel};
-use vpnd_device::{Missing, PeerState, Seen};
+use vpnd_device::{Missing, PeerState, Seen, Uplink};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
@@ -19,7 +21,7 @@ use vpnd_protocol::turn::Framed;
 use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
-use vpnd_tunnel::udp::{Way, largest_payload, packet_around, payload_within};
+use vpnd_tunnel::udp::{Refusal, Way, largest_payload, packet_around, payload_within};
 
 use crate::alarm::Alarm;
 use crate::config::Config;
@@ -36,6 +38,10 @@ use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::watch::watch;
 use crate::worker::Worker;
+
+use reach::{Reach, shifted};
+
+pub(crate) use reach::Refused;
 
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
@@ -71,6 +77,8 @@ pub(crate) struct Surroundings {
     pub(crate) life: Life,
     /// By which way datagrams leave.
     pub(crate) way: Way,
+    /// By which uplink; none where the kernel does not tell.
+    pub(crate) uplink: Option<Uplink>,
     /// The routes that come and go with the peer.
     pub(crate) routes: PeerState,
     /// What of the device's addresses, rules and routes is missing.
@@ -109,6 +117,7 @@ pub(crate) struct Plane {
     said: (Liveness, Option<SocketAddr>),
     /// Where name resolution and the configuration have the peer.
     addresses: Vec<SocketAddr>,
+    reach: Reach,
     load_until: BootTime,
     /// When it was last looked up what the path carries.
     looked: BootTime,
@@ -143,6 +152,7 @@ impl Plane {
             waiting: None,
             said: (Liveness::Idle, None),
             addresses: Vec::new(),
+            reach: Reach::default(),
             load_until: BootTime::default(),
             looked: BootTime::default(),
             fragments: None,
@@ -162,7 +172,7 @@ impl Plane {
     pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), PlaneError> {
         tokio::pin!(stop);
         self.around.service.ready();
-        self.around.service.status(&line(self.said.0, self.said.1));
+        self.around.service.status(&line(self.said.0, None));
         loop {
             let connected = self.settle()?;
             tokio::select! {
@@ -175,6 +185,7 @@ impl Plane {
                     self.engine.drain();
                     self.peer.handle_wake(clock::now());
                     self.watch_the_way();
+                    self.data_refused(self.engine.refusal());
                 }
                 expired = self.alarm.expired() => {
                     expired?;
@@ -183,11 +194,14 @@ impl Plane {
                 }
                 addresses = self.around.resolver.changed() => {
                     self.warn_of_loops(&addresses);
+                    addresses.iter().for_each(|address| self.telling.zones.learn(*address));
                     self.addresses = addresses;
                     self.look_for_loops().await;
                 }
                 () = self.around.loops.due() => self.look_for_loops().await,
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
+                shift = shifted(&mut self.around.uplink) => self.follow_uplink(shift),
+                () = self.reach.check_due() => self.check_reach(),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
@@ -249,14 +263,19 @@ impl Plane {
                 self.engine.publish(table);
             }
             while let Some(transmit) = self.peer.poll_transmit(&mut self.datagram) {
-                if self.engine.send(transmit.to, transmit.from, &self.datagram).is_err() {
-                    self.engine.counters().count(DropReason::SendFailed, 1);
+                match self.engine.send(transmit.to, transmit.from, &self.datagram) {
+                    Ok(_) => self.reach.left(transmit.to),
+                    Err(error) => {
+                        self.engine.counters().count(DropReason::SendFailed, 1);
+                        self.refused(transmit.to, Refusal::of(&error));
+                    }
                 }
             }
             let Some(event) = self.peer.poll_event() else { break };
             self.attend(&event);
         }
         self.alarm.set(self.peer.poll_timeout().map(|(at, _)| at))?;
+        self.ask_for_the_uplink();
         Ok(self.tell_how_it_fares())
     }
 
@@ -264,9 +283,17 @@ impl Plane {
         self.telling.tell(clock::boot(), event);
         match event {
             Event::KeepFloor(stamp) => self.keep_floor(*stamp),
+            Event::Unheard => self.change_port(),
             Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
-            Event::Moved { .. } | Event::Established(_) => {
+            Event::Moved { .. } => {
                 self.around.loops.look_soon();
+                self.look_at_the_way();
+            }
+            Event::Established(_) => {
+                self.around.loops.look_soon();
+                if self.reach.reached(self.peer.endpoint()) {
+                    self.telling.leaves(clock::boot());
+                }
                 self.look_at_the_way();
             }
             Event::Alive => self.alive(true),
@@ -366,6 +393,7 @@ impl Plane {
                 _ => {}
             }
             self.said = (liveness, endpoint);
+            let endpoint = endpoint.map(|at| self.telling.zones.show(at));
             self.around.service.status(&line(liveness, endpoint));
         }
         connected
@@ -373,15 +401,18 @@ impl Plane {
 
     fn status(&mut self) -> Status {
         let now = clock::now();
-        let status = Status::new(
+        let peer = self.peer.status(now);
+        let mut status = Status::new(
             &self.around.about,
             now.boot.saturating_since(self.started),
-            &self.peer.status(now),
+            &peer,
             self.engine.counters(),
             self.telling.trouble(),
         )
-        .with_ecn_ignored(self.engine.marks_everything());
-        status.lacking(&self.around.missing.borrow())
+        .with_ecn_ignored(self.engine.marks_everything())
+        .lacking(&self.around.missing.borrow());
+        status.peer.endpoint = peer.endpoint.map(|at| self.telling.zones.show(at));
+        status
     }
 
     /// Who asked may have left.
@@ -471,7 +502,7 @@ fn told(what: &str, result: Result<(), String>) -> Result<(), String> {
 }
 
 /// How the tunnel stands, for the service manager.
-fn line(liveness: Liveness, endpoint: Option<SocketAddr>) -> String {
+fn line(liveness: Liveness, endpoint: Option<String>) -> String {
     let state = State::from(liveness).word();
     endpoint.map_or_else(|| state.to_owned(), |at| format!("{state}, peer at {at}"))
 }
@@ -496,7 +527,7 @@ mod tests {
 
     #[test]
     fn one_line_for_systemd() {
-        let at = "198.51.100.7:51820".parse().ok();
+        let at = Some("198.51.100.7:51820".to_owned());
         assert_eq!(line(Liveness::Up, at), "up, peer at 198.51.100.7:51820");
         assert_eq!(line(Liveness::Idle, None), "idle");
     }

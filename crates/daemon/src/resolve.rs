@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
+use vpnd_tunnel::udp::unmapped;
 
 use crate::config::Endpoint;
 use crate::worker::Worker;
@@ -22,11 +23,21 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 const REFRESH: Duration = Duration::from_secs(5 * 60);
 /// However often it is nudged, a name is looked up no sooner than this after the last time.
 const NUDGE_APART: Duration = Duration::from_secs(10);
+/// After a failure it is looked up this soon where the network has changed.
+const CHANGE_APART: Duration = Duration::from_secs(1);
 
 /// Looks the endpoints up for as long as it lives.
 pub(crate) struct Resolver {
     addresses: mpsc::Receiver<Vec<SocketAddr>>,
     nudge: watch::Sender<()>,
+    change: watch::Sender<()>,
+}
+
+/// What shortens the wait for the next lookup.
+#[derive(Clone)]
+struct Hurry {
+    nudged: watch::Receiver<()>,
+    changed: watch::Receiver<()>,
 }
 
 /// Begins to look `endpoints` up. Each name is looked up by a thread of its own: call this after the
@@ -37,7 +48,7 @@ pub(crate) struct Resolver {
 /// If the kernel gives no thread.
 pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
     let (send, addresses) = mpsc::channel(1);
-    let (nudge, nudged) = watch::channel(());
+    let ((nudge, nudged), (change, changed)) = (watch::channel(()), watch::channel(()));
     let found = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
     let named = endpoints.into_iter().enumerate().filter(|(_, e)| literal(e).is_none());
     let name = |(place, endpoint)| {
@@ -45,8 +56,8 @@ pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
         Ok(Name { endpoint, place, thread })
     };
     let names = named.map(name).collect::<io::Result<_>>()?;
-    tokio::spawn(collect(found, names, nudged, send));
-    Ok(Resolver { addresses, nudge })
+    tokio::spawn(collect(found, names, Hurry { nudged, changed }, send));
+    Ok(Resolver { addresses, nudge, change })
 }
 
 impl Resolver {
@@ -63,6 +74,11 @@ impl Resolver {
     pub(crate) fn nudge(&self) {
         self.nudge.send_replace(());
     }
+
+    /// Routes, addresses or links have changed: a name that could not be looked up may be found now.
+    pub(crate) fn network_changed(&self) {
+        self.change.send_replace(());
+    }
 }
 
 /// What one endpoint, by its place in the configuration, came to.
@@ -72,12 +88,12 @@ type Answer = (usize, Vec<SocketAddr>);
 async fn collect(
     mut found: Vec<Vec<SocketAddr>>,
     names: Vec<Name>,
-    nudged: watch::Receiver<()>,
+    hurry: Hurry,
     send: mpsc::Sender<Vec<SocketAddr>>,
 ) {
     let (answer, mut answers) = mpsc::channel(1);
     for name in names {
-        tokio::spawn(name.follow(nudged.clone(), answer.clone()));
+        tokio::spawn(name.follow(hurry.clone(), answer.clone()));
     }
     drop(answer);
     let mut sent = Vec::new();
@@ -131,27 +147,31 @@ struct Name {
 
 impl Name {
     /// Looks it up for as long as somebody listens. What was found stays while lookups fail.
-    async fn follow(self, mut nudged: watch::Receiver<()>, answer: mpsc::Sender<Answer>) {
+    async fn follow(self, mut hurry: Hurry, answer: mpsc::Sender<Answer>) {
         let mut retry = FIRST_RETRY;
         loop {
-            nudged.borrow_and_update();
-            let wait = match self.lookup().await {
+            hurry.forget();
+            let (wait, on_change) = match self.lookup().await {
                 Ok(addresses) => {
                     tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
                     retry = FIRST_RETRY;
                     if answer.send((self.place, addresses)).await.is_err() {
                         return;
                     }
-                    REFRESH
+                    (REFRESH, NUDGE_APART)
                 }
                 Err(error) => {
                     let wait = retry;
                     self.complain(&error, wait);
                     retry = (retry * 2).min(LAST_RETRY);
-                    wait
+                    (wait, CHANGE_APART)
                 }
             };
-            if !rest(&mut nudged, NUDGE_APART, wait).await {
+            let listened = tokio::select! {
+                listened = rest(&mut hurry.nudged, NUDGE_APART, wait) => listened,
+                listened = rest(&mut hurry.changed, on_change, wait) => listened,
+            };
+            if !listened {
                 return;
             }
         }
@@ -159,8 +179,9 @@ impl Name {
 
     async fn lookup(&self) -> io::Result<Vec<SocketAddr>> {
         let Endpoint { host, port } = self.endpoint.clone();
-        let query = move || (host, port).to_socket_addrs().map(Vec::from_iter);
-        let addresses = timeout(LOOKUP_TIMEOUT, self.thread.run(query)).await???;
+        // A hosts file may spell an IPv4 address as an IPv6 one.
+        let query = move || (host, port).to_socket_addrs().map(|all| all.map(unmapped).collect());
+        let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, self.thread.run(query)).await???;
         if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
     }
 
@@ -172,6 +193,14 @@ impl Name {
         } else {
             tracing::debug!("cannot resolve {endpoint}: {error}; again in {seconds} s");
         }
+    }
+}
+
+impl Hurry {
+    /// What came until now is dealt with.
+    fn forget(&mut self) {
+        self.nudged.borrow_and_update();
+        self.changed.borrow_and_update();
     }
 }
 
@@ -237,6 +266,13 @@ mod tests {
         assert!(begin.elapsed() >= wait, "one nudge counts once");
         drop(nudge);
         assert!(!rest(&mut nudged, apart, Duration::MAX).await);
+    }
+
+    #[tokio::test]
+    async fn an_ipv4_address_in_ipv6_spelling_is_found_as_what_it_is() {
+        let endpoint = Endpoint { host: "::ffff:127.0.0.1".into(), port: 9 };
+        let name = Name { endpoint, place: 0, thread: Worker::start("names").unwrap() };
+        assert_eq!(name.lookup().await.unwrap(), addresses(&["127.0.0.1:9"]));
     }
 
     #[test]

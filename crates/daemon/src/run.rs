@@ -12,7 +12,7 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
-use vpnd_device::{Heard, Leftover, Link, Missing, Netlink, Own, PeerState, Stays, Undo};
+use vpnd_device::{Heard, Leftover, Link, Missing, Netlink, Own, PeerState, Stays, Undo, Uplink};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -182,6 +182,7 @@ struct Host {
     carrier: Option<Carrier>,
     socket: Socket,
     way: Way,
+    uplink: Option<Uplink>,
     /// Where the socket is, and routes are asked for.
     outside: Netns,
     routes: PeerState,
@@ -271,7 +272,9 @@ impl Host {
         let device = inside.within(|| opening::device(config))??;
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
-        let socket = outside.within(|| opening::socket(config, &way))??;
+        let (socket, uplink) =
+            outside.within(|| (opening::socket(config, &way), opening::uplink()))?;
+        let socket = socket?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, &netlink).await?;
@@ -302,6 +305,7 @@ impl Host {
             life,
             socket,
             way,
+            uplink,
             outside,
             routes,
             missing,
@@ -380,6 +384,7 @@ impl Host {
             about,
             life: self.life,
             way: self.way,
+            uplink: self.uplink,
             routes: self.routes,
             missing: self.missing,
             loops: self.loops,

@@ -7,12 +7,15 @@ use vpnd_crypto::PublicKey;
 use vpnd_protocol::peer::Event;
 use vpnd_protocol::session::Role;
 use vpnd_protocol::time::BootTime;
+use vpnd_tunnel::udp::Refusal;
 
 use vpnd_device::Found;
 
 use crate::config::Mac;
 use crate::logging::RateLimit;
 use crate::loops::{Loop, Outlook};
+use crate::plane::Refused;
+use crate::zone::Zones;
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +44,19 @@ pub(crate) enum Trouble {
     SameMac(Mac),
     /// Frames of one end are too long for the other: ours, theirs.
     MtuDiffers(u16, u16),
+    /// Our own host refuses to send. It hides what silence would seem to say of the peer.
+    Refused {
+        /// Where to.
+        to: String,
+        /// Who refuses.
+        why: Refusal,
+    },
 }
 
 impl Trouble {
     /// Whether it keeps a tunnel that is up from carrying all that it should.
     pub(crate) const fn outlasts_a_session(&self) -> bool {
-        matches!(self, Self::SameMac(_) | Self::MtuDiffers(..))
+        matches!(self, Self::SameMac(_) | Self::MtuDiffers(..) | Self::Refused { .. })
     }
 }
 
@@ -73,6 +83,8 @@ enum Class {
     Unlooped,
     Back,
     Nested,
+    Refused,
+    Leaves,
 }
 
 /// What has been told, and what is the trouble.
@@ -80,6 +92,9 @@ pub(crate) struct Telling {
     peer: PublicKey,
     limit: RateLimit<Class>,
     trouble: Option<Trouble>,
+    refused: Option<Trouble>,
+    /// The names of interfaces, for link-local addresses.
+    pub(crate) zones: Zones,
     bad_mac1: u64,
     /// What of the peer's device does not fit ours, as far as it was said.
     misfit: Option<Trouble>,
@@ -99,6 +114,8 @@ impl Telling {
             peer,
             limit: RateLimit::default(),
             trouble: None,
+            refused: None,
+            zones: Zones::default(),
             bad_mac1: 0,
             misfit: None,
             outlook: Outlook::default(),
@@ -114,11 +131,11 @@ impl Telling {
     }
 
     /// The latest trouble, which a session that stands ends, or else what does not fit. What leads the tunnel into
-    /// itself comes first.
+    /// itself comes first, and then what our own host refuses.
     pub(crate) fn trouble(&self) -> Option<&Trouble> {
         let came_back = self.came_back.as_ref().map(|(trouble, _)| trouble);
         let first = self.looped.as_ref().or(came_back);
-        first.or(self.trouble.as_ref()).or(self.misfit.as_ref())
+        first.or(self.refused.as_ref()).or(self.trouble.as_ref()).or(self.misfit.as_ref())
     }
 
     /// What is known of the routes to the peer by now.
@@ -178,11 +195,31 @@ impl Telling {
         self.came_back = Some((Trouble::Back(route), now));
     }
 
+    /// Our own host refuses to send.
+    pub(crate) fn refused(&mut self, now: BootTime, Refused { to, why }: Refused) {
+        self.zones.learn(to);
+        let to = self.zones.show(to);
+        if let Some(more) = self.limit.allow(Class::Refused, now) {
+            tracing::warn!("what is sent to {to} does not leave this host: {why}{more}");
+        }
+        self.refused = Some(Trouble::Refused { to, why });
+    }
+
+    /// It does no more.
+    pub(crate) fn leaves(&mut self, now: BootTime) {
+        self.refused = None;
+        if let Some(more) = self.limit.allow(Class::Leaves, now) {
+            tracing::info!("what is sent leaves this host again{more}");
+        }
+    }
+
     /// Tells of an event.
     pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
         match event {
             // What they bring about is told where it is done.
-            Event::KeepFloor(_) | Event::Alive | Event::Dead => {}
+            Event::KeepFloor(_) | Event::Alive | Event::Dead | Event::Unheard => {}
+            // Of a peer that is not reached this would say nothing true.
+            Event::GaveUp | Event::NeverConfirms(_) if self.refused.is_some() => {}
             Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
             Event::Initiating { to, attempt } => {
                 tracing::debug!("calling {to}: no answer yet, try {attempt}");
@@ -196,7 +233,10 @@ impl Telling {
                 "nobody answers under our next key: the peer needs it as `next_public_key`; we go on \
                  under the old one"
             ),
-            Event::Moved { to } => self.moved(now, &to.to_string()),
+            Event::Moved { to } => {
+                self.zones.learn(*to);
+                self.moved(now, &self.zones.show(*to));
+            }
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),
             Event::SameMac(mac) => self.misfit(Trouble::SameMac(Mac(*mac))),
@@ -374,6 +414,18 @@ mod tests {
         telling.tell(BootTime::default(), &Event::NeverConfirms(3));
         telling.tell(BootTime::default(), &Event::GaveUp);
         assert_eq!(telling.trouble(), Some(&Trouble::NeverConfirms(3)));
+    }
+
+    #[test]
+    fn what_our_own_host_refuses_is_not_blamed_on_the_peer() {
+        let mut telling = telling();
+        let to = "192.0.2.1:1".parse().unwrap();
+        telling.refused(BootTime::default(), Refused { to, why: Refusal::Filter });
+        telling.tell(BootTime::default(), &Event::NeverConfirms(9));
+        telling.tell(BootTime::default(), &Event::GaveUp);
+        assert!(matches!(telling.trouble(), Some(Trouble::Refused { why: Refusal::Filter, .. })));
+        telling.leaves(BootTime::default());
+        assert_eq!(telling.trouble(), None);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod route;
 mod rule;
 mod table;
 mod undo;
+mod uplink;
 mod watch;
 
 use std::io;
@@ -49,6 +50,7 @@ pub use mark::Mark;
 pub use missing::Missing;
 pub use port::PortMemory;
 pub use undo::{Stays, Undo};
+pub use uplink::{Query, Shift, Uplink};
 pub use watch::{Seen, Watch};
 
 use link::Device;

@@ -69,10 +69,10 @@ pub struct Moments {
     pub sent: Option<BootTime>,
     /// Last transport data that was no keepalive.
     pub data_received: Option<BootTime>,
-    /// Last authenticated datagram of any kind.
+    /// Last datagram of a session, or answer to an initiation of ours.
     pub received: Option<BootTime>,
-    /// Last one that proves that the peer hears us: of a session, or an answer to our initiation.
-    pub heard: Option<BootTime>,
+    /// Last initiation of the peer. It does not prove that the peer hears us: rather the opposite.
+    pub called: Option<BootTime>,
 }
 
 /// What crossed the tunnel so far.
@@ -147,13 +147,12 @@ impl Activity {
 
     /// The moments, for the timer rules.
     pub fn moments(&self) -> Moments {
-        let heard = self.received.get();
         Moments {
             data_sent: self.data_sent.get(),
             sent: self.sent.get(),
             data_received: self.data_received.get(),
-            received: heard.max(self.called.get()),
-            heard,
+            received: self.received.get(),
+            called: self.called.get(),
         }
     }
 

@@ -65,16 +65,26 @@ impl Candidates {
     }
 
     /// The configured addresses, in their order.
-    pub(crate) fn all(&self) -> impl Iterator<Item = SocketAddr> {
+    pub(crate) fn configured(&self) -> impl Iterator<Item = SocketAddr> {
         self.configured.iter().copied()
     }
 
     /// The address for the next try, given where the peer last was.
     pub(crate) fn target(&self, last: Option<SocketAddr>) -> Option<SocketAddr> {
+        let place = self.cursor.checked_rem(self.count(last))?;
+        self.all(last).nth(place)
+    }
+
+    /// How many addresses there are.
+    pub(crate) fn count(&self, last: Option<SocketAddr>) -> usize {
+        self.all(last).count()
+    }
+
+    fn all(&self, last: Option<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
         let seemed = self.seemed.filter(|at| !self.configured.contains(at));
-        let others = self.configured.iter().copied().chain(seemed).filter(|&a| Some(a) != last);
-        let count = usize::from(last.is_some()) + others.clone().count();
-        last.into_iter().chain(others).nth(self.cursor.checked_rem(count)?)
+        let others = self.configured.iter().copied().chain(seemed);
+        let others = others.filter(move |&a| Some(a) != last);
+        last.into_iter().chain(others)
     }
 
     /// Whether a peer that was never heard of may be at `heard`.
@@ -83,6 +93,11 @@ impl Candidates {
             |&configured: &SocketAddr| configured == heard || roam.permits(configured, heard);
         // None yet, and none to come, are the same here; only `Off` needs one to come.
         (self.configured.is_empty() && roam != Roam::Off) || self.configured.iter().any(near)
+    }
+
+    /// Each configured address becomes what `change` makes of it.
+    pub(crate) fn change(&mut self, change: impl Fn(SocketAddr) -> SocketAddr) {
+        self.configured.iter_mut().for_each(|address| *address = change(*address));
     }
 
     /// The peer did not answer at this address; it may yet.

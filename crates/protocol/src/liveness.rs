@@ -73,7 +73,7 @@ impl Life {
 
     /// Takes note of the traffic.
     pub(crate) fn observe(&mut self, moments: Moments) {
-        self.heard = self.heard.max(moments.heard);
+        self.heard = self.heard.max(moments.received);
         self.unanswered.observe(moments.data_sent, self.heard);
         self.asked.take_if(|asked| self.heard > Some(asked.first));
     }
@@ -192,7 +192,7 @@ mod tests {
     fn an_answer_ends_the_questions() {
         let mut life = life(true);
         assert_eq!(life.question(at(41)), Some(Question::Gentle));
-        life.observe(Moments { heard: Some(at(42)), ..Moments::default() });
+        life.observe(Moments { received: Some(at(42)), ..Moments::default() });
         assert_eq!(life.deadline(), Some(at(72)));
     }
 
@@ -227,7 +227,7 @@ mod tests {
     fn nobody_comes_to_life_without_a_session() {
         let mut life = life(true);
         assert!(life.end(at(20)) && !life.end(at(20)));
-        life.observe(Moments { heard: Some(at(21)), ..Moments::default() });
+        life.observe(Moments { received: Some(at(21)), ..Moments::default() });
         assert_eq!(life.turn(at(21), false), None);
         assert_eq!(life.turn(at(22), true), Some(Turn::Alive));
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
@@ -23,7 +23,7 @@ use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal, await_room};
-use crate::udp::{Sent, Socket, Transmit};
+use crate::udp::{Refusal, Sent, Socket, Transmit};
 use crate::watch::Watch;
 
 /// How many handshake messages wait for the control plane; one more is dropped and counted.
@@ -93,6 +93,7 @@ impl Engine {
             mtu: options.mtu,
             clamp: options.clamp,
             control: Signal::new()?,
+            refused: AtomicI32::new(0),
         });
         let watch = Arc::new(Watch::new(Arc::clone(&shared))?);
         let (handshakes, handshake_queue) = mpsc::channel(HANDSHAKE_QUEUE);
@@ -156,12 +157,39 @@ impl Engine {
 
     /// Whether the path marks everything it carries for congestion, so that its marks are ignored.
     pub fn marks_everything(&self) -> bool {
-        self.shared.marks_everything.load(Ordering::Relaxed)
+        self.shared.marks_everything.load(Relaxed)
     }
 
     /// The socket's port.
     pub fn local_port(&self) -> u16 {
         self.shared.socket.local_port()
+    }
+
+    /// Sends from another port from now on, where that is the kernel's to choose; says which.
+    ///
+    /// # Errors
+    /// As [`Socket::change_port`].
+    pub fn change_port(&self) -> io::Result<Option<u16>> {
+        self.shared.socket.change_port()
+    }
+
+    /// Binds the socket to the interface that has the name now, where that is another; says whether it is.
+    ///
+    /// # Errors
+    /// As [`Socket::follow_device`].
+    pub fn follow_device(&self) -> io::Result<bool> {
+        self.shared.socket.follow_device()
+    }
+
+    /// Why our own host refused what a data thread sent, if it did since this was last taken. A data thread
+    /// wakes the control plane for the first only.
+    pub fn refusal(&self) -> Option<Refusal> {
+        Refusal::from_errno(self.shared.refused.load(Relaxed))
+    }
+
+    /// As [`Engine::refusal`], and has the next one wake the control plane again.
+    pub fn take_refusal(&self) -> Option<Refusal> {
+        Refusal::from_errno(self.shared.refused.swap(0, Relaxed))
     }
 
     /// Readable when a data thread wants the control plane; [`Engine::drain`] before looking.

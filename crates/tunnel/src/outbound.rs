@@ -262,7 +262,8 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
                 }
                 at = clock::boot();
             }
-            Err(_) => {
+            Err(error) => {
+                shared.refuse(&error);
                 // What the kernel has against one run it need not have against the next.
                 let next = batch.run_end(sent);
                 let refused = batch.remaining(sent) - batch.remaining(next);

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
@@ -20,7 +20,7 @@ use crate::counters::Counters;
 use crate::filter::{Filter, Macs};
 use crate::guard::Guard;
 use crate::nested::Datagram;
-use crate::udp::Socket;
+use crate::udp::{Refusal, Socket};
 
 /// One tunnel, as all its threads see it.
 pub(crate) struct Shared {
@@ -45,9 +45,22 @@ pub(crate) struct Shared {
     pub(crate) clamp: Option<Clamp>,
     /// Wakes the control plane.
     pub(crate) control: Signal,
+    /// The error number of the first send that our own host refused, until the control plane takes it.
+    pub(crate) refused: AtomicI32,
 }
 
 impl Shared {
+    /// Notes that our own host refused to send. Only the first refusal wakes the control plane.
+    pub(crate) fn refuse(&self, error: &io::Error) {
+        let errno = error.raw_os_error().unwrap_or_default();
+        if Refusal::from_errno(errno).is_some()
+            && self.refused.load(Relaxed) == 0
+            && self.refused.swap(errno, Relaxed) == 0
+        {
+            self.control.raise();
+        }
+    }
+
     pub(crate) fn wake(&self, wake: Wake) {
         if wake.is_due() {
             self.control.raise();

@@ -150,6 +150,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
         mtu: MTU,
         clamp: Some(Clamp::Mtu(MTU)),
         control: Signal::new().unwrap(),
+        refused: Default::default(),
     })
 }
 

@@ -78,7 +78,13 @@ fn parse_host(text: &str) -> Result<String, EndpointError> {
         return Err(EndpointError::Brackets);
     }
     let (host, good) = match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(address) => (address, is_v6(address)),
+        Some(address) => {
+            match address.parse::<Ipv6Addr>().ok().and_then(|v6| v6.to_ipv4_mapped()) {
+                // The same address in another spelling, and so it is everywhere.
+                Some(v4) => return Ok(v4.to_string()),
+                None => (address, is_v6(address)),
+            }
+        }
         None => (text, text.parse::<Ipv4Addr>().is_ok() || is_name(text)),
     };
     if good { Ok(host.to_owned()) } else { Err(EndpointError::Host(text.to_owned())) }
@@ -127,6 +133,13 @@ mod tests {
     fn brackets_are_not_part_of_the_host() {
         let endpoint: Endpoint = "[2001:db8::2]:51820".parse().unwrap();
         assert_eq!(endpoint, Endpoint { host: "2001:db8::2".into(), port: 51820 });
+    }
+
+    #[test]
+    fn an_ipv4_address_in_ipv6_spelling_is_that_address() {
+        for text in ["[::ffff:192.0.2.2]:51820", "[::FFFF:c000:202]:51820"] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), "192.0.2.2:51820");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing::level_filters::LevelFilter;
 use vpnd_crypto::{KeyError, PresharedKey, PublicKey, SecretKey};
-use vpnd_tunnel::udp::Listen;
+use vpnd_tunnel::udp::{Listen, unmapped};
 
 use super::device::{self, ADOPT, CARRIER};
 use super::hooks;
@@ -343,7 +343,7 @@ fn listen(value: &Value<'_>) -> Parsed<Listen> {
         return integer(0..=65535)(value).map(Listen::Port);
     };
     let what = "a port (51820) or an address and a port (\"192.0.2.1:51820\")";
-    text.parse().map(Listen::Address).map_err(|_| vec![expected(what, value)])
+    text.parse().map(unmapped).map(Listen::Address).map_err(|_| vec![expected(what, value)])
 }
 
 fn route_table(value: &Value<'_>) -> Parsed<u32> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use vpnd_crypto::SecretKey;
+use vpnd_tunnel::udp::Listen;
 use zeroize::Zeroizing;
 
 use super::reload::compared;
@@ -393,6 +394,22 @@ fn what_may_come_in_follows_from_what_may_go_out() {
     let allowed = good(&source).config.peer.allowed_ips;
     let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
     assert_eq!(allowed, ["10.99.0.0/30", "10.99.0.2/32", "192.168.20.0/24", "fd20::/48"]);
+}
+
+#[test]
+fn an_ipv4_address_in_ipv6_spelling_is_the_ipv4_address() {
+    let config = good(&minimal(
+        "listen = '[::ffff:192.0.2.1]:51820'",
+        "endpoint = '[::ffff:192.0.2.2]:1'\nallowed_ips = ['::ffff:192.0.2.128/121', '2001:db8::/32']\n\
+         [socket]\nsource = '::ffff:192.0.2.9'\n[[route]]\nto = '::ffff:198.51.100.0/120'",
+    ));
+    let config = config.config;
+    assert_eq!(config.interface.listen, Listen::Address("192.0.2.1:51820".parse().unwrap()));
+    assert_eq!(config.peer.endpoints[0].to_string(), "192.0.2.2:1");
+    let allowed: Vec<_> = config.peer.allowed_ips.iter().map(ToString::to_string).collect();
+    assert_eq!(allowed, ["192.0.2.128/25", "2001:db8::/32"]);
+    assert_eq!(config.socket.sources().v4, Some([192, 0, 2, 9].into()));
+    assert_eq!(config.routes[0].to.to_string(), "198.51.100.0/24");
 }
 
 #[test]

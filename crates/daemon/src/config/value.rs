@@ -94,7 +94,7 @@ pub(super) fn network(text: &str) -> TextResult<IpNet> {
 
 /// An address without a prefix length.
 pub(super) fn host_address(text: &str) -> TextResult<IpAddr> {
-    let address = text.parse().ok().filter(|address| is_host(*address));
+    let address = address(text).filter(|address| is_host(*address));
     address.ok_or_else(|| {
         Problem::error(format!("expected an address such as \"10.99.0.2\", found `{text}`"))
     })
@@ -102,7 +102,7 @@ pub(super) fn host_address(text: &str) -> TextResult<IpAddr> {
 
 /// An address that the tunnel's datagrams can leave from.
 pub(super) fn source(text: &str) -> TextResult<IpAddr> {
-    let address = text.parse().ok().filter(|address| is_host(*address)).ok_or_else(|| {
+    let address = address(text).filter(|address| is_host(*address)).ok_or_else(|| {
         Problem::error(format!("expected an address such as \"192.0.2.1\", found `{text}`"))
     })?;
     match address {
@@ -239,6 +239,23 @@ fn unknown_word(text: &str, known: &[&str]) -> Problem {
     }
 }
 
+/// An address. One of IPv4 that is written as an IPv6 address (`::ffff:192.0.2.1`) is the IPv4 address.
+pub(super) fn address(text: &str) -> Option<IpAddr> {
+    text.parse().ok().map(|address: IpAddr| address.to_canonical())
+}
+
+/// The same for a network: `::ffff:192.0.2.0/120` is `192.0.2.0/24`.
+fn canonical(net: IpNet) -> IpNet {
+    const MAPPED_BITS: u8 = 96;
+    let length = net.prefix_len().checked_sub(MAPPED_BITS);
+    match (net.addr().to_canonical(), length) {
+        (address @ IpAddr::V4(_), Some(length)) if net.addr().is_ipv6() => {
+            IpNet::new(address, length).unwrap_or(net)
+        }
+        _ => net,
+    }
+}
+
 /// An address and its prefix length.
 fn prefix(text: &str, example: &str) -> TextResult<IpNet> {
     let problem = || {
@@ -246,7 +263,7 @@ fn prefix(text: &str, example: &str) -> TextResult<IpNet> {
             "expected an address and a prefix length such as \"{example}\", found `{text}`"
         ))
     };
-    text.parse().map_err(|_| match text.parse::<IpAddr>() {
+    text.parse().map(canonical).map_err(|_| match text.parse::<IpAddr>() {
         Ok(address) => {
             problem().help(format!("for this address alone: \"{}\"", IpNet::from(address)))
         }

@@ -52,7 +52,8 @@ pub(crate) enum HookError {
     Gone(io::Error),
     /// It was run, and failed.
     #[error(
-        "hook {hook}: `{command}` {end}; what this start had changed is undone, and `down` is not run"
+        "hook {hook}: `{command}` {end}; what this start had changed is undone, and `down` is not run. \
+         Nothing crosses the tunnel before `up` has ended: what needs the peer belongs in `established`"
     )]
     Failed { hook: &'static str, command: String, end: End },
 }

@@ -415,6 +415,9 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
         Trouble::Loop(_) | Trouble::Back(_) | Trouble::Nested(_) => {
             leads_back(trouble).unwrap_or_default()
         }
+        Trouble::Refused { to, why } => {
+            format!("what is sent to {to} does not leave this host: {why}")
+        }
         Trouble::Closed => "the peer has stopped, and said so".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
              public_key for us is wrong; `vpnd status` over there tells"
@@ -431,6 +434,7 @@ pub(crate) mod tests {
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
     use vpnd_protocol::peer::Greeting;
+    use vpnd_tunnel::udp::Refusal;
 
     /// A tunnel that has run for three hours and twelve minutes.
     pub(crate) fn sample() -> Status {
@@ -586,6 +590,8 @@ pub(crate) mod tests {
     fn a_tunnel_that_works_needs_no_hint() {
         assert_eq!(hint(State::Up, None, "K"), None);
         assert_eq!(hint(State::Up, Some(&Trouble::StaleInitiation), "K"), None);
+        let refused = Trouble::Refused { to: "192.0.2.1:1".into(), why: Refusal::Prohibit };
+        assert!(hint(State::Up, Some(&refused), "K").unwrap().contains("`prohibit` route"));
         let psk = hint(State::Connecting, Some(&Trouble::AnswerDoesNotOpen), "K").unwrap();
         assert!(psk.contains("PSK differs"), "{psk}");
     }

@@ -44,7 +44,7 @@ impl Peer {
     }
 
     fn elsewhere(&self) -> Option<SocketAddr> {
-        let known = self.detours.before.into_iter().chain(self.candidates.all());
+        let known = self.detours.before.into_iter().chain(self.candidates.configured());
         known.into_iter().find(|address| !self.detours.lead_to(*address))
     }
 

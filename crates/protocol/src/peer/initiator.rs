@@ -52,19 +52,26 @@ pub(super) struct Called {
 /// How far it has come.
 enum Step {
     /// Message 1 waits for its answer.
-    Calling { initiator: Initiator, held: Option<Held> },
+    Calling { initiator: Initiator, call: Call },
     /// Message 2 has come; the session waits for its upgrade.
     Upgrading(Box<Asking>),
     /// The upgrade came to nothing; the next try is due.
     Lapsed,
 }
 
-/// An initiation that leaves once its timestamp is written, or has taken too long to be.
-struct Held {
+/// An initiation. It is kept until it is answered: where our own host refuses it, it has not left, and may
+/// go to another address.
+pub(super) struct Call {
     stamp: Timestamp,
-    until: BootTime,
-    from: Option<IpAddr>,
+    /// It leaves once its timestamp is written, or this is over.
+    held_until: Option<BootTime>,
     datagram: Vec<u8>,
+    /// Our own host refused to send it.
+    pub(super) refused: bool,
+    /// When it left, or should have.
+    pub(super) at: BootTime,
+    /// To how many more addresses it may go before the next try is due.
+    pub(super) untried: usize,
 }
 
 impl Attempt {
@@ -109,18 +116,33 @@ impl Attempt {
         self.called
     }
 
-    fn held(&self) -> Option<&Held> {
+    fn call(&self) -> Option<&Call> {
         match &self.step {
-            Step::Calling { held, .. } => held.as_ref(),
+            Step::Calling { call, .. } => Some(call),
             Step::Upgrading(_) | Step::Lapsed => None,
         }
     }
 
-    fn take_held(&mut self) -> Option<Held> {
+    fn call_mut(&mut self) -> Option<&mut Call> {
         match &mut self.step {
-            Step::Calling { held, .. } => held.take(),
+            Step::Calling { call, .. } => Some(call),
             Step::Upgrading(_) | Step::Lapsed => None,
         }
+    }
+
+    /// The initiation that has left, or should have, and waits for its answer.
+    pub(super) fn unanswered_call(&mut self) -> Option<&mut Call> {
+        self.call_mut().filter(|call| call.held_until.is_none())
+    }
+
+    /// When the first of its tries began.
+    pub(super) const fn this_try(&self) -> Try {
+        Try { begun: self.called.begun, number: self.tries }
+    }
+
+    /// Whether our own host refused to send the initiation.
+    pub(super) fn was_refused(&self) -> bool {
+        self.call().is_some_and(|call| call.refused)
     }
 
     pub(super) const fn tries(&self) -> u32 {
@@ -154,7 +176,7 @@ impl Attempt {
 impl Peer {
     /// The timestamp of [`Event::KeepFloor`] is written, or never will be; its initiation leaves.
     pub fn floor_kept(&mut self, now: Now, stamp: Timestamp) {
-        if self.held().is_some_and(|held| held.stamp == stamp) {
+        if self.held().is_some_and(|call| call.stamp == stamp) {
             self.release(now);
             self.handle_wake(now);
         }
@@ -177,7 +199,7 @@ impl Peer {
 
     /// When an initiation leaves without its timestamp being written.
     pub(super) fn floor_deadline(&self) -> Option<BootTime> {
-        self.held().map(|held| held.until)
+        self.held()?.held_until
     }
 
     /// Begins, repeats or ends an attempt, whichever is due.
@@ -212,10 +234,11 @@ impl Peer {
             return;
         }
         self.choose_keys(unanswered.tries);
+        self.want_other_port(now, unanswered);
         if !self.turn_back() {
             self.candidates.advance();
         }
-        self.forget_source();
+        self.forget_source(now);
         let next = Try { begun: unanswered.called.begun, number: unanswered.tries + 1 };
         self.initiate(now, self.target(), self.identities.calling(), next);
     }
@@ -256,34 +279,59 @@ impl Peer {
         // A key without a contribution is refused by the configuration already.
         let Ok((initiator, mut initiation)) = begun_handshake else { return };
         self.identities.jar(pair).seal_macs(now.boot, initiation.as_mut_bytes());
-        let from = self.path.filter(|path| path.to == to).and_then(|path| path.from);
-        let held = Held {
+        let call = Call {
             stamp,
-            until: now.boot + FLOOR_WITHIN,
-            from,
+            held_until: Some(now.boot + FLOOR_WITHIN),
             datagram: initiation.as_bytes().to_vec(),
+            refused: false,
+            at: now.boot,
+            untried: 0,
         };
         let retry_at = now.boot + (REKEY_TIMEOUT + self.jitter());
-        let step = Step::Calling { initiator, held: Some(held) };
+        let step = Step::Calling { initiator, call };
         self.attempt = Some(Attempt { step, called: Called { to, begun, pair }, tries, retry_at });
         self.publish = true;
         self.events.push_back(Event::KeepFloor(stamp));
     }
 
     fn release(&mut self, now: Now) {
-        let Some(attempt) = &mut self.attempt else { return };
-        let (to, attempt_number) = (attempt.to(), attempt.tries);
-        let Some(held) = attempt.take_held() else { return };
-        self.transmit(now, Transmit { to, from: held.from }, held.datagram);
-        self.events.push_back(Event::Initiating { to, attempt: attempt_number });
+        let others = self.addresses().saturating_sub(1);
+        let Some(call) = self.attempt.as_mut().and_then(Attempt::call_mut) else { return };
+        (call.held_until, call.untried) = (None, others);
+        self.send_call(now);
     }
 
-    fn held(&self) -> Option<&Held> {
-        self.attempt.as_ref()?.held()
+    /// Sends the initiation of the attempt that is under way to where the attempt goes by now.
+    pub(super) fn send_call(&mut self, now: Now) {
+        let Some(attempt) = &mut self.attempt else { return };
+        let (to, number) = (attempt.to(), attempt.tries);
+        let Some(call) = attempt.call_mut() else { return };
+        (call.refused, call.at) = (false, now.boot);
+        let datagram = call.datagram.clone();
+        let from = self.path.filter(|path| path.to == to).and_then(|path| path.from);
+        self.transmit(now, Transmit { to, from }, datagram);
+        self.events.push_back(Event::Initiating { to, attempt: number });
+    }
+
+    /// The attempt that is under way goes to the address that is next.
+    pub(super) fn redirect(&mut self) {
+        let target = self.target();
+        if let (Some(attempt), Some(to)) = (&mut self.attempt, target) {
+            attempt.called.to = to;
+        }
+    }
+
+    fn held(&self) -> Option<&Call> {
+        self.attempt.as_ref()?.call().filter(|call| call.held_until.is_some())
     }
 
     pub(super) fn target(&self) -> Option<SocketAddr> {
         self.candidates.target(self.path.map(|path| path.to))
+    }
+
+    /// At how many addresses the peer may be.
+    pub(super) fn addresses(&self) -> usize {
+        self.candidates.count(self.path.map(|path| path.to))
     }
 
     /// Takes the answer to our initiation.

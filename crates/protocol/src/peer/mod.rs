@@ -11,6 +11,7 @@ mod frames;
 mod identities;
 mod initiator;
 mod life;
+mod reach;
 mod responder;
 mod roaming;
 mod session;
@@ -115,6 +116,10 @@ pub enum Event {
         /// Which try of this attempt, from 1.
         attempt: u32,
     },
+    /// Nothing has been heard for long: what we send may be caught in a translation of addresses that
+    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port, if
+    /// that is free to choose.
+    Unheard,
     /// A session stands; data may flow.
     Established(Role),
     /// Nobody answered any of the tries; the next packet or keepalive begins anew.
@@ -188,6 +193,8 @@ pub struct Peer {
     last_minute_asked: Generation,
 
     path: Option<Path>,
+    /// The source that was let go last, and until when the peer's writing to it does not bring it back.
+    given_up: Option<(IpAddr, BootTime)>,
     candidates: Candidates,
     roaming: Roaming,
     detours: Detours,
@@ -210,6 +217,8 @@ pub struct Peer {
     /// When the peer's last initiation was accepted.
     last_initiation: Option<BootTime>,
     unconfirmed_answers: u32,
+    /// When our port was chosen.
+    port_since: BootTime,
     gauge: Gauge,
     size: Size,
     /// What the peer said of itself on the current session.
@@ -240,6 +249,7 @@ impl Peer {
             handshakes: 0,
             last_minute_asked: Generation::default(),
             path: None,
+            given_up: None,
             candidates: Candidates::default(),
             roaming: Roaming::default(),
             detours: Detours::default(),
@@ -254,6 +264,7 @@ impl Peer {
             limiter: RateLimiter::new(),
             last_initiation: None,
             unconfirmed_answers: 0,
+            port_since: now.boot,
             gauge: Gauge::default(),
             size: Size::default(),
             greeting: None,
@@ -391,6 +402,8 @@ impl Peer {
         self.wanted = self.renewing.is_some();
         self.activity.want_handshake.take();
         self.candidates.settle();
+        // The peer hears us, from wherever we answered.
+        self.given_up = None;
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
         self.life.hear(now.boot);
@@ -440,7 +453,7 @@ impl Peer {
         if due(self.timers.answer_deadline()) {
             self.timers.settle_answer();
             self.timers.jitter = self.jitter();
-            self.forget_source();
+            self.forget_source(now);
             self.wanted = true;
         }
         if due(self.timers.owed_deadline()) {
@@ -453,14 +466,7 @@ impl Peer {
         }
     }
 
-    /// The address of ours that the peer last wrote to may be what fails: begin anew with the
-    /// configured one, or let the kernel choose.
-    fn forget_source(&mut self) {
-        let configured = self.path.and_then(|path| self.config.sources.towards(path.to));
-        self.change_source(configured);
-    }
-
-    fn change_source(&mut self, from: Option<IpAddr>) {
+    pub(super) fn change_source(&mut self, from: Option<IpAddr>) {
         if let Some(path) = &mut self.path {
             self.publish |= path.from != from;
             path.from = from;

@@ -112,6 +112,7 @@ impl Peer {
         let protocol = ours.protocol();
         self.accept_stamp(now, pair, stamp);
         let _awake = self.activity.called(now.boot, INITIATION_LEN);
+        self.doubt_path(now);
         self.await_confirmation(now, at, protocol, (agreed, names));
         self.identities.jar(pair).seal_macs(now.boot, response.as_mut_bytes());
         let transmit = Transmit { to: at.from, from: at.local };

@@ -85,6 +85,12 @@ impl Peer {
             return;
         }
         let Some(source) = self.activity.take_source() else { return };
+        if self.is_of_the_past(now, &source) {
+            // It is looked at again, and until then wakes nobody more.
+            let _later = self.activity.heard_from(source);
+            self.roaming.next_at = now.boot + MOVES_APART;
+            return;
+        }
         if !self.keyring.opening().any(|key| key.generation() == source.generation) {
             return;
         }

@@ -63,7 +63,8 @@ pub struct PeerStatus {
 impl Peer {
     /// How the tunnel stands.
     pub fn status(&mut self, now: Now) -> PeerStatus {
-        self.timers.observe(self.activity.moments());
+        let moments = self.activity.moments();
+        self.timers.observe(moments);
         let ago = |at: BootTime| now.boot.saturating_since(at);
         let (alive, since) = self.life.state();
         let (current, pair) = (self.keyring.current(), self.identities.calling());
@@ -79,7 +80,7 @@ impl Peer {
             keys: [*self.identities.identity(pair).public(), *self.identities.remote(pair)],
             handshakes: self.handshakes,
             last_handshake: self.established.map(ago),
-            last_received: self.activity.moments().received.map(ago),
+            last_received: moments.received.max(moments.called).map(ago),
             attempt: self.attempt.as_ref().map(Attempt::tries),
             unconfirmed_answers: self.unconfirmed_answers,
             greeting: self.greeting.clone(),

@@ -2,7 +2,6 @@
 //! either.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use vpnd_protocol::activity::{Activity, Tally};
@@ -10,6 +9,7 @@ use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::edge::Wake;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
+use vpnd_protocol::peer::Transmit;
 use vpnd_protocol::session::{Contents, OVERHEAD, Opened, padded_len};
 use vpnd_protocol::staging::Staging;
 use vpnd_protocol::table::{Admitted, Arrival, Table};
@@ -32,7 +32,7 @@ pub(crate) struct Data {
     /// The control plane has to be woken.
     pub(crate) woken: bool,
     /// Sealed datagrams and where they go.
-    pub(crate) sealed: Vec<(SocketAddr, Vec<u8>)>,
+    pub(crate) sealed: Vec<(Transmit, Vec<u8>)>,
     /// Which sessions of the peer packets were sealed for.
     pub(crate) sealed_for: Vec<Index>,
     /// Which sessions datagrams opened on.
@@ -126,7 +126,7 @@ impl Data {
             if let Ok(Message::Data { receiver, .. }) = message::parse(&datagram) {
                 self.sealed_for.push(receiver);
             }
-            self.sealed.push((path.to, datagram));
+            self.sealed.push((Transmit { to: path.to, from: path.from }, datagram));
         }
         self.wake(self.activity.sent(now, tally));
         true

@@ -11,7 +11,7 @@ use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
-use vpnd_protocol::peer::{Config, Event, Load, Peer};
+use vpnd_protocol::peer::{Config, Event, Load, Peer, Transmit};
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_protocol::time::{BootTime, Now, WallTime};
@@ -79,9 +79,13 @@ pub(crate) enum Floor {
 pub(crate) struct Options {
     /// Where to find the peer; nowhere: wait for it.
     pub(crate) endpoint: Option<SocketAddr>,
+    /// Where else.
+    pub(crate) also_at: Vec<SocketAddr>,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) dead_after: Duration,
     pub(crate) watch: bool,
+    /// Its port may change.
+    pub(crate) free_port: bool,
     pub(crate) roam: Roam,
     pub(crate) sources: Sources,
     pub(crate) protocol: Protocol,
@@ -98,9 +102,11 @@ impl Options {
     pub(crate) fn of(side: Side) -> Self {
         Self {
             endpoint: Some(side.other().home()),
+            also_at: Vec::new(),
             keepalive: None,
             dead_after: Duration::from_secs(60),
             watch: false,
+            free_port: false,
             roam: Roam::Any,
             sources: Sources::default(),
             protocol: Protocol::WireGuard,
@@ -149,10 +155,19 @@ impl Options {
     }
 }
 
+/// Says of a datagram that its own host refuses to send it.
+pub(crate) type Refuses = Box<dyn Fn(&Datagram) -> bool>;
+
 pub(crate) struct End {
     side: Side,
     pub(crate) options: Options,
     pub(crate) address: SocketAddr,
+    /// Other addresses of this end.
+    pub(crate) others: Vec<SocketAddr>,
+    /// What its own host refuses to send.
+    pub(crate) refuses: Option<Refuses>,
+    /// Datagrams that it refused.
+    pub(crate) refused: Vec<(Duration, SocketAddr)>,
     pub(crate) load: Load,
     pub(crate) peer: Peer,
     pub(crate) data: Data,
@@ -183,6 +198,9 @@ impl End {
             side,
             options,
             address: side.home(),
+            others: Vec::new(),
+            refuses: None,
+            refused: Vec::new(),
             load: Load::Normal,
             peer,
             data,
@@ -203,7 +221,8 @@ impl End {
 
     /// Resolves the configured name of the peer.
     pub(crate) fn resolve(&mut self, now: Duration) {
-        let addresses = self.options.endpoint.into_iter().collect();
+        let first = self.options.endpoint.into_iter();
+        let addresses = first.chain(self.options.also_at.iter().copied()).collect();
         self.peer.handle_endpoints(self.clock(now), addresses);
         self.flush(now);
     }
@@ -310,8 +329,14 @@ impl End {
     }
 
     /// Datagrams of one sender come out of the socket.
-    pub(crate) fn receive(&mut self, now: Duration, from: SocketAddr, batch: Vec<Vec<u8>>) {
-        let at = Arrival { from, local: Some(self.address.ip()) };
+    pub(crate) fn receive(
+        &mut self,
+        now: Duration,
+        from: SocketAddr,
+        to: SocketAddr,
+        batch: Vec<Vec<u8>>,
+    ) {
+        let at = Arrival { from, local: Some(to.ip()) };
         self.data.inbound(at, batch, self.clock(now).boot);
         self.collect();
     }
@@ -328,11 +353,20 @@ impl End {
         }
         let mut bytes = Vec::new();
         while let Some(transmit) = self.peer.poll_transmit(&mut bytes) {
-            self.post(transmit.to, std::mem::take(&mut bytes));
+            let datagram = self.datagram(transmit, std::mem::take(&mut bytes));
+            if self.refuses.as_ref().is_some_and(|refuses| refuses(&datagram)) {
+                self.refused.push((now, datagram.to));
+                self.peer.send_refused(self.clock(now), datagram.to);
+            } else {
+                self.outbox.push(datagram);
+            }
         }
         while let Some(event) = self.peer.poll_event() {
             if let (Event::KeepFloor(stamp), Disk::Writes(after)) = (&event, self.options.disk) {
                 self.writes.push((after, *stamp));
+            }
+            if event == Event::Unheard && self.options.free_port {
+                self.address.set_port(self.address.port() + 1);
             }
             self.watch_life(now, &event);
             self.events.push((now, event));
@@ -351,13 +385,33 @@ impl End {
     }
 
     fn collect(&mut self) {
-        for (to, bytes) in std::mem::take(&mut self.data.sealed) {
-            self.post(to, bytes);
+        for (transmit, bytes) in std::mem::take(&mut self.data.sealed) {
+            let datagram = self.datagram(transmit, bytes);
+            self.outbox.push(datagram);
         }
     }
 
-    fn post(&mut self, to: SocketAddr, bytes: Vec<u8>) {
-        self.outbox.push(Datagram { from: self.address, to, bytes });
+    /// The kernel chooses the first address of the end where the peer does not.
+    fn datagram(&self, Transmit { to, from }: Transmit, bytes: Vec<u8>) -> Datagram {
+        let from = self.others.iter().find(|other| Some(other.ip()) == from);
+        Datagram { from: *from.unwrap_or(&self.address), to, bytes }
+    }
+
+    /// Whether a datagram to this address reaches it.
+    pub(crate) fn listens(&self, to: SocketAddr) -> bool {
+        !self.asleep && (self.address == to || self.others.contains(&to))
+    }
+
+    /// The kernel says that a route, an address or a link has changed.
+    pub(crate) fn retry_refused(&mut self, now: Duration) {
+        self.peer.retry_refused(self.clock(now));
+        self.flush(now);
+    }
+
+    /// The kernel would send by another way now.
+    pub(crate) fn route_changed(&mut self, now: Duration) {
+        self.peer.route_changed(self.clock(now));
+        self.flush(now);
     }
 
     /// Moves to another address.

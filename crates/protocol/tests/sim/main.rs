@@ -18,6 +18,7 @@ mod liveness;
 mod network;
 mod oracle;
 mod preshared;
+mod reach;
 mod rekey;
 mod restart;
 mod roaming;

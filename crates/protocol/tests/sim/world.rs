@@ -207,10 +207,10 @@ impl World {
             batch.push(next.bytes);
         }
         let now = self.now;
-        let listens = |side: &Side| self[*side].address == to && !self[*side].asleep;
+        let listens = |side: &Side| self[*side].listens(to);
         let Some(side) = Side::BOTH.into_iter().find(listens) else { return };
         self.oracle.came(from, batch.iter().map(Vec::len).sum());
-        self[side].receive(now, from, batch);
+        self[side].receive(now, from, to, batch);
         self.settle(side);
     }
 

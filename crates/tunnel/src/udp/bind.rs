@@ -127,6 +127,7 @@ pub(super) struct Bound {
     pub(super) socket: Socket,
     pub(super) dual_stack: bool,
     pub(super) local_port: u16,
+    pub(super) at: SocketAddr,
 }
 
 const ONLY_V6: IntOption =
@@ -181,7 +182,7 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     socket.set_nonblocking(true).map_err(BindError::Open)?;
     bind_to(&socket, at)?;
     let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();
-    Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()) })
+    Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()), at })
 }
 
 /// An address that is not there yet is taken all the same, and waited for: nothing arrives or leaves until then. The

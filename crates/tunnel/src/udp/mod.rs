@@ -9,6 +9,8 @@ mod gro;
 mod gso;
 mod hops;
 mod pktinfo;
+mod refusal;
+mod renew;
 mod route;
 mod sys;
 mod tos;
@@ -18,11 +20,13 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::{NonZeroU8, NonZeroU16};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use socket2::SockAddr;
 
 pub use bind::{BindError, Listen, Options};
+pub use refusal::Refusal;
 pub use route::{largest_payload, packet_around, payload_within};
 pub use way::Way;
 
@@ -46,7 +50,11 @@ pub struct Socket {
     inner: socket2::Socket,
     /// An `AF_INET6` socket takes IPv4 addresses in their v4-mapped form only.
     dual_stack: bool,
-    local_port: u16,
+    local_port: AtomicU16,
+    /// What it was bound to: port 0 is the kernel's to choose.
+    bound_to: SocketAddr,
+    /// The interface that it is bound to, by name.
+    device: Option<String>,
     gso: gso::Gso,
     /// Held by whoever has the kernel make fragments.
     fragmenting: Mutex<()>,
@@ -130,7 +138,9 @@ impl Socket {
         Ok(Self {
             inner: bound.socket,
             dual_stack: bound.dual_stack,
-            local_port: bound.local_port,
+            local_port: AtomicU16::new(bound.local_port),
+            bound_to: bound.at,
+            device: options.way.device.clone(),
             fragmenting: Mutex::new(()),
             gso: if options.offload { gso::Gso::probe() } else { gso::Gso::off() },
         })
@@ -138,7 +148,7 @@ impl Socket {
 
     /// The port it is bound to.
     pub fn local_port(&self) -> u16 {
-        self.local_port
+        self.local_port.load(Relaxed)
     }
 
     /// How many datagrams one [`Transmit`] may hold and still leave in one go.
@@ -307,10 +317,11 @@ impl AsFd for Socket {
     }
 }
 
-fn unmapped(from: SocketAddr) -> SocketAddr {
-    match from.ip().to_canonical() {
-        IpAddr::V4(v4) => SocketAddr::new(v4.into(), from.port()),
-        IpAddr::V6(_) => from,
+/// The address itself where it is one of IPv4 in the spelling of IPv6 (`::ffff:192.0.2.1`).
+pub fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 

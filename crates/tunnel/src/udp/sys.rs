@@ -41,6 +41,19 @@ pub(super) fn get(socket: &impl AsRawFd, option: IntOption) -> io::Result<c_int>
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Takes back the port and the interface that were chosen for a socket, as `connect(2)` does for `AF_UNSPEC`.
+pub(super) fn disconnect(socket: &Socket) -> io::Result<()> {
+    /// Of `sockaddr`, which every family's fits into.
+    const LEN: libc::socklen_t = 16;
+    const _: () = assert!(size_of::<libc::sockaddr>() == LEN as usize);
+    // SAFETY: plain old data of the kernel's, for which zeroes are valid; family 0 is `AF_UNSPEC`.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, and the pointer and length are those of an address that lives through
+    // the call; the kernel only reads it.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, LEN) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// One message to send.
 #[derive(Debug)]
 pub(super) struct Outgoing<'a> {

@@ -1,0 +1,284 @@
+//! By which uplink the tunnel's own datagrams leave: what the kernel answers when it is asked for the route
+//! to the peer, asked again whenever routes, rules, addresses or links change.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::Netlink;
+use crate::error::errno;
+use crate::heard::{Heard, Told};
+
+/// One change seldom comes alone.
+const SETTLES_WITHIN: Duration = Duration::from_millis(30);
+/// However often routes change, they are asked for no sooner than this after the last time.
+const APART: Duration = Duration::from_millis(400);
+
+/// What the routes are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Where the peer is.
+    pub to: SocketAddr,
+    /// The address of ours that is sent from, if it is not left to the kernel.
+    pub from: Option<IpAddr>,
+    /// The mark of the datagrams.
+    pub mark: u32,
+    /// The name of the interface that the socket is bound to.
+    pub device: Option<String>,
+    /// The port they leave from.
+    pub port: u16,
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shift {
+    /// Something about routes, rules, addresses or links; the datagrams leave as before.
+    Elsewhere,
+    /// The datagrams would leave by another interface or from another address than before, or can leave
+    /// no more.
+    Route,
+}
+
+/// The answer to a [`Query`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Route {
+    /// By which interface, if the address of ours is kept; or the error number.
+    kept: Result<u32, i32>,
+    /// By which interface and from which address, if both are left to the kernel; or the error number.
+    free: Result<(u32, Option<IpAddr>), i32>,
+}
+
+impl Route {
+    /// Whether what was sent from `from` under the answer `before` should be sent otherwise now. An address
+    /// that was never the kernel's choice is not given up because the kernel now chooses yet another.
+    fn is_other_than(&self, before: &Self, from: Option<IpAddr>) -> bool {
+        let chosen = |route: &Self| route.free.ok().and_then(|(_, source)| source);
+        let was_chosen = from.is_none() || chosen(before) == from;
+        self.kept != before.kept || was_chosen && self.free != before.free
+    }
+}
+
+/// Follows the routes to the peer.
+pub struct Uplink {
+    query: watch::Sender<Option<Query>>,
+    shifts: mpsc::Receiver<Shift>,
+}
+
+impl Uplink {
+    /// Begins to follow, by what is heard in the network namespace of `netlink`. Belongs inside a tokio
+    /// runtime.
+    pub fn follow(netlink: Netlink, heard: Heard) -> Self {
+        let (query, asked) = watch::channel(None);
+        let (send, shifts) = mpsc::channel(1);
+        tokio::spawn(follow(netlink.handle, heard, asked, send));
+        Self { query, shifts }
+    }
+
+    /// Asks for this from now on.
+    pub fn ask(&self, query: Option<Query>) {
+        self.query.send_if_modified(|asked| {
+            let modified = *asked != query;
+            *asked = query;
+            modified
+        });
+    }
+
+    /// Waits until something has changed.
+    pub async fn shifted(&mut self) -> Shift {
+        match self.shifts.recv().await {
+            Some(shift) => shift,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn follow(
+    handle: Handle,
+    mut heard: Heard,
+    mut asked: watch::Receiver<Option<Query>>,
+    shifts: mpsc::Sender<Shift>,
+) {
+    let mut known: Option<(Query, Route)> = None;
+    let (mut due, mut rested) = (None, Instant::now());
+    loop {
+        // A new question is asked at once: its answer is what later ones are compared with.
+        let told = tokio::select! {
+            told = heard.next() => match told {
+                Some(told) if concerns(&told) => {
+                    due.get_or_insert_with(|| rested.max(Instant::now() + SETTLES_WITHIN));
+                    continue;
+                }
+                Some(_) => continue,
+                None => return,
+            },
+            changed = asked.changed() => match changed {
+                Ok(()) => false,
+                Err(_nobody_asks) => return,
+            },
+            () = sleep_until(due.unwrap_or(rested)), if due.is_some() => true,
+        };
+        if told {
+            (due, rested) = (None, Instant::now() + APART);
+        }
+        let query = asked.borrow_and_update().clone();
+        let route = match &query {
+            Some(query) => Some(ask(&handle, query).await),
+            None => None,
+        };
+        let before = known.take();
+        known = query.zip(route);
+        let shift = match (&before, &known) {
+            (Some((asked, before)), Some((query, route)))
+                if asked == query && route.is_other_than(before, query.from) =>
+            {
+                Shift::Route
+            }
+            _ if told => Shift::Elsewhere,
+            _ => continue,
+        };
+        if shifts.send(shift).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Neighbours and the like are of no concern; of links, what is only counted is not told.
+fn concerns(told: &Told) -> bool {
+    use RouteNetlinkMessage as Message;
+    match told {
+        Told::Route(message) => matches!(
+            **message,
+            Message::NewLink(_)
+                | Message::DelLink(_)
+                | Message::NewAddress(_)
+                | Message::DelAddress(_)
+                | Message::NewRoute(_)
+                | Message::DelRoute(_)
+                | Message::NewRule(_)
+                | Message::DelRule(_)
+        ),
+        // The kernel had more to say than we could hear.
+        Told::Lost => true,
+        Told::Configured { .. } | Told::Unconfigured { .. } => false,
+    }
+}
+
+async fn ask(handle: &Handle, query: &Query) -> Route {
+    let free = one(handle, query, None).await;
+    let kept = match query.from {
+        Some(from) => one(handle, query, Some(from)).await,
+        None => free,
+    };
+    Route { kept: kept.map(|(index, _)| index), free }
+}
+
+async fn one(
+    handle: &Handle,
+    query: &Query,
+    from: Option<IpAddr>,
+) -> Result<(u32, Option<IpAddr>), i32> {
+    let Some(message) = message(query, from) else { return Err(libc::ENODEV) };
+    let mut answers = Box::pin(handle.route().get(message).execute());
+    match answers.try_next().await {
+        Ok(Some(route)) => Ok(read(&route)),
+        Ok(None) => Err(libc::ENETUNREACH),
+        Err(error) => Err(errno(&error)),
+    }
+}
+
+/// The question as the kernel takes it; `None` if the interface that the socket is bound to is not there.
+fn message(query: &Query, from: Option<IpAddr>) -> Option<RouteMessage> {
+    let (to, length) = (query.to.ip(), if query.to.is_ipv4() { 32 } else { 128 });
+    let mut message = RouteMessageBuilder::<IpAddr>::new().build();
+    message.header.address_family =
+        if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.destination_prefix_length = length;
+    let mut attributes = vec![
+        RouteAttribute::Destination(to.into()),
+        RouteAttribute::IpProto(IPPROTO_UDP),
+        RouteAttribute::Sport(query.port),
+        RouteAttribute::Dport(query.to.port()),
+    ];
+    if query.mark != 0 {
+        attributes.push(RouteAttribute::Mark(query.mark));
+    }
+    if let Some(from) = from {
+        message.header.source_prefix_length = length;
+        attributes.push(RouteAttribute::Source(from.into()));
+    }
+    if let Some(index) = interface(query)? {
+        attributes.push(RouteAttribute::Oif(index));
+    }
+    message.attributes = attributes;
+    Some(message)
+}
+
+const IPPROTO_UDP: u8 = 17;
+
+/// The interface that the datagrams have to leave by, if there is one that they have to.
+fn interface(query: &Query) -> Option<Option<u32>> {
+    match (&query.device, query.to) {
+        (Some(device), _) => if_nametoindex(device.as_str()).ok().map(Some),
+        (None, SocketAddr::V6(to)) if to.scope_id() != 0 => Some(Some(to.scope_id())),
+        _ => Some(None),
+    }
+}
+
+fn read(route: &RouteMessage) -> (u32, Option<IpAddr>) {
+    let (mut index, mut source) = (0, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(oif) => index = *oif,
+            RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => source = Some((*v4).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => source = Some((*v6).into()),
+            _ => {}
+        }
+    }
+    (index, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const TWO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 129));
+
+    fn route(kept: u32, free: (u32, IpAddr)) -> Route {
+        Route { kept: Ok(kept), free: Ok((free.0, Some(free.1))) }
+    }
+
+    #[test]
+    fn the_default_route_moves() {
+        let (before, after) = (route(1, (1, ONE)), route(2, (2, TWO)));
+        assert!(after.is_other_than(&before, Some(ONE)));
+        assert!(after.is_other_than(&before, None));
+        assert!(!before.is_other_than(&before, Some(ONE)));
+    }
+
+    #[test]
+    fn a_source_with_rules_of_its_own_stays_when_others_routes_move() {
+        let (before, after) = (route(2, (1, ONE)), route(2, (3, TWO)));
+        assert!(!after.is_other_than(&before, Some(TWO)));
+    }
+
+    #[test]
+    fn a_source_that_the_kernel_chose_goes_when_it_chooses_another_on_the_same_link() {
+        let (before, after) = (route(1, (1, ONE)), route(1, (1, TWO)));
+        assert!(after.is_other_than(&before, Some(ONE)));
+    }
+
+    #[test]
+    fn an_address_that_is_gone_is_let_go() {
+        let before = route(1, (2, TWO));
+        let after = Route { kept: Err(libc::EINVAL), ..before };
+        assert!(after.is_other_than(&before, Some(ONE)));
+    }
+}

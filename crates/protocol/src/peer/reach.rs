@@ -1,0 +1,141 @@
+//! Whether our datagrams leave this host and reach the peer: what is done when the host refuses to send
+//! them, when routes change, and when nothing comes back.
+
+use std::net::{SocketAddr, SocketAddrV6};
+use std::time::Duration;
+
+use super::initiator::Attempt;
+use super::{Event, Peer, Transmit};
+use crate::activity::Source;
+use crate::time::{BootTime, Now};
+
+/// An initiation that has left is not repeated sooner, whatever becomes of routes.
+const REPEAT_AFTER: Duration = Duration::from_secs(1);
+/// A peer that stays at the source that was let go, and is heard there, has it back after this.
+const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
+/// Nothing is heard for this long, and another port may help: what translates addresses forgets an
+/// unanswered flow after 30 s, but only if nothing more is sent.
+const OTHER_PORT_AFTER: Duration = Duration::from_secs(30);
+
+impl Peer {
+    /// Our own host refused to send a datagram to `to`. An initiation goes to the next address at once,
+    /// to each at most once before the next try is due.
+    pub fn send_refused(&mut self, now: Now, to: SocketAddr) {
+        // An answer that never left says nothing about the peer.
+        self.unconfirmed_answers = 0;
+        if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.to() == to) {
+            let Some(call) = attempt.unanswered_call() else { return };
+            call.refused = true;
+            if let Some(left) = call.untried.checked_sub(1) {
+                call.untried = left;
+                self.candidates.advance();
+                self.redirect();
+                self.send_call(now);
+            }
+        } else if self.attempt.is_none() && self.endpoint() == Some(to) && self.addresses() > 1 {
+            self.candidates.advance();
+            self.wanted = true;
+            self.handle_wake(now);
+        }
+    }
+
+    /// Something about this host's routes, addresses or links has changed: what it refused before may
+    /// leave now.
+    pub fn retry_refused(&mut self, now: Now) {
+        let others = self.addresses().saturating_sub(1);
+        let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
+        if let Some(call) = call.filter(|call| call.refused) {
+            call.untried = others;
+            self.candidates.settle();
+            self.redirect();
+            self.send_call(now);
+        }
+    }
+
+    /// The route to where the peer is called has changed. Goes on from whichever address of ours the
+    /// kernel chooses now, and lets the peer know.
+    pub fn route_changed(&mut self, now: Now) {
+        self.forget_source(now);
+        let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
+        let stale = call.is_some_and(|call| !call.refused && now.boot >= call.at + REPEAT_AFTER);
+        if let Some(attempt) = self.attempt.take_if(|_| stale) {
+            let (to, pair) = (attempt.to(), self.identities.calling());
+            self.initiate(now, Some(to), pair, attempt.this_try());
+        }
+        self.speak(now);
+        self.handle_wake(now);
+    }
+
+    /// Sends something harmless on the session, if there is one: whether it leaves is what matters.
+    pub fn try_sending(&mut self, now: Now) {
+        self.speak(now);
+        self.handle_wake(now);
+    }
+
+    /// The interface of link-local addresses has another number.
+    pub fn renumber(&mut self, now: Now, old: u32, new: u32) {
+        let renumbered = |address| renumbered(address, old, new);
+        self.candidates.change(renumbered);
+        if let Some(to) = self.endpoint().filter(|to| renumbered(*to) != *to) {
+            self.set_path(renumbered(to), None);
+        }
+        if self.attempt.as_ref().is_some_and(|attempt| renumbered(attempt.to()) != attempt.to()) {
+            self.redirect();
+        }
+        self.handle_wake(now);
+    }
+
+    /// Where the peer is, and what is sent there from; or where it is called.
+    pub fn heading(&self) -> Option<Transmit> {
+        let path = self.path.map(|path| Transmit { to: path.to, from: path.from });
+        path.or_else(|| Some(Transmit { to: self.attempt.as_ref()?.to(), from: None }))
+    }
+
+    /// The address of ours that the peer last wrote to may be what fails: begin anew with the
+    /// configured one, or let the kernel choose.
+    pub(super) fn forget_source(&mut self, now: Now) {
+        let Some(path) = self.path else { return };
+        let configured = self.config.sources.towards(path.to);
+        let given_up = path.from.filter(|from| Some(*from) != configured);
+        self.given_up = given_up.map(|from| (from, now.boot + TAKEN_BACK_AFTER)).or(self.given_up);
+        self.change_source(configured);
+    }
+
+    /// Whether the peer wrote to a source that was just let go, as it does until it has heard us from
+    /// another one.
+    pub(super) fn is_of_the_past(&mut self, now: Now, source: &Source) -> bool {
+        self.given_up.take_if(|(_, until)| now.boot >= *until);
+        let given_up = self.given_up.map(|(from, _)| from);
+        given_up.is_some() && source.local == given_up && self.endpoint() == Some(source.from)
+    }
+
+    /// The peer calls again, and has not used our answer: it does not hear us. Whatever we send from, or
+    /// to, may be why.
+    pub(super) fn doubt_path(&mut self, now: Now) {
+        if self.unconfirmed_answers > 0 && self.attempt.is_none() {
+            self.forget_source(now);
+            self.candidates.advance();
+            self.wanted = true;
+        }
+    }
+
+    /// Our tries have gone unheard for so long that another port may help.
+    pub(super) fn want_other_port(&mut self, now: Now, unanswered: &Attempt) {
+        // What still comes on a session does not say that we are heard; an answer would.
+        let since: BootTime = self.port_since.max(unanswered.this_try().begun);
+        let patience = self.config.dead_after.min(OTHER_PORT_AFTER);
+        if !unanswered.was_refused() && now.boot >= since + patience {
+            self.port_since = now.boot;
+            self.events.push_back(Event::Unheard);
+        }
+    }
+}
+
+fn renumbered(address: SocketAddr, old: u32, new: u32) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == old => {
+            SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), new).into()
+        }
+        other => other,
+    }
+}

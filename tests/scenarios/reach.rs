@@ -1,0 +1,194 @@
+//! What our own host refuses to send, routes that change, networks that come late, and ports and interfaces
+//! that have to be chosen anew.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use vpnd_tests::link::{cable, port};
+use vpnd_tests::runner::{Cost, Scenario};
+use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
+use vpnd_tests::traffic::ping;
+use vpnd_tests::{Host, Lab, Routed, Vpnd, Wire, nft};
+
+use crate::socket::{B4, SECOND4, Uplinks};
+use crate::tunnel::{SOON, Tunnel};
+
+/// Sooner than the second try of a handshake.
+const AT_ONCE: Duration = Duration::from_millis(4500);
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("reach::who refuses is named", Cost::Works, refused),
+        Scenario::new("reach::the default route moves", Cost::Works, default_route),
+        Scenario::new("reach::a network that comes late", Cost::Works, late),
+        Scenario::new("reach::addresses that cannot be reached", Cost::Works, unreachable),
+        Scenario::new("reach::a link-local peer on a new cable", Cost::Works, link_local),
+        Scenario::new("reach::bind_device on a new cable", Cost::Works, bound),
+        Scenario::new("reach::a port that leads nowhere", Cost::Waits, other_port),
+    ]
+}
+
+fn refused(lab: &Lab) -> Result<String> {
+    let Tunnel { wire, a, b: _b } = Tunnel::new(lab)?;
+    let out =
+        "table inet f { chain o { type filter hook output priority 0; udp dport 51820 drop\n } }";
+    wire.a.run_with_input("nft -f -", out)?;
+    is_named(&wire.a, &a, "packet filter")?;
+    nft::clear(&wire.a)?;
+    is_over(&wire.a, &a)?;
+    for (kind, word) in
+        [("prohibit", "`prohibit`"), ("unreachable", "`unreachable`"), ("blackhole", "`blackhole`")]
+    {
+        wire.a.run(&format!("ip route add {kind} 192.0.2.2"))?;
+        is_named(&wire.a, &a, word)?;
+        wire.a.run(&format!("ip route del {kind} 192.0.2.2"))?;
+        is_over(&wire.a, &a)?;
+    }
+    wire.a.run("ip route del 192.0.2.0/24 dev eth0")?;
+    is_named(&wire.a, &a, "no route")?;
+    wire.a.run("ip route add 192.0.2.0/24 dev eth0")?;
+    is_over(&wire.a, &a)?;
+    Ok("a filter, three kinds of routes, and no route".to_owned())
+}
+
+/// Packets are sent, none arrives, and the reason is said.
+fn is_named(host: &Host, vpnd: &Vpnd, word: &str) -> Result<()> {
+    let pings = ping::series(host, INNER_B4, 3, Duration::from_millis(50))?;
+    ensure!(pings.answered == 0, "{word}: {pings:?}");
+    let named = |hint: Option<&str>| hint.is_some_and(|hint| hint.contains(word));
+    vpnd.wait_for(word, SOON, |status| named(status.hint()))?;
+    vpnd.wait_for_log("does not leave this host", SOON)
+}
+
+fn is_over(host: &Host, vpnd: &Vpnd) -> Result<()> {
+    ping::until_answered(host, INNER_B4, SOON)?;
+    vpnd.wait_for("no hint", SOON, |status| status.hint().is_none())?;
+    Ok(())
+}
+
+/// The address of the uplink that is left stays, and what is sent from it by the other goes nowhere.
+fn default_route(lab: &Lab) -> Result<String> {
+    let net = Uplinks::new(lab)?;
+    for key in ["all", "one", "two"] {
+        net.router.sysctl(&format!("ipv4/conf/{key}/rp_filter"), "1")?;
+    }
+    let (a, b) = site::pair()?;
+    let b = Vpnd::start(&net.b, &b)?;
+    let _a = Vpnd::start(&net.a, &a.towards(&format!("{B4}:{PORT}")))?;
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    let mut lost = Vec::new();
+    for (gateway, at) in [("198.51.100.254", SECOND4), ("192.0.2.254", "192.0.2.1")] {
+        net.a.run(&format!("ip route replace default via {gateway}"))?;
+        let pings = ping::series(&net.a, INNER_B4, 40, Duration::from_millis(100))?;
+        ensure!(pings.answered >= 20, "by {gateway}: {pings:?}");
+        let at = format!("{at}:{PORT}");
+        b.wait_for("B follows", SOON, |status| status.endpoint() == Some(&at))?;
+        lost.push(pings.sent - pings.answered);
+    }
+    Ok(format!("{lost:?} of 40 pings lost, ten a second"))
+}
+
+/// A has no network when it starts.
+fn late(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let cable = port(&wire.a, "eth0");
+    cable.down()?;
+    let (a, b) = site::pair()?;
+    let _b = Vpnd::start(&wire.b, &b)?;
+    let a = Vpnd::start(&wire.a, &a.towards(Wire::B4))?;
+    a.wait_for("no route", SOON, |status| status.hint().is_some_and(|h| h.contains("no route")))?;
+    let came = Instant::now();
+    cable.up()?;
+    a.wait_for("a session", SOON, |status| status.is_up())?;
+    let took = came.elapsed();
+    ensure!(took < AT_ONCE, "up {took:?} after the network came");
+    Ok(format!("up {} ms after the network came", took.as_millis()))
+}
+
+/// The host refuses to send to the first addresses of the list.
+fn unreachable(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    wire.a.run("ip route add unreachable 198.51.100.0/24")?;
+    let (a, b) = site::pair()?;
+    let _b = Vpnd::start(&wire.b, &b)?;
+    let mut a = a;
+    let list = ["[2001:db8:dead::1]:51820", "198.51.100.7:51820", "203.0.113.7:1", Wire::B4];
+    a.remote.lines.push(format!("endpoint = {list:?}"));
+    let started = Instant::now();
+    let a = Vpnd::start(&wire.a, &a)?;
+    a.wait_for("a session", SOON, |status| status.is_up())?;
+    let took = started.elapsed();
+    ensure!(took < AT_ONCE, "up after {took:?}");
+    let hint = a.status()?;
+    ensure!(hint.hint().is_none(), "{hint}");
+    Ok(format!("the fourth address was reached {} ms after the start", took.as_millis()))
+}
+
+/// A new cable between two hosts; the kernel gives no number of an interface twice.
+fn new_cable(a: &Host, b: &Host) -> Result<()> {
+    cable(port(a, "eth0"), port(b, "eth0"))?;
+    for (host, last) in [(a, 1), (b, 2)] {
+        port(host, "eth0")
+            .address(&[&format!("fe80::{last}/64"), &format!("192.0.2.{last}/24")])?;
+    }
+    Ok(())
+}
+
+fn link_local(lab: &Lab) -> Result<String> {
+    let (host_a, host_b) = (lab.host("a")?, lab.host("b")?);
+    new_cable(&host_a, &host_b)?;
+    let (a, b) = site::pair()?;
+    let b = Vpnd::start(&host_b, &b)?;
+    let a = Vpnd::start(&host_a, &a.towards("[fe80::2%eth0]:51820"))?;
+    ping::until_answered(&host_a, INNER_B4, SOON)?;
+    b.wait_for("a name", SOON, |status| status.endpoint() == Some("[fe80::1%eth0]:51820"))?;
+    host_a.run("ip link del eth0")?;
+    new_cable(&host_a, &host_b)?;
+    // B has learnt where A is, and no configuration names it.
+    let came = Instant::now();
+    ping::until_answered(&host_b, INNER_A4, SOON)?;
+    ping::until_answered(&host_a, INNER_B4, SOON)?;
+    let took = came.elapsed();
+    ensure!(took < AT_ONCE, "up {took:?} after the cable");
+    let shown = a.status()?;
+    ensure!(shown.endpoint() == Some("[fe80::2%eth0]:51820"), "{shown}");
+    Ok(format!("up {} ms after a cable with another number", took.as_millis()))
+}
+
+fn bound(lab: &Lab) -> Result<String> {
+    let (host_a, host_b) = (lab.host("a")?, lab.host("b")?);
+    new_cable(&host_a, &host_b)?;
+    let (a, b) = site::pair()?;
+    let _b = Vpnd::start(&host_b, &b)?;
+    let a = crate::socket::told(a, &["bind_device = \"eth0\""]).towards(Wire::B4);
+    let _a = Vpnd::start(&host_a, &a)?;
+    ping::until_answered(&host_a, INNER_B4, SOON)?;
+    host_a.run("ip link del eth0")?;
+    new_cable(&host_a, &host_b)?;
+    let came = Instant::now();
+    ping::until_answered(&host_a, INNER_B4, SOON)?;
+    let took = came.elapsed();
+    ensure!(took < AT_ONCE, "up {took:?} after the cable");
+    Ok(format!("up {} ms after a cable with another number", took.as_millis()))
+}
+
+/// What stands for a translation of addresses that every datagram keeps alive, and that leads nowhere.
+fn other_port(lab: &Lab) -> Result<String> {
+    let net = Routed::new(lab)?;
+    let (a, b) = site::pair()?;
+    let lines = ["dead_after = \"2s\""];
+    let mut a = a.speaking_vpnd(&lines).keepalive(1).towards(Routed::B4);
+    a.listen = None;
+    let _b = Vpnd::start(&net.b, &b.speaking_vpnd(&lines).keepalive(1))?;
+    let a = Vpnd::start(&net.a, &a)?;
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    let before = a.status()?.listen_port().context("a port")?;
+    nft::drop_arriving(&net.router, &format!("udp sport {before}"))?;
+    let cut = Instant::now();
+    let after = a.wait_for("another port", SOON * 3, |status| {
+        status.listen_port().is_some_and(|port| port != before)
+    })?;
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    let (after, took) = (after.listen_port().context("a port")?, cut.elapsed());
+    Ok(format!("port {before} became {after}, up again after {} s", took.as_secs()))
+}
