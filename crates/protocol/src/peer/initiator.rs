@@ -207,7 +207,7 @@ impl Peer {
             return;
         }
         self.choose_keys(unanswered.tries);
-        if !self.turn_back() {
+        if !self.turn_back(unanswered.to()) {
             self.candidates.advance();
         }
         self.forget_source();

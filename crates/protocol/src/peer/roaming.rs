@@ -143,10 +143,12 @@ impl Peer {
         }
     }
 
-    /// Nobody answers where the peer seemed to be: back to where it certainly was. Says whether there was
-    /// such a place.
-    pub(super) fn turn_back(&mut self) -> bool {
-        let (Some(left), Some(path)) = (self.roaming.left.take(), self.path) else { return false };
+    /// Nobody answered there. If that is where the peer seems to be: back to where it certainly was. Says
+    /// whether there was such a place.
+    pub(super) fn turn_back(&mut self, called: SocketAddr) -> bool {
+        // The peer may have been heard from elsewhere since, where it was not called yet.
+        let Some(path) = self.path.filter(|path| path.to == called) else { return false };
+        let Some(left) = self.roaming.left.take() else { return false };
         self.candidates.remember(path.to);
         self.set_path(left.from, left.local);
         true

@@ -374,3 +374,25 @@ fn who_flaps_between_two_ports_moves_a_few_times_a_second() {
         assert_eq!(world.lost(Side::A), 0);
     }
 }
+
+/// The one that has moved is heard all the time, so that the path leads there again and again.
+#[test]
+fn a_wireguard_peer_is_called_where_it_is_heard_though_a_call_was_lost() {
+    let mut world = World::with(1, |side, options| {
+        options.endpoint = options.endpoint.filter(|_| side == Side::B);
+    });
+    world.resolve(Side::B);
+    world.run_until(seconds(1));
+    world[Side::A].roam(7, 7);
+    world.offer_every(Side::A, seconds(1));
+    world.offer_every(Side::B, seconds(1));
+    let mut first = true;
+    world.network.loses = Some(Box::new(move |sent| {
+        let rekeys = sent.at > seconds(100) && sent.datagram.kind() == Kind::Initiation;
+        rekeys && std::mem::take(&mut first)
+    }));
+    world.run_until(seconds(138));
+    let rekeyed = world.told(Side::B, |e| matches!(e, Event::Established(_)))[1];
+    assert!(rekeyed < seconds(137), "{rekeyed:?}");
+    assert_eq!(path(&world, Side::B), world[Side::A].address);
+}
