@@ -304,6 +304,24 @@ fn who_confirms_a_session_is_where_the_answer_went() {
     }
 }
 
+/// Somebody near B sends A's initiation from elsewhere, and brings the answer to A.
+#[test]
+fn an_answer_that_was_carried_to_the_peer_proves_nothing() {
+    let mut world = speaking(vpnd(), Roam::Any);
+    world.network.spoofs = Some(Box::new(|sent| {
+        (sent.by == Side::A && sent.datagram.kind() == Kind::Initiation).then(attacker)
+    }));
+    world.run_until(seconds(10));
+    world.restart(Side::A, Floor::Kept);
+    world.run_for(millis(1));
+    let carried = world.network.wire.last().expect("an answer").datagram.clone();
+    assert_eq!((carried.kind(), carried.to), (Kind::Response, attacker()));
+    world.inject(Datagram { to: Side::A.home(), ..carried });
+    world.run_for(seconds(1));
+    assert_eq!(world.told(Side::B, |e| matches!(e, Event::Established(_))).len(), 2);
+    assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
+}
+
 #[test]
 fn a_wireguard_peer_that_does_not_answer_elsewhere_is_looked_for_where_it_was() {
     for knows in [true, false] {
