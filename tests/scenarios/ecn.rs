@@ -4,9 +4,9 @@ use anyhow::{Result, ensure};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{INNER_B4, PORT};
 use vpnd_tests::traffic::ping;
-use vpnd_tests::{Lab, nft};
+use vpnd_tests::{Lab, Wire, nft};
 
-use crate::tunnel::Tunnel;
+use crate::tunnel::{SOON, Tunnel};
 
 /// As `nft` calls them, in the order of their bits.
 const MARKS: [&str; 4] = ["not-ect", "ect1", "ect0", "ce"];
@@ -17,11 +17,37 @@ const EMERGING: [[Option<usize>; 4]; 4] = [
     [Some(2), Some(1), Some(2), Some(3)],
     [Some(3), Some(3), Some(3), Some(3)],
 ];
+/// Echo requests that show a path to be sane, or not.
+const SANE: u32 = 150;
 /// Echo requests of one kind.
 const PINGS: u32 = 3;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario::new("ecn::every mark under every other", Cost::Works, marks)]
+    vec![
+        Scenario::new("ecn::every mark under every other", Cost::Works, marks),
+        Scenario::new("ecn::a path that marks everything over v4", Cost::Works, |lab| {
+            everything(lab, Wire::B4, "ip")
+        }),
+        Scenario::new("ecn::a path that marks everything over v6", Cost::Works, |lab| {
+            everything(lab, Wire::B6, "ip6")
+        }),
+    ]
+}
+
+/// What has no ECN arrives although each datagram is marked, and `status` says so until the path is sane again.
+fn everything(lab: &Lab, outside: &str, family: &str) -> Result<String> {
+    let tunnel = Tunnel::with(lab, |a, b| (a.towards(outside), b))?;
+    let (a, b) = (&tunnel.wire.a, &tunnel.wire.b);
+    nft::remark_arriving(b, &format!("udp dport {PORT}"), family, "ce")?;
+    let pings = ping::marked(a, INNER_B4, SANE, 0)?;
+    ensure!(pings.answered == pings.sent, "of unmarked packets in marked datagrams: {pings:?}");
+    let status = tunnel.b.status()?;
+    ensure!(status.ecn_ignored() && !status.drops().contains_key("congestion"), "{status}");
+    nft::clear(b)?;
+    let pings = ping::marked(a, INNER_B4, SANE * 2, 0)?;
+    ensure!(pings.answered == pings.sent, "on a sane path: {pings:?}");
+    tunnel.b.wait_for("the path to be sane again", SOON, |status| !status.ecn_ignored())?;
+    Ok(format!("{SANE} of {SANE} arrived under marks, and RFC 6040 holds again after them"))
 }
 
 fn marks(lab: &Lab) -> Result<String> {
@@ -29,9 +55,14 @@ fn marks(lab: &Lab) -> Result<String> {
     let (a, b) = (&tunnel.wire.a, &tunnel.wire.b);
     copied_out(&tunnel)?;
     for (outer, mark) in MARKS.into_iter().enumerate() {
+        if mark == "ce" {
+            // Most of what arrived lately bears no such mark: it is believed.
+            nft::clear(b)?;
+            ping::marked(a, INNER_B4, SANE, 0)?;
+        }
         for (inner, row) in EMERGING.iter().enumerate() {
             nft::clear(b)?;
-            nft::remark_arriving(b, &format!("udp dport {PORT}"), mark)?;
+            nft::remark_arriving(b, &format!("udp dport {PORT}"), "ip", mark)?;
             nft::count_arriving(
                 b,
                 &MARKS.map(|mark| format!("icmp type echo-request ip ecn {mark}")),

@@ -3,6 +3,7 @@
 //! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
 //! `VPND_TESTS=long` asks for the full counts.
 
+mod bridges;
 mod carrier;
 mod change;
 mod cycles;
@@ -11,7 +12,10 @@ mod ecn;
 mod exact;
 mod examples;
 mod expiry;
+mod files;
 mod flood;
+mod guard;
+mod guarded;
 mod hooks;
 mod hostile;
 mod interop;
@@ -19,6 +23,7 @@ mod lan;
 mod lans;
 mod left;
 mod multicast;
+mod narrow;
 mod nested;
 mod pair;
 mod profile;
@@ -49,6 +54,7 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         interop::scenarios(),
+        bridges::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
@@ -62,8 +68,11 @@ fn main() -> ExitCode {
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
+        guarded::scenarios(),
+        narrow::scenarios(),
         socket::scenarios(),
         routes::scenarios(),
+        guard::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),
@@ -76,6 +85,7 @@ fn main() -> ExitCode {
         nested::scenarios(),
         uplinks::scenarios(),
         hooks::scenarios(),
+        files::scenarios(),
         flood::scenarios(),
         examples::scenarios(),
         exact::scenarios(),

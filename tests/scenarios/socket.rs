@@ -169,15 +169,11 @@ fn dscp(lab: &Lab) -> Result<String> {
 
 fn refused(lab: &Lab) -> Result<String> {
     let host = lab.host("a")?;
-    for (line, words) in [
-        ("source = \"192.0.2.77\"", "cannot send from 192.0.2.77: no interface has this address"),
-        ("bind_device = \"eth9\"", "cannot bind the UDP socket to `eth9` (SO_BINDTODEVICE)"),
-    ] {
-        let (a, _b) = site::pair()?;
-        let file = vpnd::write_files(&host, &told(a, &[line]))?;
-        let file = file.to_str().context("a path of our own making")?;
-        let (code, said) = vpnd::run(&host, &["--config", file])?;
-        ensure!(code == 1 && said.contains(words), "{line}: {code}, {said}");
-    }
-    Ok("both name what was tried, on what, and what to do".to_owned())
+    let (a, _b) = site::pair()?;
+    let file = vpnd::write_files(&host, &told(a, &["bind_device = \"eth9\""]))?;
+    let file = file.to_str().context("a path of our own making")?;
+    let (code, said) = vpnd::run(&host, &["--config", file])?;
+    let words = "cannot bind the UDP socket to `eth9` (SO_BINDTODEVICE)";
+    ensure!(code == 1 && said.contains(words), "{code}, {said}");
+    Ok("it names what was tried, on what, and what to do".to_owned())
 }

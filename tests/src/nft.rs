@@ -39,13 +39,14 @@ pub fn limit_bridges(host: &Host, kilobytes: u32) -> Result<()> {
     add(host, "bridge limits", "filter hook forward priority filter", &rule)
 }
 
-/// Gives what arrives and matches another ECN mark, before anything else sees it.
+/// Gives what arrives and matches another ECN mark, before anything else sees it;
+/// `family` is that of the header, `ip` or `ip6`.
 ///
 /// # Errors
 /// When `nft` refuses it.
-pub fn remark_arriving(host: &Host, matching: &str, mark: &str) -> Result<()> {
+pub fn remark_arriving(host: &Host, matching: &str, family: &str, mark: &str) -> Result<()> {
     let hook = "filter hook prerouting priority raw";
-    add(host, "ip marks", hook, &format!("{matching} ip ecn set {mark}"))
+    add(host, "inet marks", hook, &format!("{matching} {family} ecn set {mark}"))
 }
 
 /// Counts what arrives, a counter for each of these expressions of `nft`.

@@ -70,6 +70,11 @@ impl Status {
         counts.filter(|(_, count)| *count > 0).collect()
     }
 
+    /// Whether the path marks everything for congestion, so that marks are ignored.
+    pub fn ecn_ignored(&self) -> bool {
+        self.field("/ecn_ignored").and_then(Value::as_bool) == Some(true)
+    }
+
     /// All drops together.
     pub fn dropped(&self) -> u64 {
         self.drops().values().sum()

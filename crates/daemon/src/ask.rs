@@ -2,19 +2,24 @@
 //! reads the answer.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::Uid;
 use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
 use crate::control::Ask;
 use crate::exit::Exit;
+use crate::terminal::Printable;
+use crate::trust::{self, Untrusted};
 
 /// Where tunnels answer unless their configuration says otherwise.
 pub(crate) const SOCKETS: &str = "/run/vpnd";
-/// A daemon that has not answered by then hangs.
+/// A daemon whose whole answer has not come by then hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// No answer is longer.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -28,6 +33,15 @@ pub(crate) enum AskError {
     /// The socket is closed to us.
     #[error("{} is closed to us: ask as root", .0.display())]
     Permission(PathBuf),
+    /// Somebody else listens.
+    #[error(
+        "uid {uid} listens at {}, neither root, nor you, nor the user that the tunnel runs as: nothing was \
+         handed over", path.display()
+    )]
+    Stranger { path: PathBuf, uid: u32 },
+    /// Somebody else could.
+    #[error("others could listen at {}: {why}; nothing was handed over", path.display())]
+    Place { path: PathBuf, why: Untrusted },
     /// The daemon is stuck.
     #[error("the tunnel at {} does not answer: its `up` hooks are running, or it hangs", .0.display())]
     Silent(PathBuf),
@@ -47,7 +61,7 @@ impl AskError {
     pub(crate) const fn exit(&self) -> Exit {
         match self {
             Self::NotRunning(_) | Self::Silent(_) => Exit::Unknown,
-            Self::Permission(_) => Exit::Permission,
+            Self::Permission(_) | Self::Stranger { .. } | Self::Place { .. } => Exit::Permission,
             Self::Io { .. } | Self::Refused { .. } | Self::Shape { .. } => Exit::Failure,
         }
     }
@@ -58,17 +72,53 @@ pub(crate) fn socket(name: &str) -> PathBuf {
     if name.contains('/') { name.into() } else { Path::new(SOCKETS).join(format!("{name}.sock")) }
 }
 
-/// Asks the tunnel at `path`, hands it `files`, and returns its own words, which may be more than
-/// this release knows.
+/// Asks the tunnel at `path`, and returns its own words, which may be more than this release knows.
 ///
 /// # Errors
 ///
 /// If it does not answer, or refuses.
-pub(crate) fn ask(path: &Path, ask: &Ask, files: &[&str]) -> Result<Value, AskError> {
-    let line = exchange(path, ask, files).map_err(|error| explain(path, error))?;
+pub(crate) fn ask(path: &Path, ask: &Ask) -> Result<Value, AskError> {
+    let stream = Conversation::begin(path).map_err(|error| explain(path, error))?;
+    converse(path, stream, ask, &[])
+}
+
+/// As [`ask`], and hands it `files`, but only where no one else listens than root, us, or one of `users`.
+///
+/// # Errors
+///
+/// As [`ask`], or if somebody else listens there, or could.
+pub(crate) fn hand_over(
+    path: &Path,
+    ask: &Ask,
+    files: &[&str],
+    users: &[u32],
+) -> Result<(), AskError> {
+    trust::place_among(path, users).map_err(|why| match why {
+        Untrusted::Unreachable { error, .. } => explain(path, error),
+        why => AskError::Place { path: path.to_owned(), why },
+    })?;
+    let stream = Conversation::begin(path).map_err(|error| explain(path, error))?;
+    let listener = stream.listener().map_err(|error| explain(path, error))?;
+    let known = listener == 0 || listener == Uid::effective().as_raw() || users.contains(&listener);
+    if !known {
+        return Err(AskError::Stranger { path: path.to_owned(), uid: listener });
+    }
+    converse(path, stream, ask, files).map(drop)
+}
+
+fn converse(
+    path: &Path,
+    stream: Conversation,
+    ask: &Ask,
+    files: &[&str],
+) -> Result<Value, AskError> {
+    let line = exchange(stream, ask, files).map_err(|error| explain(path, error))?;
     let answer: Value = serde_json::from_str(&line).map_err(|error| shape(path, error))?;
     match answer.get("error").and_then(Value::as_str) {
-        Some(reason) => Err(AskError::Refused { path: path.to_owned(), reason: reason.to_owned() }),
+        Some(reason) => {
+            let reason = Printable(reason).to_string();
+            Err(AskError::Refused { path: path.to_owned(), reason })
+        }
         None => Ok(answer),
     }
 }
@@ -78,21 +128,70 @@ pub(crate) fn shape(path: &Path, error: serde_json::Error) -> AskError {
     AskError::Shape { path: path.to_owned(), error }
 }
 
-fn exchange(path: &Path, ask: &Ask, files: &[&str]) -> io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+/// A connection that ends when its time is over, however little comes at a time.
+pub(crate) struct Conversation {
+    socket: Socket,
+    until: Instant,
+}
+
+impl Conversation {
+    /// Connects to whoever listens at `path`.
+    ///
+    /// # Errors
+    ///
+    /// As `connect(2)`; also if nobody has accepted in time.
+    pub(crate) fn begin(path: &Path) -> io::Result<Self> {
+        let (socket, until) =
+            (Socket::new(Domain::UNIX, Type::STREAM, None)?, Instant::now() + PATIENCE);
+        // For connecting, too, the kernel waits this long.
+        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        Ok(Self { socket, until })
+    }
+
+    /// Who listened when the socket was made.
+    fn listener(&self) -> io::Result<u32> {
+        Ok(getsockopt(&self.socket, PeerCredentials)?.uid())
+    }
+
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+impl Read for Conversation {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.left()?)?;
+        self.socket.read(into)
+    }
+}
+
+impl Write for Conversation {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.left()?)?;
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn exchange(mut stream: Conversation, ask: &Ask, files: &[&str]) -> io::Result<String> {
     let sent = send(&mut stream, ask, files);
     let mut answer = String::new();
     let heard = BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer);
     // Who refuses may hang up before it has heard everything, and has said why.
-    match answer.is_empty() {
-        true => Err(sent.and(heard).err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into())),
-        false => Ok(answer),
+    match answer.ends_with('\n') {
+        false => Err(sent.and(heard).err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into())),
+        true => Ok(answer),
     }
 }
 
-fn send(stream: &mut UnixStream, ask: &Ask, files: &[&str]) -> io::Result<()> {
+fn send(stream: &mut Conversation, ask: &Ask, files: &[&str]) -> io::Result<()> {
     let mut line = serde_json::to_string(ask)?;
     line.push('\n');
     stream.write_all(line.as_bytes())?;
@@ -130,7 +229,7 @@ mod tests {
             client.write_all(b"{\"schema\":1,\"error\":\"not known here\"}\n").unwrap();
         });
         let long = "x".repeat(1 << 20);
-        let error = ask(&path, &Ask::new("reload"), &[&long]).unwrap_err();
+        let error = hand_over(&path, &Ask::new("reload"), &[&long], &[]).unwrap_err();
         assert_eq!(error.to_string(), format!("{}: not known here", path.display()));
         daemon.join().unwrap();
     }
@@ -139,13 +238,89 @@ mod tests {
     fn who_says_nothing_is_silent_or_gone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("site-a.sock");
-        let error = ask(&path, &Ask::new("rotate"), &[]).unwrap_err();
+        let error = ask(&path, &Ask::new("rotate")).unwrap_err();
         assert_eq!(error.exit(), Exit::Unknown);
         let listener = UnixListener::bind(&path).unwrap();
         let daemon = thread::spawn(move || drop(listener.accept().unwrap()));
-        let error = ask(&path, &Ask::new("rotate"), &[]).unwrap_err();
+        let error = ask(&path, &Ask::new("rotate")).unwrap_err();
         assert_eq!(error.exit(), Exit::Failure, "{error}");
         daemon.join().unwrap();
+    }
+
+    #[test]
+    fn who_answers_a_byte_at_a_time_has_no_more_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site-a.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let daemon = thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            while client.write_all(b" ").is_ok() {
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let error = ask(&path, &Ask::new("status")).unwrap_err();
+        assert!(matches!(error, AskError::Silent(_)), "{error}");
+        daemon.join().unwrap();
+    }
+
+    #[test]
+    fn who_never_accepts_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site-a.sock");
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        let _waits = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let error = ask(&path, &Ask::new("status")).unwrap_err();
+        assert!(matches!(error, AskError::Silent(_)), "{error}");
+    }
+
+    #[test]
+    fn keys_are_handed_to_nobody_else() {
+        // Only root can be somebody else.
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site-a.sock");
+        let hand = |users: &[u32]| hand_over(&path, &Ask::new("reload"), &["secret"], users);
+        let listener = thread::spawn({
+            let path = path.clone();
+            move || {
+                // Of this thread alone.
+                // SAFETY: the call takes three numbers.
+                let became = unsafe { libc::syscall(libc::SYS_setresuid, -1, 12345, -1) };
+                assert_eq!(became, 0);
+                let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+                // SAFETY: as above.
+                unsafe { libc::syscall(libc::SYS_setresuid, -1, 0, -1) };
+                socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+                // SAFETY: as above.
+                unsafe { libc::syscall(libc::SYS_setresuid, -1, 12345, -1) };
+                socket.listen(5).unwrap();
+                // SAFETY: as above.
+                unsafe { libc::syscall(libc::SYS_setresuid, -1, 0, -1) };
+                UnixListener::from(socket)
+            }
+        });
+        let listener = listener.join().unwrap();
+        let error = hand(&[]).unwrap_err();
+        assert!(matches!(error, AskError::Stranger { uid: 12345, .. }), "{error}");
+        let (mut client, _) = listener.accept().unwrap();
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).unwrap();
+        assert!(heard.is_empty(), "not a byte");
+
+        let answering = thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            client.write_all(b"{\"schema\":1,\"ok\":true}\n").unwrap();
+            client.read_to_end(&mut Vec::new()).unwrap();
+        });
+        hand(&[12345]).unwrap();
+        answering.join().unwrap();
+
+        std::os::unix::fs::chown(directory.path(), Some(12345), None).unwrap();
+        assert!(matches!(hand(&[]).unwrap_err(), AskError::Place { .. }));
     }
 
     #[test]

@@ -4,46 +4,50 @@
 use std::path::PathBuf;
 
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Link, Namespace, Netlink, PeerState, Stays, Undo,
+    Error, Heard, Journal, Keeper, Leftover, Link, Namespace, Netlink, Own, PeerState, PortMemory,
+    Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
+use crate::options;
 
 /// Addresses, rules and routes, and who keeps them.
 pub(crate) struct Changes {
     netlink: Netlink,
     keeper: Keeper,
-    found_guards: bool,
 }
 
 impl Changes {
-    /// Makes them, and begins to keep them.
+    /// Makes them, and begins to keep them. Says the hardware address that the device has, if it has one.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses; nothing is changed then.
+    /// What the kernel refuses; nothing but what drops is changed then.
     pub(crate) async fn make(
         netlink: Netlink,
         news: Heard,
         link: &Link,
-        config: &Config,
-    ) -> Result<Self, Error> {
-        let left_behind = left_behind(config, netlink.namespace());
-        let found_guards = left_behind.guards();
-        let setup = netlink.configure(link, left_behind).await?;
+        undo: Undo,
+    ) -> Result<(Self, Option<[u8; 6]>), Error> {
+        let setup = netlink.configure(link, undo).await?;
+        let mac = netlink.found(&link.name).await?.mac;
         let keeper = Keeper::spawn(&netlink, news, setup);
-        Ok(Self { netlink, keeper, found_guards })
-    }
-
-    /// Whether an earlier run had left routes that drop.
-    pub(crate) const fn found_guards(&self) -> bool {
-        self.found_guards
+        Ok((Self { netlink, keeper }, mac))
     }
 
     /// Who is told of the peer.
     pub(crate) fn peer(&self) -> PeerState {
         self.keeper.peer()
+    }
+
+    /// Puts them back, but hands what drops on to the next start, if there is one soon.
+    pub(crate) async fn hand_on(self, device: bool) -> Option<Leftover> {
+        let Some(setup) = self.keeper.stop().await else {
+            tracing::error!("what was changed in the system is left to the next start");
+            return None;
+        };
+        self.netlink.hand_on(setup, device).await
     }
 
     /// Puts them back, but for what `stays`.
@@ -65,6 +69,26 @@ pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) ->
     way
 }
 
+/// Shuts the kill switch, if the configuration has one, and returns what an earlier run left behind. Where the
+/// tunnel's own datagrams would be led into it, they bear this mark.
+///
+/// # Errors
+///
+/// What the kernel refuses.
+pub(crate) async fn guard(
+    config: &Config,
+    netlink: &Netlink,
+    mark: Option<u32>,
+) -> Result<Undo, Error> {
+    let mut undo = left_behind(config, netlink.namespace());
+    if config.has_kill_switch() {
+        let own = mark.map(|mark| Own { mark, port: 0 });
+        let name = config.interface.name.as_deref().unwrap_or(&config.name);
+        netlink.guard(&options::link(config, name, 0, own), &mut undo).await?;
+    }
+    Ok(undo)
+}
+
 /// What an earlier run left, as the file beside the control socket says: a boot empties both that directory
 /// and the kernel's tables.
 fn left_behind(config: &Config, namespace: Namespace) -> Undo {
@@ -75,9 +99,15 @@ fn left_behind(config: &Config, namespace: Namespace) -> Undo {
             "cannot keep {path}: {error}; what a crash leaves is not found by the next start"
         );
     });
-    opened.map_or_else(|_| Undo::default(), Undo::resume)
+    let undo = opened.map_or_else(|_| Undo::default(), Undo::resume);
+    // What is lost without it an administrator gives the port once more.
+    let port = PortMemory::open(&path.with_extension("port"), namespace);
+    undo.remembering(port.unwrap_or_default())
 }
 
+/// What the journal's name ends with, beside the control socket's.
+pub(crate) const JOURNAL: &str = "changes";
+
 fn journal(config: &Config) -> PathBuf {
-    config.service.control.with_extension("changes")
+    config.service.control.with_extension(JOURNAL)
 }

@@ -8,15 +8,22 @@ use serde::Serialize;
 
 use crate::cli::CheckOptions;
 use crate::config::{
-    self, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route, WhenDown,
+    self, Carrier, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route,
+    WhenDown,
 };
 use crate::exit::Exit;
+use crate::forward;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
+use crate::terminal::{self, Printable, PrintableLines};
 
 /// Reads the configuration and its key files, as `run` would.
 pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
-    match config::load(&options.file) {
+    let loaded = config::load(&options.file).map(|mut loaded| {
+        loaded.warnings = loaded.warnings.and(forward::problems(&loaded.config));
+        loaded
+    });
+    match loaded {
         result if options.json => as_json(&result),
         Ok(loaded) => as_text(&loaded),
         Err(report) => Err(report.into()),
@@ -27,7 +34,7 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
     if !warnings.is_empty() {
         writeln!(io::stderr(), "{warnings}\n").context("cannot write to standard error")?;
     }
-    let text = summary(config, keys);
+    let text = PrintableLines(summary(config, keys));
     writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
     Ok(Exit::Success.into())
 }
@@ -39,7 +46,7 @@ fn summary(config: &Config, keys: &Keys) -> String {
         "ok        {}\ndevice    {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   \
          {}",
         config.name,
-        device(&config.interface),
+        device(config),
         profile(peer),
         keys.secret.public(),
         peer.public_key,
@@ -71,17 +78,23 @@ fn lets_in(config: &Config) -> String {
 fn commands(plan: &Plan) -> String {
     let all =
         plan.commands.iter().flat_map(|(moment, all)| all.iter().map(move |argv| (moment, argv)));
-    all.map(|(moment, argv)| format!("\nruns      {}: {argv}", moment.word())).collect()
+    all.map(|(moment, argv)| format!("\nruns      {}: {}", moment.word(), Printable(argv)))
+        .collect()
 }
 
 /// What a bridge's MTU is, only its host knows, and only then.
-fn device(interface: &Interface) -> String {
-    let Interface { name, mtu, bridge, .. } = interface;
+fn device(config: &Config) -> String {
+    let Interface { name, mtu, bridge, carrier, .. } = &config.interface;
     let name = name.as_deref().unwrap_or("named by the kernel");
+    let carrier = match carrier {
+        Carrier::Peer => ", a carrier only while the peer is there",
+        Carrier::Always if config.peer.keepalive.is_some() => ", always a carrier",
+        Carrier::Always => "",
+    };
     match (mtu, bridge) {
-        (Some(mtu), _) => format!("{name}, mtu {mtu}"),
-        (None, Some(bridge)) => format!("{name}, with the mtu of bridge {bridge}"),
-        (None, None) => name.to_owned(),
+        (Some(mtu), _) => format!("{name}, mtu {mtu}{carrier}"),
+        (None, Some(bridge)) => format!("{name}, with the mtu of bridge {bridge}{carrier}"),
+        (None, None) => format!("{name}{carrier}"),
     }
 }
 
@@ -96,7 +109,10 @@ fn profile(peer: &Peer) -> String {
 fn joined(items: &[impl ToString], none: &str) -> String {
     match items {
         [] => none.to_owned(),
-        items => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        items => {
+            let items = items.iter().map(ToString::to_string).collect::<Vec<_>>();
+            Printable(items.join(", ")).to_string()
+        }
     }
 }
 
@@ -106,6 +122,8 @@ struct Outcome<'a> {
     schema: u32,
     ok: bool,
     problems: Vec<Finding<'a>>,
+    /// Problems that are not among them.
+    more: usize,
     public_key: Option<String>,
     config: Option<&'a Config>,
 }
@@ -117,10 +135,11 @@ fn as_json(result: &Result<Loaded, Report>) -> anyhow::Result<ExitCode> {
         schema: 1,
         ok: loaded.is_some(),
         problems: report.findings().collect(),
+        more: report.left_out(),
         public_key: loaded.map(|loaded| loaded.keys.secret.public().to_string()),
         config: loaded.map(|loaded| &loaded.config),
     };
-    let text = serde_json::to_string_pretty(&outcome).context("cannot write JSON")?;
+    let text = terminal::pretty_json(&outcome).context("cannot write JSON")?;
     writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
     Ok(if outcome.ok { Exit::Success } else { Exit::Config }.into())
 }

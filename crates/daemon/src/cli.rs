@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// Hands a running tunnel its configuration and keys anew
     Reload(ReloadOptions),
+    /// Opens the kill switch of a tunnel that does not run
+    Release(ReleaseOptions),
     /// Moves a running tunnel to the keys that come next
     Rotate(RotateOptions),
     /// Writes ready-to-run configurations and keys for two sites
@@ -126,6 +128,13 @@ pub(crate) struct RunOptions {
     /// The tunnel's configuration
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
+}
+
+/// Options of `release`.
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseOptions {
+    /// The tunnel's name, or the path of its control socket
+    pub(crate) name: String,
 }
 
 /// Options of `genkey` and `genpsk`.

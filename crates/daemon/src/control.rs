@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::UnixStream as Probe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, fchmod};
@@ -18,7 +19,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -30,8 +31,10 @@ use crate::status::{SCHEMA, Status};
 const MAX_REQUEST: usize = 4096;
 /// Who has not sent a request and taken the answer by then is left.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// So many are served at once; others wait.
+/// Connections of root that are served at once, and as many of everybody else; further ones wait.
 const MAX_CONNECTIONS: usize = 8;
+/// Connections that wait, of either; one more is closed.
+const MAX_WAITING: usize = 16;
 /// The kernel holds so many of those.
 const BACKLOG: i32 = 16;
 
@@ -188,17 +191,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(socket.into())
 }
 
+/// Root waits for nobody but root: whoever else may ask cannot take all places.
 async fn accept(listener: UnixListener, desk: Arc<Desk>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (root, others) = (queue(Arc::clone(&desk)), queue(desk));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((client, _)) => {
-                let desk = Arc::clone(&desk);
-                tokio::spawn(async move {
-                    let _left = timeout(PATIENCE, desk.serve(client)).await;
-                    drop(place);
-                });
+                let is_root = client.peer_cred().is_ok_and(|from| from.uid() == 0);
+                // A client for whom there is no room sees the connection end.
+                let _full = if is_root { &root } else { &others }.try_send(client);
             }
             // Out of descriptors: those in use come back.
             Err(error) => {
@@ -207,6 +208,23 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>) {
             }
         }
     }
+}
+
+/// Serves clients in the order that they come.
+fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
+    let (send, mut clients) = mpsc::channel(MAX_WAITING);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    tokio::spawn(async move {
+        while let Some(client) = clients.recv().await {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let desk = Arc::clone(&desk);
+            tokio::spawn(async move {
+                let _left = timeout(PATIENCE, desk.serve(client)).await;
+                drop(place);
+            });
+        }
+    });
+    send
 }
 
 /// Where clients are served.
@@ -224,7 +242,7 @@ struct Desk {
 enum Rights {
     /// Everything.
     Change,
-    /// How the tunnel fares. Whom the daemon runs as, other programs may run as too: `nobody`.
+    /// How the tunnel fares. Whom the daemon runs as, other programs may run as too.
     Look,
     Nothing,
 }
@@ -291,11 +309,14 @@ impl Desk {
         let handed = receive(from, files).await?;
         let (name, file) = (self.name.clone(), self.file.clone());
         // It may look a user up, which may take its time.
-        let wanted = spawn_blocking(move || {
+        let (give, loaded) = oneshot::channel();
+        let load = move || {
             let loaded = config::load_handed(&name, &file, handed);
-            loaded.map(|Loaded { config, keys, .. }| Box::new((config, keys)))
-        });
-        let wanted = wanted.await.map_err(|_| STOPPING.to_owned())?;
+            drop(give.send(loaded.map(|Loaded { config, keys, .. }| Box::new((config, keys)))));
+        };
+        let started = thread::Builder::new().name("reload".to_owned()).spawn(load);
+        started.map_err(|error| format!("no thread to read it with: {error}; try again"))?;
+        let wanted = loaded.await.map_err(|_panicked| STOPPING.to_owned())?;
         let problems = |report: Report| report.lines().collect::<Vec<_>>().join("; ");
         let wanted = wanted.map_err(problems)?;
         let (reply, replied) = oneshot::channel();

@@ -8,6 +8,7 @@ use crate::config::Report;
 use crate::demo::DemoError;
 use crate::pair::PairError;
 use crate::run::RunError;
+use crate::terminal::PrintableLines;
 use crate::tuntap::TuntapError;
 
 /// How a command ended, as scripts and systemd see it.
@@ -43,7 +44,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> Exit {
     // Where standard error is closed, the code alone speaks.
     let _said = match error.downcast_ref::<Report>() {
         Some(report) => writeln!(io::stderr(), "{report}"),
-        None => writeln!(io::stderr(), "vpnd: {error:#}"),
+        None => writeln!(io::stderr(), "vpnd: {}", PrintableLines(format_args!("{error:#}"))),
     };
     code(error)
 }

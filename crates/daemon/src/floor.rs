@@ -4,19 +4,30 @@
 //! Written after the privilege drop, so the directory belongs to whom the daemon becomes.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::unistd::Uid;
 use thiserror::Error;
-use tokio::task;
+use vpnd_protocol::time::WallTime;
 use vpnd_protocol::timestamp::{NotATimestamp, Timestamp};
 
 use crate::config::Account;
+use crate::trust;
+use crate::worker::Worker;
 
 /// A stamp is 25 bytes and a line's end; what is longer is something else.
 const MAX_LEN: u64 = 64;
+
+/// When this was written: a clock behind it is known to be wrong, and says nothing of how late it is. 2026-01-01.
+const KNOWN_PAST: Duration = Duration::from_secs(1_767_225_600);
+/// So far ahead of a clock that may be right no other clock of this machine has been.
+const FAR_AHEAD: Duration = Duration::from_secs(5 * 366 * 86_400);
+/// And so far ahead of one that is wrong, as it is where no clock runs while the machine is off.
+const FAR_AHEAD_OF_NOTHING: Duration = Duration::from_secs(30 * 366 * 86_400);
 
 /// Why the floor is not known or not kept. Neither stops a tunnel.
 #[derive(Debug, Error)]
@@ -27,6 +38,19 @@ pub(crate) enum FloorError {
     /// What stands there is no stamp.
     #[error("{}: {error}; handshakes rely on the clock alone", path.display())]
     Content { path: PathBuf, error: NotATimestamp },
+    /// Somebody else may have put it there.
+    #[error(
+        "{} is no file that belongs to us alone: it is ignored, and handshakes rely on the clock alone",
+        path.display()
+    )]
+    NotOurs { path: PathBuf },
+    /// No clock of ours has been there: a damaged file, or one that somebody has made up. A peer that is told
+    /// such a stamp takes no earlier one ever after.
+    #[error(
+        "{} holds {stamp}, years ahead of the clock: it is ignored, and handshakes rely on the clock alone",
+        path.display()
+    )]
+    FarAhead { path: PathBuf, stamp: Timestamp },
     /// It cannot be written.
     #[error(
         "cannot write {}: {error}; after a restart with the clock set back the peer will not \
@@ -56,18 +80,23 @@ impl FloorFile {
     ///
     /// # Errors
     ///
-    /// If there is a file that cannot be read or holds no stamp.
-    pub(crate) fn read(&self) -> Result<Option<Timestamp>, FloorError> {
+    /// If there is a file that cannot be read, may be somebody else's, or holds no stamp of this age.
+    pub(crate) fn read(&self, clock: WallTime) -> Result<Option<Timestamp>, FloorError> {
         let path = || self.path.clone();
-        let mut text = String::new();
-        let read = File::open(&self.path).and_then(|f| f.take(MAX_LEN).read_to_string(&mut text));
-        match read {
-            Ok(_) => {}
+        let file = match trust::open_no_link(&self.path, 0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(FloorError::Read { path: path(), error }),
+            file => file,
+        };
+        let read = file.and_then(|file| Ok((file.metadata()?, read(file)?)));
+        let (found, text) = read.map_err(|error| FloorError::Read { path: path(), error })?;
+        if !is_ours(&found) {
+            return Err(FloorError::NotOurs { path: path() });
         }
         let stamp = text.trim_end().parse();
-        stamp.map(Some).map_err(|error| FloorError::Content { path: path(), error })
+        match stamp.map_err(|error| FloorError::Content { path: path(), error })? {
+            stamp if stamp > latest(clock) => Err(FloorError::FarAhead { path: path(), stamp }),
+            stamp => Ok(Some(stamp)),
+        }
     }
 
     /// Keeps `stamp` where it outlives a power cut, on a thread of its own: a slow disk delays
@@ -76,19 +105,49 @@ impl FloorFile {
     /// # Errors
     ///
     /// If it could not be kept; the one before is still there.
-    pub(crate) async fn write(&self, stamp: Timestamp) -> Result<(), FloorError> {
+    pub(crate) async fn write(&self, files: &Worker, stamp: Timestamp) -> Result<(), FloorError> {
         let path = self.path.clone();
-        let written = task::spawn_blocking(move || replace(&path, &format!("{stamp}\n"))).await;
-        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
-        written.map_err(|error| FloorError::Write { path: self.path.clone(), error })
+        let written = files.run(move || replace(&path, &format!("{stamp}\n"))).await;
+        written.flatten().map_err(|error| FloorError::Write { path: self.path.clone(), error })
     }
+}
+
+/// A pipe or a device in its place is not waited for, nor read.
+fn read(file: File) -> io::Result<String> {
+    let mut text = String::new();
+    if file.metadata()?.is_file() {
+        file.take(MAX_LEN).read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
+/// A file that nobody but root and us can have written.
+fn is_ours(found: &Metadata) -> bool {
+    let owner = found.uid() == 0 || found.uid() == Uid::effective().as_raw();
+    found.is_file() && owner && found.mode() & 0o022 == 0
+}
+
+/// No stamp after this one is believed.
+fn latest(clock: WallTime) -> Timestamp {
+    let clock = clock.since_unix();
+    let latest = if clock < KNOWN_PAST {
+        KNOWN_PAST + FAR_AHEAD_OF_NOTHING
+    } else {
+        clock.saturating_add(FAR_AHEAD)
+    };
+    Timestamp::from_wall(WallTime::from_unix(latest))
 }
 
 /// The new content is whole on the disk before it takes the old one's name, and the name before
 /// this returns.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     let new = path.with_extension("floor.new");
-    let mut file = File::create(&new)?;
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // A new one, so that nothing is written through a link or into what somebody else has open.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)?;
@@ -98,10 +157,25 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
 fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     let Some(owner) = owner else { return Ok(()) };
-    if fs::metadata(directory)?.uid() == owner.uid || !holds_only_floors(directory)? {
+    let former = fs::metadata(directory)?.uid();
+    if former == owner.uid || !holds_only_floors(directory)? {
         return Ok(());
     }
-    chown(directory, Some(owner.uid), Some(owner.gid))
+    chown(directory, Some(owner.uid), Some(owner.gid))?;
+    for entry in fs::read_dir(directory)? {
+        hand_on(&entry?.path(), former, owner)?;
+    }
+    Ok(())
+}
+
+/// What the user of an earlier start has kept goes to the one of this start.
+fn hand_on(path: &Path, former: u32, owner: &Account) -> io::Result<()> {
+    let file = trust::open_no_link(path, 0)?;
+    let found = file.metadata()?;
+    if found.is_file() && found.uid() == former {
+        fchown(&file, Some(owner.uid), Some(owner.gid))?;
+    }
+    Ok(())
 }
 
 /// Whether nobody else keeps anything here: a directory that others use is not given away.
@@ -119,22 +193,30 @@ fn holds_only_floors(directory: &Path) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::unistd::Uid;
-    use std::time::Duration;
-    use vpnd_protocol::time::WallTime;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::time::Instant;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn clock(seconds: u64) -> WallTime {
+        WallTime::from_unix(Duration::from_secs(seconds))
+    }
 
     fn stamp(seconds: u64) -> Timestamp {
-        Timestamp::from_wall(WallTime::from_unix(Duration::from_secs(seconds)))
+        Timestamp::from_wall(clock(seconds))
     }
 
     #[tokio::test]
     async fn what_was_written_is_read() {
+        let files = Worker::start("files").unwrap();
         let state = tempfile::tempdir().unwrap();
         let floor = FloorFile::open(&state.path().join("deep/down"), "site-a", None);
-        assert_eq!(floor.read().unwrap(), None);
-        for seconds in [2_000_000_000, 1] {
-            floor.write(stamp(seconds)).await.unwrap();
-            assert_eq!(floor.read().unwrap(), Some(stamp(seconds)));
+        assert_eq!(floor.read(clock(NOW)).unwrap(), None);
+        for seconds in [NOW, 1] {
+            floor.write(&files, stamp(seconds)).await.unwrap();
+            assert_eq!(floor.read(clock(NOW)).unwrap(), Some(stamp(seconds)));
         }
         let names: Vec<_> = fs::read_dir(state.path().join("deep/down")).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing but the floor stays");
@@ -142,13 +224,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_names_the_file_and_leaves_the_old_floor() {
+        let files = Worker::start("files").unwrap();
         let state = tempfile::tempdir().unwrap();
         let floor = FloorFile::open(state.path(), "site-a", None);
-        floor.write(stamp(7)).await.unwrap();
+        floor.write(&files, stamp(7)).await.unwrap();
         fs::create_dir(state.path().join("site-a.floor.new")).unwrap();
-        let error = floor.write(stamp(8)).await.unwrap_err().to_string();
+        let error = floor.write(&files, stamp(8)).await.unwrap_err().to_string();
         assert!(error.contains("site-a.floor: Is a directory"), "{error}");
-        assert_eq!(floor.read().unwrap(), Some(stamp(7)));
+        assert_eq!(floor.read(clock(NOW)).unwrap(), Some(stamp(7)));
     }
 
     #[test]
@@ -157,8 +240,80 @@ mod tests {
         let floor = FloorFile::open(state.path(), "site-a", None);
         for content in [&b""[..], b"@40", b"\xff\xfe", &[b'@'; 100]] {
             fs::write(state.path().join("site-a.floor"), content).unwrap();
-            assert!(floor.read().is_err());
+            assert!(floor.read(clock(NOW)).is_err());
         }
+    }
+
+    #[test]
+    fn what_may_be_somebody_elses_is_not_believed() {
+        let state = tempfile::tempdir().unwrap();
+        let floor = FloorFile::open(state.path(), "site-a", None);
+        let path = state.path().join("site-a.floor");
+        let error = || floor.read(clock(NOW)).unwrap_err().to_string();
+        let other = state.path().join("other");
+        fs::write(&other, stamp(NOW).to_string()).unwrap();
+
+        symlink(&other, &path).unwrap();
+        assert!(error().contains("cannot read"), "a link: {}", error());
+        fs::remove_file(&path).unwrap();
+
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let begin = Instant::now();
+        assert!(error().contains("is no file that belongs to us alone"), "{}", error());
+        assert!(begin.elapsed() < Duration::from_secs(30), "nobody waits for a pipe");
+        fs::remove_file(&path).unwrap();
+
+        fs::rename(&other, &path).unwrap();
+        assert_eq!(floor.read(clock(NOW)).unwrap(), Some(stamp(NOW)));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(error().contains("is no file that belongs to us alone"), "{}", error());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        if Uid::effective().is_root() {
+            chown(&path, Some(12345), None).unwrap();
+            assert!(error().contains("is no file that belongs to us alone"), "{}", error());
+        }
+    }
+
+    #[test]
+    fn a_stamp_far_ahead_of_the_clock_is_ignored_and_one_of_a_clock_set_back_is_not() {
+        const YEAR: u64 = 365 * 86_400;
+        let state = tempfile::tempdir().unwrap();
+        let floor = FloorFile::open(state.path(), "site-a", None);
+        let path = state.path().join("site-a.floor");
+        let end = "@7fffffffffffffff3b000000".parse().unwrap();
+        for (now, last, believed) in [
+            (NOW, stamp(NOW + YEAR), true),
+            (NOW, stamp(NOW + 10 * YEAR), false),
+            (NOW, end, false),
+            // No clock while it was off.
+            (0, stamp(NOW), true),
+            (0, stamp(NOW + 20 * YEAR), true),
+            (0, end, false),
+        ] {
+            fs::write(&path, last.to_string()).unwrap();
+            match floor.read(clock(now)) {
+                Ok(read) => assert!(believed && read == Some(last), "{now} {last}"),
+                Err(error) => {
+                    assert!(
+                        !believed && error.to_string().contains("ahead of the clock"),
+                        "{error}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_through_a_link() {
+        let files = Worker::start("files").unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let floor = FloorFile::open(state.path(), "site-a", None);
+        let other = state.path().join("other");
+        fs::write(&other, "mine").unwrap();
+        symlink(&other, state.path().join("site-a.floor.new")).unwrap();
+        floor.write(&files, stamp(7)).await.unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "mine");
+        assert_eq!(floor.read(clock(NOW)).unwrap(), Some(stamp(7)));
     }
 
     #[test]
@@ -169,8 +324,10 @@ mod tests {
         let owner = Account { name: "somebody".into(), uid: 12345, gid: 12345 };
         let state = tempfile::tempdir().unwrap();
         let uid = |path: &Path| fs::metadata(path).unwrap().uid();
+        fs::write(state.path().join("site-a.floor"), stamp(7).to_string()).unwrap();
         FloorFile::open(state.path(), "site-a", Some(&owner));
         assert_eq!(uid(state.path()), 12345);
+        assert_eq!(uid(&state.path().join("site-a.floor")), 12345, "with what is in it");
 
         let shared = tempfile::tempdir().unwrap();
         fs::write(shared.path().join("shadow"), "").unwrap();

@@ -1,16 +1,17 @@
 //! Key files: read with suspicion, created for their owner only. A daemon without privileges is
 //! handed what stands in them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use libc::{O_CLOEXEC, O_NONBLOCK};
 use nix::unistd::Uid;
 use thiserror::Error;
 use vpnd_crypto::{KeyError, PresharedKey, SecretKey};
 use zeroize::Zeroizing;
+
+use crate::trust::{self, Untrusted};
 
 /// The secrets of one tunnel, apart from its [`Config`](crate::config::Config), which may be shown.
 pub(crate) struct Keys {
@@ -114,6 +115,12 @@ pub(crate) enum KeyFileError {
     /// Somebody else may put another key there.
     #[error("{} belongs to uid {uid}, neither to root nor to us: run `chown {} {}`", path.display(), Uid::effective(), path.display())]
     Owner { path: PathBuf, uid: u32 },
+    /// Somebody else may put another file there.
+    #[error(
+        "others could replace {}: {why}; keep keys in a directory that only root or you may write to",
+        path.display()
+    )]
+    Place { path: PathBuf, why: Untrusted },
     /// What stands in it is no key.
     #[error("{} holds no key: {error}", path.display())]
     Content { path: PathBuf, error: KeyError },
@@ -142,8 +149,16 @@ pub(crate) fn read_secret(
 ///
 /// # Errors
 ///
-/// If the file exists, whatever is in it, or cannot be written.
+/// If the file exists, whatever is in it, or cannot be written, or if others could replace it.
 pub(crate) fn create(path: &Path, key: &str) -> Result<(), KeyFileError> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match trust::directory(directory.unwrap_or_else(|| Path::new("."))) {
+        Ok(_) => {}
+        Err(Untrusted::Unreachable { error, .. }) => {
+            return Err(KeyFileError::Create { path: path.to_owned(), error });
+        }
+        Err(why) => return Err(KeyFileError::Place { path: path.to_owned(), why }),
+    }
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| {
         writeln!(file, "{key}")?;
@@ -162,18 +177,18 @@ pub(crate) const MAX_LEN: usize = 256;
 
 fn read(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, KeyFileError> {
     let unreadable = |error| KeyFileError::Read { path: path.to_owned(), error };
-    let file = open(path).map_err(unreadable)?;
-    let exempt = credentials.is_some_and(|directory| is_below(path, directory));
+    let real = trust::place(path).map_err(|why| match why {
+        Untrusted::Unreachable { error, .. } => unreadable(error),
+        why => KeyFileError::Place { path: path.to_owned(), why },
+    })?;
+    // Non-blocking, so that a pipe in a key's place is refused instead of waited for.
+    let file = trust::open_no_link(&real, 0).map_err(unreadable)?;
+    let exempt = credentials.is_some_and(|directory| lies_in(&real, directory));
     check(path, &file.metadata().map_err(unreadable)?, exempt)?;
     // With room for all of it from the start, no copy is left behind where the text grew.
     let mut text = Zeroizing::new(String::with_capacity(MAX_LEN));
     file.take(MAX_LEN as u64).read_to_string(&mut text).map_err(unreadable)?;
     Ok(text)
-}
-
-/// Non-blocking, so that a pipe in a key's place is refused instead of waited for.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_CLOEXEC).open(path)
 }
 
 fn check(path: &Path, found: &std::fs::Metadata, exempt: bool) -> Result<(), KeyFileError> {
@@ -193,12 +208,10 @@ fn check(path: &Path, found: &std::fs::Metadata, exempt: bool) -> Result<(), Key
     Ok(())
 }
 
-/// Links followed on both sides: `..` or a link out of the directory is no credential.
-fn is_below(path: &Path, directory: &Path) -> bool {
-    match (path.canonicalize(), directory.canonicalize()) {
-        (Ok(path), Ok(directory)) => path.starts_with(directory),
-        _ => false,
-    }
+/// Whether a real path is a credential. systemd puts them into the directory itself, and nobody else may write
+/// to that: whatever the environment calls so, it exempts nothing that lies elsewhere.
+fn lies_in(real: &Path, credentials: &Path) -> bool {
+    trust::directory(credentials).is_ok_and(|directory| real.parent() == Some(&directory))
 }
 
 fn content(path: &Path, error: KeyError) -> KeyFileError {

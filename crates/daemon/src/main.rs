@@ -13,10 +13,12 @@ mod control;
 mod demo;
 mod exit;
 mod floor;
+mod forward;
 mod hooks;
 mod keygen;
 mod keys;
 mod life;
+mod linger;
 mod logging;
 mod netns;
 mod opening;
@@ -24,16 +26,21 @@ mod options;
 mod pair;
 mod plane;
 mod privilege;
+mod release;
 mod reload;
 mod resolve;
 mod run;
 mod service;
 mod status;
+mod systemd;
 mod telling;
 mod tenancy;
+mod terminal;
 mod terms;
+mod trust;
 mod tuntap;
 mod watch;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -57,6 +64,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Check(options) => check::run(&options),
         Command::Status(options) => status::run(options),
         Command::Reload(options) => reload::reload(&options),
+        Command::Release(options) => release::run(&options),
         Command::Rotate(options) => reload::rotate(&options),
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
@@ -70,7 +78,7 @@ fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
     logging::init(logging.level(config.service.log_level), format);
-    for warning in warnings.lines() {
+    for warning in warnings.and(forward::problems(&config)).lines() {
         tracing::warn!("{warning}");
     }
     #[cfg(vpnd_bench)]

@@ -1,12 +1,13 @@
 //! What a start opens, as the configuration has it: the device, its carrier, the UDP socket, the control
 //! socket.
 
+use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
-use vpnd_device::{Heard, Netlink};
+use vpnd_device::{Families, Heard, Netlink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
@@ -16,14 +17,23 @@ use crate::options::mode;
 use crate::run::RunError;
 use crate::tuntap;
 
-/// The device and the way to configure it: opened in its network namespace, they stay there.
-pub(crate) fn open(config: &Config) -> Result<(vpnd_tun::Device, Netlink, Heard, Heard), RunError> {
+/// The way to configure the device, and what is told of it: opened in its network namespace, they stay there.
+pub(crate) fn netlink() -> Result<(Netlink, Heard, Heard), vpnd_device::Error> {
+    Ok((Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+}
+
+/// The device, likewise.
+pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, RunError> {
     let device = patiently(|| open_device(config)).map_err(held)?;
     if let Some(owner) = device.claimed {
         let name = &device.name;
         tracing::info!("anybody could attach to device {name}; from now on only {owner} may");
     }
-    Ok((device, Netlink::connect()?, Heard::devices()?, Heard::everything()?))
+    if !device.adopted {
+        let set = |(file, value)| refuse_configuration(&device.name, file, value);
+        KEPT_OUT.into_iter().for_each(set);
+    }
+    Ok(device)
 }
 
 /// What held the device of a vpnd that was killed may take an instant to end.
@@ -52,6 +62,26 @@ fn held(error: OpenError) -> RunError {
             RunError::Held { holders: tuntap::attached_to(name), error }
         }
         _ => error.into(),
+    }
+}
+
+/// What the kernel is told of a device that vpnd makes: nobody at its other end configures this host.
+const KEPT_OUT: [(&str, &str); 4] = [
+    ("ipv6/conf/DEVICE/accept_ra", "0"),
+    ("ipv6/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/send_redirects", "0"),
+];
+
+/// Sets one of these in the network namespace that this thread is in. It is no condition: a service may
+/// find `/proc/sys` read-only or hidden, a kernel may have no IPv6, and the data path stops these messages anyway.
+fn refuse_configuration(device: &str, file: &str, value: &str) {
+    let file = format!("/proc/sys/net/{}", file.replace("DEVICE", device));
+    // These two are no devices, and mean others.
+    let set =
+        || if ["all", "default"].contains(&device) { Ok(()) } else { fs::write(&file, value) };
+    if let Err(error) = set() {
+        tracing::debug!("{file} stays as it is: {error}");
     }
 }
 
@@ -99,27 +129,47 @@ pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carr
     carrier.map_err(refused).ok()
 }
 
-/// The device's MTU. A port that has its bridge's never lowers it.
+/// For which families the kernel passes over the device's routes while it has no carrier, if that `follows` the peer:
+/// `ignore_routes_with_linkdown`, which for IPv4 holds if one of two says so.
+pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
+    let is_on = |family: &str, of: &str| {
+        let path = format!("/proc/sys/net/{family}/conf/{of}/ignore_routes_with_linkdown");
+        fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+    };
+    Families {
+        v4: follows && (is_on("ipv4", "all") || is_on("ipv4", device)),
+        v6: follows && is_on("ipv6", device),
+    }
+}
+
+/// The device's MTU. A port that has its bridge's never lowers it, and one that others made has what they gave it.
 pub(crate) async fn mtu(
     interface: &Interface,
+    device: &vpnd_tun::Device,
     netlink: &Netlink,
 ) -> Result<u16, vpnd_device::Error> {
-    match (interface.mtu, &interface.bridge) {
-        (None, Some(bridge)) => {
-            Ok(u16::try_from(netlink.bridge_mtu(bridge).await?).unwrap_or(u16::MAX))
-        }
-        (mtu, _) => Ok(mtu.unwrap_or(ETHERNET_MTU)),
-    }
+    let there = match (interface.mtu, &interface.bridge) {
+        (Some(mtu), _) => return Ok(mtu),
+        (None, Some(bridge)) => netlink.bridge_mtu(bridge).await?,
+        (None, None) if device.adopted => netlink.found(&device.name).await?.mtu,
+        (None, None) => return Ok(ETHERNET_MTU),
+    };
+    Ok(u16::try_from(there).unwrap_or(u16::MAX))
 }
 
 /// Of a LAN that says nothing else.
 const ETHERNET_MTU: u16 = 1500;
 
-/// The UDP socket; an address to send from that is not ours is found out here, not at the first send.
+/// The UDP socket. An address that is not ours yet is said here, not at the first send.
 pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let wanted = &config.socket;
     for source in &wanted.sources {
-        way.check_source(*source)?;
+        match way.check_source(*source) {
+            Err(error @ BindError::SourceNotOurs { .. }) => {
+                tracing::warn!("{error}. Until one has it, nothing is sent");
+            }
+            checked => checked?,
+        }
     }
     let options = udp::Options {
         receive_buffer: wanted.rcvbuf,

@@ -1,12 +1,15 @@
 //! What the configuration says, in the words of the crates that do it.
 
-use vpnd_device::{Link, Own};
+use ipnet::IpNet;
+use vpnd_crypto::{PublicKey, hash};
+use vpnd_device::{Families, Link, Own};
 use vpnd_protocol::peer;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Mode;
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::engine;
-use vpnd_tunnel::filter::{Filter, Macs};
+use vpnd_tunnel::filter::{Filter, Macs, is_link_local};
+use vpnd_tunnel::guard::Guard;
 
 use crate::config::{self, Config, MssClamp, Roam, WhenDown};
 use crate::keys::Keys;
@@ -19,7 +22,8 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
         mode: mode(config),
         mtu,
         clamp: clamp(config, mtu),
-        filter: Filter::new(&config.peer.allowed_ips),
+        filter: filter(config),
+        guard: guard(config),
         macs: macs(&config.peer),
     }
 }
@@ -35,11 +39,40 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
         txqueuelen: Some(interface.txqueuelen),
         mac: interface.mac.map(|mac| mac.0),
         multicast: Some(interface.multicast),
+        mac_as_port: None,
         bridge: interface.bridge.clone(),
+        stp_cost: interface.stp_cost,
         vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
         own,
+        passed_over: Families::default(),
     }
+}
+
+/// Gives a TAP device whose address the file does not say one of its own. One that others made keeps what it
+/// has, unless it joins a bridge: its address could be the lowest of the ports', and become the bridge's.
+pub(crate) fn choose_mac(
+    link: &mut Link,
+    config: &Config,
+    device: &vpnd_tun::Device,
+    public_key: &PublicKey,
+) {
+    if mode(config) != Mode::Tap || link.mac.is_some() {
+        return;
+    }
+    let own = Some(own_mac(public_key, &config.name));
+    if device.adopted {
+        link.mac_as_port = own;
+    } else {
+        link.mac = own;
+    }
+}
+
+/// A locally administered address that is the same at each start, and above those of all network cards.
+fn own_mac(public_key: &PublicKey, tunnel: &str) -> [u8; 6] {
+    let parts = [&b"vpnd hardware address"[..], public_key.as_bytes(), tunnel.as_bytes()];
+    let [_, a, b, c, d, e, ..] = hash(&parts);
+    [0xfe, a, b, c, d, e]
 }
 
 fn route(route: &config::Route) -> vpnd_device::Route {
@@ -59,7 +92,7 @@ fn route(route: &config::Route) -> vpnd_device::Route {
 pub(crate) fn peer(
     config: &Config,
     keys: Keys,
-    mtu: u16,
+    (mtu, mac): (u16, Option<[u8; 6]>),
     floor: Option<Timestamp>,
 ) -> peer::Config {
     let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
@@ -68,6 +101,7 @@ pub(crate) fn peer(
         remotes,
         terms,
         mtu,
+        mac,
         largest_packet: mode(config).largest_packet(mtu),
         keepalive: config.peer.keepalive,
         dead_after: config.peer.dead_after,
@@ -89,6 +123,46 @@ pub(crate) const fn mode(config: &Config) -> Mode {
     match config.interface.mode {
         config::Mode::Tun => Mode::Tun,
         config::Mode::Tap => Mode::Tap,
+    }
+}
+
+/// Whose packets are let in: never those of our own addresses.
+pub(crate) fn filter(config: &Config) -> Filter {
+    let config::Interface { addresses, peer_addresses, .. } = &config.interface;
+    let mut allowed = config.peer.allowed_ips.clone();
+    // Who has a link-local address here has named its network, though a wider one lets it in.
+    let peers = peer_addresses.iter().map(|address| IpNet::from(*address));
+    for network in addresses.iter().map(IpNet::trunc).chain(peers).filter(is_link_local) {
+        if allowed.iter().any(|wide| wide.contains(&network)) {
+            allowed.push(network);
+        }
+    }
+    let own: Vec<_> = addresses
+        .iter()
+        .flat_map(own)
+        .filter(|own| !peer_addresses.contains(&own.addr()))
+        .collect();
+    Filter::new(&allowed).without(&own)
+}
+
+/// What of the network of an address is no other host: the address itself; the network's and the
+/// broadcast address; in IPv6 the one that all its routers share (RFC 4291 §2.6.1). Networks of two
+/// addresses have none of the last (RFC 3021, RFC 6164).
+fn own(address: &IpNet) -> impl Iterator<Item = IpNet> {
+    let wide = address.prefix_len() + 1 < address.max_prefix_len();
+    let network = wide.then(|| address.network());
+    let broadcast = (wide && address.addr().is_ipv4()).then(|| address.broadcast());
+    [Some(address.addr()), network, broadcast].into_iter().flatten().map(IpNet::from)
+}
+
+/// Over a device that carries IP packets nobody here asks a router.
+fn guard(config: &Config) -> Guard {
+    let guard = &config.peer.guard;
+    let routers = guard.contains(&config::Guard::Ra);
+    Guard {
+        advertisements: routers,
+        solicitations: routers && mode(config) == Mode::Tun,
+        dhcp: guard.contains(&config::Guard::Dhcp),
     }
 }
 

@@ -16,6 +16,7 @@ use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
 use crate::cli::{PairOptions, Site};
 use crate::exit::Exit;
 use crate::keys::{self, KeyFileError};
+use crate::trust::{self, Untrusted};
 
 /// Why no pair was written.
 #[derive(Debug, Error)]
@@ -29,6 +30,9 @@ pub(crate) enum PairError {
     /// A directory cannot be made.
     #[error("cannot make the directory {}: {error}", path.display())]
     Directory { path: PathBuf, error: io::Error },
+    /// Somebody else could put other files there.
+    #[error("others could replace what is in {}: {why}; give --out a directory of your own", path.display())]
+    Place { path: PathBuf, why: Untrusted },
     /// A configuration cannot be written.
     #[error("cannot create {}: {error}", path.display())]
     Config { path: PathBuf, error: io::Error },
@@ -42,7 +46,9 @@ impl PairError {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::NoEndpoint | Self::SameName(_) => Exit::Usage,
-            Self::Directory { .. } | Self::Config { .. } | Self::Key(_) => Exit::Failure,
+            Self::Directory { .. } | Self::Place { .. } | Self::Config { .. } | Self::Key(_) => {
+                Exit::Failure
+            }
         }
     }
 }
@@ -107,6 +113,8 @@ impl End<'_> {
         let directory = out.join(name);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(|error| PairError::Directory { path: directory.clone(), error })?;
+        trust::directory(&directory)
+            .map_err(|why| PairError::Place { path: directory.clone(), why })?;
         keys::create(&directory.join(format!("{name}.key")), &secret.to_base64())?;
         keys::create(&directory.join(format!("{name}.psk")), &preshared.to_base64())?;
         let path = directory.join(format!("{name}.toml"));

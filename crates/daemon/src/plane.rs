@@ -19,7 +19,7 @@ use vpnd_protocol::turn::Framed;
 use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
-use vpnd_tunnel::udp::{Way, largest_payload, payload_within};
+use vpnd_tunnel::udp::{Way, largest_payload, packet_around, payload_within};
 
 use crate::alarm::Alarm;
 use crate::config::Config;
@@ -34,6 +34,7 @@ use crate::status::{About, State, Status};
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::watch::watch;
+use crate::worker::Worker;
 
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
@@ -41,6 +42,8 @@ const LOAD_LINGERS: Duration = Duration::from_secs(1);
 const MAX_DATAGRAM: u16 = 65_000;
 /// The UDP payload that every way carries whole; until it is known what this one does.
 pub(crate) const LEAST_DATAGRAM: u16 = 1232;
+/// How often it is looked up what the path carries, at the most.
+const LOOK_AT_THE_WAY: Duration = Duration::from_millis(100);
 /// How often a tunnel without a session looks for the reason. What tells of a wrong key is only
 /// counted, never queued, so that garbage wakes nobody.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
@@ -78,6 +81,8 @@ pub(crate) struct Surroundings {
     /// The device's, where it is the peer's to say.
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
+    /// Writes the floor.
+    pub(crate) files: Worker,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
@@ -101,6 +106,10 @@ pub(crate) struct Plane {
     waiting: Option<Timestamp>,
     said: (Liveness, Option<SocketAddr>),
     load_until: BootTime,
+    /// When it was last looked up what the path carries.
+    looked: BootTime,
+    /// The size that larger packets are fragmented at, where it is not the first link's.
+    fragments: Option<u16>,
     datagram: Vec<u8>,
 }
 
@@ -130,6 +139,8 @@ impl Plane {
             waiting: None,
             said: (Liveness::Idle, None),
             load_until: BootTime::default(),
+            looked: BootTime::default(),
+            fragments: None,
             datagram: Vec::new(),
             peer,
             engine,
@@ -158,10 +169,12 @@ impl Plane {
                     woken?.clear_ready();
                     self.engine.drain();
                     self.peer.handle_wake(clock::now());
+                    self.watch_the_way();
                 }
                 expired = self.alarm.expired() => {
                     expired?;
                     self.peer.handle_wake(clock::now());
+                    self.watch_the_way();
                 }
                 addresses = self.around.resolver.changed() => {
                     self.warn_of_loops(&addresses);
@@ -284,7 +297,22 @@ impl Plane {
         let source = socket.sources().towards(to);
         let routed = largest_payload(to, source, &self.around.way).ok();
         if let Some(largest) = configured.into_iter().chain(routed).min() {
-            self.peer.path_carries(largest.min(MAX_DATAGRAM));
+            self.peer.path_carries(clock::now(), largest.min(MAX_DATAGRAM));
+        }
+        let fragments = self.peer.fragments_of().map(|payload| packet_around(payload, to));
+        if self.fragments != fragments && self.engine.fragment_at(fragments).is_ok() {
+            self.fragments = fragments;
+        }
+    }
+
+    /// Over IPv6 routers say how much a path carries, and the kernel keeps it with the route without a word.
+    /// While data flows that is looked up as often as everything else is.
+    fn watch_the_way(&mut self) {
+        let now = clock::boot();
+        let due = now.saturating_since(self.looked) >= LOOK_AT_THE_WAY;
+        if due && self.peer.endpoint().is_some_and(|to| to.is_ipv6()) {
+            self.looked = now;
+            self.look_at_the_way();
         }
     }
 
@@ -317,6 +345,7 @@ impl Plane {
             self.engine.counters(),
             self.telling.trouble(),
         )
+        .with_ecn_ignored(self.engine.marks_everything())
     }
 
     /// Who asked may have left.
@@ -370,8 +399,9 @@ impl Plane {
         }
         self.writing = true;
         let (floor, kept) = (self.around.floor.clone(), self.kept.0.clone());
+        let files = self.around.files.clone();
         tokio::spawn(async move {
-            let result = floor.write(stamp).await;
+            let result = floor.write(&files, stamp).await;
             // Nobody listens once the tunnel stops.
             let _stopped = kept.send((stamp, result)).await;
         });

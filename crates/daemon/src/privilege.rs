@@ -53,6 +53,16 @@ pub(crate) fn share_processor(nice: i32) {
     }
 }
 
+/// Takes a place behind the data threads, which have been started by now: what strangers send costs the
+/// calling thread its time, and not other programs theirs. Whoever started vpnd behind others has decided.
+pub(crate) fn yield_to_others() {
+    // SAFETY: the call takes two numbers, of which 0 stands for the calling thread.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    if nice < 0 {
+        share_processor(0);
+    }
+}
+
 /// Becomes `user` if there is one that we can become, and keeps at most `CAP_NET_ADMIN`, for good.
 ///
 /// Who is not root already, or lives in a user namespace that does not know `user`, keeps its uid.
@@ -111,7 +121,7 @@ fn can_become(user: &Account) -> bool {
 }
 
 /// Whether our user namespace knows `id`. The initial one has a map too, of everything.
-fn is_mapped(map: &str, id: u32) -> bool {
+pub(crate) fn is_mapped(map: &str, id: u32) -> bool {
     fs::read_to_string(map).map_or(true, |map| map.lines().any(|range| contains(range, id)))
 }
 

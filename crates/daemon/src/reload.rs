@@ -1,15 +1,17 @@
 //! `reload` and `rotate`: a running tunnel is handed its configuration and keys anew, or told to
 //! move to the keys that come next. The daemon has no privileges and can read none of the files.
 
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::ask::{ask, socket};
+use crate::ask::{self, SOCKETS, ask, socket};
 use crate::cli::{ReloadOptions, RotateOptions};
-use crate::config::{self, Handed};
+use crate::config::{self, Config, Handed};
 use crate::control::{Announced, Ask, CONFIG};
 use crate::exit::Exit;
 
@@ -25,14 +27,14 @@ pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
         writeln!(io::stderr(), "{}\n", loaded.warnings)
             .context("cannot write to standard error")?;
     }
-    hand_over(&socket, &loaded.hand_over())?;
+    hand_over(&socket, &loaded.hand_over(), &runs_as(&socket, &loaded.config))?;
     say(&format!("reloaded {}", file.display()))
 }
 
 /// Tells a tunnel to move on.
 pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
     let request = Ask { finish: options.finish, ..Ask::new("rotate") };
-    ask(&socket(&options.name), &request, &[])?;
+    ask(&socket(&options.name), &request)?;
     say(if options.finish {
         "the elder key of whoever has moved to the next is given up"
     } else {
@@ -47,7 +49,16 @@ fn usual_file(socket: &Path) -> PathBuf {
     Path::new(CONFIGURATIONS).join(name)
 }
 
-fn hand_over(socket: &Path, handed: &Handed) -> anyhow::Result<()> {
+/// Whom the tunnel may run as: the user of its configuration, and the one that systemd has made up for the
+/// service and given the directory of its socket.
+fn runs_as(socket: &Path, config: &Config) -> Vec<u32> {
+    let named = config.service.user.as_ref().map(|user| user.uid);
+    let usual = socket.parent() == Some(Path::new(SOCKETS));
+    let made_up = usual.then(|| fs::metadata(SOCKETS)).and_then(Result::ok);
+    named.into_iter().chain(made_up.map(|directory| directory.uid())).collect()
+}
+
+fn hand_over(socket: &Path, handed: &Handed, users: &[u32]) -> anyhow::Result<()> {
     let keys = handed.keys.0.iter().map(|(named_by, text)| (*named_by, text.as_str()));
     let (names, files): (Vec<_>, Vec<_>) =
         [(CONFIG, handed.source.as_str())].into_iter().chain(keys).unzip();
@@ -55,7 +66,7 @@ fn hand_over(socket: &Path, handed: &Handed) -> anyhow::Result<()> {
     let announced = announced
         .map(|(name, file)| Announced { name: (*name).to_owned(), bytes: file.len() })
         .collect();
-    ask(socket, &Ask { files: announced, ..Ask::new("reload") }, &files)?;
+    ask::hand_over(socket, &Ask { files: announced, ..Ask::new("reload") }, &files, users)?;
     Ok(())
 }
 
@@ -67,8 +78,8 @@ fn say(line: &str) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Loaded;
     use crate::config::tests::site;
-    use crate::config::{Config, Loaded};
     use crate::control::{Control, Request};
     use crate::keys::Keys;
     use tokio::task::spawn_blocking;
@@ -85,7 +96,8 @@ mod tests {
     async fn hand(loaded: &Loaded, answer: Result<(), &str>) -> (Result<(), String>, Config, Keys) {
         let mut control = Control::bind(&loaded.config).unwrap();
         let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());
-        let asking = spawn_blocking(move || hand_over(&path, &handed).map_err(|e| e.to_string()));
+        let asking =
+            spawn_blocking(move || hand_over(&path, &handed, &[]).map_err(|e| e.to_string()));
         let Request::Reload(got, reply) = control.next().await else { panic!("another request") };
         reply.send(answer.map_err(str::to_owned)).unwrap();
         let (config, keys) = *got;

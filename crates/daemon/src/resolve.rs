@@ -3,14 +3,14 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use tokio::net::lookup_host;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::config::Endpoint;
+use crate::worker::Worker;
 
 /// One lookup takes no longer.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,13 +29,24 @@ pub(crate) struct Resolver {
     nudge: watch::Sender<()>,
 }
 
-/// Begins to look `endpoints` up. The names are looked up on tokio's blocking threads: call this
-/// after the privileges are gone.
-pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> Resolver {
+/// Begins to look `endpoints` up. Each name is looked up by a thread of its own: call this after the
+/// privileges are gone.
+///
+/// # Errors
+///
+/// If the kernel gives no thread.
+pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
     let (send, addresses) = mpsc::channel(1);
     let (nudge, nudged) = watch::channel(());
-    tokio::spawn(collect(endpoints, nudged, send));
-    Resolver { addresses, nudge }
+    let found = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
+    let named = endpoints.into_iter().enumerate().filter(|(_, e)| literal(e).is_none());
+    let name = |(place, endpoint)| {
+        let thread = Worker::start("names")?;
+        Ok(Name { endpoint, place, thread })
+    };
+    let names = named.map(name).collect::<io::Result<_>>()?;
+    tokio::spawn(collect(found, names, nudged, send));
+    Ok(Resolver { addresses, nudge })
 }
 
 impl Resolver {
@@ -59,16 +70,14 @@ type Answer = (usize, Vec<SocketAddr>);
 
 /// Puts together what the lookups find, and passes it on when it is new.
 async fn collect(
-    endpoints: Vec<Endpoint>,
+    mut found: Vec<Vec<SocketAddr>>,
+    names: Vec<Name>,
     nudged: watch::Receiver<()>,
     send: mpsc::Sender<Vec<SocketAddr>>,
 ) {
-    let mut found: Vec<_> = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
     let (answer, mut answers) = mpsc::channel(1);
-    for (place, endpoint) in endpoints.into_iter().enumerate() {
-        if literal(&endpoint).is_none() {
-            tokio::spawn(Name { endpoint, place }.follow(nudged.clone(), answer.clone()));
-        }
+    for name in names {
+        tokio::spawn(name.follow(nudged.clone(), answer.clone()));
     }
     drop(answer);
     let mut sent = Vec::new();
@@ -117,6 +126,7 @@ fn in_order(found: &[Vec<SocketAddr>]) -> Vec<SocketAddr> {
 struct Name {
     endpoint: Endpoint,
     place: usize,
+    thread: Worker,
 }
 
 impl Name {
@@ -125,7 +135,7 @@ impl Name {
         let mut retry = FIRST_RETRY;
         loop {
             nudged.borrow_and_update();
-            let wait = match lookup(&self.endpoint).await {
+            let wait = match self.lookup().await {
                 Ok(addresses) => {
                     tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
                     retry = FIRST_RETRY;
@@ -147,6 +157,13 @@ impl Name {
         }
     }
 
+    async fn lookup(&self) -> io::Result<Vec<SocketAddr>> {
+        let Endpoint { host, port } = self.endpoint.clone();
+        let query = move || (host, port).to_socket_addrs().map(Vec::from_iter);
+        let addresses = timeout(LOOKUP_TIMEOUT, self.thread.run(query)).await???;
+        if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
+    }
+
     /// The first failure of a row is worth a line; each of the others only to who looks for it.
     fn complain(&self, error: &io::Error, again: Duration) {
         let (endpoint, seconds) = (&self.endpoint, again.as_secs());
@@ -156,12 +173,6 @@ impl Name {
             tracing::debug!("cannot resolve {endpoint}: {error}; again in {seconds} s");
         }
     }
-}
-
-async fn lookup(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
-    let query = lookup_host((endpoint.host.as_str(), endpoint.port));
-    let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, query).await??.collect();
-    if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
 }
 
 /// Waits for `wait`, or less when nudged, but then at least for `apart`; says whether anybody is
@@ -194,13 +205,13 @@ mod tests {
     #[tokio::test]
     async fn literal_addresses_come_at_once_and_in_order() {
         let all = ["[2001:db8::2]:51820", "192.0.2.7:1", "192.0.2.7:1"];
-        let mut resolver = spawn(endpoints(&all));
+        let mut resolver = spawn(endpoints(&all)).unwrap();
         assert_eq!(soon(resolver.changed()).await, addresses(&all[..2]));
     }
 
     #[tokio::test]
     async fn a_name_keeps_its_place() {
-        let mut resolver = spawn(endpoints(&["localhost:9", "192.0.2.7:1"]));
+        let mut resolver = spawn(endpoints(&["localhost:9", "192.0.2.7:1"])).unwrap();
         assert_eq!(soon(resolver.changed()).await, addresses(&["192.0.2.7:1"]));
         let both = soon(resolver.changed()).await;
         assert!(both[0].ip().is_loopback() && both[0].port() == 9, "{both:?}");
@@ -209,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_to_look_up_stays_silent() {
-        let mut resolver = spawn(Vec::new());
+        let mut resolver = spawn(Vec::new()).unwrap();
         let changed = timeout(Duration::from_millis(50), resolver.changed());
         assert!(changed.await.is_err());
     }

@@ -1,14 +1,17 @@
 //! Runs one tunnel. The order of a start is the order of the lines in [`run`]: what needs
 //! privileges first, threads last.
 
+use std::cell::Cell;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use vpnd_device::{Own, PeerState, Stays};
+use vpnd_crypto::PublicKey;
+use vpnd_device::{Heard, Leftover, Link, Netlink, Own, PeerState, Stays, Undo};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -26,12 +29,14 @@ use crate::floor::FloorFile;
 use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
+use crate::linger::{self, AfterStop};
 use crate::netns::{Netns, NetnsError};
 use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
 use crate::telling::Telling;
 use crate::tenancy::Tenancy;
+use crate::worker::Worker;
 use crate::{opening, options, resolve, service};
 
 /// Why a tunnel did not start, or ended other than by being asked to.
@@ -68,8 +73,8 @@ pub(crate) enum RunError {
     #[error(transparent)]
     Plane(#[from] PlaneError),
     /// The kernel gives no more descriptors, threads or random numbers.
-    #[error("starting: {0}")]
-    Start(#[from] io::Error),
+    #[error("cannot start: {error}{}", at_the_limit(error))]
+    Start { error: io::Error },
 }
 
 impl RunError {
@@ -87,10 +92,22 @@ impl RunError {
             _ => Exit::Failure,
         }
     }
+}
 
-    /// Whether packets have moved before.
-    const fn is_after_start(&self) -> bool {
-        matches!(self, Self::Plane(_))
+impl From<io::Error> for RunError {
+    fn from(error: io::Error) -> Self {
+        Self::Start { error }
+    }
+}
+
+/// What the kernel means by EAGAIN when it gives no thread.
+fn at_the_limit(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            "; there is no room for another thread: raise the limit of processes (`ulimit -u`, TasksMax= of \
+             the service, pids.max of the container)"
+        }
+        _ => "",
     }
 }
 
@@ -105,22 +122,49 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
     let result = runtime.block_on(start_to_stop(&config, keys));
     // A name being looked up, or a disk that hangs, does not keep the process from ending.
     runtime.shutdown_background();
-    result
+    result.map(|leftover| leftover.map_or((), linger::open_later))
 }
 
-async fn start_to_stop(config: &Config, keys: Keys) -> Result<(), RunError> {
+async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Leftover>, RunError> {
     // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
     let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // Until all is put back, it stays open.
-    let (host, changes, _tenancy) = Host::prepare(config).await?;
+    let (host, changes, _tenancy) = Host::prepare(config, &keys.secret.public()).await?;
+    let asked = stop.asked_by();
     let result = host.run(config, keys, stop, hooks).await;
-    // A start that fails leaves what it found; who was up and fell keeps packets in.
-    let guards =
-        result.as_ref().is_err_and(|error| error.is_after_start() || changes.found_guards());
-    changes.put_back(Stays { device: config.interface.persist, guards }).await;
-    result
+    let device = config.interface.persist;
+    let guards = match &result {
+        Ok(()) if asked.get() == Some(Asked::Terminate) && config.has_kill_switch() => {
+            linger::after_stop().await
+        }
+        Ok(()) => AfterStop::Open,
+        // Whoever fails keeps packets in, before it was up as well as after.
+        Err(_) => {
+            stays_shut(config);
+            AfterStop::Shut
+        }
+    };
+    let leftover = match guards {
+        AfterStop::OpenLater => changes.hand_on(device).await,
+        AfterStop::Shut | AfterStop::Open => {
+            let guards = guards == AfterStop::Shut;
+            changes.put_back(Stays { device, guards }).await;
+            None
+        }
+    };
+    result.map(|()| leftover)
+}
+
+/// Says what the network does not: that it is vpnd who keeps packets in.
+fn stays_shut(config: &Config) {
+    if config.has_kill_switch() {
+        tracing::warn!(
+            "the kill switch stays shut until a start succeeds; `vpnd release {}` opens it",
+            config.name
+        );
+    }
 }
 
 /// Everything that needs privileges, made and open.
@@ -128,6 +172,8 @@ struct Host {
     device: vpnd_tun::Device,
     /// The device's.
     mtu: u16,
+    /// The device's, where frames cross it.
+    mac: Option<[u8; 6]>,
     life: Life,
     /// Where it is the peer's to say.
     carrier: Option<Carrier>,
@@ -140,46 +186,99 @@ struct Host {
     control: Option<Control>,
 }
 
+/// What a start has when nothing leaves beside the tunnel any more that should not.
+struct Begun {
+    control: Option<Control>,
+    inside: Netns,
+    netlink: Netlink,
+    heard: Heard,
+    news: Heard,
+    outside: Netns,
+    way: Way,
+    undo: Undo,
+}
+
 /// The signals that ask for a clean stop.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    by: Rc<Cell<Option<Asked>>>,
+}
+
+/// Who asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Whoever started vpnd, as a rule: a service manager, which may start it anew at once.
+    Terminate,
+    /// Somebody at the terminal.
+    Interrupt,
 }
 
 impl Stop {
     fn new() -> io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, by: Rc::default() })
     }
 
     async fn asked(&mut self) {
-        tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
+        let by = tokio::select! {
+            _ = self.terminate.recv() => Asked::Terminate,
+            _ = self.interrupt.recv() => Asked::Interrupt,
+        };
+        self.by.set(Some(by));
+    }
+
+    /// By whom, once it is.
+    fn asked_by(&self) -> Rc<Cell<Option<Asked>>> {
+        Rc::clone(&self.by)
     }
 }
 
 impl Host {
-    async fn prepare(config: &Config) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
+    async fn prepare(
+        config: &Config,
+        public_key: &PublicKey,
+    ) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
-        let (device, netlink, heard, news) = inside.within(|| opening::open(config))??;
+        let (netlink, heard, news) = inside.within(opening::netlink)??;
+        let outside = Netns::open(config.socket.netns.as_deref());
+        // A route of another namespace leads no datagram of ours anywhere.
+        let would_loop =
+            config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
+        let way = changes::way(config, &netlink, would_loop).await;
+        // Before anything that may fail: a kill switch is not open until a start succeeds.
+        let undo = changes::guard(config, &netlink, would_loop.then_some(way.mark)).await?;
+        let begun = Begun { control, inside, netlink, heard, news, outside: outside?, way, undo };
+        Self::go_on(config, public_key, begun, would_loop).await.inspect_err(|_| stays_shut(config))
+    }
+
+    async fn go_on(
+        config: &Config,
+        public_key: &PublicKey,
+        begun: Begun,
+        would_loop: bool,
+    ) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
+        let Begun { control, inside, netlink, heard, news, outside, way, undo } = begun;
+        let device = inside.within(|| opening::device(config))??;
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
-        let outside = Netns::open(config.socket.netns.as_deref())?;
-        // A route of another namespace leads no datagram of ours anywhere.
-        let would_loop = config.leads_everywhere() && inside.is(&outside);
-        let way = changes::way(config, &netlink, would_loop).await;
         let socket = outside.within(|| opening::socket(config, &way))??;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        let mtu = opening::mtu(&config.interface, &netlink).await?;
+        let mtu = opening::mtu(&config.interface, &device, &netlink).await?;
         let own = Own { mark: way.mark, port: socket.local_port() };
-        let link = options::link(config, &device.name, mtu, would_loop.then_some(own));
+        let passed_over =
+            inside.within(|| opening::passed_over(&device.name, carrier.is_some()))?;
+        let own = would_loop.then_some(own);
+        let mut link = Link { passed_over, ..options::link(config, &device.name, mtu, own) };
+        options::choose_mac(&mut link, config, &device, public_key);
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?);
-        let changes = Changes::make(netlink, news, &link, config).await?;
+        let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let routes = changes.peer();
         let host =
-            Self { device, carrier, mtu, life, socket, way, outside, routes, floor, control };
+            Self { device, carrier, mtu, mac, life, socket, way, outside, routes, floor, control };
         Ok((host, changes, tenancy))
     }
 
@@ -234,7 +333,7 @@ impl Host {
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
         let peer = Peer::new(
-            options::peer(config, keys, mtu, last_stamp(&self.floor)),
+            options::peer(config, keys, (mtu, self.mac), last_stamp(&self.floor)),
             Arc::clone(&activity),
             // The kernel's, each time: a generator of our own would hold the key to every
             // ephemeral secret it ever gave out.
@@ -243,6 +342,8 @@ impl Host {
         );
         let (table, options) = (peer.table(), options::engine(config, mtu));
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
+        // What is started from here on goes no sooner than other programs do.
+        privilege::yield_to_others();
         tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
             running: config.clone(),
@@ -253,7 +354,8 @@ impl Host {
             mtu_max: config.path.mtu_max,
             floor: self.floor,
             carrier: self.carrier,
-            resolver: resolve::spawn(config.peer.endpoints.clone()),
+            resolver: resolve::spawn(config.peer.endpoints.clone())?,
+            files: Worker::start("files")?,
             control: self.control,
             service: service::Service::default(),
             hooks,
@@ -264,7 +366,7 @@ impl Host {
 }
 
 fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
-    floor.read().unwrap_or_else(|error| {
+    floor.read(clock::now().wall).unwrap_or_else(|error| {
         tracing::warn!("{error}");
         None
     })

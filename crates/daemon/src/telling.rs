@@ -8,6 +8,7 @@ use vpnd_protocol::peer::Event;
 use vpnd_protocol::session::Role;
 use vpnd_protocol::time::BootTime;
 
+use crate::config::Mac;
 use crate::logging::RateLimit;
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
@@ -27,6 +28,17 @@ pub(crate) enum Trouble {
     NoAnswer,
     /// Handshake messages arrive that were made for another key.
     BadMac1(u64),
+    /// Both ends have this hardware address.
+    SameMac(Mac),
+    /// Frames of one end are too long for the other: ours, theirs.
+    MtuDiffers(u16, u16),
+}
+
+impl Trouble {
+    /// Whether it keeps a tunnel that is up from carrying all that it should.
+    pub(crate) const fn outlasts_a_session(&self) -> bool {
+        matches!(self, Self::SameMac(_) | Self::MtuDiffers(..))
+    }
 }
 
 /// Lines of which the network can cause any number.
@@ -53,12 +65,14 @@ pub(crate) struct Telling {
     limit: RateLimit<Class>,
     trouble: Option<Trouble>,
     bad_mac1: u64,
+    /// What of the peer's device does not fit ours, as far as it was said.
+    misfit: Option<Trouble>,
 }
 
 impl Telling {
     /// Nothing told yet of the tunnel to `peer`.
     pub(crate) fn new(peer: PublicKey) -> Self {
-        Self { peer, limit: RateLimit::default(), trouble: None, bad_mac1: 0 }
+        Self { peer, limit: RateLimit::default(), trouble: None, bad_mac1: 0, misfit: None }
     }
 
     /// The peer has another public key now.
@@ -66,9 +80,9 @@ impl Telling {
         self.peer = peer;
     }
 
-    /// The latest trouble; a session that stands ends it.
-    pub(crate) const fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
+    /// The latest trouble, which a session that stands ends, or else what does not fit.
+    pub(crate) fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref().or(self.misfit.as_ref())
     }
 
     /// Tells of an event.
@@ -92,6 +106,10 @@ impl Telling {
             Event::Moved { to } => self.moved(now, &to.to_string()),
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),
+            Event::SameMac(mac) => self.misfit(Trouble::SameMac(Mac(*mac))),
+            Event::MtuDiffers { ours, theirs } => {
+                self.misfit(Trouble::MtuDiffers(*ours, *theirs));
+            }
             Event::UnknownPeer { key, from } => self.unknown_peer(now, *key, &from.to_string()),
             Event::StaleInitiation { got, last } => {
                 self.stale(now, &got.to_string(), &last.to_string());
@@ -195,6 +213,22 @@ impl Telling {
                 self.peer
             );
         }
+    }
+
+    /// Every session finds it once more; it is said once.
+    fn misfit(&mut self, trouble: Trouble) {
+        if self.misfit.as_ref() != Some(&trouble) {
+            match &trouble {
+                Trouble::SameMac(mac) => tracing::error!(
+                    "both ends have the hardware address {mac}, and will not hear each other: give one another                      [interface] mac, or none"
+                ),
+                Trouble::MtuDiffers(ours, theirs) => tracing::warn!(
+                    "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the                      smaller one are lost; give both bridges, or [interface] mtu at both ends, the same"
+                ),
+                _ => {}
+            }
+        }
+        self.misfit = Some(trouble);
     }
 
     fn unknown_peer(&mut self, now: BootTime, key: PublicKey, from: &str) {

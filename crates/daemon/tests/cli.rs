@@ -156,6 +156,51 @@ fn a_bad_configuration_ends_with_78_and_shows_the_place() {
 }
 
 #[test]
+fn what_stands_in_a_file_is_shown_and_not_obeyed() {
+    let here = tempfile::tempdir().unwrap();
+    stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
+    let path = here.path().join("a/a.toml");
+    let good = fs::read_to_string(&path).unwrap();
+    let unfit = |c: char| {
+        c.is_control() && c != '\n'
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    for bad in [
+        "[hooks]\nup = [\"\\u001b[2J\", \"\u{9b}31m\u{202e}\u{2028}\"]\n",
+        "[hooks]\n\"\u{9b}2J\u{2066}\" = 1 # \u{85}\n",
+        "[dns]\ndomains = \"\\u001b]0;x\\u0007\"\n",
+        "\x1b[2J\n",
+    ] {
+        fs::write(&path, format!("{good}\n{bad}")).unwrap();
+        for arguments in
+            [&["check", "a/a.toml"][..], &["check", "--json", "a/a.toml"], &["-c", "a/a.toml"]]
+        {
+            if bad.contains("up = ") && arguments.len() == 2 && arguments[0] == "-c" {
+                continue;
+            }
+            let output = vpnd(here.path(), arguments);
+            let said = text(&output.stdout) + &text(&output.stderr);
+            assert!(!said.contains(unfit), "{arguments:?} of {bad:?}: {said:?}");
+            assert!(!said.is_empty(), "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_of_nothing_but_mistakes_is_told_in_an_instant() {
+    let here = tempfile::tempdir().unwrap();
+    let lines: String = (0..60_000).map(|line| format!("mistake{line} = 1\n")).collect();
+    fs::write(here.path().join("site.toml"), lines).unwrap();
+    let (code, said) = complaint(here.path(), &["check", "site.toml"]);
+    assert_eq!((code, said.matches("error: ").count()), (78, 20));
+    assert!(said.trim_end().ends_with("more problems"), "{said}");
+    let output = vpnd(here.path(), &["check", "--json", "site.toml"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["problems"].as_array().unwrap().len(), 20);
+    assert!(json["more"].as_u64().unwrap() >= 59_980, "{}", json["more"]);
+}
+
+#[test]
 fn an_unreadable_configuration_ends_with_78() {
     let here = tempfile::tempdir().unwrap();
     let (code, said) = complaint(here.path(), &["run", "--config", "none.toml"]);

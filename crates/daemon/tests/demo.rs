@@ -16,7 +16,7 @@ const VPND: &str = env!("CARGO_BIN_EXE_vpnd");
 /// A directory that the demonstration puts its files into, whoever runs it.
 fn workplace() -> TempDir {
     let place = tempfile::tempdir().unwrap();
-    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o1777)).unwrap();
     place
 }
 

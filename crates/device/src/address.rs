@@ -55,7 +55,14 @@ pub(crate) fn text(address: &AddressMessage) -> String {
 
 /// An IPv6 address goes without duplicate address detection: there is nobody to ask in a tunnel, and it
 /// could not be used for a second.
-pub(crate) fn message(index: u32, ours: IpNet, peer: Option<IpAddr>) -> AddressMessage {
+///
+/// On a device that `broadcasts`, an IPv4 network has a broadcast address; the kernel makes none up.
+pub(crate) fn message(
+    index: u32,
+    ours: IpNet,
+    peer: Option<IpAddr>,
+    broadcasts: bool,
+) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = ours.prefix_len();
@@ -67,7 +74,17 @@ pub(crate) fn message(index: u32, ours: IpNet, peer: Option<IpAddr>) -> AddressM
     if ours.addr().is_ipv6() {
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
+    if let (IpNet::V4(net), None, true) = (ours, peer, broadcasts && ours.prefix_len() < 31) {
+        message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    }
     message
+}
+
+/// The network that the kernel routes into the device for an address; none where that is the address alone.
+pub(crate) fn connected(ours: IpNet, peer: Option<IpAddr>) -> Option<IpNet> {
+    let far = peer.unwrap_or_else(|| ours.addr());
+    let net = IpNet::new(far, ours.prefix_len()).ok()?.trunc();
+    (net != IpNet::from(ours.addr())).then_some(net)
 }
 
 /// Whether the device has it.

@@ -10,6 +10,7 @@ use rtnetlink::packet_route::link::{
 use crate::Link;
 use crate::error::{Error, Step};
 use crate::link::{self, Device};
+use crate::port;
 use crate::undo::{Change, Undo};
 
 /// What takes other devices as its ports.
@@ -44,6 +45,10 @@ impl fmt::Display for Kind {
     }
 }
 
+/// What a path through the tunnel costs in the spanning tree. The kernel would take a TAP for the fastest of
+/// cables (2, where a gigabit has 5), and block the cable in favour of the tunnel.
+const DEFAULT_STP_COST: u32 = 200;
+
 /// Makes the device a port of what `link` names, and returns the table that its routes go to, where
 /// that is a VRF's.
 pub(crate) async fn join(
@@ -56,10 +61,38 @@ pub(crate) async fn join(
     for (name, kind) in [(&link.bridge, Kind::Bridge), (&link.vrf, Kind::Vrf)] {
         let Some(name) = name else { continue };
         let controller = find(handle, name, kind).await?;
-        become_port(handle, device, kind.step(controller.header.index), undo).await?;
+        let joined = become_port(handle, device, kind.step(controller.header.index), undo).await?;
+        if kind == Kind::Bridge {
+            set_up_port(handle, device, (link, name, joined), undo).await?;
+        }
         table = vrf_table(&controller);
     }
     Ok(table)
+}
+
+/// A port that was one before, under an earlier run, is as it was then; the file has the last word on its cost.
+async fn set_up_port(
+    handle: &Handle,
+    device: Device<'_>,
+    (link, bridge, joined): (&Link, &str, bool),
+    undo: &mut Undo,
+) -> Result<(), Error> {
+    let known = if joined { undo.port.recall(bridge) } else { None };
+    if let Some(port) = &known {
+        port.write(handle, device.index).await;
+    }
+    let default = (joined && known.is_none()).then_some(DEFAULT_STP_COST);
+    let Some(cost) = link.stp_cost.or(default) else { return Ok(()) };
+    let set = port::set_cost(handle, device.index, cost).await;
+    set.map_err(|error| Error::refused(Step::Cost(cost), device.name, &error))
+}
+
+/// The table of the VRF that `link` names, if it names one.
+pub(crate) async fn table(handle: &Handle, link: &Link) -> Result<Option<u32>, Error> {
+    match &link.vrf {
+        Some(name) => Ok(vrf_table(&find(handle, name, Kind::Vrf).await?)),
+        None => Ok(None),
+    }
 }
 
 /// Of what the device is to be a port, if of anything.
@@ -97,23 +130,24 @@ pub(crate) async fn find(handle: &Handle, name: &str, kind: Kind) -> Result<Link
     }
 }
 
+/// Says whether it was none before.
 async fn become_port(
     handle: &Handle,
     device: Device<'_>,
     step: Step,
     undo: &mut Undo,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let before = controller(&link::find(handle, device.name).await?);
-    let (Step::Bridge(wanted) | Step::Vrf(wanted)) = step else { return Ok(()) };
+    let (Step::Bridge(wanted) | Step::Vrf(wanted)) = step else { return Ok(false) };
     if before != wanted {
         link::change(handle, device, step).await?;
         undo.extend([Change::Link(link::message(device.index, Step::Bridge(before)))]);
     }
-    Ok(())
+    Ok(before != wanted)
 }
 
 /// Whose port a device is; 0 is nobody's.
-fn controller(link: &LinkMessage) -> u32 {
+pub(crate) fn controller(link: &LinkMessage) -> u32 {
     let controllers = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::Controller(index) => Some(*index),
         _ => None,
@@ -140,7 +174,8 @@ fn vrf_table(link: &LinkMessage) -> Option<u32> {
     })
 }
 
-fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+/// What it says of its kind, and of the controller that it is a port of.
+pub(crate) fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     let infos = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,

@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// Every number that vpnd gives a routing table of its own is another's.
     #[error(
-        "no routing table from 51820 to 51947 is free for the default route: give it a `table` of \
+        "no routing table from 51820 to 51939 is free for the default route: give it a `table` of \
          its own, and the rules that lead there"
     )]
     NoTable,
@@ -84,6 +84,8 @@ pub enum Step {
     Bridge(u32),
     /// Making it a port of the VRF of this number.
     Vrf(u32),
+    /// Setting what a path through it costs in its bridge's spanning tree.
+    Cost(u32),
     /// Adding an address, with its far end.
     Address(IpNet, Option<IpAddr>),
     /// Adding a route.
@@ -133,6 +135,7 @@ impl fmt::Display for Step {
             Self::Up => write!(f, "setting up"),
             Self::Bridge(_) => write!(f, "making a port of its bridge of"),
             Self::Vrf(_) => write!(f, "making a port of its VRF of"),
+            Self::Cost(cost) => write!(f, "setting spanning tree cost {cost} on"),
             Self::Address(address, _) => write!(f, "adding address {address} to"),
             Self::Route(to) => write!(f, "adding route {to} to"),
             Self::Follow(to) => write!(f, "letting the peer decide on route {to} of"),
@@ -169,6 +172,7 @@ impl Step {
             Self::Up => set("up".to_owned()),
             Self::Bridge(_) => set("master BRIDGE".to_owned()),
             Self::Vrf(_) => set("master VRF".to_owned()),
+            Self::Cost(cost) => set(format!("type bridge_slave cost {cost}")),
             Self::Address(ours, None) => Some(format!("ip address add {ours} dev {device}")),
             Self::Address(ours, Some(peer)) => {
                 let (own, len) = (ours.addr(), ours.prefix_len());

@@ -14,17 +14,24 @@
 //! no sense are passed over.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::geteuid;
 
 use crate::undo::Change;
 
 /// What is longer is something else.
 const MAX_LEN: u64 = 1 << 20;
+/// How often a file that is locked is tried, …
+const TRIES: u32 = 50;
+/// … and after what time each.
+const BETWEEN: Duration = Duration::from_millis(20);
 
 /// The file; or none, and then what a crash leaves is not found again.
 #[derive(Debug, Default)]
@@ -51,6 +58,10 @@ impl Namespace {
     pub(crate) fn current() -> Self {
         Self(fs::metadata("/proc/thread-self/ns/net").ok().map(|file| file.ino()))
     }
+
+    pub(crate) const fn number(self) -> Option<u64> {
+        self.0
+    }
 }
 
 impl Journal {
@@ -59,28 +70,41 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// If it can be neither opened nor made, or others may write to it.
+    /// If it can be neither opened nor made, others may write to it, or another vpnd has it.
     pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).mode(0o600);
+        Self::read(options, path, namespace, |owner| owner == geteuid().as_raw())
+    }
+
+    /// The same, but only if it is there; root may have it whoever ran vpnd.
+    pub(crate) fn open_left(path: &Path, namespace: Namespace) -> io::Result<Self> {
+        let is_root = geteuid().is_root();
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true);
+        Self::read(options, path, namespace, |owner| is_root || owner == geteuid().as_raw())
+    }
+
+    fn read(
+        options: &mut OpenOptions,
+        path: &Path,
+        namespace: Namespace,
+        trusted: impl FnOnce(u32) -> bool,
+    ) -> io::Result<Self> {
         let unknown = || io::Error::other("without /proc nothing tells the network namespace");
         let header = header(namespace.0.ok_or_else(unknown)?);
-        let mut options = OpenOptions::new();
-        // Who owns the directory may have put a link there, to a file that is only ours to write.
-        let options = options.read(true).write(true).create(true).mode(0o600);
-        let mut file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || metadata.nlink() != 1 {
-            return Err(io::Error::other("not a file of its own"));
-        }
-        // What it says is done with all our rights.
-        if metadata.uid() != geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-            return Err(io::Error::other("others may write to it; remove it"));
-        }
+        let mut file = own(options, path, trusted)?;
+        lock(&file)?;
         let mut text = Vec::new();
         (&mut file).take(MAX_LEN).read_to_end(&mut text)?;
         let (devices, left_behind) = read(&String::from_utf8_lossy(&text), &header);
         let mut journal = Self { file: Some(file), header, devices, left_behind };
         journal.begin();
         Ok(journal)
+    }
+
+    pub(crate) const fn is_kept(&self) -> bool {
+        self.file.is_some()
     }
 
     pub(crate) fn left_behind(&mut self) -> Vec<Change> {
@@ -113,6 +137,22 @@ impl Journal {
         self.write(|file| file.set_len(0));
     }
 
+    /// Lets the next start have the file, and returns what stands in it from now on, which no start would write.
+    pub(crate) fn let_go(&mut self) -> Option<Vec<u8>> {
+        let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.num_milliseconds());
+        self.put(&format!("# let go by {} at {boot}\n", std::process::id()));
+        let file = self.file.as_mut()?;
+        let text = content(file).ok()?;
+        file.unlock().ok()?;
+        Some(text)
+    }
+
+    /// Takes the file back if it is as it was let go: nobody has started meanwhile.
+    pub(crate) fn take_back(&mut self, text: &[u8]) -> bool {
+        let Some(file) = &mut self.file else { return false };
+        file.try_lock().is_ok() && content(file).is_ok_and(|now| now == text)
+    }
+
     /// What was read, and nothing that has been withdrawn.
     fn begin(&mut self) {
         let mut text = format!("{}\n", self.header);
@@ -139,6 +179,51 @@ impl Journal {
     }
 }
 
+/// Opens a file that nobody else may have written, or makes it.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).mode(0o600);
+    own(options, path, |owner| owner == geteuid().as_raw())
+}
+
+/// Opens a file whose owner is trusted, and which nobody else may have written.
+fn own(
+    options: &mut OpenOptions,
+    path: &Path,
+    trusted: impl FnOnce(u32) -> bool,
+) -> io::Result<File> {
+    // Who owns the directory may have put a link there, to a file that is only ours to write.
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.nlink() != 1 {
+        return Err(io::Error::other("not a file of its own"));
+    }
+    // What it says is done with all our rights.
+    if !trusted(metadata.uid()) || metadata.mode() & 0o022 != 0 {
+        return Err(io::Error::other("others may write to it; remove it"));
+    }
+    Ok(file)
+}
+
+fn content(file: &mut File) -> io::Result<Vec<u8>> {
+    file.rewind()?;
+    let mut text = Vec::new();
+    file.take(MAX_LEN).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Whoever has the file says what becomes of what stands in it. One that is about to end has it for a moment.
+fn lock(file: &File) -> io::Result<()> {
+    for _ in 0..TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Err(io::Error::other("another vpnd has it"))
+}
+
 fn header(namespace: u64) -> String {
     format!("vpnd changes 2, network namespace {namespace}")
 }
@@ -149,12 +234,16 @@ fn naming(device: &Named) -> String {
 
 fn line(sign: char, change: &Change) -> String {
     let (kind, bytes) = change.encode();
-    let mut line = format!("{sign} {kind} ");
+    format!("{sign} {kind} {}\n", hex(&bytes))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut hex = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         // A string takes whatever it is given.
-        let _ = write!(line, "{byte:02x}");
+        let _ = write!(hex, "{byte:02x}");
     }
-    line + "\n"
+    hex
 }
 
 /// The devices, and the changes that nobody has taken back.
@@ -196,7 +285,7 @@ fn parse(line: &str) -> Option<Change> {
     Change::decode(kind.parse().ok()?, &unhex(hex)?)
 }
 
-fn unhex(hex: &str) -> Option<Vec<u8>> {
+pub(crate) fn unhex(hex: &str) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let pair = |pair: &[u8]| match pair {
         [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),

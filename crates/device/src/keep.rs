@@ -14,11 +14,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::controller;
+use crate::controller::{self, Kind};
 use crate::error::errno;
+use crate::guard::Guards;
 use crate::heard::{Heard, Told};
 use crate::link::Device;
 use crate::plan::{Plan, is_down};
+use crate::port::KnownPort;
 use crate::route::Added;
 use crate::undo::Undo;
 use crate::{Netlink, Setup, address, route, rule};
@@ -66,12 +68,14 @@ impl Keeper {
     pub fn spawn(netlink: &Netlink, news: Heard, setup: Setup) -> Self {
         let (peer, alive) = watch::channel(false);
         let (stop, stopped) = oneshot::channel();
-        let (Setup { plan, undo }, handle) = (setup, netlink.handle.clone());
+        let (Setup { plan, mut undo }, handle) = (setup, netlink.handle.clone());
         let keeping = Keeping {
+            port: KnownPort::new(std::mem::take(&mut undo.port)),
             handle,
             plan,
             alive,
             following: Following::default(),
+            guards: Guards::default(),
             troubles: BTreeSet::new(),
             removals: Recent::default(),
             due: None,
@@ -97,6 +101,9 @@ struct Keeping {
     plan: Plan,
     alive: watch::Receiver<bool>,
     following: Following,
+    /// How its bridge has it.
+    port: KnownPort,
+    guards: Guards,
     /// What is not as it should be, as far as it has been said.
     troubles: BTreeSet<String>,
     /// When something of ours was missing.
@@ -127,6 +134,7 @@ impl Keeping {
             tokio::select! {
                 _ = &mut stopped => break,
                 Ok(()) = self.alive.changed() => self.following.hear(),
+                () = self.guards.due() => self.guards.put_back(&self.handle, &self.plan).await,
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
                     self.following.due = None;
                     self.follow_peer().await;
@@ -145,6 +153,11 @@ impl Keeping {
     fn hear(&mut self, event: &Told) {
         if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = event {
             self.hear_mtu(link);
+        }
+        match event {
+            NetlinkPayload::InnerMessage(message) => self.guards.hear(&self.plan, message),
+            NetlinkPayload::Overrun(_) => self.guards.look(),
+            _ => {}
         }
         if self.concerns(event) && self.due.is_none() {
             self.due = Some(Instant::now() + MOMENT);
@@ -221,6 +234,9 @@ impl Keeping {
         let what = format!("its place in {kind} {name}");
         match controller::rejoin(&self.handle, Device { name: device, index }, name, *kind).await {
             Ok(was_none) => {
+                if *kind == Kind::Bridge {
+                    self.port.keep(&self.handle, index, (name, was_none)).await;
+                }
                 self.troubles.remove(&what);
                 was_none.then_some(what)
             }

@@ -9,35 +9,53 @@
 mod address;
 mod controller;
 mod error;
+mod guard;
 mod heard;
 mod journal;
 mod keep;
+mod leftover;
 mod link;
 mod plan;
+mod port;
 mod route;
 mod rule;
 mod table;
 mod undo;
 mod watch;
 
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{Socket, SocketAddr};
 
 pub use controller::Kind;
 pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, Namespace};
 pub use keep::{Keeper, PeerState};
+pub use leftover::Leftover;
+pub use port::PortMemory;
 pub use undo::{Stays, Undo};
 pub use watch::{Seen, Watch};
 
+use link::Device;
 use plan::Plan;
 use undo::Change;
 
 /// Who set a route or a rule, as the kernel shows it (`proto`): a number that iproute2 gives nobody else.
 pub const PROTOCOL: u8 = 118;
+/// Who set what still drops when everything of [`PROTOCOL`] has been flushed.
+pub const GUARD_PROTOCOL: u8 = 119;
+
+fn is_our_protocol(protocol: RouteProtocol) -> bool {
+    [PROTOCOL, GUARD_PROTOCOL].map(RouteProtocol::Other).contains(&protocol)
+}
 
 /// How a device should look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,16 +73,50 @@ pub struct Link {
     pub txqueuelen: Option<u32>,
     /// Its hardware address; left as it is when absent.
     pub mac: Option<[u8; 6]>,
+    /// The hardware address of one that becomes the port of a bridge it was not a port of, where
+    /// [`mac`](Self::mac) says none.
+    pub mac_as_port: Option<[u8; 6]>,
     /// Whether it takes multicast; left as it is when absent.
     pub multicast: Option<bool>,
     /// The bridge it becomes a port of.
     pub bridge: Option<String>,
+    /// What a path through it costs in the bridge's spanning tree. Absent, 200 for one that joins the bridge.
+    pub stp_cost: Option<u32>,
     /// The VRF it becomes a port of.
     pub vrf: Option<String>,
     /// What is reached through the device.
     pub routes: Vec<Route>,
     /// What tells the tunnel's own datagrams. Absent, they leave where no route of ours is.
     pub own: Option<Own>,
+    /// For which families the kernel passes over routes of a link without carrier, and this one's comes and goes: what
+    /// is for its networks is then dropped while there is none.
+    pub passed_over: Families,
+}
+
+/// IPv4, IPv6, both or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+impl Families {
+    fn has(self, net: IpNet) -> bool {
+        if net.addr().is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+/// How a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The longest packet that it takes.
+    pub mtu: u32,
+    /// Its hardware address, if it has one.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is the port of a bridge or a VRF.
+    pub is_port: bool,
 }
 
 /// What tells the tunnel's own datagrams from those that go through it.
@@ -72,7 +124,7 @@ pub struct Link {
 pub struct Own {
     /// Their mark.
     pub mark: u32,
-    /// The UDP port they leave from.
+    /// The UDP port they leave from; 0 as long as there is none.
     pub port: u16,
 }
 
@@ -123,6 +175,8 @@ pub struct Setup {
 pub struct Netlink {
     handle: Handle,
     namespace: Namespace,
+    /// For what is left to do when there is no runtime any more.
+    last: Arc<Socket>,
 }
 
 impl Netlink {
@@ -134,7 +188,9 @@ impl Netlink {
     pub fn connect() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle, namespace: Namespace::current() })
+        let last = Socket::new(NETLINK_ROUTE).map_err(Error::Connect)?;
+        last.connect(&SocketAddr::new(0, 0)).map_err(Error::Connect)?;
+        Ok(Self { handle, namespace: Namespace::current(), last: Arc::new(last) })
     }
 
     /// The namespace that it was opened in.
@@ -154,6 +210,23 @@ impl Netlink {
     /// A mark for the tunnel's own datagrams that no program's rule but vpnd's looks at.
     pub async fn free_mark(&self) -> u32 {
         rule::free_mark(&self.handle).await
+    }
+
+    /// Adds what is to drop, and the rules that lead there, before there is a device: from here on nothing that may fail
+    /// leaves a kill switch open. It takes of `link` the routes, the VRF, and the mark of [`Link::own`].
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses. What was added stays, and [`configure`](Self::configure) takes it over.
+    pub async fn guard(&self, link: &Link, undo: &mut Undo) -> Result<(), Error> {
+        let vrf = match controller::table(&self.handle, link).await {
+            Ok(vrf) => vrf,
+            // Without its VRF no packet is led into the tunnel either.
+            Err(Error::NoController { .. } | Error::NotA { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut plan = Plan::new(Device { name: &link.name, index: 0 }, link);
+        plan.guard_all(&self.handle, link, vrf, undo).await
     }
 
     /// Gives the device its addresses, MTU, queue length, rules and routes, and sets it up. What an earlier
@@ -192,6 +265,41 @@ impl Netlink {
         setup.undo.run(&self.handle, stays).await;
     }
 
+    /// What the device has already: its MTU and its hardware address.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such device.
+    pub async fn found(&self, name: &str) -> Result<Found, Error> {
+        let found = link::find(&self.handle, name).await?;
+        let is_port = controller::controller(&found) != 0;
+        Ok(Found { mtu: link::mtu(&found), mac: link::mac(&found), is_port })
+    }
+
+    /// As [`undo`](Self::undo), but what drops is handed on to the next start. None if that cannot be, or there is
+    /// nothing that drops: then all is put back, but for what is to stay of the device.
+    pub async fn hand_on(&self, setup: Setup, device: bool) -> Option<Leftover> {
+        let Setup { undo, .. } = setup;
+        if undo.guards() && undo.can_be_handed_on() {
+            return undo.hand_on(&self.handle, &self.last, device).await;
+        }
+        undo.run(&self.handle, Stays { device, guards: false }).await;
+        None
+    }
+
+    /// Takes away what drops, and the rules that lead there, as the journal at `path` says of a vpnd that has ended;
+    /// says how much that was. What else stands there is left to the next start.
+    ///
+    /// # Errors
+    ///
+    /// If the journal cannot be read, or its vpnd runs.
+    pub async fn release(&self, path: &Path) -> io::Result<usize> {
+        let mut undo = Undo::resume(Journal::open_left(path, self.namespace)?);
+        let before = undo.len();
+        undo.only(|change| !change.is_guard(), &self.handle).await;
+        Ok(before - undo.len())
+    }
+
     /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.
     ///
     /// # Errors
@@ -207,16 +315,19 @@ impl Netlink {
     async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
+        let broadcasts = link::broadcasts(&self.handle, device).await?;
         let vrf = controller::join(&self.handle, device, link, undo).await?;
         let mut plan = Plan::new(device, link);
-        for (ours, peer) in pairs {
-            let message = address::message(device.index, ours, peer);
+        for &(ours, peer) in &pairs {
+            let message = address::message(device.index, ours, peer, broadcasts);
             let added = plan.address(&self.handle, message, undo).await;
             added
                 .map_err(|error| Error::refused(Step::Address(ours, peer), device.name, &error))?;
         }
         link::up(&self.handle, device, undo).await?;
-        plan.route_all(&self.handle, link, vrf, undo).await?;
+        let connected = pairs.iter().filter_map(|(ours, peer)| address::connected(*ours, *peer));
+        let connected: Vec<_> = connected.collect();
+        plan.route_all(&self.handle, link, vrf, &connected, undo).await?;
         Ok(plan)
     }
 }

@@ -27,7 +27,9 @@ pub(crate) async fn set<'a>(
     let before = find(handle, &link.name).await?;
     let device = Device { name: &link.name, index: before.header.index };
     undo.name(named(&before));
-    for step in steps(link) {
+    let joins = link.bridge.is_some() && controller::controller(&before) == 0;
+    let mac = link.mac.or_else(|| link.mac_as_port.filter(|_| joins));
+    for step in steps(link, mac) {
         let old = current(&before, step);
         if old == Some(step) {
             continue;
@@ -45,9 +47,9 @@ pub(crate) async fn set<'a>(
 }
 
 /// What is wanted of the device itself.
-fn steps(link: &Link) -> impl Iterator<Item = Step> {
+fn steps(link: &Link, mac: Option<[u8; 6]>) -> impl Iterator<Item = Step> {
     let wanted = [
-        link.mac.map(Step::Mac),
+        mac.map(Step::Mac),
         link.multicast.map(Step::Multicast),
         link.mtu.map(Step::Mtu),
         link.txqueuelen.map(Step::QueueLen),
@@ -137,9 +139,12 @@ pub(crate) fn message(index: u32, step: Step) -> LinkMessage {
         Step::Multicast(on) => builder.multicast(on),
         Step::Up => builder.up(),
         Step::Bridge(controller) | Step::Vrf(controller) => builder.controller(controller),
-        Step::Find | Step::Address(..) | Step::Route(_) | Step::Follow(_) | Step::Rule(_) => {
-            builder
-        }
+        Step::Find
+        | Step::Cost(_)
+        | Step::Address(..)
+        | Step::Route(_)
+        | Step::Follow(_)
+        | Step::Rule(_) => builder,
     }
     .build()
 }
@@ -150,6 +155,19 @@ pub(crate) fn mtu(link: &LinkMessage) -> u32 {
         Some(Step::Mtu(mtu)) => mtu,
         _ => 0,
     }
+}
+
+/// The address of the station.
+pub(crate) fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
+    match current(link, Step::Mac([0; 6])) {
+        Some(Step::Mac(mac)) => Some(mac),
+        _ => None,
+    }
+}
+
+/// Whether it reaches all stations at once, as Ethernet does.
+pub(crate) async fn broadcasts(handle: &Handle, device: Device<'_>) -> Result<bool, Error> {
+    Ok(find(handle, device.name).await?.header.flags.contains(LinkFlags::Broadcast))
 }
 
 /// The step that would lead back to where the device is.

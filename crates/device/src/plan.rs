@@ -1,6 +1,7 @@
 //! What is to be there as long as we run: addresses, rules and routes, as the messages that add them. What
 //! was there before us is not among it, and none of our business.
 
+use ipnet::IpNet;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressMessage;
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) port_of: Option<(String, Kind)>,
     pub(crate) addresses: Vec<AddressMessage>,
     pub(crate) rules: Vec<RuleMessage>,
+    /// The families whose rules belong to a kill switch.
+    pub(crate) guarded: Vec<AddressFamily>,
     pub(crate) routes: Vec<Held>,
 }
 
@@ -45,6 +48,7 @@ impl Plan {
             port_of: controller::wanted(link),
             addresses: Vec::new(),
             rules: Vec::new(),
+            guarded: guarded(link),
             routes: Vec::new(),
         }
     }
@@ -71,27 +75,88 @@ impl Plan {
         handle: &Handle,
         link: &Link,
         vrf: Option<u32>,
+        connected: &[IpNet],
         undo: &mut Undo,
     ) -> Result<(), Error> {
-        let own_table = match vrf {
-            Some(table) => table,
-            None => self.own_table(handle, link, undo).await?,
-        };
-        let table = |route: &Route| match route.table {
-            Some(table) => table,
-            None if route.is_default() => own_table,
-            None => vrf.unwrap_or(table::MAIN),
-        };
+        let tables = self.tables(handle, link, vrf, &families(link), undo).await?;
         for one in link.routes.iter().filter(|route| route.when_down == WhenDown::Blackhole) {
-            let held = Held { route: route::blackhole(one, table(one)), by_peer: false };
+            let held = Held { route: route::blackhole(one, tables.of(one)), by_peer: false };
             self.route(handle, one, held, undo).await?;
         }
+        self.last_resorts(handle, link, &tables, connected, undo).await;
         for one in &link.routes {
-            let message = route::unicast(self.index, one, table(one));
+            let message = route::unicast(self.index, one, tables.of(one));
             let held = Held { route: message, by_peer: one.when_down != WhenDown::Keep };
             self.route(handle, one, held, undo).await?;
         }
         Ok(())
+    }
+
+    /// What drops, and the rules that lead there, for want of all else. What is in the way is left to
+    /// [`route_all`](Self::route_all).
+    pub(crate) async fn guard_all(
+        &mut self,
+        handle: &Handle,
+        link: &Link,
+        vrf: Option<u32>,
+        undo: &mut Undo,
+    ) -> Result<(), Error> {
+        let families = self.guarded.clone();
+        let tables = self.tables(handle, link, vrf, &families, undo).await?;
+        for one in link.routes.iter().filter(|route| route.when_down == WhenDown::Blackhole) {
+            let held = Held { route: route::blackhole(one, tables.of(one)), by_peer: false };
+            match self.route(handle, one, held, undo).await {
+                Err(error) if !error.is_in_the_way() => return Err(error),
+                _ => {}
+            }
+        }
+        self.last_resorts(handle, link, &tables, &[], undo).await;
+        Ok(())
+    }
+
+    /// What drops behind everything else: for a kill switch without rules, and for what leads into a device whose
+    /// routes the kernel passes over. Another tunnel's does as well.
+    async fn last_resorts(
+        &mut self,
+        handle: &Handle,
+        link: &Link,
+        tables: &Tables,
+        connected: &[IpNet],
+        undo: &mut Undo,
+    ) {
+        let routed = link.routes.iter().filter(|one| match one.when_down {
+            WhenDown::Blackhole => !table::is_own(tables.of(one)),
+            WhenDown::Keep => link.passed_over.has(one.to),
+            WhenDown::Remove => false,
+        });
+        let routed = routed.map(|one| (one.to, tables.of(one)));
+        let connected = connected.iter().filter(|net| link.passed_over.has(**net));
+        let wanted: Vec<_> = routed.chain(connected.map(|net| (*net, tables.main))).collect();
+        for (to, table) in wanted {
+            let route = route::last_resort(to, table);
+            let ours = intend(undo, Change::Route(route.clone()));
+            let added = route::add(handle, &route).await.map(|added| added == Added::New);
+            if settle(undo, ours, &added) {
+                self.routes.push(Held { route, by_peer: false });
+            } else if let Err(error) = added {
+                tracing::debug!(%error, "{} of metric {} cannot be had", route::text(&route), u32::MAX);
+            }
+        }
+    }
+
+    async fn tables(
+        &mut self,
+        handle: &Handle,
+        link: &Link,
+        vrf: Option<u32>,
+        families: &[AddressFamily],
+        undo: &mut Undo,
+    ) -> Result<Tables, Error> {
+        let own = match vrf {
+            Some(table) => table,
+            None => self.own_table(handle, link, families, undo).await?,
+        };
+        Ok(Tables { own, main: vrf.unwrap_or(table::MAIN) })
     }
 
     async fn route(
@@ -143,9 +208,9 @@ impl Plan {
         &mut self,
         handle: &Handle,
         link: &Link,
+        families: &[AddressFamily],
         undo: &mut Undo,
     ) -> Result<u32, Error> {
-        let families = families(link);
         let Some(own) = link.own.filter(|_| !families.is_empty()) else { return Ok(table::MAIN) };
         // The one that an earlier run had, for what it left there holds until ours does.
         let mut left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
@@ -153,7 +218,7 @@ impl Plan {
         left.sort_unstable();
         left.dedup();
         for table in left.into_iter().chain(table::free(handle).await) {
-            if self.claim(handle, own, table, &families, undo).await? {
+            if self.claim(handle, own, table, families, undo).await? {
                 return Ok(table);
             }
         }
@@ -171,7 +236,9 @@ impl Plan {
     ) -> Result<bool, Error> {
         let before = undo.len();
         self.rules.clear();
-        for rule in families.iter().flat_map(|family| rule::all(own, table, *family)) {
+        let guarded = self.guarded.clone();
+        let all = |family| rule::all(own, table, family, guarded.contains(&family));
+        for rule in families.iter().copied().flat_map(all) {
             let ours = intend(undo, Change::Rule(rule.clone()));
             let added = rule::add(handle, &rule).await;
             let is_ours = settle(undo, ours, &added);
@@ -196,6 +263,21 @@ impl Plan {
     }
 }
 
+/// The tables that routes without one go to.
+struct Tables {
+    /// Default routes.
+    own: u32,
+    /// All others.
+    main: u32,
+}
+
+impl Tables {
+    fn of(&self, route: &Route) -> u32 {
+        let without = if route.is_default() { self.own } else { self.main };
+        route.table.unwrap_or(without)
+    }
+}
+
 /// Writes down what is going to be done, unless an earlier run has; says whether it has.
 fn intend(undo: &mut Undo, change: Change) -> bool {
     let known = undo.contains(&change);
@@ -216,8 +298,18 @@ fn settle<E>(undo: &mut Undo, known: bool, added: &Result<bool, E>) -> bool {
 
 /// The families whose default route leads into a table of its own.
 fn families(link: &Link) -> Vec<AddressFamily> {
+    families_where(link, |_any| true)
+}
+
+/// Those of them that have a kill switch.
+fn guarded(link: &Link) -> Vec<AddressFamily> {
+    families_where(link, |route| route.when_down == WhenDown::Blackhole)
+}
+
+fn families_where(link: &Link, of: impl Fn(&Route) -> bool) -> Vec<AddressFamily> {
     let defaults = link.routes.iter().filter(|one| one.is_default() && one.table.is_none());
-    let mut families: Vec<_> = defaults.map(|one| address::family(one.to)).collect();
+    let mut families: Vec<_> =
+        defaults.filter(|one| of(one)).map(|one| address::family(one.to)).collect();
     families.sort_by_key(|family| u8::from(*family));
     families.dedup();
     families

@@ -11,7 +11,7 @@ use rtnetlink::packet_route::route::{
 use crate::address::family;
 use crate::error::errno;
 use crate::undo::is_gone;
-use crate::{PROTOCOL, Route};
+use crate::{GUARD_PROTOCOL, PROTOCOL, Route};
 
 /// The metric that the kernel gives an IPv6 route without one.
 const METRIC_V6: u32 = 1024;
@@ -42,6 +42,12 @@ pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, 
         }
         Err(error) => Err(error),
     }
+}
+
+/// Adds one that may be there; says whether it was not. Unlike [`add`], it never asks which one is there: the answer
+/// is the whole table.
+pub(crate) async fn add_again(handle: &Handle, route: &RouteMessage) -> bool {
+    handle.route().add(route.clone()).execute().await.is_ok()
 }
 
 /// Takes one away, if it is there.
@@ -79,6 +85,21 @@ pub(crate) fn blackhole(route: &Route, table: u32) -> RouteMessage {
     message.attributes.push(RouteAttribute::Table(table));
     message.attributes.push(RouteAttribute::Priority(metric(route).saturating_add(1)));
     message
+}
+
+/// What drops when even that is gone, or was never wanted: behind every other route to the network and before every
+/// less specific one. Another protocol, so that a flush by protocol never takes both.
+pub(crate) fn last_resort(to: IpNet, table: u32) -> RouteMessage {
+    let mut message = message(to, RouteType::BlackHole, RouteScope::Universe);
+    message.header.protocol = RouteProtocol::Other(GUARD_PROTOCOL);
+    message.attributes.push(RouteAttribute::Table(table));
+    message.attributes.push(RouteAttribute::Priority(u32::MAX));
+    message
+}
+
+/// Whether it drops what it covers, and so needs no device.
+pub(crate) fn drops(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::BlackHole
 }
 
 fn message(to: IpNet, kind: RouteType, scope: RouteScope) -> RouteMessage {

@@ -2,10 +2,12 @@
 //! not: what wg-quick(8) does, and one more for hosts that check where packets arrive.
 //!
 //! ```text
-//! 32000  iif lo, UDP from our port   goto 32003      IPv4 alone
+//! 32000  iif lo, UDP from our port   goto 32005      IPv4 alone
 //! 32001  everything                  lookup main, but not for a default route
 //! 32002  without our mark            lookup TABLE
-//! 32003  UDP from our port           nop             IPv4 alone
+//! 32003  everything                  lookup main, but not for a default route      kill switch
+//! 32004  without our mark            blackhole                                     kill switch
+//! 32005  UDP from our port           nop             IPv4 alone
 //! ```
 //!
 //! The first is for `rp_filter = 1`: the kernel looks for the way back of each datagram that arrives, and
@@ -23,34 +25,59 @@ use rtnetlink::packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{Handle, IpVersion};
 
 use crate::error::{Error, Step, errno};
-use crate::{Own, PROTOCOL, table};
+use crate::{GUARD_PROTOCOL, Own, PROTOCOL, is_our_protocol, table};
 
 /// Before the kernel's own rule for `main` (32766), behind what an administrator numbers.
 const PRIORITY: u32 = 32000;
 /// Rules a table has.
-const STEP: u32 = 4;
+const STEP: u32 = 6;
 
-/// All rules of one family for one table, in the order that they are added in: what passes by first.
-pub(crate) fn all(own: Own, table: u32, family: AddressFamily) -> Vec<RuleMessage> {
+/// All rules of one family for one table, in the order that they are added in: what passes by first. Those of a
+/// kill switch are among them if it is `guarded`.
+pub(crate) fn all(own: Own, table: u32, family: AddressFamily, guarded: bool) -> Vec<RuleMessage> {
     let first = PRIORITY + (table - table::FIRST) * STEP;
     let mut rules = Vec::new();
-    if family == AddressFamily::Inet {
+    if family == AddressFamily::Inet && own.port != 0 {
         let from_port = RulePortRange { start: own.port, end: own.port };
         let own_port =
             [RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(from_port)];
         let mut passes = rule(family, RuleAction::Goto, first, own_port.clone());
-        passes.attributes.push(RuleAttribute::Goto(first + 3));
+        passes.attributes.push(RuleAttribute::Goto(first + 5));
         passes.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
-        rules.push(rule(family, RuleAction::Nop, first + 3, own_port));
+        rules.push(rule(family, RuleAction::Nop, first + 5, own_port));
         rules.push(passes);
     }
     let specific = [RuleAttribute::Table(table::MAIN), RuleAttribute::SuppressPrefixLen(0)];
-    rules.push(rule(family, RuleAction::ToTable, first + 1, specific));
+    rules.push(rule(family, RuleAction::ToTable, first + 1, specific.clone()));
+    if guarded {
+        rules.extend(guards(own.mark, first, family, specific));
+    }
     let unmarked = [RuleAttribute::Table(table), RuleAttribute::FwMark(own.mark)];
     let mut unmarked = rule(family, RuleAction::ToTable, first + 2, unmarked);
     unmarked.header.flags = RuleFlags::Invert;
     rules.push(unmarked);
     rules
+}
+
+/// What still drops when the table is empty and the rules above are gone. Another protocol than theirs, so that a
+/// flush by protocol never takes both; and what is more specific in `main` still goes there.
+fn guards(
+    mark: u32,
+    first: u32,
+    family: AddressFamily,
+    specific: [RuleAttribute; 2],
+) -> [RuleMessage; 2] {
+    let own_protocol = |mut rule: RuleMessage| {
+        let protocol = RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL));
+        let guard = RuleAttribute::Protocol(RouteProtocol::Other(GUARD_PROTOCOL));
+        rule.attributes.retain(|attribute| *attribute != protocol);
+        rule.attributes.push(guard);
+        rule
+    };
+    let specific = rule(family, RuleAction::ToTable, first + 3, specific);
+    let mut drops = rule(family, RuleAction::Blackhole, first + 4, [RuleAttribute::FwMark(mark)]);
+    drops.header.flags = RuleFlags::Invert;
+    [specific, drops].map(own_protocol)
 }
 
 fn rule<const N: usize>(
@@ -120,9 +147,17 @@ pub(crate) fn priority(rule: &RuleMessage) -> u32 {
     said.unwrap_or(0)
 }
 
-/// Whether it bears vpnd's number, this tunnel's or another's.
+/// Whether it bears one of vpnd's numbers, this tunnel's or another's.
 pub(crate) fn is_ours(rule: &RuleMessage) -> bool {
-    rule.attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)))
+    rule.attributes.iter().any(|attribute| match attribute {
+        RuleAttribute::Protocol(protocol) => is_our_protocol(*protocol),
+        _ => false,
+    })
+}
+
+/// Whether it drops what it matches.
+pub(crate) fn drops(rule: &RuleMessage) -> bool {
+    rule.header.action == RuleAction::Blackhole
 }
 
 pub(crate) fn refused(rule: &RuleMessage, device: &str, error: &rtnetlink::Error) -> Error {

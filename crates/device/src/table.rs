@@ -12,7 +12,7 @@ pub(crate) const MAIN: u32 = 254;
 /// The first number that is tried for a table of our own, and for a mark: wg-quick's.
 pub(crate) const FIRST: u32 = 51820;
 /// So many are tried.
-const MOST: u32 = 128;
+const MOST: u32 = 120;
 
 /// Whether it is one that vpnd gives.
 pub(crate) fn is_own(table: u32) -> bool {

@@ -7,7 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
-mod left_behind;
+mod guard;
+pub(crate) mod left_behind;
 mod routes;
 
 /// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.
@@ -66,8 +67,10 @@ fn link() -> Link {
         mtu: Some(1420),
         txqueuelen: Some(512),
         mac: None,
+        mac_as_port: None,
         multicast: None,
         bridge: None,
+        stp_cost: None,
         vrf: None,
         routes: vec![
             route("198.51.100.0/24", None, None),
@@ -76,6 +79,7 @@ fn link() -> Link {
             route("::/0", None, None),
         ],
         own: None,
+        passed_over: Families::default(),
     }
 }
 
@@ -95,7 +99,9 @@ fn a_device_gets_all_it_should_and_gives_it_back() {
         let shown = ip("link show there");
         assert!(shown.contains("mtu 1420") && shown.contains("qlen 512"), "{shown}");
         assert!(shown.contains(",UP"), "{shown}");
-        assert!(ip("-4 addr show there").contains("inet 10.99.0.1/24 scope global there"));
+        // It is an Ethernet device, where a network has a broadcast address.
+        let v4 = ip("-4 addr show there");
+        assert!(v4.contains("inet 10.99.0.1/24 brd 10.99.0.255 scope global there"), "{v4}");
         let v6 = ip("-6 addr show there scope global");
         assert!(v6.contains("2001:db8:1::1/64") && !v6.contains("tentative"), "{v6}");
         assert!(ip("-4 route show dev there").contains("198.51.100.0/24 proto 118 scope link"));

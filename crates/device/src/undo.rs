@@ -1,18 +1,23 @@
 //! What was changed, put back: by ourselves at the end, or by the next start after an end that left no time.
 
+use std::sync::Arc;
+
 use rtnetlink::packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, LinkAttribute, LinkFlags, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::sys::Socket;
 use rtnetlink::{Error, Handle};
 
 use crate::error::errno;
 use crate::journal::{Journal, Named};
-use crate::{PROTOCOL, link, route, rule};
+use crate::leftover::Leftover;
+use crate::port::PortMemory;
+use crate::{is_our_protocol, link, route, rule};
 
 /// Every change made, in order, and the journal that says the same to the next start.
 #[derive(Debug, Default)]
@@ -20,6 +25,7 @@ use crate::{PROTOCOL, link, route, rule};
 pub struct Undo {
     changes: Vec<Change>,
     journal: Journal,
+    pub(crate) port: PortMemory,
 }
 
 /// One change, by what takes it back.
@@ -41,7 +47,7 @@ pub struct Stays {
     /// What was done to the device, with its addresses and routes: programs that use them do not see vpnd start
     /// anew.
     pub device: bool,
-    /// The routes that drop: packets that must not take another way must not do so until the next start either,
+    /// What drops: packets that must not take another way must not do so until the next start either,
     /// after an end that nobody asked for. Those that a failed start made itself are not among them.
     pub guards: bool,
 }
@@ -49,12 +55,22 @@ pub struct Stays {
 impl Undo {
     /// Nothing changed yet, but for what an earlier run left behind and wrote down in `journal`.
     pub fn resume(mut journal: Journal) -> Self {
-        Self { changes: journal.left_behind(), journal }
+        Self { changes: journal.left_behind(), journal, port: PortMemory::default() }
     }
 
-    /// Whether there is a route among it that drops.
+    /// The same, and how the device was set up as a port.
+    pub fn remembering(self, port: PortMemory) -> Self {
+        Self { port, ..self }
+    }
+
+    /// Whether there is something among it that drops.
     pub fn guards(&self) -> bool {
         self.changes.iter().any(Change::drops)
+    }
+
+    /// Whether the next start would find what is left.
+    pub(crate) fn can_be_handed_on(&self) -> bool {
+        self.journal.is_kept()
     }
 
     /// Says whose number is in the changes to come.
@@ -130,14 +146,27 @@ impl Undo {
     pub(crate) async fn run(mut self, handle: &Handle, stays: Stays) {
         let guarded = stays.guards && self.guards();
         let stays = |change: &Change| {
-            (stays.device && change.device().is_some())
-                // The rules lead to the table of a route that drops.
-                || (guarded && (change.drops() || matches!(change, Change::Rule(_))))
+            (stays.device && change.device().is_some()) || (guarded && change.is_guard())
         };
         self.only(stays, handle).await;
         if self.changes.is_empty() {
             self.journal.end();
         }
+    }
+
+    /// Takes everything back but what drops and what leads there, and hands that on.
+    pub(crate) async fn hand_on(
+        mut self,
+        handle: &Handle,
+        socket: &Arc<Socket>,
+        device: bool,
+    ) -> Option<Leftover> {
+        let stays = |change: &Change| (device && change.device().is_some()) || change.is_guard();
+        self.only(stays, handle).await;
+        let (mut guards, rest): (Vec<_>, Vec<_>) =
+            self.changes.into_iter().partition(Change::is_guard);
+        guards.reverse();
+        Leftover::new(socket, guards, rest.is_empty(), self.journal)
     }
 }
 
@@ -156,9 +185,18 @@ impl Change {
         }
     }
 
-    /// Whether it is a route that drops.
+    /// Whether it is a route or a rule that drops.
     pub(crate) fn drops(&self) -> bool {
-        matches!(self, Self::Route(route) if route.header.kind == RouteType::BlackHole)
+        match self {
+            Self::Route(route) => route::drops(route),
+            Self::Rule(rule) => rule::drops(rule),
+            Self::Address(_) | Self::Link(_) => false,
+        }
+    }
+
+    /// Whether it drops, or leads to the table of what does.
+    pub(crate) fn is_guard(&self) -> bool {
+        self.drops() || matches!(self, Self::Rule(_))
     }
 
     /// The table that a rule leads to, or that a default route is in.
@@ -203,8 +241,7 @@ impl Change {
         match RouteNetlinkMessage::deserialize(&header, bytes).ok()? {
             RouteNetlinkMessage::DelAddress(address) => Some(Self::Address(address)),
             RouteNetlinkMessage::DelRoute(route) => {
-                let ours = route.header.protocol == RouteProtocol::Other(PROTOCOL);
-                ours.then_some(Self::Route(route))
+                is_our_protocol(route.header.protocol).then_some(Self::Route(route))
             }
             RouteNetlinkMessage::DelRule(rule) => rule::is_ours(&rule).then_some(Self::Rule(rule)),
             RouteNetlinkMessage::SetLink(link) => sets_back(&link).then_some(Self::Link(link)),

@@ -51,8 +51,12 @@ drop_reasons! {
     InnerMalformed => "inner_malformed",
     /// An inner packet whose source address is not in `allowed_ips`.
     SourceNotAllowed => "source_not_allowed",
+    /// A message of a router or a DHCP server to hosts here, or IPv6 headers that might hide one.
+    Guarded => "guarded",
     /// An inner frame whose source address is not in `allowed_macs`.
     SourceMacNotAllowed => "source_mac_not_allowed",
+    /// A packet of the peer that is longer than our device's MTU allows: the MTUs of the two ends differ.
+    LargerThanMtu => "larger_than_mtu",
     /// A frame of a kind, or a record of a type, that this release does not know.
     UnknownFrame => "unknown_frame",
     /// A frame that is not laid out as its kind has to be.

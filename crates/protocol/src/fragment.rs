@@ -191,8 +191,8 @@ impl Reassembly {
     /// and whether any of its pieces met congestion (RFC 3168 §5.3).
     ///
     /// # Errors
-    /// [`DropReason::FragmentMalformed`] when no packet has such a piece, or only one larger than
-    /// the largest; [`DropReason::FragmentConflicts`] when its packet's other pieces contradict it.
+    /// [`DropReason::FragmentMalformed`] when no packet has such a piece, [`DropReason::LargerThanMtu`] when
+    /// only one larger than the largest has; [`DropReason::FragmentConflicts`] when its packet's other pieces contradict it.
     /// Those stay as they were.
     pub fn insert_marked(
         &mut self,
@@ -204,7 +204,7 @@ impl Reassembly {
         self.expire(now);
         let first = counter.checked_sub(piece.index.into()).ok_or(DropReason::FragmentMalformed)?;
         if piece.least_packet() > self.largest {
-            return Err(DropReason::FragmentMalformed);
+            return Err(DropReason::LargerThanMtu);
         }
         let id = Id { generation, first };
         let at = self.find(id).unwrap_or_else(|| self.admit(id, piece.count, now));

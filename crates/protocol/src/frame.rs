@@ -113,8 +113,8 @@ impl ControlFrame {
 
     /// Says who we are.
     pub fn hello(self, hello: &Hello<'_>) -> Self {
-        let (fixed, release) = hello.wire();
-        self.record(record::HELLO, &[fixed.as_bytes(), release.as_bytes()])
+        let (fixed, release, mac) = hello.wire();
+        self.record(record::HELLO, &[fixed.as_bytes(), release.as_bytes(), mac])
     }
 
     /// Ends the session.
@@ -125,6 +125,16 @@ impl ControlFrame {
     /// Asks for an answer.
     pub fn ping(self, ping: &Ping) -> Self {
         self.record(record::PING, &[ping.as_bytes()])
+    }
+
+    /// A whole frame that asks for an answer, of exactly `len` bytes or as few as there must be: zeros
+    /// behind the fields of the PING fill it up, and its PONG has none.
+    pub fn ping_of(ping: &Ping, len: usize) -> Vec<u8> {
+        let fields = ping.as_bytes();
+        let filling = len.saturating_sub(HEADER_LEN + record::HEAD_LEN + fields.len());
+        let Self(plaintext) =
+            Self::begin().record(record::PING, &[fields, &vec![0; filling.min(MAX_FILLING)]]);
+        [&[CONTROL, 0], &plaintext[HEADER_LEN..]].concat()
     }
 
     /// Answers.
@@ -163,6 +173,8 @@ impl ControlFrame {
 const CONTROL: u8 = 1;
 const ETHERNET: u8 = 2;
 pub(crate) const FRAGMENT: u8 = 3;
+/// Keeps the length of a record within its two bytes.
+const MAX_FILLING: usize = 0xff00;
 /// Two addresses and a type.
 const ETHERNET_HEADER: usize = 14;
 /// What the plaintext is padded to a multiple of.

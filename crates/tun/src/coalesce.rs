@@ -243,7 +243,7 @@ impl Item {
     fn continues(&self, first: &Segment, next: &Segment) -> bool {
         let step = next.id.wrapping_sub(first.id);
         let numbered = match self.count {
-            1 => step <= 1,
+            1 => step == 1 || step == 0 && first.may_repeat_id(),
             count => step == self.id_step.wrapping_mul(low16(count)),
         };
         let offset = next.sequence.wrapping_sub(first.sequence) as usize;

@@ -76,6 +76,31 @@ fn an_ip_packet_ends_at_65535_bytes() {
 }
 
 #[test]
+fn equal_identifications_merge_only_where_nobody_may_fragment() {
+    let equal = |udp, dont_fragment| {
+        let spec = Spec { dont_fragment, ..Spec::new(false, udp) };
+        let mut flow = Flow::new(spec, 0, 100);
+        let sent: Vec<Sent> = (0..4).flat_map(|_| flow.step(Change::Nothing, 7)).collect();
+        group_sizes(&sent)
+    };
+    for udp in [false, true] {
+        assert_eq!(equal(udp, true), [4]);
+        assert_eq!(equal(udp, false), [1, 1, 1, 1]);
+    }
+}
+
+#[test]
+fn counted_identifications_come_back_as_they_were() {
+    for dont_fragment in [false, true] {
+        let spec = Spec { dont_fragment, ..Spec::new(false, true) };
+        let mut flow = Flow::new(spec, 1, 100);
+        let sent: Vec<Sent> = (0..4).flat_map(|_| flow.step(Change::Nothing, 7)).collect();
+        let whole = written(&mut Coalescer::new(BOTH), &sent, &[]);
+        assert_eq!(whole, [sent.iter().map(Sent::bytes).collect::<Vec<_>>()]);
+    }
+}
+
+#[test]
 fn small_segments_end_at_their_number() {
     assert_eq!(group_sizes(&stream(false, true, 130, 10)), [64, 64, 2]);
     assert_eq!(group_sizes(&stream(true, false, 130, 10)), [128, 2]);

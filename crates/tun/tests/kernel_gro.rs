@@ -181,6 +181,8 @@ fn reason(sent: &[Sent], a: usize, b: usize) -> &'static str {
         "past a datagram without payload or checksum"
     } else if of_flow().any(|s| s.spec.label != first.label) {
         "past another flow label"
+    } else if first.id == last.id && !first.v6 && !first.dont_fragment {
+        "of one identification, although routers may fragment (kernels from 6.18 on)"
     } else if first.urgent != last.urgent {
         "with another urgent pointer"
     } else {

@@ -3,6 +3,8 @@
 
 use vpnd_tun::Sum;
 
+use crate::headers::{TCP, Upper, upper};
+
 /// What segments are kept within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clamp {
@@ -38,29 +40,9 @@ pub fn clamp_mss(packet: &mut [u8], clamp: Clamp) {
 
 /// The TCP segment of a packet, and the bytes of IP and TCP headers without any options.
 fn tcp_of(packet: &mut [u8]) -> Option<(&mut [u8], u16)> {
-    match packet.first()? >> 4 {
-        4 => Some((ipv4_tcp(packet)?, IPV4_HEADER + TCP_HEADER)),
-        6 => Some((ipv6_tcp(packet)?, IPV6_HEADER + TCP_HEADER)),
-        _ => None,
-    }
-}
-
-fn ipv4_tcp(packet: &mut [u8]) -> Option<&mut [u8]> {
-    let header: &[u8; IPV4_HEADER as usize] = packet.first_chunk()?;
-    let len = usize::from(header[0] & 0xf) * 4;
-    let later_fragment = u16::from_be_bytes([header[6], header[7]]) & FRAGMENT_OFFSET != 0;
-    if len < header.len() || header[9] != TCP || later_fragment {
-        return None;
-    }
-    packet.get_mut(len..)
-}
-
-fn ipv6_tcp(packet: &mut [u8]) -> Option<&mut [u8]> {
-    let header: &[u8; IPV6_HEADER as usize] = packet.first_chunk()?;
-    if header[6] != TCP {
-        return None;
-    }
-    packet.get_mut(usize::from(IPV6_HEADER)..)
+    let Upper::At { protocol: TCP, start } = upper(packet) else { return None };
+    let ip = if packet[0] >> 4 == 4 { IPV4_HEADER } else { IPV6_HEADER };
+    Some((packet.get_mut(start..)?, ip + TCP_HEADER))
 }
 
 /// Where a SYN's MSS lies.
@@ -98,8 +80,6 @@ fn adapt_checksum(tcp: &mut [u8], at: usize, old: u16, new: u16) {
 const IPV4_HEADER: u16 = 20;
 const IPV6_HEADER: u16 = 40;
 const TCP_HEADER: u16 = 20;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
-const TCP: u8 = 6;
 const SYN: u8 = 0x02;
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
@@ -111,6 +91,7 @@ mod tests {
     use vpnd_tun::pseudo_header;
 
     use super::*;
+    use crate::headers::tests::{behind, extension, extensions};
 
     const SYN_ACK: u8 = 0x12;
     const ACK: u8 = 0x10;
@@ -171,6 +152,33 @@ mod tests {
         let packet = clamped(packet(false, SYN, &[1, 2, 4, 0x05, 0xb4, 1, 1, 0]), 1420);
         assert_eq!(packet[43..45], 1380u16.to_be_bytes());
         assert!(is_intact(&packet));
+    }
+
+    #[test]
+    fn a_syn_behind_extension_headers_is_found() {
+        let whole = packet(true, SYN, &[2, 4, 0x05, 0xb4]);
+        let expected = clamped(whole.clone(), 1420);
+        assert_ne!(whole, expected);
+        for headers in extensions().iter().flat_map(|e| [vec![e.clone()], vec![e.clone(); 2]]) {
+            let found = clamped(behind(&headers, TCP, &whole[40..]), 1420);
+            assert_eq!(found, behind(&headers, TCP, &expected[40..]));
+        }
+    }
+
+    #[test]
+    fn what_is_no_syn_behind_extension_headers_is_left_alone() {
+        let whole = packet(true, SYN, &[2, 4, 0x05, 0xb4]);
+        let mut later = extension(44, 0);
+        later.1[3] = 8;
+        let many = vec![extension(60, 0); 40];
+        let other = behind(&[extension(60, 0)], 17, &whole[40..]);
+        let mut cut = behind(&[extension(60, 0)], TCP, &whole[40..]);
+        cut.pop();
+        for packet in
+            [behind(&[later], TCP, &whole[40..]), behind(&many, TCP, &whole[40..]), other, cut]
+        {
+            assert_eq!(clamped(packet.clone(), 1420), packet);
+        }
     }
 
     #[test]

@@ -1,7 +1,13 @@
 //! Explicit congestion notification through the tunnel (RFC 6040): what leaves bears the mark of the
 //! packet inside, and a mark made on the way reaches that packet.
+//!
+//! Some paths write "congestion experienced" into everything. Such a mark says nothing, and to drop each
+//! packet without ECN for it would close the tunnel: [`Marks`] tells these paths from others.
+
+use std::time::Duration;
 
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::time::BootTime;
 
 /// The two bits of an IP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,16 +61,19 @@ impl Ecn {
     }
 }
 
-/// Carries the mark of the outer header over to the IP packet that was inside.
+/// Carries the mark of the outer header over to the IP packet that was inside. `believed` says whether
+/// marks for congestion mean any.
 ///
 /// # Errors
-/// [`DropReason::Congestion`], where the packet cannot bear the mark.
-pub(crate) fn decapsulate(outer: Ecn, packet: &mut [u8]) -> Result<(), DropReason> {
+/// [`DropReason::Congestion`], where the packet cannot bear the mark and that is believed.
+pub(crate) fn decapsulate(outer: Ecn, believed: bool, packet: &mut [u8]) -> Result<(), DropReason> {
     if outer == Ecn::NotEct {
         return Ok(());
     }
     let inner = Ecn::of_packet(packet);
-    let emerging = inner.emerging(outer).ok_or(DropReason::Congestion)?;
+    let Some(emerging) = inner.emerging(outer) else {
+        return if believed { Err(DropReason::Congestion) } else { Ok(()) };
+    };
     if emerging != inner {
         remark(packet, emerging);
     }
@@ -91,6 +100,77 @@ const fn updated(checksum: u16, before: u16, after: u16) -> u16 {
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) as u16 + (folded >> 16) as u16)
 }
+
+/// How many of the datagrams that arrived lately bore a mark for congestion.
+///
+/// A router marks only what says that it may be marked, and few of those; where more than half of all
+/// datagrams bear the mark, something on the path writes it into everything. Of too few datagrams nobody
+/// can tell, and then none is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Marks {
+    /// Since when `current` counts.
+    since: BootTime,
+    current: Count,
+    /// The count of the time before that: together they cover five to ten seconds.
+    previous: Count,
+    everything: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    datagrams: u64,
+    marked: u64,
+}
+
+/// What a batch has changed in the view of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It marks everything.
+    Everything,
+    /// It marks no more than others do.
+    Sane,
+}
+
+impl Marks {
+    /// Counts a batch of authentic datagrams, which bear one mark.
+    pub(crate) fn note(&mut self, outer: Ecn, datagrams: u64, now: BootTime) -> Option<Verdict> {
+        self.age(now);
+        self.current.datagrams += datagrams;
+        self.current.marked += if outer == Ecn::Ce { datagrams } else { 0 };
+        let (datagrams, marked) = self.sum();
+        let everything = marked * 2 > datagrams;
+        if datagrams < FEW || everything == self.everything {
+            return None;
+        }
+        self.everything = everything;
+        Some(if everything { Verdict::Everything } else { Verdict::Sane })
+    }
+
+    /// Whether a mark means congestion.
+    pub(crate) fn believed(&self) -> bool {
+        let (datagrams, marked) = self.sum();
+        datagrams >= FEW && marked * 2 <= datagrams
+    }
+
+    fn sum(&self) -> (u64, u64) {
+        let (current, previous) = (self.current, self.previous);
+        (current.datagrams + previous.datagrams, current.marked + previous.marked)
+    }
+
+    fn age(&mut self, now: BootTime) {
+        let age = now.saturating_since(self.since);
+        if age < HALF {
+            return;
+        }
+        let current = std::mem::take(&mut self.current);
+        self.previous = if age < HALF * 2 { current } else { Count::default() };
+        self.since = now;
+    }
+}
+
+const HALF: Duration = Duration::from_secs(5);
+/// Of fewer datagrams nobody can tell: a tunnel that has just come up has received some that nobody marks.
+const FEW: u64 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -144,7 +224,7 @@ mod tests {
                     assert_eq!(Ecn::of_packet(&packet), inner);
                     match inner.emerging(outer) {
                         Some(emerging) => {
-                            assert_eq!(decapsulate(outer, &mut packet), Ok(()));
+                            assert_eq!(decapsulate(outer, true, &mut packet), Ok(()));
                             let expected =
                                 if before[0] == 0x45 { v4(emerging) } else { v6(emerging) };
                             assert_eq!(packet, expected);
@@ -152,9 +232,11 @@ mod tests {
                         }
                         None => {
                             assert_eq!(
-                                decapsulate(outer, &mut packet),
+                                decapsulate(outer, true, &mut packet),
                                 Err(DropReason::Congestion)
                             );
+                            assert_eq!(decapsulate(outer, false, &mut packet), Ok(()));
+                            assert_eq!(packet, before, "delivered as it is");
                         }
                     }
                 }
@@ -166,7 +248,48 @@ mod tests {
     fn what_is_no_packet_has_no_mark() {
         for bytes in [&[][..], &[0x45], &[0x12, 0xff], &[0xff; 9]] {
             assert_eq!(Ecn::of_packet(bytes), Ecn::NotEct);
-            assert_eq!(decapsulate(Ecn::Ect1, &mut bytes.to_vec()), Ok(()));
+            assert_eq!(decapsulate(Ecn::Ect1, true, &mut bytes.to_vec()), Ok(()));
         }
+    }
+
+    fn at(seconds: u64) -> BootTime {
+        BootTime::from_nanos(0) + Duration::from_secs(100 + seconds)
+    }
+
+    #[test]
+    fn a_path_that_marks_more_than_half_is_not_believed_until_it_marks_less() {
+        let mut marks = Marks::default();
+        assert_eq!(marks.note(Ecn::NotEct, 100, at(0)), None);
+        assert_eq!(marks.note(Ecn::Ce, 100, at(1)), None);
+        assert!(marks.believed(), "half is not more than half");
+        assert_eq!(marks.note(Ecn::Ce, 1, at(2)), Some(Verdict::Everything));
+        assert!(!marks.believed());
+        assert_eq!(marks.note(Ecn::Ce, 50, at(7)), None);
+        assert_eq!(marks.note(Ecn::Ect0, 500, at(8)), Some(Verdict::Sane));
+        assert!(marks.believed());
+    }
+
+    #[test]
+    fn what_was_ten_seconds_ago_does_not_count() {
+        let mut marks = Marks::default();
+        assert_eq!(marks.note(Ecn::NotEct, 1_000_000, at(0)), None);
+        assert_eq!(marks.note(Ecn::Ce, 40, at(6)), None);
+        assert_eq!(marks.note(Ecn::Ce, 40, at(11)), Some(Verdict::Everything));
+        assert!(!marks.believed());
+        // Idle, and then a path of which nothing is known yet.
+        assert_eq!(marks.note(Ecn::NotEct, 63, at(60)), None);
+        assert!(!marks.believed());
+        assert_eq!(marks.note(Ecn::NotEct, 1, at(60)), Some(Verdict::Sane));
+        assert!(marks.believed());
+    }
+
+    #[test]
+    fn few_datagrams_are_no_evidence() {
+        let mut marks = Marks::default();
+        for second in 0..100 {
+            assert_eq!(marks.note(Ecn::Ce, 1, at(second)), None);
+            assert!(!marks.believed());
+        }
+        assert_eq!(marks.note(Ecn::Ce, 64, at(100)), Some(Verdict::Everything));
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
@@ -18,6 +19,7 @@ use crate::abreast::Abreast;
 use crate::clamp::Clamp;
 use crate::counters::Counters;
 use crate::filter::{Filter, Macs};
+use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal, await_room};
@@ -41,6 +43,8 @@ pub struct Options {
     pub clamp: Option<Clamp>,
     /// Inner source addresses that the peer may use.
     pub filter: Filter,
+    /// Which messages of routers and DHCP servers the peer may not send.
+    pub guard: Guard,
     /// Hardware addresses that the peer's frames may come from; any, if absent.
     pub macs: Option<Macs>,
 }
@@ -82,6 +86,8 @@ impl Engine {
             activity,
             counters: Counters::default(),
             filter: options.filter,
+            guard: options.guard,
+            marks_everything: AtomicBool::new(false),
             macs: options.macs,
             mode: options.mode,
             mtu: options.mtu,
@@ -122,20 +128,34 @@ impl Engine {
             contents: datagram,
             segment_size: None,
         };
-        match self.shared.socket.send(&transmit) {
+        match self.shared.socket.send_whole(&transmit) {
             // Outbound has filled the socket; it empties in a moment, and a handshake that is lost
             // costs five seconds.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 await_room(self.shared.socket.as_fd())?;
-                self.shared.socket.send(&transmit)
+                self.shared.socket.send_whole(&transmit)
             }
             result => result,
         }
     }
 
+    /// Has packets over IPv6 that are larger go out in fragments of this size; `None` is what the first link
+    /// carries.
+    ///
+    /// # Errors
+    /// As [`Socket::fragment_at`].
+    pub fn fragment_at(&self, mtu: Option<u16>) -> io::Result<()> {
+        self.shared.socket.fragment_at(mtu)
+    }
+
     /// Every kind of drop.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// Whether the path marks everything it carries for congestion, so that its marks are ignored.
+    pub fn marks_everything(&self) -> bool {
+        self.shared.marks_everything.load(Ordering::Relaxed)
     }
 
     /// The socket's port.

@@ -1,10 +1,10 @@
 //! Which sources the peer's packets may have: inner IP addresses, or the hardware addresses of frames.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The set of addresses that some networks cover.
+/// The set of addresses that some networks cover, less those that no packet of the peer may come from.
 #[derive(Clone, Debug)]
 pub struct Filter {
     v4: Ranges<u32>,
@@ -12,8 +12,27 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Covers what `networks` cover; nothing if there are none.
+    /// Covers what `networks` cover; nothing if there are none. Addresses that name no other host of the
+    /// internet are left out whatever covers them: those of this host, of groups, and IPv4 in the
+    /// clothes of IPv6. Link-local addresses of IPv6 are covered only by networks within `fe80::/10`, for
+    /// the messages by which routers configure hosts come from those.
     pub fn new(networks: &[IpNet]) -> Self {
+        let (local, wide): (Vec<IpNet>, Vec<IpNet>) =
+            networks.iter().partition(|network| is_link_local(network));
+        let wide = Self::of(&wide).without(&[IpNet::V6(LINK_LOCAL)]);
+        wide.and(Self::of(&local)).without(NEVER)
+    }
+
+    /// Leaves out `networks` too.
+    #[must_use]
+    pub fn without(self, networks: &[IpNet]) -> Self {
+        networks.iter().fold(self, |Self { v4, v6 }, network| match network {
+            IpNet::V4(n) => Self { v4: v4.without(n.network().into(), n.broadcast().into()), v6 },
+            IpNet::V6(n) => Self { v4, v6: v6.without(n.network().into(), n.broadcast().into()) },
+        })
+    }
+
+    fn of(networks: &[IpNet]) -> Self {
         let mut filter = Self { v4: Ranges(Vec::new()), v6: Ranges(Vec::new()) };
         for network in IpNet::aggregate(&networks.to_vec()) {
             match network {
@@ -26,6 +45,15 @@ impl Filter {
         filter
     }
 
+    /// Both, which have no address in common.
+    fn and(mut self, other: Self) -> Self {
+        self.v4.0.extend(other.v4.0);
+        self.v6.0.extend(other.v6.0);
+        self.v4.0.sort_unstable();
+        self.v6.0.sort_unstable();
+        self
+    }
+
     /// Whether `address` is covered.
     pub fn allows(&self, address: IpAddr) -> bool {
         match address {
@@ -33,6 +61,33 @@ impl Filter {
             IpAddr::V6(address) => self.v6.contains(address.into()),
         }
     }
+}
+
+/// Whether it is one, or a network of nothing else.
+pub fn is_link_local(network: &IpNet) -> bool {
+    matches!(network, IpNet::V6(network) if LINK_LOCAL.contains(network))
+}
+
+const LINK_LOCAL: Ipv6Net = v6([0xfe80, 0, 0, 0, 0, 0], 10);
+
+/// No host sends from these: "this network", loopback, groups, the broadcast address (RFC 1122 §3.2.1.3);
+/// the same of IPv6, and v4-mapped addresses (RFC 4291 §2.5, RFC 4942 §2.2).
+const NEVER: &[IpNet] = &[
+    v4([0, 0, 0, 0], 8),
+    v4([127, 0, 0, 0], 8),
+    v4([224, 0, 0, 0], 4),
+    v4([255, 255, 255, 255], 32),
+    IpNet::V6(v6([0, 0, 0, 0, 0, 0], 127)),
+    IpNet::V6(v6([0, 0, 0, 0, 0, 0xffff], 96)),
+    IpNet::V6(v6([0xff00, 0, 0, 0, 0, 0], 8)),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), len))
+}
+
+const fn v6([a, b, c, d, e, f]: [u16; 6], len: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, 0, 0), len)
 }
 
 /// The hardware addresses that frames may come from, in ascending order.
@@ -66,6 +121,40 @@ impl<T: Copy + Ord> Ranges<T> {
     }
 }
 
+impl<T: Address> Ranges<T> {
+    /// Leaves out the addresses from `first` to `last`: what lies before them stays, and what lies after.
+    fn without(self, first: T, last: T) -> Self {
+        let left = self.0.into_iter().flat_map(|(from, to)| {
+            let before = first.previous().map(|end| (from, to.min(end)));
+            let after = last.next().map(|start| (from.max(start), to));
+            [before, after].into_iter().flatten().filter(|(from, to)| from <= to)
+        });
+        Self(left.collect())
+    }
+}
+
+/// A number that has neighbours.
+trait Address: Copy + Ord {
+    fn previous(self) -> Option<Self>;
+    fn next(self) -> Option<Self>;
+}
+
+macro_rules! address {
+    ($($number:ty)*) => {$(
+        impl Address for $number {
+            fn previous(self) -> Option<Self> {
+                self.checked_sub(1)
+            }
+
+            fn next(self) -> Option<Self> {
+                self.checked_add(1)
+            }
+        }
+    )*};
+}
+
+address!(u32 u128);
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -88,10 +177,62 @@ mod tests {
 
     #[test]
     fn a_default_route_allows_its_family_only() {
-        assert!(allows(&["0.0.0.0/0"], "255.255.255.255"));
+        assert!(allows(&["0.0.0.0/0"], "223.255.255.255"));
         assert!(!allows(&["0.0.0.0/0"], "2001:db8::1"));
-        assert!(allows(&["::/0"], "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"));
-        assert!(!allows(&["::/0"], "0.0.0.0"));
+        assert!(allows(&["::/0"], "feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"));
+        assert!(!allows(&["::/0"], "192.0.2.1"));
+    }
+
+    #[test]
+    fn what_is_no_host_elsewhere_is_never_allowed() {
+        for never in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.255.255.255",
+            "224.0.0.5",
+            "239.255.255.255",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:192.0.2.1",
+            "ff02::1",
+        ] {
+            let itself = IpNet::from(never.parse::<IpAddr>().unwrap()).to_string();
+            assert!(!allows(&["0.0.0.0/0", "::/0", &itself], never), "{never}");
+        }
+        for near in ["1.0.0.0", "126.255.255.255", "128.0.0.0", "::2", "::fffe:ffff:ffff"] {
+            assert!(allows(&["0.0.0.0/0", "::/0"], near), "{near}");
+        }
+    }
+
+    #[test]
+    fn link_local_addresses_are_allowed_by_name_only() {
+        for wide in ["::/0", "fe00::/8", "fe80::/9"] {
+            assert!(!allows(&[wide], "fe80::2"), "{wide}");
+            assert!(!allows(&[wide], "febf::2"), "{wide}");
+            assert!(allows(&[wide, "fe80::/64"], "fe80::2"), "{wide}");
+            assert!(!allows(&[wide, "fe80::/64"], "fe80:0:0:1::2"), "{wide}");
+            assert!(allows(&[wide, "fe80::2/128"], "fe80::2"), "{wide}");
+        }
+        assert!(allows(&["fe80::/10"], "febf::2"));
+        assert!(allows(&["fe80::/9"], "fec0::2"));
+        assert!(allows(&["::/0", "fe80::/10"], "2001:db8::1"));
+    }
+
+    #[test]
+    fn what_is_left_out_leaves_its_neighbours() {
+        let networks = ["198.51.100.0/29", "2001:db8::/125"];
+        let out = ["198.51.100.0/32", "198.51.100.3/32", "198.51.100.6/31", "2001:db8::/127"];
+        let out = out.map(|n| n.parse().unwrap());
+        let filter = filter(&networks).without(&out);
+        let allowed: Vec<u8> =
+            (0..8).filter(|&n| filter.allows(Ipv4Addr::new(198, 51, 100, n).into())).collect();
+        assert_eq!(allowed, [1, 2, 4, 5]);
+        assert!(!filter.allows("2001:db8::1".parse().unwrap()));
+        assert!(filter.allows("2001:db8::2".parse().unwrap()));
+        let all = ["0.0.0.0/0", "::/0"].map(|n| n.parse().unwrap());
+        assert!(!filter.without(&all).allows("198.51.100.1".parse().unwrap()));
     }
 
     #[test]
@@ -145,7 +286,22 @@ mod tests {
             let filter = Filter::new(&networks);
             let edges = networks.iter().flat_map(|n| [n.network(), n.broadcast()]);
             for address in addresses.into_iter().chain(edges) {
-                let expected = networks.iter().any(|n| n.contains(&address));
+                let covers = |n: &&IpNet| n.contains(&address);
+                let local = is_link_local(&IpNet::from(address));
+                let allowed = networks.iter().filter(covers).any(|n| !local || is_link_local(n));
+                let expected = allowed && !NEVER.iter().any(|n| n.contains(&address));
+                prop_assert_eq!(filter.allows(address), expected, "{}", address);
+            }
+        }
+
+        #[test]
+        fn leaving_out_agrees_with_asking_every_network(
+            networks in prop::collection::vec(network(), 0..20),
+            out in prop::collection::vec(network(), 0..20),
+        ) {
+            let (all, filter) = (Filter::new(&networks), Filter::new(&networks).without(&out));
+            for address in networks.iter().chain(&out).flat_map(|n| [n.network(), n.broadcast()]) {
+                let expected = all.allows(address) && !out.iter().any(|n| n.contains(&address));
                 prop_assert_eq!(filter.allows(address), expected, "{}", address);
             }
         }

@@ -202,6 +202,8 @@ impl Inbound {
     fn accept(&mut self, table: &Table, received: &Received, now: BootTime) -> io::Result<()> {
         let (at, outer) =
             (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
+        let authentic = self.opened.iter().filter(|opened| opened.is_ok()).count();
+        self.unpack.note_mark(outer, authentic, now);
         let mut accepting = self.turn.begin(table, &self.shared.activity, at);
         let mut opened = self.opened.drain(..);
         for run in self.slots.chunk_by(Slot::same_session) {

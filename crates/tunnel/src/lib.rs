@@ -12,6 +12,8 @@ mod delivery;
 mod ecn;
 pub mod engine;
 pub mod filter;
+pub mod guard;
+mod headers;
 mod inbound;
 mod outbound;
 mod shared;

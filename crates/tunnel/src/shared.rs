@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use nix::errno::Errno;
@@ -17,6 +18,7 @@ use crate::abreast::Abreast;
 use crate::clamp::{Clamp, clamp_mss};
 use crate::counters::Counters;
 use crate::filter::{Filter, Macs};
+use crate::guard::Guard;
 use crate::udp::Socket;
 
 /// One tunnel, as all its threads see it.
@@ -29,6 +31,10 @@ pub(crate) struct Shared {
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
     pub(crate) filter: Filter,
+    /// Which messages of routers and servers are stopped.
+    pub(crate) guard: Guard,
+    /// The path marks everything it carries, so its marks mean nothing.
+    pub(crate) marks_everything: AtomicBool,
     /// Where frames may come from; anywhere, if absent.
     pub(crate) macs: Option<Macs>,
     /// What crosses the device.

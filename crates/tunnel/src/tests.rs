@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use allocation_counter::measure;
 use arc_swap::ArcSwap;
@@ -24,6 +25,7 @@ use crate::clamp::Clamp;
 use crate::clock;
 use crate::counters::Counters;
 use crate::filter::Filter;
+use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 use crate::outbound::Outbound;
 use crate::shared::{Shared, Signal};
@@ -141,6 +143,8 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
         activity: Arc::new(Activity::default()),
         counters: Counters::default(),
         filter: Filter::new(&["192.0.2.0/24".parse().unwrap()]),
+        guard: Guard::default(),
+        marks_everything: AtomicBool::new(false),
         macs: None,
         mode: Mode::Tun,
         mtu: MTU,
@@ -201,6 +205,7 @@ fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
         remotes: vec![remote],
         terms: vec![Terms::new(Protocol::WireGuard, &PresharedKey::default())],
         mtu: 1420,
+        mac: None,
         largest_packet: 1420,
         keepalive: None,
         dead_after: std::time::Duration::from_secs(60),

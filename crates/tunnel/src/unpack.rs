@@ -4,6 +4,8 @@
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::fragment::Reassembly;
@@ -13,13 +15,16 @@ use vpnd_protocol::session::OpeningKey;
 use vpnd_protocol::time::BootTime;
 use vpnd_tun::Mode;
 
-use crate::ecn::{self, Ecn};
+use crate::ecn::{self, Ecn, Marks, Verdict};
 use crate::shared::Shared;
 
 pub(crate) struct Unpack {
     shared: Arc<Shared>,
     /// Packets of which pieces have come.
     pieces: Reassembly,
+    marks: Marks,
+    /// When the log was last told of a path that marks everything.
+    told: Option<BootTime>,
 }
 
 /// Where a datagram stood, and what befell it on the way.
@@ -42,7 +47,21 @@ pub(crate) enum Found<'a> {
 impl Unpack {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let pieces = Reassembly::new(shared.mode.largest_packet(shared.mtu).into());
-        Self { shared, pieces }
+        Self { shared, pieces, marks: Marks::default(), told: None }
+    }
+
+    /// Takes note of the mark that a batch of authentic datagrams bears.
+    pub(crate) fn note_mark(&mut self, outer: Ecn, datagrams: usize, now: BootTime) {
+        let Some(verdict) = self.marks.note(outer, datagrams as u64, now) else { return };
+        let everything = verdict == Verdict::Everything;
+        self.shared.marks_everything.store(everything, Ordering::Relaxed);
+        if everything && self.told.is_none_or(|at| now.saturating_since(at) >= TOLD_EVERY) {
+            self.told = Some(now);
+            tracing::warn!(
+                "more than half of what arrives bears the mark \"congestion experienced\": something on \
+                 the path writes it into everything. It is ignored for packets without ECN"
+            );
+        }
     }
 
     /// Takes what was found in `plaintext`.
@@ -57,11 +76,12 @@ impl Unpack {
     ) -> Result<Found<'_>, DropReason> {
         match inner {
             Inner::Packet { len, source } => {
-                admit(&self.shared, source, place.outer, &mut plaintext[..len])?;
+                admit(&self.shared, source, self.mark(place.outer), &mut plaintext[..len])?;
                 Ok(Found::Packet(0..len))
             }
             Inner::Ethernet { start, len } => {
-                admit_frame(&self.shared, place.outer, &mut plaintext[start..start + len])?;
+                let mark = self.mark(place.outer);
+                admit_frame(&self.shared, mark, &mut plaintext[start..start + len])?;
                 Ok(Found::Packet(start..start + len))
             }
             Inner::Piece { len, .. } => self.piece(place, &plaintext[..len]),
@@ -74,48 +94,73 @@ impl Unpack {
         self.pieces.purge(now)
     }
 
+    fn mark(&self, outer: Ecn) -> Mark {
+        Mark { outer, believed: self.marks.believed() }
+    }
+
     /// What befell one piece on the way befell its packet.
     fn piece(&mut self, place: Place<'_>, plaintext: &[u8]) -> Result<Found<'_>, DropReason> {
         let Frame::Fragment(piece) = frame::parse(plaintext)? else {
             return Err(DropReason::UnknownFrame);
         };
         let Place { key, counter, outer, now } = place;
+        let believed = self.marks.believed();
         let piece = (piece, outer == Ecn::Ce);
         let whole = self.pieces.insert_marked(key.generation(), counter, piece, now)?;
         let Some((packet, congested)) = whole else { return Ok(Found::Nothing) };
-        let outer = if congested { Ecn::Ce } else { outer };
+        let mark = Mark { outer: if congested { Ecn::Ce } else { outer }, believed };
         if self.shared.mode == Mode::Tap {
-            admit_frame(&self.shared, outer, packet)?;
+            admit_frame(&self.shared, mark, packet)?;
             return Ok(Found::Whole(packet));
         }
         let Inner::Packet { len, source } = Inner::packet(packet)? else {
             return Err(DropReason::InnerMalformed);
         };
-        admit(&self.shared, source, outer, &mut packet[..len])?;
+        admit(&self.shared, source, mark, &mut packet[..len])?;
         Ok(Found::Whole(&packet[..len]))
     }
 }
 
+/// What the path wrote onto a datagram, and whether that is believed.
+#[derive(Clone, Copy)]
+struct Mark {
+    outer: Ecn,
+    believed: bool,
+}
+
+/// The log is told of a path that marks everything so often at the most.
+const TOLD_EVERY: Duration = Duration::from_secs(3600);
+
 /// Lets a packet pass if it may come from the peer, as it is to be delivered.
-fn admit(shared: &Shared, source: IpAddr, outer: Ecn, packet: &mut [u8]) -> Result<(), DropReason> {
+fn admit(shared: &Shared, source: IpAddr, mark: Mark, packet: &mut [u8]) -> Result<(), DropReason> {
     if !shared.filter.allows(source) {
         return Err(DropReason::SourceNotAllowed);
     }
-    ecn::decapsulate(outer, packet)?;
+    if shared.guard.stops(packet) {
+        return Err(DropReason::Guarded);
+    }
+    ecn::decapsulate(mark.outer, mark.believed, packet)?;
     shared.clamp(packet);
     Ok(())
 }
 
 /// A bridge lets everybody in who is not kept out; what the way said of congestion, and the segment size, still count.
-fn admit_frame(shared: &Shared, outer: Ecn, frame: &mut [u8]) -> Result<(), DropReason> {
+fn admit_frame(shared: &Shared, mark: Mark, frame: &mut [u8]) -> Result<(), DropReason> {
     if frame.len() < shared.mode.prefix() {
         return Err(DropReason::InnerMalformed);
+    }
+    // As a network card does; a bridge would lose it in silence.
+    if frame.len() > shared.mode.largest_packet(shared.mtu).into() {
+        return Err(DropReason::LargerThanMtu);
     }
     if shared.macs.as_ref().is_some_and(|macs| !macs.allow(frame)) {
         return Err(DropReason::SourceMacNotAllowed);
     }
+    if shared.guard.stops_frame(frame) {
+        return Err(DropReason::Guarded);
+    }
     if let Some(ip) = shared.mode.ip_start(frame) {
-        ecn::decapsulate(outer, &mut frame[ip..])?;
+        ecn::decapsulate(mark.outer, mark.believed, &mut frame[ip..])?;
     }
     shared.clamp(frame);
     Ok(())

@@ -32,7 +32,7 @@ use tables::MAIN_TABLE;
 pub(crate) use device::{Adopt, Carrier, Holder, Mac, Mode, Queues};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use hooks::{Dns, Hooks};
-pub(crate) use problem::{Finding, Report};
+pub(crate) use problem::{Finding, Problem, Report};
 pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
 
@@ -71,6 +71,11 @@ impl Config {
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
     }
 
+    /// Whether there is a route that drops what it covers while the peer is not there.
+    pub(crate) fn has_kill_switch(&self) -> bool {
+        self.routes.iter().any(|route| route.when_down == WhenDown::Blackhole)
+    }
+
     /// Whether a route leads what is sent to `address` into the tunnel, the tunnel's own datagrams too. A
     /// default route without a table has one of its own, and rules.
     pub(crate) fn loops(&self, route: &Route, address: IpAddr) -> bool {
@@ -107,7 +112,7 @@ pub(crate) struct Interface {
     /// Where datagrams arrive.
     #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
-    /// The device's MTU; that of the bridge it joins when absent.
+    /// The device's MTU. Absent, that of the bridge it joins, or of a TAP device that is there, or Ethernet's.
     pub(crate) mtu: Option<u16>,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
@@ -121,10 +126,12 @@ pub(crate) struct Interface {
     pub(crate) owner: Option<Holder>,
     /// Whose members may.
     pub(crate) group: Option<Holder>,
-    /// Its Ethernet address; the kernel draws one when absent.
+    /// Its Ethernet address; absent, it follows from our key.
     pub(crate) mac: Option<Mac>,
     /// The bridge that the device joins.
     pub(crate) bridge: Option<String>,
+    /// What a path through the device costs in the bridge's spanning tree.
+    pub(crate) stp_cost: Option<u32>,
     /// The VRF that the device joins.
     pub(crate) vrf: Option<String>,
     /// Whether packets to groups are routed into it.
@@ -165,6 +172,8 @@ pub(crate) struct Peer {
     pub(crate) allowed_ips: Vec<IpNet>,
     /// The stations whose frames the peer may send; empty: all.
     pub(crate) allowed_macs: Vec<Mac>,
+    /// Whose messages to hosts here the peer may not send.
+    pub(crate) guard: Vec<Guard>,
     /// How often something is sent, at the least.
     #[serde(serialize_with = "as_duration")]
     pub(crate) keepalive: Option<Duration>,
@@ -173,6 +182,16 @@ pub(crate) struct Peer {
     pub(crate) dead_after: Duration,
     /// Whether the endpoint follows the peer.
     pub(crate) roam: Roam,
+}
+
+/// Messages that configure hosts, and come from the peer's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Guard {
+    /// Of routers.
+    Ra,
+    /// Of DHCP servers.
+    Dhcp,
 }
 
 /// Whether the endpoint follows the peer when it speaks from elsewhere.

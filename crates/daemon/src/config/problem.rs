@@ -8,6 +8,13 @@ use std::ops::Range;
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde::Serialize;
 
+use crate::terminal::{self, Printable, PrintableLines};
+
+/// As many problems are told one by one, so that a file which is none of ours is told in an instant.
+const MOST: usize = 20;
+/// No longer line is quoted, and no longer message said.
+const LONGEST: usize = 1000;
+
 /// One thing that is wrong, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
@@ -65,6 +72,16 @@ impl Problem {
         Self { message: format!("{subject}: {}", self.message), ..self }
     }
 
+    /// Fit for a terminal, and no longer than people read.
+    fn shown(&self) -> Self {
+        let fit = |text: &String| {
+            let cut = text.char_indices().nth(LONGEST).map(|(at, _)| &text[..at]);
+            let text = PrintableLines(cut.unwrap_or(text)).to_string();
+            if cut.is_some() { text + "…" } else { text }
+        };
+        Self { message: fit(&self.message), help: self.help.as_ref().map(fit), ..self.clone() }
+    }
+
     fn start(&self) -> usize {
         self.span.as_ref().map_or(0, |span| span.start)
     }
@@ -82,7 +99,17 @@ impl Report {
     /// Of `file`, which reads `source`.
     pub(crate) fn new(file: String, source: String, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(Problem::start);
+        if problems.len() > MOST {
+            // Among those that are told is what keeps the daemon from starting.
+            problems.sort_by_key(|problem| problem.severity == Severity::Warning);
+        }
         Self { file, source, problems }
+    }
+
+    /// These problems, and `more` that the host has with the file.
+    pub(crate) fn and(mut self, more: Vec<Problem>) -> Self {
+        self.problems.extend(more);
+        Self::new(self.file, self.source, self.problems)
     }
 
     /// What the file reads.
@@ -100,24 +127,37 @@ impl Report {
         self.problems.is_empty()
     }
 
-    /// One line each: `site-a.toml:14:1: message; help`.
+    /// One line each: `site-a.toml:14:1: message; help`, and how many there are beside those.
     pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
-        self.findings().map(|finding| finding.to_string())
+        self.findings().map(|finding| finding.to_string()).chain(self.more())
+    }
+
+    /// How many problems are not told one by one.
+    pub(crate) fn left_out(&self) -> usize {
+        self.problems.len().saturating_sub(MOST)
+    }
+
+    fn more(&self) -> Option<String> {
+        (self.left_out() > 0).then(|| format!("and {} more problems", self.left_out()))
     }
 
     /// The problems with their lines and columns.
     pub(crate) fn findings(&self) -> impl Iterator<Item = Finding<'_>> {
-        self.problems.iter().map(|problem| {
+        self.problems.iter().take(MOST).map(|problem| {
             let place = problem.span.as_ref().map(|span| position(&self.source, span.start));
             let Problem { severity, message, help, .. } = problem;
             Finding { severity: *severity, file: &self.file, place, message, help }
         })
     }
 
+    /// With the file's text fit for a terminal, whatever is in it.
     fn render(&self, renderer: &Renderer) -> String {
-        let groups: Vec<_> = self.problems.iter().map(|problem| self.group(problem)).collect();
-        let texts: Vec<_> = groups.chunks(1).map(|group| renderer.render(group)).collect();
-        texts.join("\n\n")
+        let problems = self.problems.iter().take(MOST).map(Problem::shown).collect();
+        let file = Printable(&self.file).to_string();
+        let shown = Self { file, source: terminal::in_place(&self.source), problems };
+        let groups: Vec<_> = shown.problems.iter().map(|problem| shown.group(problem)).collect();
+        let texts = groups.chunks(1).map(|group| renderer.render(group));
+        texts.chain(self.more()).collect::<Vec<_>>().join("\n\n")
     }
 
     fn group<'a>(&'a self, problem: &'a Problem) -> Group<'a> {
@@ -127,7 +167,9 @@ impl Report {
         };
         let title = level.primary_title(&problem.message);
         let group = match &problem.span {
-            Some(span) if problem.quote => title.element(self.snippet(span.clone())),
+            Some(span) if problem.quote && self.is_short(span) => {
+                title.element(self.snippet(span.clone()))
+            }
             Some(span) => title.element(self.origin(span.start)),
             None => title.element(Origin::path(&self.file)),
         };
@@ -137,6 +179,15 @@ impl Report {
     fn snippet(&self, span: Range<usize>) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
         let annotation = AnnotationKind::Primary.span(span);
         Snippet::source(&self.source).path(&self.file).annotation(annotation)
+    }
+
+    /// Whether what would be quoted is a line that people read.
+    fn is_short(&self, span: &Range<usize>) -> bool {
+        let begin =
+            self.source.get(..span.start).and_then(|before| before.rfind('\n')).unwrap_or(0);
+        let end = self.source.get(span.end..).and_then(|after| after.find('\n'));
+        let end = end.map_or(self.source.len(), |end| span.end + end);
+        end - begin <= LONGEST
     }
 
     fn origin(&self, start: usize) -> Origin<'_> {
@@ -200,6 +251,40 @@ mod tests {
         assert_eq!(position("a\nbc", 3), Place { line: 2, column: 2 });
         assert_eq!(position("é = 1", 3), Place { line: 1, column: 3 });
         assert_eq!(position("short", 99), Place { line: 1, column: 6 });
+    }
+
+    #[test]
+    fn nothing_in_a_file_reaches_the_terminal_as_it_is() {
+        let source = "k\u{9b}ey = \"\x1b[2J\u{202e}\"\r\n";
+        let problem = Problem::error("unknown key `k\u{9b}ey`").at(0..6).help("\x1b]0;title\x07");
+        let report = Report::new("f\u{85}".into(), source.into(), vec![problem]);
+        let text = report.render(&Renderer::plain());
+        assert!(!text.contains(|c| terminal::is_unfit(c) && c != '\n'), "{text:?}");
+        assert!(text.contains(r"`k\u{9b}ey`") && text.contains("k??ey"), "{text}");
+    }
+
+    #[test]
+    fn many_problems_end_at_twenty_with_the_errors_first() {
+        let source = "x\n".repeat(400_000);
+        let warning = |line: usize| Problem::warning(format!("w{line}")).at(2 * line..2 * line + 1);
+        let mut problems: Vec<_> = (0..300_000).map(warning).collect();
+        problems.push(Problem::error("the one").at(700_000..700_001));
+        let report = Report::new("f".into(), source, problems);
+        let lines: Vec<_> = report.lines().collect();
+        assert_eq!((lines.len(), report.findings().count()), (21, 20));
+        assert_eq!(lines[0], "f:350001:1: the one");
+        assert_eq!(lines[20], "and 299981 more problems");
+        let text = report.render(&Renderer::plain());
+        assert!(text.starts_with("error: the one"), "{text}");
+        assert!(text.ends_with("\n\nand 299981 more problems"), "{text}");
+    }
+
+    #[test]
+    fn a_line_that_nobody_reads_is_not_quoted() {
+        let source = format!("k = '{}'", "x".repeat(100_000));
+        let problem = Problem::error("y".repeat(100_000)).at(4..100_006);
+        let text = Report::new("f".into(), source, vec![problem]).render(&Renderer::plain());
+        assert!(text.len() < 3000 && text.contains("y…") && text.contains("f:1:5"), "{text}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::problem::{Problem, Report};
 use super::value::TextResult;
 use super::{Config, tables};
 use crate::keys::{HandedKeys, KeySource, Keys};
+use crate::trust::{self, Untrusted};
 
 /// No configuration is longer; what is, is another file.
 pub(crate) const MAX_LEN: usize = 1 << 20;
@@ -32,7 +33,7 @@ pub(crate) struct Loaded {
 /// Everything that is wrong with it, and where.
 pub(crate) fn load(file: &path::Path) -> Result<Loaded, Report> {
     let shown = file.display().to_string();
-    let read = read_text(file).and_then(|source| Ok((source, Surroundings::of(file)?)));
+    let read = Surroundings::of(file).and_then(|from| Ok((read_text(from.opened(file))?, from)));
     match read {
         Ok((source, surroundings)) => parse(shown, source, &surroundings),
         Err(problem) => Err(Report::new(shown, String::new(), vec![problem])),
@@ -62,9 +63,10 @@ impl Loaded {
 /// Everything that is wrong with it, and where.
 pub(crate) fn load_handed(name: &str, file: &path::Path, handed: Handed) -> Result<Loaded, Report> {
     let keys = KeySource::Handed(handed.keys);
-    let from = Surroundings { name: name.to_owned(), file: file.to_owned(), keys };
+    let (name, file) = (name.to_owned(), file.to_owned());
+    let from = Surroundings { name, trusted: Ok(file.clone()), file, keys };
     // Where it was read from, only who handed it over knows.
-    parse(format!("{name}.toml"), handed.source, &from)
+    parse(format!("{}.toml", from.name), handed.source, &from)
 }
 
 /// What a configuration takes from where it stands.
@@ -75,6 +77,8 @@ pub(super) struct Surroundings {
     pub(super) file: PathBuf,
     /// Where the keys are that it names.
     pub(super) keys: KeySource,
+    /// The real path of the file, or who else could change it. Nobody could, of one that was handed over.
+    pub(super) trusted: Result<PathBuf, Untrusted>,
 }
 
 impl Surroundings {
@@ -85,7 +89,17 @@ impl Surroundings {
         let stem = stem.filter(|stem| !stem.starts_with('.') && !stem.contains(char::is_control));
         let nameless = || Problem::error("the file's name names the tunnel, and cannot name one");
         let name = stem.ok_or_else(nameless)?.to_owned();
-        Ok(Self { name, file, keys: KeySource::files() })
+        let trusted = match trust::file(&file) {
+            // A pipe that whoever started vpnd has opened for it has no path that could be walked.
+            Err(Untrusted::Unreachable { .. }) if is_descriptor(&file) => Ok(file.clone()),
+            trusted => trusted,
+        };
+        Ok(Self { name, file, keys: KeySource::files(), trusted })
+    }
+
+    /// What to open: the file that was looked at. One that is not trusted is read all the same, to be named.
+    fn opened<'a>(&'a self, file: &'a path::Path) -> &'a path::Path {
+        self.trusted.as_deref().unwrap_or(file)
     }
 
     /// A path of the file, which counts from the file's directory.
@@ -118,6 +132,12 @@ impl Surroundings {
             KeySource::Handed(_) => Ok(text.into()),
         }
     }
+}
+
+/// Whether a path names a descriptor of ours.
+fn is_descriptor(file: &path::Path) -> bool {
+    let descriptors = ["/dev/fd", "/proc/self/fd"].map(path::Path::new).map(Some);
+    file == path::Path::new("/dev/stdin") || descriptors.contains(&file.parent())
 }
 
 fn read_text(file: &path::Path) -> Result<String, Problem> {

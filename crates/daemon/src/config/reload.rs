@@ -48,7 +48,7 @@ pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)>
     keys
 }
 
-fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18] {
+fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 19] {
     let Interface {
         name,
         mode,
@@ -64,6 +64,7 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18]
         group,
         mac,
         bridge,
+        stp_cost,
         vrf,
         multicast,
         carrier,
@@ -86,6 +87,7 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18]
         ("[interface] group", *group != then.group),
         ("[interface] mac", *mac != then.mac),
         ("[interface] bridge", *bridge != then.bridge),
+        ("[interface] stp_cost", *stp_cost != then.stp_cost),
         ("[interface] vrf", *vrf != then.vrf),
         ("[interface] multicast", *multicast != then.multicast),
         ("[interface] carrier", *carrier != then.carrier),
@@ -93,12 +95,13 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18]
     ]
 }
 
-fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 7] {
+fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
     let Peer {
         public_key,
         endpoints,
         allowed_ips,
         allowed_macs,
+        guard,
         keepalive,
         dead_after,
         roam,
@@ -117,6 +120,7 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 7] {
         ("[peer] endpoint", *endpoints != then.endpoints),
         ("[peer] allowed_ips", *allowed_ips != then.allowed_ips),
         ("[peer] allowed_macs", *allowed_macs != then.allowed_macs),
+        ("[peer] guard", *guard != then.guard),
         ("[peer] keepalive", *keepalive != then.keepalive),
         ("[peer] dead_after", *dead_after != then.dead_after),
         ("[peer] roam", *roam != then.roam),

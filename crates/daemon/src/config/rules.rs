@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::unistd::Uid;
 use toml::Spanned;
 use toml::de::DeTable;
 use vpnd_crypto::SecretKey;
@@ -16,8 +17,9 @@ use super::section::subject;
 use super::{
     Adopt, AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown,
 };
-use crate::hooks::{from_directory, look_at};
+use crate::hooks::{self, from_directory, look_at};
 use crate::keys::Keys;
+use crate::trust::Untrusted;
 
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
 const MIN_MTU_V6: u16 = 1280;
@@ -57,7 +59,17 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     sources(config, &mut found);
     hooks(config, &mut found);
     names(config, &mut found);
+    user_of_its_own(config, &mut found);
     found.problems
+}
+
+/// Whoever can change the file decides what root runs, and where root's packets go.
+pub(super) fn file(config: &Config, why: &Untrusted) -> Option<Problem> {
+    let matters = Uid::effective().is_root() || hooks::wanted(config);
+    let problem = format!("others could change this configuration: {why}");
+    let help = "it and all directories above it must belong to root or to whoever starts vpnd, and be \
+                writable by nobody else: keep it in /etc/vpnd, with mode 0600";
+    matters.then(|| Problem::error(problem).help(help))
 }
 
 /// Whose packets are let in when the file does not say: the networks our addresses are in, the
@@ -249,6 +261,7 @@ fn frames(config: &Config, found: &mut Found<'_>) {
     for (title, key, what) in [
         ("[interface]", "bridge", "joins a bridge"),
         ("[interface]", "mac", "has an Ethernet address"),
+        ("[interface]", "stp_cost", "is part of a spanning tree"),
         ("[peer]", "allowed_macs", "has stations behind it"),
     ] {
         if *mode == Mode::Tun && found.places.has(title, key) {
@@ -287,10 +300,16 @@ fn life(config: &Config, found: &mut Found<'_>) {
 
 /// A link that is down delivers no packet, and only a packet would begin a handshake.
 fn carrier(config: &Config, found: &mut Found<'_>) {
+    let names = !config.dns.servers.is_empty() || !config.dns.domains.is_empty();
     if config.interface.carrier == Carrier::Peer && config.peer.keepalive.is_none() {
         let problem = "without a keepalive a silent peer is no sign, and nothing would call it";
         let help = "set [peer] keepalive, or carrier = \"always\"";
         found.at("[interface]", "carrier", Problem::error(problem).help(help));
+    } else if config.interface.carrier == Carrier::Peer && names {
+        let problem = "systemd-resolved asks other links' servers for the names of a link without carrier, so \
+                       while the peer is not there [dns] has no effect, and names leave beside the tunnel";
+        let help = "leave `carrier` out: with [dns] it is \"always\"";
+        found.at("[interface]", "carrier", Problem::warning(problem).help(help));
     }
 }
 
@@ -438,6 +457,16 @@ fn hooks(config: &Config, found: &mut Found<'_>) {
             let problem = if error.is_dangerous() { Problem::error } else { Problem::warning };
             found.at_item("[hooks]", key, index, problem(error.to_string()));
         }
+    }
+}
+
+/// What runs as `nobody` could read the tunnel's state and take its place.
+fn user_of_its_own(config: &Config, found: &mut Found<'_>) {
+    const NOBODY: u32 = 65534;
+    if config.service.user.as_ref().is_some_and(|user| user.uid == NOBODY) {
+        let problem = Problem::warning("other programs run as this user too");
+        let help = "leave the line out, and vpnd has a user of its own";
+        found.at("[service]", "user", problem.help(help));
     }
 }
 

@@ -19,13 +19,17 @@ use super::rules::{self, Places};
 use super::section::{Parsed, Section, Value};
 use super::value::{self, TextResult, choice, expected, integer, list, text};
 use super::{
-    Account, Adopt, Carrier, Cipher, Config, Interface, LogFormat, Mode, MssClamp, Path, Peer,
-    Protocol, Queues, Roam, Route, Service, Socket, WhenDown,
+    Account, Adopt, Carrier, Cipher, Config, Guard, Interface, LogFormat, Mode, MssClamp, Path,
+    Peer, Protocol, Queues, Roam, Route, Service, Socket, WhenDown,
 };
 use crate::keys::Keys;
 
 /// The kernel's number of the table `main`.
 pub(super) const MAIN_TABLE: u32 = 254;
+
+/// A uid and gid that no account has: Debian keeps 65000 to 65533 back, systemd leaves 65520 to 65533 unused, and
+/// the usual user namespaces of containers know it.
+const OWN_ID: u32 = 65521;
 
 /// The longest path a Unix socket may have (`sun_path`, less the zero at its end).
 const MAX_SOCKET_PATH: usize = 107;
@@ -39,6 +43,7 @@ pub(super) fn all(
     let good = tables(Section::root(file), from, &mut problems);
     if let Some((config, keys)) = good.as_ref().filter(|_| problems.is_empty()) {
         problems = rules::check(config, keys, Places::new(file.get_ref()));
+        problems.extend(from.trusted.as_ref().err().and_then(|why| rules::file(config, why)));
     }
     (good, problems)
 }
@@ -51,7 +56,10 @@ fn tables(
     let peer_says = PeerSays::of(&root);
     let interface = table(&root, "[interface]", problems, |s| interface(s, from, &peer_says));
     let routes = routes(root.raw("route"), problems);
-    let inside = interface.as_ref().map(|(i, ..)| rules::default_allowed_ips(i, &routes));
+    let inside = interface.as_ref().map(|(i, ..)| Inside {
+        allowed_ips: rules::default_allowed_ips(i, &routes),
+        guard: if i.mode == Mode::Tun { vec![Guard::Ra] } else { vec![] },
+    });
     let peer = table(&root, "[peer]", problems, |s| peer(s, from, inside.unwrap_or_default()));
     let (path, rcvbuf) = table(&root, "[path]", problems, path);
     let socket = table(&root, "[socket]", problems, |s| socket(s, rcvbuf));
@@ -66,19 +74,24 @@ fn tables(
     Some((config, Keys { secret, next_secret, preshared, next_preshared }))
 }
 
-/// What of [peer] decides about [interface].
+/// What of [peer] decides about [interface], and of what lies behind it.
 struct PeerSays {
     /// vpnd is at both ends: some of what [interface] may say takes that.
     vpnd: bool,
     /// Something is sent from time to time, so a silent peer is not there.
     keepalive: bool,
+    /// There are name servers behind it.
+    names: bool,
 }
 
 impl PeerSays {
     fn of(root: &Section<'_>) -> Self {
         let word = |key| root.raw("peer")?.get_ref().get(key)?.get_ref().as_str();
         let keepalive = word("keepalive").is_some_and(|word| word != "off");
-        Self { vpnd: word("protocol") == Some("vpnd"), keepalive }
+        let none = |value: &Value<'_>| value.get_ref().as_array().is_some_and(|all| all.is_empty());
+        let some = |key| root.raw("dns")?.get_ref().get(key).map(|value| !none(value));
+        let names = ["servers", "domains"].into_iter().filter_map(some).any(|some| some);
+        Self { vpnd: word("protocol") == Some("vpnd"), keepalive, names }
     }
 }
 
@@ -109,8 +122,9 @@ fn interface(
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
-        mtu: mtu.or_else(|| default_mtu(mode, bridge.is_some())),
+        mtu: mtu.or_else(|| default_mtu(mode)),
         bridge,
+        stp_cost: s.take("stp_cost", integer(1..=65535)),
         queues: s.or("queues", Queues::Fixed(1), device::queues),
         persist: s.or("persist", false, value::truth),
         adopt: s.or("adopt", Adopt::Auto, text(choice(ADOPT))),
@@ -119,7 +133,7 @@ fn interface(
         mac: s.take("mac", text(device::mac)),
         vrf: s.take("vrf", text(device_name)),
         multicast: s.or("multicast", true, value::truth),
-        carrier: s.or("carrier", default_carrier(peer.keepalive), text(choice(CARRIER))),
+        carrier: s.or("carrier", default_carrier(peer), text(choice(CARRIER))),
         netns: s.take("netns", text(netns)),
         addresses: s.or("address", vec![], list(value::interface_address)),
         peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
@@ -131,10 +145,19 @@ fn interface(
     Some((interface, key?.1, next_secret))
 }
 
+/// What may come from the peer where the file does not say.
+#[derive(Default)]
+struct Inside {
+    allowed_ips: Vec<ipnet::IpNet>,
+    guard: Vec<Guard>,
+}
+
+const GUARD: &[(&str, Guard)] = &[("ra", Guard::Ra), ("dhcp", Guard::Dhcp)];
+
 fn peer(
     s: &mut Section<'_>,
     from: &Surroundings,
-    allowed_ips: Vec<ipnet::IpNet>,
+    inside: Inside,
 ) -> Option<(Peer, PresharedKey, Option<PresharedKey>)> {
     const KEY: &str = "the peer's `vpnd pubkey < its.key` prints it";
     let protocol = s.or("protocol", Protocol::WireGuard, text(choice(PROTOCOLS)));
@@ -151,8 +174,9 @@ fn peer(
         preshared_key_file,
         next_preshared_key_file,
         endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
-        allowed_ips: s.or("allowed_ips", allowed_ips, list(value::network)),
+        allowed_ips: s.or("allowed_ips", inside.allowed_ips, list(value::network)),
         allowed_macs: s.or("allowed_macs", vec![], list(device::mac)),
+        guard: s.or("guard", inside.guard, list(choice(GUARD))),
         keepalive: s.or("keepalive", None, value::keepalive),
         dead_after: s.or("dead_after", Duration::from_secs(60), value::duration("1s", "1h")),
         roam: s.or("roam", Roam::Any, text(choice(ROAM))),
@@ -287,18 +311,19 @@ fn netns(text: &str) -> TextResult<String> {
     Err(problem.help("a name that `ip netns` lists, or a path from the root"))
 }
 
-/// Without a keepalive a peer may be silent for hours and be there.
-const fn default_carrier(keepalive: bool) -> Carrier {
-    if keepalive { Carrier::Peer } else { Carrier::Always }
+/// Without a keepalive a peer may be silent for hours and be there. With name servers behind the tunnel, the resolver
+/// must not take its names elsewhere when the peer is gone, as it does for a link without carrier.
+const fn default_carrier(peer: &PeerSays) -> Carrier {
+    if peer.keepalive && !peer.names { Carrier::Peer } else { Carrier::Always }
 }
 
 /// A frame of a LAN is longer than one datagram carries, and crosses in pieces. A bridge takes the least
 /// of its ports' MTUs, so a port has the bridge's, which is known at the start.
-const fn default_mtu(mode: Mode, bridged: bool) -> Option<u16> {
+/// Of a TAP device the LAN decides, once it is known which.
+const fn default_mtu(mode: Mode) -> Option<u16> {
     match mode {
         Mode::Tun => Some(1420),
-        Mode::Tap if bridged => None,
-        Mode::Tap => Some(1500),
+        Mode::Tap => None,
     }
 }
 
@@ -356,13 +381,26 @@ fn account(name: &str) -> TextResult<Option<Account>> {
     find_account(name).map(Some).ok_or_else(unknown)
 }
 
+/// The user `vpnd`; where there is none, a number that is nobody else's. Other programs run as `nobody`.
 fn default_account() -> Option<Account> {
-    find_account("vpnd").or_else(|| find_account("nobody"))
+    find_account("vpnd").or_else(|| Some(by_number(OWN_ID)))
 }
 
+/// Of the system's user, or of a number alone, which then is that of the group too.
 fn find_account(name: &str) -> Option<Account> {
-    let User { name, uid, gid, .. } = User::from_name(name).ok()??;
-    Some(Account { name, uid: uid.as_raw(), gid: gid.as_raw() })
+    match User::from_name(name).ok().flatten() {
+        Some(user) => Some(of_user(user)),
+        None => name.parse().ok().filter(|uid| *uid != u32::MAX).map(by_number),
+    }
+}
+
+fn by_number(uid: u32) -> Account {
+    let user = User::from_uid(uid.into()).ok().flatten();
+    user.map_or_else(|| Account { name: uid.to_string(), uid, gid: uid }, of_user)
+}
+
+fn of_user(user: User) -> Account {
+    Account { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }
 }
 
 /// An error's own words.

@@ -94,7 +94,7 @@ fn defaults() {
             "private_key_file": config.file.with_file_name("site.key"),
             "next_private_key_file": null, "listen": 51820, "mtu": 1420, "txqueuelen": 1000,
             "queues": 1, "persist": false, "adopt": "auto", "owner": null, "group": null,
-            "mac": null, "bridge": null, "vrf": null, "multicast": true, "carrier": "always",
+            "mac": null, "bridge": null, "stp_cost": null, "vrf": null, "multicast": true, "carrier": "always",
             "netns": null,
         })
     );
@@ -104,7 +104,7 @@ fn defaults() {
             "protocol": "wireguard", "cipher": "chacha20-poly1305", "post_quantum": false,
             "also_accept": [], "public_key": PEER, "next_public_key": null,
             "preshared_key_file": null, "next_preshared_key_file": null, "endpoint": [],
-            "allowed_ips": ["10.99.0.0/30"], "allowed_macs": [], "keepalive": "off",
+            "allowed_ips": ["10.99.0.0/30"], "allowed_macs": [], "guard": ["ra"], "keepalive": "off",
             "dead_after": "1m", "roam": "any",
         })
     );
@@ -152,6 +152,24 @@ fn a_device_as_it_may_be_told() {
     assert_eq!(config.interface.owner.map(|owner| owner.id), Some(0));
     assert_eq!(json["peer"]["dead_after"], "5s");
     assert_eq!(json["peer"]["allowed_macs"], serde_json::json!(["02:00:5e:00:53:0b"]));
+}
+
+/// The resolver passes over a link without carrier, and asks elsewhere.
+#[test]
+fn with_name_servers_the_carrier_stays_on() {
+    let with = |interface: &str, dns: &str| good(&(minimal(interface, "keepalive = '25s'") + dns));
+    let servers = "\n[dns]\nservers = '10.0.0.53'\n";
+    for (dns, expected) in [
+        ("", super::Carrier::Peer),
+        ("\n[dns]\n", super::Carrier::Peer),
+        (servers, super::Carrier::Always),
+    ] {
+        assert_eq!(with("", dns).config.interface.carrier, expected, "{dns}");
+    }
+    let told = with("carrier = 'peer'", servers);
+    assert_eq!(told.config.interface.carrier, super::Carrier::Peer);
+    let warning = told.warnings.to_string();
+    assert!(warning.contains("names leave beside the tunnel"), "{warning}");
 }
 
 #[test]
@@ -384,6 +402,40 @@ fn our_own_address_alone_is_not_let_in() {
     assert_eq!(allowed, ["10.99.0.2/32".parse().unwrap()]);
 }
 
+/// Of these addresses, those that packets of the peer may come from.
+fn let_in<'a>(source: &str, addresses: &[&'a str]) -> Vec<&'a str> {
+    let filter = crate::options::filter(&good(source).config);
+    let allowed = |address: &&&str| filter.allows(address.parse().unwrap());
+    addresses.iter().filter(allowed).copied().collect()
+}
+
+#[test]
+fn nobody_comes_in_under_our_name() {
+    let four = ["10.99.0.0", "10.99.0.1", "10.99.0.2", "10.99.0.3"];
+    for everything in ["", "allowed_ips = '0.0.0.0/0'"] {
+        let source = minimal("", everything);
+        assert_eq!(let_in(&source, &four), ["10.99.0.2"], "{everything}");
+        assert_eq!(let_in(&source.replace("/30", "/31"), &four[..2]), ["10.99.0.0"]);
+        let point_to_point = minimal("peer_address = '10.99.0.3'", everything);
+        assert_eq!(let_in(&point_to_point, &four), ["10.99.0.2", "10.99.0.3"]);
+    }
+    let source = minimal("", "").replace("10.99.0.1/30", "2001:db8::1/64");
+    assert_eq!(let_in(&source, &["2001:db8::", "2001:db8::1", "2001:db8::2"]), ["2001:db8::2"]);
+    let source = source.replace("/64", "/127");
+    assert_eq!(let_in(&source, &["2001:db8::", "2001:db8::1"]), ["2001:db8::"]);
+}
+
+#[test]
+fn link_local_neighbours_come_in_where_we_are_link_local() {
+    let near = ["fe80::1", "fe80::2", "fe80:0:0:1::2"];
+    let source = minimal("", "allowed_ips = '::/0'");
+    assert!(let_in(&source, &near).is_empty());
+    let source = source.replace("10.99.0.1/30", "fe80::1/64");
+    assert_eq!(let_in(&source, &near), ["fe80::2"]);
+    let elsewhere = source.replace("::/0", "2001:db8::/32");
+    assert!(let_in(&elsewhere, &near).is_empty());
+}
+
 /// One case of `bad.txt`: the configuration, and what is said of it.
 fn case(text: &str) -> (String, Vec<&str>) {
     let (told, lines): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('!'));
@@ -493,7 +545,7 @@ fn the_example_shows_the_defaults() {
     let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
     // The user `vpnd` is the default only where it exists, what comes next is no key of now, how large
     // packets may be and where they leave the routes say, and the rest is not there by default.
-    let others = "user next_ mtu_max bridge bind_device source mac vrf owner group netns allowed_macs \
+    let others = "user next_ mtu_max bridge stp_cost bind_device source mac vrf owner group netns allowed_macs \
                   servers domains up established lost down table";
     let is_other = |line: &str| others.split(' ').any(|other| line[1..].starts_with(other));
     let has_default = |line: &&str| !is_other(line);

@@ -1,8 +1,9 @@
 //! Runs one command: in a process group of its own, with nothing of ours but its environment, for
 //! no longer than its limit.
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 
 use super::output::Lines;
 use super::plan::Argv;
+use super::program;
 use super::talk::{End, Report, Way};
 
 /// The highest number of a signal (`_NSIG`).
@@ -68,10 +70,13 @@ impl Running {
     ) -> io::Result<Self> {
         let (output, input) = io::pipe()?;
         let output = pipe::Receiver::from_owned_fd(OwnedFd::from(output))?;
-        let mut command = argv.command()?;
-        command.env_clear().envs(environment).current_dir("/");
+        let environment: Vec<_> = environment.into_iter().collect();
+        let mut command = std::process::Command::new(argv.file()?);
+        command.arg0(argv.words().next().unwrap_or_default()).args(argv.words().skip(1));
+        command.env_clear().envs(environment.iter().cloned()).current_dir("/");
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         begin_anew(&mut command);
+        execute_descriptor(&mut command, Image::of(argv, &environment)?);
         // The command holds our ends of the pipe, and goes with this line.
         let child = Command::from(command).spawn()?;
         let id = child.id().and_then(|id| i32::try_from(id).ok());
@@ -166,6 +171,72 @@ fn begin_anew(command: &mut std::process::Command) {
     // SAFETY: the closure makes system calls and touches no memory but its own stack: nothing in it
     // allocates or takes a lock between fork and exec.
     unsafe { command.pre_exec(anew) };
+}
+
+/// Executes what was opened and looked at, and not what has its name by then. A script is executed by its name,
+/// which its interpreter needs (and nobody else can change): the kernel says ENOENT of one that is to be
+/// read from a descriptor that closes, and ENOEXEC of one that names no interpreter.
+fn execute_descriptor(command: &mut std::process::Command, image: Image) {
+    let executed = move || match image.execute() {
+        Errno::ENOENT | Errno::ENOEXEC => Ok(()),
+        error => Err(error.into()),
+    };
+    // SAFETY: the closure makes one system call, on memory that was made ready before the fork.
+    unsafe { command.pre_exec(executed) };
+}
+
+/// A program that was opened, with all that it is executed with.
+struct Image {
+    file: OwnedFd,
+    words: Strings,
+    environment: Strings,
+}
+
+impl Image {
+    fn of(argv: &Argv, environment: &[(String, String)]) -> io::Result<Self> {
+        let file = program::open(argv.file()?).map_err(io::Error::other)?;
+        let variables = environment.iter().map(|(name, value)| format!("{name}={value}"));
+        Ok(Self {
+            file,
+            words: Strings::new(argv.words().map(str::to_owned))?,
+            environment: Strings::new(variables)?,
+        })
+    }
+
+    /// Returns only if the kernel refuses.
+    fn execute(&self) -> Errno {
+        // SAFETY: both arrays end with a null pointer, and their strings live as long as they do.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                self.file.as_raw_fd(),
+                c"".as_ptr(),
+                self.words.pointers.as_ptr(),
+                self.environment.pointers.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+        }
+        Errno::last()
+    }
+}
+
+/// Strings as the kernel takes them: an array of pointers, with a null pointer at its end.
+struct Strings {
+    pointers: Vec<*const libc::c_char>,
+    _pointed_at: Vec<CString>,
+}
+
+// SAFETY: the pointers lead to the heap memory of the strings beside them, which move along and never change.
+unsafe impl Send for Strings {}
+// SAFETY: as above; nothing changes it once it is made.
+unsafe impl Sync for Strings {}
+
+impl Strings {
+    fn new(strings: impl Iterator<Item = String>) -> io::Result<Self> {
+        let strings = strings.map(CString::new).collect::<Result<Vec<_>, _>>()?;
+        let pointers = strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]);
+        Ok(Self { pointers: pointers.collect(), _pointed_at: strings })
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! What a command prints, as lines for the log: neither long nor many, and without control characters, so
 //! that no command can fill the log or write what is not its own.
 
+use crate::terminal::Printable;
+
 /// A line goes on no further than this many bytes.
 const MAX_LINE: usize = 400;
 /// Of one command, so many lines are passed on.
@@ -41,7 +43,7 @@ impl Lines {
     fn end_line(&mut self) -> Option<String> {
         let line = std::mem::take(&mut self.line);
         let text = String::from_utf8_lossy(&line);
-        let text = text.trim_end().replace(char::is_control, "?");
+        let text = Printable(text.trim_end().replace('\t', " ")).to_string();
         if text.is_empty() {
             return None;
         }
@@ -71,7 +73,10 @@ mod tests {
     fn neither_long_nor_many_nor_coloured() {
         let mut lines = Lines::default();
         assert_eq!(lines.take(&[b'x'; 10_000]), Vec::<String>::new());
-        assert_eq!(lines.take(b"y\n\x1b[31mred\n"), ["x".repeat(MAX_LINE), "?[31mred".into()]);
+        assert_eq!(
+            lines.take(b"y\n\x1b[31mred\n"),
+            ["x".repeat(MAX_LINE), r"\u{1b}[31mred".into()]
+        );
         assert_eq!(lines.take(&b"more\n".repeat(1000)).len(), MAX_LINES - 2);
         assert_eq!(lines.rest(), ["(952 more lines)"]);
     }

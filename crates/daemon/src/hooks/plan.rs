@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -63,16 +61,18 @@ impl Argv {
         Some(Self { program, file, arguments: words.collect() })
     }
 
-    /// A program of several names (busybox) goes by the one that it is called.
+    /// The file that is run.
     ///
     /// # Errors
     ///
     /// Why it is not run.
-    pub(super) fn command(&self) -> io::Result<Command> {
-        let mut command =
-            Command::new(self.file.as_ref().map_err(|why| io::Error::other(why.clone()))?);
-        command.arg0(&self.program).args(&self.arguments);
-        Ok(command)
+    pub(super) fn file(&self) -> io::Result<&str> {
+        self.file.as_deref().map_err(|why| io::Error::other(why.clone()))
+    }
+
+    /// All words. A program of several names (busybox) goes by the one that it is called.
+    pub(super) fn words(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.program).chain(&self.arguments).map(String::as_str)
     }
 }
 

@@ -42,7 +42,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 /// too, where a whole group or service is meant; but commands are still to come.
 fn begin() -> io::Result<()> {
     stand_apart(c"vpnd-hooks")?;
-    yield_to_others();
+    // Whoever started vpnd may have put it before other programs, for its packets; hooks move none.
+    privilege::yield_to_others();
     Ok(())
 }
 
@@ -60,15 +61,6 @@ pub(crate) fn stand_apart(name: &CStr) -> io::Result<()> {
     signals.thread_block()?;
     prctl::set_name(name)?;
     Ok(())
-}
-
-/// Whoever started vpnd may have put it before other programs, for its packets; hooks move none.
-fn yield_to_others() {
-    // SAFETY: the call takes two numbers, of which 0 stands for the calling thread.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    if nice < 0 {
-        privilege::share_processor(0);
-    }
 }
 
 /// Closes every descriptor from `first` on.

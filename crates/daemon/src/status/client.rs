@@ -2,17 +2,17 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::Value;
 
 use super::{State, Status, text};
-use crate::ask::{self, AskError, SOCKETS, socket};
+use crate::ask::{self, AskError, Conversation, SOCKETS, socket};
 use crate::cli::StatusOptions;
 use crate::control::Ask;
 use crate::exit::Exit;
+use crate::terminal::{self, Printable};
 
 /// Asks one tunnel, or all that run, and prints what they say. The exit code is that of the
 /// worst of them.
@@ -42,7 +42,7 @@ fn live_sockets(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn is_dead(path: &Path) -> bool {
-    UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    Conversation::begin(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exit> {
@@ -55,14 +55,14 @@ fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exi
         let exit = match ask(path) {
             Ok((answer, status)) => {
                 if json {
-                    writeln!(out, "{answer}")?;
+                    writeln!(out, "{}", terminal::json(&answer)?)?;
                 } else {
                     write!(out, "{}", text::render(&status))?;
                 }
                 if status.state == State::Up { Exit::Success } else { Exit::Down }
             }
             Err(error) => {
-                writeln!(io::stderr(), "vpnd: {error}")?;
+                writeln!(io::stderr(), "vpnd: {}", Printable(error))?;
                 Exit::Unknown
             }
         };
@@ -71,10 +71,12 @@ fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exi
     Ok(worst)
 }
 
-/// The daemon's own words, and what is known of them.
+/// The daemon's own words, and what is known of them, to be shown.
 fn ask(path: &Path) -> Result<(Value, Status), AskError> {
-    let answer = ask::ask(path, &Ask::new("status"), &[])?;
-    let status = serde_json::from_value(answer.clone());
+    let answer = ask::ask(path, &Ask::new("status"))?;
+    let mut shown = answer.clone();
+    terminal::escape_within(&mut shown);
+    let status = serde_json::from_value(shown);
     let status = status.map_err(|error| ask::shape(path, error))?;
     Ok((answer, status))
 }
@@ -142,6 +144,29 @@ mod tests {
         ] {
             let daemon = daemon(&path, answer, 1);
             assert_eq!(shown(std::slice::from_ref(&path)).0, expected);
+            daemon.join().unwrap();
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_socket_answers_is_shown_and_not_obeyed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("site-a.sock");
+        let hint = Some("\x1b[2J\u{202e}\nsite-a  UP".to_owned());
+        let status = Status { hint: hint.clone(), ..sample() };
+        for json in [false, true] {
+            let daemon = daemon(&path, line(&status), 1);
+            let mut out = Vec::new();
+            show(std::slice::from_ref(&path), json, &mut out).unwrap();
+            let out = String::from_utf8(out).unwrap();
+            assert!(!out.contains(|c| terminal::is_unfit(c) && c != '\n'), "{out:?}");
+            if json {
+                let read: Status = serde_json::from_str(&out).unwrap();
+                assert_eq!(read.hint, hint);
+            } else {
+                assert!(out.contains(r"\u{1b}[2J\u{202e}\nsite-a  UP"), "{out}");
+            }
             daemon.join().unwrap();
             fs::remove_file(&path).unwrap();
         }

@@ -48,6 +48,9 @@ pub(crate) struct Status {
     pub(crate) unconfirmed_answers: u32,
     #[serde(default)]
     pub(crate) way: Option<Way>,
+    /// The path marks everything it carries for congestion, so its marks are ignored.
+    #[serde(default)]
+    pub(crate) ecn_ignored: bool,
     pub(crate) traffic: Traffic,
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) next: Option<Next>,
@@ -198,6 +201,7 @@ impl Status {
             attempt: peer.attempt,
             unconfirmed_answers: peer.unconfirmed_answers,
             way: peer.quality.map(Way::from),
+            ecn_ignored: false,
             traffic: Traffic::from(peer.traffic),
             drops: drops.collect(),
             next: peer.next.map(|(wait, timer)| Next {
@@ -209,6 +213,16 @@ impl Status {
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
             }),
         }
+    }
+}
+
+impl Status {
+    /// As it is on a path that marks everything it carries for congestion.
+    pub(crate) fn with_ecn_ignored(self, ecn_ignored: bool) -> Self {
+        const HINT: &str = "the path marks everything for congestion, so its marks are ignored: ECN does \
+                            not work across the tunnel; somebody on the way rewrites the TOS byte";
+        let hint = self.hint.or_else(|| ecn_ignored.then(|| HINT.to_owned()));
+        Self { ecn_ignored, hint, ..self }
     }
 }
 
@@ -292,9 +306,7 @@ const fn timer_name(timer: Timer) -> &'static str {
 /// What a person can do about it.
 fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
     // What strangers do is no trouble of a tunnel that works.
-    if state == State::Up {
-        return None;
-    }
+    let trouble = trouble.filter(|trouble| state != State::Up || trouble.outlasts_a_session());
     let said = trouble.map(|trouble| match trouble {
         Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs, or one of \
              protocol, mode, cipher and post_quantum; compare them on both sides"
@@ -312,6 +324,13 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
         Trouble::BadMac1(count) => format!(
             "{count} handshake messages came that were not made for our public key: the other \
              side's public_key for us is wrong, or it is a scan"
+        ),
+        Trouble::SameMac(mac) => format!(
+            "both ends have the hardware address {mac}: give one of them another [interface] mac, or none"
+        ),
+        Trouble::MtuDiffers(ours, theirs) => format!(
+            "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the smaller \
+             one are lost; give both the same"
         ),
         Trouble::Closed => "the peer has stopped, and said so".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
@@ -378,7 +397,12 @@ pub(crate) mod tests {
             },
             protocol: Some(Protocol::WireGuard),
             keys: [[1; 32], [2; 32]].map(PublicKey::from_bytes),
-            greeting: Some(Greeting { release: "vpnd 0.1.0".into(), features: 0, mtu: 1420 }),
+            greeting: Some(Greeting {
+                release: "vpnd 0.1.0".into(),
+                features: 0,
+                mtu: 1420,
+                mac: None,
+            }),
             quality: Some(Quality {
                 round_trip: Duration::from_micros(12_500),
                 outward: Loss { sent: 200, arrived: 199 },
@@ -430,6 +454,7 @@ pub(crate) mod tests {
                 "rx_sent": 100,
                 "rx_lost": 0,
             },
+            "ecn_ignored": false,
             "traffic": {
                 "rx_bytes": 1 << 30,
                 "tx_bytes": 1536,

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::terminal::Printable;
+
 /// A process that is attached to a device.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Holder {
@@ -122,7 +124,7 @@ fn device(fdinfo: &str) -> Option<&str> {
 /// What the kernel calls the process, made fit for a terminal.
 fn command(process: &Path) -> String {
     let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
-    comm.trim_end_matches('\n').escape_default().to_string()
+    Printable(comm.trim_end_matches('\n')).to_string()
 }
 
 fn is_elsewhere(process: &Path) -> bool {

@@ -14,6 +14,7 @@ use vpnd_tun::{OpenError, PersistError};
 
 use crate::cli::{TuntapCommand, TuntapOptions};
 use crate::exit::Exit;
+use crate::terminal::{self, PrintableLines};
 use holders::{Holders, in_words};
 use look::{Listing, LookError};
 use words::{Said, WordError};
@@ -89,7 +90,7 @@ fn list(words: &[String], json: bool) -> Result<String, TuntapError> {
         Some(name) => Listing::of(&name)?,
         None => Listing::all()?,
     };
-    Ok(if json { as_json(&listing) } else { listing.to_string() })
+    Ok(if json { as_json(&listing) } else { PrintableLines(listing).to_string() })
 }
 
 /// What `add --json` and `del --json` print; keys are added to it, never renamed.
@@ -101,5 +102,5 @@ struct Named<'a> {
 
 /// Nothing here has keys that are not text, the one thing that JSON cannot hold.
 fn as_json(value: &impl Serialize) -> String {
-    serde_json::to_value(value).map(|value| format!("{value:#}\n")).unwrap_or_default()
+    terminal::pretty_json(value).map(|text| text + "\n").unwrap_or_default()
 }

@@ -36,10 +36,10 @@ fn a_default_route_has_a_table_of_its_own_and_rules() {
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
         let v4 = ip("-4 rule");
         for words in [
-            "32000:\tfrom all iif lo ipproto udp sport 4500 goto 32003 proto 118",
+            "32000:\tfrom all iif lo ipproto udp sport 4500 goto 32005 proto 118",
             "32001:\tfrom all lookup main suppress_prefixlength 0 proto 118",
             "32002:\tnot from all fwmark 0xca6c lookup 51820 proto 118",
-            "32003:\tfrom all ipproto udp sport 4500 nop proto 118",
+            "32005:\tfrom all ipproto udp sport 4500 nop proto 118",
         ] {
             assert!(v4.contains(words), "{words}: {v4}");
         }

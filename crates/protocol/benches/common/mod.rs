@@ -136,6 +136,7 @@ fn peer(number: u8, remote: PublicKey, protocol: Protocol, activity: Arc<Activit
         remotes: vec![remote],
         terms: vec![Terms::new(protocol, &PresharedKey::default())],
         mtu: 1420,
+        mac: None,
         largest_packet: 1420,
         keepalive: None,
         dead_after: std::time::Duration::from_secs(60),

@@ -243,7 +243,7 @@ fn one_session_does_not_complete_what_another_began() {
 
 #[test]
 fn pieces_agree_or_are_refused_and_those_before_them_stand() {
-    use DropReason::{FragmentConflicts, FragmentMalformed};
+    use DropReason::{FragmentConflicts, FragmentMalformed, LargerThanMtu};
     let mut reassembly = Reassembly::new(10);
     for (counter, piece, outcome) in [
         (6, piece(1, 3, b"bbb"), Ok(None)),
@@ -256,14 +256,14 @@ fn pieces_agree_or_are_refused_and_those_before_them_stand() {
         (5, piece(0, 3, b"aaa"), Ok(Some(&b"aaabbbcccc"[..]))),
         // The last first: the others have to leave room for it.
         (11, piece(2, 3, b"cc"), Ok(None)),
-        (10, piece(1, 3, b"bbbbb"), Err(FragmentMalformed)),
+        (10, piece(1, 3, b"bbbbb"), Err(LargerThanMtu)),
         (10, piece(1, 3, b"bbbb"), Ok(None)),
         (9, piece(0, 3, b"aaaa"), Ok(Some(b"aaaabbbbcc"))),
         (20, piece(1, 2, b"ccccccccc"), Ok(None)),
         (19, piece(0, 2, b"bb"), Err(FragmentConflicts)),
         (19, piece(0, 2, b"a"), Ok(Some(b"accccccccc"))),
-        (30, piece(1, 2, b"cccccccccc"), Err(FragmentMalformed)),
-        (30, piece(0, 2, b"aaaaaaaaaa"), Err(FragmentMalformed)),
+        (30, piece(1, 2, b"cccccccccc"), Err(LargerThanMtu)),
+        (30, piece(0, 2, b"aaaaaaaaaa"), Err(LargerThanMtu)),
         (0, piece(1, 2, b"c"), Err(FragmentMalformed)),
     ] {
         let got =
@@ -279,6 +279,7 @@ struct Outcomes {
     delivered: usize,
     kept: usize,
     malformed: usize,
+    too_large: usize,
     conflicts: usize,
     unassembled: usize,
 }
@@ -293,8 +294,9 @@ fn hostile_pieces_deliver_what_was_sent_or_nothing_and_allocate_nothing() {
     let mut all = Outcomes::default();
     seeds.for_each(|seed| survive(seed, &mut all));
     println!("{all:?}");
-    let Outcomes { delivered, kept, malformed, conflicts, unassembled } = all;
-    assert!([delivered, kept, malformed, conflicts, unassembled].iter().all(|&times| times > 100));
+    let Outcomes { delivered, kept, malformed, too_large, conflicts, unassembled } = all;
+    let all = [delivered, kept, malformed, too_large, conflicts, unassembled];
+    assert!(all.iter().all(|&times| times > 100));
 }
 
 /// Five thousand pieces, each of which does to us what it does to the model.
@@ -336,6 +338,7 @@ impl Outcomes {
             Ok(Some(_)) => self.delivered += 1,
             Ok(None) => self.kept += 1,
             Err(DropReason::FragmentMalformed) => self.malformed += 1,
+            Err(DropReason::LargerThanMtu) => self.too_large += 1,
             Err(_) => self.conflicts += 1,
         }
     }

@@ -9,7 +9,7 @@
 //!
 //! | type | name | length | value, each field with its offset |
 //! |---|---|---|---|
-//! | 1 | HELLO | 7 + n or more | features 0 (4 bytes), device MTU 4 (2), n 6 (1), release 7 (n) |
+//! | 1 | HELLO | 7 + n or more | features 0 (4 bytes), device MTU 4 (2), n 6 (1), release 7 (n), hardware address 7 + n (6, mode TAP alone) |
 //! | 2 | CLOSE | 0 | |
 //! | 3 | PING | 28 or more | sequence 0 (4), timestamp 4 (8), sent 12 (8), zeros 20 (8) |
 //! | 4 | PONG | 28 or more | sequence 0 (4), timestamp 4 (8), received 12 (8), sent 20 (8) |
@@ -107,22 +107,28 @@ pub struct Hello<'a> {
     pub features: u32,
     /// The MTU of its device, in bytes.
     pub mtu: u16,
+    /// The hardware address of its device, if it has one and the release says it.
+    pub mac: Option<[u8; 6]>,
 }
 
 impl<'a> Hello<'a> {
     fn read(value: &'a [u8]) -> Option<Self> {
         let (fixed, rest) = HelloFields::ref_from_prefix(value).ok()?;
-        let release = str::from_utf8(rest.get(..fixed.release_len.into())?).ok()?;
+        let (release, later) = rest.split_at_checked(fixed.release_len.into())?;
+        let release = Release::new(str::from_utf8(release).ok()?)?;
         let (features, mtu) = (fixed.features.get(), fixed.mtu.get());
-        Some(Self { release: Release::new(release)?, features, mtu })
+        // Zeros stand for none, should later fields follow.
+        let mac = later.first_chunk().copied().filter(|mac| *mac != [0; 6]);
+        Some(Self { release, features, mtu, mac })
     }
 
-    pub(super) fn wire(&self) -> (HelloFields, &'a str) {
+    pub(super) fn wire(&self) -> (HelloFields, &'a str, &[u8]) {
         let Release(release) = self.release;
         // A release has at most 32 bytes.
         let [release_len, ..] = release.len().to_le_bytes();
         let (features, mtu) = (U32::new(self.features), U16::new(self.mtu));
-        (HelloFields { features, mtu, release_len }, release)
+        let mac = self.mac.as_ref().map_or(&[][..], <[u8; 6]>::as_slice);
+        (HelloFields { features, mtu, release_len }, release, mac)
     }
 }
 
@@ -209,6 +215,8 @@ pub(super) struct HelloFields {
     release_len: u8,
 }
 
+/// In front of each value: type and length.
+pub(super) const HEAD_LEN: usize = size_of::<Head>();
 pub(super) const HELLO: u8 = 1;
 pub(super) const CLOSE: u8 = 2;
 pub(super) const PING: u8 = 3;

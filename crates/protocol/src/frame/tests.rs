@@ -48,8 +48,20 @@ impl Said {
     }
 }
 
+#[test]
+fn a_ping_fills_a_datagram_and_is_read_as_any_other() {
+    let ping = Ping::new(7, 8, 9);
+    for len in [33, 34, 100, 1200, 1420, 8972] {
+        let plaintext = ControlFrame::ping_of(&ping, len);
+        assert_eq!(plaintext.len(), len);
+        let Ok(Frame::Control(records)) = parse(&plaintext) else { panic!("{len}") };
+        assert_eq!(records.collect::<Vec<_>>(), [Record::Ping(ping)]);
+    }
+    assert_eq!(ControlFrame::ping_of(&ping, 0).len(), 33, "as few as there must be");
+}
+
 fn hello(release: &str, features: u32, mtu: u16) -> Hello<'_> {
-    Hello { release: Release::new(release).unwrap(), features, mtu }
+    Hello { release: Release::new(release).unwrap(), features, mtu, mac: None }
 }
 
 fn said() -> impl Strategy<Value = Said> {
@@ -224,10 +236,10 @@ fn a_record_ends_within_its_frame() {
 fn a_later_release_may_add_fields_and_types() {
     let ping = Ping::new(1, 2, 3);
     let greeting = hello("vpnd 9", 1, 9000);
-    let (fixed, release) = greeting.wire();
+    let (fixed, release, _none) = greeting.wire();
     let plaintext = ControlFrame::begin()
         .record(200, &[b"quite new"])
-        .record(record::HELLO, &[fixed.as_bytes(), release.as_bytes(), b"more"])
+        .record(record::HELLO, &[fixed.as_bytes(), release.as_bytes(), &[0; 6], b"more"])
         .record(record::PING, &[ping.as_bytes(), b"more"])
         .record(0, &[])
         .record(record::PONG, &[ping.answer(4, 5).as_bytes(), b"more"])
@@ -240,6 +252,17 @@ fn a_later_release_may_add_fields_and_types() {
         Record::Pong(ping.answer(4, 5)),
     ];
     assert_eq!(records(&plaintext), Ok(expected));
+}
+
+#[test]
+fn a_device_with_a_hardware_address_says_it_behind_the_release() {
+    let greeting = Hello { mac: Some([2, 0, 0x5e, 0, 0x53, 1]), ..hello("vpnd 1", 0, 1500) };
+    let plaintext = ControlFrame::begin().hello(&greeting).end();
+    assert_eq!(records(&plaintext), Ok(vec![Record::Hello(greeting)]));
+    let (fixed, release, _mac) = greeting.wire();
+    let cut = [fixed.as_bytes(), release.as_bytes(), &[2, 0, 0x5e]].concat();
+    let none = Record::Hello(hello("vpnd 1", 0, 1500));
+    assert_eq!(records(&frame(record::HELLO, &cut)), Ok(vec![none]));
 }
 
 #[test]

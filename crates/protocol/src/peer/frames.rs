@@ -24,6 +24,8 @@ pub struct Greeting {
     pub features: u32,
     /// The MTU of its device.
     pub mtu: u16,
+    /// The hardware address of its device, if it said one.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// How many of the datagrams sent in one direction of a session arrived.
@@ -168,9 +170,23 @@ impl Peer {
         if !self.is_live(on) {
             return Err(DropReason::Expired);
         }
+        let Hello { features, mtu, mac, .. } = *hello;
         let release = hello.release.as_str().to_owned();
-        self.greeting = Some(Greeting { release, features: hello.features, mtu: hello.mtu });
+        self.greeting = Some(Greeting { release, features, mtu, mac });
+        self.compare_devices(mtu, mac);
         Ok(())
+    }
+
+    /// Two ends of one Ethernet: a longer frame of one is lost at the other, and two stations of one address
+    /// never hear each other.
+    fn compare_devices(&mut self, mtu: u16, mac: Option<[u8; 6]>) {
+        let Some(own) = self.config.mac else { return };
+        if mac == Some(own) {
+            self.events.push_back(Event::SameMac(own));
+        }
+        if mtu != self.config.mtu {
+            self.events.push_back(Event::MtuDiffers { ours: self.config.mtu, theirs: mtu });
+        }
     }
 
     /// What has arrived is of the session that it came on, what was sent of the one we seal on: after a
@@ -185,6 +201,7 @@ impl Peer {
     }
 
     fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
+        self.take_size_answer(pong.sequence.get());
         self.follow_pong(now, framed, pong);
         self.gauge.take(now.boot, pong, framed.accepted);
         Ok(())
@@ -239,9 +256,9 @@ impl Peer {
     }
 
     fn hello(&self, frame: ControlFrame) -> ControlFrame {
-        let mtu = self.config.mtu;
+        let (mtu, mac) = (self.config.mtu, self.config.mac);
         match Release::new(RELEASE) {
-            Some(release) => frame.hello(&Hello { release, features: 0, mtu }),
+            Some(release) => frame.hello(&Hello { release, features: 0, mtu, mac }),
             None => frame,
         }
     }

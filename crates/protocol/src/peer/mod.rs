@@ -13,6 +13,7 @@ mod life;
 mod responder;
 mod roaming;
 mod session;
+mod size;
 mod status;
 mod upgrade;
 
@@ -42,6 +43,7 @@ use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
 use roaming::Roaming;
+use size::Size;
 use upgrade::Answering;
 
 pub use frames::{Greeting, Loss, Quality};
@@ -58,6 +60,8 @@ pub struct Config {
     pub terms: Vec<Terms>,
     /// The device's MTU, which the peer is told.
     pub mtu: u16,
+    /// The hardware address of the device, which the peer is told, where frames cross it.
+    pub mac: Option<[u8; 6]>,
     /// The longest that crosses the device: with Ethernet frames more than the MTU.
     pub largest_packet: u16,
     /// How often to speak when nothing else does.
@@ -130,6 +134,15 @@ pub enum Event {
         /// Where it is now.
         to: SocketAddr,
     },
+    /// The peer's device has the hardware address of ours.
+    SameMac([u8; 6]),
+    /// Frames cross devices whose MTUs differ: the longer ones get through in one direction alone.
+    MtuDiffers {
+        /// That of our device.
+        ours: u16,
+        /// That of the peer's.
+        theirs: u16,
+    },
     /// The answer to our initiation does not open: the preshared keys differ.
     AnswerDoesNotOpen,
     /// The peer has initiated so many times in a row without ever using the answer.
@@ -195,6 +208,7 @@ pub struct Peer {
     last_initiation: Option<BootTime>,
     unconfirmed_answers: u32,
     gauge: Gauge,
+    size: Size,
     /// What the peer said of itself on the current session.
     greeting: Option<Greeting>,
 
@@ -237,6 +251,7 @@ impl Peer {
             last_initiation: None,
             unconfirmed_answers: 0,
             gauge: Gauge::default(),
+            size: Size::default(),
             greeting: None,
             publish: true,
             transmits: VecDeque::new(),
@@ -290,16 +305,8 @@ impl Peer {
         self.pursue_handshake(now);
         self.pursue_upgrade(now);
         self.measure(now);
+        self.probe_size(now);
         self.schedule_look(now, moved);
-    }
-
-    /// The way to the peer carries UDP payloads of so many bytes.
-    pub fn path_carries(&mut self, max_datagram: u16) {
-        self.config.max_datagram = max_datagram;
-        if let Some(path) = &mut self.path {
-            self.publish |= path.max_datagram != max_datagram;
-            path.max_datagram = max_datagram;
-        }
     }
 
     /// The new table, if there is one. Publish it before anything else is sent.

@@ -135,6 +135,7 @@ impl Options {
             remotes: self.remotes(),
             terms: self.terms(),
             mtu: 1420,
+            mac: None,
             largest_packet: 1420,
             keepalive: self.keepalive,
             dead_after: self.dead_after,

@@ -125,7 +125,7 @@ fn joins(sent: &[Sent], group: &[usize], packet: &Sent) -> bool {
     !first.is_damaged()
         && !packet.is_damaged()
         && relevant(&headers(&first.spec)) == relevant(&headers(next))
-        && (next.v6 || steps_by(&ids, 0) || steps_by(&ids, 1))
+        && (next.v6 || steps_by(&ids, 1) || next.dont_fragment && steps_by(&ids, 0))
         && (next.udp || next.sequence == previous.sequence.wrapping_add(offset))
         && next.payload.len() <= first.spec.payload.len()
         && next.header_len() + total + next.payload.len() <= 65_535
@@ -157,7 +157,8 @@ fn ends(sent: &[Sent], group: &[usize]) -> bool {
     short || pushed || group.len() == if last.udp { 64 } else { 128 }
 }
 
-/// What splitting a group gives back: equal IPv4 identifications come back counted.
+/// What splitting a group gives back: equal IPv4 identifications, merged only where DF is set, come
+/// back counted.
 fn expected(sent: &[Sent], group: &[usize]) -> Vec<Vec<u8>> {
     let first = &sent[group[0]].spec;
     let number = |(nth, at): (usize, &usize)| {

@@ -135,23 +135,36 @@ const DISCOVER_V4: IntOption =
     IntOption { level: libc::SOL_IP, name: libc::IP_MTU_DISCOVER, label: "IP_MTU_DISCOVER" };
 const DISCOVER_V6: IntOption =
     IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU_DISCOVER, label: "IPV6_MTU_DISCOVER" };
+const FREE_V4: IntOption =
+    IntOption { level: libc::SOL_IP, name: libc::IP_FREEBIND, label: "IP_FREEBIND" };
+const FREE_V6: IntOption =
+    IntOption { level: libc::SOL_IPV6, name: libc::IPV6_FREEBIND, label: "IPV6_FREEBIND" };
 const RECEIVE_FORCE: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_RCVBUFFORCE, label: "SO_RCVBUFFORCE" };
 const SEND_FORCE: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_SNDBUFFORCE, label: "SO_SNDBUFFORCE" };
 
 /// Set on every socket: those of IPv4 hold for the v4-mapped traffic of a dual-stack one too.
-/// Without path MTU discovery by the kernel the outer DF bit stays clear, as with WireGuard, and nobody's
-/// ICMP makes a send fail.
+/// With `OMIT` the outer DF bit stays clear, as with WireGuard, and what ICMP taught the kernel, perhaps
+/// another program's, makes no send fail: after an ICMP message `DONT` refuses batches for ten minutes.
 const OPTIONS: [(IntOption, c_int); 3] =
-    [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_DONT)];
+    [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_OMIT)];
 const OPTIONS_OFFLOAD: [(IntOption, c_int); 1] = [(gro::OPTION, 1)];
 const OPTIONS_V6: [(IntOption, c_int); 4] = [
     (ONLY_V6, 0),
     (pktinfo::OPTION_V6, 1),
     (tos::OPTION_V6, 1),
-    (DISCOVER_V6, libc::IPV6_PMTUDISC_DONT),
+    (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE),
 ];
+
+/// Over IPv6 only the sender fragments. `PROBE` sends as `OMIT` does, deaf to ICMPv6, and leaves what came to
+/// the routing table, where it can be looked up; but it makes no fragments.
+pub(super) const HEARING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE);
+/// Makes fragments.
+pub(super) const FRAGMENTING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_OMIT);
+/// How large packets of IPv6 may be before they are fragmented; 0 is as large as the first link carries.
+pub(super) const FRAGMENTS: IntOption =
+    IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU, label: "IPV6_MTU" };
 
 pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError> {
     let (socket, at) = open(listen)?;
@@ -166,9 +179,26 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     make_room(&socket, wanted)?;
     wanted.way.set(&socket)?;
     socket.set_nonblocking(true).map_err(BindError::Open)?;
-    socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source))?;
+    bind_to(&socket, at)?;
     let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();
     Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()) })
+}
+
+/// An address that is not there yet is taken all the same, and waited for: nothing arrives or leaves until then. The
+/// option is switched off again, or datagrams would leave from an address that is not ours.
+fn bind_to(socket: &Socket, at: SocketAddr) -> Result<(), BindError> {
+    let bind = || socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source));
+    match bind() {
+        Err(error @ BindError::NotOurs { .. }) => {
+            let free = if at.is_ipv4() { FREE_V4 } else { FREE_V6 };
+            set(socket, free, 1)?;
+            bind()?;
+            set(socket, free, 0)?;
+            tracing::warn!("{error}. Until one has it, nothing arrives");
+            Ok(())
+        }
+        bound => bound,
+    }
 }
 
 /// The socket and the address for it: IPv4 alone where the kernel has no IPv6.

@@ -50,21 +50,34 @@ pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
     })
 }
 
+/// What is done about a datagram that the first link does not carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Oversize {
+    /// It goes out in fragments.
+    Fragment,
+    /// Over IPv6 it is not sent.
+    Skip,
+}
+
 /// Sends a batch in one call where the kernel takes it so, else one by one.
-pub(super) fn send(socket: &Socket, transmit: &Transmit<'_>) -> io::Result<Sent> {
+pub(super) fn send(
+    socket: &Socket,
+    transmit: &Transmit<'_>,
+    oversize: Oversize,
+) -> io::Result<Sent> {
     let len = transmit.contents.len();
     let Some(size) = segment_size(transmit) else {
-        return send_each(socket, transmit, len.max(1));
+        return send_each(socket, transmit, len.max(1), oversize);
     };
     let segment = usize::from(size.get());
     if !takes_whole(socket, transmit) {
-        return send_each(socket, transmit, segment);
+        return send_each(socket, transmit, segment, oversize);
     }
     let Err(error) = socket.send_once(transmit, Some(size)) else {
         return Ok(Sent { len, ..Sent::default() });
     };
     let Some(refusal) = Refusal::from_error(&error, segment) else { return Err(error) };
-    let sent = send_each(socket, transmit, segment)?;
+    let sent = send_each(socket, transmit, segment, oversize)?;
     // Only now is it clear that the refusal was about segmentation, not about the destination.
     socket.gso.learn(Route::of(transmit), refusal);
     Ok(Sent { too_big: sent.too_big || refusal == Refusal::TooBig, ..sent })
@@ -72,12 +85,26 @@ pub(super) fn send(socket: &Socket, transmit: &Transmit<'_>) -> io::Result<Sent>
 
 /// Sends each datagram by itself. One that is too big is skipped, for the others' sake; any other error
 /// ends the batch early, and comes back only if nothing was sent.
-fn send_each(socket: &Socket, transmit: &Transmit<'_>, segment: usize) -> io::Result<Sent> {
-    let mut sent = Sent::default();
+fn send_each(
+    socket: &Socket,
+    transmit: &Transmit<'_>,
+    segment: usize,
+    oversize: Oversize,
+) -> io::Result<Sent> {
+    let (mut sent, mut fragmenting) = (Sent::default(), None);
+    let may_fragment = oversize == Oversize::Fragment && transmit.destination.is_ipv6();
     for datagram in transmit.contents.chunks(segment) {
-        match socket.send_once(&Transmit { contents: datagram, ..*transmit }, None) {
+        let transmit = Transmit { contents: datagram, ..*transmit };
+        let mut result = socket.send_once(&transmit, None);
+        if may_fragment && fragmenting.is_none() && is_too_big(&result) {
+            // From here to the end of the batch.
+            fragmenting = Some(socket.fragmenting()?);
+            sent.too_big = true;
+            result = socket.send_once(&transmit, None);
+        }
+        match result {
             Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+            Err(_) if is_too_big(&result) => {
                 sent.too_big = true;
                 sent.skipped += 1;
             }
@@ -87,6 +114,10 @@ fn send_each(socket: &Socket, transmit: &Transmit<'_>, segment: usize) -> io::Re
         sent.len += datagram.len();
     }
     Ok(sent)
+}
+
+fn is_too_big(result: &io::Result<()>) -> bool {
+    result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
 }
 
 /// Why the kernel would not segment.

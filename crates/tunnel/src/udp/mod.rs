@@ -17,12 +17,15 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use socket2::SockAddr;
 
 pub use bind::{BindError, Listen, Options};
-pub use route::{largest_payload, payload_within};
+pub use route::{largest_payload, packet_around, payload_within};
 pub use way::Way;
+
+use gso::Oversize;
 
 /// What a batch may measure: with headers it stays under the kernel's `gso_max_size` of 64 KiB, beyond
 /// which the train would be split in software before it reaches the device.
@@ -44,6 +47,8 @@ pub struct Socket {
     dual_stack: bool,
     local_port: u16,
     gso: gso::Gso,
+    /// Held by whoever has the kernel make fragments.
+    fragmenting: Mutex<()>,
 }
 
 /// One batch to send: datagrams of one size, the last one possibly shorter, to one destination.
@@ -123,6 +128,7 @@ impl Socket {
             inner: bound.socket,
             dual_stack: bound.dual_stack,
             local_port: bound.local_port,
+            fragmenting: Mutex::new(()),
             gso: if options.offload { gso::Gso::probe() } else { gso::Gso::off() },
         })
     }
@@ -143,13 +149,43 @@ impl Socket {
     ///
     /// As `sendmsg(2)`, and only if nothing at all was sent; `WouldBlock` means poll for room.
     pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<Sent> {
-        match gso::send(self, transmit) {
+        self.send_or(transmit, Oversize::Fragment)
+    }
+
+    /// As [`Socket::send`], but what the first link does not carry whole is not sent over IPv6.
+    ///
+    /// # Errors
+    ///
+    /// As [`Socket::send`].
+    pub fn send_whole(&self, transmit: &Transmit<'_>) -> io::Result<Sent> {
+        self.send_or(transmit, Oversize::Skip)
+    }
+
+    fn send_or(&self, transmit: &Transmit<'_>, oversize: Oversize) -> io::Result<Sent> {
+        match gso::send(self, transmit, oversize) {
             Err(error) if transmit.source.is_some() && pktinfo::source_may_be_lost(&error) => {
                 let anywhere = Transmit { source: None, ..*transmit };
-                gso::send(self, &anywhere).map(|sent| Sent { source_lost: true, ..sent })
+                gso::send(self, &anywhere, oversize).map(|sent| Sent { source_lost: true, ..sent })
             }
             result => result,
         }
+    }
+
+    /// Over IPv6 packets beyond this size go out in fragments of it; `None` is what the first link carries.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel takes no such size: it is less than 1280, or the socket is of IPv4.
+    pub fn fragment_at(&self, mtu: Option<u16>) -> io::Result<()> {
+        sys::set(&self.inner, bind::FRAGMENTS, mtu.unwrap_or(0).into())
+    }
+
+    /// Lets the kernel make fragments over IPv6 until what it returns is dropped.
+    fn fragmenting(&self) -> io::Result<Fragmenting<'_>> {
+        let alone = self.fragmenting.lock().unwrap_or_else(PoisonError::into_inner);
+        let (option, value) = bind::FRAGMENTING;
+        sys::set(&self.inner, option, value)?;
+        Ok(Fragmenting { socket: &self.inner, _alone: alone })
     }
 
     /// Sends several batches in as few calls as it takes, and says how far that went: it ends early
@@ -242,6 +278,20 @@ impl Socket {
             }
             other => other.into(),
         }
+    }
+}
+
+/// A socket that makes fragments. Others' sends in the meantime are none the worse for it.
+struct Fragmenting<'a> {
+    socket: &'a socket2::Socket,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl Drop for Fragmenting<'_> {
+    fn drop(&mut self) {
+        let (option, value) = bind::HEARING;
+        // What it took before it takes again.
+        let _taken = sys::set(self.socket, option, value);
     }
 }
 

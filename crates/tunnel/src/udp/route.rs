@@ -37,5 +37,14 @@ pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, way: &Way) -> io:
 
 /// The largest UDP payload in an IP packet of `mtu` bytes to `to`.
 pub fn payload_within(mtu: u16, to: SocketAddr) -> u16 {
-    mtu.saturating_sub(if to.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 })
+    mtu.saturating_sub(headers(to))
+}
+
+/// The packet to `to` that holds so large a UDP payload.
+pub fn packet_around(payload: u16, to: SocketAddr) -> u16 {
+    payload.saturating_add(headers(to))
+}
+
+fn headers(to: SocketAddr) -> u16 {
+    if to.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 }
 }

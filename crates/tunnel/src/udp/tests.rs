@@ -225,6 +225,39 @@ fn datagrams_beyond_the_mtu_are_fragmented_and_segmentation_stays_on() {
 }
 
 #[test]
+fn fragments_of_ipv6_are_as_small_as_was_said_and_batches_that_fit_stay_whole() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        a.fragment_at(Some(1280)).unwrap();
+        let contents = numbered(3 * 1400);
+        let sent = a.send(&batch(at(V6, &b), &contents, 1400)).unwrap();
+        assert!(sent.too_big && sent.skipped == 0, "{sent:?}");
+        let got: Vec<u8> = (0..3).flat_map(|_| receive(&b).1).collect();
+        assert_eq!(got, contents);
+        assert!(!a.send(&batch(at(V6, &b), &contents, 1200)).unwrap().too_big);
+        assert_eq!(receive(&b).0.stride, 1200);
+        // IPv4 has its own ways.
+        assert!(!a.send(&batch(at(V4, &b), &contents, 1400)).unwrap().too_big);
+        assert_eq!(receive(&b).0.len, contents.len());
+
+        a.fragment_at(None).unwrap();
+        assert!(!a.send(&batch(at(V6, &b), &contents, 1400)).unwrap().too_big);
+    });
+}
+
+#[test]
+fn what_is_to_arrive_whole_is_not_fragmented_over_ipv6() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let contents = numbered(1600);
+        let sent = a.send_whole(&batch(at(V6, &b), &contents, 0)).unwrap();
+        assert_eq!((sent.skipped, sent.too_big), (1, true));
+        assert!(!a.send(&batch(at(V6, &b), b"next", 0)).unwrap().too_big);
+        assert_eq!(receive(&b).1, b"next");
+    });
+}
+
+#[test]
 fn a_datagram_that_fits_nowhere_is_skipped_and_said() {
     in_namespace(|| {
         let (a, b) = (dual(), dual());
@@ -320,10 +353,33 @@ fn a_bind_error_says_what_to_do() {
         let again = said(Listen::Port(taken.local_port()));
         assert!(again.contains(&taken.local_port().to_string()), "{again}");
         assert!(again.contains("already in use"), "{again}");
+    });
+}
 
-        let elsewhere = "192.0.2.9:0".parse().unwrap();
-        let error = said(Listen::Address(elsewhere));
-        assert!(error.contains("no interface has this address"), "{error}");
+/// An address that comes later is waited for, and until then nothing pretends to have it.
+#[test]
+fn an_address_that_is_not_there_yet_is_listened_on() {
+    in_namespace(|| {
+        for (at, address) in
+            [("192.0.2.9:0", "192.0.2.9/32"), ("[2001:db8:9::9]:0", "2001:db8:9::9/128")]
+        {
+            let listen = Listen::Address(at.parse().unwrap());
+            let socket = bound(listen, Way::default()).unwrap();
+            let to = SocketAddr::new(at.parse::<SocketAddr>().unwrap().ip(), socket.local_port());
+            let sender =
+                std::net::UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })
+                    .unwrap();
+            if to.is_ipv4() {
+                assert!(sender.send_to(b"early", to).is_err(), "nobody has {to}");
+            }
+            ip(&format!("address add {address} dev lo"));
+            sender.send_to(b"late", to).unwrap();
+            socket.inner.set_nonblocking(false).unwrap();
+            socket.inner.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut bytes = [0; 16];
+            let len = (&socket.inner).read(&mut bytes).unwrap();
+            assert_eq!(&bytes[..len], b"late");
+        }
     });
 }
 

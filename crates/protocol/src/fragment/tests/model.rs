@@ -40,8 +40,11 @@ impl Model {
     ) -> Result<Option<Vec<u8>>, DropReason> {
         self.expire(now);
         let told = Told { index, count, bytes: bytes.to_vec() };
-        if counter < index.into() || !is_possible(std::slice::from_ref(&told), self.largest) {
+        if counter < index.into() {
             return Err(DropReason::FragmentMalformed);
+        }
+        if !is_possible(std::slice::from_ref(&told), self.largest) {
+            return Err(DropReason::LargerThanMtu);
         }
         let first = counter - u64::from(index);
         let at = self.place(session, first, now);

@@ -1,0 +1,28 @@
+//! `release`: takes away what a tunnel that does not run keeps shut, as its journal says.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use vpnd_device::Netlink;
+
+use crate::ask::socket;
+use crate::changes::JOURNAL;
+use crate::cli::ReleaseOptions;
+use crate::exit::Exit;
+
+/// Opens a kill switch that has no vpnd.
+pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
+    let path = socket(&options.name).with_extension(JOURNAL);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let released = runtime.block_on(async {
+        let netlink = Netlink::connect()?;
+        netlink.release(&path).await.with_context(|| format!("cannot release {}", path.display()))
+    })?;
+    if released == 0 {
+        bail!("{} names nothing that drops in this network namespace", path.display());
+    }
+    writeln!(io::stdout(), "took away {released} rules and routes")
+        .context("cannot write to standard output")?;
+    Ok(Exit::Success.into())
+}

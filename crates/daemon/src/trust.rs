@@ -1,0 +1,265 @@
+//! Whether a path leads where only root and we decide: nobody else can change the file, or put another one
+//! in its place.
+//!
+//! The path is walked from the root, one component after the other, and each directory is looked at before
+//! anything is looked up in it. So nobody else can change what an already walked part leads to, and the real
+//! path that comes out means the same file until root or we change it.
+
+mod acl;
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{self, Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid};
+use thiserror::Error;
+
+use crate::privilege::is_mapped;
+use acl::Acl;
+
+/// As many symbolic links as the kernel follows in one path.
+const MAX_LINKS: usize = 40;
+const STICKY: u32 = 0o1000;
+
+/// Why a path is not trusted.
+#[derive(Debug, Error)]
+pub(crate) enum Untrusted {
+    /// It leads nowhere, or out of our sight.
+    #[error("{}: {error}", path.display())]
+    Unreachable { path: PathBuf, error: io::Error },
+    /// Whoever owns a file or a directory can always write to it.
+    #[error("{} belongs to uid {uid}", path.display())]
+    Owner { path: PathBuf, uid: u32 },
+    /// Others have the permission to write.
+    #[error("{} can be written to by {who}", path.display())]
+    Writable { path: PathBuf, who: Who },
+}
+
+/// Who else may write to something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    User(u32),
+    Group(u32),
+    Everybody,
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "uid {uid}"),
+            Self::Group(gid) => write!(f, "group {gid}"),
+            Self::Everybody => f.write_str("everybody"),
+        }
+    }
+}
+
+/// The real path of a file that nobody else can change or replace.
+///
+/// # Errors
+///
+/// The first component that somebody else decides about, or that is not there.
+pub(crate) fn file(path: &Path) -> Result<PathBuf, Untrusted> {
+    let us = Us::now();
+    let (real, found) = us.walk(path)?;
+    us.check_file(&real, &found)?;
+    Ok(real)
+}
+
+/// The real path of a directory in which what we make stays ours: nobody else can replace it.
+///
+/// # Errors
+///
+/// As [`file`].
+pub(crate) fn directory(path: &Path) -> Result<PathBuf, Untrusted> {
+    let us = Us::now();
+    let (real, found) = us.walk(path)?;
+    us.check_directory(&real, &found)?;
+    Ok(real)
+}
+
+/// The real path of something that nobody else can replace, whoever may write to it.
+///
+/// # Errors
+///
+/// As [`file`].
+pub(crate) fn place(path: &Path) -> Result<PathBuf, Untrusted> {
+    Us::now().walk(path).map(|(real, _)| real)
+}
+
+/// As [`place`], and `users` may replace it too.
+///
+/// # Errors
+///
+/// As [`file`].
+pub(crate) fn place_among(path: &Path, users: &[u32]) -> Result<PathBuf, Untrusted> {
+    Us { users: users.to_vec(), ..Us::now() }.walk(path).map(|(real, _)| real)
+}
+
+/// Opens the file of a real path, which nobody else can replace, and checks what has been opened.
+///
+/// # Errors
+///
+/// As [`file`].
+pub(crate) fn open(path: &Path, flags: libc::c_int) -> Result<(PathBuf, File), Untrusted> {
+    let real = place(path)?;
+    let opened = open_no_link(&real, flags).and_then(|file| Ok((file.metadata()?, file)));
+    let (found, file) = opened.map_err(unreachable(&real))?;
+    Us::now().check_file(&real, &found)?;
+    Ok((real, file))
+}
+
+/// Never waits for a pipe's other end, and follows no link in the file's own place.
+pub(crate) fn open_no_link(path: &Path, flags: libc::c_int) -> io::Result<File> {
+    let flags = flags | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Whom we trust: root and ourselves, and the groups that they share.
+struct Us {
+    uid: u32,
+    gid: u32,
+    /// Others who may, for what is asked.
+    users: Vec<u32>,
+    /// In a user namespace, who owns what belongs to nobody in it: the system's own root, whose `/` and `/usr`
+    /// all programs there come from anyway.
+    unmapped: Option<u32>,
+}
+
+impl Us {
+    fn now() -> Self {
+        let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid");
+        let overflow = overflow.ok().and_then(|text| text.trim().parse().ok());
+        Self {
+            uid: Uid::effective().as_raw(),
+            gid: Gid::effective().as_raw(),
+            users: Vec::new(),
+            unmapped: overflow.filter(|uid| !is_mapped("/proc/self/uid_map", *uid)),
+        }
+    }
+
+    fn is_foreign(&self, uid: u32) -> bool {
+        let known = uid == 0 || uid == self.uid || Some(uid) == self.unmapped;
+        !known && !self.users.contains(&uid)
+    }
+
+    /// The real path, and what is there.
+    fn walk(&self, path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
+        let whole = path::absolute(path).map_err(unreachable(path))?;
+        let (mut here, mut links) = (PathBuf::from("/"), 0);
+        let mut found = look(&here)?;
+        let mut rest: VecDeque<OsString> = components(&whole);
+        while let Some(name) = rest.pop_front() {
+            self.check_directory(&here, &found)?;
+            if name == ".." {
+                here.pop();
+                found = look(&here)?;
+                continue;
+            }
+            let next = here.join(&name);
+            let there = look(&next)?;
+            self.check_entry(&found, &next, &there)?;
+            if !there.is_symlink() {
+                (here, found) = (next, there);
+                continue;
+            }
+            links += 1;
+            let target = fs::read_link(&next).map_err(unreachable(&next))?;
+            if links > MAX_LINKS {
+                return Err(unreachable(path)(Errno::ELOOP.into()));
+            }
+            if target.is_absolute() {
+                here = PathBuf::from("/");
+                found = look(&here)?;
+            }
+            let target = components(&target);
+            target.into_iter().rev().for_each(|component| rest.push_front(component));
+        }
+        Ok((here, found))
+    }
+
+    /// A directory in which others may make entries is trusted only if it is sticky, as /tmp is.
+    fn check_directory(&self, path: &Path, found: &Metadata) -> Result<(), Untrusted> {
+        self.check_owner(path, found)?;
+        match self.writer(path, found, |group| self.is_trusted(group, path))? {
+            Some(who) if found.mode() & STICKY == 0 => {
+                Err(Untrusted::Writable { path: path.to_owned(), who })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// In a sticky directory nobody removes what is another's, but anybody may have made it.
+    fn check_entry(
+        &self,
+        directory: &Metadata,
+        path: &Path,
+        found: &Metadata,
+    ) -> Result<(), Untrusted> {
+        if directory.mode() & STICKY != 0 { self.check_owner(path, found) } else { Ok(()) }
+    }
+
+    /// No group may write to a file: who is in one is not ours to know.
+    fn check_file(&self, path: &Path, found: &Metadata) -> Result<(), Untrusted> {
+        self.check_owner(path, found)?;
+        match self.writer(path, found, |_group| false)? {
+            Some(who) => Err(Untrusted::Writable { path: path.to_owned(), who }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_owner(&self, path: &Path, found: &Metadata) -> Result<(), Untrusted> {
+        let uid = found.uid();
+        if self.is_foreign(uid) {
+            return Err(Untrusted::Owner { path: path.to_owned(), uid });
+        }
+        Ok(())
+    }
+
+    /// Groups whose members may write to directories: root's, ours, and the one that the system lets write to
+    /// /usr/local, Debian's `staff`.
+    fn is_trusted(&self, group: u32, directory: &Path) -> bool {
+        group == 0 || group == self.gid || directory.starts_with("/usr/local")
+    }
+
+    /// Somebody beside the owner who may write, by the mode or by a POSIX ACL.
+    fn writer(
+        &self,
+        path: &Path,
+        found: &Metadata,
+        is_trusted: impl Fn(u32) -> bool,
+    ) -> Result<Option<Who>, Untrusted> {
+        let acl = Acl::of(path).map_err(unreachable(path))?;
+        let acl = acl.unwrap_or_else(|| Acl::from_mode(found.mode()));
+        Ok(acl.writers(found.gid()).find(|who| match *who {
+            Who::User(uid) => self.is_foreign(uid),
+            Who::Group(gid) => !is_trusted(gid),
+            Who::Everybody => true,
+        }))
+    }
+}
+
+/// Without the root and `.`, which lead nowhere else.
+fn components(path: &Path) -> VecDeque<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    names.collect()
+}
+
+fn look(path: &Path) -> Result<Metadata, Untrusted> {
+    fs::symlink_metadata(path).map_err(unreachable(path))
+}
+
+fn unreachable(path: &Path) -> impl Fn(io::Error) -> Untrusted {
+    move |error| Untrusted::Unreachable { path: path.to_owned(), error }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Who else could change a file, in directories made so. Root is trusted whatever it owns, so foreign owners
+//! take root to be made.
+
+use super::*;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+use tempfile::TempDir;
+
+/// `a/b/file` in a directory of ours.
+fn tree() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("a/b")).unwrap();
+    let path = directory.path().join("a/b/file");
+    fs::write(&path, "").unwrap();
+    (directory, path)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn said(path: &Path) -> String {
+    file(path).unwrap_err().to_string()
+}
+
+/// An access control list that lets a user do something; `None` where the file system has none.
+pub(crate) fn let_user(path: &Path, uid: u32, permissions: u16) -> Option<()> {
+    let nobody = u32::MAX;
+    let entries =
+        [(1, 7, nobody), (2, permissions, uid), (4, 5, nobody), (16, 7, nobody), (32, 5, nobody)];
+    let entries = entries.into_iter().flat_map(|(tag, permissions, id): (u16, u16, u32)| {
+        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+    });
+    let value: Vec<u8> = 2_u32.to_le_bytes().into_iter().chain(entries).collect();
+    let path = std::ffi::CString::new(path.to_str()?).ok()?;
+    let name = c"system.posix_acl_access";
+    // SAFETY: both strings end with a zero, and the length is that of the value.
+    let set = unsafe {
+        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
+    (set == 0).then_some(())
+}
+
+#[test]
+fn what_is_ours_is_trusted_by_every_name() {
+    let (directory, path) = tree();
+    let real = path.canonicalize().unwrap();
+    assert_eq!(file(&path).unwrap(), real);
+    assert_eq!(file(&directory.path().join("a/../a/./b/file")).unwrap(), real);
+    symlink("a/b", directory.path().join("link")).unwrap();
+    assert_eq!(file(&directory.path().join("link/file")).unwrap(), real);
+    symlink(&path, directory.path().join("absolute")).unwrap();
+    assert_eq!(file(&directory.path().join("absolute")).unwrap(), real);
+    assert_eq!(
+        super::directory(directory.path()).unwrap(),
+        directory.path().canonicalize().unwrap()
+    );
+}
+
+#[test]
+fn every_directory_on_the_way_counts() {
+    let (directory, path) = tree();
+    let a = directory.path().join("a");
+    for (mode, who) in [(0o757, Some("everybody")), (0o777, Some("everybody")), (0o1777, None)] {
+        set_mode(&a, mode);
+        let error = file(&path).err().map(|error| error.to_string());
+        let expected = who.map(|who| format!("{} can be written to by {who}", a.display()));
+        assert_eq!(error, expected, "{mode:o}");
+    }
+    set_mode(&path, 0o664);
+    assert!(said(&path).starts_with(&path.display().to_string()), "the file itself");
+}
+
+#[test]
+fn a_link_is_as_good_as_its_own_directory() {
+    let (directory, path) = tree();
+    let open = directory.path().join("open");
+    fs::create_dir(&open).unwrap();
+    symlink(&path, open.join("link")).unwrap();
+    assert!(file(&open.join("link")).is_ok());
+    set_mode(&open, 0o777);
+    assert!(said(&open.join("link")).starts_with(&open.display().to_string()));
+}
+
+#[test]
+fn links_in_a_circle_end() {
+    let (directory, _path) = tree();
+    symlink("two", directory.path().join("one")).unwrap();
+    symlink("one", directory.path().join("two")).unwrap();
+    assert!(said(&directory.path().join("one")).contains("oo many levels of symbolic links"));
+    assert!(matches!(file(&directory.path().join("none")), Err(Untrusted::Unreachable { .. })));
+}
+
+#[test]
+fn an_access_control_list_is_seen() {
+    let (directory, path) = tree();
+    let a = directory.path().join("a");
+    // A file system without lists has nothing to see.
+    if let_user(&a, 12345, 5).is_none() {
+        return;
+    }
+    assert_eq!(a.metadata().unwrap().mode() & 0o777, 0o775);
+    assert!(file(&path).is_ok(), "to read is not to write");
+    let_user(&a, 12345, 7).unwrap();
+    assert_eq!(said(&path), format!("{} can be written to by uid 12345", a.display()));
+    let_user(&a, 0, 7).unwrap();
+    let_user(&path, 12345, 6).unwrap();
+    assert_eq!(said(&path), format!("{} can be written to by uid 12345", path.display()));
+}
+
+#[test]
+fn what_others_own_is_theirs() {
+    // Only root can give anything away.
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let (directory, path) = tree();
+    let a = directory.path().join("a");
+    let other = Some(12345);
+    chown(&a, other, None).unwrap();
+    assert_eq!(said(&path), format!("{} belongs to uid 12345", a.display()));
+    chown(&a, Some(0), other).unwrap();
+    assert!(file(&path).is_ok(), "a group that may not write is none of our business");
+    set_mode(&a, 0o775);
+    assert_eq!(said(&path), format!("{} can be written to by group 12345", a.display()));
+    set_mode(&a, 0o1777);
+    assert!(file(&path).is_ok(), "sticky: {}", said(&path));
+    chown(a.join("b"), other, None).unwrap();
+    assert!(said(&path).ends_with("a/b belongs to uid 12345"));
+}
+
+#[test]
+fn a_link_of_somebody_elses_in_a_sticky_directory_leads_where_they_say() {
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let (directory, path) = tree();
+    set_mode(directory.path(), 0o1777);
+    let link = directory.path().join("link");
+    symlink(&path, &link).unwrap();
+    assert!(file(&link).is_ok());
+    std::os::unix::fs::lchown(&link, Some(12345), None).unwrap();
+    assert_eq!(said(&link), format!("{} belongs to uid 12345", link.display()));
+}
+
+#[test]
+fn debians_staff_may_write_below_usr_local() {
+    let us = Us { uid: 1000, gid: 1000, users: vec![], unmapped: None };
+    let trusted = |group, path| us.is_trusted(group, Path::new(path));
+    assert!(trusted(50, "/usr/local/bin") && !trusted(50, "/usr/bin"));
+    assert!(trusted(0, "/etc") && trusted(1000, "/home/x") && !trusted(100, "/home/x"));
+}
+
+#[test]
+fn in_a_user_namespace_the_system_belongs_to_nobody_that_is_known() {
+    let us = |unmapped| Us { uid: 0, gid: 0, users: vec![], unmapped };
+    assert!(us(None).is_foreign(65534) && !us(Some(65534)).is_foreign(65534));
+    assert!(us(Some(65534)).is_foreign(1000));
+}

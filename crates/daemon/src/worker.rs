@@ -1,0 +1,88 @@
+//! Threads for work that may block: looking up names, writing to a disk. Each is started once, at the start. A
+//! limit of processes that is used up later then stops none of that work.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::thread;
+
+use tokio::sync::oneshot;
+
+/// A thread that does one job after the other. It ends with the process, or once nobody can give it any more.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker(mpsc::Sender<Job>);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Worker {
+    /// Starts the thread. Belongs after the privileges are gone, which each thread has for itself.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no thread.
+    pub(crate) fn start(name: &str) -> io::Result<Self> {
+        let (give, jobs) = mpsc::channel::<Job>();
+        let work = move || {
+            for job in jobs {
+                // Who waits for a job that panics gets an error, and the next one is done.
+                let _panicked = catch_unwind(AssertUnwindSafe(job));
+            }
+        };
+        thread::Builder::new().name(name.to_owned()).spawn(work)?;
+        Ok(Self(give))
+    }
+
+    /// Has `job` done, and waits for what comes of it. A job that nobody waits for any more when its turn
+    /// comes is left out.
+    ///
+    /// # Errors
+    ///
+    /// If it panicked.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let (done, result) = oneshot::channel();
+        let job = Box::new(move || {
+            if !done.is_closed() {
+                drop(done.send(job()));
+            }
+        });
+        let lost = || io::Error::other("the work was given up");
+        self.0.send(job).map_err(|_gone| lost())?;
+        result.await.map_err(|_panicked| lost())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn jobs_are_done_in_order_and_a_panic_ends_only_its_own() {
+        let worker = Worker::start("test").unwrap();
+        assert_eq!(worker.run(|| 7).await.unwrap(), 7);
+        let name = worker.run(|| thread::current().name().map(str::to_owned)).await.unwrap();
+        assert_eq!(name.as_deref(), Some("test"));
+        assert!(worker.run(|| panic!("for the test")).await.is_err());
+        assert_eq!(worker.run(|| 8).await.unwrap(), 8);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_nobody_waits_for_is_left_out() {
+        let worker = Worker::start("test").unwrap();
+        let (begin, begun) = mpsc::channel::<()>();
+        let first = tokio::spawn({
+            let worker = worker.clone();
+            async move { worker.run(move || begun.recv()).await }
+        });
+        tokio::task::yield_now().await;
+        let (tell, told) = mpsc::channel::<()>();
+        let second = worker.run(move || tell.send(()));
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, second).await.is_err());
+        begin.send(()).unwrap();
+        let _first = first.await.unwrap().unwrap();
+        worker.run(|| ()).await.unwrap();
+        assert!(told.try_recv().is_err());
+    }
+}

@@ -1,0 +1,65 @@
+//! A kill switch that outlives its vpnd: handed on to the next start, or opened when there is none in time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rtnetlink::packet_core::NLM_F_REQUEST;
+use rtnetlink::sys::Socket;
+
+use crate::journal::Journal;
+use crate::undo::Change;
+
+/// What still drops, and all that it takes to end that: no runtime, and no privilege but `CAP_NET_ADMIN`.
+#[derive(Debug)]
+#[must_use = "it drops until the next start"]
+pub struct Leftover {
+    socket: Arc<Socket>,
+    guards: Vec<Change>,
+    /// Whether nothing else stays.
+    alone: bool,
+    journal: Journal,
+    text: Vec<u8>,
+}
+
+impl Leftover {
+    /// None where nothing says whether the next start has come.
+    pub(crate) fn new(
+        socket: &Arc<Socket>,
+        guards: Vec<Change>,
+        alone: bool,
+        mut journal: Journal,
+    ) -> Option<Self> {
+        let text = journal.let_go()?;
+        Some(Self { socket: Arc::clone(socket), guards, alone, journal, text })
+    }
+
+    /// Waits, and then takes it all away, unless a start has taken it over meanwhile.
+    pub fn open_after(mut self, wait: Duration) {
+        std::thread::sleep(wait);
+        if !self.journal.take_back(&self.text) {
+            return;
+        }
+        for guard in &self.guards {
+            let (kind, payload) = guard.encode();
+            // What is gone already is no concern, and nobody is left to be told of the rest.
+            let _sent = self.socket.send(&framed(kind, &payload), 0);
+            self.journal.remove(guard);
+        }
+        if self.alone {
+            self.journal.end();
+        }
+    }
+}
+
+/// One message as it is sent.
+fn framed(kind: u16, payload: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 16;
+    let length = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);
+    let mut message = Vec::with_capacity(HEADER + payload.len());
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(NLM_F_REQUEST.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(payload);
+    message
+}

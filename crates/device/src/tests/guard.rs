@@ -1,0 +1,204 @@
+//! A kill switch: what a flush leaves of it, and how soon it is whole again.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::left_behind::Notes;
+use super::routes::{OWN, everything};
+use super::*;
+
+/// An uplink that everything leaves by, if nothing keeps it from that, and another network on it.
+async fn uplink() {
+    for command in [
+        "addr add 192.0.2.1/24 dev other",
+        "-6 addr add 2001:db8:a::1/64 dev other nodad",
+        "route add default via 192.0.2.254",
+        "-6 route add default via 2001:db8:a::fe",
+        "route add 203.0.113.0/24 via 192.0.2.253",
+        // Without its other end up the uplink has no carrier.
+        "link set there up",
+    ] {
+        ip(command);
+    }
+    // What the kernel adds of its own accord comes with the carrier, a little later.
+    let mut now = state();
+    loop {
+        sleep(Duration::from_millis(300)).await;
+        let before = std::mem::replace(&mut now, state());
+        if before == now {
+            return;
+        }
+    }
+}
+
+/// What belongs to vpnd of the tables and rules.
+fn ours() -> Vec<String> {
+    state().into_iter().filter(|line| line.contains("proto 11")).collect()
+}
+
+/// Whether a packet to each of these would leave by the uplink.
+fn leaks() -> Vec<&'static str> {
+    let to = ["198.18.77.1", "198.51.100.1", "2001:db8:77::1"];
+    let leaves = |to: &&str| {
+        let output = Command::new("ip").args(["route", "get", to]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains("dev other")
+    };
+    to.into_iter().filter(leaves).collect()
+}
+
+/// Each flush by itself, and nobody there to put anything back.
+#[test]
+fn no_flush_opens_a_kill_switch() {
+    in_namespace(|netlink, _news| async move {
+        uplink().await;
+        assert_eq!(leaks().len(), 3);
+        let before = state();
+        for flushes in [
+            &["-4 rule flush protocol 118", "-6 rule flush protocol 118"][..],
+            &["-4 rule flush protocol 119", "-6 rule flush protocol 119"],
+            &["-4 route flush table all proto 118", "-6 route flush table all proto 118"],
+            &["-4 route flush table all proto 119", "-6 route flush table all proto 119"],
+            &["-4 route flush table 51820", "-6 route flush table 51820"],
+            &[
+                "-4 rule flush protocol 118",
+                "-6 rule flush protocol 118",
+                "-4 route flush table all proto 118",
+                "-6 route flush table all proto 118",
+            ],
+            &["-4 rule flush table 51820", "-6 rule flush table 51820"],
+        ] {
+            let wanted = everything(WhenDown::Blackhole);
+            let setup = netlink.configure(&wanted, Undo::default()).await.unwrap();
+            assert!(leaks().is_empty(), "before {flushes:?}: {:?}", leaks());
+            for flush in flushes {
+                let mut words: Vec<_> = flush.split(' ').collect();
+                let family = words.remove(0);
+                // A flush of nothing is an error.
+                let _done = Command::new("ip").arg(family).args(words).output().unwrap();
+                assert!(leaks().is_empty(), "{flush} of {flushes:?}: {:?}", leaks());
+                assert!(ip("route get 192.0.2.9").contains("dev other"), "{flush}: its own LAN");
+                assert!(ip("route get 203.0.113.9").contains("192.0.2.253"), "{flush}");
+                let own = ip("route get 198.18.77.1 mark 51820");
+                assert!(own.contains("dev other"), "{flush}: our own datagrams");
+            }
+            netlink.undo(setup, Stays::default()).await;
+            assert_eq!(state(), before);
+        }
+    });
+}
+
+#[test]
+fn whoever_insists_does_not_open_a_kill_switch() {
+    in_namespace(|netlink, news| async move {
+        uplink().await;
+        let setup =
+            netlink.configure(&everything(WhenDown::Blackhole), Undo::default()).await.unwrap();
+        let whole = ours();
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        for turn in 0..12 {
+            for family in ["-4", "-6"] {
+                ip(&format!("{family} rule flush protocol 118"));
+                ip(&format!("{family} rule flush protocol 119"));
+                ip(&format!("{family} route flush table all proto 118 type blackhole"));
+                ip(&format!("{family} route flush table all proto 119 type blackhole"));
+            }
+            let mut waited = 0;
+            while ours() != whole {
+                sleep(Duration::from_millis(5)).await;
+                waited += 1;
+                assert!(waited < 400, "turn {turn}: {:?}", ours());
+            }
+        }
+        assert!(leaks().is_empty());
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
+    });
+}
+
+/// What may fail comes after it: the device is not even there.
+#[test]
+fn a_kill_switch_is_there_before_the_device() {
+    in_namespace(|netlink, _news| async move {
+        uplink().await;
+        let before = state();
+        let notes = Notes::new("before-the-device");
+        let wanted = everything(WhenDown::Blackhole);
+        let early = Link { own: Some(Own { port: 0, ..OWN }), ..wanted.clone() };
+        let mut undo = notes.resume();
+        netlink.guard(&early, &mut undo).await.unwrap();
+        assert!(leaks().is_empty(), "{:?}", leaks());
+        // The start fails, and the next one too.
+        drop(undo);
+        let mut undo = notes.resume();
+        netlink.guard(&early, &mut undo).await.unwrap();
+        let missing = Link { name: "missing".into(), ..wanted.clone() };
+        netlink.configure(&missing, undo).await.unwrap_err();
+        assert!(leaks().is_empty(), "{:?}", leaks());
+        let mut undo = notes.resume();
+        netlink.guard(&early, &mut undo).await.unwrap();
+        let setup = netlink.configure(&wanted, undo).await.unwrap();
+        assert_eq!(ip("-4 rule").matches("proto 118").count(), 4);
+        netlink.undo(setup, Stays::default()).await;
+        assert_eq!(state(), before);
+    });
+}
+
+/// What is handed on is opened in time, or taken over; either way nothing of it is left in the end.
+#[test]
+fn a_stop_that_may_be_a_restart_hands_it_on() {
+    in_namespace(|netlink, _news| async move {
+        uplink().await;
+        let before = state();
+        let notes = Notes::new("handed-on");
+        let wanted = everything(WhenDown::Blackhole);
+        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        let leftover = netlink.hand_on(setup, false).await.unwrap();
+        assert!(leaks().is_empty(), "{:?}", leaks());
+        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        leftover.open_after(Duration::ZERO);
+        assert!(leaks().is_empty(), "it was taken over: {:?}", leaks());
+
+        let leftover = netlink.hand_on(setup, false).await.unwrap();
+        // A start that fails has it too.
+        drop(notes.resume());
+        leftover.open_after(Duration::ZERO);
+        assert!(leaks().is_empty(), "somebody has tried: {:?}", leaks());
+
+        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        netlink.hand_on(setup, false).await.unwrap().open_after(Duration::ZERO);
+        assert_eq!((state(), notes.resume().len()), (before.clone(), 0));
+        let nothing = netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap();
+        assert!(netlink.hand_on(nothing, false).await.is_none(), "there is nothing to hand on");
+        assert_eq!(state(), before);
+    });
+}
+
+/// Where the kernel passes over routes of a link without carrier, what they lead to does not go elsewhere.
+#[test]
+fn what_is_passed_over_is_dropped() {
+    in_namespace(|netlink, _news| async move {
+        uplink().await;
+        ip("link add dead type veth peer name far");
+        sleep(Duration::from_millis(300)).await;
+        let before = state();
+        std::fs::write("/proc/sys/net/ipv4/conf/all/ignore_routes_with_linkdown", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/dead/ignore_routes_with_linkdown", "1").unwrap();
+        let link = Link {
+            name: "dead".into(),
+            passed_over: Families { v4: true, v6: true },
+            ..everything(WhenDown::Keep)
+        };
+        let open = Link { passed_over: Families::default(), ..link.clone() };
+        let setup = netlink.configure(&open, Undo::default()).await.unwrap();
+        assert_eq!(leaks().len(), 3, "without it, they leave by the uplink");
+        netlink.undo(setup, Stays::default()).await;
+        let setup = netlink.configure(&link, Undo::default()).await.unwrap();
+        assert!(leaks().is_empty(), "{:?}", leaks());
+        for connected in ["10.99.0.2", "2001:db8:1::2"] {
+            let output = Command::new("ip").args(["route", "get", connected]).output().unwrap();
+            assert!(!output.status.success(), "{connected}: {output:?}");
+        }
+        netlink.undo(setup, Stays::default()).await;
+        assert_eq!(state(), before);
+    });
+}

@@ -1,0 +1,213 @@
+//! Keeps out of the hosts here what would configure them from over there: the messages of routers, and of
+//! DHCP servers.
+//!
+//! Behind IPv6 extension headers too. Where the first fragment of a packet does not show what the packet
+//! is, or its headers have no end, it is stopped: hosts would drop it anyway (RFC 7112 §5).
+
+use crate::headers::{ICMP, ICMPV6, TCP, UDP, Upper, upper};
+
+/// Which messages of the peer's side are stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Router advertisements and redirects, of IPv6 (ICMPv6 134 and 137) and IPv4 (ICMP 9 and 5).
+    pub advertisements: bool,
+    /// What asks for advertisements: ICMPv6 133, ICMP 10.
+    pub solicitations: bool,
+    /// What DHCP servers and relays send to clients.
+    pub dhcp: bool,
+}
+
+impl Guard {
+    /// Whether the IP packet that begins `packet` is stopped. Padding may follow it.
+    pub(crate) fn stops(self, packet: &[u8]) -> bool {
+        if self == Self::default() || !self.concerns(packet) {
+            return false;
+        }
+        let packet = trimmed(packet);
+        match upper(packet) {
+            Upper::At { protocol, start } => {
+                self.stops_upper(protocol, packet.get(start..).unwrap_or_default())
+            }
+            Upper::Hidden => true,
+            Upper::LaterFragment | Upper::Unknown => false,
+        }
+    }
+
+    /// Whether the IP packet in an Ethernet frame is stopped, whatever tags of virtual LANs stand in
+    /// front of it.
+    pub(crate) fn stops_frame(self, frame: &[u8]) -> bool {
+        if self == Self::default() {
+            return false;
+        }
+        let mut at = ETHERNET_HEADER;
+        for _ in 0..=MAX_TAGS {
+            let Some(ether_type) = frame.get(at - 2..).and_then(|rest| rest.first_chunk()) else {
+                return false;
+            };
+            match u16::from_be_bytes(*ether_type) {
+                ETHER_IPV4 | ETHER_IPV6 => return self.stops(&frame[at..]),
+                ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN => at += VLAN_TAG,
+                _ => return false,
+            }
+        }
+        // The kernel takes off any number of tags of VLAN 0; no sender has a use for so many.
+        true
+    }
+
+    /// Cheap, and false for nearly everything that crosses.
+    fn concerns(self, packet: &[u8]) -> bool {
+        let at = if packet.first().is_some_and(|first| first >> 4 == 6) { 6 } else { 9 };
+        match packet.get(at) {
+            Some(&TCP) | None => false,
+            Some(&UDP) => self.dhcp,
+            Some(_) => true,
+        }
+    }
+
+    fn stops_upper(self, protocol: u8, header: &[u8]) -> bool {
+        match (protocol, header) {
+            (ICMPV6 | ICMP, []) => self.advertisements || self.solicitations,
+            (ICMPV6, [134 | 137, ..]) | (ICMP, [5 | 9, ..]) => self.advertisements,
+            (ICMPV6, [133, ..]) | (ICMP, [10, ..]) => self.solicitations,
+            (UDP, [_, _, high, low, ..]) => {
+                self.dhcp && DHCP_CLIENTS.contains(&u16::from_be_bytes([*high, *low]))
+            }
+            (UDP, _) => self.dhcp,
+            _ => false,
+        }
+    }
+}
+
+/// The packet by the length that it states, or all there is.
+fn trimmed(packet: &[u8]) -> &[u8] {
+    let word = |at| packet.get(at..).and_then(|rest| rest.first_chunk()).copied();
+    let len = match packet.first().map(|first| first >> 4) {
+        Some(4) => word(2).map(|len| u16::from_be_bytes(len).into()),
+        _ => word(4).map(|len| usize::from(u16::from_be_bytes(len)) + IPV6_HEADER),
+    };
+    len.and_then(|len| packet.get(..len)).unwrap_or(packet)
+}
+
+/// Where clients listen (RFC 2131, RFC 8415). A client does not look at the port that an answer comes from.
+const DHCP_CLIENTS: [u16; 2] = [68, 546];
+const IPV6_HEADER: usize = 40;
+/// Two addresses and a type.
+const ETHERNET_HEADER: usize = 14;
+const VLAN_TAG: usize = 4;
+const MAX_TAGS: usize = 8;
+const ETHER_IPV4: u16 = 0x0800;
+const ETHER_IPV6: u16 = 0x86dd;
+const ETHER_VLAN: u16 = 0x8100;
+const ETHER_SERVICE_VLAN: u16 = 0x88a8;
+const ETHER_OLD_SERVICE_VLAN: u16 = 0x9100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::headers::tests::{behind, extension, extensions};
+
+    const TUN: Guard = Guard { advertisements: true, solicitations: true, dhcp: false };
+    const TAP: Guard = Guard { advertisements: true, solicitations: false, dhcp: true };
+
+    fn icmpv6(kind: u8) -> Vec<u8> {
+        behind(&[], ICMPV6, &[kind, 0, 0, 0])
+    }
+
+    fn ipv4(protocol: u8, upper: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 20 + u8::try_from(upper.len()).unwrap(), 0, 0, 0, 0, 64];
+        packet.extend([protocol, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+        packet.extend(upper);
+        packet
+    }
+
+    fn udp(from: u16, to: u16) -> Vec<u8> {
+        [from.to_be_bytes(), to.to_be_bytes(), [0, 8], [0, 0]].concat()
+    }
+
+    #[test]
+    fn messages_of_routers_are_stopped_in_both_families() {
+        for (kind, tun, tap) in [(133, true, false), (134, true, true), (137, true, true)] {
+            assert_eq!((TUN.stops(&icmpv6(kind)), TAP.stops(&icmpv6(kind))), (tun, tap), "{kind}");
+        }
+        for (kind, tun, tap) in [(5, true, true), (9, true, true), (10, true, false)] {
+            let packet = ipv4(ICMP, &[kind, 0, 0, 0]);
+            assert_eq!((TUN.stops(&packet), TAP.stops(&packet)), (tun, tap), "{kind}");
+        }
+    }
+
+    #[test]
+    fn everything_else_passes() {
+        // Too big, echo, MLD, neighbours.
+        for kind in [1, 2, 3, 4, 128, 129, 130, 131, 132, 135, 136, 143] {
+            assert!(!TUN.stops(&icmpv6(kind)), "{kind}");
+        }
+        for kind in [0, 3, 8, 11, 12] {
+            assert!(!TUN.stops(&ipv4(ICMP, &[kind, 0, 0, 0])), "{kind}");
+        }
+        for packet in [behind(&[], TCP, &[134; 20]), ipv4(TCP, &[9; 20]), ipv4(50, &[9]), vec![]] {
+            assert!(!TUN.stops(&packet) && !TAP.stops(&packet));
+        }
+        assert!(!Guard::default().stops(&icmpv6(134)));
+    }
+
+    #[test]
+    fn extension_headers_hide_nothing() {
+        for one in extensions() {
+            for other in extensions() {
+                let headers = [one.clone(), other.clone()];
+                assert!(TUN.stops(&behind(&headers, ICMPV6, &[134, 0, 0, 0])), "{headers:?}");
+                assert!(!TUN.stops(&behind(&headers, ICMPV6, &[128, 0, 0, 0])));
+                assert!(!TUN.stops(&behind(&headers, TCP, &[134; 20])));
+                assert!(TAP.stops(&behind(&headers, UDP, &udp(547, 546))));
+            }
+        }
+        assert!(TUN.stops(&behind(&vec![extension(60, 0); 20], ICMPV6, &[134, 0, 0, 0])));
+    }
+
+    #[test]
+    fn a_first_fragment_that_does_not_say_what_it_is_is_stopped() {
+        let mut first = extension(44, 0);
+        first.1[3] = 1;
+        assert!(TUN.stops(&behind(&[first.clone()], ICMPV6, &[134, 0, 0, 0])));
+        assert!(TUN.stops(&behind(&[first.clone()], ICMPV6, &[])), "cut off before its type");
+        let cut = behind(&[first.clone(), extension(60, 0)], ICMPV6, &[])[..48].to_vec();
+        let mut cut: Vec<u8> = cut;
+        cut[5] = 8;
+        assert!(TUN.stops(&cut), "cut off before its headers end");
+        let padded = [behind(&[first.clone()], ICMPV6, &[]), vec![128; 6]].concat();
+        assert!(TUN.stops(&padded), "what follows a packet is no part of it");
+        assert!(!TUN.stops(&behind(&[first.clone()], UDP, &udp(1, 2))));
+        first.1[3] = 9;
+        assert!(!TUN.stops(&behind(&[first], ICMPV6, &[134])), "a later one says nothing");
+    }
+
+    #[test]
+    fn answers_of_dhcp_are_stopped_and_questions_are_not() {
+        for (from, to, stopped) in [(67, 68, true), (4000, 68, true), (68, 67, false)] {
+            assert_eq!(TAP.stops(&ipv4(UDP, &udp(from, to))), stopped, "{from} to {to}");
+            assert!(!TUN.stops(&ipv4(UDP, &udp(from, to))));
+        }
+        for (from, to, stopped) in [(547, 546, true), (546, 547, false), (53, 5353, false)] {
+            assert_eq!(TAP.stops(&behind(&[], UDP, &udp(from, to))), stopped, "{from} to {to}");
+        }
+    }
+
+    #[test]
+    fn tags_of_virtual_lans_hide_nothing() {
+        let frame = |tags: &[u16], packet: &[u8]| {
+            let mut frame = vec![2; 12];
+            tags.iter().for_each(|tag| frame.extend([tag.to_be_bytes(), [0, 0]].concat()));
+            frame.extend(if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] });
+            frame.extend(packet);
+            frame
+        };
+        for tags in [&[][..], &[0x8100], &[0x88a8, 0x8100], &[0x9100, 0x8100], &[0x8100; 5]] {
+            assert!(TAP.stops_frame(&frame(tags, &icmpv6(134))), "{tags:x?}");
+            assert!(!TAP.stops_frame(&frame(tags, &icmpv6(135))), "{tags:x?}");
+            assert!(TAP.stops_frame(&frame(tags, &ipv4(UDP, &udp(67, 68)))), "{tags:x?}");
+        }
+        assert!(TAP.stops_frame(&frame(&[0x8100; 30], &icmpv6(135))), "tags without end");
+        assert!(!Guard::default().stops_frame(&frame(&[], &icmpv6(134))));
+        assert!(!TAP.stops_frame(&[2; 13]) && !TAP.stops_frame(&[2; 60]));
+    }
+}

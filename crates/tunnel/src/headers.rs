@@ -1,0 +1,209 @@
+//! Where an IP packet's upper-layer header stands: behind the options of IPv4, and behind the extension
+//! headers of IPv6 (RFC 8200 §4).
+
+/// What stands behind the IP headers of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Upper {
+    /// A header of this protocol begins at this byte. In a first fragment it may be cut off there.
+    At { protocol: u8, start: usize },
+    /// Data: the headers are in an earlier fragment.
+    LaterFragment,
+    /// The IPv6 headers end beyond this packet, although it is the first of its fragments, or there are
+    /// more of them than any sender has a use for. Hosts drop such packets (RFC 7112 §5).
+    Hidden,
+    /// Neither IPv4 nor IPv6.
+    Unknown,
+}
+
+/// Finds it. The walk is bounded: [`MAX_EXTENSIONS`] headers at the most.
+pub(crate) fn upper(packet: &[u8]) -> Upper {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => ipv4(packet).unwrap_or(Upper::Unknown),
+        Some(6) => ipv6(packet),
+        _ => Upper::Unknown,
+    }
+}
+
+fn ipv4(packet: &[u8]) -> Option<Upper> {
+    let header: &[u8; IPV4_HEADER] = packet.first_chunk()?;
+    let start = usize::from(header[0] & 0xf) * 4;
+    if start < IPV4_HEADER {
+        return None;
+    }
+    let later = u16::from_be_bytes([header[6], header[7]]) & FRAGMENT_OFFSET != 0;
+    Some(if later { Upper::LaterFragment } else { Upper::At { protocol: header[9], start } })
+}
+
+fn ipv6(packet: &[u8]) -> Upper {
+    let Some(header) = packet.first_chunk::<IPV6_HEADER>() else { return Upper::Unknown };
+    let (mut protocol, mut start) = (header[6], IPV6_HEADER);
+    for _ in 0..=MAX_EXTENSIONS {
+        let Some(form) = Extension::of(protocol) else { return Upper::At { protocol, start } };
+        let Some(extension) = packet.get(start..).and_then(|rest| rest.first_chunk::<8>()) else {
+            return Upper::Hidden;
+        };
+        if form.is_later_fragment(extension) {
+            return Upper::LaterFragment;
+        }
+        (protocol, start) = (extension[0], start + form.len(extension));
+    }
+    Upper::Hidden
+}
+
+/// How an extension header says how long it is.
+#[derive(Clone, Copy)]
+enum Extension {
+    /// In units of eight bytes, less the first.
+    Eights,
+    /// Always eight bytes.
+    Fragment,
+    /// In units of four bytes, less two (RFC 4302 §2.2).
+    Authentication,
+}
+
+impl Extension {
+    /// `None` for what is no extension header, and for what nobody can look behind (ESP).
+    const fn of(protocol: u8) -> Option<Self> {
+        match protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HIP | SHIM6 => {
+                Some(Self::Eights)
+            }
+            FRAGMENT => Some(Self::Fragment),
+            AUTHENTICATION => Some(Self::Authentication),
+            _ => None,
+        }
+    }
+
+    const fn len(self, header: &[u8; 8]) -> usize {
+        match self {
+            Self::Eights => (header[1] as usize + 1) * 8,
+            Self::Fragment => 8,
+            Self::Authentication => (header[1] as usize + 2) * 4,
+        }
+    }
+
+    /// One at offset zero is the first, or an atomic one, whole (RFC 6946).
+    const fn is_later_fragment(self, header: &[u8; 8]) -> bool {
+        matches!(self, Self::Fragment) && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0
+    }
+}
+
+/// RFC 8200 §4.1 recommends at most seven, each once but for the destination options.
+const MAX_EXTENSIONS: usize = 8;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+const HIP: u8 = 139;
+const SHIM6: u8 = 140;
+
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMPV6: u8 = 58;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Extension headers, each with its number: eight bytes, or as many more as `eights` says.
+    pub(crate) fn extension(protocol: u8, eights: u8) -> (u8, Vec<u8>) {
+        let len = match protocol {
+            FRAGMENT => 8,
+            AUTHENTICATION => (usize::from(eights) + 2) * 4,
+            _ => (usize::from(eights) + 1) * 8,
+        };
+        let mut header = vec![0; len];
+        header[1] = if protocol == FRAGMENT { 0 } else { eights };
+        (protocol, header)
+    }
+
+    /// Each that a packet of IPv6 may have, short and long.
+    pub(crate) fn extensions() -> Vec<(u8, Vec<u8>)> {
+        let protocols =
+            [HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS, MOBILITY, SHIM6];
+        protocols.iter().flat_map(|&p| [extension(p, 0), extension(p, 2)]).collect()
+    }
+
+    /// A packet of IPv6 whose upper-layer header stands behind `extensions`.
+    pub(crate) fn behind(extensions: &[(u8, Vec<u8>)], protocol: u8, upper: &[u8]) -> Vec<u8> {
+        let mut next = extensions.iter().map(|(number, _)| *number).chain([protocol]);
+        let len: usize = extensions.iter().map(|(_, header)| header.len()).sum();
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(u16::try_from(len + upper.len()).unwrap().to_be_bytes());
+        packet.extend([next.next().unwrap(), 64]);
+        packet.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1].repeat(2));
+        for (_, header) in extensions {
+            let at = packet.len();
+            packet.extend(header);
+            packet[at] = next.next().unwrap();
+        }
+        packet.extend(upper);
+        packet
+    }
+
+    #[test]
+    fn any_headers_are_walked() {
+        for one in extensions() {
+            for other in extensions() {
+                let packet = behind(&[one.clone(), other.clone()], TCP, &[1, 2, 3]);
+                let start = packet.len() - 3;
+                assert_eq!(upper(&packet), Upper::At { protocol: TCP, start });
+                for len in 40..start {
+                    assert!(matches!(upper(&packet[..len]), Upper::Hidden | Upper::At { .. }));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_are_told_apart() {
+        let mut fragment = extension(FRAGMENT, 0);
+        fragment.1[3] = 1;
+        let packet = behind(&[fragment.clone()], UDP, &[]);
+        assert_eq!(upper(&packet), Upper::At { protocol: UDP, start: 48 }, "the first of several");
+        assert_eq!(upper(&packet[..47]), Upper::Hidden);
+        fragment.1[3] = 9;
+        assert_eq!(upper(&behind(&[fragment], UDP, &[])), Upper::LaterFragment);
+    }
+
+    #[test]
+    fn the_walk_ends() {
+        let many = vec![extension(DESTINATION_OPTIONS, 0); MAX_EXTENSIONS + 1];
+        assert_eq!(upper(&behind(&many, TCP, &[0; 20])), Upper::Hidden);
+        let packet = behind(&many[1..], TCP, &[0; 20]);
+        assert_eq!(upper(&packet), Upper::At { protocol: TCP, start: packet.len() - 20 });
+    }
+
+    #[test]
+    fn options_of_ipv4_are_passed_over() {
+        let mut packet = vec![0x46; 24];
+        (packet[6], packet[7], packet[9]) = (0x40, 0, UDP);
+        assert_eq!(upper(&packet), Upper::At { protocol: UDP, start: 24 });
+        packet[7] = 1;
+        assert_eq!(upper(&packet), Upper::LaterFragment);
+        packet[0] = 0x44;
+        assert_eq!(upper(&packet), Upper::Unknown);
+        assert_eq!((upper(&[]), upper(&[0x45; 19])), (Upper::Unknown, Upper::Unknown));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_do_no_harm(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            version in prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()],
+        ) {
+            if let Some(first) = bytes.first_mut() {
+                *first = version;
+            }
+            let _any = upper(&bytes);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The kill switch: what leaves beside the tunnel when somebody flushes rules or routes, when vpnd is started anew,
+//! before a start succeeds, and when the link has no carrier. Counted at the router, a datagram of each family every
+//! two milliseconds.
+//!
+//! ```text
+//!   a [eth0] ──── [a] router [b] ──── [eth0] b
+//! ```
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::{JoinHandle, spawn};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use vpnd_tests::runner::{Cost, Scenario};
+use vpnd_tests::site::{self, INNER_B4, Site};
+use vpnd_tests::traffic::ping;
+use vpnd_tests::{Host, Lab, Routed, Vpnd, eventually, nft, vpnd};
+
+use crate::tunnel::SOON;
+
+/// Nobody is there, and the router is the way to it.
+const BEYOND4: &str = "203.0.113.9";
+/// The same.
+const BEYOND6: &str = "2001:db8:99::9";
+/// From one datagram to the next.
+const PACE: Duration = Duration::from_millis(2);
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let waits =
+        |name: &str, body: fn(&Lab) -> Result<String>| Scenario::new(name, Cost::Waits, body);
+    vec![
+        waits("guard::flushes of rules and routes", flushes),
+        waits("guard::a restart, a reload, and a stop", restarts),
+        waits("guard::an address that comes later", address_later),
+        waits("guard::a start that fails", failed_start),
+        waits("guard::routes that are passed over", passed_over),
+    ]
+}
+
+/// The network, A's side of the tunnel, and what counts at the router.
+struct Net {
+    hosts: Routed,
+    a: Site,
+    b: Site,
+}
+
+impl Net {
+    fn new(lab: &Lab, when_down: &str) -> Result<Self> {
+        let hosts = Routed::new(lab)?;
+        let counted = [format!("ip daddr {BEYOND4}"), format!("ip6 daddr {BEYOND6}")];
+        nft::count_arriving(&hosts.router, &counted)?;
+        let (a, b) = site::pair()?;
+        let mut a = a.towards(Routed::B4).speaking_vpnd(&[]).keepalive(1);
+        a.remote.lines.push("dead_after = \"3s\"".to_owned());
+        a.remote.allowed_ips = vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()];
+        for to in ["0.0.0.0/0", "::/0"] {
+            a.service.push(format!("[[route]]\nto = {to:?}\nwhen_down = {when_down:?}"));
+        }
+        Ok(Self { hosts, a, b: b.speaking_vpnd(&[]) })
+    }
+
+    /// How many datagrams of each family have left beside the tunnel.
+    fn leaked(&self) -> Result<Vec<u64>> {
+        nft::counts(&self.hosts.router)
+    }
+
+    /// Begins to send, and makes sure that all of it is seen where nothing keeps it in.
+    fn sending(&self) -> Result<Sending> {
+        let sending = Sending::start(&self.hosts.a)?;
+        eventually("datagrams are counted", SOON, || {
+            let seen = self.leaked()?;
+            ensure!(seen.iter().all(|count| *count > 20), "{seen:?}");
+            Ok(())
+        })?;
+        Ok(sending)
+    }
+}
+
+/// Sends datagrams beyond the router for as long as it lives, whatever the kernel says.
+struct Sending {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sending {
+    fn start(host: &Host) -> Result<Self> {
+        let sockets =
+            host.enter(|| Ok([UdpSocket::bind("0.0.0.0:0")?, UdpSocket::bind("[::]:0")?]))?;
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&sent));
+        let thread = spawn(move || {
+            while !stopped.load(Relaxed) {
+                for (socket, to) in sockets.iter().zip([BEYOND4, BEYOND6]) {
+                    // What drops says so.
+                    let _refused = socket.send_to(b"in the clear", (to, 9));
+                }
+                counter.fetch_add(1, Relaxed);
+                std::thread::sleep(PACE);
+            }
+        });
+        Ok(Self { stop, sent, thread: Some(thread) })
+    }
+
+    /// Waits until so many more have been sent.
+    fn more(&self, count: u64) -> Result<()> {
+        let until = self.sent.load(Relaxed) + count;
+        eventually("datagrams are sent", SOON * 4, || {
+            let sent = self.sent.load(Relaxed);
+            (sent >= until).then_some(()).ok_or_else(|| anyhow!("{sent} of {until}"))
+        })
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        drop(self.thread.take().map(JoinHandle::join));
+    }
+}
+
+fn flushes(lab: &Lab) -> Result<String> {
+    const ROUNDS: usize = 6;
+    let net = Net::new(lab, "blackhole")?;
+    let a = &net.hosts.a;
+    let sending = net.sending()?;
+    let before = a.network_state()?;
+    let mut vpnd = Vpnd::start(a, &net.a)?;
+    let (whole, base) = (a.network_state()?, net.leaked()?);
+    // A harmless thing, so often that it is left alone: that is no reason to leave the rest alone.
+    for _ in 0..6 {
+        let _gone_already = a.run("ip address del 10.99.0.1/30 dev tun0");
+        sending.more(150)?;
+    }
+    for what in [
+        &["-4 rule flush protocol 118", "-6 rule flush protocol 118"][..],
+        &["-4 route flush table all proto 118", "-6 route flush table all proto 118"],
+        &["-4 route flush table 51820", "-6 route flush table 51820"],
+        &["-4 rule flush protocol 119", "-6 rule flush protocol 119"],
+        &[
+            "-4 rule flush protocol 118",
+            "-6 rule flush protocol 118",
+            "-4 route flush table all proto 118",
+            "-6 route flush table all proto 118",
+        ],
+    ] {
+        for _ in 0..ROUNDS {
+            for command in what {
+                // Nothing to flush is an error.
+                let _none = a.run(&format!("ip {command}"));
+            }
+            sending.more(20)?;
+            let now = net.leaked()?;
+            ensure!(now == base, "{what:?}: {base:?} datagrams were counted, and now {now:?}");
+        }
+    }
+    let guards = |state: &str| {
+        let is_one = |line: &&str| line.contains("proto 11") && !line.contains("dev tun0");
+        state.lines().filter(is_one).map(str::to_owned).collect::<Vec<_>>()
+    };
+    eventually("all of it is there again", SOON, || {
+        let now = a.network_state()?;
+        ensure!(guards(&now) == guards(&whole), "{now}");
+        Ok(())
+    })?;
+    vpnd.process().signal(nix::sys::signal::Signal::SIGINT)?;
+    vpnd.process().wait(SOON)?;
+    ensure!(a.network_state()? == before, "left behind: {}", a.network_state()?);
+    Ok(format!("{ROUNDS} flushes of each kind, of both families: no datagram in the clear"))
+}
+
+fn restarts(lab: &Lab) -> Result<String> {
+    let net = Net::new(lab, "blackhole")?;
+    let a = &net.hosts.a;
+    let sending = net.sending()?;
+    let before = a.network_state()?;
+    let mut vpnd = Vpnd::start(a, &net.a)?;
+    let base = net.leaked()?;
+    for _ in 0..3 {
+        vpnd.process().terminate()?;
+        // `restart` would kill it first.
+        vpnd = Vpnd::start(a, &net.a)?;
+        vpnd.reload(&net.a)?;
+        sending.more(20)?;
+    }
+    vpnd = vpnd.restart()?;
+    sending.more(20)?;
+    let now = net.leaked()?;
+    ensure!(now == base, "{base:?} datagrams were counted, and after restarts {now:?}");
+    let status = vpnd.process().terminate()?;
+    ensure!(status.success(), "{status}");
+    ensure!(net.leaked()? == base, "a restart may follow, and it is open at once");
+    eventually("a stop opens it", SOON * 2, || {
+        ensure!(a.network_state()? == before, "{}", a.network_state()?);
+        Ok(())
+    })?;
+    sending.more(20)?;
+    let after = net.leaked()?;
+    ensure!(after.iter().zip(&base).all(|(after, base)| after > base), "{base:?}, {after:?}");
+    Ok("three restarts and reloads and a kill -9: no datagram in the clear; a stop opens it"
+        .to_owned())
+}
+
+fn address_later(lab: &Lab) -> Result<String> {
+    let net = Net::new(lab, "blackhole")?;
+    let a = &net.hosts.a;
+    let _b = Vpnd::start(&net.hosts.b, &net.b)?;
+    // With the first address goes the route.
+    a.run("ip address del 192.0.2.1/24 dev eth0")?;
+    a.run("ip address add 192.0.2.77/24 dev eth0")?;
+    a.run("ip route add default via 192.0.2.254")?;
+    let sending = net.sending()?;
+    let mut site = net.a.clone();
+    site.service.insert(0, "[socket]\nsource = \"192.0.2.1\"".to_owned());
+    let vpnd = Vpnd::start(a, &site)?;
+    let base = net.leaked()?;
+    vpnd.wait_for_log("no interface has this address", SOON)?;
+    sending.more(100)?;
+    a.run("ip address add 192.0.2.1/24 dev eth0")?;
+    ping::until_answered(a, INNER_B4, Duration::from_secs(10))?;
+    let now = net.leaked()?;
+    ensure!(now == base, "{base:?} datagrams were counted, and now {now:?}");
+    Ok("the tunnel waits for its address, and nothing leaves in the clear".to_owned())
+}
+
+/// Over and over, as a service manager does it.
+fn failed_start(lab: &Lab) -> Result<String> {
+    let net = Net::new(lab, "blackhole")?;
+    let a = &net.hosts.a;
+    let before = a.network_state()?;
+    let sending = net.sending()?;
+    let mut site = net.a.clone();
+    site.service.insert(0, "[socket]\nbind_device = \"eth9\"".to_owned());
+    let file = vpnd::write_files(a, &site)?;
+    let file = file.to_str().context("a path of our own making")?;
+    let fails = || {
+        let (code, said) = vpnd::run(a, &["--config", file])?;
+        ensure!(code == 1 && said.contains("vpnd release site-a"), "{code}: {said}");
+        Ok(())
+    };
+    fails()?;
+    let base = net.leaked()?;
+    for _ in 0..3 {
+        fails()?;
+        sending.more(20)?;
+    }
+    let now = net.leaked()?;
+    ensure!(now == base, "{base:?} datagrams were counted, and now {now:?}");
+    // The next start takes it over.
+    let vpnd = Vpnd::start(a, &net.a)?;
+    let (code, said) = vpnd::run(a, &["release", "site-a"])?;
+    ensure!(code != 0 && said.contains("another vpnd has it"), "it runs: {code}, {said}");
+    drop(vpnd);
+    let (code, said) = vpnd::run(a, &["release", "site-a"])?;
+    ensure!(code == 0, "{code}: {said}");
+    eventually("it is open", SOON, || {
+        let now = a.network_state()?;
+        ensure!(now == before, "{now}");
+        Ok(())
+    })?;
+    Ok("four starts that fail keep it shut; `vpnd release` opens it".to_owned())
+}
+
+/// By a kernel that passes over the routes of a link without carrier, while the peer is dead.
+fn passed_over(lab: &Lab) -> Result<String> {
+    let mut leaked = Vec::new();
+    let net = Net::new(lab, "keep")?;
+    let a = &net.hosts.a;
+    let before = a.network_state()?;
+    for (family, of) in [("ipv4", "all"), ("ipv6", "all"), ("ipv6", "default")] {
+        a.sysctl(&format!("{family}/conf/{of}/ignore_routes_with_linkdown"), "1")?;
+    }
+    let mut b = Vpnd::start(&net.hosts.b, &net.b)?;
+    let sending = net.sending()?;
+    let mut vpnd = Vpnd::start(a, &net.a)?;
+    ping::until_answered(a, INNER_B4, SOON)?;
+    let base = net.leaked()?;
+    b.process().kill()?;
+    vpnd.wait_for_log("the peer is dead", SOON * 4)?;
+    eventually("the link has no carrier", SOON, || {
+        let link = a.run("ip link show tun0")?;
+        ensure!(link.contains("NO-CARRIER"), "{link}");
+        Ok(())
+    })?;
+    sending.more(500)?;
+    leaked.push(net.leaked()?);
+    ensure!(leaked[0] == base, "{base:?} datagrams were counted, and now {leaked:?}");
+    for inner in [INNER_B4, site::INNER_B6] {
+        let route = a.run(&format!("ip route get {inner}"));
+        let beside = route.as_ref().is_ok_and(|route| route.contains("dev eth0"));
+        ensure!(!beside, "the peer's inner address leaves beside it: {route:?}");
+    }
+    vpnd.process().terminate()?;
+    ensure!(a.network_state()? == before, "left behind: {}", a.network_state()?);
+    Ok("the peer is dead, and nothing leaves in the clear, though its routes are passed over"
+        .to_owned())
+}
