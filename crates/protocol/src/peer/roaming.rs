@@ -132,7 +132,7 @@ impl Peer {
         let Some(Arrival { from: to, local }) = session.reached else { return };
         let generation = session.opening.generation();
         let source = self.activity.newest_source().filter(|s| s.generation == generation);
-        let used_from = source.map(|s| s.from).or(self.path.map(|path| path.to));
+        let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
         if used_from == Some(to) && self.may_be_at(to) {
             self.settle_at(to, local);
         }
