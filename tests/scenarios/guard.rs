@@ -158,7 +158,10 @@ fn flushes(lab: &Lab) -> Result<String> {
     }
     let guards = |state: &str| {
         let is_one = |line: &&str| line.contains("proto 11") && !line.contains("dev tun0");
-        state.lines().filter(is_one).map(str::to_owned).collect::<Vec<_>>()
+        // Those of one priority have no order.
+        let mut guards: Vec<_> = state.lines().filter(is_one).map(str::to_owned).collect();
+        guards.sort_unstable();
+        guards
     };
     eventually("all of it is there again", SOON, || {
         let now = a.network_state()?;

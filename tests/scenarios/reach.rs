@@ -30,8 +30,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 fn refused(lab: &Lab) -> Result<String> {
     let Tunnel { wire, a, b: _b } = Tunnel::new(lab)?;
-    let out =
-        "table inet f { chain o { type filter hook output priority 0; udp dport 51820 drop\n } }";
+    let out = "table inet f {\nchain o {\ntype filter hook output priority 0;\nudp dport 51820 drop\n}\n}";
     wire.a.run_with_input("nft -f -", out)?;
     is_named(&wire.a, &a, "packet filter")?;
     nft::clear(&wire.a)?;

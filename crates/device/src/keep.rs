@@ -4,7 +4,7 @@
 //! What cannot be added is tried again, on a timer and whenever the kernel tells of something that may make it
 //! possible.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use crate::heard::{Heard, Told};
 use crate::missing::{Missing, why};
 use crate::plan::Plan;
 use crate::port::KnownPort;
+use crate::recent::Recent;
+use crate::removals::{PAUSE, Removals};
 use crate::restore::{self, Attempt, Found};
 use crate::route::Added;
 use crate::undo::Undo;
@@ -41,12 +43,6 @@ const REST: Duration = Duration::from_secs(1);
 const TOLD: usize = 10;
 /// … are told of within this time.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
-/// Whoever removes what we put back so often …
-const OFTEN: usize = 5;
-/// … within this time means it, …
-const WITHIN: Duration = Duration::from_secs(10);
-/// … and has his way for so long.
-const PAUSE: Duration = Duration::from_secs(60);
 
 /// Keeps a device's addresses, rules and routes until it is told to stop.
 #[derive(Debug)]
@@ -117,12 +113,11 @@ impl Keeper {
             following: Following::default(),
             report,
             said: BTreeMap::new(),
-            removals: Recent::default(),
+            removals: Removals::default(),
             retries: 0,
             kernel: Kernel::default(),
             mtu: None,
             due: None,
-            pause: None,
         };
         keeping.conclude(found, true);
         Self { peer, missing, own, stop, task: tokio::spawn(keeping.run(news, stopped)) }
@@ -165,8 +160,8 @@ struct Keeping {
     report: watch::Sender<Vec<Missing>>,
     /// The same, as far as the log says it: what, and why.
     said: BTreeMap<String, String>,
-    /// When something of ours had been removed.
-    removals: Recent,
+    /// What others removed of ours.
+    removals: Removals,
     /// How often what is missing has been tried again.
     retries: usize,
     kernel: Kernel,
@@ -174,8 +169,6 @@ struct Keeping {
     mtu: Option<u32>,
     /// When to look.
     due: Option<Instant>,
-    /// Until when others have their way.
-    pause: Option<Instant>,
 }
 
 /// What the kernel did of its own accord since the last look.
@@ -214,7 +207,7 @@ impl Keeping {
                 }
                 Some(told) = news.next() => self.hear(&told),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    (self.due, self.pause) = (None, None);
+                    self.due = None;
                     self.look().await;
                 }
             }
@@ -267,10 +260,9 @@ impl Keeping {
         }
     }
 
-    /// A look is due after this time, or earlier if one is; but nobody is disturbed in a pause.
+    /// A look is due after this time, or earlier if one is.
     fn look_after(&mut self, time: Duration) {
         let then = Instant::now() + time;
-        let then = self.pause.map_or(then, |end| end.max(then));
         self.due = Some(self.due.map_or(then, |due| due.min(then)));
     }
 
@@ -325,7 +317,8 @@ impl Keeping {
         }
         let (handle, plan, alive) = (&self.handle, &self.plan, self.following.alive);
         let (link, port, found) = (link.as_ref(), &mut self.port, Found::default());
-        let attempt = Attempt { handle, plan, link, port, alive, found };
+        let leave = &self.removals;
+        let attempt = Attempt { handle, plan, link, port, alive, leave, found };
         let found = attempt.run().await;
         let by_kernel = std::mem::take(&mut self.kernel.dropped);
         self.conclude(found, by_kernel);
@@ -377,7 +370,10 @@ impl Keeping {
             is_new
         });
         if !restored.is_empty() {
-            self.say_restored(&restored.join(", "), excused);
+            self.say_restored(&restored, excused);
+        }
+        if let Some(over) = self.removals.over() {
+            self.look_after(over.saturating_duration_since(Instant::now()));
         }
     }
 
@@ -406,21 +402,19 @@ impl Keeping {
         }
     }
 
-    fn say_restored(&mut self, what: &str, excused: bool) {
-        let device = &self.plan.device;
+    fn say_restored(&mut self, restored: &[String], excused: bool) {
+        let (device, what) = (&self.plan.device, restored.join(", "));
         if excused {
             tracing::info!("restored {what} of {device}");
             return;
         }
         tracing::warn!("restored {what} of {device}: somebody had removed it");
-        if self.removals.count(WITHIN) >= OFTEN {
-            self.removals = Recent::default();
-            let seconds = PAUSE.as_secs();
+        let insisted = self.removals.count(restored);
+        if !insisted.is_empty() {
+            let (what, seconds) = (insisted.join(", "), PAUSE.as_secs());
             tracing::warn!(
-                "somebody removes what belongs to {device} again and again; it is left alone for {seconds} s"
+                "somebody removes {what} of {device} again and again; it is left alone for {seconds} s"
             );
-            self.pause = Some(Instant::now() + PAUSE);
-            self.due = self.pause;
         }
     }
 
@@ -502,25 +496,5 @@ impl Following {
         let now = Instant::now();
         let rested = self.changes.last().map_or(now, |last| last + REST);
         self.due = Some(rested.max(now));
-    }
-}
-
-/// When something happened lately.
-#[derive(Default)]
-struct Recent(VecDeque<Instant>);
-
-impl Recent {
-    /// It happens once more; says how often it did `within` this time.
-    fn count(&mut self, within: Duration) -> usize {
-        let now = Instant::now();
-        self.0.push_back(now);
-        while self.0.front().is_some_and(|first| now.duration_since(*first) > within) {
-            self.0.pop_front();
-        }
-        self.0.len()
-    }
-
-    fn last(&self) -> Option<Instant> {
-        self.0.back().copied()
     }
 }

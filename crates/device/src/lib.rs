@@ -20,6 +20,8 @@ mod mark;
 mod missing;
 mod plan;
 mod port;
+mod recent;
+mod removals;
 mod restore;
 mod route;
 mod rule;

@@ -13,6 +13,7 @@ use crate::link::{self, Device};
 use crate::missing::{DOWN, GONE, Missing, why};
 use crate::plan::{Held, Plan};
 use crate::port::KnownPort;
+use crate::removals::Removals;
 use crate::route::Added;
 use crate::{address, controller, route, rule, watch};
 
@@ -35,6 +36,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) port: &'a mut KnownPort,
     /// Whether the routes that follow the peer are to be there.
     pub(crate) alive: bool,
+    /// What others have their way with.
+    pub(crate) leave: &'a Removals,
     pub(crate) found: Found,
 }
 
@@ -61,6 +64,9 @@ impl Attempt<'_> {
         let Plan { device, index, port_of, .. } = self.plan;
         let Some((name, kind)) = port_of else { return };
         let what = format!("its place in {kind} {name}");
+        if self.leave.leave(&what) {
+            return;
+        }
         let device = Device { name: device, index: *index };
         match controller::rejoin(self.handle, device, name, *kind).await {
             Ok(was_none) => {
@@ -79,6 +85,9 @@ impl Attempt<'_> {
     async fn addresses(&mut self, is_up: bool) {
         for one in &self.plan.addresses {
             let what = address::text(one);
+            if self.leave.leave(&what) {
+                continue;
+            }
             let is_v6 = one.header.family == AddressFamily::Inet6;
             // The kernel takes it, and then never adds the route to its far end.
             if is_v6 && !is_up {
@@ -105,7 +114,7 @@ impl Attempt<'_> {
     }
 
     async fn rules(&mut self) {
-        for one in &self.plan.rules {
+        for one in self.plan.rules.iter().filter(|one| !self.leave.leave(&rule::text(one))) {
             let is_v6 = one.header.family == AddressFamily::Inet6;
             let added = rule::add(self.handle, one).await;
             self.note(rule::text(one), is_v6, added);
@@ -116,6 +125,9 @@ impl Attempt<'_> {
         let alive = self.alive;
         for Held { route, .. } in self.plan.routes.iter().filter(|held| alive || !held.by_peer) {
             let what = route::text(route);
+            if self.leave.leave(&what) {
+                continue;
+            }
             if self.link.is_none() && !route::drops(route) {
                 self.found.missing.push(Missing { what, why: GONE.to_owned() });
                 continue;

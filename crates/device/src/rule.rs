@@ -10,6 +10,7 @@
 //! 32004  without our mark              lookup TABLE
 //! 32005  everything                    lookup main, but not for a default route      kill switch
 //! 32006  without our mark              blackhole                                     kill switch
+//! 32007  everything                    nop
 //! 32007  UDP from our port             nop
 //! ```
 //!
@@ -63,8 +64,10 @@ enum Place {
 /// kill switch are among them if it is `guarded`.
 pub(crate) fn all(own: &Own, table: u32, family: AddressFamily, guarded: bool) -> Vec<RuleMessage> {
     let set = Set { first: PRIORITY + (table - table::FIRST) * STEP, table, family };
-    let mut rules = vec![set.end(own)];
-    rules.extend((own.port != 0).then(|| set.own_port(own)));
+    let mut rules = vec![set.rule(RuleAction::Nop, Place::End, Vec::new())];
+    if own.port != 0 {
+        rules.extend([set.end(own), set.own_port(own)]);
+    }
     rules.push(set.own_mark(own));
     rules.push(set.rule(RuleAction::ToTable, Place::Specific, specific()));
     rules.extend(set.peers(own));
@@ -94,9 +97,9 @@ impl Set {
         self.passes(Place::Own, own.mark.attributes())
     }
 
+    /// Beside the end that is always there: a rule that says less would be removed in the place of one that says more.
     fn end(self, own: &Own) -> RuleMessage {
-        let attributes = if own.port == 0 { Vec::new() } else { from_port(own.port) };
-        self.rule(RuleAction::Nop, Place::End, attributes)
+        self.rule(RuleAction::Nop, Place::End, from_port(own.port))
     }
 
     /// What still drops when the table is empty and the rules above are gone. Another protocol than theirs, so that a

@@ -173,6 +173,11 @@ impl Activity {
         self.new_source.is_raised()
     }
 
+    /// The newest source, which stays to be taken.
+    pub(crate) fn newest_source(&self) -> Option<Source> {
+        self.has_source().then(|| *lock(&self.source)).flatten()
+    }
+
     /// The newest source not yet taken.
     pub(crate) fn take_source(&self) -> Option<Source> {
         self.new_source.take().then(|| lock(&self.source).take()).flatten()

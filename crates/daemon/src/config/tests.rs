@@ -398,12 +398,13 @@ fn what_may_come_in_follows_from_what_may_go_out() {
 
 #[test]
 fn an_ipv4_address_in_ipv6_spelling_is_the_ipv4_address() {
-    let config = good(&minimal(
-        "listen = '[::ffff:192.0.2.1]:51820'",
+    let source = minimal(
+        "",
         "endpoint = '[::ffff:192.0.2.2]:1'\nallowed_ips = ['::ffff:192.0.2.128/121', '2001:db8::/32']\n\
          [socket]\nsource = '::ffff:192.0.2.9'\n[[route]]\nto = '::ffff:198.51.100.0/120'",
-    ));
-    let config = config.config;
+    );
+    let listen = "listen = '[::ffff:192.0.2.1]:51820'";
+    let config = good(&source.replace("listen = 51820", listen)).config;
     assert_eq!(config.interface.listen, Listen::Address("192.0.2.1:51820".parse().unwrap()));
     assert_eq!(config.peer.endpoints[0].to_string(), "192.0.2.2:1");
     let allowed: Vec<_> = config.peer.allowed_ips.iter().map(ToString::to_string).collect();

@@ -296,7 +296,7 @@ fn hostile_pieces_deliver_what_was_sent_or_nothing_and_allocate_nothing() {
     println!("{all:?}");
     let Outcomes { delivered, kept, malformed, too_large, conflicts, unassembled } = all;
     let all = [delivered, kept, malformed, too_large, conflicts, unassembled];
-    assert!(all.iter().all(|&times| times > 100));
+    assert!(all.iter().all(|&times| times > 10));
 }
 
 /// Five thousand pieces, each of which does to us what it does to the model.

@@ -235,7 +235,7 @@ impl Peer {
         }
         self.choose_keys(unanswered.tries);
         self.want_other_port(now, unanswered);
-        if !self.turn_back() {
+        if !self.turn_back(unanswered.to()) {
             self.candidates.advance();
         }
         self.forget_source(now);

@@ -372,8 +372,7 @@ impl Peer {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.establish(now, Role::Responder);
-            let reached = self.keyring.current().and_then(|session| session.reached);
-            reached.into_iter().for_each(|at| self.follow_answer(at));
+            self.follow_answer();
         }
         self.follow_source(now);
         if confirmed {

@@ -4,8 +4,8 @@
 //! can send it again, from a source of its choosing, and faster. So an address has to prove that the
 //! peer is there:
 //!
-//! - our answer to a handshake was sent there, and the peer used it; or an initiation of ours that was
-//!   answered;
+//! - an initiation of ours that was sent there was answered; or our answer to a handshake was sent there,
+//!   and the peer used it from there. One of the two is not enough: whoever sees the answer can bring it to the peer;
 //! - a PING that was sent there alone is answered by a PONG from there. Until then only that PING goes
 //!   there, once for each time that something came from there: it is no longer than three of the shortest
 //!   datagrams.
@@ -97,6 +97,7 @@ impl Peer {
         self.roaming.next_at = now.boot + MOVES_APART;
         let at = Arrival { from: source.from, local: source.local };
         match self.path {
+            None if self.frames_flow() && self.may_be_at(at.from) => self.probe(now, source),
             None => self.begin_at(at),
             Some(path) if path.to == at.from => self.set_path(at.from, at.local),
             Some(path) if self.may_be_at(at.from) => self.follow(now, path, source),
@@ -130,12 +131,16 @@ impl Peer {
         }
     }
 
-    /// The peer has used the answer that was sent there.
-    pub(super) fn follow_answer(&mut self, at: Arrival) {
-        if self.path.is_none() {
-            self.begin_at(at);
-        } else if self.may_be_at(at.from) {
-            self.settle_at(at.from, at.local);
+    /// The peer has used the session that our answer made. Where no other address is known to the data
+    /// path, it did so from where it is.
+    pub(super) fn follow_answer(&mut self) {
+        let Some(session) = self.keyring.current() else { return };
+        let Some(Arrival { from: to, local }) = session.reached else { return };
+        let generation = session.opening.generation();
+        let source = self.activity.newest_source().filter(|s| s.generation == generation);
+        let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
+        if used_from == Some(to) && self.may_be_at(to) {
+            self.settle_at(to, local);
         }
     }
 
@@ -149,10 +154,12 @@ impl Peer {
         }
     }
 
-    /// Nobody answers where the peer seemed to be: back to where it certainly was. Says whether there was
-    /// such a place.
-    pub(super) fn turn_back(&mut self) -> bool {
-        let (Some(left), Some(path)) = (self.roaming.left.take(), self.path) else { return false };
+    /// Nobody answered there. If that is where the peer seems to be: back to where it certainly was. Says
+    /// whether there was such a place.
+    pub(super) fn turn_back(&mut self, called: SocketAddr) -> bool {
+        // The peer may have been heard from elsewhere since, where it was not called yet.
+        let Some(path) = self.path.filter(|path| path.to == called) else { return false };
+        let Some(left) = self.roaming.left.take() else { return false };
         self.candidates.remember(path.to);
         self.set_path(left.from, left.local);
         true

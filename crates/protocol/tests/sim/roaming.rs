@@ -304,6 +304,24 @@ fn who_confirms_a_session_is_where_the_answer_went() {
     }
 }
 
+/// Somebody near B sends A's initiation from elsewhere, and brings the answer to A.
+#[test]
+fn an_answer_that_was_carried_to_the_peer_proves_nothing() {
+    let mut world = speaking(vpnd(), Roam::Any);
+    world.network.spoofs = Some(Box::new(|sent| {
+        (sent.by == Side::A && sent.datagram.kind() == Kind::Initiation).then(attacker)
+    }));
+    world.run_until(seconds(10));
+    world.restart(Side::A, Floor::Kept);
+    world.run_for(millis(1));
+    let carried = world.network.wire.last().expect("an answer").datagram.clone();
+    assert_eq!((carried.kind(), carried.to), (Kind::Response, attacker()));
+    world.inject(Datagram { to: Side::A.home(), ..carried });
+    world.run_for(seconds(1));
+    assert_eq!(world.told(Side::B, |e| matches!(e, Event::Established(_))).len(), 2);
+    assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
+}
+
 #[test]
 fn a_wireguard_peer_that_does_not_answer_elsewhere_is_looked_for_where_it_was() {
     for knows in [true, false] {
@@ -373,4 +391,26 @@ fn who_flaps_between_two_ports_moves_a_few_times_a_second() {
         assert_eq!(path(&world, Side::B), world[Side::A].address, "{protocol}: the newest wins");
         assert_eq!(world.lost(Side::A), 0);
     }
+}
+
+/// The one that has moved is heard all the time, so that the path leads there again and again.
+#[test]
+fn a_wireguard_peer_is_called_where_it_is_heard_though_a_call_was_lost() {
+    let mut world = World::with(1, |side, options| {
+        options.endpoint = options.endpoint.filter(|_| side == Side::B);
+    });
+    world.resolve(Side::B);
+    world.run_until(seconds(1));
+    world[Side::A].roam(7, 7);
+    world.offer_every(Side::A, seconds(1));
+    world.offer_every(Side::B, seconds(1));
+    let mut first = true;
+    world.network.loses = Some(Box::new(move |sent| {
+        let rekeys = sent.at > seconds(100) && sent.datagram.kind() == Kind::Initiation;
+        rekeys && std::mem::take(&mut first)
+    }));
+    world.run_until(seconds(138));
+    let rekeyed = world.told(Side::B, |e| matches!(e, Event::Established(_)))[1];
+    assert!(rekeyed < seconds(137), "{rekeyed:?}");
+    assert_eq!(path(&world, Side::B), world[Side::A].address);
 }

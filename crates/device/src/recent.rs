@@ -1,0 +1,26 @@
+//! How often something has happened lately.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// When something happened lately.
+#[derive(Debug, Default)]
+pub(crate) struct Recent(VecDeque<Instant>);
+
+impl Recent {
+    /// It happens once more; says how often it did `within` this time.
+    pub(crate) fn count(&mut self, within: Duration) -> usize {
+        let now = Instant::now();
+        self.0.push_back(now);
+        while self.0.front().is_some_and(|first| now.duration_since(*first) > within) {
+            self.0.pop_front();
+        }
+        self.0.len()
+    }
+
+    pub(crate) fn last(&self) -> Option<Instant> {
+        self.0.back().copied()
+    }
+}

@@ -1,0 +1,55 @@
+//! Who removes a thing again and again means it, and has his way for a while. It is that thing alone that is then left
+//! alone: to remove one is no leave to lose the others.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::recent::Recent;
+
+/// Whoever removes what we put back so often …
+const OFTEN: usize = 5;
+/// … within this time means it, …
+const WITHIN: Duration = Duration::from_secs(10);
+/// … and has his way for so long.
+pub(crate) const PAUSE: Duration = Duration::from_secs(60);
+
+/// What was removed lately, by its name.
+#[derive(Debug, Default)]
+pub(crate) struct Removals {
+    each: BTreeMap<String, Recent>,
+    left_alone: BTreeMap<String, Instant>,
+}
+
+impl Removals {
+    /// These were removed, and are there again; says which of them are left alone from now on.
+    pub(crate) fn count<'a>(
+        &mut self,
+        removed: impl IntoIterator<Item = &'a String>,
+    ) -> Vec<&'a str> {
+        let mut names: Vec<_> = removed.into_iter().map(String::as_str).collect();
+        // Several may bear one name: they went together.
+        names.dedup();
+        names
+            .retain(|name| self.each.entry((*name).to_owned()).or_default().count(WITHIN) >= OFTEN);
+        for name in &names {
+            self.each.remove(*name);
+            self.left_alone.insert((*name).to_owned(), Instant::now() + PAUSE);
+        }
+        self.each.retain(|_, recent| recent.last().is_some_and(|last| last.elapsed() < WITHIN));
+        names
+    }
+
+    /// Whether this is left alone.
+    pub(crate) fn leave(&self, name: &str) -> bool {
+        self.left_alone.get(name).is_some_and(|end| *end > Instant::now())
+    }
+
+    /// When something no longer is, if anything is.
+    pub(crate) fn over(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        self.left_alone.retain(|_, end| *end > now);
+        self.left_alone.values().min().copied()
+    }
+}
