@@ -135,7 +135,7 @@ fn stopped_often(lab: &Lab, tap: bool) -> Result<String> {
             answered(&cycles.a, tap)?;
             ensure!(cycles.state()? != before, "it changed nothing");
         }
-        let status = vpnd.process().terminate()?;
+        let status = vpnd.process().interrupt()?;
         ensure!(status.success(), "round {round}: {status}: {}", vpnd.process().log());
         cycles.ensure_as(&before, round)?;
     }
@@ -162,7 +162,7 @@ fn killed_often(lab: &Lab, tap: bool) -> Result<String> {
         let now = settled(&cycles)?;
         ensure!(now == running, "round {round}: {}", difference(&running, &now));
     }
-    vpnd.process().terminate()?;
+    vpnd.process().interrupt()?;
     cycles.ensure_as(&before, rounds)?;
     let lines = running.lines().count();
     Ok(format!(

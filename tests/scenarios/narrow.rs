@@ -38,15 +38,15 @@ impl Path {
     fn new(lab: &Lab) -> Result<Self> {
         let (a, b) = (lab.host("a")?, lab.host("b")?);
         let (near, far) = (lab.host("near")?, lab.host("far")?);
-        cable(port(&a, "eth0"), port(&near, "a"))?;
+        cable(port(&a, "eth0"), port(&near, "to-a"))?;
         cable(port(&near, "far"), port(&far, "near"))?;
-        cable(port(&far, "b"), port(&b, "eth0"))?;
+        cable(port(&far, "to-b"), port(&b, "eth0"))?;
         for (host, device, address) in [
             (&a, "eth0", "2001:db8:1::1/64"),
-            (&near, "a", "2001:db8:1::ff/64"),
+            (&near, "to-a", "2001:db8:1::ff/64"),
             (&near, "far", "2001:db8:2::1/64"),
             (&far, "near", "2001:db8:2::2/64"),
-            (&far, "b", "2001:db8:3::ff/64"),
+            (&far, "to-b", "2001:db8:3::ff/64"),
             (&b, "eth0", "2001:db8:3::1/64"),
         ] {
             port(host, device).address(&[address])?;
@@ -129,10 +129,7 @@ fn forged(lab: &Lab) -> Result<String> {
 
 /// To A, of a datagram that it might have sent to B: a link carries 1280 bytes.
 fn too_big(wire: &Wire) -> Result<Vec<u8>> {
-    let mac = |host: &Host| -> Result<Vec<u8>> {
-        let address = host.run("cat /sys/class/net/eth0/address")?;
-        address.trim().split(':').map(|byte| Ok(u8::from_str_radix(byte, 16)?)).collect()
-    };
+    let mac = |host: &Host| port(host, "eth0").mac();
     let own = |last| [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
     let ipv6 = |len: u16, next: u8, from: [u8; 16], to: [u8; 16]| {
         [&[0x60, 0, 0, 0][..], &len.to_be_bytes(), &[next, 64], &from, &to].concat()

@@ -246,7 +246,9 @@ fn left_behind(lab: &Lab) -> Result<String> {
     let mut vpnd = Vpnd::start(a, &other)?;
     ping::until_answered(a, BEHIND4, SOON)?;
     let rules = a.run("ip rule")?;
-    ensure!(rules.matches("proto 118").count() == 4 && rules.contains("fwmark 0x7"), "{rules}");
+    let ours = rules.contains("fwmark 0x7") && rules.contains("sport 4501");
+    let others = rules.contains("fwmark 0xca6c") || rules.contains("sport 51820");
+    ensure!(ours && !others, "{rules}");
     vpnd.process().kill()?;
     ensure!(leaks(a)? == [0, 0], "killed again, and packets leave beside the tunnel");
 
@@ -256,7 +258,7 @@ fn left_behind(lab: &Lab) -> Result<String> {
     ping::until_answered(a, INNER_B4, SOON)?;
     let state = a.network_state()?;
     ensure!(!state.contains("blackhole") && !state.contains("lookup 51820"), "{state}");
-    vpnd.process().terminate()?;
+    vpnd.process().interrupt()?;
     ensure!(a.network_state()? == before, "left behind: {}", a.network_state()?);
     Ok("no packet beside the tunnel after kill -9; another mark and port taken over; then nothing left".into())
 }

@@ -82,6 +82,15 @@ impl Process {
         self.wait(Duration::from_secs(10))
     }
 
+    /// Ends it as Ctrl-C does, which for vpnd is never the first half of a restart, and waits.
+    ///
+    /// # Errors
+    /// When it does not end in ten seconds.
+    pub fn interrupt(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGINT)?;
+        self.wait(Duration::from_secs(10))
+    }
+
     /// Ends it as a power cut would.
     ///
     /// # Errors
