@@ -1,7 +1,7 @@
 //! What a tunnel changes in the system besides its device's own properties: made at the start, kept while it
 //! runs, put back at the end, and found again by the next start when there was no end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 use vpnd_device::{
@@ -127,4 +127,11 @@ pub(crate) const JOURNAL: &str = "changes";
 
 fn journal(config: &Config) -> PathBuf {
     config.service.control.with_extension(JOURNAL)
+}
+
+/// A start of the tunnel with this control socket has begun. Even one that fails keeps a kill switch shut that it found.
+pub(crate) fn announce_start(control: &Path) {
+    if let Err(error) = Journal::announce_start(&control.with_extension(JOURNAL)) {
+        tracing::debug!(%error, "what an earlier run left may be taken away before this start has it");
+    }
 }

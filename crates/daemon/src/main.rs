@@ -78,6 +78,8 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
 }
 
 fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
+    // Before the file is read, for that may fail too.
+    changes::announce_start(&config::default_control(&options.config));
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
     logging::init(logging.level(config.service.log_level), format);

@@ -120,6 +120,7 @@ fn at_the_limit(error: &io::Error) -> &'static str {
 ///
 /// If it cannot start, or cannot go on.
 pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<(), RunError> {
+    changes::announce_start(&config.service.control);
     // One thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(start_to_stop(&config, keys));

@@ -85,6 +85,7 @@ enum Class {
     Nested,
     Refused,
     Leaves,
+    Misfit,
 }
 
 /// What has been told, and what is the trouble.
@@ -96,8 +97,8 @@ pub(crate) struct Telling {
     /// The names of interfaces, for link-local addresses.
     pub(crate) zones: Zones,
     bad_mac1: u64,
-    /// What of the peer's device does not fit ours, as far as it was said.
-    misfit: Option<Trouble>,
+    /// What of the peer's device does not fit ours: its hardware address, its MTU.
+    misfits: [Option<Trouble>; 2],
     outlook: Outlook,
     /// The first loop of it.
     looped: Option<Trouble>,
@@ -117,7 +118,7 @@ impl Telling {
             refused: None,
             zones: Zones::default(),
             bad_mac1: 0,
-            misfit: None,
+            misfits: [None, None],
             outlook: Outlook::default(),
             back: [0; 2],
             looped: None,
@@ -131,11 +132,11 @@ impl Telling {
     }
 
     /// The latest trouble, which a session that stands ends, or else what does not fit. What leads the tunnel into
-    /// itself comes first, and then what our own host refuses.
+    /// itself comes first, and what our own host refuses: anybody may send what looks like another tunnel's datagram.
     pub(crate) fn trouble(&self) -> Option<&Trouble> {
         let came_back = self.came_back.as_ref().map(|(trouble, _)| trouble);
-        let first = self.looped.as_ref().or(came_back);
-        first.or(self.refused.as_ref()).or(self.trouble.as_ref()).or(self.misfit.as_ref())
+        let first = self.looped.as_ref().or(self.refused.as_ref()).or(came_back);
+        first.or(self.trouble.as_ref()).or_else(|| self.misfit())
     }
 
     /// What is known of the routes to the peer by now.
@@ -239,10 +240,7 @@ impl Telling {
             }
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),
-            Event::SameMac(mac) => self.misfit(Trouble::SameMac(Mac(*mac))),
-            Event::MtuDiffers { ours, theirs } => {
-                self.misfit(Trouble::MtuDiffers(*ours, *theirs));
-            }
+            Event::Devices { same_mac, mtus } => self.compare(now, *same_mac, *mtus),
             Event::UnknownPeer { key, from } => self.unknown_peer(now, *key, &from.to_string()),
             Event::StaleInitiation { got, last } => {
                 self.stale(now, &got.to_string(), &last.to_string());
@@ -348,20 +346,37 @@ impl Telling {
         }
     }
 
-    /// Every session finds it once more; it is said once.
-    fn misfit(&mut self, trouble: Trouble) {
-        if self.misfit.as_ref() != Some(&trouble) {
-            match &trouble {
-                Trouble::SameMac(mac) => tracing::error!(
-                    "both ends have the hardware address {mac}, and will not hear each other: give one another                      [interface] mac, or none"
-                ),
-                Trouble::MtuDiffers(ours, theirs) => tracing::warn!(
-                    "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the                      smaller one are lost; give both bridges, or [interface] mtu at both ends, the same"
-                ),
-                _ => {}
+    /// How the peer's device fits ours. Every session finds it once more; it is said when it is news, and seldom.
+    fn compare(&mut self, now: BootTime, mac: Option<[u8; 6]>, mtu: Option<(u16, u16)>) {
+        let misfits = [
+            mac.map(|mac| Trouble::SameMac(Mac(mac))),
+            mtu.map(|(ours, theirs)| Trouble::MtuDiffers(ours, theirs)),
+        ];
+        for misfit in misfits.iter().flatten() {
+            if !self.misfits.contains(&Some(misfit.clone())) {
+                self.say_misfit(now, misfit);
             }
         }
-        self.misfit = Some(trouble);
+        self.misfits = misfits;
+    }
+
+    fn say_misfit(&mut self, now: BootTime, misfit: &Trouble) {
+        let Some(more) = self.limit.allow(Class::Misfit, now) else { return };
+        match misfit {
+            Trouble::SameMac(mac) => tracing::error!(
+                "both ends have the hardware address {mac}, and will not hear each other: give one another \
+                 [interface] mac, or none{more}"
+            ),
+            Trouble::MtuDiffers(ours, theirs) => tracing::warn!(
+                "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the smaller \
+                 one are lost; give both bridges, or [interface] mtu at both ends, the same{more}"
+            ),
+            _ => {}
+        }
+    }
+
+    fn misfit(&self) -> Option<&Trouble> {
+        self.misfits.iter().flatten().next()
     }
 
     fn unknown_peer(&mut self, now: BootTime, key: PublicKey, from: &str) {

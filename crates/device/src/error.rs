@@ -50,7 +50,7 @@ pub enum Error {
     },
     /// Every number that vpnd gives a routing table of its own is another's.
     #[error(
-        "no routing table from 51820 to 51909 is free for the default route: give it a `table` of \
+        "no routing table from 51820 to 51904 is free for the default route: give it a `table` of \
          its own, and the rules that lead there"
     )]
     NoTable,

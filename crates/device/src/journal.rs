@@ -77,6 +77,25 @@ impl Journal {
         Self::read(options, path, namespace, |owner| owner == geteuid().as_raw())
     }
 
+    /// Says in the file at `path`, if it is there, that a start has begun: what it would take over from an earlier run
+    /// stays, even if it comes to nothing.
+    ///
+    /// # Errors
+    ///
+    /// If there is a file, and it is not ours to write.
+    pub fn announce_start(path: &Path) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file = match own(options.append(true), path, |owner| owner == geteuid().as_raw()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        // Whoever runs has handed nothing on yet.
+        if file.try_lock().is_err() {
+            return Ok(());
+        }
+        writeln!(file, "# start by {}", std::process::id())
+    }
+
     /// The same, but only if it is there; root may have it whoever ran vpnd.
     pub(crate) fn open_left(path: &Path, namespace: Namespace) -> io::Result<Self> {
         let is_root = geteuid().is_root();
@@ -253,7 +272,7 @@ fn read(text: &str, header: &str) -> (Vec<Named>, Vec<Change>) {
     if lines.next() != Some(header) {
         return (devices, changes);
     }
-    for line in lines {
+    for line in lines.filter(|line| !line.starts_with('#')) {
         if let Some(device) = named(line) {
             devices.retain(|known| known.index != device.index);
             devices.push(device);

@@ -2,6 +2,7 @@
 //! not: what wg-quick(8) does, and more for hosts that check where packets arrive, or that change marks.
 //!
 //! ```text
+//! 31999  everything                    lookup local
 //! 32000  iif lo, UDP from our port     goto 32007
 //! 32000  with our mark                 goto 32007
 //! 32001  everything                    lookup main, but not for a default route
@@ -13,6 +14,8 @@
 //! 32007  everything                    nop
 //! 32007  UDP from our port             nop
 //! ```
+//!
+//! The first is for hosts whose own rule for `local` does not come first, as the kernel's documentation of VRFs advises.
 //!
 //! The port tells our own datagrams as well as the mark, which others may change on the way out, and it tells them where
 //! there is no mark: with `rp_filter = 1` the kernel looks for the route back to the sender of each datagram that arrives.
@@ -29,6 +32,7 @@
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
+use nix::unistd::geteuid;
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::packet_route::rule::{
     RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange, RuleUidRange,
@@ -41,15 +45,16 @@ use crate::mark::{self, Mark};
 use crate::{GUARD_PROTOCOL, Own, PROTOCOL, address, is_our_protocol, table};
 
 /// Before the kernel's own rule for `main` (32766), behind what an administrator numbers.
-const PRIORITY: u32 = 32000;
+const PRIORITY: u32 = 31999;
 /// Numbers that the rules of a table have.
-const STEP: u32 = 8;
+const STEP: u32 = 9;
 /// So many addresses of the peer are told apart in each family.
 const MOST_PEERS: usize = 8;
 
 /// What the rules of a table stand in the order of, from the table's first number on.
 #[derive(Clone, Copy)]
 enum Place {
+    Local,
     Own,
     Specific,
     Packets,
@@ -64,9 +69,14 @@ enum Place {
 /// kill switch are among them if it is `guarded`.
 pub(crate) fn all(own: &Own, table: u32, family: AddressFamily, guarded: bool) -> Vec<RuleMessage> {
     let set = Set { first: PRIORITY + (table - table::FIRST) * STEP, table, family };
-    let mut rules = vec![set.rule(RuleAction::Nop, Place::End, Vec::new())];
+    let local = vec![RuleAttribute::Table(table::LOCAL)];
+    let mut rules = vec![
+        set.rule(RuleAction::ToTable, Place::Local, local),
+        set.rule(RuleAction::Nop, Place::End, Vec::new()),
+    ];
     if own.port != 0 {
-        rules.extend([set.end(own), set.own_port(own)]);
+        rules.push(set.end(own));
+        rules.extend(askers().into_iter().map(|uid| set.own_port(own, uid)));
     }
     rules.push(set.own_mark(own));
     rules.push(set.rule(RuleAction::ToTable, Place::Specific, specific()));
@@ -89,8 +99,9 @@ struct Set {
 }
 
 impl Set {
-    fn own_port(self, own: &Own) -> RuleMessage {
-        self.passes(Place::Own, [&[from_here()], &from_port(own.port)[..]].concat())
+    fn own_port(self, own: &Own, uid: u32) -> RuleMessage {
+        let asked_by = RuleAttribute::UidRange(RuleUidRange { start: uid, end: uid });
+        self.passes(Place::Own, [&[from_here(), asked_by], &from_port(own.port)[..]].concat())
     }
 
     fn own_mark(self, own: &Own) -> RuleMessage {
@@ -180,6 +191,14 @@ const OTHERS: [IpProtocol; 7] = [
     IpProtocol::Esp,
     IpProtocol::Ah,
 ];
+
+/// Who sends our datagrams, as the owner of the socket, and as whom the kernel asks for the route back to a sender. While
+/// vpnd is not there the port is anybody's.
+fn askers() -> Vec<u32> {
+    let mut askers = vec![0, geteuid().as_raw()];
+    askers.dedup();
+    askers
+}
 
 fn specific() -> Vec<RuleAttribute> {
     vec![RuleAttribute::Table(table::MAIN), RuleAttribute::SuppressPrefixLen(0)]

@@ -9,10 +9,12 @@ use crate::rule;
 
 /// The kernel's number of the table `main`.
 pub(crate) const MAIN: u32 = 254;
+/// `local`: what is for this host.
+pub(crate) const LOCAL: u32 = 255;
 /// The first number that is tried for a table of our own, and for a mark: wg-quick's.
 pub(crate) const FIRST: u32 = 51820;
 /// So many are tried.
-const MOST: u32 = 90;
+const MOST: u32 = 85;
 
 /// Whether it is one that vpnd gives.
 pub(crate) fn is_own(table: u32) -> bool {

@@ -47,6 +47,8 @@ impl Guard {
             match u16::from_be_bytes(*ether_type) {
                 ETHER_IPV4 | ETHER_IPV6 => return self.stops(&frame[at..]),
                 ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN => at += VLAN_TAG,
+                // A length: some hosts and radio bridges take what a SNAP header leads to for the same.
+                len if len <= MAX_LENGTH && is_snap(&frame[at..]) => at += SNAP.len() + 2,
                 _ => return false,
             }
         }
@@ -86,6 +88,15 @@ fn trimmed(packet: &[u8]) -> &[u8] {
         _ => word(4).map(|len| usize::from(u16::from_be_bytes(len)) + IPV6_HEADER),
     };
     len.and_then(|len| packet.get(..len)).unwrap_or(packet)
+}
+
+/// IEEE 802.3: what is not greater is the length of a frame, and no EtherType.
+const MAX_LENGTH: u16 = 1500;
+/// RFC 1042: in front of an EtherType. The last byte is 0xf8 in IEEE 802.1H's.
+const SNAP: [u8; 6] = [0xaa, 0xaa, 0x03, 0, 0, 0];
+
+fn is_snap(body: &[u8]) -> bool {
+    body.starts_with(&SNAP) || body.starts_with(&[0xaa, 0xaa, 0x03, 0, 0, 0xf8])
 }
 
 /// Where clients listen (RFC 2131, RFC 8415). A client does not look at the port that an answer comes from.

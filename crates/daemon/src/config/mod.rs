@@ -92,6 +92,12 @@ impl Config {
     }
 }
 
+/// Where the tunnel of this file is asked, as long as it is not known what the file says.
+pub(crate) fn default_control(file: &std::path::Path) -> PathBuf {
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    tables::control_of(&name).into()
+}
+
 /// `[interface]`: the device, its addresses, our key and our port.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Interface {

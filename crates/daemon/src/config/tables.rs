@@ -244,7 +244,7 @@ fn buffer(value: &Value<'_>) -> Parsed<usize> {
 
 fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
     let path = |text: &str| from.path(text);
-    let control = format!("/run/vpnd/{}.sock", from.name);
+    let control = control_of(&from.name);
     Service {
         state_dir: s.or("state_dir", PathBuf::from("/var/lib/vpnd"), text(path)),
         control: s.or("control", PathBuf::from(control), text(|text| socket_path(text, from))),
@@ -299,6 +299,11 @@ fn device_name(text: &str) -> TextResult<String> {
     }
     let problem = Problem::error(format!("`{text}` cannot name a network device"));
     Err(problem.help("1 to 15 characters, without blanks, `/`, `:` or `%`"))
+}
+
+/// Where a tunnel of this name is asked, unless its file says otherwise.
+pub(super) fn control_of(name: &str) -> String {
+    format!("/run/vpnd/{name}.sock")
 }
 
 /// A name below `/run/netns`, or the path of a namespace.

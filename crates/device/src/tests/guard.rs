@@ -137,7 +137,7 @@ fn a_kill_switch_is_there_before_the_device() {
         let mut undo = notes.resume();
         netlink.guard(&early, &mut undo).await.unwrap();
         let setup = netlink.configure(&wanted, undo).await.unwrap();
-        assert_eq!(ip("-4 rule").matches("proto 118").count(), 6);
+        assert_eq!(ip("-4 rule").matches("proto 118").count(), 7);
         netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
     });

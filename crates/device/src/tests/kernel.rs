@@ -122,7 +122,7 @@ fn the_route_to_an_ipv6_peer_address_is_there() {
         let (far4, far6) =
             ("10.99.0.2 dev there proto kernel", "2001:db8:1::2 dev there proto kernel");
         let setup = netlink.configure(&link, Undo::default()).await.unwrap();
-        assert!(ip("-6 route show").contains(far6), "{}", ip("-6 route show"));
+        until("-6 route show", far6, true).await;
         let keeper = Keeper::spawn(&netlink, news, setup);
         for kept in ["0", "1"] {
             sysctl("ipv6/conf/there/keep_addr_on_down", kept);

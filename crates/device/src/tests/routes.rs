@@ -36,7 +36,8 @@ fn a_default_route_has_a_table_of_its_own_and_rules() {
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
         let (v4, v6) = (ip("-4 rule"), ip("-6 rule"));
         for words in [
-            "32000:\tfrom all iif lo ipproto udp sport 4500 goto 32007 proto 118",
+            "31999:\tfrom all lookup local proto 118",
+            "32000:\tfrom all iif lo uidrange 0-0 ipproto udp sport 4500 goto 32007 proto 118",
             "32000:\tfrom all fwmark 0xca6c/0xca6c goto 32007 proto 118",
             "32001:\tfrom all lookup main suppress_prefixlength 0 proto 118",
             "32004:\tnot from all fwmark 0xca6c/0xca6c lookup 51820 proto 118",

@@ -120,10 +120,14 @@ impl Peer {
         let Frame::Control(records) = frame::parse(&framed.plaintext)? else {
             return Err(DropReason::UnknownFrame);
         };
-        let (mut taken, mut asked) = (Ok(()), false);
+        let (mut taken, mut asked, mut greeted) = (Ok(()), false, false);
         for record in records {
             // One answer to a frame, so that none is larger than what it answers.
             if matches!(record, Record::Ping(_)) && std::mem::replace(&mut asked, true) {
+                continue;
+            }
+            // Who greets more than once in a breath has no more to say.
+            if matches!(record, Record::Hello(_)) && std::mem::replace(&mut greeted, true) {
                 continue;
             }
             // Each is taken, whatever became of those before it.
@@ -181,12 +185,11 @@ impl Peer {
     /// never hear each other.
     fn compare_devices(&mut self, mtu: u16, mac: Option<[u8; 6]>) {
         let Some(own) = self.config.mac else { return };
-        if mac == Some(own) {
-            self.events.push_back(Event::SameMac(own));
-        }
-        if mtu != self.config.mtu {
-            self.events.push_back(Event::MtuDiffers { ours: self.config.mtu, theirs: mtu });
-        }
+        let ours = self.config.mtu;
+        self.events.push_back(Event::Devices {
+            same_mac: mac.filter(|mac| *mac == own),
+            mtus: (mtu != ours).then_some((ours, mtu)),
+        });
     }
 
     /// What has arrived is of the session that it came on, what was sent of the one we seal on: after a

@@ -141,14 +141,12 @@ pub enum Event {
         /// Where it is now.
         to: SocketAddr,
     },
-    /// The peer's device has the hardware address of ours.
-    SameMac([u8; 6]),
-    /// Frames cross devices whose MTUs differ: the longer ones get through in one direction alone.
-    MtuDiffers {
-        /// That of our device.
-        ours: u16,
-        /// That of the peer's.
-        theirs: u16,
+    /// The peer has said how its device is, where frames cross it.
+    Devices {
+        /// The hardware address, if both have the same.
+        same_mac: Option<[u8; 6]>,
+        /// The MTUs, ours first, if they differ: longer frames get through in one direction alone.
+        mtus: Option<(u16, u16)>,
     },
     /// The answer to our initiation does not open: the preshared keys differ.
     AnswerDoesNotOpen,
