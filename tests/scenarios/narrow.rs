@@ -129,7 +129,7 @@ fn forged(lab: &Lab) -> Result<String> {
 
 /// To A, of a datagram that it might have sent to B: a link carries 1280 bytes.
 fn too_big(wire: &Wire) -> Result<Vec<u8>> {
-    let mac = |host: &Host| port(host, "eth0").mac();
+    let mac = |host: &Host| port(host, "eth0").mac().map(|mac| mac.to_vec());
     let own = |last| [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
     let ipv6 = |len: u16, next: u8, from: [u8; 16], to: [u8; 16]| {
         [&[0x60, 0, 0, 0][..], &len.to_be_bytes(), &[next, 64], &from, &to].concat()

@@ -24,8 +24,8 @@ const PAUSE: Duration = Duration::from_secs(6);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::new("roaming::A moves", Cost::Works, initiator_moves),
-        Scenario::new("roaming::B moves", Cost::Works, responder_moves),
+        Scenario::new("roaming::A moves", Cost::Alone, initiator_moves),
+        Scenario::new("roaming::B moves", Cost::Alone, responder_moves),
         Scenario::new("roaming::a port that changes", Cost::Waits, rebound),
         Scenario::new("roaming::not when told not to", Cost::Waits, not_wanted),
         Scenario::new("roaming::keepalives hold a NAT open", Cost::Waits, nat_held_open),

@@ -23,7 +23,7 @@ use crate::{hooks, privilege};
 pub(crate) const WORD: &str = "device-caretaker";
 
 /// How long the caretaker's end is waited for.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The time for which a device that stays is vpnd's. It ends when this is dropped.
 pub(crate) struct Tenancy {

@@ -401,7 +401,7 @@ fn an_ipv4_address_in_ipv6_spelling_is_the_ipv4_address() {
     let source = minimal(
         "",
         "endpoint = '[::ffff:192.0.2.2]:1'\nallowed_ips = ['::ffff:192.0.2.128/121', '2001:db8::/32']\n\
-         [socket]\nsource = '::ffff:192.0.2.9'\n[[route]]\nto = '::ffff:198.51.100.0/120'",
+         [socket]\nsource = '::ffff:192.0.2.1'\n[[route]]\nto = '::ffff:198.51.100.0/120'",
     );
     let listen = "listen = '[::ffff:192.0.2.1]:51820'";
     let config = good(&source.replace("listen = 51820", listen)).config;
@@ -409,7 +409,7 @@ fn an_ipv4_address_in_ipv6_spelling_is_the_ipv4_address() {
     assert_eq!(config.peer.endpoints[0].to_string(), "192.0.2.2:1");
     let allowed: Vec<_> = config.peer.allowed_ips.iter().map(ToString::to_string).collect();
     assert_eq!(allowed, ["192.0.2.128/25", "2001:db8::/32"]);
-    assert_eq!(config.socket.sources().v4, Some([192, 0, 2, 9].into()));
+    assert_eq!(config.socket.sources().v4, Some([192, 0, 2, 1].into()));
     assert_eq!(config.routes[0].to.to_string(), "198.51.100.0/24");
 }
 

@@ -110,7 +110,7 @@ fn a_killed_run_is_taken_over_or_taken_back() {
 
         // The same once more: all of it is its own.
         drop(netlink.configure(&kept, notes.resume()).await.unwrap());
-        assert_eq!(ip("-4 rule").matches("proto 118").count(), 5);
+        assert_eq!(ip("-4 rule").matches("proto 118").count(), 6);
 
         // Another mark, port and network, and the device goes by its addresses.
         let mut other =
@@ -119,7 +119,7 @@ fn a_killed_run_is_taken_over_or_taken_back() {
         other.addresses = nets(&["10.99.0.5/24", "2001:db8:1::1/64"]);
         let setup = netlink.configure(&other, notes.resume()).await.unwrap();
         let rules = ip("-4 rule");
-        assert_eq!(rules.matches("proto 118").count(), 5, "{rules}");
+        assert_eq!(rules.matches("proto 118").count(), 6, "{rules}");
         assert!(rules.contains("fwmark 0x7 lookup 51820"), "{rules}");
         assert!(!ip("-4 route show").contains("198.51.100.0/24"));
         assert!(!ip("addr show there").contains("10.99.0.1/24"));
