@@ -99,14 +99,20 @@ pub(crate) fn chains() -> io::Result<Vec<Chain>> {
     Ok(chains.iter().filter_map(|message| Chain::read(message)).collect())
 }
 
-/// Whether a rule in this chain's table compares two bytes of a packet with these, as it does with a port.
+/// Whether a rule in this chain's table compares something with this port.
 pub(crate) fn names_port(chain: &Chain, port: u16) -> io::Result<bool> {
     let table = attribute(RULE_TABLE, &zero_ended(&chain.table));
-    let value = attribute(expression::VALUE, &port.to_be_bytes());
-    // Without what fills it up to four bytes, which the kernel leaves as it is.
-    let compared = &value[..6];
     let rules = dump(GET_RULE, chain.family, &table)?;
-    Ok(rules.iter().any(|rule| rule.windows(compared.len()).any(|part| part == compared)))
+    Ok(rules.iter().any(|rule| compares(rule, port)))
+}
+
+/// As two bytes of a packet, or in the older words of `iptables`: from any port, to this one (`struct xt_udp`).
+fn compares(rule: &[u8], port: u16) -> bool {
+    let value = attribute(expression::VALUE, &port.to_be_bytes());
+    let older = [0, u16::MAX, port, port].map(u16::to_ne_bytes).concat();
+    // What fills a value up to four bytes is left out.
+    let parts = [&value[..6], &older];
+    parts.iter().any(|part| rule.windows(part.len()).any(|bytes| bytes == *part))
 }
 
 /// Everything of one kind, each message without its header.
@@ -282,6 +288,16 @@ fn number(value: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_in_the_words_of_either_packet_filter() {
+        let newer = expression::is(&7_u16.to_be_bytes());
+        let older = [&b"udp\0"[..], &[0, u16::MAX, 7, 7].map(u16::to_ne_bytes).concat()].concat();
+        for rule in [newer, older] {
+            assert!(compares(&rule, 7) && !compares(&rule, 8), "{rule:?}");
+        }
+        assert!(!compares(&expression::is(&7_u32.to_be_bytes()), 7));
+    }
 
     #[test]
     fn a_chain_as_the_kernel_tells_it() {
