@@ -13,6 +13,7 @@ mod exact;
 mod examples;
 mod expiry;
 mod files;
+mod firewall;
 mod flood;
 mod guard;
 mod guarded;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         uplinks::scenarios(),
         hooks::scenarios(),
         files::scenarios(),
+        firewall::scenarios(),
         flood::scenarios(),
         examples::scenarios(),
         exact::scenarios(),

@@ -146,5 +146,5 @@ fn too_big(wire: &Wire) -> Result<Vec<u8>> {
     let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16))?;
     message[2..4].copy_from_slice(&checksum.to_be_bytes());
     let header = ipv6(len, 58, own(2), own(1));
-    Ok([mac(&wire.a)?, mac(&wire.b)?, vec![0x86, 0xdd], header, message].concat())
+    Ok([&mac(&wire.a)?[..], &mac(&wire.b)?, &[0x86, 0xdd], &header, &message].concat())
 }

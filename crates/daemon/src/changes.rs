@@ -11,12 +11,15 @@ use vpnd_device::{
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
+use crate::nft::Table;
 use crate::options;
 
 /// Addresses, rules and routes, and who keeps them.
 pub(crate) struct Changes {
     netlink: Netlink,
     keeper: Keeper,
+    /// Goes last: what it guards are the addresses.
+    firewall: Option<Table>,
 }
 
 impl Changes {
@@ -34,7 +37,12 @@ impl Changes {
         let setup = netlink.configure(link, undo).await?;
         let mac = netlink.present(&link.name).await?.mac;
         let keeper = Keeper::spawn(&netlink, news, setup);
-        Ok((Self { netlink, keeper }, mac))
+        Ok((Self { netlink, keeper, firewall: None }, mac))
+    }
+
+    /// With a packet filter's table, which stays as long as they do.
+    pub(crate) fn with(self, firewall: Option<Table>) -> Self {
+        Self { firewall, ..self }
     }
 
     /// Who is told of the peer.
@@ -48,7 +56,9 @@ impl Changes {
             tracing::error!("what was changed in the system is left to the next start");
             return None;
         };
-        self.netlink.hand_on(setup, device).await
+        let leftover = self.netlink.hand_on(setup, device).await;
+        drop(self.firewall);
+        leftover
     }
 
     /// What is not as it should be, and why.
@@ -67,6 +77,7 @@ impl Changes {
             Some(setup) => self.netlink.undo(setup, stays).await,
             None => tracing::error!("what was changed in the system is left to the next start"),
         }
+        drop(self.firewall);
     }
 }
 

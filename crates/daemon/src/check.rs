@@ -12,15 +12,18 @@ use crate::config::{
     WhenDown,
 };
 use crate::exit::Exit;
-use crate::forward;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
 use crate::terminal::{self, Printable, PrintableLines};
+use crate::{firewall, forward};
 
 /// Reads the configuration and its key files, as `run` would.
 pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     let loaded = config::load(&options.file).map(|mut loaded| {
-        loaded.warnings = loaded.warnings.and(forward::problems(&loaded.config));
+        loaded.warnings = loaded
+            .warnings
+            .and(forward::problems(&loaded.config))
+            .and(firewall::problems(&loaded.config));
         loaded
     });
     match loaded {

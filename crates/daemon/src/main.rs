@@ -12,6 +12,7 @@ mod config;
 mod control;
 mod demo;
 mod exit;
+mod firewall;
 mod floor;
 mod forward;
 mod hooks;
@@ -22,6 +23,7 @@ mod linger;
 mod logging;
 mod loops;
 mod netns;
+mod nft;
 mod opening;
 mod options;
 mod pair;
@@ -83,7 +85,8 @@ fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
     logging::init(logging.level(config.service.log_level), format);
-    for warning in warnings.and(forward::problems(&config)).lines() {
+    for warning in warnings.and(forward::problems(&config)).and(firewall::problems(&config)).lines()
+    {
         tracing::warn!("{warning}");
     }
     #[cfg(vpnd_bench)]

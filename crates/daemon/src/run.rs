@@ -26,6 +26,7 @@ use crate::cli::RunOptions;
 use crate::config::{Config, Endpoint, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
+use crate::firewall::{self, FirewallError};
 use crate::floor::FloorFile;
 use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
@@ -60,6 +61,9 @@ pub(crate) enum RunError {
     /// The device cannot be made to stay.
     #[error(transparent)]
     Persist(#[from] PersistError),
+    /// The packet filter's table cannot be set.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
     /// A network namespace cannot be used.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -91,6 +95,7 @@ impl RunError {
             Self::Netns(error) if error.is_permission() => Exit::Permission,
             Self::Privilege(error) if error.is_permission() => Exit::Permission,
             Self::Bind(BindError::Privilege { .. }) => Exit::Permission,
+            Self::Firewall(error) if error.is_permission() => Exit::Permission,
             Self::Device(error) if error.is_permission() => Exit::Permission,
             _ => Exit::Failure,
         }
@@ -287,12 +292,16 @@ impl Host {
         let passed_over =
             inside.within(|| opening::passed_over(&device.name, carrier.is_some()))?;
         let own = would_loop.then_some(own);
+        let mark = own.as_ref().map(|own| own.mark);
         let mut link = Link { passed_over, ..options::link(config, &device.name, mtu, own) };
         options::choose_mac(&mut link, config, &device, public_key);
         let presence = Presence::of(&device.queues[0])?;
         let watch = netlink.watch(&device.name, heard).await?;
         let life = Life::new(&device.name, watch, presence);
+        // Before there are addresses that somebody could send to.
+        let firewall = inside.within(|| firewall::set(config, life.index(), mark))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
+        let changes = changes.with(firewall);
         let (routes, missing) = (changes.peer(), changes.missing());
         let asking =
             outside.within(|| Ok::<_, RunError>((Netlink::connect()?, Heard::routes()?)))??;

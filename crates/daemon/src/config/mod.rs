@@ -315,6 +315,8 @@ pub(crate) struct Service {
     pub(crate) user: Option<Account>,
     /// How the processor's time is shared with others, from -20 (first) to 19 (last).
     pub(crate) nice: i32,
+    /// Whether a table of nftables of our own is set.
+    pub(crate) firewall: bool,
     /// What is logged.
     #[serde(serialize_with = "as_text")]
     pub(crate) log_level: LevelFilter,

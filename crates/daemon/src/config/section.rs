@@ -69,7 +69,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[path]", &["mss_clamp", "mtu_max", "gso", "offload", "rcvbuf"]),
     ("[dns]", &["servers", "domains"]),
     ("[hooks]", &["up", "established", "lost", "down", "timeout"]),
-    ("[service]", &["state_dir", "control", "user", "nice", "log_level", "log_format"]),
+    ("[service]", &["state_dir", "control", "user", "nice", "firewall", "log_level", "log_format"]),
 ];
 
 /// One table, and the problems found in it so far.

@@ -250,6 +250,7 @@ fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
         control: s.or("control", PathBuf::from(control), text(|text| socket_path(text, from))),
         user: s.take("user", text(account)).unwrap_or_else(default_account),
         nice: s.or("nice", -10, integer(-20..=19)),
+        firewall: s.or("firewall", false, value::truth),
         log_level: s.or("log_level", LevelFilter::INFO, text(choice(LOG_LEVELS))),
         log_format: s.or("log_format", LogFormat::Auto, text(choice(LOG_FORMATS))),
     }

@@ -1,0 +1,249 @@
+//! `[service] firewall`: a table of nftables of our own, which does what one table can do for a tunnel whatever other
+//! tables there are. It takes what is addressed to the inside from the tunnel alone, and it gives the peer's datagrams
+//! the mark that ours bear.
+//!
+//! What it cannot do is to let in what another table drops: to nftables each drop is the last word. What is needed
+//! there, [`problems`] names.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::thread::sleep;
+use std::time::Duration;
+
+use thiserror::Error;
+use vpnd_device::Mark;
+use vpnd_tunnel::udp::Listen;
+
+use crate::config::{Config, Problem};
+use crate::nft::expression::{
+    Address, Header, Meta, bytes, counter, device, drop, is, is_not, kind_of, load, set_bits,
+    set_mark,
+};
+use crate::nft::{self, Chain, Hook, Plan, Table};
+
+/// Before others look at the mark, or at where it came from: they do at `raw` (-300) at the earliest.
+const BEFORE_RAW: i32 = -310;
+const RAW: i32 = -300;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+/// `RTN_LOCAL`.
+const LOCAL: u32 = 2;
+const UDP: u8 = 17;
+
+/// Why the table cannot be set.
+#[derive(Debug, Error)]
+#[error(
+    "cannot set nftables' table inet {table}, as [service] firewall wants it: {error}{}",
+    help(error)
+)]
+pub(crate) struct FirewallError {
+    table: String,
+    error: io::Error,
+}
+
+impl FirewallError {
+    /// Whether a missing privilege is the reason.
+    pub(crate) fn is_permission(&self) -> bool {
+        self.error.kind() == io::ErrorKind::PermissionDenied
+    }
+}
+
+fn help(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "; it takes CAP_NET_ADMIN",
+        Some(libc::EEXIST) => "; somebody else has made one of this name",
+        _ => "; it takes Linux 5.12, with nftables and its `fib` for both versions of IP",
+    }
+}
+
+/// Sets the table in the network namespace that this thread is in. `index` is the device's number; the mark is
+/// that of the tunnel's own datagrams, where rules look for one.
+///
+/// # Errors
+///
+/// What the kernel refuses.
+pub(crate) fn set(
+    config: &Config,
+    index: u32,
+    mark: Option<Mark>,
+) -> Result<Option<Table>, FirewallError> {
+    if !config.service.firewall {
+        return Ok(None);
+    }
+    let table = format!("vpnd-{}", config.name);
+    let plan = plan(config, &table, index, mark);
+    match patiently(&plan) {
+        Ok(made) => Ok(Some(made)),
+        Err(error) => Err(FirewallError { table, error }),
+    }
+}
+
+/// One that a vpnd held which was killed may take an instant to go.
+fn patiently(plan: &Plan) -> io::Result<Table> {
+    const TRIES: usize = 25;
+    for _ in 0..TRIES {
+        match plan.make() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                sleep(Duration::from_millis(20));
+            }
+            made => return made,
+        }
+    }
+    plan.make()
+}
+
+fn plan(config: &Config, table: &str, index: u32, mark: Option<Mark>) -> Plan {
+    let mut plan = Plan::new(table);
+    let port = port(config.interface.listen);
+    if let (Some(mark), 1..) = (mark, port) {
+        plan.chain("marks", Hook::Prerouting, BEFORE_RAW);
+        plan.rule("marks", &marks(index, port, mark));
+    }
+    plan.chain("inside", Hook::Prerouting, RAW);
+    for address in inside(config) {
+        let mut rule = elsewhere(index, config.interface.vrf.as_deref());
+        rule.extend(to(address));
+        rule.extend([kind_of(Address::Source), is_not(&LOCAL.to_ne_bytes()), counter(), drop()]);
+        plan.rule("inside", &rule);
+    }
+    plan
+}
+
+/// Our addresses on the device. Link-local ones may be another link's, too, and a bridge's port has none.
+fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
+    let interface = &config.interface;
+    let addresses = interface.addresses.iter().filter(|_| interface.bridge.is_none());
+    addresses.map(ipnet::IpNet::addr).filter(|address| match address {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    })
+}
+
+/// What came neither by the device nor from this host. The device is known by its number, for it may be renamed;
+/// what a VRF has is shown again as if it had come by the VRF.
+fn elsewhere(index: u32, vrf: Option<&str>) -> Vec<Vec<u8>> {
+    let by_device = [load(Meta::Device), is_not(&index.to_ne_bytes())];
+    let by_name = [Some("lo"), vrf].into_iter().flatten().map(device);
+    let by_name = by_name.flat_map(|name| [load(Meta::DeviceName), is_not(&name)]);
+    by_device.into_iter().chain(by_name).collect()
+}
+
+fn to(address: IpAddr) -> [Vec<u8>; 4] {
+    let ip = |family, offset, address: &[u8]| {
+        let len = if family == IPV4 { 4 } else { 16 };
+        let header = bytes(Header::Network, offset, len);
+        [load(Meta::Family), is(&[family]), header, is(address)]
+    };
+    match address {
+        IpAddr::V4(v4) => ip(IPV4, 16, &v4.octets()),
+        IpAddr::V6(v6) => ip(IPV6, 24, &v6.octets()),
+    }
+}
+
+/// For datagrams that arrive for our port on this host. Those that it only passes on keep their way.
+fn marks(index: u32, port: u16, mark: Mark) -> [Vec<u8>; 11] {
+    [
+        load(Meta::Device),
+        is_not(&index.to_ne_bytes()),
+        load(Meta::Protocol),
+        is(&[UDP]),
+        bytes(Header::Transport, 2, 2),
+        is(&port.to_be_bytes()),
+        kind_of(Address::Destination),
+        is(&LOCAL.to_ne_bytes()),
+        load(Meta::Mark),
+        set_bits(mark.value, mark.mask),
+        set_mark(),
+    ]
+}
+
+/// 0 where any will do.
+fn port(listen: Listen) -> u16 {
+    match listen {
+        Listen::Port(port) => port,
+        Listen::Address(address) => address.port(),
+    }
+}
+
+/// Warns of what drops all that arrives for our port, as far as can be seen.
+pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+    let port = port(config.interface.listen);
+    if port == 0 || config.socket.netns.is_some() {
+        return Vec::new();
+    }
+    let closed = |chain: &Chain| {
+        chain.drops(Hook::Input)
+            && concerns(chain.family, config.interface.listen)
+            // What cannot be read is not blamed.
+            && nft::names_port(chain, port).is_ok_and(|named| !named)
+    };
+    // Who may not look at them is told nothing of them.
+    let chains = nft::chains().unwrap_or_default();
+    chains.iter().filter(|chain| closed(chain)).map(|chain| closed_port(chain, port)).collect()
+}
+
+/// Whether a chain of this family sees what arrives there.
+fn concerns(family: u8, listen: Listen) -> bool {
+    match (family, listen) {
+        (nft::INET, _) | (IPV4 | IPV6, Listen::Port(_)) => true,
+        (IPV4, Listen::Address(address)) => address.is_ipv4(),
+        (IPV6, Listen::Address(SocketAddr::V6(_))) => true,
+        _ => false,
+    }
+}
+
+fn closed_port(chain: &Chain, port: u16) -> Problem {
+    let Chain { table, name, .. } = chain;
+    let problem = format!(
+        "[interface] listen: chain {name} of nftables' table {table} drops what none of its rules accepts, and none \
+         names port {port}: the peer may not reach us"
+    );
+    let line = opening(chain, port);
+    let help = format!("`{line}` lets it in, until whatever sets that table sets it anew");
+    Problem::warning(problem).help(help)
+}
+
+/// The command that lets in what arrives for a port, in the words of whoever made the chain.
+fn opening(Chain { family, table, name, .. }: &Chain, port: u16) -> String {
+    let family = match (*family, table.as_str(), name.as_str()) {
+        (IPV4, "filter", "INPUT") => {
+            return format!("iptables -I INPUT -p udp --dport {port} -j ACCEPT");
+        }
+        (IPV6, "filter", "INPUT") => {
+            return format!("ip6tables -I INPUT -p udp --dport {port} -j ACCEPT");
+        }
+        (IPV4, ..) => "ip",
+        (IPV6, ..) => "ip6",
+        _ => "inet",
+    };
+    format!("nft insert rule {family} {table} {name} udp dport {port} accept")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_blamed_for_what_it_sees() {
+        let of = |text: &str| Listen::Address(text.parse().unwrap());
+        assert!(concerns(nft::INET, of("192.0.2.1:7")) && concerns(IPV6, Listen::Port(7)));
+        assert!(concerns(IPV4, of("192.0.2.1:7")) && !concerns(IPV6, of("192.0.2.1:7")));
+        assert!(concerns(IPV6, of("[2001:db8::1]:7")) && !concerns(IPV4, of("[2001:db8::1]:7")));
+        assert!(!concerns(3, Listen::Port(7)), "ARP");
+    }
+
+    #[test]
+    fn the_line_is_in_the_words_of_whoever_made_the_chain() {
+        let line = |family, table: &str, name: &str| {
+            let (table, name) = (table.to_owned(), name.to_owned());
+            opening(&Chain { family, table, name, ..Chain::default() }, 7)
+        };
+        assert_eq!(
+            line(nft::INET, "filter", "input"),
+            "nft insert rule inet filter input udp dport 7 accept"
+        );
+        assert_eq!(line(IPV4, "mine", "INPUT"), "nft insert rule ip mine INPUT udp dport 7 accept");
+        assert_eq!(line(IPV6, "filter", "INPUT"), "ip6tables -I INPUT -p udp --dport 7 -j ACCEPT");
+    }
+}

@@ -1,0 +1,326 @@
+//! What nftables is asked and told, in netlink's own messages: neither a program nor a shell is needed.
+
+pub(crate) mod expression;
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// `NETLINK_NETFILTER`, and the number of nftables there (`NFNL_SUBSYS_NFTABLES`).
+const NETLINK_NETFILTER: i32 = 12;
+const SUBSYSTEM: u16 = 10;
+/// What begins and ends changes that are made together or not at all (`NFNL_MSG_BATCH_BEGIN`, `…_END`).
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
+const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+/// Of a table: its name and flags (`nft_table_attributes`).
+const TABLE_NAME: u16 = 1;
+const TABLE_FLAGS: u16 = 2;
+/// Of a chain: its table, name, hook, policy and type (`nft_chain_attributes`); of a hook: its number and priority.
+const TABLE: u16 = 1;
+const NAME: u16 = 3;
+const HOOK: u16 = 4;
+const POLICY: u16 = 5;
+const TYPE: u16 = 7;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+/// Of a rule: its table, chain and expressions (`nft_rule_attributes`).
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const EXPRESSIONS: u16 = 4;
+/// `NLM_F_CREATE`.
+const CREATE: u16 = 0x400;
+/// Whatever holds attributes itself says so.
+const NESTED: u16 = 0x8000;
+/// `NF_DROP`.
+const DROP: u32 = 0;
+/// `NFPROTO_INET`: both versions of IP.
+pub(crate) const INET: u8 = 1;
+const HEADER: usize = 16;
+/// The kernel answers at once; nobody waits for one that does not.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where packets pass (`nf_inet_hooks`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// Before the kernel decides where they go.
+    Prerouting = 0,
+    /// What is for this host.
+    Input = 1,
+    /// What it passes on.
+    Forward = 2,
+}
+
+/// A chain of nftables; the newer `iptables` makes such, too.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) family: u8,
+    pub(crate) table: String,
+    pub(crate) name: String,
+    pub(crate) hook: Option<u32>,
+    pub(crate) policy: Option<u32>,
+}
+
+impl Chain {
+    /// Whether it drops there what none of its rules accepts.
+    pub(crate) fn drops(&self, hook: Hook) -> bool {
+        self.hook == Some(hook as u32) && self.policy == Some(DROP)
+    }
+
+    /// Reads a message behind its header: a family, three bytes more, and attributes.
+    fn read(message: &[u8]) -> Option<Self> {
+        let (family, attributes) = (*message.first()?, message.get(4..)?);
+        let mut chain = Self { family, ..Self::default() };
+        for (kind, value) in Attributes(attributes) {
+            match kind {
+                TABLE => chain.table = text(value),
+                NAME => chain.name = text(value),
+                HOOK => {
+                    let mut of_hook = Attributes(value);
+                    chain.hook =
+                        of_hook.find(|(kind, _)| *kind == HOOK_NUMBER).and_then(|(_, n)| number(n));
+                }
+                POLICY => chain.policy = number(value),
+                _ => {}
+            }
+        }
+        Some(chain)
+    }
+}
+
+/// All chains of this network namespace.
+pub(crate) fn chains() -> io::Result<Vec<Chain>> {
+    let chains = dump(GET_CHAIN, 0, &[])?;
+    Ok(chains.iter().filter_map(|message| Chain::read(message)).collect())
+}
+
+/// Whether a rule in this chain's table compares something with this port.
+pub(crate) fn names_port(chain: &Chain, port: u16) -> io::Result<bool> {
+    let table = attribute(RULE_TABLE, &zero_ended(&chain.table));
+    let rules = dump(GET_RULE, chain.family, &table)?;
+    Ok(rules.iter().any(|rule| compares(rule, port)))
+}
+
+/// As two bytes of a packet, or in the older words of `iptables`: from any port, to this one (`struct xt_udp`).
+fn compares(rule: &[u8], port: u16) -> bool {
+    let value = attribute(expression::VALUE, &port.to_be_bytes());
+    let older = [0, u16::MAX, port, port].map(u16::to_ne_bytes).concat();
+    // What fills a value up to four bytes is left out.
+    let parts = [&value[..6], &older];
+    parts.iter().any(|part| rule.windows(part.len()).any(|bytes| bytes == *part))
+}
+
+/// Everything of one kind, each message without its header.
+fn dump(kind: u16, family: u8, attributes: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    const ALL: u16 = 0x301;
+    let mut socket = connect()?;
+    socket.write_all(&message(kind, ALL, [family, 0, 0, 0], attributes))?;
+    let (mut found, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        let len = socket.read(&mut buffer)?;
+        for (kind, message) in Messages(&buffer[..len]) {
+            match i32::from(kind) {
+                libc::NLMSG_DONE => return Ok(found),
+                libc::NLMSG_ERROR => return Err(refusal(message)),
+                _ if matches!(kind, NEW_CHAIN | NEW_RULE) => found.push(message.to_vec()),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn connect() -> io::Result<Socket> {
+    let protocol = Some(Protocol::from(NETLINK_NETFILTER));
+    let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, protocol)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// What the kernel means by an error's number, which is negative; 0 is none.
+fn refusal(message: &[u8]) -> io::Error {
+    let code = message.first_chunk().map_or(-libc::EBADMSG, |code| i32::from_ne_bytes(*code));
+    io::Error::from_raw_os_error(-code)
+}
+
+/// A table of ours. It goes with the process, however that ends, and until then nobody else changes it, not even by
+/// `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
+#[derive(Debug)]
+#[must_use = "the table goes with it"]
+pub(crate) struct Table(#[expect(dead_code, reason = "the kernel sees it closed")] Socket);
+
+/// A table, its chains and rules, to be made at once.
+pub(crate) struct Plan {
+    table: String,
+    messages: Vec<Vec<u8>>,
+}
+
+impl Plan {
+    /// A table of this name for both versions of IP, which is not there yet.
+    pub(crate) fn new(table: &str) -> Self {
+        const OWNER: u32 = 2;
+        const ALONE: u16 = 0x200;
+        let named = attribute(TABLE_NAME, &zero_ended(table));
+        let attributes = [named, attribute(TABLE_FLAGS, &OWNER.to_be_bytes())].concat();
+        let mut plan = Self { table: table.to_owned(), messages: Vec::new() };
+        plan.push(NEW_TABLE, CREATE | ALONE, &attributes);
+        plan
+    }
+
+    /// A chain that packets pass at this hook; those of a lower priority come first.
+    pub(crate) fn chain(&mut self, name: &str, hook: Hook, priority: i32) {
+        let hook = [
+            attribute(HOOK_NUMBER, &(hook as u32).to_be_bytes()),
+            attribute(HOOK_PRIORITY, &priority.to_be_bytes()),
+        ];
+        let attributes = [
+            attribute(TABLE, &zero_ended(&self.table)),
+            attribute(NAME, &zero_ended(name)),
+            attribute(HOOK | NESTED, &hook.concat()),
+            attribute(TYPE, b"filter\0"),
+        ];
+        self.push(NEW_CHAIN, CREATE, &attributes.concat());
+    }
+
+    /// A rule at the end of a chain.
+    pub(crate) fn rule(&mut self, chain: &str, expressions: &[Vec<u8>]) {
+        const LAST: u16 = 0x800;
+        let attributes = [
+            attribute(RULE_TABLE, &zero_ended(&self.table)),
+            attribute(RULE_CHAIN, &zero_ended(chain)),
+            attribute(EXPRESSIONS | NESTED, &expressions.concat()),
+        ];
+        self.push(NEW_RULE, CREATE | LAST, &attributes.concat());
+    }
+
+    /// Makes all of it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses; nothing is there then.
+    pub(crate) fn make(&self) -> io::Result<Table> {
+        let mut socket = connect()?;
+        let part = |kind| message(kind, 0, [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]], &[]);
+        let all = [part(BATCH_BEGIN), self.messages.concat(), part(BATCH_END)].concat();
+        socket.write_all(&all)?;
+        let (mut left, mut buffer) = (self.messages.len(), vec![0; 64 << 10]);
+        while left > 0 {
+            let len = socket.read(&mut buffer)?;
+            for (_, message) in Messages(&buffer[..len]) {
+                match refusal(message) {
+                    error if error.raw_os_error() != Some(0) => return Err(error),
+                    _ => left = left.saturating_sub(1),
+                }
+            }
+        }
+        Ok(Table(socket))
+    }
+
+    fn push(&mut self, kind: u16, flags: u16, attributes: &[u8]) {
+        const ACKNOWLEDGE: u16 = 4;
+        self.messages.push(message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes));
+    }
+}
+
+/// A header (length, kind, flags, sequence, port), four bytes that all of netfilter's messages have, and attributes.
+fn message(kind: u16, flags: u16, start: [u8; 4], attributes: &[u8]) -> Vec<u8> {
+    const REQUEST: u16 = 1;
+    let len = u32::try_from(HEADER + start.len() + attributes.len()).unwrap_or(u32::MAX);
+    let header = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &(flags | REQUEST).to_ne_bytes()];
+    [&header.concat()[..], &[0; 8], &start, attributes].concat()
+}
+
+/// An attribute, filled up to whole fours.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut bytes = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn zero_ended(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}
+
+/// Netlink's messages: the kind of each, and what stands behind its header.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let len = usize::try_from(u32::from_ne_bytes(*self.0.first_chunk()?)).ok()?;
+        let kind = u16::from_ne_bytes(*self.0.get(4..)?.first_chunk()?);
+        let message = self.0.get(HEADER..len)?;
+        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, message))
+    }
+}
+
+/// Netlink's attributes: the kind of each without its flags, and its value.
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        const FLAGS: u16 = 0xc000;
+        let len = usize::from(u16::from_ne_bytes(*self.0.first_chunk()?));
+        let kind = u16::from_ne_bytes(*self.0.get(2..)?.first_chunk()?) & !FLAGS;
+        let value = self.0.get(4..len)?;
+        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    }
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_the_words_of_either_packet_filter() {
+        let newer = expression::is(&7_u16.to_be_bytes());
+        let older = [&b"udp\0"[..], &[0, u16::MAX, 7, 7].map(u16::to_ne_bytes).concat()].concat();
+        for rule in [newer, older] {
+            assert!(compares(&rule, 7) && !compares(&rule, 8), "{rule:?}");
+        }
+        assert!(!compares(&expression::is(&7_u32.to_be_bytes()), 7));
+    }
+
+    #[test]
+    fn a_chain_as_the_kernel_tells_it() {
+        let hook = attribute(HOOK_NUMBER, &2_u32.to_be_bytes());
+        let message = [
+            vec![2, 0, 0, 0],
+            attribute(TABLE, b"filter\0"),
+            attribute(NAME, b"FORWARD\0"),
+            attribute(HOOK | NESTED, &hook),
+            attribute(POLICY, &[0; 4]),
+        ]
+        .concat();
+        let chain = Chain::read(&message).unwrap();
+        assert_eq!(
+            (chain.family, chain.table.as_str(), chain.name.as_str()),
+            (2, "filter", "FORWARD")
+        );
+        assert!(chain.drops(Hook::Forward) && !chain.drops(Hook::Input));
+        assert!(!Chain { policy: Some(1), ..Chain::default() }.drops(Hook::Forward));
+        for cut in 0..message.len() {
+            Chain::read(&message[..cut]);
+        }
+        assert_eq!(Messages(&[0xff; 40]).count(), 0);
+        assert_eq!(Attributes(&[0; 8]).count(), 0, "a length that is none ends it");
+    }
+}

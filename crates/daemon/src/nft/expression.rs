@@ -1,0 +1,112 @@
+//! The parts of a rule. Each loads into one register, the first, or looks at what is there.
+
+use super::{NESTED, attribute, zero_ended};
+
+/// `NFTA_DATA_VALUE`.
+pub(super) const VALUE: u16 = 1;
+const REGISTER: u32 = 1;
+
+/// What is known of a packet besides what is in it (`nft_meta_keys`).
+#[derive(Clone, Copy)]
+pub(crate) enum Meta {
+    /// Its mark.
+    Mark = 3,
+    /// The number of the device that it came by.
+    Device = 4,
+    /// That device's name.
+    DeviceName = 6,
+    /// The version of IP, by its `NFPROTO` number.
+    Family = 15,
+    /// What it carries.
+    Protocol = 16,
+}
+
+/// Which header (`nft_payload_bases`).
+#[derive(Clone, Copy)]
+pub(crate) enum Header {
+    /// That of IP.
+    Network = 1,
+    /// What comes behind it.
+    Transport = 2,
+}
+
+/// Which address's kind is looked up (`nft_fib_flags`).
+#[derive(Clone, Copy)]
+pub(crate) enum Address {
+    /// The sender's.
+    Source = 1,
+    /// The receiver's.
+    Destination = 2,
+}
+
+/// Loads what is known of the packet.
+pub(crate) fn load(meta: Meta) -> Vec<u8> {
+    named("meta", &[number(1, REGISTER), number(2, meta as u32)])
+}
+
+/// Sets the packet's mark to what is loaded.
+pub(crate) fn set_mark() -> Vec<u8> {
+    named("meta", &[number(2, Meta::Mark as u32), number(3, REGISTER)])
+}
+
+/// Loads bytes of the packet.
+pub(crate) fn bytes(header: Header, offset: u32, len: u32) -> Vec<u8> {
+    let parts = [(1, REGISTER), (2, header as u32), (3, offset), (4, len)];
+    named("payload", &parts.map(|(kind, value)| number(kind, value)))
+}
+
+/// Loads the kind of an address, as routing knows it.
+pub(crate) fn kind_of(address: Address) -> Vec<u8> {
+    const KIND: u32 = 3;
+    named("fib", &[number(1, REGISTER), number(2, KIND), number(3, address as u32)])
+}
+
+/// Goes on if what is loaded is this.
+pub(crate) fn is(value: &[u8]) -> Vec<u8> {
+    named("cmp", &[number(1, REGISTER), number(2, 0), data(3, value)])
+}
+
+/// Goes on if what is loaded is not this.
+pub(crate) fn is_not(value: &[u8]) -> Vec<u8> {
+    named("cmp", &[number(1, REGISTER), number(2, 1), data(3, value)])
+}
+
+/// Sets the bits of `mask` in what is loaded to those of `value`.
+pub(crate) fn set_bits(value: u32, mask: u32) -> Vec<u8> {
+    let parts = [(1, REGISTER), (2, REGISTER), (3, 4)].map(|(kind, value)| number(kind, value));
+    let (and, xor) = (data(4, &(!mask).to_ne_bytes()), data(5, &value.to_ne_bytes()));
+    named("bitwise", &[&parts[..], &[and, xor]].concat())
+}
+
+/// Counts what comes here.
+pub(crate) fn counter() -> Vec<u8> {
+    named("counter", &[])
+}
+
+/// Drops it.
+pub(crate) fn drop() -> Vec<u8> {
+    const VERDICT: u16 = 2;
+    let verdict = attribute(VERDICT | NESTED, &number(1, super::DROP));
+    named("immediate", &[number(1, 0), attribute(2 | NESTED, &verdict)])
+}
+
+/// A device's name, as it is compared: with zeros up to its greatest length.
+pub(crate) fn device(name: &str) -> [u8; libc::IFNAMSIZ] {
+    let mut padded = [0; libc::IFNAMSIZ];
+    padded.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)).for_each(|(to, from)| *to = from);
+    padded
+}
+
+fn named(name: &str, parts: &[Vec<u8>]) -> Vec<u8> {
+    const ELEMENT: u16 = 1;
+    let parts = [attribute(1, &zero_ended(name)), attribute(2 | NESTED, &parts.concat())];
+    attribute(ELEMENT | NESTED, &parts.concat())
+}
+
+fn number(kind: u16, value: u32) -> Vec<u8> {
+    attribute(kind, &value.to_be_bytes())
+}
+
+fn data(kind: u16, value: &[u8]) -> Vec<u8> {
+    attribute(kind | NESTED, &attribute(VALUE, value))
+}
