@@ -218,6 +218,11 @@ mod tests {
             assert!(TAP.stops_frame(&frame(tags, &ipv4(UDP, &udp(67, 68)))), "{tags:x?}");
         }
         assert!(TAP.stops_frame(&frame(&[0x8100; 30], &icmpv6(135))), "tags without end");
+        // Behind a length and a SNAP header.
+        let plain = frame(&[], &icmpv6(134));
+        let snap = [&plain[..12], &[0, 100, 0xaa, 0xaa, 3, 0, 0, 0], &plain[12..]].concat();
+        assert!(TAP.stops_frame(&snap));
+        assert!(!TAP.stops_frame(&snap[..20]));
         assert!(!Guard::default().stops_frame(&frame(&[], &icmpv6(134))));
         assert!(!TAP.stops_frame(&[2; 13]) && !TAP.stops_frame(&[2; 60]));
     }
