@@ -34,6 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         works("hooks::the runner holds no key", no_key),
         works("hooks::names by systemd-resolved", names),
         works("hooks::a device that is renamed", renamed),
+        waits("hooks::names that another program resets", reset_names),
         works("hooks::names without systemd-resolved", no_names),
         works("hooks::vpnd check", checked),
     ]
@@ -522,6 +523,38 @@ fn renamed(lab: &Lab) -> Result<String> {
     ];
     ensure!(said == expected, "{said:#?}");
     Ok(expected.join("; "))
+}
+
+/// A stand-in that lists the servers it was told of, as systemd-resolved does.
+const LISTS: &str = "\
+    list=/run/systemd/resolve/resolv.conf; mkdir -p ${list%/*}; echo \"$@\" >> $0.out
+    case $1 in dns) echo nameserver $3 > $list;; revert) : > $list;; esac";
+
+/// Another program has the resolver forget the names, of a device that has a new name by then.
+fn reset_names(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let resolvectl = Script::new(&wire.a, "resolvectl", LISTS)?;
+    let mut site = site::pair()?.0.towards(Wire::B4);
+    site.tables.push("[dns]\nservers = \"10.99.0.2\"".to_owned());
+    let mut a = Vpnd::start_as(&with_path(&wire.a)?, &wire.a, &site)?;
+    wire.a.run("ip link set tun0 name office")?;
+    a.wait_for("status has the name", SOON, |status| status.device_name() == Some("office"))?;
+    let reset = Instant::now();
+    wire.a.run(&format!("{} revert office", resolvectl.0.display()))?;
+    a.wait_for_log("they are set again", SOON)?;
+    let took = reset.elapsed();
+    a.process().terminate()?;
+    let said = resolvectl.lines("out");
+    let expected = [
+        "dns tun0 10.99.0.2",
+        "default-route tun0 yes",
+        "revert office",
+        "dns office 10.99.0.2",
+        "default-route office yes",
+        "revert office",
+    ];
+    ensure!(said == expected, "{said:#?}");
+    Ok(format!("{}; {:.1} s after they were gone", expected.join("; "), took.as_secs_f64()))
 }
 
 /// vpnd with the host's own directory first in its PATH.

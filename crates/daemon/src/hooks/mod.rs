@@ -6,11 +6,13 @@
 //!    fails.
 //! 3. While the tunnel runs, `established` and `lost` follow the peer, each at most every five seconds.
 //!    They take turns: what changed and changed back while a command ran, or was waited for, is passed over.
+//!    Between them the name servers are set again where another program has taken them away ([`names`]).
 //! 4. At the end, and before anything is undone, `down` is run. What fails is logged.
 
 mod client;
 mod dns;
 mod exec;
+mod names;
 mod output;
 mod plan;
 mod program;
@@ -26,7 +28,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub(crate) use plan::{Moment, Plan};
 pub(crate) use program::{from_directory, look_at};
@@ -34,6 +36,7 @@ pub(crate) use runner::{WORD, run, stand_apart};
 pub(crate) use variables::{Facts, plan, wanted};
 
 use client::Runner;
+use names::{Found, Names};
 use plan::Argv;
 use talk::{End, Order};
 
@@ -65,6 +68,8 @@ pub(crate) struct Hooks {
     plan: Plan,
     /// The device's name, if it is another than the plan's.
     device: Option<String>,
+    /// The name servers that are to stay as they were set; none where none were.
+    names: Option<Names>,
 }
 
 impl Hooks {
@@ -75,7 +80,7 @@ impl Hooks {
     /// If it cannot be started.
     pub(crate) fn start(wanted: bool) -> Result<Self, HookError> {
         let runner = wanted.then(Runner::start).transpose().map_err(HookError::Start)?;
-        Ok(Self { runner, plan: Plan::default(), device: None })
+        Ok(Self { runner, plan: Plan::default(), device: None, names: None })
     }
 
     /// Hands the plan over and runs what belongs to a start. `None` if it ended before, as `stop`
@@ -121,21 +126,43 @@ impl Hooks {
 
     /// A tunnel without its names is better than none.
     async fn set_dns(&mut self) {
-        for index in 0..self.plan.at(Moment::SetDns).len() {
-            let end = self.command(Moment::SetDns, index, None).await;
-            if !end.as_ref().is_ok_and(End::is_good) {
-                let why = end.map_or_else(|error| error.to_string(), |end| end.to_string());
-                let command = &self.plan.at(Moment::SetDns)[index];
+        match self.tell_names().await {
+            Ok(()) if self.plan.at(Moment::SetDns).is_empty() => {}
+            Ok(()) => self.names = Some(Names::new(self.plan.at(Moment::SetDns))),
+            Err(Untold { index, why }) => {
                 tracing::warn!(
-                    "[dns] has no effect: `{command}` {why}; it takes systemd-resolved, or a hook \
-                     that does as much"
+                    "[dns] has no effect: {why}; it takes systemd-resolved, or a hook that does as much"
                 );
                 if index == 0 {
                     self.plan.commands.remove(&Moment::RevertDns);
                 }
-                return;
             }
         }
+    }
+
+    /// Has systemd-resolved told of the names, up to the first command that fails.
+    async fn tell_names(&mut self) -> Result<(), Untold> {
+        for index in 0..self.plan.at(Moment::SetDns).len() {
+            let end = self.command(Moment::SetDns, index, None).await;
+            if !end.as_ref().is_ok_and(End::is_good) {
+                let why = end.map_or_else(|error| error.to_string(), |end| end.to_string());
+                let command = planned(&self.plan, self.device.as_deref(), Moment::SetDns, index);
+                return Err(Untold { index, why: format!("`{command}` {why}") });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks after the names, and sets them again where they may be gone.
+    async fn keep_names(&mut self) {
+        let Some(mut names) = self.names.take() else { return };
+        let found = names.look(Instant::now());
+        if found != Found::Kept {
+            let told = self.tell_names().await;
+            names.set_again(Instant::now(), found, told.is_ok());
+            report(found, told);
+        }
+        self.names = self.runner.is_some().then_some(names);
     }
 
     /// Runs one command of the plan; nothing where there is no runner.
@@ -181,11 +208,7 @@ impl Hooks {
     async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
         let (mut alive, mut begun) = (false, [None; 2]);
         loop {
-            let changed = wishes.wait_for(|wish| wish.end || wish.alive != alive).await;
-            let Ok(wish) = changed.map(|wish| wish.clone()) else { break };
-            if wish.end {
-                break;
-            }
+            let Some(wish) = self.next(&mut wishes, alive).await else { break };
             let begun = &mut begun[usize::from(wish.alive)];
             if let Some(begun) = *begun {
                 let back = wishes.wait_for(|wish| wish.end || wish.alive == alive);
@@ -210,6 +233,22 @@ impl Hooks {
         self.bring_down(wish.endpoint).await;
     }
 
+    /// Looks after the names until the peer is there, or is there no more; none at the end.
+    async fn next(&mut self, wishes: &mut watch::Receiver<Wish>, alive: bool) -> Option<Wish> {
+        loop {
+            let due = self.names.as_ref().map(Names::due);
+            tokio::select! {
+                biased;
+                changed = wishes.wait_for(|wish| wish.end || wish.alive != alive) => {
+                    return changed.ok().map(|wish| wish.clone()).filter(|wish| !wish.end);
+                }
+                () = until(due) => {}
+            }
+            self.device = wishes.borrow().device.clone();
+            self.keep_names().await;
+        }
+    }
+
     async fn bring_down(mut self, endpoint: Option<SocketAddr>) {
         for index in 0..self.plan.at(Moment::Down).len() {
             self.attend(Moment::Down, index, endpoint).await;
@@ -226,6 +265,34 @@ impl Hooks {
         if let Some(runner) = self.runner {
             runner.end().await;
         }
+    }
+}
+
+/// The command that systemd-resolved was not told by, and what came of it.
+struct Untold {
+    index: usize,
+    why: String,
+}
+
+/// Says that names were set again, if they were gone.
+fn report(found: Found, told: Result<(), Untold>) {
+    match told {
+        Ok(()) if found == Found::Gone => tracing::info!(
+            "systemd-resolved no longer had the name servers of [dns]: another program changed them, or \
+             it was started anew; they are set again"
+        ),
+        Ok(()) => tracing::debug!("[dns] is set again, in case that something of it was gone"),
+        Err(Untold { why, .. }) => {
+            tracing::warn!("[dns] cannot be set again: {why}; it is tried on");
+        }
+    }
+}
+
+/// Then; never if there is no then.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }
 

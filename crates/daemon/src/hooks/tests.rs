@@ -27,7 +27,12 @@ impl Site {
         }
         let (ours, theirs) = UnixStream::pair().unwrap();
         runner::tests::pretend(theirs);
-        let hooks = Hooks { runner: Some(Runner::over(ours)), plan: Plan::default(), device: None };
+        let hooks = Hooks {
+            runner: Some(Runner::over(ours)),
+            plan: Plan::default(),
+            device: None,
+            names: None,
+        };
         Self { directory, hooks, plan }
     }
 
@@ -178,6 +183,6 @@ async fn a_lost_runner_is_no_reason_to_stop() {
     drop(theirs);
     let commands = [(Moment::Down, vec![Argv::new(["true"]).unwrap()])];
     let plan = Plan { commands: commands.into(), ..Plan::default() };
-    let hooks = Hooks { runner: Some(Runner::over(ours)), plan, device: None };
+    let hooks = Hooks { runner: Some(Runner::over(ours)), plan, device: None, names: None };
     hooks.follow().end().await;
 }

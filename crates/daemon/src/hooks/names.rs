@@ -1,0 +1,198 @@
+//! Whether systemd-resolved still has the name servers that it was told of. Another program may have had it forget
+//! them (`resolvectl revert`, an agent that sets up links), or it may have been started without its state.
+//!
+//! What it knows of a link lies in a directory that only it can read. It writes a `resolv.conf` that everybody can
+//! read, with the servers of links that are asked for every name: one that is gone from there is seen
+//! within [`OFTEN`]. A link that is asked for its own domains only is not in it, so everything is set again
+//! every [`SELDOM`] as well; where nothing is missing systemd-resolved neither changes nor logs anything.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::plan::Argv;
+
+/// Where systemd-resolved lists the servers of links that are asked for every name.
+const LIST: &str = "/run/systemd/resolve/resolv.conf";
+/// How often the list is read.
+const OFTEN: Duration = Duration::from_secs(5);
+/// How often everything is set again, whatever the list says.
+const SELDOM: Duration = Duration::from_secs(30);
+/// Where it does not help, or does not last, the pauses grow to this.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The servers that were set, and when to look after them.
+#[derive(Debug)]
+pub(super) struct Names {
+    servers: Vec<IpAddr>,
+    list: PathBuf,
+    /// Whether the list had them all when they were set; only then can they be missed there.
+    listed: bool,
+    pause: Duration,
+    due: Instant,
+    renewal: Instant,
+}
+
+/// What a look shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing is to be done.
+    Kept,
+    /// A server is gone: all is to be set again.
+    Gone,
+    /// All is to be set again, for nobody can tell.
+    Unknown,
+}
+
+impl Names {
+    /// These commands have just been run.
+    pub(super) fn new(commands: &[Argv]) -> Self {
+        let words = commands.iter().flat_map(Argv::words);
+        let servers = words.filter_map(|word| word.parse().ok()).collect();
+        Self::listed_in(LIST.into(), servers, Instant::now())
+    }
+
+    fn listed_in(list: PathBuf, servers: Vec<IpAddr>, now: Instant) -> Self {
+        let (due, renewal) = (now + OFTEN, now + SELDOM);
+        let mut names = Self { servers, list, listed: false, pause: OFTEN, due, renewal };
+        names.listed = names.are_listed();
+        names
+    }
+
+    /// When to look.
+    pub(super) const fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Looks whether the servers are still known.
+    pub(super) fn look(&mut self, now: Instant) -> Found {
+        self.due = now + OFTEN;
+        if self.listed && !self.are_listed() {
+            return Found::Gone;
+        }
+        if now >= self.renewal {
+            return Found::Unknown;
+        }
+        self.pause = OFTEN;
+        Found::Kept
+    }
+
+    /// After this was found all has been set again, or could not be.
+    pub(super) fn set_again(&mut self, now: Instant, found: Found, is_set: bool) {
+        if is_set {
+            self.listed = self.are_listed();
+        }
+        let helps = is_set && found == Found::Unknown;
+        self.pause = if helps { OFTEN } else { LONGEST.min(self.pause * 2) };
+        self.due = now + self.pause;
+        self.renewal = now + self.pause.max(SELDOM);
+    }
+
+    fn are_listed(&self) -> bool {
+        // A list that is replaced just now, or gone, has none.
+        let list = fs::read_to_string(&self.list).unwrap_or_default();
+        let listed: Vec<_> = list.lines().filter_map(name_server).collect();
+        self.servers.iter().all(|server| listed.contains(server))
+    }
+}
+
+/// The address in a line of `resolv.conf`. A link-local one has its link behind it.
+fn name_server(line: &str) -> Option<IpAddr> {
+    line.strip_prefix("nameserver ")?.trim().split('%').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    const BOTH: &str = "# comment\nnameserver 192.0.2.53\nnameserver 10.99.0.2\nnameserver fe80::2%tun0\nsearch .\n";
+    const LAN: &str = "nameserver 192.0.2.53\nsearch .\n";
+
+    fn names(list: &Path, now: Instant) -> Names {
+        let servers = ["10.99.0.2", "fe80::2"].map(|server| server.parse().unwrap());
+        Names::listed_in(list.to_owned(), servers.into(), now)
+    }
+
+    /// Looks when it is due, and sets again what is gone or unknown by writing `list`.
+    fn turn(names: &mut Names, list: &str) -> (Found, Duration) {
+        let now = names.due();
+        let found = names.look(now);
+        if found != Found::Kept {
+            fs::write(&names.list, list).unwrap();
+            names.set_again(now, found, true);
+        }
+        (found, names.due() - now)
+    }
+
+    #[test]
+    fn the_servers_are_those_of_the_commands() {
+        let commands = ["dns tun0 10.99.0.2 fd99::2", "domain tun0 ~.", "default-route tun0 yes"]
+            .map(|line| Argv::new(format!("resolvectl {line}").split(' ')).unwrap());
+        let servers = ["10.99.0.2", "fd99::2"].map(|server| server.parse::<IpAddr>().unwrap());
+        assert_eq!(Names::new(&commands).servers, servers);
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_missed_at_the_next_look() {
+        let directory = tempfile::tempdir().unwrap();
+        let list = directory.path().join("resolv.conf");
+        fs::write(&list, BOTH).unwrap();
+        let mut names = names(&list, Instant::now());
+        assert_eq!(turn(&mut names, BOTH), (Found::Kept, OFTEN));
+        // One of the two is enough, and so is a list that is gone.
+        fs::write(&list, "nameserver 10.99.0.2\n").unwrap();
+        assert_eq!(turn(&mut names, BOTH), (Found::Gone, OFTEN * 2));
+        assert_eq!(turn(&mut names, BOTH), (Found::Kept, OFTEN));
+        fs::remove_file(&list).unwrap();
+        assert_eq!(turn(&mut names, BOTH), (Found::Gone, OFTEN * 2));
+    }
+
+    #[test]
+    fn who_takes_them_away_again_and_again_is_met_less_often() {
+        let directory = tempfile::tempdir().unwrap();
+        let list = directory.path().join("resolv.conf");
+        fs::write(&list, BOTH).unwrap();
+        let mut names = names(&list, Instant::now());
+        let pauses: Vec<_> = (0..5)
+            .map(|_| {
+                fs::write(&list, LAN).unwrap();
+                turn(&mut names, BOTH)
+            })
+            .collect();
+        assert_eq!(pauses, [10, 20, 40, 60, 60].map(|s| (Found::Gone, Duration::from_secs(s))));
+        assert_eq!(turn(&mut names, BOTH).0, Found::Unknown, "domains may be gone by then");
+        assert_eq!(turn(&mut names, BOTH), (Found::Kept, OFTEN));
+    }
+
+    #[test]
+    fn what_no_list_shows_is_set_again_now_and_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let list = directory.path().join("resolv.conf");
+        let begin = Instant::now();
+        let mut names = names(&list, begin);
+        let found: Vec<_> = (0..12).map(|_| turn(&mut names, LAN).0).collect();
+        let renewed = found.iter().filter(|found| **found == Found::Unknown).count();
+        assert_eq!((renewed, found.contains(&Found::Gone)), (2, false), "{found:?}");
+        assert_eq!(names.due() - begin, Duration::from_secs(65));
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_tried_less_often() {
+        let directory = tempfile::tempdir().unwrap();
+        let list = directory.path().join("resolv.conf");
+        fs::write(&list, BOTH).unwrap();
+        let mut names = names(&list, Instant::now());
+        fs::write(&list, LAN).unwrap();
+        let pauses = [(); 5].map(|()| {
+            let now = names.due();
+            assert_eq!(names.look(now), Found::Gone, "a failure makes it no less wanted");
+            names.set_again(now, Found::Gone, false);
+            (names.due() - now).as_secs()
+        });
+        assert_eq!(pauses, [10, 20, 40, 60, 60]);
+    }
+}
