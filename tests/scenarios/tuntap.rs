@@ -117,8 +117,9 @@ fn overwritten(lab: &Lab) -> Result<String> {
     ensure!(during["flags"] == json!(["vnet_hdr", "persist"]), "{during}");
     ensure!(during["user"] == before["user"] && during["fixed"] == before["fixed"], "{during}");
     let holders = during["processes"].as_array().context("no processes")?;
+    // One descriptor to move packets, one to watch the device.
     let daemon = json!({
-        "pid": running.process().id(), "name": "vpnd", "queues": 1, "elsewhere": false,
+        "pid": running.process().id(), "name": "vpnd", "queues": 2, "elsewhere": false,
     });
     ensure!(holders.contains(&daemon), "{during}");
     // Beside it the process that waits for its end.
