@@ -1,107 +1,23 @@
-//! Paths of IPv6 that carry less than their first link, and messages that only say so.
+//! Messages that say of an IPv6 path that it carries less than it does.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use vpnd_tests::capture::Capture;
-use vpnd_tests::link::{cable, port};
+use vpnd_tests::link::port;
 use vpnd_tests::runner::{Cost, Scenario};
-use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT, Site};
-use vpnd_tests::traffic::{ping, tcp};
-use vpnd_tests::{Host, Lab, Vpnd, Wire, eventually, nft};
+use vpnd_tests::site::{INNER_B4, PORT};
+use vpnd_tests::traffic::ping;
+use vpnd_tests::{Host, Lab, Wire, eventually, nft};
 
 use crate::tunnel::{SOON, Tunnel};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![
-        Scenario::new("narrow::a smaller link that fragments do not cross", Cost::Works, pieces),
-        Scenario::new("narrow::a smaller link, to WireGuard", Cost::Works, fragments),
-        Scenario::new("narrow::a forged message about the path", Cost::Works, forged),
-    ]
+    vec![Scenario::new("narrow::a forged message about the path", Cost::Works, forged)]
 }
 
-/// Bytes that the link in the middle carries.
-const NARROW: &str = "1400";
 /// With ICMP and IP headers as large as the device's MTU.
 const FULL: u16 = 1420 - 28;
-
-/// Two hosts with two routers between them, and a smaller link between those. The routers say so to both.
-struct Path {
-    a: Host,
-    b: Host,
-}
-
-impl Path {
-    const A6: &str = "[2001:db8:1::1]:51820";
-    const B6: &str = "[2001:db8:3::1]:51820";
-
-    fn new(lab: &Lab) -> Result<Self> {
-        let (a, b) = (lab.host("a")?, lab.host("b")?);
-        let (near, far) = (lab.host("near")?, lab.host("far")?);
-        cable(port(&a, "eth0"), port(&near, "to-a"))?;
-        cable(port(&near, "far"), port(&far, "near"))?;
-        cable(port(&far, "to-b"), port(&b, "eth0"))?;
-        for (host, device, address) in [
-            (&a, "eth0", "2001:db8:1::1/64"),
-            (&near, "to-a", "2001:db8:1::ff/64"),
-            (&near, "far", "2001:db8:2::1/64"),
-            (&far, "near", "2001:db8:2::2/64"),
-            (&far, "to-b", "2001:db8:3::ff/64"),
-            (&b, "eth0", "2001:db8:3::1/64"),
-        ] {
-            port(host, device).address(&[address])?;
-        }
-        for (router, device, net, gateway) in [
-            (&near, "far", "2001:db8:3::/64", "2001:db8:2::2"),
-            (&far, "near", "2001:db8:1::/64", "2001:db8:2::1"),
-        ] {
-            router.sysctl("ipv6/conf/all/forwarding", "1")?;
-            router.run(&format!("ip link set {device} mtu {NARROW}"))?;
-            router.run(&format!("ip -6 route add {net} via {gateway}"))?;
-        }
-        a.run("ip -6 route add default via 2001:db8:1::ff")?;
-        b.run("ip -6 route add default via 2001:db8:3::ff")?;
-        Ok(Self { a, b })
-    }
-
-    fn start(&self, site: impl Fn(Site) -> Site) -> Result<(Vpnd, Vpnd)> {
-        let (a, b) = site::pair()?;
-        let b = Vpnd::start(&self.b, &site(b.towards(Self::A6)))?;
-        let a = Vpnd::start(&self.a, &site(a.towards(Self::B6)))?;
-        ping::until_answered(&self.a, INNER_B4, SOON)?;
-        Ok((a, b))
-    }
-}
-
-/// Between two vpnd packets cross in pieces that fit, as soon as the first was refused.
-fn pieces(lab: &Lab) -> Result<String> {
-    let path = Path::new(lab)?;
-    for host in [&path.a, &path.b] {
-        nft::drop_arriving(host, "exthdr frag exists")?;
-    }
-    let _ends = path.start(|site| site.speaking_vpnd(&[]))?;
-    crosses(&path, INNER_B4)
-}
-
-/// WireGuard takes no pieces: the kernel makes fragments that fit.
-fn fragments(lab: &Lab) -> Result<String> {
-    let path = Path::new(lab)?;
-    let _ends = path.start(|site| site)?;
-    crosses(&path, INNER_B4)
-}
-
-fn crosses(path: &Path, to: &str) -> Result<String> {
-    let full = || {
-        let pings = ping::with_size(&path.a, to, 5, Duration::from_millis(100), FULL)?;
-        ensure!(pings.answered == 5, "of full size: {pings:?}");
-        Ok(())
-    };
-    eventually("both ends know what the path carries", SOON, full)?;
-    tcp::transfer(&path.a, &path.b, to, 8 << 20)?;
-    tcp::transfer(&path.b, &path.a, INNER_A4, 8 << 20)?;
-    full()?;
-    Ok("pings of full size and 8 MiB of TCP each way".to_owned())
-}
 
 /// The kernel believes it, and vpnd asks the peer.
 fn forged(lab: &Lab) -> Result<String> {

@@ -1,17 +1,10 @@
 //! Whether systemd-resolved still has the name servers that it was told of. Another program may have had it forget
 //! them (`resolvectl revert`, an agent that sets up links), or it may have been started without its state.
 //!
-<<<<<<< HEAD
-//! What it knows of a link lies in a directory that only it can read. All servers that it knows are in a
-//! `resolv.conf` that everybody can read: a server that is gone from there is seen within [`OFTEN`]. Domains
-//! are not all in it, so everything is set again every [`SELDOM`] as well; where nothing is missing
-//! systemd-resolved neither changes nor logs anything.
-=======
 //! What it knows of a link lies in a directory that only it can read. It writes a `resolv.conf` that everybody can
 //! read, with the servers of links that are asked for every name: one that is gone from there is seen
 //! within [`OFTEN`]. A link that is asked for its own domains only is not in it, so everything is set again
 //! every [`SELDOM`] as well; where nothing is missing systemd-resolved neither changes nor logs anything.
->>>>>>> dns
 
 use std::fs;
 use std::net::IpAddr;
@@ -22,11 +15,7 @@ use tokio::time::Instant;
 
 use super::plan::Argv;
 
-<<<<<<< HEAD
-/// Where systemd-resolved lists the servers of all links.
-=======
 /// Where systemd-resolved lists the servers of links that are asked for every name.
->>>>>>> dns
 const LIST: &str = "/run/systemd/resolve/resolv.conf";
 /// How often the list is read.
 const OFTEN: Duration = Duration::from_secs(5);
