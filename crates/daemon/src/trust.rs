@@ -74,7 +74,7 @@ pub(crate) fn file(path: &Path) -> Result<PathBuf, Untrusted> {
 ///
 /// # Errors
 ///
-/// As [`file`].
+/// As [`file()`].
 pub(crate) fn directory(path: &Path) -> Result<PathBuf, Untrusted> {
     let us = Us::now();
     let (real, found) = us.walk(path)?;
@@ -86,7 +86,7 @@ pub(crate) fn directory(path: &Path) -> Result<PathBuf, Untrusted> {
 ///
 /// # Errors
 ///
-/// As [`file`].
+/// As [`file()`].
 pub(crate) fn place(path: &Path) -> Result<PathBuf, Untrusted> {
     Us::now().walk(path).map(|(real, _)| real)
 }
@@ -95,7 +95,7 @@ pub(crate) fn place(path: &Path) -> Result<PathBuf, Untrusted> {
 ///
 /// # Errors
 ///
-/// As [`file`].
+/// As [`file()`].
 pub(crate) fn place_among(path: &Path, users: &[u32]) -> Result<PathBuf, Untrusted> {
     Us { users: users.to_vec(), ..Us::now() }.walk(path).map(|(real, _)| real)
 }
@@ -104,7 +104,7 @@ pub(crate) fn place_among(path: &Path, users: &[u32]) -> Result<PathBuf, Untrust
 ///
 /// # Errors
 ///
-/// As [`file`].
+/// As [`file()`].
 pub(crate) fn open(path: &Path, flags: libc::c_int) -> Result<(PathBuf, File), Untrusted> {
     let real = place(path)?;
     let opened = open_no_link(&real, flags).and_then(|file| Ok((file.metadata()?, file)));

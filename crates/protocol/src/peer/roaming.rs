@@ -94,7 +94,10 @@ impl Peer {
         if !self.keyring.opening().any(|key| key.generation() == source.generation) {
             return;
         }
-        self.roaming.next_at = now.boot + MOVES_APART;
+        // To find the peer is no move: it may move at once.
+        if self.path.is_some() {
+            self.roaming.next_at = now.boot + MOVES_APART;
+        }
         let at = Arrival { from: source.from, local: source.local };
         match self.path {
             None if self.frames_flow() && self.may_be_at(at.from) => self.probe(now, source),
