@@ -94,11 +94,11 @@ impl Peer {
         if !self.keyring.opening().any(|key| key.generation() == source.generation) {
             return;
         }
-        // To find the peer is no move: it may move at once.
-        if self.path.is_some() {
+        let at = Arrival { from: source.from, local: source.local };
+        // To find the peer, or to find it where it was, is no move: it may move at once.
+        if self.path.is_some_and(|path| path.to != at.from || path.from != at.local) {
             self.roaming.next_at = now.boot + MOVES_APART;
         }
-        let at = Arrival { from: source.from, local: source.local };
         match self.path {
             None if self.frames_flow() && self.may_be_at(at.from) => self.probe(now, source),
             None => self.begin_at(at),
