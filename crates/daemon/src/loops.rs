@@ -12,7 +12,7 @@ use vpnd_tunnel::udp::Way;
 
 /// From one look to the next: changes of routes come in crowds.
 const APART: Duration = Duration::from_millis(100);
-/// So many addresses of the peer are asked about.
+/// Addresses of the peer that are asked about, at most.
 const MOST: usize = 16;
 
 /// An address of the peer whose route leads into the tunnel.

@@ -19,7 +19,7 @@ use crate::{route, rule};
 const SOON: Duration = Duration::from_millis(5);
 /// From one time to the next, where they come in a row: some twenty a second are the most.
 const APART: Duration = Duration::from_millis(50);
-/// So many come without a wait.
+/// Times that need no wait before them.
 const AT_ONCE: u32 = 4;
 /// From one line of the log to the next.
 const QUIET: Duration = Duration::from_secs(10);

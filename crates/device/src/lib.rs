@@ -126,8 +126,6 @@ pub struct Present {
     pub mtu: u32,
     /// Its hardware address, if it has one.
     pub mac: Option<[u8; 6]>,
-    /// Whether it is the port of a bridge or a VRF.
-    pub is_port: bool,
 }
 
 /// What tells the tunnel's own datagrams from those that go through it.
@@ -285,8 +283,7 @@ impl Netlink {
     /// If there is no such device.
     pub async fn present(&self, name: &str) -> Result<Present, Error> {
         let found = link::find(&self.handle, name).await?;
-        let is_port = controller::controller(&found) != 0;
-        Ok(Present { mtu: link::mtu(&found), mac: link::mac(&found), is_port })
+        Ok(Present { mtu: link::mtu(&found), mac: link::mac(&found) })
     }
 
     /// As [`undo`](Self::undo), but what drops is handed on to the next start. None if that cannot be, or there is

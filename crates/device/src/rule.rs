@@ -48,7 +48,7 @@ use crate::{GUARD_PROTOCOL, Own, PROTOCOL, address, is_our_protocol, table};
 const PRIORITY: u32 = 31999;
 /// Numbers that the rules of a table have.
 const STEP: u32 = 9;
-/// So many addresses of the peer are told apart in each family.
+/// Addresses of the peer that have rules in each family, at most.
 const MOST_PEERS: usize = 8;
 
 /// What the rules of a table stand in the order of, from the table's first number on.
