@@ -16,9 +16,11 @@ use crate::Netlink;
 use crate::error::errno;
 use crate::heard::{Heard, Told};
 
-/// One change seldom comes alone.
+/// The first change is looked at as soon as it is heard: what leaves meanwhile leaves by the new route from the old
+/// address, and the neighbour table may wait a second for an answer to a question of that address.
+/// One change seldom comes alone, so the routes are asked for once more after this.
 const SETTLES_WITHIN: Duration = Duration::from_millis(30);
-/// However often routes change, they are asked for no sooner than this after the last time.
+/// However often routes change, they are asked for no sooner than this after that.
 const APART: Duration = Duration::from_millis(400);
 
 /// What the routes are asked for.
@@ -99,6 +101,36 @@ impl Uplink {
     }
 }
 
+/// When the routes are asked for after a change.
+#[derive(Default)]
+struct Pace {
+    due: Option<Instant>,
+    /// Not to be asked for before.
+    rested: Option<Instant>,
+}
+
+impl Pace {
+    /// Something has changed.
+    fn heard(&mut self, now: Instant) {
+        let earliest = self.rested.filter(|rested| now < *rested);
+        self.due.get_or_insert(earliest.unwrap_or(now));
+    }
+
+    /// The routes are asked for.
+    fn asked(&mut self, now: Instant) {
+        self.due = None;
+        let is_first = self.rested.is_none_or(|rested| now >= rested + APART);
+        self.rested = Some(now + if is_first { SETTLES_WITHIN } else { APART });
+    }
+
+    async fn due(&self) {
+        match self.due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 async fn follow(
     handle: Handle,
     mut heard: Heard,
@@ -106,13 +138,13 @@ async fn follow(
     shifts: mpsc::Sender<Shift>,
 ) {
     let mut known: Option<(Query, Route)> = None;
-    let (mut due, mut rested) = (None, Instant::now());
+    let mut pace = Pace::default();
     loop {
         // A new question is asked at once: its answer is what later ones are compared with.
         let told = tokio::select! {
             told = heard.next() => match told {
                 Some(told) if concerns(&told) => {
-                    due.get_or_insert_with(|| rested.max(Instant::now() + SETTLES_WITHIN));
+                    pace.heard(Instant::now());
                     continue;
                 }
                 Some(_) => continue,
@@ -122,10 +154,10 @@ async fn follow(
                 Ok(()) => false,
                 Err(_nobody_asks) => return,
             },
-            () = sleep_until(due.unwrap_or(rested)), if due.is_some() => true,
+            () = pace.due() => true,
         };
         if told {
-            (due, rested) = (None, Instant::now() + APART);
+            pace.asked(Instant::now());
         }
         let query = asked.borrow_and_update().clone();
         let route = match &query {
@@ -247,6 +279,23 @@ fn read(route: &RouteMessage) -> (u32, Option<IpAddr>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_change_is_looked_at_at_once_the_next_soon_and_a_flood_seldom() {
+        let (start, mut pace, mut asked) = (Instant::now(), Pace::default(), Vec::new());
+        for millis in 0..2000 {
+            let now = start + Duration::from_millis(millis);
+            pace.heard(now);
+            if pace.due.is_some_and(|due| now >= due) {
+                pace.asked(now);
+                asked.push(millis);
+            }
+        }
+        assert_eq!(asked, [0, 30, 430, 830, 1230, 1630]);
+        pace.asked(start + Duration::from_millis(2030));
+        pace.heard(start + Duration::from_secs(9));
+        assert_eq!(pace.due, Some(start + Duration::from_secs(9)));
+    }
 
     const ONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const TWO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 129));

@@ -10,6 +10,9 @@
 //!   there, once for each time that something came from there: it is no longer than three of the shortest
 //!   datagrams.
 //!
+//! The same holds for our own address: whoever brings a datagram of the peer to another address of ours, with
+//! the peer's as its source, must not decide where we send from.
+//!
 //! A `WireGuard` peer answers no PING and is followed at once, as it expects. Where an initiation
 //! to such an address goes unanswered, the path leads back to the last address that has proved itself.
 
@@ -27,6 +30,9 @@ use crate::turn::Framed;
 /// New addresses are attended to this far apart, the newest first heard of counts: a peer that flaps between
 /// two of them moves a few times a second, whatever it sends.
 const MOVES_APART: Duration = Duration::from_millis(250);
+/// The same of addresses of ours. More, so that two ends that look for each other at two working addresses each
+/// do not pass each other by for ever.
+const SOURCES_APART: Duration = Duration::from_millis(500);
 /// A PING to a new address is answered within this, or was not.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// Addresses that have a PING to answer.
@@ -46,28 +52,32 @@ pub(super) struct Roaming {
 #[derive(Clone, Copy, Debug)]
 struct Probe {
     to: SocketAddr,
+    /// The address of ours that it leaves from, if the kernel said it.
+    from: Option<IpAddr>,
     sequence: u32,
     until: BootTime,
 }
 
 impl Roaming {
-    /// The number of the PING to `to`.
-    fn probe(&mut self, now: BootTime, to: SocketAddr, unused: u32) -> u32 {
+    /// The number of the PING to `to`, sent from `from`.
+    fn probe(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>, unused: u32) -> u32 {
         self.probes.retain(|probe| now < probe.until);
-        let known = self.probes.iter().find(|probe| probe.to == to);
+        let known = self.probes.iter().find(|probe| (probe.to, probe.from) == (to, from));
         if let Some(probe) = known {
             return probe.sequence;
         }
         if self.probes.len() == PROBES {
             self.probes.pop_front();
         }
-        self.probes.push_back(Probe { to, sequence: unused, until: now + PROBE_WITHIN });
+        self.probes.push_back(Probe { to, from, sequence: unused, until: now + PROBE_WITHIN });
         unused
     }
 
-    /// Whether this proves that the peer is where it came from.
-    fn is_proof(&self, now: BootTime, from: SocketAddr, pong: &Pong) -> bool {
-        let proves = |p: &Probe| p.to == from && p.sequence == pong.sequence.get();
+    /// Whether this proves that the peer is where it came from, and hears us from where it came to.
+    fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
+        let proves = |probe: &Probe| {
+            (probe.to, probe.from) == (at.from, at.local) && probe.sequence == pong.sequence.get()
+        };
         self.probes.iter().any(|probe| proves(probe) && now < probe.until)
     }
 }
@@ -102,10 +112,20 @@ impl Peer {
         match self.path {
             None if self.frames_flow() && self.may_be_at(at.from) => self.probe(now, source),
             None => self.begin_at(at),
+            Some(path) if path.to == at.from && self.is_source_settled(path, at) => {
+                self.roaming.next_at = now.boot + SOURCES_APART;
+                self.probe(now, source);
+            }
             Some(path) if path.to == at.from => self.set_path(at.from, at.local),
             Some(path) if self.may_be_at(at.from) => self.follow(now, path, source),
             Some(_) => {}
         }
+    }
+
+    /// Whether we send from an address that works, as far as is known, and not from the one that the peer
+    /// has just written to. Where the kernel chooses, we follow at once.
+    fn is_source_settled(&self, path: Path, at: Arrival) -> bool {
+        path.from.is_some() && path.from != at.local && self.frames_flow()
     }
 
     fn follow(&mut self, now: Now, path: Path, source: Source) {
@@ -120,7 +140,7 @@ impl Peer {
     fn probe(&mut self, now: Now, Source { from, local, .. }: Source) {
         let Some(current) = self.keyring.current() else { return };
         let sealing = std::sync::Arc::clone(&current.sealing);
-        let sequence = self.roaming.probe(now.boot, from, self.gauge.next_sequence());
+        let sequence = self.roaming.probe(now.boot, from, local, self.gauge.next_sequence());
         let ping = Ping::new(sequence, now.boot.as_nanos(), sealing.used() + 1);
         let frame = ControlFrame::begin().ping(&ping).end();
         self.send_sealed(now, &sealing, super::Transmit { to: from, from: local }, &frame);
@@ -129,7 +149,7 @@ impl Peer {
     /// A PONG came: where from may be where the peer is.
     pub(super) fn follow_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) {
         let at = framed.at;
-        if self.roaming.is_proof(now.boot, at.from, pong) && self.may_be_at(at.from) {
+        if self.roaming.is_proof(now.boot, at, pong) && self.may_be_at(at.from) {
             self.settle_at(at.from, at.local);
         }
     }

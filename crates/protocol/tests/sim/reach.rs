@@ -10,7 +10,7 @@ use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
 use crate::end::{Options, Side};
-use crate::network::Kind;
+use crate::network::{Datagram, Kind};
 use crate::world::{World, millis, seconds};
 
 /// Another address of each end.
@@ -204,5 +204,31 @@ fn a_route_that_changed_is_followed_at_once_and_the_peer_knows() {
             let (offered, arrived) = tally(&world, side, seconds(2), until);
             assert_eq!(offered, arrived, "{protocol} {side:?}");
         }
+    }
+}
+
+/// Somebody on the side brings one datagram of the peer to another address of ours.
+#[test]
+fn a_datagram_brought_to_another_address_of_ours_turns_nothing_unless_that_works() {
+    let protocol = protocols()[1];
+    for works in [false, true] {
+        let mut world = world(7, |_, options| options.protocol = protocol);
+        world.resolve(Side::A);
+        world.run_until(seconds(2));
+        world.network.weather.loss = 1.0;
+        world.offer(Side::B);
+        let held = world.network.wire.last().expect("it was sent").datagram.clone();
+        world.network.weather.loss = 0.0;
+        world.network.loses =
+            Some(Box::new(move |sent| !works && sent.datagram.from == other(Side::A)));
+        world.inject(Datagram { to: other(Side::A), ..held });
+        world.offer_every(Side::A, millis(3));
+        world.run_for(seconds(3));
+        let from = world[Side::A].data.table().send.as_ref().and_then(|sent| sent.1.from);
+        assert!(works || from == Some(Side::A.home().ip()), "{from:?}");
+        let (offered, arrived) = tally(&world, Side::A, seconds(2), seconds(4));
+        assert_eq!(offered, arrived, "works: {works}");
+        let moves = world.told(Side::B, |event| matches!(event, Event::Moved { .. })).len();
+        assert!(moves <= 4, "{moves} moves: the ends pass each other by");
     }
 }
