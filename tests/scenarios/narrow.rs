@@ -1,4 +1,5 @@
-//! Messages that say of an IPv6 path that it carries less than it does.
+//! IPv6 paths that carry less than the first link, and messages that say so of one that does not; the
+//! clamp of TCP's segment size, which keeps both from mattering.
 
 use std::time::Duration;
 
@@ -6,14 +7,56 @@ use anyhow::{Result, ensure};
 use vpnd_tests::capture::Capture;
 use vpnd_tests::link::port;
 use vpnd_tests::runner::{Cost, Scenario};
-use vpnd_tests::site::{INNER_B4, PORT};
-use vpnd_tests::traffic::ping;
-use vpnd_tests::{Host, Lab, Wire, eventually, nft};
+use vpnd_tests::site::{self, INNER_B4, INNER_B6, PORT};
+use vpnd_tests::traffic::{ping, tcp};
+use vpnd_tests::{Host, Lab, Routed, Vpnd, Wire, eventually, nft};
 
 use crate::tunnel::{SOON, Tunnel};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario::new("narrow::a forged message about the path", Cost::Works, forged)]
+    vec![
+        Scenario::new("narrow::a forged message about the path", Cost::Works, forged),
+        Scenario::new("narrow::a smaller link behind the first", Cost::Works, smaller_link),
+        Scenario::new("narrow::a SYN behind an extension header", Cost::Works, extended_syn),
+    ]
+}
+
+/// Neither end takes IP fragments, as firewalls do: the datagrams have to fit whole.
+fn smaller_link(lab: &Lab) -> Result<String> {
+    const SMALLER: u16 = 1400;
+    const BYTES: u64 = 4 << 20;
+    let path = Routed::new(lab)?;
+    // Both its ends, for veth drops what is longer than the receiving end's MTU. B so knows of it, A does not.
+    port(&path.router, "b").mtu(SMALLER)?;
+    port(&path.b, "eth0").mtu(SMALLER)?;
+    for end in [&path.a, &path.b] {
+        nft::drop_arriving(end, "exthdr frag exists")?;
+    }
+    let (a, b) = site::pair()?;
+    let _b = Vpnd::start(&path.b, &b.speaking_vpnd(&[]))?;
+    let _a =
+        Vpnd::start(&path.a, &a.speaking_vpnd(&[]).towards("[2001:db8:b::1]:51820").keepalive(5))?;
+    ping::until_answered(&path.a, INNER_B4, SOON)?;
+    tcp::transfer(&path.a, &path.b, INNER_B4, BYTES)?;
+    let full = ping::with_size(&path.a, INNER_B4, 5, Duration::from_millis(100), FULL)?;
+    ensure!(full.answered == 5, "{full:?}");
+    let route = path.a.run("ip -6 route get 2001:db8:b::1")?;
+    ensure!(route.contains(&format!("mtu {SMALLER}")), "the router said nothing: {route}");
+    Ok(format!("{BYTES} bytes of TCP and 5 of 5 full pings over a link of {SMALLER} bytes"))
+}
+
+fn extended_syn(lab: &Lab) -> Result<String> {
+    let Tunnel { wire, a: _a, b: _b } = Tunnel::new(lab)?;
+    // As a host behind A would, whose own link carries 1500.
+    wire.a.run(&format!("ip -6 route add {INNER_B6}/128 dev tun0 advmss 1440"))?;
+    let size = |test: &str| {
+        format!("exthdr hbh exists tcp flags & syn == syn tcp option maxseg size {test}")
+    };
+    nft::count_arriving(&wire.b, &[size("1360"), size("> 1360")])?;
+    tcp::connect_with_options(&wire.a, &wire.b, INNER_B6, SOON)?;
+    let counts = nft::counts(&wire.b)?;
+    ensure!(counts[0] > 0 && counts[1] == 0, "{counts:?} with 1360 and with more");
+    Ok("1440 behind hop-by-hop options becomes 1360, and the connection stands".to_owned())
 }
 
 /// With ICMP and IP headers as large as the device's MTU.

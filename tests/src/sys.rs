@@ -200,11 +200,17 @@ static SPAWNER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
     Mutex::new(jobs)
 });
 
-fn set_option(
+/// Puts an extension header into whatever an IPv6 socket sends: hop-by-hop options that are padding.
+pub(crate) fn hop_by_hop(socket: &impl AsRawFd) -> io::Result<()> {
+    const PAD_N: u8 = 1;
+    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, [0, 0, PAD_N, 4, 0, 0, 0, 0_u8])
+}
+
+fn set_option<T: Copy>(
     socket: &impl AsRawFd,
     level: libc::c_int,
     name: libc::c_int,
-    value: libc::c_int,
+    value: T,
 ) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
     // SAFETY: the pointer is to a live local of `len` bytes.

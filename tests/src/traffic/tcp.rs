@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::{Host, within};
+use crate::{Host, sys, within};
 
 /// A connection that moves nothing for so long has failed.
 const STALLED: Duration = Duration::from_secs(100);
@@ -184,6 +184,22 @@ impl Drop for Connection {
 /// As [`Transfer::start`] and [`Transfer::finish`].
 pub fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Transferred> {
     Transfer::start(from, to, address, bytes)?.finish()
+}
+
+/// Opens and closes a connection over IPv6, of which all that `from` sends has hop-by-hop options in front.
+///
+/// # Errors
+/// When the connection is not made within `limit`.
+pub fn connect_with_options(from: &Host, to: &Host, address: &str, limit: Duration) -> Result<()> {
+    let address: IpAddr = address.parse()?;
+    let listener = to.enter(|| Ok(TcpListener::bind((address, 0))?))?;
+    let target = listener.local_addr()?;
+    from.enter(|| {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+        sys::hop_by_hop(&socket)?;
+        let connected = socket.connect_timeout(&target.into(), limit);
+        connected.with_context(|| format!("cannot connect to {target}"))
+    })
 }
 
 /// Both ends of a new connection.
