@@ -112,6 +112,7 @@ pub(crate) fn peer(
             Roam::Off => vpnd_protocol::endpoint::Roam::Off,
         },
         sources: config.socket.sources(),
+        fixed_port: config.interface.listen.is_fixed(),
         dscp: config.socket.dscp,
         floor,
         max_datagram: LEAST_DATAGRAM,

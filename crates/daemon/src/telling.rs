@@ -219,6 +219,10 @@ impl Telling {
         match event {
             // What they bring about is told where it is done.
             Event::KeepFloor(_) | Event::Alive | Event::Dead | Event::Unheard => {}
+            Event::Silent => tracing::info!(
+                "no answer for long: nothing is sent for half a minute, so that whatever translates addresses on \
+                 the path forgets us; without [interface] listen another port would be tried"
+            ),
             // Of a peer that is not reached this would say nothing true.
             Event::GaveUp | Event::NeverConfirms(_) if self.refused.is_some() => {}
             Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),

@@ -210,6 +210,7 @@ fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
         largest_packet: 1420,
         keepalive: None,
         dead_after: std::time::Duration::from_secs(60),
+        fixed_port: false,
         watch: false,
         roam: Roam::Any,
         sources: Sources::default(),

@@ -140,6 +140,7 @@ fn peer(number: u8, remote: PublicKey, protocol: Protocol, activity: Arc<Activit
         largest_packet: 1420,
         keepalive: None,
         dead_after: std::time::Duration::from_secs(60),
+        fixed_port: false,
         watch: false,
         roam: Roam::Any,
         sources: Sources::default(),

@@ -135,6 +135,11 @@ impl Attempt {
         self.call_mut().filter(|call| call.held_until.is_none())
     }
 
+    /// When its initiation left, while that waits for an answer.
+    pub(super) fn left_at(&self) -> Option<BootTime> {
+        self.call().map(|call| call.at)
+    }
+
     /// When the first of its tries began.
     pub(super) const fn this_try(&self) -> Try {
         Try { begun: self.called.begun, number: self.tries }
@@ -214,8 +219,17 @@ impl Peer {
                     let first = Try { begun: now.boot, number: 1 };
                     self.initiate(now, self.target(), self.identities.calling(), first);
                 }
-                Some(attempt) => self.retry(now, &attempt),
+                Some(attempt) => self.retry_or_wait(now, attempt),
             }
+        }
+    }
+
+    fn retry_or_wait(&mut self, now: Now, unanswered: Attempt) {
+        match self.want_silence(now, &unanswered) {
+            Some(until) if until > now.boot => {
+                self.attempt = Some(Attempt { retry_at: until, ..unanswered });
+            }
+            _ => self.retry(now, &unanswered),
         }
     }
 

@@ -78,6 +78,8 @@ pub struct Config {
     pub roam: Roam,
     /// What to send from until the peer has written to another address of ours.
     pub sources: Sources,
+    /// Whether the port that is sent from stays, whatever comes of it.
+    pub fixed_port: bool,
     /// The differentiated services code point of data that leaves, 0 to 63.
     pub dscp: u8,
     /// The last timestamp ever sent under our key, if it was kept.
@@ -117,9 +119,10 @@ pub enum Event {
         attempt: u32,
     },
     /// Nothing has been heard for long: what we send may be caught in a translation of addresses that
-    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port, if
-    /// that is free to choose.
+    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port.
     Unheard,
+    /// The same, where the port is fixed: nothing is sent for a while, so that the translation is forgotten.
+    Silent,
     /// A session stands; data may flow.
     Established(Role),
     /// Nobody answered any of the tries; the next packet or keepalive begins anew.
@@ -401,6 +404,7 @@ impl Peer {
         self.candidates.settle();
         // The peer hears us, from wherever we answered.
         self.given_up = None;
+        self.port_since = now.boot;
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
         self.life.hear(now.boot);

@@ -16,6 +16,12 @@ const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
 /// Nothing is heard for this long, and another port may help: what translates addresses forgets an
 /// unanswered flow after 30 s, but only if nothing more is sent.
 const OTHER_PORT_AFTER: Duration = Duration::from_secs(30);
+/// The same where the port is fixed, and only silence helps.
+const SILENT_AFTER: Duration = Duration::from_secs(20);
+/// After this much silence the flow is forgotten.
+const SILENT_FOR: Duration = Duration::from_secs(31);
+/// A peer that starts meanwhile, and does not know where we are, waits for us: so it is done only this often.
+const SILENCES_APART: Duration = Duration::from_secs(600);
 
 impl Peer {
     /// Our own host refused to send a datagram to `to`. An initiation goes to the next address at once,
@@ -121,13 +127,30 @@ impl Peer {
 
     /// Our tries have gone unheard for so long that another port may help.
     pub(super) fn want_other_port(&mut self, now: Now, unanswered: &Attempt) {
-        // What still comes on a session does not say that we are heard; an answer would.
-        let since: BootTime = self.port_since.max(unanswered.this_try().begun);
-        let patience = self.config.dead_after.min(OTHER_PORT_AFTER);
-        if !unanswered.was_refused() && now.boot >= since + patience {
+        let unheard = self.is_unheard(now, unanswered, OTHER_PORT_AFTER);
+        if unheard && !self.config.fixed_port {
             self.port_since = now.boot;
             self.events.push_back(Event::Unheard);
         }
+    }
+
+    /// The same where the port is fixed: until when the next try waits, so that nothing is sent for a while. With a
+    /// session data goes on to be sent, and waiting would be in vain.
+    pub(super) fn want_silence(&mut self, now: Now, unanswered: &Attempt) -> Option<BootTime> {
+        let unheard = self.is_unheard(now, unanswered, SILENT_AFTER);
+        if !unheard || !self.config.fixed_port || self.keyring.current().is_some() {
+            return None;
+        }
+        self.port_since = now.boot + SILENCES_APART;
+        self.events.push_back(Event::Silent);
+        Some(unanswered.left_at()? + SILENT_FOR)
+    }
+
+    /// What still comes on a session does not say that we are heard; an answer would.
+    fn is_unheard(&self, now: Now, unanswered: &Attempt, patience: Duration) -> bool {
+        let since: BootTime = self.port_since.max(unanswered.this_try().begun);
+        let patience = self.config.dead_after.min(patience);
+        !unanswered.was_refused() && now.boot >= since + patience
     }
 }
 

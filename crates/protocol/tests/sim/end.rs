@@ -86,6 +86,8 @@ pub(crate) struct Options {
     pub(crate) watch: bool,
     /// Its port may change.
     pub(crate) free_port: bool,
+    /// It may not, and the peer knows.
+    pub(crate) fixed_port: bool,
     pub(crate) roam: Roam,
     pub(crate) sources: Sources,
     pub(crate) protocol: Protocol,
@@ -107,6 +109,7 @@ impl Options {
             dead_after: Duration::from_secs(60),
             watch: false,
             free_port: false,
+            fixed_port: false,
             roam: Roam::Any,
             sources: Sources::default(),
             protocol: Protocol::WireGuard,
@@ -145,6 +148,7 @@ impl Options {
             largest_packet: 1420,
             keepalive: self.keepalive,
             dead_after: self.dead_after,
+            fixed_port: self.fixed_port,
             watch: self.watch,
             roam: self.roam,
             sources: self.sources,

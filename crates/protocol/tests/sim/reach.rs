@@ -10,7 +10,7 @@ use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
 use crate::end::{Options, Side};
-use crate::network::{Datagram, Kind};
+use crate::network::{Captured, Datagram, Kind};
 use crate::world::{World, millis, seconds};
 
 /// Another address of each end.
@@ -158,6 +158,46 @@ fn nothing_heard_for_long_wants_another_port() {
         let up = world.told(Side::A, |event| matches!(event, Event::Established(_))).len();
         assert_eq!(up, usize::from(free_port));
     }
+}
+
+/// Of a flow whose translation leads nowhere, which is forgotten after 30 s without a datagram.
+fn stuck(from: SocketAddr) -> impl FnMut(&Captured) -> bool {
+    let mut last = None;
+    move |sent| {
+        let ours = sent.datagram.from == from;
+        let before = if ours { last.replace(sent.at) } else { None };
+        ours && before.is_none_or(|before| sent.at < before + seconds(30))
+    }
+}
+
+#[test]
+fn a_fixed_port_is_silent_once_so_that_its_flow_is_forgotten() {
+    for fixed_port in [true, false] {
+        let mut world = world(4, |side, options| {
+            options.fixed_port = fixed_port;
+            options.watch = true;
+            options.endpoint = options.endpoint.filter(|_| side == Side::A);
+        });
+        world.network.loses = Some(Box::new(stuck(Side::A.home())));
+        world.resolve(Side::A);
+        world.run_until(seconds(55));
+        let up = world.told(Side::A, |event| matches!(event, Event::Established(_))).len();
+        assert_eq!(up, usize::from(fixed_port));
+    }
+}
+
+#[test]
+fn a_fixed_port_is_seldom_silent() {
+    let mut world = world(6, |side, options| {
+        options.fixed_port = true;
+        options.watch = true;
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    world.suspend(Side::B);
+    world.resolve(Side::A);
+    world.run_until(seconds(600));
+    assert_eq!(world.told(Side::A, |event| *event == Event::Silent).len(), 1);
+    assert!(world.sent(Side::A, Kind::Initiation).len() > 100);
 }
 
 #[test]

@@ -18,6 +18,16 @@ pub enum Listen {
     Address(SocketAddr),
 }
 
+impl Listen {
+    /// Whether the port is said, rather than left to the kernel.
+    pub const fn is_fixed(self) -> bool {
+        match self {
+            Self::Port(port) => port != 0,
+            Self::Address(address) => address.port() != 0,
+        }
+    }
+}
+
 /// How a socket is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
