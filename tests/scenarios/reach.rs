@@ -20,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("reach::who refuses is named", Cost::Works, refused),
         Scenario::new("reach::the default route moves", Cost::Works, default_route),
+        Scenario::new("reach::a nexthop object moves", Cost::Works, nexthop),
         Scenario::new("reach::a network that comes late", Cost::Works, late),
         Scenario::new("reach::addresses that cannot be reached", Cost::Works, unreachable),
         Scenario::new("reach::a link-local peer on a new cable", Cost::Works, link_local),
@@ -85,6 +86,32 @@ fn default_route(lab: &Lab) -> Result<String> {
         lost.push(pings.sent - pings.answered);
     }
     Ok(format!("{lost:?} of 40 pings lost, ten a second"))
+}
+
+/// The default route stays as it is and its nexthop object leads elsewhere, of which the kernel sends no route message.
+fn nexthop(lab: &Lab) -> Result<String> {
+    let net = Uplinks::new(lab)?;
+    for key in ["all", "one", "two"] {
+        net.router.sysctl(&format!("ipv4/conf/{key}/rp_filter"), "1")?;
+    }
+    net.a.sysctl("ipv4/nexthop_compat_mode", "0")?;
+    net.a.run("ip nexthop add id 7 via 192.0.2.254 dev one")?;
+    net.a.run("ip route replace default nhid 7")?;
+    let (a, b) = site::pair()?;
+    let b = Vpnd::start(&net.b, &b)?;
+    let _a = Vpnd::start(&net.a, &a.towards(&format!("{B4}:{PORT}")))?;
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    let mut took = Vec::new();
+    for (by, at) in [("198.51.100.254 dev two", SECOND4), ("192.0.2.254 dev one", "192.0.2.1")] {
+        let moved = Instant::now();
+        net.a.run(&format!("ip nexthop replace id 7 via {by}"))?;
+        ping::until_answered(&net.a, INNER_B4, SOON)?;
+        let at = format!("{at}:{PORT}");
+        b.wait_for("B follows", SOON, |status| status.endpoint() == Some(&at))?;
+        took.push(moved.elapsed());
+        ensure!(moved.elapsed() < AT_ONCE, "by {by}: {took:?}");
+    }
+    Ok(format!("B follows after {took:.0?}"))
 }
 
 /// A has no network when it starts.

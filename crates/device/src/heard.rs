@@ -29,6 +29,9 @@ pub(crate) enum Told {
         /// The device's number.
         index: i32,
     },
+    /// A nexthop object was made, changed or deleted, and with it the routes that use it: where the sysctl
+    /// `net.ipv4.nexthop_compat_mode` is 0, the kernel sends no message about those.
+    Nexthop,
     /// Messages were lost, or one is not understood: anything may have changed.
     Lost,
 }
@@ -61,6 +64,7 @@ impl Heard {
             MulticastGroup::Ipv6Route,
             MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Rule,
+            MulticastGroup::Nexthop,
             MulticastGroup::Ipv4Netconf,
             MulticastGroup::Ipv6Netconf,
             // The one sign of `disable_ipv6` that was 1 and is 0.
@@ -80,6 +84,7 @@ impl Heard {
             MulticastGroup::Ipv6Route,
             MulticastGroup::Ipv4Rule,
             MulticastGroup::Ipv6Rule,
+            MulticastGroup::Nexthop,
         ])
     }
 
@@ -112,7 +117,7 @@ impl Heard {
     }
 }
 
-/// All groups used here have numbers below 32, and so a bit in the address.
+/// All groups used here have numbers of at most 32, and so a bit in the address.
 fn join(connection: &mut Connection<Received>, groups: &[MulticastGroup]) -> std::io::Result<()> {
     let bits = groups.iter().fold(0, |bits, group| bits | 1 << (*group as u32 - 1));
     connection.socket_mut().socket_mut().bind(&SocketAddr::new(0, bits))
@@ -130,6 +135,10 @@ fn told(payload: NetlinkPayload<Received>) -> Told {
 struct Received(Told);
 
 /// Of the kernel's header files, for neither libc nor rtnetlink has them.
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
+const RTM_NEWNEXTHOPBUCKET: u16 = 116;
+const RTM_DELNEXTHOPBUCKET: u16 = 117;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;
 /// `struct netconfmsg`, which is one byte, and padding.
@@ -143,6 +152,9 @@ impl NetlinkDeserializable for Received {
         let told = match (header.message_type, configured(payload)) {
             (RTM_NEWNETCONF, Some(index)) => Told::Configured { index },
             (RTM_DELNETCONF, Some(index)) => Told::Unconfigured { index },
+            (RTM_NEWNEXTHOP | RTM_DELNEXTHOP | RTM_NEWNEXTHOPBUCKET | RTM_DELNEXTHOPBUCKET, _) => {
+                Told::Nexthop
+            }
             _ => match RouteNetlinkMessage::deserialize(header, payload) {
                 Ok(message) => Told::Route(Box::new(message)),
                 Err(_not_understood) => Told::Lost,
@@ -188,5 +200,18 @@ mod tests {
         assert!(matches!(told, Told::Unconfigured { index: 2 }), "{told:?}");
         let Ok(Received(told)) = Received::deserialize(&header, &payload[..9]);
         assert!(matches!(told, Told::Lost), "{told:?}");
+    }
+
+    /// rtnetlink does not decode them, and what it does not decode counts as lost messages.
+    #[test]
+    fn a_nexthop_message_is_recognised() {
+        for message_type in [RTM_NEWNEXTHOP, RTM_DELNEXTHOP] {
+            let mut header = NetlinkHeader::default();
+            header.message_type = message_type;
+            // `struct nhmsg` of an IPv4 object, and NHA_ID 7.
+            let payload = [2, 0, 4, 0, 0, 0, 0, 0, 8, 0, 1, 0, 7, 0, 0, 0];
+            let Ok(Received(told)) = Received::deserialize(&header, &payload);
+            assert!(matches!(told, Told::Nexthop), "{told:?}");
+        }
     }
 }

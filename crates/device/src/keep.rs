@@ -249,7 +249,8 @@ impl Keeping {
                 (self.kernel.dropped, self.kernel.forgot) = (true, true);
                 true
             }
-            Told::Unconfigured { .. } => false,
+            // None of our routes uses one.
+            Told::Unconfigured { .. } | Told::Nexthop => false,
             Told::Lost => {
                 self.kernel.forgot = true;
                 true

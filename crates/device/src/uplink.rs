@@ -196,8 +196,8 @@ fn concerns(told: &Told) -> bool {
                 | Message::NewRule(_)
                 | Message::DelRule(_)
         ),
-        // The kernel had more to say than we could hear.
-        Told::Lost => true,
+        // Routes that use the object lead elsewhere now; or messages were lost, about anything.
+        Told::Nexthop | Told::Lost => true,
         Told::Configured { .. } | Told::Unconfigured { .. } => false,
     }
 }
