@@ -10,7 +10,7 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{JoinHandle, spawn};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use vpnd_tests::runner::{Cost, Scenario};
@@ -37,6 +37,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         waits("guard::an address that comes later", address_later),
         waits("guard::a start that fails", failed_start),
         waits("guard::routes that are passed over", passed_over),
+        waits("guard::another route to the same network", same_network),
     ]
 }
 
@@ -300,4 +301,36 @@ fn passed_over(lab: &Lab) -> Result<String> {
     ensure!(a.network_state()? == before, "left behind: {}", a.network_state()?);
     Ok("the peer is dead, and nothing leaves in the clear, though its routes are passed over"
         .to_owned())
+}
+
+/// Behind the router, and to be reached through the tunnel only.
+const GUARDED: &str = "198.18.5.0/24";
+
+/// A route of a lower metric that is there at the start, and one that comes and goes later.
+fn same_network(lab: &Lab) -> Result<String> {
+    let hosts = Routed::new(lab)?;
+    let (a, _b) = site::pair()?;
+    let mut site = a.towards(Routed::B4);
+    site.service
+        .push(format!("[[route]]\nto = {GUARDED:?}\nmetric = 100\nwhen_down = \"blackhole\""));
+    let past = format!("{GUARDED} via 192.0.2.254 metric 10");
+    let said = format!("route {GUARDED} via 192.0.2.254 dev eth0 metric 10");
+    let a = &hosts.a;
+    a.run(&format!("ip route add {past}"))?;
+    let vpnd = Vpnd::start(a, &site)?;
+    let mut took = Vec::new();
+    for _ in 0..2 {
+        let began = Instant::now();
+        vpnd.wait_for("it is in status", SOON, |status| {
+            status.bypassed() == [(said.as_str(), false)]
+        })?;
+        vpnd.wait_for_log(&format!("{said} takes the packets of"), SOON)?;
+        took.push(began.elapsed());
+        a.run(&format!("ip route del {past}"))?;
+        vpnd.wait_for("it is gone from status", SOON, |status| status.bypassed().is_empty())?;
+        vpnd.wait_for_log("takes no packets past tun0 any more", SOON)?;
+        a.run(&format!("ip route add {past}"))?;
+    }
+    ensure!(took.iter().all(|took| *took < Duration::from_secs(2)), "{took:?}");
+    Ok(format!("reported after {took:.1?}, and not once it was gone"))
 }

@@ -73,6 +73,13 @@ impl Status {
         self.field("/peer/endpoint")?.as_str()
     }
 
+    /// The routes that take packets past a kill switch: which, and whether only a part of them.
+    pub fn bypassed(&self) -> Vec<(&str, bool)> {
+        let all = self.field("/bypassed").and_then(Value::as_array).into_iter().flatten();
+        all.filter_map(|one| Some((one.get("by")?.as_str()?, one.get("part")?.as_bool()?)))
+            .collect()
+    }
+
     /// What of the device's addresses, rules and routes is missing, and why.
     pub fn missing(&self) -> Vec<(&str, &str)> {
         let all = self.field("/missing").and_then(Value::as_array).into_iter().flatten();

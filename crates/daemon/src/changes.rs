@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 use vpnd_device::{
-    Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace, Netlink, Own,
+    Bypass, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace, Netlink, Own,
     OwnState, PeerState, PortMemory, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
@@ -64,6 +64,11 @@ impl Changes {
     /// What is not as it should be, and why.
     pub(crate) fn missing(&self) -> watch::Receiver<Vec<Missing>> {
         self.keeper.missing()
+    }
+
+    /// The routes of others that take packets past a kill switch.
+    pub(crate) fn bypassed(&self) -> watch::Receiver<Vec<Bypass>> {
+        self.keeper.bypassed()
     }
 
     /// Who is told of the tunnel's own datagrams.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch as channel};
-use vpnd_device::{Missing, PeerState, Seen, Uplink};
+use vpnd_device::{Bypass, Missing, PeerState, Seen, Uplink};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
@@ -83,6 +83,8 @@ pub(crate) struct Surroundings {
     pub(crate) routes: PeerState,
     /// What of the device's addresses, rules and routes is missing.
     pub(crate) missing: channel::Receiver<Vec<Missing>>,
+    /// The routes of others that take packets past a kill switch.
+    pub(crate) bypassed: channel::Receiver<Vec<Bypass>>,
     /// Whether the tunnel leads into itself.
     pub(crate) loops: Loops,
     /// The largest packet to send outside, if the configuration says it.
@@ -410,7 +412,8 @@ impl Plane {
             self.telling.trouble(),
         )
         .with_ecn_ignored(self.engine.marks_everything())
-        .lacking(&self.around.missing.borrow());
+        .lacking(&self.around.missing.borrow())
+        .bypassed_by(&self.around.bypassed.borrow());
         status.peer.endpoint = peer.endpoint.map(|at| self.telling.zones.show(at));
         status
     }

@@ -12,7 +12,9 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
-use vpnd_device::{Heard, Leftover, Link, Missing, Netlink, Own, PeerState, Stays, Undo, Uplink};
+use vpnd_device::{
+    Bypass, Heard, Leftover, Link, Missing, Netlink, Own, PeerState, Stays, Undo, Uplink,
+};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -193,6 +195,7 @@ struct Host {
     outside: Netns,
     routes: PeerState,
     missing: watch::Receiver<Vec<Missing>>,
+    bypassed: watch::Receiver<Vec<Bypass>>,
     loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
@@ -303,6 +306,7 @@ impl Host {
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let (routes, missing) = (changes.peer(), changes.missing());
+        let bypassed = changes.bypassed();
         let asking =
             outside.within(|| Ok::<_, RunError>((Netlink::connect()?, Heard::routes()?)))??;
         let index = inside.is(&outside).then(|| life.index());
@@ -319,6 +323,7 @@ impl Host {
             outside,
             routes,
             missing,
+            bypassed,
             loops,
             floor,
             control,
@@ -397,6 +402,7 @@ impl Host {
             uplink: self.uplink,
             routes: self.routes,
             missing: self.missing,
+            bypassed: self.bypassed,
             loops: self.loops,
             mtu_max: config.path.mtu_max,
             floor: self.floor,

@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use crate::bypass::{Bypass, Bypasses};
 use crate::guard::Guards;
 use crate::heard::{Heard, Told};
 use crate::missing::{Missing, why};
@@ -49,6 +50,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(60);
 pub struct Keeper {
     peer: watch::Sender<bool>,
     missing: watch::Receiver<Vec<Missing>>,
+    bypassed: watch::Receiver<Vec<Bypass>>,
     own: watch::Sender<OwnTraffic>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Setup>,
@@ -102,7 +104,10 @@ impl Keeper {
         let (stop, stopped) = oneshot::channel();
         let (Setup { mut plan, mut undo }, handle) = (setup, netlink.handle.clone());
         let found = Found { missing: std::mem::take(&mut plan.missing), ..Found::default() };
+        let bypasses = Bypasses::spawn(&handle, &plan, own.subscribe());
+        let bypassed = bypasses.found();
         let mut keeping = Keeping {
+            bypasses,
             port: KnownPort::new(std::mem::take(&mut undo.port)),
             guards: Guards::default(),
             handle,
@@ -120,7 +125,8 @@ impl Keeper {
             due: None,
         };
         keeping.conclude(found, true);
-        Self { peer, missing, own, stop, task: tokio::spawn(keeping.run(news, stopped)) }
+        let task = tokio::spawn(keeping.run(news, stopped));
+        Self { peer, missing, bypassed, own, stop, task }
     }
 
     /// Who tells it of the peer.
@@ -131,6 +137,11 @@ impl Keeper {
     /// What is not as it should be, now and whenever that changes.
     pub fn missing(&self) -> watch::Receiver<Vec<Missing>> {
         self.missing.clone()
+    }
+
+    /// The routes of others that take packets past a kill switch, now and whenever that changes.
+    pub fn bypassed(&self) -> watch::Receiver<Vec<Bypass>> {
+        self.bypassed.clone()
     }
 
     /// Who tells it of the tunnel's own datagrams.
@@ -156,6 +167,7 @@ struct Keeping {
     /// How its bridge has it.
     port: KnownPort,
     guards: Guards,
+    bypasses: Bypasses,
     /// What is not as it should be, for whoever asks.
     report: watch::Sender<Vec<Missing>>,
     /// The same, as far as the log says it: what, and why.
@@ -236,6 +248,7 @@ impl Keeping {
 
     /// A look is due soon after what may have taken something of ours, or may make possible what was not.
     fn hear(&mut self, told: &Told) {
+        self.bypasses.hear(told);
         match told {
             Told::Route(message) => self.guards.hear(&self.plan, message),
             Told::Lost => self.guards.look(),

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod bypass;
 mod controller;
 mod error;
 mod guard;
@@ -41,6 +42,7 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
+pub use bypass::Bypass;
 pub use controller::Kind;
 pub use error::{Error, Step};
 pub use heard::Heard;

@@ -122,7 +122,7 @@ fn number(route: &RouteMessage, pick: fn(&RouteAttribute) -> Option<u32>) -> Opt
     route.attributes.iter().find_map(pick)
 }
 
-fn network(route: &RouteMessage) -> Option<IpNet> {
+pub(crate) fn network(route: &RouteMessage) -> Option<IpNet> {
     let to = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(IpAddr::from(*to)),
         RouteAttribute::Destination(RouteAddress::Inet6(to)) => Some(IpAddr::from(*to)),

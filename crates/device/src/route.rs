@@ -183,6 +183,11 @@ pub(crate) fn table_of_default(route: &RouteMessage) -> Option<u32> {
     (key.prefix_len == 0).then_some(key.table)
 }
 
+/// The metric of a route, as the kernel goes by it.
+pub(crate) fn metric_of(route: &RouteMessage) -> u32 {
+    Key::of(route).metric
+}
+
 /// Whether it drops what it covers, and so needs no device.
 pub(crate) fn drops(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::BlackHole

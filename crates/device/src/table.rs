@@ -45,7 +45,8 @@ async fn with_routes(handle: &Handle) -> Vec<u32> {
     tables
 }
 
-fn number(route: &RouteMessage) -> u32 {
+/// The table of a route.
+pub(crate) fn number(route: &RouteMessage) -> u32 {
     let said = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,

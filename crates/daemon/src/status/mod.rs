@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vpnd_device::Found;
+use vpnd_device::{Bypass, Found};
 use vpnd_protocol::activity;
 use vpnd_protocol::peer::{Liveness, Loss, PeerStatus, Quality};
 use vpnd_protocol::session::Role;
@@ -63,6 +63,18 @@ pub(crate) struct Status {
     /// What the device should have and has not: addresses, rules, routes.
     #[serde(default)]
     pub(crate) missing: Vec<Missing>,
+    /// The routes of others that take packets past a kill switch.
+    #[serde(default)]
+    pub(crate) bypassed: Vec<Bypassed>,
+}
+
+/// A route of ours, and the one that takes its packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bypassed {
+    pub(crate) what: String,
+    pub(crate) by: String,
+    /// Whether it takes only a part of them.
+    pub(crate) part: bool,
 }
 
 /// One thing that should be there.
@@ -256,6 +268,7 @@ impl Status {
                 unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
             }),
             missing: Vec::new(),
+            bypassed: Vec::new(),
         }
     }
 }
@@ -274,6 +287,17 @@ impl Status {
         let one =
             |one: &vpnd_device::Missing| Missing { what: one.what.clone(), why: one.why.clone() };
         self.missing = missing.iter().map(one).collect();
+        self
+    }
+
+    /// The same tunnel, past whose kill switch these routes take packets.
+    pub(crate) fn bypassed_by(mut self, bypassed: &[Bypass]) -> Self {
+        let one = |Bypass { what, by, is_part }: &Bypass| Bypassed {
+            what: what.clone(),
+            by: by.clone(),
+            part: *is_part,
+        };
+        self.bypassed = bypassed.iter().map(one).collect();
         self
     }
 }
@@ -554,6 +578,7 @@ pub(crate) mod tests {
             "leads_back": null,
             "hint": null,
             "missing": [],
+            "bypassed": [],
         });
         assert_eq!(shown, expected);
         let drops = shown["drops"].as_object().unwrap();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{Device, State, Status, Way};
+use super::{Bypassed, Device, State, Status, Way};
 
 /// The status, a line for each thing.
 pub(crate) fn render(status: &Status) -> String {
@@ -44,7 +44,14 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     write_drops(text, status)?;
     let mut missing = status.missing.iter();
     missing.try_for_each(|one| writeln!(text, "  missing  {}: {}", one.what, one.why))?;
+    let mut bypassed = status.bypassed.iter();
+    bypassed.try_for_each(|one| writeln!(text, "  bypass   {}", bypass(one)))?;
     status.hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
+}
+
+fn bypass(Bypassed { what, by, part }: &Bypassed) -> String {
+    let packets = if *part { "a part of its packets" } else { "its packets" };
+    format!("{what}: {by} takes {packets} past the tunnel")
 }
 
 fn kind(device: &Device) -> String {
@@ -151,6 +158,19 @@ mod tests {
         let status = super::super::tests::sample().lacking(&[missing]);
         let text = render(&status);
         assert!(text.contains("\n  missing  route ::/0: IPv6 is switched off\n"), "{text}");
+    }
+
+    #[test]
+    fn a_route_past_the_tunnel_has_a_line() {
+        let bypass = vpnd_device::Bypass {
+            what: "route 198.18.5.0/24".to_owned(),
+            by: "route 198.18.5.0/24 via 192.0.2.254 dev eth0 metric 10".to_owned(),
+            is_part: false,
+        };
+        let text = render(&super::super::tests::sample().bypassed_by(&[bypass]));
+        let line = "\n  bypass   route 198.18.5.0/24: route 198.18.5.0/24 via 192.0.2.254 dev eth0 metric 10 \
+                    takes its packets past the tunnel\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

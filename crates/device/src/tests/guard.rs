@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::left_behind::Notes;
 use super::routes::{OWN, everything};
@@ -200,5 +200,85 @@ fn what_is_passed_over_is_dropped() {
         }
         netlink.undo(setup, Stays::default()).await;
         assert_eq!(state(), before);
+    });
+}
+
+/// A tunnel with a kill switch for two networks.
+fn guarded() -> Link {
+    let mut link = link();
+    link.routes = vec![
+        Route { when_down: WhenDown::Blackhole, ..route("198.18.4.0/22", Some(100), None) },
+        Route { when_down: WhenDown::Blackhole, ..route("2001:db8:5::/48", None, None) },
+    ];
+    link
+}
+
+/// Waits until the routes that take packets past the kill switch are these.
+async fn bypassed(keeper: &Keeper, by: &[(&str, bool)]) {
+    let began = Instant::now();
+    loop {
+        let found = keeper.bypassed().borrow().clone();
+        let found: Vec<_> = found.iter().map(|one| (one.by.as_str(), one.is_part)).collect();
+        if found == by {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(2), "{found:?} is not {by:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_route_past_a_kill_switch_is_reported() {
+    in_namespace(|netlink, news| async move {
+        uplink().await;
+        ip("route add 198.18.4.0/22 via 192.0.2.254 metric 7");
+        let setup = netlink.configure(&guarded(), Undo::default()).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        let early = ("route 198.18.4.0/22 via 192.0.2.254 dev other metric 7", false);
+        bypassed(&keeper, &[early]).await;
+
+        ip("-6 route add 2001:db8:5::/48 via 2001:db8:a::fe metric 9");
+        let v6 = ("route 2001:db8:5::/48 via 2001:db8:a::fe dev other metric 9", false);
+        bypassed(&keeper, &[early, v6]).await;
+        ip("route del 198.18.4.0/22 via 192.0.2.254 metric 7");
+        bypassed(&keeper, &[v6]).await;
+
+        // Of the same metric as ours: while the peer is dead, that one is the first.
+        ip("route add 198.18.4.0/22 via 192.0.2.254 metric 100");
+        let same = ("route 198.18.4.0/22 via 192.0.2.254 dev other metric 100", false);
+        bypassed(&keeper, &[same, v6]).await;
+        // The kernel deletes routes of both families, and sends no message about that of IPv4.
+        ip("link set other down");
+        bypassed(&keeper, &[]).await;
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
+    });
+}
+
+#[test]
+fn routes_that_do_not_leak_are_not_reported() {
+    in_namespace(|netlink, news| async move {
+        uplink().await;
+        // A network of this host, a route that drops, one behind ours, one of another table, one of another tunnel,
+        // and that of the tunnel's own datagrams.
+        for command in [
+            "addr add 198.18.6.1/24 dev other",
+            "route add blackhole 198.18.5.0/24",
+            "route add 198.18.4.0/22 via 192.0.2.254 metric 200",
+            "route add 198.18.4.0/22 via 192.0.2.254 table 1000",
+            "route add 198.18.4.0/22 via 192.0.2.254 metric 3 proto 118",
+            "route add 198.18.7.7 via 192.0.2.254",
+        ] {
+            ip(command);
+        }
+        let setup = netlink.configure(&guarded(), Undo::default()).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        let peers = vec!["198.18.7.7".parse().unwrap()];
+        keeper.own().set(OwnTraffic { port: 1, peers });
+        sleep(Duration::from_millis(900)).await;
+        assert_eq!(*keeper.bypassed().borrow(), []);
+
+        ip("route add 198.18.7.0/30 via 192.0.2.254");
+        bypassed(&keeper, &[("route 198.18.7.0/30 via 192.0.2.254 dev other", true)]).await;
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
     });
 }

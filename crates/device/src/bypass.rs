@@ -1,0 +1,292 @@
+//! Routes of other programs that take packets past a kill switch: those to the same network with a lower metric, and
+//! those to a part of it. vpnd cannot know who needs them, so it leaves them alone and reports them.
+//!
+//! The kernel lists the routes of a family only as a whole. So they are read only after a message about a route that
+//! may be one of these, and less often where that takes long.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::heard::Told;
+use crate::lookup::network;
+use crate::plan::Plan;
+use crate::recent::Recent;
+use crate::{OwnTraffic, PROTOCOL, is_our_protocol, link, route, table};
+
+/// From the first message to the check: changes come in groups.
+const SETTLES_WITHIN: Duration = Duration::from_millis(200);
+/// From one check to the next, at least; and at least this many times as long as the check took.
+const APART: Duration = Duration::from_millis(500);
+const SHARE: u32 = 20;
+/// Routes to a part of the network that are reported, at most.
+const MOST_PARTS: usize = 16;
+/// Changes that are logged within [`LOGGED_WITHIN`], at most.
+const LOGGED: usize = 20;
+const LOGGED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A route of another program that takes packets past a kill switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bypass {
+    /// Our route that these packets were to take, in words.
+    pub what: String,
+    /// The route that they take, in words.
+    pub by: String,
+    /// Whether it is to a part of our route's network only, which may be intended.
+    pub is_part: bool,
+}
+
+/// Finds them while a tunnel runs.
+#[derive(Debug)]
+pub(crate) struct Bypasses {
+    switches: Vec<KillSwitch>,
+    check: mpsc::Sender<()>,
+    found: watch::Receiver<Vec<Bypass>>,
+}
+
+/// What a kill switch keeps in.
+#[derive(Clone, Debug)]
+struct KillSwitch {
+    to: IpNet,
+    table: u32,
+    /// That of the route that drops. The one into the tunnel has the number before it.
+    metric: u32,
+}
+
+impl KillSwitch {
+    fn of(route: &RouteMessage) -> Option<Self> {
+        let is_ours = route.header.protocol == RouteProtocol::Other(PROTOCOL);
+        let to = network(route).filter(|_| is_ours && route::drops(route))?;
+        Some(Self { to, table: table::number(route), metric: route::metric_of(route) })
+    }
+
+    /// Whether a route is in the same table, to this network or a part of it. Every other route is to a part of a
+    /// default route's.
+    fn covers(&self, route: &RouteMessage) -> bool {
+        let covers = |net: IpNet| match self.to.prefix_len() {
+            0 => net == self.to,
+            _ => self.to.contains(&net),
+        };
+        self.table == table::number(route) && network(route).is_some_and(covers)
+    }
+}
+
+impl Bypasses {
+    /// Begins, in a task that ends with what this returns.
+    pub(crate) fn spawn(handle: &Handle, plan: &Plan, own: watch::Receiver<OwnTraffic>) -> Self {
+        let switches: Vec<_> =
+            plan.routes.iter().filter_map(|held| KillSwitch::of(&held.route)).collect();
+        let ((check, checks), (report, found)) = (mpsc::channel(1), watch::channel(Vec::new()));
+        if !switches.is_empty() {
+            let (handle, switches) = (handle.clone(), switches.clone());
+            let (index, device) = (plan.index, plan.device.clone());
+            let checking = Checking {
+                handle,
+                switches,
+                index,
+                device,
+                own,
+                report,
+                logged: Recent::default(),
+            };
+            tokio::spawn(checking.run(checks));
+        }
+        Self { switches, check, found }
+    }
+
+    /// What was found last.
+    pub(crate) fn found(&self) -> watch::Receiver<Vec<Bypass>> {
+        self.found.clone()
+    }
+
+    /// Checks again, if this message may be about such a route.
+    pub(crate) fn hear(&self, told: &Told) {
+        if self.concerns(told) {
+            // If it is full, a check is to come anyway.
+            let _full = self.check.try_send(());
+        }
+    }
+
+    fn concerns(&self, told: &Told) -> bool {
+        let any_found = || !self.found.borrow().is_empty();
+        match told {
+            Told::Route(message) => match &**message {
+                RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                    !is_our_protocol(route.header.protocol)
+                        && self.switches.iter().any(|switch| switch.covers(route))
+                }
+                // The kernel deletes IPv4 routes of a device that goes down without a message about each.
+                RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => any_found(),
+                _ => false,
+            },
+            // Likewise routes that use a nexthop object.
+            Told::Nexthop => any_found(),
+            Told::Lost => true,
+            Told::Configured { .. } | Told::Unconfigured { .. } => false,
+        }
+    }
+}
+
+/// The task.
+struct Checking {
+    handle: Handle,
+    switches: Vec<KillSwitch>,
+    /// The tunnel's device.
+    index: u32,
+    device: String,
+    own: watch::Receiver<OwnTraffic>,
+    report: watch::Sender<Vec<Bypass>>,
+    logged: Recent,
+}
+
+impl Checking {
+    async fn run(mut self, mut checks: mpsc::Receiver<()>) {
+        loop {
+            sleep(SETTLES_WITHIN).await;
+            let began = Instant::now();
+            if let Some(found) = self.check().await {
+                self.conclude(found);
+            }
+            sleep(APART.max(began.elapsed() * SHARE)).await;
+            tokio::select! {
+                more = checks.recv() => if more.is_none() { return },
+                changed = self.own.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Reads all routes; none if the kernel does not give them.
+    async fn check(&mut self) -> Option<Vec<Bypass>> {
+        let peers = self.own.borrow_and_update().peers.clone();
+        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut dump = RouteMessage::default();
+            dump.header.address_family = family;
+            let mut routes = Box::pin(self.handle.route().get(dump).execute());
+            while let Some(route) = routes.try_next().await.ok()? {
+                match self.bypassed(&route, &peers) {
+                    Some((switch, false)) => all.push((switch.clone(), route, false)),
+                    Some((switch, true)) if parts.len() < MOST_PARTS => {
+                        parts.push((switch.clone(), route, true));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let mut found = Vec::new();
+        for (switch, route, is_part) in all.into_iter().chain(parts) {
+            let by = self.describe(&route).await;
+            found.push(Bypass { what: format!("route {}", switch.to), by, is_part });
+        }
+        Some(found)
+    }
+
+    /// Whose packets this route takes, and whether it takes only a part of them.
+    fn bypassed(&self, route: &RouteMessage, peers: &[IpAddr]) -> Option<(&KillSwitch, bool)> {
+        // Another tunnel's kill switch was configured with this one's, and does not send in the clear.
+        if is_our_protocol(route.header.protocol) || !self.leads_elsewhere(route) {
+            return None;
+        }
+        let switch = self.switches.iter().find(|switch| switch.covers(route))?;
+        let to = network(route)?;
+        if to == switch.to {
+            return (route::metric_of(route) < switch.metric).then_some((switch, false));
+        }
+        // A network of this host's own, or the route that the tunnel's own datagrams need.
+        let is_connected = route.header.protocol == RouteProtocol::Kernel;
+        let is_needed = peers.is_empty() || peers.iter().any(|peer| to.contains(peer));
+        (!is_connected && !is_needed).then_some((switch, true))
+    }
+
+    fn leads_elsewhere(&self, route: &RouteMessage) -> bool {
+        let drops = matches!(
+            route.header.kind,
+            RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit
+        );
+        !drops && hops(route).iter().any(|(_, index)| *index != self.index)
+    }
+
+    /// For people, as `ip route` shows it.
+    async fn describe(&self, route: &RouteMessage) -> String {
+        let mut text = route::text(route);
+        let mut hops = hops(route).into_iter();
+        if let Some((gateway, index)) = hops.find(|(_, index)| *index != self.index) {
+            text += &gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+            let link = link::at(&self.handle, index).await;
+            let name = link.as_ref().and_then(crate::watch::name);
+            text += &name.map_or_else(String::new, |name| format!(" dev {name}"));
+        }
+        match route::metric_of(route) {
+            0 => text,
+            metric => format!("{text} metric {metric}"),
+        }
+    }
+
+    /// Reports what was found, and logs what is new of it.
+    fn conclude(&mut self, found: Vec<Bypass>) {
+        let before = self.report.send_replace(found.clone());
+        for one in found.iter().filter(|one| !before.contains(one)) {
+            if self.logged.count(LOGGED_WITHIN) <= LOGGED {
+                self.log(one);
+            }
+        }
+        for Bypass { by, .. } in before.iter().filter(|one| !found.contains(one)) {
+            if self.logged.count(LOGGED_WITHIN) <= LOGGED {
+                tracing::info!("{by} takes no packets past {} any more", self.device);
+            }
+        }
+    }
+
+    fn log(&self, Bypass { what, by, is_part }: &Bypass) {
+        let device = &self.device;
+        if *is_part {
+            tracing::info!("{by} takes a part of {what} past {device}, and past its kill switch");
+        } else {
+            tracing::warn!(
+                "{by} takes the packets of {what} past {device}, and past its kill switch: the kernel prefers it; \
+                 remove it, or give ours a lower metric"
+            );
+        }
+    }
+}
+
+/// The gateways of a route and the numbers of their devices. One that uses a nexthop object may show neither.
+fn hops(route: &RouteMessage) -> Vec<(Option<IpAddr>, u32)> {
+    let paths = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(paths) => Some(paths),
+        _ => None,
+    });
+    match paths {
+        Some(paths) => {
+            let hop = |(attributes, index): (&[_], u32)| (gateway(attributes), index);
+            paths.iter().map(|path| hop((&path.attributes, path.interface_index))).collect()
+        }
+        None => vec![(gateway(&route.attributes), device(route).unwrap_or(0))],
+    }
+}
+
+fn device(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(at)) => Some((*at).into()),
+        RouteAttribute::Gateway(RouteAddress::Inet6(at)) => Some((*at).into()),
+        RouteAttribute::Via(RouteVia::Inet(at)) => Some((*at).into()),
+        RouteAttribute::Via(RouteVia::Inet6(at)) => Some((*at).into()),
+        _ => None,
+    })
+}
