@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::link::{cable, port};
 use vpnd_tests::runner::{Cost, Scenario};
-use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
+use vpnd_tests::site::{self, INNER_A4, INNER_A6, INNER_B4, PORT};
 use vpnd_tests::traffic::ping;
 use vpnd_tests::{Host, Lab, Routed, Vpnd, Wire, nft};
 
@@ -20,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("reach::who refuses is named", Cost::Works, refused),
         Scenario::new("reach::the default route moves", Cost::Works, default_route),
+        Scenario::new("reach::an uplink without an address", Cost::Works, inner_source),
         Scenario::new("reach::a nexthop object moves", Cost::Works, nexthop),
         Scenario::new("reach::a network that comes late", Cost::Works, late),
         Scenario::new("reach::addresses that cannot be reached", Cost::Works, unreachable),
@@ -112,6 +113,29 @@ fn nexthop(lab: &Lab) -> Result<String> {
         ensure!(moved.elapsed() < AT_ONCE, "by {by}: {took:?}");
     }
     Ok(format!("B follows after {took:.0?}"))
+}
+
+/// The uplink has a link-local address only, so the kernel sends from the tunnel's.
+fn inner_source(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    wire.a.run("ip address add fe80::1/64 dev eth0 nodad")?;
+    wire.b.run("ip address add fe80::2/64 dev eth0 nodad")?;
+    wire.a.run("ip address del 2001:db8::1/64 dev eth0")?;
+    wire.a.run("ip route add 2001:db8::/64 via fe80::2 dev eth0")?;
+    let (a, b) = site::pair()?;
+    let _b = Vpnd::start(&wire.b, &b)?;
+    let began = Instant::now();
+    let a = Vpnd::start(&wire.a, &a.towards(Wire::B6))?;
+    let said = format!("from {INNER_A6}, an address of the tunnel itself");
+    a.wait_for_log(&said, SOON)?;
+    a.wait_for("it is the hint", SOON, |status| {
+        status.hint().is_some_and(|hint| hint.contains(&said))
+    })?;
+    let named = began.elapsed();
+    wire.a.run("ip address add 2001:db8::1/64 dev eth0 nodad")?;
+    ping::until_answered(&wire.a, INNER_B4, SOON)?;
+    a.wait_for("no hint", SOON, |status| status.hint().is_none())?;
+    Ok(format!("named {} ms after the start", named.as_millis()))
 }
 
 /// A has no network when it starts.

@@ -22,6 +22,27 @@ pub(crate) struct Loop {
     pub(crate) route: Found,
 }
 
+/// An address of the peer that the kernel would send to from an address of the tunnel itself, as it does where the
+/// uplink has none: it takes one of any device. What is sent to that address enters the tunnel at the peer's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InnerSource {
+    pub(crate) to: SocketAddr,
+    pub(crate) source: IpAddr,
+    pub(crate) uplink: String,
+}
+
+impl std::fmt::Display for InnerSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { to, source, uplink } = self;
+        let family = if source.is_ipv4() { "IPv4" } else { "IPv6" };
+        write!(
+            f,
+            "the kernel would send to {to} from {source}, an address of the tunnel itself, where no answer \
+             arrives: the uplink {uplink} has no global {family} address; give it one, or set [socket] source"
+        )
+    }
+}
+
 /// What is known of the routes to the peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outlook {
@@ -29,6 +50,8 @@ pub(crate) struct Outlook {
     pub(crate) loops: Vec<Loop>,
     /// That of where the peer is.
     pub(crate) current: Option<Found>,
+    /// The first address of the peer that would be sent to from an address of the tunnel.
+    pub(crate) inner_source: Option<InnerSource>,
 }
 
 impl Outlook {
@@ -95,16 +118,26 @@ impl Loops {
         self.own.set(OwnTraffic { port, peers: all.iter().map(SocketAddr::ip).collect() });
         let mut outlook = Outlook::default();
         for to in all {
-            let question = self.question(to, from(to), port);
+            let from = from(to);
+            let question = self.question(to, from, port);
             let Some(route) = self.asking.route_of(&question).await else { continue };
             if Some(to) == current {
                 outlook.current = Some(route.clone());
             }
             if self.device == Some(route.index) {
                 outlook.loops.push(Loop { to, route });
+            } else if from.is_none() && outlook.inner_source.is_none() {
+                outlook.inner_source = self.inner_source(to, route).await;
             }
         }
         outlook
+    }
+
+    /// Whether the kernel would choose an address of the tunnel, and of no other device.
+    async fn inner_source(&self, to: SocketAddr, route: Found) -> Option<InnerSource> {
+        let (device, source) = (self.device?, route.source?);
+        let is_inner = self.asking.is_only_on(device, source).await;
+        is_inner.then_some(InnerSource { to, source, uplink: route.device })
     }
 
     fn question(&self, to: SocketAddr, from: Option<IpAddr>, port: u16) -> Question {

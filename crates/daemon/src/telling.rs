@@ -13,7 +13,7 @@ use vpnd_device::Found;
 
 use crate::config::Mac;
 use crate::logging::RateLimit;
-use crate::loops::{Loop, Outlook};
+use crate::loops::{InnerSource, Loop, Outlook};
 use crate::plane::Refused;
 use crate::zone::Zones;
 
@@ -40,6 +40,8 @@ pub(crate) enum Trouble {
     Back(Option<Found>),
     /// What is sent to the peer goes through other tunnels of this host, and comes back.
     Nested(Option<Found>),
+    /// What is sent to the peer is sent from an address of the tunnel.
+    InnerSource(InnerSource),
     /// Both ends have this hardware address.
     SameMac(Mac),
     /// Frames of one end are too long for the other: ours, theirs.
@@ -83,6 +85,8 @@ enum Class {
     Unlooped,
     Back,
     Nested,
+    InnerSource,
+    OuterSource,
     Refused,
     Leaves,
     Misfit,
@@ -102,6 +106,7 @@ pub(crate) struct Telling {
     outlook: Outlook,
     /// The first loop of it.
     looped: Option<Trouble>,
+    inner_source: Option<Trouble>,
     /// Own datagrams, and those of other tunnels, that came back so far.
     back: [u64; 2],
     /// What the latest of them mean, and when that was.
@@ -122,6 +127,7 @@ impl Telling {
             outlook: Outlook::default(),
             back: [0; 2],
             looped: None,
+            inner_source: None,
             came_back: None,
         }
     }
@@ -136,6 +142,7 @@ impl Telling {
     pub(crate) fn trouble(&self) -> Option<&Trouble> {
         let came_back = self.came_back.as_ref().map(|(trouble, _)| trouble);
         let first = self.looped.as_ref().or(self.refused.as_ref()).or(came_back);
+        let first = first.or(self.inner_source.as_ref());
         first.or(self.trouble.as_ref()).or_else(|| self.misfit())
     }
 
@@ -154,10 +161,32 @@ impl Telling {
             let Some(more) = self.limit.allow(Class::Unlooped, now) else { break };
             tracing::info!("the route to the peer at {} leads past {device} again{more}", one.to);
         }
+        self.compare_sources(now, before.inner_source.as_ref());
         self.looped = self.outlook.loops.first().cloned().map(Trouble::Loop);
         if before.current != self.outlook.current {
             self.came_back = None;
         }
+    }
+
+    /// Whether datagrams are sent from an address of the tunnel is logged when it changes.
+    fn compare_sources(&mut self, now: BootTime, before: Option<&InnerSource>) {
+        let current = self.outlook.inner_source.clone();
+        match &current {
+            Some(inner) if before != Some(inner) => {
+                if let Some(more) = self.limit.allow(Class::InnerSource, now) {
+                    tracing::warn!("{inner}{more}");
+                }
+            }
+            None if before.is_some() => {
+                if let Some(more) = self.limit.allow(Class::OuterSource, now) {
+                    tracing::info!(
+                        "the kernel no longer sends from an address of the tunnel{more}"
+                    );
+                }
+            }
+            _ => {}
+        }
+        self.inner_source = current.map(Trouble::InnerSource);
     }
 
     /// Tells of datagrams that come out of the device and must not: own ones, and those that have been through tunnels
@@ -445,6 +474,22 @@ mod tests {
         assert!(matches!(telling.trouble(), Some(Trouble::Refused { why: Refusal::Filter, .. })));
         telling.leaves(BootTime::default());
         assert_eq!(telling.trouble(), None);
+    }
+
+    #[test]
+    fn an_inner_source_comes_before_silence_and_ends() {
+        let mut telling = telling();
+        let inner = InnerSource {
+            to: "[2001:db8::2]:51820".parse().unwrap(),
+            source: "2001:db8:99::1".parse().unwrap(),
+            uplink: "eth0".into(),
+        };
+        let outlook = Outlook { inner_source: Some(inner.clone()), ..Outlook::default() };
+        telling.tell(BootTime::default(), &Event::GaveUp);
+        telling.outlook(BootTime::default(), "tun0", outlook);
+        assert_eq!(telling.trouble(), Some(&Trouble::InnerSource(inner)));
+        telling.outlook(BootTime::default(), "tun0", Outlook::default());
+        assert_eq!(telling.trouble(), Some(&Trouble::NoAnswer));
     }
 
     #[test]

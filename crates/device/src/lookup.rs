@@ -37,6 +37,8 @@ pub struct Found {
     pub to: Option<IpNet>,
     /// The table that the route is in, unless that is `main`.
     pub table: Option<u32>,
+    /// The address that the kernel sends from.
+    pub source: Option<IpAddr>,
 }
 
 impl std::fmt::Display for Found {
@@ -68,7 +70,22 @@ impl Netlink {
             device: watch::name(&link)?.to_owned(),
             to: route.as_ref().and_then(network),
             table: route.as_ref().and_then(other_table),
+            source: source(&answer),
         })
+    }
+
+    /// Whether the device of this number has this address, and no other device has it.
+    pub async fn is_only_on(&self, index: u32, address: IpAddr) -> bool {
+        let mut all = Box::pin(self.handle.address().get().execute());
+        let mut found = false;
+        while let Ok(Some(message)) = all.try_next().await {
+            let is_there = address::both_ends(&message).is_some_and(|(local, _)| local == address);
+            if is_there && message.header.index != index {
+                return false;
+            }
+            found |= is_there;
+        }
+        found
     }
 
     async fn ask(&self, message: RouteMessage) -> Option<RouteMessage> {
@@ -120,6 +137,14 @@ const fn length(address: IpAddr) -> u8 {
 
 fn number(route: &RouteMessage, pick: fn(&RouteAttribute) -> Option<u32>) -> Option<u32> {
     route.attributes.iter().find_map(pick)
+}
+
+fn source(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(source)) => Some((*source).into()),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => Some((*source).into()),
+        _ => None,
+    })
 }
 
 pub(crate) fn network(route: &RouteMessage) -> Option<IpNet> {

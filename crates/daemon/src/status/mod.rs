@@ -439,6 +439,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
         Trouble::Loop(_) | Trouble::Back(_) | Trouble::Nested(_) => {
             leads_back(trouble).unwrap_or_default()
         }
+        Trouble::InnerSource(inner) => inner.to_string(),
         Trouble::Refused { to, why } => {
             format!("what is sent to {to} does not leave this host: {why}")
         }
