@@ -8,7 +8,7 @@ use vpnd_tests::link::{cable, port};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_A6, INNER_B4, PORT};
 use vpnd_tests::traffic::ping;
-use vpnd_tests::{Host, Lab, Routed, Vpnd, Wire, nft};
+use vpnd_tests::{Host, Lab, Routed, Vpnd, Wire, nft, vpnd};
 
 use crate::socket::{B4, SECOND4, Uplinks};
 use crate::tunnel::{SOON, Tunnel};
@@ -21,6 +21,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("reach::who refuses is named", Cost::Works, refused),
         Scenario::new("reach::the default route moves", Cost::Works, default_route),
         Scenario::new("reach::an uplink without an address", Cost::Works, inner_source),
+        Scenario::new("reach::a name server behind the tunnel", Cost::Works, name_server),
         Scenario::new("reach::a nexthop object moves", Cost::Works, nexthop),
         Scenario::new("reach::a network that comes late", Cost::Works, late),
         Scenario::new("reach::addresses that cannot be reached", Cost::Works, unreachable),
@@ -113,6 +114,47 @@ fn nexthop(lab: &Lab) -> Result<String> {
         ensure!(moved.elapsed() < AT_ONCE, "by {by}: {took:?}");
     }
     Ok(format!("B follows after {took:.0?}"))
+}
+
+/// Puts a file of this text in the place of another one of the host's.
+fn replace_file(host: &Host, path: &str, text: &str) -> Result<()> {
+    let name = path.replace('/', "-");
+    host.run_with_input(&format!("tee /run/{name}"), text)?;
+    host.run(&format!("mount --bind /run/{name} {path}"))?;
+    Ok(())
+}
+
+/// The peer is a name, and a kill switch keeps the queries of it in.
+fn name_server(lab: &Lab) -> Result<String> {
+    const SERVER: &str = "198.18.9.53";
+    let net = Routed::new(lab)?;
+    replace_file(&net.a, "/etc/resolv.conf", &format!("nameserver {SERVER}\n"))?;
+    let (a, b) = site::pair()?;
+    let _b = Vpnd::start(&net.b, &b)?;
+    let mut site = a.towards("b.vpn.example:51820").keepalive(1);
+    site.remote.allowed_ips = vec!["0.0.0.0/0".to_owned()];
+    site.service.push("[[route]]\nto = \"0.0.0.0/0\"\nwhen_down = \"blackhole\"".to_owned());
+    let file = vpnd::write_files(&net.a, &site)?;
+    let file = file.to_str().context("a path of our own making")?;
+    let check = || -> Result<String> {
+        let (code, said) = vpnd::run(&net.a, &["check", file])?;
+        ensure!(code == 0, "{code}: {said}");
+        Ok(said)
+    };
+    let warning = format!("name server {SERVER} of /etc/resolv.conf is reached through the tunnel");
+    ensure!(check()?.contains(&warning), "{}", check()?);
+    let began = Instant::now();
+    let a = Vpnd::start(&net.a, &site)?;
+    let hint = format!("name server {SERVER} is reached through the tunnel itself");
+    a.wait_for("the reason", SOON, |status| status.hint().is_some_and(|h| h.contains(&hint)))?;
+    a.wait_for_log(&hint, SOON)?;
+    let named = began.elapsed();
+    replace_file(&net.a, "/etc/hosts", "198.51.100.1 b.vpn.example\n")?;
+    ensure!(!check()?.contains(&warning), "the hosts file has the name: {}", check()?);
+    net.a.run(&format!("ip route add {SERVER} via 192.0.2.254"))?;
+    ping::until_answered(&net.a, INNER_B4, SOON)?;
+    a.wait_for("no hint", SOON, |status| status.hint().is_none())?;
+    Ok(format!("named {} ms after the start", named.as_millis()))
 }
 
 /// The uplink has a link-local address only, so the kernel sends from the tunnel's.

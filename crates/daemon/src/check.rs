@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
 use crate::terminal::{self, Printable, PrintableLines};
-use crate::{firewall, forward};
+use crate::{firewall, forward, nameservers};
 
 /// Reads the configuration and its key files, as `run` would.
 pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
@@ -23,7 +23,8 @@ pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
         loaded.warnings = loaded
             .warnings
             .and(forward::problems(&loaded.config))
-            .and(firewall::problems(&loaded.config));
+            .and(firewall::problems(&loaded.config))
+            .and(nameservers::problems(&loaded.config));
         loaded
     });
     match loaded {

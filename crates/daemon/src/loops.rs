@@ -10,6 +10,9 @@ use tokio::time::{Instant, sleep_until};
 use vpnd_device::{Found, Heard, Netlink, OwnState, OwnTraffic, Question};
 use vpnd_tunnel::udp::Way;
 
+use crate::config::{Config, WhenDown};
+use crate::nameservers;
+
 /// From one look to the next: changes of routes come in crowds.
 const APART: Duration = Duration::from_millis(100);
 /// Addresses of the peer that are asked about, at most.
@@ -131,6 +134,22 @@ impl Loops {
             }
         }
         outlook
+    }
+
+    /// The name servers of this host that are reached through the tunnel, or would be if its kill switch did not drop
+    /// the queries now.
+    pub(crate) async fn name_servers_inside(&self, config: &Config) -> Vec<IpAddr> {
+        let mut inside = Vec::new();
+        for at in nameservers::configured() {
+            let Some(route) = nameservers::route_to(config, at) else { continue };
+            let found = self.asking.route_of(&nameservers::question(at, self.uid)).await;
+            let is_inside = match found {
+                Some(found) => self.device == Some(found.index),
+                None => route.when_down == WhenDown::Blackhole,
+            };
+            inside.extend(is_inside.then_some(at));
+        }
+        inside
     }
 
     /// Whether the kernel would choose an address of the tunnel, and of no other device.

@@ -22,6 +22,7 @@ mod life;
 mod linger;
 mod logging;
 mod loops;
+mod nameservers;
 mod netns;
 mod nft;
 mod opening;

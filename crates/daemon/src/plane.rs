@@ -31,7 +31,7 @@ use crate::hooks::News;
 use crate::keys::Keys;
 use crate::life::{Fate, Life};
 use crate::loops::Loops;
-use crate::resolve::Resolver;
+use crate::resolve::{Lookup, Resolver};
 use crate::service::Service;
 use crate::status::{About, State, Status};
 use crate::telling::Telling;
@@ -194,12 +194,7 @@ impl Plane {
                     self.peer.handle_wake(clock::now());
                     self.watch_the_way();
                 }
-                addresses = self.around.resolver.changed() => {
-                    self.warn_of_loops(&addresses);
-                    addresses.iter().for_each(|address| self.telling.zones.learn(*address));
-                    self.addresses = addresses;
-                    self.look_for_loops().await;
-                }
+                lookup = self.around.resolver.changed() => self.looked_up(lookup).await,
                 () = self.around.loops.due() => self.look_for_loops().await,
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
                 shift = shifted(&mut self.around.uplink) => self.follow_uplink(shift),
@@ -313,6 +308,24 @@ impl Plane {
             tracing::debug!("the carrier does not follow: {error}");
         }
         self.around.hooks.peer(alive, self.peer.endpoint());
+    }
+
+    async fn looked_up(&mut self, lookup: Lookup) {
+        match lookup {
+            Lookup::Addresses(addresses) => {
+                self.warn_of_loops(&addresses);
+                addresses.iter().for_each(|address| self.telling.zones.learn(*address));
+                self.addresses = addresses;
+                self.look_for_loops().await;
+            }
+            Lookup::Failed(failures) => {
+                let inside = match failures.is_empty() {
+                    true => Vec::new(),
+                    false => self.around.loops.name_servers_inside(&self.around.running).await,
+                };
+                self.telling.lookups_failed(clock::boot(), failures, inside);
+            }
+        }
     }
 
     /// Finds out whether what is sent to the peer would come back, and goes by it.

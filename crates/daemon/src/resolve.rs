@@ -1,7 +1,7 @@
 //! Where the peer may be: the configured endpoints as addresses, names looked up again and again,
 //! for ever. DNS that fails at boot, or a peer whose address changed, is only a matter of time.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -28,9 +28,25 @@ const CHANGE_APART: Duration = Duration::from_secs(1);
 
 /// Looks the endpoints up for as long as it lives.
 pub(crate) struct Resolver {
-    addresses: mpsc::Receiver<Vec<SocketAddr>>,
+    lookups: mpsc::Receiver<Lookup>,
     nudge: watch::Sender<()>,
     change: watch::Sender<()>,
+}
+
+/// What lookups came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// All addresses, in the order of the configuration.
+    Addresses(Vec<SocketAddr>),
+    /// The endpoints that cannot be looked up by now, in that order.
+    Failed(Vec<Failure>),
+}
+
+/// An endpoint that cannot be looked up, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) endpoint: String,
+    pub(crate) error: String,
 }
 
 /// What shortens the wait for the next lookup.
@@ -47,7 +63,7 @@ struct Hurry {
 ///
 /// If the kernel gives no thread.
 pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
-    let (send, addresses) = mpsc::channel(1);
+    let (send, lookups) = mpsc::channel(1);
     let ((nudge, nudged), (change, changed)) = (watch::channel(()), watch::channel(()));
     let found = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
     let named = endpoints.into_iter().enumerate().filter(|(_, e)| literal(e).is_none());
@@ -57,15 +73,15 @@ pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
     };
     let names = named.map(name).collect::<io::Result<_>>()?;
     tokio::spawn(collect(found, names, Hurry { nudged, changed }, send));
-    Ok(Resolver { addresses, nudge, change })
+    Ok(Resolver { lookups, nudge, change })
 }
 
 impl Resolver {
-    /// All addresses, in the order of the configuration, whenever there are others than before.
-    /// Literal ones come at once. Never resolves when there is nothing to look up.
-    pub(crate) async fn changed(&mut self) -> Vec<SocketAddr> {
-        match self.addresses.recv().await {
-            Some(addresses) => addresses,
+    /// All addresses whenever there are others than before, and all failures after each failed lookup and once one
+    /// is over. Literal addresses come at once. Never resolves when there is nothing to look up.
+    pub(crate) async fn changed(&mut self) -> Lookup {
+        match self.lookups.recv().await {
+            Some(lookup) => lookup,
             None => std::future::pending().await,
         }
     }
@@ -82,37 +98,55 @@ impl Resolver {
 }
 
 /// What one endpoint, by its place in the configuration, came to.
-type Answer = (usize, Vec<SocketAddr>);
+type Answer = (usize, Result<Vec<SocketAddr>, Failure>);
 
 /// Puts together what the lookups find, and passes it on when it is new.
 async fn collect(
-    mut found: Vec<Vec<SocketAddr>>,
+    found: Vec<Vec<SocketAddr>>,
     names: Vec<Name>,
     hurry: Hurry,
-    send: mpsc::Sender<Vec<SocketAddr>>,
+    send: mpsc::Sender<Lookup>,
 ) {
     let (answer, mut answers) = mpsc::channel(1);
     for name in names {
         tokio::spawn(name.follow(hurry.clone(), answer.clone()));
     }
     drop(answer);
-    let mut sent = Vec::new();
+    follow_answers(found, &mut answers, send).await;
+}
+
+async fn follow_answers(
+    mut found: Vec<Vec<SocketAddr>>,
+    answers: &mut mpsc::Receiver<Answer>,
+    send: mpsc::Sender<Lookup>,
+) {
+    let (mut sent, mut failed) = (Vec::new(), BTreeMap::new());
     loop {
         let all = in_order(&found);
-        if all != sent && send.send(all.clone()).await.is_err() {
+        if all != sent && send.send(Lookup::Addresses(all.clone())).await.is_err() {
             return;
         }
         sent = all;
-        let Some((place, addresses)) = next(&mut answers, &send).await else { return };
-        replace(&mut found[place], addresses);
+        let Some((place, answer)) = next(answers, &send).await else { return };
+        let failures_changed = match answer {
+            Ok(addresses) => {
+                replace(&mut found[place], addresses);
+                failed.remove(&place).is_some()
+            }
+            Err(failure) => {
+                failed.insert(place, failure);
+                true
+            }
+        };
+        let failures = || Lookup::Failed(failed.values().cloned().collect());
+        if failures_changed && send.send(failures()).await.is_err() {
+            return;
+        }
     }
 }
 
 /// The next answer; none when there are no more or nobody wants them.
-async fn next(
-    answers: &mut mpsc::Receiver<Answer>,
-    send: &mpsc::Sender<Vec<SocketAddr>>,
-) -> Option<Answer> {
+async fn next(answers: &mut mpsc::Receiver<Answer>, send: &mpsc::Sender<Lookup>) -> Option<Answer> {
     tokio::select! {
         answer = answers.recv() => answer,
         () = send.closed() => None,
@@ -151,22 +185,24 @@ impl Name {
         let mut retry = FIRST_RETRY;
         loop {
             hurry.forget();
-            let (wait, on_change) = match self.lookup().await {
+            let result = self.lookup().await;
+            let (wait, on_change) = match &result {
                 Ok(addresses) => {
                     tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
                     retry = FIRST_RETRY;
-                    if answer.send((self.place, addresses)).await.is_err() {
-                        return;
-                    }
                     (REFRESH, NUDGE_APART)
                 }
                 Err(error) => {
                     let wait = retry;
-                    self.complain(&error, wait);
+                    self.complain(error, wait);
                     retry = (retry * 2).min(LAST_RETRY);
                     (wait, CHANGE_APART)
                 }
             };
+            let result = result.map_err(|error| self.failure(&error));
+            if answer.send((self.place, result)).await.is_err() {
+                return;
+            }
             let listened = tokio::select! {
                 listened = rest(&mut hurry.nudged, NUDGE_APART, wait) => listened,
                 listened = rest(&mut hurry.changed, on_change, wait) => listened,
@@ -183,6 +219,10 @@ impl Name {
         let query = move || (host, port).to_socket_addrs().map(|all| all.map(unmapped).collect());
         let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, self.thread.run(query)).await???;
         if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
+    }
+
+    fn failure(&self, error: &io::Error) -> Failure {
+        Failure { endpoint: self.endpoint.to_string(), error: error.to_string() }
     }
 
     /// The first failure of a row is worth a line; each of the others only to who looks for it.
@@ -235,16 +275,33 @@ mod tests {
     async fn literal_addresses_come_at_once_and_in_order() {
         let all = ["[2001:db8::2]:51820", "192.0.2.7:1", "192.0.2.7:1"];
         let mut resolver = spawn(endpoints(&all)).unwrap();
-        assert_eq!(soon(resolver.changed()).await, addresses(&all[..2]));
+        assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&all[..2])));
     }
 
     #[tokio::test]
     async fn a_name_keeps_its_place() {
         let mut resolver = spawn(endpoints(&["localhost:9", "192.0.2.7:1"])).unwrap();
-        assert_eq!(soon(resolver.changed()).await, addresses(&["192.0.2.7:1"]));
-        let both = soon(resolver.changed()).await;
+        assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&["192.0.2.7:1"])));
+        let Lookup::Addresses(both) = soon(resolver.changed()).await else { panic!("it fails") };
         assert!(both[0].ip().is_loopback() && both[0].port() == 9, "{both:?}");
         assert_eq!(both.last(), addresses(&["192.0.2.7:1"]).first());
+    }
+
+    #[tokio::test]
+    async fn failures_are_kept_until_they_are_over() {
+        let (answer, mut answers) = mpsc::channel(1);
+        let (send, mut lookups) = mpsc::channel(8);
+        let found = vec![Vec::new()];
+        let failure = Failure { endpoint: "b.example.net:1".into(), error: "no".into() };
+        let task = tokio::spawn(async move { follow_answers(found, &mut answers, send).await });
+        answer.send((0, Err(failure.clone()))).await.unwrap();
+        answer.send((0, Ok(addresses(&["192.0.2.7:1"])))).await.unwrap();
+        drop(answer);
+        task.await.unwrap();
+        assert_eq!(lookups.recv().await, Some(Lookup::Failed(vec![failure])));
+        assert_eq!(lookups.recv().await, Some(Lookup::Failed(Vec::new())));
+        let found = Lookup::Addresses(addresses(&["192.0.2.7:1"]));
+        assert_eq!(lookups.recv().await, Some(found));
     }
 
     #[tokio::test]

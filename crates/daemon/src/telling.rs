@@ -1,6 +1,7 @@
 //! Puts what happens into words: log lines, limited where the network can cause them, and the
 //! one thing that `status` should say when the tunnel does not come up.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
@@ -14,7 +15,9 @@ use vpnd_device::Found;
 use crate::config::Mac;
 use crate::logging::RateLimit;
 use crate::loops::{InnerSource, Loop, Outlook};
+use crate::nameservers;
 use crate::plane::Refused;
+use crate::resolve::Failure;
 use crate::zone::Zones;
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
@@ -40,6 +43,8 @@ pub(crate) enum Trouble {
     Back(Option<Found>),
     /// What is sent to the peer goes through other tunnels of this host, and comes back.
     Nested(Option<Found>),
+    /// The names of the peer that cannot be looked up, and the name servers that are reached through the tunnel.
+    Unresolved(Vec<Failure>, Vec<IpAddr>),
     /// What is sent to the peer is sent from an address of the tunnel.
     InnerSource(InnerSource),
     /// Both ends have this hardware address.
@@ -60,6 +65,21 @@ impl Trouble {
     pub(crate) const fn outlasts_a_session(&self) -> bool {
         matches!(self, Self::SameMac(_) | Self::MtuDiffers(..) | Self::Refused { .. })
     }
+}
+
+/// Which names of the peer cannot be looked up, and why.
+pub(crate) fn unresolved(failures: &[Failure], inside: &[IpAddr]) -> String {
+    let list = |all: Vec<String>| all.join(", ");
+    let names = list(failures.iter().map(|one| one.endpoint.clone()).collect());
+    if inside.is_empty() {
+        let why = failures.first().map(|one| one.error.as_str()).unwrap_or_default();
+        return format!("{names} cannot be looked up, it is tried again: {why}");
+    }
+    let servers = list(inside.iter().map(ToString::to_string).collect());
+    let help = nameservers::HELP;
+    format!(
+        "{names} cannot be looked up: name server {servers} is reached through the tunnel itself; {help}"
+    )
 }
 
 /// A loop of which nothing more is seen is over.
@@ -85,6 +105,7 @@ enum Class {
     Unlooped,
     Back,
     Nested,
+    Unresolved,
     InnerSource,
     OuterSource,
     Refused,
@@ -107,6 +128,7 @@ pub(crate) struct Telling {
     /// The first loop of it.
     looped: Option<Trouble>,
     inner_source: Option<Trouble>,
+    unresolved: Option<Trouble>,
     /// Own datagrams, and those of other tunnels, that came back so far.
     back: [u64; 2],
     /// What the latest of them mean, and when that was.
@@ -128,6 +150,7 @@ impl Telling {
             back: [0; 2],
             looped: None,
             inner_source: None,
+            unresolved: None,
             came_back: None,
         }
     }
@@ -142,7 +165,7 @@ impl Telling {
     pub(crate) fn trouble(&self) -> Option<&Trouble> {
         let came_back = self.came_back.as_ref().map(|(trouble, _)| trouble);
         let first = self.looped.as_ref().or(self.refused.as_ref()).or(came_back);
-        let first = first.or(self.inner_source.as_ref());
+        let first = first.or(self.inner_source.as_ref()).or_else(|| self.unresolved());
         first.or(self.trouble.as_ref()).or_else(|| self.misfit())
     }
 
@@ -166,6 +189,34 @@ impl Telling {
         if before.current != self.outlook.current {
             self.came_back = None;
         }
+    }
+
+    /// Names of the peer cannot be looked up, or can be again if there are none. That a name server is reached through
+    /// the tunnel is logged when it is new; the rest the resolver logs.
+    pub(crate) fn lookups_failed(
+        &mut self,
+        now: BootTime,
+        failures: Vec<Failure>,
+        inside: Vec<IpAddr>,
+    ) {
+        let was_inside = match &self.unresolved {
+            Some(Trouble::Unresolved(_, inside)) => inside.clone(),
+            _ => Vec::new(),
+        };
+        if !inside.is_empty()
+            && inside != was_inside
+            && let Some(more) = self.limit.allow(Class::Unresolved, now)
+        {
+            tracing::warn!("{}{more}", unresolved(&failures, &inside));
+        }
+        let any = !failures.is_empty();
+        self.unresolved = any.then_some(Trouble::Unresolved(failures, inside));
+    }
+
+    /// A name that cannot be looked up explains why nobody answers, and nothing else.
+    fn unresolved(&self) -> Option<&Trouble> {
+        let explains = matches!(self.trouble, None | Some(Trouble::NoAnswer));
+        self.unresolved.as_ref().filter(|_| explains)
     }
 
     /// Whether datagrams are sent from an address of the tunnel is logged when it changes.
@@ -490,6 +541,23 @@ mod tests {
         assert_eq!(telling.trouble(), Some(&Trouble::InnerSource(inner)));
         telling.outlook(BootTime::default(), "tun0", Outlook::default());
         assert_eq!(telling.trouble(), Some(&Trouble::NoAnswer));
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_looked_up_comes_before_silence() {
+        let mut telling = telling();
+        let failure = Failure { endpoint: "b.example.net:1".into(), error: "no".into() };
+        telling.tell(BootTime::default(), &Event::GaveUp);
+        let inside = vec!["192.0.2.53".parse().unwrap()];
+        telling.lookups_failed(BootTime::default(), vec![failure.clone()], inside.clone());
+        let text = unresolved(std::slice::from_ref(&failure), &inside);
+        assert!(text.contains("name server 192.0.2.53 is reached through the tunnel"), "{text}");
+        assert_eq!(telling.trouble(), Some(&Trouble::Unresolved(vec![failure], inside)));
+        telling.tell(BootTime::default(), &Event::AnswerDoesNotOpen);
+        assert_eq!(telling.trouble(), Some(&Trouble::AnswerDoesNotOpen));
+        telling.tell(BootTime::default(), &Event::Established(Role::Initiator));
+        telling.lookups_failed(BootTime::default(), Vec::new(), Vec::new());
+        assert_eq!(telling.trouble(), None);
     }
 
     #[test]

@@ -84,6 +84,13 @@ impl Config {
         one_place && table == Some(MAIN_TABLE) && route.to.contains(&address)
     }
 
+    /// Whether packets of every program take this route: none of another table, which takes rules of others, and none
+    /// of a VRF.
+    pub(crate) fn is_for_everybody(&self, route: &Route) -> bool {
+        let one_place = self.interface.netns == self.socket.netns;
+        one_place && self.interface.vrf.is_none() && matches!(route.table, None | Some(MAIN_TABLE))
+    }
+
     /// Whether something hangs on the peer's life, so that it has to be asked when it is silent.
     pub(crate) fn watches(&self) -> bool {
         let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();

@@ -17,7 +17,7 @@ use vpnd_protocol::timers::Timer;
 use vpnd_tunnel::counters::Counters;
 
 use crate::loops::Loop;
-use crate::telling::Trouble;
+use crate::telling::{self, Trouble};
 
 pub(crate) use client::run;
 
@@ -440,6 +440,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
             leads_back(trouble).unwrap_or_default()
         }
         Trouble::InnerSource(inner) => inner.to_string(),
+        Trouble::Unresolved(failures, inside) => telling::unresolved(failures, inside),
         Trouble::Refused { to, why } => {
             format!("what is sent to {to} does not leave this host: {why}")
         }
