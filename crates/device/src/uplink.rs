@@ -113,7 +113,7 @@ impl Pace {
     /// Something has changed.
     fn heard(&mut self, now: Instant) {
         let earliest = self.rested.filter(|rested| now < *rested);
-        self.due.get_or_insert(earliest.unwrap_or(now));
+        self.due.get_or_insert_with(|| earliest.unwrap_or(now));
     }
 
     /// The routes are asked for.
