@@ -1,13 +1,16 @@
 //! `vpnd tuntap` beside `ip tuntap`: the same words make the same device, and what is wrong is
 //! named.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::tun::Intruder;
-use vpnd_tests::{Host, Lab, Vpnd, Wire, long, site, vpnd};
+use vpnd_tests::{Host, Lab, Vpnd, Wire, eventually, long, site, vpnd};
+
+use crate::tunnel::SOON;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let works =
@@ -123,12 +126,31 @@ fn overwritten(lab: &Lab) -> Result<String> {
     });
     ensure!(holders.contains(&daemon), "{during}");
     // Beside it the process that waits for its end.
-    let waits = holders.iter().any(|holder| holder["name"] == "vpnd-device");
-    ensure!(holders.len() == 2 && waits, "{during}");
+    let caretaker = holders.iter().find(|holder| holder["name"] == "vpnd-device");
+    let caretaker = caretaker.and_then(|holder| holder["pid"].as_u64());
+    ensure!(holders.len() == 2, "{during}");
+    let caretaker = caretaker.with_context(|| during.to_string())?;
+    eventually("the caretaker has no privilege", SOON, || has_no_privilege(caretaker))?;
     refuses(&host, "del dev tun0", 1, "in use by another process")?;
     running.process().terminate()?;
     does(&host, "del dev tun0")?;
     Ok(format!("{} became {}", before["flags"], during["flags"]))
+}
+
+/// Neither root nor a capability, and no better priority than other programs.
+fn has_no_privilege(process: u64) -> Result<()> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.split_whitespace().next()).map(str::to_owned)
+    };
+    ensure!(field("Uid:").is_some_and(|uid| uid != "0"), "{status}");
+    ensure!(field("Gid:").is_some_and(|gid| gid != "0"), "{status}");
+    ensure!(field("CapPrm:").is_some_and(|set| set.trim_matches('0').is_empty()), "{status}");
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let nice = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(16));
+    ensure!(nice == Some("0"), "{stat}");
+    Ok(())
 }
 
 fn start(host: &Host) -> Result<Vpnd> {

@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{Endpoint, LogFormat};
 use crate::demo::DemoOptions;
+use crate::helper::RunAs;
 use crate::tuntap::WORDS;
 use crate::{hooks, tenancy};
 
@@ -88,7 +89,7 @@ pub(crate) enum Command {
     HookRunner,
     /// Waits for the end of the vpnd that started it, to leave its device as the next program expects it
     #[command(name = tenancy::WORD, hide = true)]
-    DeviceCaretaker,
+    DeviceCaretaker(RunAs),
 }
 
 /// How much is logged, and how.

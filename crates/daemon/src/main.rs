@@ -15,6 +15,7 @@ mod exit;
 mod firewall;
 mod floor;
 mod forward;
+mod helper;
 mod hooks;
 mod keygen;
 mod keys;
@@ -76,7 +77,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
         Command::HookRunner => hooks::run(),
-        Command::DeviceCaretaker => tenancy::care(),
+        Command::DeviceCaretaker(user) => tenancy::care(user),
     }
 }
 

@@ -80,14 +80,17 @@ pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
     hide_memory()
 }
 
-/// Gives up every capability, for good, and keeps the uid.
+/// Becomes `user` as [`drop_to`] does, and gives up every capability, for good.
 ///
 /// # Errors
 ///
 /// What the kernel refused.
-pub(crate) fn drop_all() -> Result<(), PrivilegeError> {
+pub(crate) fn drop_all(user: Option<&Account>) -> Result<(), PrivilegeError> {
     alone()?;
     forbid_gains()?;
+    if let Some(user) = user.filter(|user| can_become(user)) {
+        become_user(user)?;
+    }
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
         caps::clear(None, set).map_err(capability("all capabilities"))?;
     }
@@ -267,12 +270,25 @@ mod tests {
     fn all_goes() {
         in_child("privilege::tests::all_goes", &[], || {
             enter_user_namespace();
-            drop_all().unwrap();
+            drop_all(None).unwrap();
             for set in ["CapPrm", "CapEff", "CapInh", "CapAmb", "CapBnd"] {
                 assert_eq!(status(set), NONE, "{set}");
             }
             assert_eq!(status("NoNewPrivs"), "1");
             assert!(!prctl::get_dumpable().unwrap());
+        });
+    }
+
+    #[test]
+    fn all_goes_and_root_too() {
+        in_child("privilege::tests::all_goes_and_root_too", &[], || {
+            if !Uid::effective().is_root() {
+                return;
+            }
+            drop_all(Some(&account(12345))).unwrap();
+            assert_eq!(status("Uid"), "12345 12345 12345 12345");
+            assert_eq!(status("Gid"), "12345 12345 12345 12345");
+            assert_eq!((status("CapPrm"), status("CapEff")), (NONE.into(), NONE.into()));
         });
     }
 

@@ -1,0 +1,101 @@
+//! Processes beside vpnd, each for one task that vpnd itself cannot do: what remains to be done when vpnd was killed or
+//! has ended. Each is vpnd executed anew before the privileges are dropped, not a copy of it, so that it has no key in
+//! its memory. It has two descriptors: one end of a socket, by which it notices that vpnd has ended, and one thing
+//! to work on.
+
+use std::ffi::CStr;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use nix::unistd::setsid;
+
+use crate::config::Account;
+use crate::{hooks, privilege};
+
+/// How long a helper's end is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// vpnd's end of the connection to a helper. The helper is asked to end when this is dropped.
+pub(crate) struct Helper {
+    /// The subcommand that it was started with.
+    word: &'static str,
+    /// None once it has been left to itself.
+    process: Option<Child>,
+    /// The other end is closed when the process ends.
+    socket: UnixStream,
+}
+
+/// The arguments of a helper's subcommand: the user that it runs as.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct RunAs {
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+impl RunAs {
+    /// The user, if there is one.
+    pub(crate) fn account(self) -> Option<Account> {
+        let (uid, gid) = self.uid.zip(self.gid)?;
+        Some(Account { name: uid.to_string(), uid, gid })
+    }
+}
+
+impl Helper {
+    /// Starts the subcommand `word` as `user`, with `held` to work on.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not let us execute ourselves.
+    pub(crate) fn start(
+        word: &'static str,
+        user: Option<&Account>,
+        held: OwnedFd,
+    ) -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(word).env_clear().current_dir("/");
+        if let Some(user) = user {
+            command.args([user.uid, user.gid].map(|id| id.to_string()));
+        }
+        command.stdin(OwnedFd::from(theirs)).stdout(held).stderr(Stdio::null());
+        Ok(Self { word, process: Some(command.spawn()?), socket })
+    }
+
+    /// Closes the socket and waits until the helper has ended and has closed what it held.
+    fn end(&self, mut process: Child) -> io::Result<()> {
+        // If this fails, so does the read.
+        let _closed = self.socket.shutdown(Shutdown::Write);
+        self.socket.set_read_timeout(Some(PATIENCE))?;
+        (&self.socket).read(&mut [0])?;
+        process.wait().map(drop)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let ended = self.process.take().map(|process| self.end(process));
+        if let Some(Err(error)) = ended {
+            tracing::warn!("the process {} does not end: {error}", self.word);
+        }
+    }
+}
+
+/// What a helper begins with: it leaves its priority and its session, and makes sure that vpnd started it.
+///
+/// # Errors
+///
+/// If something else started it.
+pub(crate) fn begin(name: &CStr) -> anyhow::Result<()> {
+    hooks::stand_apart(name).context("vpnd starts this subcommand itself, and nobody else can")?;
+    // A terminal that is closed does not end it.
+    setsid().context("cannot leave the session")?;
+    // It moves no packets.
+    privilege::yield_to_others();
+    Ok(())
+}
