@@ -6,18 +6,22 @@
 //!   a [eth0] ──── [a] router [b] ──── [eth0] b
 //! ```
 
+use std::fs;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::thread::{JoinHandle, spawn};
+use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
+use vpnd_crypto::PresharedKey;
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_B4, Site};
 use vpnd_tests::traffic::ping;
 use vpnd_tests::{Host, Lab, Routed, Vpnd, eventually, nft, vpnd};
 
+use crate::hooks::{child_of, gone, search};
 use crate::tunnel::SOON;
 
 /// Nobody is there, and the router is the way to it.
@@ -34,6 +38,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         waits("guard::flushes of rules and routes", flushes),
         // A start that takes three seconds longer than it should comes too late for the kill switch.
         Scenario::new("guard::a restart, a reload, and a stop", Cost::Alone, restarts),
+        // The same.
+        Scenario::new("guard::the process that opens it has no key", Cost::Alone, opener),
         waits("guard::an address that comes later", address_later),
         waits("guard::a start that fails", failed_start),
         waits("guard::routes that are passed over", passed_over),
@@ -100,7 +106,7 @@ impl Sending {
                     let _refused = socket.send_to(b"in the clear", (to, 9));
                 }
                 counter.fetch_add(1, Relaxed);
-                std::thread::sleep(PACE);
+                sleep(PACE);
             }
         });
         Ok(Self { stop, sent, thread: Some(thread) })
@@ -170,7 +176,7 @@ fn flushes(lab: &Lab) -> Result<String> {
         ensure!(guards(&now) == guards(&whole), "{now}");
         Ok(())
     })?;
-    vpnd.process().signal(nix::sys::signal::Signal::SIGINT)?;
+    vpnd.process().signal(Signal::SIGINT)?;
     vpnd.process().wait(SOON)?;
     ensure!(a.network_state()? == before, "left behind: {}", a.network_state()?);
     Ok(format!("{ROUNDS} flushes of each kind, of both families: no datagram in the clear"))
@@ -206,6 +212,61 @@ fn restarts(lab: &Lab) -> Result<String> {
     ensure!(after.iter().zip(&base).all(|(after, base)| after > base), "{base:?}, {after:?}");
     Ok("three restarts and reloads and a kill -9: no datagram in the clear; a stop opens it"
         .to_owned())
+}
+
+/// After a SIGTERM. A `kill -9` of vpnd ends that process too, and opens nothing.
+fn opener(lab: &Lab) -> Result<String> {
+    let net = Net::new(lab, "blackhole")?;
+    let a = &net.hosts.a;
+    let before = a.network_state()?;
+    let mut vpnd = Vpnd::start(a, &net.a)?;
+    let opener = opener_of(&vpnd)?;
+    vpnd.process().kill()?;
+    gone(&[opener.to_string()])?;
+    let killed = a.network_state()?;
+    sleep(OPENS * 2);
+    ensure!(killed != before && a.network_state()? == killed, "{}", a.network_state()?);
+
+    vpnd = Vpnd::start(a, &net.a)?;
+    let (running, opener) = (vpnd.process().id(), opener_of(&vpnd)?);
+    let key = net.a.keys.private.as_str();
+    let bytes = *PresharedKey::from_base64(key)?.as_bytes();
+    ensure!(search(running, &bytes)?.1, "the search does not find the key where it is");
+    vpnd.process().terminate()?;
+    let stopped = Instant::now();
+    let mut searched = 0;
+    for needle in [&bytes[..], key.as_bytes()] {
+        let (bytes, found) = search(opener, needle)?;
+        ensure!(!found, "the private key is in its memory");
+        searched = bytes;
+    }
+    ensure!(searched > 100 << 10, "only {searched} bytes were searched");
+    let status = fs::read_to_string(format!("/proc/{opener}/status"))?;
+    ensure!(status.contains("CapPrm:\t0000000000001000"), "not CAP_NET_ADMIN alone: {status}");
+    ensure!(!status.contains("Uid:\t0\t"), "it is root: {status}");
+    ensure!(a.network_state()? != before, "it is open {:?} after the end", stopped.elapsed());
+    eventually("it opens", SOON, || {
+        let now = a.network_state()?;
+        ensure!(now == before, "{now}");
+        Ok(())
+    })?;
+    let opened = stopped.elapsed();
+    gone(&[opener.to_string()])?;
+    Ok(format!("{} KiB searched, no key; it opens {opened:.1?} after the end", searched / 1024))
+}
+
+/// After this time the opener opens the kill switch.
+const OPENS: Duration = Duration::from_secs(3);
+
+/// Once it has started and has the user that vpnd has.
+fn opener_of(vpnd: &Vpnd) -> Result<u32> {
+    let vpnd = vpnd.as_process().id();
+    eventually("there is a process to open the kill switch", SOON, || {
+        let opener = child_of(vpnd, "vpnd-killswitch")?;
+        let status = fs::read_to_string(format!("/proc/{opener}/status"))?;
+        ensure!(!status.contains("Uid:\t0\t"), "it is root: {status}");
+        Ok(opener)
+    })
 }
 
 fn address_later(lab: &Lab) -> Result<String> {

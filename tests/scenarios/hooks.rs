@@ -317,7 +317,7 @@ fn ids(script: &Script) -> Result<Vec<String>> {
     Ok(script.wait_for("ids", 1)?[0].split(' ').map(str::to_owned).collect())
 }
 
-fn gone(ids: &[String]) -> Result<()> {
+pub(crate) fn gone(ids: &[String]) -> Result<()> {
     eventually("all are gone", SOON, || {
         let lives = |id: &&String| Path::new("/proc").join(id).join("exe").read_link().is_ok();
         let living: Vec<_> = ids.iter().filter(lives).collect();
@@ -368,12 +368,16 @@ fn killed(lab: &Lab) -> Result<String> {
     Ok(format!("runner, hook and the hook's child gone {:.1?} after", start.elapsed()))
 }
 
-/// The one child that vpnd has.
 fn runner_of(vpnd: u32) -> Result<u32> {
-    let children = fs::read_to_string(format!("/proc/{vpnd}/task/{vpnd}/children"))?;
-    let name = |id: &str| fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
-    let mut children = children.split_whitespace().filter(|id| name(id).trim() == "vpnd-hooks");
-    Ok(children.next().context("no runner")?.parse()?)
+    child_of(vpnd, "vpnd-hooks")
+}
+
+/// The child of a process that has this name.
+pub(crate) fn child_of(process: u32, name: &str) -> Result<u32> {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
+    let comm = |id: &str| fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+    let mut children = children.split_whitespace().filter(|id| comm(id).trim() == name);
+    Ok(children.next().with_context(|| format!("no child {name}"))?.parse()?)
 }
 
 fn packets_pass(lab: &Lab) -> Result<String> {
@@ -451,7 +455,7 @@ fn no_key(lab: &Lab) -> Result<String> {
 }
 
 /// How many bytes of a process's memory were looked at, and whether `needle` is among them.
-fn search(process: u32, needle: &[u8]) -> Result<(u64, bool)> {
+pub(crate) fn search(process: u32, needle: &[u8]) -> Result<(u64, bool)> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
     let memory = fs::File::open(format!("/proc/{process}/mem"))?;
     let (mut searched, mut found) = (0, false);

@@ -12,7 +12,7 @@ use crate::config::{Endpoint, LogFormat};
 use crate::demo::DemoOptions;
 use crate::helper::RunAs;
 use crate::tuntap::WORDS;
-use crate::{hooks, tenancy};
+use crate::{hooks, linger, tenancy};
 
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
@@ -90,6 +90,9 @@ pub(crate) enum Command {
     /// Waits for the end of the vpnd that started it, to leave its device as the next program expects it
     #[command(name = tenancy::WORD, hide = true)]
     DeviceCaretaker(RunAs),
+    /// Opens the kill switch of the vpnd that started it after that has stopped
+    #[command(name = linger::WORD, hide = true)]
+    KillSwitchOpener(RunAs),
 }
 
 /// How much is logged, and how.

@@ -4,7 +4,7 @@
 //! to work on.
 
 use std::ffi::CStr;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use nix::unistd::setsid;
 use crate::config::Account;
 use crate::{hooks, privilege};
 
-/// How long a helper's end is waited for.
+/// How long a helper's end is waited for, or that it reads what it is sent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// vpnd's end of the connection to a helper. The helper is asked to end when this is dropped.
@@ -65,6 +65,20 @@ impl Helper {
         }
         command.stdin(OwnedFd::from(theirs)).stdout(held).stderr(Stdio::null());
         Ok(Self { word, process: Some(command.spawn()?), socket })
+    }
+
+    /// Sends `text` and lets the helper go on without us.
+    ///
+    /// # Errors
+    ///
+    /// If the helper has ended or does not read.
+    pub(crate) fn leave(mut self, text: &[u8]) -> io::Result<()> {
+        self.socket.set_write_timeout(Some(PATIENCE))?;
+        self.socket.write_all(text)?;
+        self.socket.shutdown(Shutdown::Write)?;
+        // The kernel gives it another parent.
+        self.process = None;
+        Ok(())
     }
 
     /// Closes the socket and waits until the helper has ended and has closed what it held.

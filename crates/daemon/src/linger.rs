@@ -1,17 +1,28 @@
 //! What becomes of a kill switch when vpnd is asked to stop. A stop opens it, a restart does not, and both begin with
 //! the same signal.
 //!
-//! systemd is asked which of the two it is. Nobody else can be: then a child without keys or sockets stays behind,
-//! which opens it after a few seconds, unless a start has taken it over by then.
+//! systemd is asked which of the two it is. Nobody else can be: then another process, the opener, opens the kill switch
+//! a few seconds later, unless a start has taken it over by then. It is started with vpnd, and holds the
+//! journal, `CAP_NET_ADMIN` and no key. If vpnd is killed it opens nothing.
 
-use std::fs::OpenOptions;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, getpid, setsid};
-use vpnd_device::Leftover;
+use nix::unistd::getpid;
+use vpnd_device::{Leftover, Undo};
 
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::helper::{self, Helper, RunAs};
+use crate::netns::{Netns, NetnsError};
+use crate::privilege;
 use crate::systemd::{self, Job};
+
+/// The subcommand that nobody types.
+pub(crate) const WORD: &str = "kill-switch-opener";
 
 /// A restart takes less.
 pub(crate) const WAIT: Duration = Duration::from_secs(3);
@@ -36,7 +47,7 @@ pub(crate) async fn after_stop() -> AfterStop {
         }
         Some(Job::Other) => AfterStop::Open,
         // All processes of a container end with its first.
-        None if getpid().as_raw() == 1 => AfterStop::Open,
+        None if is_first() => AfterStop::Open,
         None => {
             let seconds = WAIT.as_secs();
             tracing::info!("the kill switch opens in {seconds} s, unless vpnd is started by then");
@@ -45,27 +56,71 @@ pub(crate) async fn after_stop() -> AfterStop {
     }
 }
 
-/// Leaves a child behind. Where there can be none, it waits itself.
-pub(crate) fn open_later(leftover: Leftover) {
-    // SAFETY: other threads there may be are tokio's for blocking work, of which none holds anything that the child
-    // uses: it sleeps, and then reads, locks and writes descriptors of its own. It never returns.
-    match unsafe { fork() } {
-        Ok(ForkResult::Parent { .. }) => {}
-        Ok(ForkResult::Child) => {
-            detach();
-            leftover.open_after(WAIT);
-            // SAFETY: ends the process without the handlers and destructors that are the parent's business.
-            unsafe { libc::_exit(0) }
+fn is_first() -> bool {
+    getpid().as_raw() == 1
+}
+
+/// The process that opens the kill switch after vpnd has ended. It ends with this, unless the kill switch is handed to
+/// it.
+pub(crate) struct Opener(Helper);
+
+impl Opener {
+    /// Starts it in the device's network namespace `inside`, if it may be needed. Belongs before the privileges are
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// If that namespace cannot be entered or left.
+    pub(crate) fn start(
+        config: &Config,
+        undo: &Undo,
+        inside: &Netns,
+    ) -> Result<Option<Self>, NetnsError> {
+        if !config.has_kill_switch() || systemd::started_us() || is_first() {
+            return Ok(None);
         }
-        Err(_) => leftover.open_after(WAIT),
+        let start = || match undo.journal()? {
+            Some(journal) => Helper::start(WORD, config.service.user.as_ref(), journal).map(Some),
+            None => Ok(None),
+        };
+        let helper = inside.within(start)?.unwrap_or_else(|error: io::Error| {
+            let seconds = WAIT.as_secs();
+            tracing::warn!(
+                "cannot start a process beside vpnd: {error}; after a SIGTERM vpnd itself waits {seconds} s \
+                 and then opens the kill switch"
+            );
+            None
+        });
+        Ok(helper.map(Self))
     }
 }
 
-/// Whoever waits for our output to end does not wait for the child, and no terminal's signal reaches it.
-fn detach() {
-    let _leads_already = setsid();
-    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
-        let null = null.as_fd();
-        let _kept = (dup2_stdin(null), dup2_stdout(null), dup2_stderr(null));
+/// Has the opener open the kill switch. If there is no opener, this process waits and does it.
+pub(crate) fn open_later(leftover: Leftover, opener: Option<Opener>) {
+    let handed = opener.map(|Opener(helper)| helper.leave(leftover.text()));
+    match handed {
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            tracing::warn!("the process {WORD} does not take over: {error}");
+            leftover.open_after(WAIT);
+        }
+        None => leftover.open_after(WAIT),
     }
+}
+
+/// The opener: waits until vpnd hands the kill switch to it or has ended. In the first case it opens it later.
+///
+/// # Errors
+///
+/// If vpnd did not start it, or the journal is not the one that was handed over.
+pub(crate) fn wait(user: RunAs) -> anyhow::Result<ExitCode> {
+    helper::begin(c"vpnd-killswitch")?;
+    privilege::drop_to(user.account().as_ref())?;
+    let journal = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut text = Vec::new();
+    io::stdin().read_to_end(&mut text)?;
+    if !text.is_empty() {
+        Leftover::take_over(journal, text)?.open_after(WAIT);
+    }
+    Ok(Exit::Success.into())
 }

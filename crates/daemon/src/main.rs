@@ -78,6 +78,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Demo(options) => demo::run(options),
         Command::HookRunner => hooks::run(),
         Command::DeviceCaretaker(user) => tenancy::care(user),
+        Command::KillSwitchOpener(user) => linger::wait(user),
     }
 }
 

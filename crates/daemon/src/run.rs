@@ -33,7 +33,7 @@ use crate::floor::FloorFile;
 use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
-use crate::linger::{self, AfterStop};
+use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
 use crate::netns::{Netns, NetnsError};
 use crate::plane::{Plane, PlaneError, Surroundings};
@@ -133,16 +133,23 @@ pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<()
     let result = runtime.block_on(start_to_stop(&config, keys));
     // A name being looked up, or a disk that hangs, does not keep the process from ending.
     runtime.shutdown_background();
-    result.map(|leftover| leftover.map_or((), linger::open_later))
+    if let Some((leftover, opener)) = result? {
+        linger::open_later(leftover, opener);
+    }
+    Ok(())
 }
 
-async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Leftover>, RunError> {
+/// A kill switch that opens later, and what opens it.
+type Later = (Leftover, Option<Opener>);
+
+async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
     // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
     let hooks = Hooks::start(hooks::wanted(config))?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // Until all is put back, it stays open.
-    let (host, changes, _tenancy) = Host::prepare(config, &keys.secret.public()).await?;
+    let Prepared { host, changes, tenancy: _tenancy, opener } =
+        Host::prepare(config, &keys.secret.public()).await?;
     let asked = stop.asked_by();
     let result = host.run(config, keys, stop, hooks).await;
     let device = config.interface.persist;
@@ -165,7 +172,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Leftover>, 
             None
         }
     };
-    result.map(|()| leftover)
+    result.map(|()| leftover.map(|leftover| (leftover, opener)))
 }
 
 /// Says what the network does not: that it is vpnd who keeps packets in.
@@ -201,6 +208,15 @@ struct Host {
     control: Option<Control>,
 }
 
+/// A tunnel that is ready to run.
+struct Prepared {
+    host: Host,
+    changes: Changes,
+    /// The device's, until everything is put back.
+    tenancy: Option<Tenancy>,
+    opener: Option<Opener>,
+}
+
 /// What a start has when nothing leaves beside the tunnel any more that should not.
 struct Begun {
     control: Option<Control>,
@@ -211,6 +227,7 @@ struct Begun {
     outside: Netns,
     way: Way,
     undo: Undo,
+    opener: Option<Opener>,
 }
 
 /// The signals that ask for a clean stop.
@@ -250,10 +267,7 @@ impl Stop {
 }
 
 impl Host {
-    async fn prepare(
-        config: &Config,
-        public_key: &PublicKey,
-    ) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
+    async fn prepare(config: &Config, public_key: &PublicKey) -> Result<Prepared, RunError> {
         // First, so that a second start of the same tunnel touches nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
@@ -267,7 +281,9 @@ impl Host {
         let undo =
             changes::guard(config, &netlink, would_loop.then(|| changes::mark(config, &way)))
                 .await?;
-        let begun = Begun { control, inside, netlink, heard, news, outside: outside?, way, undo };
+        let opener = Opener::start(config, &undo, &inside)?;
+        let outside = outside?;
+        let begun = Begun { control, inside, netlink, heard, news, outside, way, undo, opener };
         Self::go_on(config, public_key, begun, would_loop).await.inspect_err(|_| stays_shut(config))
     }
 
@@ -276,8 +292,8 @@ impl Host {
         public_key: &PublicKey,
         begun: Begun,
         would_loop: bool,
-    ) -> Result<(Self, Changes, Option<Tenancy>), RunError> {
-        let Begun { control, inside, netlink, heard, news, outside, way, undo } = begun;
+    ) -> Result<Prepared, RunError> {
+        let Begun { control, inside, netlink, heard, news, outside, way, undo, opener } = begun;
         let device = inside.within(|| opening::device(config))??;
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
@@ -328,7 +344,7 @@ impl Host {
             floor,
             control,
         };
-        Ok((host, changes, tenancy))
+        Ok(Prepared { host, changes, tenancy, opener })
     }
 
     /// Runs from the hooks of the start to those of the end.

@@ -27,9 +27,16 @@ pub(crate) enum Job {
     Other,
 }
 
+/// Whether systemd started us as a unit that tells it when it is ready.
+pub(crate) fn started_us() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// What systemd is about to do with our unit; none if it did not start us.
 pub(crate) async fn job() -> Option<Job> {
-    std::env::var_os("NOTIFY_SOCKET")?;
+    if !started_us() {
+        return None;
+    }
     Some(match timeout(PATIENCE, ask(BUS)).await {
         Ok(Ok(kind)) if is_restart(&kind) => Job::Restart,
         Ok(Ok(_stop)) => Job::Other,

@@ -16,6 +16,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -120,6 +121,21 @@ impl Journal {
         let mut journal = Self { file: Some(file), header, devices, left_behind };
         journal.begin();
         Ok(journal)
+    }
+
+    /// The journal that `file` is, which was let go with this `text`. It is not locked.
+    pub(crate) fn take_over(file: File, text: &[u8]) -> io::Result<Self> {
+        let header = Namespace::current().number().map(header).unwrap_or_default();
+        let text = String::from_utf8_lossy(text);
+        if text.lines().next() != Some(&header) {
+            return Err(io::Error::other("a journal of another network namespace"));
+        }
+        let (devices, left_behind) = read(&text, &header);
+        Ok(Self { file: Some(file), header, devices, left_behind })
+    }
+
+    pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
+        self.file.as_ref().map(|file| file.try_clone().map(OwnedFd::from)).transpose()
     }
 
     pub(crate) const fn is_kept(&self) -> bool {

@@ -1,5 +1,7 @@
 //! A kill switch that outlives its vpnd: handed on to the next start, or opened when there is none in time.
 
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +33,25 @@ impl Leftover {
     ) -> Option<Self> {
         let text = journal.let_go()?;
         Some(Self { socket: Arc::clone(socket), guards, alone, journal, text })
+    }
+
+    /// What another process needs beside the journal to do this in our place.
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// The same in another process, in the same network namespace: the `journal` has this `text` since it was let go.
+    ///
+    /// # Errors
+    ///
+    /// If the text is about another network namespace, or the kernel gives no netlink socket.
+    pub fn take_over(journal: File, text: Vec<u8>) -> io::Result<Self> {
+        let mut journal = Journal::take_over(journal, &text)?;
+        let changes = journal.left_behind();
+        let (mut guards, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(Change::is_guard);
+        guards.reverse();
+        let socket = Arc::new(crate::connected()?);
+        Ok(Self { socket, guards, alone: rest.is_empty(), journal, text })
     }
 
     /// Waits, and then takes it all away, unless a start has taken it over meanwhile.

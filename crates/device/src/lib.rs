@@ -201,9 +201,8 @@ impl Netlink {
     pub fn connect() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Connect)?;
         tokio::spawn(connection);
-        let last = Socket::new(NETLINK_ROUTE).map_err(Error::Connect)?;
-        last.connect(&SocketAddr::new(0, 0)).map_err(Error::Connect)?;
-        Ok(Self { handle, namespace: Namespace::current(), last: Arc::new(last) })
+        let last = Arc::new(connected().map_err(Error::Connect)?);
+        Ok(Self { handle, namespace: Namespace::current(), last })
     }
 
     /// The namespace that it was opened in.
@@ -343,6 +342,13 @@ impl Netlink {
         plan.route_all(&self.handle, link, vrf, &connected, undo).await?;
         Ok(plan)
     }
+}
+
+/// A socket for messages to the kernel, which needs no runtime.
+pub(crate) fn connected() -> io::Result<Socket> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
 }
 
 /// Whether what an earlier run left keeps packets from another way, and is not itself in the way.

@@ -1,5 +1,7 @@
 //! What was changed, put back: by ourselves at the end, or by the next start after an end that left no time.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rtnetlink::packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
@@ -66,6 +68,15 @@ impl Undo {
     /// Whether there is something among it that drops.
     pub fn guards(&self) -> bool {
         self.changes.iter().any(Change::drops)
+    }
+
+    /// Another descriptor of the open journal, for a process that is to work on it; none where there is no journal.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptor left.
+    pub fn journal(&self) -> io::Result<Option<OwnedFd>> {
+        self.journal.descriptor()
     }
 
     /// Whether the next start would find what is left.
