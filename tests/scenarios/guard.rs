@@ -40,6 +40,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("guard::a restart, a reload, and a stop", Cost::Alone, restarts),
         // The same.
         Scenario::new("guard::the process that opens it has no key", Cost::Alone, opener),
+        waits("guard::a start while the one before stops", overlapping),
         waits("guard::an address that comes later", address_later),
         waits("guard::a start that fails", failed_start),
         waits("guard::routes that are passed over", passed_over),
@@ -267,6 +268,45 @@ fn opener_of(vpnd: &Vpnd) -> Result<u32> {
         ensure!(!status.contains("Uid:\t0\t"), "it is root: {status}");
         Ok(opener)
     })
+}
+
+/// The first one runs a `down` hook, which takes its time. The second waits for its end; a third, while the second runs,
+/// fails at once.
+fn overlapping(lab: &Lab) -> Result<String> {
+    let net = Net::new(lab, "blackhole")?;
+    let a = &net.hosts.a;
+    let before = a.network_state()?;
+    let sending = net.sending()?;
+    let mut site = net.a.clone();
+    site.tables.push("[hooks]\ndown = [\"/bin/sleep\", \"2\"]".to_owned());
+    let mut first = Vpnd::start(a, &site)?;
+    let base = net.leaked()?;
+    first.process().signal(Signal::SIGTERM)?;
+    first.wait_for_log("hook down: `/bin/sleep 2` begins", SOON)?;
+    // Until the second one has the control socket, the first one answers for it.
+    let mut second = Vpnd::start(a, &site)?;
+    first.process().wait(SOON)?;
+    let id = u64::from(second.process().id());
+    eventually("the second one runs", SOON, || {
+        let status = second.status()?;
+        ensure!(status.process() == id, "{status}");
+        Ok(())
+    })?;
+    second.wait_for_log("the start waits for its end", SOON)?;
+    // Longer than the first one's opener would wait.
+    sleep(OPENS + Duration::from_secs(1));
+    sending.more(20)?;
+    let now = net.leaked()?;
+    ensure!(now == base, "{base:?} datagrams were counted, and now {now:?}");
+    let file = vpnd::write_files(a, &site)?;
+    let begun = Instant::now();
+    let (code, said) =
+        vpnd::run(a, &["--config", file.to_str().context("a path of our own making")?])?;
+    ensure!(code == 1 && said.contains("already running"), "{code}: {said}");
+    let refused = begun.elapsed();
+    second.process().interrupt()?;
+    ensure!(a.network_state()? == before, "left behind: {}", a.network_state()?);
+    Ok(format!("nothing in the clear; a start beside one that runs is refused after {refused:.1?}"))
 }
 
 fn address_later(lab: &Lab) -> Result<String> {

@@ -28,6 +28,11 @@ impl Status {
         self.field("/state").and_then(Value::as_str) == Some("up")
     }
 
+    /// The daemon's process id.
+    pub fn process(&self) -> u64 {
+        self.number("/pid")
+    }
+
     /// What the device is called now.
     pub fn device_name(&self) -> Option<&str> {
         self.field("/device/name")?.as_str()

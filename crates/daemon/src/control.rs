@@ -336,7 +336,8 @@ impl Desk {
     }
 }
 
-const STOPPING: &str = "the tunnel is about to stop";
+/// The refusal of a tunnel whose control plane has ended.
+pub(crate) const STOPPING: &str = "the tunnel is about to stop";
 
 async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
     match replied.await {

@@ -11,8 +11,9 @@ use vpnd_device::{Families, Heard, Netlink, Uplink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
+use crate::ask::{self, AskError};
 use crate::config::{self, Account, Config, Holder, Interface, Queues};
-use crate::control::{Control, ControlError};
+use crate::control::{Ask, Control, ControlError, STOPPING};
 use crate::options::mode;
 use crate::run::RunError;
 use crate::tuntap;
@@ -192,9 +193,10 @@ pub(crate) fn uplink() -> Option<Uplink> {
     }
 }
 
-/// A tunnel of the same name that runs already is an error; no place for the socket is a pity.
+/// Binds the control socket. A tunnel of the same name that runs already is an error; without a place for the
+/// socket the tunnel runs all the same.
 pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> {
-    match Control::bind(config) {
+    match bind_control(config) {
         Ok(control) => {
             give(&config.service.control, config.service.user.as_ref());
             Ok(Some(control))
@@ -204,6 +206,43 @@ pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> 
             tracing::warn!("{error}; `vpnd status` will not find this tunnel");
             Ok(None)
         }
+    }
+}
+
+/// Waits for the end of a tunnel that has been asked to stop, as in a restart. An error would leave nobody to keep
+/// the kill switch shut.
+fn bind_control(config: &Config) -> Result<Control, ControlError> {
+    let begun = Instant::now();
+    let mut announced = false;
+    loop {
+        match Control::bind(config) {
+            Err(ControlError::Running(path))
+                if begun.elapsed() < STOP_LIMIT && is_stopping(&path) =>
+            {
+                if !announced {
+                    tracing::info!("this tunnel is still stopping; the start waits for its end");
+                    announced = true;
+                }
+                sleep(STOP_POLL);
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// How long a start waits for an earlier run that is stopping, which may run `down` hooks, ...
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// ... and how often it asks.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// Whether the tunnel at this control socket has been asked to stop, or has gone since.
+fn is_stopping(control: &Path) -> bool {
+    match ask::ask(control, &Ask::new("status")) {
+        Ok(status) => status.get("stopping") == Some(&serde_json::Value::Bool(true)),
+        Err(AskError::Refused { reason, .. }) => reason == STOPPING,
+        // It closes its connections when it ends.
+        Err(AskError::NotRunning(_) | AskError::Io { .. }) => true,
+        Err(_) => false,
     }
 }
 

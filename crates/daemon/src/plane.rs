@@ -3,9 +3,11 @@
 
 mod reach;
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -32,6 +34,7 @@ use crate::keys::Keys;
 use crate::life::{Fate, Life};
 use crate::loops::Loops;
 use crate::resolve::{Lookup, Resolver};
+use crate::run::Asked;
 use crate::service::Service;
 use crate::status::{About, State, Status};
 use crate::telling::Telling;
@@ -98,6 +101,8 @@ pub(crate) struct Surroundings {
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
+    /// Who has asked the tunnel to stop.
+    pub(crate) stop: Rc<Cell<Option<Asked>>>,
 }
 
 /// A running tunnel's control plane.
@@ -428,6 +433,7 @@ impl Plane {
         .lacking(&self.around.missing.borrow())
         .bypassed_by(&self.around.bypassed.borrow());
         status.peer.endpoint = peer.endpoint.map(|at| self.telling.zones.show(at));
+        status.stopping = self.around.stop.get().is_some();
         status
     }
 

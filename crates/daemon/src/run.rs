@@ -239,7 +239,7 @@ struct Stop {
 
 /// Who asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Asked {
+pub(crate) enum Asked {
     /// Whoever started vpnd, as a rule: a service manager, which may start it anew at once.
     Terminate,
     /// Somebody at the terminal.
@@ -380,7 +380,7 @@ impl Host {
         if config.interface.persist {
             vpnd_tun::keep(&self.device.queues[0], &self.device.name)?;
         }
-        let mut plane = self.start(config, keys, hooks.news())?;
+        let mut plane = self.start(config, keys, hooks.news(), stop.asked_by())?;
         // Packets move on while the hooks of the end are run.
         let stop = async {
             stop.asked().await;
@@ -393,7 +393,13 @@ impl Host {
         Facts { device: &self.device.name, mtu: self.mtu, listen_port: self.socket.local_port() }
     }
 
-    fn start(self, config: &Config, keys: Keys, hooks: News) -> Result<Plane, RunError> {
+    fn start(
+        self,
+        config: &Config,
+        keys: Keys,
+        hooks: News,
+        stop: Rc<Cell<Option<Asked>>>,
+    ) -> Result<Plane, RunError> {
         let about = about(config, &keys, &self);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
@@ -428,6 +434,7 @@ impl Host {
             control: self.control,
             service: service::Service::default(),
             hooks,
+            stop,
         };
         let telling = Telling::new(config.peer.public_key);
         Ok(Plane::new(peer, telling, engine, reports, around)?)

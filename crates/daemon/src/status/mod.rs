@@ -33,6 +33,9 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) uptime_s: f64,
     pub(crate) state: State,
+    /// It was asked to stop, and runs what is left to do until then.
+    #[serde(default)]
+    pub(crate) stopping: bool,
     pub(crate) device: Device,
     pub(crate) peer: Peer,
     /// Whether the peer is alive, and for how long it has been or has not.
@@ -244,6 +247,7 @@ impl Status {
             pid: std::process::id(),
             uptime_s: uptime.as_secs_f64(),
             state,
+            stopping: false,
             device: Device { public_key: own.to_string(), ..about.device.clone() },
             peer: Peer::new(about, peer),
             alive: Some(peer.alive.0),
@@ -535,6 +539,7 @@ pub(crate) mod tests {
             "pid": 17,
             "uptime_s": 11520.0,
             "state": "up",
+            "stopping": false,
             "device": {
                 "name": "vpn-site-a",
                 "mode": "tun",
