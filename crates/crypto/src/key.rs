@@ -29,8 +29,8 @@ pub enum KeyError {
 #[error("the peer's public key is of low order: the shared secret would be known to everyone")]
 pub struct NonContributory;
 
-/// An X25519 secret key.
-pub struct SecretKey(x25519::StaticSecret);
+/// An X25519 secret key. It is on the heap: a move leaves no copy behind that nobody would wipe.
+pub struct SecretKey(Box<x25519::StaticSecret>);
 
 impl SecretKey {
     /// Draws a new key, clamped as `wg genkey` does.
@@ -44,7 +44,7 @@ impl SecretKey {
 
     /// Takes any 32 bytes as a key; they are clamped when it is used.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes.into())
+        Self(Box::new(bytes.into()))
     }
 
     /// Reads a key's base64 text.
@@ -63,7 +63,7 @@ impl SecretKey {
 
     /// The public half.
     pub fn public(&self) -> PublicKey {
-        PublicKey(x25519::PublicKey::from(&self.0).to_bytes())
+        PublicKey(x25519::PublicKey::from(&*self.0).to_bytes())
     }
 
     /// Agrees on a secret with the holder of `public`'s other half.
@@ -118,21 +118,22 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// A secret both sides know beforehand, mixed into the handshake. The default, all zero, is none.
+/// A secret both sides know beforehand, mixed into the handshake. The default, all zero, is none. It is on the heap,
+/// as a [`SecretKey`] is.
 #[derive(Default)]
-pub struct PresharedKey(Zeroizing<[u8; 32]>);
+pub struct PresharedKey(Box<Zeroizing<[u8; 32]>>);
 
 impl PresharedKey {
     /// Draws a new key.
     pub fn generate(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         let mut key = Self::default();
-        rng.fill_bytes(&mut *key.0);
+        rng.fill_bytes(&mut **key.0);
         key
     }
 
     /// Takes any 32 bytes as a key.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self(Box::new(Zeroizing::new(bytes)))
     }
 
     /// Reads a key's base64 text.
@@ -141,12 +142,12 @@ impl PresharedKey {
     ///
     /// [`KeyError::Length`] or [`KeyError::Base64`].
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        decode(text).map(Self)
+        decode(text).map(|bytes| Self(Box::new(bytes)))
     }
 
     /// The key as base64 text.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(Base64::encode_string(&*self.0))
+        Zeroizing::new(Base64::encode_string(&**self.0))
     }
 
     /// The key's bytes.
@@ -326,6 +327,14 @@ mod tests {
     }
 
     #[test]
+    fn a_move_leaves_the_bytes_where_they_are() {
+        let (secret, preshared) = (secret(ALICE), PresharedKey::from_bytes([7; 32]));
+        let places = [secret.0.as_bytes().as_ptr(), preshared.as_bytes().as_ptr()];
+        let moved = Box::new((secret, preshared));
+        assert_eq!([moved.0.0.as_bytes().as_ptr(), moved.1.as_bytes().as_ptr()], places);
+    }
+
+    #[test]
     fn no_preshared_key_is_all_zero() {
         assert_eq!(PresharedKey::default().as_bytes(), &[0; 32]);
     }
@@ -336,7 +345,7 @@ mod tests {
             let secret = SecretKey::from_base64(&SecretKey::from_bytes(bytes).to_base64());
             prop_assert_eq!(secret.unwrap().0.to_bytes(), bytes);
             let preshared = PresharedKey::from_base64(&PresharedKey::from_bytes(bytes).to_base64());
-            prop_assert_eq!(*preshared.unwrap().0, bytes);
+            prop_assert_eq!(*preshared.unwrap().as_bytes(), bytes);
             let public = PublicKey(bytes);
             prop_assert_eq!(PublicKey::from_base64(&public.to_string()), Ok(public));
         }
