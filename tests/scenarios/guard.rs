@@ -41,6 +41,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         // The same.
         Scenario::new("guard::the process that opens it has no key", Cost::Alone, opener),
         waits("guard::a start while the one before stops", overlapping),
+        waits("guard::a restart that was announced", announced),
         waits("guard::an address that comes later", address_later),
         waits("guard::a start that fails", failed_start),
         waits("guard::routes that are passed over", passed_over),
@@ -213,6 +214,27 @@ fn restarts(lab: &Lab) -> Result<String> {
     ensure!(after.iter().zip(&base).all(|(after, base)| after > base), "{base:?}, {after:?}");
     Ok("three restarts and reloads and a kill -9: no datagram in the clear; a stop opens it"
         .to_owned())
+}
+
+/// As the unit file does it, where vpnd cannot ask systemd.
+fn announced(lab: &Lab) -> Result<String> {
+    let net = Net::new(lab, "blackhole")?;
+    let sending = net.sending()?;
+    let mut vpnd = Vpnd::start(&net.hosts.a, &net.a)?;
+    let base = net.leaked()?;
+    vpnd.process().signal(Signal::SIGUSR1)?;
+    let status = vpnd.process().terminate()?;
+    ensure!(status.success(), "{status}");
+    sleep(OPENS * 2);
+    sending.more(20)?;
+    ensure!(net.leaked()? == base, "{base:?} datagrams were counted, now {:?}", net.leaked()?);
+    vpnd = Vpnd::start(&net.hosts.a, &net.a)?;
+    vpnd.process().terminate()?;
+    eventually("a stop opens it", SOON * 2, || {
+        ensure!(net.leaked()?.iter().zip(&base).all(|(now, then)| now > then), "it is shut");
+        Ok(())
+    })?;
+    Ok(format!("shut for {OPENS:?} twice over, and opened by the next stop"))
 }
 
 /// After a SIGTERM. A `kill -9` of vpnd ends that process too, and opens nothing.

@@ -1,7 +1,8 @@
 //! What becomes of a kill switch when vpnd is asked to stop. A stop opens it, a restart does not, and both begin with
 //! the same signal.
 //!
-//! systemd is asked which of the two it is. Nobody else can be: then another process, the opener, opens the kill switch
+//! The unit file has SIGUSR1 sent before a restart. Where that is not so, systemd is asked over D-Bus which of the two
+//! it is; a service with `DynamicUser=yes` cannot ask `dbus-daemon`. Nobody else can be asked: then another process, the opener, opens the kill switch
 //! a few seconds later, unless a start has taken it over by then. It is started with vpnd, and holds the
 //! journal, `CAP_NET_ADMIN` and no key. If vpnd is killed it opens nothing.
 
@@ -19,6 +20,7 @@ use crate::exit::Exit;
 use crate::helper::{self, Helper, RunAs};
 use crate::netns::{Netns, NetnsError};
 use crate::privilege;
+use crate::run::Asked;
 use crate::systemd::{self, Job};
 
 /// The subcommand that nobody types.
@@ -38,13 +40,23 @@ pub(crate) enum AfterStop {
     Shut,
 }
 
-/// Asks whoever may know.
-pub(crate) async fn after_stop() -> AfterStop {
+/// What becomes of it now that vpnd was asked to stop.
+pub(crate) async fn after_stop(asked: Option<Asked>) -> AfterStop {
+    match asked {
+        Some(Asked::Restart) => stays(),
+        Some(Asked::Terminate) => ask_systemd().await,
+        Some(Asked::Interrupt) | None => AfterStop::Open,
+    }
+}
+
+fn stays() -> AfterStop {
+    tracing::info!("the kill switch stays shut for the start that systemd has planned");
+    AfterStop::Shut
+}
+
+async fn ask_systemd() -> AfterStop {
     match systemd::job().await {
-        Some(Job::Restart) => {
-            tracing::info!("the kill switch stays shut for the start that systemd has planned");
-            AfterStop::Shut
-        }
+        Some(Job::Restart) => stays(),
         Some(Job::Other) => AfterStop::Open,
         // All processes of a container end with its first.
         None if is_first() => AfterStop::Open,

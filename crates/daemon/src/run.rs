@@ -154,9 +154,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
     let result = host.run(config, keys, stop, hooks).await;
     let device = config.interface.persist;
     let guards = match &result {
-        Ok(()) if asked.get() == Some(Asked::Terminate) && config.has_kill_switch() => {
-            linger::after_stop().await
-        }
+        Ok(()) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
         Ok(()) => AfterStop::Open,
         // Whoever fails keeps packets in, before it was up as well as after.
         Err(_) => {
@@ -234,6 +232,8 @@ struct Begun {
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    /// Says that the stop to come is half of a restart.
+    restart: Signal,
     by: Rc<Cell<Option<Asked>>>,
 }
 
@@ -242,20 +242,34 @@ struct Stop {
 pub(crate) enum Asked {
     /// Whoever started vpnd, as a rule: a service manager, which may start it anew at once.
     Terminate,
+    /// The same, which has said that it will.
+    Restart,
     /// Somebody at the terminal.
     Interrupt,
 }
 
 impl Stop {
     fn new() -> io::Result<Self> {
-        let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, by: Rc::default() })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            restart: signal(SignalKind::user_defined1())?,
+            by: Rc::default(),
+        })
     }
 
     async fn asked(&mut self) {
-        let by = tokio::select! {
-            _ = self.terminate.recv() => Asked::Terminate,
-            _ = self.interrupt.recv() => Asked::Interrupt,
+        let mut restarts = false;
+        let by = loop {
+            tokio::select! {
+                // In this order: who announces a restart does so before it asks for the stop.
+                biased;
+                _ = self.restart.recv() => restarts = true,
+                _ = self.terminate.recv() => {
+                    break if restarts { Asked::Restart } else { Asked::Terminate };
+                }
+                _ = self.interrupt.recv() => break Asked::Interrupt,
+            }
         };
         self.by.set(Some(by));
     }
