@@ -86,7 +86,7 @@ impl Helper {
         // If this fails, so does the read.
         let _closed = self.socket.shutdown(Shutdown::Write);
         self.socket.set_read_timeout(Some(PATIENCE))?;
-        (&self.socket).read(&mut [0])?;
+        let _end_of_file = (&self.socket).read(&mut [0])?;
         process.wait().map(drop)
     }
 }
