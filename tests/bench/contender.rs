@@ -156,7 +156,7 @@ impl Contender {
             Kind::Vpnd(launch) | Kind::Profile(launch, _) | Kind::Queues(launch, _) => {
                 Ok(Some(launch.program.clone()))
             }
-            Kind::WireGuard(kind) => kind.program().map(Some),
+            Kind::WireGuard(kind) => kind.newest().map(Some),
             Kind::OpenVpn => installed("openssl").and_then(|_| installed("openvpn")).map(Some),
             Kind::Fastd => installed("fastd").map(Some),
         }

@@ -40,8 +40,24 @@ impl Kind {
         }
     }
 
+    /// The newest program that is there. `tests/setup bench` fetches a wireguard-go that is newer than
+    /// the one that scenarios run.
+    ///
+    /// # Errors
+    /// As [`Kind::program`].
+    pub fn newest(self) -> Result<PathBuf> {
+        match self {
+            Self::WireguardGo => binaries::cached("wireguard-go").or_else(|_| self.program()),
+            Self::Boringtun | Self::Gotatun => self.program(),
+        }
+    }
+
     fn command(self, host: &Host, device: &str, logs: Logs) -> Result<Command> {
-        let mut command = host.command(self.program()?);
+        let program = match logs {
+            Logs::Full => self.program()?,
+            Logs::Quiet => self.newest()?,
+        };
+        let mut command = host.command(program);
         match self {
             Self::WireguardGo => command.args(["-f", device]).env("LOG_LEVEL", logs.in_go()),
             Self::Boringtun | Self::Gotatun => {
@@ -114,7 +130,7 @@ impl Peer {
         Self::run(kind, host, site, Logs::Full)
     }
 
-    /// As [`Peer::start`], but it logs errors only, as befits what is measured.
+    /// As [`Peer::start`], but for measurements: the newest program, which logs errors only.
     ///
     /// # Errors
     /// As [`Peer::start`].
