@@ -85,6 +85,12 @@ pub(crate) fn write(options: &PairOptions) -> Result<(), PairError> {
     if a.endpoint.is_none() && b.endpoint.is_none() {
         return Err(PairError::NoEndpoint);
     }
+    // Before anything is made, so that a refusal leaves nothing behind.
+    for site in [a, b] {
+        let directory = options.out.join(&site.name);
+        let trusted = trust::future_directory(&directory, &[]);
+        trusted.map_err(|why| PairError::Place { path: directory, why })?;
+    }
     let rng = &mut UnwrapErr(SysRng);
     let (secret_a, secret_b) = (SecretKey::generate(rng), SecretKey::generate(rng));
     let preshared = PresharedKey::generate(rng);
@@ -209,6 +215,17 @@ mod tests {
         let error = |a, b| write(&options(out.path(), a, b)).unwrap_err();
         assert_eq!(error("a", "b").exit(), Exit::Usage);
         assert_eq!(error("a=192.0.2.1:1", "a").exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn nothing_is_left_where_others_could_replace_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let out = tempfile::tempdir().unwrap();
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(out.path(), open).unwrap();
+        let refused = write(&options(&out.path().join("deep"), "a=192.0.2.1:1", "b"));
+        assert!(matches!(refused, Err(PairError::Place { .. })));
+        assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
     }
 
     #[test]
