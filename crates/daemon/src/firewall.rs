@@ -104,7 +104,12 @@ fn plan(config: &Config, table: &str, index: u32, mark: Option<Mark>) -> Plan {
     for address in inside(config) {
         let mut rule = elsewhere(index, config.interface.vrf.as_deref());
         rule.extend(to(address));
-        rule.extend([kind_of(Address::Source), is_not(&LOCAL.to_ne_bytes()), counter(), drop()]);
+        // A VRF shows anew what this host sent. The kernel drops what comes from outside with an address of ours as its
+        // sender, but for IPv6 it does not.
+        if address.is_ipv4() {
+            rule.extend([kind_of(Address::Source), is_not(&LOCAL.to_ne_bytes())]);
+        }
+        rule.extend([counter(), drop()]);
         plan.rule("inside", &rule);
     }
     plan
