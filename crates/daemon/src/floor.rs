@@ -3,13 +3,17 @@
 //!
 //! Written after the privilege drop, so the directory belongs to whom the daemon becomes.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, fchown};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::Uid;
 use thiserror::Error;
 use vpnd_protocol::time::WallTime;
@@ -154,48 +158,60 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
+/// Nobody else can have put another directory, or a link, at the real path; and all owners are changed by descriptor.
 fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    if !Uid::effective().is_root() {
+        return DirBuilder::new().recursive(true).mode(0o755).create(directory);
+    }
+    let real = trust::make_directory(directory).map_err(io::Error::other)?;
     let Some(owner) = owner else { return Ok(()) };
-    let former = fs::metadata(directory)?.uid();
-    if former == owner.uid || !holds_only_floors(directory)? {
+    let opened = trust::open_no_link(&real, libc::O_DIRECTORY)?;
+    let found = opened.metadata()?;
+    if found.uid() == owner.uid || found.mode() & 0o022 != 0 || !holds_only_floors(&opened)? {
         return Ok(());
     }
-    chown(directory, Some(owner.uid), Some(owner.gid))?;
-    for entry in fs::read_dir(directory)? {
-        hand_on(&entry?.path(), former, owner)?;
+    fchown(&opened, Some(owner.uid), Some(owner.gid))?;
+    for name in names(&opened)? {
+        hand_on(&opened, &name, found.uid(), owner)?;
     }
     Ok(())
 }
 
-/// What the user of an earlier start has kept goes to the one of this start.
-fn hand_on(path: &Path, former: u32, owner: &Account) -> io::Result<()> {
-    let file = trust::open_no_link(path, 0)?;
+/// What the user of an earlier start has kept goes to the one of this start. A file with a second name may be
+/// another's.
+fn hand_on(directory: &File, name: &CStr, former: u32, owner: &Account) -> io::Result<()> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(openat(directory, name, flags, Mode::empty())?);
     let found = file.metadata()?;
-    if found.is_file() && found.uid() == former {
+    if found.is_file() && found.nlink() == 1 && found.uid() == former {
         fchown(&file, Some(owner.uid), Some(owner.gid))?;
     }
     Ok(())
 }
 
 /// Whether nobody else keeps anything here: a directory that others use is not given away.
-fn holds_only_floors(directory: &Path) -> io::Result<bool> {
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        let extension = Path::new(&name).extension().and_then(OsStr::to_str);
-        if !matches!(extension, Some("floor" | "new")) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+fn holds_only_floors(directory: &File) -> io::Result<bool> {
+    let is_ours = |name: &CString| {
+        let extension = Path::new(OsStr::from_bytes(name.to_bytes())).extension();
+        matches!(extension.and_then(OsStr::to_str), Some("floor" | "new"))
+    };
+    Ok(names(directory)?.iter().all(is_ours))
+}
+
+fn names(directory: &File) -> io::Result<Vec<CString>> {
+    let mut opened =
+        Dir::openat(directory, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let names = opened.iter().map(|entry| Ok(entry?.file_name().to_owned()));
+    let mut names: Vec<CString> = names.collect::<io::Result<_>>()?;
+    names.retain(|name| !matches!(name.to_bytes(), b"." | b".."));
+    Ok(names)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
     use std::time::Instant;
 
     const NOW: u64 = 1_800_000_000;
@@ -333,5 +349,44 @@ mod tests {
         fs::write(shared.path().join("shadow"), "").unwrap();
         FloorFile::open(shared.path(), "site-a", Some(&owner));
         assert_eq!(uid(shared.path()), 0);
+    }
+
+    #[test]
+    fn no_directory_is_given_away_through_a_link_of_somebody_elses() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let owner = Account { name: "somebody".into(), uid: 12345, gid: 12345 };
+        let state = tempfile::tempdir().unwrap();
+        let (shared, victim) = (state.path().join("shared"), state.path().join("victim"));
+        fs::create_dir(&shared).unwrap();
+        fs::create_dir(&victim).unwrap();
+        symlink(&victim, shared.join("state")).unwrap();
+        chown(&shared, Some(54399), None).unwrap();
+        FloorFile::open(&shared.join("state"), "site-a", Some(&owner));
+        assert_eq!(fs::metadata(&victim).unwrap().uid(), 0);
+        FloorFile::open(&shared.join("new/state"), "site-a", Some(&owner));
+        assert!(!shared.join("new").exists());
+    }
+
+    #[test]
+    fn neither_a_directory_of_everybody_nor_a_file_with_two_names_is_given_away() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let owner = Account { name: "somebody".into(), uid: 12345, gid: 12345 };
+        let state = tempfile::tempdir().unwrap();
+        let (open, closed) = (state.path().join("open"), state.path().join("closed"));
+        for directory in [&open, &closed] {
+            fs::create_dir(directory).unwrap();
+        }
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+        FloorFile::open(&open, "site-a", Some(&owner));
+        assert_eq!(fs::metadata(&open).unwrap().uid(), 0);
+        let secret = state.path().join("secret");
+        fs::write(&secret, "root's").unwrap();
+        fs::hard_link(&secret, closed.join("site-a.floor")).unwrap();
+        FloorFile::open(&closed, "site-a", Some(&owner));
+        assert_eq!(fs::metadata(&secret).unwrap().uid(), 0);
     }
 }

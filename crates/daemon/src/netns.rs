@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
 
+use crate::trust::{self, Untrusted};
+
 /// Where `ip netns add` leaves them.
 const NAMED: &str = "/run/netns";
 /// The calling thread's.
@@ -24,6 +26,9 @@ pub(crate) enum NetnsError {
         path.display()
     )]
     Open { path: PathBuf, error: io::Error },
+    /// Somebody else could put another one there.
+    #[error("others could replace network namespace {}: {why}", path.display())]
+    Place { path: PathBuf, why: Untrusted },
     /// The privilege is missing.
     #[error(
         "cannot enter network namespace {}: CAP_SYS_ADMIN is missing; start vpnd as root, or give \
@@ -43,6 +48,11 @@ impl NetnsError {
     pub(crate) const fn is_permission(&self) -> bool {
         matches!(self, Self::Privilege { .. })
     }
+}
+
+/// Where the namespace of this name is. A path from the root stays what it is.
+pub(crate) fn path(name: &str) -> PathBuf {
+    Path::new(NAMED).join(name)
 }
 
 /// A network namespace to open things in: our own, or another one.
@@ -65,9 +75,12 @@ impl Netns {
         let open = |path: &Path| {
             File::open(path).map_err(|error| NetnsError::Open { path: path.to_owned(), error })
         };
-        // A path from the root stays what it is.
-        let path = Path::new(NAMED).join(name);
-        let (there, ours) = (open(&path)?, open(Path::new(OURS))?);
+        let path = path(name);
+        let real = trust::place(&path).map_err(|why| match why {
+            Untrusted::Unreachable { error, .. } => NetnsError::Open { path: path.clone(), error },
+            why => NetnsError::Place { path: path.clone(), why },
+        })?;
+        let (there, ours) = (open(&real)?, open(Path::new(OURS))?);
         Ok(Self(Some(Other { path, there, ours })))
     }
 
@@ -159,6 +172,22 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn one_that_somebody_else_could_replace_is_not_entered() {
+        use std::os::unix::fs::{chown, symlink};
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("inside");
+        symlink(OURS, &link).unwrap();
+        let open = || Netns::open(link.to_str()).map(drop).map_err(|error| error.to_string());
+        assert_eq!(open(), Ok(()));
+        chown(directory.path(), Some(54399), None).unwrap();
+        let error = open().unwrap_err();
+        assert!(error.contains("others could replace") && error.contains("54399"), "{error}");
     }
 
     #[test]

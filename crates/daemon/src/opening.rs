@@ -1,12 +1,15 @@
 //! What a start opens, as the configuration has it: the device, its carrier, the UDP socket, the control
 //! socket.
 
-use std::fs;
-use std::os::unix::fs::chown;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::AtFlags;
+use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
 use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
@@ -248,8 +251,53 @@ fn is_stopping(control: &Path) -> bool {
 
 /// Lets whom the daemon becomes ask it too.
 fn give(socket: &Path, user: Option<&Account>) {
-    let given = user.map(|user| chown(socket, Some(user.uid), Some(user.gid)));
+    let given = user.map(|user| give_socket(socket, user));
     if let Some(Err(error)) = given {
         tracing::debug!(%error, "{} stays ours", socket.display());
+    }
+}
+
+/// By descriptor, and only a socket of ours that has no other name: whoever may write to the directory can have put
+/// something else there since.
+fn give_socket(path: &Path, user: &Account) -> io::Result<()> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)?;
+    let found = opened.metadata()?;
+    let is_ours = found.uid() == Uid::effective().as_raw();
+    if !found.file_type().is_socket() || found.nlink() != 1 || !is_ours {
+        return Err(io::Error::other("it is not the socket that was bound"));
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    Ok(fchownat(&opened, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn nothing_is_given_away_but_the_socket() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let user = Account { name: "somebody".into(), uid: 12345, gid: 12345 };
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let uid = |name: &str| fs::symlink_metadata(at(name)).unwrap().uid();
+        let (_one, _two) =
+            ["socket", "other"].map(|name| UnixListener::bind(at(name)).unwrap()).into();
+        fs::write(at("file"), "root's").unwrap();
+        symlink("file", at("link")).unwrap();
+        fs::hard_link(at("other"), at("second")).unwrap();
+        for name in ["file", "link", "second"] {
+            give(&at(name), Some(&user));
+        }
+        assert_eq!(["file", "link", "other"].map(uid), [0; 3]);
+        give(&at("socket"), Some(&user));
+        assert_eq!(uid("socket"), 12345);
     }
 }

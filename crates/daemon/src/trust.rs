@@ -10,9 +10,9 @@ mod acl;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{self, Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -100,6 +100,36 @@ pub(crate) fn place_among(path: &Path, users: &[u32]) -> Result<PathBuf, Untrust
     Us { users: users.to_vec(), ..Us::now() }.walk(path).map(|(real, _)| real)
 }
 
+/// Whether nobody else can replace what is at this path, or will be: of a path that is not there yet, the part that is.
+///
+/// # Errors
+///
+/// As [`file()`].
+pub(crate) fn future_place(path: &Path) -> Result<PathBuf, Untrusted> {
+    Us { missing: Missing::Accepted, ..Us::now() }.walk(path).map(|(real, _)| real)
+}
+
+/// As [`directory()`], of one that need not be there yet; it may belong to one of `users`.
+///
+/// # Errors
+///
+/// As [`file()`].
+pub(crate) fn future_directory(path: &Path, users: &[u32]) -> Result<PathBuf, Untrusted> {
+    let us = Us { missing: Missing::Accepted, ..Us::now() };
+    let (real, found) = us.walk(path)?;
+    Us { users: users.to_vec(), ..us }.check_directory(&real, &found)?;
+    Ok(real)
+}
+
+/// Makes a directory, and those above it, in places that nobody else can replace; returns its real path.
+///
+/// # Errors
+///
+/// As [`file()`], or if one cannot be made.
+pub(crate) fn make_directory(path: &Path) -> Result<PathBuf, Untrusted> {
+    Us { missing: Missing::Made, ..Us::now() }.walk(path).map(|(real, _)| real)
+}
+
 /// Opens the file of a real path, which nobody else can replace, and checks what has been opened.
 ///
 /// # Errors
@@ -128,6 +158,17 @@ struct Us {
     /// In a user namespace, who owns what belongs to nobody in it: the system's own root, whose `/` and `/usr`
     /// all programs there come from anyway.
     unmapped: Option<u32>,
+    missing: Missing,
+}
+
+/// What becomes of a part of a path that is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Refused,
+    /// The path ends before it.
+    Accepted,
+    /// It is made, as a directory.
+    Made,
 }
 
 impl Us {
@@ -139,6 +180,7 @@ impl Us {
             gid: Gid::effective().as_raw(),
             users: Vec::new(),
             unmapped: overflow.filter(|uid| !is_mapped("/proc/self/uid_map", *uid)),
+            missing: Missing::Refused,
         }
     }
 
@@ -161,7 +203,7 @@ impl Us {
                 continue;
             }
             let next = here.join(&name);
-            let there = look(&next)?;
+            let Some(there) = self.look_at(&next)? else { break };
             self.check_entry(&found, &next, &there)?;
             if !there.is_symlink() {
                 (here, found) = (next, there);
@@ -169,6 +211,9 @@ impl Us {
             }
             links += 1;
             let target = fs::read_link(&next).map_err(unreachable(&next))?;
+            if rest.is_empty() && is_namespace(&next, &target) {
+                return Ok((next, there));
+            }
             if links > MAX_LINKS {
                 return Err(unreachable(path)(Errno::ELOOP.into()));
             }
@@ -180,6 +225,27 @@ impl Us {
             target.into_iter().rev().for_each(|component| rest.push_front(component));
         }
         Ok((here, found))
+    }
+
+    /// What is there; none if it is missing, and that is accepted.
+    fn look_at(&self, path: &Path) -> Result<Option<Metadata>, Untrusted> {
+        let missing = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => error,
+            found => return found.map(Some).map_err(unreachable(path)),
+        };
+        match self.missing {
+            Missing::Refused => Err(unreachable(path)(missing)),
+            Missing::Accepted => Ok(None),
+            Missing::Made => {
+                match DirBuilder::new().mode(0o755).create(path) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(unreachable(path)(error));
+                    }
+                    _ => {}
+                }
+                look(path).map(Some)
+            }
+        }
     }
 
     /// A directory in which others may make entries is trusted only if it is sticky, as /tmp is.
@@ -251,6 +317,12 @@ fn components(path: &Path) -> VecDeque<OsString> {
         _ => None,
     });
     names.collect()
+}
+
+/// Whether a link is the kernel's own to a network namespace, `net:[4026531840]`: such a target is no path.
+fn is_namespace(link: &Path, target: &Path) -> bool {
+    let target = target.to_str().unwrap_or_default();
+    link.starts_with("/proc") && target.starts_with("net:[")
 }
 
 fn look(path: &Path) -> Result<Metadata, Untrusted> {

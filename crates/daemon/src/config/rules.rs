@@ -19,7 +19,8 @@ use super::{
 };
 use crate::hooks::{self, from_directory, look_at};
 use crate::keys::Keys;
-use crate::trust::Untrusted;
+use crate::netns;
+use crate::trust::{Untrusted, future_directory, future_place};
 
 /// The smallest MTU IPv6 runs on (RFC 8200 §5).
 const MIN_MTU_V6: u16 = 1280;
@@ -60,6 +61,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     hooks(config, &mut found);
     names(config, &mut found);
     user_of_its_own(config, &mut found);
+    paths_of_root(config, &mut found);
     found.problems
 }
 
@@ -467,6 +469,34 @@ fn user_of_its_own(config: &Config, found: &mut Found<'_>) {
         let problem = Problem::warning("other programs run as this user too");
         let help = "leave the line out, and vpnd has a user of its own";
         found.at("[service]", "user", problem.help(help));
+    }
+}
+
+/// What root makes, gives away or enters must be what the file says. Without root's rights nothing is at stake.
+fn paths_of_root(config: &Config, found: &mut Found<'_>) {
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let Config { interface, socket, service, .. } = config;
+    // The socket is given to its user by descriptor, so its directory may be that user's.
+    let users: Vec<u32> = service.user.iter().map(|user| user.uid).collect();
+    let sockets = service.control.parent().unwrap_or_else(|| Path::new("/"));
+    let netns =
+        |name: &Option<String>| name.as_deref().map(|name| future_place(&netns::path(name)));
+    let checked = [
+        ("[service]", "state_dir", Some(future_place(&service.state_dir))),
+        ("[service]", "control", Some(future_directory(sockets, &users))),
+        ("[interface]", "netns", netns(&interface.netns)),
+        ("[socket]", "netns", netns(&socket.netns)),
+    ];
+    for (table, key, result) in checked {
+        // What cannot be reached is named where it is used.
+        if let Some(Err(why @ (Untrusted::Owner { .. } | Untrusted::Writable { .. }))) = result {
+            let problem = Problem::error(format!("others could replace what is there: {why}"));
+            let help = "all directories on this path must belong to root and be writable by nobody else: \
+                        name another place, or `chown root` that directory";
+            found.at(table, key, problem.help(help));
+        }
     }
 }
 

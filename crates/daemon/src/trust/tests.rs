@@ -145,7 +145,7 @@ fn a_link_of_somebody_elses_in_a_sticky_directory_leads_where_they_say() {
 
 #[test]
 fn debians_staff_may_write_below_usr_local() {
-    let us = Us { uid: 1000, gid: 1000, users: vec![], unmapped: None };
+    let us = Us { uid: 1000, gid: 1000, users: vec![], unmapped: None, missing: Missing::Refused };
     let trusted = |group, path| us.is_trusted(group, Path::new(path));
     assert!(trusted(50, "/usr/local/bin") && !trusted(50, "/usr/bin"));
     assert!(trusted(0, "/etc") && trusted(1000, "/home/x") && !trusted(100, "/home/x"));
@@ -153,7 +153,45 @@ fn debians_staff_may_write_below_usr_local() {
 
 #[test]
 fn in_a_user_namespace_the_system_belongs_to_nobody_that_is_known() {
-    let us = |unmapped| Us { uid: 0, gid: 0, users: vec![], unmapped };
+    let us = |unmapped| Us { uid: 0, gid: 0, users: vec![], unmapped, missing: Missing::Refused };
     assert!(us(None).is_foreign(65534) && !us(Some(65534)).is_foreign(65534));
     assert!(us(Some(65534)).is_foreign(1000));
+}
+
+#[test]
+fn what_is_not_there_yet_is_as_good_as_the_directory_that_is() {
+    let (directory, _path) = tree();
+    let a = directory.path().join("a");
+    let new = a.join("new/../deep/state");
+    assert_eq!(future_place(&new).unwrap(), a.canonicalize().unwrap());
+    assert!(future_directory(&a.join("deep"), &[]).is_ok() && !a.join("deep").exists());
+    set_mode(&a, 0o777);
+    assert!(future_place(&new).unwrap_err().to_string().contains("by everybody"));
+    assert!(make_directory(&a.join("deep/state")).is_err() && !a.join("deep").exists());
+    set_mode(&a, 0o755);
+    let made = make_directory(&a.join("deep/state")).unwrap();
+    assert_eq!(made, a.canonicalize().unwrap().join("deep/state"));
+    assert!(made.is_dir());
+}
+
+#[test]
+fn a_directory_may_belong_to_a_user_that_is_named_and_none_above_it_may() {
+    if !Uid::effective().is_root() {
+        return;
+    }
+    let (directory, _path) = tree();
+    let a = directory.path().join("a");
+    chown(&a, Some(12345), None).unwrap();
+    assert!(future_directory(&a, &[]).is_err());
+    assert!(future_directory(&a, &[12345]).is_ok());
+    assert!(future_directory(&a.join("b"), &[12345]).is_err());
+}
+
+#[test]
+fn the_kernels_link_to_a_namespace_is_where_it_ends() {
+    let ours = place(Path::new("/proc/self/ns/net")).unwrap();
+    assert!(ours.starts_with("/proc") && ours.ends_with("ns/net"), "{}", ours.display());
+    let directory = tempfile::tempdir().unwrap();
+    symlink("net:[1]", directory.path().join("net")).unwrap();
+    assert!(place(&directory.path().join("net")).is_err(), "one of somebody's making");
 }
