@@ -2,7 +2,7 @@
 //! where the host has no more to give.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         works("files::a configuration that others could change", changeable),
         works("files::keys in a directory of everybody", open_directory),
+        works("files::paths through a directory of somebody else's", foreign_paths),
         works("files::a user of its own, and its place in the queue", own_user),
         works("files::a stamp far ahead of the clock", stamp_ahead),
         works("files::at the limit of processes", process_limit),
@@ -101,6 +102,50 @@ fn open_directory(lab: &Lab) -> Result<String> {
         ensure!(ended == code && named, "{words:?}: exit {ended}: {said}");
     }
     Ok("neither read nor made there: check, pubkey, genkey, pair".to_owned())
+}
+
+/// `state_dir`, `control` and `netns`: neither root's start nor a check follows them, and nothing changes hands.
+fn foreign_paths(lab: &Lab) -> Result<String> {
+    let host = lab.host("a")?;
+    let shared = host.directory().join("shared");
+    let victim = host.directory().join("victim");
+    for directory in [&shared, &victim] {
+        fs::create_dir(directory)?;
+        set_mode(directory, 0o755)?;
+    }
+    for (name, target) in
+        [("state", victim.display().to_string()), ("net", "/proc/self/ns/net".into())]
+    {
+        std::os::unix::fs::symlink(target, shared.join(name))?;
+    }
+    host.run(&format!("chown 54399 {}", shared.display()))?;
+    let at = |name: &str| shared.join(name).display().to_string();
+    let plain = fs::read_to_string(written(&host)?)?;
+    let state = plain.lines().find(|line| line.starts_with("state_dir")).context("no state_dir")?;
+    for (key, source) in [
+        ("[service] state_dir", plain.replace(state, &format!("state_dir = {:?}", at("state")))),
+        (
+            "[service] control",
+            plain.replace(state, &format!("{state}\ncontrol = {:?}", at("x.sock"))),
+        ),
+        (
+            "[interface] netns",
+            plain.replacen("[interface]", &format!("[interface]\nnetns = {:?}", at("net")), 1),
+        ),
+    ] {
+        let path = host.directory().join("site-a.toml");
+        fs::write(&path, source)?;
+        let path = path.display().to_string();
+        for words in [&["--config", &path][..], &["check", &path]] {
+            let (code, said) = vpnd::run(&host, words)?;
+            let named = said.contains(key)
+                && said.contains("others could replace what is there")
+                && said.contains("shared belongs to uid 54399");
+            ensure!(code == 78 && named, "{key}, {words:?}: exit {code}: {said}");
+        }
+    }
+    ensure!(fs::metadata(&victim)?.uid() == 0, "root's directory was given away");
+    Ok("exit 78 with the directory, by a start and a check; nothing was given away".to_owned())
 }
 
 /// What the kernel says of each thread: its name, and its place in the queue for a processor.
