@@ -70,13 +70,18 @@ impl KillSwitch {
     }
 
     /// Whether a route is in the same table, to this network or a part of it. Every other route is to a part of a
-    /// default route's.
+    /// default route's; of those, only what is too large to be a local network.
     fn covers(&self, route: &RouteMessage) -> bool {
+        let is_here = self.table == table::number(route);
         let covers = |net: IpNet| match self.to.prefix_len() {
-            0 => net == self.to,
-            _ => self.to.contains(&net),
+            0 => {
+                let is_main = [self.table, table::MAIN].contains(&table::number(route));
+                (is_here && net == self.to)
+                    || (is_main && self.to.contains(&net) && is_announced(route, net))
+            }
+            _ => is_here && self.to.contains(&net),
         };
-        self.table == table::number(route) && network(route).is_some_and(covers)
+        network(route).is_some_and(covers)
     }
 }
 
@@ -204,7 +209,8 @@ impl Checking {
         // A network of this host's own, or the route that the tunnel's own datagrams need.
         let is_connected = route.header.protocol == RouteProtocol::Kernel;
         let is_needed = peers.is_empty() || peers.iter().any(|peer| to.contains(peer));
-        (!is_connected && !is_needed).then_some((switch, true))
+        let is_intended = is_connected || is_needed;
+        (is_announced(route, to) || !is_intended).then_some((switch, true))
     }
 
     fn leads_elsewhere(&self, route: &RouteMessage) -> bool {
@@ -259,8 +265,16 @@ impl Checking {
     }
 }
 
+/// Whether this is a local network by its protocol and too large for one: so large a network comes from a router
+/// advertisement or a DHCP server that draws packets past the tunnel.
+fn is_announced(route: &RouteMessage, net: IpNet) -> bool {
+    let smallest = if matches!(net, IpNet::V4(_)) { 16 } else { 32 };
+    let is_local = matches!(route.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+    is_local && (1..smallest).contains(&net.prefix_len())
+}
+
 /// The gateways of a route and the numbers of their devices. One that uses a nexthop object may show neither.
-fn hops(route: &RouteMessage) -> Vec<(Option<IpAddr>, u32)> {
+pub(crate) fn hops(route: &RouteMessage) -> Vec<(Option<IpAddr>, u32)> {
     let paths = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::MultiPath(paths) => Some(paths),
         _ => None,

@@ -282,3 +282,26 @@ fn routes_that_do_not_leak_are_not_reported() {
         netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
     });
 }
+
+#[test]
+fn a_local_network_that_is_too_large_for_one_is_reported() {
+    in_namespace(|netlink, news| async move {
+        uplink().await;
+        let shut = |to| Route { when_down: WhenDown::Blackhole, ..route(to, None, None) };
+        let routes = ["0.0.0.0/0", "::/0"].map(shut).to_vec();
+        let link = Link { routes, own: Some(OWN), ..link() };
+        let setup = netlink.configure(&link, Undo::default()).await.unwrap();
+        let keeper = Keeper::spawn(&netlink, news, setup);
+        // As the kernel adds it for an on-link prefix of a router advertisement.
+        ip("-6 route add 2000::/3 dev other proto kernel metric 256");
+        bypassed(&keeper, &[("route 2000::/3 dev other metric 256", true)]).await;
+        ip("-6 route del 2000::/3 dev other proto kernel metric 256");
+        ip("addr add 198.18.0.1/15 dev other");
+        bypassed(&keeper, &[("route 198.18.0.0/15 dev other", true)]).await;
+        ip("addr del 198.18.0.1/15 dev other");
+        ip("addr add 198.18.0.1/16 dev other");
+        ip("-6 addr add 2001:db8::7/32 dev other nodad");
+        bypassed(&keeper, &[]).await;
+        netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
+    });
+}
