@@ -1,7 +1,11 @@
 //! `[service] firewall`: the table that vpnd sets, what it does, and that it goes however vpnd ends; and what `check`
 //! says of others'.
 
+use std::net::{SocketAddr, UdpSocket};
+use std::thread::sleep;
+
 use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Socket, Type};
 use vpnd_tests::link::port;
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_A6, INNER_B4, INNER_B6, PORT, Site};
@@ -17,6 +21,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         |name: &str, body: fn(&Lab) -> Result<String>| Scenario::new(name, Cost::Works, body);
     vec![
         works("firewall::the inside is reached from the tunnel alone", inside),
+        works("firewall::one of our own addresses as the sender", own_sender),
+        works("firewall::a program that names a device", named_device),
         works("firewall::the table goes with vpnd", gone),
         works("firewall::a filter that looks at the mark", marks),
         works("firewall::check names the line that opens the port", closed_port),
@@ -71,6 +77,125 @@ fn inside(lab: &Lab) -> Result<String> {
     port(a, "other").up()?;
     through().context("under another name")?;
     Ok("both families: no answer beside the tunnel, answers through it and to itself".to_owned())
+}
+
+/// B's host sends to A's inner addresses, and claims to be A.
+fn own_sender(lab: &Lab) -> Result<String> {
+    let Wire { a, b } = &Wire::new(lab)?;
+    a.run("ip -6 address add 2001:db8:5::1/64 dev eth0 nodad")?;
+    b.run("ip -6 address add 2001:db8:5::1/128 dev lo nodad")?;
+    b.run(&format!("ip -6 route add {INNER_A6} via 2001:db8::1"))?;
+    let send = || {
+        b.enter(|| {
+            let socket = UdpSocket::bind("[2001:db8:5::1]:0")?;
+            for _ in 0..3 {
+                socket.send_to(b"to the inside", (INNER_A6, 9))?;
+            }
+            Ok(())
+        })
+    };
+    let receiver = a.enter(|| Ok(UdpSocket::bind("[::]:9")?))?;
+    receiver.set_read_timeout(Some(SOON / 20))?;
+    let arrived = || receiver.recv_from(&mut [0; 64]).is_ok();
+    let (site_a, _) = site::pair()?;
+    let mut open = Vpnd::start(a, &site_a)?;
+    eventually("it arrives without the table", SOON, || {
+        send()?;
+        ensure!(arrived());
+        Ok(())
+    })?;
+    while arrived() {}
+    open.process().terminate()?;
+    let _shut = Vpnd::start(a, &guarded(site_a))?;
+    send()?;
+    ensure!(!arrived(), "it arrives: {}", a.run("nft list ruleset")?);
+    ensure!(nft::dropped(a)? >= 3, "{}", a.run("nft list ruleset")?);
+    Ok("IPv6 from outside with our own sender: arrives without the table, not with it".to_owned())
+}
+
+/// Where nobody answers, and where somebody does.
+const BEYOND: &str = "198.51.100.9";
+const NEIGHBOUR: &str = "198.18.5.9";
+
+/// A kill switch for all networks, and one for a network; `vpnd` is down, and up. The link has no ARP, as of a modem.
+fn named_device(lab: &Lab) -> Result<String> {
+    let Wire { a, b } = &Wire::new(lab)?;
+    for host in [a, b] {
+        for change in ["down", "address 02:00:00:00:00:01", "arp off", "up"] {
+            host.run(&format!("ip link set eth0 {change}"))?;
+        }
+    }
+    a.run("ip route add default dev eth0")?;
+    nft::count_arriving(
+        b,
+        &[format!("iifname eth0 ip daddr {BEYOND}"), format!("iifname eth0 ip daddr {NEIGHBOUR}")],
+    )?;
+    for to in ["0.0.0.0/0", "198.51.100.0/24"] {
+        let (site_a, site_b) = site::pair()?;
+        let mut site_a = site_a.towards(Wire::B4).keepalive(1);
+        site_a.remote.allowed_ips.push("0.0.0.0/0".to_owned());
+        site_a.tables.push(format!("[[route]]\nto = {to:?}\nwhen_down = \"blackhole\""));
+        let path = vpnd::write_files(a, &site_a)?.display().to_string();
+        let (_, said) = vpnd::run(a, &["check", &path])?;
+        ensure!(said.contains("`firewall = true` in [service] drops them"), "{said}");
+        let mut open = Vpnd::start(a, &site_a)?;
+        ensure!(past(a, b)? > 0, "{to}: nothing leaves without the table");
+        open.process().terminate()?;
+
+        let _shut = Vpnd::start(a, &guarded(site_a))?;
+        ensure!(past(a, b)? == 0, "{to}, down: {}", a.run("nft list ruleset")?);
+        let _b = Vpnd::start(b, &site_b.towards(Wire::A4))?;
+        ping::until_answered(a, INNER_B4, SOON)?;
+        ensure!(past(a, b)? == 0, "{to}, up: {}", a.run("nft list ruleset")?);
+        local_network(a, b)?;
+    }
+    Ok("0 datagrams of a program that names a device, down and up; the local network works".into())
+}
+
+/// How many datagrams of a user without rights that name a device leave beside the tunnel.
+fn past(a: &Host, b: &Host) -> Result<u64> {
+    let before = nft::counts(b)?[0];
+    for _ in 0..3 {
+        // What drops says so.
+        let _refused = as_nobody(a, &format!("ping -n -c 1 -W 1 -I eth0 {BEYOND}"));
+        let _refused = a.enter(|| by_device(BEYOND));
+    }
+    sleep(SOON / 100);
+    Ok(nft::counts(b)?[0] - before)
+}
+
+fn as_nobody(host: &Host, command: &str) -> Result<String> {
+    // Every group may send echo requests.
+    host.sysctl("ipv4/ping_group_range", "0 65535")?;
+    host.run(&format!("setpriv --reuid 65534 --regid 65534 --clear-groups {command}"))
+}
+
+/// By UDP, as a DHCP client or a resolver does.
+fn by_device(to: &str) -> Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.bind_device(Some(b"eth0"))?;
+    let to = SocketAddr::new(to.parse()?, 9);
+    Ok(socket.send_to(b"in the clear", &to.into()).map(drop)?)
+}
+
+/// A network that comes after the start, and goes.
+fn local_network(a: &Host, b: &Host) -> Result<()> {
+    ping::until_answered(a, "192.0.2.2", SOON)?;
+    let bound = || as_nobody(a, "ping -n -c 1 -W 1 -I eth0 192.0.2.2");
+    bound().context("to a neighbour, by a program that names a device")?;
+    a.run("ip address add 198.18.5.1/24 dev eth0")?;
+    let before = nft::counts(b)?[1];
+    eventually("a new local network is known", SOON, || {
+        let _refused = as_nobody(a, &format!("ping -n -c 1 -W 1 -I eth0 {NEIGHBOUR}"));
+        ensure!(nft::counts(b)?[1] > before, "{}", a.run("nft list ruleset")?);
+        Ok(())
+    })?;
+    a.run("ip address del 198.18.5.1/24 dev eth0")?;
+    eventually("it is known no more", SOON, || {
+        let set = a.run("nft list set inet vpnd-site-a specific")?;
+        ensure!(!set.contains("198.18.5."), "{set}");
+        Ok(())
+    })
 }
 
 fn gone(lab: &Lab) -> Result<String> {

@@ -11,7 +11,7 @@ use vpnd_device::{
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
-use crate::nft::Table;
+use crate::firewall::Firewall;
 use crate::options;
 
 /// Addresses, rules and routes, and who keeps them.
@@ -19,7 +19,7 @@ pub(crate) struct Changes {
     netlink: Netlink,
     keeper: Keeper,
     /// Goes last: what it guards are the addresses.
-    firewall: Option<Table>,
+    firewall: Option<Firewall>,
 }
 
 impl Changes {
@@ -41,7 +41,7 @@ impl Changes {
     }
 
     /// With a packet filter's table, which stays as long as they do.
-    pub(crate) fn with(self, firewall: Option<Table>) -> Self {
+    pub(crate) fn with(self, firewall: Option<Firewall>) -> Self {
         Self { firewall, ..self }
     }
 

@@ -24,6 +24,7 @@ pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
             .warnings
             .and(forward::problems(&loaded.config))
             .and(firewall::problems(&loaded.config))
+            .and(firewall::open_beside(&loaded.config).into_iter().collect())
             .and(nameservers::problems(&loaded.config));
         loaded
     });

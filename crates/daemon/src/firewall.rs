@@ -7,17 +7,20 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Weak};
 use std::thread::sleep;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
-use vpnd_device::Mark;
+use tokio::task::JoinHandle;
+use vpnd_device::{Mark, SpecificRoutes};
 use vpnd_tunnel::udp::Listen;
 
-use crate::config::{Config, Problem};
+use crate::config::{Config, MAIN_TABLE, Problem, WhenDown};
 use crate::nft::expression::{
-    Address, Header, Meta, bytes, counter, device, drop, is, is_not, kind_of, load, set_bits,
-    set_mark,
+    Address, Header, Meta, bytes, counter, device, drop, is, is_in_none, is_not, kind_of, load,
+    masked, set_bits, set_mark,
 };
 use crate::nft::{self, Chain, Hook, Plan, Table};
 
@@ -27,8 +30,11 @@ const RAW: i32 = -300;
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
-/// `RTN_LOCAL`.
+/// `RTN_UNICAST` and `RTN_LOCAL`.
+const UNICAST: u32 = 1;
 const LOCAL: u32 = 2;
+/// The set of networks that a kill switch leaves alone.
+const SPECIFIC: &str = "specific";
 const UDP: u8 = 17;
 
 /// Why the table cannot be set.
@@ -57,26 +63,103 @@ fn help(error: &io::Error) -> &'static str {
     }
 }
 
-/// Sets the table in the network namespace that this thread is in. `index` is the device's number; the mark is
-/// that of the tunnel's own datagrams, where rules look for one.
+/// The table while vpnd runs, and who keeps its set of networks as the routes are.
+pub(crate) struct Firewall {
+    /// Goes last.
+    following: Option<JoinHandle<()>>,
+    _table: Arc<Table>,
+}
+
+impl Drop for Firewall {
+    fn drop(&mut self) {
+        if let Some(following) = &self.following {
+            following.abort();
+        }
+    }
+}
+
+/// What of the tunnel the table depends on.
+#[derive(Clone, Copy)]
+pub(crate) struct Tunnel {
+    /// The device's number.
+    pub(crate) index: u32,
+    /// That of the tunnel's own datagrams, where rules look for one.
+    pub(crate) mark: Option<Mark>,
+    /// That of the tunnel's own datagrams, whoever looks for it.
+    pub(crate) borne: Option<Mark>,
+}
+
+/// Sets the table in the network namespace that this thread is in. `specific` are the routes that a kill switch leaves
+/// alone, where there is one.
 ///
 /// # Errors
 ///
 /// What the kernel refuses.
 pub(crate) fn set(
     config: &Config,
-    index: u32,
-    mark: Option<Mark>,
-) -> Result<Option<Table>, FirewallError> {
+    tunnel: Tunnel,
+    specific: Option<SpecificRoutes>,
+) -> Result<Option<Firewall>, FirewallError> {
     if !config.service.firewall {
         return Ok(None);
     }
     let table = format!("vpnd-{}", config.name);
-    let plan = plan(config, &table, index, mark);
+    let plan = plan(config, &table, tunnel, specific.as_ref().map(SpecificRoutes::networks));
     match patiently(&plan) {
-        Ok(made) => Ok(Some(made)),
+        Ok(made) => {
+            let made = Arc::new(made);
+            let following =
+                specific.map(|routes| tokio::spawn(follow(routes, Arc::downgrade(&made))));
+            Ok(Some(Firewall { following, _table: made }))
+        }
         Err(error) => Err(FirewallError { table, error }),
     }
+}
+
+/// Whether the table has to know the routes that a kill switch leaves alone.
+pub(crate) fn keeps_in(config: &Config) -> bool {
+    config.service.firewall && kept_in(config).next().is_some()
+}
+
+/// The IPv4 networks of the kill switch: the kernel leads no IPv6 packet anywhere that has no route. A VRF and tables of
+/// others are reached by rules of others.
+fn kept_in(config: &Config) -> impl Iterator<Item = Ipv4Net> {
+    let routes = config.routes.iter().filter(|_| config.interface.vrf.is_none());
+    let routes = routes.filter(|route| matches!(route.table, None | Some(MAIN_TABLE)));
+    let shut = routes.filter(|route| route.when_down == WhenDown::Blackhole);
+    shut.filter_map(|route| match route.to {
+        IpNet::V4(net) => Some(net.trunc()),
+        IpNet::V6(_) => None,
+    })
+}
+
+/// Gives the set what routes there are, whenever they change.
+async fn follow(mut routes: SpecificRoutes, table: Weak<Table>) {
+    loop {
+        routes.changed().await;
+        let Some(table) = table.upgrade() else { return };
+        if let Err(error) = table.replace(SPECIFIC, &ranges(routes.networks())) {
+            tracing::warn!(
+                "the kill switch's table of nftables does not know the new routes of this host: {error}; \
+                 packets to them may be dropped until the next change"
+            );
+        }
+    }
+}
+
+/// From the first to the last address of each; those that touch are one.
+fn ranges(networks: &[Ipv4Net]) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for net in networks {
+        let (first, last) = (u32::from(net.network()), u32::from(net.broadcast()));
+        match ranges.last_mut() {
+            Some((_, end)) if end.checked_add(1).is_none_or(|behind| first <= behind) => {
+                *end = last.max(*end);
+            }
+            _ => ranges.push((first, last)),
+        }
+    }
+    ranges
 }
 
 /// One that a vpnd held which was killed may take an instant to go.
@@ -93,7 +176,8 @@ fn patiently(plan: &Plan) -> io::Result<Table> {
     plan.make()
 }
 
-fn plan(config: &Config, table: &str, index: u32, mark: Option<Mark>) -> Plan {
+fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&[Ipv4Net]>) -> Plan {
+    let Tunnel { index, mark, borne } = tunnel;
     let mut plan = Plan::new(table);
     let port = port(config.interface.listen);
     if let (Some(mark), 1..) = (mark, port) {
@@ -112,14 +196,39 @@ fn plan(config: &Config, table: &str, index: u32, mark: Option<Mark>) -> Plan {
         rule.extend([counter(), drop()]);
         plan.rule("inside", &rule);
     }
+    if let Some(specific) = specific {
+        plan.set(SPECIFIC, &ranges(specific));
+        plan.chain("beside", Hook::Output, RAW);
+        for net in kept_in(config) {
+            plan.rule("beside", &beside(index, borne, net));
+        }
+    }
     plan
+}
+
+/// For packets of this host that are to leave beside the tunnel: a program that names a device is asked for no route, for
+/// the kernel then takes any IPv4 address to be on that link (`ip_route_output_key_hash_rcu`).
+fn beside(index: u32, own: Option<Mark>, net: Ipv4Net) -> Vec<Vec<u8>> {
+    let mut rule =
+        vec![load(Meta::Family), is(&[IPV4]), load(Meta::OutDevice), is_not(&index.to_ne_bytes())];
+    rule.extend([load(Meta::OutDeviceName), is_not(&device("lo"))]);
+    if let Some(Mark { value, mask }) = own {
+        rule.extend([load(Meta::Mark), masked(mask.to_ne_bytes()), is_not(&value.to_ne_bytes())]);
+    }
+    let receiver = || bytes(Header::Network, 16, 4);
+    if net.prefix_len() > 0 {
+        rule.extend([receiver(), masked(net.netmask().octets()), is(&net.network().octets())]);
+    }
+    rule.extend([kind_of(Address::Destination), is(&UNICAST.to_ne_bytes())]);
+    rule.extend([receiver(), is_in_none(SPECIFIC), counter(), drop()]);
+    rule
 }
 
 /// Our addresses on the device. Link-local ones may be another link's, too, and a bridge's port has none.
 fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
     let interface = &config.interface;
     let addresses = interface.addresses.iter().filter(|_| interface.bridge.is_none());
-    addresses.map(ipnet::IpNet::addr).filter(|address| match address {
+    addresses.map(IpNet::addr).filter(|address| match address {
         IpAddr::V4(v4) => !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_unicast_link_local(),
     })
@@ -186,6 +295,18 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     // Who may not look at them is told nothing of them.
     let chains = nft::chains().unwrap_or_default();
     chains.iter().filter(|chain| closed(chain)).map(|chain| closed_port(chain, port)).collect()
+}
+
+/// Warns of a kill switch that a program passes by naming a device.
+pub(crate) fn open_beside(config: &Config) -> Option<Problem> {
+    if config.service.firewall || kept_in(config).next().is_none() {
+        return None;
+    }
+    let problem = "[[route]] when_down: no route stops IPv4 packets of a program that names a device \
+                   (SO_BINDTODEVICE, IP_PKTINFO, `ping -I`): they leave past this kill switch where the link takes them";
+    let help = "`firewall = true` in [service] drops them; `nft add rule inet TABLE CHAIN` with the rule of \
+                docs/security.md does so in a table of yours";
+    Some(Problem::warning(problem).help(help))
 }
 
 /// Whether a chain of this family sees what arrives there.

@@ -3,6 +3,7 @@
 pub(crate) mod expression;
 
 use std::io::{self, Read, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -18,6 +19,9 @@ const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
+const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 /// Of a table: its name and flags (`nft_table_attributes`).
 const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
@@ -54,6 +58,8 @@ pub(crate) enum Hook {
     Input = 1,
     /// What it passes on.
     Forward = 2,
+    /// What it sends itself.
+    Output = 3,
 }
 
 /// A chain of nftables; the newer `iptables` makes such, too.
@@ -151,7 +157,29 @@ fn refusal(message: &[u8]) -> io::Error {
 /// `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
 #[derive(Debug)]
 #[must_use = "the table goes with it"]
-pub(crate) struct Table(#[expect(dead_code, reason = "the kernel sees it closed")] Socket);
+pub(crate) struct Table {
+    name: String,
+    socket: Mutex<Socket>,
+}
+
+impl Table {
+    /// Gives a set of the table these ranges, in place of those that it has.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses; the set is as it was then.
+    pub(crate) fn replace(&self, set: &str, ranges: &[(u32, u32)]) -> io::Result<()> {
+        let named = elements_of(&self.name, set);
+        let messages = [
+            changing(DELETE_ELEMENTS, 0, &named),
+            changing(NEW_ELEMENTS, CREATE, &[named.clone(), elements(ranges)].concat()),
+        ];
+        // Deleting all elements of a set that has none is no error; a list of none is.
+        let messages = if ranges.is_empty() { &messages[..1] } else { &messages[..] };
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        commit(&mut socket, messages)
+    }
+}
 
 /// A table, its chains and rules, to be made at once.
 pub(crate) struct Plan {
@@ -186,6 +214,26 @@ impl Plan {
         self.push(NEW_CHAIN, CREATE, &attributes.concat());
     }
 
+    /// A set of ranges of IPv4 addresses: sorted, none touching the next.
+    pub(crate) fn set(&mut self, name: &str, ranges: &[(u32, u32)]) {
+        const INTERVALS: u32 = 4;
+        /// How `nft` shows them: as IPv4 addresses.
+        const ADDRESS: u32 = 7;
+        let attributes = [
+            attribute(1, &zero_ended(&self.table)),
+            attribute(2, &zero_ended(name)),
+            attribute(3, &INTERVALS.to_be_bytes()),
+            attribute(4, &ADDRESS.to_be_bytes()),
+            attribute(5, &4_u32.to_be_bytes()),
+            attribute(10, &1_u32.to_be_bytes()),
+        ];
+        self.push(NEW_SET, CREATE, &attributes.concat());
+        if !ranges.is_empty() {
+            let elements = [elements_of(&self.table, name), elements(ranges)].concat();
+            self.push(NEW_ELEMENTS, CREATE, &elements);
+        }
+    }
+
     /// A rule at the end of a chain.
     pub(crate) fn rule(&mut self, chain: &str, expressions: &[Vec<u8>]) {
         const LAST: u16 = 0x800;
@@ -204,26 +252,56 @@ impl Plan {
     /// What the kernel refuses; nothing is there then.
     pub(crate) fn make(&self) -> io::Result<Table> {
         let mut socket = connect()?;
-        let part = |kind| message(kind, 0, [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]], &[]);
-        let all = [part(BATCH_BEGIN), self.messages.concat(), part(BATCH_END)].concat();
-        socket.write_all(&all)?;
-        let (mut left, mut buffer) = (self.messages.len(), vec![0; 64 << 10]);
-        while left > 0 {
-            let len = socket.read(&mut buffer)?;
-            for (_, message) in Messages(&buffer[..len]) {
-                match refusal(message) {
-                    error if error.raw_os_error() != Some(0) => return Err(error),
-                    _ => left = left.saturating_sub(1),
-                }
-            }
-        }
-        Ok(Table(socket))
+        commit(&mut socket, &self.messages)?;
+        Ok(Table { name: self.table.clone(), socket: Mutex::new(socket) })
     }
 
     fn push(&mut self, kind: u16, flags: u16, attributes: &[u8]) {
-        const ACKNOWLEDGE: u16 = 4;
-        self.messages.push(message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes));
+        self.messages.push(changing(kind, flags, attributes));
     }
+}
+
+/// A message that changes something of both versions of IP, and is answered.
+fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
+    const ACKNOWLEDGE: u16 = 4;
+    message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes)
+}
+
+/// Sends changes that are made together, and waits for the answer to each.
+fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
+    let part = |kind| message(kind, 0, [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]], &[]);
+    let all = [part(BATCH_BEGIN), messages.concat(), part(BATCH_END)].concat();
+    socket.write_all(&all)?;
+    let (mut left, mut buffer) = (messages.len(), vec![0; 64 << 10]);
+    while left > 0 {
+        let len = socket.read(&mut buffer)?;
+        for (_, message) in Messages(&buffer[..len]) {
+            match refusal(message) {
+                error if error.raw_os_error() != Some(0) => return Err(error),
+                _ => left = left.saturating_sub(1),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Which set's elements a message is about (`nft_set_elem_list_attributes`).
+fn elements_of(table: &str, set: &str) -> Vec<u8> {
+    [attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))].concat()
+}
+
+/// Ranges, as the kernel has them: an element where one begins, and another behind its end.
+fn elements(ranges: &[(u32, u32)]) -> Vec<u8> {
+    const END: u32 = 1;
+    let element = |key: u32, flags: u32| {
+        let key = attribute(1 | NESTED, &attribute(expression::VALUE, &key.to_be_bytes()));
+        attribute(1 | NESTED, &[key, attribute(3, &flags.to_be_bytes())].concat())
+    };
+    let both = |(first, last): &(u32, u32)| {
+        let end = last.checked_add(1).map(|behind| element(behind, END));
+        [Some(element(*first, 0)), end].into_iter().flatten().flatten().collect::<Vec<u8>>()
+    };
+    attribute(3 | NESTED, &ranges.iter().flat_map(both).collect::<Vec<u8>>())
 }
 
 /// A header (length, kind, flags, sequence, port), four bytes that all of netfilter's messages have, and attributes.

@@ -13,7 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
 use vpnd_device::{
-    Bypass, Heard, Leftover, Link, Missing, Netlink, Own, PeerState, Stays, Undo, Uplink,
+    Bypass, Heard, Leftover, Link, Missing, Netlink, Own, PeerState, SpecificRoutes, Stays, Undo,
+    Uplink,
 };
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
@@ -28,7 +29,7 @@ use crate::cli::RunOptions;
 use crate::config::{Config, Endpoint, Service};
 use crate::control::{Control, ControlError};
 use crate::exit::Exit;
-use crate::firewall::{self, FirewallError};
+use crate::firewall::{self, FirewallError, Tunnel};
 use crate::floor::FloorFile;
 use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
 use crate::keys::Keys;
@@ -332,7 +333,10 @@ impl Host {
         let watch = netlink.watch(&device.name, heard).await?;
         let life = Life::new(&device.name, watch, presence);
         // Before there are addresses that somebody could send to.
-        let firewall = inside.within(|| firewall::set(config, life.index(), mark))??;
+        let borne = (way.mark != 0).then(|| changes::mark(config, &way));
+        let tunnel = Tunnel { index: life.index(), mark, borne };
+        let specific = specific_routes(config, &inside, tunnel.index).await?;
+        let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let (routes, missing) = (changes.peer(), changes.missing());
@@ -453,6 +457,20 @@ impl Host {
         let telling = Telling::new(config.peer.public_key);
         Ok(Plane::new(peer, telling, engine, reports, around)?)
     }
+}
+
+/// The routes that a kill switch leaves alone, where the packet filter's table keeps one.
+async fn specific_routes(
+    config: &Config,
+    inside: &Netns,
+    index: u32,
+) -> Result<Option<SpecificRoutes>, RunError> {
+    if !firewall::keeps_in(config) {
+        return Ok(None);
+    }
+    let (netlink, heard) = inside
+        .within(|| Ok::<_, vpnd_device::Error>((Netlink::connect()?, Heard::routes()?)))??;
+    Ok(Some(SpecificRoutes::read(netlink, heard, index).await))
 }
 
 fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {

@@ -27,7 +27,7 @@ use vpnd_crypto::PublicKey;
 use vpnd_protocol::endpoint::Sources;
 use vpnd_tunnel::udp::{self, Listen};
 
-use tables::MAIN_TABLE;
+pub(crate) use tables::MAIN_TABLE;
 
 pub(crate) use device::{Adopt, Carrier, Holder, Mac, Mode, Queues};
 pub(crate) use endpoint::Endpoint;

@@ -25,7 +25,7 @@ use super::{
 use crate::keys::Keys;
 
 /// The kernel's number of the table `main`.
-pub(super) const MAIN_TABLE: u32 = 254;
+pub(crate) const MAIN_TABLE: u32 = 254;
 
 /// A uid and gid that no account has: Debian keeps 65000 to 65533 back, systemd leaves 65520 to 65533 unused, and
 /// the usual user namespaces of containers know it.

@@ -13,8 +13,12 @@ pub(crate) enum Meta {
     Mark = 3,
     /// The number of the device that it came by.
     Device = 4,
-    /// That device's name.
+    /// The number of the device that it leaves by.
+    OutDevice = 5,
+    /// The name of the device that it came by.
     DeviceName = 6,
+    /// The name of the device that it leaves by.
+    OutDeviceName = 7,
     /// The version of IP, by its `NFPROTO` number.
     Family = 15,
     /// What it carries.
@@ -76,6 +80,17 @@ pub(crate) fn set_bits(value: u32, mask: u32) -> Vec<u8> {
     let parts = [(1, REGISTER), (2, REGISTER), (3, 4)].map(|(kind, value)| number(kind, value));
     let (and, xor) = (data(4, &(!mask).to_ne_bytes()), data(5, &value.to_ne_bytes()));
     named("bitwise", &[&parts[..], &[and, xor]].concat())
+}
+
+/// Keeps of what is loaded only the bits of `mask`, which has four bytes as they are compared.
+pub(crate) fn masked(mask: [u8; 4]) -> Vec<u8> {
+    set_bits(0, !u32::from_ne_bytes(mask))
+}
+
+/// Goes on if what is loaded is in none of the ranges of this set.
+pub(crate) fn is_in_none(set: &str) -> Vec<u8> {
+    const INVERTED: u32 = 1;
+    named("lookup", &[attribute(1, &zero_ended(set)), number(2, REGISTER), number(5, INVERTED)])
 }
 
 /// Counts what comes here.
