@@ -217,11 +217,23 @@ impl Peer {
         let mut answering = self.answering.take_if(ours).ok_or(DropReason::NotUpgraded)?;
         let result = self.answer_key(&mut answering, chunk);
         if let (Ok(true), Some((frame, _))) = (result, &answering.answer) {
-            let transmit = Transmit { to: framed.at.from, from: framed.at.local };
-            self.send_sealed(now, &answering.session.sealing, transmit, frame);
+            for Arrival { from: to, local: from } in self.answer_to(&answering.session, framed.at) {
+                self.send_sealed(now, &answering.session.sealing, Transmit { to, from }, frame);
+            }
         }
         self.answering = Some(answering);
         result.map(drop)
+    }
+
+    /// Where the answer to the key goes: to where message 2 went, because an initiator that sends a key has
+    /// received it there. A key that comes from elsewhere may be a copy that an attacker sent ahead of it,
+    /// or the initiator may have moved: the answer goes there as well, if the peer may be there. It is less
+    /// than twice as long as the shorter chunk.
+    fn answer_to(&self, session: &Session, at: Arrival) -> impl Iterator<Item = Arrival> + use<> {
+        let reached = session.reached;
+        let known = reached.is_some_and(|reached| reached.from == at.from);
+        let moved = Some(at).filter(|at| !known && self.may_be_at(at.from));
+        reached.into_iter().chain(moved)
     }
 
     /// Says whether the whole key is there, and so its answer.

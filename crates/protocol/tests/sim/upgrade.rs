@@ -3,6 +3,7 @@
 //! oracle watches that, and every nonce.
 
 use std::env;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use vpnd_crypto::aead::Algorithm;
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::frame::ControlFrame;
 use vpnd_protocol::peer::Event;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
@@ -201,6 +203,68 @@ fn a_quiet_network_upgrades_in_two_round_trips_and_asks_once() {
         assert!(stands.iter().all(|at| *at <= millis(60)), "{side:?}: {stands:?}");
         assert_eq!(stands.len(), 1);
     }
+}
+
+fn attacker() -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 66], 666))
+}
+
+/// An attacker on the path sends each chunk of the key ahead of the initiator, from another address.
+#[test]
+fn an_upgrade_whose_key_is_raced_from_elsewhere_is_answered_where_message_2_went() {
+    for roam in [Roam::Any, Roam::SameIp, Roam::Off] {
+        for raced in [&[Which::FirstChunk, Which::SecondChunk][..], &[Which::SecondChunk]] {
+            let mut world = World::with(1, |_, options| {
+                (options.protocol, options.roam) = (POST_QUANTUM, roam);
+            });
+            world.network.spoofs = Some(Box::new(move |sent| {
+                Which::of(sent).is_some_and(|which| raced.contains(&which)).then(attacker)
+            }));
+            Side::BOTH.into_iter().for_each(|side| world.resolve(side));
+            Side::BOTH.into_iter().for_each(|side| world.offer_every(side, millis(100)));
+            world.run_until(seconds(400));
+            for side in Side::BOTH {
+                // The sessions of the start and of three rekeys.
+                let stood = world.told(side, |e| matches!(e, Event::Established(_)));
+                assert!(stood.len() >= 4, "{roam:?} {raced:?}: {side:?} {stood:?}");
+                let (offered, arrived) = world.oracle.tally(side, seconds(1), seconds(399));
+                assert_eq!(offered, arrived, "{roam:?} {raced:?}: {side:?}");
+            }
+            let to_attacker = |sent: &&Captured| sent.datagram.to == attacker();
+            let sent: usize = world.network.wire.iter().filter(to_attacker).map(bytes).sum();
+            let raced = world
+                .network
+                .wire
+                .iter()
+                .filter(|s| Which::of(s).is_some_and(|which| raced.contains(&which)));
+            assert!(sent <= 3 * raced.map(bytes).sum::<usize>(), "{sent} bytes to a forged source");
+            assert!(sent == 0 || roam == Roam::Any, "only where the peer may be");
+        }
+    }
+}
+
+fn bytes(sent: &Captured) -> usize {
+    sent.datagram.bytes.len()
+}
+
+/// An initiator that has moved since message 2 gets its answer where it is.
+#[test]
+fn an_initiator_that_moves_before_it_repeats_its_key_is_upgraded() {
+    let mut world = World::with(1, |side, options| {
+        options.protocol = POST_QUANTUM;
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    world.network.loses =
+        Some(Box::new(|sent| sent.at < millis(500) && Which::of(sent) == Some(Which::Answer)));
+    world.resolve(Side::A);
+    world.run_until(millis(500));
+    world[Side::A].roam(7, 7);
+    world.run_until(seconds(2));
+    assert_eq!(world.told(Side::A, |e| matches!(e, Event::Established(_))).len(), 1);
+    let answers = world.network.wire.iter().filter(|s| Which::of(s) == Some(Which::Answer));
+    let to: Vec<_> = answers.map(|sent| sent.datagram.to).collect();
+    let home = Side::A.home();
+    assert_eq!(to, [home, home, world[Side::A].address]);
 }
 
 /// The key is sent once more, not as often as it would have been.
