@@ -2,6 +2,7 @@
 //! Opening keys retire by age, so that crossed initiations never drop a key the peer seals with.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::handshake::SessionKeys;
@@ -19,8 +20,8 @@ pub(crate) struct Session {
     pub(crate) protocol: Protocol,
     /// The session it crossed with: the other end seals on that one and opens this.
     crossed: Option<Generation>,
-    /// Where our answer went that made it: who uses the session was reached there.
-    pub(crate) reached: Option<Arrival>,
+    /// Where our answer went that made it: who uses the session was reached at one of these.
+    pub(crate) reached: Vec<Arrival>,
     pub(crate) sealing: Arc<SealingKey>,
     pub(crate) opening: Arc<OpeningKey>,
 }
@@ -33,7 +34,7 @@ impl Session {
             pair: origin.pair,
             protocol: origin.protocol,
             crossed: None,
-            reached: None,
+            reached: Vec::new(),
             sealing: Arc::new(SealingKey::new(&keys.sealing, origin)),
             opening: Arc::new(OpeningKey::new(&keys.opening, origin)),
         }
@@ -42,8 +43,13 @@ impl Session {
 
 impl Session {
     /// The same, made by an answer of ours that went there.
-    pub(crate) fn answered_to(self, reached: Option<Arrival>) -> Self {
+    pub(crate) fn answered_to(self, reached: Vec<Arrival>) -> Self {
         Self { reached, ..self }
+    }
+
+    /// Whether the answer went to this address.
+    pub(crate) fn reached_at(&self, address: SocketAddr) -> bool {
+        self.reached.iter().any(|at| at.from == address)
     }
 
     /// The other's generation, if both ends began one of the two at about the same time.
@@ -142,6 +148,11 @@ impl Keyring {
     /// The session that waits for confirmation.
     pub(crate) const fn next(&self) -> Option<&Session> {
         self.next.as_ref()
+    }
+
+    /// As [`Keyring::next`], to note where else its answer went.
+    pub(crate) const fn next_mut(&mut self) -> Option<&mut Session> {
+        self.next.as_mut()
     }
 
     /// Every key that opens, at most [`OPENING_SLOTS`].

@@ -45,6 +45,7 @@ use detours::Detours;
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
+use responder::Answered;
 use roaming::Roaming;
 use size::Size;
 use upgrade::Answering;
@@ -217,6 +218,7 @@ pub struct Peer {
     limiter: RateLimiter,
     /// When the peer's last initiation was accepted.
     last_initiation: Option<BootTime>,
+    answered: Option<Answered>,
     unconfirmed_answers: u32,
     /// When our port was chosen.
     port_since: BootTime,
@@ -264,6 +266,7 @@ impl Peer {
             identities: Identities::new(own, remotes),
             limiter: RateLimiter::new(),
             last_initiation: None,
+            answered: None,
             unconfirmed_answers: 0,
             port_since: now.boot,
             gauge: Gauge::default(),
@@ -373,7 +376,7 @@ impl Peer {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.establish(now, Role::Responder);
-            self.follow_answer();
+            self.follow_answer(now);
         }
         self.follow_source(now);
         if confirmed {

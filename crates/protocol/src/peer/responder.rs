@@ -7,12 +7,13 @@ use zerocopy::IntoBytes;
 
 use super::initiator::Try;
 use super::session::Names;
+use super::upgrade::Answering;
 use super::{Event, Load, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::handshake::{Agreed, Claim, read_initiation};
 use crate::high_water::{Verdict, is_ahead};
 use crate::keyring::Session;
-use crate::message::{self, INITIATION_LEN, Index, Initiation, Macs, Message};
+use crate::message::{self, INITIATION_LEN, Index, Initiation, MACS_LEN, Macs, Message};
 use crate::session::{Pair, Role};
 use crate::table::{Admitted, Arrival};
 use crate::terms::Protocol;
@@ -27,6 +28,30 @@ const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 const DOUBTFUL_INTERVAL: Duration = REKEY_TIMEOUT;
 /// So many answers in a row without a confirmation are worth a word.
 const UNCONFIRMED_WORTH_TELLING: u32 = 3;
+
+/// A copy of the last initiation is answered for this long.
+const COPIES_WITHIN: Duration = Duration::from_secs(1);
+/// Unexpected addresses that one initiation is answered at.
+const ANSWERED_AT: usize = 4;
+
+/// The last initiation that was answered, and its answer.
+pub(super) struct Answered {
+    initiation: Admitted,
+    response: Vec<u8>,
+    at: BootTime,
+}
+
+impl Answered {
+    /// Whether the same initiation has come again. Its mac2 may differ: without load anybody can change that.
+    fn is_copied_by(&self, now: BootTime, admitted: &Admitted) -> bool {
+        let soon = now.saturating_since(self.at) < COPIES_WITHIN;
+        soon && without_mac2(&self.initiation) == without_mac2(admitted)
+    }
+}
+
+fn without_mac2(initiation: &Admitted) -> Option<&[u8]> {
+    initiation.datagram().get(..INITIATION_LEN - MACS_LEN / 2)
+}
 
 impl Peer {
     pub(super) fn dispatch(
@@ -82,7 +107,7 @@ impl Peer {
     }
 
     /// Where the peer was last, or is configured to be.
-    fn is_expected_at(&self, from: SocketAddr) -> bool {
+    pub(super) fn is_expected_at(&self, from: SocketAddr) -> bool {
         self.path.is_some_and(|path| path.to == from) || self.candidates.name(from)
     }
 
@@ -93,6 +118,9 @@ impl Peer {
         admitted: &Admitted,
         initiation: &Initiation,
     ) -> Result<(), DropReason> {
+        if self.answer_copy(now, admitted) {
+            return Ok(());
+        }
         let at = admitted.at();
         let own = self.identities.addressed(admitted.datagram()).ok_or(DropReason::BadMac1)?;
         let (claim, pair) = self.verify(at, own, initiation)?;
@@ -115,9 +143,37 @@ impl Peer {
         self.doubt_path(now);
         self.await_confirmation(now, at, protocol, (agreed, names));
         self.identities.jar(pair).seal_macs(now.boot, response.as_mut_bytes());
+        let (initiation, response) = (admitted.clone(), response.as_bytes().to_vec());
         let transmit = Transmit { to: at.from, from: at.local };
-        self.transmit(now, transmit, response.as_bytes().to_vec());
+        self.transmit(now, transmit, response.clone());
+        self.answered = Some(Answered { initiation, response, at: now.boot });
         Ok(())
+    }
+
+    /// Answers the last initiation that was answered, if this is the same. An attacker beside the path can copy
+    /// it and have the copy arrive first, from a forged source: so where it comes from now gets the same
+    /// answer, unless that address had it already or the session is in use. No state is added but the
+    /// address, and the answer is shorter than the copy. Returns whether it was answered.
+    fn answer_copy(&mut self, now: Now, admitted: &Admitted) -> bool {
+        let at = admitted.at();
+        let expected = self.is_expected_at(at.from);
+        let last = self.answered.as_ref().filter(|last| last.is_copied_by(now.boot, admitted));
+        let Some(last) = last else { return false };
+        let bootstrap = self.answering.as_mut().map(Answering::session_mut);
+        let waiting = bootstrap.into_iter().chain(self.keyring.next_mut());
+        let mut is_new = false;
+        for session in waiting.filter(|session| session.birth == last.at) {
+            let room = expected || session.reached.len() < ANSWERED_AT;
+            if room && !session.reached_at(at.from) {
+                session.reached.push(at);
+                is_new = true;
+            }
+        }
+        if is_new {
+            let response = last.response.clone();
+            self.transmit(now, Transmit { to: at.from, from: at.local }, response);
+        }
+        is_new
     }
 
     fn verify(
@@ -172,7 +228,7 @@ impl Peer {
             Some(profile) => self.listen(now, at, profile, (agreed, names)),
             None => {
                 let origin = self.origin(Role::Responder, now.boot, names, protocol);
-                let session = Session::new(&origin, &agreed.keys()).answered_to(Some(at));
+                let session = Session::new(&origin, &agreed.keys()).answered_to(vec![at]);
                 self.keyring.answered(session);
             }
         }

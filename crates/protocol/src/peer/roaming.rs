@@ -23,6 +23,7 @@ use std::time::Duration;
 use super::{Event, Peer};
 use crate::activity::Source;
 use crate::frame::{ControlFrame, Ping, Pong};
+use crate::session::Generation;
 use crate::table::{Arrival, Path};
 use crate::time::{BootTime, Now};
 use crate::turn::Framed;
@@ -156,14 +157,37 @@ impl Peer {
 
     /// The peer has used the session that our answer made. Where no other address is known to the data
     /// path, it did so from where it is.
-    pub(super) fn follow_answer(&mut self) {
+    pub(super) fn follow_answer(&mut self, now: Now) {
         let Some(session) = self.keyring.current() else { return };
-        let Some(Arrival { from: to, local }) = session.reached else { return };
         let generation = session.opening.generation();
         let source = self.activity.newest_source().filter(|s| s.generation == generation);
         let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
-        if used_from == Some(to) && self.may_be_at(to) {
-            self.settle_at(to, local);
+        match session.reached[..] {
+            [Arrival { from: to, local }] if used_from == Some(to) && self.may_be_at(to) => {
+                self.settle_at(to, local);
+            }
+            [] | [_] => {}
+            _ => self.choose_answered(now, generation, used_from),
+        }
+    }
+
+    /// The answer went to several addresses, all but one of them forged: that the session was used from
+    /// one of them proves nothing, unless it is where the peer is expected. Without a path each is asked.
+    fn choose_answered(&mut self, now: Now, generation: Generation, used_from: Option<SocketAddr>) {
+        let reached = self.keyring.current().map(|session| session.reached.clone());
+        let reached: Vec<_> = reached.into_iter().flatten().collect();
+        let likely = |at: &&Arrival| match self.path {
+            Some(path) => path.to == at.from && used_from == Some(at.from),
+            None => self.candidates.name(at.from),
+        };
+        if let Some(Arrival { from, local }) = reached.iter().find(likely) {
+            self.settle_at(*from, *local);
+        } else if self.path.is_none() && self.frames_flow() {
+            for Arrival { from, local } in reached {
+                if self.may_be_at(from) {
+                    self.probe(now, Source { from, local, generation });
+                }
+            }
         }
     }
 

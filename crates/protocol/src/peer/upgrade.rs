@@ -80,6 +80,10 @@ impl Answering {
         &self.session.opening
     }
 
+    pub(super) fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
     /// Whether this is the session that came of it.
     pub(super) fn made(&self, generation: Generation) -> bool {
         self.answer.as_ref().is_some_and(|(_, made)| *made == generation)
@@ -200,7 +204,7 @@ impl Peer {
         (agreed, names): (Agreed, Names),
     ) {
         let (session, bootstrap) = self.bootstrap(now, Role::Responder, profile, agreed, names);
-        let session = session.answered_to(Some(at));
+        let session = session.answered_to(vec![at]);
         let (bootstrap, key) = (Some(bootstrap), PqInitAssembly::default());
         let asked = [false; 2];
         self.answering = Some(Answering { session, bootstrap, key, answer: None, asked });
@@ -226,14 +230,17 @@ impl Peer {
     }
 
     /// Where the answer to the key goes: to where message 2 went, because an initiator that sends a key has
-    /// received it there. A key that comes from elsewhere may be a copy that an attacker sent ahead of it,
-    /// or the initiator may have moved: the answer goes there as well, if the peer may be there. It is less
-    /// than twice as long as the shorter chunk.
-    fn answer_to(&self, session: &Session, at: Arrival) -> impl Iterator<Item = Arrival> + use<> {
-        let reached = session.reached;
-        let known = reached.is_some_and(|reached| reached.from == at.from);
-        let moved = Some(at).filter(|at| !known && self.may_be_at(at.from));
-        reached.into_iter().chain(moved)
+    /// received it there. Where message 2 went to several addresses, all but one of them are forged: of
+    /// those, to the ones at which the peer is expected. A key that comes from elsewhere may be a copy that
+    /// an attacker sent ahead of it, or the initiator may have moved: the answer goes there as well, if the
+    /// peer may be there. It is less than twice as long as the shorter chunk.
+    fn answer_to(&self, session: &Session, at: Arrival) -> Vec<Arrival> {
+        let came_from = session.reached_at(at.from) || self.may_be_at(at.from);
+        let alone = session.reached.len() == 1;
+        let reached = session.reached.iter().copied().filter(|reached| {
+            reached.from != at.from && (alone || self.is_expected_at(reached.from))
+        });
+        reached.chain(Some(at).filter(|_| came_from)).collect()
     }
 
     /// Says whether the whole key is there, and so its answer.
@@ -279,7 +286,7 @@ impl Peer {
         let names = Names { local: index, remote: init.index, pair: session.pair };
         let origin = self.upgraded(session, Role::Responder, names, bootstrap.profile);
         // Who uses this one has received message 2, or else had sent no key.
-        self.keyring.answered(Session::new(&origin, &keys).answered_to(session.reached));
+        self.keyring.answered(Session::new(&origin, &keys).answered_to(session.reached.clone()));
         self.publish = true;
         let answer = PqResp { index, ciphertext, mac };
         Ok((ControlFrame::begin().pq_resp(&answer).end(), origin.generation))

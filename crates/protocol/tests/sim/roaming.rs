@@ -6,7 +6,7 @@ use std::time::Duration;
 use vpnd_crypto::aead::Algorithm;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Event, Load};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -35,6 +35,11 @@ fn speaking(protocol: Protocol, roam: Roam) -> World {
 fn vpnd() -> Protocol {
     let cipher = Algorithm::ChaCha20Poly1305;
     Protocol::Vpnd(Profile { mode: Mode::Tun, cipher, kem: Kem::None })
+}
+
+fn post_quantum() -> Protocol {
+    let cipher = Algorithm::ChaCha20Poly1305;
+    Protocol::Vpnd(Profile { mode: Mode::Tun, cipher, kem: Kem::MlKem768 })
 }
 
 fn path(world: &World, side: Side) -> SocketAddr {
@@ -320,6 +325,83 @@ fn an_answer_that_was_carried_to_the_peer_proves_nothing() {
     world.run_for(seconds(1));
     assert_eq!(world.told(Side::B, |e| matches!(e, Event::Established(_))).len(), 2);
     assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
+}
+
+/// Somebody beside the path sends each initiation of A ahead of it, from elsewhere.
+#[test]
+fn an_initiation_that_is_raced_from_elsewhere_is_answered_where_it_comes_from() {
+    for protocol in [Protocol::WireGuard, vpnd(), post_quantum()] {
+        for (roam, knows) in [(Roam::Any, true), (Roam::Any, false), (Roam::Off, true)] {
+            let mut world = World::with(1, |side, options| {
+                (options.protocol, options.roam) = (protocol, roam);
+                options.endpoint = options.endpoint.filter(|_| side == Side::A || knows);
+            });
+            world.network.spoofs = Some(Box::new(|sent| {
+                (sent.by == Side::A && sent.datagram.kind() == Kind::Initiation).then(attacker)
+            }));
+            world.resolve(Side::A);
+            world.run_for(millis(5));
+            world.resolve(Side::B);
+            Side::BOTH.into_iter().for_each(|side| world.offer_every(side, millis(100)));
+            world.run_until(seconds(300));
+            let what = format!("{protocol} {roam:?} {knows}");
+            assert_eq!(path(&world, Side::B), Side::A.home(), "{what}");
+            for side in Side::BOTH {
+                let (offered, arrived) = world.oracle.tally(side, millis(500), seconds(299));
+                assert_eq!(offered, arrived, "{what}: {side:?}");
+            }
+            assert_eq!(
+                world.told(Side::B, |e| matches!(e, Event::StaleInitiation { .. })),
+                [],
+                "{what}"
+            );
+            assert_eq!(world.told(Side::B, |e| matches!(e, Event::NeverConfirms(_))), [], "{what}");
+        }
+    }
+}
+
+#[test]
+fn copies_of_an_initiation_are_answered_at_a_few_addresses_for_a_second() {
+    let mut world = World::with(1, |side, options| {
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    // The session is not used, so its answer is still wanted.
+    world.network.loses = Some(Box::new(|sent| sent.datagram.kind() == Kind::Response));
+    world.resolve(Side::A);
+    world.run_for(millis(15));
+    let initiation = world.network.wire[0].datagram.clone();
+    let answers =
+        |world: &World| world.captured(Side::B, Kind::Response).cloned().collect::<Vec<_>>();
+    let again = |world: &mut World, host: u8, mac2: u8| {
+        let from = SocketAddr::from(([198, 51, 100, host], 666));
+        let mut copy = Datagram { from, ..initiation.clone() };
+        *copy.bytes.last_mut().expect("a mac2") ^= mac2;
+        world.inject(copy);
+        world.run_for(millis(0));
+    };
+    // One address twice, then ten others. What mac2 says is of no concern without load.
+    (1..=10).chain([1]).for_each(|host| again(&mut world, host, host % 2));
+    let sent = answers(&world);
+    assert_eq!(sent.len(), 4, "in all");
+    assert!(sent.iter().all(|one| one.datagram.bytes == sent[0].datagram.bytes), "the same answer");
+    assert_eq!(world[Side::B].drops(DropReason::ReplayedInitiation), 8);
+    world.run_until(seconds(1) + millis(100));
+    again(&mut world, 11, 0);
+    assert_eq!(answers(&world).len(), 4, "not later");
+}
+
+#[test]
+fn under_load_a_copy_of_an_initiation_earns_a_cookie_and_no_answer() {
+    let mut world = connected(Roam::Any);
+    world.run_until(seconds(10));
+    let initiation =
+        world.captured(Side::A, Kind::Initiation).next().expect("one").datagram.clone();
+    world[Side::B].load = Load::Under;
+    let before = world.sent(Side::B, Kind::Response).len();
+    world.inject(Datagram { from: attacker(), ..initiation });
+    world.run_for(millis(1));
+    assert_eq!(world.sent(Side::B, Kind::Response).len(), before);
+    assert_eq!(world.sent(Side::B, Kind::CookieReply).len(), 1);
 }
 
 #[test]
