@@ -232,7 +232,8 @@ const BURST: u32 = 5;
 const MAX_SOURCES: usize = 4096;
 
 /// A token bucket per IPv4 address or IPv6 /64: what one of them gets under load. An address at which the
-/// peer is expected has one of its own, which neither its neighbours nor any number of others can empty.
+/// peer is expected has one of its own, which neither its neighbours nor any number of others can empty, but
+/// an attacker can that knows our public key and sees a cookie reply to the peer: it can read the cookie.
 ///
 /// A bucket is the moment it will be full again, so that it needs no refilling.
 #[derive(Debug, Default)]
