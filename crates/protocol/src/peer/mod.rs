@@ -45,7 +45,7 @@ use detours::Detours;
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
-use responder::Answered;
+use responder::{Answered, Initiations};
 use roaming::Roaming;
 use size::Size;
 use upgrade::Answering;
@@ -216,8 +216,7 @@ pub struct Peer {
 
     identities: Identities,
     limiter: RateLimiter,
-    /// When the peer's last initiation was accepted.
-    last_initiation: Option<BootTime>,
+    initiations: Initiations,
     answered: Option<Answered>,
     unconfirmed_answers: u32,
     /// When our port was chosen.
@@ -265,7 +264,7 @@ impl Peer {
             stamper: Stamper::new(config.floor),
             identities: Identities::new(own, remotes),
             limiter: RateLimiter::new(),
-            last_initiation: None,
+            initiations: Initiations::default(),
             answered: None,
             unconfirmed_answers: 0,
             port_since: now.boot,

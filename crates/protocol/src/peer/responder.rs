@@ -21,8 +21,10 @@ use crate::time::{BootTime, Now};
 use crate::timers::REKEY_TIMEOUT;
 use crate::timestamp::Timestamp;
 
-/// Two initiations of the peer stand at least this far apart.
+/// Initiations with newer stamps are accepted at this interval in the long run.
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// And this many at once: recorded ones that come just ahead of the peer's own must not keep that out.
+const INITIATION_BURST: u32 = 32;
 /// What may be a replay never takes the place of an answer that the peer may still use: a peer waits
 /// this long before it initiates again.
 const DOUBTFUL_INTERVAL: Duration = REKEY_TIMEOUT;
@@ -46,6 +48,26 @@ impl Answered {
     fn is_copied_by(&self, now: BootTime, admitted: &Admitted) -> bool {
         let soon = now.saturating_since(self.at) < COPIES_WITHIN;
         soon && without_mac2(&self.initiation) == without_mac2(admitted)
+    }
+}
+
+/// When initiations of the peer were accepted: a token bucket.
+#[derive(Debug, Default)]
+pub(super) struct Initiations {
+    last: Option<BootTime>,
+    /// When all tokens are back.
+    full_at: BootTime,
+}
+
+impl Initiations {
+    /// Whether no token is left.
+    fn is_empty(&self, now: BootTime) -> bool {
+        self.full_at.saturating_since(now) > INITIATION_INTERVAL * (INITIATION_BURST - 1)
+    }
+
+    fn accept(&mut self, now: BootTime) {
+        self.last = Some(now);
+        self.full_at = self.full_at.max(now) + INITIATION_INTERVAL;
     }
 }
 
@@ -194,24 +216,23 @@ impl Peer {
     }
 
     fn check_stamp(&mut self, now: Now, pair: Pair, got: Timestamp) -> Result<(), DropReason> {
-        let apart = match self.identities.stamps(pair).judge(now.wall, got) {
-            Verdict::Newer => INITIATION_INTERVAL,
-            Verdict::Doubtful => DOUBTFUL_INTERVAL,
+        let too_soon = match self.identities.stamps(pair).judge(now.wall, got) {
+            Verdict::Newer => self.initiations.is_empty(now.boot),
+            Verdict::Doubtful => self
+                .initiations
+                .last
+                .is_some_and(|at| now.boot.saturating_since(at) < DOUBTFUL_INTERVAL),
             Verdict::Stale(last) => {
                 self.events.push_back(Event::StaleInitiation { got, last });
                 return Err(DropReason::ReplayedInitiation);
             }
         };
-        let too_soon = |at: BootTime| now.boot.saturating_since(at) < apart;
-        if self.last_initiation.is_some_and(too_soon) {
-            return Err(DropReason::RateLimited);
-        }
-        Ok(())
+        if too_soon { Err(DropReason::RateLimited) } else { Ok(()) }
     }
 
     fn accept_stamp(&mut self, now: Now, pair: Pair, stamp: Timestamp) {
         self.identities.stamps(pair).remember(now.wall, stamp);
-        self.last_initiation = Some(now.boot);
+        self.initiations.accept(now.boot);
         if is_ahead(now.wall, stamp) {
             self.events.push_back(Event::StampAhead { got: stamp });
         }

@@ -125,6 +125,47 @@ fn recorded_initiations_hold_a_restarted_end_off_once_and_not_each_time() {
     }
 }
 
+/// A keeps calling B, which is down; somebody records that, and once B is up plays it back, just ahead of
+/// each initiation of A.
+#[test]
+fn recorded_initiations_just_ahead_of_its_own_do_not_keep_the_peer_out() {
+    for burst in [1, 20] {
+        let mut world = World::with(6, |side, options| {
+            options.endpoint = options.endpoint.filter(|_| side == Side::A);
+            options.watch = true;
+        });
+        world.suspend(Side::B);
+        world.resolve(Side::A);
+        world.run_until(seconds(300));
+        let recorded = initiations(&world);
+        assert!(recorded.len() > 40, "{}", recorded.len());
+        world.resume(Side::B);
+        world.restart(Side::B, Floor::Kept);
+        let (mut old, mut seen) = (recorded.iter(), recorded.len());
+        while seen < recorded.len() + 2 {
+            world.run_for(millis(1));
+            if world.sent(Side::A, Kind::Initiation).len() > seen {
+                seen += 1;
+                // A's own takes 10 ms.
+                old.by_ref().take(burst).for_each(|sent| {
+                    world.inject(Datagram {
+                        from: ([198, 18, 0, 1], 1).into(),
+                        ..sent.datagram.clone()
+                    });
+                });
+            }
+            if sessions(&world, Side::B) > 0 {
+                break;
+            }
+        }
+        assert_eq!(
+            (sessions(&world, Side::B), seen),
+            (1, recorded.len() + 1),
+            "{burst}: at its first"
+        );
+    }
+}
+
 /// All honest stamps are then a day ahead.
 #[test]
 fn where_our_clock_is_wrong_replays_are_answered_rarely_and_displace_nothing() {
