@@ -122,6 +122,8 @@ pub(crate) struct Plane {
     writing: bool,
     waiting: Option<Timestamp>,
     said: (Liveness, Option<SocketAddr>),
+    /// When the peer was last said to be silent.
+    silent_at: BootTime,
     /// Where name resolution and the configuration have the peer.
     addresses: Vec<SocketAddr>,
     reach: Reach,
@@ -158,6 +160,7 @@ impl Plane {
             writing: false,
             waiting: None,
             said: (Liveness::Idle, None),
+            silent_at: BootTime::default(),
             addresses: Vec::new(),
             reach: Reach::default(),
             load_until: BootTime::default(),
@@ -398,7 +401,7 @@ impl Plane {
     /// so they cannot make us speak.
     fn tell_how_it_fares(&mut self) -> bool {
         let now = clock::now();
-        let PeerStatus { liveness, endpoint, .. } = self.peer.status(now);
+        let PeerStatus { liveness, endpoint, last_received, .. } = self.peer.status(now);
         let connected = matches!(liveness, Liveness::Up | Liveness::Unresponsive);
         let bad_mac1 = self.engine.counters().dropped(DropReason::BadMac1);
         self.telling.watch_bad_mac1(now.boot, bad_mac1, connected);
@@ -407,16 +410,29 @@ impl Plane {
             [DropReason::OwnDatagram, DropReason::NestedTooDeep].map(|why| counters.dropped(why));
         self.telling.watch_loops(now.boot, &self.around.about.device.name, back);
         if self.said != (liveness, endpoint) {
-            match (self.said.0, liveness) {
-                (Liveness::Up, Liveness::Unresponsive) => tracing::warn!("the peer is silent"),
-                (Liveness::Unresponsive, Liveness::Up) => tracing::info!("the peer answers again"),
-                _ => {}
-            }
+            self.tell_of_silence(now.boot, liveness, last_received);
             self.said = (liveness, endpoint);
             let endpoint = endpoint.map(|at| self.telling.zones.show(at));
             self.around.service.status(&line(liveness, endpoint));
         }
         connected
+    }
+
+    fn tell_of_silence(&mut self, now: BootTime, liveness: Liveness, received: Option<Duration>) {
+        let silent_for = now.saturating_since(self.silent_at);
+        match (self.said.0, liveness) {
+            (Liveness::Up, Liveness::Unresponsive) => {
+                self.silent_at = now;
+                tracing::warn!("the peer is silent");
+            }
+            // A status that changes for another reason is no answer.
+            (Liveness::Unresponsive, Liveness::Up)
+                if received.is_some_and(|ago| ago <= silent_for) =>
+            {
+                tracing::info!("the peer answers again");
+            }
+            _ => {}
+        }
     }
 
     fn status(&mut self) -> Status {

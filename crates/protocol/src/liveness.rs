@@ -131,6 +131,11 @@ impl Life {
         self.watched && !self.alive
     }
 
+    /// Since when data has gone unanswered, whatever has been done about it meanwhile.
+    pub(crate) const fn unanswered_since(&self) -> Option<BootTime> {
+        self.unanswered.since()
+    }
+
     /// Whether the peer is alive, and since when.
     pub(crate) const fn state(&self) -> (bool, BootTime) {
         (self.alive, self.since)

@@ -150,11 +150,6 @@ impl Timers {
     pub(crate) const fn seen(&self) -> Moments {
         self.seen
     }
-
-    /// Since when data has gone unanswered.
-    pub(crate) const fn unanswered_since(&self) -> Option<BootTime> {
-        self.answer.since
-    }
 }
 
 #[cfg(test)]

@@ -65,6 +65,7 @@ impl Peer {
     pub fn status(&mut self, now: Now) -> PeerStatus {
         let moments = self.activity.moments();
         self.timers.observe(moments);
+        self.life.observe(moments);
         let ago = |at: BootTime| now.boot.saturating_since(at);
         let (alive, since) = self.life.state();
         let (current, pair) = (self.keyring.current(), self.identities.calling());
@@ -97,7 +98,7 @@ impl Peer {
         };
         let (alive, since) = self.life.state();
         let died_on_it = !alive && session.birth <= since;
-        let unanswered = self.timers.unanswered_since();
+        let unanswered = self.life.unanswered_since();
         let late = |since: BootTime| now.boot.saturating_since(since) >= ANSWER_EXPECTED_WITHIN;
         // The first retry of a rekey may be chance; the second is silence.
         let calling_again = self.attempt.as_ref().is_some_and(|attempt| attempt.tries() > 2);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use vpnd_crypto::aead::Algorithm;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Event, Liveness};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -222,4 +222,40 @@ fn a_silent_peer_is_asked_twice_a_minute() {
         assert!(datagrams < 90, "{protocol}: {datagrams} datagrams in ten minutes");
         assert!(world[Side::A].wakes.len() < 120, "{protocol}: {:?}", world[Side::A].wakes);
     }
+}
+
+#[test]
+fn who_is_gone_counts_as_unresponsive_until_it_is_heard() {
+    for (protocol, watch) in protocols().into_iter().flat_map(|one| [(one, false), (one, true)]) {
+        let mut world = World::with(1, |side, options| {
+            options.protocol = protocol;
+            options.watch = watch && side == Side::A;
+        });
+        world.resolve(Side::A);
+        world.offer_every(Side::A, seconds(1));
+        world.run_until(seconds(30));
+        assert_eq!(liveness(&mut world), Liveness::Up);
+        world.suspend(Side::B);
+        let (gone, mut unresponsive) = (world.now, None);
+        while world.now < gone + seconds(140) {
+            world.run_for(millis(100));
+            match liveness(&mut world) {
+                Liveness::Unresponsive => unresponsive = unresponsive.or(Some(world.now - gone)),
+                other => assert_eq!((other, unresponsive), (Liveness::Up, None), "{protocol}"),
+            }
+        }
+        let after = unresponsive.expect("it is noticed");
+        assert!(after <= seconds(16) + A_LOOK, "{protocol} {watch}: after {after:?}");
+        world.resume(Side::B);
+        world.restart(Side::B, Floor::Kept);
+        world.resolve(Side::B);
+        world.offer(Side::B);
+        world.run_for(seconds(11));
+        assert_eq!(liveness(&mut world), Liveness::Up, "{protocol} {watch}");
+    }
+}
+
+fn liveness(world: &mut World) -> Liveness {
+    let now = world[Side::A].clock(world.now);
+    world[Side::A].peer.status(now).liveness
 }
