@@ -127,6 +127,8 @@ pub(crate) struct Plane {
     /// Where name resolution and the configuration have the peer.
     addresses: Vec<SocketAddr>,
     reach: Reach,
+    /// When the path last left an address that this host refuses.
+    turned_back: BootTime,
     load_until: BootTime,
     /// When it was last looked up what the path carries.
     looked: BootTime,
@@ -163,6 +165,7 @@ impl Plane {
             silent_at: BootTime::default(),
             addresses: Vec::new(),
             reach: Reach::default(),
+            turned_back: BootTime::default(),
             load_until: BootTime::default(),
             looked: BootTime::default(),
             fragments: None,

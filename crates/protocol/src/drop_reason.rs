@@ -19,7 +19,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// No WireGuard message: wrong type, reserved bytes or length.
+    /// No WireGuard message: wrong type, reserved bytes or length; or from source port 0.
     Malformed => "malformed",
     /// A handshake message whose first MAC was not made for our public key.
     BadMac1 => "bad_mac1",

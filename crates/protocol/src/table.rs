@@ -103,7 +103,7 @@ impl Table {
     /// # Errors
     /// The reason to drop it; nothing has changed.
     pub fn admit(&self, at: Arrival, datagram: &[u8]) -> Result<Admitted, DropReason> {
-        match message::parse(datagram).map_err(|_malformed| DropReason::Malformed)? {
+        match at.parse(datagram)? {
             Message::Initiation(_) | Message::Response(_) => {
                 if !self.mac1.iter().flatten().any(|key| key.verify(datagram)) {
                     return Err(DropReason::BadMac1);
@@ -127,6 +127,20 @@ pub struct Arrival {
     pub from: SocketAddr,
     /// Our address, if the kernel said it.
     pub local: Option<IpAddr>,
+}
+
+impl Arrival {
+    /// Reads a datagram that arrived so. One from source port 0 cannot be answered, and only a forged
+    /// one has it.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`].
+    pub fn parse(self, datagram: &[u8]) -> Result<Message<'_>, DropReason> {
+        if self.from.port() == 0 {
+            return Err(DropReason::Malformed);
+        }
+        message::parse(datagram).map_err(|_malformed| DropReason::Malformed)
+    }
 }
 
 /// A handshake message that [`Table::admit`] let pass, of fixed size so that a queue of them is

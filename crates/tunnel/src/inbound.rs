@@ -19,7 +19,7 @@ use arc_swap::Guard;
 use tokio::sync::mpsc;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::inner::Inner;
-use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
+use vpnd_protocol::message::{DATA_HEADER_LEN, Index, Message};
 use vpnd_protocol::session::Opened;
 use vpnd_protocol::table::{Admitted, Arrival, Table};
 use vpnd_protocol::time::BootTime;
@@ -181,12 +181,12 @@ impl Inbound {
         for start in (start..end).step_by(received.stride) {
             let datagram = start..end.min(start + received.stride);
             let bytes = &self.buffer[datagram.clone()];
-            match message::parse(bytes) {
+            match at.parse(bytes) {
                 Ok(Message::Data { receiver, counter }) => {
                     self.slots.push(Slot { datagram, receiver, counter });
                 }
                 Ok(_) => self.count(table.admit(at, bytes).and_then(|one| self.hand_over(one))),
-                Err(_) => self.count(Err(DropReason::Malformed)),
+                Err(reason) => self.count(Err(reason)),
             }
         }
     }

@@ -14,6 +14,10 @@ use super::Plane;
 /// While a refusal stands, it is looked at so often whether it still does.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
+/// Data threads may still send to an address this long after the path has left it. A refusal that lasts is seen
+/// again with the next packet.
+const IN_FLIGHT: Duration = Duration::from_millis(100);
+
 /// What this host refuses to send, and where to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
@@ -81,15 +85,25 @@ impl Plane {
     /// Our own host does not send what we give it: that is said, and other addresses are tried.
     pub(super) fn refused(&mut self, to: SocketAddr, why: Option<Refusal>) {
         let Some(why) = why else { return };
+        let (now, endpoint) = (clock::now(), self.peer.endpoint());
         let refused = Refused { to, why };
-        if self.reach.refused(refused) {
-            self.telling.refused(clock::boot(), refused);
+        if self.peer.send_refused(now, to) {
+            if self.reach.refused(refused) {
+                self.telling.refused(now.boot, refused);
+            }
+        } else if self.peer.endpoint() != endpoint {
+            // What the data threads were refused, they sent to the address that was just left.
+            self.turned_back = now.boot;
+            let _of_the_past = self.engine.take_refusal();
         }
-        self.peer.send_refused(clock::now(), to);
     }
 
     /// The same for what data threads send. Once known, it is asked for again when it is checked.
     pub(super) fn data_refused(&mut self, why: Option<Refusal>) {
+        if clock::boot().saturating_since(self.turned_back) < IN_FLIGHT {
+            let _of_the_past = self.engine.take_refusal();
+            return;
+        }
         let to = self.peer.endpoint();
         let known = self.reach.standing().map(|refused| (Some(refused.to), Some(refused.why)));
         if let Some(to) = to.filter(|_| known != Some((to, why))) {

@@ -25,23 +25,37 @@ const SILENCES_APART: Duration = Duration::from_secs(600);
 
 impl Peer {
     /// Our own host refused to send a datagram to `to`. An initiation goes to the next address at once,
-    /// to each at most once before the next try is due.
-    pub fn send_refused(&mut self, now: Now, to: SocketAddr) {
+    /// to each at most once before the next try is due. Returns whether the tunnel is impaired: it is not
+    /// where only a PING to a new address was refused, nor where the path to a new address has not proved
+    /// itself and leads back to the last that has.
+    pub fn send_refused(&mut self, now: Now, to: SocketAddr) -> bool {
+        let called = self.attempt.as_ref().is_some_and(|attempt| attempt.to() == to);
+        if !called && self.endpoint() != Some(to) && self.roaming.give_up_probe(to) {
+            return false;
+        }
+        let turned_back = self.turn_back(to);
         // An answer that never left says nothing about the peer.
         self.unconfirmed_answers = 0;
-        if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.to() == to) {
-            let Some(call) = attempt.unanswered_call() else { return };
-            call.refused = true;
-            if let Some(left) = call.untried.checked_sub(1) {
-                call.untried = left;
-                self.candidates.advance();
-                self.redirect();
-                self.send_call(now);
-            }
+        if called {
+            self.call_elsewhere(now);
         } else if self.attempt.is_none() && self.endpoint() == Some(to) && self.addresses() > 1 {
             self.candidates.advance();
             self.wanted = true;
             self.handle_wake(now);
+        }
+        !turned_back
+    }
+
+    /// The initiation was refused: it goes to the next address that it has not been sent to.
+    fn call_elsewhere(&mut self, now: Now) {
+        let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
+        let Some(call) = call else { return };
+        call.refused = true;
+        if let Some(left) = call.untried.checked_sub(1) {
+            call.untried = left;
+            self.candidates.advance();
+            self.redirect();
+            self.send_call(now);
         }
     }
 

@@ -74,6 +74,13 @@ impl Roaming {
         unused
     }
 
+    /// Forgets the PINGs to `to`; returns whether there was one.
+    pub(super) fn give_up_probe(&mut self, to: SocketAddr) -> bool {
+        let before = self.probes.len();
+        self.probes.retain(|probe| probe.to != to);
+        self.probes.len() < before
+    }
+
     /// Whether this proves that the peer is where it came from, and hears us from where it came to.
     fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
         let proves = |probe: &Probe| {

@@ -152,7 +152,7 @@ impl Data {
         mut datagram: Vec<u8>,
         now: BootTime,
     ) -> Result<Option<Slot>, DropReason> {
-        let parsed = message::parse(&datagram).map_err(|_| DropReason::Malformed)?;
+        let parsed = at.parse(&datagram)?;
         let Message::Data { receiver, counter } = parsed else {
             return self.hand_over(table.admit(at, &datagram)?).map(|()| None);
         };

@@ -172,6 +172,8 @@ pub(crate) struct End {
     pub(crate) refuses: Option<Refuses>,
     /// Datagrams that it refused.
     pub(crate) refused: Vec<(Duration, SocketAddr)>,
+    /// Those that impair the tunnel.
+    pub(crate) impaired: Vec<(Duration, SocketAddr)>,
     pub(crate) load: Load,
     pub(crate) peer: Peer,
     pub(crate) data: Data,
@@ -205,6 +207,7 @@ impl End {
             others: Vec::new(),
             refuses: None,
             refused: Vec::new(),
+            impaired: Vec::new(),
             load: Load::Normal,
             peer,
             data,
@@ -360,7 +363,7 @@ impl End {
             let datagram = self.datagram(transmit, std::mem::take(&mut bytes));
             if self.refuses.as_ref().is_some_and(|refuses| refuses(&datagram)) {
                 self.refused.push((now, datagram.to));
-                self.peer.send_refused(self.clock(now), datagram.to);
+                self.note_refusal(now, datagram.to);
             } else {
                 self.outbox.push(datagram);
             }
@@ -375,6 +378,18 @@ impl End {
             self.watch_life(now, &event);
             self.events.push((now, event));
         }
+    }
+
+    fn note_refusal(&mut self, now: Duration, to: SocketAddr) {
+        if self.peer.send_refused(self.clock(now), to) {
+            self.impaired.push((now, to));
+        }
+    }
+
+    /// Its own host refuses data.
+    pub(crate) fn data_refused(&mut self, now: Duration, to: SocketAddr) {
+        self.note_refusal(now, to);
+        self.flush(now);
     }
 
     /// Who comes to life was not alive, and who dies was.

@@ -496,3 +496,60 @@ fn a_wireguard_peer_is_called_where_it_is_heard_though_a_call_was_lost() {
     assert!(rekeyed < seconds(137), "{rekeyed:?}");
     assert_eq!(path(&world, Side::B), world[Side::A].address);
 }
+
+/// Nothing can be answered there.
+#[test]
+fn what_comes_from_source_port_0_is_ignored() {
+    for protocol in [Protocol::WireGuard, vpnd(), post_quantum()] {
+        let mut world = World::with(1, |_, options| options.protocol = protocol);
+        world.network.spoofs = Some(Box::new(|sent| Some((sent.datagram.from.ip(), 0).into())));
+        Side::BOTH.into_iter().for_each(|side| world.resolve(side));
+        Side::BOTH.into_iter().for_each(|side| world.offer_every(side, millis(100)));
+        world.run_until(seconds(300));
+        for side in Side::BOTH {
+            assert_eq!(path(&world, side), side.other().home(), "{protocol}");
+            let (offered, arrived) = world.oracle.tally(side, millis(500), seconds(299));
+            assert_eq!(offered, arrived, "{protocol}: {side:?}");
+            assert!(world[side].drops(DropReason::Malformed) > 2000);
+        }
+        assert!(world.network.wire.iter().all(|sent| sent.datagram.to.port() != 0));
+    }
+}
+
+#[test]
+fn a_refused_ping_to_a_new_address_does_not_impair_the_tunnel() {
+    let mut world = speaking(vpnd(), Roam::Any);
+    world[Side::B].refuses = Some(Box::new(|sent| sent.to == attacker()));
+    overtake(&mut world);
+    world.offer_every(Side::A, millis(100));
+    world.offer_every(Side::B, millis(100));
+    let since = world.now;
+    world.run_for(seconds(100));
+    assert!(!world[Side::B].refused.is_empty());
+    assert_eq!(world[Side::B].impaired, []);
+    assert_eq!(world.oracle.tally(Side::B, since, since + seconds(99)), (990, 990));
+    // Where the peer is, a refusal does.
+    world[Side::B].refuses = Some(Box::new(|sent| sent.to == Side::A.home()));
+    world.run_for(seconds(2));
+    assert!(!world[Side::B].impaired.is_empty());
+}
+
+#[test]
+fn a_wireguard_path_that_our_host_refuses_leads_back_at_once() {
+    let mut world = connected(Roam::Any);
+    world.run_until(seconds(7));
+    overtake(&mut world);
+    world.offer(Side::A);
+    world.run_for(millis(1));
+    world.network.spoofs = None;
+    assert_eq!(path(&world, Side::B), attacker());
+    world.at(Side::B, |b, now| b.data_refused(now, attacker()));
+    assert_eq!((path(&world, Side::B), world[Side::B].impaired.len()), (Side::A.home(), 0));
+    let since = world.now;
+    world.offer_every(Side::B, millis(100));
+    world.run_for(seconds(10));
+    assert_eq!(world.oracle.tally(Side::B, since, since + seconds(9)), (90, 90));
+    // One that has proved itself has nothing to lead back to.
+    world.at(Side::B, |b, now| b.data_refused(now, Side::A.home()));
+    assert_eq!((path(&world, Side::B), world[Side::B].impaired.len()), (Side::A.home(), 1));
+}
