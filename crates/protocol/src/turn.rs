@@ -96,6 +96,11 @@ impl Accepting<'_> {
         }
     }
 
+    /// How many datagrams of this batch were accepted so far.
+    pub const fn datagrams(&self) -> u64 {
+        self.tally.datagrams
+    }
+
     /// Ends the batch: its tally becomes visible to the control plane.
     pub fn end(mut self, now: BootTime) -> Wake {
         self.wake |= self.activity.received(now, self.tally);

@@ -132,7 +132,7 @@ pub(crate) enum Verdict {
 }
 
 impl Marks {
-    /// Counts a batch of authentic datagrams, which bear one mark.
+    /// Counts datagrams of one batch, which bear one mark: authentic ones that were not received before.
     pub(crate) fn note(&mut self, outer: Ecn, datagrams: u64, now: BootTime) -> Option<Verdict> {
         self.age(now);
         self.current.datagrams += datagrams;
@@ -157,7 +157,8 @@ impl Marks {
         (current.datagrams + previous.datagrams, current.marked + previous.marked)
     }
 
-    fn age(&mut self, now: BootTime) {
+    /// Forgets what was counted more than ten seconds ago.
+    pub(crate) fn age(&mut self, now: BootTime) {
         let age = now.saturating_since(self.since);
         if age < HALF {
             return;

@@ -202,8 +202,7 @@ impl Inbound {
     fn accept(&mut self, table: &Table, received: &Received, now: BootTime) -> io::Result<()> {
         let (at, outer) =
             (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
-        let authentic = self.opened.iter().filter(|opened| opened.is_ok()).count();
-        self.unpack.note_mark(outer, authentic, now);
+        self.unpack.age_marks(now);
         let mut accepting = self.turn.begin(table, &self.shared.activity, at);
         let mut opened = self.opened.drain(..);
         for run in self.slots.chunk_by(Slot::same_session) {
@@ -235,6 +234,8 @@ impl Inbound {
             }
         }
         drop(opened);
+        // Copies of what was accepted before do not count: anybody on the path can send them, with any mark.
+        self.unpack.note_mark(outer, accepting.datagrams(), now);
         self.shared.wake(accepting.end(now));
         self.shared.counters.count(DropReason::Unassembled, self.unpack.purge(now));
         Ok(())
@@ -259,4 +260,40 @@ fn places<'a>(
         (rest, at) = (behind, slot.datagram.end);
         (slot.counter, datagram)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::tests::{ends, inbound, lines, read_packet, send};
+    use crate::udp::tests::in_namespace;
+
+    /// Delivers what has been received, with the mark `tos`, and then its copies without any.
+    fn deliver_twice(inbound: &mut Inbound, tos: u8) {
+        while let Ok(count) = inbound.receive() {
+            let (buffer, most) = (inbound.buffer.clone(), inbound.most);
+            for mark in [tos, 0] {
+                inbound.buffer.copy_from_slice(&buffer);
+                inbound.received[..count].iter_mut().for_each(|batch| batch.tos = mark);
+                inbound.deliver(count).unwrap();
+            }
+            inbound.most = most;
+        }
+    }
+
+    #[test]
+    fn copies_of_accepted_datagrams_do_not_count_as_unmarked_ones() {
+        in_namespace(|| {
+            let (near, far) = ends(1);
+            let (mut lines, mut inbound) = (lines(&near), inbound(&far));
+            for _ in 0..10 {
+                send(&mut lines[0], &read_packet(100), 10);
+                deliver_twice(&mut inbound, 3);
+            }
+            assert_eq!(far.counters.dropped(DropReason::Replayed), 100);
+            assert!(far.marks_everything.load(Ordering::Relaxed), "all that counts is marked");
+        });
+    }
 }

@@ -50,9 +50,14 @@ impl Unpack {
         Self { shared, pieces, marks: Marks::default(), told: None }
     }
 
-    /// Takes note of the mark that a batch of authentic datagrams bears.
-    pub(crate) fn note_mark(&mut self, outer: Ecn, datagrams: usize, now: BootTime) {
-        let Some(verdict) = self.marks.note(outer, datagrams as u64, now) else { return };
+    /// Forgets marks of long ago, before packets are judged by those that are left.
+    pub(crate) fn age_marks(&mut self, now: BootTime) {
+        self.marks.age(now);
+    }
+
+    /// Takes note of the mark that a batch bore; `datagrams` of it were authentic and no copies.
+    pub(crate) fn note_mark(&mut self, outer: Ecn, datagrams: u64, now: BootTime) {
+        let Some(verdict) = self.marks.note(outer, datagrams, now) else { return };
         let everything = verdict == Verdict::Everything;
         self.shared.marks_everything.store(everything, Ordering::Relaxed);
         if everything && self.told.is_none_or(|at| now.saturating_since(at) >= TOLD_EVERY) {
