@@ -2,7 +2,9 @@
 //! DHCP servers.
 //!
 //! Behind IPv6 extension headers too. Where the first fragment of a packet does not show what the packet
-//! is, or its headers have no end, it is stopped: hosts would drop it anyway (RFC 7112 §5).
+//! is, or its headers have no end, it is stopped: hosts would drop it anyway (RFC 7112 §5). So is a packet whose
+//! version is not the one that its EtherType names, or whose IPv4 header is too short: a kernel drops it, but a
+//! DHCP client that reads frames itself may look at nothing but the EtherType and the port.
 
 use crate::headers::{ICMP, ICMPV6, TCP, UDP, Upper, upper};
 
@@ -28,8 +30,8 @@ impl Guard {
             Upper::At { protocol, start } => {
                 self.stops_upper(protocol, packet.get(start..).unwrap_or_default())
             }
-            Upper::Hidden => true,
-            Upper::LaterFragment | Upper::Unknown => false,
+            Upper::Hidden | Upper::Unknown => true,
+            Upper::LaterFragment => false,
         }
     }
 
@@ -45,7 +47,8 @@ impl Guard {
                 return false;
             };
             match u16::from_be_bytes(*ether_type) {
-                ETHER_IPV4 | ETHER_IPV6 => return self.stops(&frame[at..]),
+                ETHER_IPV4 => return !is_ipv4(&frame[at..]) || self.stops(&frame[at..]),
+                ETHER_IPV6 => return !is_ipv6(&frame[at..]) || self.stops(&frame[at..]),
                 ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN => at += VLAN_TAG,
                 // A length: some hosts and radio bridges take what a SNAP header leads to for the same.
                 len if len <= MAX_LENGTH && is_snap(&frame[at..]) => at += SNAP.len() + 2,
@@ -80,6 +83,14 @@ impl Guard {
     }
 }
 
+fn is_ipv4(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first >> 4 == 4 && first & 0xf >= IPV4_MIN_IHL)
+}
+
+fn is_ipv6(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first >> 4 == 6)
+}
+
 /// The packet by the length that it states, or all there is.
 fn trimmed(packet: &[u8]) -> &[u8] {
     let word = |at| packet.get(at..).and_then(|rest| rest.first_chunk()).copied();
@@ -102,6 +113,8 @@ fn is_snap(body: &[u8]) -> bool {
 /// Where clients listen (RFC 2131, RFC 8415). A client does not look at the port that an answer comes from.
 const DHCP_CLIENTS: [u16; 2] = [68, 546];
 const IPV6_HEADER: usize = 40;
+/// In units of four bytes.
+const IPV4_MIN_IHL: u8 = 5;
 /// Two addresses and a type.
 const ETHERNET_HEADER: usize = 14;
 const VLAN_TAG: usize = 4;
@@ -201,6 +214,48 @@ mod tests {
         for (from, to, stopped) in [(547, 546, true), (546, 547, false), (53, 5353, false)] {
             assert_eq!(TAP.stops(&behind(&[], UDP, &udp(from, to))), stopped, "{from} to {to}");
         }
+    }
+
+    /// A frame with this EtherType behind `head`.
+    fn frame_of(head: &[u8], ether_type: u16, packet: &[u8]) -> Vec<u8> {
+        [&[2; 12], head, &ether_type.to_be_bytes(), packet].concat()
+    }
+
+    #[test]
+    fn a_packet_that_is_not_what_its_ethertype_says_is_stopped() {
+        const HEADS: [&[u8]; 5] = [
+            &[],
+            &[0x81, 0, 0, 0],
+            &[0x88, 0xa8, 0, 0, 0x81, 0, 0, 0],
+            &[0, 100, 0xaa, 0xaa, 3, 0, 0, 0],
+            &[0x81, 0, 0, 0, 0, 100, 0xaa, 0xaa, 3, 0, 0, 0xf8],
+        ];
+        let router_guard = Guard { advertisements: true, ..Guard::default() };
+        let dhcp_guard = Guard { dhcp: true, ..Guard::default() };
+        for head in HEADS {
+            for first in 0..=u8::MAX {
+                for (ether_type, mut packet, sound) in [
+                    (ETHER_IPV4, ipv4(UDP, &udp(53, 5353)), first >> 4 == 4 && first & 0xf >= 5),
+                    (ETHER_IPV6, behind(&[], UDP, &udp(53, 5353)), first >> 4 == 6),
+                ] {
+                    packet[0] = first;
+                    // Options of IPv4, up to the largest header: then the ports are zero.
+                    packet.resize(80, 0);
+                    if ether_type == ETHER_IPV4 {
+                        packet[3] = 80;
+                    }
+                    let frame = frame_of(head, ether_type, &packet);
+                    for guard in [router_guard, dhcp_guard] {
+                        assert_eq!(guard.stops_frame(&frame), !sound, "{first:#x} {head:x?}");
+                    }
+                    assert!(!Guard::default().stops_frame(&frame));
+                }
+            }
+            assert!(TAP.stops_frame(&frame_of(head, ETHER_IPV4, &[])));
+        }
+        let mut short = ipv4(UDP, &udp(53, 5353));
+        short[0] = 0x44;
+        assert!(dhcp_guard.stops(&short), "without a frame around it");
     }
 
     #[test]
