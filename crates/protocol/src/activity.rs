@@ -20,6 +20,15 @@ pub struct Source {
     pub generation: Generation,
 }
 
+/// A datagram of the peer came twice, from two addresses: somebody on the path sends copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contested {
+    /// Where it came from first, and was accepted.
+    pub first: SocketAddr,
+    /// Where it came from once more.
+    pub copy: SocketAddr,
+}
+
 /// A moment that threads share; zero stands for never.
 #[derive(Debug, Default)]
 struct Moment(AtomicU64);
@@ -58,6 +67,9 @@ pub struct Activity {
     /// Raised by inbound when the peer is heard from elsewhere.
     new_source: Edge,
     source: Mutex<Option<Source>>,
+    /// Raised by inbound when a copy came from another address.
+    new_contest: Edge,
+    contest: Mutex<Option<Contested>>,
 }
 
 /// The moments every timer rule derives from.
@@ -181,6 +193,22 @@ impl Activity {
     /// The newest source not yet taken.
     pub(crate) fn take_source(&self) -> Option<Source> {
         self.new_source.take().then(|| lock(&self.source).take()).flatten()
+    }
+
+    /// Hands over from where a datagram came first, and from where a copy of it.
+    pub(crate) fn contested(&self, contested: Contested) -> Wake {
+        *lock(&self.contest) = Some(contested);
+        self.new_contest.raise()
+    }
+
+    /// Whether there is a contest not yet taken. As long as it is not, newer ones take its place and wake nobody.
+    pub(crate) fn has_contest(&self) -> bool {
+        self.new_contest.is_raised()
+    }
+
+    /// The newest contest not yet taken.
+    pub(crate) fn take_contest(&self) -> Option<Contested> {
+        self.new_contest.take().then(|| lock(&self.contest).take()).flatten()
     }
 
     /// Whether traffic has flowed since [`Activity::rest`].

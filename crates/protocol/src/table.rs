@@ -44,6 +44,8 @@ pub struct Table {
     pub awaiting_cookie: [Option<Index>; 2],
     /// Which new addresses of the peer are followed.
     pub roam: Roam,
+    /// Where the peer was before its last move.
+    pub left: Option<SocketAddr>,
     /// Data threads leave.
     pub stop: bool,
 }
@@ -95,6 +97,13 @@ impl Table {
         let Some((_, path)) = &self.send else { return true };
         let moved = at.from != path.to && self.roam.permits(path.to, at.from);
         moved || (at.from == path.to && at.local.is_some() && at.local != path.from)
+    }
+
+    /// Whether it matters that a datagram came from `first`, and a copy of it from `copy`: the copy came from where
+    /// the peer is, or one of the two from where it was.
+    pub(crate) fn is_contested(&self, first: SocketAddr, copy: SocketAddr) -> bool {
+        let current = self.send.as_ref().map(|(_, path)| path.to);
+        current == Some(copy) || self.left.is_some_and(|left| left == first || left == copy)
     }
 
     /// Lets a handshake message pass to the control plane if it is worth its while: a first or

@@ -1,7 +1,10 @@
 //! What befalls an opened datagram in turn: the replay window, the peer's address, key
 //! confirmation. One thread at a time, in the order of arrival.
 
-use crate::activity::{Activity, Source, Tally};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use crate::activity::{Activity, Contested, Source, Tally};
 use crate::drop_reason::DropReason;
 use crate::edge::Wake;
 use crate::inner::Inner;
@@ -12,11 +15,30 @@ use crate::table::{Arrival, Table};
 use crate::time::BootTime;
 
 /// The state that goes with the inbound turn.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Turn {
     /// The session that was heard first most recently: the one the peer seals with, whichever
     /// of two crossed ones that is. Only its newest counter moves the endpoint.
     newest: Option<Generation>,
+    /// Which addresses were heard first with which counters, lately.
+    runs: VecDeque<Run>,
+}
+
+/// From this counter of the session on, up to the next run, the address was the first that a counter came from.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    generation: Generation,
+    since: u64,
+    from: SocketAddr,
+}
+
+/// Runs that are remembered. Only a change of address begins one.
+const RUNS: usize = 64;
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { newest: None, runs: VecDeque::with_capacity(RUNS) }
+    }
 }
 
 impl Turn {
@@ -28,7 +50,47 @@ impl Turn {
         at: Arrival,
     ) -> Accepting<'a> {
         let moved = table.is_elsewhere(at);
-        Accepting { turn: self, activity, at, moved, tally: Tally::default(), wake: Wake::NO }
+        let (tally, wake) = (Tally::default(), Wake::NO);
+        Accepting {
+            turn: self,
+            table,
+            activity,
+            at,
+            moved,
+            run: None,
+            contested: None,
+            tally,
+            wake,
+        }
+    }
+
+    /// The newest counter of the session came from `from` first.
+    fn note_run(&mut self, generation: Generation, since: u64, from: SocketAddr) {
+        let known = self.runs.iter().rev().find(|run| run.generation == generation);
+        if known.is_some_and(|run| run.from == from) {
+            return;
+        }
+        if self.runs.len() == RUNS {
+            self.runs.pop_front();
+        }
+        self.runs.push_back(Run { generation, since, from });
+    }
+
+    /// A counter that was overtaken came from `from`. If later ones did too, what lies between may have.
+    fn extend_run(&mut self, generation: Generation, counter: u64, from: SocketAddr) {
+        if self.first_from(generation, counter).is_none_or(|first| first == from) {
+            return;
+        }
+        let of = |run: &&mut Run| (run.generation, run.from) == (generation, from);
+        if let Some(run) = self.runs.iter_mut().rev().find(of) {
+            run.since = run.since.min(counter);
+        }
+    }
+
+    /// Where this counter came from first, as far as that is still known.
+    fn first_from(&self, generation: Generation, counter: u64) -> Option<SocketAddr> {
+        let of = |run: &&Run| run.generation == generation && run.since <= counter;
+        self.runs.iter().rev().find(of).map(|run| run.from)
     }
 }
 
@@ -48,10 +110,15 @@ pub struct Framed {
 /// One batch being accepted.
 pub struct Accepting<'a> {
     turn: &'a mut Turn,
+    table: &'a Table,
     activity: &'a Activity,
     at: Arrival,
     /// The batch came from where the peer was not before, and nobody was told yet.
     moved: bool,
+    /// The session whose run this batch belongs to is noted.
+    run: Option<Generation>,
+    /// A copy came in this batch of what had come from another address.
+    contested: Option<Contested>,
     tally: Tally,
     wake: Wake,
 }
@@ -71,7 +138,9 @@ impl Accepting<'_> {
         opened: &Opened,
         datagram: &[u8],
     ) -> Result<Inner, DropReason> {
-        let freshness = window.accept(opened.counter)?;
+        let freshness = window.accept(opened.counter);
+        let freshness = freshness.inspect_err(|_replayed| self.note_copy(key, opened.counter))?;
+        self.note_run(key.generation(), freshness, opened.counter);
         key.count_accepted();
         let plaintext = &datagram[DATA_HEADER_LEN..][..opened.plaintext_len];
         let inner = Inner::read(key.contents(), plaintext);
@@ -104,7 +173,33 @@ impl Accepting<'_> {
     /// Ends the batch: its tally becomes visible to the control plane.
     pub fn end(mut self, now: BootTime) -> Wake {
         self.wake |= self.activity.received(now, self.tally);
+        if let Some(contested) = self.contested {
+            self.wake |= self.activity.contested(contested);
+        }
         self.wake
+    }
+
+    /// Once a batch, but for what was overtaken.
+    fn note_run(&mut self, generation: Generation, freshness: Freshness, counter: u64) {
+        match freshness {
+            Freshness::Late => self.turn.extend_run(generation, counter, self.at.from),
+            Freshness::Newest if self.run != Some(generation) => {
+                self.run = Some(generation);
+                self.turn.note_run(generation, counter, self.at.from);
+            }
+            Freshness::Newest => {}
+        }
+    }
+
+    /// What was accepted before came once more: from another address than at first, and one of the two is where
+    /// the peer is or was?
+    #[cold]
+    fn note_copy(&mut self, key: &OpeningKey, counter: u64) {
+        let copy = self.at.from;
+        let Some(first) = self.turn.first_from(key.generation(), counter) else { return };
+        if first != copy && self.table.is_contested(first, copy) {
+            self.contested = Some(Contested { first, copy });
+        }
     }
 
     /// The address is stored before the key is confirmed: who sees the confirmation sees it too.

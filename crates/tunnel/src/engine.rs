@@ -232,6 +232,7 @@ fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
         mac1,
         awaiting_cookie: [None; 2],
         roam: Default::default(),
+        left: None,
         stop: true,
     }
 }

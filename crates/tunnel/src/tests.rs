@@ -161,6 +161,7 @@ fn keyless() -> Table {
         mac1: Default::default(),
         awaiting_cookie: [None; 2],
         roam: Roam::Any,
+        left: None,
         stop: false,
     }
 }

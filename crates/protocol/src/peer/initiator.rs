@@ -407,7 +407,7 @@ impl Peer {
         }
         self.keyring.initiated(Session::new(&origin, keys));
         // It was reached where we asked, wherever its answer came from.
-        self.settle_at(called.to, local);
+        self.settle_at(now, called.to, local);
         self.establish(now, Role::Initiator);
         // Confirms the session to the peer, which may not send before.
         self.greet(now);

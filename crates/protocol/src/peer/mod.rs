@@ -377,6 +377,7 @@ impl Peer {
             self.establish(now, Role::Responder);
             self.follow_answer(now);
         }
+        self.follow_contest(now);
         self.follow_source(now);
         if confirmed {
             self.greet_back(now);
@@ -526,6 +527,7 @@ impl Peer {
                 answered.map(|key| key.index()),
             ],
             roam: self.config.roam,
+            left: self.roaming.before(),
             stop: false,
         }
     }

@@ -13,6 +13,12 @@
 //! The same holds for our own address: whoever brings a datagram of the peer to another address of ours, with
 //! the peer's as its source, must not decide where we send from.
 //!
+//! An attacker that sends copies ahead of the originals can bring that PING to the peer, and our answer to a
+//! handshake, and send what the peer says to them ahead from its own address. But it does not keep the originals
+//! from coming: a copy of a datagram that came from elsewhere at first, and now from where the peer is, or was
+//! until a short time ago, shows that the peer is there still. The path leads back, and the other address is not
+//! followed for a while. A peer that has moved sends nothing from where it was.
+//!
 //! A `WireGuard` peer answers no PING and is followed at once, as it expects. Where an initiation
 //! to such an address goes unanswered, the path leads back to the last address that has proved itself.
 
@@ -21,7 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{Event, Peer};
-use crate::activity::Source;
+use crate::activity::{Contested, Source};
 use crate::frame::{ControlFrame, Ping, Pong};
 use crate::session::Generation;
 use crate::table::{Arrival, Path};
@@ -39,6 +45,20 @@ const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// Addresses that have a PING to answer.
 const PROBES: usize = 4;
 
+/// A copy from where the peer was leads back there within this time after the move. Copies come milliseconds
+/// after; much later they show nothing but that somebody has kept them.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+/// Contests are attended to this far apart, unless the peer has moved in the meantime.
+const CONTESTS_APART: Duration = Duration::from_millis(250);
+/// After a contest new addresses are attended to no sooner: whoever sends copies may have many.
+const AFTER_CONTEST: Duration = Duration::from_secs(2);
+/// A contested address is not followed for this long the first time, and for twice as long each time it is contested
+/// again after that.
+const REJECTED_FOR: Duration = Duration::from_secs(60);
+const REJECTED_FOR_AT_MOST: Duration = Duration::from_secs(960);
+/// Addresses that are not followed; a newer one takes the place of the oldest.
+const REJECTED: usize = 8;
+
 /// What becomes of new addresses.
 #[derive(Debug, Default)]
 pub(super) struct Roaming {
@@ -47,6 +67,25 @@ pub(super) struct Roaming {
     probes: VecDeque<Probe>,
     /// The last address that has proved itself, where the path leads to one that has not.
     left: Option<Arrival>,
+    before: Option<Before>,
+    /// The next contest is attended to from then on.
+    contests_from: BootTime,
+    rejected: VecDeque<Rejected>,
+}
+
+/// Where the peer was before its last move, and until when a copy from there counts.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    at: Arrival,
+    until: BootTime,
+}
+
+/// An address that the peer was not at, although its datagrams came from there.
+#[derive(Clone, Copy, Debug)]
+struct Rejected {
+    address: SocketAddr,
+    pause: Duration,
+    until: BootTime,
 }
 
 /// A PING to a new address. It keeps its number when it is sent again: any answer is good.
@@ -81,6 +120,31 @@ impl Roaming {
         self.probes.len() < before
     }
 
+    /// Where the peer was before its last move.
+    pub(super) fn before(&self) -> Option<SocketAddr> {
+        self.before.map(|before| before.at.from)
+    }
+
+    fn is_rejected(&self, now: BootTime, address: SocketAddr) -> bool {
+        self.rejected.iter().any(|one| one.address == address && now < one.until)
+    }
+
+    /// Does not follow the peer to `address` for a while.
+    fn reject(&mut self, now: BootTime, address: SocketAddr) {
+        let known = self.rejected.iter().position(|one| one.address == address);
+        let pause = match known.and_then(|place| self.rejected.remove(place)) {
+            Some(one) if now < one.until => one.pause,
+            Some(one) => (one.pause * 2).min(REJECTED_FOR_AT_MOST),
+            None => REJECTED_FOR,
+        };
+        if self.rejected.len() == REJECTED {
+            self.rejected.pop_front();
+        }
+        self.rejected.push_back(Rejected { address, pause, until: now + pause });
+        self.probes.clear();
+        self.next_at = self.next_at.max(now + AFTER_CONTEST);
+    }
+
     /// Whether this proves that the peer is where it came from, and hears us from where it came to.
     fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
         let proves = |probe: &Probe| {
@@ -93,7 +157,29 @@ impl Roaming {
 impl Peer {
     /// When a new address that is waiting is attended to.
     pub(super) fn roaming_deadline(&self) -> Option<BootTime> {
-        self.activity.has_source().then_some(self.roaming.next_at)
+        let source = self.activity.has_source().then_some(self.roaming.next_at);
+        let contest = self.activity.has_contest().then_some(self.roaming.contests_from);
+        source.into_iter().chain(contest).min()
+    }
+
+    /// A datagram came from one address first, and from another once more: see the module's documentation.
+    pub(super) fn follow_contest(&mut self, now: Now) {
+        if now.boot < self.roaming.contests_from {
+            return;
+        }
+        let Some(Contested { first, copy }) = self.activity.take_contest() else { return };
+        self.roaming.contests_from = now.boot + CONTESTS_APART;
+        let Some(path) = self.path else { return };
+        let before = self.roaming.before.filter(|before| now.boot < before.until).map(|b| b.at);
+        let before = before.filter(|at| at.from == first || at.from == copy);
+        if let Some(at) = before.filter(|at| at.from != path.to && self.may_be_at(at.from)) {
+            self.settle_at(now, at.from, at.local);
+            // The way back is no move of the peer's.
+            self.roaming.before = None;
+            self.roaming.reject(now.boot, path.to);
+        } else if path.to == copy {
+            self.roaming.reject(now.boot, first);
+        }
     }
 
     /// The peer was heard from elsewhere, on a session that is still ours. The newest address waits in
@@ -113,13 +199,17 @@ impl Peer {
             return;
         }
         let at = Arrival { from: source.from, local: source.local };
+        if self.roaming.is_rejected(now.boot, at.from) {
+            self.roaming.next_at = now.boot + MOVES_APART;
+            return;
+        }
         // To find the peer, or to find it where it was, is no move: it may move at once.
         if self.path.is_some_and(|path| path.to != at.from || path.from != at.local) {
             self.roaming.next_at = now.boot + MOVES_APART;
         }
         match self.path {
             None if self.frames_flow() && self.may_be_at(at.from) => self.probe(now, source),
-            None => self.begin_at(at),
+            None => self.begin_at(now, at),
             Some(path) if path.to == at.from && self.is_source_settled(path, at) => {
                 self.roaming.next_at = now.boot + SOURCES_APART;
                 self.probe(now, source);
@@ -141,6 +231,7 @@ impl Peer {
             self.probe(now, source);
         } else {
             self.roaming.left.get_or_insert(Arrival { from: path.to, local: path.from });
+            self.note_move(now, source.from);
             self.set_path(source.from, source.local);
         }
     }
@@ -158,7 +249,7 @@ impl Peer {
     pub(super) fn follow_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) {
         let at = framed.at;
         if self.roaming.is_proof(now.boot, at, pong) && self.may_be_at(at.from) {
-            self.settle_at(at.from, at.local);
+            self.settle_at(now, at.from, at.local);
         }
     }
 
@@ -171,7 +262,7 @@ impl Peer {
         let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
         match session.reached[..] {
             [Arrival { from: to, local }] if used_from == Some(to) && self.may_be_at(to) => {
-                self.settle_at(to, local);
+                self.settle_at(now, to, local);
             }
             [] | [_] => {}
             _ => self.choose_answered(now, generation, used_from),
@@ -188,7 +279,7 @@ impl Peer {
             None => self.candidates.name(at.from),
         };
         if let Some(Arrival { from, local }) = reached.iter().find(likely) {
-            self.settle_at(*from, *local);
+            self.settle_at(now, *from, *local);
         } else if self.path.is_none() && self.frames_flow() {
             for Arrival { from, local } in reached {
                 if self.may_be_at(from) {
@@ -199,9 +290,9 @@ impl Peer {
     }
 
     /// There was no path yet.
-    fn begin_at(&mut self, at: Arrival) {
+    fn begin_at(&mut self, now: Now, at: Arrival) {
         if self.may_be_at(at.from) {
-            self.settle_at(at.from, at.local);
+            self.settle_at(now, at.from, at.local);
         } else if let Some(configured) = self.target() {
             // It spoke first, and from where it is not to be followed.
             self.set_path(configured, None);
@@ -229,10 +320,19 @@ impl Peer {
     }
 
     /// The peer has proved to be there.
-    pub(super) fn settle_at(&mut self, to: SocketAddr, from: Option<IpAddr>) {
+    pub(super) fn settle_at(&mut self, now: Now, to: SocketAddr, from: Option<IpAddr>) {
+        self.note_move(now, to);
         self.roaming.left = None;
         self.roaming.probes.clear();
         self.set_path(to, from);
+    }
+
+    /// The peer is about to be followed to `to`.
+    fn note_move(&mut self, now: Now, to: SocketAddr) {
+        let Some(path) = self.path.filter(|path| path.to != to) else { return };
+        let at = Arrival { from: path.to, local: path.from };
+        self.roaming.before = Some(Before { at, until: now.boot + BACK_WITHIN });
+        self.roaming.contests_from = now.boot;
     }
 
     pub(super) fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {

@@ -73,6 +73,8 @@ pub(crate) struct Network {
     /// Loses what it says yes to.
     pub(crate) loses: Option<Filter>,
     pub(crate) spoofs: Option<Spoof>,
+    /// What arrives at the first address, and is no longer than that, somebody brings to the second.
+    pub(crate) carries: Option<(SocketAddr, usize, SocketAddr)>,
     /// What befalls single datagrams.
     pub(crate) fate: Option<Fate>,
     /// Everything that was ever sent.
@@ -86,6 +88,7 @@ impl Network {
             weather: Weather::fair(Duration::from_millis(10)),
             loses: None,
             spoofs: None,
+            carries: None,
             fate: None,
             wire: Vec::new(),
             rng: StdRng::seed_from_u64(!seed),

@@ -197,7 +197,13 @@ impl World {
     }
 
     /// What arrives at once from one sender is one batch.
-    fn arrive(&mut self, Datagram { from, to, bytes }: Datagram) {
+    fn arrive(&mut self, Datagram { from, mut to, bytes }: Datagram) {
+        if let Some((at, most, peer)) = self.network.carries
+            && to == at
+            && bytes.len() <= most
+        {
+            to = peer;
+        }
         let mut batch = vec![bytes];
         while let Some(Due { what: What::Arrive(next), .. }) = self.queue.peek()
             && self.queue.peek().is_some_and(|due| due.at <= self.now)
