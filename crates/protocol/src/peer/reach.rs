@@ -141,7 +141,8 @@ impl Peer {
 
     /// Our tries have gone unheard for so long that another port may help.
     pub(super) fn want_other_port(&mut self, now: Now, unanswered: &Attempt) {
-        let unheard = self.is_unheard(now, unanswered, OTHER_PORT_AFTER);
+        let patience = self.config.dead_after.min(OTHER_PORT_AFTER);
+        let unheard = self.is_unheard(now, unanswered, patience);
         if unheard && !self.config.fixed_port {
             self.port_since = now.boot;
             self.events.push_back(Event::Unheard);
@@ -163,7 +164,6 @@ impl Peer {
     /// What still comes on a session does not say that we are heard; an answer would.
     fn is_unheard(&self, now: Now, unanswered: &Attempt, patience: Duration) -> bool {
         let since: BootTime = self.port_since.max(unanswered.this_try().begun);
-        let patience = self.config.dead_after.min(patience);
         !unanswered.was_refused() && now.boot >= since + patience
     }
 }
