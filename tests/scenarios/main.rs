@@ -24,6 +24,7 @@ mod kernel;
 mod lan;
 mod lans;
 mod left;
+mod logs;
 mod loops;
 mod multicast;
 mod narrow;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         device::scenarios(),
         kernel::scenarios(),
         left::scenarios(),
+        logs::scenarios(),
         pair::scenarios(),
         profile::scenarios(),
         queues::scenarios(),

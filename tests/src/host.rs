@@ -2,6 +2,7 @@
 //! and sockets live.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -136,6 +137,17 @@ impl Host {
     pub fn spawn(&self, name: &str, command: Command) -> Result<Process> {
         let log = self.directory.join(format!("{name}.log"));
         Process::start(command, &log).with_context(|| format!("{}: cannot start {name}", self.name))
+    }
+
+    /// Starts a command that was made by [`Host::command`], and writes to what is given.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_writing_to(&self, name: &str, command: Command, to: &OwnedFd) -> Result<Process> {
+        let log = self.directory.join(format!("{name}.log"));
+        let output = to.try_clone()?;
+        Process::start_writing_to(command, &log, output)
+            .with_context(|| format!("{}: cannot start {name}", self.name))
     }
 
     /// Calls `work` on a thread inside; the sockets it makes stay inside wherever they go.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,9 +26,18 @@ pub struct Process {
 
 impl Process {
     /// Starts `command`; standard output and error are appended to `log`.
-    pub(crate) fn start(mut command: Command, log: &Path) -> Result<Self> {
+    pub(crate) fn start(command: Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
-        command.stdout(file.try_clone()?).stderr(file);
+        Self::start_writing_to(command, log, file.into())
+    }
+
+    /// Starts `command`; standard output and error go elsewhere than to `log`.
+    pub(crate) fn start_writing_to(
+        mut command: Command,
+        log: &Path,
+        output: OwnedFd,
+    ) -> Result<Self> {
+        command.stdout(output.try_clone()?).stderr(output);
         let program = command.get_program().to_owned();
         let child = sys::spawn(command).with_context(|| format!("exec {}", program.display()))?;
         living().insert(child.id());

@@ -1,8 +1,10 @@
 //! The daemon under test: its files, its start, its status and its end.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,13 +25,15 @@ pub struct Launch {
     pub log_level: &'static str,
     /// Added to its environment.
     pub environment: Vec<(&'static str, String)>,
+    /// Where it writes its log, if not to a file.
+    pub log_to: Option<Arc<OwnedFd>>,
 }
 
 impl Launch {
     /// Any binary as its users start it, with the default log.
     pub fn plain(program: &Path) -> Self {
         let program = program.to_owned();
-        Self { program, log_level: "info", environment: Vec::new() }
+        Self { program, log_level: "info", environment: Vec::new(), log_to: None }
     }
 
     /// The one under test, with a log to be read beside a failure.
@@ -171,7 +175,11 @@ impl Vpnd {
     fn run(host: &Host, launch: Launch, name: &str, config: PathBuf) -> Result<Self> {
         let mut command = launch.command(host);
         command.arg("--config").arg(&config);
-        let process = host.spawn(&format!("vpnd-{name}"), command)?;
+        let log = format!("vpnd-{name}");
+        let process = match &launch.log_to {
+            Some(to) => host.spawn_writing_to(&log, command, to)?,
+            None => host.spawn(&log, command)?,
+        };
         let (host, name) = (host.clone(), name.to_owned());
         let mut vpnd = Self { host, launch, name, config, process };
         vpnd.wait_until_ready()?;

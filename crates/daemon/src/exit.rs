@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use crate::ask::AskError;
 use crate::config::Report;
 use crate::demo::DemoError;
+use crate::log_output;
 use crate::pair::PairError;
 use crate::run::RunError;
 use crate::terminal::PrintableLines;
@@ -41,11 +42,13 @@ impl From<Exit> for ExitCode {
 
 /// Says what went wrong on standard error, and which code says so too.
 pub(crate) fn explain(error: &anyhow::Error) -> Exit {
-    // Where standard error is closed, the code alone speaks.
-    let _said = match error.downcast_ref::<Report>() {
-        Some(report) => writeln!(io::stderr(), "{report}"),
-        None => writeln!(io::stderr(), "vpnd: {}", PrintableLines(format_args!("{error:#}"))),
-    };
+    // Where standard error is closed or nobody reads it, there is only the code.
+    if log_output::takes_last_words() {
+        let _said = match error.downcast_ref::<Report>() {
+            Some(report) => writeln!(io::stderr(), "{report}"),
+            None => writeln!(io::stderr(), "vpnd: {}", PrintableLines(format_args!("{error:#}"))),
+        };
+    }
     code(error)
 }
 

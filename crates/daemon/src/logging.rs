@@ -1,33 +1,87 @@
 //! Log lines, on standard error: that is where systemd's journal and a terminal both read. What
-//! the network can cause is limited here, so that nobody outside fills a disk.
+//! the network can cause is limited here, so that nobody outside fills a disk. A log that cannot be written
+//! neither stops nor ends the tunnel.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
-use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use vpnd_protocol::time::BootTime;
 
 use crate::config::LogFormat;
+use crate::log_output::Output;
 use crate::terminal::{Printable, escape_json};
+
+static OUTPUT: OnceLock<Output> = OnceLock::new();
 
 /// Begins to log; a second call changes nothing.
 pub(crate) fn init(level: LevelFilter, format: LogFormat) {
-    let lines = || tracing_subscriber::fmt().with_max_level(level).with_target(false);
-    let text = lines().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let note = match format {
+        LogFormat::Json => lost_json,
+        LogFormat::Auto if to_journal() => lost_untimed,
+        LogFormat::Auto | LogFormat::Text => lost_text,
+    };
+    let output = move || OUTPUT.get_or_init(|| Output::new(stderr_fd(), note));
+    let lines = || {
+        let lines = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+        // They would be reported on standard error, by a macro that panics where that cannot be written.
+        lines.log_internal_errors(false)
+    };
+    let text = lines().with_writer(output).with_ansi(io::stderr().is_terminal());
     let text = text.fmt_fields(fields());
     // It fails only if logging has begun already.
     let _already = match format {
         LogFormat::Json => {
-            lines().with_writer(|| JsonLines(io::stderr())).json().flatten_event(true).try_init()
+            lines().with_writer(move || JsonLines(output())).json().flatten_event(true).try_init()
         }
         LogFormat::Auto if to_journal() => text.without_time().try_init(),
         LogFormat::Auto | LogFormat::Text => text.try_init(),
     };
+}
+
+/// The process is about to end: what is lost of the log is said, if somebody reads it within a second.
+pub(crate) fn finish() {
+    if let Some(output) = OUTPUT.get() {
+        output.finish();
+    }
+}
+
+fn stderr_fd() -> BorrowedFd<'static> {
+    static STDERR: OnceLock<io::Stderr> = OnceLock::new();
+    STDERR.get_or_init(io::stderr).as_fd()
+}
+
+fn lost(count: u64) -> String {
+    let lines = if count == 1 { "line" } else { "lines" };
+    format!("dropped {count} {lines} of the log that could not be written")
+}
+
+fn now() -> String {
+    let mut now = String::new();
+    // A string takes whatever it is given.
+    let _written = SystemTime.format_time(&mut Writer::new(&mut now));
+    now
+}
+
+fn lost_untimed(count: u64) -> String {
+    format!(" WARN {}\n", lost(count))
+}
+
+fn lost_text(count: u64) -> String {
+    format!("{} {}", now(), lost_untimed(count))
+}
+
+fn lost_json(count: u64) -> String {
+    let (now, lost) = (now(), lost(count));
+    format!("{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"{lost}\"}}\n")
 }
 
 /// The message and what else an event has, each fit for a terminal: names, paths and answers in them are others'.
@@ -165,6 +219,18 @@ mod tests {
         assert!(!json.text().trim_end().contains(crate::terminal::is_unfit), "{}", json.text());
         let read: serde_json::Value = serde_json::from_str(&json.text()).unwrap();
         assert_eq!(read["message"], "cannot read x\x1b[2J\ny\u{9b}");
+    }
+
+    #[test]
+    fn lost_lines_are_reported_in_the_format_of_the_log() {
+        assert_eq!(lost_untimed(1), " WARN dropped 1 line of the log that could not be written\n");
+        assert!(
+            lost_text(7)
+                .ends_with("Z  WARN dropped 7 lines of the log that could not be written\n")
+        );
+        let json: serde_json::Value = serde_json::from_str(&lost_json(7)).unwrap();
+        assert_eq!(json["level"], "WARN");
+        assert_eq!(json["message"], lost(7));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod keygen;
 mod keys;
 mod life;
 mod linger;
+mod log_output;
 mod logging;
 mod loops;
 mod nameservers;
@@ -59,7 +60,9 @@ use exit::Exit;
 
 fn main() -> ExitCode {
     let (command, logging) = Cli::parse().split().unwrap_or_else(|error| error.exit());
-    dispatch(command, logging).unwrap_or_else(|error| exit::explain(&error).into())
+    let code = dispatch(command, logging).unwrap_or_else(|error| exit::explain(&error).into());
+    logging::finish();
+    code
 }
 
 fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
