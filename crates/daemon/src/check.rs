@@ -40,7 +40,7 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
         writeln!(io::stderr(), "{warnings}\n").context("cannot write to standard error")?;
     }
     let text = PrintableLines(summary(config, keys));
-    writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    terminal::print(format_args!("{text}\n"))?;
     Ok(Exit::Success.into())
 }
 
@@ -145,6 +145,6 @@ fn as_json(result: &Result<Loaded, Report>) -> anyhow::Result<ExitCode> {
         config: loaded.map(|loaded| &loaded.config),
     };
     let text = terminal::pretty_json(&outcome).context("cannot write JSON")?;
-    writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    terminal::print(format_args!("{text}\n"))?;
     Ok(if outcome.ok { Exit::Success } else { Exit::Config }.into())
 }

@@ -1,12 +1,11 @@
 //! `pair`: everything two sites need, each in a directory of its own.
 
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use ipnet::IpNet;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
@@ -16,6 +15,7 @@ use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
 use crate::cli::{PairOptions, Site};
 use crate::exit::Exit;
 use crate::keys::{self, KeyFileError};
+use crate::terminal;
 use crate::trust::{self, Untrusted};
 
 /// Why no pair was written.
@@ -57,7 +57,7 @@ impl PairError {
 pub(crate) fn run(options: &PairOptions) -> anyhow::Result<ExitCode> {
     write(options)?;
     let text = format!("{}\n{}\n{LAST}", next(options, &options.a), next(options, &options.b));
-    writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    terminal::print(format_args!("{text}\n"))?;
     Ok(Exit::Success.into())
 }
 

@@ -1,6 +1,5 @@
 //! `release`: takes away what a tunnel that does not run keeps shut, as its journal says.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -10,6 +9,7 @@ use crate::ask::socket;
 use crate::changes::JOURNAL;
 use crate::cli::ReleaseOptions;
 use crate::exit::Exit;
+use crate::terminal;
 
 /// Opens a kill switch that has no vpnd.
 pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
@@ -22,7 +22,6 @@ pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
     if released == 0 {
         bail!("{} names nothing that drops in this network namespace", path.display());
     }
-    writeln!(io::stdout(), "took away {released} rules and routes")
-        .context("cannot write to standard output")?;
+    terminal::print(format_args!("took away {released} rules and routes\n"))?;
     Ok(Exit::Success.into())
 }

@@ -14,6 +14,7 @@ use crate::cli::{ReloadOptions, RotateOptions};
 use crate::config::{self, Config, Handed};
 use crate::control::{Announced, Ask, CONFIG};
 use crate::exit::Exit;
+use crate::terminal;
 
 /// Where configurations are unless `--config` says otherwise.
 const CONFIGURATIONS: &str = "/etc/vpnd";
@@ -71,7 +72,7 @@ fn hand_over(socket: &Path, handed: &Handed, users: &[u32]) -> anyhow::Result<()
 }
 
 fn say(line: &str) -> anyhow::Result<ExitCode> {
-    writeln!(io::stdout(), "{line}").context("cannot write to standard output")?;
+    terminal::print(format_args!("{line}\n"))?;
     Ok(Exit::Success.into())
 }
 

@@ -3,9 +3,19 @@
 //! or cannot be seen is shown as its number.
 
 use std::fmt::{self, Display, Write as _};
+use std::io::{self, Write as _};
 
+use anyhow::Context;
 use serde::Serialize;
 use serde_json::Value;
+
+/// Prints a text on standard output. A reader that has closed it, as `head` does, has read enough.
+pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
+    match write!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("cannot write to standard output"),
+    }
+}
 
 /// Whether a terminal may do something else with this than show it.
 pub(crate) fn is_unfit(c: char) -> bool {

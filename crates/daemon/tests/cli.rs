@@ -264,3 +264,19 @@ fn a_credential_is_found_where_systemd_puts_it() {
     let output = command.env("CREDENTIALS_DIRECTORY", credentials.path()).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
+
+/// As with `vpnd check a.toml | head`, once `head` has read enough.
+#[test]
+fn a_reader_that_has_read_enough_is_no_error() {
+    let here = tempfile::tempdir().unwrap();
+    let pair = ["pair", "a=192.0.2.1:51820", "b=192.0.2.2:51820", "--out", "."];
+    for arguments in [&pair[..], &["check", "a/a.toml"], &["check", "--json", "a/a.toml"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vpnd"));
+        command.current_dir(here.path()).args(arguments).stdin(Stdio::null()).stdout(writer);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", output.status);
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+}

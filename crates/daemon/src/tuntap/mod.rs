@@ -4,10 +4,8 @@ mod holders;
 mod look;
 mod words;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use serde::Serialize;
 use thiserror::Error;
 use vpnd_tun::{OpenError, PersistError};
@@ -57,7 +55,7 @@ pub(crate) fn run(options: &TuntapOptions) -> anyhow::Result<ExitCode> {
         Some(TuntapCommand::List(line)) => list(&line.words, options.json),
         None => list(&[], options.json),
     }?;
-    write!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    terminal::print(text)?;
     Ok(Exit::Success.into())
 }
 
