@@ -30,6 +30,7 @@ mod nft;
 mod opening;
 mod options;
 mod pair;
+mod panics;
 mod plane;
 mod presence;
 mod privilege;

@@ -33,6 +33,7 @@ use crate::hooks::News;
 use crate::keys::Keys;
 use crate::life::{Fate, Life};
 use crate::loops::Loops;
+use crate::panics::Panics;
 use crate::resolve::{Lookup, Resolver};
 use crate::run::Asked;
 use crate::service::Service;
@@ -67,6 +68,11 @@ pub(crate) enum PlaneError {
     /// A data thread ended for another reason.
     #[error("packets move no more: {0}")]
     Stalled(io::Error),
+    /// A thread or a task of the daemon panicked.
+    #[error(
+        "a part of vpnd has failed, which is a bug: {0}; please report it, and start vpnd again"
+    )]
+    Panicked(String),
     /// The event loop itself does not work.
     #[error("the event loop: {0}")]
     Loop(#[from] io::Error),
@@ -101,6 +107,7 @@ pub(crate) struct Surroundings {
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
+    pub(crate) panics: Panics,
     /// Who has asked the tunnel to stop.
     pub(crate) stop: Rc<Cell<Option<Asked>>>,
 }
@@ -191,6 +198,7 @@ impl Plane {
             tokio::select! {
                 () = &mut stop => break,
                 Some(error) = self.reports.ended.recv() => return Err(self.stalled(error)),
+                text = self.around.panics.seen() => return Err(PlaneError::Panicked(text)),
                 Some(admitted) = self.reports.handshakes.recv() => self.handshake(&admitted),
                 Some(framed) = self.reports.frames.recv() => self.frame(&framed),
                 woken = self.wake.readable() => {

@@ -3,9 +3,11 @@
 
 use std::cell::Cell;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
@@ -37,6 +39,7 @@ use crate::life::Life;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
 use crate::netns::{Netns, NetnsError};
+use crate::panics::Panics;
 use crate::plane::{Plane, PlaneError, Surroundings};
 use crate::presence::Presence;
 use crate::privilege::{self, PrivilegeError};
@@ -82,6 +85,11 @@ pub(crate) enum RunError {
     /// It ran and cannot go on.
     #[error(transparent)]
     Plane(#[from] PlaneError),
+    /// The control plane itself panicked.
+    #[error(
+        "a part of vpnd has failed, which is a bug; please report what was logged, and start vpnd again"
+    )]
+    Panicked,
     /// The kernel gives no more descriptors, threads or random numbers.
     #[error("cannot start: {error}{}", at_the_limit(error))]
     Start { error: io::Error },
@@ -152,7 +160,9 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
     let Prepared { host, changes, tenancy: _tenancy, opener } =
         Host::prepare(config, &keys.secret.public()).await?;
     let asked = stop.asked_by();
-    let result = host.run(config, keys, stop, hooks).await;
+    let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
+    // What was changed in the system is put back then, too.
+    let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
     let device = config.interface.persist;
     let guards = match &result {
         Ok(()) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
@@ -205,6 +215,7 @@ struct Host {
     loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
+    panics: Panics,
 }
 
 /// A tunnel that is ready to run.
@@ -361,6 +372,7 @@ impl Host {
             loops,
             floor,
             control,
+            panics: Panics::watch(),
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -452,6 +464,7 @@ impl Host {
             control: self.control,
             service: service::Service::default(),
             hooks,
+            panics: self.panics,
             stop,
         };
         let telling = Telling::new(config.peer.public_key);
