@@ -19,6 +19,7 @@ const AT_ONCE: Duration = Duration::from_millis(4500);
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("reach::who refuses is named", Cost::Works, refused),
+        Scenario::new("reach::who was refused is heard from elsewhere", Cost::Works, elsewhere),
         Scenario::new("reach::the default route moves", Cost::Works, default_route),
         Scenario::new("reach::an uplink without an address", Cost::Works, inner_source),
         Scenario::new("reach::a name server behind the tunnel", Cost::Works, name_server),
@@ -51,6 +52,18 @@ fn refused(lab: &Lab) -> Result<String> {
     wire.a.run("ip route add 192.0.2.0/24 dev eth0")?;
     is_over(&wire.a, &a)?;
     Ok("a filter, three kinds of routes, and no route".to_owned())
+}
+
+/// The peer has another address by now, and is heard from there without a new session.
+fn elsewhere(lab: &Lab) -> Result<String> {
+    let Tunnel { wire, a, b: _b } = Tunnel::new(lab)?;
+    wire.a.run("ip route add unreachable 192.0.2.2")?;
+    is_named(&wire.a, &a, "`unreachable`")?;
+    wire.b.run("ip address del 192.0.2.2/24 dev eth0")?;
+    wire.b.run("ip address add 192.0.2.3/24 dev eth0")?;
+    ping::until_answered(&wire.b, INNER_A4, SOON)?;
+    is_over(&wire.a, &a)?;
+    Ok("the hint went with the move".to_owned())
 }
 
 /// Packets are sent, none arrives, and the reason is said.

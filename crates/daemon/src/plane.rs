@@ -301,11 +301,7 @@ impl Plane {
             Event::KeepFloor(stamp) => self.keep_floor(*stamp),
             Event::Unheard => self.change_port(),
             Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
-            Event::Moved { .. } => {
-                self.around.loops.look_soon();
-                self.look_at_the_way();
-            }
-            Event::Established(_) => {
+            Event::Moved { .. } | Event::Established(_) => {
                 self.around.loops.look_soon();
                 if self.reach.reached(self.peer.endpoint()) {
                     self.telling.leaves(clock::boot());
