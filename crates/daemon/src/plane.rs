@@ -1,6 +1,7 @@
 //! The control plane's task: the one place that owns the peer. It waits for whatever comes
 //! first, hands it to the peer, and does what the peer asks: publish, send, tell.
 
+mod carrier;
 mod reach;
 
 use std::cell::Cell;
@@ -20,7 +21,6 @@ use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_protocol::turn::Framed;
-use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
 use vpnd_tunnel::udp::{Refusal, Way, largest_payload, packet_around, payload_within};
@@ -45,6 +45,7 @@ use crate::worker::Worker;
 
 use reach::{Reach, shifted};
 
+pub(crate) use carrier::PacedCarrier;
 pub(crate) use reach::Refused;
 
 /// Load lasts this long after it was last seen.
@@ -99,8 +100,8 @@ pub(crate) struct Surroundings {
     /// The largest packet to send outside, if the configuration says it.
     pub(crate) mtu_max: Option<u16>,
     pub(crate) floor: FloorFile,
-    /// The device's, where it is the peer's to say.
-    pub(crate) carrier: Option<Carrier>,
+    /// The device's, where it follows the peer.
+    pub(crate) carrier: PacedCarrier,
     pub(crate) resolver: Resolver,
     /// Writes the floor.
     pub(crate) files: Worker,
@@ -218,6 +219,7 @@ impl Plane {
                 Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
                 shift = shifted(&mut self.around.uplink) => self.follow_uplink(shift),
                 () = self.reach.check_due() => self.check_reach(),
+                () = self.around.carrier.due() => self.around.carrier.apply(),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
@@ -318,10 +320,7 @@ impl Plane {
     fn alive(&mut self, alive: bool) {
         self.around.routes.set(alive);
         self.telling.alive(clock::boot(), alive, self.around.running.peer.dead_after);
-        // Of a device that is gone its threads tell.
-        if let Some(Err(error)) = self.around.carrier.as_ref().map(|carrier| carrier.set(alive)) {
-            tracing::debug!("the carrier does not follow: {error}");
-        }
+        self.around.carrier.follow(alive);
         self.around.hooks.peer(alive, self.peer.endpoint());
     }
 

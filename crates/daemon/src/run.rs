@@ -40,7 +40,7 @@ use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
 use crate::netns::{Netns, NetnsError};
 use crate::panics::Panics;
-use crate::plane::{Plane, PlaneError, Surroundings};
+use crate::plane::{PacedCarrier, Plane, PlaneError, Surroundings};
 use crate::presence::Presence;
 use crate::privilege::{self, PrivilegeError};
 use crate::status::{About, Device};
@@ -458,7 +458,7 @@ impl Host {
             loops: self.loops,
             mtu_max: config.path.mtu_max,
             floor: self.floor,
-            carrier: self.carrier,
+            carrier: PacedCarrier::new(self.carrier),
             resolver: resolve::spawn(config.peer.endpoints.clone())?,
             files: Worker::start("files")?,
             control: self.control,
