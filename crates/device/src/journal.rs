@@ -12,12 +12,17 @@
 //! change is made, and withdrawn when it has been taken back. The messages know a device by its number, which may be
 //! another's by the time that they are read: a line with `=` says whose it was, by kind and name. Lines that make
 //! no sense are passed over.
+//!
+//! The file is rewritten once most of it has been withdrawn, in place, for its directory may be closed to us by then.
+//! First what is left is appended between two lines with `!`, and in place of everything before once the second is
+//! there. Then it is written over the beginning, which is longer, and the file is cut behind it. Wherever this stops,
+//! the same is read.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,7 +33,14 @@ use nix::unistd::geteuid;
 use crate::undo::Change;
 
 /// What is longer is something else.
-const MAX_LEN: u64 = 1 << 20;
+const MAX_LEN: u64 = 1 << 23;
+/// A file that is shorter is not rewritten, …
+const REWRITE_AT: u64 = 1 << 16;
+/// … nor one that is less than this many times as long as it was after the last time.
+const GROWTH: u64 = 4;
+/// The lines around all that is left.
+const BEGIN: &str = "! begin";
+const END: &str = "! end";
 /// How often a file that is locked is tried, …
 const TRIES: u32 = 50;
 /// … and after what time each.
@@ -41,6 +53,9 @@ pub struct Journal {
     header: String,
     devices: Vec<Named>,
     left_behind: Vec<Change>,
+    /// The file's length, and the one at which it is rewritten.
+    len: u64,
+    rewrite_at: u64,
 }
 
 /// A device's number, and who had it: its kind and its name.
@@ -117,8 +132,7 @@ impl Journal {
         lock(&file)?;
         let mut text = Vec::new();
         (&mut file).take(MAX_LEN).read_to_end(&mut text)?;
-        let (devices, left_behind) = read(&String::from_utf8_lossy(&text), &header);
-        let mut journal = Self { file: Some(file), header, devices, left_behind };
+        let mut journal = Self::of(file, header, &text);
         journal.begin();
         Ok(journal)
     }
@@ -126,12 +140,17 @@ impl Journal {
     /// The journal that `file` is, which was let go with this `text`. It is not locked.
     pub(crate) fn take_over(file: File, text: &[u8]) -> io::Result<Self> {
         let header = Namespace::current().number().map(header).unwrap_or_default();
-        let text = String::from_utf8_lossy(text);
-        if text.lines().next() != Some(&header) {
+        if text.split(|byte| *byte == b'\n').next() != Some(header.as_bytes()) {
             return Err(io::Error::other("a journal of another network namespace"));
         }
-        let (devices, left_behind) = read(&text, &header);
-        Ok(Self { file: Some(file), header, devices, left_behind })
+        Ok(Self::of(file, header, text))
+    }
+
+    fn of(file: File, header: String, text: &[u8]) -> Self {
+        let (devices, left_behind) = read(&String::from_utf8_lossy(text), &header);
+        let len = text.len() as u64;
+        let rewrite_at = REWRITE_AT.max(len * GROWTH);
+        Self { file: Some(file), header, devices, left_behind, len, rewrite_at }
     }
 
     pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
@@ -198,10 +217,29 @@ impl Journal {
             file.rewind()?;
             file.write_all(text.as_bytes())
         });
+        self.has_len(text.len() as u64);
     }
 
     fn put(&mut self, line: &str) {
         self.write(|file| file.write_all(line.as_bytes()));
+        self.len += line.len() as u64;
+        if self.len >= self.rewrite_at {
+            self.rewrite();
+        }
+    }
+
+    /// Leaves out what has been withdrawn.
+    fn rewrite(&mut self) {
+        let (header, mut len) = (self.header.clone(), self.len);
+        self.write(|file| {
+            len = rewrite(file, &header)?;
+            Ok(())
+        });
+        self.has_len(len);
+    }
+
+    fn has_len(&mut self, len: u64) {
+        (self.len, self.rewrite_at) = (len, REWRITE_AT.max(len * GROWTH));
     }
 
     /// A disk that is full keeps no tunnel from working.
@@ -247,6 +285,22 @@ fn content(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Rewrites the file with what is left of it, and returns its length then.
+fn rewrite(file: &mut File, header: &str) -> io::Result<u64> {
+    let before = content(file)?;
+    let (devices, changes) = read(&String::from_utf8_lossy(&before), header);
+    let mut left: String = devices.iter().map(naming).collect();
+    left.extend(changes.iter().map(|change| line('+', change)));
+    file.seek(SeekFrom::End(0))?;
+    file.write_all(format!("{BEGIN}\n{left}{END}\n").as_bytes())?;
+    let text = format!("{header}\n{left}");
+    if text.len() <= before.len() {
+        file.write_all_at(text.as_bytes(), 0)?;
+        file.set_len(text.len() as u64)?;
+    }
+    file.seek(SeekFrom::End(0))
+}
+
 /// Whoever has the file says what becomes of what stands in it. One that is about to end has it for a moment.
 fn lock(file: &File) -> io::Result<()> {
     for _ in 0..TRIES {
@@ -288,7 +342,13 @@ fn read(text: &str, header: &str) -> (Vec<Named>, Vec<Change>) {
     if lines.next() != Some(header) {
         return (devices, changes);
     }
+    let mut replaced = None;
     for line in lines.filter(|line| !line.starts_with('#')) {
+        match line {
+            BEGIN => replaced = Some((std::mem::take(&mut devices), std::mem::take(&mut changes))),
+            END => replaced = None,
+            _ => {}
+        }
         if let Some(device) = named(line) {
             devices.retain(|known| known.index != device.index);
             devices.push(device);
@@ -300,10 +360,12 @@ fn read(text: &str, header: &str) -> (Vec<Named>, Vec<Change>) {
                 let last = changes.iter().rposition(|known| *known == change);
                 drop(last.map(|at| changes.remove(at)));
             }
+            (None, _) if line == BEGIN || line == END => {}
             (None, _) => tracing::debug!("a line of the journal makes no sense"),
         }
     }
-    (devices, changes)
+    // One that was not completed replaces nothing.
+    replaced.unwrap_or((devices, changes))
 }
 
 fn named(line: &str) -> Option<Named> {
@@ -327,4 +389,59 @@ pub(crate) fn unhex(hex: &str) -> Option<Vec<u8>> {
         _ => None,
     };
     hex.as_bytes().chunks(2).map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::address::AddressMessage;
+
+    const HEADER: &str = "vpnd changes 2, network namespace 7";
+
+    fn change(index: u32) -> Change {
+        let mut address = AddressMessage::default();
+        address.header.index = index;
+        Change::Address(address)
+    }
+
+    fn device() -> Named {
+        Named { index: 5, who: "tun tun0".to_owned() }
+    }
+
+    #[test]
+    fn a_peer_that_moves_for_long_does_not_fill_the_disk() {
+        let path = std::env::temp_dir().join(format!("vpnd-journal-{}", std::process::id()));
+        let _none = fs::remove_file(&path);
+        let mut journal = Journal::open(&path, Namespace(Some(7))).unwrap();
+        journal.name(device());
+        journal.add(&change(1));
+        for index in 2..20_000 {
+            journal.add(&change(index));
+            journal.remove(&change(index));
+            assert!(fs::metadata(&path).unwrap().len() < 2 * REWRITE_AT);
+        }
+        drop(journal);
+        let mut journal = Journal::open(&path, Namespace(Some(7))).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(journal.left_behind(), [change(1)]);
+        assert_eq!(journal.devices(), [device()]);
+    }
+
+    #[test]
+    fn the_same_is_read_wherever_a_rewrite_stops() {
+        let left = naming(&device()) + &line('+', &change(1)) + &line('+', &change(2));
+        let other = line('+', &change(3)) + &line('-', &change(3));
+        let before = format!("{HEADER}\n{left}{}", other.repeat(8));
+        let appended = format!("{before}{BEGIN}\n{left}{END}\n");
+        let after = format!("{HEADER}\n{left}");
+        let known = (vec![device()], vec![change(1), change(2)]);
+        for end in before.len()..=appended.len() {
+            assert_eq!(read(&appended[..end], HEADER), known, "{end} bytes are appended");
+        }
+        for end in 0..=after.len() {
+            let text = format!("{}{}", &after[..end], &appended[end..]);
+            assert_eq!(read(&text, HEADER), known, "{end} bytes are written over");
+        }
+        assert_eq!(read(&after, HEADER), known);
+    }
 }
