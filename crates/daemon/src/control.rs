@@ -175,6 +175,11 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     }
     match Probe::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        // It belongs to somebody else, whether a daemon is there or not.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let what = "it belongs to another user";
+            return Err(ControlError::Bind { path: path.to_owned(), what, error });
+        }
         _ => return Err(ControlError::Running(path.to_owned())),
     }
     let refused =

@@ -85,6 +85,13 @@ pub(crate) fn unresolved(failures: &[Failure], inside: &[IpAddr]) -> String {
 /// A loop of which nothing more is seen is over.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
+/// The hint at a wrong public key at the other end goes after this time without another such message. Tries are five
+/// seconds apart.
+const BAD_MAC1_FORGOTTEN: Duration = Duration::from_secs(20);
+
+/// Unanswered tries of a handshake before `status` has a hint.
+const TRIES_BEFORE_HINT: u32 = 3;
+
 /// Lines of which the network can cause any number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
@@ -122,6 +129,8 @@ pub(crate) struct Telling {
     /// The names of interfaces, for link-local addresses.
     pub(crate) zones: Zones,
     bad_mac1: u64,
+    /// When that last changed.
+    bad_mac1_at: BootTime,
     /// What of the peer's device does not fit ours: its hardware address, its MTU.
     misfits: [Option<Trouble>; 2],
     outlook: Outlook,
@@ -145,6 +154,7 @@ impl Telling {
             refused: None,
             zones: Zones::default(),
             bad_mac1: 0,
+            bad_mac1_at: BootTime::default(),
             misfits: [None, None],
             outlook: Outlook::default(),
             back: [0; 2],
@@ -308,6 +318,7 @@ impl Telling {
             Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
             Event::Initiating { to, attempt } => {
                 tracing::debug!("calling {to}: no answer yet, try {attempt}");
+                self.unanswered(*attempt);
             }
             Event::Established(role) => self.established(now, *role),
             Event::GaveUp => self.gave_up(),
@@ -333,15 +344,20 @@ impl Telling {
         }
     }
 
-    /// Tells when handshake messages for another key keep coming: the one sign there is of a
-    /// wrong public key on the other side.
+    /// Reports handshake messages that were made for another key: the only sign of a wrong public key at the other
+    /// end. The hint goes when no more of them come.
     pub(crate) fn watch_bad_mac1(&mut self, now: BootTime, count: u64, connected: bool) {
         if count == self.bad_mac1 || connected {
             self.bad_mac1 = count;
+            let is_old = now.saturating_since(self.bad_mac1_at) >= BAD_MAC1_FORGOTTEN;
+            self.trouble.take_if(|trouble| is_old && matches!(trouble, Trouble::BadMac1(_)));
             return;
         }
-        self.bad_mac1 = count;
-        if matches!(self.trouble, None | Some(Trouble::BadMac1(_) | Trouble::NoAnswer)) {
+        (self.bad_mac1, self.bad_mac1_at) = (count, now);
+        let says_less = |trouble: &Trouble| {
+            matches!(trouble, Trouble::BadMac1(_) | Trouble::NoAnswer | Trouble::Closed)
+        };
+        if self.trouble.as_ref().is_none_or(says_less) {
             self.trouble = Some(Trouble::BadMac1(count));
         }
         if let Some(more) = self.limit.allow(Class::BadMac1, now) {
@@ -392,6 +408,14 @@ impl Telling {
             tracing::warn!(
                 "the post-quantum upgrade fails: what the peer sends of it does not fit together{more}"
             );
+        }
+    }
+
+    /// The peer has not answered the tries before this one.
+    fn unanswered(&mut self, attempt: u32) {
+        if attempt > TRIES_BEFORE_HINT && self.refused.is_none() && self.trouble.is_none() {
+            tracing::info!("no answer from the peer yet: it is down, or UDP does not get through");
+            self.trouble = Some(Trouble::NoAnswer);
         }
     }
 
@@ -516,6 +540,18 @@ mod tests {
     }
 
     #[test]
+    fn silence_is_named_after_three_tries() {
+        let mut telling = telling();
+        let to = "192.0.2.1:1".parse().unwrap();
+        for attempt in 1..=3 {
+            telling.tell(BootTime::default(), &Event::Initiating { to, attempt });
+            assert_eq!(telling.trouble(), None);
+        }
+        telling.tell(BootTime::default(), &Event::Initiating { to, attempt: 4 });
+        assert_eq!(telling.trouble(), Some(&Trouble::NoAnswer));
+    }
+
+    #[test]
     fn what_our_own_host_refuses_is_not_blamed_on_the_peer() {
         let mut telling = telling();
         let to = "192.0.2.1:1".parse().unwrap();
@@ -569,5 +605,7 @@ mod tests {
         assert_eq!(telling.trouble(), None);
         telling.watch_bad_mac1(BootTime::default(), 6, false);
         assert_eq!(telling.trouble(), Some(&Trouble::BadMac1(6)));
+        telling.watch_bad_mac1(BootTime::default() + BAD_MAC1_FORGOTTEN, 6, false);
+        assert_eq!(telling.trouble(), None, "no more of them come");
     }
 }
