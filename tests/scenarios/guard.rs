@@ -46,6 +46,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         waits("guard::a start that fails", failed_start),
         waits("guard::routes that are passed over", passed_over),
         waits("guard::another route to the same network", same_network),
+        waits("guard::a LAN with a network of the tunnel", shared_network),
     ]
 }
 
@@ -428,6 +429,37 @@ fn passed_over(lab: &Lab) -> Result<String> {
 
 /// Behind the router, and to be reached through the tunnel only.
 const GUARDED: &str = "198.18.5.0/24";
+
+/// DHCP moves the host to a network that a route of the tunnel leads to, and the host starts in one that the
+/// device's address is in.
+fn shared_network(lab: &Lab) -> Result<String> {
+    let hosts = Routed::new(lab)?;
+    let (site, _b) = site::pair()?;
+    let mut site = site.towards(Routed::B4);
+    site.service.push(format!("[[route]]\nto = {GUARDED:?}"));
+    let (a, inner) = (&hosts.a, site.addresses[0].clone());
+    let mut vpnd = Vpnd::start(a, &site)?;
+    let lan = GUARDED.replace(".0/", ".10/");
+    for _ in 0..2 {
+        a.run(&format!("ip address add {lan} dev eth0"))?;
+        let said = format!("route {GUARDED} into the tunnel");
+        vpnd.wait_for("the LAN is lost", SOON, |status| {
+            status.bypassed() == [(said.as_str(), false)]
+        })?;
+        vpnd.wait_for_log("a network that this host is connected to", SOON)?;
+        a.run(&format!("ip address del {lan} dev eth0"))?;
+        vpnd.wait_for("it is gone from status", SOON, |status| status.bypassed().is_empty())?;
+    }
+    vpnd.process().interrupt()?;
+    a.run(&format!("ip address add {inner} dev eth0"))?;
+    let vpnd = Vpnd::start(a, &site)?;
+    vpnd.wait_for("the tunnel is passed by", SOON, |status| {
+        let by_lan = |(by, part): &(&str, bool)| by.contains("dev eth0") && !part;
+        status.bypassed().iter().filter(|one| by_lan(one)).count() == 1
+    })?;
+    vpnd.wait_for_log("they leave in the clear", SOON)?;
+    Ok("a LAN that the tunnel takes, and one that takes the tunnel's packets".to_owned())
+}
 
 /// A route of a lower metric that is there at the start, and one that comes and goes later.
 fn same_network(lab: &Lab) -> Result<String> {

@@ -1,5 +1,6 @@
 //! Routes of other programs that take packets past a kill switch: those to the same network with a lower metric, and
-//! those to a part of it. vpnd cannot know who needs them, so it leaves them alone and reports them.
+//! those to a part of it. vpnd cannot know who needs them, so it leaves them alone and reports them. It also reports a
+//! network that both the tunnel and a LAN of this host have: the kernel sends its packets to one of them only.
 //!
 //! The kernel lists the routes of a family only as a whole. So they are read only after a message about a route that
 //! may be one of these, and less often where that takes long.
@@ -43,12 +44,15 @@ pub struct Bypass {
     pub by: String,
     /// Whether it is to a part of our route's network only, which may be intended.
     pub is_part: bool,
+    /// Whether it is the other way round: our route takes the packets of a network that this host is connected to.
+    pub into_tunnel: bool,
 }
 
 /// Finds them while a tunnel runs.
 #[derive(Debug)]
 pub(crate) struct Bypasses {
     switches: Vec<KillSwitch>,
+    inside: Vec<Inside>,
     check: mpsc::Sender<()>,
     found: watch::Receiver<Vec<Bypass>>,
 }
@@ -85,18 +89,58 @@ impl KillSwitch {
     }
 }
 
+/// A network that is reached through the tunnel, by a route or by an address of the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Inside {
+    to: IpNet,
+    table: u32,
+}
+
+impl Inside {
+    fn all(plan: &Plan) -> Vec<Self> {
+        let routes = plan.routes.iter().map(|held| held.route.clone());
+        let connected = |address| route::connected(address, plan.table);
+        let connected = plan.addresses.iter().flat_map(connected);
+        let unicast = routes.chain(connected).filter(|route| !route::drops(route));
+        let mut all: Vec<Self> = unicast.filter_map(|route| Self::of(&route)).collect();
+        let mut seen = Vec::new();
+        all.retain(|one| {
+            let is_new = !seen.contains(one);
+            seen.push(one.clone());
+            is_new
+        });
+        all
+    }
+
+    /// None of a default route or a link-local network, which every interface may have.
+    fn of(route: &RouteMessage) -> Option<Self> {
+        let to = network(route).filter(|to| to.prefix_len() > 0)?;
+        let link_local = match to.addr() {
+            IpAddr::V4(at) => at.is_link_local(),
+            IpAddr::V6(at) => at.is_unicast_link_local(),
+        };
+        (!link_local).then(|| Self { to, table: table::number(route) })
+    }
+
+    fn is_of(&self, route: &RouteMessage) -> bool {
+        self.table == table::number(route) && network(route) == Some(self.to)
+    }
+}
+
 impl Bypasses {
     /// Begins, in a task that ends with what this returns.
     pub(crate) fn spawn(handle: &Handle, plan: &Plan, own: watch::Receiver<OwnTraffic>) -> Self {
         let switches: Vec<_> =
             plan.routes.iter().filter_map(|held| KillSwitch::of(&held.route)).collect();
         let ((check, checks), (report, found)) = (mpsc::channel(1), watch::channel(Vec::new()));
-        if !switches.is_empty() {
+        let inside = Inside::all(plan);
+        if !switches.is_empty() || !inside.is_empty() {
             let (handle, switches) = (handle.clone(), switches.clone());
             let (index, device) = (plan.index, plan.device.clone());
             let checking = Checking {
                 handle,
                 switches,
+                inside: inside.clone(),
                 index,
                 device,
                 own,
@@ -105,7 +149,7 @@ impl Bypasses {
             };
             tokio::spawn(checking.run(checks));
         }
-        Self { switches, check, found }
+        Self { switches, inside, check, found }
     }
 
     /// What was found last.
@@ -127,7 +171,8 @@ impl Bypasses {
             Told::Route(message) => match &**message {
                 RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                     !is_our_protocol(route.header.protocol)
-                        && self.switches.iter().any(|switch| switch.covers(route))
+                        && (self.switches.iter().any(|switch| switch.covers(route))
+                            || self.inside.iter().any(|inside| inside.is_of(route)))
                 }
                 // The kernel deletes IPv4 routes of a device that goes down without a message about each.
                 RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => any_found(),
@@ -145,6 +190,7 @@ impl Bypasses {
 struct Checking {
     handle: Handle,
     switches: Vec<KillSwitch>,
+    inside: Vec<Inside>,
     /// The tunnel's device.
     index: u32,
     device: String,
@@ -172,12 +218,15 @@ impl Checking {
     /// Reads all routes; none if the kernel does not give them.
     async fn check(&mut self) -> Option<Vec<Bypass>> {
         let peers = self.own.borrow_and_update().peers.clone();
-        let (mut all, mut parts) = (Vec::new(), Vec::new());
+        let (mut all, mut parts, mut same) = (Vec::new(), Vec::new(), Vec::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut dump = RouteMessage::default();
             dump.header.address_family = family;
             let mut routes = Box::pin(self.handle.route().get(dump).execute());
             while let Some(route) = routes.try_next().await.ok()? {
+                if self.inside.iter().any(|inside| inside.is_of(&route)) {
+                    same.push(route.clone());
+                }
                 match self.bypassed(&route, &peers) {
                     Some((switch, false)) => all.push((switch.clone(), route, false)),
                     Some((switch, true)) if parts.len() < MOST_PARTS => {
@@ -190,9 +239,42 @@ impl Checking {
         let mut found = Vec::new();
         for (switch, route, is_part) in all.into_iter().chain(parts) {
             let by = self.describe(&route).await;
-            found.push(Bypass { what: format!("route {}", switch.to), by, is_part });
+            let what = format!("route {}", switch.to);
+            found.push(Bypass { what, by, is_part, into_tunnel: false });
+        }
+        for inside in &self.inside {
+            found.extend(self.shared(inside, &same).await);
         }
         Some(found)
+    }
+
+    /// A network that both the tunnel and a LAN of this host have, and which of the two the kernel prefers.
+    async fn shared(&self, inside: &Inside, routes: &[RouteMessage]) -> Option<Bypass> {
+        let mut routes: Vec<_> = routes.iter().filter(|route| inside.is_of(route)).collect();
+        // The kernel lists those of the same metric as it prefers them.
+        routes.sort_by_key(|route| route::metric_of(route));
+        let is_inside = |route: &&&RouteMessage| device(route) == Some(self.index);
+        let is_lan = |route: &&&RouteMessage| {
+            route.header.protocol == RouteProtocol::Kernel && self.leads_elsewhere(route)
+        };
+        let ours = routes.iter().find(is_inside)?;
+        let lan = routes.iter().find(is_lan)?;
+        let (ours_text, lan_text) = (route::text(ours), self.describe(lan).await);
+        if routes.first().is_some_and(|first| is_inside(&first)) {
+            let by = format!("{ours_text} into the tunnel");
+            return Some(Bypass { what: lan_text, by, is_part: false, into_tunnel: true });
+        }
+        // That a kill switch is passed by is reported already.
+        (!self.is_guarded(&ours_text)).then_some(Bypass {
+            what: ours_text,
+            by: lan_text,
+            is_part: false,
+            into_tunnel: false,
+        })
+    }
+
+    fn is_guarded(&self, what: &str) -> bool {
+        self.switches.iter().any(|switch| format!("route {}", switch.to) == what)
     }
 
     /// Whose packets this route takes, and whether it takes only a part of them.
@@ -245,16 +327,31 @@ impl Checking {
                 self.log(one);
             }
         }
-        for Bypass { by, .. } in before.iter().filter(|one| !found.contains(one)) {
-            if self.logged.count(LOGGED_WITHIN) <= LOGGED {
-                tracing::info!("{by} takes no packets past {} any more", self.device);
+        for Bypass { what, by, into_tunnel, .. } in before.iter().filter(|one| !found.contains(one))
+        {
+            if self.logged.count(LOGGED_WITHIN) > LOGGED {
+                continue;
+            }
+            match into_tunnel {
+                true => tracing::info!("{by} takes no packets of {what} any more"),
+                false => tracing::info!("{by} takes no packets past {} any more", self.device),
             }
         }
     }
 
-    fn log(&self, Bypass { what, by, is_part }: &Bypass) {
+    fn log(&self, Bypass { what, by, is_part, into_tunnel }: &Bypass) {
         let device = &self.device;
-        if *is_part {
+        if *into_tunnel {
+            tracing::warn!(
+                "{by} takes the packets of {what}, a network that this host is connected to: its hosts cannot be \
+                 reached; use another network on one side, or give our route a higher metric"
+            );
+        } else if !self.is_guarded(what) {
+            tracing::warn!(
+                "{by} takes the packets of {what} past {device}: this host is connected to the same network, and \
+                 they leave in the clear; use another network on one side"
+            );
+        } else if *is_part {
             tracing::info!("{by} takes a part of {what} past {device}, and past its kill switch");
         } else {
             tracing::warn!(

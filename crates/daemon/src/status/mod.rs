@@ -78,6 +78,9 @@ pub(crate) struct Bypassed {
     pub(crate) by: String,
     /// Whether it takes only a part of them.
     pub(crate) part: bool,
+    /// Whether `by` leads into the tunnel, and `what` is a network that this host is connected to.
+    #[serde(default)]
+    pub(crate) into_tunnel: bool,
 }
 
 /// One thing that should be there.
@@ -296,10 +299,11 @@ impl Status {
 
     /// The same tunnel, past whose kill switch these routes take packets.
     pub(crate) fn bypassed_by(mut self, bypassed: &[Bypass]) -> Self {
-        let one = |Bypass { what, by, is_part }: &Bypass| Bypassed {
+        let one = |Bypass { what, by, is_part, into_tunnel }: &Bypass| Bypassed {
             what: what.clone(),
             by: by.clone(),
             part: *is_part,
+            into_tunnel: *into_tunnel,
         };
         self.bypassed = bypassed.iter().map(one).collect();
         self

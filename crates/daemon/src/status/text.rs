@@ -49,7 +49,10 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     status.hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
 }
 
-fn bypass(Bypassed { what, by, part }: &Bypassed) -> String {
+fn bypass(Bypassed { what, by, part, into_tunnel }: &Bypassed) -> String {
+    if *into_tunnel {
+        return format!("{what}: {by} takes its packets");
+    }
     let packets = if *part { "a part of its packets" } else { "its packets" };
     format!("{what}: {by} takes {packets} past the tunnel")
 }
@@ -166,6 +169,7 @@ mod tests {
             what: "route 198.18.5.0/24".to_owned(),
             by: "route 198.18.5.0/24 via 192.0.2.254 dev eth0 metric 10".to_owned(),
             is_part: false,
+            into_tunnel: false,
         };
         let text = render(&super::super::tests::sample().bypassed_by(&[bypass]));
         let line = "\n  bypass   route 198.18.5.0/24: route 198.18.5.0/24 via 192.0.2.254 dev eth0 metric 10 \
