@@ -51,6 +51,8 @@ impl std::fmt::Display for InnerSource {
 pub(crate) struct Outlook {
     /// Those that lead into the tunnel.
     pub(crate) loops: Vec<Loop>,
+    /// One of them leads to a router.
+    pub(crate) is_routed: bool,
     /// That of where the peer is.
     pub(crate) current: Option<Found>,
     /// The first address of the peer that would be sent to from an address of the tunnel.
@@ -124,6 +126,7 @@ impl Loops {
             let from = from(to);
             let question = self.question(to, from, port);
             let Some(route) = self.asking.route_of(&question).await else { continue };
+            outlook.is_routed |= route.is_routed;
             if Some(to) == current {
                 outlook.current = Some(route.clone());
             }

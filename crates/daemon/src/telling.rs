@@ -179,6 +179,11 @@ impl Telling {
         first.or(self.trouble.as_ref()).or_else(|| self.misfit())
     }
 
+    /// Whether a route to the peer leads to a router.
+    pub(crate) const fn leads_to_a_router(&self) -> bool {
+        self.outlook.is_routed
+    }
+
     /// What is known of the routes to the peer by now.
     pub(crate) fn outlook(&mut self, now: BootTime, device: &str, outlook: Outlook) {
         let before = std::mem::replace(&mut self.outlook, outlook);
@@ -309,10 +314,6 @@ impl Telling {
         match event {
             // What they bring about is told where it is done.
             Event::KeepFloor(_) | Event::Alive | Event::Dead | Event::Unheard => {}
-            Event::Silent => tracing::info!(
-                "no answer for long: nothing is sent for half a minute, so that whatever translates addresses on \
-                 the path forgets us; without [interface] listen another port would be tried"
-            ),
             // Of a peer that is not reached this would say nothing true.
             Event::GaveUp | Event::NeverConfirms(_) if self.refused.is_some() => {}
             Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),

@@ -35,6 +35,8 @@ pub struct Found {
     pub device: String,
     /// The network that the route is for, if the kernel says it.
     pub to: Option<IpNet>,
+    /// Whether it leads to a router.
+    pub is_routed: bool,
     /// The table that the route is in, unless that is `main`.
     pub table: Option<u32>,
     /// The address that the kernel sends from.
@@ -68,6 +70,7 @@ impl Netlink {
         Some(Found {
             index,
             device: watch::name(&link)?.to_owned(),
+            is_routed: answer.attributes.iter().any(is_gateway),
             to: route.as_ref().and_then(network),
             table: route.as_ref().and_then(other_table),
             source: source(&answer),
@@ -130,6 +133,10 @@ impl Netlink {
 
 /// Its number in an IP header.
 const UDP: u8 = 17;
+
+const fn is_gateway(attribute: &RouteAttribute) -> bool {
+    matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+}
 
 const fn length(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }

@@ -170,8 +170,19 @@ impl Plane {
                 tracing::info!("no answer for long: sending from another port, {port}");
                 self.port_changed();
             }
-            Ok(None) => {}
+            Ok(None) => self.fall_silent(),
             Err(error) => tracing::debug!("the port stays as it was: {error}"),
+        }
+    }
+
+    /// The port is fixed. If a router is on the path, it may translate addresses, and forgets a flow only when nothing
+    /// is sent.
+    fn fall_silent(&mut self) {
+        if self.telling.leads_to_a_router() && self.peer.fall_silent(clock::now()) {
+            tracing::info!(
+                "no answer for long: nothing is sent for half a minute, so that a NAT on the path forgets this flow; \
+                 without a fixed [interface] listen another port would be tried"
+            );
         }
     }
 

@@ -135,11 +135,6 @@ impl Attempt {
         self.call_mut().filter(|call| call.held_until.is_none())
     }
 
-    /// When its initiation left, while that waits for an answer.
-    pub(super) fn left_at(&self) -> Option<BootTime> {
-        self.call().map(|call| call.at)
-    }
-
     /// When the first of its tries began.
     pub(super) const fn this_try(&self) -> Try {
         Try { begun: self.called.begun, number: self.tries }
@@ -152,6 +147,11 @@ impl Attempt {
 
     pub(super) const fn tries(&self) -> u32 {
         self.tries
+    }
+
+    /// The next try is due after `wait`.
+    pub(super) fn wait(&mut self, until: BootTime) {
+        self.retry_at = until;
     }
 
     /// The next try is due.
@@ -219,17 +219,8 @@ impl Peer {
                     let first = Try { begun: now.boot, number: 1 };
                     self.initiate(now, self.target(), self.identities.calling(), first);
                 }
-                Some(attempt) => self.retry_or_wait(now, attempt),
+                Some(attempt) => self.retry(now, &attempt),
             }
-        }
-    }
-
-    fn retry_or_wait(&mut self, now: Now, unanswered: Attempt) {
-        match self.want_silence(now, &unanswered) {
-            Some(until) if until > now.boot => {
-                self.attempt = Some(Attempt { retry_at: until, ..unanswered });
-            }
-            _ => self.retry(now, &unanswered),
         }
     }
 

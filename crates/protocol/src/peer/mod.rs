@@ -120,10 +120,9 @@ pub enum Event {
         attempt: u32,
     },
     /// Nothing has been heard for long: what we send may be caught in a translation of addresses that
-    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port.
+    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port; or where
+    /// that is fixed, and a router is on the path, call [`Peer::fall_silent`].
     Unheard,
-    /// The same, where the port is fixed: nothing is sent for a while, so that the translation is forgotten.
-    Silent,
     /// A session stands; data may flow.
     Established(Role),
     /// Nobody answered any of the tries; the next packet or keepalive begins anew.

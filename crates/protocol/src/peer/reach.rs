@@ -17,7 +17,7 @@ const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
 /// unanswered flow after 30 s, but only if nothing more is sent.
 const OTHER_PORT_AFTER: Duration = Duration::from_secs(30);
 /// The same where the port is fixed, and only silence helps.
-const SILENT_AFTER: Duration = Duration::from_secs(20);
+const SILENT_AFTER: Duration = Duration::from_secs(15);
 /// After this much silence the flow is forgotten.
 const SILENT_FOR: Duration = Duration::from_secs(31);
 /// A peer that starts meanwhile, and does not know where we are, waits for us: so it is done only this often.
@@ -139,32 +139,30 @@ impl Peer {
         }
     }
 
-    /// Our tries have gone unheard for so long that another port may help.
+    /// Our tries have gone unheard for so long that another port may help, or silence where the port is fixed.
     pub(super) fn want_other_port(&mut self, now: Now, unanswered: &Attempt) {
-        let patience = self.config.dead_after.min(OTHER_PORT_AFTER);
-        let unheard = self.is_unheard(now, unanswered, patience);
-        if unheard && !self.config.fixed_port {
+        // What still comes on a session does not say that we are heard; an answer would.
+        let since: BootTime = self.port_since.max(unanswered.this_try().begun);
+        let patience = match self.config.fixed_port {
+            true => SILENT_AFTER,
+            false => self.config.dead_after.min(OTHER_PORT_AFTER),
+        };
+        if !unanswered.was_refused() && now.boot >= since + patience {
             self.port_since = now.boot;
             self.events.push_back(Event::Unheard);
         }
     }
 
-    /// The same where the port is fixed: until when the next try waits, so that nothing is sent for a while. With a
+    /// Sends no initiation for a while, after [`Event::Unheard`] where the port is fixed; says whether it does. With a
     /// session data goes on to be sent, and waiting would be in vain.
-    pub(super) fn want_silence(&mut self, now: Now, unanswered: &Attempt) -> Option<BootTime> {
-        let unheard = self.is_unheard(now, unanswered, SILENT_AFTER);
-        if !unheard || !self.config.fixed_port || self.keyring.current().is_some() {
-            return None;
-        }
+    pub fn fall_silent(&mut self, now: Now) -> bool {
+        let Some(attempt) = self.attempt.as_mut().filter(|_| self.keyring.current().is_none())
+        else {
+            return false;
+        };
+        attempt.wait(now.boot + SILENT_FOR);
         self.port_since = now.boot + SILENCES_APART;
-        self.events.push_back(Event::Silent);
-        Some(unanswered.left_at()? + SILENT_FOR)
-    }
-
-    /// What still comes on a session does not say that we are heard; an answer would.
-    fn is_unheard(&self, now: Now, unanswered: &Attempt, patience: Duration) -> bool {
-        let since: BootTime = self.port_since.max(unanswered.this_try().begun);
-        !unanswered.was_refused() && now.boot >= since + patience
+        true
     }
 }
 

@@ -375,6 +375,9 @@ impl End {
             if event == Event::Unheard && self.options.free_port {
                 self.address.set_port(self.address.port() + 1);
             }
+            if event == Event::Unheard && self.options.fixed_port {
+                self.peer.fall_silent(self.clock(now));
+            }
             self.watch_life(now, &event);
             self.events.push((now, event));
         }

@@ -196,7 +196,7 @@ fn a_fixed_port_is_seldom_silent() {
     world.suspend(Side::B);
     world.resolve(Side::A);
     world.run_until(seconds(600));
-    assert_eq!(world.told(Side::A, |event| *event == Event::Silent).len(), 1);
+    assert_eq!(world.told(Side::A, |event| *event == Event::Unheard).len(), 1);
     assert!(world.sent(Side::A, Kind::Initiation).len() > 100);
 }
 
