@@ -1,12 +1,13 @@
 //! `check`: what is wrong with a configuration, or what it comes to.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::Args;
 use serde::Serialize;
 
-use crate::cli::CheckOptions;
 use crate::config::{
     self, Carrier, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route,
     WhenDown,
@@ -16,6 +17,16 @@ use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
 use crate::terminal::{self, Printable, PrintableLines};
 use crate::{firewall, forward, nameservers};
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckOptions {
+    /// The tunnel's configuration
+    pub(crate) file: PathBuf,
+    /// Prints one JSON object: what is wrong, or the configuration with every default filled in
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Reads the configuration and its key files, as `run` would.
 pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {

@@ -1,17 +1,33 @@
 //! `genkey`, `pubkey` and `genpsk`: standard input and output like `wg`, or files.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::Args;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use vpnd_crypto::{PresharedKey, SecretKey};
 use zeroize::Zeroizing;
 
-use crate::cli::{OutputOptions, PubkeyOptions};
 use crate::exit::Exit;
 use crate::keys;
+
+/// Options of `genkey` and `genpsk`.
+#[derive(Debug, Args)]
+pub(crate) struct OutputOptions {
+    /// A new file, which only its owner may read
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Options of `pubkey`.
+#[derive(Debug, Args)]
+pub(crate) struct PubkeyOptions {
+    /// The private key's file [default: standard input]
+    pub(crate) file: Option<PathBuf>,
+}
 
 /// Makes a private key. What goes to standard output is what the next step needs: the key itself,
 /// or, once that is safe in a file, the public key that the peer's configuration wants.

@@ -20,7 +20,7 @@ use crate::exit::Exit;
 use crate::helper::{self, Helper, RunAs};
 use crate::netns::{Netns, NetnsError};
 use crate::privilege;
-use crate::run::Asked;
+use crate::stop::Asked;
 use crate::systemd::{self, Job};
 
 /// The subcommand that nobody types.

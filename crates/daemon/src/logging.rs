@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use clap::Args;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
@@ -19,6 +20,37 @@ use vpnd_protocol::time::BootTime;
 use crate::config::LogFormat;
 use crate::log_output::Output;
 use crate::terminal::{Printable, escape_json};
+
+/// How much is logged, and how.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Logging {
+    /// Logs more than the configuration says; twice, still more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Logs less than the configuration says; twice, still less
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "verbose")]
+    pub(crate) quiet: u8,
+    /// How log lines look [default: as the configuration says]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+impl Logging {
+    /// `level`, and as many steps from it as `-v` and `-q` say.
+    pub(crate) fn level(&self, level: LevelFilter) -> LevelFilter {
+        const STEPS: [LevelFilter; 6] = [
+            LevelFilter::OFF,
+            LevelFilter::ERROR,
+            LevelFilter::WARN,
+            LevelFilter::INFO,
+            LevelFilter::DEBUG,
+            LevelFilter::TRACE,
+        ];
+        let step = STEPS.iter().position(|known| *known == level).unwrap_or_default();
+        let step = (step + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
+        STEPS[step.min(STEPS.len() - 1)]
+    }
+}
 
 static OUTPUT: OnceLock<Output> = OnceLock::new();
 
@@ -237,5 +269,14 @@ mod tests {
     fn what_was_not_said_is_counted() {
         assert_eq!(Suppressed(0).to_string(), "");
         assert_eq!(Suppressed(7).to_string(), " (and 7 more like it before)");
+    }
+
+    #[test]
+    fn verbosity_counts_from_the_configured_level() {
+        let logging = |verbose, quiet| Logging { verbose, quiet, log_format: None };
+        assert_eq!(logging(1, 0).level(LevelFilter::INFO), LevelFilter::DEBUG);
+        assert_eq!(logging(9, 0).level(LevelFilter::INFO), LevelFilter::TRACE);
+        assert_eq!(logging(0, 1).level(LevelFilter::INFO), LevelFilter::WARN);
+        assert_eq!(logging(0, 9).level(LevelFilter::INFO), LevelFilter::OFF);
     }
 }

@@ -40,6 +40,7 @@ mod resolve;
 mod run;
 mod service;
 mod status;
+mod stop;
 mod systemd;
 mod telling;
 mod tenancy;
@@ -51,17 +52,25 @@ mod watch;
 mod worker;
 mod zone;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, Logging, RunOptions};
-use config::Loaded;
+use ask::AskError;
+use cli::{Cli, Command};
+use config::{Loaded, Report};
+use demo::DemoError;
 use exit::Exit;
+use logging::Logging;
+use pair::PairError;
+use run::{RunError, RunOptions};
+use terminal::PrintableLines;
+use tuntap::TuntapError;
 
 fn main() -> ExitCode {
     let (command, logging) = Cli::parse().split().unwrap_or_else(|error| error.exit());
-    let code = dispatch(command, logging).unwrap_or_else(|error| exit::explain(&error).into());
+    let code = dispatch(command, logging).unwrap_or_else(|error| explain(&error).into());
     logging::finish();
     code
 }
@@ -103,4 +112,34 @@ fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     );
     run::run(config, keys, options)?;
     Ok(Exit::Success.into())
+}
+
+/// Says what went wrong on standard error, and which code says so too.
+fn explain(error: &anyhow::Error) -> Exit {
+    // Where standard error is closed or nobody reads it, there is only the code.
+    if log_output::takes_last_words() {
+        let _said = match error.downcast_ref::<Report>() {
+            Some(report) => writeln!(io::stderr(), "{report}"),
+            None => writeln!(io::stderr(), "vpnd: {}", PrintableLines(format_args!("{error:#}"))),
+        };
+    }
+    code(error)
+}
+
+fn code(error: &anyhow::Error) -> Exit {
+    if error.is::<Report>() {
+        Exit::Config
+    } else if let Some(error) = error.downcast_ref::<RunError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<PairError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<AskError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<DemoError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<TuntapError>() {
+        error.exit()
+    } else {
+        Exit::Failure
+    }
 }

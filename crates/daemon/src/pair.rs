@@ -5,18 +5,85 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
+use clap::Args;
 use ipnet::IpNet;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
 
-use crate::cli::{PairOptions, Site};
+use crate::config::Endpoint;
 use crate::exit::Exit;
 use crate::keys::{self, KeyFileError};
 use crate::terminal;
 use crate::trust::{self, Untrusted};
+
+/// Options of `pair`.
+#[derive(Debug, Args)]
+pub(crate) struct PairOptions {
+    /// One site: its name, and where the other finds it; without an endpoint it finds the other
+    #[arg(value_name = "NAME[=HOST:PORT]")]
+    pub(crate) a: Site,
+    /// The other site
+    #[arg(value_name = "NAME[=HOST:PORT]")]
+    pub(crate) b: Site,
+    /// Where to write: one directory a site, with all that belongs there
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) out: PathBuf,
+    /// A network for the tunnel's own addresses; may be given twice, for IPv4 and IPv6
+    #[arg(long, value_name = "NET", default_value = "10.99.0.0/30", value_parser = inner_network)]
+    pub(crate) inner: Vec<InnerNet>,
+}
+
+/// One end of a pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Site {
+    /// What its tunnel and files are called.
+    pub(crate) name: String,
+    /// Where the other end finds it.
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+impl FromStr for Site {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, endpoint) = match text.split_once('=') {
+            Some((name, endpoint)) => (name, Some(endpoint)),
+            None => (text, None),
+        };
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if name.is_empty() || name.starts_with('-') || !name.bytes().all(allowed) {
+            return Err(format!("`{name}` cannot name a site: letters, digits, - and _ can"));
+        }
+        let endpoint = endpoint.map(Endpoint::from_str).transpose().map_err(|e| e.to_string())?;
+        Ok(Self { name: name.to_owned(), endpoint })
+    }
+}
+
+/// A network with an address for either site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InnerNet {
+    /// The first site's address in it.
+    pub(crate) a: IpNet,
+    /// The second site's.
+    pub(crate) b: IpNet,
+}
+
+/// Picks both sites' addresses.
+pub(crate) fn inner_network(text: &str) -> Result<InnerNet, String> {
+    let net: IpNet = text.parse().map_err(|_| "a network such as 10.99.0.0/30".to_owned())?;
+    // The first address of an IPv6 network is every router's there (RFC 4291 §2.6.1).
+    let anycast = net.addr().is_ipv6() && net.prefix_len() < 127;
+    let mut hosts = net.trunc().hosts().skip(usize::from(anycast));
+    let mut host = || {
+        let address = hosts.next().ok_or_else(|| format!("{net} has no two addresses"))?;
+        IpNet::new(address, net.prefix_len()).map_err(|error| error.to_string())
+    };
+    Ok(InnerNet { a: host()?, b: host()? })
+}
 
 /// Why no pair was written.
 #[derive(Debug, Error)]
@@ -175,7 +242,7 @@ mod tests {
 
     fn options(out: &Path, a: &str, b: &str) -> PairOptions {
         let inner = ["10.99.0.0/30", "fd99::/64"];
-        let inner = inner.map(|net| crate::cli::inner_network(net).unwrap()).to_vec();
+        let inner = inner.map(|net| inner_network(net).unwrap()).to_vec();
         PairOptions { a: a.parse().unwrap(), b: b.parse().unwrap(), out: out.to_owned(), inner }
     }
 
@@ -236,5 +303,26 @@ mod tests {
         let before = std::fs::read(out.path().join("a/a.key")).unwrap();
         assert!(matches!(write(&options), Err(PairError::Key(KeyFileError::Create { .. }))));
         assert_eq!(std::fs::read(out.path().join("a/a.key")).unwrap(), before);
+    }
+
+    #[test]
+    fn both_sites_get_an_address() {
+        let addresses =
+            |text| inner_network(text).map(|net| (net.a.to_string(), net.b.to_string()));
+        let expect = |a: &str, b: &str| Ok((a.to_owned(), b.to_owned()));
+        assert_eq!(addresses("10.99.0.0/30"), expect("10.99.0.1/30", "10.99.0.2/30"));
+        assert_eq!(addresses("10.99.0.0/31"), expect("10.99.0.0/31", "10.99.0.1/31"));
+        assert_eq!(addresses("fd99::/64"), expect("fd99::1/64", "fd99::2/64"));
+        assert_eq!(addresses("fd99::/127"), expect("fd99::/127", "fd99::1/127"));
+        assert_eq!(addresses("10.99.0.0/32"), Err("10.99.0.0/32 has no two addresses".into()));
+    }
+
+    #[test]
+    fn sites() {
+        let site: Site = "a=[2001:db8::1]:51820".parse().unwrap();
+        assert_eq!(site.endpoint.unwrap().to_string(), "[2001:db8::1]:51820");
+        assert_eq!("b".parse(), Ok(Site { name: "b".into(), endpoint: None }));
+        assert!("../b".parse::<Site>().is_err());
+        assert!("b=nowhere".parse::<Site>().is_err());
     }
 }

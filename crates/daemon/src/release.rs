@@ -3,13 +3,20 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use clap::Args;
 use vpnd_device::Netlink;
 
 use crate::ask::socket;
 use crate::changes::JOURNAL;
-use crate::cli::ReleaseOptions;
 use crate::exit::Exit;
 use crate::terminal;
+
+/// Options of `release`.
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseOptions {
+    /// The tunnel's name, or the path of its control socket
+    pub(crate) name: String,
+}
 
 /// Opens a kill switch that has no vpnd.
 pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {

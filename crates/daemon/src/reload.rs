@@ -8,13 +8,33 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::Args;
 
 use crate::ask::{self, SOCKETS, ask, socket};
-use crate::cli::{ReloadOptions, RotateOptions};
 use crate::config::{self, Config, Handed};
 use crate::control::{Announced, Ask, CONFIG};
 use crate::exit::Exit;
 use crate::terminal;
+
+/// Options of `reload`.
+#[derive(Debug, Args)]
+pub(crate) struct ReloadOptions {
+    /// The tunnel, or the path of its control socket
+    pub(crate) name: String,
+    /// Its configuration [default: /etc/vpnd/NAME.toml]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Options of `rotate`.
+#[derive(Debug, Args)]
+pub(crate) struct RotateOptions {
+    /// The tunnel, or the path of its control socket
+    pub(crate) name: String,
+    /// Gives up the keys that were there before
+    #[arg(long)]
+    pub(crate) finish: bool,
+}
 
 /// Where configurations are unless `--config` says otherwise.
 const CONFIGURATIONS: &str = "/etc/vpnd";

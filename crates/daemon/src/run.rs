@@ -1,17 +1,18 @@
 //! Runs one tunnel. The order of a start is the order of the lines in [`run`]: what needs
 //! privileges first, threads last.
 
+mod error;
+
 use std::cell::Cell;
-use std::io;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use clap::Args;
 use futures_util::FutureExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
 use vpnd_device::{
@@ -21,113 +22,41 @@ use vpnd_device::{
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::{Carrier, OpenError, PersistError};
+use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::Engine;
-use vpnd_tunnel::udp::{BindError, Socket, Way};
+use vpnd_tunnel::udp::{Socket, Way};
 
 use crate::changes::{self, Changes};
-use crate::cli::RunOptions;
 use crate::config::{Config, Endpoint, Service};
-use crate::control::{Control, ControlError};
-use crate::exit::Exit;
-use crate::firewall::{self, FirewallError, Tunnel};
+use crate::control::Control;
+use crate::firewall::{self, Tunnel};
 use crate::floor::FloorFile;
-use crate::hooks::{self, Facts, Following, HookError, Hooks, News};
+use crate::hooks::{self, Facts, Following, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
-use crate::netns::{Netns, NetnsError};
+use crate::netns::Netns;
 use crate::panics::Panics;
-use crate::plane::{PacedCarrier, Plane, PlaneError, Surroundings};
+use crate::plane::{PacedCarrier, Plane, Surroundings};
 use crate::presence::Presence;
-use crate::privilege::{self, PrivilegeError};
+use crate::privilege;
 use crate::status::{About, Device};
+use crate::stop::{Asked, Stop};
 use crate::telling::Telling;
 use crate::tenancy::Tenancy;
 use crate::worker::Worker;
 use crate::{opening, options, resolve, service};
 
-/// Why a tunnel did not start, or ended other than by being asked to.
-#[derive(Debug, Error)]
-pub(crate) enum RunError {
-    /// The device cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// Somebody else holds the device.
-    #[error("{error} (attached: {holders})")]
-    Held { error: OpenError, holders: String },
-    /// The device cannot be configured.
-    #[error(transparent)]
-    Device(#[from] vpnd_device::Error),
-    /// The port cannot be had.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The device cannot be made to stay.
-    #[error(transparent)]
-    Persist(#[from] PersistError),
-    /// The packet filter's table cannot be set.
-    #[error(transparent)]
-    Firewall(#[from] FirewallError),
-    /// A network namespace cannot be used.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// A privilege is missing, or cannot be given up.
-    #[error(transparent)]
-    Privilege(#[from] PrivilegeError),
-    /// The same tunnel runs already.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// What it was to run did not succeed.
-    #[error(transparent)]
-    Hook(#[from] HookError),
-    /// It ran and cannot go on.
-    #[error(transparent)]
-    Plane(#[from] PlaneError),
-    /// The control plane itself panicked.
-    #[error(
-        "a part of vpnd has failed, which is a bug; please report what was logged, and start vpnd again"
-    )]
-    Panicked,
-    /// The kernel gives no more descriptors, threads or random numbers.
-    #[error("cannot start: {error}{}", at_the_limit(error))]
-    Start { error: io::Error },
-}
+pub(crate) use error::RunError;
 
-impl RunError {
-    /// The code that `vpnd` ends with.
-    pub(crate) fn exit(&self) -> Exit {
-        match self {
-            Self::Open(OpenError::NoDevice) => Exit::Unavailable,
-            Self::Open(OpenError::Permission { .. } | OpenError::MayNotMake { .. }) => {
-                Exit::Permission
-            }
-            Self::Netns(error) if error.is_permission() => Exit::Permission,
-            Self::Privilege(error) if error.is_permission() => Exit::Permission,
-            Self::Bind(BindError::Privilege { .. }) => Exit::Permission,
-            Self::Firewall(error) if error.is_permission() => Exit::Permission,
-            Self::Device(error) if error.is_permission() => Exit::Permission,
-            _ => Exit::Failure,
-        }
-    }
-}
-
-impl From<io::Error> for RunError {
-    fn from(error: io::Error) -> Self {
-        Self::Start { error }
-    }
-}
-
-/// What the kernel means by EAGAIN when it gives no thread.
-fn at_the_limit(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EAGAIN) => {
-            "; there is no room for another thread: raise the limit of processes (`ulimit -u`, TasksMax= of \
-             the service, pids.max of the container)"
-        }
-        _ => "",
-    }
+/// Options of `run`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RunOptions {
+    /// The tunnel's configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
 }
 
 /// Runs until it is told to stop.
@@ -238,58 +167,6 @@ struct Begun {
     way: Way,
     undo: Undo,
     opener: Option<Opener>,
-}
-
-/// The signals that ask for a clean stop.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-    /// Says that the stop to come is half of a restart.
-    restart: Signal,
-    by: Rc<Cell<Option<Asked>>>,
-}
-
-/// Who asked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// Whoever started vpnd, as a rule: a service manager, which may start it anew at once.
-    Terminate,
-    /// The same, which has said that it will.
-    Restart,
-    /// Somebody at the terminal.
-    Interrupt,
-}
-
-impl Stop {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            restart: signal(SignalKind::user_defined1())?,
-            by: Rc::default(),
-        })
-    }
-
-    async fn asked(&mut self) {
-        let mut restarts = false;
-        let by = loop {
-            tokio::select! {
-                // In this order: who announces a restart does so before it asks for the stop.
-                biased;
-                _ = self.restart.recv() => restarts = true,
-                _ = self.terminate.recv() => {
-                    break if restarts { Asked::Restart } else { Asked::Terminate };
-                }
-                _ = self.interrupt.recv() => break Asked::Interrupt,
-            }
-        };
-        self.by.set(Some(by));
-    }
-
-    /// By whom, once it is.
-    fn asked_by(&self) -> Rc<Cell<Option<Asked>>> {
-        Rc::clone(&self.by)
-    }
 }
 
 impl Host {

@@ -14,9 +14,9 @@ use vpnd_tun::{Adopt, Device, Mode, OpenError, Options, Owner};
 
 use super::netns::Namespace;
 use super::{DemoError, INNER, NAMES, OUTER_A, OUTER_B};
-use crate::cli::{PairOptions, Site, inner_network};
 use crate::config::Endpoint;
 use crate::pair;
+use crate::pair::{PairOptions, Site, inner_network};
 
 /// Opens a device like those that the daemons will want, to say early what is missing.
 ///

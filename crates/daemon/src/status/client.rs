@@ -5,14 +5,24 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::Args;
 use serde_json::Value;
 
 use super::{State, Status, text};
 use crate::ask::{self, AskError, Conversation, SOCKETS, socket};
-use crate::cli::StatusOptions;
 use crate::control::Ask;
 use crate::exit::Exit;
 use crate::terminal::{self, Printable};
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusOptions {
+    /// The tunnel, or the path of its control socket [default: every tunnel that runs]
+    pub(crate) name: Option<String>,
+    /// Prints one JSON object a tunnel
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Asks one tunnel, or all that run, and prints what they say. The exit code is that of the
 /// worst of them.

@@ -19,7 +19,7 @@ use vpnd_tunnel::counters::Counters;
 use crate::loops::Loop;
 use crate::telling::{self, Trouble};
 
-pub(crate) use client::run;
+pub(crate) use client::{StatusOptions, run};
 
 /// The shape's version.
 pub(crate) const SCHEMA: u32 = 1;

@@ -6,11 +6,11 @@ mod words;
 
 use std::process::ExitCode;
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use thiserror::Error;
 use vpnd_tun::{OpenError, PersistError};
 
-use crate::cli::{TuntapCommand, TuntapOptions};
 use crate::exit::Exit;
 use crate::terminal::{self, PrintableLines};
 use holders::{Holders, in_words};
@@ -18,6 +18,38 @@ use look::{Listing, LookError};
 use words::{Said, WordError};
 
 pub(crate) use words::WORDS;
+
+/// Options of `tuntap`.
+#[derive(Debug, Args)]
+pub(crate) struct TuntapOptions {
+    #[command(subcommand)]
+    pub(crate) command: Option<TuntapCommand>,
+    /// Prints one JSON object
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What `tuntap` can do; without a word it lists.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TuntapCommand {
+    /// Makes a device that stays until it is deleted
+    #[command(after_help = WORDS)]
+    Add(Words),
+    /// Deletes a device; its name is enough, and a mode must be the right one
+    #[command(visible_alias = "delete", after_help = WORDS)]
+    Del(Words),
+    /// Shows devices: flags, owner, group, and the processes that are attached
+    #[command(visible_aliases = ["show", "lst"])]
+    List(Words),
+}
+
+/// Words in any order, as `ip` takes them.
+#[derive(Debug, Args)]
+pub(crate) struct Words {
+    /// Such as: dev tun7 mode tun user alice multi_queue
+    #[arg(value_name = "WORD")]
+    pub(crate) words: Vec<String>,
+}
 
 /// Why `tuntap` did not do what was asked.
 #[derive(Debug, Error)]

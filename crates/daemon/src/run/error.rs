@@ -1,0 +1,96 @@
+//! Why a tunnel does not run, and the exit code of each reason.
+
+use std::io;
+
+use thiserror::Error;
+use vpnd_tun::{OpenError, PersistError};
+use vpnd_tunnel::udp::BindError;
+
+use crate::control::ControlError;
+use crate::exit::Exit;
+use crate::firewall::FirewallError;
+use crate::hooks::HookError;
+use crate::netns::NetnsError;
+use crate::plane::PlaneError;
+use crate::privilege::PrivilegeError;
+
+/// Why a tunnel did not start, or ended other than by being asked to.
+#[derive(Debug, Error)]
+pub(crate) enum RunError {
+    /// The device cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Somebody else holds the device.
+    #[error("{error} (attached: {holders})")]
+    Held { error: OpenError, holders: String },
+    /// The device cannot be configured.
+    #[error(transparent)]
+    Device(#[from] vpnd_device::Error),
+    /// The port cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The device cannot be made to stay.
+    #[error(transparent)]
+    Persist(#[from] PersistError),
+    /// The packet filter's table cannot be set.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// A network namespace cannot be used.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// A privilege is missing, or cannot be given up.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    /// The same tunnel runs already.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// What it was to run did not succeed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// It ran and cannot go on.
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    /// The control plane itself panicked.
+    #[error(
+        "a part of vpnd has failed, which is a bug; please report what was logged, and start vpnd again"
+    )]
+    Panicked,
+    /// The kernel gives no more descriptors, threads or random numbers.
+    #[error("cannot start: {error}{}", at_the_limit(error))]
+    Start { error: io::Error },
+}
+
+impl RunError {
+    /// The code that `vpnd` ends with.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Open(OpenError::NoDevice) => Exit::Unavailable,
+            Self::Open(OpenError::Permission { .. } | OpenError::MayNotMake { .. }) => {
+                Exit::Permission
+            }
+            Self::Netns(error) if error.is_permission() => Exit::Permission,
+            Self::Privilege(error) if error.is_permission() => Exit::Permission,
+            Self::Bind(BindError::Privilege { .. }) => Exit::Permission,
+            Self::Firewall(error) if error.is_permission() => Exit::Permission,
+            Self::Device(error) if error.is_permission() => Exit::Permission,
+            _ => Exit::Failure,
+        }
+    }
+}
+
+impl From<io::Error> for RunError {
+    fn from(error: io::Error) -> Self {
+        Self::Start { error }
+    }
+}
+
+/// What the kernel means by EAGAIN when it gives no thread.
+fn at_the_limit(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            "; there is no room for another thread: raise the limit of processes (`ulimit -u`, TasksMax= of \
+             the service, pids.max of the container)"
+        }
+        _ => "",
+    }
+}
