@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use vpnd_crypto::{PublicKey, hash};
 use vpnd_device::{Families, Link, Own};
+use vpnd_protocol::limits::LEAST_DATAGRAM;
 use vpnd_protocol::peer;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Mode;
@@ -13,7 +14,6 @@ use vpnd_tunnel::guard::Guard;
 
 use crate::config::{self, Config, MssClamp, Roam, WhenDown};
 use crate::keys::Keys;
-use crate::plane::LEAST_DATAGRAM;
 use crate::terms::Agreement;
 
 /// For the data path.

@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch as channel};
 use vpnd_device::{Bypass, Missing, PeerState, Seen, Uplink};
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::limits::MAX_DATAGRAM;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
@@ -50,10 +51,6 @@ pub(crate) use reach::Refused;
 
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
-/// The largest UDP payload that one send takes with segmentation.
-const MAX_DATAGRAM: u16 = 65_000;
-/// The UDP payload that every way carries whole; until it is known what this one does.
-pub(crate) const LEAST_DATAGRAM: u16 = 1232;
 /// How often it is looked up what the path carries, at the most.
 const LOOK_AT_THE_WAY: Duration = Duration::from_millis(100);
 /// How often a tunnel without a session looks for the reason. What tells of a wrong key is only

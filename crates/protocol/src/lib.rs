@@ -16,6 +16,7 @@ pub mod handshake;
 mod high_water;
 pub mod inner;
 mod keyring;
+pub mod limits;
 mod liveness;
 pub mod message;
 pub mod peer;

@@ -10,6 +10,7 @@ use nix::unistd::Uid;
 use toml::Spanned;
 use toml::de::DeTable;
 use vpnd_crypto::SecretKey;
+use vpnd_protocol::limits::LEAST_MTU_V6;
 use vpnd_tunnel::udp::Listen;
 
 use super::problem::Problem;
@@ -21,9 +22,6 @@ use crate::hooks::{self, from_directory, look_at};
 use crate::keys::Keys;
 use crate::netns;
 use crate::trust::{Untrusted, future_directory, future_place};
-
-/// The smallest MTU IPv6 runs on (RFC 8200 §5).
-const MIN_MTU_V6: u16 = 1280;
 
 /// Half of it is for asking, by two handshakes at least.
 const TIME_TO_ASK: Duration = Duration::from_secs(15);
@@ -250,9 +248,9 @@ fn peer_addresses(config: &Config, found: &mut Found<'_>) {
 fn mtu(config: &Config, found: &mut Found<'_>) {
     let addresses = config.interface.addresses.iter().copied();
     let mut nets = addresses.chain(config.routes.iter().map(|route| route.to));
-    let narrow = config.interface.mtu.is_some_and(|mtu| mtu < MIN_MTU_V6);
+    let narrow = config.interface.mtu.is_some_and(|mtu| mtu < LEAST_MTU_V6);
     if narrow && nets.any(|net| net.addr().is_ipv6()) {
-        let problem = format!("IPv6 inside the tunnel needs an MTU of {MIN_MTU_V6} at the least");
+        let problem = format!("IPv6 inside the tunnel needs an MTU of {LEAST_MTU_V6} at the least");
         found.at("[interface]", "mtu", Problem::error(problem));
     }
 }

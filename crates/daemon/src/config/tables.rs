@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing::level_filters::LevelFilter;
 use vpnd_crypto::{KeyError, PresharedKey, PublicKey, SecretKey};
+use vpnd_protocol::limits::LEAST_MTU_V6;
 use vpnd_tunnel::udp::{Listen, unmapped};
 
 use super::device::{self, ADOPT, CARRIER};
@@ -218,7 +219,7 @@ const WHEN_DOWN: &[(&str, WhenDown)] =
 fn path(s: &mut Section<'_>) -> (Path, Option<usize>) {
     let path = Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
-        mtu_max: s.take("mtu_max", integer(1280..=65535)),
+        mtu_max: s.take("mtu_max", integer(LEAST_MTU_V6.into()..=65535)),
         gso: s.or("gso", true, value::switch),
         offload: s.or("offload", true, value::switch),
     };

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use super::Peer;
 use crate::frame::{ControlFrame, Ping};
+use crate::limits::LEAST_DATAGRAM;
 use crate::session::OVERHEAD;
 use crate::time::{BootTime, Now};
 
-/// No link of IPv6 carries less (RFC 8200 §5): 1280 bytes, less the headers of IPv6 and UDP.
-const LEAST: u16 = 1280 - 48;
 /// Questions of the full size before silence is an answer.
 const TRIES: u32 = 3;
 /// How far apart they are.
@@ -72,7 +71,7 @@ impl Size {
 
     fn followed(&self) -> Option<u16> {
         let hint = self.hint.filter(|hint| hint.followed)?;
-        Some(hint.most.max(LEAST).min(self.link))
+        Some(hint.most.max(LEAST_DATAGRAM).min(self.link))
     }
 
     /// The number of the PING to send now, of the full size.
@@ -215,7 +214,7 @@ mod tests {
     fn nothing_goes_below_what_every_link_carries() {
         let mut size = hinted();
         size.learn(to(), 500, at(2000));
-        assert_eq!(size.most(), LEAST);
+        assert_eq!(size.most(), LEAST_DATAGRAM);
         size.learn(to(), LINK, at(3000));
         assert_eq!(size.most(), LINK, "the kernel has forgotten it");
     }

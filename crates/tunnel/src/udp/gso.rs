@@ -15,6 +15,7 @@ use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use socket2::{Domain, SockAddr, Type};
+use vpnd_protocol::limits::LEAST_DATAGRAM;
 
 use super::cmsg::{Encoder, Kind};
 use super::{Sent, Socket, Transmit, sys};
@@ -23,8 +24,6 @@ use super::{Sent, Socket, Transmit, sys};
 const MANY: usize = 128;
 /// `UDP_MAX_SEGMENTS` before.
 const FEW: usize = 64;
-/// The smallest MTU of IPv6, less its header and UDP's: a datagram of this size fits any link.
-const ALWAYS_FITS: usize = 1280 - 48;
 /// How many `EINVAL` at a size that fits mean that it is not the size.
 const STRIKES: u32 = 2;
 /// One wasted call in so many costs nothing.
@@ -135,7 +134,7 @@ impl Refusal {
     fn from_error(error: &io::Error, segment: usize) -> Option<Self> {
         match error.raw_os_error()? {
             libc::EIO => Some(Self::Route),
-            libc::EINVAL if segment <= ALWAYS_FITS => Some(Self::Unclear),
+            libc::EINVAL if segment <= usize::from(LEAST_DATAGRAM) => Some(Self::Unclear),
             libc::EMSGSIZE | libc::EINVAL => Some(Self::TooBig),
             _ => None,
         }

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use socket2::SockAddr;
+use vpnd_protocol::limits::MAX_DATAGRAM;
 
 pub use bind::{BindError, Listen, Options};
 pub use refusal::Refusal;
@@ -32,9 +33,8 @@ pub use way::Way;
 
 use gso::Oversize;
 
-/// What a batch may measure: with headers it stays under the kernel's `gso_max_size` of 64 KiB, beyond
-/// which the train would be split in software before it reaches the device.
-pub const MAX_BATCH: usize = 65_000;
+/// What a batch may measure.
+pub const MAX_BATCH: usize = MAX_DATAGRAM as usize;
 
 /// How many batches one call can send.
 pub const MAX_RUNS: usize = 32;

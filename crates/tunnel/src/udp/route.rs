@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::SockAddr;
+use vpnd_protocol::limits::{HEADERS_V4, HEADERS_V6, LEAST_MTU_V6};
 
 use super::Way;
 use super::sys::{self, IntOption};
@@ -11,13 +12,6 @@ use super::sys::{self, IntOption};
 const MTU_V4: IntOption = IntOption { level: libc::SOL_IP, name: libc::IP_MTU, label: "IP_MTU" };
 const MTU_V6: IntOption =
     IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU, label: "IPV6_MTU" };
-/// Bytes in front of a UDP payload.
-const HEADERS_V4: u16 = 28;
-const HEADERS_V6: u16 = 48;
-
-/// Every link of IPv6 carries this, and nearly every other. The kernel may say less where an ICMP message
-/// said so, which anybody can write.
-const LEAST_MTU: u16 = 1280;
 
 /// The largest UDP payload that leaves for `to` in one packet, by this way and from `source` if that is
 /// ours. It is asked anew when the peer moves; what lies beyond the first link nobody here knows.
@@ -32,7 +26,8 @@ pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, way: &Way) -> io:
     // A connected socket has looked its route up; nothing is sent.
     socket.connect(&SockAddr::from(to))?;
     let mtu = sys::get(&socket, if to.is_ipv4() { MTU_V4 } else { MTU_V6 })?;
-    Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU), to))
+    // The kernel may say less where an ICMP message said so, which anybody can write.
+    Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU_V6), to))
 }
 
 /// The largest UDP payload in an IP packet of `mtu` bytes to `to`.
