@@ -4,12 +4,14 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_B4, Site};
 use vpnd_tests::traffic::ping;
+use vpnd_tests::vpnd::Launch;
 use vpnd_tests::{Host, Lab, Vpnd, Wire, eventually, vpnd};
 
-use crate::tunnel::{Tunnel, carries_everything};
+use crate::tunnel::{SOON, Tunnel, carries_everything};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let works =
@@ -17,6 +19,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         works("system::state before and after", state_is_put_back),
         works("system::a device that was there before", existing_device),
+        works("system::the terminal is closed", terminal_closed),
+        works("system::SIGHUP for a service", hangup_of_a_service),
         works("system::device deleted", device_deleted),
         works("system::privileges are given up", privileges),
         works("system::a cable pulled and plugged", cable_pulled),
@@ -53,6 +57,32 @@ fn existing_device(lab: &Lab) -> Result<String> {
     let after = wire.a.network_state()?;
     ensure!(before == after, "before:\n{before}\nafter:\n{after}");
     Ok("its address, MTU and queue length are as before".to_owned())
+}
+
+/// In the foreground, SIGHUP is a stop like any other.
+fn terminal_closed(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let before = wire.a.network_state()?;
+    let (a, _b) = site::pair()?;
+    let mut vpnd = Vpnd::start(&wire.a, &a.towards(Wire::B4))?;
+    vpnd.process().signal(Signal::SIGHUP)?;
+    let status = vpnd.process().wait(SOON)?;
+    ensure!(status.success(), "{status}");
+    let after = wire.a.network_state()?;
+    ensure!(before == after, "before:\n{before}\nafter:\n{after}");
+    Ok("everything is put back, exit code 0".to_owned())
+}
+
+fn hangup_of_a_service(lab: &Lab) -> Result<String> {
+    let wire = Wire::new(lab)?;
+    let (a, _b) = site::pair()?;
+    let mut launch = Launch::to_test()?;
+    launch.environment.push(("NOTIFY_SOCKET", "@vpnd-tests-hangup".to_owned()));
+    let mut vpnd = Vpnd::start_as(&launch, &wire.a, &a.towards(Wire::B4))?;
+    vpnd.process().signal(Signal::SIGHUP)?;
+    vpnd.wait_for_log("reloaded, as asked", SOON)?;
+    vpnd.status()?;
+    Ok("it reads its files again and goes on".to_owned())
 }
 
 fn run_once(host: &Host, look: impl FnOnce(String) -> Result<()>) -> Result<()> {

@@ -26,6 +26,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::config::{self, Config, Handed, Loaded, Report};
 use crate::keys::{self, HandedKeys, KEY_FILES, Keys};
 use crate::status::{SCHEMA, Status};
+use crate::terminal::Printable;
 
 /// A request with its newline is no longer, less the files that follow it.
 const MAX_REQUEST: usize = 4096;
@@ -122,6 +123,7 @@ pub(crate) struct Control {
     path: PathBuf,
     requests: mpsc::Receiver<Request>,
     accepting: JoinHandle<()>,
+    desk: Arc<Desk>,
 }
 
 impl Control {
@@ -145,8 +147,24 @@ impl Control {
         let (send, requests) = mpsc::channel(1);
         let (name, file) = (config.name.clone(), config.file.clone());
         let desk = Desk { name, file, owner: Uid::current(), requests: send };
-        let accepting = tokio::spawn(accept(listener, Arc::new(desk)));
-        Ok(Self { path: path.clone(), requests, accepting })
+        let desk = Arc::new(desk);
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&desk)));
+        Ok(Self { path: path.clone(), requests, accepting, desk })
+    }
+
+    /// What has the tunnel read its own files again and take them up. Files that the daemon's user may not read
+    /// are an error in the log: root hands those over, as `vpnd reload` does.
+    pub(crate) fn rereads(&self) -> impl Fn() + use<> {
+        let desk = Arc::clone(&self.desk);
+        move || {
+            let desk = Arc::clone(&desk);
+            tokio::spawn(async move {
+                if let Err(error) = desk.reread().await {
+                    let name = Printable(&desk.name);
+                    tracing::warn!("not reloaded: {error}; root may use `vpnd reload {name}`");
+                }
+            });
+        }
     }
 
     /// The next request.
@@ -309,14 +327,27 @@ impl Desk {
         replied.await.map(|status| line(&status)).map_err(|_| STOPPING.to_owned())
     }
 
-    /// Only the tunnel itself knows what it runs: it compares, and changes or refuses.
     async fn reload(&self, from: impl AsyncRead + Unpin, files: &[Announced]) -> Answer {
         let handed = receive(from, files).await?;
         let (name, file) = (self.name.clone(), self.file.clone());
+        self.take_up(move || config::load_handed(&name, &file, handed)).await
+    }
+
+    /// The files that the tunnel was started with, as they are now.
+    async fn reread(&self) -> Answer {
+        let file = self.file.clone();
+        self.take_up(move || config::load(&file)).await
+    }
+
+    /// Only the tunnel itself knows what it runs: it compares, and changes or refuses.
+    async fn take_up(
+        &self,
+        load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
+    ) -> Answer {
         // It may look a user up, which may take its time.
         let (give, loaded) = oneshot::channel();
         let load = move || {
-            let loaded = config::load_handed(&name, &file, handed);
+            let loaded = load();
             drop(give.send(loaded.map(|Loaded { config, keys, .. }| Box::new((config, keys)))));
         };
         let started = thread::Builder::new().name("reload".to_owned()).spawn(load);

@@ -287,6 +287,9 @@ impl Host {
         if config.interface.persist {
             vpnd_tun::keep(&self.device.queues[0], &self.device.name)?;
         }
+        if let Some(control) = &self.control {
+            stop.on_reload(control.rereads());
+        }
         let mut plane = self.start(config, keys, hooks.news(), stop.asked_by())?;
         // Packets move on while the hooks of the end are run.
         let stop = async {

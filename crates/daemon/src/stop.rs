@@ -1,4 +1,4 @@
-//! A stop that somebody asks for, by a signal.
+//! The signals: most ask for a stop.
 
 use std::cell::Cell;
 use std::io;
@@ -6,12 +6,18 @@ use std::rc::Rc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask for a clean stop.
+use crate::systemd;
+
+/// The signals that ask for a clean stop, and those that go with them.
 pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
     /// Says that the stop to come is half of a restart.
     restart: Signal,
+    /// The terminal is gone, or a service is to read its files again.
+    hangup: Signal,
+    /// Reads the configuration again, once there is a tunnel that could take it.
+    reload: Option<Box<dyn Fn()>>,
     by: Rc<Cell<Option<Asked>>>,
 }
 
@@ -33,11 +39,18 @@ impl Stop {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             restart: signal(SignalKind::user_defined1())?,
+            hangup: signal(SignalKind::hangup())?,
+            reload: None,
             by: Rc::default(),
         })
     }
 
-    /// Waits for one of them.
+    /// From now on a service reads its files again at SIGHUP.
+    pub(crate) fn on_reload(&mut self, reload: impl Fn() + 'static) {
+        self.reload = Some(Box::new(reload));
+    }
+
+    /// Waits for one that asks for a stop.
     pub(crate) async fn asked(&mut self) {
         let mut restarts = false;
         let by = loop {
@@ -49,6 +62,12 @@ impl Stop {
                     break if restarts { Asked::Restart } else { Asked::Terminate };
                 }
                 _ = self.interrupt.recv() => break Asked::Interrupt,
+                _ = self.hangup.recv() => {
+                    if !systemd::started_us() {
+                        break Asked::Interrupt;
+                    }
+                    self.reload.iter().for_each(|reload| reload());
+                }
             }
         };
         self.by.set(Some(by));
