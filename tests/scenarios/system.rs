@@ -75,7 +75,9 @@ fn terminal_closed(lab: &Lab) -> Result<String> {
 
 fn hangup_of_a_service(lab: &Lab) -> Result<String> {
     let wire = Wire::new(lab)?;
-    let (a, _b) = site::pair()?;
+    let (mut a, _b) = site::pair()?;
+    // Whom it becomes could not read its key.
+    a.service.push("user = \"\"".to_owned());
     let mut launch = Launch::to_test()?;
     launch.environment.push(("NOTIFY_SOCKET", "@vpnd-tests-hangup".to_owned()));
     let mut vpnd = Vpnd::start_as(&launch, &wire.a, &a.towards(Wire::B4))?;
