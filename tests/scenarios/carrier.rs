@@ -98,9 +98,9 @@ fn killed_and_cut(lab: &Lab, both: bool) -> Result<String> {
     ]))
 }
 
-/// Both families at once, as soon as there is a carrier.
+/// Both families, once there is a carrier.
 fn reaches(wire: &Wire) -> Result<()> {
-    [INNER_B4, INNER_B6].into_iter().try_for_each(|to| ping::once(&wire.a, to))
+    [INNER_B4, INNER_B6].into_iter().try_for_each(|to| ping::until_answered(&wire.a, to, SLACK))
 }
 
 /// No datagram of a tunnel arrives any more.

@@ -301,14 +301,15 @@ fn overlapping(lab: &Lab) -> Result<String> {
     let before = a.network_state()?;
     let sending = net.sending()?;
     let mut site = net.a.clone();
-    site.tables.push("[hooks]\ndown = [\"/bin/sleep\", \"2\"]".to_owned());
+    // Longer than a start takes on a machine that does much else.
+    site.tables.push("[hooks]\ndown = [\"/bin/sleep\", \"8\"]".to_owned());
     let mut first = Vpnd::start(a, &site)?;
     let base = net.leaked()?;
     first.process().signal(Signal::SIGTERM)?;
-    first.wait_for_log("hook down: `/bin/sleep 2` begins", SOON)?;
+    first.wait_for_log("hook down: `/bin/sleep 8` begins", SOON)?;
     // Until the second one has the control socket, the first one answers for it.
     let mut second = Vpnd::start(a, &site)?;
-    first.process().wait(SOON)?;
+    first.process().wait(SOON * 2)?;
     let id = u64::from(second.process().id());
     eventually("the second one runs", SOON, || {
         let status = second.status()?;

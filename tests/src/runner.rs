@@ -1,6 +1,6 @@
-//! Runs many scenarios at once: what waits for real timers from the first second on, each in
-//! namespaces of its own; what works the processor, a few at a time beside it; what measures
-//! or floods, alone at the end.
+//! Runs many scenarios at once, each in namespaces of its own: those that wait for real timers, started one shortly
+//! after the other; beside them those that keep a processor busy, a few at a time; and at the end, alone, those that
+//! measure or flood.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -19,13 +19,16 @@ use crate::{Lab, binaries};
 const LIMIT: Duration = Duration::from_secs(19 * 60);
 /// The same for the full counts.
 const LONG_LIMIT: Duration = Duration::from_secs(60 * 60);
+/// Between the starts of two that wait: setting up hosts takes a processor for as long, and all at once would keep each
+/// other from what they have to do within seconds.
+const APART: Duration = Duration::from_millis(250);
 
 /// What a scenario spends its time on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// Waiting: all of these run from the start.
+    /// Waiting: all of these run at once.
     Waits,
-    /// Computing, briefly: as many as there are processors.
+    /// Computing, briefly: one for each processor but one, which is for those that wait.
     Works,
     /// Everything there is: one after another, when nothing else runs.
     Alone,
@@ -132,7 +135,7 @@ fn run(scenarios: Vec<Scenario>) -> Vec<Outcome> {
     let (waiting, working): (Vec<_>, Vec<_>) =
         together.into_iter().partition(|one| one.cost == Cost::Waits);
     let processors = thread::available_parallelism().map_or(2, usize::from);
-    let mut failed = run_together(waiting, working, processors, deadline);
+    let mut failed = run_together(waiting, working, (processors - 1).max(1), deadline);
     failed.extend(run_together(Vec::new(), alone, 1, deadline));
     failed
 }
@@ -146,8 +149,12 @@ fn run_together(
 ) -> Vec<Outcome> {
     let names = waiting.iter().chain(&queue).map(|one| one.name.clone()).collect();
     let (report, outcomes) = channel();
-    for scenario in waiting {
-        work([scenario], &report);
+    for (delay, scenario) in (0..).map(|index| APART * index).zip(waiting) {
+        let after_delay = std::iter::once_with(move || {
+            thread::sleep(delay);
+            scenario
+        });
+        work(after_delay, &report);
     }
     let queue = Arc::new(Mutex::new(queue.into_iter()));
     for _ in 0..workers {
