@@ -70,21 +70,21 @@ pub(crate) enum Command {
     Pubkey(PubkeyOptions),
     /// Prints a new preshared key, or writes it to a file
     Genpsk(OutputOptions),
-    /// Says what is wrong with a configuration, its key files included
+    /// Checks a configuration and its key files
     Check(CheckOptions),
-    /// Says how a running tunnel fares
+    /// Shows the state of running tunnels
     Status(StatusOptions),
-    /// Hands a running tunnel its configuration and keys anew
+    /// Reloads the configuration and keys of a running tunnel
     Reload(ReloadOptions),
-    /// Opens the kill switch of a tunnel that does not run
+    /// Removes the kill switch of a tunnel that does not run
     Release(ReleaseOptions),
-    /// Moves a running tunnel to the keys that come next
+    /// Switches a running tunnel to its next keys
     Rotate(RotateOptions),
     /// Writes ready-to-run configurations and keys for two sites
     Pair(PairOptions),
-    /// Makes, deletes and shows TUN and TAP devices, in the words of `ip tuntap`
+    /// Creates, deletes and lists TUN and TAP devices, with the syntax of `ip tuntap`
     Tuntap(TuntapOptions),
-    /// Shows a tunnel at work, between two network namespaces of this machine
+    /// Runs a demonstration: two sites in network namespaces on this machine
     Demo(DemoOptions),
     /// Runs the hooks of the vpnd that started it
     #[command(name = hooks::WORD, hide = true)]

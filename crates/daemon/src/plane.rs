@@ -47,8 +47,6 @@ use crate::worker::Worker;
 use reach::{Reach, shifted};
 
 pub(crate) use carrier::PacedCarrier;
-pub(crate) use reach::Refused;
-
 /// Load lasts this long after it was last seen.
 const LOAD_LINGERS: Duration = Duration::from_secs(1);
 /// How often it is looked up what the path carries, at the most.
@@ -64,7 +62,7 @@ pub(crate) enum PlaneError {
     #[error("device {name} is gone: somebody deleted it; start vpnd again to make it anew")]
     DeviceGone { name: String },
     /// A data thread ended for another reason.
-    #[error("packets move no more: {0}")]
+    #[error("the data path has stopped: {0}")]
     Stalled(io::Error),
     /// A thread or a task of the daemon panicked.
     #[error(

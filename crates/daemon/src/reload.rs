@@ -57,9 +57,9 @@ pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
     let request = Ask { finish: options.finish, ..Ask::new("rotate") };
     ask(&socket(&options.name), &request)?;
     say(if options.finish {
-        "the elder key of whoever has moved to the next is given up"
+        "the previous keys are no longer accepted"
     } else {
-        "handshakes are made under the next key; `vpnd status` shows it once a session stands"
+        "new handshakes use the next key; `vpnd status --json` shows it as `device.public_key` once a session is established"
     })
 }
 

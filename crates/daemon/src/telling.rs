@@ -2,6 +2,7 @@
 //! one thing that `status` should say when the tunnel does not come up.
 
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
@@ -16,7 +17,6 @@ use crate::config::Mac;
 use crate::logging::RateLimit;
 use crate::loops::{InnerSource, Loop, Outlook};
 use crate::nameservers;
-use crate::plane::Refused;
 use crate::resolve::Failure;
 use crate::zone::Zones;
 
@@ -80,6 +80,13 @@ pub(crate) fn unresolved(failures: &[Failure], inside: &[IpAddr]) -> String {
     format!(
         "{names} cannot be looked up: name server {servers} is reached through the tunnel itself; {help}"
     )
+}
+
+/// What this host refuses to send, and where to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) to: SocketAddr,
+    pub(crate) why: Refusal,
 }
 
 /// A loop of which nothing more is seen is over.
@@ -400,7 +407,7 @@ impl Telling {
     fn closed(&mut self, now: BootTime) {
         self.trouble = Some(Trouble::Closed);
         if let Some(more) = self.limit.allow(Class::Closed, now) {
-            tracing::info!("the peer stops, as it says{more}");
+            tracing::info!("the peer announced that it is shutting down{more}");
         }
     }
 

@@ -22,9 +22,7 @@ pub enum Error {
         device: String,
     },
     /// A peer address without an address of ours to go with it.
-    #[error(
-        "peer address {peer} has no address of ours beside it: each needs one of its own family"
-    )]
+    #[error("peer_address {peer} needs a local address of the same family")]
     LonelyPeer {
         /// The peer's address.
         peer: IpAddr,

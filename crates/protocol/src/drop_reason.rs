@@ -85,7 +85,7 @@ drop_reasons! {
     /// A packet larger than one datagram.
     TooBig => "too_big",
     /// Staged for a session that did not come in time, or pushed out by newer packets.
-    Unstaged => "unstaged",
+    StagingDropped => "staging_dropped",
     /// The kernel refused to send it.
     SendFailed => "send_failed",
     /// The kernel refused it at the device.

@@ -176,7 +176,7 @@ impl Outbound {
     fn stage(&mut self, now: BootTime) {
         let mut lost = 0;
         self.batch.for_each_packet(|packet| lost += self.staging.push(now, packet));
-        self.shared.counters.count(DropReason::Unstaged, lost);
+        self.shared.counters.count(DropReason::StagingDropped, lost);
         self.shared.wake(self.shared.activity.want_handshake.raise());
     }
 
@@ -192,7 +192,7 @@ impl Outbound {
     fn send_staged(&mut self) -> io::Result<()> {
         while !self.staging.is_empty() {
             let now = clock::boot();
-            self.shared.counters.count(DropReason::Unstaged, self.staging.purge(now));
+            self.shared.counters.count(DropReason::StagingDropped, self.staging.purge(now));
             if !self.shared.table.load().sends_at(now) {
                 break;
             }

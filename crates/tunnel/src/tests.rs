@@ -65,7 +65,7 @@ fn several_lines_stage_as_much_as_one_and_each_sends_its_own() {
             let (mut lines, packet) = (lines(&near), read_packet(400));
             lines.iter_mut().for_each(|line| send(line, &packet, 200));
             assert!(near.activity.want_handshake.is_raised());
-            let lost = near.counters.dropped(DropReason::Unstaged);
+            let lost = near.counters.dropped(DropReason::StagingDropped);
             assert_eq!(lost, 200 * u64::from(queues) - STAGED_PACKETS as u64);
             near.table.store(table);
             lines.iter_mut().for_each(|line| line.turn(0).map(drop).unwrap());

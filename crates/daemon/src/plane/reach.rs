@@ -10,6 +10,7 @@ use vpnd_tunnel::clock;
 use vpnd_tunnel::udp::{Refusal, Way};
 
 use super::Plane;
+use crate::telling::Refused;
 
 /// While a refusal stands, it is looked at so often whether it still does.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -17,13 +18,6 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Data threads may still send to an address this long after the path has left it. A refusal that lasts is seen
 /// again with the next packet.
 const IN_FLIGHT: Duration = Duration::from_millis(100);
-
-/// What this host refuses to send, and where to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) to: SocketAddr,
-    pub(crate) why: Refusal,
-}
 
 /// The refusal that stands, if one does.
 #[derive(Default)]

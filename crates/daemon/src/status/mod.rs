@@ -22,7 +22,7 @@ use crate::telling::{self, Trouble};
 pub(crate) use client::{StatusOptions, run};
 
 /// The shape's version.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// One tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub(crate) struct Status {
     pub(crate) attempt: Option<u32>,
     pub(crate) unconfirmed_answers: u32,
     #[serde(default)]
-    pub(crate) way: Option<Way>,
+    pub(crate) path: Option<Path>,
     /// The path marks everything it carries for congestion, so its marks are ignored.
     #[serde(default)]
     pub(crate) ecn_ignored: bool,
@@ -137,7 +137,7 @@ pub(crate) struct Peer {
 
 /// How the way fares, as the peers measure it on the current session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Way {
+pub(crate) struct Path {
     pub(crate) round_trip_ms: f64,
     /// Datagrams sent to the peer, and those of them that had not arrived.
     pub(crate) tx_sent: u64,
@@ -147,7 +147,7 @@ pub(crate) struct Way {
     pub(crate) rx_lost: u64,
 }
 
-impl From<Quality> for Way {
+impl From<Quality> for Path {
     fn from(quality: Quality) -> Self {
         let lost = |loss: Loss| loss.sent - loss.arrived;
         Self {
@@ -261,7 +261,7 @@ impl Status {
             last_received_s: peer.last_received.map(|age| age.as_secs_f64()),
             attempt: peer.attempt,
             unconfirmed_answers: peer.unconfirmed_answers,
-            way: peer.quality.map(Way::from),
+            path: peer.quality.map(Path::from),
             ecn_ignored: false,
             traffic: Traffic::from(peer.traffic),
             drops: drops.collect(),
@@ -452,7 +452,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
         Trouble::Refused { to, why } => {
             format!("what is sent to {to} does not leave this host: {why}")
         }
-        Trouble::Closed => "the peer has stopped, and said so".to_owned(),
+        Trouble::Closed => "the peer announced that it was shutting down".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
              public_key for us is wrong; `vpnd status` over there tells"
             .to_owned(),
@@ -569,7 +569,7 @@ pub(crate) mod tests {
             "last_received_s": 2.5,
             "attempt": null,
             "unconfirmed_answers": 0,
-            "way": {
+            "path": {
                 "round_trip_ms": 12.5,
                 "tx_sent": 200,
                 "tx_lost": 1,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{Bypassed, Device, State, Status, Way};
+use super::{Bypassed, Device, Path, State, Status};
 
 /// The status, a line for each thing.
 pub(crate) fn render(status: &Status) -> String {
@@ -29,8 +29,8 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(text, "  peer     {}  {}", status.peer.public_key, endpoint(status))?;
     writeln!(text, "  session  {}", session(status))?;
     alive(status).iter().try_for_each(|alive| writeln!(text, "  alive    {alive}"))?;
-    if let Some(way) = &status.way {
-        writeln!(text, "  way      {}", describe(way))?;
+    if let Some(path) = &status.path {
+        writeln!(text, "  path     {}", describe(path))?;
     }
     let traffic = &status.traffic;
     writeln!(
@@ -98,10 +98,10 @@ fn alive(status: &Status) -> Option<String> {
     })
 }
 
-fn describe(way: &Way) -> String {
+fn describe(path: &Path) -> String {
     format!(
         "round trip {:.1} ms; lost {} of {} sent, {} of {} to us",
-        way.round_trip_ms, way.tx_lost, way.tx_sent, way.rx_lost, way.rx_sent
+        path.round_trip_ms, path.tx_lost, path.tx_sent, path.rx_lost, path.rx_sent
     )
 }
 

@@ -85,7 +85,7 @@ impl Data {
         }
         for packet in packets {
             let lost = self.staging.push(now, packet);
-            self.count(DropReason::Unstaged, lost);
+            self.count(DropReason::StagingDropped, lost);
         }
         self.wake(self.activity.want_handshake.raise());
     }
@@ -100,11 +100,11 @@ impl Data {
             return;
         }
         let lost = self.staging.purge(now);
-        self.count(DropReason::Unstaged, lost);
+        self.count(DropReason::StagingDropped, lost);
         while let Some(packet) = self.staging.peek().map(<[u8]>::to_vec) {
             self.staging.pop();
             if !self.seal(&[packet], now) {
-                self.count(DropReason::Unstaged, 1);
+                self.count(DropReason::StagingDropped, 1);
                 return;
             }
         }

@@ -102,7 +102,7 @@ fn packets_wait_for_a_session_the_newest_128_and_none_longer_than_100_seconds() 
     world.resolve(Side::A);
     world.run_for(seconds(50));
     (0..200).for_each(|_| world.offer(Side::A));
-    assert_eq!(world[Side::A].drops(DropReason::Unstaged), 73);
+    assert_eq!(world[Side::A].drops(DropReason::StagingDropped), 73);
     world.run_until(seconds(70));
     (0..28).for_each(|_| world.offer(Side::A));
     world.run_until(seconds(151));
