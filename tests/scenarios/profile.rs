@@ -116,7 +116,7 @@ fn says_goodbye(lab: &Lab) -> Result<String> {
     let Tunnel { wire: _wire, a, mut b } =
         Tunnel::with(lab, |a, b| (a.towards(Wire::B4).speaking_vpnd(&[]), b.speaking_vpnd(&[])))?;
     b.process().terminate()?;
-    a.wait_for_log("the peer stops", SOON)?;
+    a.wait_for_log("the peer announced that it is shutting down", SOON)?;
     ensure!(!a.status()?.is_up(), "still up: {}", a.status()?);
     Ok("the other end shows it at once".to_owned())
 }

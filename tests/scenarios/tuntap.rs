@@ -59,7 +59,7 @@ fn same_device(lab: &Lab) -> Result<String> {
     }
     ensure!(does(&host, "add mode tap")? == "tap0\n", "the kernel's first name");
     let second: Value = serde_json::from_str(&does(&host, "add --json mode tap dev tap%d")?)?;
-    ensure!(second == json!({"schema": 2, "name": "tap1"}), "{second}");
+    ensure!(second == json!({"schema": 1, "name": "tap1"}), "{second}");
     Ok(format!("{} devices, each shown by ip -d link and sysfs as ip's own", DEVICES.len()))
 }
 
@@ -162,7 +162,7 @@ fn start(host: &Host) -> Result<Vpnd> {
 fn found(host: &Host) -> Result<Value> {
     let mut listing: Value = serde_json::from_str(&does(host, "list tun0 --json")?)?;
     let devices = listing["devices"].as_array().map(Vec::len);
-    ensure!(devices == Some(1) && listing["schema"] == 2, "{listing}");
+    ensure!(devices == Some(1) && listing["schema"] == 1, "{listing}");
     let mut device = listing["devices"][0].take();
     // Scenarios beside this one have devices of that name in namespaces of their own.
     let processes = device["processes"].as_array_mut().context("no processes")?;
