@@ -19,14 +19,16 @@ use crate::{Lab, binaries};
 const LIMIT: Duration = Duration::from_secs(19 * 60);
 /// The same for the full counts.
 const LONG_LIMIT: Duration = Duration::from_secs(60 * 60);
-/// Between the starts of two that wait: setting up hosts takes a processor for as long, and all at once would keep each
-/// other from what they have to do within seconds.
+/// How many that wait run at once. The kernel makes and deletes network namespaces one after the other, and with many
+/// more each would keep the others from what they have to do within seconds.
+const WAITING: usize = 28;
+/// Between the starts of the first of them, for the same reason.
 const APART: Duration = Duration::from_millis(250);
 
 /// What a scenario spends its time on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// Waiting: all of these run at once.
+    /// Waiting: many of these run at once.
     Waits,
     /// Computing, briefly: one for each processor but one, which is for those that wait.
     Works,
@@ -140,7 +142,7 @@ fn run(scenarios: Vec<Scenario>) -> Vec<Outcome> {
     failed
 }
 
-/// Runs each of `waiting` on a thread, and a queue on as many more as there are `workers`.
+/// Runs `waiting` on many threads, and a queue on as many more as there are `workers`.
 fn run_together(
     waiting: Vec<Scenario>,
     queue: Vec<Scenario>,
@@ -149,21 +151,24 @@ fn run_together(
 ) -> Vec<Outcome> {
     let names = waiting.iter().chain(&queue).map(|one| one.name.clone()).collect();
     let (report, outcomes) = channel();
-    for (delay, scenario) in (0..).map(|index| APART * index).zip(waiting) {
-        let after_delay = std::iter::once_with(move || {
-            thread::sleep(delay);
-            scenario
-        });
-        work(after_delay, &report);
-    }
-    let queue = Arc::new(Mutex::new(queue.into_iter()));
-    for _ in 0..workers {
-        let queue = Arc::clone(&queue);
-        let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-        work(std::iter::from_fn(next), &report);
-    }
+    work_off(waiting, WAITING, APART, &report);
+    work_off(queue, workers, Duration::ZERO, &report);
     drop(report);
     collect(&outcomes, names, deadline)
+}
+
+/// Runs a queue on this many threads, which begin one after the other.
+fn work_off(queue: Vec<Scenario>, workers: usize, apart: Duration, report: &Sender<Outcome>) {
+    let queue = Arc::new(Mutex::new(queue.into_iter()));
+    for delay in (0..).map(|index| apart * index).take(workers) {
+        let queue = Arc::clone(&queue);
+        let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let begin = move || {
+            thread::sleep(delay);
+            std::iter::from_fn(next)
+        };
+        work(std::iter::once_with(begin).flatten(), report);
+    }
 }
 
 fn work(
