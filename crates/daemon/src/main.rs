@@ -77,7 +77,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(options) => start(options, logging),
+        Command::Run(options) => start(&options, logging),
         Command::Genkey(options) => keygen::genkey(&options),
         Command::Pubkey(options) => keygen::pubkey(&options),
         Command::Genpsk(options) => keygen::genpsk(&options),
@@ -95,7 +95,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
+fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     // Before the file is read, for that may fail too.
     changes::announce_start(&config::default_control(&options.config));
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
@@ -110,7 +110,7 @@ fn start(options: RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
         "a benchmark build: data is sealed with {:?} and no secret is safe with it",
         vpnd_protocol::bench::data_cipher()
     );
-    run::run(config, keys, options)?;
+    run::run(config, keys)?;
     Ok(Exit::Success.into())
 }
 

@@ -64,7 +64,7 @@ pub(crate) struct RunOptions {
 /// # Errors
 ///
 /// If it cannot start, or cannot go on.
-pub(crate) fn run(config: Config, keys: Keys, _options: RunOptions) -> Result<(), RunError> {
+pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
     changes::announce_start(&config.service.control);
     // One thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
