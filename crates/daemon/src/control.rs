@@ -496,8 +496,8 @@ mod tests {
         let (_directory, path, _control) = bound();
         let unknown = error_of(&path, b"{\"schema\":2,\"command\":\"dance\"}\n").await;
         assert_eq!(unknown, "command \"dance\" is not known here");
-        let newer = error_of(&path, b"{\"schema\":2,\"command\":\"status\"}\n").await;
-        assert_eq!(newer, "schema 2 is not known here");
+        let newer = error_of(&path, b"{\"schema\":3,\"command\":\"status\"}\n").await;
+        assert_eq!(newer, "schema 3 is not known here");
         assert!(error_of(&path, b"\xff\xfe\n").await.starts_with("this is no request"));
         assert!(error_of(&path, &[b'x'; 4096]).await.contains("4096 bytes"));
     }

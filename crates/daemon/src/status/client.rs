@@ -148,7 +148,7 @@ mod tests {
         for (answer, expected) in [
             (line(&sample()), Exit::Success),
             (later, Exit::Down),
-            ("{\"schema\":1,\"error\":\"no\"}\n".to_owned(), Exit::Unknown),
+            ("{\"schema\":2,\"error\":\"no\"}\n".to_owned(), Exit::Unknown),
             ("nonsense\n".to_owned(), Exit::Unknown),
             (String::new(), Exit::Unknown),
         ] {

@@ -537,7 +537,7 @@ pub(crate) mod tests {
     fn the_schema_stands() {
         let shown = serde_json::to_value(sample()).unwrap();
         let expected = json!({
-            "schema": 1,
+            "schema": 2,
             "name": "site-a",
             "version": "0.1.0",
             "pid": 17,
