@@ -41,7 +41,6 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 fn module(root: &Path, file: &Path) -> String {
     let inside = file.strip_prefix(root).expect("a file below the root").with_extension("");
     let parts: Vec<_> = inside.iter().map(|part| part.to_string_lossy()).collect();
-    let parts = parts.strip_suffix(&["mod".into()][..]).unwrap_or(&parts);
     parts.join("::")
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what does not connect is a figure of nothing")]
 #![allow(clippy::print_stdout, reason = "bytes, beside the times")]
 
+#[path = "common/ends.rs"]
 mod common;
 
 use std::time::Duration;

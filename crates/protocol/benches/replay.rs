@@ -2,6 +2,7 @@
 //! that come in order, out of order, and each a whole window ahead.
 #![allow(clippy::unwrap_used, reason = "what is refused is a figure of nothing")]
 
+#[path = "common/ends.rs"]
 mod common;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! What a batch of datagrams costs at either end of a session: counters, headers, sealing, opening.
 #![allow(clippy::unwrap_used, reason = "what does not open is a figure of nothing")]
 
+#[path = "common/ends.rs"]
 mod common;
 
 use std::time::Duration;
