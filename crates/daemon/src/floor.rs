@@ -16,6 +16,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::Uid;
 use thiserror::Error;
+use tokio::sync::mpsc;
 use vpnd_protocol::time::WallTime;
 use vpnd_protocol::timestamp::{NotATimestamp, Timestamp};
 
@@ -113,6 +114,75 @@ impl FloorFile {
         let path = self.path.clone();
         let written = files.run(move || replace(&path, &format!("{stamp}\n"))).await;
         written.flatten().map_err(|error| FloorError::Write { path: self.path.clone(), error })
+    }
+}
+
+/// Keeps the floor of a running tunnel: one write at a time, and of the stamps that come meanwhile only the newest.
+#[derive(Debug)]
+pub(crate) struct FloorWriter {
+    file: FloorFile,
+    files: Worker,
+    written: (mpsc::Sender<Written>, mpsc::Receiver<Written>),
+    is_writing: bool,
+    /// The stamp to write next.
+    next: Option<Timestamp>,
+    /// Whether the last write failed, and the log says so.
+    fails: bool,
+}
+
+/// A stamp, and whether it is on the disk.
+type Written = (Timestamp, Result<(), FloorError>);
+
+impl FloorWriter {
+    /// Starts the thread that writes.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no thread.
+    pub(crate) fn start(file: FloorFile) -> io::Result<Self> {
+        let (files, written) = (Worker::start("files")?, mpsc::channel(1));
+        Ok(Self { file, files, written, is_writing: false, next: None, fails: false })
+    }
+
+    /// Keeps `stamp`, now or after the one that is being written.
+    pub(crate) fn keep(&mut self, stamp: Timestamp) {
+        if self.is_writing {
+            self.next = Some(stamp);
+            return;
+        }
+        self.is_writing = true;
+        let (file, files) = (self.file.clone(), self.files.clone());
+        let written = self.written.0.clone();
+        tokio::spawn(async move {
+            let result = file.write(&files, stamp).await;
+            // The receiver is gone once the tunnel stops.
+            let _stopped = written.send((stamp, result)).await;
+        });
+    }
+
+    /// The next stamp that is kept, or that could not be, which never keeps a tunnel from working. Nothing is lost
+    /// if the future is dropped.
+    pub(crate) async fn kept(&mut self) -> Timestamp {
+        let Some((stamp, result)) = self.written.1.recv().await else {
+            // It holds a sender itself.
+            return std::future::pending().await;
+        };
+        self.note(result);
+        self.is_writing = false;
+        if let Some(next) = self.next.take() {
+            self.keep(next);
+        }
+        stamp
+    }
+
+    /// The log says once that writing fails, until it succeeds again.
+    fn note(&mut self, result: Result<(), FloorError>) {
+        if let Err(error) = &result
+            && !self.fails
+        {
+            tracing::warn!("{error}");
+        }
+        self.fails = result.is_err();
     }
 }
 
@@ -236,6 +306,30 @@ mod tests {
         }
         let names: Vec<_> = fs::read_dir(state.path().join("deep/down")).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing but the floor stays");
+    }
+
+    #[tokio::test]
+    async fn of_the_stamps_that_wait_only_the_newest_is_written() {
+        let state = tempfile::tempdir().unwrap();
+        let file = FloorFile::open(state.path(), "site-a", None);
+        let mut writer = FloorWriter::start(file.clone()).unwrap();
+        for seconds in [NOW, NOW + 1, NOW + 2] {
+            writer.keep(stamp(seconds));
+        }
+        assert_eq!(writer.kept().await, stamp(NOW));
+        assert_eq!(writer.kept().await, stamp(NOW + 2));
+        assert_eq!(file.read(clock(NOW)).unwrap(), Some(stamp(NOW + 2)));
+    }
+
+    #[tokio::test]
+    async fn a_floor_that_cannot_be_written_holds_nothing_up() {
+        let state = tempfile::tempdir().unwrap();
+        let file = FloorFile::open(state.path(), "site-a", None);
+        fs::create_dir(state.path().join("site-a.floor.new")).unwrap();
+        let mut writer = FloorWriter::start(file).unwrap();
+        writer.keep(stamp(NOW));
+        assert_eq!(writer.kept().await, stamp(NOW));
+        assert!(writer.fails);
     }
 
     #[tokio::test]

@@ -13,14 +13,13 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch as channel};
+use tokio::sync::watch as channel;
 use vpnd_device::{Bypass, Missing, PeerState, Seen, Uplink};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::limits::MAX_DATAGRAM;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
-use vpnd_protocol::timestamp::Timestamp;
 use vpnd_protocol::turn::Framed;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, LOAD_THRESHOLD, Reports, is_gone};
@@ -29,7 +28,7 @@ use vpnd_tunnel::udp::{Refusal, Way, largest_payload, packet_around, payload_wit
 use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::control::{Control, Request};
-use crate::floor::{FloorError, FloorFile};
+use crate::floor::FloorWriter;
 use crate::hooks::News;
 use crate::keys::Keys;
 use crate::life::{Fate, Life};
@@ -42,7 +41,6 @@ use crate::stop::Asked;
 use crate::telling::Telling;
 use crate::terms::Agreement;
 use crate::watch::watch;
-use crate::worker::Worker;
 
 use reach::{Reach, shifted};
 
@@ -94,12 +92,10 @@ pub(crate) struct Surroundings {
     pub(crate) loops: Loops,
     /// The largest packet to send outside, if the configuration says it.
     pub(crate) mtu_max: Option<u16>,
-    pub(crate) floor: FloorFile,
+    pub(crate) floor: FloorWriter,
     /// The device's, where it follows the peer.
     pub(crate) carrier: PacedCarrier,
     pub(crate) resolver: Resolver,
-    /// Writes the floor.
-    pub(crate) files: Worker,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
@@ -119,11 +115,6 @@ pub(crate) struct Plane {
     wake: AsyncFd<OwnedFd>,
     alarm: Alarm,
     watchdog: Option<tokio::time::Interval>,
-    kept: (mpsc::Sender<Kept>, mpsc::Receiver<Kept>),
-    floor_fails: bool,
-    /// The floor being written, and the newest one that waits for its turn.
-    writing: bool,
-    waiting: Option<Timestamp>,
     said: (Liveness, Option<SocketAddr>),
     /// When the peer was last said to be silent.
     silent_at: BootTime,
@@ -139,9 +130,6 @@ pub(crate) struct Plane {
     fragments: Option<u16>,
     datagram: Vec<u8>,
 }
-
-/// A timestamp that is written, or is known not to be.
-type Kept = (Timestamp, Result<(), FloorError>);
 
 impl Plane {
     /// A plane over a data path that runs already.
@@ -159,11 +147,7 @@ impl Plane {
             wake: watch(engine.wake_fd())?,
             alarm: Alarm::new()?,
             watchdog: Service::watchdog_interval().map(tokio::time::interval),
-            kept: mpsc::channel(1),
             started: clock::boot(),
-            floor_fails: false,
-            writing: false,
-            waiting: None,
             said: (Liveness::Idle, None),
             silent_at: BootTime::default(),
             addresses: Vec::new(),
@@ -211,7 +195,7 @@ impl Plane {
                 }
                 lookup = self.around.resolver.changed() => self.looked_up(lookup).await,
                 () = self.around.loops.due() => self.look_for_loops().await,
-                Some((stamp, result)) = self.kept.1.recv() => self.floor_kept(stamp, result),
+                stamp = self.around.floor.kept() => self.peer.floor_kept(clock::now(), stamp),
                 shift = shifted(&mut self.around.uplink) => self.follow_uplink(shift),
                 () = self.reach.check_due() => self.check_reach(),
                 () = self.around.carrier.due() => self.around.carrier.apply(),
@@ -295,7 +279,7 @@ impl Plane {
     fn attend(&mut self, event: &Event) {
         self.telling.tell(clock::boot(), event);
         match event {
-            Event::KeepFloor(stamp) => self.keep_floor(*stamp),
+            Event::KeepFloor(stamp) => self.around.floor.keep(*stamp),
             Event::Unheard => self.change_port(),
             Event::Initiating { attempt, .. } if *attempt > 1 => self.around.resolver.nudge(),
             Event::Moved { .. } | Event::Established(_) => {
@@ -495,39 +479,6 @@ impl Plane {
             (self.peer.rotate(clock::now()), "name the key in `next_private_key_file`, and reload")
         };
         if done { Ok(()) } else { Err(why_not.to_owned()) }
-    }
-
-    /// One write at a time; of those that come meanwhile only the newest matters.
-    fn keep_floor(&mut self, stamp: Timestamp) {
-        if self.writing {
-            self.waiting = Some(stamp);
-            return;
-        }
-        self.writing = true;
-        let (floor, kept) = (self.around.floor.clone(), self.kept.0.clone());
-        let files = self.around.files.clone();
-        tokio::spawn(async move {
-            let result = floor.write(&files, stamp).await;
-            // Nobody listens once the tunnel stops.
-            let _stopped = kept.send((stamp, result)).await;
-        });
-    }
-
-    /// A floor that cannot be kept never keeps a tunnel from working.
-    fn floor_kept(&mut self, stamp: Timestamp, result: Result<(), FloorError>) {
-        match result {
-            Ok(()) => self.floor_fails = false,
-            Err(error) if !self.floor_fails => {
-                tracing::warn!("{error}");
-                self.floor_fails = true;
-            }
-            Err(_) => {}
-        }
-        self.writing = false;
-        self.peer.floor_kept(clock::now(), stamp);
-        if let Some(newer) = self.waiting.take() {
-            self.keep_floor(newer);
-        }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::changes::{self, Changes};
 use crate::config::{Config, Endpoint, Service};
 use crate::control::Control;
 use crate::firewall::{self, Tunnel};
-use crate::floor::FloorFile;
+use crate::floor::{FloorFile, FloorWriter};
 use crate::hooks::{self, Facts, Following, Hooks, News};
 use crate::keys::Keys;
 use crate::life::Life;
@@ -46,7 +46,6 @@ use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::telling::Telling;
 use crate::tenancy::Tenancy;
-use crate::worker::Worker;
 use crate::{opening, options, resolve, service};
 
 pub(crate) use error::RunError;
@@ -337,10 +336,9 @@ impl Host {
             bypassed: self.bypassed,
             loops: self.loops,
             mtu_max: config.path.mtu_max,
-            floor: self.floor,
+            floor: FloorWriter::start(self.floor)?,
             carrier: PacedCarrier::new(self.carrier),
             resolver: resolve::spawn(config.peer.endpoints.clone())?,
-            files: Worker::start("files")?,
             control: self.control,
             service: service::Service::default(),
             hooks,
