@@ -1,6 +1,8 @@
-//! The control socket, on which a running tunnel answers: one line of JSON each way, to root and
-//! to whom the daemon belongs. Files that are handed over follow the line, as they are. The socket
-//! is bound while we may still make its directory.
+//! The control socket, on which a running tunnel answers root and the daemon's own user. It is bound while the daemon
+//! may still make its directory.
+
+mod read;
+mod wire;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,7 +15,6 @@ use std::time::Duration;
 
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Uid;
-use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -21,22 +22,25 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use crate::config::{self, Config, Handed, Loaded, Report};
-use crate::keys::{self, HandedKeys, KEY_FILES, Keys};
+use crate::config::{self, Config, Loaded, Report};
+use crate::keys::Keys;
 use crate::status::{SCHEMA, Status};
 use crate::terminal::Printable;
 
-/// A request with its newline is no longer, less the files that follow it.
-const MAX_REQUEST: usize = 4096;
-/// Who has not sent a request and taken the answer by then is left.
+use read::{read_line, receive};
+use wire::{Done, MAX_REQUEST, line};
+
+pub(crate) use wire::{Announced, Ask, CONFIG, Refusal, STOPPING};
+
+/// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Connections of root that are served at once, and as many of everybody else; further ones wait.
+/// Connections of root that are served at once, and as many of all other users; further ones wait.
 const MAX_CONNECTIONS: usize = 8;
-/// Connections that wait, of either; one more is closed.
+/// Connections that wait for their turn, of root and of all other users; a further one is closed.
 const MAX_WAITING: usize = 16;
-/// The kernel holds so many of those.
+/// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 16;
 
 /// Why there is no control socket.
@@ -65,57 +69,6 @@ pub(crate) enum Request {
         finish: bool,
         reply: oneshot::Sender<Result<(), String>>,
     },
-}
-
-/// What the socket's two ends say to each other.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Ask {
-    /// Always [`SCHEMA`].
-    pub(crate) schema: u32,
-    /// What is wanted.
-    pub(crate) command: String,
-    /// `rotate`: whether the elder keys are given up.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) finish: bool,
-    /// `reload`: what follows the line, in this order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) files: Vec<Announced>,
-}
-
-/// A file that follows the line.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Announced {
-    /// `config`, or the key of the configuration that names it.
-    pub(crate) name: String,
-    /// How long it is.
-    pub(crate) bytes: usize,
-}
-
-/// The configuration's name among what follows the line.
-pub(crate) const CONFIG: &str = "config";
-
-impl Ask {
-    /// A command that needs no more words.
-    pub(crate) fn new(command: &str) -> Self {
-        let command = command.to_owned();
-        Self { schema: SCHEMA, command, finish: false, files: Vec::new() }
-    }
-}
-
-/// The answer when something was done.
-#[derive(Debug, Serialize)]
-struct Done {
-    schema: u32,
-    ok: bool,
-}
-
-/// The answer when there is none.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Refusal {
-    /// Always [`SCHEMA`].
-    pub(crate) schema: u32,
-    /// Why.
-    pub(crate) error: String,
 }
 
 /// The bound socket, and those who talk to it.
@@ -372,78 +325,12 @@ impl Desk {
     }
 }
 
-/// The refusal of a tunnel whose control plane has ended.
-pub(crate) const STOPPING: &str = "the tunnel is about to stop";
-
 async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
     match replied.await {
-        Ok(Ok(())) => Ok(line(&Done { schema: SCHEMA, ok: true })),
+        Ok(Ok(())) => Ok(line(&Done::OK)),
         Ok(Err(refused)) => Err(refused),
         Err(_) => Err(STOPPING.to_owned()),
     }
-}
-
-/// Reads into `buffer` until a line has come; returns it and what came behind it.
-async fn read_line<'b>(
-    client: &mut UnixStream,
-    buffer: &'b mut [u8],
-) -> io::Result<(&'b [u8], &'b [u8])> {
-    let (mut len, mut end) = (0, None);
-    while end.is_none() && len < buffer.len() {
-        let more = client.read(&mut buffer[len..]).await?;
-        if more == 0 {
-            break;
-        }
-        end = buffer[len..len + more].iter().position(|byte| *byte == b'\n').map(|at| len + at + 1);
-        len += more;
-    }
-    Ok(buffer[..len].split_at(end.unwrap_or(len)))
-}
-
-/// Reads the files that follow a line.
-async fn receive(mut from: impl AsyncRead + Unpin, files: &[Announced]) -> Result<Handed, String> {
-    let (mut source, mut keys) = (None, HandedKeys(Vec::new()));
-    for file in files {
-        let named_by = KEY_FILES.into_iter().find(|known| *known == file.name);
-        let known = keys.0.iter().any(|(known, _)| *known == file.name);
-        match named_by {
-            Some(named_by) if !known => {
-                keys.0.push((named_by, read_text(&mut from, file, keys::MAX_LEN).await?));
-            }
-            None if file.name == CONFIG && source.is_none() => {
-                let mut text = read_text(&mut from, file, config::MAX_LEN).await?;
-                source = Some(std::mem::take(&mut *text));
-            }
-            _ => return Err(format!("{:?} is no file to hand over, or comes twice", file.name)),
-        }
-    }
-    let source = source.ok_or("the configuration was not handed over")?;
-    Ok(Handed { source, keys })
-}
-
-/// In memory that is wiped, and that never grows: where it grew, a copy would stay behind.
-async fn read_text(
-    from: &mut (impl AsyncRead + Unpin),
-    file: &Announced,
-    limit: usize,
-) -> Result<Zeroizing<String>, String> {
-    let Announced { name, bytes } = file;
-    if *bytes > limit {
-        return Err(format!("{name}: it has at most {limit} bytes, this {bytes}"));
-    }
-    let mut text = Zeroizing::new(vec![0; *bytes]);
-    from.read_exact(&mut text).await.map_err(|error| format!("{name}: {error}"))?;
-    String::from_utf8(std::mem::take(&mut *text)).map(Zeroizing::new).map_err(|error| {
-        error.into_bytes().zeroize();
-        format!("{name} is no text")
-    })
-}
-
-/// One line of JSON. What is sent here has text for keys, and no number that JSON lacks.
-fn line(message: &impl Serialize) -> String {
-    let mut line = serde_json::to_string(message).unwrap_or_default();
-    line.push('\n');
-    line
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! a veth pair is the wire between them, and two daemons like any other join them. Nothing else
 //! is needed, nothing of this machine is touched, and nothing stays.
 
+mod common;
 mod netns;
 mod packet;
 mod ping;
@@ -11,25 +12,26 @@ mod transfer;
 mod wiretap;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{ExitCode, ExitStatus};
+use std::net::IpAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
 
 use crate::exit::Exit;
 use crate::run::RunError;
+use common::{INNER_A, INNER_B, INNER6_A, INNER6_B, NAMES, OUTER_A, OUTER_B};
 use netns::Wire;
 use site::{Daemon, Files};
 use tell::{Teller, rate, size};
 use transfer::{Limit, Transfer};
 use wiretap::{Seen, Wiretap};
+
+pub(crate) use common::DemoError;
 
 /// Options of `demo`.
 #[derive(Debug, Args)]
@@ -38,31 +40,6 @@ pub(crate) struct DemoOptions {
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
-}
-
-/// Why there is nothing to show.
-#[derive(Debug, Error)]
-pub(crate) enum DemoError {
-    /// Neither a privilege nor a user namespace.
-    #[error(
-        "{step} is refused: {error}; run it as root, or allow user namespaces: the sysctls \
-         user.max_user_namespaces, user.max_net_namespaces, kernel.unprivileged_userns_clone and \
-         kernel.apparmor_restrict_unprivileged_userns decide, in a container its own rules too"
-    )]
-    Forbidden { step: &'static str, error: io::Error },
-    /// A daemon ended before it was told to.
-    #[error("the daemon of {name} ended ({status}); it said:\n{log}")]
-    Ended { name: String, status: ExitStatus, log: String },
-}
-
-impl DemoError {
-    /// The code that `vpnd` ends with.
-    pub(crate) fn exit(&self) -> Exit {
-        match self {
-            Self::Forbidden { .. } => Exit::Permission,
-            Self::Ended { .. } => Exit::Failure,
-        }
-    }
 }
 
 /// Shows it all, or cleans up and says where it ended.
@@ -238,16 +215,6 @@ async fn clean_up(tell: &Teller, daemons: [Daemon; 2], files: Files) -> anyhow::
     Ok(())
 }
 
-/// Does blocking work on a thread of its own, so that an interruption need not wait for it.
-async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> anyhow::Result<T> {
-    let (done, result) = oneshot::channel();
-    // Nobody waits any more after an interruption.
-    std::thread::spawn(move || drop(done.send(work())));
-    result.await.context("a thread of the demonstration panicked")
-}
-
 /// The signals by which somebody wants it to end.
 struct Interruption {
     interrupt: Signal,
@@ -275,17 +242,6 @@ impl Interruption {
     }
 }
 
-/// The sites.
-const NAMES: [&str; 2] = ["site-a", "site-b"];
-/// Addresses of the wire's ends; documentation's own (RFC 5737).
-const OUTER_A: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const OUTER_B: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
-/// The tunnel's networks, and their addresses at its ends.
-const INNER: [&str; 2] = ["10.99.0.0/30", "fd99::/64"];
-const INNER_A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
-const INNER_B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 2));
-const INNER6_A: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1));
-const INNER6_B: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 2));
 /// Each way and family.
 const PINGS: u16 = 5;
 /// What is sent through the tunnel and looked for on the wire.

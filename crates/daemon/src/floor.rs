@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use vpnd_protocol::time::WallTime;
 use vpnd_protocol::timestamp::{NotATimestamp, Timestamp};
 
-use crate::config::Account;
+use crate::account::Account;
 use crate::trust;
 use crate::worker::Worker;
 

@@ -15,7 +15,7 @@ use anyhow::Context;
 use clap::Args;
 use nix::unistd::setsid;
 
-use crate::config::Account;
+use crate::account::Account;
 use crate::{hooks, privilege};
 
 /// How long a helper's end is waited for, or that it reads what it is sent.

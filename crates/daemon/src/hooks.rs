@@ -15,7 +15,6 @@ mod exec;
 mod names;
 mod output;
 mod plan;
-mod program;
 mod runner;
 mod talk;
 mod variables;
@@ -31,9 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub(crate) use plan::{Moment, Plan};
-pub(crate) use program::{from_directory, look_at};
 pub(crate) use runner::{WORD, run, stand_apart};
-pub(crate) use variables::{Facts, plan, wanted};
+pub(crate) use variables::{Facts, plan};
 
 use client::Runner;
 use names::{Found, Names};

@@ -1,6 +1,7 @@
 //! The `vpnd` binary: reads the command line, does what it says, and ends with a code that means
 //! something.
 
+mod account;
 mod alarm;
 mod ask;
 mod changes;
@@ -34,11 +35,13 @@ mod panics;
 mod plane;
 mod presence;
 mod privilege;
+mod program;
 mod release;
 mod reload;
 mod resolve;
 mod run;
 mod service;
+mod show_status;
 mod status;
 mod stop;
 mod systemd;
@@ -82,7 +85,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pubkey(options) => keygen::pubkey(&options),
         Command::Genpsk(options) => keygen::genpsk(&options),
         Command::Check(options) => check::run(&options),
-        Command::Status(options) => status::run(options),
+        Command::Status(options) => show_status::run(options),
         Command::Reload(options) => reload::reload(&options),
         Command::Release(options) => release::run(&options),
         Command::Rotate(options) => reload::rotate(&options),

@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use thiserror::Error;
 
-use crate::config::Account;
+use crate::account::Account;
 
 /// Devices, addresses and routes need it, before and after the drop. Who has it not may run a tunnel on a
 /// device that was made and configured for it.

@@ -81,7 +81,7 @@ type Later = (Leftover, Option<Opener>);
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
     // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
-    let hooks = Hooks::start(hooks::wanted(config))?;
+    let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // Until all is put back, it stays open.

@@ -1,8 +1,7 @@
 //! How a tunnel fares, in the shape that `vpnd status --json` has for good: fields are added,
 //! never changed or removed.
 
-mod client;
-mod text;
+pub(crate) mod text;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,8 +17,6 @@ use vpnd_tunnel::counters::Counters;
 
 use crate::loops::Loop;
 use crate::telling::{self, Trouble};
-
-pub(crate) use client::{StatusOptions, run};
 
 /// The shape's version.
 pub(crate) const SCHEMA: u32 = 2;

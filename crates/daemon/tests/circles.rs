@@ -52,9 +52,19 @@ fn code(file: &Path) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The modules that the code of `of` names by a path from the crate's root.
+/// The modules that the code of `of` names, by a path from the crate's root or from its parent.
 fn named(code: &str, of: &str, names: &BTreeSet<String>) -> BTreeSet<String> {
-    let paths = code.match_indices("crate::").flat_map(|(at, found)| {
+    let parent = of.rsplit_once("::").map_or("", |(parent, _)| parent);
+    let mut found = below("crate::", "", code, names);
+    found.extend(below("super::", parent, code, names));
+    found.extend(below("use ", of, code, names));
+    found.remove(of);
+    found
+}
+
+/// The modules that follow `word` in the code, which stands for the module `base`.
+fn below(word: &str, base: &str, code: &str, names: &BTreeSet<String>) -> BTreeSet<String> {
+    let paths = code.match_indices(word).flat_map(|(at, found)| {
         let path = &code[at + found.len()..];
         // `use crate::{a, b::c};`
         match path.strip_prefix('{').and_then(|group| group.split_once('}')) {
@@ -62,8 +72,11 @@ fn named(code: &str, of: &str, names: &BTreeSet<String>) -> BTreeSet<String> {
             None => vec![path],
         }
     });
-    let found = paths.filter_map(|path| longest(path, names));
-    found.filter(|name| name != of).collect()
+    let full = |path: &str| match base {
+        "" => path.to_owned(),
+        base => format!("{base}::{path}"),
+    };
+    paths.filter_map(|path| longest(&full(path), names)).collect()
 }
 
 /// The module that a path begins with.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -32,7 +32,7 @@ pub(crate) struct Hooks {
     /// Before the device goes.
     pub(crate) down: Vec<Argv>,
     /// How long one command may take.
-    #[serde(serialize_with = "super::as_span")]
+    #[serde(serialize_with = "as_span")]
     pub(crate) timeout: Duration,
 }
 
@@ -54,6 +54,11 @@ pub(super) fn hooks(s: &mut Section<'_>) -> Hooks {
         down: s.or("down", vec![], commands),
         timeout: s.or("timeout", Duration::from_secs(10), value::duration("1s", "5m")),
     }
+}
+
+/// As the file would have it: `10s`.
+pub(super) fn as_span<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&humantime::format_duration(*value))
 }
 
 /// A name of the DNS (RFC 1035 §2.3.1, with the underscore that people use); `~.` is all of them.

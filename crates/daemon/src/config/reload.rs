@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-use super::{Config, Dns, Hooks, Interface, Path, Peer, Service, Socket};
+use super::hooks::{Dns, Hooks};
+use super::model::{Config, Interface, Path, Peer, Service, Socket};
 
 /// What differs and cannot change while the tunnel runs.
 #[derive(Debug, PartialEq, Eq, Error)]

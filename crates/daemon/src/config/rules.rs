@@ -13,14 +13,14 @@ use vpnd_crypto::SecretKey;
 use vpnd_protocol::limits::LEAST_MTU_V6;
 use vpnd_tunnel::udp::Listen;
 
+use super::device::{Adopt, Carrier, Mode};
+use super::model::{Config, Interface, Peer, Roam, Route, WhenDown};
 use super::problem::Problem;
+use super::profile::{AlsoAccept, Protocol};
 use super::section::subject;
-use super::{
-    Adopt, AlsoAccept, Carrier, Config, Interface, Mode, Peer, Protocol, Roam, Route, WhenDown,
-};
-use crate::hooks::{self, from_directory, look_at};
 use crate::keys::Keys;
 use crate::netns;
+use crate::program::{from_directory, look_at};
 use crate::trust::{Untrusted, future_directory, future_place};
 
 /// Half of it is for asking, by two handshakes at least.
@@ -65,7 +65,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
 
 /// Whoever can change the file decides what root runs, and where root's packets go.
 pub(super) fn file(config: &Config, why: &Untrusted) -> Option<Problem> {
-    let matters = Uid::effective().is_root() || hooks::wanted(config);
+    let matters = Uid::effective().is_root() || config.runs_programs();
     let problem = format!("others could change this configuration: {why}");
     let help = "it and all directories above it must belong to root or to whoever starts vpnd, and be \
                 writable by nobody else: keep it in /etc/vpnd, with mode 0600";

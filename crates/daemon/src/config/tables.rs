@@ -12,21 +12,21 @@ use vpnd_protocol::limits::LEAST_MTU_V6;
 use vpnd_tunnel::udp::{Listen, unmapped};
 
 use super::device::{self, ADOPT, CARRIER};
+use super::device::{Adopt, Carrier, Mode, Queues};
 use super::hooks;
+use super::model::{
+    self, Config, Guard, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer, Roam, Route,
+    Service, Socket, WhenDown,
+};
 use super::problem::Problem;
 use super::profile::{CIPHERS, PROTOCOLS, also_accept};
-use super::read::Surroundings;
+use super::profile::{Cipher, Protocol};
 use super::rules::{self, Places};
 use super::section::{Parsed, Section, Value};
+use super::surroundings::Surroundings;
 use super::value::{self, TextResult, choice, expected, integer, list, text};
-use super::{
-    Account, Adopt, Carrier, Cipher, Config, Guard, Interface, LogFormat, Mode, MssClamp, Path,
-    Peer, Protocol, Queues, Roam, Route, Service, Socket, WhenDown,
-};
+use crate::account::Account;
 use crate::keys::Keys;
-
-/// The kernel's number of the table `main`.
-pub(crate) const MAIN_TABLE: u32 = 254;
 
 /// A uid and gid that no account has: Debian keeps 65000 to 65533 back, systemd leaves 65520 to 65533 unused, and
 /// the usual user namespaces of containers know it.
@@ -245,7 +245,7 @@ fn buffer(value: &Value<'_>) -> Parsed<usize> {
 
 fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
     let path = |text: &str| from.path(text);
-    let control = control_of(&from.name);
+    let control = model::control_of(&from.name);
     Service {
         state_dir: s.or("state_dir", PathBuf::from("/var/lib/vpnd"), text(path)),
         control: s.or("control", PathBuf::from(control), text(|text| socket_path(text, from))),
@@ -301,11 +301,6 @@ fn device_name(text: &str) -> TextResult<String> {
     }
     let problem = Problem::error(format!("`{text}` cannot name a network device"));
     Err(problem.help("1 to 15 characters, without blanks, `/`, `:` or `%`"))
-}
-
-/// Where a tunnel of this name is asked, unless its file says otherwise.
-pub(super) fn control_of(name: &str) -> String {
-    format!("/run/vpnd/{name}.sock")
 }
 
 /// A name below `/run/netns`, or the path of a namespace.

@@ -21,7 +21,7 @@ use nix::unistd::{Gid, Uid};
 use rtnetlink::{LinkUnspec, LinkVeth};
 use vpnd_device::{Link, Netlink, Undo};
 
-use super::{DemoError, OUTER_A, OUTER_B};
+use super::common::{DemoError, OUTER_A, OUTER_B};
 
 /// The wire's end at site A.
 pub(super) const DEVICE_A: &str = "wire-a";

@@ -9,8 +9,8 @@ use anyhow::Context;
 use socket2::{Domain, Protocol, Socket, Type};
 use vpnd_tun::Sum;
 
+use super::common::on_thread;
 use super::netns::Namespace;
-use super::on_thread;
 
 /// What came of a series.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
 use vpnd_tun::{Adopt, Device, Mode, OpenError, Options, Owner};
 
+use super::common::{DemoError, INNER, NAMES, OUTER_A, OUTER_B};
 use super::netns::Namespace;
-use super::{DemoError, INNER, NAMES, OUTER_A, OUTER_B};
 use crate::config::Endpoint;
 use crate::pair;
 use crate::pair::{PairOptions, Site, inner_network};

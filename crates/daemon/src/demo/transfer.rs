@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use super::common::on_thread;
 use super::netns::Namespace;
-use super::on_thread;
 
 /// Whichever is reached first.
 #[derive(Clone, Copy, Debug)]

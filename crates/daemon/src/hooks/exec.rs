@@ -19,8 +19,8 @@ use tokio::time::timeout;
 
 use super::output::Lines;
 use super::plan::Argv;
-use super::program;
 use super::talk::{End, Report, Way};
+use crate::program;
 
 /// The highest number of a signal (`_NSIG`).
 const LAST_SIGNAL: libc::c_int = 64;

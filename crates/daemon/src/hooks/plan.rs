@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::program::look_at;
+use crate::program::look_at;
 
 /// When commands are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -128,6 +128,7 @@ impl Plan {
     }
 
     /// Whether nothing is ever run.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.commands.values().all(Vec::is_empty)
     }

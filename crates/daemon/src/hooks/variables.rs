@@ -5,9 +5,10 @@ use std::path::Path;
 
 use vpnd_tunnel::udp::Listen;
 
+use super::dns;
 use super::plan::{Argv, Moment, Plan};
-use super::{dns, program};
 use crate::config::{Config, Mode};
+use crate::program;
 
 /// What is known of a tunnel once its device is there.
 #[derive(Clone, Copy, Debug)]
@@ -32,11 +33,6 @@ impl<'a> Facts<'a> {
             },
         }
     }
-}
-
-/// Whether the configuration has anything run.
-pub(crate) fn wanted(config: &Config) -> bool {
-    !plan(config, Facts::expected(config)).is_empty()
 }
 
 /// All that the configuration has run.
@@ -157,8 +153,18 @@ mod tests {
     }
 
     #[test]
-    fn without_tables_nothing_is_wanted() {
-        let (_directory, file) = site("");
-        assert!(!wanted(&config::load(&file).unwrap().config));
+    fn the_configuration_says_whether_there_is_anything_to_run() {
+        for lines in [
+            "",
+            "[dns]\nservers = '10.99.0.2'",
+            "[dns]\ndomains = 'b.example'",
+            "[hooks]\ndown = [['true']]",
+        ] {
+            let (_directory, file) = site(lines);
+            let config = config::load(&file).unwrap().config;
+            let plan = plan(&config, Facts::expected(&config));
+            assert_eq!(config.runs_programs(), !plan.is_empty(), "{lines}");
+            assert_eq!(config.runs_programs(), !lines.is_empty(), "{lines}");
+        }
     }
 }

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::Value;
 
-use super::{State, Status, text};
 use crate::ask::{self, AskError, Conversation, SOCKETS, socket};
 use crate::control::Ask;
 use crate::exit::Exit;
+use crate::status::{State, Status, text};
 use crate::terminal::{self, Printable};
 
 /// Options of `status`.
@@ -93,8 +93,8 @@ fn ask(path: &Path) -> Result<(Value, Status), AskError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::sample;
     use super::*;
+    use crate::status::tests::sample;
     use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
     use std::thread::{self, JoinHandle};

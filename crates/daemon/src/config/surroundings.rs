@@ -1,0 +1,82 @@
+//! Where a configuration lies: what its relative paths start from, and who could change it.
+
+use std::io;
+use std::path::{self, PathBuf};
+
+use vpnd_crypto::PresharedKey;
+
+use super::problem::Problem;
+use super::value::TextResult;
+use crate::keys::KeySource;
+use crate::trust::{self, Untrusted};
+
+/// What a configuration takes from where it stands.
+pub(super) struct Surroundings {
+    /// The tunnel's name.
+    pub(super) name: String,
+    /// The file, from the root.
+    pub(super) file: PathBuf,
+    /// Where the keys are that it names.
+    pub(super) keys: KeySource,
+    /// The real path of the file, or who else could change it. Nobody could, of one that was handed over.
+    pub(super) trusted: Result<PathBuf, Untrusted>,
+}
+
+impl Surroundings {
+    pub(super) fn of(file: &path::Path) -> Result<Self, Problem> {
+        let unreadable = |e: io::Error| Problem::error(format!("this directory is lost: {e}"));
+        let file = path::absolute(file).map_err(unreadable)?;
+        let stem = file.file_stem().and_then(|stem| stem.to_str());
+        let stem = stem.filter(|stem| !stem.starts_with('.') && !stem.contains(char::is_control));
+        let nameless = || Problem::error("the file's name names the tunnel, and cannot name one");
+        let name = stem.ok_or_else(nameless)?.to_owned();
+        let trusted = match trust::file(&file) {
+            // A pipe that whoever started vpnd has opened for it has no path that could be walked.
+            Err(Untrusted::Unreachable { .. }) if is_descriptor(&file) => Ok(file.clone()),
+            trusted => trusted,
+        };
+        Ok(Self { name, file, keys: KeySource::files(), trusted })
+    }
+
+    /// What to open: the file that was looked at. One that is not trusted is read all the same, to be named.
+    pub(super) fn opened<'a>(&'a self, file: &'a path::Path) -> &'a path::Path {
+        self.trusted.as_deref().unwrap_or(file)
+    }
+
+    /// A path of the file, which counts from the file's directory.
+    pub(super) fn path(&self, text: &str) -> TextResult<PathBuf> {
+        if text.is_empty() || text.contains('\0') {
+            return Err(Problem::error("expected a path"));
+        }
+        Ok(self.file.with_file_name("").join(text))
+    }
+
+    /// A path as [`Self::path`], or `cred:NAME`.
+    pub(super) fn key_path(&self, text: &str) -> TextResult<PathBuf> {
+        if PresharedKey::from_base64(text.trim()).is_ok() {
+            let help = "keep it in a file of its own, mode 0600, and name the file here";
+            return Err(Problem::error("this is a key, not the name of its file")
+                .help(help)
+                .secret());
+        }
+        let Some(name) = text.strip_prefix("cred:") else { return self.path(text) };
+        if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+            return Err(Problem::error(format!("`{name}` cannot name a credential")));
+        }
+        let help = "in the unit: LoadCredential=NAME:/path/of/the/key";
+        let missing = || Problem::error("$CREDENTIALS_DIRECTORY is not set").help(help);
+        match &self.keys {
+            KeySource::Files { credentials } => {
+                Ok(credentials.as_ref().ok_or_else(missing)?.join(name))
+            }
+            // Who handed it over knew where it is.
+            KeySource::Handed(_) => Ok(text.into()),
+        }
+    }
+}
+
+/// Whether a path names a descriptor of ours.
+fn is_descriptor(file: &path::Path) -> bool {
+    let descriptors = ["/dev/fd", "/proc/self/fd"].map(path::Path::new).map(Some);
+    file == path::Path::new("/dev/stdin") || descriptors.contains(&file.parent())
+}

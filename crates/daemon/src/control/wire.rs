@@ -1,0 +1,73 @@
+//! The control protocol: one line of JSON each way. The files that `reload` hands over follow its line as they are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::SCHEMA;
+
+/// The longest request with its newline, in bytes, without the files that follow it.
+pub(super) const MAX_REQUEST: usize = 4096;
+
+/// A request.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ask {
+    /// Always [`SCHEMA`].
+    pub(crate) schema: u32,
+    /// `status`, `reload` or `rotate`.
+    pub(crate) command: String,
+    /// `rotate`: whether the previous keys are given up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) finish: bool,
+    /// `reload`: the files that follow the line, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) files: Vec<Announced>,
+}
+
+/// A file that follows the request's line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Announced {
+    /// `config`, or the key of the configuration that names it.
+    pub(crate) name: String,
+    /// How long it is.
+    pub(crate) bytes: usize,
+}
+
+/// The name of the configuration among the files.
+pub(crate) const CONFIG: &str = "config";
+
+impl Ask {
+    /// A command without options or files.
+    pub(crate) fn new(command: &str) -> Self {
+        let command = command.to_owned();
+        Self { schema: SCHEMA, command, finish: false, files: Vec::new() }
+    }
+}
+
+/// The answer to a request that was carried out.
+#[derive(Debug, Serialize)]
+pub(super) struct Done {
+    schema: u32,
+    ok: bool,
+}
+
+impl Done {
+    pub(super) const OK: Self = Self { schema: SCHEMA, ok: true };
+}
+
+/// The answer to a request that was refused.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    /// Always [`SCHEMA`].
+    pub(crate) schema: u32,
+    /// The reason.
+    pub(crate) error: String,
+}
+
+/// The reason of a refusal when the control plane has ended.
+pub(crate) const STOPPING: &str = "the tunnel is about to stop";
+
+/// One line of JSON. Every message has text for keys and no number that JSON lacks, so this never fails.
+pub(super) fn line(message: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(message).unwrap_or_default();
+    line.push('\n');
+    line
+}
