@@ -186,6 +186,26 @@ impl Reassembly {
         }
     }
 
+    /// Goes on for packets of at most `largest` bytes. Those that wait and may still be whole within that wait on.
+    pub fn resize(&mut self, largest: usize) {
+        if largest == self.largest {
+            return;
+        }
+        let former = mem::replace(self, Self::new(largest));
+        self.died = former.died;
+        for packet in &former.packets[former.unused()..] {
+            if packet.known_len() > largest {
+                self.died += 1;
+                continue;
+            }
+            let at = self.admit(packet.id, packet.count, packet.since);
+            let slot = self.packets[at].slot;
+            let (bytes, from) = (self.bytes_of(slot), former.bytes_of(packet.slot));
+            packet.copy(&former.arena[from], &mut self.arena[bytes]);
+            self.packets[at] = Partial { slot, ..*packet };
+        }
+    }
+
     /// Takes the piece that came with `counter` on the session `generation`, after the replay
     /// window, and whether it met congestion; the whole packet if this was the last that was missing,
     /// and whether any of its pieces met congestion (RFC 3168 §5.3).
@@ -267,6 +287,11 @@ impl Reassembly {
     const fn unused(&self) -> usize {
         WAITING_PACKETS - self.waiting
     }
+
+    /// Where a slot lies in the arena.
+    const fn bytes_of(&self, slot: usize) -> Range<usize> {
+        slot * self.largest..(slot + 1) * self.largest
+    }
 }
 
 /// What the pieces of one packet have in common.
@@ -332,6 +357,19 @@ impl Partial {
         let end = self.others() * self.each;
         slot.copy_within(slot.len() - self.last.., end);
         Some(end + self.last)
+    }
+
+    /// How long the packet is as far as is known.
+    fn known_len(&self) -> usize {
+        self.others() * self.each + self.last
+    }
+
+    /// Copies the pieces that have come to a slot of another size: [`Partial::place`] says where they lie.
+    fn copy(&self, from: &[u8], slot: &mut [u8]) {
+        let others = self.others() * self.each;
+        slot[..others].copy_from_slice(&from[..others]);
+        let (end, from_end) = (slot.len() - self.last, from.len() - self.last);
+        slot[end..].copy_from_slice(&from[from_end..]);
     }
 
     /// How many pieces there are besides the last.
