@@ -11,6 +11,7 @@ use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::engine;
 use vpnd_tunnel::filter::{Filter, Macs, is_link_local};
 use vpnd_tunnel::guard::Guard;
+use vpnd_tunnel::view::Policy;
 
 use crate::config::{self, Config, MssClamp, Roam, WhenDown};
 use crate::keys::Keys;
@@ -18,14 +19,12 @@ use crate::terms::Agreement;
 
 /// For the data path.
 pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
-    engine::Options {
-        mode: mode(config),
-        mtu,
-        clamp: clamp(config, mtu),
-        filter: filter(config),
-        guard: guard(config),
-        macs: macs(&config.peer),
-    }
+    engine::Options { mode: mode(config), guard: guard(config), policy: policy(config, mtu) }
+}
+
+/// What of it may change while the tunnel runs.
+pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
+    Policy::new(mode(config), mtu, clamp(config), filter(config), macs(&config.peer))
 }
 
 /// How the device is to look; `own` tells the tunnel's own datagrams, where they would be led into it.
@@ -173,9 +172,9 @@ fn macs(peer: &config::Peer) -> Option<Macs> {
     (!macs.is_empty()).then(|| Macs::new(&macs))
 }
 
-fn clamp(config: &Config, mtu: u16) -> Option<Clamp> {
+const fn clamp(config: &Config) -> Option<Clamp> {
     match config.path.mss_clamp {
-        MssClamp::Auto => Some(Clamp::Mtu(mtu)),
+        MssClamp::Auto => Some(Clamp::Mtu),
         MssClamp::Fixed(mss) => Some(Clamp::Mss(mss)),
         MssClamp::Off => None,
     }

@@ -13,8 +13,8 @@ use vpnd_protocol::table::Path;
 use vpnd_tun::Mode;
 
 use crate::outer::Outer;
-use crate::shared::Shared;
 use crate::udp::{MAX_BATCH, MAX_RUNS, Transmit};
+use crate::view::View;
 
 /// Datagrams in the making. The buffer is allocated once.
 pub(crate) struct Batch {
@@ -31,7 +31,7 @@ pub(crate) struct Batch {
 
 /// How a packet that goes out whole stands in its datagram.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Framing {
+enum Framing {
     /// IP packets as they are, padded as their device's MTU allows.
     Bare { mtu: usize },
     /// Ethernet frames behind their envelope.
@@ -39,9 +39,9 @@ pub(crate) enum Framing {
 }
 
 impl Framing {
-    pub(crate) fn of(shared: &Shared) -> Self {
-        match shared.mode {
-            Mode::Tun => Self::Bare { mtu: shared.mtu.into() },
+    fn of(mode: Mode, mtu: u16) -> Self {
+        match mode {
+            Mode::Tun => Self::Bare { mtu: mtu.into() },
             Mode::Tap => Self::Ethernet,
         }
     }
@@ -105,7 +105,7 @@ struct Run {
 
 impl Batch {
     /// An empty batch of at most `max_datagrams`.
-    pub(crate) fn new(max_datagrams: usize, framing: Framing) -> Self {
+    fn new(max_datagrams: usize, framing: Framing) -> Self {
         Self {
             buffer: vec![0; MAX_BATCH].into_boxed_slice(),
             used: 0,
@@ -117,8 +117,21 @@ impl Batch {
         }
     }
 
+    /// An empty batch that goes by `view`.
+    pub(crate) fn of(max_datagrams: usize, mode: Mode, view: &View) -> Self {
+        let mut batch = Self::new(max_datagrams, Framing::of(mode, view.policy.mtu()));
+        batch.follow(mode, view);
+        batch
+    }
+
+    /// Packets that are written from now on go by `view`.
+    pub(crate) fn follow(&mut self, mode: Mode, view: &View) {
+        self.framing = Framing::of(mode, view.policy.mtu());
+        self.limit(view.table.largest_datagram());
+    }
+
     /// From now on packets that make a datagram of more than `largest` bytes go out in pieces.
-    pub(crate) fn limit(&mut self, largest: Option<usize>) {
+    fn limit(&mut self, largest: Option<usize>) {
         self.largest = largest;
     }
 

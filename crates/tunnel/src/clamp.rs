@@ -1,35 +1,58 @@
 //! Lowers the MSS that TCP connections agree on, so that their segments fit the tunnel even where
 //! the ICMP that should say so is lost.
 
-use vpnd_tun::Sum;
+use vpnd_tun::{Mode, Sum};
 
 use crate::headers::{TCP, Upper, upper};
 
 /// What segments are kept within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clamp {
-    /// What fits this MTU: less for IPv6, whose header is longer.
-    Mtu(u16),
+    /// What fits the device's MTU: less for IPv6, whose header is longer.
+    Mtu,
     /// This many bytes, in either family.
     Mss(u16),
 }
 
 impl Clamp {
-    const fn limit(self, overhead: u16) -> u16 {
+    /// The limits over a device of this MTU.
+    pub(crate) const fn segments(self, mtu: u16) -> Segments {
         match self {
-            Self::Mtu(mtu) => mtu.saturating_sub(overhead),
-            Self::Mss(mss) => mss,
+            Self::Mtu => Segments {
+                v4: mtu.saturating_sub(IPV4_HEADER + TCP_HEADER),
+                v6: mtu.saturating_sub(IPV6_HEADER + TCP_HEADER),
+            },
+            Self::Mss(mss) => Segments { v4: mss, v6: mss },
         }
     }
 }
 
-/// Lowers the MSS option of a TCP SYN to what `clamp` allows; leaves every other packet alone.
+/// The largest segment in each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segments {
+    v4: u16,
+    v6: u16,
+}
+
+impl Segments {
+    /// Clamps the segment size in what crosses a device of this mode.
+    pub(crate) fn clamp(self, mode: Mode, packet: &mut [u8]) {
+        if let Some(ip) = mode.ip_start(packet) {
+            clamp_mss(&mut packet[ip..], self);
+        }
+    }
+}
+
+/// Lowers the MSS option of a TCP SYN to what `segments` allows; leaves every other packet alone.
 ///
 /// `packet` is one whole IP packet whose TCP checksum is complete; it is adapted, not made anew,
 /// so that a packet damaged before stays recognisably damaged.
-pub fn clamp_mss(packet: &mut [u8], clamp: Clamp) {
-    let Some((tcp, overhead)) = tcp_of(packet) else { return };
-    let limit = clamp.limit(overhead);
+fn clamp_mss(packet: &mut [u8], segments: Segments) {
+    let limit = match packet.first().map(|first| first >> 4) {
+        Some(4) => segments.v4,
+        _ => segments.v6,
+    };
+    let Some(tcp) = tcp_of(packet) else { return };
     let Some(at) = mss_of_syn(tcp) else { return };
     let mss = u16::from_be_bytes([tcp[at], tcp[at + 1]]);
     if mss > limit {
@@ -38,11 +61,10 @@ pub fn clamp_mss(packet: &mut [u8], clamp: Clamp) {
     }
 }
 
-/// The TCP segment of a packet, and the bytes of IP and TCP headers without any options.
-fn tcp_of(packet: &mut [u8]) -> Option<(&mut [u8], u16)> {
+/// The TCP segment of a packet.
+fn tcp_of(packet: &mut [u8]) -> Option<&mut [u8]> {
     let Upper::At { protocol: TCP, start } = upper(packet) else { return None };
-    let ip = if packet[0] >> 4 == 4 { IPV4_HEADER } else { IPV6_HEADER };
-    Some((packet.get_mut(start..)?, ip + TCP_HEADER))
+    packet.get_mut(start..)
 }
 
 /// Where a SYN's MSS lies.
@@ -132,7 +154,7 @@ mod tests {
     }
 
     fn clamped(mut packet: Vec<u8>, mtu: u16) -> Vec<u8> {
-        clamp_mss(&mut packet, Clamp::Mtu(mtu));
+        clamp_mss(&mut packet, Clamp::Mtu.segments(mtu));
         packet
     }
 
@@ -240,7 +262,7 @@ mod tests {
                 }
             }
             let len = bytes.len();
-            clamp_mss(&mut bytes, Clamp::Mtu(mtu));
+            clamp_mss(&mut bytes, Clamp::Mtu.segments(mtu));
             prop_assert_eq!(bytes.len(), len);
         }
     }

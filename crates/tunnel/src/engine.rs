@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 
-use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::cookie::Mac1Key;
@@ -16,14 +15,13 @@ use vpnd_protocol::turn::Framed;
 use vpnd_tun::{Device, Mode};
 
 use crate::abreast::Abreast;
-use crate::clamp::Clamp;
 use crate::counters::Counters;
-use crate::filter::{Filter, Macs};
 use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal, await_room};
 use crate::udp::{Refusal, Sent, Socket, Transmit};
+use crate::view::{Policy, Published};
 use crate::watch::Watch;
 
 /// How many handshake messages wait for the control plane; one more is dropped and counted.
@@ -37,16 +35,10 @@ pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
 pub struct Options {
     /// What crosses the device.
     pub mode: Mode,
-    /// The device's MTU, which padding never exceeds.
-    pub mtu: u16,
-    /// What TCP's segment size is clamped to; `None` leaves it alone.
-    pub clamp: Option<Clamp>,
-    /// Inner source addresses that the peer may use.
-    pub filter: Filter,
     /// Which messages of routers and DHCP servers the peer may not send.
     pub guard: Guard,
-    /// Hardware addresses that the peer's frames may come from; any, if absent.
-    pub macs: Option<Macs>,
+    /// What may change while the threads run.
+    pub policy: Policy,
 }
 
 /// The running data path.
@@ -82,16 +74,12 @@ impl Engine {
             abreast: Abreast::new(device.queues.len()),
             device,
             socket,
-            table: ArcSwap::from_pointee(table),
+            view: Published::new(table, options.policy),
             activity,
             counters: Counters::default(),
-            filter: options.filter,
             guard: options.guard,
             marks_everything: AtomicBool::new(false),
-            macs: options.macs,
             mode: options.mode,
-            mtu: options.mtu,
-            clamp: options.clamp,
             control: Signal::new()?,
             refused: AtomicI32::new(0),
         });
@@ -113,8 +101,19 @@ impl Engine {
 
     /// Makes `table` what the threads work by from their next batch on.
     pub fn publish(&self, table: Table) {
-        self.shared.table.store(Arc::new(table));
+        self.shared.view.set_table(&Arc::new(table));
         self.watch.raise();
+    }
+
+    /// The same for `policy`, which replaces the one there was.
+    pub fn set_policy(&self, policy: &Policy) {
+        self.shared.view.set_policy(policy);
+        self.watch.raise();
+    }
+
+    /// The policy that is published.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.shared.view.load().policy)
     }
 
     /// Sends one datagram of the control plane.
@@ -204,7 +203,7 @@ impl Engine {
 
     /// Ends all threads and waits for them; no key outlives this. The device stays open.
     pub fn stop(&mut self) {
-        let mac1 = self.shared.table.load().mac1.clone();
+        let mac1 = self.shared.view.load().table.mac1.clone();
         self.publish(stopped(mac1));
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {

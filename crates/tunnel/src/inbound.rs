@@ -31,6 +31,7 @@ use crate::ecn::Ecn;
 use crate::shared::Shared;
 use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
 use crate::unpack::{Found, Place, Unpack};
+use crate::view::View;
 use crate::watch::Watch;
 
 /// Bytes of all that one receive may bring.
@@ -109,7 +110,7 @@ impl Inbound {
     /// # Errors
     /// When the device is gone.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        while !self.shared.table.load().stop {
+        while !self.shared.view.load().table.stop {
             match self.receive() {
                 Ok(count) => {
                     self.deliver(count)?;
@@ -137,37 +138,37 @@ impl Inbound {
     /// The first `count` batches received, from the buffer to the device.
     pub(crate) fn deliver(&mut self, count: usize) -> io::Result<()> {
         let (shared, now) = (Arc::clone(&self.shared), clock::boot());
-        let mut table = shared.table.load();
+        let mut view = shared.view.load();
         for batch in 0..count {
             let received = self.received[batch];
-            table = self.open(table, batch * RECEIVE_BUFFER, &received, now);
-            self.accept(&table, &received, now)?;
+            view = self.open(view, batch * RECEIVE_BUFFER, &received, now);
+            self.accept(&view, &received, now)?;
         }
-        drop(table);
+        drop(view);
         self.delivery.flush(&mut self.buffer)
     }
 
-    /// Opens what is for us; returns the table that it was opened by.
+    /// Opens what is for us; returns the view that it was opened by.
     fn open(
         &mut self,
-        mut table: Guard<Arc<Table>>,
+        mut view: Guard<Arc<View>>,
         start: usize,
         received: &Received,
         now: BootTime,
-    ) -> Guard<Arc<Table>> {
-        self.sort(&table, start, received);
+    ) -> Guard<Arc<View>> {
+        self.sort(&view.table, start, received);
         for run in self.slots.chunk_by(Slot::same_session) {
-            if table.opening(run[0].receiver).is_none() {
+            if view.table.opening(run[0].receiver).is_none() {
                 // The key may have been published since this batch began.
-                table = self.shared.table.load();
+                view = self.shared.view.load();
             }
             let opened = &mut self.opened;
-            match table.opening(run[0].receiver) {
+            match view.table.opening(run[0].receiver) {
                 Some(key) => key.open_each(places(&mut self.buffer, run), now, |o| opened.push(o)),
                 None => opened.extend(run.iter().map(|_| Err(DropReason::UnknownIndex))),
             }
         }
-        table
+        view
     }
 
     /// Tells transport data, which gets a slot each, from handshake messages and garbage.
@@ -199,10 +200,11 @@ impl Inbound {
     ///
     /// # Errors
     /// When the device is gone.
-    fn accept(&mut self, table: &Table, received: &Received, now: BootTime) -> io::Result<()> {
+    fn accept(&mut self, view: &View, received: &Received, now: BootTime) -> io::Result<()> {
+        let View { table, policy } = view;
         let (at, outer) =
             (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
-        self.unpack.age_marks(now);
+        self.unpack.begin(policy, now);
         let mut accepting = self.turn.begin(table, &self.shared.activity, at);
         let mut opened = self.opened.drain(..);
         for run in self.slots.chunk_by(Slot::same_session) {
@@ -217,7 +219,7 @@ impl Inbound {
                     if let Inner::Control { len, .. } = inner {
                         return self.control.hand_over(|| accepting.frame(key, datagram, len));
                     }
-                    let place = Place { key, counter: slot.counter, outer, now };
+                    let place = Place { policy, key, counter: slot.counter, outer, now };
                     self.unpack.packet(inner, place, &mut datagram[DATA_HEADER_LEN..])
                 });
                 match found {

@@ -21,6 +21,7 @@ mod outer;
 mod shared;
 pub mod udp;
 mod unpack;
+pub mod view;
 mod watch;
 
 #[cfg(test)]

@@ -24,7 +24,8 @@ use vpnd_protocol::time::BootTime;
 use vpnd_tun::{Mode, READ_BUFFER, VNET_LEN, VnetHeader, split};
 
 use crate::abreast::UnderWay;
-use crate::batch::{Batch, Fit, Framing};
+use crate::batch::{Batch, Fit};
+use crate::clamp::Segments;
 use crate::clock;
 use crate::nested::{Datagram, Watcher};
 use crate::outer::Outer;
@@ -37,6 +38,8 @@ pub(crate) struct Outbound {
     line: usize,
     read: Box<[u8]>,
     batch: Batch,
+    /// What TCP's segment size is clamped to in this batch.
+    segments: Option<Segments>,
     /// Where a packet is whole before it is cut.
     uncut: Box<[u8]>,
     staging: Staging,
@@ -57,12 +60,22 @@ const LIGHT: usize = 4096;
 
 impl Outbound {
     pub(crate) fn new(shared: Arc<Shared>, line: usize) -> Self {
-        let batch = Batch::new(shared.socket.max_segments(), Framing::of(&shared));
+        let view = shared.view.load();
+        let batch = Batch::of(shared.socket.max_segments(), shared.mode, &view);
+        let segments = view.policy.segments();
+        drop(view);
         let read = vec![0; READ_BUFFER].into_boxed_slice();
         let uncut = vec![0; READ_BUFFER].into_boxed_slice();
         let staging = Staging::one_of(shared.device.queues.len());
         let nested = Watcher::default();
-        Self { shared, line, read, batch, uncut, staging, nested }
+        Self { shared, line, read, batch, segments, uncut, staging, nested }
+    }
+
+    /// The next batch goes by what is published now.
+    fn follow(&mut self) {
+        let view = self.shared.view.load();
+        self.batch.follow(self.shared.mode, &view);
+        self.segments = view.policy.segments();
     }
 
     /// Moves what the device has, in at most `limit` reads; what was staged goes first.
@@ -71,7 +84,7 @@ impl Outbound {
     /// When the device is gone.
     pub(crate) fn turn(&mut self, limit: usize) -> io::Result<Load> {
         self.send_staged()?;
-        self.batch.limit(self.shared.table.load().largest_datagram());
+        self.follow();
         let mut bytes = 0;
         for _ in 0..limit {
             match self.shared.device.queues[self.line].read(&mut self.read) {
@@ -86,7 +99,7 @@ impl Outbound {
                 Err(error) if is_gone(&error) => return Err(error),
                 Err(_) => self.shared.counters.count(DropReason::DeviceMalformed, 1),
             }
-            if self.shared.table.load().stop {
+            if self.shared.view.load().table.stop {
                 break;
             }
         }
@@ -136,9 +149,9 @@ impl Outbound {
                 continue;
             };
             segments.write_next(packet);
-            if single {
-                // A SYN is never part of a super-packet.
-                self.shared.clamp(packet);
+            // A SYN is never part of a super-packet.
+            if let Some(segments) = self.segments.filter(|_| single) {
+                segments.clamp(mode, packet);
             }
             if let Fit::Pieces(plan) = fit {
                 self.cut(len, plan, outer)?;
@@ -169,6 +182,7 @@ impl Outbound {
             self.stage(now);
         }
         self.batch.clear();
+        self.follow();
         // A key may have come since, or what was cut for one session goes out anew for the next.
         self.send_staged()
     }
@@ -193,17 +207,18 @@ impl Outbound {
         while !self.staging.is_empty() {
             let now = clock::boot();
             self.shared.counters.count(DropReason::StagingDropped, self.staging.purge(now));
-            if !self.shared.table.load().sends_at(now) {
+            let view = self.shared.view.load();
+            if !view.table.sends_at(now) {
                 break;
             }
-            let mut batch =
-                Batch::new(self.shared.socket.max_segments(), Framing::of(&self.shared));
-            batch.limit(self.shared.table.load().largest_datagram());
+            let mode = self.shared.mode;
+            let mut batch = Batch::of(self.shared.socket.max_segments(), mode, &view);
+            // No key is held while a send waits.
+            drop(view);
             self.drop_too_big(&batch);
             let packets = self.staging.packets();
-            let taken = packets
-                .take_while(|packet| batch.take(packet, Outer::of(self.shared.mode, packet)))
-                .count();
+            let taken =
+                packets.take_while(|packet| batch.take(packet, Outer::of(mode, packet))).count();
             if taken == 0 {
                 break;
             }
@@ -233,8 +248,8 @@ fn seal<'a>(
     now: BootTime,
 ) -> Option<(Path, UnderWay<'a>)> {
     // The guard ends with this function: no key is held while a send waits.
-    let table = shared.table.load();
-    let (key, path) = table.send.as_ref()?;
+    let view = shared.view.load();
+    let (key, path) = view.table.send.as_ref()?;
     if batch.has_pieces() && !key.carries_frames() {
         return None;
     }
@@ -257,7 +272,7 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 await_room(shared.socket.as_fd())?;
-                if shared.table.load().stop {
+                if shared.view.load().table.stop {
                     return Ok(());
                 }
                 at = clock::boot();
@@ -304,10 +319,51 @@ fn is_whole(mode: Mode, packet: &[u8], segments: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clamp::Clamp;
+    use crate::filter::Filter;
     use crate::tests::{ends, inbound, lines, read_packet, receive};
     use crate::udp::tests::in_namespace;
+    use crate::view::Policy;
     use std::thread;
     use vpnd_protocol::replay::WINDOW;
+
+    /// What a device returns for a SYN that offers this MSS.
+    fn read_syn(mss: u16) -> Vec<u8> {
+        let mut read = read_packet(44);
+        let tcp = &mut read[VNET_LEN + 20..];
+        (tcp[12], tcp[13]) = (6 << 4, 2);
+        tcp[20..].copy_from_slice(&[&[2, 4][..], &mss.to_be_bytes()].concat());
+        read[VNET_LEN + 9] = 6;
+        read
+    }
+
+    /// The MSS of a packet's SYN as it is sealed after a policy with this clamp was published.
+    fn clamped(near: &Shared, line: &mut Outbound, mtu: u16, clamp: Option<Clamp>) -> u16 {
+        near.view.set_policy(&Policy::new(Mode::Tun, mtu, clamp, Filter::new(&[]), None));
+        line.flush().unwrap();
+        line.turn(0).map(drop).unwrap();
+        line.split_packet(&read_syn(1400)).unwrap();
+        let mut mss = 0;
+        line.batch.for_each_packet(|packet| mss = u16::from_be_bytes([packet[42], packet[43]]));
+        mss
+    }
+
+    #[test]
+    fn the_segment_size_follows_the_policy() {
+        in_namespace(|| {
+            let (near, _far) = ends(1);
+            let line = &mut lines(&near)[0];
+            for (mtu, clamp, mss) in [
+                (1420, Some(Clamp::Mtu), 1380),
+                (1300, Some(Clamp::Mtu), 1260),
+                (1300, Some(Clamp::Mss(1200)), 1200),
+                (1300, None, 1400),
+                (9000, Some(Clamp::Mtu), 1400),
+            ] {
+                assert_eq!(clamped(&near, line, mtu, clamp), mss, "{clamp:?} over {mtu}");
+            }
+        });
+    }
 
     #[test]
     fn a_line_that_is_held_up_before_its_send_loses_nothing_to_the_others() {

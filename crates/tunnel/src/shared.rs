@@ -5,44 +5,36 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 
-use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::edge::Wake;
-use vpnd_protocol::table::Table;
 use vpnd_tun::{Device, Mode};
 
 use crate::abreast::Abreast;
-use crate::clamp::{Clamp, clamp_mss};
 use crate::counters::Counters;
-use crate::filter::{Filter, Macs};
 use crate::guard::Guard;
 use crate::nested::Datagram;
 use crate::udp::{Refusal, Socket};
+use crate::view::Published;
 
-/// One tunnel, as all its threads see it.
+/// One tunnel, as all its threads see it: what stays as it was opened, the signals and counters, and the
+/// place where what may change is published.
 pub(crate) struct Shared {
     /// A line leads out of each of its queues.
     pub(crate) device: Device,
     pub(crate) abreast: Abreast,
     pub(crate) socket: Socket,
-    pub(crate) table: ArcSwap<Table>,
+    pub(crate) view: Published,
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
-    pub(crate) filter: Filter,
     /// Which messages of routers and servers are stopped.
     pub(crate) guard: Guard,
     /// The path marks everything it carries, so its marks mean nothing.
     pub(crate) marks_everything: AtomicBool,
-    /// Where frames may come from; anywhere, if absent.
-    pub(crate) macs: Option<Macs>,
     /// What crosses the device.
     pub(crate) mode: Mode,
-    pub(crate) mtu: u16,
-    /// What TCP's segment size is clamped to.
-    pub(crate) clamp: Option<Clamp>,
     /// Wakes the control plane.
     pub(crate) control: Signal,
     /// The error number of the first send that our own host refused, until the control plane takes it.
@@ -69,20 +61,13 @@ impl Shared {
 
     /// The counter that whoever seals takes next; 0 where nobody can.
     pub(crate) fn next_counter(&self) -> u64 {
-        self.table.load().send.as_ref().map_or(0, |(key, _)| key.used())
+        self.view.load().table.send.as_ref().map_or(0, |(key, _)| key.used())
     }
 
     /// Whether a datagram among what the device hands out was sent by this very tunnel.
     pub(crate) fn sent(&self, datagram: &Datagram<'_>) -> bool {
         let Datagram { from, to, payload } = *datagram;
-        self.table.load().sent(self.socket.local_port(), from, to, payload)
-    }
-
-    /// Clamps the segment size in what crosses the device.
-    pub(crate) fn clamp(&self, packet: &mut [u8]) {
-        if let (Some(clamp), Some(ip)) = (self.clamp, self.mode.ip_start(packet)) {
-            clamp_mss(&mut packet[ip..], clamp);
-        }
+        self.view.load().table.sent(self.socket.local_port(), from, to, payload)
     }
 }
 

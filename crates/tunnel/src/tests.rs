@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use allocation_counter::measure;
-use arc_swap::ArcSwap;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
@@ -31,9 +30,10 @@ use crate::outbound::Outbound;
 use crate::shared::{Shared, Signal};
 use crate::udp::tests::{bound, in_namespace, ip};
 use crate::udp::{Listen, Socket, Way};
+use crate::view::{Policy, Published};
 use crate::watch::Watch;
 
-const MTU: u16 = 1420;
+pub(crate) const MTU: u16 = 1420;
 
 #[test]
 fn a_packet_crosses_without_a_single_allocation() {
@@ -61,13 +61,14 @@ fn several_lines_stage_as_much_as_one_and_each_sends_its_own() {
     in_namespace(|| {
         for queues in [1, 2, 4] {
             let (near, far) = ends(queues);
-            let table = near.table.swap(Arc::new(keyless()));
+            let table = Arc::clone(&near.view.load().table);
+            near.view.set_table(&Arc::new(keyless()));
             let (mut lines, packet) = (lines(&near), read_packet(400));
             lines.iter_mut().for_each(|line| send(line, &packet, 200));
             assert!(near.activity.want_handshake.is_raised());
             let lost = near.counters.dropped(DropReason::StagingDropped);
             assert_eq!(lost, 200 * u64::from(queues) - STAGED_PACKETS as u64);
-            near.table.store(table);
+            near.view.set_table(&table);
             lines.iter_mut().for_each(|line| line.turn(0).map(drop).unwrap());
             let mut inbound = inbound(&far);
             receive(&mut inbound);
@@ -139,19 +140,21 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
         abreast: Abreast::new(device.queues.len()),
         device,
         socket,
-        table: ArcSwap::from_pointee(table),
+        view: Published::new(table, policy(MTU, "192.0.2.0/24")),
         activity: Arc::new(Activity::default()),
         counters: Counters::default(),
-        filter: Filter::new(&["192.0.2.0/24".parse().unwrap()]),
         guard: Guard::default(),
         marks_everything: AtomicBool::new(false),
-        macs: None,
         mode: Mode::Tun,
-        mtu: MTU,
-        clamp: Some(Clamp::Mtu(MTU)),
         control: Signal::new().unwrap(),
         refused: Default::default(),
     })
+}
+
+/// What lets in one network, over a device of this MTU.
+pub(crate) fn policy(mtu: u16, allowed: &str) -> Policy {
+    let filter = Filter::new(&[allowed.parse().unwrap()]);
+    Policy::new(Mode::Tun, mtu, Some(Clamp::Mtu), filter, None)
 }
 
 fn keyless() -> Table {

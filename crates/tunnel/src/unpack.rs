@@ -17,18 +17,22 @@ use vpnd_tun::Mode;
 
 use crate::ecn::{self, Ecn, Marks, Verdict};
 use crate::shared::Shared;
+use crate::view::Policy;
 
 pub(crate) struct Unpack {
     shared: Arc<Shared>,
     /// Packets of which pieces have come.
     pieces: Reassembly,
+    /// The generation of the policy that this has room for.
+    generation: u64,
     marks: Marks,
     /// When the log was last told of a path that marks everything.
     told: Option<BootTime>,
 }
 
-/// Where a datagram stood, and what befell it on the way.
+/// Where a datagram stood, what befell it on the way, and the policy of its batch.
 pub(crate) struct Place<'a> {
+    pub(crate) policy: &'a Policy,
     pub(crate) key: &'a OpeningKey,
     pub(crate) counter: u64,
     pub(crate) outer: Ecn,
@@ -46,12 +50,20 @@ pub(crate) enum Found<'a> {
 
 impl Unpack {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let pieces = Reassembly::new(shared.mode.largest_packet(shared.mtu).into());
-        Self { shared, pieces, marks: Marks::default(), told: None }
+        let view = shared.view.load();
+        let (pieces, generation) =
+            (Reassembly::new(view.policy.largest_packet()), view.policy.generation());
+        drop(view);
+        Self { shared, pieces, generation, marks: Marks::default(), told: None }
     }
 
-    /// Forgets marks of long ago, before packets are judged by those that are left.
-    pub(crate) fn age_marks(&mut self, now: BootTime) {
+    /// Begins a batch: makes room for what its policy lets pass, and forgets marks of long ago, before packets are
+    /// judged by those that are left.
+    pub(crate) fn begin(&mut self, policy: &Policy, now: BootTime) {
+        if self.generation != policy.generation() {
+            self.generation = policy.generation();
+            self.pieces.resize(policy.largest_packet());
+        }
         self.marks.age(now);
     }
 
@@ -81,12 +93,13 @@ impl Unpack {
     ) -> Result<Found<'_>, DropReason> {
         match inner {
             Inner::Packet { len, source } => {
-                admit(&self.shared, source, self.mark(place.outer), &mut plaintext[..len])?;
+                let mark = self.mark(place.outer);
+                admit(&self.shared, place.policy, mark, (source, &mut plaintext[..len]))?;
                 Ok(Found::Packet(0..len))
             }
             Inner::Ethernet { start, len } => {
                 let mark = self.mark(place.outer);
-                admit_frame(&self.shared, mark, &mut plaintext[start..start + len])?;
+                admit_frame(&self.shared, place.policy, mark, &mut plaintext[start..start + len])?;
                 Ok(Found::Packet(start..start + len))
             }
             Inner::Piece { len, .. } => self.piece(place, &plaintext[..len]),
@@ -108,20 +121,20 @@ impl Unpack {
         let Frame::Fragment(piece) = frame::parse(plaintext)? else {
             return Err(DropReason::UnknownFrame);
         };
-        let Place { key, counter, outer, now } = place;
+        let Place { policy, key, counter, outer, now } = place;
         let believed = self.marks.believed();
         let piece = (piece, outer == Ecn::Ce);
         let whole = self.pieces.insert_marked(key.generation(), counter, piece, now)?;
         let Some((packet, congested)) = whole else { return Ok(Found::Nothing) };
         let mark = Mark { outer: if congested { Ecn::Ce } else { outer }, believed };
         if self.shared.mode == Mode::Tap {
-            admit_frame(&self.shared, mark, packet)?;
+            admit_frame(&self.shared, policy, mark, packet)?;
             return Ok(Found::Whole(packet));
         }
         let Inner::Packet { len, source } = Inner::packet(packet)? else {
             return Err(DropReason::InnerMalformed);
         };
-        admit(&self.shared, source, mark, &mut packet[..len])?;
+        admit(&self.shared, policy, mark, (source, &mut packet[..len]))?;
         Ok(Found::Whole(&packet[..len]))
     }
 }
@@ -137,28 +150,44 @@ struct Mark {
 const TOLD_EVERY: Duration = Duration::from_secs(3600);
 
 /// Lets a packet pass if it may come from the peer, as it is to be delivered.
-fn admit(shared: &Shared, source: IpAddr, mark: Mark, packet: &mut [u8]) -> Result<(), DropReason> {
-    if !shared.filter.allows(source) {
+fn admit(
+    shared: &Shared,
+    policy: &Policy,
+    mark: Mark,
+    (source, packet): (IpAddr, &mut [u8]),
+) -> Result<(), DropReason> {
+    if !policy.filter().allows(source) {
         return Err(DropReason::SourceNotAllowed);
     }
     if shared.guard.stops(packet) {
         return Err(DropReason::Guarded);
     }
     ecn::decapsulate(mark.outer, mark.believed, packet)?;
-    shared.clamp(packet);
+    clamp(shared, policy, packet);
     Ok(())
 }
 
+fn clamp(shared: &Shared, policy: &Policy, packet: &mut [u8]) {
+    if let Some(segments) = policy.segments() {
+        segments.clamp(shared.mode, packet);
+    }
+}
+
 /// A bridge lets everybody in who is not kept out; what the way said of congestion, and the segment size, still count.
-fn admit_frame(shared: &Shared, mark: Mark, frame: &mut [u8]) -> Result<(), DropReason> {
+fn admit_frame(
+    shared: &Shared,
+    policy: &Policy,
+    mark: Mark,
+    frame: &mut [u8],
+) -> Result<(), DropReason> {
     if frame.len() < shared.mode.prefix() {
         return Err(DropReason::InnerMalformed);
     }
     // As a network card does; a bridge would lose it in silence.
-    if frame.len() > shared.mode.largest_packet(shared.mtu).into() {
+    if frame.len() > policy.largest_packet() {
         return Err(DropReason::LargerThanMtu);
     }
-    if shared.macs.as_ref().is_some_and(|macs| !macs.allow(frame)) {
+    if policy.macs().is_some_and(|macs| !macs.allow(frame)) {
         return Err(DropReason::SourceMacNotAllowed);
     }
     if shared.guard.stops_frame(frame) {
@@ -167,6 +196,6 @@ fn admit_frame(shared: &Shared, mark: Mark, frame: &mut [u8]) -> Result<(), Drop
     if let Some(ip) = shared.mode.ip_start(frame) {
         ecn::decapsulate(mark.outer, mark.believed, &mut frame[ip..])?;
     }
-    shared.clamp(frame);
+    clamp(shared, policy, frame);
     Ok(())
 }

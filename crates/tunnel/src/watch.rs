@@ -68,7 +68,7 @@ impl Watch {
     pub(crate) fn run(&self, queue: usize) -> io::Result<()> {
         let (line, alone) = (&self.lines[queue], self.lines.len() == 1);
         let mut light = 0;
-        while !self.shared.table.load().stop {
+        while !self.shared.view.load().table.stop {
             self.inbound_watches.store(false, Relaxed);
             let load = {
                 let mut outbound = line.outbound.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,219 @@
+//! What the data threads work by, as one published value: the [`Table`] of keys and the path, and the
+//! [`Policy`] of the configuration. A thread loads it once per batch, so that a packet never meets one half
+//! of a change.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use vpnd_protocol::table::Table;
+use vpnd_tun::Mode;
+
+use crate::clamp::{Clamp, Segments};
+use crate::filter::{Filter, Macs};
+
+/// The one published value. Each half is shared with the view before it unless it is the half that changed.
+pub(crate) struct View {
+    pub(crate) table: Arc<Table>,
+    pub(crate) policy: Arc<Policy>,
+}
+
+/// Where the view is published. Writers may race each other: none loses another's half.
+pub(crate) struct Published(ArcSwap<View>);
+
+impl Published {
+    pub(crate) fn new(table: Table, policy: Policy) -> Self {
+        Self(ArcSwap::from_pointee(View { table: Arc::new(table), policy: Arc::new(policy) }))
+    }
+
+    /// The view of this moment. A thread drops it before it blocks: it holds keys.
+    pub(crate) fn load(&self) -> arc_swap::Guard<Arc<View>> {
+        self.0.load()
+    }
+
+    /// Replaces the table and keeps the policy.
+    pub(crate) fn set_table(&self, table: &Arc<Table>) {
+        self.0.rcu(|view| View { table: Arc::clone(table), policy: Arc::clone(&view.policy) });
+    }
+
+    /// Replaces the policy, under a new generation, and keeps the table.
+    pub(crate) fn set_policy(&self, policy: &Policy) {
+        self.0.rcu(|view| View {
+            table: Arc::clone(&view.table),
+            policy: Arc::new(policy.clone().after(&view.policy)),
+        });
+    }
+}
+
+/// What the configuration says of packets, as far as it changes while the tunnel runs.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    mtu: u16,
+    largest_packet: u16,
+    segments: Option<Segments>,
+    filter: Filter,
+    macs: Option<Macs>,
+    generation: u64,
+}
+
+impl Policy {
+    /// For a device of this mode and MTU. `clamp` limits TCP's segment size, `filter` says which inner source
+    /// addresses the peer may use, and `macs` which hardware addresses its frames may come from; `None` limits
+    /// nothing.
+    pub fn new(
+        mode: Mode,
+        mtu: u16,
+        clamp: Option<Clamp>,
+        filter: Filter,
+        macs: Option<Macs>,
+    ) -> Self {
+        Self {
+            mtu,
+            largest_packet: mode.largest_packet(mtu),
+            segments: clamp.map(|clamp| clamp.segments(mtu)),
+            filter,
+            macs,
+            generation: 0,
+        }
+    }
+
+    /// The device's MTU, which padding never exceeds.
+    pub const fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// The longest that crosses the device: with Ethernet frames more than the MTU.
+    pub(crate) fn largest_packet(&self) -> usize {
+        self.largest_packet.into()
+    }
+
+    /// What TCP's segment size is clamped to; `None` leaves it alone.
+    pub(crate) const fn segments(&self) -> Option<Segments> {
+        self.segments
+    }
+
+    /// Inner source addresses that the peer may use.
+    pub(crate) const fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// Hardware addresses that the peer's frames may come from; any, if absent.
+    pub(crate) const fn macs(&self) -> Option<&Macs> {
+        self.macs.as_ref()
+    }
+
+    /// Differs between any two policies that were published. What is sized by a policy is renewed when it does.
+    pub(crate) const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The same, to be published after `former`.
+    fn after(self, former: &Self) -> Self {
+        Self { generation: former.generation + 1, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::thread;
+
+    use vpnd_protocol::drop_reason::DropReason;
+
+    use super::*;
+    use crate::outbound::Outbound;
+    use crate::shared::Shared;
+    use crate::tests::{MTU, ends, inbound, lines, policy, read_packet, receive, send};
+    use crate::udp::tests::in_namespace;
+
+    const HERE: &str = "192.0.2.0/24";
+    const ELSEWHERE: &str = "198.51.100.0/24";
+
+    #[test]
+    fn each_publication_keeps_the_other_half_and_every_policy_has_a_generation_of_its_own() {
+        in_namespace(|| {
+            let (near, _) = ends(1);
+            let (view, other) = (&near.view, policy(1300, HERE));
+            let generation = || view.load().policy.generation();
+            let (table, first) = (Arc::clone(&view.load().table), generation());
+            view.set_policy(&other);
+            assert!(Arc::ptr_eq(&table, &view.load().table));
+            assert_eq!((view.load().policy.mtu(), generation()), (1300, first + 1));
+            view.set_table(&table);
+            assert_eq!((view.load().policy.mtu(), generation()), (1300, first + 1));
+            view.set_policy(&other);
+            assert_eq!(generation(), first + 2);
+        });
+    }
+
+    #[test]
+    fn a_policy_that_changes_under_traffic_loses_nothing_and_rules_the_next_batch() {
+        in_namespace(|| {
+            let (near, far) = ends(1);
+            let (mut lines, mut inbound, packet) = (lines(&near), inbound(&far), read_packet(400));
+            let stop = AtomicBool::new(false);
+            let (batches, policies) = thread::scope(|scope| {
+                let changes = scope.spawn(|| {
+                    let mut count = 0u64;
+                    while !stop.load(Relaxed) {
+                        let mtu = if count.is_multiple_of(2) { 1280 } else { MTU };
+                        near.view.set_policy(&policy(mtu, "0.0.0.0/0"));
+                        far.view.set_policy(&policy(mtu, HERE));
+                        count += 1;
+                    }
+                    count
+                });
+                let mut batches = 0;
+                while batches < 2000 || near.view.load().policy.generation() < 1000 {
+                    send(&mut lines[0], &packet, 20);
+                    receive(&mut inbound);
+                    batches += 1;
+                }
+                stop.store(true, Relaxed);
+                (batches, changes.join().unwrap())
+            });
+            let crossed = far.activity.traffic().packets_received;
+            assert_eq!(crossed, 20 * batches, "under {policies} policies");
+            assert_eq!(far.counters.iter().map(|(_, dropped)| dropped).sum::<u64>(), 0);
+            for (allowed, dropped) in [(ELSEWHERE, 20), (HERE, 20), (ELSEWHERE, 40)] {
+                far.view.set_policy(&policy(MTU, allowed));
+                send(&mut lines[0], &packet, 20);
+                receive(&mut inbound);
+                assert_eq!(far.counters.dropped(DropReason::SourceNotAllowed), dropped);
+            }
+        });
+    }
+
+    /// How many bytes one packet of this length becomes on the wire.
+    fn datagram(near: &Shared, line: &mut Outbound, len: u16) -> u64 {
+        let sent = || near.activity.traffic().bytes_sent;
+        let before = sent();
+        send(line, &read_packet(len), 10);
+        (sent() - before) / 10
+    }
+
+    #[test]
+    fn no_datagram_is_larger_than_the_new_mtu_makes_it_and_what_was_queued_before_still_goes() {
+        in_namespace(|| {
+            const OVERHEAD: u64 = 32;
+            let (near, far) = ends(1);
+            let (mut lines, mut inbound) = (lines(&near), inbound(&far));
+            let line = &mut lines[0];
+            // Padded to 16, but never past the MTU.
+            for (mtu, len, padded) in [
+                (MTU, 1290, 1296),
+                (MTU, 1420, 1420),
+                (1290, 1290, 1290),
+                (1290, 1281, 1290),
+                // The kernel had queued it before the device's MTU was lowered.
+                (1290, 1420, 1420 - 1420 % 1290 + 144),
+                (9000, 8990, 8992),
+            ] {
+                near.view.set_policy(&policy(mtu, HERE));
+                line.turn(0).map(drop).unwrap();
+                assert_eq!(datagram(&near, line, len), padded + OVERHEAD, "{len} over {mtu}");
+                receive(&mut inbound);
+            }
+            assert_eq!(far.activity.traffic().packets_received, 60);
+        });
+    }
+}
