@@ -373,38 +373,28 @@ impl Reassembly {
 
 #[test]
 fn a_new_size_keeps_what_waits_and_still_fits() {
-    let (short, long) = (packet(1200, 1), packet(1500, 2));
-    let (short_cuts, long_cuts) =
-        (cut(&short, plan(1200, 500).unwrap()), cut(&long, plan(1500, 500).unwrap()));
-    // Each of three or four pieces, and which of them come before the change.
+    let sent = packet(1200, 1);
+    let cuts = cut(&sent, plan(1200, 500).unwrap());
+    let insert = |reassembly: &mut Reassembly, number: usize, now| {
+        let whole = reassembly.insert(session(0), number as u64, parsed(&cuts[number]), now);
+        whole.unwrap().map(|whole| whole.to_vec())
+    };
+    // Which of the three pieces come before the change.
     for before in 1..0b111 {
         let mut reassembly = Reassembly::new(1500);
-        let insert = |reassembly: &mut Reassembly, number: usize, now| {
-            let counter = 10 + number as u64;
-            let whole = reassembly.insert(session(0), counter, parsed(&short_cuts[number]), now);
-            whole.unwrap().map(|whole| whole.to_vec())
-        };
         let (first, second): (Vec<_>, Vec<_>) =
-            (0..short_cuts.len()).partition(|number| before & (1 << number) != 0);
-        let mut whole = None;
-        for &number in &first {
-            whole = whole.or(insert(&mut reassembly, number, after(0)));
-        }
-        for (at, largest) in [1300, 65_535, 1200, 1200].into_iter().enumerate() {
+            (0..cuts.len()).partition(|number| before & (1 << number) != 0);
+        assert!(first.iter().all(|&one| insert(&mut reassembly, one, after(0)).is_none()));
+        for largest in [1300, 65_535, 1200, 1200] {
             reassembly.resize(largest);
-            assert_eq!(reassembly.purge(after(at as u64)), 0);
         }
-        for &number in &second {
-            whole = whole.or(insert(&mut reassembly, number, after(1999)));
-        }
-        assert_eq!(whole.as_ref(), Some(&short), "{before:b} came before");
+        let whole = second.iter().filter_map(|&one| insert(&mut reassembly, one, after(1999)));
+        assert_eq!(whole.collect::<Vec<_>>(), [&sent[..]], "{before:b} came before");
+        assert_eq!(reassembly.purge(after(9000)), 0);
     }
-    // One that is longer than what may pass from now on.
+    // What is known of it already is longer than what may pass from now on.
     let mut reassembly = Reassembly::new(1500);
-    for number in 0..long_cuts.len() - 1 {
-        let piece = parsed(&long_cuts[number]);
-        assert!(reassembly.insert(session(0), number as u64, piece, after(0)).unwrap().is_none());
-    }
-    reassembly.resize(1000);
+    assert_eq!([0, 1].map(|one| insert(&mut reassembly, one, after(0))), [None, None]);
+    reassembly.resize(700);
     assert_eq!(reassembly.purge(after(0)), 1);
 }

@@ -31,6 +31,22 @@ impl Peer {
         self.renew(now);
     }
 
+    /// The device has another MTU, and `largest_packet` is the longest that crosses it. The peer is told at once;
+    /// the limits of a key follow with the next session.
+    pub fn device_changed(&mut self, now: Now, mtu: u16, largest_packet: u16) {
+        self.follow_edges(now);
+        (self.config.mtu, self.config.largest_packet) = (mtu, largest_packet);
+        if self.frames_flow() {
+            self.greet(now);
+        }
+        if let Some((mtu, mac)) =
+            self.greeting.as_ref().map(|greeting| (greeting.mtu, greeting.mac))
+        {
+            self.compare_devices(mtu, mac);
+        }
+        self.handle_wake(now);
+    }
+
     /// Initiates under our next key, and goes on so once a session stands under it; says whether there
     /// is a next key.
     pub fn rotate(&mut self, now: Now) -> bool {

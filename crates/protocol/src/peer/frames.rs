@@ -183,7 +183,7 @@ impl Peer {
 
     /// Two ends of one Ethernet: a longer frame of one is lost at the other, and two stations of one address
     /// never hear each other.
-    fn compare_devices(&mut self, mtu: u16, mac: Option<[u8; 6]>) {
+    pub(super) fn compare_devices(&mut self, mtu: u16, mac: Option<[u8; 6]>) {
         let Some(own) = self.config.mac else { return };
         let ours = self.config.mtu;
         self.events.push_back(Event::Devices {

@@ -90,6 +90,29 @@ fn a_profile_changes_at_one_end_and_back_while_the_other_accepts_both() {
 }
 
 #[test]
+fn the_peer_is_told_of_another_mtu_at_once_and_on_every_session() {
+    let mut world = flowing(|_, options| options.protocol = PLAIN);
+    for (mtu, then) in [(1300, seconds(1)), (9000, seconds(1)), (9000, seconds(300))] {
+        let now = world.now;
+        if world[Side::B].peer_mtu(now) != Some(mtu) {
+            world.at(Side::A, |end, now| end.set_mtu(now, mtu));
+        }
+        world.run_for(then);
+        let now = world.now;
+        let mtus = Side::BOTH.map(|side| world[side].peer_mtu(now));
+        assert_eq!(mtus, [Some(1420), Some(mtu)]);
+    }
+    assert!(sessions(&world, Side::B) >= 3);
+    ensure_nothing_lost(&world);
+    let mut reference = flowing(|_, options| options.protocol = Protocol::WireGuard);
+    let before = reference.told(Side::B, |_| true).len();
+    reference.at(Side::A, |end, now| end.set_mtu(now, 1300));
+    reference.run_for(seconds(20));
+    assert_eq!(reference.told(Side::B, |_| true).len(), before, "WireGuard has no word for it");
+    ensure_nothing_lost(&reference);
+}
+
+#[test]
 fn an_end_that_is_not_to_accept_it_never_does() {
     let mut world = flowing(|_, options| options.protocol = POST_QUANTUM);
     world[Side::A].options.protocol = PLAIN;

@@ -305,6 +305,17 @@ impl End {
         self.flush(now);
     }
 
+    /// Its device has another MTU.
+    pub(crate) fn set_mtu(&mut self, now: Duration, mtu: u16) {
+        self.peer.device_changed(self.clock(now), mtu, mtu);
+        self.flush(now);
+    }
+
+    /// What the peer said of its MTU.
+    pub(crate) fn peer_mtu(&mut self, now: Duration) -> Option<u16> {
+        self.peer.status(self.clock(now)).greeting.map(|greeting| greeting.mtu)
+    }
+
     /// Goes over to its next key.
     pub(crate) fn rotate(&mut self, now: Duration) {
         assert!(self.peer.rotate(self.clock(now)), "there is a next key");
