@@ -52,6 +52,9 @@ pub enum Error {
          its own, and the rules that lead there"
     )]
     NoTable,
+    /// Nobody keeps the device any more.
+    #[error("the device is not kept as it should be any more, which is a bug; start vpnd again")]
+    NotKept,
     /// The kernel refused one step.
     #[error("{step} {device}: {error}{}", step.hint(device, .error))]
     Refused {

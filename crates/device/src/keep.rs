@@ -4,6 +4,8 @@
 //! What cannot be added is tried again, on a timer and whenever the kernel tells of something that may make it
 //! possible.
 
+mod mtu;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -28,6 +30,10 @@ use crate::restore::{self, Attempt, Found};
 use crate::route::Added;
 use crate::undo::Undo;
 use crate::{Netlink, Setup, link, route, rule};
+
+pub use mtu::DeviceMtu;
+
+use mtu::NewMtu;
 
 /// From the first sign to the look: changes come in crowds.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -52,6 +58,7 @@ pub struct Keeper {
     missing: watch::Receiver<Vec<Missing>>,
     bypassed: watch::Receiver<Vec<Bypass>>,
     own: watch::Sender<OwnTraffic>,
+    mtu: mpsc::Sender<NewMtu>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Setup>,
 }
@@ -101,6 +108,7 @@ impl Keeper {
         let (peer, alive) = watch::channel(false);
         let (report, missing) = watch::channel(Vec::new());
         let (own, traffic) = watch::channel(OwnTraffic::default());
+        let (new_mtu, new_mtus) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
         let (Setup { mut plan, mut undo }, handle) = (setup, netlink.handle.clone());
         let found = Found { missing: std::mem::take(&mut plan.missing), ..Found::default() };
@@ -115,6 +123,7 @@ impl Keeper {
             undo,
             alive,
             traffic,
+            new_mtus,
             following: Following::default(),
             report,
             said: BTreeMap::new(),
@@ -126,7 +135,7 @@ impl Keeper {
         };
         keeping.conclude(found, true);
         let task = tokio::spawn(keeping.run(news, stopped));
-        Self { peer, missing, bypassed, own, stop, task }
+        Self { peer, missing, bypassed, own, mtu: new_mtu, stop, task }
     }
 
     /// Who tells it of the peer.
@@ -149,6 +158,11 @@ impl Keeper {
         OwnState(self.own.clone())
     }
 
+    /// Who sets the device's MTU.
+    pub fn mtu(&self) -> DeviceMtu {
+        DeviceMtu(self.mtu.clone())
+    }
+
     /// Stops; none if it has panicked.
     pub async fn stop(self) -> Option<Setup> {
         // Only a panic has dropped the other end.
@@ -163,6 +177,7 @@ struct Keeping {
     undo: Undo,
     alive: watch::Receiver<bool>,
     traffic: watch::Receiver<OwnTraffic>,
+    new_mtus: mpsc::Receiver<NewMtu>,
     following: Following,
     /// How its bridge has it.
     port: KnownPort,
@@ -213,6 +228,7 @@ impl Keeping {
                 Ok(()) = self.alive.changed() => self.following.hear(),
                 () = self.guards.due() => self.guards.put_back(&self.handle, &self.plan).await,
                 Ok(()) = self.traffic.changed() => self.follow_own().await,
+                Some(new) = self.new_mtus.recv() => self.set_mtu(new).await,
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
                     self.following.due = None;
                     self.follow_peer().await;
@@ -351,23 +367,6 @@ impl Keeping {
             self.undo.name(named);
         }
         Some(link)
-    }
-
-    /// Somebody who sets another MTU has a reason; it is said once and left.
-    fn compare_mtu(&mut self, link: &LinkMessage) {
-        let Some(configured) = self.plan.mtu else { return };
-        let (device, mtu) = (&self.plan.device, link::mtu(link));
-        if self.mtu.replace(mtu).unwrap_or(configured) == mtu {
-            return;
-        }
-        if mtu == configured {
-            tracing::info!("the MTU of {device} is {mtu} again, as configured");
-            return;
-        }
-        tracing::warn!(
-            "the MTU of {device} was {configured} and somebody made it {mtu}; it stays so, and the \
-             tunnel goes by the configured one"
-        );
     }
 
     /// Says what was found, as far as that is new, and when to look again.

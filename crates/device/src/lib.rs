@@ -48,7 +48,7 @@ pub use controller::Kind;
 pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, Namespace};
-pub use keep::{Keeper, OwnState, OwnTraffic, PeerState};
+pub use keep::{DeviceMtu, Keeper, OwnState, OwnTraffic, PeerState};
 pub use leftover::Leftover;
 pub use lookup::{Found, Question};
 pub use mark::Mark;

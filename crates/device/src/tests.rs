@@ -294,6 +294,31 @@ fn who_may_not_change_it_may_find_it_done() {
 }
 
 #[test]
+fn an_mtu_that_is_set_later_is_put_back_too() {
+    in_namespace(|netlink, _news| async move {
+        ip("link set there mtu 1400");
+        for first in [1400, 1420] {
+            let before = state();
+            let wanted = Link { mtu: Some(first), ..link() };
+            let setup = netlink.configure(&wanted, Undo::default()).await.unwrap();
+            let keeper = Keeper::spawn(&netlink, Heard::everything().unwrap(), setup);
+            let device = keeper.mtu();
+            for mtu in [1300, 1500, 1500, first] {
+                device.set(mtu).await.unwrap();
+                assert!(ip("link show there").contains(&format!("mtu {mtu} ")));
+            }
+            let refused = device.set(40).await.unwrap_err().to_string();
+            assert!(refused.starts_with("setting MTU 40 on there: "), "{refused}");
+            device.set(1350).await.unwrap();
+            let setup = keeper.stop().await.unwrap();
+            assert!(matches!(device.set(1300).await, Err(Error::NotKept)));
+            netlink.undo(setup, Stays::default()).await;
+            assert_eq!(state(), before);
+        }
+    });
+}
+
+#[test]
 fn what_others_do_to_it_is_seen() {
     in_namespace(|netlink, _news| async move {
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();

@@ -1,0 +1,81 @@
+//! The MTU of the device while it is kept: set anew when the configuration has another, and compared when
+//! somebody else may have changed it.
+
+use rtnetlink::packet_route::link::LinkMessage;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Keeping;
+use crate::error::{Error, Step};
+use crate::link::{self, Device};
+use crate::undo::Change;
+
+/// Sets the MTU of the device that a [`Keeper`](super::Keeper) keeps.
+#[derive(Clone, Debug)]
+pub struct DeviceMtu(pub(super) mpsc::Sender<NewMtu>);
+
+/// A request to set the MTU, and where the answer goes.
+#[derive(Debug)]
+pub(super) struct NewMtu {
+    mtu: u32,
+    done: oneshot::Sender<Result<(), Error>>,
+}
+
+impl DeviceMtu {
+    /// Returns when the kernel has confirmed it. What the device had at the start is put back at the end.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses, or that the device is not kept any more; it is as before then.
+    pub async fn set(&self, mtu: u32) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.0.send(NewMtu { mtu, done }).await.map_err(|_stopped| Error::NotKept)?;
+        answer.await.map_err(|_stopped| Error::NotKept)?
+    }
+}
+
+impl Keeping {
+    pub(super) async fn set_mtu(&mut self, NewMtu { mtu, done }: NewMtu) {
+        let result = self.change_mtu(mtu).await;
+        // Who asked may have stopped.
+        let _gone = done.send(result);
+    }
+
+    async fn change_mtu(&mut self, mtu: u32) -> Result<(), Error> {
+        let found = self.device().await;
+        let gone = || Error::NoDevice { device: self.plan.device.clone() };
+        let before = link::mtu(&found.ok_or_else(gone)?);
+        let device = Device { name: &self.plan.device, index: self.plan.index };
+        if before != mtu {
+            link::change(&self.handle, device, Step::Mtu(mtu)).await?;
+            let is_of_mtu = |change: &Change| match change {
+                Change::Link(before) => {
+                    before.header.index == device.index && link::mtu(before) != 0
+                }
+                _ => false,
+            };
+            // The first change of all says what to put back.
+            if !self.undo.changes().iter().any(is_of_mtu) {
+                self.undo.extend([Change::Link(link::message(device.index, Step::Mtu(before)))]);
+            }
+        }
+        (self.plan.mtu, self.mtu) = (Some(mtu), Some(mtu));
+        Ok(())
+    }
+
+    /// Somebody who sets another MTU has a reason; it is said once and left.
+    pub(super) fn compare_mtu(&mut self, link: &LinkMessage) {
+        let Some(configured) = self.plan.mtu else { return };
+        let (device, mtu) = (&self.plan.device, link::mtu(link));
+        if self.mtu.replace(mtu).unwrap_or(configured) == mtu {
+            return;
+        }
+        if mtu == configured {
+            tracing::info!("the MTU of {device} is {mtu} again, as configured");
+            return;
+        }
+        tracing::warn!(
+            "the MTU of {device} was {configured} and somebody made it {mtu}; it stays so, and the \
+             tunnel goes by the configured one"
+        );
+    }
+}
