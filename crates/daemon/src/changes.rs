@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 use vpnd_device::{
-    Bypass, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace, Netlink, Own,
-    OwnState, PeerState, PortMemory, Stays, Undo,
+    Bypass, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace,
+    Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
 };
 use vpnd_tunnel::udp::Way;
 
@@ -74,6 +74,11 @@ impl Changes {
     /// Who is told of the tunnel's own datagrams.
     pub(crate) fn own(&self) -> OwnState {
         self.keeper.own()
+    }
+
+    /// Who sets the device's MTU.
+    pub(crate) fn mtu(&self) -> DeviceMtu {
+        self.keeper.mtu()
     }
 
     /// Puts them back, but for what `stays`.

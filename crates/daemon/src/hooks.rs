@@ -36,7 +36,7 @@ pub(crate) use variables::{Facts, plan};
 use client::Runner;
 use names::{Found, Names};
 use plan::Argv;
-use talk::{End, Order};
+use talk::{Changed, End, Order};
 
 /// After one of `established` has begun, the next does so much later at the earliest; `lost` likewise. What the peer
 /// does is not to keep us running commands.
@@ -64,8 +64,7 @@ pub(crate) struct Hooks {
     /// None where nothing is ever run, and when it was lost.
     runner: Option<Runner>,
     plan: Plan,
-    /// The device's name, if it is another than the plan's.
-    device: Option<String>,
+    changed: Changed,
     /// The name servers that are to stay as they were set; none where none were.
     names: Option<Names>,
 }
@@ -78,7 +77,7 @@ impl Hooks {
     /// If it cannot be started.
     pub(crate) fn start(wanted: bool) -> Result<Self, HookError> {
         let runner = wanted.then(Runner::start).transpose().map_err(HookError::Start)?;
-        Ok(Self { runner, plan: Plan::default(), device: None, names: None })
+        Ok(Self { runner, plan: Plan::default(), changed: Changed::default(), names: None })
     }
 
     /// Hands the plan over and runs what belongs to a start. `None` if it ended before, as `stop`
@@ -144,7 +143,8 @@ impl Hooks {
             let end = self.command(Moment::SetDns, index, None).await;
             if !end.as_ref().is_ok_and(End::is_good) {
                 let why = end.map_or_else(|error| error.to_string(), |end| end.to_string());
-                let command = planned(&self.plan, self.device.as_deref(), Moment::SetDns, index);
+                let command =
+                    planned(&self.plan, self.changed.device.as_deref(), Moment::SetDns, index);
                 return Err(Untold { index, why: format!("`{command}` {why}") });
             }
         }
@@ -171,8 +171,8 @@ impl Hooks {
         endpoint: Option<SocketAddr>,
     ) -> io::Result<End> {
         let Some(runner) = &mut self.runner else { return Ok(End::Exited(0)) };
-        let argv = planned(&self.plan, self.device.as_deref(), moment, index);
-        let order = Order { moment, index, endpoint, device: self.device.clone() };
+        let argv = planned(&self.plan, self.changed.device.as_deref(), moment, index);
+        let order = Order { moment, index, endpoint, changed: self.changed.clone() };
         let end = runner.run(order, &argv, self.plan.limit).await;
         if end.is_err() {
             // What it says from now on would be about something else.
@@ -185,7 +185,7 @@ impl Hooks {
     async fn attend(&mut self, moment: Moment, index: usize, endpoint: Option<SocketAddr>) {
         let (hook, had_runner) = (moment.word(), self.runner.is_some());
         let end = self.command(moment, index, endpoint).await;
-        let command = planned(&self.plan, self.device.as_deref(), moment, index);
+        let command = planned(&self.plan, self.changed.device.as_deref(), moment, index);
         match end {
             Ok(end) if end.is_good() => tracing::info!("hook {hook}: `{command}` is done"),
             Ok(end) => tracing::warn!("hook {hook}: `{command}` {end}"),
@@ -216,7 +216,7 @@ impl Hooks {
             }
             *begun = Some(Instant::now());
             let wish = wishes.borrow().clone();
-            self.device = wish.device;
+            self.changed = wish.changed;
             alive = !alive;
             let moment = if alive { Moment::Established } else { Moment::Lost };
             for index in 0..self.plan.at(moment).len() {
@@ -227,7 +227,7 @@ impl Hooks {
             }
         }
         let wish = wishes.borrow().clone();
-        self.device = wish.device;
+        self.changed = wish.changed;
         self.bring_down(wish.endpoint).await;
     }
 
@@ -242,7 +242,7 @@ impl Hooks {
                 }
                 () = until(due) => {}
             }
-            self.device = wishes.borrow().device.clone();
+            self.changed = wishes.borrow().changed.clone();
             self.keep_names().await;
         }
     }
@@ -299,8 +299,7 @@ async fn until(then: Option<Instant>) {
 struct Wish {
     alive: bool,
     endpoint: Option<SocketAddr>,
-    /// The device's name, if it is another than the plan's.
-    device: Option<String>,
+    changed: Changed,
     end: bool,
 }
 
@@ -321,7 +320,12 @@ impl News {
 impl News {
     /// The device has another name.
     pub(crate) fn renamed(&self, device: &str) {
-        self.0.send_modify(|wish| wish.device = Some(device.to_owned()));
+        self.0.send_modify(|wish| wish.changed.device = Some(device.to_owned()));
+    }
+
+    /// The device has another MTU.
+    pub(crate) fn mtu(&self, mtu: u16) {
+        self.0.send_modify(|wish| wish.changed.mtu = Some(mtu));
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod carrier;
 mod reach;
+mod reload;
 
 use std::cell::Cell;
 use std::io;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as channel;
-use vpnd_device::{Bypass, Missing, PeerState, Seen, Uplink};
+use vpnd_device::{Bypass, DeviceMtu, Missing, PeerState, Seen, Uplink};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::limits::MAX_DATAGRAM;
 use vpnd_protocol::peer::{Event, Liveness, Load, Peer, PeerStatus};
@@ -39,7 +40,6 @@ use crate::service::Service;
 use crate::status::{About, State, Status};
 use crate::stop::Asked;
 use crate::telling::Telling;
-use crate::terms::Agreement;
 use crate::watch::watch;
 
 use reach::{Reach, shifted};
@@ -77,6 +77,8 @@ pub(crate) struct Surroundings {
     /// What the tunnel runs with.
     pub(crate) running: Config,
     pub(crate) about: About,
+    /// Sets the device's MTU.
+    pub(crate) device_mtu: DeviceMtu,
     pub(crate) life: Life,
     /// By which way datagrams leave.
     pub(crate) way: Way,
@@ -200,7 +202,7 @@ impl Plane {
                 () = self.reach.check_due() => self.check_reach(),
                 () = self.around.carrier.due() => self.around.carrier.apply(),
                 seen = self.around.life.changed() => self.device(seen)?,
-                request = next_request(&mut self.around.control) => self.answer(request),
+                request = next_request(&mut self.around.control) => self.answer(request).await,
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
@@ -439,37 +441,20 @@ impl Plane {
     }
 
     /// Who asked may have left.
-    fn answer(&mut self, request: Request) {
+    async fn answer(&mut self, request: Request) {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Reload(mut wanted, reply) => {
                 // What is moved out of a box leaves its bytes there, and nobody wipes them.
                 let keys = std::mem::replace(&mut wanted.1, Keys::blank());
                 let config = wanted.0;
-                drop(reply.send(told("reloaded", self.become_new(config, keys))));
+                drop(reply.send(told("reloaded", self.become_new(config, keys).await)));
             }
             Request::Rotate { finish, reply } => {
                 let what = if finish { "rotation finished" } else { "rotated" };
                 drop(reply.send(told(what, self.rotate(finish))));
             }
         }
-    }
-
-    /// Goes on with another configuration, where that differs in nothing else than what may change.
-    fn become_new(&mut self, config: Config, keys: Keys) -> Result<(), String> {
-        self.around.running.can_become(&config).map_err(|error| error.to_string())?;
-        self.reload(&config, keys);
-        self.around.running = config;
-        Ok(())
-    }
-
-    /// Takes up other terms and keys, by a handshake at once.
-    fn reload(&mut self, config: &Config, keys: Keys) {
-        let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
-        self.peer.adopt(clock::now(), terms, identities, remotes);
-        self.telling.expect(config.peer.public_key);
-        self.around.about.protocol = config.peer.protocol.to_string();
-        self.around.about.preshared_key = config.peer.preshared_key_file.is_some();
     }
 
     fn rotate(&mut self, finish: bool) -> Result<(), String> {

@@ -16,8 +16,8 @@ use rand::rngs::SysRng;
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
 use vpnd_device::{
-    Bypass, Heard, Leftover, Link, Missing, Netlink, Own, PeerState, SpecificRoutes, Stays, Undo,
-    Uplink,
+    Bypass, DeviceMtu, Heard, Leftover, Link, Missing, Netlink, Own, PeerState, SpecificRoutes,
+    Stays, Undo, Uplink,
 };
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
@@ -127,6 +127,8 @@ struct Host {
     device: vpnd_tun::Device,
     /// The device's.
     mtu: u16,
+    /// Who sets another one.
+    device_mtu: DeviceMtu,
     /// The device's, where frames cross it.
     mac: Option<[u8; 6]>,
     life: Life,
@@ -236,6 +238,7 @@ impl Host {
             device,
             carrier,
             mtu,
+            device_mtu: changes.mtu(),
             mac,
             life,
             socket,
@@ -328,6 +331,7 @@ impl Host {
         let around = Surroundings {
             running: config.clone(),
             about,
+            device_mtu: self.device_mtu,
             life: self.life,
             way: self.way,
             uplink: self.uplink,

@@ -7,17 +7,26 @@ use super::model::{Config, Interface, Path, Peer, Service, Socket};
 
 /// What differs and cannot change while the tunnel runs.
 #[derive(Debug, PartialEq, Eq, Error)]
-#[error(
-    "{} {}: only protocol, cipher, post_quantum, also_accept and the keys can be reloaded; restart \
-     for the rest",
-    quoted(.0),
-    if .0.len() == 1 { "differs" } else { "differ" }
-)]
-pub(crate) struct NeedsRestart(Vec<&'static str>);
+pub(crate) enum NeedsRestart {
+    /// These keys.
+    #[error(
+        "{} {}: only mtu, mss_clamp, allowed_ips, allowed_macs, protocol, cipher, post_quantum, \
+         also_accept and the keys can be reloaded; restart for the rest",
+        quoted(.0),
+        if .0.len() == 1 { "differs" } else { "differ" }
+    )]
+    Keys(Vec<&'static str>),
+    /// The MTU is left to the bridge or the device, which are asked at the start alone.
+    #[error(
+        "`[interface] mtu` is left out: a reload can change it, but what the bridge or the device \
+         has instead is looked up at the start; write the MTU, or restart"
+    )]
+    Mtu,
+}
 
 impl Config {
-    /// Whether a tunnel that runs with this can go on with `wanted`: what the peer is spoken to
-    /// with may change, and the keys, whose files are known by what is in them.
+    /// Whether a tunnel that runs with this can go on with `wanted`: what the peer is spoken to with may change,
+    /// the MTU and what is let in, and the keys, whose files are known by what is in them.
     ///
     /// # Errors
     ///
@@ -25,7 +34,11 @@ impl Config {
     pub(crate) fn can_become(&self, wanted: &Self) -> Result<(), NeedsRestart> {
         let named = compared(self, wanted).into_iter();
         let differing: Vec<_> = named.filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
-        if differing.is_empty() { Ok(()) } else { Err(NeedsRestart(differing)) }
+        if !differing.is_empty() {
+            return Err(NeedsRestart::Keys(differing));
+        }
+        let left_out = self.interface.mtu.is_some() && wanted.interface.mtu.is_none();
+        if left_out { Err(NeedsRestart::Mtu) } else { Ok(()) }
     }
 }
 
@@ -49,14 +62,14 @@ pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)>
     keys
 }
 
-fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 19] {
+fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18] {
     let Interface {
         name,
         mode,
         addresses,
         peer_addresses,
         listen,
-        mtu,
+        mtu: _,
         txqueuelen,
         queues,
         persist,
@@ -79,7 +92,6 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 19]
         ("[interface] address", *addresses != then.addresses),
         ("[interface] peer_address", *peer_addresses != then.peer_addresses),
         ("[interface] listen", *listen != then.listen),
-        ("[interface] mtu", *mtu != then.mtu),
         ("[interface] txqueuelen", *txqueuelen != then.txqueuelen),
         ("[interface] queues", *queues != then.queues),
         ("[interface] persist", *persist != then.persist),
@@ -96,12 +108,12 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 19]
     ]
 }
 
-fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
+fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 6] {
     let Peer {
         public_key,
         endpoints,
-        allowed_ips,
-        allowed_macs,
+        allowed_ips: _,
+        allowed_macs: _,
         guard,
         keepalive,
         dead_after,
@@ -119,8 +131,6 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
     [
         ("[peer] public_key", *public_key != then.public_key && !next),
         ("[peer] endpoint", *endpoints != then.endpoints),
-        ("[peer] allowed_ips", *allowed_ips != then.allowed_ips),
-        ("[peer] allowed_macs", *allowed_macs != then.allowed_macs),
         ("[peer] guard", *guard != then.guard),
         ("[peer] keepalive", *keepalive != then.keepalive),
         ("[peer] dead_after", *dead_after != then.dead_after),
@@ -128,10 +138,9 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
     ]
 }
 
-fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 4] {
-    let Path { mss_clamp, mtu_max, gso, offload } = now;
+fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 3] {
+    let Path { mss_clamp: _, mtu_max, gso, offload } = now;
     [
-        ("[path] mss_clamp", *mss_clamp != then.mss_clamp),
         ("[path] mtu_max", *mtu_max != then.mtu_max),
         ("[path] gso", *gso != then.gso),
         ("[path] offload", *offload != then.offload),

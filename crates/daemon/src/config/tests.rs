@@ -349,22 +349,52 @@ fn a_reload_changes_profile_and_keys() {
 #[test]
 fn a_reload_changes_nothing_else() {
     let running = good(&minimal("", "")).config;
-    let wanted = minimal("mtu = 1400", "cipher = 'aes-256-gcm'\nprotocol = 'vpnd'");
+    let wanted = minimal(
+        "txqueuelen = 9",
+        "cipher = 'aes-256-gcm'\nprotocol = 'vpnd'\nallowed_ips = '0.0.0.0/0'",
+    );
     let refused = running.can_become(&good(&wanted).config).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "`[interface] mtu` differs: only protocol, cipher, post_quantum, also_accept and the keys \
-         can be reloaded; restart for the rest"
+        "`[interface] txqueuelen` differs: only mtu, mss_clamp, allowed_ips, allowed_macs, protocol, cipher, \
+         post_quantum, also_accept and the keys can be reloaded; restart for the rest"
     );
     let wanted = minimal("", "[[route]]\nto = '192.168.20.0/24'\n[path]\ngso = false");
     let refused = running.can_become(&good(&wanted).config).unwrap_err().to_string();
-    let expected = "`[peer] allowed_ips`, `[[route]]`, `[path] gso` differ: only ";
+    let expected = "`[[route]]`, `[path] gso` differ: only ";
     assert!(refused.starts_with(expected), "{refused}");
 }
 
 #[test]
+fn a_reload_changes_what_the_data_path_goes_by() {
+    let running = good(&minimal("", "")).config;
+    for (interface, more) in [
+        ("mtu = 9000", ""),
+        ("", "allowed_ips = ['10.99.0.0/30', '198.51.100.0/24']"),
+        ("", "[path]\nmss_clamp = 1200"),
+        ("", "[path]\nmss_clamp = 'off'"),
+    ] {
+        let wanted = good(&minimal(interface, more)).config;
+        assert_eq!(running.can_become(&wanted), Ok(()), "{interface} {more}");
+        assert_eq!(wanted.can_become(&running), Ok(()), "{interface} {more}");
+    }
+    let tap = |mtu: &str, peer: &str| {
+        let peer = format!("protocol = 'vpnd'\n{peer}");
+        good(&minimal(&format!("mode = 'tap'\n{mtu}"), &peer)).config
+    };
+    let (set, bare) = (tap("mtu = 1400", "allowed_macs = '02:00:00:00:00:07'"), tap("", ""));
+    assert_eq!(bare.can_become(&set), Ok(()));
+    let refused = set.can_become(&bare).unwrap_err().to_string();
+    assert!(refused.starts_with("`[interface] mtu` is left out: "), "{refused}");
+}
+
+#[test]
 fn every_key_may_change_or_takes_a_restart() {
-    const LIVE: [&str; 9] = [
+    const LIVE: [&str; 13] = [
+        "mtu",
+        "allowed_ips",
+        "allowed_macs",
+        "mss_clamp",
         "private_key_file",
         "next_private_key_file",
         "protocol",

@@ -79,10 +79,10 @@ async fn serve(socket: UnixStream) -> anyhow::Result<()> {
         let Some(planned) = plan.at(order.moment).get(order.index) else {
             bail!("the plan has no command {} of {}", order.index, order.moment.word());
         };
-        if let Some(name) = order.device.as_ref().filter(|name| !is_device_name(name)) {
+        if let Some(name) = order.changed.device.as_ref().filter(|name| !is_device_name(name)) {
             bail!("{name:?} is the name of no device");
         }
-        let argv = order.device.as_ref().map(|name| planned.with_device(name));
+        let argv = order.changed.device.as_ref().map(|name| planned.with_device(name));
         let argv = argv.as_ref().unwrap_or(planned);
         let environment = plan.environment.iter().cloned().chain(of_the_moment(&order));
         let end = tokio::select! {
@@ -97,12 +97,13 @@ async fn serve(socket: UnixStream) -> anyhow::Result<()> {
 
 fn of_the_moment(order: &Order) -> Vec<(String, String)> {
     let endpoint = order.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
-    let device = order.device.iter().map(|name| ("VPND_DEVICE".to_owned(), name.clone()));
+    let device = order.changed.device.iter().map(|name| ("VPND_DEVICE".to_owned(), name.clone()));
+    let mtu = order.changed.mtu.iter().map(|mtu| ("VPND_MTU".to_owned(), mtu.to_string()));
     let told = [
         ("VPND_HOOK".to_owned(), order.moment.word().to_owned()),
         ("VPND_ENDPOINT".to_owned(), endpoint),
     ];
-    told.into_iter().chain(device).collect()
+    told.into_iter().chain(device).chain(mtu).collect()
 }
 
 /// Whether the kernel lets a device have this name, and a program does not take it for an option.

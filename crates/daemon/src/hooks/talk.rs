@@ -29,9 +29,17 @@ pub(super) struct Order {
     pub(super) index: usize,
     /// Where the peer is, once it is known.
     pub(super) endpoint: Option<SocketAddr>,
-    /// The device's name, if it is another than the plan's.
     #[serde(default)]
+    pub(super) changed: Changed,
+}
+
+/// What of the device is other than the plan says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Changed {
+    /// Its name.
     pub(super) device: Option<String>,
+    /// Its MTU.
+    pub(super) mtu: Option<u16>,
 }
 
 /// What the runner says of a command.

@@ -30,7 +30,7 @@ impl Site {
         let hooks = Hooks {
             runner: Some(Runner::over(ours)),
             plan: Plan::default(),
-            device: None,
+            changed: Changed::default(),
             names: None,
         };
         Self { directory, hooks, plan }
@@ -77,19 +77,22 @@ async fn all_four_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_device_that_was_renamed_is_named_so() {
-    let tell = r#"echo "$VPND_HOOK $VPND_DEVICE $0" >> "$OUT""#;
+async fn a_device_that_has_changed_is_told_of_so() {
+    let tell = r#"echo "$VPND_HOOK $VPND_DEVICE $VPND_MTU $0" >> "$OUT""#;
     let mut site = Site::new(&[(Moment::Established, tell), (Moment::Down, tell)]);
-    site.plan.environment.push(("VPND_DEVICE".to_owned(), "tun0".to_owned()));
+    for (name, value) in [("VPND_DEVICE", "tun0"), ("VPND_MTU", "1420")] {
+        site.plan.environment.push((name.to_owned(), value.to_owned()));
+    }
     let argv = Argv::new(["sh", "-c", tell, "tun0"]).unwrap().naming_device(2);
     site.plan.commands.insert(Moment::RevertDns, vec![argv]);
     let (following, out) = site.up().await;
     let mut following = following.unwrap().unwrap();
     following.news().peer(true, None);
-    until("established", || written(&out) == ["established tun0 sh"]).await;
+    until("established", || written(&out) == ["established tun0 1420 sh"]).await;
     following.news().renamed("office");
+    following.news().mtu(1300);
     following.end().await;
-    assert_eq!(written(&out)[1..], ["down office sh", "revert-dns office office"]);
+    assert_eq!(written(&out)[1..], ["down office 1300 sh", "revert-dns office 1300 office"]);
 }
 
 #[tokio::test]
@@ -183,6 +186,7 @@ async fn a_lost_runner_is_no_reason_to_stop() {
     drop(theirs);
     let commands = [(Moment::Down, vec![Argv::new(["true"]).unwrap()])];
     let plan = Plan { commands: commands.into(), ..Plan::default() };
-    let hooks = Hooks { runner: Some(Runner::over(ours)), plan, device: None, names: None };
+    let hooks =
+        Hooks { runner: Some(Runner::over(ours)), plan, changed: Changed::default(), names: None };
     hooks.follow().end().await;
 }
