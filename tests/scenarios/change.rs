@@ -42,7 +42,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Two vpnd with these settings, and everything that must survive.
-struct Flow {
+pub(crate) struct Flow {
     tunnel: Tunnel,
     there: Stream,
     back: Stream,
@@ -50,7 +50,7 @@ struct Flow {
 }
 
 impl Flow {
-    fn start(lab: &Lab, a: &Site, b: &Site) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, a: &Site, b: &Site) -> Result<Self> {
         let tunnel = Tunnel::with(lab, |_, _| (a.clone().towards(Wire::B4), b.clone()))?;
         let Wire { a, b } = &tunnel.wire;
         let there = Stream::start(a, b, INNER_B4, PACE)?;
@@ -60,12 +60,16 @@ impl Flow {
         Ok(Self { tunnel, there, back, trickle })
     }
 
-    fn ends(&self) -> [&Vpnd; 2] {
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.tunnel.wire
+    }
+
+    pub(crate) fn ends(&self) -> [&Vpnd; 2] {
         [&self.tunnel.a, &self.tunnel.b]
     }
 
     /// Both ends have a session that came after what `act` does.
-    fn after(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(crate) fn after(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
         let handshakes = |end: &Vpnd| Ok::<_, anyhow::Error>(end.status()?.handshakes());
         let before = [handshakes(self.ends()[0])?, handshakes(self.ends()[1])?];
         act()?;
@@ -75,7 +79,7 @@ impl Flow {
         Ok(())
     }
 
-    fn ensure_whole(self) -> Result<String> {
+    pub(crate) fn ensure_whole(self) -> Result<String> {
         let (there, back) = (self.there.stop()?, self.back.stop()?);
         there.ensure_perfect()?;
         back.ensure_perfect()?;
@@ -153,9 +157,9 @@ fn refused(lab: &Lab) -> Result<String> {
     let a = a.towards(Wire::B4).speaking_vpnd(&[]);
     let tunnel = Tunnel::with(lab, |_, _| (a.clone(), b.speaking_vpnd(&[])))?;
     let mut other = a;
-    other.mtu = 1300;
+    other.interface.push("txqueuelen = 77".to_owned());
     let said = tunnel.a.reload(&other).err().map(|error| error.to_string()).unwrap_or_default();
-    ensure!(said.contains("mtu"), "it says {said:?}");
+    ensure!(said.contains("`[interface] txqueuelen` differs"), "it says {said:?}");
     tunnel.a.wait_for("the tunnel is as it was", SOON, |status| status.is_up())?;
     Ok("the key is named, and nothing changed".to_owned())
 }

@@ -39,6 +39,7 @@ mod restart;
 mod roaming;
 mod routes;
 mod routing;
+mod settings;
 mod sites;
 mod socket;
 mod spanning;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         lan::scenarios(),
         multicast::scenarios(),
         vm::scenarios(),
+        settings::scenarios(),
         sites::scenarios(),
         nested::scenarios(),
         uplinks::scenarios(),
