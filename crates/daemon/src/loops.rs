@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use vpnd_device::{Found, Heard, Netlink, OwnState, OwnTraffic, Question};
+use vpnd_plane::{InnerSource, Loop, Outlook};
 use vpnd_tunnel::udp::Way;
 
 use crate::config::{Config, WhenDown};
@@ -17,54 +18,6 @@ use crate::nameservers;
 const APART: Duration = Duration::from_millis(100);
 /// Addresses of the peer that are asked about, at most.
 const MOST: usize = 16;
-
-/// An address of the peer whose route leads into the tunnel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Loop {
-    pub(crate) to: SocketAddr,
-    pub(crate) route: Found,
-}
-
-/// An address of the peer that the kernel would send to from an address of the tunnel itself, as it does where the
-/// uplink has none: it takes one of any device. What is sent to that address enters the tunnel at the peer's end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct InnerSource {
-    pub(crate) to: SocketAddr,
-    pub(crate) source: IpAddr,
-    pub(crate) uplink: String,
-}
-
-impl std::fmt::Display for InnerSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { to, source, uplink } = self;
-        let family = if source.is_ipv4() { "IPv4" } else { "IPv6" };
-        write!(
-            f,
-            "the kernel would send to {to} from {source}, an address of the tunnel itself, where no answer \
-             arrives: the uplink {uplink} has no global {family} address; give it one, or set [socket] source"
-        )
-    }
-}
-
-/// What is known of the routes to the peer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Outlook {
-    /// Those that lead into the tunnel.
-    pub(crate) loops: Vec<Loop>,
-    /// One of them leads to a router.
-    pub(crate) is_routed: bool,
-    /// That of where the peer is.
-    pub(crate) current: Option<Found>,
-    /// The first address of the peer that would be sent to from an address of the tunnel.
-    pub(crate) inner_source: Option<InnerSource>,
-}
-
-impl Outlook {
-    /// Whether what is sent to this address comes back.
-    pub(crate) fn leads_back(&self, to: SocketAddr) -> bool {
-        self.loops.iter().any(|one| one.to == to)
-    }
-}
 
 /// The one who asks.
 pub(crate) struct Loops {

@@ -19,6 +19,7 @@ use vpnd_device::{
     Bypass, DeviceMtu, Heard, Leftover, Link, Missing, Netlink, Own, PeerState, SpecificRoutes,
     Stays, Undo, Uplink,
 };
+use vpnd_plane::{Plane, Settings};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -39,9 +40,9 @@ use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
 use crate::netns::Netns;
 use crate::panics::Panics;
-use crate::plane::{PacedCarrier, Plane, Surroundings};
 use crate::presence::Presence;
 use crate::privilege;
+use crate::shell::{Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::telling::Telling;
@@ -292,13 +293,13 @@ impl Host {
         if let Some(control) = &self.control {
             stop.on_reload(control.rereads());
         }
-        let mut plane = self.start(config, keys, hooks.news(), stop.asked_by())?;
+        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
         // Packets move on while the hooks of the end are run.
         let stop = async {
             stop.asked().await;
             hooks.end().await;
         };
-        Ok(plane.run(stop).await?)
+        Ok(shell.run(stop).await?)
     }
 
     fn facts(&self) -> Facts<'_> {
@@ -311,7 +312,7 @@ impl Host {
         keys: Keys,
         hooks: News,
         stop: Rc<Cell<Option<Asked>>>,
-    ) -> Result<Plane, RunError> {
+    ) -> Result<Shell, RunError> {
         let about = about(config, &keys, &self);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
@@ -324,6 +325,7 @@ impl Host {
             clock::now(),
         );
         let (table, options) = (peer.table(), options::engine(config, mtu));
+        let policy = options.policy.clone();
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
         // What is started from here on goes no sooner than other programs do.
         privilege::yield_to_others();
@@ -339,9 +341,8 @@ impl Host {
             missing: self.missing,
             bypassed: self.bypassed,
             loops: self.loops,
-            mtu_max: config.path.mtu_max,
             floor: FloorWriter::start(self.floor)?,
-            carrier: PacedCarrier::new(self.carrier),
+            carrier: self.carrier,
             resolver: resolve::spawn(config.peer.endpoints.clone())?,
             control: self.control,
             service: service::Service::default(),
@@ -350,7 +351,10 @@ impl Host {
             stop,
         };
         let telling = Telling::new(config.peer.public_key);
-        Ok(Plane::new(peer, telling, engine, reports, around)?)
+        let settings =
+            Settings { mtu_max: config.path.mtu_max, carrier_follows: around.carrier.is_some() };
+        let plane = Plane::new(peer, policy, settings);
+        Ok(Shell::new(plane, telling, engine, reports, around)?)
     }
 }
 

@@ -15,8 +15,8 @@ use vpnd_protocol::terms::Protocol;
 use vpnd_protocol::timers::Timer;
 use vpnd_tunnel::counters::Counters;
 
-use crate::loops::Loop;
 use crate::telling::{self, Trouble};
+use vpnd_plane::Loop;
 
 /// The shape's version.
 pub(crate) const SCHEMA: u32 = 2;

@@ -2,7 +2,6 @@
 //! one thing that `status` should say when the tunnel does not come up.
 
 use std::net::IpAddr;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
@@ -15,10 +14,10 @@ use vpnd_device::Found;
 
 use crate::config::Mac;
 use crate::logging::RateLimit;
-use crate::loops::{InnerSource, Loop, Outlook};
 use crate::nameservers;
 use crate::resolve::Failure;
 use crate::zone::Zones;
+use vpnd_plane::{InnerSource, Loop, Outlook, Refused};
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,13 +79,6 @@ pub(crate) fn unresolved(failures: &[Failure], inside: &[IpAddr]) -> String {
     format!(
         "{names} cannot be looked up: name server {servers} is reached through the tunnel itself; {help}"
     )
-}
-
-/// What this host refuses to send, and where to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) to: SocketAddr,
-    pub(crate) why: Refusal,
 }
 
 /// A loop of which nothing more is seen is over.
@@ -184,11 +176,6 @@ impl Telling {
         let first = self.looped.as_ref().or(self.refused.as_ref()).or(came_back);
         let first = first.or(self.inner_source.as_ref()).or_else(|| self.unresolved());
         first.or(self.trouble.as_ref()).or_else(|| self.misfit())
-    }
-
-    /// Whether a route to the peer leads to a router.
-    pub(crate) const fn leads_to_a_router(&self) -> bool {
-        self.outlook.is_routed
     }
 
     /// What is known of the routes to the peer by now.

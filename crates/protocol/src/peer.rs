@@ -51,7 +51,7 @@ use size::Size;
 use upgrade::Answering;
 
 pub use frames::{Greeting, Loss, Quality};
-pub use status::{Liveness, PeerStatus};
+pub use status::{Liveness, PeerStatus, Standing};
 
 /// What a tunnel is made of.
 pub struct Config {

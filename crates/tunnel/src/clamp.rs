@@ -29,14 +29,14 @@ impl Clamp {
 
 /// The largest segment in each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segments {
+pub struct Segments {
     v4: u16,
     v6: u16,
 }
 
 impl Segments {
     /// Clamps the segment size in what crosses a device of this mode.
-    pub(crate) fn clamp(self, mode: Mode, packet: &mut [u8]) {
+    pub fn clamp(self, mode: Mode, packet: &mut [u8]) {
         if let Some(ip) = mode.ip_start(packet) {
             clamp_mss(&mut packet[ip..], self);
         }

@@ -19,7 +19,7 @@ use crate::counters::Counters;
 use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 pub use crate::shared::is_gone;
-use crate::shared::{Shared, Signal, await_room};
+use crate::shared::{Shared, Signal};
 use crate::udp::{Refusal, Sent, Socket, Transmit};
 use crate::view::{Policy, Published};
 use crate::watch::Watch;
@@ -111,33 +111,24 @@ impl Engine {
         self.watch.raise();
     }
 
-    /// The policy that is published.
-    pub fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.shared.view.load().policy)
-    }
-
-    /// Sends one datagram of the control plane.
+    /// Sends one datagram of the control plane, if there is room. This never blocks.
     ///
     /// # Errors
-    /// As [`Socket::send`].
+    /// As [`Socket::send`]; `WouldBlock` while outbound has filled the socket, which empties in a moment.
     pub fn send(&self, to: SocketAddr, from: Option<IpAddr>, datagram: &[u8]) -> io::Result<Sent> {
-        let transmit = Transmit {
+        self.shared.socket.send_whole(&Transmit {
             destination: to,
             source: from,
             tos: 0,
             hops: None,
             contents: datagram,
             segment_size: None,
-        };
-        match self.shared.socket.send_whole(&transmit) {
-            // Outbound has filled the socket; it empties in a moment, and a handshake that is lost
-            // costs five seconds.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                await_room(self.shared.socket.as_fd())?;
-                self.shared.socket.send_whole(&transmit)
-            }
-            result => result,
-        }
+        })
+    }
+
+    /// The socket, to wait for room in.
+    pub fn socket_fd(&self) -> BorrowedFd<'_> {
+        self.shared.socket.as_fd()
     }
 
     /// Has packets over IPv6 that are larger go out in fragments of this size; `None` is what the first link

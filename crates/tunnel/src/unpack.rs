@@ -52,7 +52,7 @@ impl Unpack {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let view = shared.view.load();
         let (pieces, generation) =
-            (Reassembly::new(view.policy.largest_packet()), view.policy.generation());
+            (Reassembly::new(view.policy.largest_packet().into()), view.policy.generation());
         drop(view);
         Self { shared, pieces, generation, marks: Marks::default(), told: None }
     }
@@ -62,7 +62,7 @@ impl Unpack {
     pub(crate) fn begin(&mut self, policy: &Policy, now: BootTime) {
         if self.generation != policy.generation() {
             self.generation = policy.generation();
-            self.pieces.resize(policy.largest_packet());
+            self.pieces.resize(policy.largest_packet().into());
         }
         self.marks.age(now);
     }
@@ -184,7 +184,7 @@ fn admit_frame(
         return Err(DropReason::InnerMalformed);
     }
     // As a network card does; a bridge would lose it in silence.
-    if frame.len() > policy.largest_packet() {
+    if frame.len() > usize::from(policy.largest_packet()) {
         return Err(DropReason::LargerThanMtu);
     }
     if policy.macs().is_some_and(|macs| !macs.allow(frame)) {

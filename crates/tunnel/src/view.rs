@@ -82,17 +82,17 @@ impl Policy {
     }
 
     /// The longest that crosses the device: with Ethernet frames more than the MTU.
-    pub(crate) fn largest_packet(&self) -> usize {
-        self.largest_packet.into()
+    pub const fn largest_packet(&self) -> u16 {
+        self.largest_packet
     }
 
     /// What TCP's segment size is clamped to; `None` leaves it alone.
-    pub(crate) const fn segments(&self) -> Option<Segments> {
+    pub const fn segments(&self) -> Option<Segments> {
         self.segments
     }
 
     /// Inner source addresses that the peer may use.
-    pub(crate) const fn filter(&self) -> &Filter {
+    pub const fn filter(&self) -> &Filter {
         &self.filter
     }
 

@@ -11,8 +11,8 @@ use crate::exit::Exit;
 use crate::firewall::FirewallError;
 use crate::hooks::HookError;
 use crate::netns::NetnsError;
-use crate::plane::PlaneError;
 use crate::privilege::PrivilegeError;
+use crate::shell::ShellError;
 
 /// Why a tunnel did not start, or ended other than by being asked to.
 #[derive(Debug, Error)]
@@ -49,7 +49,7 @@ pub(crate) enum RunError {
     Hook(#[from] HookError),
     /// It ran and cannot go on.
     #[error(transparent)]
-    Plane(#[from] PlaneError),
+    Plane(#[from] ShellError),
     /// The control plane itself panicked.
     #[error(
         "a part of vpnd has failed, which is a bug; please report what was logged, and start vpnd again"

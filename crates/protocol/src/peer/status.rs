@@ -60,28 +60,47 @@ pub struct PeerStatus {
     pub next: Option<(Duration, Timer)>,
 }
 
+/// How the tunnel stands, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether packets get through.
+    pub liveness: Liveness,
+    /// Where the peer is, or where it is being called.
+    pub endpoint: Option<SocketAddr>,
+    /// When anything authentic last came.
+    pub last_received: Option<BootTime>,
+}
+
 impl Peer {
-    /// How the tunnel stands.
-    pub fn status(&mut self, now: Now) -> PeerStatus {
+    /// How the tunnel stands, in short.
+    pub fn standing(&mut self, now: Now) -> Standing {
         let moments = self.activity.moments();
         self.timers.observe(moments);
         self.life.observe(moments);
+        let called = self.attempt.as_ref().map(Attempt::to);
+        Standing {
+            liveness: self.liveness(now),
+            endpoint: self.endpoint().or(called),
+            last_received: moments.received.max(moments.called),
+        }
+    }
+
+    /// How the tunnel stands.
+    pub fn status(&mut self, now: Now) -> PeerStatus {
+        let Standing { liveness, endpoint, last_received } = self.standing(now);
         let ago = |at: BootTime| now.boot.saturating_since(at);
         let (alive, since) = self.life.state();
         let (current, pair) = (self.keyring.current(), self.identities.calling());
         PeerStatus {
-            liveness: self.liveness(now),
+            liveness,
             alive: (alive, ago(since)),
-            endpoint: self
-                .path
-                .map(|path| path.to)
-                .or_else(|| self.attempt.as_ref().map(Attempt::to)),
+            endpoint,
             session: current.map(|session| (session.role, ago(session.birth))),
             protocol: current.map(|session| session.protocol),
             keys: [*self.identities.identity(pair).public(), *self.identities.remote(pair)],
             handshakes: self.handshakes,
             last_handshake: self.established.map(ago),
-            last_received: moments.received.max(moments.called).map(ago),
+            last_received: last_received.map(ago),
             attempt: self.attempt.as_ref().map(Attempt::tries),
             unconfirmed_answers: self.unconfirmed_answers,
             greeting: self.greeting.clone(),

@@ -2,6 +2,7 @@
 //! either.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use vpnd_protocol::activity::{Activity, Tally};
@@ -15,13 +16,15 @@ use vpnd_protocol::staging::Staging;
 use vpnd_protocol::table::{Admitted, Arrival, Table};
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::turn::{Framed, Turn};
+use vpnd_tun::Mode;
+use vpnd_tunnel::view::Policy;
 
-const MTU: usize = 1420;
 const HANDSHAKE_QUEUE: usize = 512;
 const FRAME_QUEUE: usize = 64;
 
 pub(crate) struct Data {
     table: Arc<Table>,
+    policy: Policy,
     activity: Arc<Activity>,
     staging: Staging,
     turn: Turn,
@@ -37,8 +40,9 @@ pub(crate) struct Data {
     pub(crate) sealed_for: Vec<Index>,
     /// Which sessions datagrams opened on.
     pub(crate) opened: Vec<Index>,
-    /// Packets for the device.
+    /// Packets for the device: numbered ones, and TCP's.
     pub(crate) delivered: Vec<Vec<u8>>,
+    pub(crate) tcp: Vec<Vec<u8>>,
     pub(crate) drops: BTreeMap<DropReason, usize>,
 }
 
@@ -50,9 +54,10 @@ struct Slot {
 }
 
 impl Data {
-    pub(crate) fn new(activity: Arc<Activity>, table: Table) -> Self {
+    pub(crate) fn new(activity: Arc<Activity>, table: Table, policy: Policy) -> Self {
         Self {
             table: Arc::new(table),
+            policy,
             activity,
             staging: Staging::default(),
             turn: Turn::default(),
@@ -63,6 +68,7 @@ impl Data {
             sealed_for: Vec::new(),
             opened: Vec::new(),
             delivered: Vec::new(),
+            tcp: Vec::new(),
             drops: BTreeMap::new(),
         }
     }
@@ -75,6 +81,11 @@ impl Data {
     pub(crate) fn publish(&mut self, table: Table, now: BootTime) {
         self.table = Arc::new(table);
         self.send_staged(now);
+    }
+
+    /// Another policy holds from the next batch on.
+    pub(crate) fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
     }
 
     /// The device has packets: seals them, or stages them where there is no key.
@@ -117,8 +128,15 @@ impl Data {
         self.wake(counters.wake());
         let mut tally = Tally::default();
         for (packet, counter) in packets.iter().zip(counters) {
-            let mut datagram = vec![0; padded_len(packet.len(), MTU) + OVERHEAD];
-            datagram[DATA_HEADER_LEN..][..packet.len()].copy_from_slice(packet);
+            let mtu = usize::from(self.policy.mtu());
+            assert!(packet.len() <= mtu, "the device took {} bytes, {mtu} pass", packet.len());
+            let mut datagram = vec![0; padded_len(packet.len(), mtu) + OVERHEAD];
+            let inner = &mut datagram[DATA_HEADER_LEN..][..packet.len()];
+            inner.copy_from_slice(packet);
+            self.policy
+                .segments()
+                .into_iter()
+                .for_each(|segments| segments.clamp(Mode::Tun, inner));
             key.seal(counter, &mut datagram);
             tally.datagrams += 1;
             tally.packets += 1;
@@ -182,7 +200,14 @@ impl Data {
                     Ok(Inner::Keepalive | Inner::Piece { .. } | Inner::Ethernet { .. }) => {}
                     Ok(Inner::Packet { len, .. }) => {
                         assert_ne!(key.contents(), Contents::Bootstrap);
-                        self.delivered.push(datagram[DATA_HEADER_LEN..][..len].to_vec());
+                        let packet = datagram[DATA_HEADER_LEN..][..len].to_vec();
+                        match (source(&packet), packet[9]) {
+                            (source, _) if !self.policy.filter().allows(source) => {
+                                *self.drops.entry(DropReason::SourceNotAllowed).or_default() += 1;
+                            }
+                            (_, TCP) => self.tcp.push(packet),
+                            _ => self.delivered.push(packet),
+                        }
                     }
                     Ok(Inner::Control { len, .. }) if self.frames.len() < FRAME_QUEUE => {
                         self.frames.push_back(accepting.frame(key, datagram, len));
@@ -208,4 +233,11 @@ impl Data {
             *self.drops.entry(reason).or_default() += n;
         }
     }
+}
+
+/// TCP's number in the header of an IPv4 packet.
+pub(crate) const TCP: u8 = 6;
+
+fn source(packet: &[u8]) -> IpAddr {
+    Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]).into()
 }

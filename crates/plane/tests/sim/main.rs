@@ -1,6 +1,6 @@
 //! The simulator: two ends, one clock that jumps to whatever comes next, and a network between
-//! them that may be as bad as it likes. Each end is a real [`vpnd_protocol::peer::Peer`] and the
-//! very types the data threads use, in the order the data threads use them.
+//! them that may be as bad as it likes. Each end is a real [`vpnd_plane::Plane`] and the very
+//! types the data threads use, in the order the data threads use them.
 //!
 //! `VPND_SEEDS=n` sets how many hostile networks to survive, `VPND_TESTS=long` survives ten
 //! thousand, `VPND_SEED=n` replays one.
@@ -17,6 +17,7 @@ mod keepalive;
 mod liveness;
 mod network;
 mod oracle;
+mod policy;
 mod preshared;
 mod reach;
 mod rekey;

@@ -256,6 +256,6 @@ fn who_is_gone_counts_as_unresponsive_until_it_is_heard() {
 }
 
 fn liveness(world: &mut World) -> Liveness {
-    let now = world[Side::A].clock(world.now);
-    world[Side::A].peer.status(now).liveness
+    let now = world.now;
+    world[Side::A].status(now).liveness
 }

@@ -63,8 +63,8 @@ fn no_stamp_under_the_old_key_locks_the_next_one_out() {
         restart_at(&mut world, right);
         world.at(Side::A, |a, now| a.rotate(now));
         world.run_for(seconds(6));
-        let clock_of_b = world[Side::B].clock(world.now);
-        let keys = world[Side::B].peer.status(clock_of_b).keys;
+        let now = world.now;
+        let keys = world[Side::B].status(now).keys;
         assert_eq!(keys[1], SecretKey::from_bytes(next).public(), "{clock:?}");
     }
 }

@@ -4,18 +4,25 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vpnd_crypto::key::{PresharedKey, PublicKey, SecretKey};
+use vpnd_plane::{Effect, Notice, Outlook, Plane, Port, Settings};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
-use vpnd_protocol::peer::{Config, Event, Load, Peer, Transmit};
+use vpnd_protocol::peer::{Config, Event, Load, Peer, PeerStatus, Transmit};
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_protocol::time::{BootTime, Now, WallTime};
 use vpnd_protocol::timestamp::Timestamp;
+use vpnd_tunnel::clamp::Clamp;
+use vpnd_tunnel::engine::LOAD_THRESHOLD;
+use vpnd_tunnel::filter::Filter;
+use vpnd_tunnel::udp::Refusal;
+use vpnd_tunnel::view::Policy;
 
 use crate::data::Data;
 use crate::network::Datagram;
@@ -26,6 +33,8 @@ pub(crate) const EPOCH: Duration = Duration::from_secs(1_700_000_000);
 pub(crate) const END_OF_TIME: Duration = Duration::from_secs(1 << 62);
 /// More timers than all rules together can need in a second.
 const WAKES_PER_SECOND: usize = 16;
+/// Of devices, to begin with.
+pub(crate) const MTU: u16 = 1420;
 
 /// Which of the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,6 +107,8 @@ pub(crate) struct Options {
     pub(crate) next: [Option<[u8; 32]>; 2],
     pub(crate) remote: PublicKey,
     pub(crate) disk: Disk,
+    /// The device has another MTU only when [`End::answer_mtu`] is called.
+    pub(crate) slow_device: bool,
 }
 
 impl Options {
@@ -118,6 +129,7 @@ impl Options {
             next: [None, None],
             remote: side.other().public(),
             disk: Disk::Writes(Duration::ZERO),
+            slow_device: false,
         }
     }
 
@@ -143,9 +155,9 @@ impl Options {
             identities: self.identities(side),
             remotes: self.remotes(),
             terms: self.terms(),
-            mtu: 1420,
+            mtu: MTU,
             mac: None,
-            largest_packet: 1420,
+            largest_packet: MTU,
             keepalive: self.keepalive,
             dead_after: self.dead_after,
             fixed_port: self.fixed_port,
@@ -175,8 +187,11 @@ pub(crate) struct End {
     /// Those that impair the tunnel.
     pub(crate) impaired: Vec<(Duration, SocketAddr)>,
     pub(crate) load: Load,
-    pub(crate) peer: Peer,
+    plane: Plane,
     pub(crate) data: Data,
+    /// The device's MTU, and the one that it is to have.
+    pub(crate) device_mtu: u16,
+    pub(crate) wanted_mtu: Option<u16>,
     rng: StdRng,
     /// How often it was started.
     pub(crate) life: u32,
@@ -199,7 +214,8 @@ impl End {
     pub(crate) fn new(side: Side, options: Options, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ (side as u64 + 1) << 56);
         let wall = (Duration::ZERO, EPOCH);
-        let (peer, data) = start(side, &options, None, &mut rng, clock(side, wall, Duration::ZERO));
+        let (plane, data) =
+            start(side, &options, None, &mut rng, clock(side, wall, Duration::ZERO));
         let mut end = Self {
             side,
             options,
@@ -209,8 +225,10 @@ impl End {
             refused: Vec::new(),
             impaired: Vec::new(),
             load: Load::Normal,
-            peer,
+            plane,
             data,
+            device_mtu: MTU,
+            wanted_mtu: None,
             rng,
             life: 0,
             floor: None,
@@ -230,7 +248,7 @@ impl End {
     pub(crate) fn resolve(&mut self, now: Duration) {
         let first = self.options.endpoint.into_iter();
         let addresses = first.chain(self.options.also_at.iter().copied()).collect();
-        self.peer.handle_endpoints(self.clock(now), addresses);
+        self.plane.resolved(addresses);
         self.flush(now);
     }
 
@@ -240,7 +258,7 @@ impl End {
             self.floor = None;
         }
         let clock = self.clock(now);
-        (self.peer, self.data) = start(self.side, &self.options, self.floor, &mut self.rng, clock);
+        (self.plane, self.data) = start(self.side, &self.options, self.floor, &mut self.rng, clock);
         self.life += 1;
         self.alive = false;
         self.flush(now);
@@ -257,7 +275,7 @@ impl End {
 
     /// When the control plane wants to be called.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        let (at, _) = self.peer.poll_timeout()?;
+        let at = self.plane.deadline()?;
         Some(at.saturating_since(boot(self.side, Duration::ZERO)))
     }
 
@@ -273,64 +291,81 @@ impl End {
     pub(crate) fn control(&mut self, now: Duration) {
         let clock = self.clock(now);
         self.data.woken = false;
-        self.peer.handle_wake(clock);
+        self.plane.wake(clock);
         self.flush(now);
+        let waiting = if self.load == Load::Under { LOAD_THRESHOLD } else { 0 };
         while let Some(admitted) = self.data.handshakes.pop_front() {
-            if let Err(reason) = self.peer.handle_handshake(clock, self.load, &admitted) {
+            if let Err(reason) = self.plane.handshake(clock, waiting, &admitted) {
                 *self.data.drops.entry(reason).or_default() += 1;
             }
             self.flush(now);
         }
         while let Some(framed) = self.data.frames.pop_front() {
-            if let Err(reason) = self.peer.handle_frame(clock, &framed) {
+            if let Err(reason) = self.plane.frame(clock, &framed) {
                 *self.data.drops.entry(reason).or_default() += 1;
             }
             self.flush(now);
         }
-        let next = self.peer.poll_timeout();
-        assert!(next.is_none_or(|(at, _)| at > clock.boot), "{:?} at {now:?}: {next:?}", self.side);
+        let next = self.plane.deadline();
+        assert!(next.is_none_or(|at| at > clock.boot), "{:?} at {now:?}: {next:?}", self.side);
     }
 
     /// A timestamp has reached the disk.
     pub(crate) fn written(&mut self, now: Duration, stamp: Timestamp) {
         self.floor = Some(stamp);
-        self.peer.floor_kept(self.clock(now), stamp);
+        self.plane.floor_kept(self.clock(now), stamp);
         self.flush(now);
     }
 
     /// The configuration's terms have changed, and are taken up.
     pub(crate) fn adopt(&mut self, now: Duration) {
         let (own, remotes) = (self.options.identities(self.side), self.options.remotes());
-        self.peer.adopt(self.clock(now), self.options.terms(), own, remotes);
+        self.plane.adopt(self.clock(now), self.options.terms(), own, remotes);
         self.flush(now);
     }
 
     /// Its device has another MTU.
     pub(crate) fn set_mtu(&mut self, now: Duration, mtu: u16) {
-        self.peer.device_changed(self.clock(now), mtu, mtu);
+        self.set_policy(now, policy(mtu, None, &["10.99.0.0/16"]));
+    }
+
+    /// Its data path goes by another policy.
+    pub(crate) fn set_policy(&mut self, now: Duration, policy: Policy) {
+        self.plane.set_policy(policy);
+        self.flush(now);
+    }
+
+    /// The kernel confirms or refuses the MTU that the device was to have.
+    pub(crate) fn answer_mtu(&mut self, now: Duration, confirmed: bool) {
+        let wanted = self.wanted_mtu.take().expect("an MTU was to be set");
+        if confirmed {
+            self.device_mtu = wanted;
+        }
+        self.plane.mtu_set(self.clock(now), confirmed);
         self.flush(now);
     }
 
     /// What the peer said of its MTU.
     pub(crate) fn peer_mtu(&mut self, now: Duration) -> Option<u16> {
-        self.peer.status(self.clock(now)).greeting.map(|greeting| greeting.mtu)
+        self.status(now).greeting.map(|greeting| greeting.mtu)
     }
 
     /// Goes over to its next key.
     pub(crate) fn rotate(&mut self, now: Duration) {
-        assert!(self.peer.rotate(self.clock(now)), "there is a next key");
+        assert_eq!(self.plane.rotate(self.clock(now), false), Ok(()), "there is a next key");
         self.flush(now);
     }
 
     /// Forgets the old keys.
     pub(crate) fn finish_rotation(&mut self, now: Duration) {
-        assert!(self.peer.finish_rotation(), "{:?}: nobody has moved to a next key", self.side);
+        let finished = self.plane.rotate(self.clock(now), true);
+        assert_eq!(finished, Ok(()), "{:?}: nobody has moved to a next key", self.side);
         self.flush(now);
     }
 
     /// Stops, and says so.
     pub(crate) fn close(&mut self, now: Duration) {
-        self.peer.close(self.clock(now));
+        self.plane.close(self.clock(now));
         self.flush(now);
     }
 
@@ -363,58 +398,96 @@ impl End {
         self.data.drops.get(&reason).copied().unwrap_or(0)
     }
 
-    /// Publish, then transmit, then tell.
+    /// Does what the control plane wants done.
     fn flush(&mut self, now: Duration) {
-        if let Some(table) = self.peer.poll_table() {
-            self.data.publish(table, boot(self.side, now));
-            self.collect();
-        }
         let mut bytes = Vec::new();
-        while let Some(transmit) = self.peer.poll_transmit(&mut bytes) {
-            let datagram = self.datagram(transmit, std::mem::take(&mut bytes));
-            if self.refuses.as_ref().is_some_and(|refuses| refuses(&datagram)) {
-                self.refused.push((now, datagram.to));
-                self.note_refusal(now, datagram.to);
-            } else {
-                self.outbox.push(datagram);
+        while let Some(effect) = self.plane.poll(self.clock(now), &mut bytes) {
+            match effect {
+                Effect::Publish(table) => {
+                    self.data.publish(*table, boot(self.side, now));
+                    self.collect();
+                }
+                Effect::Transmit(transmit) => {
+                    self.transmit(now, transmit, std::mem::take(&mut bytes))
+                }
+                other => self.perform(now, other),
             }
-        }
-        while let Some(event) = self.peer.poll_event() {
-            if let (Event::KeepFloor(stamp), Disk::Writes(after)) = (&event, self.options.disk) {
-                self.writes.push((after, *stamp));
-            }
-            if event == Event::Unheard && self.options.free_port {
-                self.address.set_port(self.address.port() + 1);
-            }
-            if event == Event::Unheard && self.options.fixed_port {
-                self.peer.fall_silent(self.clock(now));
-            }
-            self.watch_life(now, &event);
-            self.events.push((now, event));
         }
     }
 
-    fn note_refusal(&mut self, now: Duration, to: SocketAddr) {
-        if self.peer.send_refused(self.clock(now), to) {
-            self.impaired.push((now, to));
+    fn transmit(&mut self, now: Duration, transmit: Transmit, bytes: Vec<u8>) {
+        let datagram = self.datagram(transmit, bytes);
+        if self.refuses.as_ref().is_some_and(|refuses| refuses(&datagram)) {
+            self.refused.push((now, datagram.to));
+            self.plane.datagram_refused(self.clock(now), datagram.to, Some(Refusal::NoRoute));
+        } else {
+            self.plane.datagram_left(datagram.to);
+            self.outbox.push(datagram);
         }
+    }
+
+    /// What is neither published nor sent.
+    fn perform(&mut self, now: Duration, effect: Effect) {
+        let clock = self.clock(now);
+        match effect {
+            Effect::KeepFloor(stamp) => {
+                if let Disk::Writes(after) = self.options.disk {
+                    self.writes.push((after, stamp));
+                }
+                self.events.push((now, Event::KeepFloor(stamp)));
+            }
+            Effect::PublishPolicy(policy) => self.data.set_policy(policy),
+            Effect::SetMtu(mtu) => {
+                self.wanted_mtu = Some(mtu);
+                if !self.options.slow_device {
+                    self.answer_mtu(now, true);
+                }
+            }
+            Effect::MeasurePath(to) => self.plane.path_measured(clock, to, None),
+            Effect::Fragment(size) => self.plane.fragments_at(size),
+            // A router is on the path of those whose port is fixed.
+            Effect::AskRoutes { .. } => {
+                let is_routed = self.options.fixed_port;
+                self.plane.routes_seen(clock, Outlook { is_routed, ..Outlook::default() });
+            }
+            Effect::ChangePort => self.change_port(now),
+            Effect::CheckSending => self.plane.sending_checked(clock, None),
+            Effect::Routes { alive } => self.watch_life(now, alive),
+            Effect::Notify(Notice::Event(event)) => self.events.push((now, event)),
+            Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
+            _ => {}
+        }
+    }
+
+    fn change_port(&mut self, now: Duration) {
+        self.events.push((now, Event::Unheard));
+        let port = match (self.options.free_port, self.options.fixed_port) {
+            (true, _) => Port::Changed,
+            (_, true) => Port::Fixed,
+            _ => Port::Kept,
+        };
+        if port == Port::Changed {
+            self.address.set_port(self.address.port() + 1);
+        }
+        self.plane.port_is(self.clock(now), port);
     }
 
     /// Its own host refuses data.
     pub(crate) fn data_refused(&mut self, now: Duration, to: SocketAddr) {
-        self.note_refusal(now, to);
+        self.plane.datagram_refused(self.clock(now), to, Some(Refusal::NoRoute));
         self.flush(now);
     }
 
     /// Who comes to life was not alive, and who dies was.
-    fn watch_life(&mut self, now: Duration, event: &Event) {
-        let alive = match event {
-            Event::Alive => true,
-            Event::Dead => false,
-            _ => return,
-        };
-        assert_ne!(self.alive, alive, "{:?} is told {event:?} twice, at {now:?}", self.side);
+    fn watch_life(&mut self, now: Duration, alive: bool) {
+        assert_ne!(self.alive, alive, "{:?} is told {alive} twice, at {now:?}", self.side);
         self.alive = alive;
+        self.events.push((now, if alive { Event::Alive } else { Event::Dead }));
+    }
+
+    /// How the peer stands.
+    pub(crate) fn status(&mut self, now: Duration) -> PeerStatus {
+        self.plane.status(self.clock(now))
     }
 
     fn collect(&mut self) {
@@ -437,13 +510,13 @@ impl End {
 
     /// The kernel says that a route, an address or a link has changed.
     pub(crate) fn retry_refused(&mut self, now: Duration) {
-        self.peer.retry_refused(self.clock(now));
+        self.plane.network_changed(self.clock(now), false);
         self.flush(now);
     }
 
     /// The kernel would send by another way now.
     pub(crate) fn route_changed(&mut self, now: Duration) {
-        self.peer.route_changed(self.clock(now));
+        self.plane.network_changed(self.clock(now), true);
         self.flush(now);
     }
 
@@ -459,13 +532,23 @@ fn start(
     floor: Option<Timestamp>,
     rng: &mut StdRng,
     now: Now,
-) -> (Peer, Data) {
+) -> (Plane, Data) {
     let activity = Arc::new(Activity::default());
     let own_rng = StdRng::seed_from_u64(rng.next_u64());
     let config = options.config(side, floor);
-    let mut peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
-    let table = peer.poll_table().expect("a new peer publishes");
-    (peer, Data::new(activity, table))
+    let peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
+    let settings = Settings { mtu_max: None, carrier_follows: true };
+    let policy = policy(MTU, None, &["10.99.0.0/16"]);
+    let mut plane = Plane::new(peer, policy.clone(), settings);
+    let first = plane.poll(now, &mut Vec::new());
+    let Some(Effect::Publish(table)) = first else { panic!("a new control plane publishes first") };
+    (plane, Data::new(activity, *table, policy))
+}
+
+/// What the data path goes by.
+pub(crate) fn policy(mtu: u16, clamp: Option<Clamp>, allowed: &[&str]) -> Policy {
+    let allowed: Vec<IpNet> = allowed.iter().map(|text| text.parse().expect("a network")).collect();
+    Policy::new(vpnd_tun::Mode::Tun, mtu, clamp, Filter::new(&allowed), None)
 }
 
 fn clock(side: Side, (set_at, set_to): (Duration, Duration), now: Duration) -> Now {

@@ -1,0 +1,254 @@
+//! The shell around the control plane. It waits for whatever comes first, tells the [`Plane`], and carries out what
+//! that wants done: it decides nothing itself.
+
+mod network;
+mod perform;
+mod requests;
+mod unsent;
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch as channel;
+use vpnd_device::{Bypass, DeviceMtu, Missing, PeerState, Seen, Uplink};
+use vpnd_plane::Plane;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::table::Admitted;
+use vpnd_protocol::time::BootTime;
+use vpnd_protocol::turn::Framed;
+use vpnd_tun::Carrier;
+use vpnd_tunnel::clock;
+use vpnd_tunnel::engine::{Engine, Reports, is_gone};
+use vpnd_tunnel::udp::Way;
+
+use crate::alarm::Alarm;
+use crate::config::Config;
+use crate::control::{Control, Request};
+use crate::floor::FloorWriter;
+use crate::hooks::News;
+use crate::life::{Fate, Life};
+use crate::loops::Loops;
+use crate::panics::Panics;
+use crate::resolve::Resolver;
+use crate::service::Service;
+use crate::status::About;
+use crate::stop::Asked;
+use crate::telling::Telling;
+use crate::watch::watch;
+
+use network::shifted;
+use unsent::Unsent;
+
+/// How often a tunnel without a session looks for the reason. What tells of a wrong key is only
+/// counted, never queued, so that garbage wakes nobody.
+const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
+/// How long the last datagrams may wait for room in the socket.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Why the tunnel ends other than by being asked to.
+#[derive(Debug, Error)]
+pub(crate) enum ShellError {
+    /// The device was deleted under us.
+    #[error("device {name} is gone: somebody deleted it; start vpnd again to make it anew")]
+    DeviceGone { name: String },
+    /// A data thread ended for another reason.
+    #[error("the data path has stopped: {0}")]
+    Stalled(io::Error),
+    /// A thread or a task of the daemon panicked.
+    #[error(
+        "a part of vpnd has failed, which is a bug: {0}; please report it, and start vpnd again"
+    )]
+    Panicked(String),
+    /// The event loop itself does not work.
+    #[error("the event loop: {0}")]
+    Loop(#[from] io::Error),
+}
+
+/// Everything that the shell talks to.
+pub(crate) struct Surroundings {
+    /// The configuration that the tunnel runs with.
+    pub(crate) running: Config,
+    pub(crate) about: About,
+    /// Sets the device's MTU.
+    pub(crate) device_mtu: DeviceMtu,
+    pub(crate) life: Life,
+    /// How datagrams leave: mark and device.
+    pub(crate) way: Way,
+    /// Reports changes of the route to the peer; none where the kernel does not tell.
+    pub(crate) uplink: Option<Uplink>,
+    /// The routes that come and go with the peer.
+    pub(crate) routes: PeerState,
+    /// The device's addresses, rules and routes that are missing.
+    pub(crate) missing: channel::Receiver<Vec<Missing>>,
+    /// The routes of others that take packets past a kill switch.
+    pub(crate) bypassed: channel::Receiver<Vec<Bypass>>,
+    /// Whether the tunnel leads into itself.
+    pub(crate) loops: Loops,
+    pub(crate) floor: FloorWriter,
+    /// The device's, where it follows the peer.
+    pub(crate) carrier: Option<Carrier>,
+    pub(crate) resolver: Resolver,
+    pub(crate) control: Option<Control>,
+    pub(crate) service: Service,
+    pub(crate) hooks: News,
+    pub(crate) panics: Panics,
+    /// Who has asked the tunnel to stop.
+    pub(crate) stop: Rc<Cell<Option<Asked>>>,
+}
+
+/// A running tunnel.
+pub(crate) struct Shell {
+    plane: Plane,
+    engine: Engine,
+    reports: Reports,
+    around: Surroundings,
+    telling: Telling,
+    started: BootTime,
+    wake: AsyncFd<OwnedFd>,
+    alarm: Alarm,
+    watchdog: Option<tokio::time::Interval>,
+    datagram: Vec<u8>,
+    /// Why the device's MTU could not be changed.
+    mtu_refused: Option<vpnd_device::Error>,
+    unsent: Unsent,
+}
+
+impl Shell {
+    /// A shell over a data path that runs already.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub(crate) fn new(
+        plane: Plane,
+        telling: Telling,
+        engine: Engine,
+        reports: Reports,
+        around: Surroundings,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            wake: watch(engine.wake_fd())?,
+            alarm: Alarm::new()?,
+            watchdog: Service::watchdog_interval().map(tokio::time::interval),
+            started: clock::boot(),
+            datagram: Vec::new(),
+            mtu_refused: None,
+            unsent: Unsent::default(),
+            plane,
+            engine,
+            reports,
+            around,
+            telling,
+        })
+    }
+
+    /// Runs the tunnel until `stop` resolves.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), ShellError> {
+        tokio::pin!(stop);
+        self.around.service.ready();
+        self.begin();
+        loop {
+            self.settle().await?;
+            let connected = self.plane.is_connected();
+            tokio::select! {
+                () = &mut stop => break,
+                Some(error) = self.reports.ended.recv() => return Err(self.stalled(error)),
+                text = self.around.panics.seen() => return Err(ShellError::Panicked(text)),
+                Some(admitted) = self.reports.handshakes.recv() => self.handshake(&admitted),
+                Some(framed) = self.reports.frames.recv() => self.frame(&framed),
+                woken = self.wake.readable() => {
+                    woken?.clear_ready();
+                    self.engine.drain();
+                    self.plane.wake(clock::now());
+                    self.plane.data_refused(clock::now(), self.engine.refusal());
+                }
+                expired = self.alarm.expired() => {
+                    expired?;
+                    self.plane.wake(clock::now());
+                }
+                room = self.unsent.room(&self.engine) => self.send_unsent(room?),
+                lookup = self.around.resolver.changed() => self.looked_up(lookup).await,
+                () = self.around.loops.due() => self.ask_routes().await,
+                stamp = self.around.floor.kept() => self.plane.floor_kept(clock::now(), stamp),
+                shift = shifted(&mut self.around.uplink) => self.network_changed(shift),
+                seen = self.around.life.changed() => self.device(seen)?,
+                request = next_request(&mut self.around.control) => self.answer(request).await?,
+                () = tick(&mut self.watchdog) => self.around.service.alive(),
+                () = self.around.service.due() => self.around.service.catch_up(),
+                () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
+            }
+        }
+        self.end().await
+    }
+
+    async fn end(&mut self) -> Result<(), ShellError> {
+        tracing::info!("stopping, as asked");
+        self.around.service.stopping();
+        self.plane.close(clock::now());
+        self.settle().await?;
+        let room = tokio::time::timeout(LAST_WORDS, self.unsent.room(&self.engine)).await;
+        if let Ok(room) = room {
+            self.send_unsent(room?);
+        }
+        Ok(())
+    }
+
+    fn stalled(&self, error: io::Error) -> ShellError {
+        if is_gone(&error) { self.gone() } else { ShellError::Stalled(error) }
+    }
+
+    fn gone(&self) -> ShellError {
+        ShellError::DeviceGone { name: self.around.about.device.name.clone() }
+    }
+
+    /// Somebody did something to the device.
+    fn device(&mut self, seen: Seen) -> Result<(), ShellError> {
+        match self.around.life.attend(seen) {
+            Fate::Stays => {}
+            Fate::Renamed(name) => {
+                self.around.hooks.renamed(&name);
+                self.around.about.device.name = name;
+            }
+            Fate::Gone => return Err(self.gone()),
+        }
+        Ok(())
+    }
+
+    fn handshake(&mut self, admitted: &Admitted) {
+        let waiting = self.reports.handshakes.len();
+        let taken = self.plane.handshake(clock::now(), waiting, admitted);
+        self.count(taken);
+    }
+
+    fn frame(&mut self, framed: &Framed) {
+        let taken = self.plane.frame(clock::now(), framed);
+        self.count(taken);
+    }
+
+    fn count(&self, taken: Result<(), DropReason>) {
+        if let Err(reason) = taken {
+            self.engine.counters().count(reason, 1);
+        }
+    }
+}
+
+async fn next_request(control: &mut Option<Control>) -> Request {
+    match control {
+        Some(control) => control.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
+    match watchdog {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,98 @@
+//! Names, routes and the path to the peer: what the kernel and the resolver say of them.
+
+use std::net::SocketAddr;
+
+use vpnd_device::{Query, Shift, Uplink};
+use vpnd_protocol::peer::Transmit;
+use vpnd_tunnel::clock;
+use vpnd_tunnel::udp::{Way, largest_payload};
+
+use super::Shell;
+use crate::resolve::Lookup;
+
+impl Shell {
+    pub(super) async fn looked_up(&mut self, lookup: Lookup) {
+        match lookup {
+            Lookup::Addresses(addresses) => {
+                self.warn_of_loops(&addresses);
+                addresses.iter().for_each(|address| self.telling.zones.learn(*address));
+                self.plane.resolved(addresses);
+            }
+            Lookup::Failed(failures) => {
+                let inside = match failures.is_empty() {
+                    true => Vec::new(),
+                    false => self.around.loops.name_servers_inside(&self.around.running).await,
+                };
+                self.telling.lookups_failed(clock::boot(), failures, inside);
+            }
+        }
+    }
+
+    /// A peer known by name shows only by its addresses that a route leads the tunnel into itself.
+    fn warn_of_loops(&self, addresses: &[SocketAddr]) {
+        let config = &self.around.running;
+        for route in &config.routes {
+            if let Some(at) = addresses.iter().find(|at| config.loops(route, at.ip())) {
+                tracing::warn!(
+                    "route {} also covers the path to the peer, which is at {}: keep a more specific route \
+                     to there, or give this one a table of its own",
+                    route.to,
+                    at.ip()
+                );
+            }
+        }
+    }
+
+    /// Asks the kernel by which routes datagrams to the peer would leave.
+    pub(super) async fn ask_routes(&mut self) {
+        let (peer, all) = self.plane.addresses();
+        let (learnt, sources) = (self.plane.source(), self.around.running.socket.sources());
+        let from = |to| learnt.filter(|_| Some(to) == peer).or_else(|| sources.towards(to));
+        let outlook = self.around.loops.look(self.engine.local_port(), peer, all, from).await;
+        let now = clock::now();
+        self.telling.outlook(now.boot, &self.around.about.device.name, outlook.clone());
+        self.plane.routes_seen(now, outlook);
+    }
+
+    /// Has changes of this route reported.
+    pub(super) fn follow_route(&self, heading: Option<Transmit>) {
+        let Some(uplink) = &self.around.uplink else { return };
+        let Way { mark, device } = self.around.way.clone();
+        let port = self.engine.local_port();
+        uplink.ask(heading.map(|Transmit { to, from }| Query { to, from, mark, device, port }));
+    }
+
+    /// Routes, rules, addresses or links have changed.
+    pub(super) fn network_changed(&mut self, shift: Shift) {
+        let now = clock::now();
+        for (old, new) in self.telling.zones.renumbered() {
+            self.plane.renumber(now, old, new);
+        }
+        match self.engine.follow_device() {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!("the socket is bound to the interface that has the name now");
+                self.around.about.device.listen_port = self.engine.local_port();
+                self.plane.socket_changed();
+            }
+            Err(error) => tracing::debug!("the socket stays bound as it was: {error}"),
+        }
+        self.plane.network_changed(now, shift == Shift::Route);
+        self.around.resolver.network_changed();
+    }
+
+    /// Asks the kernel how large a datagram to there may be.
+    pub(super) fn measure_path(&mut self, to: SocketAddr) {
+        let source = self.around.running.socket.sources().towards(to);
+        let routed = largest_payload(to, source, &self.around.way).ok();
+        self.plane.path_measured(clock::now(), to, routed);
+    }
+}
+
+/// Waits until routes change; for ever where the kernel does not tell.
+pub(super) async fn shifted(uplink: &mut Option<Uplink>) -> Shift {
+    match uplink {
+        Some(uplink) => uplink.shifted().await,
+        None => std::future::pending().await,
+    }
+}

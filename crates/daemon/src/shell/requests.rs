@@ -1,0 +1,100 @@
+//! Requests that come by the control socket.
+
+use std::io;
+
+use vpnd_plane::RotateError;
+use vpnd_tunnel::clock;
+
+use super::Shell;
+use crate::config::Config;
+use crate::control::Request;
+use crate::keys::Keys;
+use crate::options;
+use crate::status::Status;
+use crate::terms::Agreement;
+
+impl Shell {
+    /// Answers a request; the client may have left.
+    ///
+    /// # Errors
+    /// When the event loop does not work.
+    pub(super) async fn answer(&mut self, request: Request) -> io::Result<()> {
+        match request {
+            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Reload(mut wanted, reply) => {
+                // What is moved out of a box leaves its bytes there, and nobody wipes them.
+                let keys = std::mem::replace(&mut wanted.1, Keys::blank());
+                let config = wanted.0;
+                let reloaded = self.become_new(config, keys).await?;
+                drop(reply.send(logged("reloaded", reloaded)));
+            }
+            Request::Rotate { finish, reply } => {
+                let what = if finish { "rotation finished" } else { "rotated" };
+                drop(reply.send(logged(what, self.rotate(finish))));
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&mut self) -> Status {
+        let now = clock::now();
+        let peer = self.plane.status(now);
+        let mut status = Status::new(
+            &self.around.about,
+            now.boot.saturating_since(self.started),
+            &peer,
+            self.engine.counters(),
+            self.telling.trouble(),
+        )
+        .with_ecn_ignored(self.engine.marks_everything())
+        .lacking(&self.around.missing.borrow())
+        .bypassed_by(&self.around.bypassed.borrow());
+        status.peer.endpoint = peer.endpoint.map(|at| self.telling.zones.show(at));
+        status.stopping = self.around.stop.get().is_some();
+        status
+    }
+
+    /// Goes on with another configuration, where that differs in nothing else than what may change.
+    /// Otherwise nothing has changed, and the reason is returned.
+    async fn become_new(&mut self, config: Config, keys: Keys) -> io::Result<Result<(), String>> {
+        if let Err(error) = self.around.running.can_become(&config) {
+            return Ok(Err(error.to_string()));
+        }
+        // The kernel may refuse the MTU, and nothing else: it comes first.
+        let mtu = config.interface.mtu.unwrap_or_else(|| self.plane.policy().mtu());
+        self.plane.set_policy(options::policy(&config, mtu));
+        self.settle().await?;
+        if let Some(error) = self.mtu_refused.take() {
+            return Ok(Err(error.to_string()));
+        }
+        self.adopt(&config, keys);
+        self.around.running = config;
+        Ok(Ok(()))
+    }
+
+    /// Takes up other terms and keys, by a handshake at once.
+    fn adopt(&mut self, config: &Config, keys: Keys) {
+        let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
+        self.plane.adopt(clock::now(), terms, identities, remotes);
+        self.telling.expect(config.peer.public_key);
+        self.around.about.protocol = config.peer.protocol.to_string();
+        self.around.about.preshared_key = config.peer.preshared_key_file.is_some();
+    }
+
+    fn rotate(&mut self, finish: bool) -> Result<(), String> {
+        let why_not = |error| match error {
+            RotateError::NotMoved => "no session stands under a next key yet",
+            RotateError::NoNextKey => "name the key in `next_private_key_file`, and reload",
+        };
+        self.plane.rotate(clock::now(), finish).map_err(|error| why_not(error).to_owned())
+    }
+}
+
+/// Logs what a request has changed, or why it has not.
+fn logged(what: &str, result: Result<(), String>) -> Result<(), String> {
+    match &result {
+        Ok(()) => tracing::info!("{what}, as asked"),
+        Err(error) => tracing::warn!("not {what}: {error}"),
+    }
+    result
+}

@@ -1,0 +1,75 @@
+//! The device's carrier follows the peer, but not so often that the peer keeps the host busy: routing daemons and
+//! hooks of others act on each change.
+
+use std::time::Duration;
+
+use vpnd_protocol::time::BootTime;
+
+/// From one change to the next.
+const APART: Duration = Duration::from_secs(1);
+
+/// A carrier that changes once in this time; of what the peer does meanwhile the last counts. It begins off.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    follows: bool,
+    is_on: bool,
+    wanted: bool,
+    changed: Option<BootTime>,
+}
+
+impl Carrier {
+    /// A carrier that is off, if it follows the peer at all.
+    pub(crate) const fn new(follows: bool) -> Self {
+        Self { follows, is_on: false, wanted: false, changed: None }
+    }
+
+    /// The peer is alive, or dead.
+    pub(crate) const fn follow(&mut self, alive: bool) {
+        self.wanted = alive;
+    }
+
+    /// What to set it to, if a change is due. The first change after a rest is due at once.
+    pub(crate) fn due(&mut self, now: BootTime) -> Option<bool> {
+        if self.deadline().is_none_or(|at| now < at) {
+            return None;
+        }
+        (self.is_on, self.changed) = (self.wanted, Some(now));
+        Some(self.is_on)
+    }
+
+    /// When it may become what it should be, if it is not.
+    pub(crate) fn deadline(&self) -> Option<BootTime> {
+        let differs = self.follows && self.is_on != self.wanted;
+        differs.then(|| self.changed.map_or_else(BootTime::default, |changed| changed + APART))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_comes_and_goes_changes_it_once_a_second() {
+        let mut carrier = Carrier::new(true);
+        let at = |ms: u64| BootTime::default() + Duration::from_millis(100_000 + ms);
+        let mut changes = Vec::new();
+        for turn in 0..100_u64 {
+            carrier.follow(turn % 2 == 0);
+            changes.extend(carrier.due(at(turn)));
+        }
+        assert_eq!(changes, [true], "the first at once");
+        assert_eq!(carrier.deadline(), Some(at(1000)));
+        assert_eq!(carrier.due(at(999)), None);
+        assert_eq!(carrier.due(at(1000)), Some(false), "the last counts");
+        carrier.follow(true);
+        carrier.follow(false);
+        assert_eq!(carrier.deadline(), None, "as it was");
+    }
+
+    #[test]
+    fn one_that_does_not_follow_stays() {
+        let mut carrier = Carrier::new(false);
+        carrier.follow(true);
+        assert_eq!((carrier.due(BootTime::default()), carrier.deadline()), (None, None));
+    }
+}

@@ -1,0 +1,91 @@
+//! What the control plane wants done.
+
+use std::net::SocketAddr;
+
+use vpnd_protocol::peer::{Event, Liveness, Transmit};
+use vpnd_protocol::table::Table;
+use vpnd_protocol::timestamp::Timestamp;
+use vpnd_tunnel::view::Policy;
+
+use crate::Refused;
+
+/// What is to be done next. The order is part of it: what the peer may use is published before the datagram leaves
+/// that lets it, and what other programs are told is true by then.
+pub enum Effect {
+    /// Have the data threads work by this table.
+    Publish(Box<Table>),
+    /// Have the data threads go by this policy, the next batch first.
+    PublishPolicy(Policy),
+    /// Give the device this MTU. Answered by [`Plane::mtu_set`](crate::Plane::mtu_set).
+    SetMtu(u16),
+    /// Tell hooks and people that this is the MTU now.
+    MtuIs(u16),
+    /// Send the datagram. Answered by [`Plane::datagram_left`](crate::Plane::datagram_left), or by
+    /// [`Plane::datagram_refused`](crate::Plane::datagram_refused).
+    Transmit(Transmit),
+    /// Write this timestamp where it survives. Answered by [`Plane::floor_kept`](crate::Plane::floor_kept).
+    KeepFloor(Timestamp),
+    /// Ask how large a datagram to this address may be. Answered by [`Plane::path_measured`](crate::Plane::path_measured).
+    MeasurePath(SocketAddr),
+    /// Have packets larger than this fragmented where they leave, or only those larger than the first link's if none.
+    /// Answered by [`Plane::fragments_at`](crate::Plane::fragments_at), if it could be done.
+    Fragment(Option<u16>),
+    /// From now on listen for changes of the route of such a datagram; of none, if there is none.
+    FollowRoute(Option<Transmit>),
+    /// Ask for the routes to the peer's addresses. Answered by [`Plane::routes_seen`](crate::Plane::routes_seen).
+    AskRoutes {
+        /// Now; or as soon as it was not done a moment ago, since such changes come in crowds.
+        at_once: bool,
+    },
+    /// Look the peer's names up again.
+    LookUpNames,
+    /// Send from another port. Answered by [`Plane::port_is`](crate::Plane::port_is).
+    ChangePort,
+    /// Ask whether the data threads' sends were refused since the last time. Answered by
+    /// [`Plane::sending_checked`](crate::Plane::sending_checked).
+    CheckSending,
+    /// Forget a refusal of the data threads' sends: it was for an address that the path has just left.
+    ForgetRefusal,
+    /// Set the routes that depend on the peer.
+    Routes {
+        /// Whether the peer is alive.
+        alive: bool,
+    },
+    /// Set the device's carrier, which follows the peer.
+    Carrier {
+        /// On or off.
+        on: bool,
+    },
+    /// Run the hooks of a peer that has come to life or has died.
+    Hooks {
+        /// Whether it is alive.
+        alive: bool,
+        /// Where it is.
+        endpoint: Option<SocketAddr>,
+    },
+    /// Tell the service manager how the tunnel stands.
+    Standing(Liveness, Option<SocketAddr>),
+    /// Tell people.
+    Notify(Notice),
+}
+
+/// What people should know.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Something that the peer's state machine reports.
+    Event(Event),
+    /// The peer has come to life, or has died.
+    Alive(bool),
+    /// This host refuses to send.
+    Refused(Refused),
+    /// It no longer does.
+    Leaves,
+    /// A session stands, but what is sent goes unanswered.
+    Silent,
+    /// The peer answers again.
+    Answers,
+    /// Our port is fixed: nothing is sent for a while, so that a NAT on the path forgets the flow.
+    FallsSilent,
+    /// The route to the peer has changed.
+    RouteChanged,
+}

@@ -1,0 +1,20 @@
+//! The control plane of one tunnel: every decision above a packet, and no I/O. The daemon tells a [`Plane`] what has
+//! happened, and carries out the [`Effect`]s that it answers with, in their order. It has no socket, no clock and no
+//! thread, so that a simulator can drive two of them through hours of a hostile network in milliseconds.
+
+#![forbid(unsafe_code)]
+
+mod carrier;
+mod effect;
+mod load;
+mod outlook;
+mod path;
+mod plane;
+mod policy;
+mod reach;
+mod standing;
+
+pub use effect::{Effect, Notice};
+pub use outlook::{InnerSource, Loop, Outlook};
+pub use plane::{Plane, RotateError, Settings};
+pub use reach::{Port, Refused};

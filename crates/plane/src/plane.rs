@@ -1,0 +1,249 @@
+//! The control plane itself: what goes in, and in which order what is to be done comes out.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+use vpnd_crypto::PublicKey;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::handshake::Identity;
+use vpnd_protocol::peer::{Event, Peer, PeerStatus, Transmit};
+use vpnd_protocol::table::Admitted;
+use vpnd_protocol::terms::Terms;
+use vpnd_protocol::time::{BootTime, Now};
+use vpnd_protocol::timestamp::Timestamp;
+use vpnd_protocol::turn::Framed;
+use vpnd_tunnel::view::Policy;
+
+use crate::carrier::Carrier;
+use crate::effect::{Effect, Notice};
+use crate::load::Handshakes;
+use crate::outlook::Outlook;
+use crate::path::Size;
+use crate::policy::Policies;
+use crate::reach::Reach;
+use crate::standing::Told;
+
+/// What the configuration says of decisions that are not the peer's.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The largest packet to send outside, if the configuration limits it.
+    pub mtu_max: Option<u16>,
+    /// Whether the device's carrier follows the peer.
+    pub carrier_follows: bool,
+}
+
+/// Why keys were not rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotateError {
+    /// There is no next key to move to.
+    NoNextKey,
+    /// No session stands under a next key yet.
+    NotMoved,
+}
+
+/// The control plane of one tunnel. After each call in, [`Plane::poll`] is called until it returns nothing; then the
+/// caller sleeps until [`Plane::deadline`] at the latest, and calls [`Plane::wake`].
+pub struct Plane {
+    pub(crate) peer: Peer,
+    pub(crate) settings: Settings,
+    pub(crate) outlook: Outlook,
+    pub(crate) reach: Reach,
+    pub(crate) size: Size,
+    pub(crate) policies: Policies,
+    pub(crate) told: Told,
+    /// The datagram whose route is followed, if that was asked for.
+    pub(crate) followed: Option<Option<Transmit>>,
+    handshakes: Handshakes,
+    carrier: Carrier,
+    /// Where name resolution and the configuration have the peer.
+    addresses: Vec<SocketAddr>,
+    effects: VecDeque<Effect>,
+}
+
+impl Plane {
+    /// The control plane of `peer`, over a data path that goes by `policy`.
+    pub fn new(peer: Peer, policy: Policy, settings: Settings) -> Self {
+        Self {
+            carrier: Carrier::new(settings.carrier_follows),
+            peer,
+            settings,
+            outlook: Outlook::default(),
+            reach: Reach::default(),
+            size: Size::default(),
+            policies: Policies::new(policy),
+            told: Told::default(),
+            followed: None,
+            handshakes: Handshakes::default(),
+            addresses: Vec::new(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// Takes a handshake message, behind which `waiting` more are queued.
+    ///
+    /// # Errors
+    /// Why it was dropped, for the counters.
+    pub fn handshake(
+        &mut self,
+        now: Now,
+        waiting: usize,
+        admitted: &Admitted,
+    ) -> Result<(), DropReason> {
+        let load = self.handshakes.load(now.boot, waiting);
+        self.peer.handle_handshake(now, load, admitted)
+    }
+
+    /// Takes a control frame.
+    ///
+    /// # Errors
+    /// Why it was dropped, for the counters.
+    pub fn frame(&mut self, now: Now, framed: &Framed) -> Result<(), DropReason> {
+        self.peer.handle_frame(now, framed)
+    }
+
+    /// The data threads want attention, or a deadline has passed.
+    pub fn wake(&mut self, now: Now) {
+        self.peer.handle_wake(now);
+        self.measure_path_again(now.boot);
+        self.check_reach(now.boot);
+        self.set_carrier(now.boot);
+    }
+
+    /// The timestamp of [`Effect::KeepFloor`] is kept, or is known not to be.
+    pub fn floor_kept(&mut self, now: Now, stamp: Timestamp) {
+        self.peer.floor_kept(now, stamp);
+    }
+
+    /// The peer's names and addresses were looked up. They are used once their routes are known.
+    pub fn resolved(&mut self, addresses: Vec<SocketAddr>) {
+        self.addresses = addresses;
+        self.push(Effect::AskRoutes { at_once: true });
+    }
+
+    /// The peer's addresses, as far as they are known: where it is, if that is known, and what was looked up.
+    pub fn addresses(&self) -> (Option<SocketAddr>, &[SocketAddr]) {
+        (self.peer.endpoint(), &self.addresses)
+    }
+
+    /// The address of ours that datagrams to the peer leave from, if that is known.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.peer.source()
+    }
+
+    /// The answer to [`Effect::AskRoutes`]. An address whose route leads into the tunnel itself is avoided.
+    pub fn routes_seen(&mut self, now: Now, outlook: Outlook) {
+        let avoided: Vec<_> = outlook.loops.iter().map(|one| one.to).collect();
+        self.outlook = outlook;
+        let mut usable = self.addresses.clone();
+        usable.retain(|address| !avoided.contains(address));
+        // Where all of them lead back, calling is how the first one that no longer does is noticed.
+        let usable = if usable.is_empty() { self.addresses.clone() } else { usable };
+        self.peer.handle_endpoints(now, usable);
+        self.peer.avoid(now, avoided);
+    }
+
+    /// Takes up other terms and keys, by a handshake at once.
+    pub fn adopt(
+        &mut self,
+        now: Now,
+        terms: Vec<Terms>,
+        identities: Vec<Identity>,
+        remotes: Vec<PublicKey>,
+    ) {
+        self.peer.adopt(now, terms, identities, remotes);
+    }
+
+    /// Moves to the next keys, or gives the previous ones up to `finish`.
+    ///
+    /// # Errors
+    /// If there are none to move to, or the tunnel has not moved yet.
+    pub fn rotate(&mut self, now: Now, finish: bool) -> Result<(), RotateError> {
+        let (done, why_not) = if finish {
+            (self.peer.finish_rotation(), RotateError::NotMoved)
+        } else {
+            (self.peer.rotate(now), RotateError::NoNextKey)
+        };
+        if done { Ok(()) } else { Err(why_not) }
+    }
+
+    /// Ends the session, and tells the peer.
+    pub fn close(&mut self, now: Now) {
+        self.peer.close(now);
+    }
+
+    /// What is to be done next: publish, then transmit, then tell. The bytes of a datagram replace what `datagram`
+    /// holds.
+    pub fn poll(&mut self, now: Now, datagram: &mut Vec<u8>) -> Option<Effect> {
+        loop {
+            if let Some(table) = self.peer.poll_table() {
+                return Some(Effect::Publish(Box::new(table)));
+            }
+            if let Some(transmit) = self.peer.poll_transmit(datagram) {
+                return Some(Effect::Transmit(transmit));
+            }
+            if let Some(effect) = self.effects.pop_front() {
+                return Some(effect);
+            }
+            match self.peer.poll_event() {
+                Some(event) => self.attend(now, event),
+                None => return self.follow_route().or_else(|| self.tell_standing(now)),
+            }
+        }
+    }
+
+    /// When [`Plane::wake`] must be called at the latest.
+    pub fn deadline(&self) -> Option<BootTime> {
+        let peer = self.peer.poll_timeout().map(|(at, _)| at);
+        [peer, self.reach.deadline(), self.carrier.deadline()].into_iter().flatten().min()
+    }
+
+    /// How the peer stands.
+    pub fn status(&mut self, now: Now) -> PeerStatus {
+        self.peer.status(now)
+    }
+
+    fn attend(&mut self, now: Now, event: Event) {
+        match event {
+            Event::KeepFloor(stamp) => return self.push(Effect::KeepFloor(stamp)),
+            Event::Unheard => return self.push(Effect::ChangePort),
+            Event::Alive => return self.alive(now, true),
+            Event::Dead => return self.alive(now, false),
+            Event::Initiating { attempt, .. } if attempt > 1 => self.push(Effect::LookUpNames),
+            Event::Moved { .. } | Event::Established(_) => self.moved(),
+            _ => {}
+        }
+        self.notify(Notice::Event(event));
+    }
+
+    /// The peer is elsewhere, or a session stands.
+    fn moved(&mut self) {
+        self.push(Effect::AskRoutes { at_once: false });
+        if self.reach.reached(self.peer.endpoint()) {
+            self.notify(Notice::Leaves);
+        }
+        self.measure_path();
+    }
+
+    /// The peer has come to life, or has died.
+    fn alive(&mut self, now: Now, alive: bool) {
+        self.push(Effect::Routes { alive });
+        self.notify(Notice::Alive(alive));
+        self.carrier.follow(alive);
+        self.set_carrier(now.boot);
+        self.push(Effect::Hooks { alive, endpoint: self.peer.endpoint() });
+    }
+
+    fn set_carrier(&mut self, now: BootTime) {
+        if let Some(on) = self.carrier.due(now) {
+            self.push(Effect::Carrier { on });
+        }
+    }
+
+    pub(crate) fn notify(&mut self, notice: Notice) {
+        self.push(Effect::Notify(notice));
+    }
+
+    pub(crate) fn push(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+}

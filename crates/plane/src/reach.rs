@@ -1,0 +1,228 @@
+//! Whether this host sends what we give it: which refusal stands, and what is tried when nothing comes back.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use vpnd_protocol::peer::Transmit;
+use vpnd_protocol::time::{BootTime, Now};
+use vpnd_tunnel::udp::Refusal;
+
+use crate::effect::{Effect, Notice};
+use crate::plane::Plane;
+
+/// While a refusal stands, it is checked this often whether it still does.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// Data threads may still send to an address this long after the path has left it. A refusal that lasts is seen
+/// again with the next packet.
+const IN_FLIGHT: Duration = Duration::from_millis(100);
+
+/// What this host refuses to send, and where to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The destination.
+    pub to: SocketAddr,
+    /// Who refuses.
+    pub why: Refusal,
+}
+
+/// What became of [`Effect::ChangePort`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Datagrams leave from another port now.
+    Changed,
+    /// The configuration fixes the port.
+    Fixed,
+    /// The kernel gave no other.
+    Kept,
+}
+
+/// The refusal that stands, if one does.
+#[derive(Debug, Default)]
+pub(crate) struct Reach {
+    refused: Option<Refused>,
+    check_at: Option<BootTime>,
+    /// Since the last check a datagram to the same address was refused.
+    again: bool,
+    /// Since the last check a datagram left for that address.
+    left: bool,
+    /// When the path last left an address that this host refuses to send to.
+    pub(crate) turned_back: BootTime,
+}
+
+impl Reach {
+    /// A datagram was refused; returns whether that is news.
+    fn refused(&mut self, now: BootTime, refused: Refused) -> bool {
+        self.again = true;
+        self.check_at.get_or_insert(now + CHECK_EVERY);
+        self.refused.replace(refused) != Some(refused)
+    }
+
+    /// A datagram left for `to`.
+    fn left(&mut self, to: SocketAddr) {
+        self.left |= self.refused.is_some_and(|refused| refused.to == to);
+    }
+
+    /// The peer is reached at `to`; returns whether that ends a refusal: one of another address no longer matters.
+    pub(crate) fn reached(&mut self, to: Option<SocketAddr>) -> bool {
+        self.refused.is_some_and(|refused| Some(refused.to) != to) && self.end()
+    }
+
+    /// When the refusal has to be checked.
+    pub(crate) const fn deadline(&self) -> Option<BootTime> {
+        self.check_at
+    }
+
+    /// Returns whether the refusal is over: something has left since the last check, and nothing was refused.
+    fn check(&mut self, now: BootTime) -> bool {
+        let over = self.left && !self.again;
+        (self.left, self.again) = (false, false);
+        self.check_at = Some(now + CHECK_EVERY);
+        over && self.end()
+    }
+
+    fn end(&mut self) -> bool {
+        *self = Self { turned_back: self.turned_back, ..Self::default() };
+        true
+    }
+}
+
+impl Plane {
+    /// A datagram of ours has left for `to`.
+    pub fn datagram_left(&mut self, to: SocketAddr) {
+        self.reach.left(to);
+    }
+
+    /// Our own host did not send a datagram to `to`; without a reason the next one may leave. That is reported, and
+    /// other addresses are tried.
+    pub fn datagram_refused(&mut self, now: Now, to: SocketAddr, why: Option<Refusal>) {
+        let Some(why) = why else { return };
+        let (refused, endpoint) = (Refused { to, why }, self.peer.endpoint());
+        if self.peer.send_refused(now, to) {
+            if self.reach.refused(now.boot, refused) {
+                self.notify(Notice::Refused(refused));
+            }
+        } else if self.peer.endpoint() != endpoint {
+            // What was refused to the data threads, they sent to the address that was just left.
+            self.reach.turned_back = now.boot;
+            self.push(Effect::ForgetRefusal);
+        }
+    }
+
+    /// Data threads have wanted attention; `why` is the refusal of what they sent, if there was one.
+    pub fn data_refused(&mut self, now: Now, why: Option<Refusal>) {
+        if why.is_none() {
+            return;
+        }
+        if now.boot.saturating_since(self.reach.turned_back) < IN_FLIGHT {
+            self.push(Effect::ForgetRefusal);
+            return;
+        }
+        let known = self.reach.refused.map(|refused| (refused.to, Some(refused.why)));
+        // Once known, it is asked for again when it is checked.
+        if let Some(to) = self.peer.endpoint().filter(|to| known != Some((*to, why))) {
+            self.datagram_refused(now, to, why);
+        }
+    }
+
+    /// Asks whether a refusal that is due to be checked still stands.
+    pub(crate) fn check_reach(&mut self, now: BootTime) {
+        if self.reach.deadline().is_some_and(|at| now >= at) {
+            self.reach.check_at = Some(now + CHECK_EVERY);
+            self.push(Effect::CheckSending);
+        }
+    }
+
+    /// The answer to [`Effect::CheckSending`]. Where nothing has left, something harmless is sent to find out.
+    pub fn sending_checked(&mut self, now: Now, why: Option<Refusal>) {
+        if let Some(to) = self.peer.endpoint() {
+            self.datagram_refused(now, to, why);
+        }
+        if self.reach.check(now.boot) {
+            self.notify(Notice::Leaves);
+        } else {
+            self.peer.try_sending(now);
+        }
+    }
+
+    /// Routes, rules, addresses or links have changed, and perhaps the route to the peer: what was not possible may be
+    /// possible now.
+    pub fn network_changed(&mut self, now: Now, route: bool) {
+        if route {
+            self.notify(Notice::RouteChanged);
+            self.peer.route_changed(now);
+            self.measure_path();
+        }
+        self.peer.retry_refused(now);
+        if self.reach.refused.is_some() {
+            self.peer.try_sending(now);
+        }
+    }
+
+    /// The interface of link-local addresses has another number.
+    pub fn renumber(&mut self, now: Now, old: u32, new: u32) {
+        self.peer.renumber(now, old, new);
+    }
+
+    /// The answer to [`Effect::ChangePort`]. Where the port is fixed and a router is on the path, it may translate
+    /// addresses, and forgets a flow only when nothing is sent.
+    pub fn port_is(&mut self, now: Now, port: Port) {
+        match port {
+            Port::Changed => self.socket_changed(),
+            Port::Fixed if self.outlook.is_routed && self.peer.fall_silent(now) => {
+                self.notify(Notice::FallsSilent);
+            }
+            Port::Fixed | Port::Kept => {}
+        }
+    }
+
+    /// Datagrams leave from another port or by another interface. The rules of a default route name the port, for
+    /// hosts with a strict `rp_filter`.
+    pub fn socket_changed(&mut self) {
+        self.followed = None;
+        self.push(Effect::AskRoutes { at_once: false });
+    }
+
+    /// The route of the datagrams to where the peer is, or is called, if that is another than before.
+    pub(crate) fn follow_route(&mut self) -> Option<Effect> {
+        let heading: Option<Transmit> = self.peer.heading();
+        let changed = self.followed != Some(heading);
+        self.followed = Some(heading);
+        changed.then_some(Effect::FollowRoute(heading))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(last: u8, why: Refusal) -> Refused {
+        Refused { to: SocketAddr::from(([192, 0, 2, last], 1)), why }
+    }
+
+    #[test]
+    fn a_refusal_is_news_once_and_over_when_something_leaves_again() {
+        let (mut reach, now) = (Reach::default(), BootTime::from_nanos(1));
+        let filter = refused(1, Refusal::Filter);
+        assert!(reach.refused(now, filter));
+        assert_eq!(reach.deadline(), Some(now + CHECK_EVERY));
+        assert!(!reach.refused(now, filter));
+        assert!(reach.refused(now, refused(1, Refusal::NoRoute)), "another reason");
+        reach.left(filter.to);
+        assert!(!reach.check(now), "refused since the last check, and left");
+        reach.left(refused(2, Refusal::Filter).to);
+        assert!(!reach.check(now), "what leaves for elsewhere proves nothing");
+        reach.left(filter.to);
+        assert!(reach.check(now));
+        assert_eq!((reach.refused, reach.deadline()), (None, None));
+    }
+
+    #[test]
+    fn a_session_elsewhere_ends_it() {
+        let (mut reach, now) = (Reach::default(), BootTime::from_nanos(1));
+        let there = refused(1, Refusal::Unreachable);
+        reach.refused(now, there);
+        assert!(!reach.reached(Some(there.to)));
+        assert!(reach.reached(Some(refused(2, Refusal::Filter).to)));
+        assert!(!reach.reached(None));
+    }
+}
