@@ -119,14 +119,12 @@ impl Keyring {
         self.current.take_if(over).is_some()
     }
 
-    /// Drops every key that is dead; says whether there was one.
-    pub(crate) fn expire(&mut self, now: BootTime) -> bool {
+    /// Drops every key that is dead.
+    pub(crate) fn expire(&mut self, now: BootTime) {
         let is_dead = |key: &OpeningKey| now >= key.dead_from();
-        let before = self.opening().count();
         self.current.take_if(|s| is_dead(&s.opening));
         self.next.take_if(|s| is_dead(&s.opening));
         self.retired.retain(|key| !is_dead(key));
-        self.opening().count() != before
     }
 
     /// When the next key dies.
@@ -233,10 +231,10 @@ mod tests {
         ring.initiated(session(60, Role::Initiator));
         let at = |s| BootTime::from_nanos(0) + Duration::from_secs(s);
         assert_eq!(ring.next_expiry(), Some(at(180)));
-        assert!(!ring.expire(at(179)));
-        assert!(ring.expire(at(180)));
-        assert_eq!(indices(&ring), [60]);
-        assert!(ring.expire(at(240)));
+        for (second, left) in [(179, &[60, 0][..]), (180, &[60]), (240, &[])] {
+            ring.expire(at(second));
+            assert_eq!(indices(&ring), left);
+        }
         assert!(ring.current().is_none());
     }
 }

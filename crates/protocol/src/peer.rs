@@ -11,6 +11,7 @@ mod frames;
 mod identities;
 mod initiator;
 mod life;
+mod parts;
 mod reach;
 mod responder;
 mod roaming;
@@ -34,6 +35,7 @@ use crate::endpoint::{Candidates, Roam, Sources};
 use crate::handshake::Identity;
 use crate::keyring::{Keyring, Session};
 use crate::liveness::Life;
+use crate::message::Index;
 use crate::session::{Generation, Pair, Role};
 use crate::table::{Admitted, BOOTSTRAP_SLOTS, OPENING_SLOTS, Path, Table};
 use crate::terms::Terms;
@@ -45,6 +47,7 @@ use detours::Detours;
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
+use parts::Parts;
 use responder::{Answered, Initiations};
 use roaming::Roaming;
 use size::Size;
@@ -225,7 +228,8 @@ pub struct Peer {
     /// What the peer said of itself on the current session.
     greeting: Option<Greeting>,
 
-    publish: bool,
+    /// What the table that was published last is made of.
+    published: Option<Parts>,
     transmits: VecDeque<(Transmit, Vec<u8>)>,
     events: VecDeque<Event>,
 }
@@ -270,7 +274,7 @@ impl Peer {
             gauge: Gauge::default(),
             size: Size::default(),
             greeting: None,
-            publish: true,
+            published: None,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             config,
@@ -328,7 +332,10 @@ impl Peer {
 
     /// The new table, if there is one. Publish it before anything else is sent.
     pub fn poll_table(&mut self) -> Option<Table> {
-        std::mem::take(&mut self.publish).then(|| self.table())
+        let parts = Parts::of(self);
+        let changed = self.published.as_ref() != Some(&parts);
+        self.published = Some(parts);
+        changed.then(|| self.table())
     }
 
     /// The next datagram to send; its bytes replace what `out` holds.
@@ -410,13 +417,12 @@ impl Peer {
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
         self.life.hear(now.boot);
-        self.publish = true;
         self.events.push_back(Event::Established(role));
     }
 
     fn retire_keys(&mut self, now: Now) {
         let had_session = self.keyring.current().is_some();
-        self.publish |= self.keyring.expire(now.boot);
+        self.keyring.expire(now.boot);
         if had_session && self.keyring.current().is_none() {
             self.forget_what_was_said();
             self.events.push_back(Event::Lost);
@@ -471,7 +477,6 @@ impl Peer {
 
     pub(super) fn change_source(&mut self, from: Option<IpAddr>) {
         if let Some(path) = &mut self.path {
-            self.publish |= path.from != from;
             path.from = from;
         }
     }
@@ -515,20 +520,22 @@ impl Peer {
         for (slot, key) in open.iter_mut().zip(self.keyring.opening().chain(self.bootstraps())) {
             *slot = Some(Arc::clone(key));
         }
-        let answered = self.answering.as_ref().map(Answering::opening);
-        let answered = answered.or_else(|| self.keyring.next().map(|session| &session.opening));
         Table {
             send: sealing.zip(self.path),
             open,
             mac1: self.identities.mac1_keys(),
-            awaiting_cookie: [
-                self.attempt.as_ref().and_then(Attempt::index),
-                answered.map(|key| key.index()),
-            ],
+            awaiting_cookie: self.awaiting_cookie(),
             roam: self.config.roam,
             left: self.roaming.before(),
             stop: false,
         }
+    }
+
+    /// The names of the handshakes of ours that a cookie reply may answer.
+    fn awaiting_cookie(&self) -> [Option<Index>; 2] {
+        let answered = self.answering.as_ref().map(Answering::opening);
+        let answered = answered.or_else(|| self.keyring.next().map(|session| &session.opening));
+        [self.attempt.as_ref().and_then(Attempt::index), answered.map(|key| key.index())]
     }
 
     fn jitter(&mut self) -> Duration {

@@ -13,6 +13,7 @@ use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
+use vpnd_protocol::message::{self, Message};
 use vpnd_protocol::peer::{Config, Event, Load, Peer, PeerStatus, Transmit};
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::terms::{Protocol, Terms};
@@ -208,6 +209,15 @@ pub(crate) struct End {
     pub(crate) events: Vec<(Duration, Event)>,
     /// When a timer called the control plane.
     pub(crate) wakes: Vec<Duration>,
+    /// How often the order of effects was checked.
+    pub(crate) checked: Checked,
+}
+
+/// Effects whose order was checked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Checked {
+    pub(crate) responses: usize,
+    pub(crate) hooks: usize,
 }
 
 impl End {
@@ -239,6 +249,7 @@ impl End {
             outbox: Vec::new(),
             events: Vec::new(),
             wakes: Vec::new(),
+            checked: Checked::default(),
         };
         end.flush(Duration::ZERO);
         end
@@ -415,7 +426,25 @@ impl End {
         }
     }
 
+    /// The key that an answer lets the peer use is published before the answer leaves.
+    fn check_published(&mut self, datagram: &[u8]) {
+        if let Ok(Message::Response(response)) = message::parse(datagram) {
+            let opening = self.data.table().opening(response.sender);
+            assert!(opening.is_some(), "{:?}: the key is not published", self.side);
+            self.checked.responses += 1;
+        }
+    }
+
+    /// A hook that runs because the peer is alive finds routes that lead to it, and the key that it was heard under.
+    fn check_hooks(&mut self, alive: bool) {
+        assert_eq!(self.alive, alive, "{:?}: routes come first", self.side);
+        let has_key = self.data.table().open.iter().any(Option::is_some);
+        assert!(!alive || has_key, "{:?}: the key is not published", self.side);
+        self.checked.hooks += 1;
+    }
+
     fn transmit(&mut self, now: Duration, transmit: Transmit, bytes: Vec<u8>) {
+        self.check_published(&bytes);
         let datagram = self.datagram(transmit, bytes);
         if self.refuses.as_ref().is_some_and(|refuses| refuses(&datagram)) {
             self.refused.push((now, datagram.to));
@@ -453,6 +482,10 @@ impl End {
             Effect::ChangePort => self.change_port(now),
             Effect::CheckSending => self.plane.sending_checked(clock, None),
             Effect::Routes { alive } => self.watch_life(now, alive),
+            Effect::Carrier { on } => {
+                assert_eq!(self.alive, on, "{:?}: routes come first", self.side)
+            }
+            Effect::Hooks { alive, .. } => self.check_hooks(alive),
             Effect::Notify(Notice::Event(event)) => self.events.push((now, event)),
             Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
             _ => {}

@@ -30,22 +30,11 @@ const CALM: Duration = seconds(60);
 
 #[test]
 fn every_end_survives_every_network() {
-    let seeds = match number("VPND_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("VPND_SEEDS").unwrap_or_else(default_seeds),
-    };
-    let outcomes = survive_all(seeds.clone());
-    let survived = outcomes.len() as u64;
-    println!("{}", Report::of(outcomes));
-    assert_eq!(survived, seeds.end - seeds.start, "see above for the seeds that failed");
+    println!("{}", Report::of(each_seed(SEEDS, SEEDS_LONG, survive)));
 }
 
 fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
-}
-
-fn default_seeds() -> u64 {
-    if is_long() { SEEDS_LONG } else { SEEDS }
 }
 
 /// Whether the full counts are asked for.
@@ -53,7 +42,23 @@ pub(crate) fn is_long() -> bool {
     env::var("VPND_TESTS").is_ok_and(|tests| tests == "long")
 }
 
-fn survive_all(seeds: std::ops::Range<u64>) -> Vec<Outcome> {
+/// Does this for each of `few` seeds, or of `many` in the long tests, or for the one that is to be replayed.
+///
+/// # Panics
+/// If it panics for one of them; those are printed.
+pub(crate) fn each_seed<T: Send>(few: u64, many: u64, survive: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let default = || if is_long() { many } else { few };
+    let seeds = match number("VPND_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("VPND_SEEDS").unwrap_or_else(default),
+    };
+    let outcomes = survive_all(seeds.clone(), survive);
+    let survived = outcomes.len() as u64;
+    assert_eq!(survived, seeds.end - seeds.start, "see above for the seeds that failed");
+    outcomes
+}
+
+fn survive_all<T: Send>(seeds: std::ops::Range<u64>, survive: impl Fn(u64) -> T + Sync) -> Vec<T> {
     let next = AtomicU64::new(seeds.start);
     let outcomes = Mutex::new(Vec::new());
     let work = || {

@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "the figures, the seeds that failed and their stories")]
 
 mod change;
+mod crossed;
 mod crossing;
 mod data;
 mod end;

@@ -63,7 +63,6 @@ impl Peer {
     fn renew(&mut self, now: Now) {
         self.renewing = Some(self.generation);
         self.wanted = true;
-        self.publish = true;
         self.handle_wake(now);
     }
 
@@ -75,7 +74,6 @@ impl Peer {
             self.wanted |= self.attempt.take().is_some();
             self.answering = None;
             self.keyring.forget_pairs(Pair::default());
-            self.publish = true;
         }
         finished
     }

@@ -161,7 +161,6 @@ impl Peer {
     /// The peer stops: that session and older ones are over. A newer one is of a newer life of its.
     fn take_close(&mut self, now: Now, closed: Generation) -> Result<(), DropReason> {
         if self.keyring.close(closed) {
-            self.publish = true;
             self.forget_what_was_said();
             self.timers.settle_answer();
             self.events.push_back(Event::Closed);

@@ -120,6 +120,15 @@ impl Identities {
         keys
     }
 
+    /// Our public keys.
+    pub(super) fn public_keys(&self) -> [Option<PublicKey>; IDENTITIES] {
+        let mut keys = [None; IDENTITIES];
+        for (key, own) in keys.iter_mut().zip(&self.own) {
+            *key = Some(*own.identity.public());
+        }
+        keys
+    }
+
     /// A session stands under this pair. Whoever has moved to the next key has moved for good: where
     /// both move at once, either session shows one half of it.
     pub(super) fn confirm(&mut self, pair: Pair) {

@@ -225,8 +225,6 @@ impl Peer {
     }
 
     fn retry(&mut self, now: Now, unanswered: &Attempt) {
-        // awaiting_cookie names the attempt that is gone now.
-        self.publish = true;
         if self.established >= Some(unanswered.called.begun) && self.renewing.is_none() {
             return;
         }
@@ -295,7 +293,6 @@ impl Peer {
         let retry_at = now.boot + (REKEY_TIMEOUT + self.jitter());
         let step = Step::Calling { initiator, call };
         self.attempt = Some(Attempt { step, called: Called { to, begun, pair }, tries, retry_at });
-        self.publish = true;
         self.events.push_back(Event::KeepFloor(stamp));
     }
 

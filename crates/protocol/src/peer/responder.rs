@@ -256,7 +256,6 @@ impl Peer {
         // The peer has the first word, but only once: recorded initiations must not keep us silent.
         let hold_back = if self.unconfirmed_answers == 0 { REKEY_TIMEOUT } else { Duration::ZERO };
         self.yields_until = now.boot + hold_back;
-        self.publish = true;
         self.unconfirmed_answers += 1;
         if self.unconfirmed_answers >= UNCONFIRMED_WORTH_TELLING {
             self.events.push_back(Event::NeverConfirms(self.unconfirmed_answers));

@@ -346,7 +346,6 @@ impl Peer {
             self.detours.left(self.path);
             self.events.push_back(Event::Moved { to });
         }
-        self.publish |= self.path != Some(path);
         self.path = Some(path);
     }
 }

@@ -140,7 +140,6 @@ impl Peer {
         let most = self.size.most();
         self.config.max_datagram = most;
         if let Some(path) = &mut self.path {
-            self.publish |= path.max_datagram != most;
             path.max_datagram = most;
         }
     }

@@ -111,7 +111,6 @@ impl Peer {
         let (resend_at, pause) = (now.boot, RESEND_AFTER);
         let asking = Asking { session, bootstrap, private, init, local, resend_at, pause };
         self.attempt = Some(attempt.upgrading(asking, now.boot + UPGRADE_WITHIN));
-        self.publish = true;
     }
 
     /// Sends the key again when its answer takes too long; forgets what nobody uses.
@@ -120,10 +119,9 @@ impl Peer {
             self.send_key(now);
         }
         let late = |answering: &mut Answering| now.boot >= answering.given_up_at();
-        self.publish |= self.answering.take_if(late).is_some();
+        self.answering.take_if(late);
         if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_late(now.boot)) {
             attempt.lapse();
-            self.publish = true;
         }
     }
 
@@ -168,7 +166,6 @@ impl Peer {
         let attempt = attempt.ok_or(DropReason::NotUpgraded)?;
         let called = attempt.called();
         let asking = attempt.lapse().ok_or(DropReason::NotUpgraded)?;
-        self.publish = true;
         let Asking { session, bootstrap, private, init, local, .. } = *asking;
         let transcript = Transcript {
             handshake_hash: &bootstrap.handshake_hash,
@@ -287,7 +284,6 @@ impl Peer {
         let origin = self.upgraded(session, Role::Responder, names, bootstrap.profile);
         // Who uses this one has received message 2, or else had sent no key.
         self.keyring.answered(Session::new(&origin, &keys).answered_to(session.reached.clone()));
-        self.publish = true;
         let answer = PqResp { index, ciphertext, mac };
         Ok((ControlFrame::begin().pq_resp(&answer).end(), origin.generation))
     }

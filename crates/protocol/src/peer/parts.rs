@@ -1,0 +1,40 @@
+//! What a table is made of. A table is derived: the peer never says that it has changed, but compares what it would
+//! publish with what it has published, so that no change can be forgotten.
+
+use std::net::SocketAddr;
+
+use vpnd_crypto::key::PublicKey;
+
+use super::Peer;
+use crate::message::Index;
+use crate::session::Generation;
+use crate::table::{BOOTSTRAP_SLOTS, IDENTITIES, OPENING_SLOTS, Path};
+
+/// Stands for a [`Table`](crate::table::Table): equal if and only if the tables are. Sessions have generations of
+/// their own, and what the configuration fixes for ever is left out.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Parts {
+    send: Option<(Generation, Path)>,
+    open: [Option<Generation>; OPENING_SLOTS + BOOTSTRAP_SLOTS],
+    identities: [Option<PublicKey>; IDENTITIES],
+    awaiting_cookie: [Option<Index>; 2],
+    left: Option<SocketAddr>,
+}
+
+impl Parts {
+    /// Those of the table that `peer` would publish now.
+    pub(super) fn of(peer: &Peer) -> Self {
+        let sealing = peer.keyring.current().map(|session| session.opening.generation());
+        let mut open = [None; OPENING_SLOTS + BOOTSTRAP_SLOTS];
+        for (slot, key) in open.iter_mut().zip(peer.keyring.opening().chain(peer.bootstraps())) {
+            *slot = Some(key.generation());
+        }
+        Self {
+            send: sealing.zip(peer.path),
+            open,
+            identities: peer.identities.public_keys(),
+            awaiting_cookie: peer.awaiting_cookie(),
+            left: peer.roaming.before(),
+        }
+    }
+}
