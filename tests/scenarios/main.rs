@@ -8,6 +8,7 @@ mod carrier;
 mod change;
 mod cycles;
 mod device;
+mod duplicate;
 mod ecn;
 mod exact;
 mod examples;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        duplicate::scenarios(),
         kernel::scenarios(),
         left::scenarios(),
         logs::scenarios(),

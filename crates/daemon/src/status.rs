@@ -434,6 +434,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
             "{count} handshake messages came that were not made for our public key: the other \
              side's public_key for us is wrong, or it is a scan"
         ),
+        Trouble::DuplicateKey(addresses) => telling::duplicate_key(addresses),
         Trouble::SameMac(mac) => format!(
             "both ends have the hardware address {mac}: give one of them another [interface] mac, or none"
         ),

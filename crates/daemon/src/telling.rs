@@ -1,7 +1,9 @@
 //! Puts what happens into words: log lines, limited where the network can cause them, and the
 //! one thing that `status` should say when the tunnel does not come up.
 
-use std::net::IpAddr;
+mod duplicate;
+
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
@@ -18,6 +20,10 @@ use crate::nameservers;
 use crate::resolve::Failure;
 use crate::zone::Zones;
 use vpnd_plane::{InnerSource, Loop, Outlook, Refused};
+
+use duplicate::Duplicate;
+
+pub(crate) use duplicate::words as duplicate_key;
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +52,8 @@ pub(crate) enum Trouble {
     Unresolved(Vec<Failure>, Vec<IpAddr>),
     /// What is sent to the peer is sent from an address of the tunnel.
     InnerSource(InnerSource),
+    /// The peer's key is used at these two addresses in turn.
+    DuplicateKey([String; 2]),
     /// Both ends have this hardware address.
     SameMac(Mac),
     /// Frames of one end are too long for the other: ours, theirs.
@@ -62,7 +70,10 @@ pub(crate) enum Trouble {
 impl Trouble {
     /// Whether it keeps a tunnel that is up from carrying all that it should.
     pub(crate) const fn outlasts_a_session(&self) -> bool {
-        matches!(self, Self::SameMac(_) | Self::MtuDiffers(..) | Self::Refused { .. })
+        matches!(
+            self,
+            Self::DuplicateKey(_) | Self::SameMac(_) | Self::MtuDiffers(..) | Self::Refused { .. }
+        )
     }
 }
 
@@ -116,6 +127,7 @@ enum Class {
     OuterSource,
     Refused,
     Leaves,
+    Duplicate,
     Misfit,
 }
 
@@ -141,6 +153,7 @@ pub(crate) struct Telling {
     back: [u64; 2],
     /// What the latest of them mean, and when that was.
     came_back: Option<(Trouble, BootTime)>,
+    duplicate: Duplicate,
 }
 
 impl Telling {
@@ -161,6 +174,7 @@ impl Telling {
             inner_source: None,
             unresolved: None,
             came_back: None,
+            duplicate: Duplicate::default(),
         }
     }
 
@@ -174,8 +188,14 @@ impl Telling {
     pub(crate) fn trouble(&self) -> Option<&Trouble> {
         let came_back = self.came_back.as_ref().map(|(trouble, _)| trouble);
         let first = self.looped.as_ref().or(self.refused.as_ref()).or(came_back);
+        let first = first.or_else(|| self.duplicate.trouble());
         let first = first.or(self.inner_source.as_ref()).or_else(|| self.unresolved());
         first.or(self.trouble.as_ref()).or_else(|| self.misfit())
+    }
+
+    /// Forgets what has not happened for some minutes.
+    pub(crate) fn forget_old(&mut self, now: BootTime) {
+        self.duplicate.forget(now);
     }
 
     /// What is known of the routes to the peer by now.
@@ -330,6 +350,7 @@ impl Telling {
             }
             Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
             Event::NeverConfirms(count) => self.never_confirms(now, *count),
+            Event::DuplicateKey { addresses } => self.duplicate_key(now, *addresses),
             Event::Devices { same_mac, mtus } => self.compare(now, *same_mac, *mtus),
             Event::UnknownPeer { key, from } => self.unknown_peer(now, *key, &from.to_string()),
             Event::StaleInitiation { got, last } => {
@@ -449,6 +470,18 @@ impl Telling {
         }
     }
 
+    /// The peer's key is used at two addresses in turn.
+    fn duplicate_key(&mut self, now: BootTime, addresses: [SocketAddr; 2]) {
+        addresses.iter().for_each(|at| self.zones.learn(*at));
+        let addresses = addresses.map(|at| self.zones.show(at));
+        let words = duplicate::words(&addresses);
+        if self.duplicate.note(now, addresses)
+            && let Some(more) = self.limit.allow(Class::Duplicate, now)
+        {
+            tracing::warn!("{words}{more}");
+        }
+    }
+
     /// How the peer's device fits ours. Every session finds it once more; it is said when it is news, and seldom.
     fn compare(&mut self, now: BootTime, mac: Option<[u8; 6]>, mtu: Option<(u16, u16)>) {
         let misfits = [
@@ -494,7 +527,7 @@ impl Telling {
         if let Some(more) = self.limit.allow(Class::Stale, now) {
             tracing::warn!(
                 "an initiation of the peer is stamped {got}, not after {last}: a replay, or its \
-                 clock was set back and its state directory lost{more}"
+                 clock was set back and its state directory lost, or two machines use its key{more}"
             );
         }
     }

@@ -7,6 +7,7 @@
 
 mod change;
 mod detours;
+mod duplicate;
 mod frames;
 mod identities;
 mod initiator;
@@ -44,6 +45,7 @@ use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
 use detours::Detours;
+use duplicate::Origins;
 use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
@@ -147,6 +149,11 @@ pub enum Event {
         /// Where it is now.
         to: SocketAddr,
     },
+    /// The peer begins sessions at two addresses in turn, much more often than it rekeys: two machines use its key.
+    DuplicateKey {
+        /// The two addresses, the smaller one first.
+        addresses: [SocketAddr; 2],
+    },
     /// The peer has said how its device is, where frames cross it.
     Devices {
         /// The hardware address, if both have the same.
@@ -202,6 +209,7 @@ pub struct Peer {
     candidates: Candidates,
     roaming: Roaming,
     detours: Detours,
+    origins: Origins,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer began.
@@ -258,6 +266,7 @@ impl Peer {
             candidates: Candidates::default(),
             roaming: Roaming::default(),
             detours: Detours::default(),
+            origins: Origins::default(),
             attempt: None,
             answering: None,
             wanted: false,
@@ -381,6 +390,7 @@ impl Peer {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.establish(now, Role::Responder);
+            self.watch_for_duplicates(now);
             self.follow_answer(now);
         }
         self.follow_contest(now);

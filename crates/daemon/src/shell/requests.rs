@@ -39,6 +39,7 @@ impl Shell {
     fn status(&mut self) -> Status {
         let now = clock::now();
         let peer = self.plane.status(now);
+        self.telling.forget_old(now.boot);
         let mut status = Status::new(
             &self.around.about,
             now.boot.saturating_since(self.started),

@@ -37,22 +37,30 @@ const WAKES_PER_SECOND: usize = 16;
 /// Of devices, to begin with.
 pub(crate) const MTU: u16 = 1420;
 
-/// Which of the two ends.
+/// Which of the ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Side {
     A,
     B,
+    /// A second machine with the configuration of A, if the world has one.
+    C,
 }
 
 impl Side {
     pub(crate) const BOTH: [Self; 2] = [Self::A, Self::B];
 
     pub(crate) fn other(self) -> Self {
-        if self == Self::A { Self::B } else { Self::A }
+        if self == Self::B { Self::A } else { Self::B }
+    }
+
+    /// Whether this end is configured for a tunnel to that one.
+    pub(crate) fn faces(self, other: Self) -> bool {
+        (self == Self::B) != (other == Self::B)
     }
 
     pub(crate) fn secret(self) -> SecretKey {
-        SecretKey::from_bytes([self as u8 + 1; 32])
+        let owner = if self == Self::B { 2 } else { 1 };
+        SecretKey::from_bytes([owner; 32])
     }
 
     pub(crate) fn public(self) -> PublicKey {

@@ -1,4 +1,4 @@
-//! The simulator: two ends, one clock that jumps to whatever comes next, and a network between
+//! The simulator: two ends or three, one clock that jumps to whatever comes next, and a network between
 //! them that may be as bad as it likes. Each end is a real [`vpnd_plane::Plane`] and the very
 //! types the data threads use, in the order the data threads use them.
 //!
@@ -11,6 +11,7 @@ mod change;
 mod crossed;
 mod crossing;
 mod data;
+mod duplicate;
 mod end;
 mod handshake;
 mod hostile;

@@ -73,14 +73,16 @@ impl Oracle {
         };
         let fresh = self.nonces.insert((sent.by, receiver, counter));
         assert!(fresh, "{:?} reused nonce {counter} of {receiver:?} at {:?}", sent.by, sent.at);
-        let birth = self.births.get(&(sent.by.other(), receiver)).expect("publish, then transmit");
-        let age = sent.at - *birth;
+        let named = |(side, index): &(Side, Index)| *index == receiver && side.faces(sent.by);
+        let birth = self.births.iter().find(|(key, _)| named(key)).map(|(_, birth)| *birth);
+        let age = sent.at - birth.expect("publish, then transmit");
         assert!(age < REJECT_AFTER_TIME, "{:?} sealed under a key of {age:?}", sent.by);
     }
 
     /// `by` sealed a packet for this session of the other side.
     pub(crate) fn sealed(&self, by: Side, receiver: Index) {
-        let bootstrap = self.bootstraps.contains(&(by.other(), receiver));
+        let named = |(side, index): &(Side, Index)| *index == receiver && side.faces(by);
+        let bootstrap = self.bootstraps.iter().any(named);
         assert!(!bootstrap, "{by:?} sent data on a session that is not upgraded");
     }
 
@@ -92,7 +94,7 @@ impl Oracle {
     pub(crate) fn delivered(&mut self, to: Side, bytes: &[u8], now: Duration) {
         let number = usize::from(u16::from_be_bytes([bytes[4], bytes[5]]));
         let known = self.packets.get_mut(number).expect("nobody offered this packet");
-        assert_eq!(known.from, to.other(), "a packet came back to who sent it");
+        assert!(known.from.faces(to), "a packet came back to who sent it");
         assert_eq!(bytes, packet(known.from, number), "a packet changed on the way");
         let before = known.delivered.replace(now);
         assert_eq!(before, None, "packet {number} was delivered twice, again at {now:?}");

@@ -1,4 +1,4 @@
-//! Both ends, the network and the one clock, which jumps to whatever comes next.
+//! The ends, the network and the one clock, which jumps to whatever comes next.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -28,8 +28,8 @@ pub(crate) struct World {
     pub(crate) oracle: Oracle,
     /// How long the control plane may take to get up.
     pub(crate) drowsiness: Duration,
-    ends: [End; 2],
-    traffic: [Option<Duration>; 2],
+    ends: Vec<End>,
+    traffic: [Option<Duration>; 3],
     queue: BinaryHeap<Due>,
     order: u64,
     rng: StdRng,
@@ -67,12 +67,22 @@ impl World {
             network: Network::new(seed),
             oracle: Oracle::default(),
             drowsiness: Duration::ZERO,
-            ends,
-            traffic: [None; 2],
+            ends: ends.into(),
+            traffic: [None; 3],
             queue: BinaryHeap::new(),
             order: 0,
             rng: StdRng::seed_from_u64(seed),
         }
+    }
+
+    /// Adds a second machine with the configuration of A, at an address of its own.
+    pub(crate) fn copy_a(&mut self, seed: u64) {
+        let options = self[Side::A].options.clone();
+        self.ends.push(End::new(Side::C, options, seed));
+    }
+
+    fn sides(&self) -> impl Iterator<Item = Side> + use<> {
+        [Side::A, Side::B, Side::C].into_iter().take(self.ends.len())
     }
 
     /// Both ends learn where the other is, if they are configured to: they initiate.
@@ -141,7 +151,7 @@ impl World {
     /// Goes to what comes next; says whether that was before `until`.
     fn step(&mut self, until: Duration) -> bool {
         let due = self.queue.peek().map(|due| due.at);
-        let alarm = Side::BOTH.into_iter().filter_map(|side| Some((self.timeout(side)?, side)));
+        let alarm = self.sides().filter_map(|side| Some((self.timeout(side)?, side)));
         let alarm = alarm.min().filter(|(at, _)| due.is_none_or(|due| *at < due));
         let Some(next) = alarm.map(|(at, _)| at).or(due).filter(|&next| next <= until) else {
             self.now = self.now.max(until);
@@ -214,7 +224,7 @@ impl World {
         }
         let now = self.now;
         let listens = |side: &Side| self[*side].listens(to);
-        let Some(side) = Side::BOTH.into_iter().find(listens) else { return };
+        let Some(side) = self.sides().find(listens) else { return };
         self.oracle.came(from, batch.iter().map(Vec::len).sum());
         self[side].receive(now, from, to, batch);
         self.settle(side);
@@ -268,7 +278,7 @@ impl World {
     /// Prints what both ends told, in order.
     pub(crate) fn narrate(&self) {
         let of = |side: Side| self[side].events.iter().map(move |(at, event)| (*at, side, event));
-        let mut story: Vec<_> = Side::BOTH.into_iter().flat_map(of).collect();
+        let mut story: Vec<_> = self.sides().flat_map(of).collect();
         story.sort_by_key(|(at, ..)| *at);
         story.iter().for_each(|(at, side, event)| println!("{at:>14.3?} {side:?} {event:?}"));
     }
