@@ -41,7 +41,6 @@ fn copied(lab: &Lab) -> Result<String> {
     b.wait_for_log("used at two addresses in turn", SOON)?;
     let lines = b.process().log().matches("used at two addresses in turn").count();
     ensure!(lines == 1, "said {lines} times");
-    ensure!(one < PINGS && other < PINGS, "nobody lost anything: {one} and {other} answered");
     Ok(format!("{one} and {other} of {PINGS} pings answered; B names both addresses"))
 }
 

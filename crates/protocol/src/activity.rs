@@ -29,6 +29,14 @@ pub struct Contested {
     pub copy: SocketAddr,
 }
 
+/// Where the peer was heard last, if that is not where it is taken to be.
+#[derive(Debug, Default)]
+struct Elsewhere {
+    source: Option<Source>,
+    /// Counts how often the address has changed, so that a later look can tell whether it was the only one meanwhile.
+    changes: u64,
+}
+
 /// A moment that threads share; zero stands for never.
 #[derive(Debug, Default)]
 struct Moment(AtomicU64);
@@ -66,7 +74,7 @@ pub struct Activity {
     pub source_lost: Edge,
     /// Raised by inbound when the peer is heard from elsewhere.
     new_source: Edge,
-    source: Mutex<Option<Source>>,
+    source: Mutex<Elsewhere>,
     /// Raised by inbound when a copy came from another address.
     new_contest: Edge,
     contest: Mutex<Option<Contested>>,
@@ -153,8 +161,21 @@ impl Activity {
 
     /// Hands over the address an authentic, newest datagram came from.
     pub fn heard_from(&self, source: Source) -> Wake {
-        *lock(&self.source) = Some(source);
+        let mut elsewhere = lock(&self.source);
+        let at = |source: Source| (source.from, source.local);
+        elsewhere.changes += u64::from(elsewhere.source.map(at) != Some(at(source)));
+        elsewhere.source = Some(source);
+        drop(elsewhere);
         self.new_source.raise()
+    }
+
+    /// Notes that an authentic, newest datagram came from where the peer is taken to be, and to the address of ours that
+    /// we send from: what was heard from elsewhere before is out of date. The flag stays up, so that a peer heard from two
+    /// addresses in turn does not wake the control plane each time.
+    pub(crate) fn heard_here(&self) {
+        if self.has_source() {
+            lock(&self.source).source = None;
+        }
     }
 
     /// The moments, for the timer rules.
@@ -179,20 +200,25 @@ impl Activity {
         }
     }
 
-    /// Whether there is a source not yet taken. As long as it is not, newer ones take its place and wake
+    /// Whether a source was handed over and not yet taken. As long as it is not, newer ones take its place and wake
     /// nobody.
     pub(crate) fn has_source(&self) -> bool {
         self.new_source.is_raised()
     }
 
-    /// The newest source, which stays to be taken.
-    pub(crate) fn newest_source(&self) -> Option<Source> {
-        self.has_source().then(|| *lock(&self.source)).flatten()
+    /// The newest source, which stays to be taken, and how often it has changed so far. None if the peer was heard where
+    /// it is taken to be since.
+    pub(crate) fn newest_source(&self) -> Option<(Source, u64)> {
+        if !self.has_source() {
+            return None;
+        }
+        let elsewhere = lock(&self.source);
+        elsewhere.source.map(|source| (source, elsewhere.changes))
     }
 
     /// The newest source not yet taken.
     pub(crate) fn take_source(&self) -> Option<Source> {
-        self.new_source.take().then(|| lock(&self.source).take()).flatten()
+        self.new_source.take().then(|| lock(&self.source).source.take()).flatten()
     }
 
     /// Hands over from where a datagram came first, and from where a copy of it.
@@ -233,7 +259,7 @@ impl Activity {
     }
 }
 
-/// A poisoned lock holds an address all the same.
+/// What a poisoned lock holds is good all the same.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -251,6 +277,30 @@ mod tests {
         activity.rest(activity.moments());
         assert!(!activity.is_active());
         assert!(activity.received(BootTime::from_nanos(3), batch).is_due());
+    }
+
+    #[test]
+    fn a_source_is_out_of_date_once_the_peer_is_heard_where_it_was() {
+        let activity = Activity::default();
+        let heard = |port| {
+            let from = SocketAddr::from(([192, 0, 2, 1], port));
+            activity.heard_from(Source { from, local: None, generation: Generation::default() })
+        };
+        let newest = || activity.newest_source().map(|(source, n)| (source.from.port(), n));
+        activity.heard_here();
+        assert!(heard(1).is_due());
+        assert_eq!(newest(), Some((1, 1)));
+        assert!(!heard(1).is_due());
+        assert_eq!(newest(), Some((1, 1)), "the same address");
+        activity.heard_here();
+        assert_eq!(newest(), None);
+        assert!(!heard(1).is_due(), "nobody has looked yet");
+        assert_eq!(newest(), Some((1, 2)), "not the only one");
+        assert_eq!(activity.take_source().map(|source| source.from.port()), Some(1));
+        assert!(heard(2).is_due());
+        activity.heard_here();
+        assert_eq!(activity.take_source(), None);
+        assert!(!activity.has_source());
     }
 
     #[test]

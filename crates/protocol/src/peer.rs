@@ -12,6 +12,7 @@ mod frames;
 mod identities;
 mod initiator;
 mod life;
+mod pace;
 mod parts;
 mod reach;
 mod responder;

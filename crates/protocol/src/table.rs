@@ -99,6 +99,12 @@ impl Table {
         moved || (at.from == path.to && at.local.is_some() && at.local != path.from)
     }
 
+    /// Whether a datagram that arrived so shows that the way to the peer is as it was.
+    pub(crate) fn is_here(&self, at: Arrival) -> bool {
+        let path = self.send.as_ref().map(|(_, path)| path);
+        path.is_some_and(|path| at.from == path.to && (at.local.is_none() || at.local == path.from))
+    }
+
     /// Whether it matters that a datagram came from `first`, and a copy of it from `copy`: the copy came from where
     /// the peer is, or one of the two from where it was.
     pub(crate) fn is_contested(&self, first: SocketAddr, copy: SocketAddr) -> bool {

@@ -49,7 +49,7 @@ impl Turn {
         activity: &'a Activity,
         at: Arrival,
     ) -> Accepting<'a> {
-        let moved = table.is_elsewhere(at);
+        let (moved, here) = (table.is_elsewhere(at), table.is_here(at));
         let (tally, wake) = (Tally::default(), Wake::NO);
         Accepting {
             turn: self,
@@ -57,6 +57,7 @@ impl Turn {
             activity,
             at,
             moved,
+            here,
             run: None,
             contested: None,
             tally,
@@ -115,6 +116,8 @@ pub struct Accepting<'a> {
     at: Arrival,
     /// The batch came from where the peer was not before, and nobody was told yet.
     moved: bool,
+    /// The batch came from where the peer is, and that was not noted yet.
+    here: bool,
     /// The session whose run this batch belongs to is noted.
     run: Option<Generation>,
     /// A copy came in this batch of what had come from another address.
@@ -209,10 +212,11 @@ impl Accepting<'_> {
             self.turn.newest = Some(generation);
         }
         let newest = freshness == Freshness::Newest && self.turn.newest == Some(generation);
-        if newest && moves && self.moved {
+        if newest && moves && std::mem::take(&mut self.moved) {
             let Arrival { from, local } = self.at;
             self.wake |= self.activity.heard_from(Source { from, local, generation });
-            self.moved = false;
+        } else if newest && moves && std::mem::take(&mut self.here) {
+            self.activity.heard_here();
         }
         self.wake |= key.confirmed().raise();
     }

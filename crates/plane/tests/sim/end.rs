@@ -187,7 +187,7 @@ pub(crate) struct End {
     side: Side,
     pub(crate) options: Options,
     pub(crate) address: SocketAddr,
-    /// Other addresses of this end.
+    /// Other addresses of this end. Of one that differs from `address` in the port alone it only hears.
     pub(crate) others: Vec<SocketAddr>,
     /// What its own host refuses to send.
     pub(crate) refuses: Option<Refuses>,
@@ -540,7 +540,9 @@ impl End {
 
     /// The kernel chooses the first address of the end where the peer does not.
     fn datagram(&self, Transmit { to, from }: Transmit, bytes: Vec<u8>) -> Datagram {
-        let from = self.others.iter().find(|other| Some(other.ip()) == from);
+        let chosen =
+            |other: &&SocketAddr| Some(other.ip()) == from && other.ip() != self.address.ip();
+        let from = self.others.iter().find(chosen);
         Datagram { from: *from.unwrap_or(&self.address), to, bytes }
     }
 

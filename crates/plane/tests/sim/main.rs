@@ -7,6 +7,7 @@
 
 #![expect(clippy::print_stdout, reason = "the figures, the seeds that failed and their stories")]
 
+mod alternating;
 mod change;
 mod crossed;
 mod crossing;

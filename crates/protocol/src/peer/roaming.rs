@@ -26,6 +26,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::pace::Pace;
 use super::{Event, Peer};
 use crate::activity::{Contested, Source};
 use crate::frame::{ControlFrame, Ping, Pong};
@@ -34,12 +35,15 @@ use crate::table::{Arrival, Path};
 use crate::time::{BootTime, Now};
 use crate::turn::Framed;
 
-/// New addresses are attended to this far apart, the newest first heard of counts: a peer that flaps between
-/// two of them moves a few times a second, whatever it sends.
+/// New addresses are attended to this far apart, and only the newest counts. A peer that alternates between a few of them
+/// is followed less and less often.
 const MOVES_APART: Duration = Duration::from_millis(250);
-/// The same of addresses of ours. More, so that two ends that look for each other at two working addresses each
-/// do not pass each other by for ever.
+/// The same of addresses of ours. It is more, because the peer looks for us as we look for it: where both have several
+/// addresses that work, the ends must not change at the same moments.
 const SOURCES_APART: Duration = Duration::from_millis(500);
+/// A peer that alternates, and is then heard at one other address alone for this long, is followed at once: the path may
+/// not work any more. This is not done for addresses of ours, so that one of two ends that look for each other waits.
+const ALONE_FOR: Duration = Duration::from_secs(1);
 /// A PING to a new address is answered within this, or was not.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// Addresses that have a PING to answer.
@@ -60,10 +64,16 @@ const REJECTED_FOR_AT_MOST: Duration = Duration::from_secs(960);
 const REJECTED: usize = 8;
 
 /// What becomes of new addresses.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Roaming {
     /// The next new address is attended to from then on.
     next_at: BootTime,
+    /// The peer's address, as it changes.
+    moves: Pace<SocketAddr>,
+    /// The address of ours that we send from, as it changes.
+    sources: Pace<IpAddr>,
+    /// Which change of the newest source was seen first when: it has been the only address since, if it is still that.
+    alone: Option<(u64, BootTime)>,
     probes: VecDeque<Probe>,
     /// The last address that has proved itself, where the path leads to one that has not.
     left: Option<Arrival>,
@@ -98,7 +108,45 @@ struct Probe {
     until: BootTime,
 }
 
+impl Default for Roaming {
+    fn default() -> Self {
+        Self {
+            next_at: BootTime::default(),
+            moves: Pace::new(MOVES_APART),
+            sources: Pace::new(SOURCES_APART),
+            alone: None,
+            probes: VecDeque::new(),
+            left: None,
+            before: None,
+            contests_from: BootTime::default(),
+            rejected: VecDeque::new(),
+        }
+    }
+}
+
 impl Roaming {
+    /// When `source` may be attended to, given the path and how often the newest source has changed.
+    fn due(&self, path: Option<Path>, source: &Source, changes: u64) -> BootTime {
+        let held_until = match path {
+            Some(path) if path.to != source.from => {
+                let alone = self.alone.filter(|(since_change, _)| *since_change == changes);
+                let alone = alone.map(|(_, since)| since + ALONE_FOR);
+                alone.map_or(self.moves.next_at(), |alone| alone.min(self.moves.next_at()))
+            }
+            // Where the kernel chooses, we follow at once.
+            Some(path) if path.from.is_some() => self.sources.next_at(),
+            Some(_) | None => self.next_at,
+        };
+        held_until.max(self.next_at)
+    }
+
+    /// Notes since when the newest source is the only one.
+    fn watch(&mut self, now: BootTime, changes: u64) {
+        if self.alone.is_none_or(|(change, _)| change != changes) {
+            self.alone = Some((changes, now));
+        }
+    }
+
     /// The number of the PING to `to`, sent from `from`.
     fn probe(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>, unused: u32) -> u32 {
         self.probes.retain(|probe| now < probe.until);
@@ -157,9 +205,14 @@ impl Roaming {
 impl Peer {
     /// When a new address that is waiting is attended to.
     pub(super) fn roaming_deadline(&self) -> Option<BootTime> {
-        let source = self.activity.has_source().then_some(self.roaming.next_at);
+        let source = self.source_deadline();
         let contest = self.activity.has_contest().then_some(self.roaming.contests_from);
         source.into_iter().chain(contest).min()
+    }
+
+    fn source_deadline(&self) -> Option<BootTime> {
+        let (source, changes) = self.activity.newest_source()?;
+        Some(self.roaming.due(self.path, &source, changes))
     }
 
     /// A datagram came from one address first, and from another once more: see the module's documentation.
@@ -185,7 +238,11 @@ impl Peer {
     /// The peer was heard from elsewhere, on a session that is still ours. The newest address waits in
     /// `activity`, where it disturbs nobody, until the last move is long enough ago.
     pub(super) fn follow_source(&mut self, now: Now) {
-        if now.boot < self.roaming.next_at {
+        if let Some((_, changes)) = self.activity.newest_source() {
+            self.roaming.watch(now.boot, changes);
+        }
+        // What is out of date is taken as well, so that the next one wakes us; but not each time.
+        if now.boot < self.source_deadline().unwrap_or(self.roaming.next_at) {
             return;
         }
         let Some(source) = self.activity.take_source() else { return };
@@ -214,7 +271,10 @@ impl Peer {
                 self.roaming.next_at = now.boot + SOURCES_APART;
                 self.probe(now, source);
             }
-            Some(path) if path.to == at.from => self.set_path(at.from, at.local),
+            Some(path) if path.to == at.from => {
+                self.note_change(now, at.from, at.local);
+                self.set_path(at.from, at.local);
+            }
             Some(path) if self.may_be_at(at.from) => self.follow(now, path, source),
             Some(_) => {}
         }
@@ -231,7 +291,7 @@ impl Peer {
             self.probe(now, source);
         } else {
             self.roaming.left.get_or_insert(Arrival { from: path.to, local: path.from });
-            self.note_move(now, source.from);
+            self.note_change(now, source.from, source.local);
             self.set_path(source.from, source.local);
         }
     }
@@ -258,7 +318,8 @@ impl Peer {
     pub(super) fn follow_answer(&mut self, now: Now) {
         let Some(session) = self.keyring.current() else { return };
         let generation = session.opening.generation();
-        let source = self.activity.newest_source().filter(|s| s.generation == generation);
+        let source = self.activity.newest_source().map(|(source, _)| source);
+        let source = source.filter(|source| source.generation == generation);
         let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
         match session.reached[..] {
             [Arrival { from: to, local }] if used_from == Some(to) && self.may_be_at(to) => {
@@ -321,18 +382,25 @@ impl Peer {
 
     /// The peer has proved to be there.
     pub(super) fn settle_at(&mut self, now: Now, to: SocketAddr, from: Option<IpAddr>) {
-        self.note_move(now, to);
+        self.note_change(now, to, from);
         self.roaming.left = None;
         self.roaming.probes.clear();
         self.set_path(to, from);
     }
 
-    /// The peer is about to be followed to `to`.
-    fn note_move(&mut self, now: Now, to: SocketAddr) {
-        let Some(path) = self.path.filter(|path| path.to != to) else { return };
-        let at = Arrival { from: path.to, local: path.from };
-        self.roaming.before = Some(Before { at, until: now.boot + BACK_WITHIN });
-        self.roaming.contests_from = now.boot;
+    /// The path is about to lead to `to`, and from `from`.
+    fn note_change(&mut self, now: Now, to: SocketAddr, from: Option<IpAddr>) {
+        let Some(path) = self.path else { return };
+        if path.to != to {
+            let at = Arrival { from: path.to, local: path.from };
+            self.roaming.before = Some(Before { at, until: now.boot + BACK_WITHIN });
+            self.roaming.contests_from = now.boot;
+            self.roaming.moves.changed(now.boot, path.to, to);
+        } else if let (Some(old), Some(new)) = (path.from, from)
+            && old != new
+        {
+            self.roaming.sources.changed(now.boot, old, new);
+        }
     }
 
     pub(super) fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
