@@ -6,6 +6,7 @@
 //! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
 
 mod change;
+mod contest;
 mod detours;
 mod duplicate;
 mod frames;
@@ -45,6 +46,7 @@ use crate::time::{BootTime, Now};
 use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
+use contest::Contests;
 use detours::Detours;
 use duplicate::Origins;
 use frames::Gauge;
@@ -209,6 +211,7 @@ pub struct Peer {
     given_up: Option<(IpAddr, BootTime)>,
     candidates: Candidates,
     roaming: Roaming,
+    contests: Contests,
     detours: Detours,
     origins: Origins,
 
@@ -266,6 +269,7 @@ impl Peer {
             given_up: None,
             candidates: Candidates::default(),
             roaming: Roaming::default(),
+            contests: Contests::default(),
             detours: Detours::default(),
             origins: Origins::default(),
             attempt: None,
@@ -396,6 +400,8 @@ impl Peer {
         }
         self.follow_contest(now);
         self.follow_source(now);
+        // A move makes a contest due that was put off.
+        self.follow_contest(now);
         if confirmed {
             self.greet_back(now);
         }
@@ -537,7 +543,7 @@ impl Peer {
             mac1: self.identities.mac1_keys(),
             awaiting_cookie: self.awaiting_cookie(),
             roam: self.config.roam,
-            left: self.roaming.before(),
+            left: self.contests.before(),
             stop: false,
         }
     }

@@ -9,6 +9,7 @@
 
 mod alternating;
 mod change;
+mod contest;
 mod crossed;
 mod crossing;
 mod data;

@@ -63,7 +63,7 @@ impl Weather {
 
 /// Decides what is lost.
 pub(crate) type Filter = Box<dyn FnMut(&Captured) -> bool>;
-/// Decides what somebody on the way sends once more, at once and from another address: it arrives first.
+/// Decides what somebody on the way sends once more, and from which other address.
 pub(crate) type Spoof = Box<dyn FnMut(&Captured) -> Option<SocketAddr>>;
 /// Decides when each copy of a datagram arrives; `None` leaves that to the weather.
 pub(crate) type Fate = Box<dyn FnMut(&Captured) -> Option<Vec<Duration>>>;
@@ -73,6 +73,8 @@ pub(crate) struct Network {
     /// Loses what it says yes to.
     pub(crate) loses: Option<Filter>,
     pub(crate) spoofs: Option<Spoof>,
+    /// How long such a copy takes: by default no time, so that it arrives first.
+    pub(crate) spoofed_after: Duration,
     /// What arrives at the first address, and is no longer than that, somebody brings to the second.
     pub(crate) carries: Option<(SocketAddr, usize, SocketAddr)>,
     /// What befalls single datagrams.
@@ -88,6 +90,7 @@ impl Network {
             weather: Weather::fair(Duration::from_millis(10)),
             loses: None,
             spoofs: None,
+            spoofed_after: Duration::ZERO,
             carries: None,
             fate: None,
             wire: Vec::new(),
@@ -95,7 +98,7 @@ impl Network {
         }
     }
 
-    /// From where a copy of what is sent arrives at once.
+    /// From where a copy of what is sent arrives.
     pub(crate) fn spoof(&mut self, sent: &Captured) -> Option<SocketAddr> {
         self.spoofs.as_mut().and_then(|spoofs| spoofs(sent))
     }

@@ -14,7 +14,7 @@ use crate::end::{Floor, Side};
 use crate::network::{Captured, Datagram, Kind};
 use crate::world::{World, millis, seconds};
 
-fn attacker() -> SocketAddr {
+pub(crate) fn attacker() -> SocketAddr {
     SocketAddr::from(([198, 51, 100, 66], 666))
 }
 
@@ -22,7 +22,7 @@ fn connected(roam: Roam) -> World {
     speaking(Protocol::WireGuard, roam)
 }
 
-fn speaking(protocol: Protocol, roam: Roam) -> World {
+pub(crate) fn speaking(protocol: Protocol, roam: Roam) -> World {
     let mut world =
         World::with(1, |_, options| (options.protocol, options.roam) = (protocol, roam));
     world.resolve(Side::A);
@@ -32,7 +32,7 @@ fn speaking(protocol: Protocol, roam: Roam) -> World {
     world
 }
 
-fn vpnd() -> Protocol {
+pub(crate) fn vpnd() -> Protocol {
     let cipher = Algorithm::ChaCha20Poly1305;
     Protocol::Vpnd(Profile { mode: Mode::Tun, cipher, kem: Kem::None })
 }
@@ -42,7 +42,7 @@ fn post_quantum() -> Protocol {
     Protocol::Vpnd(Profile { mode: Mode::Tun, cipher, kem: Kem::MlKem768 })
 }
 
-fn path(world: &World, side: Side) -> SocketAddr {
+pub(crate) fn path(world: &World, side: Side) -> SocketAddr {
     world[side].data.table().send.as_ref().expect("a path").1.to
 }
 
@@ -271,9 +271,10 @@ fn a_new_address_is_asked_once_and_not_again_before_more_comes_from_there() {
     // A measures the path, and answers a question, both at once.
     world.offer(Side::B);
     world.run_for(seconds(1));
-    assert_eq!(world.oracle.account(attacker()), (160, 80));
+    // And then a third time, when B asks where A is.
+    assert_eq!(world.oracle.account(attacker()), (240, 80));
     world.run_for(seconds(60));
-    assert_eq!(world.oracle.account(attacker()), (160, 80));
+    assert_eq!(world.oracle.account(attacker()), (240, 80));
 }
 
 #[test]
@@ -552,85 +553,4 @@ fn a_wireguard_path_that_our_host_refuses_leads_back_at_once() {
     // One that has proved itself has nothing to lead back to.
     world.at(Side::B, |b, now| b.data_refused(now, Side::A.home()));
     assert_eq!((path(&world, Side::B), world[Side::B].impaired.len()), (Side::A.home(), 1));
-}
-
-/// Somebody on the path sends all that A sends ahead, from an address that it has itself, and brings to A what we send
-/// there, as far as that is short: questions and handshakes. The originals come 10 ms later.
-fn race(world: &mut World, from: SocketAddr) {
-    world.network.spoofs = Some(Box::new(move |sent| (sent.by == Side::A).then_some(from)));
-    world.network.carries = Some((from, 100, Side::A.home()));
-}
-
-#[test]
-fn copies_sent_ahead_do_not_turn_data_elsewhere_while_the_originals_come() {
-    let port = SocketAddr::new(Side::A.home().ip(), 4444);
-    for protocol in [Protocol::WireGuard, vpnd()] {
-        for (roam, from) in [(Roam::Any, attacker()), (Roam::Any, port), (Roam::SameIp, port)] {
-            let mut world = speaking(protocol, roam);
-            world.offer_every(Side::A, millis(20));
-            world.offer_every(Side::B, millis(20));
-            world.run_until(seconds(2));
-            race(&mut world, from);
-            // Over two rekeys.
-            world.run_until(seconds(300));
-            let (offered, arrived) = world.oracle.tally(Side::B, seconds(2), seconds(299));
-            let case = format!("{protocol} {roam:?} {from}");
-            assert!(offered - arrived <= 10, "{case}: {arrived} of {offered}");
-            assert_eq!(path(&world, Side::B), Side::A.home(), "{case}");
-            assert_eq!(world.lost(Side::A), 0, "{case}");
-        }
-    }
-}
-
-/// Each datagram that is sent ahead comes from another address.
-#[test]
-fn copies_from_many_addresses_do_not_turn_data_elsewhere() {
-    for protocol in [Protocol::WireGuard, vpnd()] {
-        let mut world = speaking(protocol, Roam::Any);
-        world.offer_every(Side::A, millis(5));
-        world.offer_every(Side::B, millis(5));
-        world.run_until(seconds(2));
-        let mut port = 1000;
-        world.network.spoofs = Some(Box::new(move |sent| {
-            port = if port < 60_000 { port + 1 } else { 1000 };
-            (sent.by == Side::A).then(|| SocketAddr::new(attacker().ip(), port))
-        }));
-        world.run_until(seconds(42));
-        let (offered, arrived) = world.oracle.tally(Side::B, seconds(2), seconds(41));
-        assert!(arrived * 50 >= offered * 49, "{protocol}: {arrived} of {offered}");
-        world.network.spoofs = None;
-        world.run_for(seconds(1));
-        assert_eq!(path(&world, Side::B), Side::A.home(), "{protocol}");
-    }
-}
-
-#[test]
-fn a_network_that_duplicates_does_not_keep_a_peer_from_moving() {
-    for protocol in [Protocol::WireGuard, vpnd()] {
-        let mut world = speaking(protocol, Roam::Any);
-        world.network.weather.duplication = 1.0;
-        world.network.weather.delay = millis(5)..=millis(80);
-        world.offer_every(Side::A, millis(5));
-        for host in [7, 8, 7, 9] {
-            world.run_for(seconds(6));
-            world[Side::A].roam(host, 7);
-            world.run_for(seconds(1));
-            assert_eq!(path(&world, Side::B), world[Side::A].address, "{protocol} {host}");
-        }
-    }
-}
-
-/// Copies that are kept, and sent from where the peer was long ago, lead nowhere.
-#[test]
-fn late_copies_from_where_the_peer_was_do_not_lead_back() {
-    let mut world = speaking(vpnd(), Roam::Any);
-    world.offer_every(Side::A, millis(50));
-    world.run_for(seconds(1));
-    world[Side::A].roam(7, 7);
-    world.run_for(seconds(6));
-    let sent = world.captured(Side::A, Kind::Data).last().expect("data").datagram.clone();
-    world.run_for(seconds(1));
-    world.inject(Datagram { from: Side::A.home(), ..sent });
-    world.run_for(seconds(1));
-    assert_eq!(path(&world, Side::B), world[Side::A].address);
 }

@@ -260,7 +260,8 @@ impl World {
         let sent = Captured { at: self.now, by, datagram: datagram.clone() };
         self.oracle.sent(&sent);
         if let Some(from) = self.network.spoof(&sent) {
-            self.schedule(Duration::ZERO, What::Arrive(Datagram { from, ..datagram.clone() }));
+            let after = self.network.spoofed_after;
+            self.schedule(after, What::Arrive(Datagram { from, ..datagram.clone() }));
         }
         for delay in self.network.carry(sent) {
             self.schedule(delay, What::Arrive(datagram.clone()));

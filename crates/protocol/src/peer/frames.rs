@@ -204,6 +204,7 @@ impl Peer {
 
     fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
         self.take_size_answer(pong.sequence.get());
+        self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
         self.gauge.take(now.boot, pong, framed.accepted);
         Ok(())

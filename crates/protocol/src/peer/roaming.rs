@@ -1,26 +1,24 @@
-//! Where the peer is, and where our datagrams go.
+//! Follows the peer's address, and chooses the address of ours that datagrams leave from.
 //!
-//! An authentic, newest datagram shows who made it, not where it was made: whoever sees it on the way
-//! can send it again, from a source of its choosing, and faster. So an address has to prove that the
-//! peer is there:
+//! An authentic datagram with the newest counter shows who made it, not where it was sent from: whoever sees it on the path
+//! can send it again from any source address, and faster. So a new address is not used before it has been validated, in
+//! one of two ways:
 //!
-//! - an initiation of ours that was sent there was answered; or our answer to a handshake was sent there,
-//!   and the peer used it from there. One of the two is not enough: whoever sees the answer can bring it to the peer;
-//! - a PING that was sent there alone is answered by a PONG from there. Until then only that PING goes
-//!   there, once for each time that something came from there: it is no longer than three of the shortest
-//!   datagrams.
+//! - by a handshake: an initiation that we sent there was answered, or a response that we sent there was used from there.
+//!   That the response was used is not enough, because whoever sees it can bring it to the peer;
+//! - by a PING that was sent only there, and a PONG that came from there. Until then nothing but that PING is sent to the
+//!   new address, once for each time that something came from it. It is no longer than three of the shortest datagrams.
 //!
-//! The same holds for our own address: whoever brings a datagram of the peer to another address of ours, with
-//! the peer's as its source, must not decide where we send from.
+//! The same holds for the address of ours that the peer writes to: whoever delivers a datagram of the peer to another
+//! address of this host must not decide where we send from.
 //!
-//! An attacker that sends copies ahead of the originals can bring that PING to the peer, and our answer to a
-//! handshake, and send what the peer says to them ahead from its own address. But it does not keep the originals
-//! from coming: a copy of a datagram that came from elsewhere at first, and now from where the peer is, or was
-//! until a short time ago, shows that the peer is there still. The path leads back, and the other address is not
-//! followed for a while. A peer that has moved sends nothing from where it was.
+//! An attacker can pass the PING test from an address of its own if it sends copies of the peer's datagrams ahead and
+//! carries what we send to the peer. How that is found is described in the module `contest`.
 //!
-//! A `WireGuard` peer answers no PING and is followed at once, as it expects. Where an initiation
-//! to such an address goes unanswered, the path leads back to the last address that has proved itself.
+//! A `WireGuard` peer answers no PING, and expects to be followed at once. Where an initiation to such an address goes
+//! unanswered, the path leads back to the last address that was validated.
+//!
+//! New addresses are attended to at [`MOVES_APART`] or [`SOURCES_APART`], and what alternates is slowed down by [`Pace`].
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +26,7 @@ use std::time::Duration;
 
 use super::pace::Pace;
 use super::{Event, Peer};
-use crate::activity::{Contested, Source};
+use crate::activity::Source;
 use crate::frame::{ControlFrame, Ping, Pong};
 use crate::session::Generation;
 use crate::table::{Arrival, Path};
@@ -49,20 +47,6 @@ const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// Addresses that have a PING to answer.
 const PROBES: usize = 4;
 
-/// A copy from where the peer was leads back there within this time after the move. Copies come milliseconds
-/// after; much later they show nothing but that somebody has kept them.
-const BACK_WITHIN: Duration = Duration::from_secs(5);
-/// Contests are attended to this far apart, unless the peer has moved in the meantime.
-const CONTESTS_APART: Duration = Duration::from_millis(250);
-/// After a contest new addresses are attended to no sooner: whoever sends copies may have many.
-const AFTER_CONTEST: Duration = Duration::from_secs(2);
-/// A contested address is not followed for this long the first time, and for twice as long each time it is contested
-/// again after that.
-const REJECTED_FOR: Duration = Duration::from_secs(60);
-const REJECTED_FOR_AT_MOST: Duration = Duration::from_secs(960);
-/// Addresses that are not followed; a newer one takes the place of the oldest.
-const REJECTED: usize = 8;
-
 /// What becomes of new addresses.
 #[derive(Debug)]
 pub(super) struct Roaming {
@@ -77,25 +61,6 @@ pub(super) struct Roaming {
     probes: VecDeque<Probe>,
     /// The last address that has proved itself, where the path leads to one that has not.
     left: Option<Arrival>,
-    before: Option<Before>,
-    /// The next contest is attended to from then on.
-    contests_from: BootTime,
-    rejected: VecDeque<Rejected>,
-}
-
-/// Where the peer was before its last move, and until when a copy from there counts.
-#[derive(Clone, Copy, Debug)]
-struct Before {
-    at: Arrival,
-    until: BootTime,
-}
-
-/// An address that the peer was not at, although its datagrams came from there.
-#[derive(Clone, Copy, Debug)]
-struct Rejected {
-    address: SocketAddr,
-    pause: Duration,
-    until: BootTime,
 }
 
 /// A PING to a new address. It keeps its number when it is sent again: any answer is good.
@@ -117,9 +82,6 @@ impl Default for Roaming {
             alone: None,
             probes: VecDeque::new(),
             left: None,
-            before: None,
-            contests_from: BootTime::default(),
-            rejected: VecDeque::new(),
         }
     }
 }
@@ -130,8 +92,8 @@ impl Roaming {
         let held_until = match path {
             Some(path) if path.to != source.from => {
                 let alone = self.alone.filter(|(since_change, _)| *since_change == changes);
-                let alone = alone.map(|(_, since)| since + ALONE_FOR);
-                alone.map_or(self.moves.next_at(), |alone| alone.min(self.moves.next_at()))
+                let paced = self.moves.next_at();
+                alone.map_or(paced, |(_, since)| paced.min(since + ALONE_FOR))
             }
             // Where the kernel chooses, we follow at once.
             Some(path) if path.from.is_some() => self.sources.next_at(),
@@ -168,29 +130,10 @@ impl Roaming {
         self.probes.len() < before
     }
 
-    /// Where the peer was before its last move.
-    pub(super) fn before(&self) -> Option<SocketAddr> {
-        self.before.map(|before| before.at.from)
-    }
-
-    fn is_rejected(&self, now: BootTime, address: SocketAddr) -> bool {
-        self.rejected.iter().any(|one| one.address == address && now < one.until)
-    }
-
-    /// Does not follow the peer to `address` for a while.
-    fn reject(&mut self, now: BootTime, address: SocketAddr) {
-        let known = self.rejected.iter().position(|one| one.address == address);
-        let pause = match known.and_then(|place| self.rejected.remove(place)) {
-            Some(one) if now < one.until => one.pause,
-            Some(one) => (one.pause * 2).min(REJECTED_FOR_AT_MOST),
-            None => REJECTED_FOR,
-        };
-        if self.rejected.len() == REJECTED {
-            self.rejected.pop_front();
-        }
-        self.rejected.push_back(Rejected { address, pause, until: now + pause });
+    /// Attends to no new address until then, and forgets those that have a PING to answer.
+    pub(super) fn wait(&mut self, until: BootTime) {
         self.probes.clear();
-        self.next_at = self.next_at.max(now + AFTER_CONTEST);
+        self.next_at = self.next_at.max(until);
     }
 
     /// Whether this proves that the peer is where it came from, and hears us from where it came to.
@@ -206,33 +149,13 @@ impl Peer {
     /// When a new address that is waiting is attended to.
     pub(super) fn roaming_deadline(&self) -> Option<BootTime> {
         let source = self.source_deadline();
-        let contest = self.activity.has_contest().then_some(self.roaming.contests_from);
+        let contest = self.activity.has_contest().then_some(self.contests.next_at);
         source.into_iter().chain(contest).min()
     }
 
     fn source_deadline(&self) -> Option<BootTime> {
         let (source, changes) = self.activity.newest_source()?;
         Some(self.roaming.due(self.path, &source, changes))
-    }
-
-    /// A datagram came from one address first, and from another once more: see the module's documentation.
-    pub(super) fn follow_contest(&mut self, now: Now) {
-        if now.boot < self.roaming.contests_from {
-            return;
-        }
-        let Some(Contested { first, copy }) = self.activity.take_contest() else { return };
-        self.roaming.contests_from = now.boot + CONTESTS_APART;
-        let Some(path) = self.path else { return };
-        let before = self.roaming.before.filter(|before| now.boot < before.until).map(|b| b.at);
-        let before = before.filter(|at| at.from == first || at.from == copy);
-        if let Some(at) = before.filter(|at| at.from != path.to && self.may_be_at(at.from)) {
-            self.settle_at(now, at.from, at.local);
-            // The way back is no move of the peer's.
-            self.roaming.before = None;
-            self.roaming.reject(now.boot, path.to);
-        } else if path.to == copy {
-            self.roaming.reject(now.boot, first);
-        }
     }
 
     /// The peer was heard from elsewhere, on a session that is still ours. The newest address waits in
@@ -256,12 +179,12 @@ impl Peer {
             return;
         }
         let at = Arrival { from: source.from, local: source.local };
-        if self.roaming.is_rejected(now.boot, at.from) {
+        if self.contests.is_rejected(now.boot, at.from) {
             self.roaming.next_at = now.boot + MOVES_APART;
             return;
         }
-        // To find the peer, or to find it where it was, is no move: it may move at once.
-        if self.path.is_some_and(|path| path.to != at.from || path.from != at.local) {
+        // To find the peer where it was is no move: it may move at once.
+        if self.path.is_none_or(|path| path.to != at.from || path.from != at.local) {
             self.roaming.next_at = now.boot + MOVES_APART;
         }
         match self.path {
@@ -393,8 +316,7 @@ impl Peer {
         let Some(path) = self.path else { return };
         if path.to != to {
             let at = Arrival { from: path.to, local: path.from };
-            self.roaming.before = Some(Before { at, until: now.boot + BACK_WITHIN });
-            self.roaming.contests_from = now.boot;
+            self.contests.moved(now.boot, at);
             self.roaming.moves.changed(now.boot, path.to, to);
         } else if let (Some(old), Some(new)) = (path.from, from)
             && old != new

@@ -1,0 +1,205 @@
+//! Copies: one datagram of the peer that arrives from two addresses.
+//!
+//! Somebody who sees the path can send the peer's datagrams again from an address of its own, ahead of the originals. It
+//! can also bring our PING or handshake response to the peer, and send the peer's answer ahead. So such an address may
+//! pass the tests that a new address has to pass. But the originals still arrive, as copies of what came first: they show
+//! that the peer may still be where it was.
+//!
+//! They do not prove it, because the source of a copy can be forged as well: after a real move, somebody could send copies
+//! from the address that the peer has left. So the former address is *checked*: a PING is sent to it alone. If the peer
+//! answers it, from wherever, then what is sent to the former address reaches the peer. The path leads back there if it
+//! had been changed, and the other address is not followed for a while. If the peer does not answer, copies from the former
+//! address mean nothing for a while. Data stays where it goes until then.
+//!
+//! A `WireGuard` peer answers no PING, and is taken to be at the former address without a check.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Peer, Transmit};
+use crate::activity::Contested;
+use crate::frame::{ControlFrame, Ping, Pong};
+use crate::table::{Arrival, Path};
+use crate::time::{BootTime, Now};
+
+/// A copy from where the peer was counts within this time after the move. Copies come milliseconds after; much later they
+/// show nothing but that somebody has kept them.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+/// Contests are attended to this far apart, unless the peer has moved in the meantime.
+const CONTESTS_APART: Duration = Duration::from_millis(250);
+/// A former address answers within this time, or has not proved itself. Meanwhile new addresses are not attended to:
+/// whoever sends copies may have many.
+const CHECK_WITHIN: Duration = Duration::from_secs(2);
+/// An address that has not proved itself is not checked again for this long.
+const UNPROVEN_FOR: Duration = Duration::from_secs(5);
+/// A contested address is not followed for this long the first time, and for twice as long each time it is contested
+/// again after that.
+const REJECTED_FOR: Duration = Duration::from_secs(60);
+const REJECTED_FOR_AT_MOST: Duration = Duration::from_secs(960);
+/// Addresses that are not followed; a newer one takes the place of the oldest.
+const REJECTED: usize = 8;
+
+/// What is known of copies.
+#[derive(Debug, Default)]
+pub(super) struct Contests {
+    /// The next contest is attended to from then on.
+    pub(super) next_at: BootTime,
+    before: Option<Before>,
+    check: Option<Check>,
+    rejected: VecDeque<Rejected>,
+}
+
+/// Where the peer was before its last move, and until when a copy from there counts.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    at: Arrival,
+    until: BootTime,
+}
+
+/// Two addresses, of which the peer is at one.
+#[derive(Clone, Copy, Debug)]
+struct Contest {
+    /// Where it was known to be first.
+    former: Arrival,
+    /// Where it seems to be.
+    other: SocketAddr,
+}
+
+/// A PING to the former address. It keeps its number when it is sent again.
+#[derive(Clone, Copy, Debug)]
+struct Check {
+    contest: Contest,
+    sequence: u32,
+    until: BootTime,
+}
+
+/// An address that the peer was not at, although its datagrams came from there.
+#[derive(Clone, Copy, Debug)]
+struct Rejected {
+    address: SocketAddr,
+    pause: Duration,
+    until: BootTime,
+}
+
+impl Contests {
+    /// Where the peer was before its last move.
+    pub(super) fn before(&self) -> Option<SocketAddr> {
+        self.before.map(|before| before.at.from)
+    }
+
+    /// The peer moves, and was at `at` until now.
+    pub(super) fn moved(&mut self, now: BootTime, at: Arrival) {
+        self.before = Some(Before { at, until: now + BACK_WITHIN });
+        self.next_at = now;
+        self.check = None;
+    }
+
+    pub(super) fn is_rejected(&self, now: BootTime, address: SocketAddr) -> bool {
+        self.rejected.iter().any(|one| one.address == address && now < one.until)
+    }
+
+    /// Does not follow the peer to `address` for a while.
+    fn reject(&mut self, now: BootTime, address: SocketAddr) {
+        let known = self.rejected.iter().position(|one| one.address == address);
+        let pause = match known.and_then(|place| self.rejected.remove(place)) {
+            Some(one) if now < one.until => one.pause,
+            Some(one) => (one.pause * 2).min(REJECTED_FOR_AT_MOST),
+            None => REJECTED_FOR,
+        };
+        if self.rejected.len() == REJECTED {
+            self.rejected.pop_front();
+        }
+        self.rejected.push_back(Rejected { address, pause, until: now + pause });
+    }
+
+    /// What a copy puts in question while the path leads where it does.
+    fn weigh(
+        &self,
+        now: BootTime,
+        path: Path,
+        Contested { first, copy }: Contested,
+    ) -> Option<Contest> {
+        let before = self.before.filter(|before| now < before.until).map(|before| before.at);
+        let before = before.filter(|at| at.from == first || at.from == copy);
+        let here = Arrival { from: path.to, local: path.from };
+        match before.filter(|at| at.from != path.to) {
+            Some(former) => Some(Contest { former, other: path.to }),
+            // If it is not followed anyway, nothing is in question.
+            None if path.to != copy || self.is_rejected(now, first) => None,
+            None => Some(Contest { former: here, other: first }),
+        }
+    }
+
+    /// The check of the former address that is under way, or one that begins; none if that address has just failed one.
+    fn check(&mut self, now: BootTime, contest: Contest, unused: u32) -> Option<Check> {
+        let same = |check: &Check| check.contest.former.from == contest.former.from;
+        match self.check.filter(same) {
+            Some(check) if now < check.until => Some(check),
+            Some(check) if now < check.until + UNPROVEN_FOR => None,
+            _ => {
+                let check = Check { contest, sequence: unused, until: now + CHECK_WITHIN };
+                self.check = Some(check);
+                self.check
+            }
+        }
+    }
+
+    /// The contest that this answer settles.
+    fn settle(&mut self, now: BootTime, pong: &Pong) -> Option<Contest> {
+        let answers =
+            |check: &mut Check| now < check.until && check.sequence == pong.sequence.get();
+        self.check.take_if(answers).map(|check| check.contest)
+    }
+}
+
+impl Peer {
+    /// A datagram came from one address first, and from another once more.
+    pub(super) fn follow_contest(&mut self, now: Now) {
+        if now.boot < self.contests.next_at {
+            return;
+        }
+        let Some(contested) = self.activity.take_contest() else { return };
+        self.contests.next_at = now.boot + CONTESTS_APART;
+        let Some(path) = self.path else { return };
+        let Some(contest) = self.contests.weigh(now.boot, path, contested) else { return };
+        if !self.may_be_at(contest.former.from) {
+            return;
+        }
+        if self.frames_flow() {
+            self.check_former(now, contest);
+        } else {
+            self.return_to(now, contest);
+        }
+    }
+
+    fn check_former(&mut self, now: Now, contest: Contest) {
+        let unused = self.gauge.next_sequence();
+        let Some(check) = self.contests.check(now.boot, contest, unused) else { return };
+        self.roaming.wait(check.until);
+        let Some(current) = self.keyring.current() else { return };
+        let sealing = std::sync::Arc::clone(&current.sealing);
+        let ping = Ping::new(check.sequence, now.boot.as_nanos(), sealing.used() + 1);
+        let Arrival { from: to, local: from } = contest.former;
+        let frame = ControlFrame::begin().ping(&ping).end();
+        self.send_sealed(now, &sealing, Transmit { to, from }, &frame);
+    }
+
+    /// A PONG came. That the peer has heard the PING is what matters: its answer can be sent ahead from anywhere.
+    pub(super) fn settle_contest(&mut self, now: Now, pong: &Pong) {
+        if let Some(contest) = self.contests.settle(now.boot, pong) {
+            self.return_to(now, contest);
+        }
+    }
+
+    /// The peer is at the former address, and is not followed to the other one for a while.
+    fn return_to(&mut self, now: Now, Contest { former, other }: Contest) {
+        if self.endpoint() != Some(former.from) {
+            self.settle_at(now, former.from, former.local);
+            // The way back is no move of the peer's.
+            self.contests.before = None;
+        }
+        self.contests.reject(now.boot, other);
+        self.roaming.wait(now.boot + CHECK_WITHIN);
+    }
+}
