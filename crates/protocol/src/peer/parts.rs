@@ -34,7 +34,7 @@ impl Parts {
             open,
             identities: peer.identities.public_keys(),
             awaiting_cookie: peer.awaiting_cookie(),
-            left: peer.roaming.before(),
+            left: peer.contests.before(),
         }
     }
 }
