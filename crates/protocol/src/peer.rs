@@ -15,6 +15,7 @@ mod initiator;
 mod life;
 mod pace;
 mod parts;
+mod paths;
 mod reach;
 mod responder;
 mod roaming;
@@ -34,28 +35,24 @@ use vpnd_crypto::key::PublicKey;
 use crate::activity::{Activity, Tally};
 use crate::cookie::RateLimiter;
 use crate::drop_reason::DropReason;
-use crate::endpoint::{Candidates, Roam, Sources};
+use crate::endpoint::{Roam, Sources};
 use crate::handshake::Identity;
 use crate::keyring::{Keyring, Session};
 use crate::liveness::Life;
 use crate::message::Index;
 use crate::session::{Generation, Pair, Role};
-use crate::table::{Admitted, BOOTSTRAP_SLOTS, OPENING_SLOTS, Path, Table};
+use crate::table::{Admitted, BOOTSTRAP_SLOTS, OPENING_SLOTS, Table};
 use crate::terms::Terms;
 use crate::time::{BootTime, Now};
 use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
-use contest::Contests;
-use detours::Detours;
-use duplicate::Origins;
-use frames::Gauge;
 use identities::Identities;
 use initiator::Attempt;
 use parts::Parts;
+use paths::Paths;
+use reach::Port;
 use responder::{Answered, Initiations};
-use roaming::Roaming;
-use size::Size;
 use upgrade::Answering;
 
 pub use frames::{Greeting, Loss, Quality};
@@ -190,9 +187,19 @@ pub enum Event {
     },
 }
 
+/// The device, as the peer is told of it.
+#[derive(Clone, Copy, Debug)]
+struct DeviceFacts {
+    mtu: u16,
+    mac: Option<[u8; 6]>,
+    largest_packet: u16,
+}
+
 /// One peer. See the module's documentation for the order of calls.
 pub struct Peer {
-    config: Config,
+    /// What an answer may have been made under; ours first.
+    terms: Vec<Terms>,
+    device: DeviceFacts,
     rng: Box<dyn CryptoRng + Send>,
     activity: Arc<Activity>,
     timers: Timers,
@@ -206,14 +213,7 @@ pub struct Peer {
     /// A session older than this rekeys no more at the last minute: it has already asked.
     last_minute_asked: Generation,
 
-    path: Option<Path>,
-    /// The source that was let go last, and until when the peer's writing to it does not bring it back.
-    given_up: Option<(IpAddr, BootTime)>,
-    candidates: Candidates,
-    roaming: Roaming,
-    contests: Contests,
-    detours: Detours,
-    origins: Origins,
+    paths: Paths,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer began.
@@ -233,10 +233,7 @@ pub struct Peer {
     initiations: Initiations,
     answered: Option<Answered>,
     unconfirmed_answers: u32,
-    /// When our port was chosen.
-    port_since: BootTime,
-    gauge: Gauge,
-    size: Size,
+    port: Port,
     /// What the peer said of itself on the current session.
     greeting: Option<Greeting>,
 
@@ -249,13 +246,14 @@ pub struct Peer {
 impl Peer {
     /// A peer that nothing is known of yet but its configuration.
     pub fn new(
-        mut config: Config,
+        config: Config,
         activity: Arc<Activity>,
         rng: Box<dyn CryptoRng + Send>,
         now: Now,
     ) -> Self {
-        let own = std::mem::take(&mut config.identities);
-        let remotes = std::mem::take(&mut config.remotes);
+        let paths = Paths::new(&config);
+        let Config { identities, remotes, terms, mtu, mac, largest_packet, fixed_port, .. } =
+            config;
         let mut peer = Self {
             timers: Timers::new(config.keepalive, now.boot),
             life: Life::new(config.dead_after, config.watch, now.boot),
@@ -265,13 +263,7 @@ impl Peer {
             established: None,
             handshakes: 0,
             last_minute_asked: Generation::default(),
-            path: None,
-            given_up: None,
-            candidates: Candidates::default(),
-            roaming: Roaming::default(),
-            contests: Contests::default(),
-            detours: Detours::default(),
-            origins: Origins::default(),
+            paths,
             attempt: None,
             answering: None,
             wanted: false,
@@ -279,19 +271,18 @@ impl Peer {
             initiate_from: BootTime::default(),
             yields_until: BootTime::default(),
             stamper: Stamper::new(config.floor),
-            identities: Identities::new(own, remotes),
+            identities: Identities::new(identities, remotes),
             limiter: RateLimiter::new(),
             initiations: Initiations::default(),
             answered: None,
             unconfirmed_answers: 0,
-            port_since: now.boot,
-            gauge: Gauge::default(),
-            size: Size::default(),
+            port: Port::new(fixed_port, config.dead_after, now.boot),
             greeting: None,
             published: None,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
-            config,
+            terms,
+            device: DeviceFacts { mtu, mac, largest_packet },
             activity,
             rng,
         };
@@ -302,12 +293,14 @@ impl Peer {
     /// Takes the addresses that name resolution found for the configured endpoints. The first
     /// ones begin a handshake: whoever waits for the tunnel then learns at once how it stands.
     pub fn handle_endpoints(&mut self, now: Now, addresses: Vec<SocketAddr>) {
-        if self.candidates.configure(addresses) && self.keyring.current().is_none() {
+        if self.paths.candidates.configure(addresses) && self.keyring.current().is_none() {
             self.wanted = true;
         }
-        if let (None, Some(_), Some(to)) = (self.path, self.keyring.current(), self.target()) {
+        if let (None, Some(_), Some(to)) =
+            (self.paths.current, self.keyring.current(), self.paths.target())
+        {
             // The peer spoke before its name was resolved, and only its name says where it is.
-            self.set_path(to, None);
+            self.paths.set(to, None);
         }
         self.handle_wake(now);
     }
@@ -361,7 +354,8 @@ impl Peer {
 
     /// The next thing to tell.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let moved = self.paths.moved.take().map(|to| Event::Moved { to });
+        moved.or_else(|| self.events.pop_front())
     }
 
     /// When [`Peer::handle_wake`] must be called at the latest, and why.
@@ -383,12 +377,12 @@ impl Peer {
 
     /// Where packets for the peer go.
     pub fn endpoint(&self) -> Option<SocketAddr> {
-        self.path.map(|path| path.to)
+        self.paths.endpoint()
     }
 
     /// The address of ours that they leave from, if that is known.
     pub fn source(&self) -> Option<IpAddr> {
-        self.path.and_then(|path| path.from)
+        self.paths.source()
     }
 
     fn follow_edges(&mut self, now: Now) {
@@ -407,7 +401,7 @@ impl Peer {
         }
         if self.activity.source_lost.take() {
             // Not ours any more, be it the configured one: the kernel knows which are.
-            self.change_source(None);
+            self.paths.change_source(None);
         }
     }
 
@@ -417,7 +411,7 @@ impl Peer {
         self.handshakes += 1;
         self.unconfirmed_answers = 0;
         self.greeting = None;
-        self.gauge.begin();
+        self.paths.gauge.begin();
         let current = self.keyring.current().map(|s| (s.opening.generation(), s.pair));
         if let Some((generation, pair)) = current {
             self.identities.confirm(pair);
@@ -427,10 +421,10 @@ impl Peer {
         }
         self.wanted = self.renewing.is_some();
         self.activity.want_handshake.take();
-        self.candidates.settle();
+        self.paths.candidates.settle();
         // The peer hears us, from wherever we answered.
-        self.given_up = None;
-        self.port_since = now.boot;
+        self.paths.given_up = None;
+        self.port.renew(now.boot);
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
         self.life.hear(now.boot);
@@ -479,7 +473,7 @@ impl Peer {
         if due(self.timers.answer_deadline()) {
             self.timers.settle_answer();
             self.timers.jitter = self.jitter();
-            self.forget_source(now);
+            self.paths.forget_source(now.boot);
             self.wanted = true;
         }
         if due(self.timers.owed_deadline()) {
@@ -492,16 +486,10 @@ impl Peer {
         }
     }
 
-    pub(super) fn change_source(&mut self, from: Option<IpAddr>) {
-        if let Some(path) = &mut self.path {
-            path.from = from;
-        }
-    }
-
     /// Queues an authenticated datagram of our own making. One that need not leave from where the peer
     /// last wrote to leaves from the configured address, which may be ours again by now.
     fn transmit(&mut self, now: Now, mut transmit: Transmit, datagram: Vec<u8>) {
-        let configured = || self.config.sources.towards(transmit.to);
+        let configured = || self.paths.sources.towards(transmit.to);
         transmit.from = transmit.from.or_else(configured);
         self.note_sent(now, datagram.len());
         self.transmits.push_back((transmit, datagram));
@@ -538,12 +526,12 @@ impl Peer {
             *slot = Some(Arc::clone(key));
         }
         Table {
-            send: sealing.zip(self.path),
+            send: sealing.zip(self.paths.current),
             open,
             mac1: self.identities.mac1_keys(),
             awaiting_cookie: self.awaiting_cookie(),
-            roam: self.config.roam,
-            left: self.contests.before(),
+            roam: self.paths.roam,
+            left: self.paths.contests.before(),
             stop: false,
         }
     }

@@ -3,7 +3,7 @@
 
 use vpnd_crypto::key::PublicKey;
 
-use super::Peer;
+use super::{DeviceFacts, Peer};
 use crate::handshake::Identity;
 use crate::session::Pair;
 use crate::terms::Terms;
@@ -21,7 +21,7 @@ impl Peer {
     ) {
         // What was confirmed before was confirmed under the old terms.
         self.follow_edges(now);
-        self.config.terms = terms;
+        self.terms = terms;
         self.identities = self.identities.replaced(identities, remotes);
         // Half-made handshakes name keys by their place, and are made under the old terms.
         (self.answering, self.attempt) = (None, None);
@@ -35,7 +35,7 @@ impl Peer {
     /// the limits of a key follow with the next session.
     pub fn device_changed(&mut self, now: Now, mtu: u16, largest_packet: u16) {
         self.follow_edges(now);
-        (self.config.mtu, self.config.largest_packet) = (mtu, largest_packet);
+        self.device = DeviceFacts { mtu, largest_packet, ..self.device };
         if self.frames_flow() {
             self.greet(now);
         }

@@ -156,14 +156,14 @@ impl Contests {
 impl Peer {
     /// A datagram came from one address first, and from another once more.
     pub(super) fn follow_contest(&mut self, now: Now) {
-        if now.boot < self.contests.next_at {
+        if now.boot < self.paths.contests.next_at {
             return;
         }
         let Some(contested) = self.activity.take_contest() else { return };
-        self.contests.next_at = now.boot + CONTESTS_APART;
-        let Some(path) = self.path else { return };
-        let Some(contest) = self.contests.weigh(now.boot, path, contested) else { return };
-        if !self.may_be_at(contest.former.from) {
+        self.paths.contests.next_at = now.boot + CONTESTS_APART;
+        let Some(path) = self.paths.current else { return };
+        let Some(contest) = self.paths.contests.weigh(now.boot, path, contested) else { return };
+        if !self.paths.may_be_at(contest.former.from) {
             return;
         }
         if self.frames_flow() {
@@ -174,9 +174,9 @@ impl Peer {
     }
 
     fn check_former(&mut self, now: Now, contest: Contest) {
-        let unused = self.gauge.next_sequence();
-        let Some(check) = self.contests.check(now.boot, contest, unused) else { return };
-        self.roaming.wait(check.until);
+        let unused = self.paths.gauge.next_sequence();
+        let Some(check) = self.paths.contests.check(now.boot, contest, unused) else { return };
+        self.paths.roaming.wait(check.until);
         let Some(current) = self.keyring.current() else { return };
         let sealing = std::sync::Arc::clone(&current.sealing);
         let ping = Ping::new(check.sequence, now.boot.as_nanos(), sealing.used() + 1);
@@ -187,7 +187,7 @@ impl Peer {
 
     /// A PONG came. That the peer has heard the PING is what matters: its answer can be sent ahead from anywhere.
     pub(super) fn settle_contest(&mut self, now: Now, pong: &Pong) {
-        if let Some(contest) = self.contests.settle(now.boot, pong) {
+        if let Some(contest) = self.paths.contests.settle(now.boot, pong) {
             self.return_to(now, contest);
         }
     }
@@ -195,11 +195,11 @@ impl Peer {
     /// The peer is at the former address, and is not followed to the other one for a while.
     fn return_to(&mut self, now: Now, Contest { former, other }: Contest) {
         if self.endpoint() != Some(former.from) {
-            self.settle_at(now, former.from, former.local);
+            self.paths.settle_at(now.boot, former.from, former.local);
             // The way back is no move of the peer's.
-            self.contests.before = None;
+            self.paths.contests.before = None;
         }
-        self.contests.reject(now.boot, other);
-        self.roaming.wait(now.boot + CHECK_WITHIN);
+        self.paths.contests.reject(now.boot, other);
+        self.paths.roaming.wait(now.boot + CHECK_WITHIN);
     }
 }

@@ -19,6 +19,22 @@ impl Detours {
         self.avoided.contains(&address)
     }
 
+    /// Avoids these addresses; returns whether another one is avoided no more.
+    pub(super) fn avoid(&mut self, addresses: Vec<SocketAddr>) -> bool {
+        let freed = self.avoided.iter().any(|old| !addresses.contains(old));
+        self.avoided = addresses;
+        freed
+    }
+
+    /// Where the peer was before, or one of the `configured` addresses that is not avoided.
+    pub(super) fn elsewhere(
+        &self,
+        configured: impl Iterator<Item = SocketAddr>,
+    ) -> Option<SocketAddr> {
+        let mut known = self.before.into_iter().chain(configured);
+        known.find(|address| !self.lead_to(*address))
+    }
+
     /// The peer is somewhere else from now on.
     pub(super) fn left(&mut self, path: Option<Path>) {
         self.before = path.map(|path| path.to).or(self.before);
@@ -30,22 +46,10 @@ impl Peer {
     /// said to be, it is looked for where it was before, or where the configuration has it. An address that is no
     /// longer among them is tried at once.
     pub fn avoid(&mut self, now: Now, addresses: Vec<SocketAddr>) {
-        let freed = self.detours.avoided.iter().any(|old| !addresses.contains(old));
-        self.detours.avoided = addresses;
-        if self.path.is_some_and(|path| self.detours.lead_to(path.to))
-            && let Some(to) = self.elsewhere()
-        {
-            self.set_path(to, None);
-        }
-        if freed {
+        if self.paths.avoid(addresses) {
             self.call_soon(now);
         }
         self.handle_wake(now);
-    }
-
-    fn elsewhere(&self) -> Option<SocketAddr> {
-        let known = self.detours.before.into_iter().chain(self.candidates.configured());
-        known.into_iter().find(|address| !self.detours.lead_to(*address))
     }
 
     /// What was sent until now did not arrive.

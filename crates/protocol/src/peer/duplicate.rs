@@ -58,7 +58,7 @@ impl Peer {
     pub(super) fn watch_for_duplicates(&mut self, now: Now) {
         let Some(session) = self.keyring.current() else { return };
         if let [Arrival { from, .. }] = session.reached[..]
-            && let Some(addresses) = self.origins.note(now.boot, from)
+            && let Some(addresses) = self.paths.origins.note(now.boot, from)
         {
             self.events.push_back(Event::DuplicateKey { addresses });
         }

@@ -183,8 +183,8 @@ impl Peer {
     /// Two ends of one Ethernet: a longer frame of one is lost at the other, and two stations of one address
     /// never hear each other.
     pub(super) fn compare_devices(&mut self, mtu: u16, mac: Option<[u8; 6]>) {
-        let Some(own) = self.config.mac else { return };
-        let ours = self.config.mtu;
+        let Some(own) = self.device.mac else { return };
+        let ours = self.device.mtu;
         self.events.push_back(Event::Devices {
             same_mac: mac.filter(|mac| *mac == own),
             mtus: (mtu != ours).then_some((ours, mtu)),
@@ -206,14 +206,14 @@ impl Peer {
         self.take_size_answer(pong.sequence.get());
         self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
-        self.gauge.take(now.boot, pong, framed.accepted);
+        self.paths.gauge.take(now.boot, pong, framed.accepted);
         Ok(())
     }
 
     /// What the peer said of itself and of the way was said on a session that is over.
     pub(super) fn forget_what_was_said(&mut self) {
         self.greeting = None;
-        self.gauge.begin();
+        self.paths.gauge.begin();
     }
 
     /// The first word on a session: it confirms the session to the peer.
@@ -239,7 +239,7 @@ impl Peer {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return self.send_keepalive(now);
         };
-        let ping = self.gauge.ask(now.boot, current.sealing.used() + 1);
+        let ping = self.paths.gauge.ask(now.boot, current.sealing.used() + 1);
         let mut frame = ControlFrame::begin().ping(&ping);
         if self.greeting.is_none() {
             frame = self.hello(frame);
@@ -253,13 +253,16 @@ impl Peer {
         let data = seen.data_sent.max(seen.data_received);
         let due = |at: BootTime| now.boot.saturating_since(at) >= MEASURE_EVERY;
         let flows = |at: BootTime| now.boot.saturating_since(at) < MEASURE_EVERY;
-        if self.frames_flow() && data.is_some_and(flows) && self.gauge.measured_at.is_none_or(due) {
+        if self.frames_flow()
+            && data.is_some_and(flows)
+            && self.paths.gauge.measured_at.is_none_or(due)
+        {
             self.speak(now);
         }
     }
 
     fn hello(&self, frame: ControlFrame) -> ControlFrame {
-        let (mtu, mac) = (self.config.mtu, self.config.mac);
+        let (mtu, mac) = (self.device.mtu, self.device.mac);
         match Release::new(RELEASE) {
             Some(release) => frame.hello(&Hello { release, features: 0, mtu, mac }),
             None => frame,

@@ -193,7 +193,7 @@ impl Peer {
             Some(attempt) => Some(attempt.retry_at.max(self.may_initiate_from())),
             None => {
                 let wanted = self.wanted || self.life.is_missed();
-                (wanted && self.target().is_some()).then_some(self.may_initiate_from())
+                (wanted && self.paths.target().is_some()).then_some(self.may_initiate_from())
             }
         }
     }
@@ -217,7 +217,7 @@ impl Peer {
             match self.attempt.take() {
                 None => {
                     let first = Try { begun: now.boot, number: 1 };
-                    self.initiate(now, self.target(), self.identities.calling(), first);
+                    self.initiate(now, self.paths.target(), self.identities.calling(), first);
                 }
                 Some(attempt) => self.retry(now, &attempt),
             }
@@ -238,12 +238,12 @@ impl Peer {
         }
         self.choose_keys(unanswered.tries);
         self.want_other_port(now, unanswered);
-        if !self.turn_back(unanswered.to()) {
-            self.candidates.advance();
+        if !self.paths.turn_back(unanswered.to()) {
+            self.paths.candidates.advance();
         }
-        self.forget_source(now);
+        self.paths.forget_source(now.boot);
         let next = Try { begun: unanswered.called.begun, number: unanswered.tries + 1 };
-        self.initiate(now, self.target(), self.identities.calling(), next);
+        self.initiate(now, self.paths.target(), self.identities.calling(), next);
     }
 
     /// A next key that the peer does not know must not cost the session there is; and where the pair that
@@ -260,8 +260,9 @@ impl Peer {
     /// The peer initiates again, for our answer was not what it expects. Only who initiates can adapt:
     /// so we do, with as many bytes as it sent, unless an initiation of ours is under way already.
     pub(super) fn should_call_back(&self, now: Now, to: SocketAddr) -> bool {
-        let may =
-            self.attempt.is_none() && now.boot >= self.may_initiate_from() && self.may_be_at(to);
+        let may = self.attempt.is_none()
+            && now.boot >= self.may_initiate_from()
+            && self.paths.may_be_at(to);
         self.adapts() && self.unconfirmed_answers > 0 && may
     }
 
@@ -297,7 +298,7 @@ impl Peer {
     }
 
     fn release(&mut self, now: Now) {
-        let others = self.addresses().saturating_sub(1);
+        let others = self.paths.addresses().saturating_sub(1);
         let Some(call) = self.attempt.as_mut().and_then(Attempt::call_mut) else { return };
         (call.held_until, call.untried) = (None, others);
         self.send_call(now);
@@ -310,14 +311,14 @@ impl Peer {
         let Some(call) = attempt.call_mut() else { return };
         (call.refused, call.at) = (false, now.boot);
         let datagram = call.datagram.clone();
-        let from = self.path.filter(|path| path.to == to).and_then(|path| path.from);
+        let from = self.paths.current.filter(|path| path.to == to).and_then(|path| path.from);
         self.transmit(now, Transmit { to, from }, datagram);
         self.events.push_back(Event::Initiating { to, attempt: number });
     }
 
     /// The attempt that is under way goes to the address that is next.
     pub(super) fn redirect(&mut self) {
-        let target = self.target();
+        let target = self.paths.target();
         if let (Some(attempt), Some(to)) = (&mut self.attempt, target) {
             attempt.called.to = to;
         }
@@ -325,15 +326,6 @@ impl Peer {
 
     fn held(&self) -> Option<&Call> {
         self.attempt.as_ref()?.call().filter(|call| call.held_until.is_some())
-    }
-
-    pub(super) fn target(&self) -> Option<SocketAddr> {
-        self.candidates.target(self.path.map(|path| path.to))
-    }
-
-    /// At how many addresses the peer may be.
-    pub(super) fn addresses(&self) -> usize {
-        self.candidates.count(self.path.map(|path| path.to))
     }
 
     /// Takes the answer to our initiation.
@@ -349,7 +341,7 @@ impl Peer {
         let pair = attempt.called.pair;
         self.identities.jar(pair).answered();
         let names = Names { local: response.receiver, remote: remote_index, pair };
-        let protocol = self.config.terms[candidate].protocol();
+        let protocol = self.terms[candidate].protocol();
         match protocol.upgrade() {
             Some(profile) => self.ask(now, attempt, profile, (agreed, names, at.local)),
             None => {
@@ -366,7 +358,7 @@ impl Peer {
         else {
             return Err(DropReason::UnexpectedResponse);
         };
-        let psks = self.config.terms.iter().map(Terms::psk);
+        let psks = self.terms.iter().map(Terms::psk);
         initiator.open_response(self.identities.identity(called.pair), psks, response).map_err(
             |_| {
                 // It proves nothing: the real answer may still come.
@@ -395,7 +387,7 @@ impl Peer {
         }
         self.keyring.initiated(Session::new(&origin, keys));
         // It was reached where we asked, wherever its answer came from.
-        self.settle_at(now, called.to, local);
+        self.paths.settle_at(now.boot, called.to, local);
         self.establish(now, Role::Initiator);
         // Confirms the session to the peer, which may not send before.
         self.greet(now);

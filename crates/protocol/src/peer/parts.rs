@@ -30,11 +30,11 @@ impl Parts {
             *slot = Some(key.generation());
         }
         Self {
-            send: sealing.zip(peer.path),
+            send: sealing.zip(peer.paths.current),
             open,
             identities: peer.identities.public_keys(),
             awaiting_cookie: peer.awaiting_cookie(),
-            left: peer.contests.before(),
+            left: peer.paths.contests.before(),
         }
     }
 }

@@ -6,13 +6,10 @@ use std::time::Duration;
 
 use super::initiator::Attempt;
 use super::{Event, Peer, Transmit};
-use crate::activity::Source;
 use crate::time::{BootTime, Now};
 
 /// An initiation that has left is not repeated sooner, whatever becomes of routes.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
-/// A peer that stays at the source that was let go, and is heard there, has it back after this.
-const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
 /// Nothing is heard for this long, and another port may help: what translates addresses forgets an
 /// unanswered flow after 30 s, but only if nothing more is sent.
 const OTHER_PORT_AFTER: Duration = Duration::from_secs(30);
@@ -23,6 +20,27 @@ const SILENT_FOR: Duration = Duration::from_secs(31);
 /// A peer that starts meanwhile, and does not know where we are, waits for us: so it is done only this often.
 const SILENCES_APART: Duration = Duration::from_secs(600);
 
+/// The port that we send from.
+#[derive(Debug)]
+pub(super) struct Port {
+    /// Since when it was good, or is tried.
+    since: BootTime,
+    /// How long nothing may be heard until another one, or silence, may help.
+    patience: Duration,
+}
+
+impl Port {
+    pub(super) fn new(is_fixed: bool, dead_after: Duration, now: BootTime) -> Self {
+        let patience = if is_fixed { SILENT_AFTER } else { dead_after.min(OTHER_PORT_AFTER) };
+        Self { since: now, patience }
+    }
+
+    /// It is good, or tried anew, from `since` on.
+    pub(super) const fn renew(&mut self, since: BootTime) {
+        self.since = since;
+    }
+}
+
 impl Peer {
     /// Our own host refused to send a datagram to `to`. An initiation goes to the next address at once,
     /// to each at most once before the next try is due. Returns whether the tunnel is impaired: it is not
@@ -30,16 +48,19 @@ impl Peer {
     /// itself and leads back to the last that has.
     pub fn send_refused(&mut self, now: Now, to: SocketAddr) -> bool {
         let called = self.attempt.as_ref().is_some_and(|attempt| attempt.to() == to);
-        if !called && self.endpoint() != Some(to) && self.roaming.give_up_probe(to) {
+        if !called && self.endpoint() != Some(to) && self.paths.roaming.give_up_probe(to) {
             return false;
         }
-        let turned_back = self.turn_back(to);
+        let turned_back = self.paths.turn_back(to);
         // An answer that never left says nothing about the peer.
         self.unconfirmed_answers = 0;
         if called {
             self.call_elsewhere(now);
-        } else if self.attempt.is_none() && self.endpoint() == Some(to) && self.addresses() > 1 {
-            self.candidates.advance();
+        } else if self.attempt.is_none()
+            && self.endpoint() == Some(to)
+            && self.paths.addresses() > 1
+        {
+            self.paths.candidates.advance();
             self.wanted = true;
             self.handle_wake(now);
         }
@@ -53,7 +74,7 @@ impl Peer {
         call.refused = true;
         if let Some(left) = call.untried.checked_sub(1) {
             call.untried = left;
-            self.candidates.advance();
+            self.paths.candidates.advance();
             self.redirect();
             self.send_call(now);
         }
@@ -62,11 +83,11 @@ impl Peer {
     /// Something about this host's routes, addresses or links has changed: what it refused before may
     /// leave now.
     pub fn retry_refused(&mut self, now: Now) {
-        let others = self.addresses().saturating_sub(1);
+        let others = self.paths.addresses().saturating_sub(1);
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         if let Some(call) = call.filter(|call| call.refused) {
             call.untried = others;
-            self.candidates.settle();
+            self.paths.candidates.settle();
             self.redirect();
             self.send_call(now);
         }
@@ -75,7 +96,7 @@ impl Peer {
     /// The route to where the peer is called has changed. Goes on from whichever address of ours the
     /// kernel chooses now, and lets the peer know.
     pub fn route_changed(&mut self, now: Now) {
-        self.forget_source(now);
+        self.paths.forget_source(now.boot);
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         let stale = call.is_some_and(|call| !call.refused && now.boot >= call.at + REPEAT_AFTER);
         if let Some(attempt) = self.attempt.take_if(|_| stale) {
@@ -95,9 +116,9 @@ impl Peer {
     /// The interface of link-local addresses has another number.
     pub fn renumber(&mut self, now: Now, old: u32, new: u32) {
         let renumbered = |address| renumbered(address, old, new);
-        self.candidates.change(renumbered);
+        self.paths.candidates.change(renumbered);
         if let Some(to) = self.endpoint().filter(|to| renumbered(*to) != *to) {
-            self.set_path(renumbered(to), None);
+            self.paths.set(renumbered(to), None);
         }
         if self.attempt.as_ref().is_some_and(|attempt| renumbered(attempt.to()) != attempt.to()) {
             self.redirect();
@@ -107,34 +128,16 @@ impl Peer {
 
     /// Where the peer is, and what is sent there from; or where it is called.
     pub fn heading(&self) -> Option<Transmit> {
-        let path = self.path.map(|path| Transmit { to: path.to, from: path.from });
+        let path = self.paths.current.map(|path| Transmit { to: path.to, from: path.from });
         path.or_else(|| Some(Transmit { to: self.attempt.as_ref()?.to(), from: None }))
-    }
-
-    /// The address of ours that the peer last wrote to may be what fails: begin anew with the
-    /// configured one, or let the kernel choose.
-    pub(super) fn forget_source(&mut self, now: Now) {
-        let Some(path) = self.path else { return };
-        let configured = self.config.sources.towards(path.to);
-        let given_up = path.from.filter(|from| Some(*from) != configured);
-        self.given_up = given_up.map(|from| (from, now.boot + TAKEN_BACK_AFTER)).or(self.given_up);
-        self.change_source(configured);
-    }
-
-    /// Whether the peer wrote to a source that was just let go, as it does until it has heard us from
-    /// another one.
-    pub(super) fn is_of_the_past(&mut self, now: Now, source: &Source) -> bool {
-        self.given_up.take_if(|(_, until)| now.boot >= *until);
-        let given_up = self.given_up.map(|(from, _)| from);
-        given_up.is_some() && source.local == given_up && self.endpoint() == Some(source.from)
     }
 
     /// The peer calls again, and has not used our answer: it does not hear us. Whatever we send from, or
     /// to, may be why.
     pub(super) fn doubt_path(&mut self, now: Now) {
         if self.unconfirmed_answers > 0 && self.attempt.is_none() {
-            self.forget_source(now);
-            self.candidates.advance();
+            self.paths.forget_source(now.boot);
+            self.paths.candidates.advance();
             self.wanted = true;
         }
     }
@@ -142,13 +145,9 @@ impl Peer {
     /// Our tries have gone unheard for so long that another port may help, or silence where the port is fixed.
     pub(super) fn want_other_port(&mut self, now: Now, unanswered: &Attempt) {
         // What still comes on a session does not say that we are heard; an answer would.
-        let since: BootTime = self.port_since.max(unanswered.this_try().begun);
-        let patience = match self.config.fixed_port {
-            true => SILENT_AFTER,
-            false => self.config.dead_after.min(OTHER_PORT_AFTER),
-        };
-        if !unanswered.was_refused() && now.boot >= since + patience {
-            self.port_since = now.boot;
+        let since = self.port.since.max(unanswered.this_try().begun);
+        if !unanswered.was_refused() && now.boot >= since + self.port.patience {
+            self.port.renew(now.boot);
             self.events.push_back(Event::Unheard);
         }
     }
@@ -161,7 +160,7 @@ impl Peer {
             return false;
         };
         attempt.wait(now.boot + SILENT_FOR);
-        self.port_since = now.boot + SILENCES_APART;
+        self.port.renew(now.boot + SILENCES_APART);
         true
     }
 }

@@ -130,7 +130,7 @@ impl Peer {
 
     /// Where the peer was last, or is configured to be.
     pub(super) fn is_expected_at(&self, from: SocketAddr) -> bool {
-        self.path.is_some_and(|path| path.to == from) || self.candidates.name(from)
+        self.paths.current.is_some_and(|path| path.to == from) || self.paths.candidates.name(from)
     }
 
     /// Answers an initiation. Nothing changes before its timestamp is proved and newer.
@@ -155,7 +155,7 @@ impl Peer {
             return Ok(());
         }
         let names = Names { local: self.unused_index(), remote: claim.remote_index(), pair };
-        let ours = &self.config.terms[0];
+        let ours = &self.terms[0];
         let (mut response, agreed) = claim
             .respond(names.local, ours.psk(), &mut self.rng)
             .map_err(|_| DropReason::Forged)?;

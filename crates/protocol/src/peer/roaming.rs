@@ -24,8 +24,8 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::Peer;
 use super::pace::Pace;
-use super::{Event, Peer};
 use crate::activity::Source;
 use crate::frame::{ControlFrame, Ping, Pong};
 use crate::session::Generation;
@@ -136,6 +136,32 @@ impl Roaming {
         self.next_at = self.next_at.max(until);
     }
 
+    /// Keeps `at` as the last address that has proved itself, unless there is an earlier one.
+    pub(super) fn leave(&mut self, at: Arrival) {
+        self.left.get_or_insert(at);
+    }
+
+    /// The last address that has proved itself, where the path leads to one that has not.
+    pub(super) const fn take_left(&mut self) -> Option<Arrival> {
+        self.left.take()
+    }
+
+    /// The peer is where the path leads.
+    pub(super) fn settle(&mut self) {
+        self.left = None;
+        self.probes.clear();
+    }
+
+    /// The peer's address changes.
+    pub(super) fn moved(&mut self, now: BootTime, from: SocketAddr, to: SocketAddr) {
+        self.moves.changed(now, from, to);
+    }
+
+    /// The address of ours that we send from changes.
+    pub(super) fn source_changed(&mut self, now: BootTime, from: IpAddr, to: IpAddr) {
+        self.sources.changed(now, from, to);
+    }
+
     /// Whether this proves that the peer is where it came from, and hears us from where it came to.
     fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
         let proves = |probe: &Probe| {
@@ -149,56 +175,56 @@ impl Peer {
     /// When a new address that is waiting is attended to.
     pub(super) fn roaming_deadline(&self) -> Option<BootTime> {
         let source = self.source_deadline();
-        let contest = self.activity.has_contest().then_some(self.contests.next_at);
+        let contest = self.activity.has_contest().then_some(self.paths.contests.next_at);
         source.into_iter().chain(contest).min()
     }
 
     fn source_deadline(&self) -> Option<BootTime> {
         let (source, changes) = self.activity.newest_source()?;
-        Some(self.roaming.due(self.path, &source, changes))
+        Some(self.paths.roaming.due(self.paths.current, &source, changes))
     }
 
     /// The peer was heard from elsewhere, on a session that is still ours. The newest address waits in
     /// `activity`, where it disturbs nobody, until the last move is long enough ago.
     pub(super) fn follow_source(&mut self, now: Now) {
         if let Some((_, changes)) = self.activity.newest_source() {
-            self.roaming.watch(now.boot, changes);
+            self.paths.roaming.watch(now.boot, changes);
         }
         // What is out of date is taken as well, so that the next one wakes us; but not each time.
-        if now.boot < self.source_deadline().unwrap_or(self.roaming.next_at) {
+        if now.boot < self.source_deadline().unwrap_or(self.paths.roaming.next_at) {
             return;
         }
         let Some(source) = self.activity.take_source() else { return };
-        if self.is_of_the_past(now, &source) {
+        if self.paths.is_of_the_past(now.boot, &source) {
             // It is looked at again, and until then wakes nobody more.
             let _later = self.activity.heard_from(source);
-            self.roaming.next_at = now.boot + MOVES_APART;
+            self.paths.roaming.next_at = now.boot + MOVES_APART;
             return;
         }
         if !self.keyring.opening().any(|key| key.generation() == source.generation) {
             return;
         }
         let at = Arrival { from: source.from, local: source.local };
-        if self.contests.is_rejected(now.boot, at.from) {
-            self.roaming.next_at = now.boot + MOVES_APART;
+        if self.paths.contests.is_rejected(now.boot, at.from) {
+            self.paths.roaming.next_at = now.boot + MOVES_APART;
             return;
         }
         // To find the peer where it was is no move: it may move at once.
-        if self.path.is_none_or(|path| path.to != at.from || path.from != at.local) {
-            self.roaming.next_at = now.boot + MOVES_APART;
+        if self.paths.current.is_none_or(|path| path.to != at.from || path.from != at.local) {
+            self.paths.roaming.next_at = now.boot + MOVES_APART;
         }
-        match self.path {
-            None if self.frames_flow() && self.may_be_at(at.from) => self.probe(now, source),
-            None => self.begin_at(now, at),
+        match self.paths.current {
+            None if self.frames_flow() && self.paths.may_be_at(at.from) => self.probe(now, source),
+            None => self.paths.begin_at(now.boot, at),
             Some(path) if path.to == at.from && self.is_source_settled(path, at) => {
-                self.roaming.next_at = now.boot + SOURCES_APART;
+                self.paths.roaming.next_at = now.boot + SOURCES_APART;
                 self.probe(now, source);
             }
             Some(path) if path.to == at.from => {
-                self.note_change(now, at.from, at.local);
-                self.set_path(at.from, at.local);
+                self.paths.note_change(now.boot, at.from, at.local);
+                self.paths.set(at.from, at.local);
             }
-            Some(path) if self.may_be_at(at.from) => self.follow(now, path, source),
+            Some(_) if self.paths.may_be_at(at.from) => self.follow(now, source),
             Some(_) => {}
         }
     }
@@ -209,20 +235,19 @@ impl Peer {
         path.from.is_some() && path.from != at.local && self.frames_flow()
     }
 
-    fn follow(&mut self, now: Now, path: Path, source: Source) {
+    fn follow(&mut self, now: Now, source: Source) {
         if self.frames_flow() {
             self.probe(now, source);
         } else {
-            self.roaming.left.get_or_insert(Arrival { from: path.to, local: path.from });
-            self.note_change(now, source.from, source.local);
-            self.set_path(source.from, source.local);
+            self.paths.try_at(now.boot, source);
         }
     }
 
     fn probe(&mut self, now: Now, Source { from, local, .. }: Source) {
         let Some(current) = self.keyring.current() else { return };
         let sealing = std::sync::Arc::clone(&current.sealing);
-        let sequence = self.roaming.probe(now.boot, from, local, self.gauge.next_sequence());
+        let sequence =
+            self.paths.roaming.probe(now.boot, from, local, self.paths.gauge.next_sequence());
         let ping = Ping::new(sequence, now.boot.as_nanos(), sealing.used() + 1);
         let frame = ControlFrame::begin().ping(&ping).end();
         self.send_sealed(now, &sealing, super::Transmit { to: from, from: local }, &frame);
@@ -231,8 +256,8 @@ impl Peer {
     /// A PONG came: where from may be where the peer is.
     pub(super) fn follow_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) {
         let at = framed.at;
-        if self.roaming.is_proof(now.boot, at, pong) && self.may_be_at(at.from) {
-            self.settle_at(now, at.from, at.local);
+        if self.paths.roaming.is_proof(now.boot, at, pong) && self.paths.may_be_at(at.from) {
+            self.paths.settle_at(now.boot, at.from, at.local);
         }
     }
 
@@ -245,8 +270,8 @@ impl Peer {
         let source = source.filter(|source| source.generation == generation);
         let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
         match session.reached[..] {
-            [Arrival { from: to, local }] if used_from == Some(to) && self.may_be_at(to) => {
-                self.settle_at(now, to, local);
+            [Arrival { from: to, local }] if used_from == Some(to) && self.paths.may_be_at(to) => {
+                self.paths.settle_at(now.boot, to, local);
             }
             [] | [_] => {}
             _ => self.choose_answered(now, generation, used_from),
@@ -258,84 +283,18 @@ impl Peer {
     fn choose_answered(&mut self, now: Now, generation: Generation, used_from: Option<SocketAddr>) {
         let reached = self.keyring.current().map(|session| session.reached.clone());
         let reached: Vec<_> = reached.into_iter().flatten().collect();
-        let likely = |at: &&Arrival| match self.path {
+        let likely = |at: &&Arrival| match self.paths.current {
             Some(path) => path.to == at.from && used_from == Some(at.from),
-            None => self.candidates.name(at.from),
+            None => self.paths.candidates.name(at.from),
         };
         if let Some(Arrival { from, local }) = reached.iter().find(likely) {
-            self.settle_at(now, *from, *local);
-        } else if self.path.is_none() && self.frames_flow() {
+            self.paths.settle_at(now.boot, *from, *local);
+        } else if self.paths.current.is_none() && self.frames_flow() {
             for Arrival { from, local } in reached {
-                if self.may_be_at(from) {
+                if self.paths.may_be_at(from) {
                     self.probe(now, Source { from, local, generation });
                 }
             }
         }
-    }
-
-    /// There was no path yet.
-    fn begin_at(&mut self, now: Now, at: Arrival) {
-        if self.may_be_at(at.from) {
-            self.settle_at(now, at.from, at.local);
-        } else if let Some(configured) = self.target() {
-            // It spoke first, and from where it is not to be followed.
-            self.set_path(configured, None);
-        }
-    }
-
-    /// Nobody answered there. If that is where the peer seems to be: back to where it certainly was. Says
-    /// whether there was such a place.
-    pub(super) fn turn_back(&mut self, called: SocketAddr) -> bool {
-        // The peer may have been heard from elsewhere since, where it was not called yet.
-        let Some(path) = self.path.filter(|path| path.to == called) else { return false };
-        let Some(left) = self.roaming.left.take() else { return false };
-        self.candidates.remember(path.to);
-        self.set_path(left.from, left.local);
-        true
-    }
-
-    pub(super) fn may_be_at(&self, address: SocketAddr) -> bool {
-        match self.path {
-            Some(path) if path.to == address => true,
-            _ if self.detours.lead_to(address) => false,
-            Some(path) => self.config.roam.permits(path.to, address),
-            None => self.candidates.permit(self.config.roam, address),
-        }
-    }
-
-    /// The peer has proved to be there.
-    pub(super) fn settle_at(&mut self, now: Now, to: SocketAddr, from: Option<IpAddr>) {
-        self.note_change(now, to, from);
-        self.roaming.left = None;
-        self.roaming.probes.clear();
-        self.set_path(to, from);
-    }
-
-    /// The path is about to lead to `to`, and from `from`.
-    fn note_change(&mut self, now: Now, to: SocketAddr, from: Option<IpAddr>) {
-        let Some(path) = self.path else { return };
-        if path.to != to {
-            let at = Arrival { from: path.to, local: path.from };
-            self.contests.moved(now.boot, at);
-            self.roaming.moves.changed(now.boot, path.to, to);
-        } else if let (Some(old), Some(new)) = (path.from, from)
-            && old != new
-        {
-            self.roaming.sources.changed(now.boot, old, new);
-        }
-    }
-
-    pub(super) fn set_path(&mut self, to: SocketAddr, from: Option<IpAddr>) {
-        let path = Path {
-            to,
-            from: from.or_else(|| self.config.sources.towards(to)),
-            max_datagram: self.config.max_datagram,
-            dscp: self.config.dscp,
-        };
-        if self.path.is_none_or(|old| old.to != to) {
-            self.detours.left(self.path);
-            self.events.push_back(Event::Moved { to });
-        }
-        self.path = Some(path);
     }
 }

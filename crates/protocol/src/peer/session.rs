@@ -44,14 +44,14 @@ impl Peer {
             generation: self.next_generation(),
             protocol,
             contents: protocol.contents(),
-            largest: self.config.largest_packet.into(),
+            largest: self.device.largest_packet.into(),
             rekey_after,
         }
     }
 
     /// Whether there is more than one way to be answered.
     pub(super) fn adapts(&self) -> bool {
-        self.config.terms.len() > 1
+        self.terms.len() > 1
     }
 
     /// A random index that names no other handshake or session of ours.
@@ -88,7 +88,9 @@ impl Peer {
 
     /// Sends `plaintext`, as it is, on the session that seals; says whether there is one.
     pub(super) fn send_on_current(&mut self, now: Now, plaintext: &[u8]) -> bool {
-        let (Some(session), Some(path)) = (self.keyring.current(), self.path) else { return false };
+        let (Some(session), Some(path)) = (self.keyring.current(), self.paths.current) else {
+            return false;
+        };
         let sealing = std::sync::Arc::clone(&session.sealing);
         self.send_sealed(now, &sealing, Transmit { to: path.to, from: path.from }, plaintext)
     }

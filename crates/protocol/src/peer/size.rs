@@ -65,7 +65,7 @@ impl Size {
     }
 
     /// The largest UDP payload to send.
-    fn most(&self) -> u16 {
+    pub(super) fn most(&self) -> u16 {
         self.followed().unwrap_or(self.link)
     }
 
@@ -100,19 +100,19 @@ impl Size {
 impl Peer {
     /// The routing table says that UDP payloads of so many bytes leave for the peer whole.
     pub fn path_carries(&mut self, now: Now, most: u16) {
-        let Some(path) = self.path else {
-            self.config.max_datagram = most;
+        let Some(path) = self.paths.current else {
+            self.paths.max_datagram = most;
             return;
         };
-        self.size.learn(path.to.ip(), most, now.boot);
+        self.paths.size.learn(path.to.ip(), most, now.boot);
         self.probe_size(now);
-        self.follow_size();
+        self.paths.follow_size();
     }
 
     /// The largest UDP payload that is to leave whole, where the peer takes no packets in pieces and the
     /// kernel has to make fragments.
     pub fn fragments_of(&self) -> Option<u16> {
-        self.size.followed().filter(|_| !self.frames_flow())
+        self.paths.size.followed().filter(|_| !self.frames_flow())
     }
 
     /// Asks the peer whether the full size arrives, where something says that it does not.
@@ -123,24 +123,16 @@ impl Peer {
         if !self.frames_flow() {
             return;
         }
-        let Some(number) = self.size.question(now.boot) else { return };
+        let Some(number) = self.paths.size.question(now.boot) else { return };
         let ping = Ping::new(number, now.boot.as_nanos(), sent);
-        let len = usize::from(self.size.link).saturating_sub(OVERHEAD);
+        let len = usize::from(self.paths.size.link).saturating_sub(OVERHEAD);
         self.send_on_current(now, &ControlFrame::ping_of(&ping, len));
-        self.follow_size();
+        self.paths.follow_size();
     }
 
     pub(super) fn take_size_answer(&mut self, number: u32) {
-        if self.size.answer(number) {
-            self.follow_size();
-        }
-    }
-
-    fn follow_size(&mut self) {
-        let most = self.size.most();
-        self.config.max_datagram = most;
-        if let Some(path) = &mut self.path {
-            path.max_datagram = most;
+        if self.paths.size.answer(number) {
+            self.paths.follow_size();
         }
     }
 }

@@ -104,7 +104,7 @@ impl Peer {
             attempt: self.attempt.as_ref().map(Attempt::tries),
             unconfirmed_answers: self.unconfirmed_answers,
             greeting: self.greeting.clone(),
-            quality: self.gauge.quality,
+            quality: self.paths.gauge.quality,
             traffic: self.activity.traffic(),
             next: self.poll_timeout().map(|(at, why)| (at.saturating_since(now.boot), why)),
         }

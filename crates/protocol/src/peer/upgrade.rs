@@ -232,7 +232,7 @@ impl Peer {
     /// an attacker sent ahead of it, or the initiator may have moved: the answer goes there as well, if the
     /// peer may be there. It is less than twice as long as the shorter chunk.
     fn answer_to(&self, session: &Session, at: Arrival) -> Vec<Arrival> {
-        let came_from = session.reached_at(at.from) || self.may_be_at(at.from);
+        let came_from = session.reached_at(at.from) || self.paths.may_be_at(at.from);
         let alone = session.reached.len() == 1;
         let reached = session.reached.iter().copied().filter(|reached| {
             reached.from != at.from && (alone || self.is_expected_at(reached.from))

@@ -1,0 +1,207 @@
+//! Everything that is known of how the peer is reached: the configured addresses, the current path and the source
+//! address, new addresses and those that were left, the largest datagram, round trip and loss.
+//!
+//! It decides alone where the path leads. What has to be asked or sent for that is the [`Peer`](super::Peer)'s.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::Config;
+use super::contest::Contests;
+use super::detours::Detours;
+use super::duplicate::Origins;
+use super::frames::Gauge;
+use super::roaming::Roaming;
+use super::size::Size;
+use crate::activity::Source;
+use crate::endpoint::{Candidates, Roam, Sources};
+use crate::table::{Arrival, Path};
+use crate::time::BootTime;
+
+/// A peer that stays at the source that was let go, and is heard there, has it back after this.
+const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
+
+/// How the peer is reached.
+#[derive(Debug)]
+pub(super) struct Paths {
+    /// Which new addresses of the peer are followed.
+    pub(super) roam: Roam,
+    /// What to send from until the peer has written to another address of ours.
+    pub(super) sources: Sources,
+    dscp: u8,
+    /// The largest UDP payload to send.
+    pub(super) max_datagram: u16,
+    pub(super) current: Option<Path>,
+    /// Where the path leads now, if nobody was told yet.
+    pub(super) moved: Option<SocketAddr>,
+    /// The source that was let go last, and until when the peer's writing to it does not bring it back.
+    pub(super) given_up: Option<(IpAddr, BootTime)>,
+    pub(super) candidates: Candidates,
+    pub(super) roaming: Roaming,
+    pub(super) contests: Contests,
+    pub(super) detours: Detours,
+    pub(super) origins: Origins,
+    pub(super) size: Size,
+    pub(super) gauge: Gauge,
+}
+
+impl Paths {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            roam: config.roam,
+            sources: config.sources,
+            dscp: config.dscp,
+            max_datagram: config.max_datagram,
+            current: None,
+            moved: None,
+            given_up: None,
+            candidates: Candidates::default(),
+            roaming: Roaming::default(),
+            contests: Contests::default(),
+            detours: Detours::default(),
+            origins: Origins::default(),
+            size: Size::default(),
+            gauge: Gauge::default(),
+        }
+    }
+
+    /// Where packets for the peer go.
+    pub(super) fn endpoint(&self) -> Option<SocketAddr> {
+        self.current.map(|path| path.to)
+    }
+
+    /// The address of ours that they leave from, if that is known.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        self.current.and_then(|path| path.from)
+    }
+
+    /// Where the next initiation goes.
+    pub(super) fn target(&self) -> Option<SocketAddr> {
+        self.candidates.target(self.endpoint())
+    }
+
+    /// At how many addresses the peer may be.
+    pub(super) fn addresses(&self) -> usize {
+        self.candidates.count(self.endpoint())
+    }
+
+    /// Whether the peer is followed to this address.
+    pub(super) fn may_be_at(&self, address: SocketAddr) -> bool {
+        match self.current {
+            Some(path) if path.to == address => true,
+            _ if self.detours.lead_to(address) => false,
+            Some(path) => self.roam.permits(path.to, address),
+            None => self.candidates.permit(self.roam, address),
+        }
+    }
+
+    /// Leads the path to `to`, and from `from` or else from the configured source.
+    pub(super) fn set(&mut self, to: SocketAddr, from: Option<IpAddr>) {
+        let path = Path {
+            to,
+            from: from.or_else(|| self.sources.towards(to)),
+            max_datagram: self.max_datagram,
+            dscp: self.dscp,
+        };
+        if self.current.is_none_or(|old| old.to != to) {
+            self.detours.left(self.current);
+            self.moved = Some(to);
+        }
+        self.current = Some(path);
+    }
+
+    /// The peer has proved to be at `to`.
+    pub(super) fn settle_at(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>) {
+        self.note_change(now, to, from);
+        self.roaming.settle();
+        self.set(to, from);
+    }
+
+    /// There was no path yet.
+    pub(super) fn begin_at(&mut self, now: BootTime, at: Arrival) {
+        if self.may_be_at(at.from) {
+            self.settle_at(now, at.from, at.local);
+        } else if let Some(configured) = self.target() {
+            // It spoke first, and from where it is not to be followed.
+            self.set(configured, None);
+        }
+    }
+
+    /// Follows the peer to an address that has not proved itself yet.
+    pub(super) fn try_at(&mut self, now: BootTime, Source { from, local, .. }: Source) {
+        if let Some(Path { to, from, .. }) = self.current {
+            self.roaming.leave(Arrival { from: to, local: from });
+        }
+        self.note_change(now, from, local);
+        self.set(from, local);
+    }
+
+    /// Nobody answered at `called`. If that is where the peer seems to be, the path leads back to the last address that
+    /// proved itself; returns whether it does.
+    pub(super) fn turn_back(&mut self, called: SocketAddr) -> bool {
+        // The peer may have been heard from elsewhere since, where it was not called yet.
+        let Some(path) = self.current.filter(|path| path.to == called) else { return false };
+        let Some(left) = self.roaming.take_left() else { return false };
+        self.candidates.remember(path.to);
+        self.set(left.from, left.local);
+        true
+    }
+
+    /// The path is about to lead to `to`, and from `from`.
+    pub(super) fn note_change(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>) {
+        let Some(path) = self.current else { return };
+        if path.to != to {
+            self.contests.moved(now, Arrival { from: path.to, local: path.from });
+            self.roaming.moved(now, path.to, to);
+        } else if let (Some(old), Some(new)) = (path.from, from)
+            && old != new
+        {
+            self.roaming.source_changed(now, old, new);
+        }
+    }
+
+    /// Sends from another address of ours.
+    pub(super) fn change_source(&mut self, from: Option<IpAddr>) {
+        if let Some(path) = &mut self.current {
+            path.from = from;
+        }
+    }
+
+    /// The address of ours that the peer last wrote to may be what fails: begin anew with the
+    /// configured one, or let the kernel choose.
+    pub(super) fn forget_source(&mut self, now: BootTime) {
+        let Some(path) = self.current else { return };
+        let configured = self.sources.towards(path.to);
+        let given_up = path.from.filter(|from| Some(*from) != configured);
+        self.given_up = given_up.map(|from| (from, now + TAKEN_BACK_AFTER)).or(self.given_up);
+        self.change_source(configured);
+    }
+
+    /// Whether the peer wrote to a source that was just let go, as it does until it has heard us from
+    /// another one.
+    pub(super) fn is_of_the_past(&mut self, now: BootTime, source: &Source) -> bool {
+        self.given_up.take_if(|(_, until)| now >= *until);
+        let given_up = self.given_up.map(|(from, _)| from);
+        given_up.is_some() && source.local == given_up && self.endpoint() == Some(source.from)
+    }
+
+    /// The routes to these addresses lead into the tunnel. If that is where the peer is said to be, the path leads to
+    /// where it was before, or where the configuration has it. Returns whether another address is free again.
+    pub(super) fn avoid(&mut self, addresses: Vec<SocketAddr>) -> bool {
+        let freed = self.detours.avoid(addresses);
+        if self.endpoint().is_some_and(|to| self.detours.lead_to(to))
+            && let Some(to) = self.detours.elsewhere(self.candidates.configured())
+        {
+            self.set(to, None);
+        }
+        freed
+    }
+
+    /// Sends datagrams of the size that the path carries, as far as is known.
+    pub(super) fn follow_size(&mut self) {
+        self.max_datagram = self.size.most();
+        if let Some(path) = &mut self.current {
+            path.max_datagram = self.max_datagram;
+        }
+    }
+}
