@@ -95,7 +95,7 @@ impl Guards {
         self.said = Some(now);
         let (device, what) = (&plan.device, restored.join(", "));
         tracing::warn!(
-            "restored {what} of {device}: somebody had removed it, and the kill switch is put back each time"
+            "restored {what} of {device}, which had been removed: the kill switch is restored every time"
         );
     }
 }

@@ -22,10 +22,10 @@ use crate::bypass::{Bypass, Bypasses};
 use crate::guard::Guards;
 use crate::heard::{Heard, Told};
 use crate::missing::{Missing, why};
-use crate::plan::Plan;
+use crate::plan::{Held, Plan};
 use crate::port::KnownPort;
 use crate::recent::Recent;
-use crate::removals::{PAUSE, Removals};
+use crate::removals::{OFTEN, PAUSE, Removals, WITHIN};
 use crate::restore::{self, Attempt, Found};
 use crate::route::Added;
 use crate::undo::Undo;
@@ -411,7 +411,7 @@ impl Keeping {
         let device = &self.plan.device;
         for (why, what) in news {
             let what = what.join(", ");
-            tracing::warn!("{what} of {device} cannot be there: {why}; it is tried again");
+            tracing::warn!("cannot add {what} of {device}: {why}; vpnd keeps trying");
         }
     }
 
@@ -421,12 +421,14 @@ impl Keeping {
             tracing::info!("restored {what} of {device}");
             return;
         }
-        tracing::warn!("restored {what} of {device}: somebody had removed it");
+        tracing::warn!("restored {what} of {device}, which had been removed");
         let insisted = self.removals.count(restored);
         if !insisted.is_empty() {
             let (what, seconds) = (insisted.join(", "), PAUSE.as_secs());
             tracing::warn!(
-                "somebody removes {what} of {device} again and again; it is left alone for {seconds} s"
+                "{what} of {device} was removed {OFTEN} times within {} s; vpnd does not restore it for \
+                 {seconds} s",
+                WITHIN.as_secs()
             );
         }
     }
@@ -477,29 +479,39 @@ impl Keeping {
         if told == TOLD {
             let device = &self.plan.device;
             tracing::info!(
-                "the peer of {device} comes and goes often; its routes' part in it is told no more"
+                "the peer of {device} comes and goes often: further changes of its routes are not logged"
             );
         }
     }
 
-    /// What became of a route that was to come, if it did.
+    /// Adds a route now that the peer is alive, and says so for the log; none if that failed.
     async fn come(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
         let added = route::add(&self.handle, route).await.map(|_: Added| ());
-        self.is_there(name, route, added).then_some("is there, for the peer is")
+        self.is_there(name, route, added).then_some("added: the peer is alive")
     }
 
-    /// What became of a route that was to go, if it did. It may have gone with the device's going down.
+    /// Removes a route until the peer is alive again, and says what its packets do meanwhile; none if that failed. It
+    /// may have gone when the device was set down.
     async fn go(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
         let trouble = format!("{name} that is to go");
         let Err(error) = route::remove(&self.handle, route).await else {
             self.said.remove(&trouble);
             self.report.send_modify(|missing| missing.retain(|one| one.what != name));
-            return Some("is taken away while the peer is silent");
+            return Some(meanwhile(&self.plan, route));
         };
         if self.said.insert(trouble, error.to_string()).is_none() {
-            tracing::warn!(%error, "{name} cannot be taken away, and leads to a peer that is silent");
+            tracing::warn!(%error, "cannot remove {name}, which leads to a peer that is not alive");
         }
         None
+    }
+}
+
+/// What becomes of the packets of a route that was removed.
+fn meanwhile(plan: &Plan, gone: &RouteMessage) -> &'static str {
+    let drops = |held: &Held| route::drops(&held.route) && route::same_place(gone, &held.route);
+    match plan.routes.iter().any(drops) {
+        true => "removed until the peer is alive: its packets are dropped (kill switch)",
+        false => "removed until the peer is alive: its packets follow the next best route",
     }
 }
 

@@ -1,5 +1,5 @@
-//! Who removes a thing again and again means it, and has his way for a while. It is that thing alone that is then left
-//! alone: to remove one is no leave to lose the others.
+//! If something is removed five times within ten seconds, vpnd assumes that it is intended, and does not restore it for a
+//! while. This applies to that one address, route or rule only; the others are still restored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use crate::recent::Recent;
 
-/// Whoever removes what we put back so often …
-const OFTEN: usize = 5;
-/// … within this time means it, …
-const WITHIN: Duration = Duration::from_secs(10);
-/// … and has his way for so long.
+/// What was restored and is removed this many times …
+pub(crate) const OFTEN: usize = 5;
+/// … within this time …
+pub(crate) const WITHIN: Duration = Duration::from_secs(10);
+/// … is not restored for this time.
 pub(crate) const PAUSE: Duration = Duration::from_secs(60);
 
 /// What was removed lately, by its name.

@@ -74,8 +74,8 @@ impl Keeping {
             return;
         }
         tracing::warn!(
-            "the MTU of {device} was {configured} and somebody made it {mtu}; it stays so, and the \
-             tunnel goes by the configured one"
+            "the MTU of {device} was changed from {configured} to {mtu}; vpnd leaves it so, but the tunnel \
+             still uses the configured one"
         );
     }
 }
