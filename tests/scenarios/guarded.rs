@@ -16,6 +16,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("guarded::routers over a TUN device", Cost::Works, routers),
         Scenario::new("guarded::routers and DHCP servers over a TAP device", Cost::Works, servers),
         Scenario::new("guarded::nobody speaks in our name", Cost::Works, names),
+        Scenario::new("guarded::a network that nothing is routed to", Cost::Works, unrouted),
     ]
 }
 
@@ -165,6 +166,36 @@ fn names(lab: &Lab) -> Result<String> {
     let drops = tunnel.a.status()?.drops().get("source_not_allowed").copied().unwrap_or(0);
     ensure!(drops >= lies.len() as u64, "{drops} dropped, not {}", lies.len());
     Ok(format!("{} of {} sources refused though everything is let in", lies.len(), lies.len()))
+}
+
+/// Only packets from hosts that another configuration would let in are hinted at.
+fn unrouted(lab: &Lab) -> Result<String> {
+    let tunnel = Tunnel::with(lab, |a, b| (a.towards(vpnd_tests::Wire::B4), b))?;
+    let sender = Capture::start(&tunnel.wire.b, "tun0", 0)?;
+    let dropped = |at_least: u64| {
+        tunnel.a.wait_for("they are dropped", SOON, |status| {
+            status.drops().get("source_not_allowed").is_some_and(|count| *count >= at_least)
+        })
+    };
+    for source in ["::", "fe80::2", INNER_A4, "127.0.0.1"] {
+        for _ in 0..5 {
+            sender.send(&udp_from(source.parse()?)?)?;
+        }
+    }
+    let hint = dropped(20)?.hint().map(str::to_owned);
+    ensure!(hint.is_none(), "a hint at what no configuration lets in: {hint:?}");
+    for _ in 0..12 {
+        sender.send(&udp_from("192.168.30.7".parse()?)?)?;
+    }
+    let said = "dropped 12 packets of the peer from addresses that allowed_ips does not contain";
+    let status = tunnel.a.wait_for("it hints at the network", SOON, |status| {
+        status.hint().is_some_and(|hint| hint.contains(said) && hint.contains("192.168.30.7"))
+    })?;
+    ensure!(status.is_up(), "{status}");
+    let logged =
+        || tunnel.a.as_process().log().matches("that allowed_ips does not contain").count();
+    ensure!(logged() == 1, "logged {} times", logged());
+    Ok("named with an address once, and nothing else is".to_owned())
 }
 
 fn udp_from(source: IpAddr) -> Result<Vec<u8>> {

@@ -446,6 +446,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
             leads_back(trouble).unwrap_or_default()
         }
         Trouble::InnerSource(inner) => inner.to_string(),
+        Trouble::RefusedSource(refused) => refused.to_string(),
         Trouble::Unresolved(failures, inside) => telling::unresolved(failures, inside),
         Trouble::Refused { to, why } => {
             format!("what is sent to {to} does not leave this host: {why}")

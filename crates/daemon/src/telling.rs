@@ -2,6 +2,7 @@
 //! one thing that `status` should say when the tunnel does not come up.
 
 mod duplicate;
+mod refused;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use vpnd_crypto::PublicKey;
 use vpnd_protocol::peer::Event;
 use vpnd_protocol::session::Role;
 use vpnd_protocol::time::BootTime;
+use vpnd_tunnel::engine::RefusedPackets;
 use vpnd_tunnel::udp::Refusal;
 
 use vpnd_device::Found;
@@ -24,6 +26,8 @@ use vpnd_plane::{InnerSource, Loop, Outlook, Refused};
 use duplicate::Duplicate;
 
 pub(crate) use duplicate::words as duplicate_key;
+pub(crate) use refused::RefusedSource;
+use refused::RefusedSources;
 
 /// What keeps a tunnel from coming up, as far as the protocol lets one know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub(crate) enum Trouble {
     SameMac(Mac),
     /// Frames of one end are too long for the other: ours, theirs.
     MtuDiffers(u16, u16),
+    /// Packets of the peer come from where `allowed_ips` lets none come from.
+    RefusedSource(RefusedSource),
     /// Our own host refuses to send. It hides what silence would seem to say of the peer.
     Refused {
         /// Where to.
@@ -72,7 +78,11 @@ impl Trouble {
     pub(crate) const fn outlasts_a_session(&self) -> bool {
         matches!(
             self,
-            Self::DuplicateKey(_) | Self::SameMac(_) | Self::MtuDiffers(..) | Self::Refused { .. }
+            Self::DuplicateKey(_)
+                | Self::SameMac(_)
+                | Self::MtuDiffers(..)
+                | Self::Refused { .. }
+                | Self::RefusedSource(_)
         )
     }
 }
@@ -144,6 +154,7 @@ pub(crate) struct Telling {
     bad_mac1_at: BootTime,
     /// What of the peer's device does not fit ours: its hardware address, its MTU.
     misfits: [Option<Trouble>; 2],
+    refused_sources: RefusedSources,
     outlook: Outlook,
     /// The first loop of it.
     looped: Option<Trouble>,
@@ -168,6 +179,7 @@ impl Telling {
             bad_mac1: 0,
             bad_mac1_at: BootTime::default(),
             misfits: [None, None],
+            refused_sources: RefusedSources::default(),
             outlook: Outlook::default(),
             back: [0; 2],
             looped: None,
@@ -181,6 +193,7 @@ impl Telling {
     /// The peer has another public key now.
     pub(crate) fn expect(&mut self, peer: PublicKey) {
         self.peer = peer;
+        self.refused_sources.reloaded();
     }
 
     /// The latest trouble, which a session that stands ends, or else what does not fit. What leads the tunnel into
@@ -190,7 +203,8 @@ impl Telling {
         let first = self.looped.as_ref().or(self.refused.as_ref()).or(came_back);
         let first = first.or_else(|| self.duplicate.trouble());
         let first = first.or(self.inner_source.as_ref()).or_else(|| self.unresolved());
-        first.or(self.trouble.as_ref()).or_else(|| self.misfit())
+        let first = first.or(self.trouble.as_ref()).or_else(|| self.misfit());
+        first.or_else(|| self.refused_sources.trouble())
     }
 
     /// Forgets what has not happened for some minutes.
@@ -382,6 +396,11 @@ impl Telling {
                  far): the other side's public_key for us is wrong, or it is a scan{more}"
             );
         }
+    }
+
+    /// Reports packets of the peer that the source filter drops.
+    pub(crate) fn watch_refused_sources(&mut self, now: BootTime, seen: Option<RefusedPackets>) {
+        self.refused_sources.watch(now, seen);
     }
 
     /// The peer has come to life, or is gone. Of a peer that keeps doing both, `status` has the last word.
@@ -622,6 +641,29 @@ mod tests {
         telling.tell(BootTime::default(), &Event::Established(Role::Initiator));
         telling.lookups_failed(BootTime::default(), Vec::new(), Vec::new());
         assert_eq!(telling.trouble(), None);
+    }
+
+    #[test]
+    fn sources_that_are_not_allowed_are_a_hint_while_they_come() {
+        let mut telling = telling();
+        let seen = |packets| RefusedPackets { packets, source: "192.168.30.7".parse().unwrap() };
+        telling.watch_refused_sources(BootTime::default(), Some(seen(2)));
+        assert_eq!(telling.trouble(), None, "a stray packet or two");
+        telling.watch_refused_sources(BootTime::default(), Some(seen(12)));
+        let trouble = Trouble::RefusedSource(RefusedSource(seen(12)));
+        assert_eq!(telling.trouble(), Some(&trouble));
+        assert!(trouble.outlasts_a_session(), "a tunnel that is up shows it");
+        telling.tell(BootTime::default(), &Event::AnswerDoesNotOpen);
+        assert_eq!(telling.trouble(), Some(&Trouble::AnswerDoesNotOpen), "which comes first");
+        telling.tell(BootTime::default(), &Event::Established(Role::Initiator));
+        let later = BootTime::default() + refused::FORGOTTEN;
+        telling.watch_refused_sources(later, Some(seen(12)));
+        assert_eq!(telling.trouble(), None, "no more of them come");
+        telling.watch_refused_sources(later, Some(seen(13)));
+        assert!(telling.trouble().is_some());
+        telling.expect(PublicKey::from_bytes([9; 32]));
+        telling.watch_refused_sources(later, Some(seen(13)));
+        assert_eq!(telling.trouble(), None, "another allowed_ips may let them in");
     }
 
     #[test]

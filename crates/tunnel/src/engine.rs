@@ -18,6 +18,8 @@ use crate::abreast::Abreast;
 use crate::counters::Counters;
 use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
+pub use crate::refused::RefusedPackets;
+use crate::refused::RefusedSources;
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal};
 use crate::udp::{Refusal, Sent, Socket, Transmit};
@@ -77,6 +79,7 @@ impl Engine {
             view: Published::new(table, options.policy),
             activity,
             counters: Counters::default(),
+            refused_sources: RefusedSources::default(),
             guard: options.guard,
             marks_everything: AtomicBool::new(false),
             mode: options.mode,
@@ -143,6 +146,11 @@ impl Engine {
     /// Every kind of drop.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// Packets of the peer that were dropped for want of their source in `allowed_ips`, if there were any.
+    pub fn refused_sources(&self) -> Option<RefusedPackets> {
+        self.shared.refused_sources.seen()
     }
 
     /// Whether the path marks everything it carries for congestion, so that its marks are ignored.

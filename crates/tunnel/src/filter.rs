@@ -9,6 +9,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub struct Filter {
     v4: Ranges<u32>,
     v6: Ranges<u128>,
+    /// What was left out whatever networks were to be covered.
+    left_out: Vec<IpNet>,
 }
 
 impl Filter {
@@ -26,14 +28,30 @@ impl Filter {
     /// Leaves out `networks` too.
     #[must_use]
     pub fn without(self, networks: &[IpNet]) -> Self {
-        networks.iter().fold(self, |Self { v4, v6 }, network| match network {
-            IpNet::V4(n) => Self { v4: v4.without(n.network().into(), n.broadcast().into()), v6 },
-            IpNet::V6(n) => Self { v4, v6: v6.without(n.network().into(), n.broadcast().into()) },
-        })
+        let Self { mut v4, mut v6, mut left_out } = self;
+        for network in networks {
+            match network {
+                IpNet::V4(n) => v4 = v4.without(n.network().into(), n.broadcast().into()),
+                IpNet::V6(n) => v6 = v6.without(n.network().into(), n.broadcast().into()),
+            }
+        }
+        left_out.extend(networks);
+        Self { v4, v6, left_out }
+    }
+
+    /// Whether wider networks would have covered `address`: nothing is said of one that no host sends from, or only
+    /// hosts of one link.
+    pub fn could_allow(&self, address: IpAddr) -> bool {
+        let of_a_link = match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => LINK_LOCAL.contains(&address),
+        };
+        !of_a_link && !self.left_out.iter().any(|network| network.contains(&address))
     }
 
     fn of(networks: &[IpNet]) -> Self {
-        let mut filter = Self { v4: Ranges(Vec::new()), v6: Ranges(Vec::new()) };
+        let mut filter =
+            Self { v4: Ranges(Vec::new()), v6: Ranges(Vec::new()), left_out: Vec::new() };
         for network in IpNet::aggregate(&networks.to_vec()) {
             match network {
                 IpNet::V4(n) => filter.v4.0.push((n.network().into(), n.broadcast().into())),
@@ -203,6 +221,21 @@ mod tests {
         }
         for near in ["1.0.0.0", "126.255.255.255", "128.0.0.0", "::2", "::fffe:ffff:ffff"] {
             assert!(allows(&["0.0.0.0/0", "::/0"], near), "{near}");
+        }
+    }
+
+    #[test]
+    fn wider_networks_would_allow_hosts_and_nothing_else() {
+        let own = ["198.51.100.1/32", "198.51.100.0/32"].map(|n| n.parse().unwrap());
+        let filter = filter(&["198.51.100.0/24"]).without(&own);
+        let could = |address: &str| filter.could_allow(address.parse().unwrap());
+        for host in ["198.51.100.2", "192.168.30.7", "fd30::7"] {
+            assert!(could(host), "{host}");
+        }
+        for none in
+            ["198.51.100.1", "198.51.100.0", "0.0.0.0", "::", "ff02::16", "fe80::2", "169.254.7.7"]
+        {
+            assert!(!could(none), "{none}");
         }
     }
 

@@ -18,6 +18,7 @@ mod inbound;
 mod nested;
 mod outbound;
 mod outer;
+mod refused;
 mod shared;
 pub mod udp;
 mod unpack;

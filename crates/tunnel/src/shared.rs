@@ -16,6 +16,7 @@ use crate::abreast::Abreast;
 use crate::counters::Counters;
 use crate::guard::Guard;
 use crate::nested::Datagram;
+use crate::refused::RefusedSources;
 use crate::udp::{Refusal, Socket};
 use crate::view::Published;
 
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) view: Published,
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
+    /// What the filter drops, as far as another configuration would let it pass.
+    pub(crate) refused_sources: RefusedSources,
     /// Which messages of routers and servers are stopped.
     pub(crate) guard: Guard,
     /// The path marks everything it carries, so its marks mean nothing.

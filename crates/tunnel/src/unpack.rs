@@ -156,7 +156,11 @@ fn admit(
     mark: Mark,
     (source, packet): (IpAddr, &mut [u8]),
 ) -> Result<(), DropReason> {
-    if !policy.filter().allows(source) {
+    let filter = policy.filter();
+    if !filter.allows(source) {
+        if filter.could_allow(source) {
+            shared.refused_sources.note(source);
+        }
         return Err(DropReason::SourceNotAllowed);
     }
     if shared.guard.stops(packet) {

@@ -154,6 +154,7 @@ impl Shell {
         let (now, counters) = (clock::boot(), self.engine.counters());
         let bad_mac1 = counters.dropped(DropReason::BadMac1);
         self.telling.watch_bad_mac1(now, bad_mac1, self.plane.is_connected());
+        self.telling.watch_refused_sources(now, self.engine.refused_sources());
         let back =
             [DropReason::OwnDatagram, DropReason::NestedTooDeep].map(|why| counters.dropped(why));
         self.telling.watch_loops(now, &self.around.about.device.name, back);

@@ -40,6 +40,7 @@ impl Shell {
         let now = clock::now();
         let peer = self.plane.status(now);
         self.telling.forget_old(now.boot);
+        self.telling.watch_refused_sources(now.boot, self.engine.refused_sources());
         let mut status = Status::new(
             &self.around.about,
             now.boot.saturating_since(self.started),

@@ -1,0 +1,64 @@
+//! Inner packets that were dropped because `allowed_ips` does not contain their source address: how many, and where the
+//! last one came from. Sources that no configuration would allow are not among them.
+
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What a data thread notes of them, and the control plane reads.
+#[derive(Debug, Default)]
+pub(crate) struct RefusedSources {
+    packets: AtomicU64,
+    last: Mutex<Option<IpAddr>>,
+}
+
+/// Packets of the peer whose source address is not in `allowed_ips`, since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefusedPackets {
+    /// How many were dropped.
+    pub packets: u64,
+    /// Where the last one of them came from, or one shortly before.
+    pub source: IpAddr,
+}
+
+impl RefusedSources {
+    /// Notes a packet that was dropped. It never waits: while the control plane reads, the earlier address stays.
+    #[cold]
+    pub(crate) fn note(&self, source: IpAddr) {
+        self.packets.fetch_add(1, Relaxed);
+        if let Ok(mut last) = self.last.try_lock() {
+            *last = Some(source);
+        }
+    }
+
+    /// None if there was none.
+    pub(crate) fn seen(&self) -> Option<RefusedPackets> {
+        let packets = self.packets.load(Relaxed);
+        if packets == 0 {
+            return None;
+        }
+        // Nothing panics while it holds the lock.
+        let source = (*self.last.lock().ok()?)?;
+        Some(RefusedPackets { packets, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_source_is_known_and_a_reader_is_not_waited_for() {
+        let refused = RefusedSources::default();
+        assert_eq!(refused.seen(), None);
+        let [first, second] = ["192.168.30.7", "fd30::7"].map(|text| text.parse().unwrap());
+        refused.note(first);
+        assert_eq!(refused.seen(), Some(RefusedPackets { packets: 1, source: first }));
+        let reading = refused.last.lock().unwrap();
+        refused.note(second);
+        drop(reading);
+        assert_eq!(refused.seen(), Some(RefusedPackets { packets: 2, source: first }));
+        refused.note(second);
+        assert_eq!(refused.seen(), Some(RefusedPackets { packets: 3, source: second }));
+    }
+}
