@@ -178,7 +178,7 @@ fn errors_say_what_to_do() {
 
         let lonely = Link { peer_addresses: vec!["10.99.0.2".parse().unwrap(); 2], ..link() };
         let error = netlink.configure(&lonely, Undo::default()).await.unwrap_err().to_string();
-        assert!(error.starts_with("peer address 10.99.0.2 has no address"), "{error}");
+        assert!(error.starts_with("peer_address 10.99.0.2 needs a local address"), "{error}");
     });
 }
 
