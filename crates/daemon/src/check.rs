@@ -1,13 +1,14 @@
 //! `check`: what is wrong with a configuration, or what it comes to.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
+use crate::ask::socket;
 use crate::config::{
     self, Carrier, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route,
     WhenDown,
@@ -15,13 +16,15 @@ use crate::config::{
 use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
+use crate::reload::usual_file;
 use crate::terminal::{self, Printable, PrintableLines};
 use crate::{firewall, forward, nameservers};
 
 /// Options of `check`.
 #[derive(Debug, Args)]
 pub(crate) struct CheckOptions {
-    /// The tunnel's configuration
+    /// The tunnel's configuration, or the tunnel's name for /etc/vpnd/NAME.toml
+    #[arg(value_name = "FILE|NAME")]
     pub(crate) file: PathBuf,
     /// Prints one JSON object: what is wrong, or the configuration with every default filled in
     #[arg(long)]
@@ -30,13 +33,14 @@ pub(crate) struct CheckOptions {
 
 /// Reads the configuration and its key files, as `run` would.
 pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
-    let loaded = config::load(&options.file).map(|mut loaded| {
+    let loaded = config::load(&file(&options.file)).map(|mut loaded| {
         loaded.warnings = loaded
             .warnings
             .and(forward::problems(&loaded.config))
             .and(firewall::problems(&loaded.config))
             .and(firewall::open_beside(&loaded.config).into_iter().collect())
-            .and(nameservers::problems(&loaded.config));
+            .and(nameservers::problems(&loaded.config))
+            .and(forward::not_forwarded(&loaded.config));
         loaded
     });
     match loaded {
@@ -44,6 +48,20 @@ pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
         Ok(loaded) => as_text(&loaded),
         Err(report) => Err(report.into()),
     }
+}
+
+/// The file itself, if it is there; else a word that can be a tunnel's name is one, as for `reload`.
+fn file(given: &Path) -> PathBuf {
+    let name = given.to_str().filter(|name| !name.contains('/') && !name.ends_with(".toml"));
+    match name {
+        Some(name) if !is_file(given) => usual_file(&socket(name)),
+        _ => given.to_owned(),
+    }
+}
+
+/// Anything that can be read as a file; `pair` makes directories with the names of tunnels.
+fn is_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| !metadata.is_dir())
 }
 
 fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCode> {

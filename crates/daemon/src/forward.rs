@@ -1,10 +1,15 @@
-//! What else decides whether a frame crosses a bridge: where `br_netfilter` is loaded, the kernel takes IP packets
-//! that a bridge forwards through the FORWARD chain of IP as well. A host that routes nothing, or one with
-//! Docker, drops them there.
+//! What else decides whether packets are forwarded between the tunnel and the LAN.
+//!
+//! With a bridge: where `br_netfilter` is loaded, the kernel takes IP packets that a bridge forwards through the FORWARD
+//! chain of IP as well. A host that routes nothing, or one with Docker, drops them there. With routes: the kernel
+//! forwards no packets unless a sysctl of each version of IP says so.
 
 use std::fs;
+use std::path::Path;
 
-use crate::config::{Config, Problem};
+use ipnet::IpNet;
+
+use crate::config::{Config, Mode, Problem};
 use crate::nft::{self, Chain, Hook};
 
 /// Warns of a bridge whose frames the host's packet filter drops.
@@ -79,5 +84,102 @@ impl Family {
         let filters = older.lines().any(|table| table == "filter");
         let words = self.words;
         filters.then(|| format!("which drops them if `{words}-legacy -S FORWARD` says so"))
+    }
+}
+
+/// Notes that this host does not forward packets, if the tunnel leads to networks. Whether it should, only its
+/// administrator knows: a host that uses the tunnel alone looks the same.
+pub(crate) fn not_forwarded(config: &Config) -> Vec<Problem> {
+    // Another network namespace has its own sysctls, and packets that cross a bridge are not routed.
+    if config.interface.netns.is_some() || config.interface.mode == Mode::Tap {
+        return Vec::new();
+    }
+    let leads_to = |is_v4: bool| config.routes.iter().any(|route| is_lan(&route.to, is_v4));
+    let off = FORWARDING.iter().filter(|one| leads_to(one.is_v4) && !one.is_on(Path::new(SYSCTLS)));
+    off.map(Forwarding::note).collect()
+}
+
+/// Whether there may be hosts whose packets would be forwarded. A default route is what a single host has.
+fn is_lan(net: &IpNet, is_v4: bool) -> bool {
+    let single = net.max_prefix_len();
+    net.addr().is_ipv4() == is_v4 && (1..single).contains(&net.prefix_len())
+}
+
+const SYSCTLS: &str = "/proc/sys/net";
+
+/// What says whether packets of one version of IP are forwarded.
+struct Forwarding {
+    is_v4: bool,
+    sysctl: &'static str,
+    /// For all devices, and for those to come. Somebody may forward packets of some devices only.
+    files: [&'static str; 2],
+}
+
+const FORWARDING: [Forwarding; 2] = [
+    Forwarding {
+        is_v4: true,
+        sysctl: "net.ipv4.ip_forward",
+        files: ["ipv4/conf/all/forwarding", "ipv4/conf/default/forwarding"],
+    },
+    Forwarding {
+        is_v4: false,
+        sysctl: "net.ipv6.conf.all.forwarding",
+        files: ["ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding"],
+    },
+];
+
+impl Forwarding {
+    /// What cannot be read is not noted.
+    fn is_on(&self, sysctls: &Path) -> bool {
+        let is_off = |file: &str| {
+            fs::read_to_string(sysctls.join(file)).is_ok_and(|value| value.trim() == "0")
+        };
+        !self.files.iter().all(|file| is_off(file))
+    }
+
+    fn note(&self) -> Problem {
+        let (version, sysctl) = (if self.is_v4 { "IPv4" } else { "IPv6" }, self.sysctl);
+        Problem::note(format!(
+            "[[route]]: this host does not forward {version} packets between its LAN and the tunnel ({sysctl} = 0); only \
+             its own packets use the tunnel"
+        ))
+        .help(format!(
+            "if hosts of the LAN should use it too: `sysctl -w {sysctl}=1`, and a file in /etc/sysctl.d keeps it over a \
+             reboot"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_routes_to_networks_need_forwarding() {
+        let is_lan = |net: &str, is_v4| is_lan(&net.parse().unwrap(), is_v4);
+        assert!(is_lan("192.168.20.0/24", true) && is_lan("fd20::/48", false));
+        assert!(!is_lan("192.168.20.0/24", false) && !is_lan("fd20::/48", true));
+        for net in ["0.0.0.0/0", "192.168.20.1/32", "::/0", "fd20::1/128"] {
+            assert!(!is_lan(net, true) && !is_lan(net, false), "{net}");
+        }
+    }
+
+    #[test]
+    fn some_devices_that_forward_are_enough() {
+        let directory = tempfile::tempdir().unwrap();
+        let [v4, _] = &FORWARDING;
+        assert!(v4.is_on(directory.path()), "nothing is known of it");
+        let set = |values: [&str; 2]| {
+            for (file, value) in v4.files.iter().zip(values) {
+                let path = directory.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, value).unwrap();
+            }
+            v4.is_on(directory.path())
+        };
+        assert_eq!(
+            [set(["0\n", "0\n"]), set(["0\n", "1\n"]), set(["1\n", "1\n"])],
+            [false, true, true]
+        );
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
 }
 
 /// A tunnel's socket and its configuration have one name.
-fn usual_file(socket: &Path) -> PathBuf {
+pub(crate) fn usual_file(socket: &Path) -> PathBuf {
     let mut name = socket.file_stem().unwrap_or_default().to_owned();
     name.push(".toml");
     Path::new(CONFIGURATIONS).join(name)

@@ -212,6 +212,19 @@ fn an_unreadable_configuration_ends_with_78() {
 }
 
 #[test]
+fn a_name_is_checked_where_reload_looks_for_it() {
+    let here = tempfile::tempdir().unwrap();
+    stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
+    // The directory that `pair` made is no configuration.
+    for name in ["no-such-tunnel", "a"] {
+        let (code, said) = complaint(here.path(), &["check", name]);
+        assert!(code == 78 && said.contains(&format!("--> /etc/vpnd/{name}.toml")), "{said}");
+    }
+    fs::copy(here.path().join("a/a.toml"), here.path().join("a/plain")).unwrap();
+    assert!(stdout(&here.path().join("a"), &["check", "plain"]).starts_with("ok        plain"));
+}
+
+#[test]
 fn a_tunnel_that_does_not_run_is_neither_reloaded_nor_rotated() {
     let here = tempfile::tempdir().unwrap();
     stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);

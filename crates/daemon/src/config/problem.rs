@@ -33,6 +33,7 @@ pub(crate) struct Problem {
 enum Severity {
     Error,
     Warning,
+    Note,
 }
 
 impl Problem {
@@ -50,6 +51,11 @@ impl Problem {
     /// Something legal that rarely is what was meant.
     pub(crate) fn warning(message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(message) }
+    }
+
+    /// Something that may be as intended, and that nothing in the file tells.
+    pub(crate) fn note(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Note, ..Self::error(message) }
     }
 
     /// At these bytes of the file.
@@ -101,7 +107,7 @@ impl Report {
         problems.sort_by_key(Problem::start);
         if problems.len() > MOST {
             // Among those that are told is what keeps the daemon from starting.
-            problems.sort_by_key(|problem| problem.severity == Severity::Warning);
+            problems.sort_by_key(|problem| problem.severity != Severity::Error);
         }
         Self { file, source, problems }
     }
@@ -164,6 +170,7 @@ impl Report {
         let level = match problem.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
+            Severity::Note => Level::NOTE,
         };
         let title = level.primary_title(&problem.message);
         let group = match &problem.span {
