@@ -296,7 +296,7 @@ impl Status {
 
     /// The same tunnel, past whose kill switch these routes take packets.
     pub(crate) fn bypassed_by(mut self, bypassed: &[Bypass]) -> Self {
-        let one = |Bypass { what, by, is_part, into_tunnel }: &Bypass| Bypassed {
+        let one = |Bypass { what, by, is_part, into_tunnel, .. }: &Bypass| Bypassed {
             what: what.clone(),
             by: by.clone(),
             part: *is_part,

@@ -5,11 +5,11 @@
 //! The kernel lists the routes of a family only as a whole. So they are read only after a message about a route that
 //! may be one of these, and less often where that takes long.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia,
@@ -44,6 +44,8 @@ pub struct Bypass {
     pub by: String,
     /// Whether it is to a part of our route's network only, which may be intended.
     pub is_part: bool,
+    /// Whether that part is larger than a local network.
+    pub is_wide: bool,
     /// Whether it is the other way round: our route takes the packets of a network that this host is connected to.
     pub into_tunnel: bool,
 }
@@ -81,7 +83,7 @@ impl KillSwitch {
             0 => {
                 let is_main = [self.table, table::MAIN].contains(&table::number(route));
                 (is_here && net == self.to)
-                    || (is_main && self.to.contains(&net) && is_announced(route, net))
+                    || (is_main && self.to.contains(&net) && is_wide(route, net))
             }
             _ => is_here && self.to.contains(&net),
         };
@@ -240,7 +242,8 @@ impl Checking {
         for (switch, route, is_part) in all.into_iter().chain(parts) {
             let by = self.describe(&route).await;
             let what = format!("route {}", switch.to);
-            found.push(Bypass { what, by, is_part, into_tunnel: false });
+            let is_wide = is_part && network(&route).is_some_and(|net| is_wide(&route, net));
+            found.push(Bypass { what, by, is_part, is_wide, into_tunnel: false });
         }
         for inside in &self.inside {
             found.extend(self.shared(inside, &same).await);
@@ -262,13 +265,15 @@ impl Checking {
         let (ours_text, lan_text) = (route::text(ours), self.describe(lan).await);
         if routes.first().is_some_and(|first| is_inside(&first)) {
             let by = format!("{ours_text} into the tunnel");
-            return Some(Bypass { what: lan_text, by, is_part: false, into_tunnel: true });
+            let (is_part, is_wide) = (false, false);
+            return Some(Bypass { what: lan_text, by, is_part, is_wide, into_tunnel: true });
         }
         // That a kill switch is passed by is reported already.
         (!self.is_guarded(&ours_text)).then_some(Bypass {
             what: ours_text,
             by: lan_text,
             is_part: false,
+            is_wide: false,
             into_tunnel: false,
         })
     }
@@ -292,7 +297,7 @@ impl Checking {
         let is_connected = route.header.protocol == RouteProtocol::Kernel;
         let is_needed = peers.is_empty() || peers.iter().any(|peer| to.contains(peer));
         let is_intended = is_connected || is_needed;
-        (is_announced(route, to) || !is_intended).then_some((switch, true))
+        (is_wide(route, to) || !is_intended).then_some((switch, true))
     }
 
     fn leads_elsewhere(&self, route: &RouteMessage) -> bool {
@@ -339,7 +344,7 @@ impl Checking {
         }
     }
 
-    fn log(&self, Bypass { what, by, is_part, into_tunnel }: &Bypass) {
+    fn log(&self, Bypass { what, by, is_part, is_wide, into_tunnel }: &Bypass) {
         let device = &self.device;
         if *into_tunnel {
             tracing::warn!(
@@ -350,6 +355,11 @@ impl Checking {
             tracing::warn!(
                 "{by} takes the packets of {what} past {device}: this host is connected to the same network, and \
                  they leave in the clear; use another network on one side"
+            );
+        } else if *is_wide {
+            tracing::warn!(
+                "{by} takes a large part of {what} past {device}, and past its kill switch: if nobody has configured \
+                 that route, a router advertisement or a DHCP server on the local network draws packets past the tunnel"
             );
         } else if *is_part {
             tracing::info!("{by} takes a part of {what} past {device}, and past its kill switch");
@@ -362,12 +372,45 @@ impl Checking {
     }
 }
 
-/// Whether this is a local network by its protocol and too large for one: so large a network comes from a router
-/// advertisement or a DHCP server that draws packets past the tunnel.
-fn is_announced(route: &RouteMessage, net: IpNet) -> bool {
-    let smallest = if matches!(net, IpNet::V4(_)) { 16 } else { 32 };
+/// Whether this is larger than a local network: a router advertisement or a DHCP server may draw packets past the tunnel
+/// with it. A route that somebody has added to a private network is none of those.
+fn is_wide(route: &RouteMessage, net: IpNet) -> bool {
     let is_local = matches!(route.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
-    is_local && (1..smallest).contains(&net.prefix_len())
+    is_large(net) && (is_local || !is_private(net))
+}
+
+/// Whether the local network itself has announced this route, to more than a local network: an attacker there can.
+pub(crate) fn is_announced(route: &RouteMessage, net: IpNet) -> bool {
+    use RouteProtocol::{Dhcp, Kernel, Ra};
+    let by_network = matches!(route.header.protocol, Kernel | Ra | Dhcp);
+    by_network && is_large(net) && !is_private(net)
+}
+
+fn is_large(net: IpNet) -> bool {
+    let smallest = if matches!(net, IpNet::V4(_)) { 16 } else { 32 };
+    (1..smallest).contains(&net.prefix_len())
+}
+
+/// Whether it is a part of what an organisation may use inside, or of what is for groups.
+fn is_private(net: IpNet) -> bool {
+    PRIVATE.iter().any(|private| private.contains(&net))
+}
+
+const PRIVATE: [IpNet; 6] = [
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([172, 16, 0, 0], 12),
+    v4([224, 0, 0, 0], 4),
+    v6(0xfc00, 7),
+    v6(0xff00, 8),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), len))
+}
+
+const fn v6(first: u16, len: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), len))
 }
 
 /// The gateways of a route and the numbers of their devices. One that uses a nexthop object may show neither.
@@ -400,4 +443,42 @@ fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
         RouteAttribute::Via(RouteVia::Inet6(at)) => Some((*at).into()),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn by(protocol: RouteProtocol) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.protocol = protocol;
+        route
+    }
+
+    #[test]
+    fn what_draws_packets_past_the_tunnel_is_larger_than_a_local_network() {
+        let wide = |protocol, net: &str| {
+            let (route, net) = (by(protocol), net.parse().unwrap());
+            (is_wide(&route, net), is_announced(&route, net))
+        };
+        use RouteProtocol::{Boot, Dhcp, Kernel, Ra};
+        for (protocol, net) in [(Kernel, "2000::/3"), (Ra, "2000::/3"), (Dhcp, "0.0.0.0/1")] {
+            assert_eq!(wide(protocol, net), (true, true), "{net}");
+        }
+        // An administrator, or a DHCP client that says nothing of itself.
+        assert_eq!(wide(Boot, "128.0.0.0/1"), (true, false));
+        // A company's LAN.
+        assert_eq!(wide(Kernel, "10.0.0.0/8"), (true, false));
+        let ordinary = [
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "198.18.0.0/16",
+            "224.0.0.0/4",
+            "2001:db8::/32",
+            "fd00::/8",
+        ];
+        for net in ordinary {
+            assert_eq!(wide(Dhcp, net), (false, false), "{net}");
+        }
+    }
 }

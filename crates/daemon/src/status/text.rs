@@ -169,6 +169,7 @@ mod tests {
             what: "route 198.18.5.0/24".to_owned(),
             by: "route 198.18.5.0/24 via 192.0.2.254 dev eth0 metric 10".to_owned(),
             is_part: false,
+            is_wide: false,
             into_tunnel: false,
         };
         let text = render(&super::super::tests::sample().bypassed_by(&[bypass]));
