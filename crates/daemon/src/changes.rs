@@ -2,6 +2,7 @@
 //! runs, put back at the end, and found again by the next start when there was no end.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 use vpnd_device::{
@@ -11,7 +12,8 @@ use vpnd_device::{
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
-use crate::firewall::Firewall;
+use crate::firewall::{self, Firewall};
+use crate::nft::Table;
 use crate::options;
 
 /// Addresses, rules and routes, and who keeps them.
@@ -51,14 +53,21 @@ impl Changes {
     }
 
     /// Puts them back, but hands what drops on to the next start, if there is one soon.
-    pub(crate) async fn hand_on(self, device: bool) -> Option<Leftover> {
+    pub(crate) async fn hand_on(self, device: bool) -> Option<HandedOn> {
         let Some(setup) = self.keeper.stop().await else {
             tracing::error!("what was changed in the system is left to the next start");
             return None;
         };
         let leftover = self.netlink.hand_on(setup, device).await;
+        let table = self.firewall.as_ref().and_then(Firewall::kill_switch);
         drop(self.firewall);
-        leftover
+        match leftover {
+            Some(leftover) => Some(HandedOn { leftover, table }),
+            None => {
+                table.iter().for_each(|table| firewall::open(table));
+                None
+            }
+        }
     }
 
     /// What is not as it should be, and why.
@@ -87,8 +96,16 @@ impl Changes {
             Some(setup) => self.netlink.undo(setup, stays).await,
             None => tracing::error!("what was changed in the system is left to the next start"),
         }
+        let table = self.firewall.as_ref().and_then(Firewall::kill_switch);
+        table.filter(|_| !stays.guards).iter().for_each(|table| firewall::open(table));
         drop(self.firewall);
     }
+}
+
+/// A kill switch that has outlived its device: routes and rules, and the packet filter's table.
+pub(crate) struct HandedOn {
+    pub(crate) leftover: Leftover,
+    pub(crate) table: Option<Arc<Table>>,
 }
 
 /// By which way datagrams leave. Where even they would be led into the tunnel, a mark tells them, ours where

@@ -2,6 +2,10 @@
 //! tables there are. It takes what is addressed to the inside from the tunnel alone, and it gives the peer's datagrams
 //! the mark that ours bear.
 //!
+//! A kill switch has a second table, with the one chain that drops what leaves beside the tunnel. The first table goes
+//! with the process, and nobody can remove it before. The second one stays as long as the kill switch: over a restart, a
+//! start that fails, and a crash. So there is never a time without either, whatever somebody flushes while vpnd runs.
+//!
 //! What it cannot do is to let in what another table drops: to nftables each drop is the last word. What is needed
 //! there, [`problems`] names.
 
@@ -11,10 +15,11 @@ use std::sync::{Arc, Weak};
 use std::thread::sleep;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use thiserror::Error;
 use tokio::task::JoinHandle;
-use vpnd_device::{Mark, SpecificRoutes};
+use tokio::time::timeout;
+use vpnd_device::{Mark, SpecificRoutes, Undo};
 use vpnd_tunnel::udp::Listen;
 
 use crate::config::{Config, MAIN_TABLE, Problem, WhenDown};
@@ -22,7 +27,7 @@ use crate::nft::expression::{
     Address, Header, Meta, bytes, counter, device, drop, is, is_in_none, is_not, kind_of, load,
     masked, set_bits, set_mark,
 };
-use crate::nft::{self, Chain, Hook, Plan, Table};
+use crate::nft::{self, Chain, Hook, Plan, Set, Table};
 
 /// Before others look at the mark, or at where it came from: they do at `raw` (-300) at the earliest.
 const BEFORE_RAW: i32 = -310;
@@ -33,8 +38,8 @@ const IPV6: u8 = 10;
 /// `RTN_UNICAST` and `RTN_LOCAL`.
 const UNICAST: u32 = 1;
 const LOCAL: u32 = 2;
-/// The set of networks that a kill switch leaves alone.
-const SPECIFIC: &str = "specific";
+/// The sets of networks that a kill switch leaves alone, IPv4 and IPv6.
+const SPECIFIC: [&str; 2] = ["specific", "specific6"];
 const UDP: u8 = 17;
 
 /// Why the table cannot be set.
@@ -63,11 +68,40 @@ fn help(error: &io::Error) -> &'static str {
     }
 }
 
-/// The table while vpnd runs, and who keeps its set of networks as the routes are.
+/// The tables while vpnd runs, and the task that keeps their sets of networks as the routes are.
 pub(crate) struct Firewall {
     /// Goes last.
     following: Option<JoinHandle<()>>,
     _table: Arc<Table>,
+    /// Stays, unless it is deleted.
+    kill_switch: Option<Arc<Table>>,
+}
+
+impl Firewall {
+    /// The table of the kill switch, if it has one.
+    pub(crate) fn kill_switch(&self) -> Option<Arc<Table>> {
+        self.kill_switch.clone()
+    }
+}
+
+/// Deletes the table of a kill switch that is opened.
+pub(crate) fn open(table: &Table) {
+    if let Err(error) = table.delete() {
+        still_drops(&error);
+    }
+}
+
+/// The same, of a vpnd that has ended, by the table's name.
+pub(crate) fn open_left(table: &str) {
+    if let Err(error) = nft::delete(table) {
+        still_drops(&error);
+    }
+}
+
+fn still_drops(error: &io::Error) {
+    tracing::warn!(
+        "the kill switch's table of nftables cannot be deleted, and still drops: {error}"
+    );
 }
 
 impl Drop for Firewall {
@@ -89,8 +123,53 @@ pub(crate) struct Tunnel {
     pub(crate) borne: Option<Mark>,
 }
 
-/// Sets the table in the network namespace that this thread is in. `specific` are the routes that a kill switch leaves
-/// alone, where there is one.
+/// Sets the table of the kill switch before there is a device, in the network namespace that this thread is in. `specific`
+/// are the routes that it leaves alone, and `own` is the mark of the tunnel's own datagrams. Without a kill switch it
+/// deletes the table that an earlier run has left. The journal names the table before it is there.
+///
+/// # Errors
+///
+/// What the kernel refuses.
+pub(crate) fn guard(
+    config: &Config,
+    own: Option<Mark>,
+    specific: Option<&SpecificRoutes>,
+    undo: &mut Undo,
+) -> Result<(), FirewallError> {
+    let table = specific.map(|_| lasting(config));
+    if let Some(left) = undo.table().filter(|left| Some(*left) != table.as_deref()) {
+        open_left(left);
+    }
+    undo.set_table(table.as_deref());
+    let (Some(table), Some(specific)) = (table, specific) else { return Ok(()) };
+    // No device has this number.
+    let tunnel = Tunnel { index: 0, mark: None, borne: own };
+    make_lasting(config, tunnel, specific, table).map(|_: Table| ())
+}
+
+/// The name of the kill switch's table. No tunnel's first table begins so.
+fn lasting(config: &Config) -> String {
+    format!("vpnd_killswitch-{}", config.name)
+}
+
+fn make_lasting(
+    config: &Config,
+    tunnel: Tunnel,
+    specific: &SpecificRoutes,
+    table: String,
+) -> Result<Table, FirewallError> {
+    let plan = lasting_plan(config, &table, tunnel, specific);
+    plan.make().map_err(|error| FirewallError { table, error })
+}
+
+fn lasting_plan(config: &Config, table: &str, tunnel: Tunnel, specific: &SpecificRoutes) -> Plan {
+    let mut plan = Plan::lasting(table);
+    keep_in(&mut plan, config, tunnel, specific);
+    plan
+}
+
+/// Sets the table in the network namespace that this thread is in, and that of the kill switch anew, now that there is a
+/// device. `specific` are the routes that a kill switch leaves alone, where there is one.
 ///
 /// # Errors
 ///
@@ -104,16 +183,17 @@ pub(crate) fn set(
         return Ok(None);
     }
     let table = format!("vpnd-{}", config.name);
-    let plan = plan(config, &table, tunnel, specific.as_ref().map(SpecificRoutes::networks));
-    match patiently(&plan) {
-        Ok(made) => {
-            let made = Arc::new(made);
-            let following =
-                specific.map(|routes| tokio::spawn(follow(routes, Arc::downgrade(&made))));
-            Ok(Some(Firewall { following, _table: made }))
-        }
-        Err(error) => Err(FirewallError { table, error }),
-    }
+    let plan = plan(config, &table, tunnel, specific.as_ref());
+    let made = patiently(&plan).map_err(|error| FirewallError { table, error })?;
+    let table = Arc::new(made);
+    let Some(specific) = specific else {
+        return Ok(Some(Firewall { following: None, _table: table, kill_switch: None }));
+    };
+    let lasting = Arc::new(make_lasting(config, tunnel, &specific, lasting(config))?);
+    let (config, [own, kill_switch]) = (config.clone(), [&table, &lasting].map(Arc::downgrade));
+    let following = Following { config, tunnel, specific, table: own, kill_switch };
+    let following = Some(tokio::spawn(following.run()));
+    Ok(Some(Firewall { following, _table: table, kill_switch: Some(lasting) }))
 }
 
 /// Whether the table has to know the routes that a kill switch leaves alone.
@@ -121,24 +201,62 @@ pub(crate) fn keeps_in(config: &Config) -> bool {
     config.service.firewall && kept_in(config).next().is_some()
 }
 
-/// The IPv4 networks of the kill switch: the kernel leads no IPv6 packet anywhere that has no route. A VRF and tables of
-/// others are reached by rules of others.
-fn kept_in(config: &Config) -> impl Iterator<Item = Ipv4Net> {
+/// The networks of the kill switch. A VRF and tables of others are reached by rules of others.
+fn kept_in(config: &Config) -> impl Iterator<Item = IpNet> {
     let routes = config.routes.iter().filter(|_| config.interface.vrf.is_none());
     let routes = routes.filter(|route| matches!(route.table, None | Some(MAIN_TABLE)));
     let shut = routes.filter(|route| route.when_down == WhenDown::Blackhole);
-    shut.filter_map(|route| match route.to {
-        IpNet::V4(net) => Some(net.trunc()),
-        IpNet::V6(_) => None,
-    })
+    shut.map(|route| route.to.trunc())
 }
 
-/// Gives the set what routes there are, whenever they change.
-async fn follow(mut routes: SpecificRoutes, table: Weak<Table>) {
-    loop {
-        routes.changed().await;
-        let Some(table) = table.upgrade() else { return };
-        if let Err(error) = table.replace(SPECIFIC, &ranges(routes.networks())) {
+/// Whether it has networks of IPv4, and of IPv6.
+fn families(config: &Config) -> [bool; 2] {
+    [true, false].map(|v4| kept_in(config).any(|net| net.addr().is_ipv4() == v4))
+}
+
+/// Gives the sets what routes there are, whenever they change, and makes the table that stays once more if somebody has
+/// removed it.
+struct Following {
+    config: Config,
+    tunnel: Tunnel,
+    specific: SpecificRoutes,
+    table: Weak<Table>,
+    kill_switch: Weak<Table>,
+}
+
+/// How often the table that stays is looked for. Until it is there again, the other one drops.
+const CHECKED_EVERY: Duration = Duration::from_secs(5);
+
+impl Following {
+    async fn run(mut self) {
+        loop {
+            let changed = timeout(CHECKED_EVERY, self.specific.changed()).await.is_ok();
+            let tables = (self.table.upgrade(), self.kill_switch.upgrade());
+            let (Some(table), Some(kill_switch)) = tables else { return };
+            self.restore(&kill_switch);
+            if changed {
+                [table, kill_switch].iter().for_each(|table| self.update(table));
+            }
+        }
+    }
+
+    fn restore(&self, kill_switch: &Table) {
+        if kill_switch.is_there().unwrap_or(true) {
+            return;
+        }
+        let name = lasting(&self.config);
+        let plan = lasting_plan(&self.config, &name, self.tunnel, &self.specific);
+        match kill_switch.make_again(&plan) {
+            Ok(()) => {
+                tracing::warn!("restored nftables' table inet {name}, which had been removed")
+            }
+            Err(error) => tracing::debug!(%error, "nftables' table inet {name} cannot be restored"),
+        }
+    }
+
+    fn update(&self, table: &Table) {
+        let sets = sets(self.specific.networks(), families(&self.config));
+        if let Err(error) = sets.iter().try_for_each(|set| table.replace(set)) {
             tracing::warn!(
                 "the kill switch's table of nftables does not know the new routes of this host: {error}; \
                  packets to them may be dropped until the next change"
@@ -147,11 +265,28 @@ async fn follow(mut routes: SpecificRoutes, table: Weak<Table>) {
     }
 }
 
+/// These networks as the sets of a table, one for each version of IP that has a kill switch.
+fn sets(networks: &[IpNet], [v4, v6]: [bool; 2]) -> Vec<Set> {
+    let of = |is_v4: bool| {
+        let networks = networks.iter().filter(move |net| net.addr().is_ipv4() == is_v4);
+        let (name, bytes) = if is_v4 { (SPECIFIC[0], 4) } else { (SPECIFIC[1], 16) };
+        Set { name, bytes, ranges: ranges(networks) }
+    };
+    [v4.then(|| of(true)), v6.then(|| of(false))].into_iter().flatten().collect()
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
 /// From the first to the last address of each; those that touch are one.
-fn ranges(networks: &[Ipv4Net]) -> Vec<(u32, u32)> {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
+fn ranges<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<(u128, u128)> {
+    let mut ranges: Vec<(u128, u128)> = Vec::new();
     for net in networks {
-        let (first, last) = (u32::from(net.network()), u32::from(net.broadcast()));
+        let (first, last) = (number(net.network()), number(net.broadcast()));
         match ranges.last_mut() {
             Some((_, end)) if end.checked_add(1).is_none_or(|behind| first <= behind) => {
                 *end = last.max(*end);
@@ -176,9 +311,9 @@ fn patiently(plan: &Plan) -> io::Result<Table> {
     plan.make()
 }
 
-fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&[Ipv4Net]>) -> Plan {
-    let Tunnel { index, mark, borne } = tunnel;
-    let mut plan = Plan::new(table);
+fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&SpecificRoutes>) -> Plan {
+    let Tunnel { index, mark, .. } = tunnel;
+    let mut plan = Plan::owned(table);
     let port = port(config.interface.listen);
     if let (Some(mark), 1..) = (mark, port) {
         plan.chain("marks", Hook::Prerouting, BEFORE_RAW);
@@ -197,31 +332,53 @@ fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&[Ipv4Net
         plan.rule("inside", &rule);
     }
     if let Some(specific) = specific {
-        plan.set(SPECIFIC, &ranges(specific));
-        plan.chain("beside", Hook::Output, RAW);
-        for net in kept_in(config) {
-            plan.rule("beside", &beside(index, borne, net));
-        }
+        keep_in(&mut plan, config, tunnel, specific);
     }
     plan
 }
 
-/// For packets of this host that are to leave beside the tunnel: a program that names a device is asked for no route, for
-/// the kernel then takes any IPv4 address to be on that link (`ip_route_output_key_hash_rcu`).
-fn beside(index: u32, own: Option<Mark>, net: Ipv4Net) -> Vec<Vec<u8>> {
-    let mut rule =
-        vec![load(Meta::Family), is(&[IPV4]), load(Meta::OutDevice), is_not(&index.to_ne_bytes())];
+/// The chain that drops what leaves beside the tunnel, with its sets.
+fn keep_in(plan: &mut Plan, config: &Config, tunnel: Tunnel, specific: &SpecificRoutes) {
+    sets(specific.networks(), families(config)).iter().for_each(|set| plan.set(set));
+    plan.chain("beside", Hook::Output, RAW);
+    for net in kept_in(config) {
+        plan.rule("beside", &beside(tunnel.index, tunnel.borne, net));
+    }
+}
+
+/// For packets of this host that are to leave beside the tunnel. A program that names a device is asked for no route, for
+/// the kernel then takes any IPv4 address to be on that link (`ip_route_output_key_hash_rcu`). A router advertisement or
+/// a DHCP server may have set a route that is more specific than the tunnel's.
+fn beside(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Vec<u8>> {
+    let (family, offset, len, set) = match net {
+        IpNet::V4(_) => (IPV4, 16, 4, SPECIFIC[0]),
+        IpNet::V6(_) => (IPV6, 24, 16, SPECIFIC[1]),
+    };
+    let by = [load(Meta::OutDevice), is_not(&index.to_ne_bytes())];
+    let mut rule: Vec<_> = [load(Meta::Family), is(&[family])].into_iter().chain(by).collect();
     rule.extend([load(Meta::OutDeviceName), is_not(&device("lo"))]);
     if let Some(Mark { value, mask }) = own {
-        rule.extend([load(Meta::Mark), masked(mask.to_ne_bytes()), is_not(&value.to_ne_bytes())]);
+        rule.extend([load(Meta::Mark), masked(&mask.to_ne_bytes()), is_not(&value.to_ne_bytes())]);
     }
-    let receiver = || bytes(Header::Network, 16, 4);
+    let receiver = || bytes(Header::Network, offset, len);
     if net.prefix_len() > 0 {
-        rule.extend([receiver(), masked(net.netmask().octets()), is(&net.network().octets())]);
+        let [mask, network] = [net.netmask(), net.network()].map(octets);
+        rule.extend([receiver(), masked(&mask), is(&network)]);
     }
-    rule.extend([kind_of(Address::Destination), is(&UNICAST.to_ne_bytes())]);
-    rule.extend([receiver(), is_in_none(SPECIFIC), counter(), drop()]);
+    rule.extend(match net {
+        IpNet::V4(_) => [kind_of(Address::Destination), is(&UNICAST.to_ne_bytes())],
+        // For IPv6 the kernel would say what a route makes of the address, and the kill switch has one that drops.
+        IpNet::V6(_) => [bytes(Header::Network, offset, 1), is_not(&[0xff])],
+    });
+    rule.extend([receiver(), is_in_none(set), counter(), drop()]);
     rule
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
 }
 
 /// Our addresses on the device. Link-local ones may be another link's, too, and a bridge's port has none.
@@ -299,7 +456,8 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 
 /// Warns of a kill switch that a program passes by naming a device.
 pub(crate) fn open_beside(config: &Config) -> Option<Problem> {
-    if config.service.firewall || kept_in(config).next().is_none() {
+    let is_kept_in = kept_in(config).any(|net| net.addr().is_ipv4());
+    if config.service.firewall || !is_kept_in {
         return None;
     }
     let problem = "[[route]] when_down: no route stops IPv4 packets of a program that names a device \
@@ -349,6 +507,26 @@ fn opening(Chain { family, table, name, .. }: &Chain, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_that_touch_are_one_range() {
+        let networks = ["0.0.0.0/2", "64.0.0.0/2", "192.0.2.0/24", "fe80::/64"];
+        let networks = networks.map(|net| net.parse().unwrap());
+        let v4 = vec![(0, 0x7fff_ffff), (0xc000_0200, 0xc000_02ff)];
+        let link_local = 0xfe80_u128 << 112;
+        let v6 = vec![(link_local, link_local + u128::from(u64::MAX))];
+        assert_eq!(
+            sets(&networks, [true, true]),
+            [
+                Set { name: "specific", bytes: 4, ranges: v4 },
+                Set { name: "specific6", bytes: 16, ranges: v6.clone() }
+            ]
+        );
+        assert_eq!(
+            sets(&networks, [false, true]),
+            [Set { name: "specific6", bytes: 16, ranges: v6 }]
+        );
+    }
 
     #[test]
     fn a_chain_is_blamed_for_what_it_sees() {

@@ -15,8 +15,10 @@ use std::time::Duration;
 use nix::unistd::getpid;
 use vpnd_device::{Leftover, Undo};
 
+use crate::changes::HandedOn;
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::firewall;
 use crate::helper::{self, Helper, RunAs};
 use crate::netns::{Netns, NetnsError};
 use crate::privilege;
@@ -108,15 +110,14 @@ impl Opener {
 }
 
 /// Has the opener open the kill switch. If there is no opener, this process waits and does it.
-pub(crate) fn open_later(leftover: Leftover, opener: Option<Opener>) {
+pub(crate) fn open_later(HandedOn { leftover, table }: HandedOn, opener: Option<Opener>) {
     let handed = opener.map(|Opener(helper)| helper.leave(leftover.text()));
-    match handed {
-        Some(Ok(())) => {}
-        Some(Err(error)) => {
-            tracing::warn!("the process {WORD} does not take over: {error}");
-            leftover.open_after(WAIT);
-        }
-        None => leftover.open_after(WAIT),
+    if let Some(Err(error)) = &handed {
+        tracing::warn!("the process {WORD} does not take over: {error}");
+    }
+    if !matches!(handed, Some(Ok(()))) {
+        // This process may be in another network namespace by now, but the table's socket is not.
+        leftover.open_after(WAIT, |_| table.iter().for_each(|table| firewall::open(table)));
     }
 }
 
@@ -132,7 +133,7 @@ pub(crate) fn wait(user: RunAs) -> anyhow::Result<ExitCode> {
     let mut text = Vec::new();
     io::stdin().read_to_end(&mut text)?;
     if !text.is_empty() {
-        Leftover::take_over(journal, text)?.open_after(WAIT);
+        Leftover::take_over(journal, text)?.open_after(WAIT, firewall::open_left);
     }
     Ok(Exit::Success.into())
 }

@@ -15,6 +15,8 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
+const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
@@ -153,10 +155,9 @@ fn refusal(message: &[u8]) -> io::Error {
     io::Error::from_raw_os_error(-code)
 }
 
-/// A table of ours. It goes with the process, however that ends, and until then nobody else changes it, not even by
-/// `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
+/// A table of ours, and the socket that it was made by.
 #[derive(Debug)]
-#[must_use = "the table goes with it"]
+#[must_use = "a table that is a process's own goes with it"]
 pub(crate) struct Table {
     name: String,
     socket: Mutex<Socket>,
@@ -168,34 +169,140 @@ impl Table {
     /// # Errors
     ///
     /// What the kernel refuses; the set is as it was then.
-    pub(crate) fn replace(&self, set: &str, ranges: &[(u32, u32)]) -> io::Result<()> {
-        let named = elements_of(&self.name, set);
+    pub(crate) fn replace(&self, set: &Set) -> io::Result<()> {
+        let named = elements_of(&self.name, set.name);
         let messages = [
             changing(DELETE_ELEMENTS, 0, &named),
-            changing(NEW_ELEMENTS, CREATE, &[named.clone(), elements(ranges)].concat()),
+            changing(NEW_ELEMENTS, CREATE, &[named.clone(), set.elements()].concat()),
         ];
         // Deleting all elements of a set that has none is no error; a list of none is.
-        let messages = if ranges.is_empty() { &messages[..1] } else { &messages[..] };
+        let messages = if set.ranges.is_empty() { &messages[..1] } else { &messages[..] };
+        self.commit(messages)
+    }
+
+    /// Whether it is there: somebody may have flushed it.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not say.
+    pub(crate) fn is_there(&self) -> io::Result<bool> {
+        let named = attribute(TABLE_NAME, &zero_ended(&self.name));
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        socket.write_all(&message(GET_TABLE, 0, [INET, 0, 0, 0], &named))?;
+        let mut buffer = vec![0; 8 << 10];
+        let len = socket.read(&mut buffer)?;
+        match Messages(&buffer[..len]).next() {
+            Some((NEW_TABLE, _)) => Ok(true),
+            Some((_, message)) => match refusal(message) {
+                error if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                error => Err(error),
+            },
+            None => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Makes it once more, as planned now.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses.
+    pub(crate) fn make_again(&self, plan: &Plan) -> io::Result<()> {
+        self.commit(&plan.messages)
+    }
+
+    /// Deletes the table with all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel refuses; that it is gone already is no error.
+    pub(crate) fn delete(&self) -> io::Result<()> {
+        absent_is_fine(self.commit(&[deleting(&self.name)]))
+    }
+
+    fn commit(&self, messages: &[Vec<u8>]) -> io::Result<()> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         commit(&mut socket, messages)
+    }
+}
+
+/// Deletes the table with this name in the network namespace that this thread is in.
+///
+/// # Errors
+///
+/// What the kernel refuses; that there is none is no error.
+pub(crate) fn delete(table: &str) -> io::Result<()> {
+    absent_is_fine(commit(&mut connect()?, &[deleting(table)]))
+}
+
+fn deleting(table: &str) -> Vec<u8> {
+    changing(DELETE_TABLE, 0, &attribute(TABLE_NAME, &zero_ended(table)))
+}
+
+fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
+    deleted.or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })
+}
+
+/// A set of ranges of addresses of one version of IP, as numbers: sorted, none touching the next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    /// 4 or 16.
+    pub(crate) bytes: usize,
+    /// The first and the last address of each.
+    pub(crate) ranges: Vec<(u128, u128)>,
+}
+
+impl Set {
+    /// Ranges, as the kernel has them: an element where one begins, and another behind its end.
+    fn elements(&self) -> Vec<u8> {
+        const END: u32 = 1;
+        let element = |key: u128, flags: u32| {
+            let key = &key.to_be_bytes()[size_of::<u128>() - self.bytes..];
+            let key = attribute(1 | NESTED, &attribute(expression::VALUE, key));
+            attribute(1 | NESTED, &[key, attribute(3, &flags.to_be_bytes())].concat())
+        };
+        let largest = u128::MAX >> (8 * (size_of::<u128>() - self.bytes));
+        let both = |(first, last): &(u128, u128)| {
+            let end = (*last < largest).then(|| element(*last + 1, END));
+            [Some(element(*first, 0)), end].into_iter().flatten().flatten().collect::<Vec<u8>>()
+        };
+        attribute(3 | NESTED, &self.ranges.iter().flat_map(both).collect::<Vec<u8>>())
     }
 }
 
 /// A table, its chains and rules, to be made at once.
 pub(crate) struct Plan {
     table: String,
+    /// How many sets it has so far.
+    sets: u32,
     messages: Vec<Vec<u8>>,
 }
 
 impl Plan {
-    /// A table of this name for both versions of IP, which is not there yet.
-    pub(crate) fn new(table: &str) -> Self {
+    /// A table of this name for both versions of IP, which is not there yet. It goes with the process, however that
+    /// ends, and until then nobody else changes it, not even by `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
+    pub(crate) fn owned(table: &str) -> Self {
         const OWNER: u32 = 2;
         const ALONE: u16 = 0x200;
         let named = attribute(TABLE_NAME, &zero_ended(table));
         let attributes = [named, attribute(TABLE_FLAGS, &OWNER.to_be_bytes())].concat();
-        let mut plan = Self { table: table.to_owned(), messages: Vec::new() };
+        let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
         plan.push(NEW_TABLE, CREATE | ALONE, &attributes);
+        plan
+    }
+
+    /// The same, but it stays until it is deleted. It takes the place of one with the same name: no packet passes
+    /// between the two.
+    pub(crate) fn lasting(table: &str) -> Self {
+        let named = attribute(TABLE_NAME, &zero_ended(table));
+        let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
+        // One can be deleted only if it is there.
+        plan.push(NEW_TABLE, CREATE, &named);
+        plan.push(DELETE_TABLE, 0, &named);
+        plan.push(NEW_TABLE, CREATE, &named);
         plan
     }
 
@@ -214,22 +321,24 @@ impl Plan {
         self.push(NEW_CHAIN, CREATE, &attributes.concat());
     }
 
-    /// A set of ranges of IPv4 addresses: sorted, none touching the next.
-    pub(crate) fn set(&mut self, name: &str, ranges: &[(u32, u32)]) {
+    /// A set of ranges of addresses.
+    pub(crate) fn set(&mut self, set: &Set) {
         const INTERVALS: u32 = 4;
-        /// How `nft` shows them: as IPv4 addresses.
-        const ADDRESS: u32 = 7;
+        // How `nft` shows them: as addresses of IPv4 or IPv6.
+        let (kind, bytes): (u32, u32) = if set.bytes == 4 { (7, 4) } else { (8, 16) };
+        self.sets += 1;
         let attributes = [
             attribute(1, &zero_ended(&self.table)),
-            attribute(2, &zero_ended(name)),
+            attribute(2, &zero_ended(set.name)),
             attribute(3, &INTERVALS.to_be_bytes()),
-            attribute(4, &ADDRESS.to_be_bytes()),
-            attribute(5, &4_u32.to_be_bytes()),
-            attribute(10, &1_u32.to_be_bytes()),
+            attribute(4, &kind.to_be_bytes()),
+            attribute(5, &bytes.to_be_bytes()),
+            // The kernel's number for it while the changes are made.
+            attribute(10, &self.sets.to_be_bytes()),
         ];
         self.push(NEW_SET, CREATE, &attributes.concat());
-        if !ranges.is_empty() {
-            let elements = [elements_of(&self.table, name), elements(ranges)].concat();
+        if !set.ranges.is_empty() {
+            let elements = [elements_of(&self.table, set.name), set.elements()].concat();
             self.push(NEW_ELEMENTS, CREATE, &elements);
         }
     }
@@ -288,20 +397,6 @@ fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
 /// Which set's elements a message is about (`nft_set_elem_list_attributes`).
 fn elements_of(table: &str, set: &str) -> Vec<u8> {
     [attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))].concat()
-}
-
-/// Ranges, as the kernel has them: an element where one begins, and another behind its end.
-fn elements(ranges: &[(u32, u32)]) -> Vec<u8> {
-    const END: u32 = 1;
-    let element = |key: u32, flags: u32| {
-        let key = attribute(1 | NESTED, &attribute(expression::VALUE, &key.to_be_bytes()));
-        attribute(1 | NESTED, &[key, attribute(3, &flags.to_be_bytes())].concat())
-    };
-    let both = |(first, last): &(u32, u32)| {
-        let end = last.checked_add(1).map(|behind| element(behind, END));
-        [Some(element(*first, 0)), end].into_iter().flatten().flatten().collect::<Vec<u8>>()
-    };
-    attribute(3 | NESTED, &ranges.iter().flat_map(both).collect::<Vec<u8>>())
 }
 
 /// A header (length, kind, flags, sequence, port), four bytes that all of netfilter's messages have, and attributes.

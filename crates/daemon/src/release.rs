@@ -9,7 +9,7 @@ use vpnd_device::Netlink;
 use crate::ask::socket;
 use crate::changes::JOURNAL;
 use crate::exit::Exit;
-use crate::terminal;
+use crate::{nft, terminal};
 
 /// Options of `release`.
 #[derive(Debug, Args)]
@@ -24,11 +24,14 @@ pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let released = runtime.block_on(async {
         let netlink = Netlink::connect()?;
-        netlink.release(&path).await.with_context(|| format!("cannot release {}", path.display()))
+        let released = netlink.release(&path, nft::delete).await;
+        released.with_context(|| format!("cannot release {}", path.display()))
     })?;
     if released == 0 {
         bail!("{} names nothing that drops in this network namespace", path.display());
     }
-    terminal::print(format_args!("took away {released} rules and routes\n"))?;
+    terminal::print(format_args!(
+        "removed {released} rules, routes and tables that dropped packets\n"
+    ))?;
     Ok(Exit::Success.into())
 }

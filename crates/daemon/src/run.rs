@@ -16,8 +16,8 @@ use rand::rngs::SysRng;
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
 use vpnd_device::{
-    Bypass, DeviceMtu, Heard, Leftover, Link, Missing, Netlink, Own, PeerState, SpecificRoutes,
-    Stays, Undo, Uplink,
+    Bypass, DeviceMtu, Heard, Link, Mark, Missing, Netlink, Own, PeerState, SpecificRoutes, Stays,
+    Undo, Uplink,
 };
 use vpnd_plane::{Plane, Settings};
 use vpnd_protocol::activity::Activity;
@@ -28,7 +28,7 @@ use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{Socket, Way};
 
-use crate::changes::{self, Changes};
+use crate::changes::{self, Changes, HandedOn};
 use crate::config::{Config, Endpoint, Service};
 use crate::control::Control;
 use crate::firewall::{self, Tunnel};
@@ -71,14 +71,14 @@ pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
     let result = runtime.block_on(start_to_stop(&config, keys));
     // A name being looked up, or a disk that hangs, does not keep the process from ending.
     runtime.shutdown_background();
-    if let Some((leftover, opener)) = result? {
-        linger::open_later(leftover, opener);
+    if let Some((handed_on, opener)) = result? {
+        linger::open_later(handed_on, opener);
     }
     Ok(())
 }
 
 /// A kill switch that opens later, and what opens it.
-type Later = (Leftover, Option<Opener>);
+type Later = (HandedOn, Option<Opener>);
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
     // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
@@ -102,7 +102,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
             AfterStop::Shut
         }
     };
-    let leftover = match guards {
+    let handed_on = match guards {
         AfterStop::OpenLater => changes.hand_on(device).await,
         AfterStop::Shut | AfterStop::Open => {
             let guards = guards == AfterStop::Shut;
@@ -110,7 +110,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
             None
         }
     };
-    result.map(|()| leftover.map(|leftover| (leftover, opener)))
+    result.map(|()| handed_on.map(|handed_on| (handed_on, opener)))
 }
 
 /// Says what the network does not: that it is vpnd who keeps packets in.
@@ -183,9 +183,10 @@ impl Host {
             config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
         let way = changes::way(config, &netlink, would_loop).await;
         // Before anything that may fail: a kill switch is not open until a start succeeds.
-        let undo =
+        let mut undo =
             changes::guard(config, &netlink, would_loop.then(|| changes::mark(config, &way)))
                 .await?;
+        guard_output(config, &inside, &way, &mut undo).await.inspect_err(|_| stays_shut(config))?;
         let opener = Opener::start(config, &undo, &inside)?;
         let outside = outside?;
         let begun = Begun { control, inside, netlink, heard, news, outside, way, undo, opener };
@@ -223,8 +224,7 @@ impl Host {
         let watch = netlink.watch(&device.name, heard).await?;
         let life = Life::new(&device.name, watch, presence);
         // Before there are addresses that somebody could send to.
-        let borne = (way.mark != 0).then(|| changes::mark(config, &way));
-        let tunnel = Tunnel { index: life.index(), mark, borne };
+        let tunnel = Tunnel { index: life.index(), mark, borne: borne(config, &way) };
         let specific = specific_routes(config, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
@@ -356,6 +356,24 @@ impl Host {
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, telling, engine, reports, around)?)
     }
+}
+
+/// The mark of the tunnel's own datagrams, whoever looks for it.
+fn borne(config: &Config, way: &Way) -> Option<Mark> {
+    (way.mark != 0).then(|| changes::mark(config, way))
+}
+
+/// Has the packet filter drop what a kill switch covers, as far as no route does.
+async fn guard_output(
+    config: &Config,
+    inside: &Netns,
+    way: &Way,
+    undo: &mut Undo,
+) -> Result<(), RunError> {
+    const NO_DEVICE: u32 = 0;
+    let specific = specific_routes(config, inside, NO_DEVICE).await?;
+    let own = borne(config, way);
+    Ok(inside.within(|| firewall::guard(config, own, specific.as_ref(), undo))??)
 }
 
 /// The routes that a kill switch leaves alone, where the packet filter's table keeps one.

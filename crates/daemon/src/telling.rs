@@ -190,7 +190,7 @@ impl Telling {
         }
     }
 
-    /// The peer has another public key now.
+    /// The configuration was reloaded: the peer may have another public key.
     pub(crate) fn expect(&mut self, peer: PublicKey) {
         self.peer = peer;
         self.refused_sources.reloaded();

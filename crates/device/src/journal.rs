@@ -4,14 +4,16 @@
 //! ```text
 //! vpnd changes 2, network namespace 4026531840
 //! = 5 tun tun0
+//! % vpnd_killswitch-site-a
 //! + 33 02000000...
 //! - 33 02000000...
 //! ```
 //!
 //! Each signed line is a netlink message that takes one change back, its type and its bytes; it is written before the
 //! change is made, and withdrawn when it has been taken back. The messages know a device by its number, which may be
-//! another's by the time that they are read: a line with `=` says whose it was, by kind and name. Lines that make
-//! no sense are passed over.
+//! another's by the time that they are read: a line with `=` says whose it was, by kind and name. A line with `%` names
+//! the packet filter's table that drops what a kill switch covers; without a name, that there is none any more. Lines
+//! that make no sense are passed over.
 //!
 //! The file is rewritten once most of it has been withdrawn, in place, for its directory may be closed to us by then.
 //! First what is left is appended between two lines with `!`, and in place of everything before once the second is
@@ -53,6 +55,7 @@ pub struct Journal {
     header: String,
     devices: Vec<Named>,
     left_behind: Vec<Change>,
+    table: Option<String>,
     /// The file's length, and the one at which it is rewritten.
     len: u64,
     rewrite_at: u64,
@@ -147,10 +150,10 @@ impl Journal {
     }
 
     fn of(file: File, header: String, text: &[u8]) -> Self {
-        let (devices, left_behind) = read(&String::from_utf8_lossy(text), &header);
-        let len = text.len() as u64;
+        let Content { devices, changes, table } = read(&String::from_utf8_lossy(text), &header);
+        let (len, left_behind) = (text.len() as u64, changes);
         let rewrite_at = REWRITE_AT.max(len * GROWTH);
-        Self { file: Some(file), header, devices, left_behind, len, rewrite_at }
+        Self { file: Some(file), header, devices, left_behind, table, len, rewrite_at }
     }
 
     pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
@@ -176,6 +179,18 @@ impl Journal {
 
     pub(crate) fn devices(&self) -> &[Named] {
         &self.devices
+    }
+
+    /// Names the packet filter's table that drops, or says that there is none any more.
+    pub(crate) fn set_table(&mut self, table: Option<&str>) {
+        if self.table.as_deref() != table {
+            self.put(&tabling(table));
+            self.table = table.map(str::to_owned);
+        }
+    }
+
+    pub(crate) fn table(&self) -> Option<&str> {
+        self.table.as_deref()
     }
 
     pub(crate) fn add(&mut self, change: &Change) {
@@ -211,6 +226,7 @@ impl Journal {
     fn begin(&mut self) {
         let mut text = format!("{}\n", self.header);
         text.extend(self.devices.iter().map(naming));
+        text.extend(self.table().map(|table| tabling(Some(table))));
         text.extend(self.left_behind.iter().map(|change| line('+', change)));
         self.write(|file| {
             file.set_len(0)?;
@@ -288,8 +304,9 @@ fn content(file: &mut File) -> io::Result<Vec<u8>> {
 /// Rewrites the file with what is left of it, and returns its length then.
 fn rewrite(file: &mut File, header: &str) -> io::Result<u64> {
     let before = content(file)?;
-    let (devices, changes) = read(&String::from_utf8_lossy(&before), header);
+    let Content { devices, changes, table } = read(&String::from_utf8_lossy(&before), header);
     let mut left: String = devices.iter().map(naming).collect();
+    left.extend(table.map(|table| tabling(Some(&table))));
     left.extend(changes.iter().map(|change| line('+', change)));
     file.seek(SeekFrom::End(0))?;
     file.write_all(format!("{BEGIN}\n{left}{END}\n").as_bytes())?;
@@ -321,6 +338,10 @@ fn naming(device: &Named) -> String {
     format!("= {} {}\n", device.index, device.who)
 }
 
+fn tabling(table: Option<&str>) -> String {
+    format!("% {}\n", table.unwrap_or_default())
+}
+
 fn line(sign: char, change: &Change) -> String {
     let (kind, bytes) = change.encode();
     format!("{sign} {kind} {}\n", hex(&bytes))
@@ -335,37 +356,54 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     hex
 }
 
-/// The devices, and the changes that nobody has taken back.
-fn read(text: &str, header: &str) -> (Vec<Named>, Vec<Change>) {
-    let mut lines = text.lines();
-    let (mut devices, mut changes) = (Vec::<Named>::new(), Vec::new());
+/// The devices, the changes that nobody has taken back, and the packet filter's table that drops.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Content {
+    devices: Vec<Named>,
+    changes: Vec<Change>,
+    table: Option<String>,
+}
+
+fn read(text: &str, header: &str) -> Content {
+    let (mut lines, mut content) = (text.lines(), Content::default());
     if lines.next() != Some(header) {
-        return (devices, changes);
+        return content;
     }
     let mut replaced = None;
     for line in lines.filter(|line| !line.starts_with('#')) {
         match line {
-            BEGIN => replaced = Some((std::mem::take(&mut devices), std::mem::take(&mut changes))),
+            BEGIN => replaced = Some(std::mem::take(&mut content)),
             END => replaced = None,
-            _ => {}
-        }
-        if let Some(device) = named(line) {
-            devices.retain(|known| known.index != device.index);
-            devices.push(device);
-            continue;
-        }
-        match (parse(line), line.starts_with('+')) {
-            (Some(change), true) => changes.push(change),
-            (Some(change), false) => {
-                let last = changes.iter().rposition(|known| *known == change);
-                drop(last.map(|at| changes.remove(at)));
-            }
-            (None, _) if line == BEGIN || line == END => {}
-            (None, _) => tracing::debug!("a line of the journal makes no sense"),
+            _ => content.read(line),
         }
     }
     // One that was not completed replaces nothing.
-    replaced.unwrap_or((devices, changes))
+    replaced.unwrap_or(content)
+}
+
+impl Content {
+    fn read(&mut self, line: &str) {
+        if let Some(device) = named(line) {
+            self.devices.retain(|known| known.index != device.index);
+            self.devices.push(device);
+        } else if let Some(table) = line.strip_prefix("% ") {
+            self.table = (!table.is_empty()).then(|| table.to_owned());
+        } else if let Some(change) = parse(line) {
+            self.note(change, line.starts_with('+'));
+        } else {
+            tracing::debug!("a line of the journal makes no sense");
+        }
+    }
+
+    /// A change that was made, or taken back.
+    fn note(&mut self, change: Change, made: bool) {
+        if made {
+            self.changes.push(change);
+            return;
+        }
+        let last = self.changes.iter().rposition(|known| *known == change);
+        drop(last.map(|at| self.changes.remove(at)));
+    }
 }
 
 fn named(line: &str) -> Option<Named> {
@@ -428,13 +466,28 @@ mod tests {
     }
 
     #[test]
+    fn a_table_is_named_until_it_is_gone() {
+        let text = |lines: &[Option<&str>]| {
+            lines.iter().fold(format!("{HEADER}\n"), |text, line| text + &tabling(*line))
+        };
+        let table = |lines| read(&text(lines), HEADER).table;
+        assert_eq!(table(&[Some("one"), Some("a b")]), Some("a b".to_owned()));
+        assert_eq!(table(&[Some("one"), None]), None);
+    }
+
+    #[test]
     fn the_same_is_read_wherever_a_rewrite_stops() {
-        let left = naming(&device()) + &line('+', &change(1)) + &line('+', &change(2));
+        let table = tabling(Some("vpnd_killswitch-site-a"));
+        let left = naming(&device()) + &table + &line('+', &change(1)) + &line('+', &change(2));
         let other = line('+', &change(3)) + &line('-', &change(3));
         let before = format!("{HEADER}\n{left}{}", other.repeat(8));
         let appended = format!("{before}{BEGIN}\n{left}{END}\n");
         let after = format!("{HEADER}\n{left}");
-        let known = (vec![device()], vec![change(1), change(2)]);
+        let known = Content {
+            devices: vec![device()],
+            changes: vec![change(1), change(2)],
+            table: Some("vpnd_killswitch-site-a".to_owned()),
+        };
         for end in before.len()..=appended.len() {
             assert_eq!(read(&appended[..end], HEADER), known, "{end} bytes are appended");
         }

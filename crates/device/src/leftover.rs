@@ -54,8 +54,9 @@ impl Leftover {
         Ok(Self { socket, guards, alone: rest.is_empty(), journal, text })
     }
 
-    /// Waits, and then takes it all away, unless a start has taken it over meanwhile.
-    pub fn open_after(mut self, wait: Duration) {
+    /// Waits, and then takes it all away, unless a start has taken it over meanwhile. `delete` takes away the packet
+    /// filter's table that drops, if there is one: no start has begun until it returns.
+    pub fn open_after(mut self, wait: Duration, delete: impl FnOnce(&str)) {
         std::thread::sleep(wait);
         if !self.journal.take_back(&self.text) {
             return;
@@ -65,6 +66,10 @@ impl Leftover {
             // What is gone already is no concern, and nobody is left to be told of the rest.
             let _sent = self.socket.send(&framed(kind, &payload), 0);
             self.journal.remove(guard);
+        }
+        if let Some(table) = self.journal.table() {
+            delete(table);
+            self.journal.set_table(None);
         }
         if self.alone {
             self.journal.end();

@@ -275,7 +275,10 @@ impl Netlink {
 
     /// Puts back what was changed, the last change first, but for what `stays`. What is gone already is no
     /// concern; what cannot be put back is logged.
-    pub async fn undo(&self, setup: Setup, stays: Stays) {
+    pub async fn undo(&self, mut setup: Setup, stays: Stays) {
+        if !stays.guards {
+            setup.undo.set_table(None);
+        }
         setup.undo.run(&self.handle, stays).await;
     }
 
@@ -290,27 +293,40 @@ impl Netlink {
     }
 
     /// As [`undo`](Self::undo), but what drops is handed on to the next start. None if that cannot be, or there is
-    /// nothing that drops: then all is put back, but for what is to stay of the device.
+    /// nothing that drops: then all is put back, but for what is to stay of the device, and no table of the packet filter
+    /// may drop any more.
     pub async fn hand_on(&self, setup: Setup, device: bool) -> Option<Leftover> {
-        let Setup { undo, .. } = setup;
+        let Setup { mut undo, .. } = setup;
         if undo.guards() && undo.can_be_handed_on() {
             return undo.hand_on(&self.handle, &self.last, device).await;
         }
+        undo.set_table(None);
         undo.run(&self.handle, Stays { device, guards: false }).await;
         None
     }
 
     /// Takes away what drops, and the rules that lead there, as the journal at `path` says of a vpnd that has ended;
-    /// says how much that was. What else stands there is left to the next start.
+    /// says how much that was. The packet filter's table that drops is for `delete` to take away. What else stands there
+    /// is left to the next start.
     ///
     /// # Errors
     ///
-    /// If the journal cannot be read, or its vpnd runs.
-    pub async fn release(&self, path: &Path) -> io::Result<usize> {
+    /// If the journal cannot be read, its vpnd runs, or `delete` fails.
+    pub async fn release(
+        &self,
+        path: &Path,
+        delete: impl FnOnce(&str) -> io::Result<()>,
+    ) -> io::Result<usize> {
         let mut undo = Undo::resume(Journal::open_left(path, self.namespace)?);
         let before = undo.len();
         undo.only(|change| !change.is_guard(), &self.handle).await;
-        Ok(before - undo.len())
+        let mut gone = before - undo.len();
+        if let Some(table) = undo.table() {
+            delete(table)?;
+            undo.set_table(None);
+            gone += 1;
+        }
+        Ok(gone)
     }
 
     /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.

@@ -1,10 +1,11 @@
-//! The IPv4 networks that `main` has routes to other than by the tunnel's device: this host's own, and what else is more
-//! specific than a default route. A kill switch leaves them alone.
+//! The networks that `main` has routes to other than by the tunnel's device: this host's own, and what else is more
+//! specific than a default route. A kill switch leaves them alone, but for those that are larger than a local network and
+//! that the local network has announced itself.
 
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteMessage, RouteType};
 use tokio::time::sleep;
@@ -16,7 +17,7 @@ use crate::{Heard, Netlink, bypass, table};
 const SETTLES_WITHIN: Duration = Duration::from_millis(50);
 /// From one dump to the next, at least.
 const APART: Duration = Duration::from_millis(250);
-/// Networks, at most.
+/// Networks of each version of IP, at most.
 const MOST: usize = 1024;
 
 /// Follows the more specific routes of `main`.
@@ -25,28 +26,35 @@ pub struct SpecificRoutes {
     heard: Heard,
     /// The tunnel's device.
     index: u32,
-    known: Vec<Ipv4Net>,
+    known: Vec<IpNet>,
+    /// Whether something has changed since they were read.
+    is_stale: bool,
 }
 
 impl SpecificRoutes {
     /// Reads them, past the routes by the device with this number.
     pub async fn read(netlink: Netlink, heard: Heard, index: u32) -> Self {
         let known = networks(&netlink, index).await.unwrap_or_default();
-        Self { netlink, heard, index, known }
+        Self { netlink, heard, index, known, is_stale: false }
     }
 
-    /// The networks that were read last: none is part of another, and they are in order.
-    pub fn networks(&self) -> &[Ipv4Net] {
+    /// The networks that were read last: none is part of another, and those of each version of IP are in order.
+    pub fn networks(&self) -> &[IpNet] {
         &self.known
     }
 
-    /// Waits for a change.
+    /// Waits for a change. If the wait is given up, the next one continues it.
     pub async fn changed(&mut self) {
         loop {
-            self.heard.changed().await;
+            if !self.is_stale {
+                self.heard.changed().await;
+                self.is_stale = true;
+            }
             sleep(SETTLES_WITHIN).await;
             self.heard.skip();
-            if let Some(found) = networks(&self.netlink, self.index).await
+            let found = networks(&self.netlink, self.index).await;
+            self.is_stale = false;
+            if let Some(found) = found
                 && found != self.known
             {
                 self.known = found;
@@ -58,27 +66,35 @@ impl SpecificRoutes {
 }
 
 /// None if the kernel does not give them.
-async fn networks(netlink: &Netlink, index: u32) -> Option<Vec<Ipv4Net>> {
+async fn networks(netlink: &Netlink, index: u32) -> Option<Vec<IpNet>> {
+    let mut all = networks_of(AddressFamily::Inet, netlink, index).await?;
+    // A kernel without IPv6 leads none of its packets anywhere.
+    all.extend(networks_of(AddressFamily::Inet6, netlink, index).await.unwrap_or_default());
+    Some(all)
+}
+
+async fn networks_of(family: AddressFamily, netlink: &Netlink, index: u32) -> Option<Vec<IpNet>> {
     let mut dump = RouteMessage::default();
-    dump.header.address_family = AddressFamily::Inet;
+    dump.header.address_family = family;
     let mut routes = Box::pin(netlink.handle.route().get(dump).execute());
     let mut found = Vec::new();
     while let Some(route) = routes.try_next().await.ok()? {
-        if let Some(IpNet::V4(net)) = network(&route)
+        if let Some(net) = network(&route)
             && is_specific(&route, net, index)
         {
             found.push(net.trunc());
         }
     }
-    let mut found = Ipv4Net::aggregate(&found);
+    let mut found = IpNet::aggregate(&found);
     found.sort_unstable();
     found.truncate(MOST);
     Some(found)
 }
 
 /// Where a route drops or refuses, a program that names a device would still send.
-fn is_specific(route: &RouteMessage, net: Ipv4Net, index: u32) -> bool {
+fn is_specific(route: &RouteMessage, net: IpNet, index: u32) -> bool {
     let elsewhere = bypass::hops(route).iter().any(|(_, by)| *by != index);
     let leads = route.header.kind == RouteType::Unicast && net.prefix_len() > 0;
-    leads && elsewhere && table::number(route) == table::MAIN
+    let is_here = table::number(route) == table::MAIN;
+    leads && elsewhere && is_here && !bypass::is_announced(route, net)
 }

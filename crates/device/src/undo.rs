@@ -79,6 +79,16 @@ impl Undo {
         self.journal.descriptor()
     }
 
+    /// The packet filter's table that drops what a kill switch covers, if an earlier run or this one has named one.
+    pub fn table(&self) -> Option<&str> {
+        self.journal.table()
+    }
+
+    /// Names that table before it is made, or says that there is none any more.
+    pub fn set_table(&mut self, table: Option<&str>) {
+        self.journal.set_table(table);
+    }
+
     /// Whether the next start would find what is left.
     pub(crate) fn can_be_handed_on(&self) -> bool {
         self.journal.is_kept()
@@ -173,7 +183,7 @@ impl Undo {
             (stays.device && change.device().is_some()) || (guarded && change.is_guard())
         };
         self.only(stays, handle).await;
-        if self.changes.is_empty() {
+        if self.changes.is_empty() && self.table().is_none() {
             self.journal.end();
         }
     }

@@ -77,14 +77,17 @@ pub(crate) fn is_not(value: &[u8]) -> Vec<u8> {
 
 /// Sets the bits of `mask` in what is loaded to those of `value`.
 pub(crate) fn set_bits(value: u32, mask: u32) -> Vec<u8> {
-    let parts = [(1, REGISTER), (2, REGISTER), (3, 4)].map(|(kind, value)| number(kind, value));
-    let (and, xor) = (data(4, &(!mask).to_ne_bytes()), data(5, &value.to_ne_bytes()));
-    named("bitwise", &[&parts[..], &[and, xor]].concat())
+    bitwise(4, &(!mask).to_ne_bytes(), &value.to_ne_bytes())
 }
 
-/// Keeps of what is loaded only the bits of `mask`, which has four bytes as they are compared.
-pub(crate) fn masked(mask: [u8; 4]) -> Vec<u8> {
-    set_bits(0, !u32::from_ne_bytes(mask))
+/// Keeps of what is loaded only the bits of `mask`, which has four or sixteen bytes as they are compared.
+pub(crate) fn masked(mask: &[u8]) -> Vec<u8> {
+    bitwise(if mask.len() == 4 { 4 } else { 16 }, mask, &vec![0; mask.len()])
+}
+
+fn bitwise(len: u32, and: &[u8], xor: &[u8]) -> Vec<u8> {
+    let parts = [(1, REGISTER), (2, REGISTER), (3, len)].map(|(kind, value)| number(kind, value));
+    named("bitwise", &[&parts[..], &[data(4, and), data(5, xor)]].concat())
 }
 
 /// Goes on if what is loaded is in none of the ranges of this set.

@@ -151,22 +151,28 @@ fn a_stop_that_may_be_a_restart_hands_it_on() {
         let before = state();
         let notes = Notes::new("handed-on");
         let wanted = everything(WhenDown::Blackhole);
-        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        let mut undo = notes.resume();
+        undo.set_table(Some("kept"));
+        let setup = netlink.configure(&wanted, undo).await.unwrap();
         let leftover = netlink.hand_on(setup, false).await.unwrap();
         assert!(leaks().is_empty(), "{:?}", leaks());
         let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
-        leftover.open_after(Duration::ZERO);
+        leftover.open_after(Duration::ZERO, |table| panic!("{table} was taken over"));
         assert!(leaks().is_empty(), "it was taken over: {:?}", leaks());
 
         let leftover = netlink.hand_on(setup, false).await.unwrap();
         // A start that fails has it too.
         drop(notes.resume());
-        leftover.open_after(Duration::ZERO);
+        leftover
+            .open_after(Duration::ZERO, |table| panic!("somebody has tried to take over {table}"));
         assert!(leaks().is_empty(), "somebody has tried: {:?}", leaks());
 
         let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
-        netlink.hand_on(setup, false).await.unwrap().open_after(Duration::ZERO);
+        let (leftover, mut deleted) = (netlink.hand_on(setup, false).await.unwrap(), Vec::new());
+        leftover.open_after(Duration::ZERO, |table| deleted.push(table.to_owned()));
+        assert_eq!(deleted, ["kept"]);
         assert_eq!((state(), notes.resume().len()), (before.clone(), 0));
+        assert_eq!(notes.resume().table(), None);
         let nothing = netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap();
         assert!(netlink.hand_on(nothing, false).await.is_none(), "there is nothing to hand on");
         assert_eq!(state(), before);
