@@ -114,7 +114,7 @@ pub(crate) fn send(line: &mut Outbound, packet: &[u8], times: usize) {
 
 /// Takes whatever has arrived.
 pub(crate) fn receive(inbound: &mut Inbound) {
-    while let Ok(count) = inbound.receive() {
+    while let Ok(count) = inbound.intake.receive() {
         inbound.deliver(count).unwrap();
     }
 }

@@ -1,0 +1,99 @@
+//! Accepts what was opened, in the order of arrival: everything that changes what the next datagram meets. The replay
+//! window, the peer's address, fragments of packets, and what may pass to the device.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::inner::Inner;
+use vpnd_protocol::message::DATA_HEADER_LEN;
+use vpnd_protocol::table::Arrival;
+use vpnd_protocol::time::BootTime;
+use vpnd_protocol::turn::{Framed, Turn};
+
+use crate::delivery::Delivery;
+use crate::ecn::Ecn;
+use crate::intake::{OpenedBatch, Slot};
+use crate::shared::Shared;
+use crate::unpack::{Found, Place, Unpack};
+use crate::view::View;
+
+/// What accepts.
+pub(crate) struct Gate {
+    shared: Arc<Shared>,
+    frames: Frames,
+    turn: Turn,
+    unpack: Unpack,
+}
+
+/// Control frames go to the control plane; a full queue drops.
+struct Frames(mpsc::Sender<Framed>);
+
+impl Frames {
+    /// Room first: who floods makes us copy nothing.
+    fn hand_over<'a>(&self, frame: impl FnOnce() -> Framed) -> Result<Found<'a>, DropReason> {
+        let room = self.0.try_reserve().map_err(|_full| DropReason::FrameQueueFull)?;
+        room.send(frame());
+        Ok(Found::Nothing)
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(shared: Arc<Shared>, frames: mpsc::Sender<Framed>) -> Self {
+        let unpack = Unpack::new(Arc::clone(&shared));
+        Self { shared, frames: Frames(frames), turn: Turn::default(), unpack }
+    }
+
+    /// Accepts a batch that was opened by the same `view`, and passes its packets on.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub(crate) fn accept(
+        &mut self,
+        view: &View,
+        batch: OpenedBatch<'_>,
+        delivery: &mut Delivery,
+        now: BootTime,
+    ) -> io::Result<()> {
+        let View { table, policy } = view;
+        let OpenedBatch { received, slots, mut opened, buffer } = batch;
+        let (at, outer) =
+            (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
+        self.unpack.begin(policy, now);
+        let mut accepting = self.turn.begin(table, &self.shared.activity, at);
+        for run in slots.chunk_by(Slot::same_session) {
+            let key = table.opening(run[0].receiver);
+            let mut window = key.map(|key| key.window());
+            for (slot, opened) in run.iter().zip(&mut opened) {
+                let datagram = &mut buffer[slot.datagram.clone()];
+                let found = opened.and_then(|opened| {
+                    // It may have retired between the table it was opened by and the one loaded since.
+                    let (key, window) = key.zip(window.as_mut()).ok_or(DropReason::Expired)?;
+                    let inner = accepting.accept(key, window, &opened, datagram)?;
+                    if let Inner::Control { len, .. } = inner {
+                        return self.frames.hand_over(|| accepting.frame(key, datagram, len));
+                    }
+                    let place = Place { policy, key, counter: slot.counter, outer, now };
+                    self.unpack.packet(inner, place, &mut datagram[DATA_HEADER_LEN..])
+                });
+                match found {
+                    Ok(Found::Nothing) => {}
+                    Ok(Found::Packet(Range { start, end })) => {
+                        let at = slot.datagram.start + DATA_HEADER_LEN;
+                        delivery.push(buffer, at + start..at + end);
+                    }
+                    Ok(Found::Whole(packet)) => delivery.push_from_elsewhere(buffer, packet)?,
+                    Err(reason) => self.shared.counters.count(reason, 1),
+                }
+            }
+        }
+        drop(opened);
+        // Copies of what was accepted before do not count: anybody on the path can send them, with any mark.
+        self.unpack.note_mark(outer, accepting.datagrams(), now);
+        self.shared.wake(accepting.end(now));
+        self.shared.counters.count(DropReason::Unassembled, self.unpack.purge(now));
+        Ok(())
+    }
+}

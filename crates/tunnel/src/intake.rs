@@ -1,0 +1,168 @@
+//! Receives batches, and opens the datagrams where they lie. Nothing here changes what the next datagram meets, so it
+//! needs no order.
+
+use std::io;
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+use std::vec::Drain;
+
+use arc_swap::Guard;
+use tokio::sync::mpsc;
+use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::message::{Index, Message};
+use vpnd_protocol::session::Opened;
+use vpnd_protocol::table::{Admitted, Arrival, Table};
+use vpnd_protocol::time::BootTime;
+
+use crate::shared::Shared;
+use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
+use crate::view::View;
+
+/// Bytes of all that one receive may bring.
+pub(crate) const DATAGRAMS: usize = MAX_RECEIVED * RECEIVE_BUFFER;
+/// More datagrams than one batch usually holds.
+const SLOTS: usize = 1024;
+/// After a batch longer than this they come one at a time: it is a large GRO batch, and the next one finds the place of
+/// this one still in the processor's cache.
+const LARGE: usize = 16 * 1024;
+
+/// What receives and opens. It has buffers of its own.
+pub(crate) struct Intake {
+    shared: Arc<Shared>,
+    /// For handshake messages; a full queue drops.
+    handshakes: mpsc::Sender<Admitted>,
+    /// [`RECEIVE_BUFFER`] bytes for each of `received`, and as many for packets that came in fragments.
+    pub(crate) buffer: Box<[u8]>,
+    pub(crate) received: [Received; MAX_RECEIVED],
+    /// How many the next receive may bring.
+    pub(crate) most: usize,
+    slots: Vec<Slot>,
+    /// What came of each slot.
+    opened: Vec<Result<Opened, DropReason>>,
+}
+
+/// Transport data: where it lies, and what its header says.
+pub(crate) struct Slot {
+    pub(crate) datagram: Range<usize>,
+    pub(crate) receiver: Index,
+    pub(crate) counter: u64,
+}
+
+impl Slot {
+    pub(crate) fn same_session(&self, other: &Self) -> bool {
+        self.receiver == other.receiver
+    }
+}
+
+/// A batch of one sender, of which all transport data was opened.
+pub(crate) struct OpenedBatch<'a> {
+    pub(crate) received: Received,
+    pub(crate) slots: &'a [Slot],
+    /// What came of each slot.
+    pub(crate) opened: Drain<'a, Result<Opened, DropReason>>,
+    /// Where all slots lie.
+    pub(crate) buffer: &'a mut [u8],
+}
+
+impl Intake {
+    pub(crate) fn new(shared: Arc<Shared>, handshakes: mpsc::Sender<Admitted>) -> Self {
+        Self {
+            shared,
+            handshakes,
+            buffer: vec![0; DATAGRAMS + RECEIVE_BUFFER].into_boxed_slice(),
+            received: [Received::NOTHING; MAX_RECEIVED],
+            most: MAX_RECEIVED,
+            slots: Vec::with_capacity(SLOTS),
+            opened: Vec::with_capacity(SLOTS),
+        }
+    }
+
+    /// Takes the batches that have arrived and returns how many there are.
+    pub(crate) fn receive(&mut self) -> io::Result<usize> {
+        let received = &mut self.received[..self.most];
+        let count = self.shared.socket.receive(&mut self.buffer[..DATAGRAMS], received)?;
+        let large = received[..count].iter().any(|batch| batch.len > LARGE);
+        self.most = if large { 1 } else { MAX_RECEIVED };
+        Ok(count)
+    }
+
+    /// Opens the transport data of a received batch, and hands handshake messages to the control plane. Returns the
+    /// view that it was opened by.
+    pub(crate) fn open(
+        &mut self,
+        mut view: Guard<Arc<View>>,
+        batch: usize,
+        now: BootTime,
+    ) -> Guard<Arc<View>> {
+        self.sort(&view.table, batch);
+        for run in self.slots.chunk_by(Slot::same_session) {
+            if view.table.opening(run[0].receiver).is_none() {
+                // The key may have been published since this batch began.
+                view = self.shared.view.load();
+            }
+            let opened = &mut self.opened;
+            match view.table.opening(run[0].receiver) {
+                Some(key) => key.open_each(places(&mut self.buffer, run), now, |o| opened.push(o)),
+                None => opened.extend(run.iter().map(|_| Err(DropReason::UnknownIndex))),
+            }
+        }
+        view
+    }
+
+    /// The batch that was opened last.
+    pub(crate) fn opened(&mut self, batch: usize) -> OpenedBatch<'_> {
+        OpenedBatch {
+            received: self.received[batch],
+            slots: &self.slots,
+            opened: self.opened.drain(..),
+            buffer: &mut self.buffer,
+        }
+    }
+
+    /// Separates transport data, which gets a slot each, from handshake messages and garbage.
+    fn sort(&mut self, table: &Table, batch: usize) {
+        let (start, received) = (batch * RECEIVE_BUFFER, self.received[batch]);
+        self.slots.clear();
+        if received.len == 0 {
+            self.count(Err(DropReason::Malformed));
+        }
+        let at = Arrival { from: received.from, local: received.local };
+        let end = start + received.len;
+        for start in (start..end).step_by(received.stride) {
+            let datagram = start..end.min(start + received.stride);
+            let bytes = &self.buffer[datagram.clone()];
+            match at.parse(bytes) {
+                Ok(Message::Data { receiver, counter }) => {
+                    self.slots.push(Slot { datagram, receiver, counter });
+                }
+                Ok(_) => self.count(table.admit(at, bytes).and_then(|one| self.hand_over(one))),
+                Err(reason) => self.count(Err(reason)),
+            }
+        }
+    }
+
+    fn hand_over(&self, admitted: Admitted) -> Result<(), DropReason> {
+        self.handshakes.try_send(admitted).map_err(|_| DropReason::HandshakeQueueFull)
+    }
+
+    fn count(&self, result: Result<(), DropReason>) {
+        if let Err(reason) = result {
+            self.shared.counters.count(reason, 1);
+        }
+    }
+}
+
+/// The slots' datagrams, which lie in their order and apart.
+fn places<'a>(
+    buffer: &'a mut [u8],
+    slots: &'a [Slot],
+) -> impl Iterator<Item = (u64, &'a mut [u8])> {
+    let (mut rest, mut at) = (buffer, 0);
+    slots.iter().map(move |slot| {
+        let (_, behind) = mem::take(&mut rest).split_at_mut(slot.datagram.start - at);
+        let (datagram, behind) = behind.split_at_mut(slot.datagram.len());
+        (rest, at) = (behind, slot.datagram.end);
+        (slot.counter, datagram)
+    })
+}
