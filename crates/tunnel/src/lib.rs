@@ -1,6 +1,6 @@
 //! Moves packets between the device and the UDP socket: two straight lines, no hand-offs.
 //!
-//! Start with [`outbound`], then [`inbound`]: what a packet goes through, top to bottom. [`engine`]
+//! Start with `outbound`, then `inbound`: what a packet goes through, top to bottom. [`engine`]
 //! starts and stops the threads and is where the control plane meets them.
 
 mod abreast;
