@@ -373,7 +373,12 @@ fn an_address_that_is_not_there_yet_is_listened_on() {
                 assert!(sender.send_to(b"early", to).is_err(), "nobody has {to}");
             }
             ip(&format!("address add {address} dev lo"));
-            sender.send_to(b"late", to).unwrap();
+            // The kernel adds the route to an IPv6 address a little later.
+            let begun = Instant::now();
+            while let Err(error) = sender.send_to(b"late", to) {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
             socket.inner.set_nonblocking(false).unwrap();
             socket.inner.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let mut bytes = [0; 16];
