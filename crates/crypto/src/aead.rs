@@ -29,7 +29,7 @@ pub enum Algorithm {
     ChaCha20Poly1305,
     /// NIST SP 800-38D: about three times as fast where the processor computes AES itself.
     Aes256Gcm,
-    /// None: what is sealed stays as it is, and everything opens. To measure what the others cost.
+    /// No encryption: sealing changes nothing and opening always succeeds. For measuring what the ciphers cost.
     #[cfg(vpnd_bench)]
     None,
 }
@@ -48,28 +48,27 @@ impl Algorithm {
     }
 }
 
-/// Whose code does the work. What comes out is the same byte for byte.
+/// Which implementation does the work. All of them produce the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Our own ChaCha20-Poly1305 for AVX-512, twice as fast as ring's; everything else, and
-    /// everything on other processors, by ring.
+    /// Our own ChaCha20-Poly1305 for AVX-512, twice as fast as ring's. AES, and every processor without
+    /// AVX-512, use ring.
     Wide,
-    /// ring: assembly, several times as fast as what follows at packet sizes.
+    /// ring: assembly, at packet sizes several times as fast as the portable back end.
     Ring,
     /// RustCrypto: Rust throughout, on every machine Rust knows.
     Portable,
 }
 
 impl Backend {
-    /// The fastest that this processor has, and that computes here what ring computes.
+    /// The fastest back end of this processor. [`Backend::Wide`] counts only if its results here equal ring's.
     pub fn fastest() -> Self {
         static FASTEST: OnceLock<Backend> = OnceLock::new();
         *FASTEST.get_or_init(|| if check::agrees_with_ring() { Self::Wide } else { Self::Ring })
     }
 }
 
-/// The ciphertext is not one that the holder of the key has sealed with this counter and this
-/// associated data.
+/// The holder of the key has not sealed this ciphertext with this counter and this associated data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the ciphertext does not open: it was altered, or sealed with another key or counter")]
 pub struct Forged;
@@ -80,9 +79,9 @@ pub struct AeadKey {
     cipher: Cipher,
 }
 
-/// All are boxed: a key that moves leaves its bytes behind.
+/// Every key is boxed: moving an unboxed one would leave a copy of its bytes behind, unwiped.
 enum Cipher {
-    /// ring's for what has associated data, handshakes, and for a short message by itself.
+    /// The `RingKey` seals what has associated data (handshakes), and short messages that come alone.
     #[cfg(target_arch = "x86_64")]
     Wide(WideKey, RingKey),
     Ring(RingKey),
@@ -98,14 +97,14 @@ impl AeadKey {
         Self::with_backend(Backend::fastest(), algorithm, key)
     }
 
-    /// Makes a key of the back end asked for.
+    /// Makes a key of the given back end.
     pub fn with_backend(backend: Backend, algorithm: Algorithm, key: &[u8; 32]) -> Self {
         Self { algorithm, cipher: Cipher::new(backend, algorithm, key) }
     }
 
     /// Encrypts `buffer` in place and returns its tag.
     ///
-    /// A counter serves once in the life of a key: two messages under one counter give both away.
+    /// Use a counter only once in the life of a key: two messages under one counter reveal both plaintexts.
     pub fn seal(&self, counter: u64, aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
         self.cipher.seal(self.algorithm.nonce(counter), aad, buffer)
     }
@@ -114,7 +113,7 @@ impl AeadKey {
     ///
     /// # Errors
     ///
-    /// [`Forged`], and then nothing in `buffer` may be used.
+    /// [`Forged`]; the contents of `buffer` must then not be used.
     pub fn open<'a>(
         &self,
         counter: u64,
@@ -131,12 +130,11 @@ pub fn xseal(key: &[u8; 32], nonce: &[u8; 24], aad: &[u8], buffer: &mut [u8]) ->
     portable_seal(&XChaCha20Poly1305::new(key.into()), nonce.into(), aad, buffer)
 }
 
-/// Decrypts `buffer`, a ciphertext and its tag, in place with XChaCha20-Poly1305, and returns the
-/// plaintext.
+/// Decrypts `buffer`, a ciphertext and its tag, in place with XChaCha20-Poly1305, and returns the plaintext.
 ///
 /// # Errors
 ///
-/// [`Forged`], and then nothing in `buffer` may be used.
+/// [`Forged`]; the contents of `buffer` must then not be used.
 pub fn xopen<'a>(
     key: &[u8; 32],
     nonce: &[u8; 24],
@@ -167,7 +165,7 @@ impl Cipher {
         }
     }
 
-    /// Ours where the processor has the instructions, ring's where it has not.
+    /// Our own implementation if the processor has the instructions, otherwise ring's.
     fn wide(key: &[u8; 32]) -> Self {
         let ring = RingKey::new(&CHACHA20_POLY1305, key);
         #[cfg(target_arch = "x86_64")]
@@ -211,8 +209,8 @@ impl Cipher {
     }
 }
 
-/// Whether our own code is quicker for one message by itself: it takes 16 blocks at once, and a short
-/// message has few. It has no associated data.
+/// Whether our own code is quicker for a message that comes alone: it computes 16 blocks at once, of which a
+/// short message would use few. It does not support associated data.
 #[cfg(target_arch = "x86_64")]
 const fn is_worth_it(aad: &[u8], buffer: &[u8]) -> bool {
     const SHORT: usize = 320;
@@ -260,8 +258,8 @@ where
     Ok(text)
 }
 
-/// The one way sealing can fail: the block counter ends, with AES-256-GCM after 64 GiB.
-const TOO_LONG: &str = "what is sealed fits a datagram";
+/// The only reason why sealing can fail is an overflow of the block counter: with AES-256-GCM after 64 GiB.
+const TOO_LONG: &str = "a sealed message fits a datagram";
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 /// A BLAKE2s-256 hash.
 pub type Digest = [u8; 32];
 
-/// Hashes the parts, one behind the other: the whitepaper's HASH.
+/// Hashes the parts, one after the other: the whitepaper's HASH.
 pub fn hash(parts: &[&[u8]]) -> Digest {
     let mut hasher = Blake2s256::default();
     parts.iter().for_each(|part| hasher.update(part));

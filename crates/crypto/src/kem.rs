@@ -1,5 +1,5 @@
-//! ML-KEM-768 (FIPS 203): a secret that two ends agree on in one message each way, and that a
-//! recording of both does not give to a quantum computer.
+//! ML-KEM-768 (FIPS 203): two ends agree on a secret with one message in each direction. A quantum computer
+//! cannot derive the secret from a recording of both messages.
 //!
 //! One end makes a [`DecapsulationKey`] and sends the public half; the other reads that half as an
 //! [`EncapsulationKey`], keeps a secret and sends it back, encapsulated.
@@ -14,13 +14,13 @@ pub const ENCAPSULATION_KEY_LEN: usize = 1184;
 /// The length of an encapsulated secret.
 pub const CIPHERTEXT_LEN: usize = 1088;
 
-/// Bytes that no decapsulation key has as its public half.
+/// These bytes cannot be the public half of any decapsulation key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an ML-KEM-768 key, its numbers are not below the modulus: its sender misbehaves")]
 pub struct InvalidKey;
 
-/// The secret half, for one exchange. All of it that is secret lies on the heap, where it does not
-/// move, and is wiped before that is given back.
+/// The secret half, for one exchange. Everything secret in it lies on the heap, where it does not move, and is
+/// wiped before the memory is freed.
 pub struct DecapsulationKey(DecapsulationKey768);
 
 impl DecapsulationKey {
@@ -34,10 +34,10 @@ impl DecapsulationKey {
         self.0.encapsulation_key().to_bytes().into()
     }
 
-    /// Takes the other end's secret out of its ciphertext, and ends the key.
+    /// Decapsulates the other end's secret, and consumes the key.
     ///
-    /// There is no error: a ciphertext that was altered yields a secret that nobody else knows
-    /// (FIPS 203, implicit rejection). Whether both ends have the same, their keys have to show.
+    /// There is no error: an altered ciphertext yields a secret that nobody else knows (FIPS 203, implicit
+    /// rejection). Only the keys derived from it show whether both ends have the same secret.
     pub fn decapsulate(self, ciphertext: &[u8; CIPHERTEXT_LEN]) -> SharedSecret {
         SharedSecret(Zeroizing::new(self.0.decapsulate(ciphertext.into()).into()))
     }
@@ -47,8 +47,8 @@ impl DecapsulationKey {
 pub struct EncapsulationKey(EncapsulationKey768);
 
 impl EncapsulationKey {
-    /// Reads a key off the wire, and makes the checks of FIPS 203, section 7.2: the length is the
-    /// type's, and every number has to be below the modulus.
+    /// Reads a key off the wire, and makes the checks of FIPS 203, section 7.2: the type guarantees the length,
+    /// and every number has to be below the modulus.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl EncapsulationKey {
     }
 }
 
-/// What an exchange agreed on. It has no equality: only tests may compare two.
+/// The secret that an exchange agreed on. It has no equality: only tests may compare two.
 pub struct SharedSecret(Zeroizing<[u8; 32]>);
 
 impl SharedSecret {

@@ -16,10 +16,10 @@ pub enum KeyError {
     /// The text is too short or too long.
     #[error("a key is {TEXT_LEN} characters of base64, this has {0}: copy the whole line")]
     Length(usize),
-    /// A character that is not base64, or bits behind the last byte that are not zero.
+    /// A character is not base64, or unused bits after the last byte are not zero.
     #[error("not the base64 of 32 bytes: a character was mistyped, copy the key again")]
     Base64,
-    /// A public key with which every secret is the same.
+    /// A public key of low order: the shared secret is the same with every secret key.
     #[error("a public key of low order, which protects nothing: ask the peer for its real one")]
     LowOrder,
 }
@@ -29,7 +29,7 @@ pub enum KeyError {
 #[error("the peer's public key is of low order: the shared secret would be known to everyone")]
 pub struct NonContributory;
 
-/// An X25519 secret key. It is on the heap: a move leaves no copy behind that nobody would wipe.
+/// An X25519 secret key. It is on the heap: moving it does not leave an unwiped copy behind.
 pub struct SecretKey(Box<x25519::StaticSecret>);
 
 impl SecretKey {
@@ -77,12 +77,12 @@ impl SecretKey {
     }
 }
 
-/// An X25519 public key: a peer's name.
+/// An X25519 public key, which identifies a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// Takes 32 bytes off the wire as they are; [`SecretKey::diffie_hellman`] judges them.
+    /// Takes 32 bytes off the wire unchecked; [`SecretKey::diffie_hellman`] rejects low-order keys.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -96,11 +96,11 @@ impl PublicKey {
     ///
     /// # Errors
     ///
-    /// [`KeyError`], also where the text is sound and the key is of low order.
+    /// [`KeyError`]; also if the text is valid but the key is of low order.
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
         let key = Self(*decode(text)?);
-        // Clamped scalars are multiples of the cofactor: any of them takes exactly the points of
-        // low order to zero.
+        // Clamped scalars are multiples of the cofactor: any of them maps exactly the points of low order to
+        // zero.
         SecretKey::from_bytes([1; 32]).diffie_hellman(&key).map_err(|_| KeyError::LowOrder)?;
         Ok(key)
     }
@@ -118,8 +118,8 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// A secret both sides know beforehand, mixed into the handshake. The default, all zero, is none. It is on the heap,
-/// as a [`SecretKey`] is.
+/// A secret that both sides know beforehand, mixed into the handshake. The default, all zero, means none. It is
+/// on the heap, as a [`SecretKey`] is.
 #[derive(Default)]
 pub struct PresharedKey(Box<Zeroizing<[u8; 32]>>);
 
@@ -156,7 +156,7 @@ impl PresharedKey {
     }
 }
 
-/// What a Diffie-Hellman exchange agreed on.
+/// The secret that a Diffie-Hellman exchange agreed on.
 pub struct SharedSecret(x25519::SharedSecret);
 
 impl SharedSecret {
@@ -166,7 +166,7 @@ impl SharedSecret {
     }
 }
 
-/// Reads 32 bytes from their one base64 text.
+/// Reads 32 bytes from their canonical base64 text.
 fn decode(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
     if text.len() != TEXT_LEN {
         return Err(KeyError::Length(text.len()));
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(bob.diffie_hellman(&alice.public()).unwrap().as_bytes(), &shared);
     }
 
-    /// Wycheproof finds it acceptable to agree on zero. We do not.
+    /// Wycheproof calls a shared secret of zero acceptable. We reject it.
     #[test]
     fn wycheproof_x25519() {
         let groups = TestSet::load(TestName::X25519).unwrap().test_groups;
@@ -298,12 +298,12 @@ mod tests {
             ("", KeyError::Length(0)),
             ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo", KeyError::Length(43)),
             ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\n", KeyError::Length(45)),
-            // Bits that are set behind the last byte.
+            // Bits set after the last byte.
             ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmp=", KeyError::Base64),
             // 31 and 33 bytes.
             ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTg==", KeyError::Base64),
             ("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmoA", KeyError::Base64),
-            // The URL alphabet, a blank, padding in the middle, letters beyond ASCII.
+            // The URL alphabet, a space, padding in the middle, letters beyond ASCII.
             ("hSDwCYkwp1R0i33ctD73Wg2_Og0mOBr066SpjqqbTmo=", KeyError::Base64),
             (" SDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=", KeyError::Base64),
             ("hSDwCYkwp1R0i33ctD73Wg2=Og0mOBr066SpjqqbTmo=", KeyError::Base64),

@@ -1,4 +1,4 @@
-//! ring's AEAD keys, which ring does not wipe, in a box that does.
+//! ring does not wipe its AEAD keys; this box does.
 
 use std::mem::{MaybeUninit, needs_drop};
 use std::ops::Deref;
@@ -6,10 +6,10 @@ use std::ops::Deref;
 use ring::aead::{Algorithm, LessSafeKey, UnboundKey};
 use zeroize::Zeroize;
 
-/// A ring key at one place on the heap, from which it never moves, wiped before that is given back.
+/// A ring key at a fixed place on the heap, wiped before the memory is freed.
 ///
-/// `MaybeUninit`, because zeroes need not be a valid `LessSafeKey`: no reference to one may exist
-/// once they are written.
+/// `MaybeUninit`, because zeroes need not be a valid `LessSafeKey`: no reference to one may exist once they are
+/// written.
 pub(crate) struct RingKey(Box<MaybeUninit<LessSafeKey>>);
 
 impl RingKey {
@@ -24,8 +24,8 @@ impl Deref for RingKey {
     type Target = LessSafeKey;
 
     fn deref(&self) -> &LessSafeKey {
-        // SAFETY: `new` has written a whole key, and only `drop`, after which there is no `self`
-        // to borrow from, writes anything else.
+        // SAFETY: `new` has written a whole key. Only `drop` writes anything else, and after it there is no
+        // `self` to borrow from.
         unsafe { self.0.assume_init_ref() }
     }
 }

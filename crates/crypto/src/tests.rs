@@ -1,4 +1,4 @@
-//! What holds for every secret, and what the rooms' tests share.
+//! Properties of every secret, and helpers that the modules' tests share.
 
 use std::fmt::{Debug, Display};
 
@@ -24,13 +24,13 @@ assert_lacks!(AeadKey: Debug, Display, Clone);
 assert_lacks!(kem::DecapsulationKey: Debug, Display, Clone);
 assert_lacks!(kem::SharedSecret: Debug, Display, Clone, PartialEq);
 
-/// Reads the hexadecimal digits of a published vector, whatever stands between them.
+/// Reads the hexadecimal digits of a published vector, ignoring any other characters.
 pub(crate) fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
     digits.chunks(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).unwrap()).collect()
 }
 
-/// The same, where the length is known.
+/// [`unhex`] for a known length.
 pub(crate) fn array<const N: usize>(text: &str) -> [u8; N] {
     unhex(text).try_into().unwrap()
 }

@@ -1,12 +1,13 @@
-//! ChaCha20-Poly1305 (RFC 8439) in 512-bit registers, for what the tunnel carries: packets of one
-//! length under one key, up to eight together.
+//! ChaCha20-Poly1305 (RFC 8439) in 512-bit registers, for tunnel packets: up to eight packets of one length
+//! under one key, computed together.
 //!
-//! One packet is a chain of steps, each of which waits for the one before it; several together keep
-//! the processor busy in the meantime, and take half to two thirds of the time each. Alone, a long packet
-//! still takes less than by ring's code, which is for 256-bit registers, and a short one more: ring gets
-//! that (`docs/performance.md`). Everybody's packets rest on it, so it is
-//! trusted least: it only runs on a processor that has computed ring's results with it in this very
-//! process, and the tests hold it against ring and RustCrypto for every length.
+//! One packet is a chain of steps, each of which waits for the one before it. Several packets together keep the
+//! processor busy in the meantime: each takes half to two thirds of the time. A long packet alone is still
+//! faster than with ring, whose code is for 256-bit registers. A short packet alone is slower, so ring seals it
+//! (`docs/performance.md`).
+//!
+//! Every packet depends on this code, so it is trusted least: it only runs if it has reproduced ring's results
+//! in this very process, and the tests compare it with ring and RustCrypto for every length.
 //!
 //! No branch and no address depends on a secret.
 
@@ -22,11 +23,12 @@ use zeroize::Zeroizing;
 
 use crate::aead::{Forged, GROUP, TAG_LEN};
 
-/// From so many on, a lane for each message is faster than the lanes for one message after the other.
-const FEW: usize = 3;
+/// From this number of messages on, one lane per message is faster than all lanes for one message after the
+/// other.
+const MIN_LANE_EACH: usize = 3;
 
-/// A key at one place on the heap, wiped when dropped. That there is one proves that the processor
-/// has the instructions.
+/// A key at a fixed place on the heap, wiped when dropped. Its existence proves that the processor has the
+/// instructions.
 pub(crate) struct WideKey(Box<Zeroizing<[u8; 32]>>);
 
 impl WideKey {
@@ -65,8 +67,8 @@ impl WideKey {
         unsafe { seal(&self.0, nonces, texts) }
     }
 
-    /// Decrypts those of up to [`GROUP`] ciphertexts of one length that have these tags, in place, and
-    /// says which. Of the others, the slices in `texts` are emptied.
+    /// Decrypts up to [`GROUP`] ciphertexts of one length in place, and returns which of them had the right
+    /// tag. The slices in `texts` of the others are emptied and not decrypted.
     pub(crate) fn open_group(
         &self,
         nonces: &[[u8; 12]],
@@ -78,7 +80,7 @@ impl WideKey {
     }
 }
 
-/// Whether the processor has what the functions of this room are compiled for.
+/// Whether the processor has the instructions that this module is compiled for.
 fn is_supported() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512ifma")
 }
@@ -113,12 +115,12 @@ fn open(
     opens
 }
 
-/// The number of the block behind the last of each message, when block 0 is the authenticator's key.
+/// The number of blocks of each message: block 0, which is the authenticator's key, and those of the text.
 fn end(texts: &[&mut [u8]]) -> usize {
     1 + texts[0].len().div_ceil(BLOCK)
 }
 
-/// Adds the key stream, of which `pass` holds the beginning, to the texts.
+/// XORs the texts with the key stream, whose beginning `pass` holds.
 #[target_feature(enable = "avx512f,avx512ifma")]
 fn xor(stream: &mut Stream, mut pass: Pass, end: usize, texts: &mut [&mut [u8]]) {
     pass.xor(texts);
@@ -130,7 +132,7 @@ fn xor(stream: &mut Stream, mut pass: Pass, end: usize, texts: &mut [&mut [u8]])
 
 #[target_feature(enable = "avx512f,avx512ifma")]
 fn authenticate(keys: &[[u8; BLOCK]; GROUP], texts: &[&mut [u8]]) -> [[u8; TAG_LEN]; GROUP] {
-    if texts.len() >= FEW {
+    if texts.len() >= MIN_LANE_EACH {
         let lanes = std::array::from_fn(|i| &**texts.get(i).unwrap_or(&texts[0]));
         return each::authenticate(keys, lanes);
     }

@@ -1,13 +1,13 @@
-//! What [`Backend::Wide`] has to pass in every process before it is used.
+//! The self-test that [`Backend::Wide`] has to pass in every process before it is used.
 
 use super::{AeadKey, Algorithm, Backend, GROUP, Message, TAG_LEN};
 
-/// Where its code changes course.
+/// Lengths around which the implementation branches.
 const LENGTHS: [usize; 16] =
     [0, 1, 15, 16, 48, 64, 112, 113, 192, 193, 960, 1420, 1472, 1473, 1984, 3100];
 const COUNTS: [usize; 6] = [1, 2, 3, 5, GROUP - 1, GROUP];
 
-/// Whether it seals and opens, alone and in groups, as ring does.
+/// Whether [`Backend::Wide`] seals and opens as ring does, both single messages and groups.
 pub(super) fn agrees_with_ring() -> bool {
     let [wide, ring] = [Backend::Wide, Backend::Ring]
         .map(|backend| AeadKey::with_backend(backend, Algorithm::ChaCha20Poly1305, &[0x5a; 32]));
@@ -15,11 +15,11 @@ pub(super) fn agrees_with_ring() -> bool {
     cases.all(|(len, count)| outcome(&wide, len, count) == outcome(&ring, len, count))
 }
 
-/// Plaintexts, or `None` where a message did not open.
+/// Plaintexts; `None` for a message that failed to open.
 type Texts = Vec<Option<Vec<u8>>>;
 
-/// What a key makes of messages of one length: sealed, opened, and opened when the first byte of the
-/// first is forged, or the last byte of the last tag.
+/// The results of one key for messages of one length: sealed; opened; and opened after the first byte of the
+/// first message, or the last byte of the last tag, was changed.
 fn outcome(key: &AeadKey, len: usize, count: usize) -> (Vec<u8>, [Texts; 3]) {
     let stride = len + TAG_LEN;
     let mut sealed: Vec<u8> = (0..stride * count).map(|i| i.to_le_bytes()[0]).collect();

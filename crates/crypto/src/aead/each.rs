@@ -1,5 +1,5 @@
-//! Several messages under one key. [`Backend::Wide`](super::Backend::Wide) takes those of one length
-//! together, in less than half the time; the others take one after the other.
+//! Several messages under one key. [`Backend::Wide`](super::Backend::Wide) computes messages of one length
+//! together, in less than half the time; the other back ends compute one after the other.
 
 use std::mem::take;
 
@@ -13,9 +13,9 @@ pub(crate) const GROUP: usize = 8;
 /// One of several messages.
 #[derive(Default)]
 pub struct Message<'a> {
-    /// Serves once in the life of a key, as with [`AeadKey::seal`].
+    /// To be used only once in the life of a key, as with [`AeadKey::seal`].
     pub counter: u64,
-    /// The text, and behind it [`TAG_LEN`] bytes: its tag, or the room for it.
+    /// The text, followed by [`TAG_LEN`] bytes: its tag, or the room for it.
     pub buffer: &'a mut [u8],
 }
 
@@ -30,9 +30,9 @@ impl AeadKey {
         each_group(messages, |group| self.seal_group(group));
     }
 
-    /// Decrypts each message in place, without associated data. Calls `opened` for each, in their
-    /// order, with its counter and its plaintext, or [`Forged`]: then nothing in its buffer may be used,
-    /// and the others are none the worse.
+    /// Decrypts each message in place, without associated data. Calls `opened` for each, in their order, with
+    /// its counter and its plaintext, or with [`Forged`]: the contents of that buffer must then not be used;
+    /// the other messages are not affected.
     pub fn open_each<'a>(
         &self,
         messages: impl IntoIterator<Item = Message<'a>>,
@@ -116,7 +116,7 @@ impl AeadKey {
     }
 }
 
-/// Deals messages that follow each other and have one length into groups of up to [`GROUP`].
+/// Splits the messages into groups of up to [`GROUP`] neighbours of one length.
 fn each_group<'a>(
     messages: impl IntoIterator<Item = Message<'a>>,
     mut take: impl FnMut(&mut [Message<'a>]),
@@ -135,7 +135,7 @@ fn each_group<'a>(
     }
 }
 
-/// The caller lays the buffers out.
+/// Callers allocate every buffer with room for the tag.
 const NO_ROOM: &str = "a message has room for its tag";
 
 #[cfg(test)]

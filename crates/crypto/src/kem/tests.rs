@@ -1,4 +1,4 @@
-//! Published vectors, and what becomes of keys and ciphertexts that were bent.
+//! Published test vectors, and altered keys and ciphertexts.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -47,7 +47,8 @@ fn wycheproof_encapsulation() {
     assert!(refused > 100, "only {refused} keys beyond the modulus");
 }
 
-/// Among them ciphertexts that are random or bent in a bit, and the secret each has to yield.
+/// The cases include random ciphertexts and ciphertexts with a flipped bit, each with the secret that it has to
+/// yield.
 #[test]
 fn wycheproof_decapsulation() {
     let mut bent = 0;
@@ -116,7 +117,7 @@ fn no_number_of_a_key_may_reach_the_modulus() {
     assert_eq!(EncapsulationKey::parse(&[0xff; ENCAPSULATION_KEY_LEN]).err(), Some(InvalidKey));
 }
 
-/// Writes one of the key's numbers, two of which share three bytes.
+/// Writes one of the key's numbers; two neighbours share three bytes.
 fn put(key: &mut [u8; ENCAPSULATION_KEY_LEN], place: usize, number: u16) {
     let (pair, shift) = (place / 2 * 3, place % 2 * 12);
     let bytes = &mut key[pair..pair + 3];
@@ -130,12 +131,12 @@ fn tests(name: TestName) -> Vec<Test> {
     groups.into_iter().flat_map(|group| group.tests).collect()
 }
 
-/// `None` where the length is one that the argument cannot have.
+/// `None` if the argument cannot have this length.
 fn exact<const N: usize>(bytes: &Option<ByteString>) -> Option<[u8; N]> {
     bytes.as_ref()?.as_slice().try_into().ok()
 }
 
-/// The "randomness" of a vector, to the last byte.
+/// Returns the bytes of a vector in place of random ones.
 struct Fixed<'a>(&'a [u8]);
 
 impl TryRng for Fixed<'_> {

@@ -1,8 +1,8 @@
-//! The key stream of ChaCha20 (RFC 8439 §2.3 and §2.4) for a group of messages: each register holds one
-//! word of the state, for sixteen blocks side by side.
+//! The key stream of ChaCha20 (RFC 8439 §2.3 and §2.4) for a group of messages: each register holds one word of
+//! the state, for sixteen blocks side by side.
 //!
-//! A quarter round then needs no shuffle, and two passes of sixteen blocks, step by step at the same
-//! time, just fill the 32 registers and leave no step to wait for the one before it.
+//! A quarter round then needs no shuffle. Two passes of sixteen blocks, computed step by step at the same time,
+//! fill the 32 registers, and no step has to wait for the one before it.
 
 use std::arch::x86_64::{
     __m512i, _mm_cvtsi32_si128, _mm512_add_epi32, _mm512_and_si512, _mm512_permutex2var_epi32,
@@ -24,23 +24,23 @@ const LANES: usize = 16;
 /// The words of sixteen states, as rows and columns.
 type State = [[__m512i; 4]; 4];
 
-/// The key stream of up to [`GROUP`] messages. The sixteen lanes are dealt to them in turn: with four
-/// messages, a pass makes four blocks of each.
+/// The key stream of up to [`GROUP`] messages. They take turns at the sixteen lanes: with four messages, a pass
+/// makes four blocks of each.
 pub(super) struct Stream {
-    /// Before the first round.
+    /// The state before the first round.
     state: State,
-    /// Messages rounded up to a power of two, so that they divide the lanes.
+    /// The number of messages, rounded up to a power of two so that it divides the lanes.
     width: usize,
-    /// Blocks of each message that the next pass begins with.
+    /// The block of each message at which the next pass begins.
     block: usize,
 }
 
-/// Blocks of key stream, those of one number for all messages together.
+/// Blocks of key stream, sorted by block number: block n of every message, then block n + 1 of every message.
 pub(super) struct Pass {
     blocks: [[u8; BLOCK]; 2 * LANES],
     len: usize,
     width: usize,
-    /// The number of the first.
+    /// The number of the first block.
     block: usize,
 }
 
@@ -62,8 +62,8 @@ impl Stream {
         self.block
     }
 
-    /// As many of the next blocks as the registers hold, or half as many if that is enough to reach
-    /// the number `end`.
+    /// Computes as many of the next blocks as the registers hold, or half as many if that reaches the block
+    /// `end`.
     #[target_feature(enable = "avx512f")]
     pub(super) fn next(&mut self, end: usize, pass: &mut Pass) {
         (pass.width, pass.block) = (self.width, self.block);
@@ -97,7 +97,7 @@ impl Stream {
         }
     }
 
-    /// By one pass over the lanes.
+    /// Advances the block counters by one pass over the lanes.
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn advance(&mut self) {
@@ -108,7 +108,7 @@ impl Stream {
     }
 }
 
-/// A number of lanes, in each of them.
+/// This number of lanes, as a value in each lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn all(number: usize) -> __m512i {
@@ -121,7 +121,7 @@ fn broadcast(words: [i32; 4]) -> [__m512i; 4] {
     words.map(|word| _mm512_set1_epi32(word))
 }
 
-/// The last row but for its first word: each lane has that of its message's nonce.
+/// The last row of the state without its first word: each lane holds its message's nonce.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn nonce_words(nonces: &[[u8; 12]], width: usize) -> [__m512i; 4] {
@@ -160,7 +160,7 @@ impl Pass {
         self.blocks.first_chunk().expect("a pass holds more than a group")
     }
 
-    /// Adds the blocks to the texts that they are for.
+    /// XORs the texts with their blocks.
     #[target_feature(enable = "avx512f")]
     pub(super) fn xor(&self, texts: &mut [&mut [u8]]) {
         for (number, blocks) in (self.block..).zip(self.blocks[..self.len].chunks(self.width)) {
@@ -196,7 +196,7 @@ fn column_round<const N: usize>(states: &mut [State; N]) {
     add_xor_rotate::<N, 2, 3, 1, 7>(states);
 }
 
-/// `A += B; C ^= A; C <<<= BITS`, of rows.
+/// `A += B; C ^= A; C <<<= BITS`, where A, B and C are rows.
 #[target_feature(enable = "avx512f")]
 #[inline]
 #[expect(clippy::needless_range_loop, reason = "two rows of one state, one of them to write to")]
@@ -226,7 +226,7 @@ fn add_xor_rotate<
     }
 }
 
-/// Turns the rows so that diagonals stand in columns. Only names change: no register moves.
+/// Rotates the rows so that diagonals become columns. Only the names change: no register moves.
 fn diagonalise<const N: usize>(states: &mut [State; N]) {
     for [_, b, c, d] in states {
         *b = [b[1], b[2], b[3], b[0]];
@@ -235,7 +235,7 @@ fn diagonalise<const N: usize>(states: &mut [State; N]) {
     }
 }
 
-/// Turns them back.
+/// Rotates the rows back.
 fn undo_diagonalise<const N: usize>(states: &mut [State; N]) {
     for [_, b, c, d] in states {
         *b = [b[3], b[0], b[1], b[2]];
@@ -244,7 +244,7 @@ fn undo_diagonalise<const N: usize>(states: &mut [State; N]) {
     }
 }
 
-/// From a word of sixteen blocks in each register to a block in each register.
+/// Transposes: from one word of sixteen blocks per register to one block per register.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn blocks_of(state: &State) -> [__m512i; LANES] {
@@ -258,7 +258,7 @@ fn blocks_of(state: &State) -> [__m512i; LANES] {
     blocks
 }
 
-/// Of four words of each block, those of four blocks in each register.
+/// Transposes four words of each block: each result holds them for four blocks.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn fours([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {

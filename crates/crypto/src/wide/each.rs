@@ -1,8 +1,8 @@
-//! Poly1305 (RFC 8439 §2.5, in the form of §2.8) of several ciphertexts of one length: one a lane, each
-//! with its own r.
+//! Poly1305 (RFC 8439 §2.5, in the form of §2.8) of several ciphertexts of one length: one per lane, each with
+//! its own r.
 //!
-//! Four blocks enter the sum at a time: (sum + b₀)·r⁴ + b₁·r³ + b₂·r² + b₃·r. Only the first product
-//! waits for the sum before it, and all four share one carry.
+//! Each step adds four blocks to the sum: (sum + b₀)·r⁴ + b₁·r³ + b₂·r² + b₃·r. Only the first product waits
+//! for the previous sum, and all four share one carry.
 
 use std::arch::x86_64::{
     __m512i, _mm512_and_si512, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_unpackhi_epi64,
@@ -17,10 +17,10 @@ use crate::aead::TAG_LEN;
 
 /// Bytes of a block.
 const BLOCK: usize = 16;
-/// Blocks that enter a sum together.
+/// Blocks that one step adds.
 const STEP: usize = 4;
 
-/// The tags of `texts`, each under the one-time key that is the first half of its block of `keys`.
+/// The tags of `texts`. The first half of each block of `keys` is the one-time key.
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub(super) fn authenticate(
     keys: &[[u8; STEP * BLOCK]; LANES],
@@ -74,7 +74,7 @@ fn sum(texts: [&[u8]; LANES], powers: &[Factor; STEP]) -> Limbs {
     step(sum, &[lengths], &powers[STEP - 1..])
 }
 
-/// Lets as many blocks enter the sum as there are powers.
+/// Adds as many blocks to the sum as there are powers.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn step(sum: Limbs, blocks: &[[__m512i; 2]], powers: &[Factor]) -> Limbs {
@@ -85,7 +85,7 @@ fn step(sum: Limbs, blocks: &[[__m512i; 2]], powers: &[Factor]) -> Limbs {
     products.plus(sum.plus(Limbs::of_blocks(blocks[0])), &powers[0]).carry()
 }
 
-/// From four blocks of each message to the lower and the upper halves of the messages' blocks.
+/// From four blocks of each message to the lower and upper halves of each block, one message per lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn halves(messages: [__m512i; LANES]) -> [[__m512i; 2]; STEP] {

@@ -13,7 +13,7 @@ pub(super) const LANES: usize = 8;
 
 const BITS_44: u64 = (1 << 44) - 1;
 const BITS_42: u64 = (1 << 42) - 1;
-/// What RFC 8439 §2.5.1 leaves of r.
+/// The bits of r that clamping keeps (RFC 8439 §2.5.1).
 pub(super) const CLAMP: u128 = 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
 
 /// Eight numbers. Limbs may exceed their width by a few bits until [`Limbs::totals`].
@@ -21,7 +21,7 @@ pub(super) const CLAMP: u128 = 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
 pub(super) struct Limbs(pub(super) [__m512i; 3]);
 
 impl Limbs {
-    /// Of numbers of 128 bits, their lower and upper halves.
+    /// From the lower and upper halves of 128-bit numbers.
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn of([low, high]: [__m512i; 2]) -> Self {
@@ -34,14 +34,14 @@ impl Limbs {
         ])
     }
 
-    /// The same, as blocks of a message: with a bit above the 128 (RFC 8439 §2.5.1).
+    /// Like [`Limbs::of`], for blocks of a message: adds the bit above the 128 (RFC 8439 §2.5.1).
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn of_blocks(halves: [__m512i; 2]) -> Self {
         Self::of(halves).with_bits(_mm512_set1_epi64(1 << 40))
     }
 
-    /// With these bits in the last limb, where there are none.
+    /// Sets these bits in the last limb; they must be clear before.
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn with_bits(self, bits: __m512i) -> Self {
@@ -76,14 +76,14 @@ impl Limbs {
         self.times_plus(by, Self::zero())
     }
 
-    /// Lane by lane, a product and a sum.
+    /// `self * by + addend` in each lane.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     pub(super) fn times_plus(self, by: &Factor, addend: Self) -> Self {
         Products::new(addend).plus(self, by).carry()
     }
 
-    /// Moves what exceeds each limb to the next, all at once.
+    /// Moves the bits that exceed each limb to the next one, in all lanes at once.
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn carry(self) -> Self {
@@ -98,14 +98,14 @@ impl Limbs {
         ])
     }
 
-    /// Each lane's number modulo 2¹³⁰ − 5, and of that the lower 128 bits.
+    /// Each lane's number modulo 2¹³⁰ − 5; returns its lower 128 bits.
     pub(super) fn totals(self) -> [u128; LANES] {
         let [a, b, c]: [[u64; LANES]; 3] = transmute!(self.0);
         std::array::from_fn(|i| total(a[i], b[i], c[i]))
     }
 }
 
-/// A number of limbs that may be as wide as 60 bits modulo 2¹³⁰ − 5, and of that the lower 128 bits.
+/// Reduces a number, whose limbs may be 60 bits wide, modulo 2¹³⁰ − 5; returns its lower 128 bits.
 pub(super) fn total(a: u64, b: u64, c: u64) -> u128 {
     let b = b + (a >> 44);
     let c = c + (b >> 44);
@@ -123,7 +123,7 @@ fn reduce(a: u64, b: u64, c: u64) -> u128 {
         let b = b + ((a + 5) >> 44);
         c + (b >> 44)
     };
-    // The number plus 5 reaches 2¹³⁰ just where it has to be replaced by that sum, less 2¹³⁰.
+    // The number has to be reduced exactly if the number plus 5 reaches 2¹³⁰; the result is that sum less 2¹³⁰.
     let five = 5 * (less >> 42);
     u128::from(a)
         .wrapping_add(u128::from(five))
@@ -131,7 +131,7 @@ fn reduce(a: u64, b: u64, c: u64) -> u128 {
         .wrapping_add(u128::from(c) << 88)
 }
 
-/// A number to multiply by, and its upper limbs times 20: what they contribute beyond 2¹³².
+/// A number to multiply by, and its upper limbs times 20: their contribution beyond 2¹³².
 pub(super) struct Factor {
     limbs: Limbs,
     wrapped: [__m512i; 2],
@@ -145,8 +145,8 @@ impl Factor {
     }
 }
 
-/// Sums of products, whose carries wait: the lower 52 bits of each, and what lies above. There is room
-/// for a hundred.
+/// Sums of products whose carries are deferred: the lower 52 bits of each, and the bits above. There is room
+/// for a hundred products.
 pub(super) struct Products {
     low: [__m512i; 3],
     high: [__m512i; 3],
@@ -159,7 +159,7 @@ impl Products {
         Self { low: addend.0, high: Limbs::zero().0 }
     }
 
-    /// With one more product.
+    /// Adds one more product.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     pub(super) fn plus(self, number: Limbs, by: &Factor) -> Self {
@@ -177,7 +177,7 @@ impl Products {
         Self { low, high }
     }
 
-    /// As one number. The upper parts start at bit 52, 8 bits above the next limb.
+    /// Carries, and returns the sum as one number. The upper parts start at bit 52, 8 bits above the next limb.
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn carry(self) -> Limbs {

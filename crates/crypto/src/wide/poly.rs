@@ -1,10 +1,10 @@
-//! Poly1305 (RFC 8439 §2.5) of a ciphertext without associated data, in the form that ChaCha20-Poly1305
-//! gives it (§2.8): padded to a whole block, then a block of lengths.
+//! Poly1305 (RFC 8439 §2.5) of a ciphertext without associated data, in the form that ChaCha20-Poly1305 gives
+//! it (§2.8): padded to a whole block, then a block of lengths.
 //!
-//! Numbers modulo 2¹³⁰ − 5 are three limbs of 44, 44 and 42 bits. Eight of them stand side by side: the
-//! message's blocks are dealt to eight lanes, every lane is multiplied by r⁸ for each further block, and
-//! at the end the lane whose last block is the k-th from the end by rᵏ. Blocks are counted from the end,
-//! so what is missing to a multiple of eight is missing at the beginning, where zeroes do no harm.
+//! Numbers modulo 2¹³⁰ − 5 are three limbs of 44, 44 and 42 bits, in eight lanes side by side. The message's
+//! blocks are dealt to the lanes in turn. For each further block a lane is multiplied by r⁸. At the end, the
+//! lane whose last block is the k-th from the end is multiplied by rᵏ. As blocks are counted from the end, a
+//! number that is no multiple of eight leaves lanes empty at the beginning, where zeroes do no harm.
 
 use std::arch::x86_64::{
     __m512i, _mm512_cmpge_epi64_mask, _mm512_mask_mov_epi64, _mm512_maskz_set1_epi64,
@@ -21,7 +21,7 @@ const BLOCK: usize = 16;
 /// Bytes of one block for each lane.
 const GROUP: usize = BLOCK * LANES;
 
-/// The tag of `text` under the one-time key that is the first half of this block.
+/// The tag of `text`. The first half of `key` is the one-time key.
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub(super) fn authenticate(key: &[u8; 64], text: &[u8]) -> [u8; TAG_LEN] {
     let [r, s, ..]: [[u8; 16]; 4] = transmute!(*key);
@@ -30,8 +30,8 @@ pub(super) fn authenticate(key: &[u8; 64], text: &[u8]) -> [u8; TAG_LEN] {
     total(sum).wrapping_add(u128::from_le_bytes(s)).to_le_bytes()
 }
 
-/// Adds up the blocks of each lane, short of the last multiplication: the first group, which may lack
-/// blocks, then those that are all text, then the one that ends in the lengths.
+/// Adds up the blocks of each lane, without the last multiplication: first the group that may lack blocks, then
+/// the groups of text only, then the group that ends in the lengths.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn sum(text: &[u8], powers: &Powers) -> Limbs {
@@ -52,7 +52,7 @@ fn sum(text: &[u8], powers: &Powers) -> Limbs {
     sum.times_plus(&powers.eighth, blocks(&bytes, 0))
 }
 
-/// Two groups at a time, in two sums that do not wait for each other.
+/// Adds two groups at a time, in two sums that do not wait for each other.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn sum_whole(first: Limbs, whole: &[[u8; GROUP]], powers: &Powers) -> Limbs {
@@ -66,13 +66,13 @@ fn sum_whole(first: Limbs, whole: &[[u8; GROUP]], powers: &Powers) -> Limbs {
     odd.iter().fold(sum, |sum, group| sum.times_plus(&powers.eighth, blocks(group, 0)))
 }
 
-/// The last block of the message: no associated data, and so many bytes of text.
+/// The last block of the message: zero bytes of associated data, `len` bytes of text.
 fn put_lengths(group: &mut [u8; GROUP], len: usize) {
     group[GROUP - 8..].copy_from_slice(&(len as u64).to_le_bytes());
 }
 
-/// Blocks as numbers, of which the first `missing` are none and lack the bit above the 128. The order
-/// is that of [`ORDER`].
+/// Blocks as numbers. The first `missing` do not exist and lack the bit above the 128. The order is that of
+/// [`ORDER`].
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn blocks(bytes: &[u8; GROUP], missing: usize) -> Limbs {
@@ -82,14 +82,14 @@ fn blocks(bytes: &[u8; GROUP], missing: usize) -> Limbs {
         .with_bits(_mm512_maskz_set1_epi64(present, 1 << 40))
 }
 
-/// The sum of all lanes modulo 2¹³⁰ − 5, and of that the lower 128 bits.
+/// The sum of all lanes modulo 2¹³⁰ − 5; returns its lower 128 bits.
 #[target_feature(enable = "avx512f")]
 fn total(sum: Limbs) -> u128 {
     let [a, b, c] = sum.0.map(|limb| _mm512_reduce_add_epi64(limb).cast_unsigned());
     limbs::total(a, b, c)
 }
 
-/// The number of the block that stands in each lane.
+/// The number of the block in each lane.
 const ORDER: [u64; LANES] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// Powers of r.
@@ -98,7 +98,7 @@ struct Powers {
     eighth: Factor,
     /// r¹⁶ in every lane.
     sixteenth: Factor,
-    /// r⁸ for the first block of a group, r for its last.
+    /// r⁸ for the first block of a group, down to r for its last.
     falling: Factor,
 }
 
@@ -108,7 +108,7 @@ impl Powers {
     fn new(r: u128) -> Self {
         let mut power = Limbs::all(r);
         let mut falling = power;
-        // The block with number 7 − k takes r to the power of 1 + k: bit by bit of k.
+        // The block with number 7 − k is multiplied by r to the power of 1 + k: one factor for each bit of k.
         for lanes in const { [lanes_without(1), lanes_without(2), lanes_without(4)] } {
             let factor = Factor::new(power);
             let product = falling.times(&factor);
@@ -123,7 +123,7 @@ impl Powers {
     }
 }
 
-/// The lanes whose block's number lacks this bit.
+/// The lanes whose block number lacks this bit.
 const fn lanes_without(bit: u64) -> u8 {
     let (mut lanes, mut lane) = (0, 0);
     while lane < LANES {

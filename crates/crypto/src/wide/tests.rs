@@ -1,4 +1,5 @@
-//! Every length against ring, and the authenticator against the textbook where its limbs are fullest.
+//! Compares every length with ring, and the authenticator with a textbook version for inputs that fill its
+//! limbs.
 
 use proptest::prelude::*;
 
@@ -8,7 +9,7 @@ use crate::aead::{AeadKey, Algorithm, Backend};
 /// Longer than any two passes, and than a jumbo frame.
 const LONGEST: usize = 9100;
 
-/// `None` on a processor that has no use for these tests.
+/// `None` if this processor cannot run the tests.
 fn wide(key: &[u8; 32]) -> Option<WideKey> {
     let wide = WideKey::new(key);
     if wide.is_none() {
@@ -36,7 +37,7 @@ fn every_length_seals_and_opens_as_with_ring() {
     }
 }
 
-/// RFC 8439 §2.5.1 with numbers of 26-bit limbs, of the message as §2.8 lays it out.
+/// Poly1305 of RFC 8439 §2.5.1 with 26-bit limbs, over the message as §2.8 lays it out.
 fn textbook(key: [u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
     let (r, s) = key.split_at(16);
     let r = limbs_of(u128::from_le_bytes(r.try_into().unwrap()) & limbs::CLAMP, 0);
@@ -76,7 +77,7 @@ fn carry(mut limbs: [u64; 5]) -> [u64; 5] {
     limbs
 }
 
-/// Subtracts 2¹³⁰ − 5 by hand where that is needed; of the rest, the lower 128 bits.
+/// Subtracts 2¹³⁰ − 5 if needed, and returns the lower 128 bits.
 fn finish(limbs: [u64; 5]) -> u128 {
     let mut limbs = carry(carry(limbs));
     let largest = limbs[1..].iter().all(|limb| *limb == 0x03ff_ffff);
@@ -100,13 +101,13 @@ fn extreme(len: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The same eight times over, one a lane.
+/// Authenticates eight texts at once, one per lane.
 fn authenticate_each(keys: &[[u8; 32]; GROUP], texts: [&[u8]; GROUP]) -> [[u8; TAG_LEN]; GROUP] {
     // SAFETY: as in `authenticate`.
     unsafe { each::authenticate(&keys.map(block), texts) }
 }
 
-/// The block that begins with a one-time key. What follows is not to matter.
+/// A block that begins with the one-time key. The second half must not matter.
 fn block(key: [u8; 32]) -> [u8; BLOCK] {
     let mut block = [0xa5; BLOCK];
     block[..32].copy_from_slice(&key);
@@ -142,8 +143,8 @@ proptest! {
     }
 }
 
-/// Sums that end just below, at and above 2¹³⁰ − 5, where the last subtraction is decided: with r = 1
-/// the sum is that of the blocks themselves.
+/// Sums just below, at and above 2¹³⁰ − 5, where the last subtraction is decided: with r = 1 the sum is that of
+/// the blocks themselves.
 #[test]
 fn sums_around_the_modulus_are_reduced() {
     if wide(&[0; 32]).is_none() {

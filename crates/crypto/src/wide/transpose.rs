@@ -1,4 +1,4 @@
-//! From what lies side by side in one register to what lies side by side in several, and back.
+//! Transposes values between lanes of one register and several registers.
 
 use std::arch::x86_64::{__m512i, _mm512_shuffle_i32x4};
 

@@ -1,4 +1,4 @@
-//! Groups of every size against single messages of the other back ends.
+//! Compares groups of every size with single messages sealed by the other back ends.
 
 use super::*;
 use crate::aead::{Algorithm, Backend};
@@ -6,14 +6,14 @@ use crate::aead::{Algorithm, Backend};
 const BACKENDS: [Backend; 3] = [Backend::Wide, Backend::Ring, Backend::Portable];
 /// Two whole groups and one more.
 const MOST: usize = 2 * GROUP + 1;
-/// Far from where a counter fits 32 bits, and such that consecutive ones carry.
+/// Does not fit 32 bits, and carries from one byte to the next within a group.
 const FIRST: u64 = 0x0102_0304_ffff_fff8;
 
 fn keys() -> [AeadKey; 3] {
     BACKENDS.map(|backend| AeadKey::with_backend(backend, Algorithm::ChaCha20Poly1305, &[0x37; 32]))
 }
 
-/// As many messages of one length, each with its own text and counter, and room for the tag.
+/// [`MOST`] messages of one length, each with its own text and counter, and room for the tag.
 fn texts(len: usize) -> Vec<u8> {
     (0..(len + TAG_LEN) * MOST).map(|i| (i * i).to_le_bytes()[1]).collect()
 }
@@ -22,7 +22,7 @@ fn messages(buffer: &mut [u8], stride: usize) -> impl Iterator<Item = Message<'_
     (FIRST..).zip(buffer.chunks_mut(stride)).map(|(counter, buffer)| Message { counter, buffer })
 }
 
-/// One after the other, with the single function.
+/// Seals one message after the other with [`AeadKey::seal`].
 fn sealed_singly(key: &AeadKey, mut buffer: Vec<u8>, stride: usize) -> Vec<u8> {
     for Message { counter, buffer } in messages(&mut buffer, stride) {
         let (text, tag) = buffer.split_last_chunk_mut().unwrap();
@@ -78,7 +78,7 @@ fn lengths_that_change_are_sealed_and_opened_too() {
     }
 }
 
-/// Text or tag, in each place of a group of each size.
+/// Alters the text or the tag, at each place of groups of each size.
 #[test]
 fn what_is_forged_gives_nothing_away_and_the_others_open() {
     let [wide, ..] = keys();
