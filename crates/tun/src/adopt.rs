@@ -1,4 +1,4 @@
-//! Which device is taken: one that is there already, or a new one.
+//! Whether to open an existing device or to make a new one.
 
 use std::fs::File;
 use std::io;
@@ -6,21 +6,21 @@ use std::os::fd::AsFd;
 
 use caps::{CapSet, Capability};
 
-use crate::look::look;
-use crate::make::{New, Unmade};
+use crate::link;
+use crate::make::{MakeError, New};
 use crate::open::{Mode, OpenError, Options, open_driver};
 use crate::persist::{Owner, PersistError, kind_of};
 use crate::{clear, ioctl};
 
-/// Whether a device that is there is taken, and whether one is made.
+/// Whether an existing device may be opened, and whether a new one may be made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Adopt {
-    /// The one that is there; a new one where there is none.
+    /// Opens the existing device, or makes one if there is none.
     #[default]
     Auto,
-    /// The one that is there, and no other.
+    /// Opens the existing device; fails if there is none.
     Require,
-    /// A new one.
+    /// Makes a new device; fails if there is one of that name.
     Never,
 }
 
@@ -28,9 +28,9 @@ pub enum Adopt {
 pub(crate) struct First {
     pub(crate) file: File,
     pub(crate) name: String,
-    /// Whether it was there before.
+    /// Whether the device existed before.
     pub(crate) adopted: bool,
-    /// Whose it is now, if it was anybody's before.
+    /// The owner that the device was given, if it had none before.
     pub(crate) claimed: Option<Owner>,
 }
 
@@ -49,8 +49,8 @@ pub(crate) fn first(name: &str, options: &Options) -> Result<First, OpenError> {
     }
 }
 
-/// Attaches one more queue, or the only one. While somebody else is attached to a device of several queues
-/// the kernel agrees to whatever is asked for, and changes nothing: so what it made of it is read back.
+/// Attaches one more queue, or the only one. While somebody else is attached to a multi-queue device, the
+/// kernel accepts any flags without applying them: so the flags in effect are read back.
 pub(crate) fn attach(
     file: &File,
     name: &str,
@@ -67,13 +67,13 @@ pub(crate) fn attach(
     Err(OpenError::Header { name: name.to_owned() })
 }
 
-/// Whoever else is attached to a device of several queues would get a share of what comes out of it.
+/// Checks that nobody else is attached to a multi-queue device, as they would get a share of its packets.
 ///
 /// # Errors
 ///
 /// If more than `ours` are attached.
 pub(crate) fn alone(name: &str, ours: usize) -> Result<(), OpenError> {
-    let seen = look(name).map_err(|error| OpenError::attaching(name, error))?;
+    let seen = link::query(name).map_err(|error| OpenError::attaching(name, error))?;
     let queues = seen.and_then(|seen| seen.queues).unwrap_or_default();
     let ours = u32::try_from(ours).unwrap_or(u32::MAX);
     match queues.saturating_sub(ours) {
@@ -82,7 +82,7 @@ pub(crate) fn alone(name: &str, ours: usize) -> Result<(), OpenError> {
     }
 }
 
-/// A new one alone, which belongs to root if to nobody else.
+/// Makes a new device, never opens an existing one. It belongs to root unless `options` name an owner.
 fn make(name: &str, options: &Options) -> Result<First, OpenError> {
     let Options { mode, queues, owner, .. } = *options;
     let owner = if owner == Owner::default() { Owner::ROOT } else { owner };
@@ -91,10 +91,11 @@ fn make(name: &str, options: &Options) -> Result<First, OpenError> {
     Ok(First { file, name, adopted: false, claimed: None })
 }
 
-/// A device that was made with multi_queue refuses a plain attach, but takes one queue of several.
+/// Opens an existing device. A device made with multi_queue refuses a plain attach, but allows one queue of
+/// several.
 fn take(name: &str, options: &Options) -> Result<First, OpenError> {
     let (mode, multi_queue) = (options.mode, options.queues > 1);
-    // Before anything is changed for them.
+    // Checked first, so that a device in use is not changed.
     alone(name, 0)?;
     let file = open_driver(name)?;
     let attached = match attach(&file, name, mode, multi_queue) {
@@ -111,9 +112,9 @@ fn take(name: &str, options: &Options) -> Result<First, OpenError> {
     Ok(First { file, name, adopted: true, claimed })
 }
 
-/// Gives a device that is anybody's an owner. That takes no privilege, and cannot be undone.
+/// Gives an owner to a device that anybody may attach to. That takes no privilege, and cannot be undone.
 fn claim(file: &File, name: &str, wanted: Owner) -> Result<Option<Owner>, OpenError> {
-    let seen = look(name).map_err(|error| OpenError::attaching(name, error))?;
+    let seen = link::query(name).map_err(|error| OpenError::attaching(name, error))?;
     if !seen.is_some_and(|seen| seen.is_anybodys()) {
         return Ok(None);
     }
@@ -122,7 +123,8 @@ fn claim(file: &File, name: &str, wanted: Owner) -> Result<Option<Owner>, OpenEr
     Ok(Some(owner))
 }
 
-/// Who opens a device of root's next time as well: whoever may do so without owning it, or else this user.
+/// An owner with which the next start can open the device again: root if this process has CAP_NET_ADMIN,
+/// otherwise its user.
 fn opener() -> Owner {
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false) {
         return Owner::ROOT;
@@ -149,18 +151,18 @@ fn owning(name: &str, error: PersistError) -> OpenError {
     OpenError::Io { name: name.to_owned(), source }
 }
 
-fn making(name: &str, mode: Mode, why: Unmade) -> OpenError {
+fn making(name: &str, mode: Mode, why: MakeError) -> OpenError {
     let device = name.to_owned();
     let error = match why {
-        Unmade::Driver(error) => return error,
-        Unmade::Owner(error) => return owning(name, error),
-        Unmade::Taken => return OpenError::Exists { name: device },
-        Unmade::Contested => return OpenError::Contested { name: device },
-        Unmade::Kernel(error) => error,
+        MakeError::Driver(error) => return error,
+        MakeError::Owner(error) => return owning(name, error),
+        MakeError::Taken => return OpenError::Exists { name: device },
+        MakeError::Contested => return OpenError::Contested { name: device },
+        MakeError::Kernel(error) => error,
     };
     match error.raw_os_error() {
         Some(libc::EPERM) => OpenError::MayNotMake { name: device, mode },
-        // There is nothing of that name, so it cannot be something else.
+        // No interface has that name, so this is not a device of another kind.
         Some(libc::EINVAL) => OpenError::Io { name: device, source: error },
         _ => OpenError::attaching(name, error),
     }

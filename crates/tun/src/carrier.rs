@@ -1,5 +1,5 @@
-//! The device's carrier: whether a cable seems to be plugged in. Links with none are `NO-CARRIER`, the
-//! kernel sends nothing into them, and routing daemons take them for dead.
+//! The device's carrier: whether a cable seems to be plugged in. A link without one is `NO-CARRIER`: the kernel
+//! sends nothing into it, and routing daemons consider it down.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,13 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::ioctl;
 use crate::open::Queue;
 
-/// One device's carrier. The device stays for as long as this does.
+/// The carrier of one device. It keeps the device alive.
 #[derive(Debug)]
 pub struct Carrier(OwnedFd);
 
 impl Carrier {
-    /// The carrier of the device that `queue` is of. The kernel has put it on when the queue was
-    /// attached, and puts it off when nobody is attached any more.
+    /// The carrier of the device of `queue`. The kernel turns it on when the first queue is attached, and off
+    /// when the last one is gone.
     ///
     /// # Errors
     ///
@@ -22,8 +22,8 @@ impl Carrier {
         queue.as_fd().try_clone_to_owned().map(Self)
     }
 
-    /// Puts it on or off, which takes no privilege. What is written into a device without carrier
-    /// still arrives; what the kernel sends into it is lost.
+    /// Turns the carrier on or off, which takes no privilege. Packets that are written into a device without
+    /// carrier still arrive; packets that the kernel sends into it are lost.
     ///
     /// # Errors
     ///

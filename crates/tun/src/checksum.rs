@@ -29,7 +29,7 @@ impl Sum {
         Self(word)
     }
 
-    /// The folded sum, as a field that the kernel shall complete holds it.
+    /// The folded sum, as in the checksum field of a packet that the kernel is to complete.
     pub const fn partial(self) -> u16 {
         self.0
     }
@@ -80,7 +80,7 @@ pub fn pseudo_header(addresses: &[u8], protocol: u8, len: u16) -> Sum {
     Sum::of(addresses) + Sum(u16::from(protocol)) + Sum(len)
 }
 
-/// Adds up 32-bit words, copying on the way if `COPY`, by the widest means the processor has.
+/// Adds up 32-bit words with the widest instructions that the processor has, and copies them if `COPY`.
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "calling code compiled for AVX2")]
 fn pass<const COPY: bool>(from: &[u8], to: &mut [u8]) -> u64 {

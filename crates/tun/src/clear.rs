@@ -1,5 +1,5 @@
-//! What a former program may have left on a device that stays, and what we leave ourselves. The kernel keeps
-//! it with the device, shows most of it to nobody, and gives the next program the device as it is.
+//! Resets settings that outlive the program which made them. The kernel keeps them with a persistent device,
+//! hardly shows them, and the next program inherits them. This covers settings of earlier programs and our own.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,28 +7,28 @@ use std::os::fd::AsFd;
 use crate::ioctl;
 use crate::open::Mode;
 
-/// Takes away what keeps packets from whoever is attached: filters and programs. None of them can be read, to
-/// be given back later, and what they refer to belonged to a program that is gone.
+/// Removes filters and programs that keep packets from the attached program. They cannot be read, so they
+/// cannot be restored later; and whatever they refer to belonged to a program that is gone.
 ///
 /// # Errors
 ///
 /// If the kernel refuses it.
 pub(crate) fn clear(attached: impl AsFd, mode: Mode) -> io::Result<()> {
     match ioctl::clear_programs(attached.as_fd()) {
-        // Before Linux 4.16 there are none.
+        // Linux before 4.16 has no such programs.
         Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
         _ => {}
     }
     match mode {
-        // It takes no filters.
+        // A TUN device has no filters.
         Mode::Tun => Ok(()),
         Mode::Tap => ioctl::clear_filters(attached.as_fd()),
     }
 }
 
-/// Makes the device that `attached` is attached to give packets as a new one does: complete, each by itself,
-/// and behind a header of the usual length where a program asks for one. Super-packets go to nobody but who asks
-/// for them anew. It takes no privilege.
+/// Makes the device deliver packets as a new one does: complete, one per read, and with a header of the usual
+/// length if a program asks for one. A program that wants super-packets has to ask for them again. It takes no
+/// privilege.
 ///
 /// # Errors
 ///

@@ -1,8 +1,7 @@
-//! Merges consecutive packets of a flow into super-packets: what the kernel's GRO would merge,
-//! nothing else.
+//! Merges consecutive packets of a flow into super-packets: it merges only what the kernel's GRO would merge.
 //!
-//! A packet joins only the latest item of its flow, so the order within a flow holds by
-//! construction. Payloads stay where they are: an item is a list of ranges of the receive buffer.
+//! A packet joins only the latest item of its flow, so the order within a flow holds by construction. Payloads
+//! stay where they are: an item is a list of ranges of the receive buffer.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -12,15 +11,15 @@ use crate::layout::{Transport, low16, put16};
 use crate::split::{SplitError, split};
 use crate::vnet::{GSO_UDP_L4, NEEDS_CSUM, VNET_LEN, VnetHeader};
 
-/// Gathers the packets of one received batch and hands them on as few writes.
+/// Gathers the packets of one received batch and hands them on in as few writes as possible.
 #[derive(Debug)]
 pub struct Coalescer {
     limits: Limits,
-    /// In the order in which they are written.
+    /// The items in the order in which they are written.
     items: Vec<Item>,
     /// Payloads that joined an item, each naming the item's next one.
     joined: Vec<Joined>,
-    /// The item each flow may still grow.
+    /// For each flow, the item that may still grow.
     open: Vec<Open>,
 }
 
@@ -31,12 +30,12 @@ pub struct Limits {
     pub tcp: bool,
     /// Whether UDP is merged.
     pub udp: bool,
-    /// Bytes before the IP header: none on a TUN device.
+    /// Bytes before the IP header: zero on a TUN device.
     pub prefix: usize,
 }
 
 impl Limits {
-    /// Merges no more of what `header` describes, because the device refused it.
+    /// Stops merging packets like those of `header`, because the device refused it.
     pub const fn forbid(&mut self, header: VnetHeader) {
         if header.gso_type == GSO_UDP_L4 {
             self.udp = false;
@@ -46,8 +45,8 @@ impl Limits {
     }
 }
 
-/// Undoes one write of [`Coalescer::flush`] that the device refused: hands its packets to `write`
-/// one by one. Made for the rare case, it allocates.
+/// Undoes one write of [`Coalescer::flush`] that the device refused: hands its packets to `write` one by one.
+/// It allocates, as it is rarely needed.
 ///
 /// # Errors
 ///
@@ -71,8 +70,7 @@ pub fn unmerge(
 }
 
 impl Coalescer {
-    /// Nothing gathered yet. All the memory it will use for a batch of up to 1024 packets is
-    /// allocated here.
+    /// Makes an empty coalescer, and allocates all the memory for a batch of up to 1024 packets.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -82,12 +80,12 @@ impl Coalescer {
         }
     }
 
-    /// What may be merged from now on.
+    /// The limits, to be changed from now on.
     pub const fn limits_mut(&mut self) -> &mut Limits {
         &mut self.limits
     }
 
-    /// Adds one packet, a range of `buffer`; the same buffer goes to [`flush`](Self::flush).
+    /// Adds one packet, a range of `buffer`; pass the same buffer to [`flush`](Self::flush).
     ///
     /// # Panics
     ///
@@ -106,8 +104,8 @@ impl Coalescer {
         }
     }
 
-    /// Hands every item to `write` as a header and slices of `buffer`, with the number of packets
-    /// in it, and forgets them.
+    /// Hands every item to `write` as a header and slices of `buffer`, with the number of its packets, and
+    /// forgets all items.
     ///
     /// # Panics
     ///
@@ -133,13 +131,14 @@ impl Coalescer {
         }
     }
 
-    /// It might belong to any flow between these hosts, so none of them may overtake it.
+    /// Adds a packet that might belong to any flow between these hosts, so none of these flows may grow across
+    /// it.
     fn push_opaque(&mut self, packet: Range<usize>, hosts: &Hosts) {
         self.open.retain(|open| open.flow.hosts != *hosts);
         self.items.push(Item::alone(packet));
     }
 
-    /// The next item is this flow's latest.
+    /// Makes the next item the latest of this flow.
     fn open_flow(&mut self, flow: Flow) {
         if self.open.len() == MAX_OPEN {
             self.open.remove(0);
@@ -184,20 +183,20 @@ struct Joined {
     next: usize,
 }
 
-/// One write: a packet as it came, or a super-packet in the making.
+/// One write: an unchanged packet, or a super-packet under construction.
 #[derive(Debug)]
 struct Item {
     first: Range<usize>,
-    /// The first packet's headers; `None` when it stays alone.
+    /// The first packet's headers; `None` if no packet may join.
     segment: Option<Segment>,
     count: usize,
     /// Payload bytes of all packets.
     len: usize,
-    /// From one IPv4 identification to the next: 0 or 1, known from the second packet on.
+    /// The step from one IPv4 identification to the next: 0 or 1, known from the second packet on.
     id_step: u16,
-    /// Whether the first packet's checksum was verified; a packet that stays alone needs none.
+    /// Whether the first packet's checksum was verified; a packet that stays alone needs no check.
     verified: bool,
-    /// FIN and PSH of the packet that ended the train.
+    /// FIN and PSH of the packet that ended the super-packet.
     ending: u8,
     /// Whether the latest packet was shorter than the first.
     short: bool,
@@ -227,8 +226,8 @@ impl Item {
         Self { segment: Some(segment), len: segment.len, ..Self::alone(packet) }
     }
 
-    /// Whether `packet` continues this item as the kernel's GRO would have it. Cheap conditions
-    /// come first; checksums are verified last and only for packets that are to be merged.
+    /// Whether `packet` continues this item by the rules of the kernel's GRO. Cheap conditions come first;
+    /// checksums are verified last, and only for packets that would otherwise be merged.
     fn takes(&mut self, buffer: &[u8], packet: &Range<usize>, next: &Segment) -> bool {
         let Some(first) = self.segment else { return false };
         next.constant == first.constant
@@ -239,7 +238,7 @@ impl Item {
             && next.layout.is_intact(&buffer[packet.clone()])
     }
 
-    /// Consecutive in sequence and identification.
+    /// Whether sequence number and identification are consecutive.
     fn continues(&self, first: &Segment, next: &Segment) -> bool {
         let step = next.id.wrapping_sub(first.id);
         let numbered = match self.count {
@@ -250,7 +249,8 @@ impl Item {
         numbered && (first.layout.transport == Transport::Udp || offset == self.len)
     }
 
-    /// No longer than the first, and the whole no longer than an IP packet may be.
+    /// Whether the packet is no longer than the first one, and the super-packet stays within the length of an
+    /// IP packet.
     fn has_room(&self, first: &Segment, next: &Segment) -> bool {
         let headers = first.layout.payload - first.layout.ip;
         next.len <= first.len && headers + self.len + next.len <= MAX_PACKET
@@ -278,7 +278,7 @@ impl Item {
         self.short = next.len < first.len;
     }
 
-    /// Whether nothing may follow the latest packet.
+    /// Whether no packet may follow the latest one.
     const fn is_full(&self) -> bool {
         let Some(first) = &self.segment else { return true };
         let most = match first.layout.transport {
@@ -333,7 +333,7 @@ impl Item {
     }
 }
 
-/// Everything before the IP header, and the TCP options.
+/// Whether everything before the IP header, and the TCP options, are equal.
 fn same_options(first: &Segment, a: &[u8], b: &[u8]) -> bool {
     let layout = &first.layout;
     let options = match layout.transport {
@@ -343,14 +343,15 @@ fn same_options(first: &Segment, a: &[u8], b: &[u8]) -> bool {
     a[..layout.ip] == b[..layout.ip] && a[options.clone()] == b[options]
 }
 
-/// More packets than one flush usually sees: 16 trains of 128.
+/// More packets than one flush usually sees: 16 GRO batches of 128.
 const BATCH: usize = 2048;
-/// So many flows are joined at once; the oldest is closed for one more, which never reorders it.
+/// Flows that may grow at the same time. For one more, the oldest is closed, which never reorders its packets.
 const MAX_OPEN: usize = 64;
 const MAX_PACKET: usize = 65_535;
-/// Segments in a super-packet: more of them, and older kernels refuse it.
+/// Segments of a UDP super-packet; older kernels refuse more.
 const MAX_UDP: usize = 64;
-/// A bound of ours; with an ordinary MSS the packet's length is reached first.
+/// Segments of a TCP super-packet. The limit is ours; with an ordinary MSS the length of the packet is reached
+/// first.
 const MAX_TCP: usize = 128;
 /// Ends a list of joined payloads.
 const NONE: usize = usize::MAX;

@@ -1,36 +1,36 @@
-//! What makes packets of one flow mergeable: the parts of a packet the kernel's GRO looks at.
+//! Classifies packets: which flow each belongs to, and whether the kernel's GRO could merge it.
 
 use crate::layout::{
     IPV4_HEADER, IPV6_HEADER, Layout, TCP, TCP_HEADER, Transport, UDP, UDP_HEADER, Version, word16,
     word32,
 };
 
-/// What a packet means to the flows around it.
+/// How a packet affects the flows around it.
 pub(crate) enum Class {
     /// May be merged with its neighbours in the flow.
     Mergeable(Flow, Segment),
-    /// Belongs to the flow, but has to stay as it is.
+    /// Belongs to the flow, but must not be merged.
     Alone(Flow),
-    /// Between these hosts, of a flow that cannot be told: fragments, options, other protocols.
+    /// Belongs to an unknown flow between these hosts: fragments, options, other protocols.
     Opaque(Hosts),
     /// Not an IP packet.
     Foreign,
 }
 
-/// Source and destination address, as they lie in the header; IPv4 leaves the rest zero.
+/// Source and destination address, as in the header; IPv4 leaves the rest zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hosts([u8; 32], Version);
 
-/// The packets between which order matters.
+/// Identifies the packets whose order must be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
-    // First, as it tells most flows apart.
+    // Compared first, as most flows differ in it.
     ports: [u8; 4],
     transport: Transport,
     pub(crate) hosts: Hosts,
 }
 
-/// A whole, unfragmented TCP or UDP packet with payload and without anything special.
+/// A whole, unfragmented TCP or UDP packet with payload and nothing unusual in its headers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
     pub(crate) layout: Layout,
@@ -40,26 +40,26 @@ pub(crate) struct Segment {
     pub(crate) id: u16,
     /// The TCP sequence number; zero in UDP.
     pub(crate) sequence: u32,
-    /// FIN and PSH, either of which ends a train.
+    /// FIN and PSH: either ends a super-packet.
     pub(crate) ending: u8,
     pub(crate) constant: Constant,
 }
 
 impl Segment {
-    /// Whether the next packet may bear the same identification. The kernel counts identifications up
-    /// when it splits a super-packet (a `virtio_net_hdr` cannot ask for fixed ones). That is harmless
-    /// where none is needed: with DF set (RFC 6864 §4.1), and in IPv6. With DF clear it would give
-    /// fragments of two packets one identification.
+    /// Whether the next packet may have the same identification. The kernel increments the identification when
+    /// it splits a super-packet (`virtio_net_hdr` has no flag for a fixed one). That is harmless if nothing
+    /// needs it: with DF set (RFC 6864 §4.1), and in IPv6. With DF clear, fragments of two packets could get
+    /// the same identification.
     ///
-    /// A departure: kernels from 6.18 on merge equal identifications with DF clear too, since their
-    /// own super-packets remember that they were fixed.
+    /// This departs from GRO: kernels from 6.18 on merge equal identifications with DF clear too, since their
+    /// own super-packets remember that the identification was fixed.
     pub(crate) fn may_repeat_id(&self) -> bool {
         self.layout.version == Version::V6
             || self.constant.network[1] & u32::from(DONT_FRAGMENT) != 0
     }
 }
 
-/// Header fields that every packet of a super-packet shares.
+/// Header fields that must be equal in all packets of a super-packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Constant {
     /// TOS, DF and TTL, or class, flow label and hop limit.
@@ -70,7 +70,7 @@ pub(crate) struct Constant {
     urgent: u16,
 }
 
-/// Looks at the packet behind `prefix` bytes of `frame`.
+/// Classifies the packet behind `prefix` bytes of `frame`.
 pub(crate) fn classify(frame: &[u8], prefix: usize) -> Class {
     let Some(network) = Network::parse(frame, prefix) else { return Class::Foreign };
     let Some((flow, transport)) = flow(frame, &network) else {
@@ -88,7 +88,7 @@ struct Network {
     hosts: Hosts,
     ip: usize,
     l4: usize,
-    /// The protocol, if the packet is all there, of one piece and without options.
+    /// The protocol, if the packet is complete, not a fragment and without options.
     protocol: Option<u8>,
     id: u16,
     constant: [u32; 2],
@@ -139,7 +139,7 @@ impl Network {
         })
     }
 
-    /// A mergeable packet, if its headers end at `payload` and bytes follow.
+    /// A mergeable packet, if its headers end at `payload` and more bytes follow.
     fn segment(&self, frame: &[u8], transport: Transport, payload: usize) -> Option<Segment> {
         let len = frame.len().checked_sub(payload).filter(|len| *len > 0)?;
         let Self { version, ip, l4, .. } = *self;
@@ -154,7 +154,7 @@ impl Network {
     }
 }
 
-/// Ethernet frames say what they carry; without a prefix the first nibble alone does.
+/// Ethernet frames carry the protocol's type; without a prefix only the first nibble shows it.
 fn is_ether_type(frame: &[u8], prefix: usize, ether_type: u16) -> bool {
     prefix < 2 || word16(frame, prefix - 2) == ether_type
 }

@@ -1,4 +1,4 @@
-//! The device's ioctls, each a safe function: the only code here that talks to the kernel raw.
+//! The device's ioctls, each a safe function. No other module makes raw system calls.
 #![allow(unsafe_code, reason = "ioctl takes an untyped pointer")]
 
 use std::ffi::{CStr, c_int, c_short, c_uint};
@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use crate::layout::low16;
 use crate::vnet::VNET_LEN;
 
-/// Attaches `fd` to the device `name` (empty: the kernel picks one), creating it if need be.
-/// Returns the device's name.
+/// Attaches `fd` to the device `name` (empty: the kernel chooses one), creating it if necessary. Returns the
+/// device's name.
 pub(crate) fn attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result<String> {
     let mut request = named(name)?;
     request.ifr_ifru.ifru_flags = short(flags);
@@ -28,8 +28,8 @@ pub(crate) fn attached(fd: BorrowedFd<'_>) -> io::Result<(String, c_int)> {
     Ok((name_of(&request), c_int::from(unsafe { request.ifr_ifru.ifru_flags })))
 }
 
-/// Gives the interface `from`, which is down, another name, asked for through any socket. In a name with
-/// `%d` the kernel puts a number.
+/// Renames the interface `from`, which must be down, through any socket. The kernel replaces `%d` in the name
+/// with a number.
 pub(crate) fn rename(socket: impl AsFd, from: &str, to: &str) -> io::Result<()> {
     let mut request = named(from)?;
     request.ifr_ifru.ifru_newname = named(to)?.ifr_name;
@@ -37,8 +37,8 @@ pub(crate) fn rename(socket: impl AsFd, from: &str, to: &str) -> io::Result<()> 
     unsafe { ioctl(socket.as_fd(), libc::SIOCSIFNAME, &raw mut request) }
 }
 
-/// Takes away the two eBPF programs that somebody may have given the device: one that chooses a packet's
-/// queue, one that cuts packets short or drops them.
+/// Removes the two eBPF programs that somebody may have set on the device: one chooses a packet's queue, the
+/// other one truncates or drops packets.
 pub(crate) fn clear_programs(fd: BorrowedFd<'_>) -> io::Result<()> {
     for request in [libc::TUNSETSTEERINGEBPF, libc::TUNSETFILTEREBPF] {
         let mut none: c_int = -1;
@@ -48,18 +48,19 @@ pub(crate) fn clear_programs(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes away the two filters that a TAP device may have: the list of addresses to which it gives frames, and
-/// the program that each descriptor gets which is attached with packet information.
+/// Removes the two filters that a TAP device may have: the list of addresses whose frames it delivers, and the
+/// filter program that every descriptor attached with packet information gets.
 pub(crate) fn clear_filters(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // Two numbers of `struct tun_filter`: its flags, and how many addresses follow. None lets all pass.
+    // Two numbers of `struct tun_filter`: its flags, and how many addresses follow. With no address, all frames
+    // pass.
     let mut all = [0_u16; 2];
-    // SAFETY: TUNSETTXFILTER reads both numbers, and as many addresses as the second one says.
+    // SAFETY: TUNSETTXFILTER reads both numbers, and then as many addresses as the second one, which is zero.
     unsafe { ioctl(fd, libc::TUNSETTXFILTER, &raw mut all) }?;
     // SAFETY: TUNDETACHFILTER reads nothing.
     unsafe { by_value(fd, libc::TUNDETACHFILTER, 0) }
 }
 
-/// Takes the queue `fd` out of those that the device hands packets to; it can still be written to.
+/// Detaches the queue `fd`: the device no longer delivers packets to it, but it can still be written to.
 pub(crate) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
     let mut request = named("")?;
     request.ifr_ifru.ifru_flags = short(libc::IFF_DETACH_QUEUE);
@@ -67,7 +68,7 @@ pub(crate) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { ioctl(fd, libc::TUNSETQUEUE, &raw mut request) }
 }
 
-/// The link's own flags, such as `IFF_UP`, asked for through any socket.
+/// The link's own flags, such as `IFF_UP`, read through any socket.
 pub(crate) fn link_flags(socket: impl AsFd, name: &str) -> io::Result<c_int> {
     let mut request = named(name)?;
     // SAFETY: SIOCGIFFLAGS reads and writes one ifreq.
@@ -76,8 +77,8 @@ pub(crate) fn link_flags(socket: impl AsFd, name: &str) -> io::Result<c_int> {
     Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
 }
 
-/// Asks for the [`VnetHeader`](crate::VnetHeader) of ten bytes, as every device has it at first, and for its
-/// numbers to be little-endian or, as at first, the processor's own.
+/// Sets the [`VnetHeader`](crate::VnetHeader) to its default length of ten bytes, and its byte order to
+/// little-endian or to the default, the processor's own.
 pub(crate) fn set_vnet_header(fd: BorrowedFd<'_>, little_endian: bool) -> io::Result<()> {
     let mut len = c_int::from(low16(VNET_LEN));
     let mut little_endian = c_int::from(little_endian);
@@ -87,13 +88,13 @@ pub(crate) fn set_vnet_header(fd: BorrowedFd<'_>, little_endian: bool) -> io::Re
     unsafe { ioctl(fd, libc::TUNSETVNETLE, &raw mut little_endian) }
 }
 
-/// Says which super-packets reads may return.
+/// Sets which super-packets reads may return.
 pub(crate) fn set_offload(fd: BorrowedFd<'_>, features: c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory.
     unsafe { by_value(fd, libc::TUNSETOFFLOAD, features) }
 }
 
-/// Whether the device stays when the last descriptor that is attached to it is closed.
+/// Sets whether the device stays when the last descriptor attached to it is closed.
 pub(crate) fn set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory.
     unsafe { by_value(fd, libc::TUNSETPERSIST, persistent.into()) }
@@ -111,29 +112,29 @@ pub(crate) fn set_group(fd: BorrowedFd<'_>, gid: u32) -> io::Result<()> {
     unsafe { by_value(fd, libc::TUNSETGROUP, gid) }
 }
 
-/// Whether a cable seems to be plugged in.
+/// Sets whether a cable seems to be plugged in.
 pub(crate) fn set_carrier(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let mut on = c_int::from(on);
     // SAFETY: TUNSETCARRIER reads one int.
     unsafe { ioctl(fd, libc::TUNSETCARRIER, &raw mut on) }
 }
 
-/// The user who the calling thread acts as.
+/// The effective user of the calling thread.
 pub(crate) fn effective_user() -> u32 {
     // SAFETY: the call takes nothing and cannot fail.
     unsafe { libc::geteuid() }
 }
 
-/// Bytes that nobody can guess.
+/// Random bytes for names that nobody can guess.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     // SAFETY: getrandom writes as many bytes as the array has.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    // So few come whole or not at all.
+    // getrandom returns short requests whole or not at all.
     if got < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
 }
 
-/// Which driver the interface `name` has, and on which bus it is, asked for through any socket.
+/// The driver of the interface `name` and its bus, read through any socket.
 pub(crate) fn driver(socket: impl AsFd, name: &str) -> io::Result<(String, String)> {
     // SAFETY: it is plain old data, for which all zeros is a value.
     let mut info: DriverInfo = unsafe { zeroed() };
@@ -185,7 +186,7 @@ fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A request about the interface `name`, which must leave room for the final zero.
+/// A request about the interface `name`; the name must leave room for the final zero.
 fn named(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: an ifreq is plain old data, for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { zeroed() };
@@ -199,12 +200,12 @@ fn named(name: &str) -> io::Result<libc::ifreq> {
 }
 
 fn name_of(request: &libc::ifreq) -> String {
-    // SAFETY: the kernel ends the name with a zero inside the array.
+    // SAFETY: the kernel terminates the name with a zero inside the array.
     let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
     name.to_string_lossy().into_owned()
 }
 
-/// `IFF_*` bits as the short that an ifreq has for them, bit 15 included.
+/// The low 16 `IFF_*` bits as the short in an ifreq, bit 15 included.
 fn short(flags: c_int) -> c_short {
     let [a, b, ..] = flags.to_le_bytes();
     c_short::from_le_bytes([a, b])

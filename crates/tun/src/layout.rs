@@ -116,7 +116,7 @@ pub(crate) fn put16(bytes: &mut [u8], at: usize, word: u16) {
     bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }
 
-/// The low 16 bits of a length that was checked to need no more.
+/// The low 16 bits of a length that was checked to fit them.
 pub(crate) const fn low16(len: usize) -> u16 {
     let [low, high, ..] = len.to_le_bytes();
     u16::from_le_bytes([low, high])

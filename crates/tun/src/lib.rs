@@ -1,8 +1,8 @@
-//! The packets' end of the tunnel: a TUN device with its offloads, and the two pure passes that
-//! stand between the kernel's super-packets and single packets.
+//! The TUN and TAP device with its offloads, and two pure functions that convert between the kernel's
+//! super-packets and single packets.
 //!
-//! [`open()`] gives a [`Device`]; each read of a [`Queue`] is a [`VnetHeader`] and one packet or
-//! super-packet, which [`split()`] takes apart; [`Coalescer`] does the reverse before a write.
+//! [`open()`] returns a [`Device`]; each read of a [`Queue`] returns a [`VnetHeader`] and one packet or
+//! super-packet. [`split()`] splits a super-packet; [`Coalescer`] does the reverse before a write.
 #![deny(unsafe_code)]
 
 mod adopt;
@@ -13,7 +13,7 @@ mod coalesce;
 mod flow;
 mod ioctl;
 mod layout;
-mod look;
+mod link;
 mod make;
 mod open;
 mod persist;

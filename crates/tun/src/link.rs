@@ -1,5 +1,5 @@
-//! What the kernel says of a device, asked over netlink: owner and queues as they were at one instant, in the
-//! network namespace of the calling thread, whichever `/sys` is mounted.
+//! What the kernel reports about a device, asked over netlink. Owner and queues are of one instant. The network
+//! namespace is that of the calling thread, whichever `/sys` is mounted.
 
 use std::io::{self, Read};
 
@@ -7,75 +7,75 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// A device of the TUN driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Look {
+pub(crate) struct Link {
     /// The interface's number.
     pub(crate) index: i32,
-    /// What kind of hardware it pretends to be, `ARPHRD_*`.
+    /// The type of hardware that the device emulates, `ARPHRD_*`.
     pub(crate) hardware: u16,
     /// The user who may attach without a capability.
     pub(crate) user: Option<u32>,
-    /// The group whose members may.
+    /// The group whose members may attach without a capability.
     pub(crate) group: Option<u32>,
-    /// Whether it stays when nobody is attached.
+    /// Whether the device stays when nobody is attached.
     pub(crate) persistent: bool,
-    /// How many descriptors are attached, detached queues included; absent where it has one queue.
+    /// How many descriptors are attached, detached queues included; `None` for a single-queue device.
     pub(crate) queues: Option<u32>,
 }
 
-impl Look {
-    /// Whether anybody may attach who can open the driver.
+impl Link {
+    /// Whether anybody who can open the driver may attach.
     pub(crate) const fn is_anybodys(&self) -> bool {
         self.user.is_none() && self.group.is_none()
     }
 }
 
-/// Looks at the interface `name`; `None` if it is not one of the TUN driver.
+/// Queries the interface `name`; `None` if it is not a device of the TUN driver.
 ///
 /// # Errors
 ///
-/// ENODEV if there is none of that name.
-pub(crate) fn look(name: &str) -> io::Result<Option<Look>> {
+/// ENODEV if there is no interface of that name.
+pub(crate) fn query(name: &str) -> io::Result<Option<Link>> {
     let mut name = name.as_bytes().to_vec();
     name.push(0);
     let mut asked = attribute(libc::IFLA_IFNAME, &name);
     asked.extend(attribute(libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes()));
-    let answer = ask(libc::RTM_GETLINK, 0, &asked)?;
-    read(&answer).ok_or_else(|| io::Error::other("the kernel's answer makes no sense"))
+    let answer = exchange(libc::RTM_GETLINK, 0, &asked)?;
+    read(&answer).ok_or_else(|| io::Error::other("the kernel's answer is malformed"))
 }
 
-/// Deletes the interface of this number, whoever is attached to it.
+/// Deletes the interface with this number, even if somebody is attached to it.
 pub(crate) fn delete(index: i32) -> io::Result<()> {
-    ask(libc::RTM_DELLINK, index, &[]).map(drop)
+    exchange(libc::RTM_DELLINK, index, &[]).map(drop)
 }
 
-/// Asks one question and returns the answer, without its header. An acknowledgement is an empty one.
-fn ask(kind: u16, index: i32, attributes: &[u8]) -> io::Result<Vec<u8>> {
+/// Sends one request and returns the answer without its header. An acknowledgement yields an empty answer.
+fn exchange(kind: u16, index: i32, attributes: &[u8]) -> io::Result<Vec<u8>> {
     let domain = Domain::from(libc::AF_NETLINK);
     let protocol = Protocol::from(libc::NETLINK_ROUTE);
     let mut socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-    socket.send(&question(kind, index, attributes))?;
+    socket.send(&request(kind, index, attributes))?;
     let mut answer = vec![0; LARGEST_ANSWER];
     let len = socket.read(&mut answer)?;
     answer.truncate(len);
     answered(answer)
 }
 
-fn question(kind: u16, index: i32, attributes: &[u8]) -> Vec<u8> {
+fn request(kind: u16, index: i32, attributes: &[u8]) -> Vec<u8> {
     let acknowledge = if kind == libc::RTM_GETLINK { 0 } else { libc::NLM_F_ACK };
     let len = u32::try_from(HEADER + INTERFACE + attributes.len()).unwrap_or(u32::MAX);
     let flags = u16::try_from(libc::NLM_F_REQUEST | acknowledge).unwrap_or_default();
-    let mut question = len.to_ne_bytes().to_vec();
-    question.extend(kind.to_ne_bytes());
-    question.extend(flags.to_ne_bytes());
+    let mut request = len.to_ne_bytes().to_vec();
+    request.extend(kind.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
     // Sequence and port of the header; family and type of the interface.
-    question.extend([0; 12]);
-    question.extend(index.to_ne_bytes());
-    question.extend([0; 8]);
-    question.extend(attributes);
-    question
+    request.extend([0; 12]);
+    request.extend(index.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(attributes);
+    request
 }
 
-/// Takes the header off.
+/// Removes the header, and turns an error message into an error.
 fn answered(mut answer: Vec<u8>) -> io::Result<Vec<u8>> {
     let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
     let kind = number16(&answer, 4).ok_or_else(short)?;
@@ -89,31 +89,31 @@ fn answered(mut answer: Vec<u8>) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Reads what is said of an interface: `None` if that is cut short, and within it `None` if it is not a
+/// Parses the answer about an interface: `None` if it is cut short, `Some(None)` if the interface is not a
 /// device of the TUN driver.
 #[expect(clippy::option_option, reason = "two things may be missing")]
-fn read(answer: &[u8]) -> Option<Option<Look>> {
+fn read(answer: &[u8]) -> Option<Option<Link>> {
     let hardware = number16(answer, 2)?;
     let index = i32::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
     let properties = within(answer.get(INTERFACE..)?, libc::IFLA_LINKINFO)
         .filter(|info| within(info, libc::IFLA_INFO_KIND).is_some_and(|kind| kind == b"tun\0"))
         .and_then(|info| within(info, libc::IFLA_INFO_DATA));
-    Some(properties.map(|properties| Look { index, hardware, ..tenants(properties) }))
+    Some(properties.map(|properties| Link { index, hardware, ..driver_attributes(properties) }))
 }
 
-/// `tun_fill_info` of tun.c, its numbers from linux/if_link.h.
-fn tenants(properties: &[u8]) -> Look {
+/// The attributes that `tun_fill_info` of tun.c writes; their numbers are in linux/if_link.h.
+fn driver_attributes(properties: &[u8]) -> Link {
     let number = |kind| {
         let number = within(properties, kind)?.first_chunk()?;
         Some(u32::from_ne_bytes(*number))
     };
-    Look {
+    Link {
         user: number(IFLA_TUN_OWNER),
         group: number(IFLA_TUN_GROUP),
         persistent: within(properties, IFLA_TUN_PERSIST).is_some_and(|value| value != [0]),
         queues: number(IFLA_TUN_NUM_QUEUES)
             .map(|queues| queues + number(IFLA_TUN_NUM_DISABLED_QUEUES).unwrap_or_default()),
-        ..Look::default()
+        ..Link::default()
     }
 }
 
@@ -146,9 +146,9 @@ fn number16(bytes: &[u8], at: usize) -> Option<u16> {
 const HEADER: usize = 16;
 const INTERFACE: usize = 16;
 const ATTRIBUTE: usize = 4;
-/// Without the two bits that say something of the value's form.
+/// Without the two flag bits that describe the value's form.
 const ATTRIBUTE_KIND: u16 = 0x3fff;
-/// Without statistics an interface takes some 1500 bytes.
+/// Without statistics the answer about an interface takes some 1500 bytes.
 const LARGEST_ANSWER: usize = 1 << 15;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const IFLA_TUN_OWNER: u16 = 1;
@@ -185,7 +185,7 @@ mod tests {
             number(IFLA_TUN_NUM_QUEUES, 3),
             number(IFLA_TUN_NUM_DISABLED_QUEUES, 1),
         ];
-        let seen = Look {
+        let seen = Link {
             index: 7,
             hardware: 65534,
             user: Some(12345),
@@ -204,7 +204,7 @@ mod tests {
         let device = answer(b"tun\0", &[]);
         assert!(read(&device).unwrap().unwrap().is_anybodys());
         for len in 0..device.len() {
-            // Whatever is missing, nothing is read beyond the end.
+            // Whatever is missing, the parser does not read beyond the end.
             let _cut = read(&device[..len]);
         }
         assert_eq!(read(&device[..INTERFACE - 1]), None);

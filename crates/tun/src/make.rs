@@ -1,100 +1,102 @@
-//! Makes devices that nobody attaches to but who may.
+//! Makes devices to which only their owner can attach.
 //!
-//! A new device belongs to nobody, and to such a device anybody may attach who can open the driver
-//! (`tun_not_capable` of tun.c). One of a single queue is safe, for its maker holds the queue. One of several
-//! is not: until it has an owner, whoever asks for its name gets a queue, reads a share of the flows and
-//! keeps it. So it is made under a name that nobody can guess, gets its owner, and is renamed. As names of new
-//! interfaces are told to whoever listens, the kernel is asked whether somebody was quick enough; such a device
-//! is deleted and another one made.
+//! A new device has no owner, and anybody who can open the driver may attach to it (`tun_not_capable` of
+//! tun.c). A single-queue device is safe, because its maker holds the only queue. A multi-queue device is not:
+//! until it has an owner, any process that opens its name gets a queue, reads a share of the flows and keeps
+//! it. So the device is made under a name that nobody can guess, gets its owner, and is then renamed.
+//!
+//! As the kernel announces the names of new interfaces to every listener, vpnd then asks the kernel whether
+//! somebody else has attached in the meantime. If so, it deletes the device and makes another one.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 
-use crate::look::{Look, delete, look};
+use crate::link::{self, Link};
 use crate::open::{Mode, OpenError, open_driver};
 use crate::persist::{Owner, PersistError};
 use crate::{clear, ioctl};
 
 /// A device to be made.
 pub(crate) struct New<'a> {
-    /// Its name, or one with `%d` for a number of the kernel's choice.
+    /// Its name; the kernel replaces `%d` in it with a number.
     pub(crate) name: &'a str,
     pub(crate) mode: Mode,
-    /// As TUNSETIFF takes them, the mode's among them.
+    /// The flags for TUNSETIFF, the mode included.
     pub(crate) flags: i32,
-    /// Who may attach; anybody, where it names neither user nor group.
+    /// Who may attach. If it names neither user nor group, anybody may.
     pub(crate) owner: Owner,
 }
 
-/// Why there is no new device.
-pub(crate) enum Unmade {
-    /// There is no driver.
+/// Why no device was made.
+pub(crate) enum MakeError {
+    /// The driver cannot be opened.
     Driver(OpenError),
-    /// There is an interface of that name.
+    /// An interface of that name exists.
     Taken,
-    /// It cannot have that owner.
+    /// The owner could not be set.
     Owner(PersistError),
-    /// Whenever it was made, somebody attached to it.
+    /// Every time the device was made, somebody else attached to it.
     Contested,
     /// Anything else.
     Kernel(io::Error),
 }
 
 impl New<'_> {
-    /// Makes it, and returns its first queue and its name. It is down.
-    pub(crate) fn make(&self) -> Result<(File, String), Unmade> {
+    /// Makes the device, and returns its first queue and its name. The device is down.
+    pub(crate) fn make(&self) -> Result<(File, String), MakeError> {
         if self.flags & libc::IFF_MULTI_QUEUE == 0 || self.owner == Owner::default() {
             return self.make_named(self.name);
         }
-        // To make one in vain would be told to every program that watches interfaces.
+        // Checked first, because every program that watches interfaces would see a device made in vain.
         if is_taken(self.name) {
-            return Err(Unmade::Taken);
+            return Err(MakeError::Taken);
         }
         for _ in 0..ATTEMPTS {
-            if let Some(file) = self.make_unseen()? {
+            if let Some(file) = self.make_under_random_name()? {
                 return self.rename(file);
             }
         }
-        Err(Unmade::Contested)
+        Err(MakeError::Contested)
     }
 
-    /// Asks for a new one alone: to look first and then to make it would leave a moment between.
-    fn make_named(&self, name: &str) -> Result<(File, String), Unmade> {
-        let file = open_driver(self.name).map_err(Unmade::Driver)?;
+    /// Makes the device, never opens an existing one. The kernel decides this in one step, so there is no race
+    /// between a check and the call.
+    fn make_named(&self, name: &str) -> Result<(File, String), MakeError> {
+        let file = open_driver(self.name).map_err(MakeError::Driver)?;
         let flags = self.flags | libc::IFF_TUN_EXCL;
-        let name = ioctl::attach(file.as_fd(), name, flags).map_err(unmade)?;
-        self.owner.set(&file, &name).map_err(Unmade::Owner)?;
+        let name = ioctl::attach(file.as_fd(), name, flags).map_err(make_error)?;
+        self.owner.set(&file, &name).map_err(MakeError::Owner)?;
         Ok((file, name))
     }
 
-    /// One that has its owner, under a name that does not matter; none if somebody else was attached to it.
-    fn make_unseen(&self) -> Result<Option<File>, Unmade> {
-        let (file, name) = match self.make_named(&unguessable()?) {
-            // Of 2^60 names nobody else has this one by chance.
-            Err(Unmade::Taken) => return Ok(None),
+    /// Makes a device with an owner under a random name; `None` if somebody else has attached to it.
+    fn make_under_random_name(&self) -> Result<Option<File>, MakeError> {
+        let (file, name) = match self.make_named(&random_name()?) {
+            // With 2^60 possible names this is not a coincidence.
+            Err(MakeError::Taken) => return Ok(None),
             made => made?,
         };
-        let seen = look(&name).map_err(Unmade::Kernel)?;
+        let seen = link::query(&name).map_err(MakeError::Kernel)?;
         let Some(seen) = seen.filter(|seen| seen.queues.is_some()) else {
-            return Err(Unmade::Kernel(io::Error::new(
+            return Err(MakeError::Kernel(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "this kernel does not tell who is attached to a device; set queues = 1",
+                "this kernel does not report who is attached to a device; set queues = 1",
             )));
         };
         if self.is_as_made(&seen) {
-            clear::clear(&file, self.mode).map_err(Unmade::Kernel)?;
+            clear::clear(&file, self.mode).map_err(MakeError::Kernel)?;
             return Ok(Some(file));
         }
-        // It would not go with our descriptor.
-        delete(seen.index).map_err(Unmade::Kernel)?;
+        // Closing our descriptor would not remove it while somebody else is attached.
+        link::delete(seen.index).map_err(MakeError::Kernel)?;
         Ok(None)
     }
 
-    /// Who was attached may have given it another owner and left, to come back later. From here on nobody
-    /// can attach, so what is seen now stays.
-    fn is_as_made(&self, seen: &Look) -> bool {
+    /// Whether the device is unchanged and only ours. Somebody who was attached may have set another owner and
+    /// detached, to come back later. From now on nobody else can attach, so this result stays valid.
+    fn is_as_made(&self, seen: &Link) -> bool {
         let hardware = match self.mode {
             Mode::Tun => libc::ARPHRD_NONE,
             Mode::Tap => libc::ARPHRD_ETHER,
@@ -106,19 +108,19 @@ impl New<'_> {
             && seen.hardware == hardware
     }
 
-    fn rename(&self, file: File) -> Result<(File, String), Unmade> {
+    fn rename(&self, file: File) -> Result<(File, String), MakeError> {
         let name_now = || ioctl::attached(file.as_fd()).map(|(name, _flags)| name);
         let renamed = any_socket()
             .and_then(|socket| ioctl::rename(socket, &name_now()?, self.name))
             .and_then(|()| name_now());
-        renamed.map_err(unmade).map(|name| (file, name))
+        renamed.map_err(make_error).map(|name| (file, name))
     }
 }
 
-fn unmade(error: io::Error) -> Unmade {
+fn make_error(error: io::Error) -> MakeError {
     match error.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => Unmade::Taken,
-        _ => Unmade::Kernel(error),
+        Some(libc::EBUSY | libc::EEXIST) => MakeError::Taken,
+        _ => MakeError::Kernel(error),
     }
 }
 
@@ -126,18 +128,19 @@ fn is_taken(name: &str) -> bool {
     any_socket().and_then(|socket| ioctl::link_flags(socket, name)).is_ok()
 }
 
-/// For requests about interfaces any socket will do, and this one needs no address family of the network.
+/// Requests about interfaces work on any socket. This kind works even without IPv4 or IPv6.
 pub(crate) fn any_socket() -> io::Result<UnixDatagram> {
     UnixDatagram::unbound()
 }
 
-/// It begins as vpnd's own names do, so that rules for those (`Name=vpn*` of systemd-networkd) hold.
-fn unguessable() -> Result<String, Unmade> {
-    let random: [u8; 12] = ioctl::random().map_err(Unmade::Kernel)?;
+/// A random name. It begins with `vpn`, so that rules for vpnd's own names (`Name=vpn*` of systemd-networkd)
+/// match it.
+fn random_name() -> Result<String, MakeError> {
+    let random: [u8; 12] = ioctl::random().map_err(MakeError::Kernel)?;
     let digits = random.into_iter().map(|byte| char::from(DIGITS[usize::from(byte % 32)]));
     Ok("vpn".chars().chain(digits).collect())
 }
 
-/// Whoever listens for names wins hardly ever, and not so often in a row by chance.
+/// An attacker rarely wins the race; losing it this often in a row is not a coincidence.
 const ATTEMPTS: u32 = 10;
 const DIGITS: [u8; 32] = *b"abcdefghijklmnopqrstuvwxyz234567";

@@ -1,4 +1,4 @@
-//! Opens the device and agrees with the kernel on what crosses it.
+//! Opens the device and negotiates its offloads with the kernel.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
@@ -15,11 +15,11 @@ use crate::make::any_socket;
 use crate::persist::Owner;
 use crate::{ioctl, probe};
 
-/// Opens the device that `options` describe, creating it if it is not there. It stays down.
+/// Opens the device that `options` describe, making it if necessary. It stays down.
 ///
 /// # Errors
 ///
-/// When the driver, the privilege or the name is missing, or the device is taken.
+/// When the driver or a privilege is missing, the name is invalid, or the device is in use.
 pub fn open(options: &Options) -> Result<Device, OpenError> {
     let name = options.name.as_deref().unwrap_or_else(|| options.mode.pattern());
     check_name(name)?;
@@ -37,22 +37,23 @@ pub fn open(options: &Options) -> Result<Device, OpenError> {
 /// Which device to open.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its name; `%d` in it stands for the first free number, and absent it is `tun%d` or `tap%d`.
+    /// The device's name; the kernel replaces `%d` in it with the first free number. `None` means `tun%d` or
+    /// `tap%d`.
     pub name: Option<String>,
-    /// What crosses it.
+    /// Whether it carries packets or frames.
     pub mode: Mode,
     /// Whether to exchange super-packets and unfinished checksums with the kernel.
     pub offload: bool,
     /// How many queues to read; more than one makes a `multi_queue` device.
     pub queues: u16,
-    /// Whether one that is there is taken.
+    /// Whether an existing device is used.
     pub adopt: Adopt,
-    /// Who may attach to one that is made, or that was anybody's, without a capability; root alone where both
-    /// are absent.
+    /// Who may attach without a capability to a new device, or to an existing one that had no owner. If it
+    /// names nobody, only root.
     pub owner: Owner,
 }
 
-/// What crosses the device.
+/// The kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// IP packets.
@@ -69,7 +70,7 @@ impl Mode {
         }
     }
 
-    /// The name of a device that is given none.
+    /// The name of a device for which the options give none.
     pub(crate) const fn pattern(self) -> &'static str {
         match self {
             Self::Tun => "tun%d",
@@ -77,7 +78,7 @@ impl Mode {
         }
     }
 
-    /// Bytes in front of the IP header where nothing special stands there.
+    /// Bytes in front of the IP header in a packet without special headers.
     pub const fn prefix(self) -> usize {
         match self {
             Self::Tun => 0,
@@ -85,7 +86,7 @@ impl Mode {
         }
     }
 
-    /// The longest that crosses a device of this MTU.
+    /// The length of the longest packet of a device with this MTU.
     pub const fn largest_packet(self, mtu: u16) -> u16 {
         match self {
             Self::Tun => mtu,
@@ -93,7 +94,7 @@ impl Mode {
         }
     }
 
-    /// Its name, as `ip tuntap` has it.
+    /// The mode's name, as in `ip tuntap`.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Tun => "tun",
@@ -101,8 +102,7 @@ impl Mode {
         }
     }
 
-    /// Where the IP header of this packet begins: behind the tags of virtual LANs, if there are any.
-    /// `None` if it carries something else.
+    /// Where the IP header of this packet begins, after any VLAN tags. `None` if it is not an IP packet.
     pub fn ip_start(self, packet: &[u8]) -> Option<usize> {
         if self == Self::Tun {
             return Some(0);
@@ -121,40 +121,40 @@ impl Mode {
 /// Two addresses and a type.
 const ETHERNET_HEADER: usize = 14;
 const VLAN_TAG: usize = 4;
-/// Behind two tags.
+/// The IP header behind two tags.
 const MAX_TAGGED: u16 = 22;
 
 const _: () = assert!(MAX_TAGGED as usize == ETHERNET_HEADER + 2 * VLAN_TAG);
 const ETHER_VLAN: u16 = 0x8100;
 const ETHER_SERVICE_VLAN: u16 = 0x88a8;
 
-/// An open device. It goes when the last queue is dropped, unless it is persistent.
+/// An open device. Unless it is persistent, it vanishes when the last queue is dropped.
 #[derive(Debug)]
 pub struct Device {
-    /// Its name as the kernel has it.
+    /// The name that the kernel gave it.
     pub name: String,
-    /// Its queues to read, at least one. The kernel keeps a flow on one of them.
+    /// The queues to read, at least one. The kernel keeps each flow on one of them.
     pub queues: Vec<Queue>,
-    /// Where to write to, whatever the flow.
+    /// The queue to write packets of any flow to.
     pub writer: Queue,
-    /// Whether it was there before, made by others.
+    /// Whether it existed before, made by others.
     pub adopted: bool,
-    /// Whom it was given to, if it was anybody's before.
+    /// The owner that it was given, if it had none before.
     pub claimed: Option<Owner>,
 }
 
-/// What the kernel agreed to.
+/// The offloads that the kernel agreed to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
-    /// Reads may return packets whose checksum is left to us.
+    /// Reads may return packets whose checksum we have to complete.
     pub checksum: bool,
     /// Reads may return TCP super-packets.
     pub read_tcp: bool,
     /// Reads may return UDP super-packets.
     pub read_udp: bool,
-    /// Writes of TCP super-packets are taken.
+    /// The kernel accepts TCP super-packets.
     pub write_tcp: bool,
-    /// Writes of UDP super-packets are taken.
+    /// The kernel accepts UDP super-packets.
     pub write_udp: bool,
 }
 
@@ -166,13 +166,13 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Reads one header and packet. `buffer` must hold [`READ_BUFFER`](crate::READ_BUFFER) bytes,
-    /// as a longer packet would be cut off without any sign.
+    /// Reads one header and packet. `buffer` must hold [`READ_BUFFER`](crate::READ_BUFFER) bytes: the kernel
+    /// cuts a longer packet off without any sign.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when there is none or the link is down; EBADFD once the device was deleted;
-    /// EINVAL when the kernel lost a packet it could not describe, which concerns only that one.
+    /// `WouldBlock` when there is no packet or the link is down; EBADFD once the device was deleted; EINVAL
+    /// when the kernel lost a packet it could not describe, which concerns only that packet.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&*self.file).read(buffer)
     }
@@ -181,12 +181,12 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// EINVAL for a header or packet the kernel does not take, EIO while the link is down.
+    /// EINVAL for a header or packet that the kernel rejects, EIO while the link is down.
     pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         (&*self.file).write_vectored(slices)
     }
 
-    /// What the kernel agreed to for this device.
+    /// The offloads that the kernel agreed to for this device.
     pub const fn offload(&self) -> Offload {
         self.offload
     }
@@ -198,16 +198,16 @@ impl AsFd for Queue {
     }
 }
 
-/// Why there is no device.
+/// Why the device could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The driver, or the way to it, is missing.
+    /// The driver, or its device file, is missing.
     #[error(
         "cannot open {DRIVER}: this kernel or container has no TUN driver; load it with \
          `modprobe tun`, or hand {DRIVER} to the container (docker: --device {DRIVER})"
     )]
     NoDevice,
-    /// The way to the driver is closed, or the device belongs to another user.
+    /// Access to the driver is denied, or the device belongs to another user.
     #[error(
         "cannot open device {name:?} through {DRIVER}: permission denied; run as root or with \
          CAP_NET_ADMIN and read and write access to {DRIVER}, or use a persistent device that \
@@ -217,7 +217,7 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
-    /// There is no such device, and CAP_NET_ADMIN to make it is missing.
+    /// There is no such device, and CAP_NET_ADMIN, which making it takes, is missing.
     #[error(
         "cannot make device {name:?}: CAP_NET_ADMIN is missing; start vpnd as root or as \
          vpnd@.service does, or have root make the device for this user: `vpnd tuntap add dev {name} \
@@ -226,10 +226,10 @@ pub enum OpenError {
     MayNotMake {
         /// The device.
         name: String,
-        /// What crosses it.
+        /// Its mode.
         mode: Mode,
     },
-    /// There is no such device, and none is to be made.
+    /// There is no such device, and the options forbid making one.
     #[error(
         "there is no device {name:?} in this network namespace, and none is to be made \
          (adopt = \"require\"); make it first: `vpnd tuntap add dev {name} mode {}`", mode.word()
@@ -237,10 +237,10 @@ pub enum OpenError {
     Missing {
         /// The device.
         name: String,
-        /// What crosses it.
+        /// Its mode.
         mode: Mode,
     },
-    /// The name is taken, and the device is to be a new one.
+    /// The name is taken, and the options ask for a new device.
     #[error(
         "there is an interface {name:?} already, and it is not to be taken (adopt = \"never\"); \
          delete it or choose another name"
@@ -249,13 +249,13 @@ pub enum OpenError {
         /// The interface.
         name: String,
     },
-    /// Another process is attached.
+    /// Another process is attached to the only queue.
     #[error("device {name:?} is in use by another process; stop that one or choose another name")]
     Busy {
         /// The device.
         name: String,
     },
-    /// Somebody else is attached to one of several queues.
+    /// Another process is attached to one of several queues.
     #[error(
         "somebody else is attached to device {name:?} by {queues} {}, and would get a share of its \
          packets; stop that program first (systemd-networkd: KeepCarrier=no), or delete the device",
@@ -264,10 +264,10 @@ pub enum OpenError {
     Shared {
         /// The device.
         name: String,
-        /// How many descriptors are not ours.
+        /// The number of descriptors of other processes.
         queues: u32,
     },
-    /// Somebody else attached whenever it was made.
+    /// Another process attached to the device every time it was made.
     #[error(
         "whenever device {name:?} was made, another user attached to it before it had an owner; find \
          that program, or close {DRIVER} to other users (chmod 0660), or set queues = 1"
@@ -276,7 +276,7 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
-    /// The kernel did not give the queue what it was asked for.
+    /// The queue did not get the flags that were asked for.
     #[error(
         "device {name:?} does not have the packet header that vpnd asks for, as another program holds \
          it with one of its own; stop that program first"
@@ -285,13 +285,13 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
-    /// Not a name an interface can have.
+    /// An interface cannot have this name.
     #[error("{name:?} cannot name a device: 1 to 15 bytes without '/', ':' or white space")]
     Name {
-        /// What was asked for.
+        /// The name that was asked for.
         name: String,
     },
-    /// There is an interface of that name, but it is something else.
+    /// An interface of that name exists, but it is of another kind.
     #[error(
         "{name:?} exists and is another kind of device: not one of the TUN driver, or of the other \
          mode; choose another name"
@@ -300,7 +300,7 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
-    /// More queues were asked for than the one it was made with.
+    /// The options ask for several queues, but the device was made with one.
     #[error(
         "device {name:?} was made with one queue and cannot have more; set queues = 1, or make it \
          anew with `vpnd tuntap add … multi_queue`"
@@ -348,7 +348,7 @@ pub(crate) fn open_driver(name: &str) -> Result<File, OpenError> {
     })
 }
 
-/// Attaches the rest of several queues, and one more, to write to.
+/// Attaches the remaining queues, and one more for writing.
 fn attach_more(first: File, name: &str, options: &Options) -> Result<Vec<File>, OpenError> {
     let (mut files, queues) = (vec![first], options.queues.into());
     while queues > 1 && files.len() <= queues {
@@ -359,21 +359,20 @@ fn attach_more(first: File, name: &str, options: &Options) -> Result<Vec<File>, 
     Ok(files)
 }
 
-/// Takes the second of several queues, to write to, and detaches it. A write to an attached one tells
-/// the kernel that the flow belongs there (`tun_flow_update` of tun.c), which moves it while packets of
-/// it still wait elsewhere; of one to a detached queue it learns nothing, and a flow stays where its
-/// hash puts it.
+/// Takes the second queue for writing, and detaches it. A write to an attached queue makes the kernel move the
+/// flow to it (`tun_flow_update` of tun.c), while packets of the flow may still wait in another queue. A write
+/// to a detached queue changes nothing: the flow stays on the queue that its hash selects.
 fn writer(queues: &mut Vec<Queue>) -> io::Result<Queue> {
     if let [only] = queues.as_slice() {
         return Ok(only.clone());
     }
-    // Not the last: its number goes with what is written, and must be that of a queue there is.
+    // Not the last: packets carry the number of the queue they were written to, and it must exist.
     let writer = queues.remove(1);
     ioctl::detach_queue(writer.as_fd())?;
     Ok(writer)
 }
 
-/// Sets the header up on every queue and finds out what may stand in it.
+/// Sets the packet header up on every queue and negotiates the offloads.
 fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
     for file in files {
         ioctl::set_vnet_header(file.as_fd(), true)?;
@@ -388,7 +387,7 @@ fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
     Ok(Offload { write_tcp, write_udp, ..read })
 }
 
-/// Asks for the most first: UDP super-packets came with Linux 6.2.
+/// Asks for everything first: UDP super-packets came with Linux 6.2.
 fn offer(device: &File) -> io::Result<Offload> {
     let mut refused = io::ErrorKind::Unsupported.into();
     for features in [CSUM | TSO | USO, CSUM | TSO, CSUM, 0] {
@@ -409,8 +408,8 @@ fn agreed(features: u32) -> Offload {
     }
 }
 
-/// Which super-packets may be written. A device that is already up cannot be asked without
-/// sending one; it is trusted, and a refusal shows at the first write.
+/// Which super-packets may be written. A device that is already up cannot be probed without sending one: assume
+/// that it accepts both; a refusal shows at the first write.
 fn probe(device: &File, name: &str) -> io::Result<(bool, bool)> {
     if ioctl::link_flags(any_socket()?, name)? & libc::IFF_UP != 0 {
         return Ok((true, true));

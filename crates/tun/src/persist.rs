@@ -1,4 +1,4 @@
-//! Makes and removes devices that outlive whoever opens them, as `ip tuntap` does.
+//! Makes and removes devices that outlive the program that made them, as `ip tuntap` does.
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
@@ -7,32 +7,34 @@ use std::os::fd::AsFd;
 use thiserror::Error;
 
 use crate::ioctl;
-use crate::make::{New, Unmade, any_socket};
+use crate::make::{MakeError, New, any_socket};
 use crate::open::{Mode, OpenError, check_name, open_driver};
 
 /// A device to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Persistent {
-    /// Its name; `%d` in it stands for the first free number, and absent it is `tun%d` or `tap%d`.
+    /// The device's name; the kernel replaces `%d` in it with the first free number. `None` means `tun%d` or
+    /// `tap%d`.
     pub name: Option<String>,
-    /// What crosses it.
+    /// Whether it carries packets or frames.
     pub kind: Mode,
     /// The id of the user who may attach without a capability.
     pub user: Option<u32>,
-    /// The id of the group whose members may.
+    /// The id of the group whose members may attach without a capability.
     pub group: Option<u32>,
-    /// Whether it has many queues, so that several descriptors may be attached; it stays so.
+    /// Whether several descriptors may be attached. It cannot be changed later.
     pub multi_queue: bool,
-    /// Whether four bytes of flags and protocol precede each packet, until somebody attaches.
+    /// Whether four bytes of flags and protocol precede each packet. The next program that attaches sets it
+    /// anew.
     pub packet_info: bool,
-    /// Whether a `virtio_net_hdr` precedes each packet, until somebody attaches.
+    /// Whether a `virtio_net_hdr` precedes each packet. The next program that attaches sets it anew.
     pub vnet_header: bool,
-    /// A flag without a meaning since Linux 3.8, kept until somebody attaches.
+    /// A flag without a meaning since Linux 3.8. The next program that attaches sets it anew.
     pub one_queue: bool,
 }
 
-/// Who may attach to a device without a capability. To a device of which the kernel knows neither, *anybody*
-/// may who can open the driver (`tun_not_capable` of tun.c).
+/// Who may attach to a device without a capability. If it names neither user nor group, *anybody* who can open
+/// the driver may (`tun_not_capable` of tun.c).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     /// The id of a user.
@@ -46,7 +48,7 @@ impl Persistent {
     ///
     /// # Errors
     ///
-    /// When the driver or the privilege is missing, or there is an interface of that name.
+    /// When the driver or a privilege is missing, or an interface of that name exists.
     pub fn create(&self) -> Result<String, PersistError> {
         let name = self.name.as_deref().unwrap_or_else(|| self.kind.pattern());
         check_new_name(name)?;
@@ -70,10 +72,10 @@ impl Persistent {
 }
 
 impl Owner {
-    /// Nobody but who has CAP_NET_ADMIN, and root.
+    /// Only root, and processes with CAP_NET_ADMIN.
     pub(crate) const ROOT: Self = Self { user: Some(0), group: None };
 
-    /// Gives it the device `name`, which `attached` is attached to.
+    /// Makes this the owner of the device `name`, to which `attached` is attached.
     pub(crate) fn set(self, attached: impl AsFd, name: &str) -> Result<(), PersistError> {
         let device = attached.as_fd();
         if let Some(uid) = self.user {
@@ -97,7 +99,7 @@ impl Display for Owner {
     }
 }
 
-/// Makes the device `name`, which `attached` is attached to, outlive whoever is. It takes no privilege.
+/// Makes the device `name`, to which `attached` is attached, persistent. It takes no privilege.
 ///
 /// # Errors
 ///
@@ -106,8 +108,8 @@ pub fn keep(attached: impl AsFd, name: &str) -> Result<(), PersistError> {
     ioctl::set_persistent(attached.as_fd(), true).map_err(refused("persistence", name))
 }
 
-/// Makes the device `name` go with the last descriptor that is attached to it: at once if there is
-/// none. `kind`, when given, must be what it is.
+/// Removes the device `name`: at once if nobody is attached, otherwise when the last descriptor is closed. If
+/// `kind` is given, the device must be of that kind.
 ///
 /// # Errors
 ///
@@ -118,10 +120,10 @@ pub fn remove(name: &str, kind: Option<Mode>) -> Result<(), PersistError> {
         return Err(PersistError::OtherKind { name: name.to_owned(), is });
     }
     let file = open_driver(name)?;
-    // Who attaches sets these two anew; that no longer matters for this device.
+    // Attaching sets these two flags anew, which no longer matters for this device.
     let flags = is.flag() | libc::IFF_NO_PI;
     let attached = match ioctl::attach(file.as_fd(), name, flags) {
-        // A device of many queues refuses a plain attach.
+        // A multi-queue device refuses a plain attach.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             ioctl::attach(file.as_fd(), name, flags | libc::IFF_MULTI_QUEUE)
         }
@@ -131,8 +133,8 @@ pub fn remove(name: &str, kind: Option<Mode>) -> Result<(), PersistError> {
     ioctl::set_persistent(file.as_fd(), false).map_err(refused("end", name))
 }
 
-/// What the interface `name` of this network namespace is. It is not attached to, which would
-/// change it.
+/// The kind of the interface `name` in this network namespace. It does not attach, as that would change the
+/// device.
 ///
 /// # Errors
 ///
@@ -152,10 +154,10 @@ pub fn kind_of(name: &str) -> Result<Mode, PersistError> {
     }
 }
 
-/// Why a device was not made, removed or found.
+/// Why a device could not be made, removed or found.
 #[derive(Debug, Error)]
 pub enum PersistError {
-    /// What hinders every opener.
+    /// The driver cannot be opened, or the name is invalid.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The name is taken.
@@ -164,10 +166,10 @@ pub enum PersistError {
         /// The interface.
         name: String,
     },
-    /// Nothing has that name.
+    /// No interface has that name.
     #[error("there is no device {name:?} in this network namespace")]
     Missing {
-        /// What was asked for.
+        /// The name that was asked for.
         name: String,
     },
     /// It is an interface of another driver.
@@ -176,18 +178,18 @@ pub enum PersistError {
         /// The interface.
         name: String,
     },
-    /// It is not what it was taken for.
+    /// The device is of the other mode.
     #[error("device {name:?} is a {} device, which is not the mode that was asked for", is.word())]
     OtherKind {
         /// The device.
         name: String,
-        /// What it is.
+        /// Its actual mode.
         is: Mode,
     },
     /// Anything else.
     #[error("the kernel refuses the {what} of device {name:?}")]
     Refused {
-        /// What was to be set or read.
+        /// The operation or setting.
         what: &'static str,
         /// The device.
         name: String,
@@ -196,7 +198,7 @@ pub enum PersistError {
     },
 }
 
-/// A name may be left to the kernel, and a number in it.
+/// Checks a name in which `%d` may stand for a number of the kernel's choice.
 fn check_new_name(name: &str) -> Result<(), PersistError> {
     if name.replacen("%d", "", 1).contains('%') {
         return Err(OpenError::Name { name: name.to_owned() }.into());
@@ -208,16 +210,16 @@ fn refused(what: &'static str, name: &str) -> impl Fn(io::Error) -> PersistError
     move |source| PersistError::Refused { what, name: name.to_owned(), source }
 }
 
-fn creating(name: &str, why: Unmade) -> PersistError {
+fn creating(name: &str, why: MakeError) -> PersistError {
     let error = match why {
-        Unmade::Driver(error) => return error.into(),
-        Unmade::Owner(error) => return error,
-        Unmade::Taken => return PersistError::Exists { name: name.to_owned() },
-        Unmade::Contested => return OpenError::Contested { name: name.to_owned() }.into(),
-        Unmade::Kernel(error) => error,
+        MakeError::Driver(error) => return error.into(),
+        MakeError::Owner(error) => return error,
+        MakeError::Taken => return PersistError::Exists { name: name.to_owned() },
+        MakeError::Contested => return OpenError::Contested { name: name.to_owned() }.into(),
+        MakeError::Kernel(error) => error,
     };
     match error.raw_os_error() {
-        // There is nothing of that name, so it cannot be something else.
+        // No interface has that name, so this is not a device of another kind.
         Some(libc::EINVAL) => refused("flags", name)(error),
         _ => OpenError::attaching(name, error).into(),
     }

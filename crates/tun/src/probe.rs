@@ -1,7 +1,8 @@
-//! Finds out which super-packets the kernel takes, without sending any.
+//! Finds out which super-packets the kernel accepts, without sending any.
 //!
-//! Some kernels (6.6.44, 6.10.3 and vendors' that share their fix) answer valid ones with EINVAL.
-//! Headers are checked before the device is found to be down, so while it is, EIO means accepted.
+//! Some kernels (6.6.44, 6.10.3 and vendor kernels with the same fix) reject valid ones with EINVAL. The kernel
+//! checks the header before it notices that the device is down: so on a device that is down, EIO means that it
+//! accepts the header.
 
 use std::io::{self, IoSlice, Write};
 
@@ -10,7 +11,7 @@ use crate::layout::{
 };
 use crate::vnet::{NEEDS_CSUM, VnetHeader};
 
-/// Whether a write of two and a half segments of `transport` is taken. The device must be down.
+/// Whether the device accepts a write of two and a half segments of `transport`. It must be down.
 pub(crate) fn accepts(mut device: impl Write, transport: Transport) -> io::Result<bool> {
     let mut packet = [0; PACKET];
     let (header, len) = super_packet(transport, &mut packet);

@@ -1,4 +1,4 @@
-//! Takes a super-packet apart exactly as the kernel's own segmentation would.
+//! Splits a super-packet exactly as the kernel's own segmentation would.
 
 use thiserror::Error;
 
@@ -9,14 +9,14 @@ use crate::layout::{
 };
 use crate::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
 
-/// Prepares the single packets that `packet`, read behind `header`, stands for.
+/// Prepares the single packets of `packet`, which was read behind `header`.
 ///
-/// `prefix` bytes lie before the IP header: none on a TUN device. A plain packet is one segment,
-/// passed as it came but for a checksum that was left to us.
+/// `prefix` bytes lie before the IP header: zero on a TUN device. A plain packet is one segment, which is
+/// passed on unchanged except for a checksum that we have to complete.
 ///
 /// # Errors
 ///
-/// Says what does not fit between the header and the packet; such a packet can only be dropped.
+/// How the header and the packet contradict each other; the packet can only be dropped.
 pub fn split(header: VnetHeader, packet: &[u8], prefix: usize) -> Result<Segments<'_>, SplitError> {
     if header.gso_type == GSO_NONE {
         return Segments::plain(header, packet);
@@ -24,7 +24,7 @@ pub fn split(header: VnetHeader, packet: &[u8], prefix: usize) -> Result<Segment
     Segments::of_super_packet(header, packet, prefix)
 }
 
-/// Why a packet was not split. Only a kernel that contradicts itself causes one.
+/// Why a packet was not split. Only a kernel that contradicts itself causes such an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SplitError {
     /// A kind of super-packet that was not asked for.
@@ -44,7 +44,7 @@ pub enum SplitError {
     TooLong,
 }
 
-/// The packets still to be taken from one read.
+/// The packets of one read that are still to be taken.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
     headers: &'a [u8],
@@ -55,22 +55,23 @@ pub struct Segments<'a> {
     completion: Completion,
 }
 
-/// What a segment needs beside the copy.
+/// What has to be completed in a segment after the copy.
 #[derive(Clone, Copy, Debug)]
 enum Completion {
     Nothing,
     /// A plain packet whose checksum is not complete yet.
     Checksum(Field),
-    /// One of several: headers are adapted too. The sum is the pseudo header's without its length.
+    /// One of several segments, whose headers are adapted too. The sum is the pseudo header's without its
+    /// length.
     Headers(Layout, Sum),
 }
 
-/// Where a checksum starts to count, and where it is stored.
+/// Where a checksum's coverage starts, and where it is stored.
 #[derive(Clone, Copy, Debug)]
 struct Field {
     start: usize,
     at: usize,
-    /// Whether zero is stored as ones, the same number. UDP needs that, as its zero would mean
+    /// Whether a sum of zero is stored as all ones, the same number. UDP needs that, as its zero would mean
     /// "none"; in a plain packet the kernel does it whatever the protocol.
     zero_as_ones: bool,
 }
@@ -86,7 +87,8 @@ impl<'a> Segments<'a> {
         (self.left > 0).then(|| self.headers.len() + self.payload.len().min(self.size))
     }
 
-    /// Writes the next packet to `out`, the only copy its payload sees; nothing after the last.
+    /// Writes the next packet to `out`, the only copy that is made of its payload. Writes nothing after the
+    /// last packet.
     ///
     /// # Panics
     ///
@@ -163,7 +165,7 @@ impl<'a> Segments<'a> {
             return Ok(whole);
         }
         let field = Field::of_header(header);
-        // The payload's part of the sum has to start on a word.
+        // The payload's part of the sum has to start on a word boundary.
         let end = field.start + (field.at + 2 - field.start).next_multiple_of(2);
         if field.at + 2 > packet.len() {
             return Err(SplitError::Checksum);
@@ -183,8 +185,8 @@ impl<'a> Segments<'a> {
         let layout = layout(header, packet, prefix)?;
         let (headers, payload) = packet.split_at(layout.payload);
         let size = usize::from(header.gso_size);
-        // Adapted from the field rather than made from the addresses: behind a routing header the
-        // destination that counts is another.
+        // Derived from the checksum field rather than from the addresses: after a routing header, the sum uses
+        // another destination.
         let pseudo = Sum::word(word16(headers, layout.checksum_at()))
             - Sum::word(low16(packet.len() - layout.l4));
         Ok(Self {
@@ -211,7 +213,7 @@ impl Field {
     }
 }
 
-/// Finds the headers of a super-packet. `hdr_len` has no say: forwarded packets lie there.
+/// Finds the headers of a super-packet. It ignores `hdr_len`, which is wrong in forwarded packets.
 fn layout(header: VnetHeader, packet: &[u8], prefix: usize) -> Result<Layout, SplitError> {
     let transport = transport(header.gso_type)?;
     if header.gso_size == 0 {
@@ -244,8 +246,8 @@ fn version(ip: &[u8], gso_type: u8) -> Result<Version, SplitError> {
     }
 }
 
-/// The IP header, and in IPv6 whatever extension headers follow, must end where the kernel says
-/// the transport header starts.
+/// The IP header, and in IPv6 any extension headers, must end where the kernel's header puts the transport
+/// header.
 fn check_network(version: Version, packet: &[u8], ip: usize, l4: usize) -> Result<(), SplitError> {
     let fits = match version {
         Version::V4 => {

@@ -1,10 +1,10 @@
-//! The `virtio_net_hdr` in front of every packet the device gives or takes.
+//! The `virtio_net_hdr` in front of every packet that is read from or written to the device.
 
 /// Bytes of an encoded [`VnetHeader`].
 pub const VNET_LEN: usize = 10;
 
-/// A buffer that holds whatever one read returns. The kernel truncates without any sign, so a
-/// reader must not offer less: header, the longest packet, an Ethernet header with a VLAN tag.
+/// The size of a buffer that holds any packet. The kernel truncates without any sign, so a reader must not
+/// offer less: header, the longest packet, an Ethernet header with a VLAN tag.
 pub const READ_BUFFER: usize = VNET_LEN + 65_535 + 18;
 
 /// Flag: the packet's checksum field holds the folded pseudo-header sum only.
@@ -13,34 +13,34 @@ pub(crate) const GSO_NONE: u8 = 0;
 pub(crate) const GSO_TCPV4: u8 = 1;
 pub(crate) const GSO_TCPV6: u8 = 4;
 pub(crate) const GSO_UDP_L4: u8 = 5;
-/// A bit beside the TCP types: CWR is set and belongs to the first segment.
+/// A flag bit beside the TCP types: CWR is set in the first segment.
 pub(crate) const GSO_ECN: u8 = 0x80;
 
-/// What the kernel says about a packet: is its checksum complete, is it a super-packet.
+/// What the kernel reports about a packet: whether its checksum is complete, and whether it is a super-packet.
 ///
-/// On the wire to the kernel its numbers are little-endian, as `TUNSETVNETLE` asks.
+/// Its numbers are little-endian, as `TUNSETVNETLE` asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
     /// Bit 0: the checksum must still be completed.
     pub flags: u8,
     /// What kind of super-packet follows; 0 for a plain packet.
     pub gso_type: u8,
-    /// The length of all headers as the kernel believes it; never to be trusted.
+    /// The length of all headers in the kernel's opinion; never to be trusted.
     pub hdr_len: u16,
     /// Payload bytes of each segment.
     pub gso_size: u16,
-    /// Where the checksummed bytes begin.
+    /// Where the checksum's coverage begins.
     pub csum_start: u16,
     /// Where the checksum lies, counted from `csum_start`.
     pub csum_offset: u16,
 }
 
 impl VnetHeader {
-    /// In front of a packet that is complete as it is.
+    /// The header of a packet that is complete.
     pub const PLAIN: Self =
         Self { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
 
-    /// Takes the header off what a read returned; `None` if that is shorter than a header.
+    /// Removes the header from the bytes that a read returned; `None` if they are shorter than a header.
     pub fn decode(read: &[u8]) -> Option<(Self, &[u8])> {
         let (header, rest) = read.split_first_chunk::<VNET_LEN>()?;
         let [flags, gso_type, rem @ ..] = *header;
@@ -56,7 +56,7 @@ impl VnetHeader {
         Some((header, rest))
     }
 
-    /// The header as a write wants it.
+    /// The header as a write expects it.
     pub fn encode(&self) -> [u8; VNET_LEN] {
         let [h0, h1] = self.hdr_len.to_le_bytes();
         let [g0, g1] = self.gso_size.to_le_bytes();

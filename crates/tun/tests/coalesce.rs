@@ -13,7 +13,7 @@ use vpnd_tun::{Coalescer, Limits, VNET_LEN, VnetHeader, unmerge};
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
-    /// Whatever is pushed: no panic, nothing lost, and what stays alone is untouched.
+    /// Whatever is pushed: no panic, no packet lost, and unmerged packets unchanged.
     #[test]
     fn arbitrary_bytes_do_no_harm(
         sent in train(3, 20),

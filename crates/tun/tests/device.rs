@@ -29,7 +29,7 @@ fn the_kernel_agrees_to_offloads_while_down() {
         assert!(offload.checksum && offload.read_tcp && offload.write_tcp, "{offload:?}");
         assert_eq!(offload.read_udp, offload.write_udp, "both came with Linux 6.2");
 
-        // Nothing of the probe came through.
+        // No probe packet was delivered.
         set_up(&device.name);
         let mut buffer = vec![0; READ_BUFFER];
         let to_documentation = |packet: &[u8]| packet[26..30] == [192, 0, 2, 2];
@@ -92,7 +92,7 @@ fn an_echo_request_is_answered() {
     });
 }
 
-/// As whoever keeps no capability.
+/// Runs without any capability.
 #[test]
 fn a_device_without_carrier_takes_packets_and_gives_none() {
     in_namespace("a_device_without_carrier_takes_packets_and_gives_none", || {
@@ -118,7 +118,7 @@ fn a_device_without_carrier_takes_packets_and_gives_none() {
     });
 }
 
-/// What a carrier changes is told within a second (`link_watch.c`).
+/// The kernel announces a change of carrier within a second (`link_watch.c`).
 fn await_running(link: &str, running: bool) {
     let start = Instant::now();
     while is_running(link) != running {
@@ -140,8 +140,8 @@ fn echo_request() -> Vec<u8> {
     packet
 }
 
-/// What we merge, the kernel forwards. Out of a device without offloads come the packets that we
-/// merged, split by the kernel; out of one with offloads, those that we split ourselves.
+/// The kernel forwards our super-packets. A device without offloads delivers them split by the kernel; one with
+/// offloads delivers them whole, and we split them ourselves.
 #[test]
 fn the_kernel_splits_what_we_merge_and_as_we_do() {
     in_namespace("the_kernel_splits_what_we_merge_and_as_we_do", || {
@@ -163,7 +163,7 @@ fn the_kernel_splits_what_we_merge_and_as_we_do() {
     });
 }
 
-/// Full packets, a short one that ends the train, and a new train.
+/// Full packets, a short one that ends the GRO batch, and a new batch.
 fn stream(v6: bool, udp: bool) -> Vec<Spec> {
     let mut next = Spec::new(v6, udp);
     if !udp {

@@ -1,9 +1,9 @@
-//! Coalescing beside the kernel's own GRO: random flows go through both. What we merge the kernel
+//! Coalescing compared with the kernel's own GRO: random flows go through both. Whatever we merge, the kernel
 //! merges too, and into the same super-packet.
 //!
-//! The kernel merges more, as some packets overtake those of their flow that it holds, such as an
-//! empty UDP datagram or one with a wrong checksum. Ours keep their order, so trains may end at
-//! different packets. Where they do, the kernel is asked again, about our super-packet alone.
+//! The kernel merges more, as some packets overtake held packets of their flow, such as an empty UDP datagram
+//! or one with a wrong checksum. Ours keep their order, so GRO batches may end at different packets. If they
+//! do, the test sends the packets of our super-packet through the kernel again, alone.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -42,7 +42,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    /// A tick of the clock cuts the kernel's trains, so a difference has to last.
+    /// A clock tick cuts the kernel's batches, so only a difference that repeats counts.
     fn compare(&mut self, sent: &[Sent]) {
         let ours = Merged::of(sent, merged(&mut Coalescer::new(BOTH), sent, &[]));
         let mut differences = Vec::new();
@@ -79,7 +79,7 @@ impl Comparison {
         }
     }
 
-    /// Nothing but the packets of one of our super-packets.
+    /// Sends the packets of one of our super-packets alone.
     fn compare_alone(&mut self, sent: Vec<Sent>) {
         self.tally.alone += 1;
         let ours = Merged::of(&sent, merged(&mut Coalescer::new(BOTH), &sent, &[]));
@@ -94,7 +94,7 @@ impl Comparison {
     }
 }
 
-/// Groups of packets, and what each group became.
+/// Groups of packets, and the result for each group.
 #[derive(Debug, PartialEq)]
 struct Merged(BTreeMap<Vec<usize>, Vec<u8>>);
 
@@ -107,13 +107,13 @@ impl Merged {
         self.0.iter().filter(|(group, _)| group.len() > 1)
     }
 
-    /// Each packet that was joined to another, behind that one.
+    /// Pairs: each packet that was merged, and the packet before it.
     fn pairs(&self) -> BTreeSet<(usize, usize)> {
         self.0.keys().flat_map(|group| pairs(group)).collect()
     }
 
-    /// Our super-packets that `theirs` has in pieces, although it joined none of their packets to
-    /// one that is not theirs.
+    /// Our super-packets that `theirs` has in pieces, although it merged none of their packets with a packet of
+    /// another one.
     fn unexplained(&self, theirs: &Self) -> Vec<&Vec<usize>> {
         let theirs = theirs.pairs();
         let more = &theirs - &self.pairs();
@@ -124,16 +124,16 @@ impl Merged {
     }
 }
 
-/// Which of the packets are in `packet`, with its header freed from what legitimately differs.
+/// Which packets are in `packet`, with the legitimately different fields of its header removed.
 fn group(sent: &[Sent], mut packet: Vec<u8>) -> (Vec<usize>, Vec<u8>) {
     if let Some(payloads) = payloads(&packet) {
         let find = |payload| sent.iter().position(|s| s.spec.payload == payload).unwrap();
         let group = payloads.into_iter().map(find).collect();
-        // The kernel's hdr_len is what of its first packet lies in one piece.
+        // The kernel's hdr_len is the contiguous part of its first packet.
         packet[2..4].fill(0);
         return (group, packet);
     }
-    // Whether its checksum was looked at differs too.
+    // Whether the kernel has verified its checksum differs too.
     packet.drain(..VNET_LEN);
     let at = sent.iter().position(|s| s.bytes() == packet);
     (vec![at.expect("a single packet is as it was")], packet)
@@ -143,7 +143,7 @@ fn pairs(group: &[usize]) -> impl Iterator<Item = (usize, usize)> {
     group.windows(2).map(|pair| (pair[0], pair[1]))
 }
 
-/// What the comparison came to.
+/// The result of the comparison.
 #[derive(Default)]
 struct Tally {
     super_packets: usize,

@@ -1,5 +1,5 @@
-//! Splitting beside the kernel's own segmentation: random super-packets are written to a device,
-//! and the kernel forwards them to another. If that one has no offloads, the kernel splits.
+//! Splitting compared with the kernel's own segmentation: random super-packets are written to a device, and the
+//! kernel forwards them to another one. If that has no offloads, the kernel splits them.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -24,8 +24,8 @@ fn the_kernel_splits_as_we_do() {
     });
 }
 
-/// What we split then stands behind a header of the kernel's. CWR is left out, as the kernel does
-/// not leave that whole for a device without `TUN_F_TSO_ECN`.
+/// Then we split a super-packet behind a header that the kernel wrote. CWR is left out, as the kernel does not
+/// leave such a super-packet whole for a device without `TUN_F_TSO_ECN`.
 #[test]
 fn what_the_kernel_leaves_whole_we_split_alike() {
     in_namespace("what_the_kernel_leaves_whole_we_split_alike", || {
@@ -34,7 +34,8 @@ fn what_the_kernel_leaves_whole_we_split_alike() {
     });
 }
 
-/// Forwards super-packets of `enough` segments, and compares what comes with what we make of them.
+/// Forwards super-packets until there are `enough` segments, and compares the received packets with our own
+/// splitting.
 fn forward(offload: bool, flags: u8, enough: usize) -> usize {
     let (entry, exit) = router(offload);
     each_seed(&super_packet(flags), enough, |sent| {
@@ -60,15 +61,15 @@ fn compare(ours: &[Vec<u8>], theirs: &[Vec<u8>]) {
 #[derive(Clone, Debug)]
 struct SuperPacket {
     spec: Spec,
-    /// With less payload it is a plain packet, which lacks its checksum.
+    /// If the payload is shorter, it is a plain packet without its checksum.
     gso_size: usize,
-    /// Whether CWR is announced, where it is set.
+    /// Whether the header announces CWR, if it is set.
     ecn: bool,
     /// Whether there are IPv4 options or an IPv6 extension header.
     options: bool,
 }
 
-/// Of TCP's flags only some of `flags` are set.
+/// Only some of `flags` are set among TCP's flags.
 fn super_packet(flags: u8) -> impl Strategy<Value = SuperPacket> {
     let gso_size = prop_oneof![1usize..100, 500usize..1500, 1usize..65_535];
     let rare = prop::bool::weighted(0.1);
@@ -108,7 +109,7 @@ impl SuperPacket {
         assert_eq!(entry.writer.write(&write).unwrap(), header.len() + packet.len());
     }
 
-    /// What we split it into, a hop later.
+    /// Our own split packets, after one hop.
     fn forwarded(&self) -> Vec<Vec<u8>> {
         let (header, packet) = self.build(self.spec.ttl - 1);
         segments(header, &packet, 0)
@@ -134,7 +135,7 @@ impl SuperPacket {
     }
 }
 
-/// What each read splits into, until there are `count` packets of TCP or UDP and no more come.
+/// Splits each read, until there are `count` packets of TCP or UDP and no more arrive.
 fn receive(exit: &Queue, count: usize) -> Vec<Vec<Vec<u8>>> {
     let deadline = Instant::now() + Duration::from_millis(500);
     let mut buffer = vec![0; READ_BUFFER];
@@ -160,13 +161,13 @@ fn receive(exit: &Queue, count: usize) -> Vec<Vec<Vec<u8>>> {
     }
 }
 
-/// Whether it is TCP or UDP, perhaps behind IPv6 options; the kernel itself sends ICMP.
+/// Whether it is TCP or UDP, perhaps after IPv6 extension headers; the kernel itself sends ICMP.
 fn is_ours(packet: &[u8]) -> bool {
     let protocol = if packet[0] >> 4 == 6 { packet[6] } else { packet[9] };
     matches!(protocol, 6 | 17 | 60)
 }
 
-/// All the segments that an older kernel takes.
+/// The highest number of segments that an older kernel accepts.
 const MAX_UDP: usize = 64;
-/// Fewer than the queue of a device holds.
+/// Fewer packets than the queue of a device holds.
 const MAX_TCP: usize = 400;

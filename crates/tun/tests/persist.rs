@@ -1,4 +1,4 @@
-//! Devices that outlive whoever made them, in a network namespace of their own.
+//! Devices that outlive the program that made them, in a network namespace of their own.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 #![allow(unsafe_code, reason = "becoming somebody else")]
 
@@ -88,7 +88,7 @@ fn a_device_that_is_kept_outlives_its_opener() {
     });
 }
 
-/// A device belongs to nobody at first; from its name on it has an owner.
+/// A new device has no owner at first; once it has its name, it has an owner.
 #[test]
 fn a_name_is_taken_last() {
     in_namespace("a_name_is_taken_last", || {
@@ -106,7 +106,7 @@ fn a_name_is_taken_last() {
         }
         let invalid = open(&wanted("t%x")).unwrap_err();
         assert!(matches!(invalid, OpenError::Io { .. }), "{invalid}");
-        // What was made in vain is gone: the two interfaces left are these.
+        // The devices that were made in vain are gone: only these two interfaces are left.
         assert_eq!(interfaces(), ["lo", "vpnd0"]);
     });
 }
@@ -141,7 +141,7 @@ fn flags(multi_queue: bool) -> i32 {
     libc::IFF_TUN | libc::IFF_NO_PI | if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 }
 }
 
-/// Users are a thread's own, to the kernel, and with root's its capabilities go.
+/// In the kernel, each thread has its own user. Giving up root also gives up its capabilities.
 fn as_somebody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let alone = scope.spawn(|| {
@@ -156,7 +156,7 @@ fn as_somebody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 #[test]
 fn nobody_reads_along() {
     in_namespace("nobody_reads_along", || {
-        // Nobody else can become anybody.
+        // Only root can become another user.
         if !is_root() {
             return;
         }
@@ -167,7 +167,7 @@ fn nobody_reads_along() {
                 keep(&made.queues[0], "tun7").unwrap();
             }
             let held = (!stays).then_some(made);
-            // The driver may be open to somebody, or not.
+            // Whether the driver can be opened without privileges depends on the system.
             let (driver, flags) = (driver(), flags(queues > 1));
             let refused = as_somebody(|| attach(&driver, "tun7", flags)).unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{queues}: {refused}");

@@ -28,7 +28,7 @@ fn a_flow_stays_on_its_queue_whatever_is_written() {
         assert_eq!(before.values().collect::<BTreeSet<_>>().len(), 3, "{before:?}");
         answer(&device.writer, &socket);
         assert_eq!(flows(&device, &socket), before);
-        // What the writer is for: an attached queue draws the flows that are written to it.
+        // The reason for the detached writer: an attached queue attracts the flows that are written to it.
         answer(&device.queues[0], &socket);
         assert!(flows(&device, &socket).values().all(|queue| *queue == 0));
     });
@@ -58,7 +58,7 @@ fn a_device_made_beforehand_has_as_many_queues_as_are_asked_for() {
         let several = |name| open(&Options { queues: 2, ..options(name) }).unwrap_err();
         assert!(matches!(several("vpnd1"), OpenError::SingleQueue { name } if name == "vpnd1"));
         assert!(matches!(several("lo"), OpenError::Kind { .. }));
-        // Nothing was made of it in the attempt.
+        // The failed attempt made no device.
         assert_eq!(kind_of("vpnd1").unwrap(), Mode::Tun);
         assert_eq!(open(&options("vpnd1")).unwrap().queues.len(), 1);
     });
@@ -73,7 +73,7 @@ fn host(device: &Device) -> UdpSocket {
     socket
 }
 
-/// Sends a packet on each flow; by the peer's port, the queue that it came out of.
+/// Sends a packet on each flow; returns, by the peer's port, the queue that it arrived on.
 fn flows(device: &Device, socket: &UdpSocket) -> BTreeMap<u16, usize> {
     for flow in 0..FLOWS {
         socket.send_to(b"question", (PEER, 0xc000 + u16::from(flow))).unwrap();
@@ -91,7 +91,7 @@ fn flows(device: &Device, socket: &UdpSocket) -> BTreeMap<u16, usize> {
     came
 }
 
-/// Writes the peer's answer on each flow, which the host gets.
+/// Writes the peer's answer on each flow to the host.
 fn answer(queue: &Queue, socket: &UdpSocket) {
     let plain = VnetHeader::PLAIN.encode();
     for flow in 0..FLOWS {

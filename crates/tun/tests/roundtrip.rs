@@ -1,5 +1,5 @@
-//! The proof of both passes at once: what random flows are merged into splits into the packets
-//! that were pushed, in the groups that the rules of the kernel's GRO name.
+//! Proves both passes at once: random flows are merged, and split again into the packets that were pushed, in
+//! the groups that the rules of the kernel's GRO name.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Splitting, against packets built one by one.
+//! Compares splitting with packets built one by one.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -8,7 +8,7 @@ use common::{CWR, FIN, PSH, Spec};
 use proptest::prelude::*;
 use vpnd_tun::{SplitError, VnetHeader, split};
 
-/// What data-path rules make of a super-packet, each segment built on its own.
+/// The segments of a super-packet, each built on its own by the rules of the data path.
 fn expected(spec: &Spec, gso_size: usize) -> Vec<Vec<u8>> {
     let mut payloads: Vec<&[u8]> = spec.payload.chunks(gso_size).collect();
     if payloads.is_empty() {
@@ -64,7 +64,7 @@ proptest! {
         prop_assert_eq!(segments(header, &packet, 0), [packet]);
     }
 
-    /// Whatever the header and the packet claim: no panic, and if it splits, it splits whole.
+    /// Whatever the header and the packet claim: no panic, and a packet that is split is split completely.
     #[test]
     fn lies_do_no_harm(
         (spec, cut) in any_spec().prop_flat_map(|s| (Just(s), 0usize..400)),
@@ -124,7 +124,7 @@ fn a_udp_checksum_of_zero_is_sent_as_ones() {
     assert_eq!(checksum_of_first(header(&spec, 2), &spec), [0xff, 0xff]);
 }
 
-/// In a plain packet the kernel makes no difference between the protocols.
+/// The kernel treats plain packets of all protocols alike.
 #[test]
 fn a_tcp_checksum_of_zero_is_sent_as_ones_unless_segmented() {
     let spec = summing_to_zero(false);

@@ -1,5 +1,5 @@
-//! The kernel's own GRO, to be asked what it makes of packets: a TUN device that hands what is
-//! written to NAPI, and a packet socket behind it.
+//! The kernel's own GRO, for comparison: a TUN device that hands written packets to NAPI, and a packet socket
+//! behind it.
 #![allow(unsafe_code, reason = "an ioctl, a mount and a packet socket")]
 
 use std::ffi::c_int;
@@ -25,8 +25,8 @@ pub(crate) struct Gro {
 }
 
 impl Gro {
-    /// Everything stands in the caller's network namespace, which must be one of the initial user
-    /// namespace's, as only there may GRO be held back.
+    /// Sets everything up in the caller's network namespace, which must belong to the initial user namespace,
+    /// as only there GRO's delay can be set.
     pub(crate) fn open() -> Self {
         let device = open_device(NAME);
         hold_back(NAME);
@@ -34,16 +34,17 @@ impl Gro {
         Self { device, tap: tap(NAME), _udp: udp_receiver() }
     }
 
-    /// What comes out of the device when `packets` are written one by one, each behind its header.
-    /// Those that it does not take, for they are not IP, are missing.
+    /// The packets that the device receives when `packets` are written one by one, each behind its header.
+    /// Packets that are not IP are missing, as the device rejects them.
     ///
-    /// `None` if a tick of the kernel's clock fell into the batch: then GRO let go of what it held.
+    /// `None` if a tick of the kernel's clock fell into the batch, as GRO then flushed the packets that it
+    /// held.
     pub(crate) fn merge(&self, packets: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
         let tick = next_tick();
         let written = packets.iter().filter(|packet| self.write(packet)).count();
         let whole = tick == this_tick();
         next_tick();
-        // Whatever comes now, GRO lets go of what it has held since the last tick.
+        // At the next packet, GRO flushes whatever it has held since the last tick.
         assert!(self.write(&MARKER));
         let merged = self.read(written + 1);
         whole.then_some(merged)
@@ -108,7 +109,7 @@ fn open_device(name: &str) -> File {
     device
 }
 
-/// Lets GRO hold packets until the clock ticks, although each poll of the device finds but one.
+/// Lets GRO hold packets until the clock ticks, although each poll of the device finds only one packet.
 fn hold_back(name: &str) {
     mount_sysfs();
     for (setting, value) in [("napi_defer_hard_irqs", "1000"), ("gro_flush_timeout", "30000000")] {
@@ -117,7 +118,7 @@ fn hold_back(name: &str) {
     }
 }
 
-/// Shows this thread, and nobody else, the devices of its network namespace.
+/// Makes the devices of its network namespace visible to this thread only.
 fn mount_sysfs() {
     let private = libc::MS_REC | libc::MS_PRIVATE;
     let none = std::ptr::null();
@@ -130,7 +131,7 @@ fn mount_sysfs() {
     }
 }
 
-/// A socket that sees what the device receives after GRO, behind its header.
+/// A socket that receives the device's packets after GRO, behind their header.
 fn tap(name: &str) -> Socket {
     let protocol = c_int::from(ETH_P_ALL.to_be());
     let tap = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
@@ -195,9 +196,9 @@ fn this_tick() -> i64 {
 const NAME: &str = "gro";
 /// The port that the tests' packets go to.
 const UDP_PORT: u16 = 9;
-/// A tick where it is shortest.
+/// The shortest possible tick.
 const TICK: Duration = Duration::from_millis(1);
-/// IPv4 of a protocol for experiments.
+/// IPv4 with an experimental protocol number.
 const MARKER: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
 const ETH_P_ALL: u16 = 3;
 /// From linux/if_packet.h; libc lacks some.

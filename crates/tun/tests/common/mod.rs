@@ -1,5 +1,5 @@
-//! Builds packets from a description, with the plainest code that is right: what the tests
-//! compare the crate's passes with.
+//! Builds packets from a description with the plainest correct code. The tests compare the crate's passes with
+//! it.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod devices;
@@ -169,7 +169,7 @@ impl Spec {
     }
 }
 
-/// RFC 1071, word by word, over parts of which all but the last are even.
+/// RFC 1071, word by word, over parts that all have an even length except the last.
 pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let bytes = parts.concat();
     let words = bytes.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0)));

@@ -8,8 +8,8 @@ use std::env;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestError, TestRng, TestRunner};
 
-/// Hands values to `check`, which says how many packets it checked and panics over a difference,
-/// until there were `enough`. Returns their number.
+/// Hands values to `check` until there were `enough` packets; `check` returns how many it checked and panics at
+/// a difference. Returns their number.
 pub(crate) fn each_seed<S: Strategy>(
     strategy: &S,
     enough: usize,
@@ -33,7 +33,7 @@ pub(crate) fn each_seed<S: Strategy>(
     packets.get()
 }
 
-/// One of two numbers, by the size of the tests that was asked for.
+/// One of two numbers, by the requested size of the tests.
 pub(crate) fn sized(short: usize, long: usize) -> usize {
     if env::var("VPND_TESTS").is_ok_and(|tests| tests == "long") { long } else { short }
 }

@@ -1,11 +1,11 @@
-//! Random flows of packets, and what befalls single packets on the way.
+//! Random flows of packets, and changes to single packets.
 
 use proptest::prelude::*;
 
 use super::super_packet::with_options;
 use super::{CWR, ECE, FIN, PSH, RST, SYN, Spec, URG, checksum};
 
-/// A packet, and what was done to it after it was built.
+/// A packet, and how it was altered after it was built.
 #[derive(Clone, Debug)]
 pub(crate) struct Sent {
     pub(crate) spec: Spec,
@@ -80,8 +80,8 @@ impl Sent {
     }
 }
 
-/// Packets of `flows` flows between four pairs of hosts, interleaved: fewer than `len` steps, a
-/// quarter of the trains with hardly anything unusual.
+/// Packets of `flows` flows between four pairs of hosts, interleaved: fewer than `len` steps; a quarter of the
+/// flows have hardly anything unusual.
 pub(crate) fn train(flows: usize, len: usize) -> impl Strategy<Value = Vec<Sent>> {
     let steps = |usual| prop::collection::vec((0..flows, change(usual), any::<u8>()), 0..len);
     let steps = prop_oneof![3 => steps(20), 1 => steps(2000)];
@@ -97,7 +97,7 @@ pub(crate) fn train(flows: usize, len: usize) -> impl Strategy<Value = Vec<Sent>
     })
 }
 
-/// Lets each packet's first byte of payload say which of the train it is.
+/// Writes each packet's position into its first byte of payload.
 fn number(sent: &mut [Sent]) {
     for (packet, at) in sent.iter_mut().zip((0..=255).cycle()) {
         if let Some(first) = packet.spec.payload.first_mut() {
@@ -111,7 +111,7 @@ fn number(sent: &mut [Sent]) {
 pub(crate) struct Flow {
     /// Its next packet, without the payload.
     next: Spec,
-    /// From one IPv4 identification to the next.
+    /// The step from one IPv4 identification to the next.
     id_step: u16,
     /// Bytes of payload in a full packet.
     size: usize,
@@ -143,7 +143,7 @@ impl Flow {
         Self { next, id_step, size, last: None, late: None }
     }
 
-    /// Sends what `change` leads to: none, one or two packets.
+    /// Sends the packets that `change` leads to: none, one or two.
     pub(crate) fn step(&mut self, change: Change, fill: u8) -> Vec<Sent> {
         match change {
             Change::Again => self.last.clone().into_iter().collect(),
@@ -214,7 +214,7 @@ fn flow() -> impl Strategy<Value = Flow> {
     )
 }
 
-/// `usual` against twelve that something happens.
+/// Chooses `usual` and the twelve changes with these weights.
 fn change(usual: u32) -> impl Strategy<Value = Change> {
     use Twist::*;
     let flags = prop::sample::select(vec![PSH, FIN, PSH | FIN, ECE, CWR, SYN, RST, URG]);
