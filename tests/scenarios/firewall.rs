@@ -443,7 +443,7 @@ fn gone(lab: &Lab) -> Result<String> {
     host.run(&format!("nft add {TABLE}"))?;
     let path = vpnd::write_files(&host, &site)?.display().to_string();
     let (code, said) = vpnd::run(&host, &["--config", &path])?;
-    let named = said.contains("vpnd-site-a") && said.contains("somebody else has made one");
+    let named = said.contains("vpnd-site-a") && said.contains("another program has made one");
     ensure!(code == 1 && named, "with one that is not ours: exit {code}: {said}");
     ensure!(tables(&host)?.contains(TABLE), "it took away what is not its own");
     Ok("flush ruleset leaves it, kill -9 and a stop do not; a stranger's is left alone".to_owned())

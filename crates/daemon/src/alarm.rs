@@ -12,7 +12,7 @@ use vpnd_protocol::time::BootTime;
 
 use crate::watch::watch;
 
-/// Goes off once, at the deadline it was last set to.
+/// Goes off once, at the deadline that was set last.
 pub(crate) struct Alarm {
     timer: TimerFd,
     ready: AsyncFd<OwnedFd>,
@@ -30,9 +30,10 @@ impl Alarm {
         Ok(Self { ready: watch(timer.as_fd())?, timer, set_to: None })
     }
 
-    /// Sets it, or unsets it. A deadline in the past goes off at once.
+    /// Sets the alarm, or clears it. A deadline in the past goes off at once.
     ///
     /// # Errors
+    ///
     /// As `timerfd_settime(2)`.
     pub(crate) fn set(&mut self, deadline: Option<BootTime>) -> io::Result<()> {
         if deadline == self.set_to {
@@ -42,7 +43,7 @@ impl Alarm {
         match deadline {
             None => self.timer.unset()?,
             Some(at) => {
-                // Zero would unset it.
+                // Zero would clear it.
                 let at = TimeSpec::from_duration(Duration::from_nanos(at.as_nanos().max(1)));
                 self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
             }

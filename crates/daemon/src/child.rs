@@ -1,4 +1,4 @@
-//! Tests that change the whole process, each in a process of its own.
+//! Runs tests that change the whole process in a process of their own.
 
 use std::panic::{UnwindSafe, catch_unwind};
 use std::process::{self, Command};
@@ -6,11 +6,11 @@ use std::process::{self, Command};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
-/// Set in the process that runs a test's inside.
+/// Set in the environment of the child process.
 const MARK: &str = "VPND_TEST_CHILD";
 
-/// Runs `inside` in a new process with one thread, and with `environment` added: the test binary
-/// again, with nothing but the calling test, whose path is `test`.
+/// Runs `inside` in a new process with one thread, and with `environment` added. The process is the test binary
+/// again, with only the calling test selected, whose path is `test`.
 pub(crate) fn in_child(
     test: &str,
     environment: &[(&str, &str)],
@@ -30,10 +30,10 @@ pub(crate) fn in_child(
     assert!(output.status.success() && said.contains("1 passed"), "{said}{failed}");
 }
 
-/// Leaves the test runner's own thread behind.
+/// Runs `inside` in a fork, which leaves the test runner's own thread behind.
 fn in_fork(inside: impl FnOnce() + UnwindSafe) {
-    // SAFETY: the only other thread is the runner's, which waits for this one and so holds none
-    // of the locks that the child may want.
+    // SAFETY: the only other thread is the runner's, which waits for this one and so holds none of the locks
+    // that the child may need.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => process::exit(i32::from(catch_unwind(inside).is_err())),
         ForkResult::Parent { child } => {

@@ -1,4 +1,4 @@
-//! The command line: the subcommands. The options of each are beside what it does.
+//! The command line: the subcommands. Each subcommand's options are defined in the file that implements it.
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -28,7 +28,7 @@ pub(crate) struct Cli {
     logging: Logging,
 }
 
-/// A build whose tunnels may be open to anybody says so.
+/// Marks a benchmark build, whose tunnels may be open to anybody.
 const VERSION: &str = if cfg!(vpnd_bench) {
     concat!(env!("CARGO_PKG_VERSION"), " (a benchmark build: it keeps no secrets)")
 } else {
@@ -36,11 +36,11 @@ const VERSION: &str = if cfg!(vpnd_bench) {
 };
 
 impl Cli {
-    /// What to do, and how to log it; `--config FILE` alone runs the tunnel.
+    /// The command and its logging options; `--config FILE` alone runs the tunnel.
     ///
     /// # Errors
     ///
-    /// If there is nothing to do, or `--config` stands before a subcommand.
+    /// If there is no command, or `--config` stands before a subcommand.
     pub(crate) fn split(self) -> Result<(Command, Logging), clap::Error> {
         let wrong = |kind, message| Self::command().error(kind, message);
         let command = match (self.command, self.run) {
@@ -89,10 +89,11 @@ pub(crate) enum Command {
     /// Runs the hooks of the vpnd that started it
     #[command(name = hooks::WORD, hide = true)]
     HookRunner,
-    /// Waits for the end of the vpnd that started it, to leave its device as the next program expects it
+    /// Releases the device after the vpnd that started it has ended, so that the next program finds it as
+    /// expected
     #[command(name = tenancy::WORD, hide = true)]
     DeviceCaretaker(RunAs),
-    /// Opens the kill switch of the vpnd that started it after that has stopped
+    /// Opens the kill switch after the vpnd that started it has ended
     #[command(name = linger::WORD, hide = true)]
     KillSwitchOpener(RunAs),
 }

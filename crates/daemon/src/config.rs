@@ -1,5 +1,5 @@
-//! The configuration: one TOML file is one tunnel. What is checked here has another type than
-//! what the file says, so the rest of the daemon has nothing left to check.
+//! The configuration: one TOML file describes one tunnel. Checked values have other types than the file's
+//! values, so the rest of the daemon has nothing left to check.
 
 mod device;
 mod endpoint;

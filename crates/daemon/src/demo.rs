@@ -1,6 +1,6 @@
-//! `demo`: a tunnel at work, told in steps. Two network namespaces of this machine are the sites,
-//! a veth pair is the wire between them, and two daemons like any other join them. Nothing else
-//! is needed, nothing of this machine is touched, and nothing stays.
+//! `demo`: shows a tunnel at work, step by step. Two network namespaces of this machine are the sites, a veth
+//! pair is the wire between them, and two ordinary daemons join them. It needs nothing else, changes nothing
+//! else on this machine, and leaves nothing behind.
 
 mod common;
 mod netns;
@@ -36,20 +36,20 @@ pub(crate) use common::DemoError;
 /// Options of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoOptions {
-    /// The longest that each of the two speed measurements may take
+    /// The time limit of each of the two speed measurements
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
 }
 
-/// Shows it all, or cleans up and says where it ended.
+/// Runs the demonstration, or cleans up and reports where it failed.
 pub(crate) fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
-    // A process may enter a user namespace only while it has one thread.
+    // Only a single-threaded process can enter a user namespace.
     let privilege = netns::acquire()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut interruption = Interruption::new()?;
-        // Whichever ends first, the other is dropped with all that it has made.
+        // When one ends, the other is dropped and cleans up.
         tokio::select! {
             shown = show(&options, privilege) => shown.map(|()| Exit::Success.into()),
             code = interruption.wait() => Ok(code),
@@ -153,7 +153,7 @@ fn show_datagram(tell: &Teller, seen: &Seen) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Few enough bytes that the wiretap keeps up.
+/// Sends few enough bytes that the wiretap can follow.
 async fn speak(wire: &Wire, to: IpAddr) -> anyhow::Result<()> {
     let limit = Limit { bytes: 1 << 20, time: Duration::from_secs(5) };
     let progress = Arc::new(AtomicU64::new(0));
@@ -215,7 +215,7 @@ async fn clean_up(tell: &Teller, daemons: [Daemon; 2], files: Files) -> anyhow::
     Ok(())
 }
 
-/// The signals by which somebody wants it to end.
+/// The signals that end the demonstration.
 struct Interruption {
     interrupt: Signal,
     terminate: Signal,
@@ -231,7 +231,7 @@ impl Interruption {
         })
     }
 
-    /// The code that a shell would report of a process that such a signal ended.
+    /// The exit code that a shell would report for a process that this signal ended.
     async fn wait(&mut self) -> ExitCode {
         let number: u8 = tokio::select! {
             _ = self.interrupt.recv() => 2,
@@ -242,7 +242,7 @@ impl Interruption {
     }
 }
 
-/// Each way and family.
+/// Pings for each direction and family.
 const PINGS: u16 = 5;
-/// What is sent through the tunnel and looked for on the wire.
+/// The text that is sent through the tunnel and searched for on the wire.
 const SENTENCE: &[u8] = b"Who reads this sentence on the wire has broken in. \n";

@@ -1,8 +1,8 @@
-//! The exit codes of `vpnd`, in one place: `sysexits.h` where it has a word for it.
+//! The exit codes of `vpnd`, in one place: those of `sysexits.h` where one fits.
 
 use std::process::ExitCode;
 
-/// How a command ended, as scripts and systemd see it.
+/// The result of a command, as scripts and systemd see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -14,9 +14,9 @@ pub(crate) enum Exit {
     Usage = 2,
     /// `status`: the tunnel is down.
     Down = 3,
-    /// `status`, `reload`, `rotate`: nobody answers for that tunnel.
+    /// `status`, `reload`, `rotate`: no vpnd answers for that tunnel.
     Unknown = 4,
-    /// No TUN device is to be had.
+    /// No TUN device is available.
     Unavailable = 69,
     /// A privilege is missing.
     Permission = 77,

@@ -1,6 +1,6 @@
-//! `[service] firewall`: a table of nftables of our own, which does what one table can do for a tunnel whatever other
-//! tables there are. It takes what is addressed to the inside from the tunnel alone, and it gives the peer's datagrams
-//! the mark that ours bear.
+//! `[service] firewall`: vpnd's own table of nftables. It does whatever one table can do, regardless of other
+//! tables: it accepts packets to our addresses inside the tunnel only from the tunnel, and it gives the peer's
+//! datagrams the mark of our own ones.
 //!
 //! A kill switch has a second table, with the one chain that drops what leaves beside the tunnel. The first table goes
 //! with the process, and nobody can remove it before. The second one stays as long as the kill switch: over a restart, a
@@ -29,7 +29,8 @@ use crate::nft::expression::{
 };
 use crate::nft::{self, Chain, Hook, Plan, Set, Table};
 
-/// Before others look at the mark, or at where it came from: they do at `raw` (-300) at the earliest.
+/// Runs before other tables read the mark or check the source address, which they do at `raw` (-300) at the
+/// earliest.
 const BEFORE_RAW: i32 = -310;
 const RAW: i32 = -300;
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
@@ -42,12 +43,9 @@ const LOCAL: u32 = 2;
 const SPECIFIC: [&str; 2] = ["specific", "specific6"];
 const UDP: u8 = 17;
 
-/// Why the table cannot be set.
+/// The table could not be set.
 #[derive(Debug, Error)]
-#[error(
-    "cannot set nftables' table inet {table}, as [service] firewall wants it: {error}{}",
-    help(error)
-)]
+#[error("cannot set the nftables table inet {table} of [service] firewall: {error}{}", help(error))]
 pub(crate) struct FirewallError {
     table: String,
     error: io::Error,
@@ -62,15 +60,15 @@ impl FirewallError {
 
 fn help(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM) => "; it takes CAP_NET_ADMIN",
-        Some(libc::EEXIST) => "; somebody else has made one of this name",
-        _ => "; it takes Linux 5.12, with nftables and its `fib` for both versions of IP",
+        Some(libc::EPERM) => "; it needs CAP_NET_ADMIN",
+        Some(libc::EEXIST) => "; another program has made one of this name",
+        _ => "; it needs Linux 5.12, with nftables and its `fib` for both versions of IP",
     }
 }
 
 /// The tables while vpnd runs, and the task that keeps their sets of networks as the routes are.
 pub(crate) struct Firewall {
-    /// Goes last.
+    /// The last part to go.
     following: Option<JoinHandle<()>>,
     _table: Arc<Table>,
     /// Stays, unless it is deleted.
@@ -112,14 +110,14 @@ impl Drop for Firewall {
     }
 }
 
-/// What of the tunnel the table depends on.
+/// The properties of the tunnel that the table depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct Tunnel {
     /// The device's number.
     pub(crate) index: u32,
-    /// That of the tunnel's own datagrams, where rules look for one.
+    /// The mark of the tunnel's own datagrams, if routing rules use one.
     pub(crate) mark: Option<Mark>,
-    /// That of the tunnel's own datagrams, whoever looks for it.
+    /// The mark of the tunnel's own datagrams, even if no routing rule uses it.
     pub(crate) borne: Option<Mark>,
 }
 
@@ -173,7 +171,7 @@ fn lasting_plan(config: &Config, table: &str, tunnel: Tunnel, specific: &Specifi
 ///
 /// # Errors
 ///
-/// What the kernel refuses.
+/// The kernel's refusal.
 pub(crate) fn set(
     config: &Config,
     tunnel: Tunnel,
@@ -196,7 +194,7 @@ pub(crate) fn set(
     Ok(Some(Firewall { following, _table: table, kill_switch: Some(lasting) }))
 }
 
-/// Whether the table has to know the routes that a kill switch leaves alone.
+/// Whether the table has to know the routes to which a kill switch does not apply.
 pub(crate) fn keeps_in(config: &Config) -> bool {
     config.service.firewall && kept_in(config).next().is_some()
 }
@@ -297,7 +295,7 @@ fn ranges<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<(u128, u128)> {
     ranges
 }
 
-/// One that a vpnd held which was killed may take an instant to go.
+/// Makes the table. If a vpnd that owned one was killed, its table may take a moment to vanish, so it retries.
 fn patiently(plan: &Plan) -> io::Result<Table> {
     const TRIES: usize = 25;
     for _ in 0..TRIES {
@@ -323,8 +321,9 @@ fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&Specific
     for address in inside(config) {
         let mut rule = elsewhere(index, config.interface.vrf.as_deref());
         rule.extend(to(address));
-        // A VRF shows anew what this host sent. The kernel drops what comes from outside with an address of ours as its
-        // sender, but for IPv6 it does not.
+        // A VRF delivers packets of this host to the hook a second time. For IPv4 they are exempt by their
+        // source address, as the kernel drops packets from outside with one of our addresses as source; for
+        // IPv6 it does not.
         if address.is_ipv4() {
             rule.extend([kind_of(Address::Source), is_not(&LOCAL.to_ne_bytes())]);
         }
@@ -391,8 +390,8 @@ fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-/// What came neither by the device nor from this host. The device is known by its number, for it may be renamed;
-/// what a VRF has is shown again as if it had come by the VRF.
+/// Matches packets that came neither from the device nor from this host. The device is matched by its number,
+/// as it may be renamed. Packets in a VRF are seen a second time with the VRF as their device.
 fn elsewhere(index: u32, vrf: Option<&str>) -> Vec<Vec<u8>> {
     let by_device = [load(Meta::Device), is_not(&index.to_ne_bytes())];
     let by_name = [Some("lo"), vrf].into_iter().flatten().map(device);
@@ -412,7 +411,8 @@ fn to(address: IpAddr) -> [Vec<u8>; 4] {
     }
 }
 
-/// For datagrams that arrive for our port on this host. Those that it only passes on keep their way.
+/// Matches datagrams to our port on this host, and sets their mark. Forwarded datagrams are not marked, so
+/// their routing does not change.
 fn marks(index: u32, port: u16, mark: Mark) -> [Vec<u8>; 11] {
     [
         load(Meta::Device),
@@ -429,7 +429,7 @@ fn marks(index: u32, port: u16, mark: Mark) -> [Vec<u8>; 11] {
     ]
 }
 
-/// 0 where any will do.
+/// The port; 0 if the kernel chooses one.
 fn port(listen: Listen) -> u16 {
     match listen {
         Listen::Port(port) => port,
@@ -437,7 +437,7 @@ fn port(listen: Listen) -> u16 {
     }
 }
 
-/// Warns of what drops all that arrives for our port, as far as can be seen.
+/// Warns of chains that drop all datagrams to our port, as far as this can be seen.
 pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     let port = port(config.interface.listen);
     if port == 0 || config.socket.netns.is_some() {
@@ -446,15 +446,15 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     let closed = |chain: &Chain| {
         chain.drops(Hook::Input)
             && concerns(chain.family, config.interface.listen)
-            // What cannot be read is not blamed.
+            // A chain whose rules cannot be read is not reported.
             && nft::names_port(chain, port).is_ok_and(|named| !named)
     };
-    // Who may not look at them is told nothing of them.
+    // A process without the privilege to list chains gets no warnings.
     let chains = nft::chains().unwrap_or_default();
     chains.iter().filter(|chain| closed(chain)).map(|chain| closed_port(chain, port)).collect()
 }
 
-/// Warns of a kill switch that a program passes by naming a device.
+/// Warns that a program can bypass the kill switch by naming a device.
 pub(crate) fn open_beside(config: &Config) -> Option<Problem> {
     let is_kept_in = kept_in(config).any(|net| net.addr().is_ipv4());
     if config.service.firewall || !is_kept_in {
@@ -467,7 +467,7 @@ pub(crate) fn open_beside(config: &Config) -> Option<Problem> {
     Some(Problem::warning(problem).help(help))
 }
 
-/// Whether a chain of this family sees what arrives there.
+/// Whether a chain of this family sees datagrams to this address.
 fn concerns(family: u8, listen: Listen) -> bool {
     match (family, listen) {
         (nft::INET, _) | (IPV4 | IPV6, Listen::Port(_)) => true,
@@ -480,15 +480,15 @@ fn concerns(family: u8, listen: Listen) -> bool {
 fn closed_port(chain: &Chain, port: u16) -> Problem {
     let Chain { table, name, .. } = chain;
     let problem = format!(
-        "[interface] listen: chain {name} of nftables' table {table} drops what none of its rules accepts, and none \
-         names port {port}: the peer may not reach us"
+        "[interface] listen: chain {name} of nftables' table {table} drops packets that none of its rules \
+         accepts, and none names port {port}: the peer may not reach us"
     );
     let line = opening(chain, port);
-    let help = format!("`{line}` lets it in, until whatever sets that table sets it anew");
+    let help = format!("`{line}` accepts them, until another program sets that table again");
     Problem::warning(problem).help(help)
 }
 
-/// The command that lets in what arrives for a port, in the words of whoever made the chain.
+/// The command that accepts datagrams to a port, in the syntax of the tool that made the chain.
 fn opening(Chain { family, table, name, .. }: &Chain, port: u16) -> String {
     let family = match (*family, table.as_str(), name.as_str()) {
         (IPV4, "filter", "INPUT") => {

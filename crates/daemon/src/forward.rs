@@ -20,13 +20,13 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     called.filter_map(|family| family.problem(bridge)).collect()
 }
 
-/// One version of IP, and what of the packet filter concerns it.
+/// One version of IP, and the parts of the packet filter that apply to it.
 struct Family {
     name: &'static str,
     sysctl: &'static str,
-    /// Where the older packet filter lists its tables.
+    /// The list of the tables of the legacy packet filter.
     older: &'static str,
-    /// `NFPROTO_INET` and its own.
+    /// `NFPROTO_INET` and the family's own number.
     numbers: [u8; 2],
     words: &'static str,
 }
@@ -68,7 +68,7 @@ impl Family {
         Some(Problem::warning(problem).help(help))
     }
 
-    /// What becomes of packets there; none if nothing there drops all that it does not know.
+    /// What happens to packets there; `None` if no chain drops packets by default.
     fn verdict(&self) -> Option<String> {
         let Ok(chains) = nft::chains() else {
             return Some("which drops them if its policy is drop: look at it as root".to_owned());
@@ -77,7 +77,7 @@ impl Family {
             |chain: &&Chain| self.numbers.contains(&chain.family) && chain.drops(Hook::Forward);
         if let Some(Chain { table, name, .. }) = chains.iter().find(drops) {
             return Some(format!(
-                "and chain {name} of table {table} drops what none of its rules accepts"
+                "and chain {name} of table {table} drops packets that none of its rules accepts"
             ));
         }
         let older = fs::read_to_string(self.older).unwrap_or_default();

@@ -1,7 +1,6 @@
-//! Processes beside vpnd, each for one task that vpnd itself cannot do: what remains to be done when vpnd was killed or
-//! has ended. Each is vpnd executed anew before the privileges are dropped, not a copy of it, so that it has no key in
-//! its memory. It has two descriptors: one end of a socket, by which it notices that vpnd has ended, and one thing
-//! to work on.
+//! Processes beside vpnd, each for one task that remains when vpnd was killed or has ended. Each is vpnd
+//! executed again before the privileges are dropped, not a fork, so that it has no key in its memory. It has
+//! two descriptors: one end of a socket, which shows that vpnd has ended, and one object to work on.
 
 use std::ffi::CStr;
 use std::io::{self, Read, Write};
@@ -18,14 +17,14 @@ use nix::unistd::setsid;
 use crate::account::Account;
 use crate::{hooks, privilege};
 
-/// How long a helper's end is waited for, or that it reads what it is sent.
+/// How long to wait for a helper to end, or to read a message.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// vpnd's end of the connection to a helper. The helper is asked to end when this is dropped.
+/// vpnd's end of the connection to a helper. Dropping it asks the helper to end.
 pub(crate) struct Helper {
-    /// The subcommand that it was started with.
+    /// The helper's subcommand.
     word: &'static str,
-    /// None once it has been left to itself.
+    /// `None` once the helper was left to run alone.
     process: Option<Child>,
     /// The other end is closed when the process ends.
     socket: UnixStream,
@@ -47,7 +46,7 @@ impl RunAs {
 }
 
 impl Helper {
-    /// Starts the subcommand `word` as `user`, with `held` to work on.
+    /// Starts the subcommand `word` as `user`; `held` is the descriptor that it works on.
     ///
     /// # Errors
     ///
@@ -67,7 +66,7 @@ impl Helper {
         Ok(Self { word, process: Some(command.spawn()?), socket })
     }
 
-    /// Sends `text` and lets the helper go on without us.
+    /// Sends `text`, and lets the helper run on without vpnd.
     ///
     /// # Errors
     ///
@@ -81,7 +80,7 @@ impl Helper {
         Ok(())
     }
 
-    /// Closes the socket and waits until the helper has ended and has closed what it held.
+    /// Closes the socket and waits until the helper has ended and has closed its descriptor.
     fn end(&self, mut process: Child) -> io::Result<()> {
         // If this fails, so does the read.
         let _closed = self.socket.shutdown(Shutdown::Write);
@@ -100,16 +99,16 @@ impl Drop for Helper {
     }
 }
 
-/// What a helper begins with: it leaves its priority and its session, and makes sure that vpnd started it.
+/// The first steps of a helper: it checks that vpnd started it, and leaves vpnd's priority and session.
 ///
 /// # Errors
 ///
 /// If something else started it.
 pub(crate) fn begin(name: &CStr) -> anyhow::Result<()> {
-    hooks::stand_apart(name).context("vpnd starts this subcommand itself, and nobody else can")?;
+    hooks::isolate(name).context("vpnd starts this subcommand itself, and nobody else can")?;
     // A terminal that is closed does not end it.
     setsid().context("cannot leave the session")?;
-    // It moves no packets.
+    // A helper handles no packets.
     privilege::yield_to_others();
     Ok(())
 }

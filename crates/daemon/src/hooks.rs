@@ -1,13 +1,12 @@
-//! Commands that are run when the tunnel comes up, finds its peer, loses it and goes down, and those
-//! that tell systemd-resolved of name servers behind it.
+//! Commands that run when the tunnel comes up, finds its peer, loses it and goes down; and the commands that
+//! set systemd-resolved's name servers behind the tunnel.
 //!
-//! 1. Before vpnd gives anything up, a *runner* is started ([`runner`]) and handed the plan.
-//! 2. `up` is run when the device is configured. One command after the other; if one fails the start
-//!    fails.
-//! 3. While the tunnel runs, `established` and `lost` follow the peer, each at most every five seconds.
-//!    They take turns: what changed and changed back while a command ran, or was waited for, is passed over.
-//!    Between them the name servers are set again where another program has taken them away ([`names`]).
-//! 4. At the end, and before anything is undone, `down` is run. What fails is logged.
+//! 1. Before vpnd drops any privilege, it starts a *runner* ([`runner`]) and sends it the plan.
+//! 2. `up` runs when the device is configured: one command after the other. If one fails, the start fails.
+//! 3. While the tunnel runs, `established` and `lost` follow the state of the peer, each at most every five
+//!    seconds. One never runs during the other: if the state changes and changes back in the meantime, neither
+//!    runs. Between them the name servers are set again if another program has removed them ([`names`]).
+//! 4. At the end, before anything is undone, `down` runs. A failure is logged.
 
 mod client;
 mod dns;
@@ -29,8 +28,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-pub(crate) use plan::{Moment, Plan};
-pub(crate) use runner::{WORD, run, stand_apart};
+pub(crate) use plan::{Event, Plan};
+pub(crate) use runner::{WORD, isolate, run};
 pub(crate) use variables::{Facts, plan};
 
 use client::Runner;
@@ -38,20 +37,20 @@ use names::{Found, Names};
 use plan::Argv;
 use talk::{Changed, End, Order};
 
-/// After one of `established` has begun, the next does so much later at the earliest; `lost` likewise. What the peer
-/// does is not to keep us running commands.
+/// The shortest time from one start of `established` to the next; the same for `lost`. The peer must not be
+/// able to keep us running commands.
 const APART: Duration = Duration::from_secs(5);
 
-/// Why the start failed over a hook.
+/// A hook failed the start.
 #[derive(Debug, Error)]
 pub(crate) enum HookError {
-    /// Nobody could run it.
+    /// The runner could not be started.
     #[error("the hook runner, which is vpnd itself (/proc/self/exe), cannot be started: {0}")]
     Start(io::Error),
     /// The runner was killed, or hangs.
     #[error("the hook runner is gone: {0}; start vpnd again")]
     Gone(io::Error),
-    /// It was run, and failed.
+    /// A command ran, and failed.
     #[error(
         "hook {hook}: `{command}` {end}; what this start had changed is undone, and `down` is not run. \
          Nothing crosses the tunnel before `up` has ended: what needs the peer belongs in `established`"
@@ -61,16 +60,16 @@ pub(crate) enum HookError {
 
 /// The commands of one tunnel.
 pub(crate) struct Hooks {
-    /// None where nothing is ever run, and when it was lost.
+    /// `None` if no command is configured, or after the runner was lost.
     runner: Option<Runner>,
     plan: Plan,
     changed: Changed,
-    /// The name servers that are to stay as they were set; none where none were.
+    /// The name servers to be kept as they were set; `None` if none were set.
     names: Option<Names>,
 }
 
 impl Hooks {
-    /// Starts the runner if `wanted`. Belongs before everything that a command must not inherit.
+    /// Starts the runner if `wanted`. Call it before opening anything that a command must not inherit.
     ///
     /// # Errors
     ///
@@ -80,8 +79,7 @@ impl Hooks {
         Ok(Self { runner, plan: Plan::default(), changed: Changed::default(), names: None })
     }
 
-    /// Hands the plan over and runs what belongs to a start. `None` if it ended before, as `stop`
-    /// asked.
+    /// Sends the plan to the runner, and runs the commands of a start. `None` if `stop` ended it early.
     ///
     /// # Errors
     ///
@@ -99,7 +97,7 @@ impl Hooks {
         match done {
             Some(Ok(())) => Ok(Some(self.follow())),
             other => {
-                // It kills what runs.
+                // This kills the running command.
                 self.end().await;
                 other.transpose().map(|_stopped| None)
             }
@@ -111,81 +109,82 @@ impl Hooks {
             runner.plan(&self.plan).await.map_err(HookError::Gone)?;
         }
         self.set_dns().await;
-        for index in 0..self.plan.at(Moment::Up).len() {
-            let end = self.command(Moment::Up, index, None).await.map_err(HookError::Gone)?;
+        for index in 0..self.plan.at(Event::Up).len() {
+            let end = self.command(Event::Up, index, None).await.map_err(HookError::Gone)?;
             if !end.is_good() {
-                let command = self.plan.at(Moment::Up)[index].to_string();
-                return Err(HookError::Failed { hook: Moment::Up.word(), command, end });
+                let command = self.plan.at(Event::Up)[index].to_string();
+                return Err(HookError::Failed { hook: Event::Up.word(), command, end });
             }
         }
         Ok(())
     }
 
-    /// A tunnel without its names is better than none.
+    /// Sets the name servers. A failure only logs a warning: a tunnel without its name servers is better than
+    /// none.
     async fn set_dns(&mut self) {
-        match self.tell_names().await {
-            Ok(()) if self.plan.at(Moment::SetDns).is_empty() => {}
-            Ok(()) => self.names = Some(Names::new(self.plan.at(Moment::SetDns))),
-            Err(Untold { index, why }) => {
+        match self.set_name_servers().await {
+            Ok(()) if self.plan.at(Event::SetDns).is_empty() => {}
+            Ok(()) => self.names = Some(Names::new(self.plan.at(Event::SetDns))),
+            Err(SetDnsError { index, why }) => {
                 tracing::warn!(
-                    "[dns] has no effect: {why}; it takes systemd-resolved, or a hook that does as much"
+                    "[dns] has no effect: {why}; it needs systemd-resolved, or a hook that sets the name servers"
                 );
                 if index == 0 {
-                    self.plan.commands.remove(&Moment::RevertDns);
+                    self.plan.commands.remove(&Event::RevertDns);
                 }
             }
         }
     }
 
-    /// Has systemd-resolved told of the names, up to the first command that fails.
-    async fn tell_names(&mut self) -> Result<(), Untold> {
-        for index in 0..self.plan.at(Moment::SetDns).len() {
-            let end = self.command(Moment::SetDns, index, None).await;
+    /// Sets the name servers with systemd-resolved, up to the first command that fails.
+    async fn set_name_servers(&mut self) -> Result<(), SetDnsError> {
+        for index in 0..self.plan.at(Event::SetDns).len() {
+            let end = self.command(Event::SetDns, index, None).await;
             if !end.as_ref().is_ok_and(End::is_good) {
                 let why = end.map_or_else(|error| error.to_string(), |end| end.to_string());
                 let command =
-                    planned(&self.plan, self.changed.device.as_deref(), Moment::SetDns, index);
-                return Err(Untold { index, why: format!("`{command}` {why}") });
+                    planned(&self.plan, self.changed.device.as_deref(), Event::SetDns, index);
+                return Err(SetDnsError { index, why: format!("`{command}` {why}") });
             }
         }
         Ok(())
     }
 
-    /// Looks after the names, and sets them again where they may be gone.
-    async fn keep_names(&mut self) {
+    /// Checks the name servers, and sets them again if they may be gone.
+    async fn keep_name_servers(&mut self) {
         let Some(mut names) = self.names.take() else { return };
-        let found = names.look(Instant::now());
+        let found = names.check(Instant::now());
         if found != Found::Kept {
-            let told = self.tell_names().await;
+            let told = self.set_name_servers().await;
             names.set_again(Instant::now(), found, told.is_ok());
             report(found, told);
         }
         self.names = self.runner.is_some().then_some(names);
     }
 
-    /// Runs one command of the plan; nothing where there is no runner.
+    /// Runs one command of the plan; does nothing without a runner.
     async fn command(
         &mut self,
-        moment: Moment,
+        event: Event,
         index: usize,
         endpoint: Option<SocketAddr>,
     ) -> io::Result<End> {
         let Some(runner) = &mut self.runner else { return Ok(End::Exited(0)) };
-        let argv = planned(&self.plan, self.changed.device.as_deref(), moment, index);
-        let order = Order { moment, index, endpoint, changed: self.changed.clone() };
+        let argv = planned(&self.plan, self.changed.device.as_deref(), event, index);
+        let order = Order { event, index, endpoint, changed: self.changed.clone() };
         let end = runner.run(order, &argv, self.plan.limit).await;
         if end.is_err() {
-            // What it says from now on would be about something else.
+            // Its next report would be about another command.
             self.runner = None;
         }
         end
     }
 
-    /// Runs a command whose failure changes nothing, and says how it went.
-    async fn attend(&mut self, moment: Moment, index: usize, endpoint: Option<SocketAddr>) {
-        let (hook, had_runner) = (moment.word(), self.runner.is_some());
-        let end = self.command(moment, index, endpoint).await;
-        let command = planned(&self.plan, self.changed.device.as_deref(), moment, index);
+    /// Runs a command whose failure has no consequences, and logs its result.
+    async fn run_and_log(&mut self, event: Event, index: usize, endpoint: Option<SocketAddr>) {
+        let (hook, had_runner) = (event.word(), self.runner.is_some());
+        let end = self.command(event, index, endpoint).await;
+        let command = planned(&self.plan, self.changed.device.as_deref(), event, index);
         match end {
             Ok(end) if end.is_good() => tracing::info!("hook {hook}: `{command}` is done"),
             Ok(end) => tracing::warn!("hook {hook}: `{command}` {end}"),
@@ -196,64 +195,68 @@ impl Hooks {
         }
     }
 
-    /// From here on commands are run beside everything else.
+    /// From now on, commands run concurrently with the tunnel.
     fn follow(self) -> Following {
-        let (wishes, seen) = watch::channel(Wish::default());
+        let (changes, seen) = watch::channel(Desired::default());
         let task = tokio::spawn(self.run(seen));
-        Following { news: News(Arc::new(wishes)), task: Some(task) }
+        Following { news: News(Arc::new(changes)), task: Some(task) }
     }
 
-    async fn run(mut self, mut wishes: watch::Receiver<Wish>) {
+    async fn run(mut self, mut changes: watch::Receiver<Desired>) {
         let (mut alive, mut begun) = (false, [None; 2]);
         loop {
-            let Some(wish) = self.next(&mut wishes, alive).await else { break };
-            let begun = &mut begun[usize::from(wish.alive)];
+            let Some(desired) = self.next(&mut changes, alive).await else { break };
+            let begun = &mut begun[usize::from(desired.alive)];
             if let Some(begun) = *begun {
-                let back = wishes.wait_for(|wish| wish.end || wish.alive == alive);
+                let back = changes.wait_for(|desired| desired.end || desired.alive == alive);
                 if timeout_at(begun + APART, back).await.is_ok() {
                     continue;
                 }
             }
             *begun = Some(Instant::now());
-            let wish = wishes.borrow().clone();
-            self.changed = wish.changed;
+            let desired = changes.borrow().clone();
+            self.changed = desired.changed;
             alive = !alive;
-            let moment = if alive { Moment::Established } else { Moment::Lost };
-            for index in 0..self.plan.at(moment).len() {
-                self.attend(moment, index, wish.endpoint).await;
-                if wishes.borrow().end {
+            let event = if alive { Event::Established } else { Event::Lost };
+            for index in 0..self.plan.at(event).len() {
+                self.run_and_log(event, index, desired.endpoint).await;
+                if changes.borrow().end {
                     break;
                 }
             }
         }
-        let wish = wishes.borrow().clone();
-        self.changed = wish.changed;
-        self.bring_down(wish.endpoint).await;
+        let desired = changes.borrow().clone();
+        self.changed = desired.changed;
+        self.bring_down(desired.endpoint).await;
     }
 
-    /// Looks after the names until the peer is there, or is there no more; none at the end.
-    async fn next(&mut self, wishes: &mut watch::Receiver<Wish>, alive: bool) -> Option<Wish> {
+    /// Keeps the name servers set until the peer's state changes; `None` at the end.
+    async fn next(
+        &mut self,
+        changes: &mut watch::Receiver<Desired>,
+        alive: bool,
+    ) -> Option<Desired> {
         loop {
             let due = self.names.as_ref().map(Names::due);
             tokio::select! {
                 biased;
-                changed = wishes.wait_for(|wish| wish.end || wish.alive != alive) => {
-                    return changed.ok().map(|wish| wish.clone()).filter(|wish| !wish.end);
+                changed = changes.wait_for(|desired| desired.end || desired.alive != alive) => {
+                    return changed.ok().map(|desired| desired.clone()).filter(|desired| !desired.end);
                 }
                 () = until(due) => {}
             }
-            self.changed = wishes.borrow().changed.clone();
-            self.keep_names().await;
+            self.changed = changes.borrow().changed.clone();
+            self.keep_name_servers().await;
         }
     }
 
     async fn bring_down(mut self, endpoint: Option<SocketAddr>) {
-        for index in 0..self.plan.at(Moment::Down).len() {
-            self.attend(Moment::Down, index, endpoint).await;
+        for index in 0..self.plan.at(Event::Down).len() {
+            self.run_and_log(Event::Down, index, endpoint).await;
         }
-        for index in 0..self.plan.at(Moment::RevertDns).len() {
-            // With the device went what systemd-resolved knew of it.
-            let end = self.command(Moment::RevertDns, index, None).await;
+        for index in 0..self.plan.at(Event::RevertDns).len() {
+            // If the device is gone, systemd-resolved has forgotten them already: a failure does not matter.
+            let end = self.command(Event::RevertDns, index, None).await;
             tracing::debug!("names are looked up as before: {end:?}");
         }
         self.end().await;
@@ -266,27 +269,27 @@ impl Hooks {
     }
 }
 
-/// The command that systemd-resolved was not told by, and what came of it.
-struct Untold {
+/// The command with which systemd-resolved could not be set, and why.
+struct SetDnsError {
     index: usize,
     why: String,
 }
 
-/// Says that names were set again, if they were gone.
-fn report(found: Found, told: Result<(), Untold>) {
+/// Logs that the name servers were set again, if they were gone.
+fn report(found: Found, told: Result<(), SetDnsError>) {
     match told {
         Ok(()) if found == Found::Gone => tracing::info!(
             "systemd-resolved no longer had the name servers of [dns]: another program changed them, or \
              it was started anew; they are set again"
         ),
         Ok(()) => tracing::debug!("[dns] is set again, in case that something of it was gone"),
-        Err(Untold { why, .. }) => {
-            tracing::warn!("[dns] cannot be set again: {why}; it is tried on");
+        Err(SetDnsError { why, .. }) => {
+            tracing::warn!("[dns] cannot be set again: {why}; vpnd keeps trying");
         }
     }
 }
 
-/// Then; never if there is no then.
+/// Waits until then; forever without a time.
 async fn until(then: Option<Instant>) {
     match then {
         Some(then) => sleep_until(then).await,
@@ -294,63 +297,62 @@ async fn until(then: Option<Instant>) {
     }
 }
 
-/// What is to be run next, as far as it is known.
+/// The state for which hooks are to run.
 #[derive(Clone, Debug, Default)]
-struct Wish {
+struct Desired {
     alive: bool,
     endpoint: Option<SocketAddr>,
     changed: Changed,
     end: bool,
 }
 
-/// What the tunnel's state is told to.
+/// Reports changes of the tunnel's state to the hooks.
 #[derive(Clone)]
-pub(crate) struct News(Arc<watch::Sender<Wish>>);
+pub(crate) struct News(Arc<watch::Sender<Desired>>);
 
 impl News {
-    /// The peer is there, or gone. Never waits.
+    /// Reports that the peer is alive or dead. Never waits.
     pub(crate) fn peer(&self, alive: bool, endpoint: Option<SocketAddr>) {
-        self.0.send_modify(|wish| {
-            wish.alive = alive;
-            wish.endpoint = endpoint.or(wish.endpoint);
+        self.0.send_modify(|desired| {
+            desired.alive = alive;
+            desired.endpoint = endpoint.or(desired.endpoint);
         });
     }
 }
 
 impl News {
-    /// The device has another name.
+    /// Reports that the device was renamed.
     pub(crate) fn renamed(&self, device: &str) {
-        self.0.send_modify(|wish| wish.changed.device = Some(device.to_owned()));
+        self.0.send_modify(|desired| desired.changed.device = Some(device.to_owned()));
     }
 
-    /// The device has another MTU.
+    /// Reports that the device's MTU has changed.
     pub(crate) fn mtu(&self, mtu: u16) {
-        self.0.send_modify(|wish| wish.changed.mtu = Some(mtu));
+        self.0.send_modify(|desired| desired.changed.mtu = Some(mtu));
     }
 }
 
-/// A command of the plan, for a device that may have another name by now.
-fn planned(plan: &Plan, device: Option<&str>, moment: Moment, index: usize) -> Argv {
-    let argv = &plan.at(moment)[index];
+/// A command of the plan, with the device's current name.
+fn planned(plan: &Plan, device: Option<&str>, event: Event, index: usize) -> Argv {
+    let argv = &plan.at(event)[index];
     device.map_or_else(|| argv.clone(), |name| argv.with_device(name))
 }
 
-/// Commands that are run beside everything else.
+/// The task that runs commands concurrently with the tunnel.
 pub(crate) struct Following {
     news: News,
     task: Option<JoinHandle<()>>,
 }
 
 impl Following {
-    /// For whoever knows how the tunnel fares.
+    /// A handle to report changes of the tunnel's state.
     pub(crate) fn news(&self) -> News {
         self.news.clone()
     }
 
-    /// Lets the command that runs end, runs `down`, and waits for all of it. The second time does
-    /// nothing.
+    /// Waits for the running command, runs `down`, and waits for it. A second call does nothing.
     pub(crate) async fn end(&mut self) {
-        self.news.0.send_modify(|wish| wish.end = true);
+        self.news.0.send_modify(|desired| desired.end = true);
         if let Some(task) = &mut self.task {
             let _panicked = task.await;
             self.task = None;

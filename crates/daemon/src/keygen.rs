@@ -29,8 +29,8 @@ pub(crate) struct PubkeyOptions {
     pub(crate) file: Option<PathBuf>,
 }
 
-/// Makes a private key. What goes to standard output is what the next step needs: the key itself,
-/// or, once that is safe in a file, the public key that the peer's configuration wants.
+/// Makes a private key. Standard output gets what the next step needs: the key itself, or, if the key is saved
+/// in a file, the public key for the peer's configuration.
 pub(crate) fn genkey(options: &OutputOptions) -> anyhow::Result<ExitCode> {
     let secret = SecretKey::generate(&mut UnwrapErr(SysRng));
     match &options.output {

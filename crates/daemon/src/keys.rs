@@ -1,5 +1,5 @@
-//! Key files: read with suspicion, created for their owner only. A daemon without privileges is
-//! handed what stands in them.
+//! Key files: their permissions are checked when they are read, and new ones are readable by their owner only.
+//! A daemon without privileges gets the contents handed over.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -13,20 +13,21 @@ use zeroize::Zeroizing;
 
 use crate::trust::{self, Untrusted};
 
-/// The secrets of one tunnel, apart from its [`Config`](crate::config::Config), which may be shown.
+/// The secrets of one tunnel. They are kept apart from its [`Config`](crate::config::Config), which may be
+/// shown.
 pub(crate) struct Keys {
-    /// Who we are.
+    /// Our private key.
     pub(crate) secret: SecretKey,
-    /// Who we are going to be.
+    /// Our next private key.
     pub(crate) next_secret: Option<SecretKey>,
-    /// Mixed into each handshake; zeros when the tunnel has none.
+    /// Mixed into each handshake; all zeros if the tunnel has none.
     pub(crate) preshared: PresharedKey,
-    /// What takes its place.
+    /// The next preshared key.
     pub(crate) next_preshared: Option<PresharedKey>,
 }
 
 impl Keys {
-    /// Zeros, to overwrite others with.
+    /// All zeros, to overwrite other keys with.
     pub(crate) fn blank() -> Self {
         Self {
             secret: SecretKey::from_bytes([0; 32]),
@@ -37,29 +38,30 @@ impl Keys {
     }
 }
 
-/// The keys of a configuration that name key files.
+/// The configuration keys that name key files.
 pub(crate) const KEY_FILES: [&str; 4] =
     ["private_key_file", "next_private_key_file", "preshared_key_file", "next_preshared_key_file"];
 
-/// Where the keys are that a configuration names.
+/// Where the key files of a configuration are read from.
 pub(crate) enum KeySource {
-    /// In the files. Those below this directory need not be ours alone: systemd sees to that.
+    /// From the files. Files below this directory may belong to others, as systemd controls it.
     Files { credentials: Option<PathBuf> },
-    /// Handed over with it, by who may read the files.
+    /// Handed over together with the configuration, by a process that may read the files.
     Handed(HandedKeys),
 }
 
 impl KeySource {
-    /// The files, as this process finds them.
+    /// The files, read by this process.
     pub(crate) fn files() -> Self {
         Self::Files { credentials: credentials_directory() }
     }
 
-    /// The key that the file at `path` holds, which `named_by` (of [`KEY_FILES`]) names.
+    /// Finds the key of the file at `path`, which the configuration key `named_by` (one of [`KEY_FILES`])
+    /// names.
     ///
     /// # Errors
     ///
-    /// If it cannot be read, is open to others, was not handed over, or is no key.
+    /// If the file cannot be read, is accessible to others, was not handed over, or holds no key.
     pub(crate) fn find<K>(
         &self,
         named_by: &str,
@@ -77,11 +79,11 @@ impl KeySource {
     }
 }
 
-/// The texts of keys, each under the one of [`KEY_FILES`] that names its file.
+/// The texts of keys, each with the one of [`KEY_FILES`] that names its file.
 pub(crate) struct HandedKeys(pub(crate) Vec<(&'static str, Zeroizing<String>)>);
 
 impl HandedKeys {
-    /// Those of `keys`; `preshared` says whether a file holds that one.
+    /// The texts of `keys`; `preshared` is whether a file holds the preshared key.
     pub(crate) fn new(keys: &Keys, preshared: bool) -> Self {
         let preshared = preshared.then(|| keys.preshared.to_base64());
         let texts = [
@@ -100,7 +102,7 @@ impl HandedKeys {
     }
 }
 
-/// Why a key file cannot be used; each says how to put it right.
+/// Why a key file cannot be used. Each message explains how to correct it.
 #[derive(Debug, Error)]
 pub(crate) enum KeyFileError {
     /// It cannot be opened or read.
@@ -112,19 +114,19 @@ pub(crate) enum KeyFileError {
     /// Others may read or write it.
     #[error("{} has mode {mode:04o}, open to others than its owner: run `chmod 600 {}`", path.display(), path.display())]
     Mode { path: PathBuf, mode: u32 },
-    /// Somebody else may put another key there.
+    /// Its owner could replace the key.
     #[error("{} belongs to uid {uid}, neither to root nor to us: run `chown {} {}`", path.display(), Uid::effective(), path.display())]
     Owner { path: PathBuf, uid: u32 },
-    /// Somebody else may put another file there.
+    /// Others could replace the file.
     #[error(
         "others could replace {}: {why}; keep keys in a directory that only root or you may write to",
         path.display()
     )]
     Place { path: PathBuf, why: Untrusted },
-    /// What stands in it is no key.
+    /// Its contents are not a key.
     #[error("{} holds no key: {error}", path.display())]
     Content { path: PathBuf, error: KeyError },
-    /// Who handed over the configuration kept it back.
+    /// The process that handed over the configuration did not hand over this file.
     #[error("what stands in {} was not handed over", path.display())]
     Withheld { path: PathBuf },
     /// It cannot be created.
@@ -132,11 +134,11 @@ pub(crate) enum KeyFileError {
     Create { path: PathBuf, error: io::Error },
 }
 
-/// Reads a private key. Files below `credentials` need not be ours alone: systemd sees to that.
+/// Reads a private key. Files below `credentials` may belong to others, as systemd controls that directory.
 ///
 /// # Errors
 ///
-/// If the file cannot be read, is open to others, or holds no key.
+/// If the file cannot be read, is accessible to others, or holds no key.
 pub(crate) fn read_secret(
     path: &Path,
     credentials: Option<&Path>,
@@ -149,7 +151,7 @@ pub(crate) fn read_secret(
 ///
 /// # Errors
 ///
-/// If the file exists, whatever is in it, or cannot be written, or if others could replace it.
+/// If the file exists, whatever its contents, if it cannot be written, or if others could replace it.
 pub(crate) fn create(path: &Path, key: &str) -> Result<(), KeyFileError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     match trust::directory(directory.unwrap_or_else(|| Path::new("."))) {
@@ -172,7 +174,7 @@ pub(crate) fn credentials_directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-/// Enough for a key and blanks around it; what is longer is no key file.
+/// Enough for a key and white space around it; a longer file is not a key file.
 pub(crate) const MAX_LEN: usize = 256;
 
 fn read(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, KeyFileError> {
@@ -181,11 +183,11 @@ fn read(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, Ke
         Untrusted::Unreachable { error, .. } => unreadable(error),
         why => KeyFileError::Place { path: path.to_owned(), why },
     })?;
-    // Non-blocking, so that a pipe in a key's place is refused instead of waited for.
+    // Non-blocking, so that a pipe in place of a key file is refused instead of waited for.
     let file = trust::open_no_link(&real, 0).map_err(unreadable)?;
     let exempt = credentials.is_some_and(|directory| lies_in(&real, directory));
     check(path, &file.metadata().map_err(unreadable)?, exempt)?;
-    // With room for all of it from the start, no copy is left behind where the text grew.
+    // The full capacity is reserved at the start: a growing text would leave unwiped copies behind.
     let mut text = Zeroizing::new(String::with_capacity(MAX_LEN));
     file.take(MAX_LEN as u64).read_to_string(&mut text).map_err(unreadable)?;
     Ok(text)
@@ -208,8 +210,8 @@ fn check(path: &Path, found: &std::fs::Metadata, exempt: bool) -> Result<(), Key
     Ok(())
 }
 
-/// Whether a real path is a credential. systemd puts them into the directory itself, and nobody else may write
-/// to that: whatever the environment calls so, it exempts nothing that lies elsewhere.
+/// Whether a real path is a credential. systemd puts credentials directly into that directory, and nobody else
+/// can write to it. A wrong value in the environment exempts no file elsewhere.
 fn lies_in(real: &Path, credentials: &Path) -> bool {
     trust::directory(credentials).is_ok_and(|directory| real.parent() == Some(&directory))
 }
@@ -229,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory with a key in `site.key`, of this mode.
+    /// A directory with a key in `site.key`, which has this mode.
     fn key_of_mode(mode: u32) -> (TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("site.key");

@@ -1,32 +1,32 @@
-//! What others do to the device while the tunnel runs, and what is made of it. Addresses and routes that go
-//! with it are put back elsewhere, by the device's `Keeper`.
+//! Reacts to changes that others make to the device while the tunnel runs. The device's `Keeper` restores
+//! addresses and routes that were lost with them.
 
 use vpnd_device::{Seen, Watch};
 
 use crate::presence::Presence;
 
-/// The way to see what becomes of the device.
+/// Watches the device.
 pub(crate) struct Life {
     watch: Watch,
     presence: Presence,
     name: String,
-    /// Whether it was set down since the start, which sets it up itself.
+    /// Whether it was set down since the start; the start itself sets it up.
     was_down: bool,
 }
 
-/// What the rest of the daemon has to know.
+/// A change of the device that the rest of the daemon has to know.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// The device is where it should be.
+    /// Nothing to react to.
     Stays,
-    /// It has another name now.
+    /// The device was renamed.
     Renamed(String),
-    /// It is gone.
+    /// The device is gone.
     Gone,
 }
 
 impl Life {
-    /// Watches over a device that is, or is going to be, configured.
+    /// Watches a device that is configured or will be.
     pub(crate) fn new(name: &str, watch: Watch, presence: Presence) -> Self {
         Self { watch, presence, name: name.to_owned(), was_down: false }
     }
@@ -36,16 +36,16 @@ impl Life {
         self.watch.index()
     }
 
-    /// Waits until somebody does something to it.
+    /// Waits until somebody changes it.
     pub(crate) async fn changed(&mut self) -> Seen {
         self.watch.next().await
     }
 
-    /// Says what it is.
+    /// Logs the change, and returns what the rest of the daemon has to know.
     pub(crate) fn attend(&mut self, seen: Seen) -> Fate {
         let name = &self.name;
         match seen {
-            // Packets go through the descriptor, whichever namespace the device is in.
+            // Packets pass through the descriptor, whichever namespace the device is in.
             Seen::Gone if self.presence.is_there() => tracing::warn!(
                 "device {name} was moved to another network namespace: the tunnel goes on; its addresses and \
                  routes are to be set there, or name the namespace in [interface] netns and start again"
@@ -58,7 +58,7 @@ impl Life {
             Seen::Up if self.was_down => tracing::info!("device {name} is up again"),
             Seen::Up => {}
             Seen::Renamed(new) => {
-                tracing::info!("device {name} has another name: {new}");
+                tracing::info!("device {name} was renamed to {new}");
                 self.name.clone_from(&new);
                 return Fate::Renamed(new);
             }

@@ -1,10 +1,10 @@
-//! What becomes of a kill switch when vpnd is asked to stop. A stop opens it, a restart does not, and both begin with
-//! the same signal.
+//! What happens to a kill switch when vpnd is asked to stop. A stop has to open it, a restart must not, and both
+//! begin with the same signal.
 //!
-//! The unit file has SIGUSR1 sent before a restart. Where that is not so, systemd is asked over D-Bus which of the two
-//! it is; a service with `DynamicUser=yes` cannot ask `dbus-daemon`. Nobody else can be asked: then another process, the opener, opens the kill switch
-//! a few seconds later, unless a start has taken it over by then. It is started with vpnd, and holds the
-//! journal, `CAP_NET_ADMIN` and no key. If vpnd is killed it opens nothing.
+//! The unit file sends SIGUSR1 before a restart. Without that signal, vpnd asks systemd over D-Bus which of the two
+//! it is; a service with `DynamicUser=yes` may not ask `dbus-daemon`. If there is no answer, another process, the
+//! opener, opens the kill switch a few seconds later, unless a new vpnd has taken it over by then. The opener is
+//! started with vpnd, and holds the journal, `CAP_NET_ADMIN` and no key. If vpnd is killed, it opens nothing.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -25,24 +25,24 @@ use crate::privilege;
 use crate::stop::Asked;
 use crate::systemd::{self, Job};
 
-/// The subcommand that nobody types.
+/// The internal subcommand.
 pub(crate) const WORD: &str = "kill-switch-opener";
 
-/// A restart takes less.
+/// Longer than a restart takes.
 pub(crate) const WAIT: Duration = Duration::from_secs(3);
 
-/// What becomes of a kill switch after a stop.
+/// What to do with a kill switch after a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterStop {
-    /// It is taken away.
+    /// Remove it.
     Open,
-    /// It is taken away a little later, unless there is a start by then.
+    /// Remove it a little later, unless vpnd is started by then.
     OpenLater,
-    /// It stays for the next start.
+    /// Keep it for the next start.
     Shut,
 }
 
-/// What becomes of it now that vpnd was asked to stop.
+/// Decides what to do with the kill switch now that vpnd was asked to stop.
 pub(crate) async fn after_stop(asked: Option<Asked>) -> AfterStop {
     match asked {
         Some(Asked::Restart) => stays(),
@@ -60,7 +60,7 @@ async fn ask_systemd() -> AfterStop {
     match systemd::job().await {
         Some(Job::Restart) => stays(),
         Some(Job::Other) => AfterStop::Open,
-        // All processes of a container end with its first.
+        // If PID 1 ends, all processes of the container end.
         None if is_first() => AfterStop::Open,
         None => {
             let seconds = WAIT.as_secs();
@@ -74,13 +74,13 @@ fn is_first() -> bool {
     getpid().as_raw() == 1
 }
 
-/// The process that opens the kill switch after vpnd has ended. It ends with this, unless the kill switch is handed to
-/// it.
+/// The process that opens the kill switch after vpnd has ended. Dropping it ends the process, unless the kill
+/// switch was handed to it.
 pub(crate) struct Opener(Helper);
 
 impl Opener {
-    /// Starts it in the device's network namespace `inside`, if it may be needed. Belongs before the privileges are
-    /// dropped.
+    /// Starts the opener in the device's network namespace `inside`, if it may be needed. Call it before the
+    /// privileges are dropped.
     ///
     /// # Errors
     ///
@@ -121,7 +121,8 @@ pub(crate) fn open_later(HandedOn { leftover, table }: HandedOn, opener: Option<
     }
 }
 
-/// The opener: waits until vpnd hands the kill switch to it or has ended. In the first case it opens it later.
+/// The opener: waits until vpnd hands the kill switch to it or has ended. If it was handed over, opens it
+/// later.
 ///
 /// # Errors
 ///

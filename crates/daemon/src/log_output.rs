@@ -1,7 +1,9 @@
-//! Standard error as the log writes to it: it never blocks and never fails, whatever becomes of its reader. A line that
-//! cannot be written is dropped and counted, and the number of them is logged once writing works again.
+//! Standard error as the log writes to it: writing never blocks and never fails, whatever happens to the
+//! reader. A line that cannot be written is dropped and counted; the number of dropped lines is logged once
+//! writing works again.
 //!
-//! There is no thread for it: capabilities belong to a thread, so there must not be a second one before they are dropped.
+//! It does not use a thread: capabilities belong to a thread, so there must not be a second one before they are
+//! dropped.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -15,7 +17,7 @@ use nix::sys::socket::{MsgFlags, send};
 
 /// A write of at most this many bytes does not block on a pipe that `poll` calls writable (`PIPE_BUF`).
 const AT_ONCE: usize = 4096;
-/// How long the end of vpnd waits for a reader that does not read.
+/// How long vpnd waits at its end for a reader that does not read.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The log's output. A reference to it is a writer.
@@ -23,17 +25,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Output {
     sink: Sink,
     state: Mutex<State>,
-    /// Formats a line that says how many were lost.
+    /// Formats the line that reports how many lines were lost.
     note: fn(u64) -> String,
 }
 
-/// What has become of the lines so far.
+/// The result of the writes so far.
 #[derive(Debug, Default)]
 struct State {
     lost: u64,
-    /// A part of the last line was written.
+    /// Whether only a part of the last line was written.
     cut: bool,
-    /// The last line found no room, which a reader may make.
+    /// Whether the last line found no room; the reader may make some.
     blocked: bool,
 }
 
@@ -43,27 +45,27 @@ struct Failed {
     would_block: bool,
 }
 
-/// How a write to standard error is kept from blocking.
+/// The method that keeps a write to standard error from blocking.
 #[derive(Debug)]
 enum Sink {
-    /// A pipe or a terminal, opened once more without blocking: the flag on the descriptor itself would be set for the
-    /// other processes that have it, too.
+    /// A pipe or a terminal, opened once more in non-blocking mode. Setting the flag on the descriptor itself
+    /// would set it for other processes that share it.
     Opened(File),
-    /// A socket, as that of systemd's journal is.
+    /// A socket, such as that of systemd's journal.
     Socket(BorrowedFd<'static>),
     /// A file.
     File(BorrowedFd<'static>),
-    /// What cannot be opened once more is asked before each write.
+    /// Something that cannot be opened once more: it is polled before each write.
     Polled(BorrowedFd<'static>),
 }
 
 impl Output {
-    /// The log's output to this descriptor, which says by `note` how many lines were lost.
+    /// The log's output to this descriptor; `note` formats the line that reports how many lines were lost.
     pub(crate) fn new(to: BorrowedFd<'static>, note: fn(u64) -> String) -> Self {
         Self { sink: Sink::of(to), state: Mutex::default(), note }
     }
 
-    /// Gives a reader that is slow a last chance to learn that lines were lost.
+    /// Reports the number of lost lines, and waits a moment for a slow reader.
     pub(crate) fn finish(&self) {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
@@ -83,7 +85,7 @@ impl Output {
         }
     }
 
-    /// Logs how many lines were lost, if any were. Whether none are left to report.
+    /// Logs how many lines were lost, if any. Returns whether none are left to report.
     fn report_lost(&self, state: &mut State) -> bool {
         if state.lost == 0 || self.put_whole((self.note)(state.lost).as_bytes(), state) {
             state.lost = 0;
@@ -175,7 +177,7 @@ fn is_writable(to: BorrowedFd<'_>, wait: Duration) -> bool {
     poll(&mut asked, wait).is_ok_and(|ready| ready > 0)
 }
 
-/// Whether standard error takes the last words of the process, which are not worth more than a second.
+/// Whether standard error accepts the last message of the process. Waits a second at most.
 pub(crate) fn takes_last_words() -> bool {
     is_writable(io::stderr().as_fd(), PATIENCE)
 }
@@ -191,7 +193,7 @@ mod tests {
         format!("{count} lost\n")
     }
 
-    /// An output to what a test leaves open.
+    /// An output to a descriptor that the test keeps open.
     fn output(to: impl Into<OwnedFd>) -> Output {
         let to: &'static OwnedFd = Box::leak(Box::new(to.into()));
         Output::new(to.as_fd(), note)
@@ -201,7 +203,7 @@ mod tests {
         output.write_all(line.as_bytes()).unwrap();
     }
 
-    /// Writes until lines are lost, reads all, and returns what stands behind it.
+    /// Writes until lines are lost, reads everything, and returns what follows the lost lines.
     fn overflow(output: &Output, mut reader: impl Read) -> String {
         let line = format!("{}\n", "x".repeat(999));
         (0..2000).for_each(|_| say(output, &line));
@@ -233,7 +235,7 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let output = output(writer);
         let Sink::Opened(file) = output.sink else { panic!("{:?}", output.sink) };
-        // The flag belongs to the second description alone.
+        // Only the second file description has the flag.
         let file: &'static File = Box::leak(Box::new(file));
         nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
         let output = Output { sink: Sink::Polled(file.as_fd()), state: Mutex::default(), note };

@@ -1,6 +1,6 @@
-//! Log lines, on standard error: that is where systemd's journal and a terminal both read. What
-//! the network can cause is limited here, so that nobody outside fills a disk. A log that cannot be written
-//! neither stops nor ends the tunnel.
+//! Log lines, on standard error: both systemd's journal and a terminal read it. Lines that the network can
+//! cause are rate-limited here, so that nobody outside can fill a disk. A log that cannot be written neither
+//! stops nor ends the tunnel.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,7 +36,7 @@ pub(crate) struct Logging {
 }
 
 impl Logging {
-    /// `level`, and as many steps from it as `-v` and `-q` say.
+    /// `level`, adjusted by the number of `-v` and `-q`.
     pub(crate) fn level(&self, level: LevelFilter) -> LevelFilter {
         const STEPS: [LevelFilter; 6] = [
             LevelFilter::OFF,
@@ -54,7 +54,7 @@ impl Logging {
 
 static OUTPUT: OnceLock<Output> = OnceLock::new();
 
-/// Begins to log; a second call changes nothing.
+/// Starts logging; a second call changes nothing.
 pub(crate) fn init(level: LevelFilter, format: LogFormat) {
     let note = match format {
         LogFormat::Json => lost_json,
@@ -64,7 +64,7 @@ pub(crate) fn init(level: LevelFilter, format: LogFormat) {
     let output = move || OUTPUT.get_or_init(|| Output::new(stderr_fd(), note));
     let lines = || {
         let lines = tracing_subscriber::fmt().with_max_level(level).with_target(false);
-        // They would be reported on standard error, by a macro that panics where that cannot be written.
+        // tracing would report them on standard error with a macro that panics if it cannot write.
         lines.log_internal_errors(false)
     };
     let text = lines().with_writer(output).with_ansi(io::stderr().is_terminal());
@@ -79,7 +79,7 @@ pub(crate) fn init(level: LevelFilter, format: LogFormat) {
     };
 }
 
-/// The process is about to end: what is lost of the log is said, if somebody reads it within a second.
+/// To be called before the process ends: reports lost log lines, if a reader takes the report within a second.
 pub(crate) fn finish() {
     if let Some(output) = OUTPUT.get() {
         output.finish();
@@ -98,7 +98,7 @@ fn lost(count: u64) -> String {
 
 fn now() -> String {
     let mut now = String::new();
-    // A string takes whatever it is given.
+    // Writing to a string does not fail.
     let _written = SystemTime.format_time(&mut Writer::new(&mut now));
     now
 }
@@ -116,7 +116,8 @@ fn lost_json(count: u64) -> String {
     format!("{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"{lost}\"}}\n")
 }
 
-/// The message and what else an event has, each fit for a terminal: names, paths and answers in them are others'.
+/// Formats the message and the fields of an event so that a terminal can show them: they contain names, paths
+/// and answers from others.
 fn fields() -> impl for<'writer> FormatFields<'writer> {
     let fields = debug_fn(|to, field, value| match field.name() {
         "message" => write!(to, "{}", Printable(format_args!("{value:?}"))),
@@ -125,7 +126,7 @@ fn fields() -> impl for<'writer> FormatFields<'writer> {
     fields.delimited(" ")
 }
 
-/// Lines of JSON, in which only C0 is escaped so far.
+/// Lines of JSON, in which only the C0 control characters are escaped so far.
 struct JsonLines<W>(W);
 
 impl<W: Write> Write for JsonLines<W> {
@@ -139,36 +140,36 @@ impl<W: Write> Write for JsonLines<W> {
     }
 }
 
-/// Whether the journal reads what we write, and notes the time itself.
+/// Whether our output goes to the journal, which adds the time itself.
 fn to_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal()
 }
 
-/// After a line, the next of its class comes this much later at the earliest.
-const APART: Duration = Duration::from_secs(10);
+/// The shortest time between two lines of one class.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Says of each class of lines the first at once, and after it at most one in ten seconds.
-/// Classes are a closed set: nobody outside adds one.
+/// Lets the first line of each class pass at once, and then at most one every ten seconds. Classes are a closed
+/// set: nobody outside can add one.
 #[derive(Debug)]
-pub(crate) struct RateLimit<Class>(BTreeMap<Class, Spell>);
+pub(crate) struct RateLimit<Class>(BTreeMap<Class, LastLine>);
 
-/// The time since the last line of a class.
+/// The state of a class since its last line.
 #[derive(Debug)]
-struct Spell {
+struct LastLine {
     since: BootTime,
     suppressed: u64,
 }
 
 impl<Class: Ord> RateLimit<Class> {
-    /// Whether a line of this class is due, and how many were not said since its last.
+    /// Whether a line of this class may be logged, and how many were suppressed since the last one.
     pub(crate) fn allow(&mut self, class: Class, now: BootTime) -> Option<Suppressed> {
         if let Some(spell) = self.0.get_mut(&class)
-            && now.saturating_since(spell.since) < APART
+            && now.saturating_since(spell.since) < LINE_INTERVAL
         {
             spell.suppressed += 1;
             return None;
         }
-        let last = self.0.insert(class, Spell { since: now, suppressed: 0 });
+        let last = self.0.insert(class, LastLine { since: now, suppressed: 0 });
         Some(Suppressed(last.map_or(0, |spell| spell.suppressed)))
     }
 }
@@ -179,7 +180,7 @@ impl<Class> Default for RateLimit<Class> {
     }
 }
 
-/// Lines that were not said; shown, it ends the line that is, and is empty when there were none.
+/// The number of suppressed lines; it is appended to the next line, and shows nothing if it is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Suppressed(u64);
 
@@ -210,7 +211,7 @@ mod tests {
         assert_eq!(limit.allow("a", at(100)), Some(Suppressed(1)));
     }
 
-    /// What a subscriber writes, for a test to read.
+    /// Collects a subscriber's output for a test.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 

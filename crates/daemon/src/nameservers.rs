@@ -1,7 +1,7 @@
-//! Name servers that are reached through the tunnel itself: while it is down, the name of the peer cannot be looked up
-//! there. The C library sends the queries, so none of vpnd's rules for its own datagrams applies to them.
+//! Name servers that are reached through the tunnel itself: while it is down, the peer's name cannot be looked
+//! up there. The C library sends the queries, so none of vpnd's rules for its own datagrams applies to them.
 //!
-//! Of a local resolver, as systemd-resolved, it is not known here which servers it asks.
+//! vpnd does not know which servers a local resolver, such as systemd-resolved, uses.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -12,12 +12,12 @@ use crate::config::{Config, Endpoint, Problem, Route};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
-/// The C library takes no more (`MAXNS`).
+/// The C library uses no more (`MAXNS`).
 const MOST: usize = 3;
-/// DNS.
+/// The DNS port.
 const PORT: u16 = 53;
 
-/// Warns where the peer is a name that would be looked up through the tunnel.
+/// Warns if the peer's name would be looked up through the tunnel.
 pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     let hosts = fs::read_to_string(HOSTS).unwrap_or_default();
     let mut names = config.peer.endpoints.iter().filter(|one| one.address().is_none());
@@ -38,8 +38,8 @@ async fn warnings(name: &Endpoint, within: &[(IpAddr, &Route)]) -> Vec<Problem> 
     let mut problems = Vec::new();
     for (at, route) in within {
         let found = netlink.route_of(&question(*at, uid)).await;
-        // A route that is more specific than the tunnel's leads past it. Vpnd's rules put a default route behind the
-        // others of the table `main`.
+        // A more specific route than the tunnel's bypasses the tunnel. vpnd's own rules put its default route
+        // behind the other routes of the table `main`.
         let is_inside = match found.map(|found| found.to) {
             Some(Some(to)) => to.prefix_len() <= route.to.prefix_len(),
             Some(None) => false,
@@ -59,11 +59,11 @@ fn warning(name: &Endpoint, at: IpAddr, route: &Route) -> Problem {
     .help(HELP)
 }
 
-/// What to do about it.
+/// The advice for this warning.
 pub(crate) const HELP: &str = "give the name server a route of its own past the tunnel, or write the peer's address into \
                                [peer] endpoint or /etc/hosts";
 
-/// The name servers of this host, less those that are on it or on a link of it.
+/// The host's name servers, except those on the host itself or on one of its links.
 pub(crate) fn configured() -> Vec<IpAddr> {
     fs::read_to_string(RESOLV_CONF).map(|text| parse(&text)).unwrap_or_default()
 }
@@ -73,7 +73,7 @@ fn parse(text: &str) -> Vec<IpAddr> {
         let mut words = line.split_whitespace();
         let address =
             words.next().filter(|word| *word == "nameserver").and_then(|_| words.next())?;
-        // A link-local address has its link behind it.
+        // A link-local address is followed by its link.
         address.split('%').next()?.parse::<IpAddr>().ok()
     });
     let is_local = |at: &IpAddr| match at.to_canonical() {
@@ -83,7 +83,7 @@ fn parse(text: &str) -> Vec<IpAddr> {
     all.take(MOST).filter(|at| !is_local(at)).collect()
 }
 
-/// Whether this text of a hosts file has a name.
+/// Whether this text of a hosts file contains a name.
 fn has_host(hosts: &str, name: &str) -> bool {
     hosts.lines().any(|line| {
         let line = line.split('#').next().unwrap_or_default();
@@ -91,14 +91,14 @@ fn has_host(hosts: &str, name: &str) -> bool {
     })
 }
 
-/// The most specific route of the tunnel to this address, of those that every program's packets take.
+/// The most specific route of the tunnel to this address, among those that apply to every program.
 pub(crate) fn route_to(config: &Config, at: IpAddr) -> Option<&Route> {
     let everybodys = config.routes.iter().filter(|route| config.is_for_everybody(route));
     let covering = everybodys.filter(|route| route.to.contains(&at));
     covering.max_by_key(|route| route.to.prefix_len())
 }
 
-/// What a query looks like to the kernel.
+/// The routing lookup that the kernel makes for a query.
 pub(crate) fn question(at: IpAddr, uid: u32) -> Question {
     let to = SocketAddr::new(at, PORT);
     Question { to, from: None, port: 0, mark: 0, device: None, uid }

@@ -1,5 +1,5 @@
-//! Network namespaces: the device may live in one, the socket in another. What is opened inside stays
-//! inside, wherever the process is later.
+//! Network namespaces: the device may be in one, the socket in another. An object that is opened in a namespace
+//! stays there, even if the process leaves it.
 
 use std::fs::File;
 use std::io;
@@ -12,24 +12,24 @@ use thiserror::Error;
 
 use crate::trust::{self, Untrusted};
 
-/// Where `ip netns add` leaves them.
+/// The directory of the namespaces that `ip netns add` makes.
 const NAMED: &str = "/run/netns";
-/// The calling thread's.
+/// The namespace of the calling thread.
 const OURS: &str = "/proc/thread-self/ns/net";
 
 /// Why a namespace cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum NetnsError {
-    /// There is nothing to enter.
+    /// There is no such namespace.
     #[error(
         "cannot open network namespace {}: {error}; `ip netns add` makes one, before vpnd starts",
         path.display()
     )]
     Open { path: PathBuf, error: io::Error },
-    /// Somebody else could put another one there.
+    /// Others could put another namespace in its place.
     #[error("others could replace network namespace {}: {why}", path.display())]
     Place { path: PathBuf, why: Untrusted },
-    /// The privilege is missing.
+    /// A privilege is missing.
     #[error(
         "cannot enter network namespace {}: CAP_SYS_ADMIN is missing; start vpnd as root, or give \
          vpnd@.service that capability (docs/operations.md, Network namespaces)", path.display()
@@ -38,7 +38,7 @@ pub(crate) enum NetnsError {
     /// The kernel refused.
     #[error("cannot enter network namespace {}: {error}", path.display())]
     Enter { path: PathBuf, error: Errno },
-    /// The way back is closed; nothing can be right after that.
+    /// The original namespace cannot be entered again; vpnd cannot go on.
     #[error("cannot return to the network namespace vpnd was started in: {0}")]
     Return(Errno),
 }
@@ -50,12 +50,12 @@ impl NetnsError {
     }
 }
 
-/// Where the namespace of this name is. A path from the root stays what it is.
+/// The path of the namespace with this name. An absolute path is returned unchanged.
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(NAMED).join(name)
 }
 
-/// A network namespace to open things in: our own, or another one.
+/// A network namespace in which things are opened: our own, or another one.
 pub(crate) struct Netns(Option<Other>);
 
 struct Other {
@@ -65,11 +65,11 @@ struct Other {
 }
 
 impl Netns {
-    /// The one of this name or path; our own, if there is none.
+    /// The namespace with this name or path; without one, our own.
     ///
     /// # Errors
     ///
-    /// If it is not there.
+    /// If it does not exist.
     pub(crate) fn open(name: Option<&str>) -> Result<Self, NetnsError> {
         let Some(name) = name else { return Ok(Self(None)) };
         let open = |path: &Path| {
@@ -84,7 +84,7 @@ impl Netns {
         Ok(Self(Some(Other { path, there, ours })))
     }
 
-    /// Whether both are one, whatever they are called.
+    /// Whether both are the same namespace, whatever their names.
     pub(crate) fn is(&self, other: &Self) -> bool {
         let id = |netns: &Self| {
             let found = match &netns.0 {
@@ -96,11 +96,11 @@ impl Netns {
         id(self) == id(other)
     }
 
-    /// Does `work` inside, and comes back.
+    /// Runs `work` inside the namespace, and returns to the original one.
     ///
     /// # Errors
     ///
-    /// If it cannot be entered, or left.
+    /// If it cannot be entered or left.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
         self.enter()?;
         let done = work();
@@ -110,7 +110,7 @@ impl Netns {
         Ok(done)
     }
 
-    /// Goes there for good: this thread, and those that it will start.
+    /// Enters it permanently: this thread, and those that it will start.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ mod tests {
         fs::read_link(OURS).unwrap()
     }
 
-    /// A namespace that lives as long as the thread that made it.
+    /// A namespace that exists as long as the thread that made it.
     fn another() -> (PathBuf, mpsc::Sender<()>) {
         let (tell, told) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn there_and_back() {
-        // Only root can go anywhere.
+        // Only root can enter a namespace.
         if !Uid::effective().is_root() {
             return;
         }

@@ -1,4 +1,4 @@
-//! What nftables is asked and told, in netlink's own messages: neither a program nor a shell is needed.
+//! Requests to nftables, directly in netlink messages: neither a program nor a shell is needed.
 
 pub(crate) mod expression;
 
@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// `NETLINK_NETFILTER`, and the number of nftables there (`NFNL_SUBSYS_NFTABLES`).
 const NETLINK_NETFILTER: i32 = 12;
 const SUBSYSTEM: u16 = 10;
-/// What begins and ends changes that are made together or not at all (`NFNL_MSG_BATCH_BEGIN`, `…_END`).
+/// The messages that begin and end a transaction (`NFNL_MSG_BATCH_BEGIN`, `…_END`).
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
@@ -24,10 +24,11 @@ const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
 const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
 const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
 const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
-/// Of a table: its name and flags (`nft_table_attributes`).
+/// Attributes of a table: its name and flags (`nft_table_attributes`).
 const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
-/// Of a chain: its table, name, hook, policy and type (`nft_chain_attributes`); of a hook: its number and priority.
+/// Attributes of a chain: its table, name, hook, policy and type (`nft_chain_attributes`); of a hook: its
+/// number and priority.
 const TABLE: u16 = 1;
 const NAME: u16 = 3;
 const HOOK: u16 = 4;
@@ -35,36 +36,36 @@ const POLICY: u16 = 5;
 const TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
-/// Of a rule: its table, chain and expressions (`nft_rule_attributes`).
+/// Attributes of a rule: its table, chain and expressions (`nft_rule_attributes`).
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const EXPRESSIONS: u16 = 4;
 /// `NLM_F_CREATE`.
 const CREATE: u16 = 0x400;
-/// Whatever holds attributes itself says so.
+/// The flag of an attribute that contains attributes.
 const NESTED: u16 = 0x8000;
 /// `NF_DROP`.
 const DROP: u32 = 0;
 /// `NFPROTO_INET`: both versions of IP.
 pub(crate) const INET: u8 = 1;
 const HEADER: usize = 16;
-/// The kernel answers at once; nobody waits for one that does not.
+/// How long to wait for an answer: the kernel answers at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Where packets pass (`nf_inet_hooks`).
+/// The points at which packets pass (`nf_inet_hooks`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// Before the kernel decides where they go.
+    /// Before the routing decision.
     Prerouting = 0,
-    /// What is for this host.
+    /// Packets to this host.
     Input = 1,
-    /// What it passes on.
+    /// Forwarded packets.
     Forward = 2,
-    /// What it sends itself.
+    /// Packets that this host sends.
     Output = 3,
 }
 
-/// A chain of nftables; the newer `iptables` makes such, too.
+/// A chain of nftables; the nft variant of `iptables` makes such chains, too.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) family: u8,
@@ -75,12 +76,12 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Whether it drops there what none of its rules accepts.
+    /// Whether it drops packets at this hook that none of its rules accepts.
     pub(crate) fn drops(&self, hook: Hook) -> bool {
         self.hook == Some(hook as u32) && self.policy == Some(DROP)
     }
 
-    /// Reads a message behind its header: a family, three bytes more, and attributes.
+    /// Reads a message after its header: a family, three more bytes, and attributes.
     fn read(message: &[u8]) -> Option<Self> {
         let (family, attributes) = (*message.first()?, message.get(4..)?);
         let mut chain = Self { family, ..Self::default() };
@@ -107,23 +108,24 @@ pub(crate) fn chains() -> io::Result<Vec<Chain>> {
     Ok(chains.iter().filter_map(|message| Chain::read(message)).collect())
 }
 
-/// Whether a rule in this chain's table compares something with this port.
+/// Whether a rule in this chain's table compares anything with this port.
 pub(crate) fn names_port(chain: &Chain, port: u16) -> io::Result<bool> {
     let table = attribute(RULE_TABLE, &zero_ended(&chain.table));
     let rules = dump(GET_RULE, chain.family, &table)?;
     Ok(rules.iter().any(|rule| compares(rule, port)))
 }
 
-/// As two bytes of a packet, or in the older words of `iptables`: from any port, to this one (`struct xt_udp`).
+/// Searches for the port as two bytes of a packet, or in the legacy form of `iptables`: from any port, to this
+/// one (`struct xt_udp`).
 fn compares(rule: &[u8], port: u16) -> bool {
     let value = attribute(expression::VALUE, &port.to_be_bytes());
     let older = [0, u16::MAX, port, port].map(u16::to_ne_bytes).concat();
-    // What fills a value up to four bytes is left out.
+    // Without the padding of a value to four bytes.
     let parts = [&value[..6], &older];
     parts.iter().any(|part| rule.windows(part.len()).any(|bytes| bytes == *part))
 }
 
-/// Everything of one kind, each message without its header.
+/// All objects of one kind; each message without its header.
 fn dump(kind: u16, family: u8, attributes: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     const ALL: u16 = 0x301;
     let mut socket = connect()?;
@@ -149,7 +151,7 @@ fn connect() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What the kernel means by an error's number, which is negative; 0 is none.
+/// Turns the kernel's error number, which is negative, into an error; 0 is no error.
 fn refusal(message: &[u8]) -> io::Error {
     let code = message.first_chunk().map_or(-libc::EBADMSG, |code| i32::from_ne_bytes(*code));
     io::Error::from_raw_os_error(-code)
@@ -164,7 +166,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Gives a set of the table these ranges, in place of those that it has.
+    /// Replaces the ranges of a set of the table.
     ///
     /// # Errors
     ///
@@ -343,7 +345,7 @@ impl Plan {
         }
     }
 
-    /// A rule at the end of a chain.
+    /// Adds a rule at the end of a chain.
     pub(crate) fn rule(&mut self, chain: &str, expressions: &[Vec<u8>]) {
         const LAST: u16 = 0x800;
         let attributes = [
@@ -354,11 +356,11 @@ impl Plan {
         self.push(NEW_RULE, CREATE | LAST, &attributes.concat());
     }
 
-    /// Makes all of it.
+    /// Makes the table with everything in it.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses; nothing is there then.
+    /// The kernel's refusal; nothing is then made.
     pub(crate) fn make(&self) -> io::Result<Table> {
         let mut socket = connect()?;
         commit(&mut socket, &self.messages)?;
@@ -370,13 +372,13 @@ impl Plan {
     }
 }
 
-/// A message that changes something of both versions of IP, and is answered.
+/// A message that changes something for both versions of IP, and asks for an answer.
 fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
     const ACKNOWLEDGE: u16 = 4;
     message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes)
 }
 
-/// Sends changes that are made together, and waits for the answer to each.
+/// Sends changes as one transaction, and waits for the answer to each.
 fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
     let part = |kind| message(kind, 0, [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]], &[]);
     let all = [part(BATCH_BEGIN), messages.concat(), part(BATCH_END)].concat();
@@ -394,7 +396,7 @@ fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
     Ok(())
 }
 
-/// Which set's elements a message is about (`nft_set_elem_list_attributes`).
+/// The attributes that name a set (`nft_set_elem_list_attributes`).
 fn elements_of(table: &str, set: &str) -> Vec<u8> {
     [attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))].concat()
 }
@@ -407,7 +409,7 @@ fn message(kind: u16, flags: u16, start: [u8; 4], attributes: &[u8]) -> Vec<u8> 
     [&header.concat()[..], &[0; 8], &start, attributes].concat()
 }
 
-/// An attribute, filled up to whole fours.
+/// An attribute, padded to a multiple of four bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
@@ -419,7 +421,7 @@ fn zero_ended(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
-/// Netlink's messages: the kind of each, and what stands behind its header.
+/// Netlink messages: the kind of each, and the bytes after its header.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -434,7 +436,7 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// Netlink's attributes: the kind of each without its flags, and its value.
+/// Netlink attributes: the kind of each without its flags, and its value.
 struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {

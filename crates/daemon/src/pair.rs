@@ -1,4 +1,4 @@
-//! `pair`: everything two sites need, each in a directory of its own.
+//! `pair`: the files that two sites need, in a directory for each.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
@@ -23,7 +23,7 @@ use crate::trust::{self, Untrusted};
 /// Options of `pair`.
 #[derive(Debug, Args)]
 pub(crate) struct PairOptions {
-    /// One site: its name, and where the other finds it; without an endpoint it finds the other
+    /// One site: its name, and the endpoint at which the other site reaches it; a site without one initiates
     #[arg(value_name = "NAME[=HOST:PORT]")]
     pub(crate) a: Site,
     /// The other site
@@ -40,9 +40,9 @@ pub(crate) struct PairOptions {
 /// One end of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Site {
-    /// What its tunnel and files are called.
+    /// The name of its tunnel and files.
     pub(crate) name: String,
-    /// Where the other end finds it.
+    /// Where the other end reaches it.
     pub(crate) endpoint: Option<Endpoint>,
 }
 
@@ -63,7 +63,7 @@ impl FromStr for Site {
     }
 }
 
-/// A network with an address for either site.
+/// A network with an address for each site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InnerNet {
     /// The first site's address in it.
@@ -72,10 +72,10 @@ pub(crate) struct InnerNet {
     pub(crate) b: IpNet,
 }
 
-/// Picks both sites' addresses.
+/// Parses a network and picks both sites' addresses.
 pub(crate) fn inner_network(text: &str) -> Result<InnerNet, String> {
     let net: IpNet = text.parse().map_err(|_| "a network such as 10.99.0.0/30".to_owned())?;
-    // The first address of an IPv6 network is every router's there (RFC 4291 §2.6.1).
+    // The first address of an IPv6 network is the subnet-router anycast address (RFC 4291 §2.6.1).
     let anycast = net.addr().is_ipv6() && net.prefix_len() < 127;
     let mut hosts = net.trunc().hosts().skip(usize::from(anycast));
     let mut host = || {
@@ -85,31 +85,31 @@ pub(crate) fn inner_network(text: &str) -> Result<InnerNet, String> {
     Ok(InnerNet { a: host()?, b: host()? })
 }
 
-/// Why no pair was written.
+/// Why the files were not written.
 #[derive(Debug, Error)]
 pub(crate) enum PairError {
-    /// Neither could find the other.
+    /// Neither site could reach the other.
     #[error("neither site has an endpoint: give one as NAME=HOST:PORT")]
     NoEndpoint,
-    /// They would be one.
+    /// Both sites have the same name.
     #[error("both sites are called `{0}`: give them two names")]
     SameName(String),
-    /// A directory cannot be made.
+    /// A directory could not be made.
     #[error("cannot make the directory {}: {error}", path.display())]
     Directory { path: PathBuf, error: io::Error },
-    /// Somebody else could put other files there.
+    /// Others could replace the files.
     #[error("others could replace what is in {}: {why}; give --out a directory of your own", path.display())]
     Place { path: PathBuf, why: Untrusted },
-    /// A configuration cannot be written.
+    /// A configuration could not be written.
     #[error("cannot create {}: {error}", path.display())]
     Config { path: PathBuf, error: io::Error },
-    /// A key cannot be written.
+    /// A key could not be written.
     #[error(transparent)]
     Key(#[from] KeyFileError),
 }
 
 impl PairError {
-    /// The code that `vpnd` ends with.
+    /// The exit code for this error.
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::NoEndpoint | Self::SameName(_) => Exit::Usage,
@@ -120,7 +120,7 @@ impl PairError {
     }
 }
 
-/// Writes both sites' files, and says what to do with them.
+/// Writes both sites' files, and prints what to do with them.
 pub(crate) fn run(options: &PairOptions) -> anyhow::Result<ExitCode> {
     write(options)?;
     let text = format!("{}\n{}\n{LAST}", next(options, &options.a), next(options, &options.b));
@@ -143,7 +143,7 @@ fn next(options: &PairOptions, site: &Site) -> String {
 ///
 /// # Errors
 ///
-/// If the two make no pair, or a file exists or cannot be written.
+/// If the sites do not match, or a file exists or cannot be written.
 pub(crate) fn write(options: &PairOptions) -> Result<(), PairError> {
     let (a, b) = (&options.a, &options.b);
     if a.name == b.name {
@@ -152,7 +152,7 @@ pub(crate) fn write(options: &PairOptions) -> Result<(), PairError> {
     if a.endpoint.is_none() && b.endpoint.is_none() {
         return Err(PairError::NoEndpoint);
     }
-    // Before anything is made, so that a refusal leaves nothing behind.
+    // Checked before anything is made, so that an error leaves nothing behind.
     for site in [a, b] {
         let directory = options.out.join(&site.name);
         let trusted = trust::future_directory(&directory, &[]);

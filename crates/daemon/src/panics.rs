@@ -1,6 +1,6 @@
-//! Panics, wherever they happen. The runtime ends only the task that panicked, and what that task kept, such as the
-//! kill switch, would be kept no more while everything else runs on. So one panic ends the tunnel with an error, and a
-//! service manager starts it anew.
+//! Panics, wherever they happen. The runtime ends only the task that panicked: whatever it maintained, such as
+//! the kill switch, would no longer be maintained while everything else runs on. So a panic ends the tunnel
+//! with an error, and a service manager starts it again.
 
 use std::panic::{self, PanicHookInfo};
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 pub(crate) struct Panics(watch::Receiver<Option<String>>);
 
 impl Panics {
-    /// Logs panics from here on, in place of the standard library, and remembers the first.
+    /// Replaces the standard library's panic hook: logs panics, and remembers the first one.
     pub(crate) fn watch() -> Self {
         let (first, seen) = watch::channel(None);
         panic::set_hook(Box::new(move |panic| {
@@ -26,11 +26,11 @@ impl Panics {
         Self(seen)
     }
 
-    /// Waits for the first.
+    /// Waits for the first panic.
     pub(crate) async fn seen(&mut self) -> String {
         match self.0.wait_for(Option::is_some).await {
             Ok(text) => text.clone().unwrap_or_default(),
-            // The hook is another's by now.
+            // The hook was replaced by another one.
             Err(_) => std::future::pending().await,
         }
     }

@@ -1,5 +1,5 @@
-//! Whether a device still exists. One that was moved to another network namespace does, though its own
-//! namespace is told the same as of one that was deleted.
+//! Whether a device still exists. A device that was moved to another network namespace does, although in its
+//! old namespace the kernel reports the same as for a deleted device.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vpnd_tun::Queue;
 
-/// One device, wherever it is. It stays for as long as this does, unless somebody deletes it.
+/// A device, in whichever namespace it is. It keeps the device alive unless somebody deletes it.
 #[derive(Debug)]
 pub(crate) struct Presence(OwnedFd);
 
 impl Presence {
-    /// The device that `queue` is of.
+    /// The device of `queue`.
     ///
     /// # Errors
     ///
@@ -21,7 +21,7 @@ impl Presence {
         queue.as_fd().try_clone_to_owned().map(Self)
     }
 
-    /// Whether nobody has deleted it: the kernel reports an error on a descriptor that has lost its device.
+    /// Whether the device still exists: the kernel reports an error on a descriptor whose device was deleted.
     pub(crate) fn is_there(&self) -> bool {
         let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         let answered = poll(&mut polled, PollTimeout::ZERO).is_ok();

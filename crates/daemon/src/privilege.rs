@@ -1,6 +1,6 @@
-//! Privileges: what the start needs, and how all of it but one capability goes.
+//! Privileges: drops all of them except for one capability.
 //!
-//! Capabilities are a thread's own, so this is over before there is a second thread.
+//! Capabilities belong to a thread, so this is done before there is a second thread.
 
 use std::fs;
 use std::io;
@@ -15,23 +15,23 @@ use thiserror::Error;
 
 use crate::account::Account;
 
-/// Devices, addresses and routes need it, before and after the drop. Who has it not may run a tunnel on a
-/// device that was made and configured for it.
+/// Needed for devices, addresses and routes, before and after the drop. Without it vpnd can still run a tunnel
+/// on a device that was made and configured for its user.
 const KEPT: Capability = Capability::CAP_NET_ADMIN;
 
-/// Why the daemon has too few privileges, or cannot be rid of those it has.
+/// Why the daemon's privileges are too few, or could not be dropped.
 #[derive(Debug, Error)]
 pub(crate) enum PrivilegeError {
-    /// Another thread would keep what this one gives up.
+    /// The other threads would keep the privileges that this one drops.
     #[error("privileges cannot be dropped once there are {0} threads")]
     Threads(usize),
-    /// The kernel refused to change who we are.
+    /// The kernel refused to change the user.
     #[error(
         "becoming user {user}: {what}: {error}; [service] user names another one, and user = \"\" \
          keeps this one"
     )]
     Become { user: String, what: &'static str, error: Errno },
-    /// The kernel refused to take a privilege back.
+    /// The kernel refused to drop a privilege.
     #[error("dropping privileges: {what}: {error}")]
     Restrict { what: &'static str, error: io::Error },
 }
@@ -43,33 +43,34 @@ impl PrivilegeError {
     }
 }
 
-/// Asks for a place in the queue for a processor, which every thread from here on inherits. Without the
-/// privilege it stays where it was started: whoever started it has decided.
+/// Sets the scheduling priority, which every thread started from now on inherits. Without the privilege the
+/// priority stays as vpnd was started with.
 pub(crate) fn share_processor(nice: i32) {
-    // SAFETY: the call takes three numbers, of which 0 stands for the calling thread.
+    // SAFETY: the call takes three numbers, of which 0 means the calling thread.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } != 0 {
         let error = io::Error::last_os_error();
         tracing::debug!(%error, "the scheduling priority stays what it was");
     }
 }
 
-/// Takes a place behind the data threads, which have been started by now: what strangers send costs the
-/// calling thread its time, and not other programs theirs. Whoever started vpnd behind others has decided.
+/// Lowers the priority of the calling thread below that of the data threads, which have been started by now. So
+/// packets from strangers take processor time from this thread, not from other programs. A lower priority that
+/// vpnd was started with stays.
 pub(crate) fn yield_to_others() {
-    // SAFETY: the call takes two numbers, of which 0 stands for the calling thread.
+    // SAFETY: the call takes two numbers, of which 0 means the calling thread.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     if nice < 0 {
         share_processor(0);
     }
 }
 
-/// Becomes `user` if there is one that we can become, and keeps at most `CAP_NET_ADMIN`, for good.
+/// Changes to `user` if there is one and it is possible, and keeps at most `CAP_NET_ADMIN`, permanently.
 ///
-/// Who is not root already, or lives in a user namespace that does not know `user`, keeps its uid.
+/// A process that is not root, or whose user namespace has no mapping for `user`, keeps its uid.
 ///
 /// # Errors
 ///
-/// What the kernel refused; the daemon must not go on with privileges that nobody meant it to have.
+/// The kernel's refusal; the daemon must not go on with unintended privileges.
 pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
     alone()?;
     forbid_gains()?;
@@ -80,11 +81,11 @@ pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
     hide_memory()
 }
 
-/// Becomes `user` as [`drop_to`] does, and gives up every capability, for good.
+/// Changes to `user` as [`drop_to`] does, and drops every capability, permanently.
 ///
 /// # Errors
 ///
-/// What the kernel refused.
+/// The kernel's refusal.
 pub(crate) fn drop_all(user: Option<&Account>) -> Result<(), PrivilegeError> {
     alone()?;
     forbid_gains()?;
@@ -99,16 +100,16 @@ pub(crate) fn drop_all(user: Option<&Account>) -> Result<(), PrivilegeError> {
 
 fn alone() -> Result<(), PrivilegeError> {
     match fs::read_dir("/proc/self/task").map(Iterator::count) {
-        // Where /proc is not mounted, it cannot be known.
+        // Without /proc the number of threads is unknown.
         Ok(1) | Err(_) => Ok(()),
         Ok(threads) => Err(PrivilegeError::Threads(threads)),
     }
 }
 
-/// No program that is executed from here on has more than we have.
+/// A program that is executed from now on gets no more privileges than this process has.
 fn forbid_gains() -> Result<(), PrivilegeError> {
     prctl::set_no_new_privs().map_err(restrict("no_new_privs"))?;
-    // Only who may change it can empty the bounding set; nobody else needs to, after the line above.
+    // Emptying the bounding set takes this capability; without it, the line above is enough.
     if has(Capability::CAP_SETPCAP) {
         caps::clear(None, CapSet::Bounding).map_err(capability("the bounding set"))?;
     }
@@ -123,12 +124,12 @@ fn can_become(user: &Account) -> bool {
         && is_mapped("/proc/self/gid_map", user.gid)
 }
 
-/// Whether our user namespace knows `id`. The initial one has a map too, of everything.
+/// Whether our user namespace maps `id`. The initial namespace also has a map, of all ids.
 pub(crate) fn is_mapped(map: &str, id: u32) -> bool {
     fs::read_to_string(map).map_or(true, |map| map.lines().any(|range| contains(range, id)))
 }
 
-/// Whether one line of a map (first id inside, first outside, how many) names `id`.
+/// Whether one line of a map (first id inside, first id outside, number of ids) contains `id`.
 fn contains(range: &str, id: u32) -> bool {
     let mut numbers = range.split_whitespace().map(str::parse::<u64>);
     match (numbers.next(), numbers.nth(1)) {
@@ -141,7 +142,8 @@ fn become_user(user: &Account) -> Result<(), PrivilegeError> {
     let refused =
         |what| move |error| PrivilegeError::Become { user: user.name.clone(), what, error };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    // The permitted capabilities outlive the change of uid; the effective ones do not.
+    // Otherwise a change of uid would drop the permitted capabilities; it drops the effective ones all the
+    // same.
     prctl::set_keepcaps(true).map_err(restrict("keepcaps"))?;
     setgroups(&[]).map_err(refused("setgroups"))?;
     setresgid(gid, gid, gid).map_err(refused("setresgid"))?;
@@ -150,11 +152,11 @@ fn become_user(user: &Account) -> Result<(), PrivilegeError> {
 }
 
 fn keep_at_most_one_capability() -> Result<(), PrivilegeError> {
-    // Not the effective ones: a change of uid has emptied those.
+    // Not the effective ones: the change of uid has emptied that set.
     let has = caps::has_cap(None, CapSet::Permitted, KEPT).unwrap_or(false);
     let kept: CapsHashSet = has.then_some(KEPT).into_iter().collect();
     let none = CapsHashSet::new();
-    // The ambient set first: it never exceeds the inheritable one. What is effective has to be
+    // The ambient set comes first, as it never exceeds the inheritable one. Effective capabilities have to be
     // permitted, so the effective set shrinks before the permitted one and grows after it.
     caps::clear(None, CapSet::Ambient).map_err(capability("the ambient set"))?;
     caps::set(None, CapSet::Inheritable, &none).map_err(capability("the inheritable set"))?;
@@ -163,10 +165,10 @@ fn keep_at_most_one_capability() -> Result<(), PrivilegeError> {
     caps::set(None, CapSet::Effective, &kept).map_err(capability("the effective set"))
 }
 
-/// Keys are in neither a core file nor the sight of another process of the same user.
+/// Keeps keys out of core files, and out of reach of other processes of the same user.
 fn hide_memory() -> Result<(), PrivilegeError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(restrict("core files"))?;
-    // Last, for a change of uid resets it.
+    // This comes last, as a change of uid resets it.
     prctl::set_dumpable(false).map_err(restrict("dumpable"))
 }
 
@@ -212,7 +214,7 @@ mod tests {
         assert!(!prctl::get_dumpable().unwrap());
     }
 
-    /// Root of a user namespace that knows one uid.
+    /// Enters a user namespace as its root, with a map of one uid.
     fn enter_user_namespace() {
         let uid = Uid::effective();
         unshare(CloneFlags::CLONE_NEWUSER).unwrap();
@@ -222,7 +224,7 @@ mod tests {
     #[test]
     fn root_becomes_the_user_for_good() {
         in_child("privilege::tests::root_becomes_the_user_for_good", &[], || {
-            // Nobody else can become anybody; the tests below hold for them.
+            // The tests below need root to change the user.
             if !Uid::effective().is_root() {
                 return;
             }

@@ -1,4 +1,4 @@
-//! `release`: takes away what a tunnel that does not run keeps shut, as its journal says.
+//! `release`: removes the kill switch of a tunnel that does not run, as listed in its journal.
 
 use std::process::ExitCode;
 
@@ -18,7 +18,7 @@ pub(crate) struct ReleaseOptions {
     pub(crate) name: String,
 }
 
-/// Opens a kill switch that has no vpnd.
+/// Removes the kill switch that a vpnd which no longer runs left behind.
 pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
     let path = socket(&options.name).with_extension(JOURNAL);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -28,7 +28,7 @@ pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
         released.with_context(|| format!("cannot release {}", path.display()))
     })?;
     if released == 0 {
-        bail!("{} names nothing that drops in this network namespace", path.display());
+        bail!("{} lists no kill switch of this network namespace", path.display());
     }
     terminal::print(format_args!(
         "removed {released} rules, routes and tables that dropped packets\n"

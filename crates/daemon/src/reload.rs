@@ -1,5 +1,5 @@
-//! `reload` and `rotate`: a running tunnel is handed its configuration and keys anew, or told to
-//! move to the keys that come next. The daemon has no privileges and can read none of the files.
+//! `reload` and `rotate`: hands a running tunnel its configuration and keys again, or makes it use its next
+//! keys. The daemon has no privileges and cannot read the files itself.
 
 use std::fs;
 use std::io::{self, Write};
@@ -31,15 +31,15 @@ pub(crate) struct ReloadOptions {
 pub(crate) struct RotateOptions {
     /// The tunnel, or the path of its control socket
     pub(crate) name: String,
-    /// Gives up the keys that were there before
+    /// Stops accepting the previous keys
     #[arg(long)]
     pub(crate) finish: bool,
 }
 
-/// Where configurations are unless `--config` says otherwise.
+/// The directory of configurations without `--config`.
 const CONFIGURATIONS: &str = "/etc/vpnd";
 
-/// Reads the configuration and its key files, as `run` would, and hands them over.
+/// Reads the configuration and its key files, as `run` would, and hands them to the tunnel.
 pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
     let socket = socket(&options.name);
     let file = options.config.clone().unwrap_or_else(|| usual_file(&socket));
@@ -52,7 +52,7 @@ pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
     say(&format!("reloaded {}", file.display()))
 }
 
-/// Tells a tunnel to move on.
+/// Makes a tunnel use its next keys, or stop accepting the previous ones.
 pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
     let request = Ask { finish: options.finish, ..Ask::new("rotate") };
     ask(&socket(&options.name), &request)?;
@@ -70,8 +70,8 @@ pub(crate) fn usual_file(socket: &Path) -> PathBuf {
     Path::new(CONFIGURATIONS).join(name)
 }
 
-/// Whom the tunnel may run as: the user of its configuration, and the one that systemd has made up for the
-/// service and given the directory of its socket.
+/// The users as which the tunnel may run: the user in its configuration, and the dynamic user that systemd has
+/// made for the service and that owns the directory of its socket.
 fn runs_as(socket: &Path, config: &Config) -> Vec<u32> {
     let named = config.service.user.as_ref().map(|user| user.uid);
     let usual = socket.parent() == Some(Path::new(SOCKETS));
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(usual_file(&socket("site.a")), Path::new("/etc/vpnd/site.a.toml"));
     }
 
-    /// What `vpnd reload` says of a tunnel that answers so, and what that tunnel was handed.
+    /// The output of `vpnd reload` if the tunnel gives this answer, and what was handed to the tunnel.
     async fn hand(loaded: &Loaded, answer: Result<(), &str>) -> (Result<(), String>, Config, Keys) {
         let mut control = Control::bind(&loaded.config).unwrap();
         let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());

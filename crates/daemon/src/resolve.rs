@@ -1,5 +1,5 @@
-//! Where the peer may be: the configured endpoints as addresses, names looked up again and again,
-//! for ever. DNS that fails at boot, or a peer whose address changed, is only a matter of time.
+//! The addresses at which the peer may be: resolves the configured endpoints again and again. DNS that fails at
+//! boot, or a peer whose address changes, only delays the tunnel.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -13,32 +13,32 @@ use vpnd_tunnel::udp::unmapped;
 use crate::config::Endpoint;
 use crate::worker::Worker;
 
-/// One lookup takes no longer.
+/// The maximum duration of one lookup.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-/// A failed lookup is repeated after this, then after twice as long, …
+/// The pause before a failed lookup is repeated. It doubles with each failure …
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// … up to this.
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// An answer is asked for again after this.
+/// The pause after a successful lookup.
 const REFRESH: Duration = Duration::from_secs(5 * 60);
-/// However often it is nudged, a name is looked up no sooner than this after the last time.
-const NUDGE_APART: Duration = Duration::from_secs(10);
-/// After a failure it is looked up this soon where the network has changed.
-const CHANGE_APART: Duration = Duration::from_secs(1);
+/// The shortest time between two lookups of a name, however often [`Resolver::nudge`] is called.
+const NUDGE_INTERVAL: Duration = Duration::from_secs(10);
+/// The shortest time between two lookups after a failure, if the network has changed.
+const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks the endpoints up for as long as it lives.
+/// Looks the endpoints up for as long as it exists.
 pub(crate) struct Resolver {
     lookups: mpsc::Receiver<Lookup>,
     nudge: watch::Sender<()>,
     change: watch::Sender<()>,
 }
 
-/// What lookups came to.
+/// The result of lookups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Lookup {
-    /// All addresses, in the order of the configuration.
+    /// The addresses of all endpoints, in the order of the configuration.
     Addresses(Vec<SocketAddr>),
-    /// The endpoints that cannot be looked up by now, in that order.
+    /// The endpoints that cannot be looked up at the moment, in that order.
     Failed(Vec<Failure>),
 }
 
@@ -49,19 +49,19 @@ pub(crate) struct Failure {
     pub(crate) error: String,
 }
 
-/// What shortens the wait for the next lookup.
+/// Events that shorten the pause before the next lookup.
 #[derive(Clone)]
-struct Hurry {
+struct Nudges {
     nudged: watch::Receiver<()>,
     changed: watch::Receiver<()>,
 }
 
-/// Begins to look `endpoints` up. Each name is looked up by a thread of its own: call this after the
-/// privileges are gone.
+/// Starts looking up `endpoints`. Each name is looked up by a thread of its own: call this after the privileges
+/// are dropped.
 ///
 /// # Errors
 ///
-/// If the kernel gives no thread.
+/// If the kernel cannot start a thread.
 pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
     let (send, lookups) = mpsc::channel(1);
     let ((nudge, nudged), (change, changed)) = (watch::channel(()), watch::channel(()));
@@ -72,13 +72,13 @@ pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
         Ok(Name { endpoint, place, thread })
     };
     let names = named.map(name).collect::<io::Result<_>>()?;
-    tokio::spawn(collect(found, names, Hurry { nudged, changed }, send));
+    tokio::spawn(collect(found, names, Nudges { nudged, changed }, send));
     Ok(Resolver { lookups, nudge, change })
 }
 
 impl Resolver {
-    /// All addresses whenever there are others than before, and all failures after each failed lookup and once one
-    /// is over. Literal addresses come at once. Never resolves when there is nothing to look up.
+    /// Returns all addresses whenever they change, and all failures after each failed lookup and when a failure
+    /// is over. Literal addresses come at once. Waits forever if there is nothing to look up.
     pub(crate) async fn changed(&mut self) -> Lookup {
         match self.lookups.recv().await {
             Some(lookup) => lookup,
@@ -86,30 +86,30 @@ impl Resolver {
         }
     }
 
-    /// The tunnel does not work: the peer may have another address by now.
+    /// Asks for a lookup soon: the tunnel does not work, so the peer may have another address.
     pub(crate) fn nudge(&self) {
         self.nudge.send_replace(());
     }
 
-    /// Routes, addresses or links have changed: a name that could not be looked up may be found now.
+    /// Reports that routes, addresses or links have changed: a failed lookup may now succeed.
     pub(crate) fn network_changed(&self) {
         self.change.send_replace(());
     }
 }
 
-/// What one endpoint, by its place in the configuration, came to.
+/// The result of one endpoint, which is given by its position in the configuration.
 type Answer = (usize, Result<Vec<SocketAddr>, Failure>);
 
-/// Puts together what the lookups find, and passes it on when it is new.
+/// Combines the results of all lookups, and passes changes on.
 async fn collect(
     found: Vec<Vec<SocketAddr>>,
     names: Vec<Name>,
-    hurry: Hurry,
+    nudges: Nudges,
     send: mpsc::Sender<Lookup>,
 ) {
     let (answer, mut answers) = mpsc::channel(1);
     for name in names {
-        tokio::spawn(name.follow(hurry.clone(), answer.clone()));
+        tokio::spawn(name.follow(nudges.clone(), answer.clone()));
     }
     drop(answer);
     follow_answers(found, &mut answers, send).await;
@@ -145,7 +145,7 @@ async fn follow_answers(
     }
 }
 
-/// The next answer; none when there are no more or nobody wants them.
+/// The next result; `None` when there are no more, or the receiver is gone.
 async fn next(answers: &mut mpsc::Receiver<Answer>, send: &mpsc::Sender<Lookup>) -> Option<Answer> {
     tokio::select! {
         answer = answers.recv() => answer,
@@ -158,7 +158,7 @@ fn literal(endpoint: &Endpoint) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, endpoint.port))
 }
 
-/// A server that rotates its answers says nothing new: the order we have stays.
+/// Keeps the known order if the addresses are the same: many servers rotate their answers.
 fn replace(known: &mut Vec<SocketAddr>, addresses: Vec<SocketAddr>) {
     let as_set = |list: &[SocketAddr]| list.iter().copied().collect::<HashSet<_>>();
     if as_set(known) != as_set(&addresses) {
@@ -166,7 +166,7 @@ fn replace(known: &mut Vec<SocketAddr>, addresses: Vec<SocketAddr>) {
     }
 }
 
-/// Each address once, where it is first named.
+/// Each address once, at its first position.
 fn in_order(found: &[Vec<SocketAddr>]) -> Vec<SocketAddr> {
     let mut seen = HashSet::new();
     found.iter().flatten().copied().filter(|address| seen.insert(*address)).collect()
@@ -180,23 +180,23 @@ struct Name {
 }
 
 impl Name {
-    /// Looks it up for as long as somebody listens. What was found stays while lookups fail.
-    async fn follow(self, mut hurry: Hurry, answer: mpsc::Sender<Answer>) {
+    /// Looks the name up for as long as the receiver exists. If a lookup fails, the previous addresses stay.
+    async fn follow(self, mut nudges: Nudges, answer: mpsc::Sender<Answer>) {
         let mut retry = FIRST_RETRY;
         loop {
-            hurry.forget();
+            nudges.forget();
             let result = self.lookup().await;
             let (wait, on_change) = match &result {
                 Ok(addresses) => {
                     tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
                     retry = FIRST_RETRY;
-                    (REFRESH, NUDGE_APART)
+                    (REFRESH, NUDGE_INTERVAL)
                 }
                 Err(error) => {
                     let wait = retry;
-                    self.complain(error, wait);
+                    self.log_failure(error, wait);
                     retry = (retry * 2).min(LAST_RETRY);
-                    (wait, CHANGE_APART)
+                    (wait, CHANGE_INTERVAL)
                 }
             };
             let result = result.map_err(|error| self.failure(&error));
@@ -204,8 +204,8 @@ impl Name {
                 return;
             }
             let listened = tokio::select! {
-                listened = rest(&mut hurry.nudged, NUDGE_APART, wait) => listened,
-                listened = rest(&mut hurry.changed, on_change, wait) => listened,
+                listened = rest(&mut nudges.nudged, NUDGE_INTERVAL, wait) => listened,
+                listened = rest(&mut nudges.changed, on_change, wait) => listened,
             };
             if !listened {
                 return;
@@ -215,7 +215,7 @@ impl Name {
 
     async fn lookup(&self) -> io::Result<Vec<SocketAddr>> {
         let Endpoint { host, port } = self.endpoint.clone();
-        // A hosts file may spell an IPv4 address as an IPv6 one.
+        // A hosts file may contain an IPv4 address in IPv6 notation.
         let query = move || (host, port).to_socket_addrs().map(|all| all.map(unmapped).collect());
         let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, self.thread.run(query)).await???;
         if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
@@ -225,8 +225,8 @@ impl Name {
         Failure { endpoint: self.endpoint.to_string(), error: error.to_string() }
     }
 
-    /// The first failure of a row is worth a line; each of the others only to who looks for it.
-    fn complain(&self, error: &io::Error, again: Duration) {
+    /// The first failure in a row is a warning, the others are debug messages.
+    fn log_failure(&self, error: &io::Error, again: Duration) {
         let (endpoint, seconds) = (&self.endpoint, again.as_secs());
         if again == FIRST_RETRY {
             tracing::warn!("cannot resolve {endpoint}: {error}; trying until it works");
@@ -236,16 +236,15 @@ impl Name {
     }
 }
 
-impl Hurry {
-    /// What came until now is dealt with.
+impl Nudges {
+    /// Discards the events so far.
     fn forget(&mut self) {
         self.nudged.borrow_and_update();
         self.changed.borrow_and_update();
     }
 }
 
-/// Waits for `wait`, or less when nudged, but then at least for `apart`; says whether anybody is
-/// left who could nudge.
+/// Waits for `wait`; when nudged, only for `apart`. Returns whether a sender is left that could nudge.
 async fn rest(nudged: &mut watch::Receiver<()>, apart: Duration, wait: Duration) -> bool {
     let nudge = async {
         sleep(apart).await;

@@ -1,5 +1,5 @@
-//! What systemd is told: ready, how it goes, stopping, alive. Started by anybody else, it is told
-//! to nobody. A service manager that does not read never holds the tunnel up.
+//! Messages to systemd: ready, status, stopping, watchdog. Without systemd they are not sent. A service manager
+//! that does not read never blocks the tunnel.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,35 +10,36 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-/// The peer's address is part of the status, and the network can change that: so often at most.
-const APART: Duration = Duration::from_secs(1);
+/// The shortest time between two status messages: the status contains the peer's address, which the network can
+/// change.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The service manager, and what it knows.
+/// The service manager, and the state that it was told.
 #[derive(Debug, Default)]
 pub(crate) struct Service {
-    /// What it is to know, and what it was told.
-    wanted: Said,
-    told: Said,
-    /// The next message may leave from then on.
+    /// The state to report, and the state that was reported.
+    wanted: State,
+    told: State,
+    /// The earliest time for the next message.
     next: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Said {
+struct State {
     ready: bool,
     status: String,
 }
 
 impl Service {
-    /// The device is up and the socket bound.
+    /// Reports that the device is up and the socket bound.
     pub(crate) fn ready(&mut self) {
         self.wanted.ready = true;
         self.catch_up();
         self.next = None;
     }
 
-    /// One line on how the tunnel fares. It is said when it has changed, once a second at most; the
-    /// newest counts.
+    /// Sets the one-line status of the tunnel. It is sent when it has changed, once a second at most, always
+    /// the latest one.
     pub(crate) fn status(&mut self, line: &str) {
         if self.wanted.status != line {
             line.clone_into(&mut self.wanted.status);
@@ -46,7 +47,7 @@ impl Service {
         }
     }
 
-    /// Waits until something is to be said that could not be said before: then [`Service::catch_up`].
+    /// Waits until a delayed message is due: then call [`Service::catch_up`].
     pub(crate) async fn due(&self) {
         if self.told == self.wanted {
             std::future::pending().await
@@ -56,43 +57,44 @@ impl Service {
         }
     }
 
-    /// Says what has changed, if it is time to.
+    /// Sends what has changed, if it is due.
     pub(crate) fn catch_up(&mut self) {
         let now = Instant::now();
         if self.told == self.wanted || self.next.is_some_and(|at| now < at) {
             return;
         }
-        self.next = Some(now + APART);
+        self.next = Some(now + STATUS_INTERVAL);
         let Self { wanted, told, .. } = self;
         let ready = (wanted.ready && !told.ready).then_some(NotifyState::Ready);
         let status = NotifyState::Status(&wanted.status);
         let status = (wanted.status != told.status).then_some(status);
-        if tell(&ready.into_iter().chain(status).collect::<Vec<_>>()) {
+        if send(&ready.into_iter().chain(status).collect::<Vec<_>>()) {
             self.told.clone_from(&self.wanted);
         }
     }
 
-    /// The stop has begun.
+    /// Reports that the stop has begun.
     pub(crate) fn stopping(&self) {
-        tell(&[NotifyState::Stopping]);
+        send(&[NotifyState::Stopping]);
     }
 
-    /// The event loop turns.
+    /// Reports that the event loop is running.
     pub(crate) fn alive(&self) {
-        tell(&[NotifyState::Watchdog]);
+        send(&[NotifyState::Watchdog]);
     }
 
-    /// How often to say so: twice in the time that systemd grants; `None` if it does not watch.
+    /// How often to call [`Service::alive`]: twice within systemd's watchdog timeout; `None` without a
+    /// watchdog.
     pub(crate) fn watchdog_interval() -> Option<Duration> {
         sd_notify::watchdog_enabled().map(|granted| granted / 2).filter(|half| !half.is_zero())
     }
 }
 
-/// Says whether there is nothing left to try: only a full queue is worth another time.
-fn tell(state: &[NotifyState<'_>]) -> bool {
+/// Returns whether the message is done with: only a full queue is worth a retry.
+fn send(state: &[NotifyState<'_>]) -> bool {
     match notify(state) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-        // systemd sees for itself if it matters: it waits for READY and for the watchdog.
+        // A failure needs no handling here: systemd notices a missing READY or watchdog message by itself.
         Err(error) => {
             tracing::debug!(%error, "systemd was not reached");
             true
@@ -101,7 +103,7 @@ fn tell(state: &[NotifyState<'_>]) -> bool {
     }
 }
 
-/// As [`sd_notify::notify`], which waits for room in the queue.
+/// Like [`sd_notify::notify`], but does not wait for room in the queue.
 fn notify(state: &[NotifyState<'_>]) -> io::Result<()> {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let message: String = state.iter().map(|one| format!("{one}\n")).collect();
@@ -110,7 +112,7 @@ fn notify(state: &[NotifyState<'_>]) -> io::Result<()> {
     socket.send_to_addr(message.as_bytes(), &address(&path)?).map(drop)
 }
 
-/// A path, or after an `@` a name in the abstract namespace.
+/// A path, or a name in the abstract namespace after an `@`.
 fn address(path: &OsStr) -> io::Result<SocketAddr> {
     match path.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
@@ -152,7 +154,7 @@ mod tests {
         });
     }
 
-    /// Runs until what is owed has been said.
+    /// Runs until all pending messages were sent.
     fn catch_up(service: &mut Service) {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_time().build().unwrap().block_on(service.due());
@@ -194,7 +196,7 @@ mod tests {
             let manager = UnixDatagram::bind(std::env::var("NOTIFY_SOCKET").unwrap()).unwrap();
             manager.set_nonblocking(true).unwrap();
             let mut service = Service::default();
-            // As many as the queue takes, and more.
+            // More messages than fit the queue.
             (0..5000).for_each(|_| service.alive());
             service.ready();
             service.status("up");

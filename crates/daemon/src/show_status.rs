@@ -1,4 +1,4 @@
-//! The asking side: `vpnd status [NAME] [--json]`.
+//! The client side of the status: `vpnd status [NAME] [--json]`.
 
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -24,8 +24,7 @@ pub(crate) struct StatusOptions {
     pub(crate) json: bool,
 }
 
-/// Asks one tunnel, or all that run, and prints what they say. The exit code is that of the
-/// worst of them.
+/// Asks one tunnel, or all that run, and prints their status. The exit code is the worst one of them.
 pub(crate) fn run(options: StatusOptions) -> anyhow::Result<ExitCode> {
     let sockets = match &options.name {
         Some(name) => vec![socket(name)],
@@ -33,13 +32,13 @@ pub(crate) fn run(options: StatusOptions) -> anyhow::Result<ExitCode> {
     };
     match show(&sockets, options.json, &mut io::stdout()) {
         Ok(exit) => Ok(exit.into()),
-        // Who reads no further has seen enough.
+        // The reader has closed the pipe, which is not an error.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Success.into()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// What a daemon that was killed left behind is no tunnel that runs.
+/// Sockets of running tunnels; a daemon that was killed leaves its socket behind.
 fn live_sockets(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut sockets: Vec<_> = entries
@@ -81,7 +80,7 @@ fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exi
     Ok(worst)
 }
 
-/// The daemon's own words, and what is known of them, to be shown.
+/// The daemon's answer: as it was sent, for JSON, and as far as this release understands it.
 fn ask(path: &Path) -> Result<(Value, Status), AskError> {
     let answer = ask::ask(path, &Ask::new("status"))?;
     let mut shown = answer.clone();
@@ -99,7 +98,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread::{self, JoinHandle};
 
-    /// A daemon that gives each of so many clients the same answer.
+    /// A daemon that gives this number of clients the same answer.
     fn daemon(path: &Path, answer: String, clients: usize) -> JoinHandle<()> {
         let listener = UnixListener::bind(path).unwrap();
         thread::spawn(move || {
@@ -107,7 +106,7 @@ mod tests {
                 let (mut client, _) = listener.accept().unwrap();
                 let mut request = String::new();
                 BufReader::new(&client).read_line(&mut request).unwrap();
-                // Who only looks whether somebody listens does not wait for it.
+                // A client that only checks whether somebody listens does not wait for the answer.
                 let _gone = client.write_all(answer.as_bytes());
             }
         })

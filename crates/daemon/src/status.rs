@@ -1,5 +1,5 @@
-//! How a tunnel fares, in the shape that `vpnd status --json` has for good: fields are added,
-//! never changed or removed.
+//! The state of a tunnel, in the schema of `vpnd status --json`, which is stable: fields are added, never
+//! changed or removed.
 
 pub(crate) mod text;
 
@@ -18,7 +18,7 @@ use vpnd_tunnel::counters::Counters;
 use crate::telling::{self, Trouble};
 use vpnd_plane::Loop;
 
-/// The shape's version.
+/// The version of the schema.
 pub(crate) const SCHEMA: u32 = 2;
 
 /// One tunnel.
@@ -30,17 +30,17 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) uptime_s: f64,
     pub(crate) state: State,
-    /// It was asked to stop, and runs what is left to do until then.
+    /// Whether it was asked to stop and is shutting down.
     #[serde(default)]
     pub(crate) stopping: bool,
     pub(crate) device: Device,
     pub(crate) peer: Peer,
-    /// Whether the peer is alive, and for how long it has been or has not.
+    /// Whether the peer is alive, and since when.
     #[serde(default)]
     pub(crate) alive: Option<bool>,
     #[serde(default)]
     pub(crate) alive_changed_s: Option<f64>,
-    /// How long a silent peer counts as alive.
+    /// After this time of silence the peer counts as dead.
     #[serde(default)]
     pub(crate) dead_after_s: Option<f64>,
     pub(crate) session: Option<Session>,
@@ -50,37 +50,37 @@ pub(crate) struct Status {
     pub(crate) unconfirmed_answers: u32,
     #[serde(default)]
     pub(crate) path: Option<Path>,
-    /// The path marks everything it carries for congestion, so its marks are ignored.
+    /// The path marks every packet for congestion, so its marks are ignored.
     #[serde(default)]
     pub(crate) ecn_ignored: bool,
     pub(crate) traffic: Traffic,
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) next: Option<Next>,
-    /// What leads the tunnel into itself.
+    /// The route that would lead the tunnel's own datagrams into the tunnel.
     #[serde(default)]
     pub(crate) leads_back: Option<LeadsBack>,
     pub(crate) hint: Option<String>,
-    /// What the device should have and has not: addresses, rules, routes.
+    /// Addresses, rules and routes that the device should have but does not have.
     #[serde(default)]
     pub(crate) missing: Vec<Missing>,
-    /// The routes of others that take packets past a kill switch.
+    /// Routes of others through which packets bypass a kill switch.
     #[serde(default)]
     pub(crate) bypassed: Vec<Bypassed>,
 }
 
-/// A route of ours, and the one that takes its packets.
+/// One of our routes, and the route that takes its packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Bypassed {
     pub(crate) what: String,
     pub(crate) by: String,
-    /// Whether it takes only a part of them.
+    /// Whether it takes only some of them.
     pub(crate) part: bool,
-    /// Whether `by` leads into the tunnel, and `what` is a network that this host is connected to.
+    /// Whether `by` leads into the tunnel, and `what` is a network to which this host is connected.
     #[serde(default)]
     pub(crate) into_tunnel: bool,
 }
 
-/// One thing that should be there.
+/// One missing address, rule or route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Missing {
     pub(crate) what: String,
@@ -91,15 +91,15 @@ pub(crate) struct Missing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
-    /// A session stands, and what was sent has been answered.
+    /// There is a session, and the peer answers.
     Up,
-    /// A session stands, but what was sent goes unanswered.
+    /// There is a session, but the peer does not answer.
     Unresponsive,
-    /// No session; the peer is being called.
+    /// There is no session; handshakes are being initiated.
     Connecting,
-    /// No session, and nothing asks for one.
+    /// There is no session, and no reason to start one.
     Idle,
-    /// A word of a later release.
+    /// A state that only a later release knows.
     #[serde(other)]
     Unknown,
 }
@@ -110,7 +110,7 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mode: String,
     pub(crate) mtu: u16,
-    /// Through how many queues packets leave it; 0 from a release that does not say.
+    /// The number of queues to read from; 0 in the status of a release without this field.
     #[serde(default)]
     pub(crate) queues: usize,
     pub(crate) listen_port: u16,
@@ -125,21 +125,21 @@ pub(crate) struct Peer {
     pub(crate) preshared_key: bool,
     pub(crate) endpoint: Option<String>,
     pub(crate) handshakes: u64,
-    /// What it says of itself, where it does.
+    /// The peer's release, if it announces one.
     #[serde(default)]
     pub(crate) release: Option<String>,
     #[serde(default)]
     pub(crate) mtu: Option<u16>,
 }
 
-/// How the way fares, as the peers measure it on the current session.
+/// The quality of the path, as the peers measure it on the current session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Path {
     pub(crate) round_trip_ms: f64,
-    /// Datagrams sent to the peer, and those of them that had not arrived.
+    /// Datagrams sent to the peer, and how many of them have not arrived.
     pub(crate) tx_sent: u64,
     pub(crate) tx_lost: u64,
-    /// Datagrams the peer sent, and those of them that had not arrived.
+    /// Datagrams sent by the peer, and how many of them have not arrived.
     pub(crate) rx_sent: u64,
     pub(crate) rx_lost: u64,
 }
@@ -157,17 +157,17 @@ impl From<Quality> for Path {
     }
 }
 
-/// The session that seals.
+/// The session that seals packets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Session {
     pub(crate) role: String,
     pub(crate) age_s: f64,
-    /// What is spoken on it, in words.
+    /// The protocol of the session.
     #[serde(default)]
     pub(crate) protocol: Option<String>,
 }
 
-/// What crossed the tunnel.
+/// Counters of the packets through the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Traffic {
     pub(crate) rx_bytes: u64,
@@ -177,21 +177,21 @@ pub(crate) struct Traffic {
     pub(crate) too_big: u64,
 }
 
-/// What the tunnel waits for.
+/// The next timer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Next {
     pub(crate) timer: String,
     pub(crate) in_s: f64,
 }
 
-/// What leads the tunnel into itself: the route, and the device that it is by.
+/// A route that leads the tunnel's datagrams into the tunnel: the route, and its device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeadsBack {
-    /// The peer's address that is not used for it.
+    /// The peer's address that is not used because of it.
     pub(crate) endpoint: Option<String>,
     pub(crate) route: Option<String>,
     pub(crate) device: Option<String>,
-    /// Whether it takes another tunnel to come back.
+    /// Whether it leads there through another tunnel.
     pub(crate) through_others: bool,
 }
 
@@ -211,7 +211,7 @@ impl LeadsBack {
     }
 }
 
-/// What does not change while a tunnel runs.
+/// Properties that do not change while a tunnel runs.
 #[derive(Clone, Debug)]
 pub(crate) struct About {
     pub(crate) name: String,
@@ -220,7 +220,7 @@ pub(crate) struct About {
     pub(crate) preshared_key: bool,
     /// The endpoints as the configuration has them.
     pub(crate) endpoints: Vec<String>,
-    /// How long a silent peer counts as alive.
+    /// After this time of silence the peer counts as dead.
     pub(crate) dead_after: Duration,
 }
 
@@ -269,7 +269,7 @@ impl Status {
             leads_back: trouble.and_then(LeadsBack::of),
             hint: hint(state, trouble, &remote.to_string()).or_else(|| {
                 let names = || about.endpoints.join(", ");
-                unresolved.then(|| format!("{} does not resolve yet; it is tried on", names()))
+                unresolved.then(|| format!("{} does not resolve yet; vpnd keeps trying", names()))
             }),
             missing: Vec::new(),
             bypassed: Vec::new(),
@@ -278,7 +278,7 @@ impl Status {
 }
 
 impl Status {
-    /// As it is on a path that marks everything it carries for congestion.
+    /// The same status with this value; adds a hint if the path marks every packet for congestion.
     pub(crate) fn with_ecn_ignored(self, ecn_ignored: bool) -> Self {
         const HINT: &str = "the path marks everything for congestion, so its marks are ignored: ECN does \
                             not work across the tunnel; somebody on the way rewrites the TOS byte";
@@ -286,7 +286,7 @@ impl Status {
         Self { ecn_ignored, hint, ..self }
     }
 
-    /// The same tunnel, of whose device this is missing.
+    /// The same status with missing addresses, rules and routes.
     pub(crate) fn lacking(mut self, missing: &[vpnd_device::Missing]) -> Self {
         let one =
             |one: &vpnd_device::Missing| Missing { what: one.what.clone(), why: one.why.clone() };
@@ -294,7 +294,7 @@ impl Status {
         self
     }
 
-    /// The same tunnel, past whose kill switch these routes take packets.
+    /// The same status with routes that bypass the kill switch.
     pub(crate) fn bypassed_by(mut self, bypassed: &[Bypass]) -> Self {
         let one = |Bypass { what, by, is_part, into_tunnel, .. }: &Bypass| Bypassed {
             what: what.clone(),
@@ -357,7 +357,7 @@ impl From<Liveness> for State {
 }
 
 impl State {
-    /// The word for it.
+    /// Its name.
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Up => "up",
@@ -384,7 +384,7 @@ const fn timer_name(timer: Timer) -> &'static str {
     }
 }
 
-/// What leads the tunnel into itself, and what to do.
+/// Explains how the tunnel leads into itself, and what to do.
 fn leads_back(trouble: &Trouble) -> Option<String> {
     let shown = |route: &Option<Found>| match route {
         Some(route) => format!("the route to the peer is {route}"),
@@ -409,12 +409,12 @@ fn leads_back(trouble: &Trouble) -> Option<String> {
     }
 }
 
-/// What a person can do about it.
+/// What a person can do about the tunnel's state.
 fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
     if let Some(said) = trouble.and_then(leads_back) {
         return Some(said);
     }
-    // What strangers do is no trouble of a tunnel that works.
+    // If the tunnel works, problems that strangers can cause are not reported.
     let trouble = trouble.filter(|trouble| state != State::Up || trouble.outlasts_a_session());
     let said = trouble.map(|trouble| match trouble {
         Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs, or one of \
@@ -425,7 +425,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
              mode, cipher and post_quantum, or our answers are lost"
         ),
         Trouble::UnknownPeer(key) => {
-            format!("unknown peer {key} calls us; [peer] public_key here is {peer}")
+            format!("unknown peer {key} initiates; [peer] public_key here is {peer}")
         }
         Trouble::StaleInitiation => "the peer's clock was set back and its state directory lost: \
              it is heard again when its clock has caught up, or when vpnd restarts here"
@@ -453,7 +453,7 @@ fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
         }
         Trouble::Closed => "the peer announced that it was shutting down".to_owned(),
         Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
-             public_key for us is wrong; `vpnd status` over there tells"
+             public_key for us is wrong; `vpnd status` over there shows which"
             .to_owned(),
     });
     said.or_else(|| (state == State::Unresponsive).then(|| "what we send is not answered".into()))

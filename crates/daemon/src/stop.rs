@@ -1,4 +1,4 @@
-//! The signals: most ask for a stop.
+//! Signal handling: most signals ask for a stop.
 
 use std::cell::Cell;
 use std::io;
@@ -8,32 +8,32 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::systemd;
 
-/// The signals that ask for a clean stop, and those that go with them.
+/// The signals that ask for a clean stop, and those that modify it.
 pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
-    /// Says that the stop to come is half of a restart.
+    /// Announces that the next stop is part of a restart.
     restart: Signal,
-    /// The terminal is gone, or a service is to read its files again.
+    /// The terminal is gone, or a service shall read its configuration again.
     hangup: Signal,
-    /// Reads the configuration again, once there is a tunnel that could take it.
+    /// Reads the configuration again, once there is a tunnel that can be reloaded.
     reload: Option<Box<dyn Fn()>>,
     by: Rc<Cell<Option<Asked>>>,
 }
 
-/// Who asked.
+/// Who asked for the stop.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// Whoever started vpnd, as a rule: a service manager, which may start it anew at once.
+    /// Usually the service manager, which may start vpnd again at once.
     Terminate,
-    /// The same, which has said that it will.
+    /// The service manager, which has announced a restart.
     Restart,
-    /// Somebody at the terminal.
+    /// A user at the terminal.
     Interrupt,
 }
 
 impl Stop {
-    /// From now on they do not end the process.
+    /// Installs the handlers: from now on these signals do not end the process.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -45,17 +45,17 @@ impl Stop {
         })
     }
 
-    /// From now on a service reads its files again at SIGHUP.
+    /// From now on SIGHUP makes a service read its configuration again.
     pub(crate) fn on_reload(&mut self, reload: impl Fn() + 'static) {
         self.reload = Some(Box::new(reload));
     }
 
-    /// Waits for one that asks for a stop.
+    /// Waits for a signal that asks for a stop.
     pub(crate) async fn asked(&mut self) {
         let mut restarts = false;
         let by = loop {
             tokio::select! {
-                // In this order: who announces a restart does so before it asks for the stop.
+                // The order matters: a restart is announced before the stop is asked for.
                 biased;
                 _ = self.restart.recv() => restarts = true,
                 _ = self.terminate.recv() => {
@@ -73,7 +73,7 @@ impl Stop {
         self.by.set(Some(by));
     }
 
-    /// By whom, once it is.
+    /// Who asked for the stop; set once it was asked for.
     pub(crate) fn asked_by(&self) -> Rc<Cell<Option<Asked>>> {
         Rc::clone(&self.by)
     }

@@ -1,4 +1,5 @@
-//! Asks systemd, over D-Bus, what it is about to do with our unit: the little of that protocol that it takes.
+//! Asks systemd over D-Bus whether our unit is being restarted. It implements only the necessary part of that
+//! protocol.
 
 use std::io;
 use std::time::Duration;
@@ -8,31 +9,31 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// Where the system's bus is, as the specification has it.
+/// The system bus at the address in the D-Bus specification.
 const BUS: &str = "/run/dbus/system_bus_socket";
-/// A bus that has not answered by then does not matter.
+/// How long to wait for the bus.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// No answer to us is longer.
+/// The maximum length of an answer.
 const MAX_LEN: usize = 64 << 10;
 
 const MANAGER: &str = "org.freedesktop.systemd1";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// What is planned.
+/// The job of our unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Job {
-    /// The unit is being stopped, and will be started again.
+    /// The unit is being stopped and will be started again.
     Restart,
-    /// Anything else, or nobody can tell.
+    /// Any other job, or an unknown one.
     Other,
 }
 
-/// Whether systemd started us as a unit that tells it when it is ready.
+/// Whether systemd started us as a unit of a type that reports when it is ready.
 pub(crate) fn started_us() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// What systemd is about to do with our unit; none if it did not start us.
+/// The job of our unit; `None` if systemd did not start us.
 pub(crate) async fn job() -> Option<Job> {
     if !started_us() {
         return None;
@@ -48,7 +49,7 @@ pub(crate) async fn job() -> Option<Job> {
     })
 }
 
-/// While a unit is stopped to be started, its job is still called that.
+/// While a unit is stopped in order to be started, its job is still called "restart".
 fn is_restart(kind: &str) -> bool {
     ["restart", "try-restart", "reload-or-start", "start"].contains(&kind)
 }
@@ -56,7 +57,7 @@ fn is_restart(kind: &str) -> bool {
 /// The type of our unit's job; empty if it has none.
 async fn ask(bus: &str) -> io::Result<String> {
     let mut bus = Bus::connect(bus).await?;
-    // 0 is whoever asks.
+    // 0 means the calling process.
     let manager = "/org/freedesktop/systemd1";
     let by_pid = Call {
         path: manager,
@@ -103,7 +104,7 @@ impl Bus {
         Ok(bus)
     }
 
-    /// The value of a property, behind its signature.
+    /// The value of a property, including its signature.
     async fn property(&mut self, path: &str, of: &str, name: &str) -> io::Result<Body> {
         let mut body = Writer::default();
         body.string(of);
@@ -112,7 +113,7 @@ impl Bus {
         self.call(MANAGER, get, "ss", &body.0).await
     }
 
-    /// Calls, and returns what the answer holds; signals that come first are passed over.
+    /// Calls a method and returns the body of the answer; signals that arrive before it are ignored.
     async fn call(
         &mut self,
         destination: &str,
@@ -206,7 +207,7 @@ impl Writer {
     }
 }
 
-/// What an answer holds.
+/// The body of an answer.
 struct Body {
     bytes: Vec<u8>,
     /// The most significant byte comes first.
@@ -236,7 +237,7 @@ mod tests {
     use super::*;
     use tokio::net::UnixListener;
 
-    /// A bus that answers with these bodies, whatever it is asked, and a signal before each.
+    /// A bus that answers each call with one of these bodies, after a signal.
     async fn answering(listener: UnixListener, bodies: Vec<Vec<u8>>) {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = BufReader::new(stream);
@@ -303,7 +304,7 @@ mod tests {
         assert_eq!(job().await, None);
     }
 
-    /// The bus of this system, where there is one, takes what we write for a message.
+    /// The bus of this system, if there is one, accepts our messages.
     #[tokio::test]
     async fn no_bus_is_no_answer() {
         assert!(ask("/nowhere").await.is_err());

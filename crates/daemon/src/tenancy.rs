@@ -1,8 +1,8 @@
-//! A device that outlives vpnd is left as the next program expects it: without the offloads that vpnd asked
-//! for, which the kernel keeps with the device and which would hand that program super-packets.
+//! Leaves a persistent device as the next program expects it: without the offloads that vpnd asked for. The
+//! kernel keeps them with the device, and the next program would get super-packets.
 //!
-//! A vpnd that was killed cannot do that, so a second process, the caretaker, waits for its end. It has no key, no
-//! capability and the same user as vpnd, and holds only a descriptor of the device and one end of a socket.
+//! A vpnd that was killed cannot do that, so a second process, the caretaker, waits for its end. It has no key,
+//! no capability and the same user as vpnd, and holds only a descriptor of the device and one end of a socket.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -15,25 +15,25 @@ use crate::exit::Exit;
 use crate::helper::{self, Helper, RunAs};
 use crate::privilege;
 
-/// The subcommand that nobody types.
+/// The internal subcommand.
 pub(crate) const WORD: &str = "device-caretaker";
 
-/// The time for which a device that stays is vpnd's. It ends when this is dropped.
+/// vpnd's use of a persistent device. Dropping it releases the device.
 pub(crate) struct Tenancy {
     device: vpnd_tun::Queue,
-    /// The caretaker ends with it, and the next program finds a device that nobody holds.
+    /// Dropping it also ends the caretaker, so the next program finds a device to which nobody is attached.
     _caretaker: Option<Helper>,
 }
 
 impl Tenancy {
-    /// Begins, for a device that stays. Belongs before the privileges are dropped: with them goes the right to
-    /// execute ourselves.
+    /// Starts the caretaker of a persistent device. Call it before the privileges are dropped: without them
+    /// vpnd may be unable to execute itself.
     pub(crate) fn begin(config: &Config, device: &vpnd_tun::Device) -> Option<Self> {
         if !device.adopted && !config.interface.persist {
             return None;
         }
         let queue = &device.queues[0];
-        // Nothing is left behind where nothing was asked for.
+        // Without offloads there is nothing to undo.
         let caretaker = config.path.offload.then(|| {
             let device = queue.as_fd().try_clone_to_owned()?;
             Helper::start(WORD, config.service.user.as_ref(), device)
@@ -52,7 +52,7 @@ impl Tenancy {
 
 impl Drop for Tenancy {
     fn drop(&mut self) {
-        // Of a device that was deleted nothing is left.
+        // A device that was deleted needs no release.
         if let Err(error) = vpnd_tun::release(&self.device) {
             tracing::debug!(%error, "the device keeps its offloads");
         }

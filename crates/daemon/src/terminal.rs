@@ -1,6 +1,6 @@
-//! Text that others wrote, made fit for a terminal and for a log: a configuration, the answer on a socket, the
-//! output of a command, the name of a file. What moves a cursor, changes the direction of writing, begins a line
-//! or cannot be seen is shown as its number.
+//! Makes foreign text safe for a terminal and for a log: a configuration, the answer on a socket, the output of
+//! a command, the name of a file. Characters that move the cursor, change the direction of writing, begin a
+//! line or are invisible are shown as escapes.
 
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 use serde_json::Value;
 
-/// Prints a text on standard output. A reader that has closed it, as `head` does, has read enough.
+/// Prints a text on standard output. If the reader has closed it, as `head` does, that is not an error.
 pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     match write!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -17,7 +17,7 @@ pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Whether a terminal may do something else with this than show it.
+/// Whether this character can do anything else to a terminal than be shown.
 pub(crate) fn is_unfit(c: char) -> bool {
     // C0, DEL and C1.
     c.is_control()
@@ -27,14 +27,14 @@ pub(crate) fn is_unfit(c: char) -> bool {
             '\u{61c}' | '\u{200b}'..='\u{200f}'
             // Ends of lines and paragraphs, embeddings and overrides of direction.
             | '\u{2028}'..='\u{202e}'
-            // Invisible operators, isolates of direction, and what is deprecated beside them.
+            // Invisible operators, isolates of direction, and deprecated characters in the same range.
             | '\u{2060}'..='\u{206f}' | '\u{feff}'
             // Tags.
             | '\u{e0000}'..='\u{e007f}'
         )
 }
 
-/// Shows a text on one line, with `\n`, `\t` or `\u{1b}` in place of what is unfit.
+/// Shows a text on one line; unsafe characters become `\n`, `\t` or `\u{1b}`.
 pub(crate) struct Printable<T>(pub(crate) T);
 
 impl<T: Display> Display for Printable<T> {
@@ -43,7 +43,7 @@ impl<T: Display> Display for Printable<T> {
     }
 }
 
-/// As [`Printable`], for a text of several lines of ours.
+/// Like [`Printable`], for a text whose line breaks are our own.
 pub(crate) struct PrintableLines<T>(pub(crate) T);
 
 impl<T: Display> Display for PrintableLines<T> {
@@ -52,7 +52,7 @@ impl<T: Display> Display for PrintableLines<T> {
     }
 }
 
-/// Writes on what is fit, and escapes the rest.
+/// Writes safe characters unchanged, and escapes the others.
 struct Escaping<'a, 'f> {
     to: &'a mut fmt::Formatter<'f>,
     keep: fn(char) -> bool,
@@ -74,13 +74,14 @@ impl fmt::Write for Escaping<'_, '_> {
     }
 }
 
-/// The same text, byte for byte as long, with `?` and blanks where something is unfit. Lines and tabs stay.
+/// The same text with `?` and spaces in place of unsafe characters, of the same length in bytes. Line breaks
+/// and tabs stay.
 pub(crate) fn in_place(text: &str) -> String {
     let mut fit = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' | '\t' => fit.push(c),
-            // It ends a line together with `\n`, and anywhere else leads back to the line's begin.
+            // Part of a line break before `\n`; anywhere else it would return to the start of the line.
             '\r' => fit.push(' '),
             c if is_unfit(c) => fit.extend(std::iter::repeat_n('?', c.len_utf8())),
             c => fit.push(c),
@@ -89,7 +90,7 @@ pub(crate) fn in_place(text: &str) -> String {
     fit
 }
 
-/// Escapes every text within a value.
+/// Escapes every string within a value.
 pub(crate) fn escape_within(value: &mut Value) {
     match value {
         Value::String(text) if text.contains(is_unfit) => *text = Printable(&text).to_string(),
@@ -105,17 +106,17 @@ pub(crate) fn escape_within(value: &mut Value) {
     }
 }
 
-/// JSON that means the same, on one line.
+/// Serializes to JSON on one line, with unsafe characters escaped.
 pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
     serde_json::to_string(value).map(|json| escape_json(&json))
 }
 
-/// JSON that means the same, for people to read.
+/// Serializes to JSON for people to read, with unsafe characters escaped.
 pub(crate) fn pretty_json(value: &impl Serialize) -> serde_json::Result<String> {
     serde_json::to_string_pretty(value).map(|json| escape_json(&json))
 }
 
-/// Escapes as JSON does what it leaves as it is: outside of texts there is nothing of that kind.
+/// Escapes the unsafe characters that JSON permits unescaped: they can only be inside of strings.
 pub(crate) fn escape_json(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {

@@ -1,9 +1,9 @@
-//! Whether a path leads where only root and we decide: nobody else can change the file, or put another one
-//! in its place.
+//! Whether a path is under the control of root and ourselves only: nobody else can change the file, or put
+//! another one in its place.
 //!
-//! The path is walked from the root, one component after the other, and each directory is looked at before
-//! anything is looked up in it. So nobody else can change what an already walked part leads to, and the real
-//! path that comes out means the same file until root or we change it.
+//! The path is walked from the root, one component after the other, and each directory is checked before
+//! anything is looked up in it. So nobody else can change where the walked part leads, and the resulting real
+//! path means the same file until root or we change it.
 
 mod acl;
 
@@ -22,20 +22,20 @@ use thiserror::Error;
 use crate::privilege::is_mapped;
 use acl::Acl;
 
-/// As many symbolic links as the kernel follows in one path.
+/// The number of symbolic links that the kernel follows in one path.
 const MAX_LINKS: usize = 40;
 const STICKY: u32 = 0o1000;
 
 /// Why a path is not trusted.
 #[derive(Debug, Error)]
 pub(crate) enum Untrusted {
-    /// It leads nowhere, or out of our sight.
+    /// It does not exist, or we may not look.
     #[error("{}: {error}", path.display())]
     Unreachable { path: PathBuf, error: io::Error },
-    /// Whoever owns a file or a directory can always write to it.
+    /// The owner of a file or a directory can always write to it.
     #[error("{} belongs to uid {uid}", path.display())]
     Owner { path: PathBuf, uid: u32 },
-    /// Others have the permission to write.
+    /// The permissions let others write.
     #[error("{} can be written to by {who}", path.display())]
     Writable { path: PathBuf, who: Who },
 }
@@ -62,7 +62,7 @@ impl fmt::Display for Who {
 ///
 /// # Errors
 ///
-/// The first component that somebody else decides about, or that is not there.
+/// The first component that is missing or under the control of somebody else.
 pub(crate) fn file(path: &Path) -> Result<PathBuf, Untrusted> {
     let us = Us::now();
     let (real, found) = us.walk(path)?;
@@ -70,7 +70,7 @@ pub(crate) fn file(path: &Path) -> Result<PathBuf, Untrusted> {
     Ok(real)
 }
 
-/// The real path of a directory in which what we make stays ours: nobody else can replace it.
+/// The real path of a directory in which our files stay ours: nobody else can replace them.
 ///
 /// # Errors
 ///
@@ -82,7 +82,7 @@ pub(crate) fn directory(path: &Path) -> Result<PathBuf, Untrusted> {
     Ok(real)
 }
 
-/// The real path of something that nobody else can replace, whoever may write to it.
+/// The real path of a file that nobody else can replace, although others may write to it.
 ///
 /// # Errors
 ///
@@ -91,7 +91,7 @@ pub(crate) fn place(path: &Path) -> Result<PathBuf, Untrusted> {
     Us::now().walk(path).map(|(real, _)| real)
 }
 
-/// As [`place`], and `users` may replace it too.
+/// Like [`place`], but `users` may replace it too.
 ///
 /// # Errors
 ///
@@ -100,7 +100,8 @@ pub(crate) fn place_among(path: &Path, users: &[u32]) -> Result<PathBuf, Untrust
     Us { users: users.to_vec(), ..Us::now() }.walk(path).map(|(real, _)| real)
 }
 
-/// Whether nobody else can replace what is at this path, or will be: of a path that is not there yet, the part that is.
+/// Checks that nobody else can replace the file at this path. If it does not exist yet, checks the existing
+/// part of the path.
 ///
 /// # Errors
 ///
@@ -109,7 +110,7 @@ pub(crate) fn future_place(path: &Path) -> Result<PathBuf, Untrusted> {
     Us { missing: Missing::Accepted, ..Us::now() }.walk(path).map(|(real, _)| real)
 }
 
-/// As [`directory()`], of one that need not be there yet; it may belong to one of `users`.
+/// Like [`directory()`], but it need not exist yet, and may belong to one of `users`.
 ///
 /// # Errors
 ///
@@ -121,16 +122,16 @@ pub(crate) fn future_directory(path: &Path, users: &[u32]) -> Result<PathBuf, Un
     Ok(real)
 }
 
-/// Makes a directory, and those above it, in places that nobody else can replace; returns its real path.
+/// Makes a directory and its missing parents, in places that nobody else can replace; returns its real path.
 ///
 /// # Errors
 ///
-/// As [`file()`], or if one cannot be made.
+/// As [`file()`], or if a directory cannot be made.
 pub(crate) fn make_directory(path: &Path) -> Result<PathBuf, Untrusted> {
     Us { missing: Missing::Made, ..Us::now() }.walk(path).map(|(real, _)| real)
 }
 
-/// Opens the file of a real path, which nobody else can replace, and checks what has been opened.
+/// Opens a file that nobody else can replace by its real path, and checks the opened file.
 ///
 /// # Errors
 ///
@@ -143,31 +144,31 @@ pub(crate) fn open(path: &Path, flags: libc::c_int) -> Result<(PathBuf, File), U
     Ok((real, file))
 }
 
-/// Never waits for a pipe's other end, and follows no link in the file's own place.
+/// Opens without waiting for a pipe's other end, and without following a link in the last component.
 pub(crate) fn open_no_link(path: &Path, flags: libc::c_int) -> io::Result<File> {
     let flags = flags | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-/// Whom we trust: root and ourselves, and the groups that they share.
+/// The trusted users and groups: those of root and of this process.
 struct Us {
     uid: u32,
     gid: u32,
-    /// Others who may, for what is asked.
+    /// Other users who are trusted for this check.
     users: Vec<u32>,
-    /// In a user namespace, who owns what belongs to nobody in it: the system's own root, whose `/` and `/usr`
-    /// all programs there come from anyway.
+    /// In a user namespace, the owner that stands for every unmapped user: it owns the system's `/` and `/usr`,
+    /// from which all programs there come anyway.
     unmapped: Option<u32>,
     missing: Missing,
 }
 
-/// What becomes of a part of a path that is not there.
+/// What to do with a missing component of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Refused,
-    /// The path ends before it.
+    /// Accept it: the path ends before it.
     Accepted,
-    /// It is made, as a directory.
+    /// Make it, as a directory.
     Made,
 }
 
@@ -189,7 +190,7 @@ impl Us {
         !known && !self.users.contains(&uid)
     }
 
-    /// The real path, and what is there.
+    /// The real path, and the metadata of its file.
     fn walk(&self, path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
         let whole = path::absolute(path).map_err(unreachable(path))?;
         let (mut here, mut links) = (PathBuf::from("/"), 0);
@@ -227,7 +228,7 @@ impl Us {
         Ok((here, found))
     }
 
-    /// What is there; none if it is missing, and that is accepted.
+    /// The metadata of the file; `None` if it is missing and that is accepted.
     fn look_at(&self, path: &Path) -> Result<Option<Metadata>, Untrusted> {
         let missing = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => error,
@@ -248,7 +249,7 @@ impl Us {
         }
     }
 
-    /// A directory in which others may make entries is trusted only if it is sticky, as /tmp is.
+    /// A directory in which others may create entries is trusted only if it is sticky, as /tmp is.
     fn check_directory(&self, path: &Path, found: &Metadata) -> Result<(), Untrusted> {
         self.check_owner(path, found)?;
         match self.writer(path, found, |group| self.is_trusted(group, path))? {
@@ -259,7 +260,7 @@ impl Us {
         }
     }
 
-    /// In a sticky directory nobody removes what is another's, but anybody may have made it.
+    /// In a sticky directory nobody can remove the entries of others, but anybody may have created an entry.
     fn check_entry(
         &self,
         directory: &Metadata,
@@ -269,7 +270,7 @@ impl Us {
         if directory.mode() & STICKY != 0 { self.check_owner(path, found) } else { Ok(()) }
     }
 
-    /// No group may write to a file: who is in one is not ours to know.
+    /// No group may write to a file, because we do not know its members.
     fn check_file(&self, path: &Path, found: &Metadata) -> Result<(), Untrusted> {
         self.check_owner(path, found)?;
         match self.writer(path, found, |_group| false)? {
@@ -286,13 +287,13 @@ impl Us {
         Ok(())
     }
 
-    /// Groups whose members may write to directories: root's, ours, and the one that the system lets write to
-    /// /usr/local, Debian's `staff`.
+    /// Groups whose members may write to directories: root's, ours, and Debian's `staff`, to which the system
+    /// gives /usr/local.
     fn is_trusted(&self, group: u32, directory: &Path) -> bool {
         group == 0 || group == self.gid || directory.starts_with("/usr/local")
     }
 
-    /// Somebody beside the owner who may write, by the mode or by a POSIX ACL.
+    /// Somebody besides the owner who may write, by the mode or by a POSIX ACL.
     fn writer(
         &self,
         path: &Path,
@@ -309,7 +310,7 @@ impl Us {
     }
 }
 
-/// Without the root and `.`, which lead nowhere else.
+/// The components without the root and `.`, which change nothing.
 fn components(path: &Path) -> VecDeque<OsString> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -319,7 +320,8 @@ fn components(path: &Path) -> VecDeque<OsString> {
     names.collect()
 }
 
-/// Whether a link is the kernel's own to a network namespace, `net:[4026531840]`: such a target is no path.
+/// Whether a link is the kernel's own link to a network namespace, `net:[4026531840]`: such a target is not a
+/// path.
 fn is_namespace(link: &Path, target: &Path) -> bool {
     let target = target.to_str().unwrap_or_default();
     link.starts_with("/proc") && target.starts_with("net:[")

@@ -1,7 +1,7 @@
-//! `tuntap`: devices that others open, made, deleted and shown in the words of `ip tuntap`.
+//! `tuntap`: makes, deletes and lists devices for other programs, with the syntax of `ip tuntap`.
 
 mod holders;
-mod look;
+mod list;
 mod words;
 
 use std::process::ExitCode;
@@ -14,8 +14,8 @@ use vpnd_tun::{OpenError, PersistError};
 use crate::exit::Exit;
 use crate::terminal::{self, PrintableLines};
 use holders::{Holders, in_words};
-use look::{Listing, LookError};
-use words::{Said, WordError};
+use list::{ListError, Listing};
+use words::{Arguments, WordError};
 
 pub(crate) use words::WORDS;
 
@@ -29,7 +29,7 @@ pub(crate) struct TuntapOptions {
     pub(crate) json: bool,
 }
 
-/// What `tuntap` can do; without a word it lists.
+/// The commands of `tuntap`; without one it lists.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TuntapCommand {
     /// Makes a device that stays until it is deleted
@@ -43,7 +43,7 @@ pub(crate) enum TuntapCommand {
     List(Words),
 }
 
-/// Words in any order, as `ip` takes them.
+/// Arguments in any order, as `ip` accepts them.
 #[derive(Debug, Args)]
 pub(crate) struct Words {
     /// Such as: dev tun7 mode tun user alice multi_queue
@@ -51,22 +51,22 @@ pub(crate) struct Words {
     pub(crate) words: Vec<String>,
 }
 
-/// Why `tuntap` did not do what was asked.
+/// Why `tuntap` failed.
 #[derive(Debug, Error)]
 pub(crate) enum TuntapError {
-    /// The words make no sense.
+    /// The arguments are invalid.
     #[error(transparent)]
     Words(#[from] WordError),
-    /// The kernel would not.
+    /// The device could not be made or deleted.
     #[error(transparent)]
     Persist(#[from] PersistError),
-    /// What there is cannot be seen.
+    /// The devices could not be listed.
     #[error(transparent)]
-    Look(#[from] LookError),
+    List(#[from] ListError),
 }
 
 impl TuntapError {
-    /// The code that `vpnd` ends with.
+    /// The exit code for this error.
     pub(crate) const fn exit(&self) -> Exit {
         match self {
             Self::Words(_) | Self::Persist(PersistError::Open(OpenError::Name { .. })) => {
@@ -74,12 +74,12 @@ impl TuntapError {
             }
             Self::Persist(PersistError::Open(OpenError::NoDevice)) => Exit::Unavailable,
             Self::Persist(PersistError::Open(OpenError::Permission { .. })) => Exit::Permission,
-            Self::Persist(_) | Self::Look(_) => Exit::Failure,
+            Self::Persist(_) | Self::List(_) => Exit::Failure,
         }
     }
 }
 
-/// Does one of the three, and prints what it came to.
+/// Runs the command, and prints its result.
 pub(crate) fn run(options: &TuntapOptions) -> anyhow::Result<ExitCode> {
     let text = match &options.command {
         Some(TuntapCommand::Add(line)) => add(&line.words, options.json),
@@ -91,15 +91,15 @@ pub(crate) fn run(options: &TuntapOptions) -> anyhow::Result<ExitCode> {
     Ok(Exit::Success.into())
 }
 
-/// The processes that are attached to the device `name`, in words.
+/// Describes the processes that are attached to the device `name`.
 pub(crate) fn attached_to(name: &str) -> String {
     let mut holders = Holders::find();
     in_words(&holders.take(name), holders.hidden)
 }
 
-/// The name is said only where the kernel chose it, as `ip` says nothing.
+/// Prints the name only if the kernel chose it; otherwise prints nothing, as `ip` does.
 fn add(words: &[String], json: bool) -> Result<String, TuntapError> {
-    let device = Said::parse(words)?.into_device()?;
+    let device = Arguments::parse(words)?.into_device()?;
     let name = device.create()?;
     let chosen = device.name.as_ref() != Some(&name);
     Ok(match (json, chosen) {
@@ -110,27 +110,27 @@ fn add(words: &[String], json: bool) -> Result<String, TuntapError> {
 }
 
 fn delete(words: &[String], json: bool) -> Result<String, TuntapError> {
-    let (name, kind) = Said::parse(words)?.into_target()?;
+    let (name, kind) = Arguments::parse(words)?.into_target()?;
     vpnd_tun::remove(&name, kind)?;
     Ok(if json { as_json(&Named { schema: 1, name: &name }) } else { String::new() })
 }
 
 fn list(words: &[String], json: bool) -> Result<String, TuntapError> {
-    let listing = match Said::parse(words)?.into_filter()? {
+    let listing = match Arguments::parse(words)?.into_filter()? {
         Some(name) => Listing::of(&name)?,
         None => Listing::all()?,
     };
     Ok(if json { as_json(&listing) } else { PrintableLines(listing).to_string() })
 }
 
-/// What `add --json` and `del --json` print; keys are added to it, never renamed.
+/// The output of `add --json` and `del --json`; keys are added to it, never renamed.
 #[derive(Serialize)]
 struct Named<'a> {
     schema: u32,
     name: &'a str,
 }
 
-/// Nothing here has keys that are not text, the one thing that JSON cannot hold.
+/// This cannot fail: JSON's only limit is that keys are text, and all of them are.
 fn as_json(value: &impl Serialize) -> String {
     terminal::pretty_json(value).map(|text| text + "\n").unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! Threads for work that may block: looking up names, writing to a disk. Each is started once, at the start. A
-//! limit of processes that is used up later then stops none of that work.
+//! Threads for work that may block: looking up names, writing to a disk. Each is started once, at the start, so
+//! that a process limit that is reached later does not stop this work.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,23 +8,23 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-/// A thread that does one job after the other. It ends with the process, or once nobody can give it any more.
+/// A thread that does one job after the other. It ends with the process, or when every handle is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Worker(mpsc::Sender<Job>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Worker {
-    /// Starts the thread. Belongs after the privileges are gone, which each thread has for itself.
+    /// Starts the thread. Call it after the privileges are dropped, as each thread has its own.
     ///
     /// # Errors
     ///
-    /// If the kernel gives no thread.
+    /// If the kernel cannot start a thread.
     pub(crate) fn start(name: &str) -> io::Result<Self> {
         let (give, jobs) = mpsc::channel::<Job>();
         let work = move || {
             for job in jobs {
-                // Who waits for a job that panics gets an error, and the next one is done.
+                // If a job panics, its caller gets an error, and the thread goes on with the next job.
                 let _panicked = catch_unwind(AssertUnwindSafe(job));
             }
         };
@@ -32,8 +32,7 @@ impl Worker {
         Ok(Self(give))
     }
 
-    /// Has `job` done, and waits for what comes of it. A job that nobody waits for any more when its turn
-    /// comes is left out.
+    /// Runs `job` on the thread, and waits for its result. A job whose caller no longer waits is skipped.
     ///
     /// # Errors
     ///

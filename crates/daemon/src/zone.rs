@@ -1,12 +1,12 @@
-//! Names of interfaces in link-local addresses. A number names an interface only as long as it exists; a
-//! name is what the configuration says, and what people read.
+//! Names of interfaces in link-local addresses. A number identifies an interface only as long as it exists; the
+//! configuration and people use its name.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
-/// The interfaces that addresses have named so far, by their numbers.
+/// The interfaces of addresses seen so far, by their numbers.
 #[derive(Default)]
 pub(crate) struct Zones(BTreeMap<u32, String>);
 
@@ -21,7 +21,7 @@ impl Zones {
         }
     }
 
-    /// The interfaces that have another number now: what they had, and have.
+    /// The interfaces whose number has changed: the old and the new number.
     pub(crate) fn renumbered(&mut self) -> Vec<(u32, u32)> {
         let now = |(old, name): (&u32, &String)| Some((*old, if_nametoindex(name.as_str()).ok()?));
         let changed: Vec<_> =
@@ -34,7 +34,7 @@ impl Zones {
         changed
     }
 
-    /// An address as the configuration would name it.
+    /// Formats an address as the configuration would write it.
     pub(crate) fn show(&self, address: SocketAddr) -> String {
         let name =
             zone(address).and_then(|index| self.0.get(&index).cloned().or_else(|| name_of(index)));

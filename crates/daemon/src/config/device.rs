@@ -1,4 +1,4 @@
-//! What the file says of the device's life, and the words it says it in.
+//! The configuration of the device: types, and the words for them in the file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,49 +20,49 @@ pub(crate) enum Mode {
     Tap,
 }
 
-/// Whether a device that is there already is taken.
+/// Whether an existing device is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Adopt {
-    /// It is, and one that is not there is made.
+    /// Use an existing device, or make one.
     Auto,
-    /// It has to be there.
+    /// Use an existing device; fail without one.
     Require,
-    /// It must not be there.
+    /// Make a device; fail if it exists.
     Never,
 }
 
-/// Through how many queues packets leave the device.
+/// The number of queues that are read from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Queues {
-    /// One for each processor, but not more than the one way in keeps up with.
+    /// One for each processor, but not more than the single receiving worker can keep up with.
     Auto,
     /// This many.
     #[serde(untagged)]
     Fixed(u16),
 }
 
-/// What the device's carrier tells.
+/// What the device's carrier indicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Carrier {
-    /// Whether the peer is there.
+    /// Whether the peer is alive.
     Peer,
-    /// Nothing.
+    /// Nothing: it is always on.
     Always,
 }
 
 /// A user or a group, by name or by number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holder {
-    /// As the file says it.
+    /// As written in the file.
     pub(crate) name: String,
     /// The number.
     pub(crate) id: u32,
 }
 
-/// The address of one Ethernet station.
+/// The hardware address of one Ethernet station.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mac(pub(crate) [u8; 6]);
 
@@ -72,7 +72,7 @@ pub(super) const ADOPT: &[(&str, Adopt)] =
 pub(super) const CARRIER: &[(&str, Carrier)] =
     &[("peer", Carrier::Peer), ("always", Carrier::Always)];
 
-/// More threads than this have more under way at once than the peer's replay window is wide.
+/// With more threads, more packets could be in flight than the peer's replay window is wide.
 const MAX_QUEUES: i64 = 32;
 
 pub(super) fn queues(value: &Value<'_>) -> Parsed<Queues> {
@@ -91,7 +91,7 @@ pub(super) fn group(text: &str) -> TextResult<Holder> {
     holder(text, "group", |name| Some(Group::from_name(name).ok()??.gid.as_raw()))
 }
 
-/// The last number is no user's: it stands for nobody at all.
+/// The highest number is no user: it means nobody.
 fn holder(text: &str, kind: &str, by_name: impl Fn(&str) -> Option<u32>) -> TextResult<Holder> {
     let by_number = || text.parse().ok().filter(|id| *id != u32::MAX);
     let unknown = || Problem::error(format!("no {kind} `{text}` on this system"));
@@ -99,9 +99,9 @@ fn holder(text: &str, kind: &str, by_name: impl Fn(&str) -> Option<u32>) -> Text
     Ok(Holder { name: text.to_owned(), id })
 }
 
-/// An address that one station can have.
+/// A unicast hardware address.
 pub(super) fn mac(text: &str) -> TextResult<Mac> {
-    let problem = || Problem::error(format!("`{text}` is no station's address"));
+    let problem = || Problem::error(format!("`{text}` is not a hardware address"));
     let mac: Mac = text.parse().map_err(|NotMac| {
         problem().help("six bytes in hexadecimal, such as \"02:00:5e:00:53:01\"")
     })?;
@@ -114,7 +114,7 @@ pub(super) fn mac(text: &str) -> TextResult<Mac> {
     }
 }
 
-/// Not six bytes in hexadecimal.
+/// The text is not six bytes in hexadecimal.
 #[derive(Debug)]
 pub(crate) struct NotMac;
 

@@ -1,4 +1,4 @@
-//! Where a peer may be found: a host, by name or address, and a port.
+//! Where a peer may be reached: a host, by name or address, and a port.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,17 +16,17 @@ pub(crate) struct Endpoint {
     pub(crate) port: u16,
 }
 
-/// Why a text is no [`Endpoint`].
+/// Why a text is not an [`Endpoint`].
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum EndpointError {
     /// No `:port` at the end.
     #[error("no port: write \"host:port\", as in \"b.example.net:51820\"")]
     NoPort,
-    /// The port is no number from 1 to 65535.
-    #[error("`{0}` is no port: a number from 1 to 65535")]
+    /// The port is not a number from 1 to 65535.
+    #[error("`{0}` is not a port: give a number from 1 to 65535")]
     Port(String),
     /// An IPv6 address without brackets.
-    #[error("an IPv6 address stands in brackets, as in \"[2001:db8::2]:51820\"")]
+    #[error("an IPv6 address needs brackets, as in \"[2001:db8::2]:51820\"")]
     Brackets,
     /// Neither a name nor an address.
     #[error("`{0}` is neither a host name nor an address")]
@@ -34,7 +34,7 @@ pub(crate) enum EndpointError {
 }
 
 impl Endpoint {
-    /// The host's address, where it is not a name.
+    /// The host's address, if it is not a name.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         self.host.parse().ok()
     }
@@ -80,7 +80,7 @@ fn parse_host(text: &str) -> Result<String, EndpointError> {
     let (host, good) = match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(address) => {
             match address.parse::<Ipv6Addr>().ok().and_then(|v6| v6.to_ipv4_mapped()) {
-                // The same address in another spelling, and so it is everywhere.
+                // The same address in IPv6 notation; it is stored as IPv4 everywhere.
                 Some(v4) => return Ok(v4.to_string()),
                 None => (address, is_v6(address)),
             }
@@ -97,8 +97,8 @@ fn is_v6(text: &str) -> bool {
     address.parse::<Ipv6Addr>().is_ok() && zone_is_name
 }
 
-/// A DNS name; an underscore passes, as resolvers let it. A name whose last label is a number
-/// would be a mistyped address (RFC 1123 §2.1).
+/// A DNS name; underscores are allowed, as resolvers allow them. A name whose last label is a number would be a
+/// mistyped address (RFC 1123 §2.1).
 fn is_name(text: &str) -> bool {
     let labels = || text.strip_suffix('.').unwrap_or(text).split('.');
     let numeric = labels().next_back().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));

@@ -1,4 +1,4 @@
-//! What the file has run, and whom names are asked of: what others do for the tunnel.
+//! Programs that act for the tunnel: the commands of `[hooks]`, and the name servers of `[dns]`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,27 +11,27 @@ use super::problem::Problem;
 use super::section::{Parsed, Section, Value};
 use super::value::{self, TextResult, expected, list, text};
 
-/// `[dns]`: what systemd-resolved is told of the tunnel.
+/// `[dns]`: systemd-resolved's settings for the tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Dns {
-    /// Whom to ask, through the tunnel.
+    /// The name servers, which are asked through the tunnel.
     pub(crate) servers: Vec<IpAddr>,
-    /// For which names; a `~` in front is for asking only, not for searching.
+    /// The domains that they resolve; a `~` in front means that the domain is not searched.
     pub(crate) domains: Vec<String>,
 }
 
 /// `[hooks]`: commands, each a program and its arguments, no shell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Hooks {
-    /// Once the device is configured.
+    /// Run once the device is configured.
     pub(crate) up: Vec<Argv>,
-    /// When the peer is there.
+    /// Run when the peer becomes alive.
     pub(crate) established: Vec<Argv>,
-    /// When it is there no more.
+    /// Run when the peer is dead.
     pub(crate) lost: Vec<Argv>,
-    /// Before the device goes.
+    /// Run before the device goes.
     pub(crate) down: Vec<Argv>,
-    /// How long one command may take.
+    /// The time limit of one command.
     #[serde(serialize_with = "as_span")]
     pub(crate) timeout: Duration,
 }
@@ -56,12 +56,12 @@ pub(super) fn hooks(s: &mut Section<'_>) -> Hooks {
     }
 }
 
-/// As the file would have it: `10s`.
+/// In the format of the file: `10s`.
 pub(super) fn as_span<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&humantime::format_duration(*value))
 }
 
-/// A name of the DNS (RFC 1035 §2.3.1, with the underscore that people use); `~.` is all of them.
+/// A DNS name (RFC 1035 §2.3.1, and underscores, which are in use); `~.` means all names.
 fn domain(text: &str) -> TextResult<String> {
     let name = text.strip_prefix('~').unwrap_or(text);
     let labels = name.strip_suffix('.').unwrap_or(name);
@@ -103,7 +103,7 @@ fn not_argv(value: &Spanned<DeValue<'_>>) -> Problem {
     expected(what, value)
 }
 
-/// All of them, or all that is wrong with any.
+/// All items, or all problems of any of them.
 fn all<T>(items: impl Iterator<Item = Parsed<T>>) -> Parsed<Vec<T>> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for item in items {

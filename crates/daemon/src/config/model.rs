@@ -1,4 +1,4 @@
-//! What one file describes, table by table.
+//! The contents of a configuration file, table by table.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,16 +17,15 @@ use super::hooks::{Dns, Hooks};
 use super::profile::{AlsoAccept, Cipher, Protocol};
 use crate::account::Account;
 
-/// The table of routes that `ip route` shows (linux/rtnetlink.h).
+/// The routing table that `ip route` shows (linux/rtnetlink.h).
 pub(crate) const MAIN_TABLE: u32 = 254;
 
-/// One tunnel, as its file describes it; every default is filled in. As JSON its keys are the
-/// file's.
+/// One tunnel, as its file describes it; every default is filled in. In JSON it has the keys of the file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Config {
     /// The tunnel's name: the file's stem.
     pub(crate) name: String,
-    /// Where it was read from.
+    /// The path that it was read from.
     pub(crate) file: PathBuf,
     /// `[interface]`.
     pub(crate) interface: Interface,
@@ -48,35 +47,35 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Whether everything without a better way is to go through the tunnel: by a default route that names no
-    /// table, and in no VRF, which has its own.
+    /// Whether all packets without a more specific route shall go through the tunnel: there is a default route,
+    /// without a table and not in a VRF, which has its own table.
     pub(crate) fn leads_everywhere(&self) -> bool {
         self.interface.vrf.is_none()
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
     }
 
-    /// Whether there is a route that drops what it covers while the peer is not there.
+    /// Whether there is a route that drops its packets while the peer is dead.
     pub(crate) fn has_kill_switch(&self) -> bool {
         self.routes.iter().any(|route| route.when_down == WhenDown::Blackhole)
     }
 
-    /// Whether a route leads what is sent to `address` into the tunnel, the tunnel's own datagrams too. A
-    /// default route without a table has one of its own, and rules.
+    /// Whether a route leads packets to `address`, including the tunnel's own datagrams, into the tunnel. A
+    /// default route without a table gets a table of its own, and rules that exempt the tunnel.
     pub(crate) fn loops(&self, route: &Route, address: IpAddr) -> bool {
         let table = route.table.or_else(|| (route.to.prefix_len() > 0).then_some(MAIN_TABLE));
         let one_place = self.interface.netns == self.socket.netns;
         one_place && table == Some(MAIN_TABLE) && route.to.contains(&address)
     }
 
-    /// Whether packets of every program take this route: none of another table, which takes rules of others, and none
-    /// of a VRF.
+    /// Whether this route applies to every program's packets. A route in another table needs rules of others,
+    /// and a route in a VRF applies only there.
     pub(crate) fn is_for_everybody(&self, route: &Route) -> bool {
         let one_place = self.interface.netns == self.socket.netns;
         one_place && self.interface.vrf.is_none() && matches!(route.table, None | Some(MAIN_TABLE))
     }
 
-    /// Whether the tunnel runs programs: its hooks, and `resolvectl` for `[dns]`. systemd-resolved knows only the
-    /// devices of its own network namespace.
+    /// Whether the tunnel runs programs: its hooks, and `resolvectl` for `[dns]`. systemd-resolved knows only
+    /// the devices of its own network namespace.
     pub(crate) fn runs_programs(&self) -> bool {
         let Hooks { up, established, lost, down, timeout: _ } = &self.hooks;
         let resolves = !self.dns.servers.is_empty() || !self.dns.domains.is_empty();
@@ -84,7 +83,8 @@ impl Config {
         hooks || (resolves && self.interface.netns.is_none())
     }
 
-    /// Whether something hangs on the peer's life, so that it has to be asked when it is silent.
+    /// Whether a route, a hook or the carrier depends on the peer being alive, so that a silent peer has to be
+    /// probed.
     pub(crate) fn watches(&self) -> bool {
         let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();
         let routes = self.routes.iter().any(|route| route.when_down != WhenDown::Keep);
@@ -92,7 +92,7 @@ impl Config {
     }
 }
 
-/// The control socket of the tunnel of this file, as long as it is not known what the file says.
+/// The control socket of this file's tunnel while the contents of the file are unknown.
 pub(crate) fn default_control(file: &std::path::Path) -> PathBuf {
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
     control_of(&name).into()
@@ -106,106 +106,108 @@ pub(super) fn control_of(name: &str) -> String {
 /// `[interface]`: the device, its addresses, our key and our port.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Interface {
-    /// The device's name; the kernel picks a free `tunN` when absent.
+    /// The device's name; if absent, the kernel chooses a free `tunN`.
     pub(crate) name: Option<String>,
     /// What the device carries.
     pub(crate) mode: Mode,
-    /// Our addresses inside the tunnel, host bits kept.
+    /// Our addresses inside the tunnel, with host bits.
     #[serde(rename = "address")]
     pub(crate) addresses: Vec<IpNet>,
-    /// The peer's addresses inside, for a point-to-point device.
+    /// The peer's addresses inside the tunnel, for a point-to-point device.
     #[serde(rename = "peer_address")]
     pub(crate) peer_addresses: Vec<IpAddr>,
-    /// Where our secret key is; `keys` has read it.
+    /// The file of our private key, which `keys` has read.
     pub(crate) private_key_file: PathBuf,
-    /// Where the one is that takes its place.
+    /// The file of the next private key.
     pub(crate) next_private_key_file: Option<PathBuf>,
-    /// Where datagrams arrive.
+    /// The address and port to receive datagrams at.
     #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
-    /// The device's MTU. Absent, that of the bridge it joins, or of a TAP device that is there, or Ethernet's.
+    /// The device's MTU. If absent, it is that of the bridge it joins, of an existing TAP device, or
+    /// Ethernet's.
     pub(crate) mtu: Option<u16>,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
-    /// Through how many queues packets leave it.
+    /// The number of queues that are read from the device.
     pub(crate) queues: Queues,
-    /// Whether it stays when vpnd ends.
+    /// Whether the device stays when vpnd ends.
     pub(crate) persist: bool,
-    /// Whether one that is there already is taken.
+    /// Whether an existing device is used.
     pub(crate) adopt: Adopt,
-    /// Who may open it without a privilege.
+    /// The user who may open it without a privilege.
     pub(crate) owner: Option<Holder>,
-    /// Whose members may.
+    /// The group whose members may open it without a privilege.
     pub(crate) group: Option<Holder>,
-    /// Its Ethernet address; absent, it follows from our key.
+    /// Its hardware address; if absent, it is derived from our key.
     pub(crate) mac: Option<Mac>,
     /// The bridge that the device joins.
     pub(crate) bridge: Option<String>,
-    /// What a path through the device costs in the bridge's spanning tree.
+    /// The path cost of this port in the bridge's spanning tree.
     pub(crate) stp_cost: Option<u32>,
     /// The VRF that the device joins.
     pub(crate) vrf: Option<String>,
-    /// Whether packets to groups are routed into it.
+    /// Whether multicast packets are routed into it.
     pub(crate) multicast: bool,
-    /// What its carrier tells.
+    /// What its carrier indicates.
     pub(crate) carrier: Carrier,
-    /// The network namespace it lives in, where that is not ours: a name, or a path.
+    /// Its network namespace, if it is not ours: a name or a path.
     pub(crate) netns: Option<String>,
 }
 
 /// `[peer]`: the other end.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Peer {
-    /// What both ends speak.
+    /// The protocol of both ends.
     #[serde(serialize_with = "as_text")]
     pub(crate) protocol: Protocol,
-    /// What seals packets.
+    /// The cipher that seals packets.
     #[serde(serialize_with = "as_text")]
     pub(crate) cipher: Cipher,
     /// Whether each session's keys also come from ML-KEM-768.
     pub(crate) post_quantum: bool,
-    /// What an answer of the peer may differ in, in the order that it is tried.
+    /// Differences from our own profile that are accepted in an answer of the peer, in the order in which they
+    /// are tried.
     pub(crate) also_accept: Vec<AlsoAccept>,
-    /// Who the peer is.
+    /// The peer's public key.
     #[serde(serialize_with = "as_text")]
     pub(crate) public_key: PublicKey,
-    /// Who it is going to be.
+    /// The peer's next public key.
     #[serde(serialize_with = "as_text_if_any")]
     pub(crate) next_public_key: Option<PublicKey>,
-    /// Where the preshared key is; `keys` has read it.
+    /// The file of the preshared key, which `keys` has read.
     pub(crate) preshared_key_file: Option<PathBuf>,
-    /// Where the one is that takes its place.
+    /// The file of the next preshared key.
     pub(crate) next_preshared_key_file: Option<PathBuf>,
-    /// Where the peer may be found, in order; empty: it finds us.
+    /// Where the peer may be reached, in order; if empty, the peer initiates.
     #[serde(rename = "endpoint")]
     pub(crate) endpoints: Vec<Endpoint>,
     /// The inner source addresses the peer may use.
     pub(crate) allowed_ips: Vec<IpNet>,
-    /// The stations whose frames the peer may send; empty: all.
+    /// The stations whose frames are accepted from the peer; if empty, all.
     pub(crate) allowed_macs: Vec<Mac>,
-    /// Whose messages to hosts here the peer may not send.
+    /// Senders of host configuration whose messages are not accepted from the peer.
     pub(crate) guard: Vec<Guard>,
-    /// How often something is sent, at the least.
+    /// The longest time without sending anything.
     #[serde(serialize_with = "as_duration")]
     pub(crate) keepalive: Option<Duration>,
-    /// How long a silent peer counts as there.
+    /// After this time of silence the peer counts as dead.
     #[serde(serialize_with = "super::hooks::as_span")]
     pub(crate) dead_after: Duration,
-    /// Whether the endpoint follows the peer.
+    /// Whether the endpoint follows the peer when its address changes.
     pub(crate) roam: Roam,
 }
 
-/// Messages that configure hosts, and come from the peer's side.
+/// Messages that configure hosts; they are dropped if they come from the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Guard {
-    /// Of routers.
+    /// Router advertisements.
     Ra,
-    /// Of DHCP servers.
+    /// Messages of DHCP servers.
     Dhcp,
 }
 
-/// Whether the endpoint follows the peer when it speaks from elsewhere.
+/// Whether the endpoint follows the peer when its address changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Roam {
@@ -222,81 +224,81 @@ pub(crate) enum Roam {
 pub(crate) struct Route {
     /// The network behind the peer.
     pub(crate) to: IpNet,
-    /// The route's priority; the kernel's default when absent.
+    /// The route's priority; if absent, the kernel's default.
     pub(crate) metric: Option<u32>,
-    /// The routing table; 254 is `main`, which it is when absent, but for a default route.
+    /// The routing table; if absent, 254 (`main`), except for a default route.
     pub(crate) table: Option<u32>,
-    /// What becomes of it while the peer is not there.
+    /// What happens to it while the peer is dead.
     pub(crate) when_down: WhenDown,
 }
 
-/// What becomes of a route while the peer is not there.
+/// What happens to a route while the peer is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum WhenDown {
     /// It stays.
     Keep,
-    /// It goes, and others may lead there.
+    /// It is removed, so that other routes apply.
     Remove,
-    /// It leads nowhere, so that nothing leaks.
+    /// It is replaced by a blackhole route, so that nothing leaks.
     Blackhole,
 }
 
-/// `[path]`: how packets are moved.
+/// `[path]`: how packets are sent and received.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Path {
-    /// The largest TCP segment that SYNs may announce.
+    /// The largest MSS that a SYN may announce.
     pub(crate) mss_clamp: MssClamp,
-    /// The largest packet to send outside; what the route says where absent.
+    /// The largest packet to send outside; if absent, the route's MTU.
     pub(crate) mtu_max: Option<u16>,
-    /// UDP segmentation offload (GSO and GRO), where the kernel has it.
+    /// UDP segmentation offload (GSO and GRO), if the kernel has it.
     #[serde(serialize_with = "as_switch")]
     pub(crate) gso: bool,
-    /// The device's segmentation offload, where the kernel has it.
+    /// The device's segmentation offload, if the kernel has it.
     #[serde(serialize_with = "as_switch")]
     pub(crate) offload: bool,
 }
 
-/// The largest TCP segment that SYNs crossing the tunnel may announce.
+/// The largest MSS that SYNs crossing the tunnel may announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MssClamp {
-    /// What fits the device's MTU.
+    /// As much as fits the device's MTU.
     Auto,
-    /// Left as it is.
+    /// Not changed.
     Off,
     /// This many bytes.
     #[serde(untagged)]
     Fixed(u16),
 }
 
-/// `[socket]`: how the tunnel's own datagrams leave and arrive.
+/// `[socket]`: the socket of the tunnel's own datagrams.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Socket {
-    /// The mark that rules of routing and filters look at; 0 is none.
+    /// The mark for routing rules and packet filters; 0 means none.
     pub(crate) fwmark: u32,
-    /// The one interface to leave and arrive by.
+    /// The only interface for sending and receiving.
     pub(crate) bind_device: Option<String>,
-    /// What to send from until the peer has written to another address of ours; one of each family.
+    /// The source addresses until the peer has written to another address of ours; one for each family.
     #[serde(rename = "source")]
     pub(crate) sources: Vec<IpAddr>,
-    /// The differentiated services code point of data outside, 0 to 63.
+    /// The differentiated services code point of sealed data, 0 to 63.
     pub(crate) dscp: u8,
-    /// Bytes it may hold for us; also said as `[path] rcvbuf`.
+    /// The receive buffer in bytes; also set by `[path] rcvbuf`.
     pub(crate) rcvbuf: usize,
-    /// Bytes it may hold that have not left.
+    /// The send buffer in bytes.
     pub(crate) sndbuf: usize,
-    /// The network namespace it is in, where that is not ours: a name, or a path.
+    /// Its network namespace, if it is not ours: a name or a path.
     pub(crate) netns: Option<String>,
 }
 
 impl Socket {
-    /// By which way datagrams leave.
+    /// How datagrams leave the host.
     pub(crate) fn way(&self) -> udp::Way {
         udp::Way { mark: self.fwmark, device: self.bind_device.clone() }
     }
 
-    /// The addresses to send from, by family.
+    /// The source addresses, by family.
     pub(crate) fn sources(&self) -> Sources {
         let mut sources = Sources::default();
         for address in &self.sources {
@@ -312,24 +314,24 @@ impl Socket {
 /// `[service]`: the daemon itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Service {
-    /// Where the timestamp floor is kept.
+    /// The directory of the timestamp's high-water mark.
     pub(crate) state_dir: PathBuf,
-    /// Where `vpnd status` asks.
+    /// The control socket, to which `vpnd status` connects.
     pub(crate) control: PathBuf,
-    /// Whom the daemon becomes once it needs root no more; absent: it keeps its uid.
+    /// The user that the daemon changes to when it no longer needs root; if absent, it keeps its uid.
     pub(crate) user: Option<Account>,
-    /// How the processor's time is shared with others, from -20 (first) to 19 (last).
+    /// The scheduling priority, from -20 (highest) to 19 (lowest).
     pub(crate) nice: i32,
-    /// Whether a table of nftables of our own is set.
+    /// Whether vpnd sets an nftables table of its own.
     pub(crate) firewall: bool,
-    /// What is logged.
+    /// The log level.
     #[serde(serialize_with = "as_text")]
     pub(crate) log_level: LevelFilter,
-    /// How it is logged.
+    /// The log format.
     pub(crate) log_format: LogFormat,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
@@ -355,12 +357,12 @@ fn as_text_if_any<S: Serializer, T: std::fmt::Display>(
     }
 }
 
-/// As the file would have it: `"auto"` or `false`.
+/// In the format of the file: `"auto"` or `false`.
 fn as_switch<S: Serializer>(value: &bool, to: S) -> Result<S::Ok, S::Error> {
     if *value { to.serialize_str("auto") } else { to.serialize_bool(false) }
 }
 
-/// As the file would have it: a port, or an address and a port.
+/// In the format of the file: a port, or an address and a port.
 fn as_listen<S: Serializer>(value: &Listen, to: S) -> Result<S::Ok, S::Error> {
     match value {
         Listen::Port(port) => to.serialize_u16(*port),
@@ -368,7 +370,7 @@ fn as_listen<S: Serializer>(value: &Listen, to: S) -> Result<S::Ok, S::Error> {
     }
 }
 
-/// As the file would have it: `25s`, or `off`.
+/// In the format of the file: `25s`, or `off`.
 fn as_duration<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
     match value {
         Some(duration) => to.collect_str(&humantime::format_duration(*duration)),

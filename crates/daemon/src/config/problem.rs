@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where: collected, then shown with the line itself.
+//! Problems of a configuration and their positions: collected, then shown together with the line.
 
 use std::error::Error;
 use std::fmt;
@@ -10,16 +10,16 @@ use serde::Serialize;
 
 use crate::terminal::{self, Printable, PrintableLines};
 
-/// As many problems are told one by one, so that a file which is none of ours is told in an instant.
+/// The number of problems that are shown, so that a file of another kind is reported quickly.
 const MOST: usize = 20;
-/// No longer line is quoted, and no longer message said.
+/// The maximum length of a quoted line, and of a message.
 const LONGEST: usize = 1000;
 
 /// One thing that is wrong, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     severity: Severity,
-    /// Bytes of the file; absent when no place in it is to blame.
+    /// A range of bytes in the file; `None` if no position is to blame.
     span: Option<Range<usize>>,
     message: String,
     help: Option<String>,
@@ -27,7 +27,7 @@ pub(crate) struct Problem {
     quote: bool,
 }
 
-/// Whether the daemon starts all the same.
+/// Whether the daemon can start all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Severity {
@@ -48,7 +48,7 @@ impl Problem {
         }
     }
 
-    /// Something legal that rarely is what was meant.
+    /// A valid value that is rarely intended.
     pub(crate) fn warning(message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(message) }
     }
@@ -63,22 +63,22 @@ impl Problem {
         Self { span: span.into(), ..self }
     }
 
-    /// What to do about it.
+    /// Sets the advice.
     pub(crate) fn help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }
     }
 
-    /// Its line holds a secret and is not shown.
+    /// Marks the line as secret: it is not shown.
     pub(crate) fn secret(self) -> Self {
         Self { quote: false, ..self }
     }
 
-    /// The same, told of `subject`.
+    /// Puts the subject in front of the message.
     pub(super) fn of(self, subject: &str) -> Self {
         Self { message: format!("{subject}: {}", self.message), ..self }
     }
 
-    /// Fit for a terminal, and no longer than people read.
+    /// Makes the texts safe for a terminal, and no longer than people read.
     fn shown(&self) -> Self {
         let fit = |text: &String| {
             let cut = text.char_indices().nth(LONGEST).map(|(at, _)| &text[..at]);
@@ -93,7 +93,7 @@ impl Problem {
     }
 }
 
-/// Everything that is wrong with one file, in its order.
+/// All problems of one file, in the order of the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     file: String,
@@ -102,7 +102,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Of `file`, which reads `source`.
+    /// A report about `file`, whose contents are `source`.
     pub(crate) fn new(file: String, source: String, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(Problem::start);
         if problems.len() > MOST {
@@ -112,13 +112,13 @@ impl Report {
         Self { file, source, problems }
     }
 
-    /// These problems, and `more` that the host has with the file.
+    /// Adds problems that arise on this host.
     pub(crate) fn and(mut self, more: Vec<Problem>) -> Self {
         self.problems.extend(more);
         Self::new(self.file, self.source, self.problems)
     }
 
-    /// What the file reads.
+    /// The contents of the file.
     pub(crate) fn source(&self) -> &str {
         &self.source
     }
@@ -128,17 +128,17 @@ impl Report {
         self.problems.iter().any(|problem| problem.severity == Severity::Error)
     }
 
-    /// Whether there is nothing to say.
+    /// Whether there is no problem.
     pub(crate) fn is_empty(&self) -> bool {
         self.problems.is_empty()
     }
 
-    /// One line each: `site-a.toml:14:1: message; help`, and how many there are beside those.
+    /// One line for each problem: `site-a.toml:14:1: message; help`, and the number of those left out.
     pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
         self.findings().map(|finding| finding.to_string()).chain(self.more())
     }
 
-    /// How many problems are not told one by one.
+    /// The number of problems that are not shown.
     pub(crate) fn left_out(&self) -> usize {
         self.problems.len().saturating_sub(MOST)
     }
@@ -156,7 +156,7 @@ impl Report {
         })
     }
 
-    /// With the file's text fit for a terminal, whatever is in it.
+    /// Renders the report with the file's text made safe for a terminal.
     fn render(&self, renderer: &Renderer) -> String {
         let problems = self.problems.iter().take(MOST).map(Problem::shown).collect();
         let file = Printable(&self.file).to_string();
@@ -188,7 +188,7 @@ impl Report {
         Snippet::source(&self.source).path(&self.file).annotation(annotation)
     }
 
-    /// Whether what would be quoted is a line that people read.
+    /// Whether the quoted line is short enough to be read.
     fn is_short(&self, span: &Range<usize>) -> bool {
         let begin =
             self.source.get(..span.start).and_then(|before| before.rfind('\n')).unwrap_or(0);
@@ -203,7 +203,7 @@ impl Report {
     }
 }
 
-/// As a reader wants it: in colour where standard error is a terminal.
+/// For people: in colour if standard error is a terminal.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let colour = std::io::stderr().is_terminal();
@@ -214,7 +214,7 @@ impl fmt::Display for Report {
 
 impl Error for Report {}
 
-/// A problem as a program reads it.
+/// A problem for programs to read.
 #[derive(Debug, Serialize)]
 pub(crate) struct Finding<'a> {
     severity: Severity,
@@ -234,7 +234,7 @@ impl fmt::Display for Finding<'_> {
     }
 }
 
-/// Both from 1; columns are characters.
+/// Line and column count from 1; columns are characters.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Place {
     line: usize,

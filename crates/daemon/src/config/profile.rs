@@ -1,4 +1,5 @@
-//! What both ends have to agree on, and the ways in which the peer may still be behind or ahead.
+//! The settings that both ends have to agree on, and the differences that are accepted while the peer is being
+//! changed.
 
 use std::fmt;
 
@@ -7,32 +8,32 @@ use serde::{Serialize, Serializer};
 use super::problem::Problem;
 use super::value::{TextResult, choice};
 
-/// What both ends speak.
+/// The protocol of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
-    /// WireGuard, with nothing added.
+    /// WireGuard without extensions.
     WireGuard,
-    /// The same messages, and what WireGuard cannot do.
+    /// The same messages with extensions.
     Vpnd,
 }
 
-/// What seals packets.
+/// The cipher that seals packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cipher {
     /// WireGuard's own.
     ChaCha20Poly1305,
-    /// For processors that have instructions for it.
+    /// For processors with AES instructions.
     Aes256Gcm,
 }
 
-/// One change from our own profile, under which an answer of the peer is good too.
+/// One difference from our own profile that is accepted in an answer of the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AlsoAccept {
     /// Another cipher.
     Cipher(Cipher),
     /// With ML-KEM-768, or without.
     PostQuantum(bool),
-    /// WireGuard, with nothing added.
+    /// WireGuard without extensions.
     WireGuard,
 }
 

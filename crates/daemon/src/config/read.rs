@@ -1,4 +1,4 @@
-//! From a file to a [`Config`] and its keys, or to everything that is wrong with it.
+//! Reads a file into a [`Config`] and its keys, or returns everything that is wrong with it.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,16 +12,16 @@ use super::surroundings::Surroundings;
 use super::tables;
 use crate::keys::{HandedKeys, KeySource, Keys};
 
-/// No configuration is longer; what is, is another file.
+/// The maximum length of a configuration; a longer file is of another kind.
 pub(crate) const MAX_LEN: usize = 1 << 20;
 
 /// A configuration with which the daemon can start.
 pub(crate) struct Loaded {
-    /// What it says.
+    /// The configuration.
     pub(crate) config: Config,
     /// The keys it names.
     pub(crate) keys: Keys,
-    /// What in it is rarely meant; often empty.
+    /// Values that are rarely intended; often empty.
     pub(crate) warnings: Report,
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn load(file: &path::Path) -> Result<Loaded, Report> {
     }
 }
 
-/// A configuration and its keys, read by somebody who may read them.
+/// A configuration and its keys, read by a process that may read them.
 pub(crate) struct Handed {
     /// The file's text.
     pub(crate) source: String,
@@ -48,14 +48,14 @@ pub(crate) struct Handed {
 }
 
 impl Loaded {
-    /// All that [`load_handed`] needs to come to the same.
+    /// Everything that [`load_handed`] needs to load the same configuration.
     pub(crate) fn hand_over(&self) -> Handed {
         let keys = HandedKeys::new(&self.keys, self.config.peer.preshared_key_file.is_some());
         Handed { source: self.warnings.source().to_owned(), keys }
     }
 }
 
-/// Reads what was handed over as if it stood in `file`, the configuration of the tunnel `name`.
+/// Loads a handed-over configuration as if it were in `file`, the configuration of the tunnel `name`.
 ///
 /// # Errors
 ///
@@ -64,7 +64,7 @@ pub(crate) fn load_handed(name: &str, file: &path::Path, handed: Handed) -> Resu
     let keys = KeySource::Handed(handed.keys);
     let (name, file) = (name.to_owned(), file.to_owned());
     let from = Surroundings { name, trusted: Ok(file.clone()), file, keys };
-    // Where it was read from, only who handed it over knows.
+    // Only the process that handed it over knows its path.
     parse(format!("{}.toml", from.name), handed.source, &from)
 }
 
@@ -81,7 +81,7 @@ fn read_text(file: &path::Path) -> Result<String, Problem> {
 
 fn parse(shown: String, source: String, from: &Surroundings) -> Result<Loaded, Report> {
     let (table, errors) = DeTable::parse_recoverable(&source);
-    // The errors after the first are often its echo, and so is what the tables lack.
+    // The errors after the first one often follow from it, and so do keys missing from tables.
     let first = errors.into_iter().min_by_key(|error| error.span().map(|span| span.start));
     let (good, problems) = match first {
         None => tables::all(&table, from),

@@ -1,4 +1,4 @@
-//! What must hold between keys that are each good by themselves.
+//! Rules between keys that are valid each by itself.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -23,16 +23,17 @@ use crate::netns;
 use crate::program::{from_directory, look_at};
 use crate::trust::{Untrusted, future_directory, future_place};
 
-/// Half of it is for asking, by two handshakes at least.
+/// The shortest `dead_after` with a keepalive: probing takes half of it, for at least two handshakes.
 const TIME_TO_ASK: Duration = Duration::from_secs(15);
 
-/// The ten seconds after which a keepalive is owed for data, and a slow way.
+/// The shortest `dead_after` without one: ten seconds, after which WireGuard owes a keepalive for data, and the
+/// delay of a slow path.
 const TIME_TO_ANSWER: Duration = Duration::from_secs(12);
 
-/// So many ways to open one answer are tried, each for the price of a hash and an AEAD.
+/// The number of candidates that are tried to open one answer; each costs a hash and an AEAD.
 const MAX_CANDIDATES: usize = 4;
 
-/// Everything wrong with how the keys go together.
+/// All problems of the combination of keys.
 pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Problem> {
     let mut found = Found { places, problems: vec![] };
     own_keys(config, keys, &mut found);
@@ -63,7 +64,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     found.problems
 }
 
-/// Whoever can change the file decides what root runs, and where root's packets go.
+/// Whoever can change the file decides which programs root runs, and where root's packets go.
 pub(super) fn file(config: &Config, why: &Untrusted) -> Option<Problem> {
     let matters = Uid::effective().is_root() || config.runs_programs();
     let problem = format!("others could change this configuration: {why}");
@@ -72,8 +73,8 @@ pub(super) fn file(config: &Config, why: &Untrusted) -> Option<Problem> {
     matters.then(|| Problem::error(problem).help(help))
 }
 
-/// Whose packets are let in when the file does not say: the networks our addresses are in, the
-/// peer's addresses, and what is routed to it. Nothing else has a reason to come from there.
+/// The default of the accepted source addresses: the networks of our addresses, the peer's addresses, and the
+/// networks routed to it. No other address has a reason to come from there.
 pub(super) fn default_allowed_ips(interface: &Interface, routes: &[Route]) -> Vec<IpNet> {
     let networks = interface.addresses.iter().filter(|net| net.prefix_len() < net.max_prefix_len());
     let peers = interface.peer_addresses.iter().map(|address| IpNet::from(*address));
@@ -84,33 +85,33 @@ pub(super) fn default_allowed_ips(interface: &Interface, routes: &[Route]) -> Ve
     nets
 }
 
-/// What is said of a key that WireGuard has no use for; `otherwise` is the other way out.
+/// The problem that a key needs vpnd at both ends; `otherwise` is the alternative.
 pub(super) fn needs_vpnd(otherwise: &str) -> Problem {
     let help = format!("write protocol = \"vpnd\" in [peer] on both sides, or {otherwise}");
-    Problem::error("this takes vpnd at both ends").help(help)
+    Problem::error("this needs vpnd at both ends").help(help)
 }
 
-/// Where values stand in the file.
+/// Positions of values in the file.
 pub(super) struct Places<'t>(&'t DeTable<'t>);
 
 impl<'t> Places<'t> {
-    /// Of `file`.
+    /// The positions in `file`.
     pub(super) fn new(file: &'t DeTable<'t>) -> Self {
         Self(file)
     }
 
-    /// The value of `key`; the whole table where it has no such key.
+    /// The position of the value of `key`; without one, that of the whole table.
     fn of(&self, table: &str, key: &str) -> Option<Range<usize>> {
         let table = self.0.get(table.trim_matches(['[', ']']))?;
         Some(table.get_ref().get(key).unwrap_or(table).span())
     }
 
-    /// Whether the file says anything of `key`.
+    /// Whether the file has `key`.
     fn has(&self, table: &str, key: &str) -> bool {
         self.item(table, key, 0).is_some()
     }
 
-    /// The `index`th element of a list, or a value that is one alone.
+    /// The position of the `index`th element of a list, or of a value that is not in a list.
     fn item(&self, table: &str, key: &str, index: usize) -> Option<Range<usize>> {
         let value = self.0.get(table.trim_matches(['[', ']']))?.get_ref().get(key)?;
         Some(value.get_ref().get(index).unwrap_or(value).span())
@@ -158,7 +159,7 @@ fn own_keys(config: &Config, keys: &Keys, found: &mut Found<'_>) {
     }
 }
 
-/// What takes a key's place is another one.
+/// A next key must differ from the current one.
 fn next_keys(config: &Config, keys: &Keys, found: &mut Found<'_>) {
     let peer = &config.peer;
     let next_secret = keys.next_secret.as_ref().map(SecretKey::public);
@@ -176,7 +177,7 @@ fn next_keys(config: &Config, keys: &Keys, found: &mut Found<'_>) {
     }
 }
 
-/// What WireGuard has no word for is not left out in silence.
+/// Keys that do not apply to WireGuard are reported, not ignored.
 fn vpnd_alone(config: &Config, found: &mut Found<'_>) {
     for key in ["cipher", "post_quantum", "also_accept"] {
         if config.peer.protocol == Protocol::WireGuard && found.places.has("[peer]", key) {
@@ -193,7 +194,7 @@ fn also_accept(config: &Config, found: &mut Found<'_>) {
     let changes = peer.also_accept.iter().enumerate();
     let (own, other): (Vec<_>, Vec<_>) = changes.partition(|(_, change)| is_own(peer, **change));
     for (index, change) in own {
-        let problem = Problem::error(format!("\"{change}\" is what this end speaks anyway"));
+        let problem = Problem::error(format!("\"{change}\" is this end's own setting"));
         let help = "remove it: each entry is one change from cipher, post_quantum and protocol";
         found.at_item("[peer]", "also_accept", index, problem.help(help));
     }
@@ -222,7 +223,8 @@ fn someone_begins(config: &Config, found: &mut Found<'_>) {
         return;
     }
     if config.interface.listen == Listen::Port(0) {
-        let problem = Problem::error("missing, and no [interface] listen: nobody could begin");
+        let problem =
+            Problem::error("missing, and no [interface] listen: neither end could initiate");
         found.at("[peer]", "endpoint", problem.help("set one of the two, or both"));
     } else if config.peer.roam == Roam::Off {
         let problem = Problem::error("\"off\" needs an endpoint, or the peer is never found");
@@ -255,7 +257,7 @@ fn mtu(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// A device that carries IP packets is no port of a bridge, and WireGuard carries nothing else.
+/// A TUN device cannot be a bridge port, and WireGuard carries IP packets only.
 fn frames(config: &Config, found: &mut Found<'_>) {
     let Interface { mode, .. } = &config.interface;
     for (title, key, what) in [
@@ -278,12 +280,12 @@ fn frames(config: &Config, found: &mut Found<'_>) {
 
 fn one_master(config: &Config, found: &mut Found<'_>) {
     if config.interface.bridge.is_some() && config.interface.vrf.is_some() {
-        let problem = Problem::error("a device is the port of one other: a bridge, or a VRF");
+        let problem = Problem::error("a device can join a bridge or a VRF, not both");
         found.at("[interface]", "vrf", problem.help("let the bridge join the VRF"));
     }
 }
 
-/// Who may open a device matters once it stays, and one that has to be there has a name.
+/// The owner of a device matters only if it is persistent, and an existing device has a name.
 fn life(config: &Config, found: &mut Found<'_>) {
     let Interface { name, persist, adopt, .. } = &config.interface;
     for key in ["owner", "group"] {
@@ -293,16 +295,16 @@ fn life(config: &Config, found: &mut Found<'_>) {
         }
     }
     if *adopt == Adopt::Require && name.is_none() {
-        let problem = Problem::error("\"require\" takes the name of a device that is there");
+        let problem = Problem::error("\"require\" needs the name of an existing device");
         found.at("[interface]", "adopt", problem.help("set [interface] name"));
     }
 }
 
-/// A link that is down delivers no packet, and only a packet would begin a handshake.
+/// A link that is down sends no packet into the tunnel, but a handshake would need one to start it.
 fn carrier(config: &Config, found: &mut Found<'_>) {
     let names = !config.dns.servers.is_empty() || !config.dns.domains.is_empty();
     if config.interface.carrier == Carrier::Peer && config.peer.keepalive.is_none() {
-        let problem = "without a keepalive a silent peer is no sign, and nothing would call it";
+        let problem = "without a keepalive a silent peer may be alive, and nothing would probe it";
         let help = "set [peer] keepalive, or carrier = \"always\"";
         found.at("[interface]", "carrier", Problem::error(problem).help(help));
     } else if config.interface.carrier == Carrier::Peer && names {
@@ -313,18 +315,18 @@ fn carrier(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// `WireGuard` has nothing to ask but a handshake, and two of those are five seconds apart. A peer that is not asked
-/// owes an answer to what it got, and has ten seconds for it.
+/// `WireGuard` can only probe by a handshake, and there are five seconds between two of those. A peer that is
+/// not probed answers data by itself, but only after ten seconds.
 fn time_to_ask(config: &Config, found: &mut Found<'_>) {
     let Peer { dead_after, protocol, .. } = config.peer;
     let (problem, help) = if !config.watches() && dead_after < TIME_TO_ANSWER {
         (
-            "a peer that has nothing to send answers after ten seconds: it would be called dead before",
-            "set 12s or more, or let the peer be asked: set [peer] keepalive",
+            "a peer that has nothing to send answers only after ten seconds: it would count as dead before",
+            "set 12s or more, or set [peer] keepalive so that the peer is probed",
         )
     } else if config.watches() && dead_after < TIME_TO_ASK && protocol == Protocol::WireGuard {
         (
-            "there is no time to ask a silent WireGuard peer for a sign of life",
+            "there is no time to probe a silent WireGuard peer",
             "set 15s or more, or let the peer's keepalive be shorter than ours and than this",
         )
     } else {
@@ -334,15 +336,16 @@ fn time_to_ask(config: &Config, found: &mut Found<'_>) {
 }
 
 fn something_allowed(config: &Config, found: &mut Found<'_>) {
-    // A bridge lets everybody in.
+    // A bridge accepts all addresses.
     if config.peer.allowed_ips.is_empty() && config.interface.mode == Mode::Tun {
-        let problem = Problem::error("no address is let in: nothing would pass the tunnel");
+        let problem =
+            Problem::error("no source address is accepted: nothing would pass the tunnel");
         let help = "set [interface] address, from which it follows, or allowed_ips itself";
         found.at("[peer]", "allowed_ips", problem.help(help));
     }
 }
 
-/// An endpoint that is an address of the tunnel itself would be reached through the tunnel.
+/// An endpoint with an address of the tunnel itself would be reached through the tunnel.
 fn endpoints_outside(config: &Config, found: &mut Found<'_>) {
     for (index, address) in literal_endpoints(config) {
         if config.interface.addresses.iter().any(|net| net.contains(&address)) {
@@ -364,30 +367,30 @@ fn routes_once(config: &Config, found: &mut Found<'_>) {
 fn routes_allowed(config: &Config, found: &mut Found<'_>) {
     for (index, route) in config.routes.iter().enumerate() {
         if !config.peer.allowed_ips.iter().any(|net| net.contains(&route.to)) {
-            let problem = format!("answers from {} are not let in", route.to);
+            let problem = format!("answers from {} would be dropped", route.to);
             let help = "add it to [peer] allowed_ips";
             found.at_route(index, Problem::warning(problem).help(help));
         }
     }
 }
 
-/// What drops packets stands one metric behind the way that it guards.
+/// The blackhole route gets the metric of the route it backs up, plus one.
 fn blackhole_behind(config: &Config, found: &mut Found<'_>) {
     for (index, route) in config.routes.iter().enumerate() {
         if route.when_down == WhenDown::Blackhole && route.metric == Some(u32::MAX) {
-            let problem = "`when_down = \"blackhole\"` takes a metric that leaves one behind it";
+            let problem = "`when_down = \"blackhole\"` needs a lower metric: its blackhole route gets the next one";
             found.at_route(index, Problem::error(problem).help("take a lower metric"));
         }
     }
 }
 
-/// A route that also leads the tunnel's own datagrams into the tunnel.
+/// A route must not lead the tunnel's own datagrams into the tunnel.
 fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
     let endpoints: Vec<_> = literal_endpoints(config).map(|(_, address)| address).collect();
     for (index, route) in config.routes.iter().enumerate() {
         let to = route.to;
         let default = to.prefix_len() == 0;
-        // Wherever a name leads to, a default route covers it.
+        // A default route covers any address that a name may resolve to.
         let anywhere = default.then(|| to.addr());
         if endpoints.iter().copied().chain(anywhere).any(|address| config.loops(route, address)) {
             let problem = format!("{to} also covers the way to the peer itself");
@@ -401,10 +404,10 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// The one key that may stand in two places.
+/// This key is accepted in two tables, but only once.
 fn buffer_once(found: &mut Found<'_>) {
     if found.places.has("[path]", "rcvbuf") && found.places.has("[socket]", "rcvbuf") {
-        let problem = Problem::error("[socket] rcvbuf says it too");
+        let problem = Problem::error("[socket] rcvbuf is set too");
         found.at("[path]", "rcvbuf", problem.help("remove one of the two lines"));
     }
 }
@@ -417,7 +420,7 @@ fn device_outside(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// One of each family, and where answers to them arrive.
+/// At most one of each family, and an address at which answers arrive.
 fn sources(config: &Config, found: &mut Found<'_>) {
     let sources = &config.socket.sources;
     for (index, source) in sources.iter().enumerate() {
@@ -442,7 +445,8 @@ fn sources(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// Programs that are not there will fail when they are due; what others may change must not be run.
+/// Missing programs are only a warning, as they fail when they run; a program that others could change must not
+/// be run.
 fn hooks(config: &Config, found: &mut Found<'_>) {
     let from = config.file.parent().unwrap_or_else(|| Path::new("/"));
     let hooks = &config.hooks;
@@ -460,7 +464,7 @@ fn hooks(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// What runs as `nobody` could read the tunnel's state and take its place.
+/// Other programs that run as `nobody` could read the tunnel's state and take its place.
 fn user_of_its_own(config: &Config, found: &mut Found<'_>) {
     const NOBODY: u32 = 65534;
     if config.service.user.as_ref().is_some_and(|user| user.uid == NOBODY) {
@@ -470,13 +474,14 @@ fn user_of_its_own(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// What root makes, gives away or enters must be what the file says. Without root's rights nothing is at stake.
+/// Files that root makes, gives away or enters must not be replaceable by others. Without root's privileges
+/// nothing is at stake.
 fn paths_of_root(config: &Config, found: &mut Found<'_>) {
     if !Uid::effective().is_root() {
         return;
     }
     let Config { interface, socket, service, .. } = config;
-    // The socket is given to its user by descriptor, so its directory may be that user's.
+    // The socket is given to its user by descriptor, so its directory may belong to that user.
     let users: Vec<u32> = service.user.iter().map(|user| user.uid).collect();
     let sockets = service.control.parent().unwrap_or_else(|| Path::new("/"));
     let netns =
@@ -488,7 +493,7 @@ fn paths_of_root(config: &Config, found: &mut Found<'_>) {
         ("[socket]", "netns", netns(&socket.netns)),
     ];
     for (table, key, result) in checked {
-        // What cannot be reached is named where it is used.
+        // A path that does not exist is reported where it is used.
         if let Some(Err(why @ (Untrusted::Owner { .. } | Untrusted::Writable { .. }))) = result {
             let problem = Problem::error(format!("others could replace what is there: {why}"));
             let help = "all directories on this path must belong to root and be writable by nobody else: \
@@ -498,7 +503,7 @@ fn paths_of_root(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// The resolver that is told of the tunnel is that of its own namespace.
+/// The settings of [dns] affect only the resolver of vpnd's own namespace.
 fn names(config: &Config, found: &mut Found<'_>) {
     for (key, said) in
         [("servers", !config.dns.servers.is_empty()), ("domains", !config.dns.domains.is_empty())]
@@ -513,7 +518,7 @@ fn names(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// The one address that is listened on, where that is not `source`.
+/// The address that `listen` is bound to, if it differs from `source`.
 fn elsewhere(listen: Listen, source: IpAddr) -> Option<IpAddr> {
     let Listen::Address(at) = listen else { return None };
     Some(at.ip()).filter(|ip| !ip.is_unspecified() && *ip != source)

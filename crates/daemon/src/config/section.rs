@@ -1,4 +1,4 @@
-//! One table of the file, read key by key. Every problem is kept, so that one run tells them all.
+//! One table of the file, read key by key. Every problem is kept, so that one run reports all of them.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::Problem;
 
-/// A value and where it stands.
+/// A value and its position.
 pub(super) type Value<'t> = Spanned<DeValue<'t>>;
 
 /// A checked value, or everything that is wrong with it.
@@ -64,7 +64,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("[[route]]", &["to", "metric", "table", "when_down"]),
-    // Before [path], whose `rcvbuf` is the older name of the one here.
+    // Before [path], whose `rcvbuf` is the older name of this one.
     ("[socket]", &["fwmark", "bind_device", "source", "dscp", "rcvbuf", "sndbuf", "netns"]),
     ("[path]", &["mss_clamp", "mtu_max", "gso", "offload", "rcvbuf"]),
     ("[dns]", &["servers", "domains"]),
@@ -76,7 +76,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
 pub(super) struct Section<'t> {
     title: &'static str,
     table: Option<&'t DeTable<'t>>,
-    /// The table's header, to blame for what is missing.
+    /// The position of the table's header, for problems with missing keys.
     span: Option<Range<usize>>,
     problems: Vec<Problem>,
 }
@@ -92,18 +92,18 @@ impl<'t> Section<'t> {
         section
     }
 
-    /// The file itself.
+    /// The top level of the file.
     pub(super) fn root(table: &'t Spanned<DeTable<'t>>) -> Self {
         Self { title: "", table: Some(table.get_ref()), span: None, problems: vec![] }
     }
 
-    /// The value of `key` as it stands.
+    /// The unchecked value of `key`.
     pub(super) fn raw(&self, key: &str) -> Option<&'t Value<'t>> {
         debug_assert!(keys_of(self.title).contains(&key), "{key} is missing from TABLES");
         self.table?.get(key)
     }
 
-    /// The checked value of `key`, where it is there and good.
+    /// The checked value of `key`, if it exists and is valid.
     pub(super) fn take<T>(
         &mut self,
         key: &str,
@@ -129,7 +129,7 @@ impl<'t> Section<'t> {
         self.take(key, parse).unwrap_or(default)
     }
 
-    /// The checked value of `key`; a problem where there is none.
+    /// The checked value of `key`; without one, adds a problem.
     pub(super) fn required<T>(
         &mut self,
         key: &str,
@@ -143,7 +143,7 @@ impl<'t> Section<'t> {
         self.take(key, parse)
     }
 
-    /// Everything that is wrong here, unknown keys included.
+    /// Returns all problems of the table, including unknown keys.
     pub(super) fn close(mut self) -> Vec<Problem> {
         let unknown = self.table.into_iter().flatten();
         let unknown =
@@ -157,7 +157,7 @@ impl<'t> Section<'t> {
     }
 }
 
-/// How a key is named in messages.
+/// The name of a key in messages.
 pub(super) fn subject(title: &str, key: &str) -> String {
     if title.is_empty() { key.to_owned() } else { format!("{title} {key}") }
 }
@@ -174,7 +174,7 @@ fn not_a_table(title: &str, value: &Value<'_>) -> Problem {
     Problem::error(format!("{title} is a table")).at(value.span()).help(help)
 }
 
-/// Its line is not shown where somebody may have put the key itself.
+/// The line is not shown if somebody may have put a secret key there.
 fn unknown_key(title: &str, key: &Spanned<Cow<'_, str>>) -> Problem {
     let (name, place) = (key.get_ref(), if title.is_empty() { "the file" } else { title });
     let problem = Problem::error(format!("unknown key `{name}` in {place}"));
@@ -193,14 +193,14 @@ fn advice(title: &str, name: &str) -> String {
     }
 }
 
-/// The name most like `name`, if any is like it at all.
+/// The most similar name, if any is similar to `name`.
 pub(super) fn nearest<'a>(name: &str, among: &[&'a str]) -> Option<&'a str> {
     let likeness = |known: &&str| strsim::jaro_winkler(&plain(name), &plain(known));
     let best = among.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(best) > 0.8).then_some(best)
 }
 
-/// As other programs may write the same name: `AllowedIPs`, `allowed-ips`.
+/// Normalizes other spellings of a name: `AllowedIPs`, `allowed-ips`.
 fn plain(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }

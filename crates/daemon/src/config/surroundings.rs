@@ -1,4 +1,4 @@
-//! Where a configuration lies: what its relative paths start from, and who could change it.
+//! The location of a configuration: the base of its relative paths, and who could change it.
 
 use std::io;
 use std::path::{self, PathBuf};
@@ -10,40 +10,43 @@ use super::value::TextResult;
 use crate::keys::KeySource;
 use crate::trust::{self, Untrusted};
 
-/// What a configuration takes from where it stands.
+/// The facts that a configuration takes from its location.
 pub(super) struct Surroundings {
     /// The tunnel's name.
     pub(super) name: String,
-    /// The file, from the root.
+    /// The absolute path of the file.
     pub(super) file: PathBuf,
-    /// Where the keys are that it names.
+    /// Where its keys are read from.
     pub(super) keys: KeySource,
-    /// The real path of the file, or who else could change it. Nobody could, of one that was handed over.
+    /// The real path of the file, or who else could change it. A handed-over file counts as trusted.
     pub(super) trusted: Result<PathBuf, Untrusted>,
 }
 
 impl Surroundings {
     pub(super) fn of(file: &path::Path) -> Result<Self, Problem> {
-        let unreadable = |e: io::Error| Problem::error(format!("this directory is lost: {e}"));
+        let unreadable =
+            |e: io::Error| Problem::error(format!("the current directory cannot be found: {e}"));
         let file = path::absolute(file).map_err(unreadable)?;
         let stem = file.file_stem().and_then(|stem| stem.to_str());
         let stem = stem.filter(|stem| !stem.starts_with('.') && !stem.contains(char::is_control));
-        let nameless = || Problem::error("the file's name names the tunnel, and cannot name one");
+        let nameless =
+            || Problem::error("the file's name is the tunnel's name, and is not a valid one");
         let name = stem.ok_or_else(nameless)?.to_owned();
         let trusted = match trust::file(&file) {
-            // A pipe that whoever started vpnd has opened for it has no path that could be walked.
+            // A pipe that was opened by the process that started vpnd has no path that could be walked.
             Err(Untrusted::Unreachable { .. }) if is_descriptor(&file) => Ok(file.clone()),
             trusted => trusted,
         };
         Ok(Self { name, file, keys: KeySource::files(), trusted })
     }
 
-    /// What to open: the file that was looked at. One that is not trusted is read all the same, to be named.
+    /// The path to open: that of the checked file. An untrusted file is read all the same, so that it can be
+    /// reported.
     pub(super) fn opened<'a>(&'a self, file: &'a path::Path) -> &'a path::Path {
         self.trusted.as_deref().unwrap_or(file)
     }
 
-    /// A path of the file, which counts from the file's directory.
+    /// A path in the file; a relative one starts at the file's directory.
     pub(super) fn path(&self, text: &str) -> TextResult<PathBuf> {
         if text.is_empty() || text.contains('\0') {
             return Err(Problem::error("expected a path"));
@@ -69,13 +72,13 @@ impl Surroundings {
             KeySource::Files { credentials } => {
                 Ok(credentials.as_ref().ok_or_else(missing)?.join(name))
             }
-            // Who handed it over knew where it is.
+            // The process that handed it over has resolved the path.
             KeySource::Handed(_) => Ok(text.into()),
         }
     }
 }
 
-/// Whether a path names a descriptor of ours.
+/// Whether a path is that of a descriptor of ours.
 fn is_descriptor(file: &path::Path) -> bool {
     let descriptors = ["/dev/fd", "/proc/self/fd"].map(path::Path::new).map(Some);
     file == path::Path::new("/dev/stdin") || descriptors.contains(&file.parent())

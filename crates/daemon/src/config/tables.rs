@@ -1,4 +1,4 @@
-//! One function a table: which keys it has, what each may be, and what it is when absent.
+//! A function for each table: its keys, their valid values and their defaults.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,14 +28,14 @@ use super::value::{self, TextResult, choice, expected, integer, list, text};
 use crate::account::Account;
 use crate::keys::Keys;
 
-/// A uid and gid that no account has: Debian keeps 65000 to 65533 back, systemd leaves 65520 to 65533 unused, and
-/// the usual user namespaces of containers know it.
+/// A uid and gid without an account: Debian reserves 65000 to 65533, systemd leaves 65520 to 65533 unused, and
+/// the usual user namespaces of containers map it.
 const OWN_ID: u32 = 65521;
 
 /// The longest path a Unix socket may have (`sun_path`, less the zero at its end).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The whole file. The rules between keys are looked at once each key is good.
+/// The whole file. The rules between keys are checked once each key is valid.
 pub(super) fn all(
     file: &Spanned<DeTable<'_>>,
     from: &Surroundings,
@@ -54,10 +54,10 @@ fn tables(
     from: &Surroundings,
     problems: &mut Vec<Problem>,
 ) -> Option<(Config, Keys)> {
-    let peer_says = PeerSays::of(&root);
-    let interface = table(&root, "[interface]", problems, |s| interface(s, from, &peer_says));
+    let peer_settings = PeerSettings::of(&root);
+    let interface = table(&root, "[interface]", problems, |s| interface(s, from, &peer_settings));
     let routes = routes(root.raw("route"), problems);
-    let inside = interface.as_ref().map(|(i, ..)| Inside {
+    let inside = interface.as_ref().map(|(i, ..)| PeerDefaults {
         allowed_ips: rules::default_allowed_ips(i, &routes),
         guard: if i.mode == Mode::Tun { vec![Guard::Ra] } else { vec![] },
     });
@@ -75,17 +75,17 @@ fn tables(
     Some((config, Keys { secret, next_secret, preshared, next_preshared }))
 }
 
-/// What of [peer] decides about [interface], and of what lies behind it.
-struct PeerSays {
-    /// vpnd is at both ends: some of what [interface] may say takes that.
+/// The settings of [peer] that determine defaults of [interface].
+struct PeerSettings {
+    /// Both ends run vpnd, which some settings of [interface] need.
     vpnd: bool,
-    /// Something is sent from time to time, so a silent peer is not there.
+    /// Something is sent periodically, so a silent peer is dead.
     keepalive: bool,
-    /// There are name servers behind it.
+    /// There are name servers behind the tunnel.
     names: bool,
 }
 
-impl PeerSays {
+impl PeerSettings {
     fn of(root: &Section<'_>) -> Self {
         let word = |key| root.raw("peer")?.get_ref().get(key)?.get_ref().as_str();
         let keepalive = word("keepalive").is_some_and(|word| word != "off");
@@ -111,7 +111,7 @@ fn table<T>(
 fn interface(
     s: &mut Section<'_>,
     from: &Surroundings,
-    peer: &PeerSays,
+    peer: &PeerSettings,
 ) -> Option<(Interface, SecretKey, Option<SecretKey>)> {
     const KEY: &str = "make one with `vpnd genkey -o FILE` and name it here";
     let parse = SecretKey::from_base64;
@@ -146,9 +146,9 @@ fn interface(
     Some((interface, key?.1, next_secret))
 }
 
-/// What may come from the peer where the file does not say.
+/// The defaults for what is accepted from the peer.
 #[derive(Default)]
-struct Inside {
+struct PeerDefaults {
     allowed_ips: Vec<ipnet::IpNet>,
     guard: Vec<Guard>,
 }
@@ -158,7 +158,7 @@ const GUARD: &[(&str, Guard)] = &[("ra", Guard::Ra), ("dhcp", Guard::Dhcp)];
 fn peer(
     s: &mut Section<'_>,
     from: &Surroundings,
-    inside: Inside,
+    defaults: PeerDefaults,
 ) -> Option<(Peer, PresharedKey, Option<PresharedKey>)> {
     const KEY: &str = "the peer's `vpnd pubkey < its.key` prints it";
     let protocol = s.or("protocol", Protocol::WireGuard, text(choice(PROTOCOLS)));
@@ -175,9 +175,9 @@ fn peer(
         preshared_key_file,
         next_preshared_key_file,
         endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
-        allowed_ips: s.or("allowed_ips", inside.allowed_ips, list(value::network)),
+        allowed_ips: s.or("allowed_ips", defaults.allowed_ips, list(value::network)),
         allowed_macs: s.or("allowed_macs", vec![], list(device::mac)),
-        guard: s.or("guard", inside.guard, list(choice(GUARD))),
+        guard: s.or("guard", defaults.guard, list(choice(GUARD))),
         keepalive: s.or("keepalive", None, value::keepalive),
         dead_after: s.or("dead_after", Duration::from_secs(60), value::duration("1s", "1h")),
         roam: s.or("roam", Roam::Any, text(choice(ROAM))),
@@ -215,7 +215,7 @@ fn route(item: &Value<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
 const WHEN_DOWN: &[(&str, WhenDown)] =
     &[("keep", WhenDown::Keep), ("remove", WhenDown::Remove), ("blackhole", WhenDown::Blackhole)];
 
-/// How packets are moved, and how much the socket holds: [socket] is where that belongs now.
+/// `[path]`, and the buffer size that now belongs to [socket].
 fn path(s: &mut Section<'_>) -> (Path, Option<usize>) {
     let path = Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
@@ -269,7 +269,7 @@ const LOG_LEVELS: &[(&str, LevelFilter)] = &[
 const LOG_FORMATS: &[(&str, LogFormat)] =
     &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
 
-/// A key file that need not be there, and the key in it.
+/// An optional key file, and the key in it.
 fn optional<K>(
     s: &mut Section<'_>,
     from: &Surroundings,
@@ -279,7 +279,7 @@ fn optional<K>(
     s.take(named_by, key_file(from, named_by, parse)).unzip()
 }
 
-/// The path of the key file that `named_by` names, and the key in it.
+/// The path of the key file that the key `named_by` names, and the key in it.
 fn key_file<K>(
     from: &Surroundings,
     named_by: &'static str,
@@ -292,7 +292,8 @@ fn key_file<K>(
     })
 }
 
-/// What the kernel takes as an interface's name (`dev_valid_name`), less `%`, which makes it count.
+/// A name that the kernel accepts for an interface (`dev_valid_name`), without `%`, which the kernel may
+/// replace by a number.
 fn device_name(text: &str) -> TextResult<String> {
     let allowed = |b: u8| b.is_ascii_graphic() && !b"/:%".contains(&b);
     let good = (1..=15).contains(&text.len()) && text.bytes().all(allowed);
@@ -303,7 +304,7 @@ fn device_name(text: &str) -> TextResult<String> {
     Err(problem.help("1 to 15 characters, without blanks, `/`, `:` or `%`"))
 }
 
-/// A name below `/run/netns`, or the path of a namespace.
+/// A name in `/run/netns`, or the path of a namespace.
 fn netns(text: &str) -> TextResult<String> {
     let name = !text.is_empty() && !text.contains(['/', '\0']) && text != "." && text != "..";
     if name || text.starts_with('/') && !text.contains('\0') {
@@ -313,15 +314,15 @@ fn netns(text: &str) -> TextResult<String> {
     Err(problem.help("a name that `ip netns` lists, or a path from the root"))
 }
 
-/// Without a keepalive a peer may be silent for hours and be there. With name servers behind the tunnel, the resolver
-/// must not take its names elsewhere when the peer is gone, as it does for a link without carrier.
-const fn default_carrier(peer: &PeerSays) -> Carrier {
+/// Without a keepalive an alive peer may be silent for hours. With name servers behind the tunnel, the carrier
+/// must stay on when the peer is dead, as the resolver would send its queries elsewhere.
+const fn default_carrier(peer: &PeerSettings) -> Carrier {
     if peer.keepalive && !peer.names { Carrier::Peer } else { Carrier::Always }
 }
 
-/// A frame of a LAN is longer than one datagram carries, and crosses in pieces. A bridge takes the least
-/// of its ports' MTUs, so a port has the bridge's, which is known at the start.
-/// Of a TAP device the LAN decides, once it is known which.
+/// A LAN's frames are longer than a datagram can carry, so they are fragmented. A bridge takes the smallest MTU
+/// of its ports, so a port gets the bridge's MTU, which is known at the start. The MTU of a TAP device depends
+/// on its LAN, which is not known yet.
 const fn default_mtu(mode: Mode) -> Option<u16> {
     match mode {
         Mode::Tun => Some(1420),
@@ -373,7 +374,7 @@ fn socket_path(text: &str, from: &Surroundings) -> TextResult<PathBuf> {
     Err(Problem::error(format!("a socket's path has at most {MAX_SOCKET_PATH} bytes")))
 }
 
-/// The user of that name; none for the empty one, which keeps whoever starts the daemon.
+/// The user with this name; `None` for the empty name, with which the daemon keeps its user.
 fn account(name: &str) -> TextResult<Option<Account>> {
     if name.is_empty() {
         return Ok(None);
@@ -383,12 +384,12 @@ fn account(name: &str) -> TextResult<Option<Account>> {
     find_account(name).map(Some).ok_or_else(unknown)
 }
 
-/// The user `vpnd`; where there is none, a number that is nobody else's. Other programs run as `nobody`.
+/// The user `vpnd`; if there is none, a uid that nobody else uses. Other programs run as `nobody`.
 fn default_account() -> Option<Account> {
     find_account("vpnd").or_else(|| Some(by_number(OWN_ID)))
 }
 
-/// Of the system's user, or of a number alone, which then is that of the group too.
+/// A user of the system, or a number alone, which is then also the gid.
 fn find_account(name: &str) -> Option<Account> {
     match User::from_name(name).ok().flatten() {
         Some(user) => Some(of_user(user)),
@@ -405,7 +406,7 @@ fn of_user(user: User) -> Account {
     Account { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }
 }
 
-/// An error's own words.
+/// A problem with the error's message.
 fn in_words(error: impl std::fmt::Display) -> Problem {
     Problem::error(error.to_string())
 }

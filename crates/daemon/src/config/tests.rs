@@ -1,4 +1,4 @@
-//! Bad configurations with what is said of each, and the shipped ones.
+//! Invalid configurations with the expected messages, and the configurations that are shipped.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +15,7 @@ use super::section::TABLES;
 use super::{AlsoAccept, Cipher, Handed, Loaded, Protocol, Report, load, load_handed};
 use crate::keys::{self, HandedKeys};
 
-/// A key whose private half nobody has.
+/// A public key whose private half nobody has.
 const PEER: &str = "x/w8KfNz7rhSYau3uquf7fT8Qr6/4o7d/LItsHMBgzM=";
 
 /// A directory with `site.key` and `site.psk` in it.
@@ -37,7 +37,7 @@ fn put(directory: &Path, name: &str, source: &str) -> PathBuf {
     path
 }
 
-/// The least that is good, with more lines in either table.
+/// The smallest valid configuration, with more lines in either table.
 fn minimal(interface: &str, peer: &str) -> String {
     format!(
         "[interface]\nprivate_key_file = 'site.key'\naddress = '10.99.0.1/30'\nlisten = 51820\n\
@@ -45,8 +45,8 @@ fn minimal(interface: &str, peer: &str) -> String {
     )
 }
 
-/// A directory with all that the tunnel `site` needs: a good configuration with more lines in
-/// [peer], its keys, and a place for its socket.
+/// A directory with everything that the tunnel `site` needs: a valid configuration with more lines in [peer],
+/// its keys, and a directory for its socket.
 pub(crate) fn site(peer: &str) -> (TempDir, PathBuf) {
     let directory = directory();
     let source = minimal("", &format!("{peer}\n[service]\ncontrol = 'run/site.sock'\nuser = ''"));
@@ -63,7 +63,7 @@ fn good(source: &str) -> Loaded {
     try_load(source).unwrap_or_else(|report| panic!("{source}\n{report}"))
 }
 
-/// What is said of `source`, less the directory.
+/// The messages about `source`, without the directory.
 fn said(source: &str) -> Vec<String> {
     let report = match try_load(source) {
         Ok(loaded) => loaded.warnings,
@@ -155,7 +155,7 @@ fn a_device_as_it_may_be_told() {
     assert_eq!(json["peer"]["allowed_macs"], serde_json::json!(["02:00:5e:00:53:0b"]));
 }
 
-/// The resolver passes over a link without carrier, and asks elsewhere.
+/// The resolver ignores a link without carrier, and would send its queries elsewhere.
 #[test]
 fn with_name_servers_the_carrier_stays_on() {
     let with = |interface: &str, dns: &str| good(&(minimal(interface, "keepalive = '25s'") + dns));
@@ -177,7 +177,7 @@ fn with_name_servers_the_carrier_stays_on() {
 fn what_a_wireguard_peer_has_no_time_to_answer() {
     let warns = |lines: &str| good(&minimal("", lines)).warnings.to_string();
     let warning = warns("keepalive = '1s'\ndead_after = '3s'");
-    assert!(warning.contains("[peer] dead_after: there is no time to ask"), "{warning}");
+    assert!(warning.contains("[peer] dead_after: there is no time to probe"), "{warning}");
     for unwatched in ["dead_after = '11s'", "dead_after = '3s'\nprotocol = 'vpnd'"] {
         let warning = warns(unwatched);
         assert!(

@@ -1,4 +1,4 @@
-//! The values keys may have. Each parser says what was expected and what stands there instead.
+//! Parsers of values. Their errors name the expected value and the value in the file.
 
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use super::problem::Problem;
 use super::section::{Parsed, Value, nearest};
 
-/// A parser of a text: what is wrong with it has no place yet.
+/// A parser of a text. Its problem does not have a position yet.
 pub(super) type TextResult<T> = Result<T, Problem>;
 
 /// A text that `parse` accepts.
@@ -21,7 +21,7 @@ pub(super) fn text<T>(parse: impl Fn(&str) -> TextResult<T>) -> impl Fn(&Value<'
     }
 }
 
-/// A list of what `parse` accepts, nothing twice; one alone needs no brackets.
+/// A list of texts that `parse` accepts, without duplicates; a single one needs no brackets.
 pub(super) fn list<T: PartialEq>(
     parse: impl Fn(&str) -> TextResult<T>,
 ) -> impl Fn(&Value<'_>) -> Parsed<Vec<T>> {
@@ -44,7 +44,7 @@ pub(super) fn integer<T: TryFrom<i64>>(
     }
 }
 
-/// One of a few words.
+/// One of several words.
 pub(super) fn choice<T: Copy>(
     words: &'static [(&'static str, T)],
 ) -> impl Fn(&str) -> TextResult<T> {
@@ -60,7 +60,7 @@ pub(super) fn truth(value: &Value<'_>) -> Parsed<bool> {
     value.get_ref().as_bool().ok_or_else(|| vec![expected("true or false", value)])
 }
 
-/// `false`, or "auto", which is `true` where the kernel can.
+/// `false`, or "auto", which means `true` if the kernel supports it.
 pub(super) fn switch(value: &Value<'_>) -> Parsed<bool> {
     match value.get_ref() {
         DeValue::Boolean(false) => Ok(false),
@@ -69,7 +69,7 @@ pub(super) fn switch(value: &Value<'_>) -> Parsed<bool> {
     }
 }
 
-/// An address with its prefix length; the host bits are kept.
+/// An address with its prefix length; host bits are kept.
 pub(super) fn interface_address(text: &str) -> TextResult<IpNet> {
     let net = prefix(text, "10.99.0.1/30")?;
     let roomy = net.prefix_len() + 1 < net.max_prefix_len();
@@ -82,7 +82,7 @@ pub(super) fn interface_address(text: &str) -> TextResult<IpNet> {
     Err(Problem::error(format!("`{text}` is {why}")))
 }
 
-/// A network; host bits are refused, for one of the two halves is a mistake.
+/// A network. Host bits are refused, because either they or the prefix length is a mistake.
 pub(super) fn network(text: &str) -> TextResult<IpNet> {
     let net = prefix(text, "192.168.20.0/24")?;
     if net == net.trunc() {
@@ -100,7 +100,7 @@ pub(super) fn host_address(text: &str) -> TextResult<IpAddr> {
     })
 }
 
-/// An address that the tunnel's datagrams can leave from.
+/// An address from which the tunnel's datagrams can be sent.
 pub(super) fn source(text: &str) -> TextResult<IpAddr> {
     let address = address(text).filter(|address| is_host(*address)).ok_or_else(|| {
         Problem::error(format!("expected an address such as \"192.0.2.1\", found `{text}`"))
@@ -114,7 +114,7 @@ pub(super) fn source(text: &str) -> TextResult<IpAddr> {
     }
 }
 
-/// A mark of packets: an integer, or a text in hexadecimal, as `ip rule` shows it.
+/// A packet mark: an integer, or a text in hexadecimal, as `ip rule` shows it.
 pub(super) fn mark(value: &Value<'_>) -> Parsed<u32> {
     const EXPECTED: &str = "a number from 0 to 4294967295, such as 51820 or \"0xca6c\"";
     let mark = match value.get_ref() {
@@ -151,7 +151,7 @@ fn named_dscp(name: &[u8]) -> Option<u8> {
     }
 }
 
-/// "off", or how often: WireGuard's whole seconds.
+/// "off", or an interval in WireGuard's whole seconds.
 pub(super) fn keepalive(value: &Value<'_>) -> Parsed<Option<Duration>> {
     const EXPECTED: &str = "\"off\" or whole seconds from \"1s\" to \"65535s\"";
     let text = value.get_ref().as_str();
@@ -163,7 +163,7 @@ pub(super) fn keepalive(value: &Value<'_>) -> Parsed<Option<Duration>> {
     duration.filter(fits).map(Some).ok_or_else(|| vec![expected(EXPECTED, value)])
 }
 
-/// A length of time between two others.
+/// A duration within bounds.
 pub(super) fn duration(
     least: &'static str,
     most: &'static str,
@@ -189,7 +189,7 @@ pub(super) fn size(range: RangeInclusive<i64>) -> impl Fn(&Value<'_>) -> Parsed<
     }
 }
 
-/// What was expected, and what stands there.
+/// The problem that another value was expected.
 pub(super) fn expected(what: &str, value: &Value<'_>) -> Problem {
     let found = match value.get_ref() {
         DeValue::String(text) => format!("\"{text}\""),
@@ -204,7 +204,7 @@ fn article(word: &str) -> &'static str {
     if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 
-/// All of them, or all that is wrong with any.
+/// All items, or all problems of any of them.
 fn distinct<T: PartialEq>(
     items: impl Iterator<Item = (Range<usize>, Parsed<T>)>,
 ) -> Parsed<Vec<T>> {
@@ -239,12 +239,12 @@ fn unknown_word(text: &str, known: &[&str]) -> Problem {
     }
 }
 
-/// An address. One of IPv4 that is written as an IPv6 address (`::ffff:192.0.2.1`) is the IPv4 address.
+/// An address. An IPv4 address in IPv6 notation (`::ffff:192.0.2.1`) becomes an IPv4 address.
 pub(super) fn address(text: &str) -> Option<IpAddr> {
     text.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// The same for a network: `::ffff:192.0.2.0/120` is `192.0.2.0/24`.
+/// The same for a network: `::ffff:192.0.2.0/120` becomes `192.0.2.0/24`.
 fn canonical(net: IpNet) -> IpNet {
     const MAPPED_BITS: u8 = 96;
     let length = net.prefix_len().checked_sub(MAPPED_BITS);

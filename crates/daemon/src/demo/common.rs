@@ -1,4 +1,4 @@
-//! What the parts of the demonstration share: its addresses and names, its errors, its threads.
+//! Shared by the parts of the demonstration: addresses and names, errors, threads.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +12,7 @@ use crate::exit::Exit;
 
 /// The sites.
 pub(super) const NAMES: [&str; 2] = ["site-a", "site-b"];
-/// Addresses of the wire's ends; documentation's own (RFC 5737).
+/// Addresses of the wire's ends, from a range for documentation (RFC 5737).
 pub(super) const OUTER_A: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 pub(super) const OUTER_B: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 /// The tunnel's networks, and their addresses at its ends.
@@ -22,23 +22,23 @@ pub(super) const INNER_B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 2));
 pub(super) const INNER6_A: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1));
 pub(super) const INNER6_B: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 2));
 
-/// Why there is nothing to show.
+/// Why the demonstration failed.
 #[derive(Debug, Error)]
 pub(crate) enum DemoError {
-    /// Neither a privilege nor a user namespace.
+    /// There is neither a privilege nor a user namespace.
     #[error(
         "{step} is refused: {error}; run it as root, or allow user namespaces: the sysctls \
          user.max_user_namespaces, user.max_net_namespaces, kernel.unprivileged_userns_clone and \
          kernel.apparmor_restrict_unprivileged_userns decide, in a container its own rules too"
     )]
     Forbidden { step: &'static str, error: io::Error },
-    /// A daemon ended before it was told to.
+    /// A daemon ended by itself.
     #[error("the daemon of {name} ended ({status}); it said:\n{log}")]
     Ended { name: String, status: ExitStatus, log: String },
 }
 
 impl DemoError {
-    /// The code that `vpnd` ends with.
+    /// The exit code for this error.
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Forbidden { .. } => Exit::Permission,
@@ -47,12 +47,12 @@ impl DemoError {
     }
 }
 
-/// Does blocking work on a thread of its own, so that an interruption need not wait for it.
+/// Runs blocking work on a thread of its own, so that a signal does not have to wait for it.
 pub(super) async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<T> {
     let (done, result) = oneshot::channel();
-    // Nobody waits any more after an interruption.
+    // After a signal nobody waits for the result.
     std::thread::spawn(move || drop(done.send(work())));
     result.await.context("a thread of the demonstration panicked")
 }

@@ -1,5 +1,5 @@
-//! Network namespaces without names: each lives as long as its descriptor or a process in it, so
-//! none can be left behind.
+//! Network namespaces without names: each exists as long as its descriptor or a process in it, so none can be
+//! left behind.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -28,7 +28,7 @@ pub(super) const DEVICE_A: &str = "wire-a";
 /// The wire's end at site B.
 pub(super) const DEVICE_B: &str = "wire-b";
 
-/// By what right namespaces are made.
+/// The privilege to make namespaces.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Privilege {
     /// We have the capabilities.
@@ -46,8 +46,8 @@ impl fmt::Display for Privilege {
     }
 }
 
-/// Makes sure that namespaces can be made: enters a user namespace unless the capabilities are
-/// there. Only a process of one thread can.
+/// Makes sure that namespaces can be made: enters a user namespace unless the process has the capabilities.
+/// Only a single-threaded process can.
 ///
 /// # Errors
 ///
@@ -66,14 +66,14 @@ pub(super) fn acquire() -> anyhow::Result<Privilege> {
     Ok(Privilege::UserNamespace(uid))
 }
 
-/// Groups can be mapped only by who has given up changing them.
+/// A process can map its group only after it has given up the right to change its groups.
 fn become_root(uid: Uid, gid: Gid) -> io::Result<()> {
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
-/// Two namespaces, joined.
+/// Two namespaces, connected by a veth pair.
 #[derive(Debug)]
 pub(super) struct Wire {
     /// Site A's.
@@ -83,7 +83,7 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Makes both and joins them by a veth pair.
+    /// Makes both namespaces and connects them by a veth pair.
     pub(super) fn lay() -> anyhow::Result<Self> {
         let wire = Self { a: Namespace::new()?, b: Namespace::new()? };
         wire.join().context("cannot join two network namespaces by a veth pair")?;
@@ -115,7 +115,7 @@ impl Namespace {
         Ok(Self(Arc::new(file)))
     }
 
-    /// Does something inside; what it opens there stays there, wherever it is used.
+    /// Runs `work` inside. Whatever it opens stays in the namespace, wherever it is used.
     ///
     /// # Errors
     ///
@@ -127,7 +127,7 @@ impl Namespace {
         entered.context("cannot enter a network namespace")
     }
 
-    /// A program to be run inside, which dies with the thread that starts it.
+    /// A program to be run inside; it dies with the thread that starts it.
     pub(super) fn command(&self, program: &Path) -> Command {
         let namespace = Arc::clone(&self.0);
         let enter = move || {
@@ -135,8 +135,8 @@ impl Namespace {
             Ok(setns(&*namespace, CloneFlags::CLONE_NEWNET)?)
         };
         let mut command = Command::new(program);
-        // SAFETY: the closure makes two system calls and touches no memory but its descriptor:
-        // nothing in it allocates or takes a lock between fork and exec.
+        // SAFETY: the closure makes two system calls and only uses its descriptor: nothing in it allocates or
+        // takes a lock between fork and exec.
         unsafe { command.pre_exec(enter) };
         command
     }
@@ -155,7 +155,7 @@ fn add_pair(far: i32) -> anyhow::Result<()> {
 fn configure(device: &str, address: IpNet) -> anyhow::Result<()> {
     let link = Link { name: device.to_owned(), addresses: vec![address], ..Link::default() };
     runtime()?.block_on(async {
-        // It goes with its namespace; nobody needs to undo it.
+        // It vanishes with its namespace, so nobody needs to undo it.
         let _undo = Netlink::connect()?.configure(&link, Undo::default()).await?;
         Ok(())
     })

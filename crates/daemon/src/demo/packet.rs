@@ -1,5 +1,5 @@
-//! A packet socket: every frame of one device, each behind a virtio header, so that super-packets
-//! can be told from frames.
+//! A packet socket: receives every frame of one device, each behind a virtio header, so that super-packets can
+//! be distinguished from frames.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -14,22 +14,22 @@ use libc::{c_int, socklen_t};
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-/// Sees what crosses a device, both ways.
+/// Receives all frames of a device, in both directions.
 #[derive(Debug)]
 pub(super) struct PacketSocket(Socket);
 
 impl PacketSocket {
-    /// Opens one on a device of the calling thread's network namespace.
+    /// Opens a socket for a device in the calling thread's network namespace.
     ///
     /// # Errors
     ///
     /// If there is no such device, or CAP_NET_RAW is missing.
     pub(super) fn open(device: &str) -> io::Result<Self> {
         let device = c_int::try_from(if_nametoindex(device)?).map_err(io::Error::other)?;
-        // Without a protocol until it is bound, or it would see other devices' frames first.
+        // Opened without a protocol: otherwise it would receive frames of other devices before it is bound.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
-        // Where the system's limit holds for us too, what it allows must do.
+        // If the system's limit applies to us too, use as much as it allows.
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)
             .or_else(|_| set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, BUFFER))?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -37,7 +37,7 @@ impl PacketSocket {
         Ok(Self(socket))
     }
 
-    /// Reads one header and frame, or gives up after a moment with `WouldBlock`.
+    /// Reads one header and frame, or returns `WouldBlock` after a short time.
     ///
     /// # Errors
     ///
@@ -46,11 +46,11 @@ impl PacketSocket {
         (&self.0).read(buffer)
     }
 
-    /// Frames since the last call that there was no room for.
+    /// The number of frames since the last call that did not fit the buffer.
     ///
     /// # Errors
     ///
-    /// If the kernel does not say.
+    /// If the kernel does not report it.
     pub(super) fn missed(&self) -> io::Result<u32> {
         let mut stats = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
         let mut len = size_of_val(&stats) as socklen_t;
@@ -80,8 +80,8 @@ fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::R
 fn every_frame_of(device: c_int) -> io::Result<SockAddr> {
     let fill = |storage: *mut SockAddrStorage, len: *mut socklen_t| {
         let address = storage.cast::<libc::sockaddr_ll>();
-        // SAFETY: `storage` is zeroed, aligned and larger than a sockaddr_ll, whose size is
-        // what `len` says afterwards; both point to live memory of the caller.
+        // SAFETY: `storage` is zeroed, aligned and larger than a sockaddr_ll, whose size is stored in `len`;
+        // both point to live memory of the caller.
         unsafe {
             (*address).sll_family = libc::AF_PACKET as u16;
             (*address).sll_protocol = (libc::ETH_P_ALL as u16).to_be();
@@ -94,5 +94,5 @@ fn every_frame_of(device: c_int) -> io::Result<SockAddr> {
     unsafe { SockAddr::try_init(fill).map(|((), address)| address) }
 }
 
-/// Holds what comes while the reader is busy.
+/// Buffers frames while the reader is busy.
 const BUFFER: c_int = 16 << 20;

@@ -1,4 +1,4 @@
-//! Echo requests of both families, one after another, each with its time.
+//! Echo requests of both families, one after another, each with its round-trip time.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ use vpnd_tun::Sum;
 use super::common::on_thread;
 use super::netns::Namespace;
 
-/// What came of a series.
+/// The result of a series.
 #[derive(Debug)]
 pub(super) struct Pings {
     sent: u16,
@@ -41,7 +41,7 @@ impl fmt::Display for Pings {
 ///
 /// # Errors
 ///
-/// If the kernel gives no raw socket, or does not send; silence is no error.
+/// If a raw socket cannot be opened, or a request cannot be sent. A missing answer is no error.
 pub(super) async fn series(
     from: &Namespace,
     to: IpAddr,
@@ -57,7 +57,7 @@ pub(super) async fn series(
     Ok(Pings { sent: count, times: times.with_context(|| format!("cannot ping {to}"))? })
 }
 
-/// A raw socket, as a new namespace lets nobody use the other kind.
+/// A raw socket, because in a new namespace nobody may use a ping socket.
 fn echo_socket(to: IpAddr) -> io::Result<Socket> {
     let (domain, protocol) = match to {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
@@ -69,7 +69,7 @@ fn echo_socket(to: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The time that the answer took, if it came.
+/// The time until the answer; `None` if there was none.
 fn once(mut socket: &Socket, to: IpAddr, n: u16, payload: &[u8]) -> io::Result<Option<Duration>> {
     let sent = Instant::now();
     let request = request(to, n, payload);
@@ -78,7 +78,7 @@ fn once(mut socket: &Socket, to: IpAddr, n: u16, payload: &[u8]) -> io::Result<O
     while sent.elapsed() < PATIENCE {
         match socket.read(&mut buffer) {
             Ok(len) if answers(&buffer[..len], &request, to) => return Ok(Some(sent.elapsed())),
-            // Neighbours' messages come here too.
+            // Neighbour discovery and other messages arrive here too.
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -88,7 +88,7 @@ fn once(mut socket: &Socket, to: IpAddr, n: u16, payload: &[u8]) -> io::Result<O
     Ok(None)
 }
 
-/// The kernel writes the checksum of ICMPv6, and only of that.
+/// The kernel writes the checksum of ICMPv6, but not of ICMP.
 fn request(to: IpAddr, n: u16, payload: &[u8]) -> Vec<u8> {
     let kind = if to.is_ipv4() { 8 } else { 128 };
     let [high, low] = n.to_be_bytes();
@@ -99,7 +99,7 @@ fn request(to: IpAddr, n: u16, payload: &[u8]) -> Vec<u8> {
     request
 }
 
-/// Only IPv4 hands a raw socket the IP header too.
+/// A raw socket gets the IP header only for IPv4.
 fn answers(packet: &[u8], request: &[u8], to: IpAddr) -> bool {
     let (kind, header) = match (to, packet.first()) {
         (IpAddr::V4(_), Some(first)) => (0, usize::from(first & 15) * 4),
@@ -111,7 +111,7 @@ fn answers(packet: &[u8], request: &[u8], to: IpAddr) -> bool {
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Anything: nobody else pings in there.
+/// Any number: nobody else pings in the namespace.
 const IDENTIFIER: u8 = 0x76;
 
 #[cfg(test)]

@@ -18,25 +18,25 @@ use crate::config::Endpoint;
 use crate::pair;
 use crate::pair::{PairOptions, Site, inner_network};
 
-/// Opens a device like those that the daemons will want, to say early what is missing.
+/// Opens a device like those that the daemons need, to report early what is missing.
 ///
 /// # Errors
 ///
-/// If it cannot be had.
+/// If it cannot be opened.
 pub(super) fn try_device() -> Result<Device, OpenError> {
     let (adopt, owner) = (Adopt::Never, Owner::default());
     let mode = Mode::Tun;
     vpnd_tun::open(&Options { name: None, mode, offload: true, queues: 1, adopt, owner })
 }
 
-/// Both sites' files in a directory that goes with this.
+/// Both sites' files in a directory that is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Files {
     directory: PathBuf,
 }
 
 impl Files {
-    /// Writes them: what `pair` does, and where this demonstration wants state and control.
+    /// Writes the files of `pair`, and the paths of state and control socket for this demonstration.
     ///
     /// # Errors
     ///
@@ -58,7 +58,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Where they are.
+    /// The directory of the files.
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
@@ -80,7 +80,7 @@ impl Files {
         Ok(Daemon { name: name.to_owned(), program, directory, child })
     }
 
-    /// Removes them, and says so if that fails.
+    /// Removes the files, and reports a failure.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl Files {
             .with_context(|| format!("cannot remove {}", self.directory.display()))
     }
 
-    /// Everything beside the configuration: paths count from there.
+    /// Puts state and control socket beside the configuration; relative paths start there.
     fn place_service(&self, name: &str) -> anyhow::Result<()> {
         let path = self.directory.join(name).join(format!("{name}.toml"));
         let mut config = OpenOptions::new().append(true).open(&path)?;
@@ -102,12 +102,12 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // Removed already, if all went well.
+        // Fails if they were removed already.
         let _gone = fs::remove_dir_all(&self.directory);
     }
 }
 
-/// A running daemon, which does not outlive this.
+/// A running daemon; dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Daemon {
     name: String,
@@ -117,22 +117,22 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Its site.
+    /// The name of its site.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process.
+    /// Its process id.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Where it answers.
+    /// Its control socket.
     pub(super) fn control(&self) -> PathBuf {
         self.directory.join(CONTROL)
     }
 
-    /// What `vpnd status` says of it, and whether that is good.
+    /// The output of `vpnd status`, and whether it reports success.
     ///
     /// # Errors
     ///
@@ -145,7 +145,7 @@ impl Daemon {
         Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
     }
 
-    /// Waits until it says that the tunnel is up.
+    /// Waits until it reports that the tunnel is up.
     ///
     /// # Errors
     ///
@@ -161,15 +161,15 @@ impl Daemon {
                 return Ok(());
             }
             ensure!(start.elapsed() < PATIENCE, "{} is not up:\n{said}{}", self.name, self.log());
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Tells it to stop, and waits until it has.
+    /// Asks it to stop, and waits until it has.
     ///
     /// # Errors
     ///
-    /// If it has ended before, does not end, or not well.
+    /// If it has ended before, does not end, or fails.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         let start = Instant::now();
         if let Some(status) = self.child.try_wait()? {
@@ -180,7 +180,7 @@ impl Daemon {
             match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => return Err(self.ended(status).into()),
-                None => tokio::time::sleep(LOOK).await,
+                None => tokio::time::sleep(POLL_INTERVAL).await,
             }
         }
         bail!("{} does not stop:\n{}", self.name, self.log())
@@ -208,11 +208,11 @@ fn site(name: &str, address: IpAddr) -> Site {
     Site { name: name.to_owned(), endpoint: Some(endpoint) }
 }
 
-/// WireGuard's usual one.
+/// WireGuard's usual port.
 const PORT: u16 = 51820;
 const LOG: &str = "log";
 const CONTROL: &str = "control.sock";
 /// How long a start or a stop may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+/// The pause between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);

@@ -1,5 +1,5 @@
-//! How the story is told: numbered steps, plain lines, and progress that stays in its line where
-//! there is a terminal.
+//! The output of the demonstration: numbered steps, plain lines, and progress that is updated in place on a
+//! terminal.
 
 use std::cell::Cell;
 use std::fmt;
@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use super::transfer::Limit;
 
-/// Tells it on standard output.
+/// Writes to standard output.
 #[derive(Debug, Default)]
 pub(super) struct Teller {
     steps: Cell<u32>,
@@ -25,12 +25,12 @@ impl Teller {
         say(format_args!("{gap}{}. {title}\n", self.steps.get()))
     }
 
-    /// One line of a step.
+    /// Writes one line of a step.
     pub(super) fn line(&self, text: fmt::Arguments<'_>) -> anyhow::Result<()> {
         say(format_args!("   {text}\n"))
     }
 
-    /// Shows how far a transfer is until it is done.
+    /// Shows the progress of a transfer until it is done.
     pub(super) async fn watch<T>(
         &self,
         name: &str,
@@ -58,7 +58,7 @@ struct Progress<'a> {
     name: &'a str,
     limit: Limit,
     start: Instant,
-    /// On a terminal each report overwrites the last; elsewhere a few lines must do.
+    /// On a terminal each report overwrites the previous one; elsewhere only a few lines are printed.
     terminal: bool,
     quarters: u8,
 }
@@ -83,12 +83,12 @@ impl<'a> Progress<'a> {
         say(format_args!("   {text}\n"))
     }
 
-    /// Clears the line for the result.
+    /// Clears the line, for the result to be printed.
     fn end(&self) -> anyhow::Result<()> {
         if self.terminal { say(format_args!("\r\x1b[K")) } else { Ok(()) }
     }
 
-    /// Of the bytes or of the time, whatever is nearer to its end.
+    /// The progress towards the limit of bytes or the limit of time, whichever is higher.
     fn percent(&self, bytes: u64) -> u8 {
         let of_bytes = u128::from(bytes) * 100 / u128::from(self.limit.bytes);
         let of_time = self.start.elapsed().as_nanos() * 100 / self.limit.time.as_nanos();
@@ -96,7 +96,7 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// Bits a second, as a network's speed is given.
+/// Bits per second, in decimal units.
 pub(super) fn rate(bytes_per_second: f64) -> String {
     let bits = bytes_per_second * 8.0;
     if bits >= 1e9 {
@@ -106,7 +106,7 @@ pub(super) fn rate(bytes_per_second: f64) -> String {
     }
 }
 
-/// Bytes, as memory is given.
+/// Bytes, in binary units.
 pub(super) fn size(bytes: u64) -> String {
     let kib = bytes as f64 / 1024.0;
     match bytes {

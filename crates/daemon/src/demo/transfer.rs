@@ -1,5 +1,4 @@
-//! A TCP stream from one site to the other, for as many bytes or as long as one likes, summed at
-//! both ends.
+//! A TCP stream from one site to the other, up to a number of bytes or a time, with a checksum at both ends.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -13,7 +12,7 @@ use anyhow::{Context, ensure};
 use super::common::on_thread;
 use super::netns::Namespace;
 
-/// Whichever is reached first.
+/// The limits of a transfer; the first one to be reached ends it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
     /// The most bytes.
@@ -22,41 +21,41 @@ pub(super) struct Limit {
     pub(super) time: Duration,
 }
 
-/// What came of a transfer.
+/// The result of a transfer.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    /// What arrived.
+    /// The number of bytes that arrived.
     pub(super) bytes: u64,
-    /// From the connection to the last byte, as the receiver saw it.
+    /// From the connection to the last byte, as measured by the receiver.
     pub(super) time: Duration,
-    /// Of what was sent.
+    /// Of the sent bytes.
     pub(super) sent: Checksum,
-    /// Of what arrived.
+    /// Of the received bytes.
     pub(super) received: Checksum,
 }
 
 impl Transfer {
-    /// Whether what arrived is what was sent.
+    /// Checks that the received bytes are the sent bytes.
     ///
     /// # Errors
     ///
-    /// If it is not.
+    /// If they differ.
     pub(super) fn verify(&self) -> anyhow::Result<()> {
         ensure!(self.sent == self.received, "what arrived is not what was sent");
         Ok(())
     }
 
-    /// The rate.
+    /// The transfer rate.
     pub(super) fn bytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.time.as_secs_f64()
     }
 }
 
-/// Sends `text` again and again until a limit is reached; `progress` counts what arrives.
+/// Sends `text` again and again until a limit is reached; `progress` counts the bytes that arrive.
 ///
 /// # Errors
 ///
-/// If the two do not find each other, or one waits too long for the other.
+/// If the connection fails, or one end waits too long for the other.
 pub(super) async fn run(
     from: &Namespace,
     to: &Namespace,
@@ -76,8 +75,8 @@ pub(super) async fn run(
     Ok(Transfer { bytes: received.bytes, time, sent, received })
 }
 
-/// A sum of a stream in whole blocks, of which any change of a byte or of the order makes
-/// another; so cheap that it does not slow what it watches.
+/// A checksum over whole blocks: any changed byte or changed order changes it. It is so cheap that it does not
+/// slow the transfer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Checksum {
     bytes: u64,
@@ -110,7 +109,7 @@ fn connect(target: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Each block begins with its number, so that no two are the same.
+/// Each block begins with its number, so that no two blocks are equal.
 fn send(mut stream: TcpStream, limit: Limit, text: &[u8]) -> io::Result<Checksum> {
     let mut block = Box::new([0; BLOCK]);
     for (byte, letter) in block.iter_mut().zip(text.iter().cycle()) {
@@ -145,7 +144,7 @@ fn fill(stream: &mut impl Read, block: &mut [u8]) -> io::Result<bool> {
             Ok(0) if len == 0 => return Ok(false),
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => len += read,
-            // A read with a timeout is not begun anew by the kernel.
+            // The kernel does not restart a read with a timeout.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -153,11 +152,11 @@ fn fill(stream: &mut impl Read, block: &mut [u8]) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What is written at once.
+/// The size of one write.
 const BLOCK: usize = 64 << 10;
 /// How long either end waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Odd, so that no bit is lost, and without a pattern: 2^64 by the golden ratio.
+/// Odd, so that multiplying loses no bit, and without a pattern: 2^64 divided by the golden ratio.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]

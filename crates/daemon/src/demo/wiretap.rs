@@ -13,7 +13,7 @@ use super::netns::Namespace;
 use super::packet::PacketSocket;
 use super::tell::size;
 
-/// Reads until it is stopped, or dropped.
+/// Reads until it is stopped or dropped.
 #[derive(Debug)]
 pub(super) struct Wiretap {
     socket: Arc<PacketSocket>,
@@ -22,11 +22,11 @@ pub(super) struct Wiretap {
 }
 
 impl Wiretap {
-    /// Starts at a device, and counts how often `secret` crosses it.
+    /// Starts at a device, and counts how often `secret` appears in its frames.
     ///
     /// # Errors
     ///
-    /// If the kernel gives no packet socket.
+    /// If a packet socket cannot be opened.
     pub(super) fn start(
         namespace: &Namespace,
         device: &str,
@@ -40,7 +40,7 @@ impl Wiretap {
         Ok(Self { socket, stop, thread })
     }
 
-    /// Stops once nothing waits to be read.
+    /// Stops when no frame is waiting.
     ///
     /// # Errors
     ///
@@ -61,14 +61,14 @@ impl Drop for Wiretap {
     }
 }
 
-/// What crossed.
+/// What was seen on the wire.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// How often the secret stood there to be read.
+    /// How often the secret was readable.
     pub(super) sightings: usize,
     /// The first datagram of transport data that is more than a keepalive.
     pub(super) sample: Option<Vec<u8>>,
-    /// Frames that there was no room for.
+    /// Frames that did not fit the buffer.
     pub(super) missed: u32,
     bytes: u64,
     frames: u64,
@@ -77,7 +77,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// How much it was.
+    /// The amount of data.
     pub(super) fn volume(&self) -> String {
         match self.missed {
             0 => size(self.bytes),
@@ -85,14 +85,14 @@ impl Seen {
         }
     }
 
-    /// What it was, as far as one can tell without keys.
+    /// The kinds of frames, as far as they can be distinguished without keys.
     pub(super) fn kinds(&self) -> String {
         let known = self.datagrams.iter().map(|(kind, n)| format!("{} {n}", name(*kind)));
         let udp: u64 = self.datagrams.values().sum();
         known.chain([format!("other frames {}", self.frames - udp)]).collect::<Vec<_>>().join(", ")
     }
 
-    /// Takes one frame, or a super-packet of them, behind its virtio header.
+    /// Records one frame or super-packet, behind its virtio header.
     fn record(&mut self, read: &[u8], secret: &[u8]) {
         let Some((header, frame)) = VnetHeader::decode(read) else { return };
         self.bytes += frame.len() as u64;
@@ -116,7 +116,7 @@ impl Seen {
     }
 }
 
-/// As `hexdump -C` shows it.
+/// In the format of `hexdump -C`.
 pub(super) fn hexdump(bytes: &[u8]) -> Vec<String> {
     let line = |(n, row): (usize, &[u8])| {
         let hex: String = row.iter().map(|byte| format!(" {byte:02x}")).collect();
@@ -139,7 +139,7 @@ fn listen(socket: &PacketSocket, secret: &[u8], stop: &AtomicBool) -> io::Result
     }
 }
 
-/// What an Ethernet frame carries, if that is UDP over IPv4.
+/// The payload of an Ethernet frame, if it is UDP over IPv4.
 fn udp_payload(frame: &[u8]) -> Option<&[u8]> {
     let packet = frame.strip_prefix(frame.get(..12)?)?.strip_prefix(&ETHERTYPE_IPV4)?;
     let header = usize::from(packet.first()? & 15) * 4;
@@ -160,10 +160,10 @@ const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
 const UDP: u8 = 17;
 /// A super-packet of UDP datagrams (linux/virtio_net.h).
 const GSO_UDP_L4: u8 = 5;
-/// A bit beside the kind of a super-packet.
+/// A flag bit beside the kind of a super-packet.
 const GSO_ECN: u8 = 0x80;
 const TRANSPORT_DATA: u32 = 4;
-/// Header and tag around nothing.
+/// Header and tag without payload.
 const KEEPALIVE_LEN: usize = 32;
 
 #[cfg(test)]

@@ -12,22 +12,22 @@ use tokio::time::timeout;
 
 use super::plan::{Argv, Plan};
 use super::runner;
-use super::talk::{End, Heard, Order, Report, Way, both};
+use super::talk::{End, Order, Receiver, Report, Sender, split};
 
-/// How much longer than a command's limit the runner may take to kill it and say so.
-const SLACK: Duration = Duration::from_secs(5);
-/// How long its end is waited for.
-const FAREWELL: Duration = Duration::from_secs(3);
+/// After a command's limit, the time that the runner may take to kill it and report.
+const REPORT_TIME: Duration = Duration::from_secs(5);
+/// How long to wait for the runner's end.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running runner.
 pub(super) struct Runner {
-    heard: Heard,
-    way: Way,
+    receiver: Receiver,
+    sender: Sender,
     process: Option<Child>,
 }
 
 impl Runner {
-    /// Starts one. The descriptor is its only tie to us.
+    /// Starts a runner. Its only connection to vpnd is the socket.
     ///
     /// # Errors
     ///
@@ -36,29 +36,29 @@ impl Runner {
         let (ours, theirs) = Pair::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(runner::WORD).env_clear().current_dir("/");
-        // Not in our process group: it goes when we go, not when a terminal says so.
+        // Not in vpnd's process group: it ends with vpnd, not with a signal from the terminal.
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).process_group(0);
         let process = command.spawn()?;
         ours.set_nonblocking(true)?;
         Ok(Self { process: Some(process), ..Self::over(UnixStream::from_std(ours)?) })
     }
 
-    /// One at the other end of `stream`.
+    /// A runner at the other end of `stream`.
     pub(super) fn over(stream: UnixStream) -> Self {
-        let (heard, way) = both(stream);
-        Self { heard, way, process: None }
+        let (receiver, sender) = split(stream);
+        Self { receiver, sender, process: None }
     }
 
-    /// Hands over what it may ever be told to run; once, and first.
+    /// Sends the plan, which holds every command that the runner may run. Call it once, and first.
     ///
     /// # Errors
     ///
-    /// If it is gone.
+    /// If the runner is gone.
     pub(super) async fn plan(&mut self, plan: &Plan) -> io::Result<()> {
-        self.way.say(plan).await
+        self.sender.send(plan).await
     }
 
-    /// Has one command run, and puts into the log what it prints and how it ends.
+    /// Runs one command of the plan, and logs its output and how it ends.
     ///
     /// # Errors
     ///
@@ -69,14 +69,14 @@ impl Runner {
         argv: &Argv,
         limit: Duration,
     ) -> io::Result<End> {
-        let hook = order.moment.word();
+        let hook = order.event.word();
         tracing::debug!("hook {hook}: `{argv}` begins");
-        self.way.say(&order).await?;
+        self.sender.send(&order).await?;
         let gone = || io::Error::from(io::ErrorKind::UnexpectedEof);
-        let end = timeout(limit + SLACK, async {
+        let end = timeout(limit + REPORT_TIME, async {
             loop {
-                match self.heard.next().await?.ok_or_else(gone)? {
-                    Report::Said(line) => tracing::info!("hook {hook}: {line}"),
+                match self.receiver.next().await?.ok_or_else(gone)? {
+                    Report::Line(line) => tracing::info!("hook {hook}: {line}"),
                     Report::Ended(end) => return Ok::<_, io::Error>(end),
                 }
             }
@@ -84,12 +84,12 @@ impl Runner {
         end.await?
     }
 
-    /// Lets it end, and waits for that: nothing that it runs outlives it.
+    /// Asks the runner to end, and waits: none of its commands outlives it.
     pub(super) async fn end(self) {
-        let Self { heard, way, process } = self;
-        drop((heard, way));
+        let Self { receiver, sender, process } = self;
+        drop((receiver, sender));
         if let Some(mut process) = process
-            && timeout(FAREWELL, process.wait()).await.is_err()
+            && timeout(END_TIMEOUT, process.wait()).await.is_err()
         {
             tracing::warn!("the hook runner does not end");
         }

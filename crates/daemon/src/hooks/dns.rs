@@ -1,5 +1,6 @@
-//! Which name servers lie behind the device, as systemd-resolved is told. Words and meanings are
-//! `resolvectl`'s: a domain is searched in and asked for there; with `~` before it, asked for alone.
+//! The commands that set systemd-resolved's name servers behind the device. Syntax and meaning are those of
+//! `resolvectl`: a domain is searched, and its names are resolved there; with `~` in front, its names are only
+//! resolved there.
 
 use std::net::IpAddr;
 
@@ -9,15 +10,15 @@ use super::plan::Argv;
 
 /// The program that talks to systemd-resolved.
 const RESOLVECTL: &str = "resolvectl";
-/// Where the device's name stands among the arguments.
+/// The position of the device's name in the arguments.
 const DEVICE_AT: usize = 1;
-/// The domain of all names.
+/// The domain that covers all names.
 const EVERY_NAME: &str = "~.";
 
-/// What tells systemd-resolved of `servers` behind `device`.
+/// The commands that make systemd-resolved use `servers` behind `device`.
 ///
-/// Where everything is routed into the tunnel, all names are asked for there and nowhere else. Where only some is,
-/// `domains` are; without any, those are whose domain no other device claims.
+/// If everything is routed into the tunnel, all names are resolved there and nowhere else. Otherwise only those
+/// in `domains` are; without `domains`, all names whose domain no other device claims.
 pub(super) fn set(
     device: &str,
     servers: &[IpAddr],
@@ -40,12 +41,12 @@ pub(super) fn set(
     commands
 }
 
-/// What makes systemd-resolved forget it.
+/// The commands that make systemd-resolved forget them.
 pub(super) fn revert(device: &str) -> Vec<Argv> {
     command("revert", device, Vec::new())
 }
 
-/// Whether all of a family goes into the tunnel: one network or two halves of it.
+/// Whether the routes cover a whole family: one network, or its two halves.
 pub(super) fn is_everything(routes: impl Iterator<Item = IpNet> + Clone) -> bool {
     [true, false].into_iter().any(|v4| {
         let family = routes.clone().filter(|to| to.addr().is_ipv4() == v4);

@@ -1,5 +1,4 @@
-//! Runs one command: in a process group of its own, with nothing of ours but its environment, for
-//! no longer than its limit.
+//! Runs one command: in a process group of its own, inheriting only the environment, no longer than its limit.
 
 use std::ffi::CString;
 use std::io;
@@ -19,45 +18,46 @@ use tokio::time::timeout;
 
 use super::output::Lines;
 use super::plan::Argv;
-use super::talk::{End, Report, Way};
+use super::talk::{End, Report, Sender};
 use crate::program;
 
 /// The highest number of a signal (`_NSIG`).
 const LAST_SIGNAL: libc::c_int = 64;
-/// Who was asked to end has so long before it is killed.
+/// How long a command may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs it to its end or `limit`; `way` is told what it prints. Whoever drops this before kills it.
+/// Runs the command until it ends or `limit` is over, and sends its output to `sender`. Dropping the future kills
+/// the command.
 ///
 /// # Errors
 ///
-/// If `way` leads nowhere any more: then it is killed.
+/// If the other end of `sender` is gone; the command is then killed.
 pub(super) async fn execute(
     argv: &Argv,
     environment: impl IntoIterator<Item = (String, String)>,
     limit: Duration,
-    way: &mut Way,
+    sender: &mut Sender,
 ) -> io::Result<End> {
     let mut running = match Running::start(argv, environment) {
         Ok(running) => running,
         Err(error) => return Ok(End::NotStarted(error.to_string())),
     };
-    let end = match timeout(limit, running.end(way)).await {
+    let end = match timeout(limit, running.end(sender)).await {
         Ok(status) => End::from(status?),
         Err(_elapsed) => {
-            running.stop(way).await?;
+            running.stop(sender).await?;
             End::TooLong(limit)
         }
     };
-    running.pass_rest(way).await?;
+    running.pass_rest(sender).await?;
     Ok(end)
 }
 
-/// A command and all it started that stayed in its group.
+/// A command, and all of its children that stayed in its group.
 struct Running {
     child: Child,
     group: Pid,
-    /// By itself: what it left in the background is its own business.
+    /// Whether it ended by itself: its background processes are then left alone.
     ended: bool,
     output: Option<pipe::Receiver>,
     lines: Lines,
@@ -75,17 +75,17 @@ impl Running {
         command.arg0(argv.words().next().unwrap_or_default()).args(argv.words().skip(1));
         command.env_clear().envs(environment.iter().cloned()).current_dir("/");
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
-        begin_anew(&mut command);
+        reset_inherited(&mut command);
         execute_descriptor(&mut command, Image::of(argv, &environment)?);
-        // The command holds our ends of the pipe, and goes with this line.
+        // The command object holds our ends of the pipe, and is dropped here.
         let child = Command::from(command).spawn()?;
         let id = child.id().and_then(|id| i32::try_from(id).ok());
         let group = Pid::from_raw(id.ok_or_else(|| io::Error::from(Errno::ESRCH))?);
         Ok(Self { child, group, ended: false, output: Some(output), lines: Lines::default() })
     }
 
-    /// Waits for its end, and passes on what it prints until then.
-    async fn end(&mut self, way: &mut Way) -> io::Result<ExitStatus> {
+    /// Waits for its end, and passes its output on until then.
+    async fn end(&mut self, sender: &mut Sender) -> io::Result<ExitStatus> {
         let mut buffer = [0; 4096];
         loop {
             tokio::select! {
@@ -94,40 +94,40 @@ impl Running {
                     return status;
                 }
                 read = read(&mut self.output, &mut buffer) => match read {
-                    Ok(len @ 1..) => pass(self.lines.take(&buffer[..len]), way).await?,
-                    // It has closed its output, and may run on.
+                    Ok(len @ 1..) => pass(self.lines.take(&buffer[..len]), sender).await?,
+                    // It has closed its output, but may still run.
                     _ => self.output = None,
                 },
             }
         }
     }
 
-    /// Asks the whole group to end, then ends it.
-    async fn stop(&mut self, way: &mut Way) -> io::Result<()> {
+    /// Asks the whole group to end, then kills it.
+    async fn stop(&mut self, sender: &mut Sender) -> io::Result<()> {
         self.signal(Signal::SIGTERM);
-        let obeyed = timeout(GRACE, self.end(way)).await.is_ok();
-        // What it started may have stayed when it went.
+        let obeyed = timeout(GRACE, self.end(sender)).await.is_ok();
+        // Its children may have stayed when it ended.
         self.signal(Signal::SIGKILL);
         if !obeyed {
-            // Whom the kernel does not let go is left to it.
-            let _stuck = timeout(GRACE, self.end(way)).await;
+            // A process stuck in the kernel is left alone.
+            let _stuck = timeout(GRACE, self.end(sender)).await;
         }
         Ok(())
     }
 
-    /// What is in the pipe still. Who runs on in the background keeps it open, and is not waited for.
-    async fn pass_rest(&mut self, way: &mut Way) -> io::Result<()> {
+    /// Passes on what is still in the pipe. Does not wait for background processes that keep the pipe open.
+    async fn pass_rest(&mut self, sender: &mut Sender) -> io::Result<()> {
         let mut buffer = [0; 4096];
         while let Some(output) = &self.output {
             match output.try_read(&mut buffer) {
-                Ok(len @ 1..) => pass(self.lines.take(&buffer[..len]), way).await?,
+                Ok(len @ 1..) => pass(self.lines.take(&buffer[..len]), sender).await?,
                 _ => break,
             }
         }
-        pass(self.lines.rest(), way).await
+        pass(self.lines.rest(), sender).await
     }
 
-    /// A group that is gone needs no signal.
+    /// Sends no signal to a group that is gone.
     fn signal(&self, signal: Signal) {
         let _gone = killpg(self.group, signal);
     }
@@ -148,16 +148,16 @@ async fn read(output: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> io::Res
     }
 }
 
-async fn pass(lines: Vec<String>, way: &mut Way) -> io::Result<()> {
+async fn pass(lines: Vec<String>, sender: &mut Sender) -> io::Result<()> {
     for line in lines {
-        way.say(&Report::Said(line)).await?;
+        sender.send(&Report::Line(line)).await?;
     }
     Ok(())
 }
 
-/// What the kernel hands down to a new program, or does not take from it, as if the system had just
-/// started it: no signal blocked or ignored. It dies with us.
-fn begin_anew(command: &mut std::process::Command) {
+/// Resets what the kernel passes on to a new program, as if the system had just started it: no signal is
+/// blocked or ignored. The program is killed when the runner ends.
+fn reset_inherited(command: &mut std::process::Command) {
     let anew = || {
         set_pdeathsig(Signal::SIGKILL)?;
         for signal in 1..=LAST_SIGNAL {
@@ -173,9 +173,9 @@ fn begin_anew(command: &mut std::process::Command) {
     unsafe { command.pre_exec(anew) };
 }
 
-/// Executes what was opened and looked at, and not what has its name by then. A script is executed by its name,
-/// which its interpreter needs (and nobody else can change): the kernel says ENOENT of one that is to be
-/// read from a descriptor that closes, and ENOEXEC of one that names no interpreter.
+/// Executes the file that was opened and checked, not whatever has its name by then. A script has to be
+/// executed by its name, which its interpreter needs (and nobody else can change). The kernel reports a script
+/// with ENOENT, as its descriptor is closed on exec, and one that names no interpreter with ENOEXEC.
 fn execute_descriptor(command: &mut std::process::Command, image: Image) {
     let executed = move || match image.execute() {
         Errno::ENOENT | Errno::ENOEXEC => Ok(()),
@@ -185,7 +185,7 @@ fn execute_descriptor(command: &mut std::process::Command, image: Image) {
     unsafe { command.pre_exec(executed) };
 }
 
-/// A program that was opened, with all that it is executed with.
+/// An opened program, with its arguments and environment.
 struct Image {
     file: OwnedFd,
     words: Strings,
@@ -203,9 +203,9 @@ impl Image {
         })
     }
 
-    /// Returns only if the kernel refuses.
+    /// Returns only if the kernel refuses to execute it.
     fn execute(&self) -> Errno {
-        // SAFETY: both arrays end with a null pointer, and their strings live as long as they do.
+        // SAFETY: both arrays end with a null pointer, and own the strings that they point to.
         unsafe {
             libc::syscall(
                 libc::SYS_execveat,
@@ -220,15 +220,15 @@ impl Image {
     }
 }
 
-/// Strings as the kernel takes them: an array of pointers, with a null pointer at its end.
+/// Strings as the kernel expects them: an array of pointers that ends with a null pointer.
 struct Strings {
     pointers: Vec<*const libc::c_char>,
     _pointed_at: Vec<CString>,
 }
 
-// SAFETY: the pointers lead to the heap memory of the strings beside them, which move along and never change.
+// SAFETY: the pointers lead to the heap memory of the strings beside them, which do not move or change.
 unsafe impl Send for Strings {}
-// SAFETY: as above; nothing changes it once it is made.
+// SAFETY: as above; it is immutable.
 unsafe impl Sync for Strings {}
 
 impl Strings {
@@ -242,29 +242,29 @@ impl Strings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hooks::talk::{Heard, both};
+    use crate::hooks::talk::{Receiver, split};
     use std::time::Instant;
     use tokio::net::UnixStream;
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn ends() -> (Heard, Way) {
+    fn ends() -> (Receiver, Sender) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let ((heard, _), (_, way)) = (both(ours), both(theirs));
-        (heard, way)
+        let ((receiver, _), (_, sender)) = (split(ours), split(theirs));
+        (receiver, sender)
     }
 
-    /// How `sh -c script` ends, and what it says.
+    /// How `sh -c script` ends, and its output.
     async fn run(script: &str, limit: Duration) -> (End, Vec<String>) {
-        let (mut heard, mut way) = ends();
+        let (mut receiver, mut sender) = ends();
         let environment = [("PATH", "/usr/bin:/bin"), ("A", "b c")];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let argv = Argv::new(["sh", "-c", script]).unwrap();
-        let end = execute(&argv, environment, limit, &mut way).await.unwrap();
-        drop(way);
+        let end = execute(&argv, environment, limit, &mut sender).await.unwrap();
+        drop(sender);
         let mut said = Vec::new();
-        while let Some(report) = heard.next().await.unwrap() {
-            let Report::Said(line) = report else { panic!("{report:?}") };
+        while let Some(report) = receiver.next().await.unwrap() {
+            let Report::Line(line) = report else { panic!("{report:?}") };
             said.push(line);
         }
         (end, said)
@@ -279,7 +279,7 @@ mod tests {
         }
         assert!(!said.iter().any(|line| line.starts_with("CARGO")), "{said:?}");
         let (_, said) = run("grep -hE 'Sig(Blk|Ign)' /proc/self/status", LONG).await;
-        // The C library keeps two signals to itself.
+        // The C library reserves two signals.
         let masks =
             said.iter().map(|line| u64::from_str_radix(&line[8..], 16).unwrap() & !(3 << 31));
         assert_eq!(masks.collect::<Vec<_>>(), [0, 0], "{said:?}");
@@ -309,12 +309,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_dropped_is_killed() {
-        let (mut heard, mut way) = ends();
+        let (mut receiver, mut sender) = ends();
         let argv = Argv::new(["/bin/sh", "-c", "echo $$; sleep 1000; true"]).unwrap();
         let child = tokio::select! {
-            _ = execute(&argv, [], LONG, &mut way) => panic!("it ended"),
-            said = heard.next() => match said.unwrap() {
-                Some(Report::Said(line)) => line.parse().unwrap(),
+            _ = execute(&argv, [], LONG, &mut sender) => panic!("it ended"),
+            said = receiver.next() => match said.unwrap() {
+                Some(Report::Line(line)) => line.parse().unwrap(),
                 other => panic!("{other:?}"),
             },
         };
@@ -336,9 +336,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_there_does_not_start() {
-        let (_heard, mut way) = ends();
+        let (_heard, mut sender) = ends();
         let argv = Argv::new(["/nowhere/hook"]).unwrap();
-        let end = execute(&argv, [], LONG, &mut way).await.unwrap();
+        let end = execute(&argv, [], LONG, &mut sender).await.unwrap();
         assert_eq!(end.to_string(), "could not be started: /nowhere/hook is not there");
     }
 
@@ -350,13 +350,13 @@ mod tests {
         let argv = Argv::new([&link, "-c", "echo $0"]).unwrap();
         std::fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink("/bin/false", &link).unwrap();
-        let (mut heard, mut way) = ends();
-        let end = execute(&argv, [], LONG, &mut way).await.unwrap();
+        let (mut receiver, mut sender) = ends();
+        let end = execute(&argv, [], LONG, &mut sender).await.unwrap();
         assert_eq!(end, End::Exited(0));
-        assert_eq!(heard.next().await.unwrap(), Some(Report::Said(link)));
+        assert_eq!(receiver.next().await.unwrap(), Some(Report::Line(link)));
     }
 
-    /// Dead, or only waiting for whoever reaps it.
+    /// Whether it is dead, or only waits to be reaped.
     fn is_dead(id: i32) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))

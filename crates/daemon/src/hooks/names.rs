@@ -1,10 +1,11 @@
-//! Whether systemd-resolved still has the name servers that it was told of. Another program may have had it forget
-//! them (`resolvectl revert`, an agent that sets up links), or it may have been started without its state.
+//! Whether systemd-resolved still has the name servers that vpnd set. Another program may have removed them
+//! (`resolvectl revert`, an agent that sets up links), or systemd-resolved may have been restarted without its
+//! state.
 //!
-//! What it knows of a link lies in a directory that only it can read. It writes a `resolv.conf` that everybody can
-//! read, with the servers of links that are asked for every name: one that is gone from there is seen
-//! within [`OFTEN`]. A link that is asked for its own domains only is not in it, so everything is set again
-//! every [`SELDOM`] as well; where nothing is missing systemd-resolved neither changes nor logs anything.
+//! Its state of a link is in a directory that only it can read. But it writes a `resolv.conf` that everybody
+//! can read, with the servers of links that resolve every name: the loss of such a server is noticed within
+//! [`OFTEN`]. A link that resolves only its own domains is not listed there. So vpnd also sets everything again
+//! every [`SELDOM`]; if nothing is missing, systemd-resolved neither changes nor logs anything.
 
 use std::fs;
 use std::net::IpAddr;
@@ -15,40 +16,40 @@ use tokio::time::Instant;
 
 use super::plan::Argv;
 
-/// Where systemd-resolved lists the servers of links that are asked for every name.
+/// The list of the servers of links that resolve every name.
 const LIST: &str = "/run/systemd/resolve/resolv.conf";
 /// How often the list is read.
 const OFTEN: Duration = Duration::from_secs(5);
 /// How often everything is set again, whatever the list says.
 const SELDOM: Duration = Duration::from_secs(30);
-/// Where it does not help, or does not last, the pauses grow to this.
+/// If setting again fails or does not last, the pauses grow up to this.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// The servers that were set, and when to look after them.
+/// The servers that were set, and when to check them.
 #[derive(Debug)]
 pub(super) struct Names {
     servers: Vec<IpAddr>,
     list: PathBuf,
-    /// Whether the list had them all when they were set; only then can they be missed there.
+    /// Whether the list had all of them when they were set; only then can the list show that one is missing.
     listed: bool,
     pause: Duration,
     due: Instant,
     renewal: Instant,
 }
 
-/// What a look shows.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Nothing is to be done.
+    /// Nothing has to be done.
     Kept,
-    /// A server is gone: all is to be set again.
+    /// A server is gone: set all of them again.
     Gone,
-    /// All is to be set again, for nobody can tell.
+    /// The state cannot be seen: set all of them again.
     Unknown,
 }
 
 impl Names {
-    /// These commands have just been run.
+    /// To be called after these commands have run.
     pub(super) fn new(commands: &[Argv]) -> Self {
         let words = commands.iter().flat_map(Argv::words);
         let servers = words.filter_map(|word| word.parse().ok()).collect();
@@ -62,13 +63,13 @@ impl Names {
         names
     }
 
-    /// When to look.
+    /// When to check next.
     pub(super) const fn due(&self) -> Instant {
         self.due
     }
 
-    /// Looks whether the servers are still known.
-    pub(super) fn look(&mut self, now: Instant) -> Found {
+    /// Checks whether the servers are still set.
+    pub(super) fn check(&mut self, now: Instant) -> Found {
         self.due = now + OFTEN;
         if self.listed && !self.are_listed() {
             return Found::Gone;
@@ -80,7 +81,7 @@ impl Names {
         Found::Kept
     }
 
-    /// After this was found all has been set again, or could not be.
+    /// Records that the servers were set again after `found`, or that setting them failed.
     pub(super) fn set_again(&mut self, now: Instant, found: Found, is_set: bool) {
         if is_set {
             self.listed = self.are_listed();
@@ -92,14 +93,14 @@ impl Names {
     }
 
     fn are_listed(&self) -> bool {
-        // A list that is replaced just now, or gone, has none.
+        // A missing list, or one that is being replaced, counts as empty.
         let list = fs::read_to_string(&self.list).unwrap_or_default();
         let listed: Vec<_> = list.lines().filter_map(name_server).collect();
         self.servers.iter().all(|server| listed.contains(server))
     }
 }
 
-/// The address in a line of `resolv.conf`. A link-local one has its link behind it.
+/// The address in a line of `resolv.conf`. A link-local address is followed by its link.
 fn name_server(line: &str) -> Option<IpAddr> {
     line.strip_prefix("nameserver ")?.trim().split('%').next()?.parse().ok()
 }
@@ -117,10 +118,10 @@ mod tests {
         Names::listed_in(list.to_owned(), servers.into(), now)
     }
 
-    /// Looks when it is due, and sets again what is gone or unknown by writing `list`.
-    fn turn(names: &mut Names, list: &str) -> (Found, Duration) {
+    /// Checks when it is due, and sets again by writing `list`.
+    fn check_when_due(names: &mut Names, list: &str) -> (Found, Duration) {
         let now = names.due();
-        let found = names.look(now);
+        let found = names.check(now);
         if found != Found::Kept {
             fs::write(&names.list, list).unwrap();
             names.set_again(now, found, true);
@@ -142,13 +143,13 @@ mod tests {
         let list = directory.path().join("resolv.conf");
         fs::write(&list, BOTH).unwrap();
         let mut names = names(&list, Instant::now());
-        assert_eq!(turn(&mut names, BOTH), (Found::Kept, OFTEN));
-        // One of the two is enough, and so is a list that is gone.
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, OFTEN));
+        // A list with one of the two servers, or no list at all, is a loss.
         fs::write(&list, "nameserver 10.99.0.2\n").unwrap();
-        assert_eq!(turn(&mut names, BOTH), (Found::Gone, OFTEN * 2));
-        assert_eq!(turn(&mut names, BOTH), (Found::Kept, OFTEN));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Gone, OFTEN * 2));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, OFTEN));
         fs::remove_file(&list).unwrap();
-        assert_eq!(turn(&mut names, BOTH), (Found::Gone, OFTEN * 2));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Gone, OFTEN * 2));
     }
 
     #[test]
@@ -160,12 +161,16 @@ mod tests {
         let pauses: Vec<_> = (0..5)
             .map(|_| {
                 fs::write(&list, LAN).unwrap();
-                turn(&mut names, BOTH)
+                check_when_due(&mut names, BOTH)
             })
             .collect();
         assert_eq!(pauses, [10, 20, 40, 60, 60].map(|s| (Found::Gone, Duration::from_secs(s))));
-        assert_eq!(turn(&mut names, BOTH).0, Found::Unknown, "domains may be gone by then");
-        assert_eq!(turn(&mut names, BOTH), (Found::Kept, OFTEN));
+        assert_eq!(
+            check_when_due(&mut names, BOTH).0,
+            Found::Unknown,
+            "domains may be gone by then"
+        );
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, OFTEN));
     }
 
     #[test]
@@ -174,7 +179,7 @@ mod tests {
         let list = directory.path().join("resolv.conf");
         let begin = Instant::now();
         let mut names = names(&list, begin);
-        let found: Vec<_> = (0..12).map(|_| turn(&mut names, LAN).0).collect();
+        let found: Vec<_> = (0..12).map(|_| check_when_due(&mut names, LAN).0).collect();
         let renewed = found.iter().filter(|found| **found == Found::Unknown).count();
         assert_eq!((renewed, found.contains(&Found::Gone)), (2, false), "{found:?}");
         assert_eq!(names.due() - begin, Duration::from_secs(65));
@@ -189,7 +194,7 @@ mod tests {
         fs::write(&list, LAN).unwrap();
         let pauses = [(); 5].map(|()| {
             let now = names.due();
-            assert_eq!(names.look(now), Found::Gone, "a failure makes it no less wanted");
+            assert_eq!(names.check(now), Found::Gone, "a failure makes it no less wanted");
             names.set_again(now, Found::Gone, false);
             (names.due() - now).as_secs()
         });

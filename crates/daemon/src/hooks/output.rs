@@ -1,14 +1,14 @@
-//! What a command prints, as lines for the log: neither long nor many, and without control characters, so
-//! that no command can fill the log or write what is not its own.
+//! Turns a command's output into log lines: limited in length and number, and without control characters. So no
+//! command can fill the log or forge other lines.
 
 use crate::terminal::Printable;
 
-/// A line goes on no further than this many bytes.
+/// A line is cut after this many bytes.
 const MAX_LINE: usize = 400;
-/// Of one command, so many lines are passed on.
+/// Lines of one command that are logged; further ones are counted.
 const MAX_LINES: usize = 50;
 
-/// Cuts what comes in into lines.
+/// Splits output into lines.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     line: Vec<u8>,
@@ -31,7 +31,7 @@ impl Lines {
         lines
     }
 
-    /// What is left when nothing more comes.
+    /// The last, incomplete line, when the output has ended.
     pub(super) fn rest(&mut self) -> Vec<String> {
         let mut lines: Vec<_> = self.end_line().into_iter().collect();
         if self.left_out > 0 {

@@ -1,5 +1,5 @@
-//! What is run when. The runner has the plan before anything is read from the network; after that,
-//! only the place of a command in it is named.
+//! Which commands run at which event. The runner gets the plan before anything is read from the network; after
+//! that, vpnd only names a command's position in it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,10 +13,10 @@ use crate::program::look_at;
 /// When commands are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Moment {
-    /// The device is configured: systemd-resolved is told of the name servers behind it.
+pub(crate) enum Event {
+    /// The device is configured: set systemd-resolved's name servers.
     SetDns,
-    /// The device is configured; privileges are still there.
+    /// The device is configured; the privileges are not dropped yet.
     Up,
     /// The peer is alive.
     Established,
@@ -24,12 +24,12 @@ pub(crate) enum Moment {
     Lost,
     /// A stop has begun; the device is still configured.
     Down,
-    /// systemd-resolved is to forget what it was told.
+    /// After `down`: make systemd-resolved forget its name servers.
     RevertDns,
 }
 
-impl Moment {
-    /// As the configuration and `VPND_HOOK` call it.
+impl Event {
+    /// The name in the configuration and in `VPND_HOOK`.
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::SetDns => "set-dns",
@@ -42,21 +42,21 @@ impl Moment {
     }
 }
 
-/// A command: a program that was looked at, and arguments that no shell looks at.
+/// A command: a program whose file was checked, and its arguments. No shell is involved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Argv {
-    /// What it is called, by us and as its own `argv[0]`: a path, or a word that was looked up in `PATH`.
+    /// The program's name, also for its own `argv[0]`: a path, or a word that was looked up in `PATH`.
     program: String,
-    /// The file that is run, or why none is. Nobody looks for it again.
+    /// The file to be executed, or why there is none. It is not looked up again.
     file: Result<String, String>,
     arguments: Vec<String>,
-    /// Which of the arguments is the device's name: it may have another by the time that this is run.
+    /// Which argument is the device's name, which may have changed by the time the command runs.
     #[serde(default)]
     device: Option<usize>,
 }
 
 impl Argv {
-    /// Of words, the first of which is the program; none of no words. The program is looked at here.
+    /// A command of these words, the first of which is the program; `None` without words. Checks the program.
     pub(crate) fn new(words: impl IntoIterator<Item = impl Into<String>>) -> Option<Self> {
         let mut words = words.into_iter().map(Into::into);
         let program = words.next()?;
@@ -64,13 +64,13 @@ impl Argv {
         Some(Self { program, file, arguments: words.collect(), device: None })
     }
 
-    /// The same, whose argument `at` is the device's name.
+    /// Marks the argument `at` as the device's name.
     pub(super) fn naming_device(mut self, at: usize) -> Self {
         self.device = Some(at);
         self
     }
 
-    /// The same for a device that has this name by now.
+    /// The same command with the device's current name.
     pub(super) fn with_device(&self, name: &str) -> Self {
         let mut argv = self.clone();
         if let Some(at) = argv.device.and_then(|at| argv.arguments.get_mut(at)) {
@@ -79,22 +79,22 @@ impl Argv {
         argv
     }
 
-    /// The file that is run.
+    /// The file to be executed.
     ///
     /// # Errors
     ///
-    /// Why it is not run.
+    /// Why it must not be executed.
     pub(super) fn file(&self) -> io::Result<&str> {
         self.file.as_deref().map_err(|why| io::Error::other(why.clone()))
     }
 
-    /// All words. A program of several names (busybox) goes by the one that it is called.
+    /// All words. A multi-call program (busybox) behaves according to the name it is called by.
     pub(super) fn words(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.program).chain(&self.arguments).map(String::as_str)
     }
 }
 
-/// As it could be typed into a shell.
+/// The command as it could be typed into a shell.
 impl fmt::Display for Argv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&quoted(&self.program))?;
@@ -110,24 +110,24 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// All that a tunnel's runner will ever run, and with what.
+/// Every command that the tunnel's runner will ever run, and their environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    /// In the order that they are run.
-    pub(crate) commands: BTreeMap<Moment, Vec<Argv>>,
-    /// The whole environment, but for what depends on the moment.
+    /// The commands of each event, in the order in which they run.
+    pub(crate) commands: BTreeMap<Event, Vec<Argv>>,
+    /// The environment, except for the variables that depend on the event.
     pub(crate) environment: Vec<(String, String)>,
     /// How long one command may take.
     pub(crate) limit: Duration,
 }
 
 impl Plan {
-    /// What is run at `moment`.
-    pub(crate) fn at(&self, moment: Moment) -> &[Argv] {
-        self.commands.get(&moment).map_or(&[], Vec::as_slice)
+    /// The commands of an event.
+    pub(crate) fn at(&self, event: Event) -> &[Argv] {
+        self.commands.get(&event).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether nothing is ever run.
+    /// Whether there is no command at all.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.commands.values().all(Vec::is_empty)
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_plan_crosses_as_json() {
-        let commands = [(Moment::RevertDns, vec![Argv::new(["a", "b"]).unwrap()])];
+        let commands = [(Event::RevertDns, vec![Argv::new(["a", "b"]).unwrap()])];
         let plan = Plan {
             commands: commands.into(),
             environment: vec![("A".to_owned(), "b c".to_owned())],
@@ -155,7 +155,7 @@ mod tests {
         };
         let text = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
-        assert!(!plan.is_empty() && plan.at(Moment::Up).is_empty());
+        assert!(!plan.is_empty() && plan.at(Event::Up).is_empty());
         assert!(Plan::default().is_empty());
     }
 }

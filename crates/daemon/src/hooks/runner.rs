@@ -1,7 +1,7 @@
-//! The process that runs commands: vpnd, executed once more before it has opened or given up anything,
-//! so that it holds none of vpnd's keys and keeps the privileges that vpnd was started with. It reads
-//! a plan from its standard input, then runs of that plan what it is told to, one command at a time.
-//! When vpnd is gone it kills what runs, and ends.
+//! The process that runs commands: vpnd, executed once more before it has opened anything or dropped any
+//! privilege. So it holds none of vpnd's keys and keeps the privileges that vpnd was started with. It reads a
+//! plan from its standard input, then runs commands of that plan on request, one at a time. When vpnd is gone,
+//! it kills the running command and ends.
 
 use std::ffi::CStr;
 use std::io;
@@ -14,14 +14,14 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::net::UnixStream;
 
 use super::exec::execute;
-use super::talk::{Order, Report, both};
+use super::talk::{Order, Report, split};
 use crate::exit::Exit;
 use crate::privilege;
 
-/// The subcommand that nobody types.
+/// The internal subcommand.
 pub(crate) const WORD: &str = "hook-runner";
 
-/// Runs until vpnd is gone.
+/// Runs commands until vpnd is gone.
 ///
 /// # Errors
 ///
@@ -38,22 +38,22 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     Ok(Exit::Success.into())
 }
 
-/// Leaves behind what vpnd's own parent may have handed down. What asks vpnd to end goes to the runner
-/// too, where a whole group or service is meant; but commands are still to come.
+/// Drops everything that was inherited from vpnd's parent. A signal that asks vpnd to end also reaches the
+/// runner if it is sent to the whole group or service; it is blocked, as commands are still to run.
 fn begin() -> io::Result<()> {
-    stand_apart(c"vpnd-hooks")?;
-    // Whoever started vpnd may have put it before other programs, for its packets; hooks move none.
+    isolate(c"vpnd-hooks")?;
+    // vpnd may have been started with a high priority for its packets; hooks do not need it.
     privilege::yield_to_others();
     Ok(())
 }
 
-/// What a process of vpnd's begins with whose standard input is a socket from there: it has nothing else of
-/// vpnd's parent, hears no signal but that of its own children, and has a name.
+/// The first steps of a process that vpnd starts with a socket as its standard input: it closes everything that
+/// was inherited from vpnd's parent, blocks every signal but SIGCHLD, and gets a name.
 ///
 /// # Errors
 ///
 /// If there is no such socket.
-pub(crate) fn stand_apart(name: &CStr) -> io::Result<()> {
+pub(crate) fn isolate(name: &CStr) -> io::Result<()> {
     nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0)?;
     close_from(3)?;
     let mut signals = SigSet::all();
@@ -71,42 +71,42 @@ fn close_from(first: libc::c_uint) -> io::Result<()> {
     if closed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Runs what it is told to until there is nobody to tell.
+/// Runs the requested commands until the other end is gone.
 async fn serve(socket: UnixStream) -> anyhow::Result<()> {
-    let (mut heard, mut way) = both(socket);
-    let Some(plan) = heard.plan().await? else { return Ok(()) };
-    while let Some(order) = heard.next::<Order>().await? {
-        let Some(planned) = plan.at(order.moment).get(order.index) else {
-            bail!("the plan has no command {} of {}", order.index, order.moment.word());
+    let (mut receiver, mut sender) = split(socket);
+    let Some(plan) = receiver.plan().await? else { return Ok(()) };
+    while let Some(order) = receiver.next::<Order>().await? {
+        let Some(planned) = plan.at(order.event).get(order.index) else {
+            bail!("the plan has no command {} of {}", order.index, order.event.word());
         };
         if let Some(name) = order.changed.device.as_ref().filter(|name| !is_device_name(name)) {
             bail!("{name:?} is the name of no device");
         }
         let argv = order.changed.device.as_ref().map(|name| planned.with_device(name));
         let argv = argv.as_ref().unwrap_or(planned);
-        let environment = plan.environment.iter().cloned().chain(of_the_moment(&order));
+        let environment = plan.environment.iter().cloned().chain(event_variables(&order));
         let end = tokio::select! {
-            end = execute(argv, environment, plan.limit, &mut way) => end?,
-            // Until it has the answer vpnd says nothing, so this is its end.
-            _gone = heard.next::<Order>() => return Ok(()),
+            end = execute(argv, environment, plan.limit, &mut sender) => end?,
+            // vpnd sends nothing before it has the result, so a message can only be its end.
+            _gone = receiver.next::<Order>() => return Ok(()),
         };
-        way.say(&Report::Ended(end)).await?;
+        sender.send(&Report::Ended(end)).await?;
     }
     Ok(())
 }
 
-fn of_the_moment(order: &Order) -> Vec<(String, String)> {
+fn event_variables(order: &Order) -> Vec<(String, String)> {
     let endpoint = order.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
     let device = order.changed.device.iter().map(|name| ("VPND_DEVICE".to_owned(), name.clone()));
     let mtu = order.changed.mtu.iter().map(|mtu| ("VPND_MTU".to_owned(), mtu.to_string()));
     let told = [
-        ("VPND_HOOK".to_owned(), order.moment.word().to_owned()),
+        ("VPND_HOOK".to_owned(), order.event.word().to_owned()),
         ("VPND_ENDPOINT".to_owned(), endpoint),
     ];
     told.into_iter().chain(device).chain(mtu).collect()
 }
 
-/// Whether the kernel lets a device have this name, and a program does not take it for an option.
+/// Whether the kernel allows this name for a device, and no program takes it for an option.
 fn is_device_name(name: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_graphic() && !"/:".contains(c);
     (1..libc::IFNAMSIZ).contains(&name.len())

@@ -1,6 +1,5 @@
-//! What vpnd and its runner say to each other: one line of JSON each, over a socket pair. The
-//! first line is the [`Plan`]; then an [`Order`], any number of lines said, the end
-//! of the command, and the next order.
+//! The messages between vpnd and its runner: one line of JSON each, over a socket pair. The first line is the
+//! [`Plan`]; then come an [`Order`], any number of output lines, the end of the command, and the next order.
 
 use std::fmt;
 use std::io;
@@ -15,25 +14,25 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::plan::{Moment, Plan};
+use super::plan::{Event, Plan};
 
-/// No order and no report is longer, in bytes.
+/// The maximum length of an order or a report, in bytes.
 const MAX_LINE: usize = 64 << 10;
-/// No plan is: what the kernel hands to one program is less.
+/// The maximum length of a plan: the kernel's limit for the arguments of one program is lower.
 const MAX_PLAN: usize = 4 << 20;
 
-/// Which command of the plan is due.
+/// Which command of the plan to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Order {
-    pub(super) moment: Moment,
+    pub(super) event: Event,
     pub(super) index: usize,
-    /// Where the peer is, once it is known.
+    /// The peer's address, once it is known.
     pub(super) endpoint: Option<SocketAddr>,
     #[serde(default)]
     pub(super) changed: Changed,
 }
 
-/// What of the device is other than the plan says.
+/// The properties of the device that differ from the plan's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Changed {
     /// Its name.
@@ -42,30 +41,30 @@ pub(super) struct Changed {
     pub(super) mtu: Option<u16>,
 }
 
-/// What the runner says of a command.
+/// The runner's report about a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Report {
-    /// It printed a line.
-    Said(String),
-    /// It is over.
+    /// It printed this line.
+    Line(String),
+    /// It has ended.
     Ended(End),
 }
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum End {
-    /// By itself, with this status.
+    /// It exited with this status.
     Exited(i32),
-    /// By a signal.
+    /// It was killed by a signal.
     Killed(i32),
-    /// It was killed when this time was over.
+    /// It was killed because it took longer than this.
     TooLong(Duration),
-    /// It did not begin.
+    /// It could not be started.
     NotStarted(String),
 }
 
 impl End {
-    /// Whether it did what it was to do, as far as anybody knows.
+    /// Whether it reported success.
     pub(crate) const fn is_good(&self) -> bool {
         matches!(self, Self::Exited(0))
     }
@@ -95,42 +94,43 @@ impl fmt::Display for End {
     }
 }
 
-/// What one end hears of the other.
-pub(super) struct Heard {
+/// The receiving half of the connection.
+pub(super) struct Receiver {
     from: BufReader<OwnedReadHalf>,
-    /// What has come of a line that has not ended.
+    /// The beginning of an incomplete line.
     line: Vec<u8>,
 }
 
-/// The way to the other end.
-pub(super) struct Way(OwnedWriteHalf);
+/// The sending half of the connection.
+pub(super) struct Sender(OwnedWriteHalf);
 
-/// Both directions of a connection.
-pub(super) fn both(stream: UnixStream) -> (Heard, Way) {
+/// Splits a connection into its two halves.
+pub(super) fn split(stream: UnixStream) -> (Receiver, Sender) {
     let (from, to) = stream.into_split();
-    (Heard { from: BufReader::new(from), line: Vec::new() }, Way(to))
+    (Receiver { from: BufReader::new(from), line: Vec::new() }, Sender(to))
 }
 
-impl Heard {
-    /// The next line; none when the other end is gone. Nothing is lost if it is not awaited to its end.
+impl Receiver {
+    /// The next message; `None` when the other end is gone. It is cancel-safe.
     ///
     /// # Errors
     ///
-    /// If that line is none of ours, or has no end.
+    /// If the line is malformed or too long.
     pub(super) async fn next<T: for<'a> Deserialize<'a>>(&mut self) -> io::Result<Option<T>> {
         self.next_within(MAX_LINE).await
     }
 
-    /// The plan, which is longer than what follows it.
+    /// The plan, which may be longer than other messages.
     ///
     /// # Errors
     ///
-    /// If there is none, though the other end is there.
+    /// If the line is malformed or too long.
     pub(super) async fn plan(&mut self) -> io::Result<Option<Plan>> {
         self.next_within(MAX_PLAN).await
     }
 
-    /// Whoever takes vpnd over is not to fill the runner's memory, nor a runner vpnd's.
+    /// The limit keeps a compromised vpnd from filling the runner's memory, and a compromised runner from
+    /// filling vpnd's.
     async fn next_within<T: for<'a> Deserialize<'a>>(
         &mut self,
         most: usize,
@@ -156,13 +156,13 @@ impl Heard {
     }
 }
 
-impl Way {
-    /// Says one thing.
+impl Sender {
+    /// Sends one message.
     ///
     /// # Errors
     ///
     /// If the other end is gone.
-    pub(super) async fn say(&mut self, what: &impl Serialize) -> io::Result<()> {
+    pub(super) async fn send(&mut self, what: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(what)?;
         line.push(b'\n');
         self.0.write_all(&line).await
@@ -178,11 +178,11 @@ mod tests {
     async fn a_line_has_an_end() {
         for (len, good) in [(1 << 10, true), (MAX_LINE - 20, true), (MAX_LINE, false)] {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let ((mut heard, _keep), (_, mut way)) = (both(ours), both(theirs));
-            let report = Report::Said("x".repeat(len));
+            let ((mut receiver, _keep), (_, mut sender)) = (split(ours), split(theirs));
+            let report = Report::Line("x".repeat(len));
             let sent = report.clone();
-            tokio::spawn(async move { way.say(&sent).await });
-            match heard.next::<Report>().await {
+            tokio::spawn(async move { sender.send(&sent).await });
+            match receiver.next::<Report>().await {
                 Ok(said) => assert!(good && said == Some(report), "{len}"),
                 Err(error) => assert!(!good && error.to_string().contains("longer"), "{error}"),
             }
@@ -193,11 +193,11 @@ mod tests {
     async fn a_plan_may_be_longer_and_has_an_end_too() {
         for (len, good) in [(MAX_LINE, true), (MAX_PLAN, false)] {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let ((mut heard, _keep), (_, mut way)) = (both(ours), both(theirs));
+            let ((mut receiver, _keep), (_, mut sender)) = (split(ours), split(theirs));
             let argv = Argv::new(["true".to_owned(), "x".repeat(len)]).unwrap();
-            let plan = Plan { commands: [(Moment::Up, vec![argv])].into(), ..Plan::default() };
-            tokio::spawn(async move { way.say(&plan).await });
-            assert_eq!(heard.plan().await.is_ok_and(|plan| plan.is_some()), good, "{len}");
+            let plan = Plan { commands: [(Event::Up, vec![argv])].into(), ..Plan::default() };
+            tokio::spawn(async move { sender.send(&plan).await });
+            assert_eq!(receiver.plan().await.is_ok_and(|plan| plan.is_some()), good, "{len}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
-/// Hooks whose commands write their words to a file, one line each.
+/// Hooks whose commands write their arguments to a file, one line each.
 struct Site {
     directory: TempDir,
     hooks: Hooks,
@@ -14,16 +14,16 @@ struct Site {
 }
 
 impl Site {
-    fn new(scripts: &[(Moment, &str)]) -> Self {
+    fn new(scripts: &[(Event, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut plan = Plan { limit: Duration::from_secs(60), ..Plan::default() };
         plan.environment = vec![
             ("PATH".to_owned(), "/usr/bin:/bin".to_owned()),
             ("OUT".to_owned(), directory.path().join("out").to_str().unwrap().to_owned()),
         ];
-        for (moment, script) in scripts {
+        for (event, script) in scripts {
             let argv = Argv::new(["sh", "-c", script]).unwrap();
-            plan.commands.entry(*moment).or_default().push(argv);
+            plan.commands.entry(*event).or_default().push(argv);
         }
         let (ours, theirs) = UnixStream::pair().unwrap();
         runner::tests::pretend(theirs);
@@ -36,7 +36,7 @@ impl Site {
         Self { directory, hooks, plan }
     }
 
-    /// Brings it up, and says where the commands write to.
+    /// Brings it up, and returns where the commands write to.
     async fn up(self) -> (Result<Option<Following>, HookError>, TempDir) {
         (self.hooks.up(self.plan, pending()).await, self.directory)
     }
@@ -59,8 +59,8 @@ async fn until(what: &str, wanted: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn all_four_in_their_order() {
-    let all = [Moment::SetDns, Moment::Up, Moment::Established, Moment::Lost, Moment::Down];
-    let all = all.into_iter().chain([Moment::RevertDns]).map(|moment| (moment, TELL));
+    let all = [Event::SetDns, Event::Up, Event::Established, Event::Lost, Event::Down];
+    let all = all.into_iter().chain([Event::RevertDns]).map(|event| (event, TELL));
     let (following, out) = Site::new(&all.collect::<Vec<_>>()).up().await;
     let mut following = following.unwrap().unwrap();
     assert_eq!(written(&out), ["set-dns", "up"]);
@@ -79,12 +79,12 @@ async fn all_four_in_their_order() {
 #[tokio::test]
 async fn a_device_that_has_changed_is_told_of_so() {
     let tell = r#"echo "$VPND_HOOK $VPND_DEVICE $VPND_MTU $0" >> "$OUT""#;
-    let mut site = Site::new(&[(Moment::Established, tell), (Moment::Down, tell)]);
+    let mut site = Site::new(&[(Event::Established, tell), (Event::Down, tell)]);
     for (name, value) in [("VPND_DEVICE", "tun0"), ("VPND_MTU", "1420")] {
         site.plan.environment.push((name.to_owned(), value.to_owned()));
     }
     let argv = Argv::new(["sh", "-c", tell, "tun0"]).unwrap().naming_device(2);
-    site.plan.commands.insert(Moment::RevertDns, vec![argv]);
+    site.plan.commands.insert(Event::RevertDns, vec![argv]);
     let (following, out) = site.up().await;
     let mut following = following.unwrap().unwrap();
     following.news().peer(true, None);
@@ -99,7 +99,7 @@ async fn a_device_that_has_changed_is_told_of_so() {
 async fn a_failing_up_ends_the_start_and_what_follows_it() {
     let fails = "echo oh; exit 7";
     let (result, out) =
-        Site::new(&[(Moment::Up, fails), (Moment::Up, TELL), (Moment::Down, TELL)]).up().await;
+        Site::new(&[(Event::Up, fails), (Event::Up, TELL), (Event::Down, TELL)]).up().await;
     let error = result.err().unwrap().to_string();
     assert!(error.starts_with("hook up: `sh -c 'echo oh; exit 7'` ended with status 7"), "{error}");
     assert!(written(&out).is_empty());
@@ -108,10 +108,10 @@ async fn a_failing_up_ends_the_start_and_what_follows_it() {
 #[tokio::test]
 async fn names_that_cannot_be_set_do_not_keep_a_tunnel_down() {
     let scripts = [
-        (Moment::SetDns, "exit 1"),
-        (Moment::SetDns, TELL),
-        (Moment::Up, TELL),
-        (Moment::RevertDns, TELL),
+        (Event::SetDns, "exit 1"),
+        (Event::SetDns, TELL),
+        (Event::Up, TELL),
+        (Event::RevertDns, TELL),
     ];
     let (following, out) = Site::new(&scripts).up().await;
     following.unwrap().unwrap().end().await;
@@ -121,7 +121,7 @@ async fn names_that_cannot_be_set_do_not_keep_a_tunnel_down() {
 #[tokio::test]
 async fn of_what_flaps_the_last_state_is_told() {
     let slow = r#"echo "$VPND_HOOK" >> "$OUT"; while [ ! -e "$OUT.go" ]; do sleep 0.01; done"#;
-    let scripts = [(Moment::Established, slow), (Moment::Lost, TELL)];
+    let scripts = [(Event::Established, slow), (Event::Lost, TELL)];
     let (following, out) = Site::new(&scripts).up().await;
     let mut following = following.unwrap().unwrap();
     following.news().peer(false, None);
@@ -140,7 +140,7 @@ async fn of_what_flaps_the_last_state_is_told() {
 
 #[tokio::test]
 async fn what_flaps_is_told_no_sooner_than_some_seconds_apart() {
-    let scripts = [(Moment::Established, TELL), (Moment::Lost, TELL), (Moment::Down, TELL)];
+    let scripts = [(Event::Established, TELL), (Event::Lost, TELL), (Event::Down, TELL)];
     let (following, out) = Site::new(&scripts).up().await;
     let mut following = following.unwrap().unwrap();
     let begin = Instant::now();
@@ -148,14 +148,14 @@ async fn what_flaps_is_told_no_sooner_than_some_seconds_apart() {
         following.news().peer(alive, None);
         until("the first of each", || written(&out).len() == count).await;
     }
-    // Alive, dead, and so on, slower than the commands are.
+    // The state changes faster than the commands can follow.
     for count in 1..=101 {
         following.news().peer(count % 2 == 1, None);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     until("the last state", || written(&out).len() == 3).await;
     assert!(begin.elapsed() >= APART, "it is told after {:?}", begin.elapsed());
-    // A stop waits for none of it.
+    // A stop does not wait for the pauses.
     following.news().peer(false, None);
     following.news().peer(true, None);
     following.end().await;
@@ -165,7 +165,7 @@ async fn what_flaps_is_told_no_sooner_than_some_seconds_apart() {
 #[tokio::test]
 async fn a_stop_does_not_wait_for_up() {
     let Site { directory, hooks, plan } =
-        Site::new(&[(Moment::Up, "echo $$ >> $OUT; sleep 1000; true"), (Moment::Down, TELL)]);
+        Site::new(&[(Event::Up, "echo $$ >> $OUT; sleep 1000; true"), (Event::Down, TELL)]);
     let begun = until("up", || !written(&directory).is_empty());
     assert!(hooks.up(plan, begun).await.unwrap().is_none());
     let id = written(&directory)[0].clone();
@@ -184,7 +184,7 @@ async fn without_hooks_nothing_is_started() {
 async fn a_lost_runner_is_no_reason_to_stop() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
-    let commands = [(Moment::Down, vec![Argv::new(["true"]).unwrap()])];
+    let commands = [(Event::Down, vec![Argv::new(["true"]).unwrap()])];
     let plan = Plan { commands: commands.into(), ..Plan::default() };
     let hooks =
         Hooks { runner: Some(Runner::over(ours)), plan, changed: Changed::default(), names: None };

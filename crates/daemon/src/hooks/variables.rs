@@ -1,16 +1,16 @@
-//! The plan of a configuration: which commands it names, and what they are told of the tunnel. No
-//! secret is among that.
+//! The plan of a configuration: its commands, and the variables that describe the tunnel to them. No secret is
+//! among these.
 
 use std::path::Path;
 
 use vpnd_tunnel::udp::Listen;
 
 use super::dns;
-use super::plan::{Argv, Moment, Plan};
+use super::plan::{Argv, Event, Plan};
 use crate::config::{Config, Mode};
 use crate::program;
 
-/// What is known of a tunnel once its device is there.
+/// The facts that are known once the device exists.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts<'a> {
     /// The device's name.
@@ -22,7 +22,7 @@ pub(crate) struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// As far as they are known before there is a device.
+    /// The facts as far as they are known before the device exists.
     pub(crate) fn expected(config: &'a Config) -> Self {
         Self {
             device: config.interface.name.as_deref().unwrap_or("tunN"),
@@ -35,24 +35,24 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// All that the configuration has run.
+/// All commands of the configuration.
 pub(crate) fn plan(config: &Config, facts: Facts<'_>) -> Plan {
     let hooks = &config.hooks;
     let from = config.file.parent().unwrap_or_else(|| Path::new("/"));
     let commands = [
-        (Moment::Up, &hooks.up),
-        (Moment::Established, &hooks.established),
-        (Moment::Lost, &hooks.lost),
-        (Moment::Down, &hooks.down),
+        (Event::Up, &hooks.up),
+        (Event::Established, &hooks.established),
+        (Event::Lost, &hooks.lost),
+        (Event::Down, &hooks.down),
     ];
     let commands = commands
-        .map(|(moment, all)| (moment, all.iter().filter_map(|argv| command(argv, from)).collect()));
+        .map(|(event, all)| (event, all.iter().filter_map(|argv| command(argv, from)).collect()));
     let mut plan = Plan {
         commands: commands.into(),
         environment: environment(config, facts),
         limit: hooks.timeout,
     };
-    // systemd-resolved knows the devices of its own namespace.
+    // systemd-resolved knows only the devices of its own namespace.
     if config.interface.netns.is_none() {
         add_dns(&mut plan, config, facts.device);
     }
@@ -69,8 +69,8 @@ fn add_dns(plan: &mut Plan, config: &Config, device: &str) {
     let everything = dns::is_everything(config.routes.iter().map(|route| route.to));
     let set = dns::set(device, &config.dns.servers, &config.dns.domains, everything);
     if !set.is_empty() {
-        plan.commands.insert(Moment::SetDns, set);
-        plan.commands.insert(Moment::RevertDns, dns::revert(device));
+        plan.commands.insert(Event::SetDns, set);
+        plan.commands.insert(Event::RevertDns, dns::revert(device));
     }
 }
 
@@ -103,7 +103,7 @@ fn joined(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// Commands run in the root directory.
+/// An absolute path, because commands run in the root directory.
 fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
 }
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::config::{self, tests::site};
 
-    /// What is run of a file with these lines, and in which directory the file is.
+    /// The commands of a file with these lines, and the directory of the file.
     fn planned(lines: &str, change: fn(&mut Config)) -> (Vec<String>, String) {
         let (directory, file) = site(lines);
         let mut config = config::load(&file).unwrap().config;
@@ -123,7 +123,7 @@ mod tests {
         let all = plan
             .commands
             .iter()
-            .flat_map(|(moment, all)| all.iter().map(|argv| format!("{}: {argv}", moment.word())));
+            .flat_map(|(event, all)| all.iter().map(|argv| format!("{}: {argv}", event.word())));
         (all.collect(), directory.path().display().to_string())
     }
 

@@ -1,4 +1,4 @@
-//! The parts of a rule. Each loads into one register, the first, or looks at what is there.
+//! The expressions of a rule. All of them use one register: they load a value into it, or compare its contents.
 
 use super::{NESTED, attribute, zero_ended};
 
@@ -6,49 +6,49 @@ use super::{NESTED, attribute, zero_ended};
 pub(super) const VALUE: u16 = 1;
 const REGISTER: u32 = 1;
 
-/// What is known of a packet besides what is in it (`nft_meta_keys`).
+/// Metadata of a packet (`nft_meta_keys`).
 #[derive(Clone, Copy)]
 pub(crate) enum Meta {
     /// Its mark.
     Mark = 3,
-    /// The number of the device that it came by.
+    /// The number of the input device.
     Device = 4,
-    /// The number of the device that it leaves by.
+    /// The number of the output device.
     OutDevice = 5,
-    /// The name of the device that it came by.
+    /// The name of the input device.
     DeviceName = 6,
-    /// The name of the device that it leaves by.
+    /// The name of the output device.
     OutDeviceName = 7,
     /// The version of IP, by its `NFPROTO` number.
     Family = 15,
-    /// What it carries.
+    /// The transport protocol.
     Protocol = 16,
 }
 
 /// Which header (`nft_payload_bases`).
 #[derive(Clone, Copy)]
 pub(crate) enum Header {
-    /// That of IP.
+    /// The IP header.
     Network = 1,
-    /// What comes behind it.
+    /// The header after it.
     Transport = 2,
 }
 
-/// Which address's kind is looked up (`nft_fib_flags`).
+/// The address whose type is looked up (`nft_fib_flags`).
 #[derive(Clone, Copy)]
 pub(crate) enum Address {
-    /// The sender's.
+    /// The source address.
     Source = 1,
-    /// The receiver's.
+    /// The destination address.
     Destination = 2,
 }
 
-/// Loads what is known of the packet.
+/// Loads metadata of the packet.
 pub(crate) fn load(meta: Meta) -> Vec<u8> {
     named("meta", &[number(1, REGISTER), number(2, meta as u32)])
 }
 
-/// Sets the packet's mark to what is loaded.
+/// Sets the packet's mark to the loaded value.
 pub(crate) fn set_mark() -> Vec<u8> {
     named("meta", &[number(2, Meta::Mark as u32), number(3, REGISTER)])
 }
@@ -59,23 +59,23 @@ pub(crate) fn bytes(header: Header, offset: u32, len: u32) -> Vec<u8> {
     named("payload", &parts.map(|(kind, value)| number(kind, value)))
 }
 
-/// Loads the kind of an address, as routing knows it.
+/// Loads the type of an address in the routing tables.
 pub(crate) fn kind_of(address: Address) -> Vec<u8> {
     const KIND: u32 = 3;
     named("fib", &[number(1, REGISTER), number(2, KIND), number(3, address as u32)])
 }
 
-/// Goes on if what is loaded is this.
+/// Continues if the loaded value is this one.
 pub(crate) fn is(value: &[u8]) -> Vec<u8> {
     named("cmp", &[number(1, REGISTER), number(2, 0), data(3, value)])
 }
 
-/// Goes on if what is loaded is not this.
+/// Continues if the loaded value is another one.
 pub(crate) fn is_not(value: &[u8]) -> Vec<u8> {
     named("cmp", &[number(1, REGISTER), number(2, 1), data(3, value)])
 }
 
-/// Sets the bits of `mask` in what is loaded to those of `value`.
+/// Sets the bits of `mask` in the loaded value to those of `value`.
 pub(crate) fn set_bits(value: u32, mask: u32) -> Vec<u8> {
     bitwise(4, &(!mask).to_ne_bytes(), &value.to_ne_bytes())
 }
@@ -90,25 +90,25 @@ fn bitwise(len: u32, and: &[u8], xor: &[u8]) -> Vec<u8> {
     named("bitwise", &[&parts[..], &[data(4, and), data(5, xor)]].concat())
 }
 
-/// Goes on if what is loaded is in none of the ranges of this set.
+/// Continues if the loaded value is in none of the ranges of this set.
 pub(crate) fn is_in_none(set: &str) -> Vec<u8> {
     const INVERTED: u32 = 1;
     named("lookup", &[attribute(1, &zero_ended(set)), number(2, REGISTER), number(5, INVERTED)])
 }
 
-/// Counts what comes here.
+/// Counts the packets that reach it.
 pub(crate) fn counter() -> Vec<u8> {
     named("counter", &[])
 }
 
-/// Drops it.
+/// Drops the packet.
 pub(crate) fn drop() -> Vec<u8> {
     const VERDICT: u16 = 2;
     let verdict = attribute(VERDICT | NESTED, &number(1, super::DROP));
     named("immediate", &[number(1, 0), attribute(2 | NESTED, &verdict)])
 }
 
-/// A device's name, as it is compared: with zeros up to its greatest length.
+/// A device's name as it is compared: padded with zeros to its maximum length.
 pub(crate) fn device(name: &str) -> [u8; libc::IFNAMSIZ] {
     let mut padded = [0; libc::IFNAMSIZ];
     padded.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)).for_each(|(to, from)| *to = from);

@@ -1,11 +1,11 @@
-//! A status for people: what is known, and nothing that is not.
+//! Formats a status for people: only fields that are known.
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use super::{Bypassed, Device, Path, State, Status};
 
-/// The status, a line for each thing.
+/// The status, one line for each topic.
 pub(crate) fn render(status: &Status) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -69,7 +69,7 @@ fn endpoint(status: &Status) -> String {
         (Some(endpoint), Some(attempt)) => format!("{endpoint}  (calling, try {attempt})"),
         (Some(endpoint), None) => endpoint.clone(),
         (None, _) if status.state == State::Connecting => "endpoint not found yet".to_owned(),
-        (None, _) => "endpoint unknown until it calls".to_owned(),
+        (None, _) => "endpoint unknown until the peer initiates".to_owned(),
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(alive(&status).unwrap(), "yes, for 2h 30m");
         let dead = Status { alive: Some(false), ..status };
         assert_eq!(alive(&dead).unwrap(), "no, for 2h 30m (dead_after 1m)");
-        // A daemon of an earlier release does not say.
+        // A daemon of an earlier release does not report it.
         assert_eq!(alive(&Status { alive: None, ..dead }), None);
     }
 

@@ -1,5 +1,5 @@
-//! POSIX access control lists, which the mode of a file does not show: with one, the bits of the group are
-//! those of the mask.
+//! POSIX access control lists. A file's mode does not show them: if there is a list, the mode's group bits are
+//! its mask.
 
 use std::ffi::CString;
 use std::io;
@@ -9,7 +9,7 @@ use std::path::Path;
 use super::Who;
 
 const NAME: &std::ffi::CStr = c"system.posix_acl_access";
-/// The kernel keeps none that is longer (`XATTR_SIZE_MAX`).
+/// The kernel's limit (`XATTR_SIZE_MAX`).
 const MAX_LEN: usize = 64 << 10;
 /// `POSIX_ACL_XATTR_VERSION`, before the entries.
 const VERSION: [u8; 4] = 2_u32.to_le_bytes();
@@ -22,7 +22,7 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// Who may do what, beside the owner.
+/// Who may do what, except for the owner.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Acl(Vec<Entry>);
 
@@ -34,15 +34,15 @@ struct Entry {
 }
 
 impl Acl {
-    /// That of a file, if it has one; a link is not followed.
+    /// The list of a file, if it has one; a link is not followed.
     ///
     /// # Errors
     ///
-    /// If it cannot be read, or is of a shape that is not known.
+    /// If it cannot be read, or has an unknown format.
     pub(super) fn of(path: &Path) -> io::Result<Option<Self>> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         let mut value = vec![0; MAX_LEN];
-        // SAFETY: both strings end with a zero, and the kernel writes at most as many bytes as there are.
+        // SAFETY: both strings end with a zero, and the kernel writes no more bytes than the buffer has.
         let len = unsafe {
             libc::lgetxattr(path.as_ptr(), NAME.as_ptr(), value.as_mut_ptr().cast(), value.len())
         };
@@ -55,7 +55,7 @@ impl Acl {
         }
     }
 
-    /// What a mode says without a list.
+    /// The list that a mode stands for.
     pub(super) fn from_mode(mode: u32) -> Self {
         let writes = |bit: u32| if mode & bit != 0 { WRITE } else { 0 };
         let entry = |tag, permissions| Entry { tag, permissions, id: u32::MAX };
@@ -72,7 +72,7 @@ impl Acl {
         Some(Self(entries.iter().copied().map(entry).collect()))
     }
 
-    /// Everybody but the owner who may write; `group` is the file's own.
+    /// Everybody who may write, except for the owner; `group` is the file's group.
     pub(super) fn writers(&self, group: u32) -> impl Iterator<Item = Who> {
         let mask = self.0.iter().find(|entry| entry.tag == MASK);
         let mask = mask.map_or(u16::MAX, |mask| mask.permissions);

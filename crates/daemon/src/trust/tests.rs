@@ -1,5 +1,5 @@
-//! Who else could change a file, in directories made so. Root is trusted whatever it owns, so foreign owners
-//! take root to be made.
+//! Tests who else could change a file, with directories of different owners and modes. Root is trusted as an
+//! owner, so making foreign owners takes root.
 
 use super::*;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -23,7 +23,7 @@ fn said(path: &Path) -> String {
     file(path).unwrap_err().to_string()
 }
 
-/// An access control list that lets a user do something; `None` where the file system has none.
+/// Adds an access control list with permissions for one user; `None` if the file system has no lists.
 pub(crate) fn let_user(path: &Path, uid: u32, permissions: u16) -> Option<()> {
     let nobody = u32::MAX;
     let entries =
@@ -95,7 +95,7 @@ fn links_in_a_circle_end() {
 fn an_access_control_list_is_seen() {
     let (directory, path) = tree();
     let a = directory.path().join("a");
-    // A file system without lists has nothing to see.
+    // Not every file system has lists.
     if let_user(&a, 12345, 5).is_none() {
         return;
     }

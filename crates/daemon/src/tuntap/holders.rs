@@ -17,7 +17,7 @@ pub(crate) struct Holder {
     name: String,
     /// How many of its descriptors are attached.
     queues: usize,
-    /// Whether it lives in another network namespace: it may mean another device of that name.
+    /// Whether it is in another network namespace: it may be attached to another device of that name.
     pub(crate) elsewhere: bool,
 }
 
@@ -31,16 +31,16 @@ impl Display for Holder {
     }
 }
 
-/// Who is attached to what.
+/// The processes that are attached to devices.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
     by_device: BTreeMap<String, Vec<Holder>>,
-    /// Whether there are processes that we may not look into.
+    /// Whether there are processes that we may not inspect.
     pub(crate) hidden: bool,
 }
 
 impl Holders {
-    /// Looks through all processes.
+    /// Searches all processes.
     pub(crate) fn find() -> Self {
         let mut holders = Self::default();
         let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -52,7 +52,7 @@ impl Holders {
         holders
     }
 
-    /// Those of the device `name`.
+    /// The processes attached to the device `name`.
     pub(crate) fn take(&mut self, name: &str) -> Vec<Holder> {
         self.by_device.remove(name).unwrap_or_default()
     }
@@ -76,7 +76,7 @@ impl Holders {
     }
 }
 
-/// The holders of one device; `hidden` as [`Holders::hidden`] says.
+/// Describes the processes of one device; `hidden` as in [`Holders::hidden`].
 pub(crate) fn in_words(processes: &[Holder], hidden: bool) -> String {
     let (far, near): (Vec<_>, Vec<_>) = processes.iter().partition(|it| it.elsewhere);
     let mut holders: Vec<String> = near.into_iter().map(Holder::to_string).collect();
@@ -102,12 +102,12 @@ fn devices(process: &Path) -> io::Result<BTreeMap<String, usize>> {
     for entry in fs::read_dir(process.join("fd"))? {
         let entry = entry?;
         let info = match fs::read_link(entry.path()) {
-            // In a container the driver may lie elsewhere than at /dev/net/tun.
+            // In a container the driver may be elsewhere than at /dev/net/tun.
             Ok(path) if path.ends_with("tun") => process.join("fdinfo").join(entry.file_name()),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(error),
             Ok(_) | Err(_) => continue,
         };
-        // What was closed meanwhile is attached to nothing.
+        // A descriptor that was closed in the meantime is ignored.
         if let Some(device) = fs::read_to_string(info).ok().as_deref().and_then(device) {
             *devices.entry(device.to_owned()).or_default() += 1;
         }
@@ -115,13 +115,13 @@ fn devices(process: &Path) -> io::Result<BTreeMap<String, usize>> {
     Ok(devices)
 }
 
-/// The device that a descriptor's `fdinfo` names; none for one that is attached to nothing.
+/// The device in a descriptor's `fdinfo`; `None` if it is attached to none.
 fn device(fdinfo: &str) -> Option<&str> {
     let name = fdinfo.lines().find_map(|line| line.strip_prefix("iff:"))?.trim();
     (!name.is_empty()).then_some(name)
 }
 
-/// What the kernel calls the process, made fit for a terminal.
+/// The name of the process, made safe for a terminal.
 fn command(process: &Path) -> String {
     let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
     Printable(comm.trim_end_matches('\n')).to_string()

@@ -1,10 +1,10 @@
-//! The words of `ip tuntap`, in any order.
+//! The arguments of `ip tuntap`, in any order.
 
 use nix::unistd::{Group, User};
 use thiserror::Error;
 use vpnd_tun::{Mode, Persistent};
 
-/// What the words mean, for `--help`.
+/// The meaning of the arguments, for `--help`.
 pub(crate) const WORDS: &str = "\
 Words, in any order:
   dev NAME, name NAME  the device; absent, or with %d in it, the kernel picks a number
@@ -16,45 +16,45 @@ Words, in any order:
                        shown until somebody opens the device, who says all three anew: a program
                        gets what it asks for, whatever stands here";
 
-/// What every word may be called wrongly for.
+/// The words that a mistyped word is compared with.
 const KNOWN: [&str; 9] =
     ["dev", "name", "mode", "user", "group", "multi_queue", "pi", "vnet_hdr", "one_queue"];
 
-/// Why the words make no sense.
+/// Why the arguments are invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum WordError {
-    /// It stands last, and should not.
-    #[error("`{0}` wants a word after it")]
+    /// A word without its value.
+    #[error("`{0}` needs a value after it")]
     NoValue(String),
-    /// It was said before.
+    /// A word was given twice.
     #[error("a second `{word}`: {value}; one is enough")]
     Twice { word: &'static str, value: String },
-    /// There are two.
+    /// There are two modes.
     #[error("`mode {0}`: the modes are tun and tap")]
     Mode(String),
-    /// Nobody has that name or number.
+    /// No user has that name or number.
     #[error("no user `{0}` on this system")]
     User(String),
-    /// No group has.
+    /// No group has that name or number.
     #[error("no group `{0}` on this system")]
     Group(String),
-    /// It looks like another word, and a device would be called so.
+    /// A bare name that looks like a mistyped word.
     #[error("`{word}`: did you mean {like}? A device of that name is `dev {word}`")]
     Like { word: String, like: &'static str },
-    /// What crosses the device must be known.
+    /// `add` needs a mode.
     #[error("which mode? say `mode tun` for IP packets or `mode tap` for Ethernet frames")]
     NoMode,
-    /// Nothing is deleted by chance.
+    /// `del` needs a name.
     #[error("which device? say `dev NAME`")]
     NoName,
-    /// It does not belong here.
+    /// The word does not apply to this command.
     #[error("`{word}` has no meaning for {command}")]
     Idle { word: &'static str, command: &'static str },
 }
 
-/// What was said.
+/// The parsed arguments.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Said {
+pub(crate) struct Arguments {
     name: Option<String>,
     kind: Option<Mode>,
     user: Option<u32>,
@@ -65,12 +65,12 @@ pub(crate) struct Said {
     one_queue: bool,
 }
 
-impl Said {
-    /// Understands the words.
+impl Arguments {
+    /// Parses the arguments.
     ///
     /// # Errors
     ///
-    /// At the first that makes no sense.
+    /// For the first invalid argument.
     pub(crate) fn parse(words: &[String]) -> Result<Self, WordError> {
         let mut said = Self::default();
         let mut words = words.iter().map(String::as_str);
@@ -100,7 +100,7 @@ impl Said {
         Ok(())
     }
 
-    /// The device that `add` makes of them.
+    /// The device that `add` makes.
     ///
     /// # Errors
     ///
@@ -118,8 +118,8 @@ impl Said {
         })
     }
 
-    /// Which device `del` is about, and what it should be. As with `ip`, the flags that `add` was
-    /// given may be repeated; they tell nothing.
+    /// The device that `del` deletes, and the mode that it must have. As with `ip`, the flags of `add` may be
+    /// repeated; they have no effect.
     ///
     /// # Errors
     ///
@@ -134,11 +134,11 @@ impl Said {
         }
     }
 
-    /// Which device `list` is about, if not all.
+    /// The device that `list` shows; `None` means all.
     ///
     /// # Errors
     ///
-    /// With any word but a name.
+    /// With any argument but a name.
     pub(crate) fn into_filter(self) -> Result<Option<String>, WordError> {
         let others = [
             ("mode", self.kind.is_some()),
@@ -162,7 +162,7 @@ fn put<T>(
     value: &str,
     read: impl FnOnce(&str) -> Result<T, WordError>,
 ) -> Result<(), WordError> {
-    // What a slip of the pen is must be said first, as it stands where a name could.
+    // Checked first: a mistyped word is in the position of a name, and should be reported as such.
     let read = read(value)?;
     if slot.is_some() {
         return Err(WordError::Twice { word, value: value.to_owned() });
@@ -186,12 +186,12 @@ fn group(word: &str) -> Result<u32, WordError> {
     id(word).or_else(by_name).ok_or_else(|| WordError::Group(word.to_owned()))
 }
 
-/// A number that is an id; the highest stands for none.
+/// A number that is an id; the highest number means nobody.
 fn id(word: &str) -> Option<u32> {
     word.parse().ok().filter(|id| *id != u32::MAX)
 }
 
-/// A name without `dev` before it, unless it is rather a word that was mistyped.
+/// A name without `dev` before it, unless it looks like a mistyped word.
 fn bare(name: &str) -> Result<String, WordError> {
     let slips = |known: &str| strsim::osa_distance(known, &name.replace('-', "_"));
     match KNOWN.into_iter().find(|known| slips(known) <= known.len() / 4) {
@@ -204,19 +204,19 @@ fn bare(name: &str) -> Result<String, WordError> {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<Said, WordError> {
+    fn parse(line: &str) -> Result<Arguments, WordError> {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        Said::parse(&words)
+        Arguments::parse(&words)
     }
 
     #[test]
     fn words_in_any_order() {
-        let expected = Said {
+        let expected = Arguments {
             name: Some("tun7".into()),
             kind: Some(Mode::Tun),
             user: Some(0),
             multi_queue: true,
-            ..Said::default()
+            ..Arguments::default()
         };
         for line in [
             "dev tun7 mode tun user root multi_queue",
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn every_flag_is_its_own() {
         let flags = |line| {
-            let Said { multi_queue, packet_info, vnet_header, one_queue, .. } =
+            let Arguments { multi_queue, packet_info, vnet_header, one_queue, .. } =
                 parse(line).unwrap();
             [multi_queue, packet_info, vnet_header, one_queue]
         };
@@ -281,6 +281,6 @@ mod tests {
         assert_eq!(parse("a mode tap pi").unwrap().into_target(), Ok(("a".into(), tap)));
         assert_eq!(parse("a pi").unwrap().into_filter(), Err(idle("pi", "list")));
         assert_eq!(parse("dev a").unwrap().into_filter(), Ok(Some("a".into())));
-        assert_eq!(Said::parse(&[]).unwrap().into_filter(), Ok(None));
+        assert_eq!(Arguments::parse(&[]).unwrap().into_filter(), Ok(None));
     }
 }

@@ -1,4 +1,4 @@
-//! The devices that there are, and what the next opener makes of them.
+//! The existing devices, and what they mean for the next program that opens them.
 
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
@@ -12,16 +12,16 @@ use vpnd_tun::{Mode, PersistError, kind_of};
 
 use super::holders::{Holder, Holders, in_words};
 
-/// Why there is nothing to show.
+/// Why devices cannot be listed.
 #[derive(Debug, Error)]
-pub(crate) enum LookError {
-    /// It is no such device.
+pub(crate) enum ListError {
+    /// There is no such device.
     #[error(transparent)]
     Device(#[from] PersistError),
     /// The interfaces cannot be listed.
     #[error("listing the interfaces: {0}")]
     Names(io::Error),
-    /// The flags are there, and we are not.
+    /// The flags are of devices in another namespace.
     #[error(
         "/sys shows the devices of another network namespace, or none at all: {0} is not there as \
          we know it; mount a sysfs here, as `ip netns exec` does"
@@ -29,12 +29,12 @@ pub(crate) enum LookError {
     OtherSys(String),
 }
 
-/// What `list --json` prints; keys are added to it, never renamed.
+/// The output of `list --json`; keys are added to it, never renamed.
 #[derive(Serialize)]
 pub(crate) struct Listing {
     schema: u32,
     devices: Vec<Device>,
-    /// Whether there are processes that we may not look into.
+    /// Whether there are processes that we may not inspect.
     processes_hidden: bool,
 }
 
@@ -47,9 +47,9 @@ struct Device {
     user: Option<Account>,
     group: Option<Account>,
     processes: Vec<Holder>,
-    /// What the next opener must ask for too; nothing for a device that is gone by then.
+    /// What the next program has to ask for too; empty for a device that will be gone by then.
     fixed: Vec<&'static str>,
-    /// What the next opener sets anew, whatever it is now.
+    /// Settings that the next program overwrites.
     overwritten: Vec<&'static str>,
 }
 
@@ -60,49 +60,49 @@ struct Account {
 }
 
 impl Listing {
-    /// Every device of this network namespace.
+    /// All devices of this network namespace.
     ///
     /// # Errors
     ///
     /// If the kernel does not show them.
-    pub(crate) fn all() -> Result<Self, LookError> {
-        let names = if_nameindex().map_err(|error| LookError::Names(error.into()))?;
+    pub(crate) fn all() -> Result<Self, ListError> {
+        let names = if_nameindex().map_err(|error| ListError::Names(error.into()))?;
         let names = names.iter().map(|name| name.name().to_string_lossy().into_owned());
         let ours = names.filter_map(|name| Some((kind_of(&name).ok()?, name)));
         Self::collect(ours)
     }
 
-    /// The device of that name.
+    /// The device with this name.
     ///
     /// # Errors
     ///
     /// If there is none, or the kernel does not show it.
-    pub(crate) fn of(name: &str) -> Result<Self, LookError> {
+    pub(crate) fn of(name: &str) -> Result<Self, ListError> {
         Self::collect([(kind_of(name)?, name.to_owned())])
     }
 
-    fn collect(found: impl IntoIterator<Item = (Mode, String)>) -> Result<Self, LookError> {
+    fn collect(found: impl IntoIterator<Item = (Mode, String)>) -> Result<Self, ListError> {
         let mut holders = Holders::find();
         let mut devices = Vec::new();
         for (kind, name) in found {
-            devices.extend(look(kind, &name, &mut holders)?);
+            devices.extend(inspect(kind, &name, &mut holders)?);
         }
         Ok(Self { schema: 1, devices, processes_hidden: holders.hidden })
     }
 }
 
-/// The device, unless it went in the meantime.
-fn look(kind: Mode, name: &str, holders: &mut Holders) -> Result<Option<Device>, LookError> {
+/// The device, unless it has vanished in the meantime.
+fn inspect(kind: Mode, name: &str, holders: &mut Holders) -> Result<Option<Device>, ListError> {
     match Properties::read(name) {
         Some(properties) if properties.describes(kind, name) => {
             Ok(Some(properties.device(kind, name, holders.take(name))))
         }
         _ if kind_of(name).is_err() => Ok(None),
-        _ => Err(LookError::OtherSys(name.to_owned())),
+        _ => Err(ListError::OtherSys(name.to_owned())),
     }
 }
 
-/// What sysfs has of a device.
+/// A device's properties in sysfs.
 struct Properties {
     index: u32,
     flags: i32,
@@ -114,7 +114,7 @@ impl Properties {
     fn read(name: &str) -> Option<Self> {
         let directory = Path::new("/sys/class/net").join(name);
         let read = |what| fs::read_to_string(directory.join(what)).ok();
-        // -1 is nobody.
+        // -1 means nobody.
         let id = |text: String| text.trim().parse().ok();
         Some(Self {
             index: read("ifindex")?.trim().parse().ok()?,
@@ -124,7 +124,7 @@ impl Properties {
         })
     }
 
-    /// Sysfs shows the network namespace in which it was mounted.
+    /// False if sysfs shows another network namespace: that in which it was mounted.
     fn describes(&self, kind: Mode, name: &str) -> bool {
         let mode = if self.has(libc::IFF_TUN) { Mode::Tun } else { Mode::Tap };
         mode == kind && if_nametoindex(name) == Ok(self.index)
@@ -159,8 +159,8 @@ impl Properties {
         words.into_iter().filter(|(_, set)| *set).map(|(word, _)| word).collect()
     }
 
-    /// `tun_set_iff` of drivers/net/tun.c compares the mode and `multi_queue`, and copies the rest
-    /// of the opener's flags.
+    /// `tun_set_iff` of drivers/net/tun.c compares the mode and `multi_queue`, and copies the other flags of
+    /// the next program.
     fn for_the_next(&self, kind: Mode) -> (Vec<&'static str>, Vec<&'static str>) {
         if !self.has(libc::IFF_PERSIST) {
             return (Vec::new(), Vec::new());
@@ -195,7 +195,7 @@ impl Display for Account {
     }
 }
 
-/// A line a device like that of `ip tuntap`, and what else is known below it.
+/// A line for each device like that of `ip tuntap`, and further lines below it.
 impl Display for Listing {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for device in &self.devices {
