@@ -182,7 +182,7 @@ pub(crate) fn set(
     }
     let table = format!("vpnd-{}", config.name);
     let plan = plan(config, &table, tunnel, specific.as_ref());
-    let made = patiently(&plan).map_err(|error| FirewallError { table, error })?;
+    let made = make_with_retries(&plan).map_err(|error| FirewallError { table, error })?;
     let table = Arc::new(made);
     let Some(specific) = specific else {
         return Ok(Some(Firewall { following: None, _table: table, kill_switch: None }));
@@ -196,11 +196,11 @@ pub(crate) fn set(
 
 /// Whether the table has to know the routes to which a kill switch does not apply.
 pub(crate) fn keeps_in(config: &Config) -> bool {
-    config.service.firewall && kept_in(config).next().is_some()
+    config.service.firewall && kill_switch_networks(config).next().is_some()
 }
 
 /// The networks of the kill switch. A VRF and tables of others are reached by rules of others.
-fn kept_in(config: &Config) -> impl Iterator<Item = IpNet> {
+fn kill_switch_networks(config: &Config) -> impl Iterator<Item = IpNet> {
     let routes = config.routes.iter().filter(|_| config.interface.vrf.is_none());
     let routes = routes.filter(|route| matches!(route.table, None | Some(MAIN_TABLE)));
     let shut = routes.filter(|route| route.when_down == WhenDown::Blackhole);
@@ -209,7 +209,7 @@ fn kept_in(config: &Config) -> impl Iterator<Item = IpNet> {
 
 /// Whether it has networks of IPv4, and of IPv6.
 fn families(config: &Config) -> [bool; 2] {
-    [true, false].map(|v4| kept_in(config).any(|net| net.addr().is_ipv4() == v4))
+    [true, false].map(|v4| kill_switch_networks(config).any(|net| net.addr().is_ipv4() == v4))
 }
 
 /// Gives the sets what routes there are, whenever they change, and makes the table that stays once more if somebody has
@@ -296,7 +296,7 @@ fn ranges<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<(u128, u128)> {
 }
 
 /// Makes the table. If a vpnd that owned one was killed, its table may take a moment to vanish, so it retries.
-fn patiently(plan: &Plan) -> io::Result<Table> {
+fn make_with_retries(plan: &Plan) -> io::Result<Table> {
     const TRIES: usize = 25;
     for _ in 0..TRIES {
         match plan.make() {
@@ -319,7 +319,7 @@ fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&Specific
     }
     plan.chain("inside", Hook::Prerouting, RAW);
     for address in inside(config) {
-        let mut rule = elsewhere(index, config.interface.vrf.as_deref());
+        let mut rule = not_from_tunnel(index, config.interface.vrf.as_deref());
         rule.extend(to(address));
         // A VRF delivers packets of this host to the hook a second time. For IPv4 they are exempt by their
         // source address, as the kernel drops packets from outside with one of our addresses as source; for
@@ -340,15 +340,15 @@ fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&Specific
 fn keep_in(plan: &mut Plan, config: &Config, tunnel: Tunnel, specific: &SpecificRoutes) {
     sets(specific.networks(), families(config)).iter().for_each(|set| plan.set(set));
     plan.chain("beside", Hook::Output, RAW);
-    for net in kept_in(config) {
-        plan.rule("beside", &beside(tunnel.index, tunnel.borne, net));
+    for net in kill_switch_networks(config) {
+        plan.rule("beside", &bypasses_tunnel(tunnel.index, tunnel.borne, net));
     }
 }
 
 /// For packets of this host that are to leave beside the tunnel. A program that names a device is asked for no route, for
 /// the kernel then takes any IPv4 address to be on that link (`ip_route_output_key_hash_rcu`). A router advertisement or
 /// a DHCP server may have set a route that is more specific than the tunnel's.
-fn beside(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Vec<u8>> {
+fn bypasses_tunnel(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Vec<u8>> {
     let (family, offset, len, set) = match net {
         IpNet::V4(_) => (IPV4, 16, 4, SPECIFIC[0]),
         IpNet::V6(_) => (IPV6, 24, 16, SPECIFIC[1]),
@@ -392,7 +392,7 @@ fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
 
 /// Matches packets that came neither from the device nor from this host. The device is matched by its number,
 /// as it may be renamed. Packets in a VRF are seen a second time with the VRF as their device.
-fn elsewhere(index: u32, vrf: Option<&str>) -> Vec<Vec<u8>> {
+fn not_from_tunnel(index: u32, vrf: Option<&str>) -> Vec<Vec<u8>> {
     let by_device = [load(Meta::Device), is_not(&index.to_ne_bytes())];
     let by_name = [Some("lo"), vrf].into_iter().flatten().map(device);
     let by_name = by_name.flat_map(|name| [load(Meta::DeviceName), is_not(&name)]);
@@ -456,7 +456,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 
 /// Warns that a program can bypass the kill switch by naming a device.
 pub(crate) fn open_beside(config: &Config) -> Option<Problem> {
-    let is_kept_in = kept_in(config).any(|net| net.addr().is_ipv4());
+    let is_kept_in = kill_switch_networks(config).any(|net| net.addr().is_ipv4());
     if config.service.firewall || !is_kept_in {
         return None;
     }

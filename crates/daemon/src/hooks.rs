@@ -39,7 +39,7 @@ use talk::{Changed, End, Order};
 
 /// The shortest time from one start of `established` to the next; the same for `lost`. The peer must not be
 /// able to keep us running commands.
-const APART: Duration = Duration::from_secs(5);
+const SAME_EVENT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A hook failed the start.
 #[derive(Debug, Error)]
@@ -209,7 +209,7 @@ impl Hooks {
             let begun = &mut begun[usize::from(desired.alive)];
             if let Some(begun) = *begun {
                 let back = changes.wait_for(|desired| desired.end || desired.alive == alive);
-                if timeout_at(begun + APART, back).await.is_ok() {
+                if timeout_at(begun + SAME_EVENT_INTERVAL, back).await.is_ok() {
                     continue;
                 }
             }

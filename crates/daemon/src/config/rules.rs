@@ -45,7 +45,7 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     mtu(config, &mut found);
     frames(config, &mut found);
     one_master(config, &mut found);
-    life(config, &mut found);
+    persistence(config, &mut found);
     carrier(config, &mut found);
     time_to_ask(config, &mut found);
     something_allowed(config, &mut found);
@@ -286,7 +286,7 @@ fn one_master(config: &Config, found: &mut Found<'_>) {
 }
 
 /// The owner of a device matters only if it is persistent, and an existing device has a name.
-fn life(config: &Config, found: &mut Found<'_>) {
+fn persistence(config: &Config, found: &mut Found<'_>) {
     let Interface { name, persist, adopt, .. } = &config.interface;
     for key in ["owner", "group"] {
         if !persist && found.places.has("[interface]", key) {

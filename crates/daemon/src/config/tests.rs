@@ -409,7 +409,7 @@ fn every_key_may_change_or_takes_a_restart() {
     let named: Vec<_> = compared(&config, &config).into_iter().map(|(key, _)| key).collect();
     let tables = TABLES.iter().filter(|(title, _)| title.starts_with('[') && *title != "[[route]]");
     let keys = tables.flat_map(|(title, keys)| keys.iter().map(move |key| (title, key)));
-    // [path] rcvbuf is [socket] rcvbuf by its older name.
+    // [path] rcvbuf is the older name of [socket] rcvbuf.
     for (title, key) in keys.filter(|(title, key)| (**title, **key) != ("[path]", "rcvbuf")) {
         let restart = named.contains(&format!("{title} {key}").as_str());
         assert_ne!(restart, LIVE.contains(key), "{title} {key}");
@@ -450,7 +450,7 @@ fn our_own_address_alone_is_not_let_in() {
     assert_eq!(allowed, ["10.99.0.2/32".parse().unwrap()]);
 }
 
-/// Of these addresses, those that packets of the peer may come from.
+/// Those of the addresses that are accepted as a source from the peer.
 fn let_in<'a>(source: &str, addresses: &[&'a str]) -> Vec<&'a str> {
     let filter = crate::options::filter(&good(source).config);
     let allowed = |address: &&&str| filter.allows(address.parse().unwrap());
@@ -484,7 +484,7 @@ fn link_local_neighbours_come_in_where_we_are_link_local() {
     assert!(let_in(&elsewhere, &near).is_empty());
 }
 
-/// One case of `bad.txt`: the configuration, and what is said of it.
+/// One case of `bad.txt`: the configuration, and the expected messages.
 fn case(text: &str) -> (String, Vec<&str>) {
     let (told, lines): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('!'));
     let told = told.iter().map(|line| line.trim_start_matches("! ")).collect();

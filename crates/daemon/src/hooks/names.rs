@@ -4,8 +4,8 @@
 //!
 //! Its state of a link is in a directory that only it can read. But it writes a `resolv.conf` that everybody
 //! can read, with the servers of links that resolve every name: the loss of such a server is noticed within
-//! [`OFTEN`]. A link that resolves only its own domains is not listed there. So vpnd also sets everything again
-//! every [`SELDOM`]; if nothing is missing, systemd-resolved neither changes nor logs anything.
+//! [`CHECK_INTERVAL`]. A link that resolves only its own domains is not listed there. So vpnd also sets everything again
+//! every [`RENEWAL_INTERVAL`]; if nothing is missing, systemd-resolved neither changes nor logs anything.
 
 use std::fs;
 use std::net::IpAddr;
@@ -19,11 +19,11 @@ use super::plan::Argv;
 /// The list of the servers of links that resolve every name.
 const LIST: &str = "/run/systemd/resolve/resolv.conf";
 /// How often the list is read.
-const OFTEN: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often everything is set again, whatever the list says.
-const SELDOM: Duration = Duration::from_secs(30);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 /// If setting again fails or does not last, the pauses grow up to this.
-const LONGEST: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// The servers that were set, and when to check them.
 #[derive(Debug)]
@@ -57,8 +57,8 @@ impl Names {
     }
 
     fn listed_in(list: PathBuf, servers: Vec<IpAddr>, now: Instant) -> Self {
-        let (due, renewal) = (now + OFTEN, now + SELDOM);
-        let mut names = Self { servers, list, listed: false, pause: OFTEN, due, renewal };
+        let (due, renewal) = (now + CHECK_INTERVAL, now + RENEWAL_INTERVAL);
+        let mut names = Self { servers, list, listed: false, pause: CHECK_INTERVAL, due, renewal };
         names.listed = names.are_listed();
         names
     }
@@ -70,14 +70,14 @@ impl Names {
 
     /// Checks whether the servers are still set.
     pub(super) fn check(&mut self, now: Instant) -> Found {
-        self.due = now + OFTEN;
+        self.due = now + CHECK_INTERVAL;
         if self.listed && !self.are_listed() {
             return Found::Gone;
         }
         if now >= self.renewal {
             return Found::Unknown;
         }
-        self.pause = OFTEN;
+        self.pause = CHECK_INTERVAL;
         Found::Kept
     }
 
@@ -87,9 +87,9 @@ impl Names {
             self.listed = self.are_listed();
         }
         let helps = is_set && found == Found::Unknown;
-        self.pause = if helps { OFTEN } else { LONGEST.min(self.pause * 2) };
+        self.pause = if helps { CHECK_INTERVAL } else { MAX_PAUSE.min(self.pause * 2) };
         self.due = now + self.pause;
-        self.renewal = now + self.pause.max(SELDOM);
+        self.renewal = now + self.pause.max(RENEWAL_INTERVAL);
     }
 
     fn are_listed(&self) -> bool {
@@ -143,13 +143,13 @@ mod tests {
         let list = directory.path().join("resolv.conf");
         fs::write(&list, BOTH).unwrap();
         let mut names = names(&list, Instant::now());
-        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, OFTEN));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, CHECK_INTERVAL));
         // A list with one of the two servers, or no list at all, is a loss.
         fs::write(&list, "nameserver 10.99.0.2\n").unwrap();
-        assert_eq!(check_when_due(&mut names, BOTH), (Found::Gone, OFTEN * 2));
-        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, OFTEN));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Gone, CHECK_INTERVAL * 2));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, CHECK_INTERVAL));
         fs::remove_file(&list).unwrap();
-        assert_eq!(check_when_due(&mut names, BOTH), (Found::Gone, OFTEN * 2));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Gone, CHECK_INTERVAL * 2));
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
             Found::Unknown,
             "domains may be gone by then"
         );
-        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, OFTEN));
+        assert_eq!(check_when_due(&mut names, BOTH), (Found::Kept, CHECK_INTERVAL));
     }
 
     #[test]
