@@ -503,7 +503,7 @@ fn paths_of_root(config: &Config, found: &mut Found<'_>) {
     }
 }
 
-/// The settings of [dns] affect only the resolver of vpnd's own namespace.
+/// The settings of `[dns]` affect only the resolver of vpnd's own namespace.
 fn names(config: &Config, found: &mut Found<'_>) {
     for (key, said) in
         [("servers", !config.dns.servers.is_empty()), ("domains", !config.dns.domains.is_empty())]
