@@ -1,13 +1,14 @@
-//! `[service] firewall`: vpnd's own table of nftables. It does whatever one table can do, regardless of other
-//! tables: it accepts packets to our addresses inside the tunnel only from the tunnel, and it gives the peer's
+//! `[service] firewall`: vpnd's own tables of nftables. They do whatever a table can do, regardless of other
+//! tables: they accept packets to our addresses inside the tunnel only from the tunnel, and give the peer's
 //! datagrams the mark of our own ones.
 //!
-//! A kill switch has a second table, with the one chain that drops what leaves beside the tunnel. The first table goes
-//! with the process, and nobody can remove it before. The second one stays as long as the kill switch: over a restart, a
-//! start that fails, and a crash. So there is never a time without either, whatever somebody flushes while vpnd runs.
+//! A kill switch has a second table, whose only chain drops packets that would leave without the tunnel. The
+//! first table contains this chain too. It vanishes with the process, and nobody else can remove it before. The
+//! second one stays as long as the kill switch: over a restart, a failed start, and a crash. So at least one of
+//! them is always there, even if somebody flushes tables while vpnd runs.
 //!
-//! What it cannot do is to let in what another table drops: to nftables each drop is the last word. What is needed
-//! there, [`problems`] names.
+//! A table cannot accept what another table drops: in nftables each drop is final. [`problems`] warns of such
+//! tables.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -39,7 +40,7 @@ const IPV6: u8 = 10;
 /// `RTN_UNICAST` and `RTN_LOCAL`.
 const UNICAST: u32 = 1;
 const LOCAL: u32 = 2;
-/// The sets of networks that a kill switch leaves alone, IPv4 and IPv6.
+/// The sets of networks to which a kill switch does not apply, for IPv4 and IPv6.
 const SPECIFIC: [&str; 2] = ["specific", "specific6"];
 const UDP: u8 = 17;
 
@@ -66,30 +67,30 @@ fn help(error: &io::Error) -> &'static str {
     }
 }
 
-/// The tables while vpnd runs, and the task that keeps their sets of networks as the routes are.
+/// The tables while vpnd runs, and the task that updates their sets of networks when routes change.
 pub(crate) struct Firewall {
     /// The last part to go.
     following: Option<JoinHandle<()>>,
     _table: Arc<Table>,
-    /// Stays, unless it is deleted.
+    /// Not removed when this is dropped.
     kill_switch: Option<Arc<Table>>,
 }
 
 impl Firewall {
-    /// The table of the kill switch, if it has one.
+    /// The table of the kill switch, if there is one.
     pub(crate) fn kill_switch(&self) -> Option<Arc<Table>> {
         self.kill_switch.clone()
     }
 }
 
-/// Deletes the table of a kill switch that is opened.
+/// Opens a kill switch: deletes its table.
 pub(crate) fn open(table: &Table) {
     if let Err(error) = table.delete() {
         still_drops(&error);
     }
 }
 
-/// The same, of a vpnd that has ended, by the table's name.
+/// Like [`open`], for the table of a vpnd that has ended, by its name.
 pub(crate) fn open_left(table: &str) {
     if let Err(error) = nft::delete(table) {
         still_drops(&error);
@@ -121,13 +122,14 @@ pub(crate) struct Tunnel {
     pub(crate) borne: Option<Mark>,
 }
 
-/// Sets the table of the kill switch before there is a device, in the network namespace that this thread is in. `specific`
-/// are the routes that it leaves alone, and `own` is the mark of the tunnel's own datagrams. Without a kill switch it
-/// deletes the table that an earlier run has left. The journal names the table before it is there.
+/// Sets the table of the kill switch before there is a device, in the network namespace of this thread.
+/// `specific` are the routes to which it does not apply, and `own` is the mark of the tunnel's own datagrams.
+/// Without a kill switch it deletes the table that an earlier run has left. The journal lists the table before
+/// it is made.
 ///
 /// # Errors
 ///
-/// What the kernel refuses.
+/// The kernel's refusal.
 pub(crate) fn guard(
     config: &Config,
     own: Option<Mark>,
@@ -145,7 +147,7 @@ pub(crate) fn guard(
     make_lasting(config, tunnel, specific, table).map(|_: Table| ())
 }
 
-/// The name of the kill switch's table. No tunnel's first table begins so.
+/// The name of the kill switch's table. The names of other tables of vpnd do not begin like this.
 fn lasting(config: &Config) -> String {
     format!("vpnd_killswitch-{}", config.name)
 }
@@ -166,8 +168,8 @@ fn lasting_plan(config: &Config, table: &str, tunnel: Tunnel, specific: &Specifi
     plan
 }
 
-/// Sets the table in the network namespace that this thread is in, and that of the kill switch anew, now that there is a
-/// device. `specific` are the routes that a kill switch leaves alone, where there is one.
+/// Sets the table in the network namespace of this thread, and sets that of the kill switch again, now that
+/// there is a device. `specific` are the routes to which a kill switch does not apply.
 ///
 /// # Errors
 ///
@@ -199,7 +201,8 @@ pub(crate) fn keeps_in(config: &Config) -> bool {
     config.service.firewall && kill_switch_networks(config).next().is_some()
 }
 
-/// The networks of the kill switch. A VRF and tables of others are reached by rules of others.
+/// The networks of the kill switch. The routes of a VRF or of another table apply only where other programs'
+/// rules lead there.
 fn kill_switch_networks(config: &Config) -> impl Iterator<Item = IpNet> {
     let routes = config.routes.iter().filter(|_| config.interface.vrf.is_none());
     let routes = routes.filter(|route| matches!(route.table, None | Some(MAIN_TABLE)));
@@ -207,13 +210,12 @@ fn kill_switch_networks(config: &Config) -> impl Iterator<Item = IpNet> {
     shut.map(|route| route.to.trunc())
 }
 
-/// Whether it has networks of IPv4, and of IPv6.
+/// Whether it has IPv4 networks, and whether it has IPv6 networks.
 fn families(config: &Config) -> [bool; 2] {
     [true, false].map(|v4| kill_switch_networks(config).any(|net| net.addr().is_ipv4() == v4))
 }
 
-/// Gives the sets what routes there are, whenever they change, and makes the table that stays once more if somebody has
-/// removed it.
+/// Updates the sets whenever the routes change, and makes the lasting table again if somebody has removed it.
 struct Following {
     config: Config,
     tunnel: Tunnel,
@@ -222,7 +224,7 @@ struct Following {
     kill_switch: Weak<Table>,
 }
 
-/// How often the table that stays is looked for. Until it is there again, the other one drops.
+/// How often to check that the lasting table exists. Until it is restored, the other table drops.
 const CHECKED_EVERY: Duration = Duration::from_secs(5);
 
 impl Following {
@@ -263,7 +265,7 @@ impl Following {
     }
 }
 
-/// These networks as the sets of a table, one for each version of IP that has a kill switch.
+/// The networks as sets of a table, one for each version of IP with a kill switch.
 fn sets(networks: &[IpNet], [v4, v6]: [bool; 2]) -> Vec<Set> {
     let of = |is_v4: bool| {
         let networks = networks.iter().filter(move |net| net.addr().is_ipv4() == is_v4);
@@ -280,7 +282,7 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// From the first to the last address of each; those that touch are one.
+/// The first and last address of each network; adjacent networks are merged.
 fn ranges<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<(u128, u128)> {
     let mut ranges: Vec<(u128, u128)> = Vec::new();
     for net in networks {
@@ -336,7 +338,7 @@ fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&Specific
     plan
 }
 
-/// The chain that drops what leaves beside the tunnel, with its sets.
+/// Adds the chain that drops packets which would leave without the tunnel, and its sets.
 fn keep_in(plan: &mut Plan, config: &Config, tunnel: Tunnel, specific: &SpecificRoutes) {
     sets(specific.networks(), families(config)).iter().for_each(|set| plan.set(set));
     plan.chain("beside", Hook::Output, RAW);
@@ -345,9 +347,9 @@ fn keep_in(plan: &mut Plan, config: &Config, tunnel: Tunnel, specific: &Specific
     }
 }
 
-/// For packets of this host that are to leave beside the tunnel. A program that names a device is asked for no route, for
-/// the kernel then takes any IPv4 address to be on that link (`ip_route_output_key_hash_rcu`). A router advertisement or
-/// a DHCP server may have set a route that is more specific than the tunnel's.
+/// Matches packets of this host that would leave without the tunnel. If a program names a device, the kernel
+/// looks up no route: it assumes that any IPv4 address is on that link (`ip_route_output_key_hash_rcu`). And a
+/// router advertisement or a DHCP server may have set a more specific route than the tunnel's.
 fn bypasses_tunnel(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Vec<u8>> {
     let (family, offset, len, set) = match net {
         IpNet::V4(_) => (IPV4, 16, 4, SPECIFIC[0]),
@@ -366,7 +368,8 @@ fn bypasses_tunnel(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Vec<u8>> {
     }
     rule.extend(match net {
         IpNet::V4(_) => [kind_of(Address::Destination), is(&UNICAST.to_ne_bytes())],
-        // For IPv6 the kernel would say what a route makes of the address, and the kill switch has one that drops.
+        // Only excludes multicast. For IPv6 the kernel would return the type of the address's route, which may
+        // be the kill switch's own blackhole.
         IpNet::V6(_) => [bytes(Header::Network, offset, 1), is_not(&[0xff])],
     });
     rule.extend([receiver(), is_in_none(set), counter(), drop()]);
@@ -380,7 +383,8 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Our addresses on the device. Link-local ones may be another link's, too, and a bridge's port has none.
+/// Our addresses on the device. Link-local addresses are left out, as another link may have them too; a bridge
+/// port has no addresses.
 fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
     let interface = &config.interface;
     let addresses = interface.addresses.iter().filter(|_| interface.bridge.is_none());

@@ -1,8 +1,8 @@
-//! What else decides whether packets are forwarded between the tunnel and the LAN.
+//! Host settings that decide whether packets are forwarded between the tunnel and the LAN.
 //!
-//! With a bridge: where `br_netfilter` is loaded, the kernel takes IP packets that a bridge forwards through the FORWARD
-//! chain of IP as well. A host that routes nothing, or one with Docker, drops them there. With routes: the kernel
-//! forwards no packets unless a sysctl of each version of IP says so.
+//! With a bridge: if `br_netfilter` is loaded, the kernel sends bridged IP packets through the FORWARD chain of
+//! IP as well. A host that does not route, or one with Docker, drops them there. With routes: the kernel
+//! forwards no packets unless a sysctl for each version of IP is set.
 
 use std::fs;
 use std::path::Path;
@@ -87,8 +87,8 @@ impl Family {
     }
 }
 
-/// Notes that this host does not forward packets, if the tunnel leads to networks. Whether it should, only its
-/// administrator knows: a host that uses the tunnel alone looks the same.
+/// Notes that this host does not forward packets, if the tunnel leads to networks. Only its administrator knows
+/// whether it should: a host that uses the tunnel only for itself looks the same.
 pub(crate) fn not_forwarded(config: &Config) -> Vec<Problem> {
     // Another network namespace has its own sysctls, and packets that cross a bridge are not routed.
     if config.interface.netns.is_some() || config.interface.mode == Mode::Tap {
@@ -99,7 +99,8 @@ pub(crate) fn not_forwarded(config: &Config) -> Vec<Problem> {
     off.map(Forwarding::note).collect()
 }
 
-/// Whether there may be hosts whose packets would be forwarded. A default route is what a single host has.
+/// Whether the peer's network may have hosts whose packets would be forwarded. A single host has only a default
+/// route.
 fn is_lan(net: &IpNet, is_v4: bool) -> bool {
     let single = net.max_prefix_len();
     net.addr().is_ipv4() == is_v4 && (1..single).contains(&net.prefix_len())
@@ -107,11 +108,11 @@ fn is_lan(net: &IpNet, is_v4: bool) -> bool {
 
 const SYSCTLS: &str = "/proc/sys/net";
 
-/// What says whether packets of one version of IP are forwarded.
+/// The sysctls that decide whether packets of one version of IP are forwarded.
 struct Forwarding {
     is_v4: bool,
     sysctl: &'static str,
-    /// For all devices, and for those to come. Somebody may forward packets of some devices only.
+    /// For existing devices, and for future ones. A host may forward packets of some devices only.
     files: [&'static str; 2],
 }
 
@@ -129,7 +130,7 @@ const FORWARDING: [Forwarding; 2] = [
 ];
 
 impl Forwarding {
-    /// What cannot be read is not noted.
+    /// A sysctl that cannot be read causes no note.
     fn is_on(&self, sysctls: &Path) -> bool {
         let is_off = |file: &str| {
             fs::read_to_string(sysctls.join(file)).is_ok_and(|value| value.trim() == "0")

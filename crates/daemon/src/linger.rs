@@ -109,14 +109,15 @@ impl Opener {
     }
 }
 
-/// Has the opener open the kill switch. If there is no opener, this process waits and does it.
+/// Lets the opener open the kill switch. If there is no opener, this process waits and does it itself.
 pub(crate) fn open_later(HandedOn { leftover, table }: HandedOn, opener: Option<Opener>) {
     let handed = opener.map(|Opener(helper)| helper.leave(leftover.text()));
     if let Some(Err(error)) = &handed {
         tracing::warn!("the process {WORD} does not take over: {error}");
     }
     if !matches!(handed, Some(Ok(()))) {
-        // This process may be in another network namespace by now, but the table's socket is not.
+        // This process may be in another network namespace by now, but the table's socket still belongs to the
+        // right one.
         leftover.open_after(WAIT, |_| table.iter().for_each(|table| firewall::open(table)));
     }
 }

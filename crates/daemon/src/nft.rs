@@ -157,7 +157,7 @@ fn refusal(message: &[u8]) -> io::Error {
     io::Error::from_raw_os_error(-code)
 }
 
-/// A table of ours, and the socket that it was made by.
+/// A table of vpnd, and the socket through which it was made.
 #[derive(Debug)]
 #[must_use = "a table that is a process's own goes with it"]
 pub(crate) struct Table {
@@ -170,23 +170,23 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// What the kernel refuses; the set is as it was then.
+    /// The kernel's refusal; the set is then unchanged.
     pub(crate) fn replace(&self, set: &Set) -> io::Result<()> {
         let named = elements_of(&self.name, set.name);
         let messages = [
             changing(DELETE_ELEMENTS, 0, &named),
             changing(NEW_ELEMENTS, CREATE, &[named.clone(), set.elements()].concat()),
         ];
-        // Deleting all elements of a set that has none is no error; a list of none is.
+        // Deleting all elements of an empty set is no error; adding an empty list of elements is.
         let messages = if set.ranges.is_empty() { &messages[..1] } else { &messages[..] };
         self.commit(messages)
     }
 
-    /// Whether it is there: somebody may have flushed it.
+    /// Whether it still exists: somebody may have flushed it.
     ///
     /// # Errors
     ///
-    /// If the kernel does not say.
+    /// If the kernel does not report it.
     pub(crate) fn is_there(&self) -> io::Result<bool> {
         let named = attribute(TABLE_NAME, &zero_ended(&self.name));
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,20 +203,20 @@ impl Table {
         }
     }
 
-    /// Makes it once more, as planned now.
+    /// Makes it again, with the current plan.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses.
+    /// The kernel's refusal.
     pub(crate) fn make_again(&self, plan: &Plan) -> io::Result<()> {
         self.commit(&plan.messages)
     }
 
-    /// Deletes the table with all that is in it.
+    /// Deletes the table with everything in it.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses; that it is gone already is no error.
+    /// The kernel's refusal; a missing table is no error.
     pub(crate) fn delete(&self) -> io::Result<()> {
         absent_is_fine(self.commit(&[deleting(&self.name)]))
     }
@@ -227,11 +227,11 @@ impl Table {
     }
 }
 
-/// Deletes the table with this name in the network namespace that this thread is in.
+/// Deletes the table with this name in the network namespace of this thread.
 ///
 /// # Errors
 ///
-/// What the kernel refuses; that there is none is no error.
+/// The kernel's refusal; a missing table is no error.
 pub(crate) fn delete(table: &str) -> io::Result<()> {
     absent_is_fine(commit(&mut connect()?, &[deleting(table)]))
 }
@@ -247,18 +247,18 @@ fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
     })
 }
 
-/// A set of ranges of addresses of one version of IP, as numbers: sorted, none touching the next.
+/// A set of ranges of addresses of one version of IP, as numbers: sorted, and not adjacent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: &'static str,
-    /// 4 or 16.
+    /// The length of an address: 4 or 16.
     pub(crate) bytes: usize,
-    /// The first and the last address of each.
+    /// The first and the last address of each range.
     pub(crate) ranges: Vec<(u128, u128)>,
 }
 
 impl Set {
-    /// Ranges, as the kernel has them: an element where one begins, and another behind its end.
+    /// Ranges as the kernel represents them: one element at the beginning of a range, and one after its end.
     fn elements(&self) -> Vec<u8> {
         const END: u32 = 1;
         let element = |key: u128, flags: u32| {
@@ -275,17 +275,17 @@ impl Set {
     }
 }
 
-/// A table, its chains and rules, to be made at once.
+/// A table, its chains and its rules, to be made in one transaction.
 pub(crate) struct Plan {
     table: String,
-    /// How many sets it has so far.
+    /// The number of sets so far.
     sets: u32,
     messages: Vec<Vec<u8>>,
 }
 
 impl Plan {
-    /// A table of this name for both versions of IP, which is not there yet. It goes with the process, however that
-    /// ends, and until then nobody else changes it, not even by `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
+    /// A new table of this name for both versions of IP. It vanishes with the process, however that ends. Until
+    /// then nobody else can change it, not even `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
     pub(crate) fn owned(table: &str) -> Self {
         const OWNER: u32 = 2;
         const ALONE: u16 = 0x200;
@@ -296,19 +296,19 @@ impl Plan {
         plan
     }
 
-    /// The same, but it stays until it is deleted. It takes the place of one with the same name: no packet passes
-    /// between the two.
+    /// Like [`Self::owned`], but the table stays until it is deleted. It replaces a table of the same name in
+    /// one transaction, so no packet passes in between.
     pub(crate) fn lasting(table: &str) -> Self {
         let named = attribute(TABLE_NAME, &zero_ended(table));
         let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
-        // One can be deleted only if it is there.
+        // Created first, because only an existing table can be deleted.
         plan.push(NEW_TABLE, CREATE, &named);
         plan.push(DELETE_TABLE, 0, &named);
         plan.push(NEW_TABLE, CREATE, &named);
         plan
     }
 
-    /// A chain that packets pass at this hook; those of a lower priority come first.
+    /// A chain at this hook; chains of a lower priority come first.
     pub(crate) fn chain(&mut self, name: &str, hook: Hook, priority: i32) {
         let hook = [
             attribute(HOOK_NUMBER, &(hook as u32).to_be_bytes()),
@@ -326,7 +326,7 @@ impl Plan {
     /// A set of ranges of addresses.
     pub(crate) fn set(&mut self, set: &Set) {
         const INTERVALS: u32 = 4;
-        // How `nft` shows them: as addresses of IPv4 or IPv6.
+        // The type by which `nft` shows the elements: IPv4 or IPv6 addresses.
         let (kind, bytes): (u32, u32) = if set.bytes == 4 { (7, 4) } else { (8, 16) };
         self.sets += 1;
         let attributes = [
@@ -335,7 +335,7 @@ impl Plan {
             attribute(3, &INTERVALS.to_be_bytes()),
             attribute(4, &kind.to_be_bytes()),
             attribute(5, &bytes.to_be_bytes()),
-            // The kernel's number for it while the changes are made.
+            // The id by which messages of the same transaction name the set.
             attribute(10, &self.sets.to_be_bytes()),
         ];
         self.push(NEW_SET, CREATE, &attributes.concat());
@@ -401,7 +401,8 @@ fn elements_of(table: &str, set: &str) -> Vec<u8> {
     [attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))].concat()
 }
 
-/// A header (length, kind, flags, sequence, port), four bytes that all of netfilter's messages have, and attributes.
+/// A message: a header (length, kind, flags, sequence, port), the four bytes that every netfilter message has,
+/// and attributes.
 fn message(kind: u16, flags: u16, start: [u8; 4], attributes: &[u8]) -> Vec<u8> {
     const REQUEST: u16 = 1;
     let len = u32::try_from(HEADER + start.len() + attributes.len()).unwrap_or(u32::MAX);

@@ -63,7 +63,7 @@ pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// A tunnel's socket and its configuration have one name.
+/// The configuration with the same name as the tunnel's socket.
 pub(crate) fn usual_file(socket: &Path) -> PathBuf {
     let mut name = socket.file_stem().unwrap_or_default().to_owned();
     name.push(".toml");

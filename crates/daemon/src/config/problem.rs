@@ -53,12 +53,12 @@ impl Problem {
         Self { severity: Severity::Warning, ..Self::error(message) }
     }
 
-    /// Something that may be as intended, and that nothing in the file tells.
+    /// Something that may be intended; the file does not show whether it is.
     pub(crate) fn note(message: impl Into<String>) -> Self {
         Self { severity: Severity::Note, ..Self::error(message) }
     }
 
-    /// At these bytes of the file.
+    /// Sets the position in the file.
     pub(crate) fn at(self, span: impl Into<Option<Range<usize>>>) -> Self {
         Self { span: span.into(), ..self }
     }
@@ -106,7 +106,7 @@ impl Report {
     pub(crate) fn new(file: String, source: String, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(Problem::start);
         if problems.len() > MOST {
-            // Among those that are told is what keeps the daemon from starting.
+            // Errors come first, so that they are among the problems that are shown.
             problems.sort_by_key(|problem| problem.severity != Severity::Error);
         }
         Self { file, source, problems }

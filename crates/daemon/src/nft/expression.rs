@@ -80,7 +80,8 @@ pub(crate) fn set_bits(value: u32, mask: u32) -> Vec<u8> {
     bitwise(4, &(!mask).to_ne_bytes(), &value.to_ne_bytes())
 }
 
-/// Keeps of what is loaded only the bits of `mask`, which has four or sixteen bytes as they are compared.
+/// Clears all bits of the loaded value except those of `mask`, which is four or sixteen bytes in the order in
+/// which they are compared.
 pub(crate) fn masked(mask: &[u8]) -> Vec<u8> {
     bitwise(if mask.len() == 4 { 4 } else { 16 }, mask, &vec![0; mask.len()])
 }
