@@ -377,7 +377,7 @@ fn an_address_that_is_not_there_yet_is_listened_on() {
             let begun = Instant::now();
             while let Err(error) = sender.send_to(b"late", to) {
                 assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
-                std::thread::sleep(Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
             }
             socket.inner.set_nonblocking(false).unwrap();
             socket.inner.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
