@@ -2,6 +2,7 @@
 //! privileges first, threads last.
 
 mod error;
+mod open;
 
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
@@ -15,10 +16,7 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
-use vpnd_device::{
-    Bypass, DeviceMtu, Heard, Link, Mark, Missing, Netlink, Own, PeerState, SpecificRoutes, Stays,
-    Undo, Uplink,
-};
+use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::{Plane, Settings};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
@@ -29,7 +27,7 @@ use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{Socket, Way};
 
 use crate::changes::{self, Changes, HandedOn};
-use crate::config::{Config, Endpoint, Service};
+use crate::config::Config;
 use crate::control::Control;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
@@ -47,7 +45,9 @@ use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::telling::Telling;
 use crate::tenancy::Tenancy;
-use crate::{opening, options, resolve, service};
+use crate::{options, resolve, service};
+
+use open::{Guarded, Opened, own_mark, specific_routes};
 
 pub(crate) use error::RunError;
 
@@ -158,101 +158,52 @@ struct Prepared {
     opener: Option<Opener>,
 }
 
-/// What a start has when nothing leaves beside the tunnel any more that should not.
-struct Begun {
-    control: Option<Control>,
-    inside: Netns,
-    netlink: Netlink,
-    heard: Heard,
-    news: Heard,
-    outside: Netns,
-    way: Way,
-    undo: Undo,
-    opener: Option<Opener>,
-}
-
 impl Host {
     async fn prepare(config: &Config, public_key: &PublicKey) -> Result<Prepared, RunError> {
-        // First, so that a second start of the same tunnel touches nothing.
-        let control = opening::control(config)?;
-        let inside = Netns::open(config.interface.netns.as_deref())?;
-        let (netlink, heard, news) = inside.within(opening::netlink)??;
-        let outside = Netns::open(config.socket.netns.as_deref());
-        // A route of another namespace leads no datagram of ours anywhere.
-        let would_loop =
-            config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
-        let way = changes::way(config, &netlink, would_loop).await;
-        // Before anything that may fail: a kill switch is not open until a start succeeds.
-        let mut undo =
-            changes::guard(config, &netlink, would_loop.then(|| changes::mark(config, &way)))
-                .await?;
-        guard_output(config, &inside, &way, &mut undo).await.inspect_err(|_| stays_shut(config))?;
-        let opener = Opener::start(config, &undo, &inside)?;
-        let outside = outside?;
-        let begun = Begun { control, inside, netlink, heard, news, outside, way, undo, opener };
-        Self::go_on(config, public_key, begun, would_loop).await.inspect_err(|_| stays_shut(config))
+        let guarded = Guarded::begin(config).await?;
+        Self::configure(config, public_key, guarded).await.inspect_err(|_| stays_shut(config))
     }
 
-    async fn go_on(
+    /// Opens everything first, then changes the system.
+    async fn configure(
         config: &Config,
         public_key: &PublicKey,
-        begun: Begun,
-        would_loop: bool,
+        guarded: Guarded,
     ) -> Result<Prepared, RunError> {
-        let Begun { control, inside, netlink, heard, news, outside, way, undo, opener } = begun;
-        let device = inside.within(|| opening::device(config))??;
-        let tenancy = Tenancy::begin(config, &device);
-        let carrier = opening::carrier(config, &device);
-        let (socket, uplink) =
-            outside.within(|| (opening::socket(config, &way), opening::uplink()))?;
-        let socket = socket?;
-        let Service { state_dir, user, .. } = &config.service;
-        let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        let mtu = opening::mtu(&config.interface, &device, &netlink).await?;
-        let own = Own {
-            mark: changes::mark(config, &way),
-            port: socket.local_port(),
-            peers: config.peer.endpoints.iter().filter_map(Endpoint::address).collect(),
-        };
-        let passed_over =
-            inside.within(|| opening::passed_over(&device.name, carrier.is_some()))?;
-        let own = would_loop.then_some(own);
-        let mark = own.as_ref().map(|own| own.mark);
-        let mut link = Link { passed_over, ..options::link(config, &device.name, mtu, own) };
-        options::choose_mac(&mut link, config, &device, public_key);
+        let opened = Opened::open(config, &guarded).await?;
+        let link = opened.wanted(config, public_key, &guarded)?;
+        let Guarded { control, inside, netlink, heard, news, outside, way, undo, opener, .. } =
+            guarded;
+        let Opened { device, tenancy, carrier, socket, uplink, floor, mtu } = opened;
         let presence = Presence::of(&device.queues[0])?;
-        let watch = netlink.watch(&device.name, heard).await?;
-        let life = Life::new(&device.name, watch, presence);
+        let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
         // Before there are addresses that somebody could send to.
-        let tunnel = Tunnel { index: life.index(), mark, borne: borne(config, &way) };
+        let mark = link.own.as_ref().map(|own| own.mark);
+        let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &way) };
         let specific = specific_routes(config, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
-        let (routes, missing) = (changes.peer(), changes.missing());
-        let bypassed = changes.bypassed();
-        let asking =
-            outside.within(|| Ok::<_, RunError>((Netlink::connect()?, Heard::routes()?)))??;
+        let asking = outside.within(routes_of_datagrams)??;
         let index = inside.is(&outside).then(|| life.index());
-        let loops = Loops::new(asking, way.clone(), index, changes.own());
         let host = Self {
+            loops: Loops::new(asking, way.clone(), index, changes.own()),
+            device_mtu: changes.mtu(),
+            routes: changes.peer(),
+            missing: changes.missing(),
+            bypassed: changes.bypassed(),
+            panics: Panics::watch(),
             device,
             carrier,
             mtu,
-            device_mtu: changes.mtu(),
             mac,
             life,
             socket,
             way,
             uplink,
             outside,
-            routes,
-            missing,
-            bypassed,
-            loops,
             floor,
             control,
-            panics: Panics::watch(),
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -358,36 +309,8 @@ impl Host {
     }
 }
 
-/// The mark of the tunnel's own datagrams, whoever looks for it.
-fn borne(config: &Config, way: &Way) -> Option<Mark> {
-    (way.mark != 0).then(|| changes::mark(config, way))
-}
-
-/// Has the packet filter drop what a kill switch covers, as far as no route does.
-async fn guard_output(
-    config: &Config,
-    inside: &Netns,
-    way: &Way,
-    undo: &mut Undo,
-) -> Result<(), RunError> {
-    const NO_DEVICE: u32 = 0;
-    let specific = specific_routes(config, inside, NO_DEVICE).await?;
-    let own = borne(config, way);
-    Ok(inside.within(|| firewall::guard(config, own, specific.as_ref(), undo))??)
-}
-
-/// The routes that a kill switch leaves alone, where the packet filter's table keeps one.
-async fn specific_routes(
-    config: &Config,
-    inside: &Netns,
-    index: u32,
-) -> Result<Option<SpecificRoutes>, RunError> {
-    if !firewall::keeps_in(config) {
-        return Ok(None);
-    }
-    let (netlink, heard) = inside
-        .within(|| Ok::<_, vpnd_device::Error>((Netlink::connect()?, Heard::routes()?)))??;
-    Ok(Some(SpecificRoutes::read(netlink, heard, index).await))
+fn routes_of_datagrams() -> Result<(Netlink, Heard), vpnd_device::Error> {
+    Ok((Netlink::connect()?, Heard::routes()?))
 }
 
 fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
