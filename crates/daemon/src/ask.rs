@@ -217,7 +217,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
-    /// A daemon of an earlier release reads a line, and no more.
+    /// A daemon that refuses a request closes the connection before it has read the files that follow.
     #[test]
     fn who_hangs_up_early_has_said_why() {
         let directory = tempfile::tempdir().unwrap();

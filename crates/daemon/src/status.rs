@@ -31,40 +31,31 @@ pub(crate) struct Status {
     pub(crate) uptime_s: f64,
     pub(crate) state: State,
     /// Whether it was asked to stop and is shutting down.
-    #[serde(default)]
     pub(crate) stopping: bool,
     pub(crate) device: Device,
     pub(crate) peer: Peer,
     /// Whether the peer is alive, and since when.
-    #[serde(default)]
-    pub(crate) alive: Option<bool>,
-    #[serde(default)]
-    pub(crate) alive_changed_s: Option<f64>,
+    pub(crate) alive: bool,
+    pub(crate) alive_changed_s: f64,
     /// After this time of silence the peer counts as dead.
-    #[serde(default)]
-    pub(crate) dead_after_s: Option<f64>,
+    pub(crate) dead_after_s: f64,
     pub(crate) session: Option<Session>,
     pub(crate) last_handshake_s: Option<f64>,
     pub(crate) last_received_s: Option<f64>,
     pub(crate) attempt: Option<u32>,
     pub(crate) unconfirmed_answers: u32,
-    #[serde(default)]
     pub(crate) path: Option<Path>,
     /// The path marks every packet for congestion, so its marks are ignored.
-    #[serde(default)]
     pub(crate) ecn_ignored: bool,
     pub(crate) traffic: Traffic,
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) next: Option<Next>,
     /// The route that would lead the tunnel's own datagrams into the tunnel.
-    #[serde(default)]
     pub(crate) leads_back: Option<LeadsBack>,
     pub(crate) hint: Option<String>,
     /// Addresses, rules and routes that the device should have but does not have.
-    #[serde(default)]
     pub(crate) missing: Vec<Missing>,
     /// Routes of others through which packets bypass a kill switch.
-    #[serde(default)]
     pub(crate) bypassed: Vec<Bypassed>,
 }
 
@@ -76,7 +67,6 @@ pub(crate) struct Bypassed {
     /// Whether it takes only some of them.
     pub(crate) part: bool,
     /// Whether `by` leads into the tunnel, and `what` is a network to which this host is connected.
-    #[serde(default)]
     pub(crate) into_tunnel: bool,
 }
 
@@ -110,8 +100,7 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mode: String,
     pub(crate) mtu: u16,
-    /// The number of queues to read from; 0 in the status of a release without this field.
-    #[serde(default)]
+    /// The number of queues to read from.
     pub(crate) queues: usize,
     pub(crate) listen_port: u16,
     pub(crate) public_key: String,
@@ -126,9 +115,7 @@ pub(crate) struct Peer {
     pub(crate) endpoint: Option<String>,
     pub(crate) handshakes: u64,
     /// The peer's release, if it announces one.
-    #[serde(default)]
     pub(crate) release: Option<String>,
-    #[serde(default)]
     pub(crate) mtu: Option<u16>,
 }
 
@@ -163,7 +150,6 @@ pub(crate) struct Session {
     pub(crate) role: String,
     pub(crate) age_s: f64,
     /// The protocol of the session.
-    #[serde(default)]
     pub(crate) protocol: Option<String>,
 }
 
@@ -250,9 +236,9 @@ impl Status {
             stopping: false,
             device: Device { public_key: own.to_string(), ..about.device.clone() },
             peer: Peer::new(about, peer),
-            alive: Some(peer.alive.0),
-            alive_changed_s: Some(peer.alive.1.as_secs_f64()),
-            dead_after_s: Some(about.dead_after.as_secs_f64()),
+            alive: peer.alive.0,
+            alive_changed_s: peer.alive.1.as_secs_f64(),
+            dead_after_s: about.dead_after.as_secs_f64(),
             session: peer.session.map(|(role, age)| Session::new(role, age, peer.protocol)),
             last_handshake_s: peer.last_handshake.map(|age| age.as_secs_f64()),
             last_received_s: peer.last_received.map(|age| age.as_secs_f64()),

@@ -284,7 +284,7 @@ pub(crate) struct Socket {
     pub(crate) sources: Vec<IpAddr>,
     /// The differentiated services code point of sealed data, 0 to 63.
     pub(crate) dscp: u8,
-    /// The receive buffer in bytes; also set by `[path] rcvbuf`.
+    /// The receive buffer in bytes.
     pub(crate) rcvbuf: usize,
     /// The send buffer in bytes.
     pub(crate) sndbuf: usize,

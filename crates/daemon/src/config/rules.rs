@@ -54,7 +54,6 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     routes_allowed(config, &mut found);
     blackhole_behind(config, &mut found);
     routes_without_loop(config, &mut found);
-    buffer_once(&mut found);
     device_outside(config, &mut found);
     sources(config, &mut found);
     hooks(config, &mut found);
@@ -401,14 +400,6 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
             };
             found.at_route(index, Problem::warning(problem).help(help));
         }
-    }
-}
-
-/// This key is accepted in two tables, but only once.
-fn buffer_once(found: &mut Found<'_>) {
-    if found.places.has("[path]", "rcvbuf") && found.places.has("[socket]", "rcvbuf") {
-        let problem = Problem::error("[socket] rcvbuf is set too");
-        found.at("[path]", "rcvbuf", problem.help("remove one of the two lines"));
     }
 }
 

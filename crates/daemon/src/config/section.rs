@@ -64,9 +64,8 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("[[route]]", &["to", "metric", "table", "when_down"]),
-    // Before [path], whose `rcvbuf` is the older name of this one.
     ("[socket]", &["fwmark", "bind_device", "source", "dscp", "rcvbuf", "sndbuf", "netns"]),
-    ("[path]", &["mss_clamp", "mtu_max", "gso", "offload", "rcvbuf"]),
+    ("[path]", &["mss_clamp", "mtu_max", "gso", "offload"]),
     ("[dns]", &["servers", "domains"]),
     ("[hooks]", &["up", "established", "lost", "down", "timeout"]),
     ("[service]", &["state_dir", "control", "user", "nice", "firewall", "log_level", "log_format"]),

@@ -62,8 +62,8 @@ fn tables(
         guard: if i.mode == Mode::Tun { vec![Guard::Ra] } else { vec![] },
     });
     let peer = table(&root, "[peer]", problems, |s| peer(s, from, inside.unwrap_or_default()));
-    let (path, rcvbuf) = table(&root, "[path]", problems, path);
-    let socket = table(&root, "[socket]", problems, |s| socket(s, rcvbuf));
+    let path = table(&root, "[path]", problems, path);
+    let socket = table(&root, "[socket]", problems, socket);
     let dns = table(&root, "[dns]", problems, hooks::dns);
     let hooks = table(&root, "[hooks]", problems, hooks::hooks);
     let service = table(&root, "[service]", problems, |s| service(s, from));
@@ -215,19 +215,17 @@ fn route(item: &Value<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
 const WHEN_DOWN: &[(&str, WhenDown)] =
     &[("keep", WhenDown::Keep), ("remove", WhenDown::Remove), ("blackhole", WhenDown::Blackhole)];
 
-/// `[path]`, and the buffer size that now belongs to [socket].
-fn path(s: &mut Section<'_>) -> (Path, Option<usize>) {
-    let path = Path {
+fn path(s: &mut Section<'_>) -> Path {
+    Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
         mtu_max: s.take("mtu_max", integer(LEAST_MTU_V6.into()..=65535)),
         gso: s.or("gso", true, value::switch),
         offload: s.or("offload", true, value::switch),
-    };
-    (path, s.take("rcvbuf", buffer))
+    }
 }
 
-fn socket(s: &mut Section<'_>, path_rcvbuf: Option<usize>) -> Socket {
-    let rcvbuf = s.or("rcvbuf", path_rcvbuf.unwrap_or(4 << 20), buffer);
+fn socket(s: &mut Section<'_>) -> Socket {
+    let rcvbuf = s.or("rcvbuf", 4 << 20, buffer);
     Socket {
         fwmark: s.or("fwmark", 0, value::mark),
         bind_device: s.take("bind_device", text(device_name)),

@@ -235,16 +235,6 @@ fn a_socket_as_it_may_be_told() {
 }
 
 #[test]
-fn the_buffer_may_still_be_said_where_it_was() {
-    let socket = |lines: &str| good(&minimal("", lines)).config.socket;
-    let (before, now) = (socket("[path]\nrcvbuf = '1MiB'"), socket("[socket]\nrcvbuf = '1MiB'"));
-    assert_eq!((before.rcvbuf, before.sndbuf), (1 << 20, 1 << 20));
-    assert_eq!(before, now, "and a reload may move it");
-    let both = socket("[path]\nrcvbuf = '1MiB'\n[socket]\nsndbuf = '2MiB'");
-    assert_eq!((both.rcvbuf, both.sndbuf), (1 << 20, 2 << 20));
-}
-
-#[test]
 fn vpnd_at_both_ends_is_post_quantum_unless_told_otherwise() {
     let plain = good(&minimal("", "protocol = 'vpnd'")).config.peer;
     assert_eq!((plain.protocol, plain.cipher), (Protocol::Vpnd, Cipher::ChaCha20Poly1305));
@@ -409,8 +399,7 @@ fn every_key_may_change_or_takes_a_restart() {
     let named: Vec<_> = compared(&config, &config).into_iter().map(|(key, _)| key).collect();
     let tables = TABLES.iter().filter(|(title, _)| title.starts_with('[') && *title != "[[route]]");
     let keys = tables.flat_map(|(title, keys)| keys.iter().map(move |key| (title, key)));
-    // [path] rcvbuf is the older name of [socket] rcvbuf.
-    for (title, key) in keys.filter(|(title, key)| (**title, **key) != ("[path]", "rcvbuf")) {
+    for (title, key) in keys {
         let restart = named.contains(&format!("{title} {key}").as_str());
         assert_ne!(restart, LIVE.contains(key), "{title} {key}");
     }

@@ -51,7 +51,6 @@ pub(crate) struct Argv {
     file: Result<String, String>,
     arguments: Vec<String>,
     /// Which argument is the device's name, which may have changed by the time the command runs.
-    #[serde(default)]
     device: Option<usize>,
 }
 

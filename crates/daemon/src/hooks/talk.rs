@@ -28,7 +28,6 @@ pub(super) struct Order {
     pub(super) index: usize,
     /// The peer's address, once it is known.
     pub(super) endpoint: Option<SocketAddr>,
-    #[serde(default)]
     pub(super) changed: Changed,
 }
 

@@ -28,7 +28,7 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     writeln!(text, "  peer     {}  {}", status.peer.public_key, endpoint(status))?;
     writeln!(text, "  session  {}", session(status))?;
-    alive(status).iter().try_for_each(|alive| writeln!(text, "  alive    {alive}"))?;
+    writeln!(text, "  alive    {}", alive(status))?;
     if let Some(path) = &status.path {
         writeln!(text, "  path     {}", describe(path))?;
     }
@@ -59,7 +59,7 @@ fn bypass(Bypassed { what, by, part, into_tunnel }: &Bypassed) -> String {
 
 fn kind(device: &Device) -> String {
     match device.queues {
-        0 | 1 => device.mode.clone(),
+        1 => device.mode.clone(),
         queues => format!("{}, {queues} queues", device.mode),
     }
 }
@@ -88,14 +88,12 @@ fn session(status: &Status) -> String {
     }
 }
 
-fn alive(status: &Status) -> Option<String> {
-    let (alive, since) = (status.alive?, span(status.alive_changed_s?));
-    let after = status.dead_after_s.map(span)?;
-    Some(if alive {
-        format!("yes, for {since}")
-    } else {
-        format!("no, for {since} (dead_after {after})")
-    })
+fn alive(status: &Status) -> String {
+    let since = span(status.alive_changed_s);
+    if status.alive {
+        return format!("yes, for {since}");
+    }
+    format!("no, for {since} (dead_after {})", span(status.dead_after_s))
 }
 
 fn describe(path: &Path) -> String {
@@ -145,11 +143,9 @@ mod tests {
     #[test]
     fn alive_or_not_and_since_when() {
         let status = super::super::tests::sample();
-        assert_eq!(alive(&status).unwrap(), "yes, for 2h 30m");
-        let dead = Status { alive: Some(false), ..status };
-        assert_eq!(alive(&dead).unwrap(), "no, for 2h 30m (dead_after 1m)");
-        // A daemon of an earlier release does not report it.
-        assert_eq!(alive(&Status { alive: None, ..dead }), None);
+        assert_eq!(alive(&status), "yes, for 2h 30m");
+        let dead = Status { alive: false, ..status };
+        assert_eq!(alive(&dead), "no, for 2h 30m (dead_after 1m)");
     }
 
     #[test]
