@@ -1,6 +1,7 @@
 //! Authenticated encryption: ChaCha20-Poly1305 and AES-256-GCM for what the tunnel carries,
 //! XChaCha20-Poly1305 for cookies.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 use aes_gcm::Aes256Gcm;
@@ -35,6 +36,16 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Its name, as configurations and logs have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ChaCha20Poly1305 => "chacha20-poly1305",
+            Self::Aes256Gcm => "aes-256-gcm",
+            #[cfg(vpnd_bench)]
+            Self::None => "no cipher",
+        }
+    }
+
     /// Lays a counter out as Noise does with this cipher: four zero bytes, then 64 bits.
     fn nonce(self, counter: u64) -> [u8; 12] {
         let mut nonce = [0; 12];
@@ -45,6 +56,12 @@ impl Algorithm {
             Self::None => [0; 8],
         });
         nonce
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
+use vpnd_device::WhenDown;
+use vpnd_tun::Mode;
 
 use crate::ask::socket;
 use crate::config::{
-    self, Carrier, Config, Finding, Interface, Loaded, Mode, Peer, Protocol, Report, Route,
-    WhenDown,
+    self, Carrier, Config, Finding, Interface, Loaded, Peer, Protocol, Report, Route,
 };
 use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};

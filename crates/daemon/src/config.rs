@@ -14,17 +14,18 @@ mod section;
 mod surroundings;
 mod tables;
 mod value;
+mod word;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use crate::account::Account;
-pub(crate) use device::{Adopt, Carrier, Holder, Mac, Mode, Queues};
+pub(crate) use device::{Carrier, Holder, Mac, Queues};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use model::{
-    Config, Guard, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Roam, Route, Service,
-    WhenDown, default_control,
+    Config, Guard, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route, Service,
+    default_control,
 };
 pub(crate) use problem::{Finding, Problem, Report};
-pub(crate) use profile::{AlsoAccept, Cipher, Protocol};
+pub(crate) use profile::{AlsoAccept, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};

@@ -20,10 +20,10 @@ use ipnet::IpNet;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vpnd_device::{Mark, SpecificRoutes, Undo};
+use vpnd_device::{Mark, SpecificRoutes, Undo, WhenDown};
 use vpnd_tunnel::udp::Listen;
 
-use crate::config::{Config, MAIN_TABLE, Problem, WhenDown};
+use crate::config::{Config, MAIN_TABLE, Problem};
 use crate::nft::expression::{
     Address, Header, Meta, bytes, counter, device, drop, is, is_in_none, is_not, kind_of, load,
     masked, set_bits, set_mark,

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use ipnet::IpNet;
+use vpnd_tun::Mode;
 
-use crate::config::{Config, Mode, Problem};
+use crate::config::{Config, Problem};
 use crate::nft::{self, Chain, Hook};
 
 /// Warns of a bridge whose frames the host's packet filter drops.

@@ -7,11 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
-use vpnd_device::{Found, Heard, Netlink, OwnState, OwnTraffic, Question};
+use vpnd_device::{Found, Heard, Netlink, OwnState, OwnTraffic, Question, WhenDown};
 use vpnd_plane::{InnerSource, Loop, Outlook};
 use vpnd_tunnel::udp::Way;
 
-use crate::config::{Config, WhenDown};
+use crate::config::Config;
 use crate::nameservers;
 
 /// From one look to the next: changes of routes come in crowds.

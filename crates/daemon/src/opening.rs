@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 use nix::fcntl::AtFlags;
 use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
-use vpnd_tun::{Adopt, Carrier, OpenError, Options, Owner};
+use vpnd_tun::{Carrier, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
 use crate::ask::{self, AskError};
 use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Ask, Control, ControlError, STOPPING};
-use crate::options::mode;
 use crate::run::RunError;
 use crate::tuntap;
 
@@ -96,14 +95,10 @@ fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
     let with = |queues| Options {
         name: config.interface.name.clone(),
         owner: Owner { user: id(owner), group: id(group) },
-        mode: mode(config),
+        mode: config.interface.mode,
         offload: config.path.offload,
         queues,
-        adopt: match config.interface.adopt {
-            config::Adopt::Auto => Adopt::Auto,
-            config::Adopt::Require => Adopt::Require,
-            config::Adopt::Never => Adopt::Never,
-        },
+        adopt: config.interface.adopt,
     };
     match config.interface.queues {
         Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),

@@ -13,18 +13,22 @@ use vpnd_tunnel::filter::{Filter, Macs, is_link_local};
 use vpnd_tunnel::guard::Guard;
 use vpnd_tunnel::view::Policy;
 
-use crate::config::{self, Config, MssClamp, Roam, WhenDown};
+use crate::config::{self, Config, MssClamp};
 use crate::keys::Keys;
 use crate::terms::Agreement;
 
 /// For the data path.
 pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
-    engine::Options { mode: mode(config), guard: guard(config), policy: policy(config, mtu) }
+    engine::Options {
+        mode: config.interface.mode,
+        guard: guard(config),
+        policy: policy(config, mtu),
+    }
 }
 
 /// What of it may change while the tunnel runs.
 pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
-    Policy::new(mode(config), mtu, clamp(config), filter(config), macs(&config.peer))
+    Policy::new(config.interface.mode, mtu, clamp(config), filter(config), macs(&config.peer))
 }
 
 /// How the device is to look; `own` tells the tunnel's own datagrams, where they would be led into it.
@@ -56,7 +60,7 @@ pub(crate) fn choose_mac(
     device: &vpnd_tun::Device,
     public_key: &PublicKey,
 ) {
-    if mode(config) != Mode::Tap || link.mac.is_some() {
+    if config.interface.mode != Mode::Tap || link.mac.is_some() {
         return;
     }
     let own = Some(own_mac(public_key, &config.name));
@@ -79,11 +83,7 @@ fn route(route: &config::Route) -> vpnd_device::Route {
         to: route.to,
         metric: route.metric,
         table: route.table,
-        when_down: match route.when_down {
-            WhenDown::Keep => vpnd_device::WhenDown::Keep,
-            WhenDown::Remove => vpnd_device::WhenDown::Remove,
-            WhenDown::Blackhole => vpnd_device::WhenDown::Blackhole,
-        },
+        when_down: route.when_down,
     }
 }
 
@@ -101,28 +101,16 @@ pub(crate) fn peer(
         terms,
         mtu,
         mac,
-        largest_packet: mode(config).largest_packet(mtu),
+        largest_packet: config.interface.mode.largest_packet(mtu),
         keepalive: config.peer.keepalive,
         dead_after: config.peer.dead_after,
         watch: config.watches(),
-        roam: match config.peer.roam {
-            Roam::Any => vpnd_protocol::endpoint::Roam::Any,
-            Roam::SameIp => vpnd_protocol::endpoint::Roam::SameIp,
-            Roam::Off => vpnd_protocol::endpoint::Roam::Off,
-        },
+        roam: config.peer.roam,
         sources: config.socket.sources(),
         fixed_port: config.interface.listen.is_fixed(),
         dscp: config.socket.dscp,
         floor,
         max_datagram: LEAST_DATAGRAM,
-    }
-}
-
-/// What crosses the device.
-pub(crate) const fn mode(config: &Config) -> Mode {
-    match config.interface.mode {
-        config::Mode::Tun => Mode::Tun,
-        config::Mode::Tap => Mode::Tap,
     }
 }
 
@@ -161,7 +149,7 @@ fn guard(config: &Config) -> Guard {
     let routers = guard.contains(&config::Guard::Ra);
     Guard {
         advertisements: routers,
-        solicitations: routers && mode(config) == Mode::Tun,
+        solicitations: routers && config.interface.mode == Mode::Tun,
         dhcp: guard.contains(&config::Guard::Dhcp),
     }
 }

@@ -325,7 +325,7 @@ fn about(config: &Config, keys: &Keys, host: &Host) -> About {
         name: config.name.clone(),
         device: Device {
             name: host.device.name.clone(),
-            mode: options::mode(config).word().to_owned(),
+            mode: config.interface.mode.word().to_owned(),
             mtu: host.mtu,
             queues: host.device.queues.len(),
             listen_port: host.socket.local_port(),

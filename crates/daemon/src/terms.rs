@@ -1,13 +1,12 @@
 //! From the configuration's words to what the protocol works with: under which terms answers are
 //! taken, in the order they are tried.
 
-use vpnd_crypto::aead::Algorithm;
 use vpnd_crypto::key::{PresharedKey, PublicKey};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::{Protocol, Terms};
 
-use crate::config::{self, AlsoAccept, Cipher, Config};
+use crate::config::{self, AlsoAccept, Config};
 use crate::keys::Keys;
 
 /// What a session is agreed with: who the two are, and on which terms.
@@ -45,15 +44,15 @@ fn terms(
         .collect()
 }
 
-fn protocol(mode: config::Mode, peer: &config::Peer) -> Protocol {
+fn protocol(mode: vpnd_tun::Mode, peer: &config::Peer) -> Protocol {
     match peer.protocol {
         config::Protocol::WireGuard => Protocol::WireGuard,
         config::Protocol::Vpnd => Protocol::Vpnd(Profile {
             mode: match mode {
-                config::Mode::Tun => Mode::Tun,
-                config::Mode::Tap => Mode::Tap,
+                vpnd_tun::Mode::Tun => Mode::Tun,
+                vpnd_tun::Mode::Tap => Mode::Tap,
             },
-            cipher: cipher(peer.cipher),
+            cipher: peer.cipher,
             kem: kem(peer.post_quantum),
         }),
     }
@@ -64,15 +63,8 @@ fn changed(own: Protocol, change: AlsoAccept) -> Protocol {
     let Protocol::Vpnd(profile) = own else { return own };
     match change {
         AlsoAccept::WireGuard => Protocol::WireGuard,
-        AlsoAccept::Cipher(other) => Protocol::Vpnd(Profile { cipher: cipher(other), ..profile }),
+        AlsoAccept::Cipher(cipher) => Protocol::Vpnd(Profile { cipher, ..profile }),
         AlsoAccept::PostQuantum(on) => Protocol::Vpnd(Profile { kem: kem(on), ..profile }),
-    }
-}
-
-const fn cipher(cipher: Cipher) -> Algorithm {
-    match cipher {
-        Cipher::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
-        Cipher::Aes256Gcm => Algorithm::Aes256Gcm,
     }
 }
 

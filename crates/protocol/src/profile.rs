@@ -68,7 +68,7 @@ impl fmt::Display for Profile {
             Kem::None => "not post-quantum",
             Kem::MlKem768 => "post-quantum",
         };
-        write!(f, "{mode}, {}, {kem}", cipher_name(self.cipher))
+        write!(f, "{mode}, {}, {kem}", self.cipher)
     }
 }
 
@@ -78,15 +78,6 @@ const fn cipher_code(cipher: Algorithm) -> u8 {
         Algorithm::Aes256Gcm => 1,
         #[cfg(vpnd_bench)]
         Algorithm::None => u8::MAX,
-    }
-}
-
-const fn cipher_name(cipher: Algorithm) -> &'static str {
-    match cipher {
-        Algorithm::ChaCha20Poly1305 => "chacha20-poly1305",
-        Algorithm::Aes256Gcm => "aes-256-gcm",
-        #[cfg(vpnd_bench)]
-        Algorithm::None => "no cipher",
     }
 }
 

@@ -10,28 +10,6 @@ use super::problem::Problem;
 use super::section::{Parsed, Value};
 use super::value::{TextResult, expected, integer};
 
-/// What the device carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Mode {
-    /// IP packets.
-    Tun,
-    /// Ethernet frames.
-    Tap,
-}
-
-/// Whether an existing device is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Adopt {
-    /// Use an existing device, or make one.
-    Auto,
-    /// Use an existing device; fail without one.
-    Require,
-    /// Make a device; fail if it exists.
-    Never,
-}
-
 /// The number of queues that are read from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,8 +22,7 @@ pub(crate) enum Queues {
 }
 
 /// What the device's carrier indicates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carrier {
     /// Whether the peer is alive.
     Peer,
@@ -65,12 +42,6 @@ pub(crate) struct Holder {
 /// The hardware address of one Ethernet station.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mac(pub(crate) [u8; 6]);
-
-pub(super) const ADOPT: &[(&str, Adopt)] =
-    &[("auto", Adopt::Auto), ("require", Adopt::Require), ("never", Adopt::Never)];
-
-pub(super) const CARRIER: &[(&str, Carrier)] =
-    &[("peer", Carrier::Peer), ("always", Carrier::Always)];
 
 /// With more threads, more packets could be in flight than the peer's replay window is wide.
 const MAX_QUEUES: i64 = 32;

@@ -7,14 +7,17 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use tracing::level_filters::LevelFilter;
-use vpnd_crypto::PublicKey;
-use vpnd_protocol::endpoint::Sources;
+use vpnd_crypto::{Algorithm, PublicKey};
+use vpnd_device::WhenDown;
+use vpnd_protocol::endpoint::{Roam, Sources};
+use vpnd_tun::{Adopt, Mode};
 use vpnd_tunnel::udp::{self, Listen};
 
-use super::device::{Adopt, Carrier, Holder, Mac, Mode, Queues};
+use super::device::{Carrier, Holder, Mac, Queues};
 use super::endpoint::Endpoint;
 use super::hooks::{Dns, Hooks};
-use super::profile::{AlsoAccept, Cipher, Protocol};
+use super::profile::{AlsoAccept, Protocol};
+use super::word::{as_word, as_words};
 use crate::account::Account;
 
 /// The routing table that `ip route` shows (linux/rtnetlink.h).
@@ -109,6 +112,7 @@ pub(crate) struct Interface {
     /// The device's name; if absent, the kernel chooses a free `tunN`.
     pub(crate) name: Option<String>,
     /// What the device carries.
+    #[serde(serialize_with = "as_word")]
     pub(crate) mode: Mode,
     /// Our addresses inside the tunnel, with host bits.
     #[serde(rename = "address")]
@@ -133,6 +137,7 @@ pub(crate) struct Interface {
     /// Whether the device stays when vpnd ends.
     pub(crate) persist: bool,
     /// Whether an existing device is used.
+    #[serde(serialize_with = "as_word")]
     pub(crate) adopt: Adopt,
     /// The user who may open it without a privilege.
     pub(crate) owner: Option<Holder>,
@@ -149,6 +154,7 @@ pub(crate) struct Interface {
     /// Whether multicast packets are routed into it.
     pub(crate) multicast: bool,
     /// What its carrier indicates.
+    #[serde(serialize_with = "as_word")]
     pub(crate) carrier: Carrier,
     /// Its network namespace, if it is not ours: a name or a path.
     pub(crate) netns: Option<String>,
@@ -158,11 +164,11 @@ pub(crate) struct Interface {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Peer {
     /// The protocol of both ends.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "as_word")]
     pub(crate) protocol: Protocol,
     /// The cipher that seals packets.
-    #[serde(serialize_with = "as_text")]
-    pub(crate) cipher: Cipher,
+    #[serde(serialize_with = "as_word")]
+    pub(crate) cipher: Algorithm,
     /// Whether each session's keys also come from ML-KEM-768.
     pub(crate) post_quantum: bool,
     /// Differences from our own profile that are accepted in an answer of the peer, in the order in which they
@@ -186,6 +192,7 @@ pub(crate) struct Peer {
     /// The stations whose frames are accepted from the peer; if empty, all.
     pub(crate) allowed_macs: Vec<Mac>,
     /// Senders of host configuration whose messages are not accepted from the peer.
+    #[serde(serialize_with = "as_words")]
     pub(crate) guard: Vec<Guard>,
     /// The longest time without sending anything.
     #[serde(serialize_with = "as_duration")]
@@ -194,29 +201,17 @@ pub(crate) struct Peer {
     #[serde(serialize_with = "super::hooks::as_span")]
     pub(crate) dead_after: Duration,
     /// Whether the endpoint follows the peer when its address changes.
+    #[serde(serialize_with = "as_word")]
     pub(crate) roam: Roam,
 }
 
 /// Messages that configure hosts; they are dropped if they come from the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Guard {
     /// Router advertisements.
     Ra,
     /// Messages of DHCP servers.
     Dhcp,
-}
-
-/// Whether the endpoint follows the peer when its address changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Roam {
-    /// To any address and port.
-    Any,
-    /// To another port of the same address: a NAT that rebinds.
-    SameIp,
-    /// Never.
-    Off,
 }
 
 /// One `[[route]]` into the tunnel.
@@ -229,19 +224,8 @@ pub(crate) struct Route {
     /// The routing table; if absent, 254 (`main`), except for a default route.
     pub(crate) table: Option<u32>,
     /// What happens to it while the peer is dead.
+    #[serde(serialize_with = "as_word")]
     pub(crate) when_down: WhenDown,
-}
-
-/// What happens to a route while the peer is dead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum WhenDown {
-    /// It stays.
-    Keep,
-    /// It is removed, so that other routes apply.
-    Remove,
-    /// It is replaced by a blackhole route, so that nothing leaks.
-    Blackhole,
 }
 
 /// `[path]`: how packets are sent and received.
@@ -325,15 +309,15 @@ pub(crate) struct Service {
     /// Whether vpnd sets an nftables table of its own.
     pub(crate) firewall: bool,
     /// The log level.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "as_word")]
     pub(crate) log_level: LevelFilter,
     /// The log format.
+    #[serde(serialize_with = "as_word")]
     pub(crate) log_format: LogFormat,
 }
 
 /// The format of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
     /// Text, in colour on a terminal, without times when systemd's journal adds them.
     Auto,

@@ -4,9 +4,11 @@
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+use vpnd_crypto::Algorithm;
 
 use super::problem::Problem;
-use super::value::{TextResult, choice};
+use super::value::TextResult;
+use super::word::{name, word};
 
 /// The protocol of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,49 +19,20 @@ pub(crate) enum Protocol {
     Vpnd,
 }
 
-/// The cipher that seals packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cipher {
-    /// WireGuard's own.
-    ChaCha20Poly1305,
-    /// For processors with AES instructions.
-    Aes256Gcm,
-}
-
 /// One difference from our own profile that is accepted in an answer of the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AlsoAccept {
     /// Another cipher.
-    Cipher(Cipher),
+    Cipher(Algorithm),
     /// With ML-KEM-768, or without.
     PostQuantum(bool),
     /// WireGuard without extensions.
     WireGuard,
 }
 
-/// The names of the protocols.
-pub(super) const PROTOCOLS: &[(&str, Protocol)] =
-    &[("wireguard", Protocol::WireGuard), ("vpnd", Protocol::Vpnd)];
-
-/// The names of the ciphers.
-pub(super) const CIPHERS: &[(&str, Cipher)] =
-    &[("chacha20-poly1305", Cipher::ChaCha20Poly1305), ("aes-256-gcm", Cipher::Aes256Gcm)];
-
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::WireGuard => "wireguard",
-            Self::Vpnd => "vpnd",
-        })
-    }
-}
-
-impl fmt::Display for Cipher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ChaCha20Poly1305 => "chacha20-poly1305",
-            Self::Aes256Gcm => "aes-256-gcm",
-        })
+        f.write_str(name(*self))
     }
 }
 
@@ -82,7 +55,7 @@ impl Serialize for AlsoAccept {
 /// An entry of `also_accept`.
 pub(super) fn also_accept(text: &str) -> TextResult<AlsoAccept> {
     match text.split_once('=') {
-        Some(("cipher", name)) => choice(CIPHERS)(name).map(AlsoAccept::Cipher),
+        Some(("cipher", name)) => word(name).map(AlsoAccept::Cipher),
         Some(("post_quantum", "true")) => Ok(AlsoAccept::PostQuantum(true)),
         Some(("post_quantum", "false")) => Ok(AlsoAccept::PostQuantum(false)),
         Some(("protocol", "wireguard")) => Ok(AlsoAccept::WireGuard),

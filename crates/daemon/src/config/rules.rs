@@ -10,11 +10,14 @@ use nix::unistd::Uid;
 use toml::Spanned;
 use toml::de::DeTable;
 use vpnd_crypto::SecretKey;
+use vpnd_device::WhenDown;
+use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::limits::LEAST_MTU_V6;
+use vpnd_tun::{Adopt, Mode};
 use vpnd_tunnel::udp::Listen;
 
-use super::device::{Adopt, Carrier, Mode};
-use super::model::{Config, Interface, Peer, Roam, Route, WhenDown};
+use super::device::Carrier;
+use super::model::{Config, Interface, Peer, Route};
 use super::problem::Problem;
 use super::profile::{AlsoAccept, Protocol};
 use super::section::subject;

@@ -7,24 +7,26 @@ use nix::unistd::User;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use tracing::level_filters::LevelFilter;
-use vpnd_crypto::{KeyError, PresharedKey, PublicKey, SecretKey};
+use vpnd_crypto::{Algorithm, KeyError, PresharedKey, PublicKey, SecretKey};
+use vpnd_device::WhenDown;
+use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::limits::LEAST_MTU_V6;
+use vpnd_tun::{Adopt, Mode};
 use vpnd_tunnel::udp::{Listen, unmapped};
 
-use super::device::{self, ADOPT, CARRIER};
-use super::device::{Adopt, Carrier, Mode, Queues};
+use super::device::{self, Carrier, Queues};
 use super::hooks;
 use super::model::{
-    self, Config, Guard, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer, Roam, Route,
-    Service, Socket, WhenDown,
+    self, Config, Guard, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer, Route, Service,
+    Socket,
 };
 use super::problem::Problem;
-use super::profile::{CIPHERS, PROTOCOLS, also_accept};
-use super::profile::{Cipher, Protocol};
+use super::profile::{Protocol, also_accept};
 use super::rules::{self, Places};
 use super::section::{Parsed, Section, Value};
 use super::surroundings::Surroundings;
-use super::value::{self, TextResult, choice, expected, integer, list, text};
+use super::value::{self, TextResult, expected, integer, list, text};
+use super::word::word;
 use crate::account::Account;
 use crate::keys::Keys;
 
@@ -128,13 +130,13 @@ fn interface(
         stp_cost: s.take("stp_cost", integer(1..=65535)),
         queues: s.or("queues", Queues::Fixed(1), device::queues),
         persist: s.or("persist", false, value::truth),
-        adopt: s.or("adopt", Adopt::Auto, text(choice(ADOPT))),
+        adopt: s.or("adopt", Adopt::Auto, text(word)),
         owner: s.take("owner", text(device::user)),
         group: s.take("group", text(device::group)),
         mac: s.take("mac", text(device::mac)),
         vrf: s.take("vrf", text(device_name)),
         multicast: s.or("multicast", true, value::truth),
-        carrier: s.or("carrier", default_carrier(peer), text(choice(CARRIER))),
+        carrier: s.or("carrier", default_carrier(peer), text(word)),
         netns: s.take("netns", text(netns)),
         addresses: s.or("address", vec![], list(value::interface_address)),
         peer_addresses: s.or("peer_address", vec![], list(value::host_address)),
@@ -153,22 +155,20 @@ struct PeerDefaults {
     guard: Vec<Guard>,
 }
 
-const GUARD: &[(&str, Guard)] = &[("ra", Guard::Ra), ("dhcp", Guard::Dhcp)];
-
 fn peer(
     s: &mut Section<'_>,
     from: &Surroundings,
     defaults: PeerDefaults,
 ) -> Option<(Peer, PresharedKey, Option<PresharedKey>)> {
     const KEY: &str = "the peer's `vpnd pubkey < its.key` prints it";
-    let protocol = s.or("protocol", Protocol::WireGuard, text(choice(PROTOCOLS)));
+    let protocol = s.or("protocol", Protocol::WireGuard, text(word));
     let key = s.required("public_key", KEY, text(public_key));
     let parse = PresharedKey::from_base64;
     let (preshared_key_file, preshared) = optional(s, from, "preshared_key_file", parse);
     let (next_preshared_key_file, next) = optional(s, from, "next_preshared_key_file", parse);
     let peer = Peer {
         protocol,
-        cipher: s.or("cipher", Cipher::ChaCha20Poly1305, text(choice(CIPHERS))),
+        cipher: s.or("cipher", Algorithm::ChaCha20Poly1305, text(word)),
         post_quantum: s.or("post_quantum", protocol == Protocol::Vpnd, value::truth),
         also_accept: s.or("also_accept", vec![], list(also_accept)),
         next_public_key: s.take("next_public_key", text(public_key)),
@@ -177,16 +177,14 @@ fn peer(
         endpoints: s.or("endpoint", vec![], list(|text| text.parse().map_err(in_words))),
         allowed_ips: s.or("allowed_ips", defaults.allowed_ips, list(value::network)),
         allowed_macs: s.or("allowed_macs", vec![], list(device::mac)),
-        guard: s.or("guard", defaults.guard, list(choice(GUARD))),
+        guard: s.or("guard", defaults.guard, list(word)),
         keepalive: s.or("keepalive", None, value::keepalive),
         dead_after: s.or("dead_after", Duration::from_secs(60), value::duration("1s", "1h")),
-        roam: s.or("roam", Roam::Any, text(choice(ROAM))),
+        roam: s.or("roam", Roam::Any, text(word)),
         public_key: key?,
     };
     Some((peer, preshared.unwrap_or_default(), next))
 }
-
-const ROAM: &[(&str, Roam)] = &[("any", Roam::Any), ("same-ip", Roam::SameIp), ("off", Roam::Off)];
 
 fn routes(value: Option<&Value<'_>>, problems: &mut Vec<Problem>) -> Vec<Route> {
     let items = match value.map(Spanned::get_ref) {
@@ -207,13 +205,10 @@ fn route(item: &Value<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
     let to = s.required("to", TO, text(value::network));
     let metric = s.take("metric", integer(0..=i64::from(u32::MAX)));
     let table = s.take("table", route_table);
-    let when_down = s.or("when_down", WhenDown::Keep, text(choice(WHEN_DOWN)));
+    let when_down = s.or("when_down", WhenDown::Keep, text(word));
     problems.extend(s.close());
     Some(Route { to: to?, metric, table, when_down })
 }
-
-const WHEN_DOWN: &[(&str, WhenDown)] =
-    &[("keep", WhenDown::Keep), ("remove", WhenDown::Remove), ("blackhole", WhenDown::Blackhole)];
 
 fn path(s: &mut Section<'_>) -> Path {
     Path {
@@ -250,22 +245,10 @@ fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
         user: s.take("user", text(account)).unwrap_or_else(default_account),
         nice: s.or("nice", -10, integer(-20..=19)),
         firewall: s.or("firewall", false, value::truth),
-        log_level: s.or("log_level", LevelFilter::INFO, text(choice(LOG_LEVELS))),
-        log_format: s.or("log_format", LogFormat::Auto, text(choice(LOG_FORMATS))),
+        log_level: s.or("log_level", LevelFilter::INFO, text(word)),
+        log_format: s.or("log_format", LogFormat::Auto, text(word)),
     }
 }
-
-const LOG_LEVELS: &[(&str, LevelFilter)] = &[
-    ("off", LevelFilter::OFF),
-    ("error", LevelFilter::ERROR),
-    ("warn", LevelFilter::WARN),
-    ("info", LevelFilter::INFO),
-    ("debug", LevelFilter::DEBUG),
-    ("trace", LevelFilter::TRACE),
-];
-
-const LOG_FORMATS: &[(&str, LogFormat)] =
-    &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
 
 /// An optional key file, and the key in it.
 fn optional<K>(
@@ -331,7 +314,7 @@ const fn default_mtu(mode: Mode) -> Option<u16> {
 fn mode(text: &str, vpnd: bool) -> TextResult<Mode> {
     match text {
         "tap" if !vpnd => Err(rules::needs_vpnd("change this line to mode = \"tun\"")),
-        _ => choice(&[("tun", Mode::Tun), ("tap", Mode::Tap)])(text),
+        _ => word(text),
     }
 }
 

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
-use vpnd_crypto::SecretKey;
+use vpnd_crypto::{Algorithm, SecretKey};
 use vpnd_tunnel::udp::Listen;
 use zeroize::Zeroizing;
 
 use super::reload::compared;
 use super::section::TABLES;
-use super::{AlsoAccept, Cipher, Handed, Loaded, Protocol, Report, load, load_handed};
+use super::{AlsoAccept, Handed, Loaded, Protocol, Report, load, load_handed};
 use crate::keys::{self, HandedKeys};
 
 /// A public key whose private half nobody has.
@@ -237,12 +237,12 @@ fn a_socket_as_it_may_be_told() {
 #[test]
 fn vpnd_at_both_ends_is_post_quantum_unless_told_otherwise() {
     let plain = good(&minimal("", "protocol = 'vpnd'")).config.peer;
-    assert_eq!((plain.protocol, plain.cipher), (Protocol::Vpnd, Cipher::ChaCha20Poly1305));
+    assert_eq!((plain.protocol, plain.cipher), (Protocol::Vpnd, Algorithm::ChaCha20Poly1305));
     assert!(plain.post_quantum);
     let other = "protocol = 'vpnd'\ncipher = 'aes-256-gcm'\npost_quantum = false\n\
                  also_accept = ['protocol=wireguard', 'post_quantum=true']";
     let other = good(&minimal("", other)).config.peer;
-    assert_eq!((other.cipher, other.post_quantum), (Cipher::Aes256Gcm, false));
+    assert_eq!((other.cipher, other.post_quantum), (Algorithm::Aes256Gcm, false));
     let accepted = [AlsoAccept::WireGuard, AlsoAccept::PostQuantum(true)];
     assert_eq!(other.also_accept, accepted, "in the order of the file");
     let json = serde_json::to_value(&other).unwrap();

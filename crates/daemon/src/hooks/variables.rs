@@ -7,7 +7,7 @@ use vpnd_tunnel::udp::Listen;
 
 use super::dns;
 use super::plan::{Argv, Event, Plan};
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::program;
 
 /// The facts that are known once the device exists.
@@ -76,10 +76,6 @@ fn add_dns(plan: &mut Plan, config: &Config, device: &str) {
 
 fn environment(config: &Config, facts: Facts<'_>) -> Vec<(String, String)> {
     let interface = &config.interface;
-    let mode = match interface.mode {
-        Mode::Tun => "tun",
-        Mode::Tap => "tap",
-    };
     let routes: Vec<_> = config.routes.iter().map(|route| route.to).collect();
     let variables = [
         ("PATH", program::search_path().to_string_lossy().into_owned()),
@@ -88,7 +84,7 @@ fn environment(config: &Config, facts: Facts<'_>) -> Vec<(String, String)> {
         ("VPND_NAME", config.name.clone()),
         ("VPND_CONFIG", absolute(&config.file)),
         ("VPND_DEVICE", facts.device.to_owned()),
-        ("VPND_MODE", mode.to_owned()),
+        ("VPND_MODE", interface.mode.word().to_owned()),
         ("VPND_MTU", facts.mtu.to_string()),
         ("VPND_ADDRESSES", joined(&interface.addresses)),
         ("VPND_PEER_ADDRESSES", joined(&interface.peer_addresses)),

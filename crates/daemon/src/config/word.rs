@@ -1,0 +1,96 @@
+//! The words that the file has for the values of an enum, most of which belong to the crate that acts on them.
+
+use serde::Serializer;
+use tracing::level_filters::LevelFilter;
+use vpnd_crypto::Algorithm;
+use vpnd_device::WhenDown;
+use vpnd_protocol::endpoint::Roam;
+use vpnd_tun::{Adopt, Mode};
+
+use super::device::Carrier;
+use super::model::{Guard, LogFormat};
+use super::profile::Protocol;
+use super::value::{TextResult, choice};
+
+/// A type that the file names the values of.
+pub(super) trait Word: Copy + PartialEq + 'static {
+    /// Every value, and its name.
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+/// The value that `text` names.
+pub(super) fn word<T: Word>(text: &str) -> TextResult<T> {
+    choice(T::WORDS)(text)
+}
+
+/// The name of `value`.
+pub(super) fn name<T: Word>(value: T) -> &'static str {
+    T::WORDS.iter().find(|(_, known)| *known == value).map_or("", |(name, _)| name)
+}
+
+/// As the file has it.
+pub(super) fn as_word<T: Word, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(name(*value))
+}
+
+/// A list of them.
+pub(super) fn as_words<T: Word, S: Serializer>(values: &[T], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(values.iter().map(|value| name(*value)))
+}
+
+impl Word for Mode {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[(Self::Tun.word(), Self::Tun), (Self::Tap.word(), Self::Tap)];
+}
+
+impl Word for Adopt {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("require", Self::Require), ("never", Self::Never)];
+}
+
+impl Word for Carrier {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("peer", Self::Peer), ("always", Self::Always)];
+}
+
+impl Word for Protocol {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("wireguard", Self::WireGuard), ("vpnd", Self::Vpnd)];
+}
+
+impl Word for Algorithm {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        (Self::ChaCha20Poly1305.name(), Self::ChaCha20Poly1305),
+        (Self::Aes256Gcm.name(), Self::Aes256Gcm),
+    ];
+}
+
+impl Word for Guard {
+    const WORDS: &'static [(&'static str, Self)] = &[("ra", Self::Ra), ("dhcp", Self::Dhcp)];
+}
+
+impl Word for Roam {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("any", Self::Any), ("same-ip", Self::SameIp), ("off", Self::Off)];
+}
+
+impl Word for WhenDown {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("keep", Self::Keep), ("remove", Self::Remove), ("blackhole", Self::Blackhole)];
+}
+
+impl Word for LevelFilter {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", Self::OFF),
+        ("error", Self::ERROR),
+        ("warn", Self::WARN),
+        ("info", Self::INFO),
+        ("debug", Self::DEBUG),
+        ("trace", Self::TRACE),
+    ];
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
+}
