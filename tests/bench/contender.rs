@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use vpnd_tests::binaries::{self, installed};
+use vpnd_tests::binaries::installed;
 use vpnd_tests::peer::{self, Peer};
 use vpnd_tests::site::{INNER_B4, Site};
 use vpnd_tests::traffic::ping;
@@ -105,9 +105,6 @@ impl Contender {
         let own = Kind::Vpnd(launch.clone());
         let mut all = vec![Self::new("bare", Kind::Bare), Self::new(VPND, own)];
         let also = options.also.iter();
-        if options.ciphers {
-            all.extend(ciphers()?);
-        }
         if options.profiles {
             all.extend(profiles(&launch));
         }
@@ -269,18 +266,6 @@ fn devices(launch: &Launch) -> [Contender; 4] {
         with("tun 1500", &[], 1500),
         with("tap 1500", TAP, 1500),
     ]
-}
-
-/// vpnd with another cipher and with none, in a build that knows them: both are set from outside,
-/// which no release allows.
-fn ciphers() -> Result<[Contender; 2]> {
-    say("building vpnd for other ciphers");
-    let program = binaries::variant("bench-cipher", "--cfg vpnd_bench")?;
-    let with = |name, cipher: &str| {
-        let environment = vec![("VPND_BENCH_CIPHER", cipher.to_owned())];
-        Contender::new(name, Kind::Vpnd(Launch { environment, ..Launch::plain(&program) }))
-    };
-    Ok([with("vpnd aes-256-gcm", "aes-256-gcm"), with("vpnd no cipher", "none")])
 }
 
 /// Values are kept by name.

@@ -39,9 +39,6 @@ pub(crate) struct Options {
     /// Where to draw the medians
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
-    /// Also vpnd with AES-256-GCM and with no cipher, in a build that is good for nothing else
-    #[arg(long)]
-    pub(crate) ciphers: bool,
     /// Also vpnd with `protocol = "vpnd"`: as it is by default, with AES-256-GCM, and in pieces
     #[arg(long)]
     pub(crate) profiles: bool,

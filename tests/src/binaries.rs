@@ -43,23 +43,6 @@ pub(crate) fn cached(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Builds this workspace's `vpnd` once more with another flag for the compiler, in the directory
-/// `name` beside the profile's own.
-///
-/// # Errors
-/// When it does not build.
-pub fn variant(name: &str, flag: &str) -> Result<PathBuf> {
-    let here = env::current_exe()?;
-    let profile = profile_of(&here).context("not in a target directory")?;
-    let target = profile.parent().context("a profile directory without a parent")?.join(name);
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let flags = [env::var("RUSTFLAGS").unwrap_or_default(), flag.to_owned()].join(" ");
-    let mut command = Command::new(cargo);
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("RUSTFLAGS", flags.trim());
-    build(command, profile, &target)?;
-    Ok(target.join(profile.file_name().context("a profile without a name")?).join("vpnd"))
-}
-
 fn set_up() -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup");
     let output = Command::new(&script).output().context("cannot run tests/setup")?;

@@ -4,10 +4,8 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use aes_gcm::Aes256Gcm;
-use chacha20poly1305::aead::{AeadInOut, Nonce};
-use chacha20poly1305::consts::U16;
-use chacha20poly1305::{ChaCha20Poly1305, KeyInit, XChaCha20Poly1305};
+use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, Nonce as RingNonce};
 
 use crate::ring_key::RingKey;
@@ -16,6 +14,8 @@ use crate::wide::WideKey;
 
 mod check;
 mod each;
+#[cfg(test)]
+mod reference;
 
 pub(crate) use each::GROUP;
 pub use each::Message;
@@ -30,9 +30,6 @@ pub enum Algorithm {
     ChaCha20Poly1305,
     /// NIST SP 800-38D: about three times as fast where the processor computes AES itself.
     Aes256Gcm,
-    /// No encryption: sealing changes nothing and opening always succeeds. For measuring what the ciphers cost.
-    #[cfg(vpnd_bench)]
-    None,
 }
 
 impl Algorithm {
@@ -41,8 +38,6 @@ impl Algorithm {
         match self {
             Self::ChaCha20Poly1305 => "chacha20-poly1305",
             Self::Aes256Gcm => "aes-256-gcm",
-            #[cfg(vpnd_bench)]
-            Self::None => "no cipher",
         }
     }
 
@@ -52,8 +47,6 @@ impl Algorithm {
         nonce[4..].copy_from_slice(&match self {
             Self::ChaCha20Poly1305 => counter.to_le_bytes(),
             Self::Aes256Gcm => counter.to_be_bytes(),
-            #[cfg(vpnd_bench)]
-            Self::None => [0; 8],
         });
         nonce
     }
@@ -71,10 +64,8 @@ pub enum Backend {
     /// Our own ChaCha20-Poly1305 for AVX-512, twice as fast as ring's. AES, and every processor without
     /// AVX-512, use ring.
     Wide,
-    /// ring: assembly, at packet sizes several times as fast as the portable back end.
+    /// ring: assembly, at packet sizes several times as fast as portable code.
     Ring,
-    /// RustCrypto: Rust throughout, on every machine Rust knows.
-    Portable,
 }
 
 impl Backend {
@@ -102,10 +93,6 @@ enum Cipher {
     #[cfg(target_arch = "x86_64")]
     Wide(WideKey, RingKey),
     Ring(RingKey),
-    PortableChaCha(Box<ChaCha20Poly1305>),
-    PortableAes(Box<Aes256Gcm>),
-    #[cfg(vpnd_bench)]
-    None,
 }
 
 impl AeadKey {
@@ -144,7 +131,8 @@ impl AeadKey {
 /// Encrypts `buffer` in place with XChaCha20-Poly1305, whose nonce is long enough to be drawn at
 /// random, and returns its tag.
 pub fn xseal(key: &[u8; 32], nonce: &[u8; 24], aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
-    portable_seal(&XChaCha20Poly1305::new(key.into()), nonce.into(), aad, buffer)
+    let key = XChaCha20Poly1305::new(key.into());
+    key.encrypt_inout_detached(nonce.into(), aad, buffer.into()).expect(TOO_LONG).into()
 }
 
 /// Decrypts `buffer`, a ciphertext and its tag, in place with XChaCha20-Poly1305, and returns the plaintext.
@@ -158,7 +146,11 @@ pub fn xopen<'a>(
     aad: &[u8],
     buffer: &'a mut [u8],
 ) -> Result<&'a mut [u8], Forged> {
-    portable_open(&XChaCha20Poly1305::new(key.into()), nonce.into(), aad, buffer)
+    let key = XChaCha20Poly1305::new(key.into());
+    let (text, tag) = buffer.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
+    let tag = (&*tag).into();
+    key.decrypt_inout_detached(nonce.into(), aad, (&mut *text).into(), tag).map_err(|_| Forged)?;
+    Ok(text)
 }
 
 impl Cipher {
@@ -168,17 +160,7 @@ impl Cipher {
             (Backend::Ring, Algorithm::ChaCha20Poly1305) => {
                 Self::Ring(RingKey::new(&CHACHA20_POLY1305, key))
             }
-            (Backend::Wide | Backend::Ring, Algorithm::Aes256Gcm) => {
-                Self::Ring(RingKey::new(&AES_256_GCM, key))
-            }
-            (Backend::Portable, Algorithm::ChaCha20Poly1305) => {
-                Self::PortableChaCha(Box::new(ChaCha20Poly1305::new(key.into())))
-            }
-            (Backend::Portable, Algorithm::Aes256Gcm) => {
-                Self::PortableAes(Box::new(Aes256Gcm::new(key.into())))
-            }
-            #[cfg(vpnd_bench)]
-            (_, Algorithm::None) => Self::None,
+            (_, Algorithm::Aes256Gcm) => Self::Ring(RingKey::new(&AES_256_GCM, key)),
         }
     }
 
@@ -199,10 +181,6 @@ impl Cipher {
             #[cfg(target_arch = "x86_64")]
             Self::Wide(_, key) => ring_seal(key, nonce, aad, buffer),
             Self::Ring(key) => ring_seal(key, nonce, aad, buffer),
-            Self::PortableChaCha(key) => portable_seal(&**key, (&nonce).into(), aad, buffer),
-            Self::PortableAes(key) => portable_seal(&**key, (&nonce).into(), aad, buffer),
-            #[cfg(vpnd_bench)]
-            Self::None => [0; TAG_LEN],
         }
     }
 
@@ -218,10 +196,6 @@ impl Cipher {
             #[cfg(target_arch = "x86_64")]
             Self::Wide(_, key) => ring_open(key, nonce, aad, buffer),
             Self::Ring(key) => ring_open(key, nonce, aad, buffer),
-            Self::PortableChaCha(key) => portable_open(&**key, (&nonce).into(), aad, buffer),
-            Self::PortableAes(key) => portable_open(&**key, (&nonce).into(), aad, buffer),
-            #[cfg(vpnd_bench)]
-            Self::None => Ok(buffer.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?.0),
         }
     }
 }
@@ -251,28 +225,6 @@ fn ring_open<'a>(
 ) -> Result<&'a mut [u8], Forged> {
     let nonce = RingNonce::assume_unique_for_key(nonce);
     key.open_in_place(nonce, Aad::from(aad), buffer).map_err(|_| Forged)
-}
-
-fn portable_seal<A>(key: &A, nonce: &Nonce<A>, aad: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN]
-where
-    A: AeadInOut<TagSize = U16>,
-{
-    key.encrypt_inout_detached(nonce, aad, buffer.into()).expect(TOO_LONG).into()
-}
-
-fn portable_open<'a, A>(
-    key: &A,
-    nonce: &Nonce<A>,
-    aad: &[u8],
-    buffer: &'a mut [u8],
-) -> Result<&'a mut [u8], Forged>
-where
-    A: AeadInOut<TagSize = U16>,
-{
-    let (text, tag) = buffer.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
-    let tag = (&*tag).into();
-    key.decrypt_inout_detached(nonce, aad, (&mut *text).into(), tag).map_err(|_| Forged)?;
-    Ok(text)
 }
 
 /// The only reason why sealing can fail is an overflow of the block counter: with AES-256-GCM after 64 GiB.

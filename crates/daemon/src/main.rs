@@ -108,11 +108,6 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     {
         tracing::warn!("{warning}");
     }
-    #[cfg(vpnd_bench)]
-    tracing::warn!(
-        "a benchmark build: data is sealed with {:?} and no secret is safe with it",
-        vpnd_protocol::bench::data_cipher()
-    );
     run::run(config, keys)?;
     Ok(Exit::Success.into())
 }

@@ -4,8 +4,6 @@
 #![forbid(unsafe_code)]
 
 pub mod activity;
-#[cfg(vpnd_bench)]
-pub mod bench;
 pub mod cookie;
 pub mod drop_reason;
 pub mod edge;

@@ -76,8 +76,6 @@ const fn cipher_code(cipher: Algorithm) -> u8 {
     match cipher {
         Algorithm::ChaCha20Poly1305 => 0,
         Algorithm::Aes256Gcm => 1,
-        #[cfg(vpnd_bench)]
-        Algorithm::None => u8::MAX,
     }
 }
 

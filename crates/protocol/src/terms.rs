@@ -21,9 +21,9 @@ pub enum Protocol {
 
 impl Protocol {
     /// What seals transport data.
-    pub(crate) fn cipher(self) -> Algorithm {
+    pub(crate) const fn cipher(self) -> Algorithm {
         match self {
-            Self::WireGuard => standard_cipher(),
+            Self::WireGuard => Algorithm::ChaCha20Poly1305,
             Self::Vpnd(profile) => profile.cipher,
         }
     }
@@ -81,15 +81,4 @@ impl Terms {
     pub(crate) const fn psk(&self) -> &PresharedKey {
         &self.psk
     }
-}
-
-/// What seals where the profile does not say.
-#[cfg(not(vpnd_bench))]
-const fn standard_cipher() -> Algorithm {
-    Algorithm::ChaCha20Poly1305
-}
-
-#[cfg(vpnd_bench)]
-fn standard_cipher() -> Algorithm {
-    crate::bench::data_cipher()
 }

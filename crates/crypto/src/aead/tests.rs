@@ -1,4 +1,4 @@
-//! The published test vectors, and the back ends compared with each other.
+//! The published test vectors, and the back ends compared with the reference.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -13,9 +13,8 @@ const SUNSCREEN_KEY: &str = "808182838485868788898a8b8c8d8e8f9091929394959697989
 const SUNSCREEN_AAD: &str = "50515253c0c1c2c3c4c5c6c7";
 
 /// A key of each back end.
-fn each(algorithm: Algorithm, key: &[u8; 32]) -> [AeadKey; 3] {
-    [Backend::Wide, Backend::Ring, Backend::Portable]
-        .map(|backend| AeadKey::with_backend(backend, algorithm, key))
+fn each(algorithm: Algorithm, key: &[u8; 32]) -> [AeadKey; 2] {
+    [Backend::Wide, Backend::Ring].map(|backend| AeadKey::with_backend(backend, algorithm, key))
 }
 
 fn any_algorithm() -> impl Strategy<Value = Algorithm> {
@@ -225,16 +224,16 @@ fn what_is_shorter_than_a_tag_is_forged() {
 
 proptest! {
     #[test]
-    fn the_back_ends_agree(
+    fn the_back_ends_agree_with_the_reference(
         algorithm in any_algorithm(),
         key: [u8; 32],
         counter: u64,
         aad in vec(any::<u8>(), 0..40),
         text in vec(any::<u8>(), 0..2000),
     ) {
-        let keys = each(algorithm, &key);
-        let expected = sealed(&text, |text| keys[2].seal(counter, &aad, text));
-        for key in keys {
+        let seal = |text: &mut [u8]| reference::seal(algorithm, &key, counter, &aad, text);
+        let expected = sealed(&text, seal);
+        for key in each(algorithm, &key) {
             prop_assert_eq!(&sealed(&text, |text| key.seal(counter, &aad, text)), &expected);
             let mut whole = expected.clone();
             prop_assert_eq!(key.open(counter, &aad, &mut whole).unwrap(), &text[..]);
