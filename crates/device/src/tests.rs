@@ -1,22 +1,21 @@
 //! Against a real kernel, each test in a network namespace of its own; `ip` is the second opinion.
 
 use std::process::Command;
-use std::thread;
-
-use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
 mod guard;
 mod kernel;
 pub(crate) mod left_behind;
+#[path = "../../../tests/common/namespace.rs"]
+mod namespace;
 mod routes;
+
+use namespace::ip;
 
 /// Runs `test` on a thread that has a namespace with a pair of devices, `there` and its other end.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, Heard) -> F + Send + 'static) {
-    let body = move || {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .expect("a network namespace: run as root or `unshare -r`");
+    namespace::in_namespace(|| {
         ip("link add there type veth peer name other");
         ip("link set other up");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -24,16 +23,7 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, Heard) -> F +
             let (netlink, news) = (Netlink::connect().unwrap(), Heard::everything().unwrap());
             test(netlink, news).await
         });
-    };
-    if let Err(panic) = thread::spawn(body).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    });
 }
 
 /// Everything that this crate may change, less what the kernel adds to a device that is up.

@@ -107,9 +107,10 @@ fn header(slices: &[IoSlice<'_>]) -> Option<VnetHeader> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::namespace::ip;
     use crate::tests::ends;
     use crate::udp::RECEIVE_BUFFER;
-    use crate::udp::tests::{in_namespace, ip};
+    use crate::udp::tests::in_namespace;
 
     /// 60 segments of one flow, complete as they come out of pieces.
     fn train() -> Vec<Vec<u8>> {

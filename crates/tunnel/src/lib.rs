@@ -28,4 +28,7 @@ pub mod view;
 mod watch;
 
 #[cfg(test)]
+#[path = "../../../tests/common/namespace.rs"]
+mod namespace;
+#[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, unshare};
 use tokio::time::sleep;
 
 use super::routes::everything;

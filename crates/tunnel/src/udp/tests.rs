@@ -2,14 +2,13 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Type};
 
 use super::*;
+use crate::namespace::{self, ip};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -17,22 +16,12 @@ const ROOM: usize = 8 << 20;
 /// IPv4 packets only, as a packet socket names them: in network order.
 const ETH_P_IP: u16 = 0x0800_u16.to_be();
 
+/// Runs `test` in a namespace whose loopback device is up.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let body = move || {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .expect("a network namespace: run as root or `unshare -r`");
+    namespace::in_namespace(|| {
         ip("link set lo up mtu 1500");
         test();
-    };
-    if let Err(panic) = thread::spawn(body).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-pub(crate) fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}");
-    String::from_utf8(output.stdout).unwrap()
+    });
 }
 
 /// As `ip -o link` numbers it: "2: left@right: <…>".
