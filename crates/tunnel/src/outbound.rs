@@ -43,6 +43,8 @@ pub(crate) struct Outbound {
     /// Where a packet is whole before it is cut.
     uncut: Box<[u8]>,
     staging: Staging,
+    /// What was staged leaves in it.
+    staged: Batch,
     nested: Watcher,
 }
 
@@ -61,14 +63,15 @@ const LIGHT: usize = 4096;
 impl Outbound {
     pub(crate) fn new(shared: Arc<Shared>, line: usize) -> Self {
         let view = shared.view.load();
-        let batch = Batch::of(shared.socket.max_segments(), shared.mode, &view);
+        let [batch, staged] =
+            [(); 2].map(|()| Batch::of(shared.socket.max_segments(), shared.mode, &view));
         let segments = view.policy.segments();
         drop(view);
         let read = vec![0; READ_BUFFER].into_boxed_slice();
         let uncut = vec![0; READ_BUFFER].into_boxed_slice();
         let staging = Staging::one_of(shared.device.queues.len());
         let nested = Watcher::default();
-        Self { shared, line, read, batch, segments, uncut, staging, nested }
+        Self { shared, line, read, batch, segments, uncut, staging, staged, nested }
     }
 
     /// The next batch goes by what is published now.
@@ -195,8 +198,9 @@ impl Outbound {
     }
 
     /// What was staged for one session may be larger than the next can carry.
-    fn drop_too_big(&mut self, batch: &Batch) {
-        while self.staging.peek().is_some_and(|packet| batch.fit(packet.len()) == Fit::Never) {
+    fn drop_too_big(&mut self) {
+        let staged = &self.staged;
+        while self.staging.peek().is_some_and(|packet| staged.fit(packet.len()) == Fit::Never) {
             self.staging.pop();
             self.shared.counters.count(DropReason::TooBig, 1);
         }
@@ -212,17 +216,18 @@ impl Outbound {
                 break;
             }
             let mode = self.shared.mode;
-            let mut batch = Batch::of(self.shared.socket.max_segments(), mode, &view);
+            self.staged.clear();
+            self.staged.follow(mode, &view);
             // No key is held while a send waits.
             drop(view);
-            self.drop_too_big(&batch);
-            let packets = self.staging.packets();
+            self.drop_too_big();
+            let (packets, staged) = (self.staging.packets(), &mut self.staged);
             let taken =
-                packets.take_while(|packet| batch.take(packet, Outer::of(mode, packet))).count();
+                packets.take_while(|packet| staged.take(packet, Outer::of(mode, packet))).count();
             if taken == 0 {
                 break;
             }
-            if !leave(&self.shared, self.line, &mut batch, now)? {
+            if !leave(&self.shared, self.line, &mut self.staged, now)? {
                 self.shared.wake(self.shared.activity.want_handshake.raise());
                 break;
             }

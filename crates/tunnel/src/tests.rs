@@ -78,6 +78,25 @@ fn several_lines_stage_as_much_as_one_and_each_sends_its_own() {
     });
 }
 
+#[test]
+fn what_was_staged_leaves_without_an_allocation() {
+    in_namespace(|| {
+        let (near, far) = ends(1);
+        let (table, keyless) = (Arc::clone(&near.view.load().table), Arc::new(keyless()));
+        let (mut line, mut inbound) = (lines(&near).remove(0), inbound(&far));
+        // In the first round the staging grows, and so does what others allocate once.
+        for round in 1..=2 {
+            near.view.set_table(&keyless);
+            send(&mut line, &read_packet(400), 100);
+            near.view.set_table(&table);
+            let allocated = measure(|| line.turn(0).map(drop).unwrap()).count_total;
+            assert!(allocated == 0 || round == 1, "{allocated} allocations for 100 packets");
+            receive(&mut inbound);
+            assert_eq!(far.activity.traffic().packets_received, round * 100);
+        }
+    });
+}
+
 /// Two ends with a session, the first with that many queues.
 pub(crate) fn ends(queues: u16) -> (Arc<Shared>, Arc<Shared>) {
     let (sender, receiver) = (socket(), socket());
