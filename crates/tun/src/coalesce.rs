@@ -7,9 +7,10 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use crate::flow::{Class, Flow, Hosts, Segment, classify};
-use crate::layout::{Transport, low16, put16};
+use crate::layout::Transport;
 use crate::split::{SplitError, split};
 use crate::vnet::{GSO_UDP_L4, NEEDS_CSUM, VNET_LEN, VnetHeader};
+use crate::wire::{low16, put16};
 
 /// Gathers the packets of one received batch and hands them on in as few writes as possible.
 #[derive(Debug)]

@@ -1,8 +1,9 @@
 //! Classifies packets: which flow each belongs to, and whether the kernel's GRO could merge it.
 
-use crate::layout::{
-    IPV4_HEADER, IPV6_HEADER, Layout, TCP, TCP_HEADER, Transport, UDP, UDP_HEADER, Version, word16,
-    word32,
+use crate::layout::{Layout, Transport, Version};
+use crate::wire::{
+    CWR, ETHER_IPV4, ETHER_IPV6, FIN, IPV4_HEADER, IPV6_HEADER, PSH, RST, SYN, TCP, TCP_HEADER,
+    UDP, UDP_HEADER, URG, word16, word32,
 };
 
 /// How a packet affects the flows around it.
@@ -199,11 +200,5 @@ fn udp(frame: &[u8], network: &Network) -> Option<Segment> {
     network.segment(frame, Transport::Udp, network.l4 + UDP_HEADER)
 }
 
-const ENDING: u8 = 0x01 | 0x08;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const URG: u8 = 0x20;
-const CWR: u8 = 0x80;
+const ENDING: u8 = FIN | PSH;
 const DONT_FRAGMENT: u16 = 0x4000;
-pub(crate) const ETHER_IPV4: u16 = 0x0800;
-pub(crate) const ETHER_IPV6: u16 = 0x86dd;

@@ -6,8 +6,8 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use crate::layout::low16;
 use crate::vnet::VNET_LEN;
+use crate::wire::low16;
 
 /// Attaches `fd` to the device `name` (empty: the kernel chooses one), creating it if necessary. Returns the
 /// device's name.

@@ -2,13 +2,7 @@
 
 use crate::checksum::{Sum, pseudo_header};
 use crate::vnet::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
-
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
-pub(crate) const IPV4_HEADER: usize = 20;
-pub(crate) const IPV6_HEADER: usize = 40;
-pub(crate) const TCP_HEADER: usize = 20;
-pub(crate) const UDP_HEADER: usize = 8;
+use crate::wire::{IPV4_HEADER, IPV6_HEADER, TCP, UDP, low16, put16};
 
 /// The IP version of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,25 +93,4 @@ impl Layout {
         header_holds
             && (self.pseudo_header(frame, frame.len()) + Sum::of(&frame[self.l4..])).is_intact()
     }
-}
-
-/// The big-endian word at `at`.
-pub(crate) fn word16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-/// The big-endian double word at `at`.
-pub(crate) fn word32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-/// Writes a big-endian word at `at`.
-pub(crate) fn put16(bytes: &mut [u8], at: usize, word: u16) {
-    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
-}
-
-/// The low 16 bits of a length that was checked to fit them.
-pub(crate) const fn low16(len: usize) -> u16 {
-    let [low, high, ..] = len.to_le_bytes();
-    u16::from_le_bytes([low, high])
 }

@@ -20,6 +20,7 @@ mod persist;
 mod probe;
 mod split;
 mod vnet;
+pub mod wire;
 
 pub use adopt::Adopt;
 pub use carrier::Carrier;

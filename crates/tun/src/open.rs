@@ -9,10 +9,12 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::adopt::{self, Adopt, First, alone, attach};
-use crate::flow::{ETHER_IPV4, ETHER_IPV6};
 use crate::layout::Transport;
 use crate::make::any_socket;
 use crate::persist::Owner;
+use crate::wire::{
+    ETHER_IPV4, ETHER_IPV6, ETHER_SERVICE_VLAN, ETHER_VLAN, ETHERNET_HEADER, VLAN_TAG,
+};
 use crate::{ioctl, probe};
 
 /// Opens the device that `options` describe, making it if necessary. It stays down.
@@ -118,15 +120,10 @@ impl Mode {
     }
 }
 
-/// Two addresses and a type.
-const ETHERNET_HEADER: usize = 14;
-const VLAN_TAG: usize = 4;
 /// The IP header behind two tags.
 const MAX_TAGGED: u16 = 22;
 
 const _: () = assert!(MAX_TAGGED as usize == ETHERNET_HEADER + 2 * VLAN_TAG);
-const ETHER_VLAN: u16 = 0x8100;
-const ETHER_SERVICE_VLAN: u16 = 0x88a8;
 
 /// An open device. Unless it is persistent, it vanishes when the last queue is dropped.
 #[derive(Debug)]

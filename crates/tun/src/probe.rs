@@ -6,10 +6,9 @@
 
 use std::io::{self, IoSlice, Write};
 
-use crate::layout::{
-    IPV4_HEADER, Layout, TCP_HEADER, Transport, UDP_HEADER, Version, low16, put16,
-};
+use crate::layout::{Layout, Transport, Version};
 use crate::vnet::{NEEDS_CSUM, VnetHeader};
+use crate::wire::{IPV4_HEADER, TCP_HEADER, UDP_HEADER, low16, put16};
 
 /// Whether the device accepts a write of two and a half segments of `transport`. It must be down.
 pub(crate) fn accepts(mut device: impl Write, transport: Transport) -> io::Result<bool> {

@@ -3,11 +3,11 @@
 use thiserror::Error;
 
 use crate::checksum::Sum;
-use crate::layout::{
-    IPV4_HEADER, IPV6_HEADER, Layout, TCP_HEADER, Transport, UDP_HEADER, Version, low16, put16,
-    word16, word32,
-};
+use crate::layout::{Layout, Transport, Version};
 use crate::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
+use crate::wire::{
+    CWR, FIN, IPV4_HEADER, IPV6_HEADER, PSH, TCP_HEADER, UDP_HEADER, low16, put16, word16, word32,
+};
 
 /// Prepares the single packets of `packet`, which was read behind `header`.
 ///
@@ -270,6 +270,3 @@ fn transport_header(transport: Transport, bytes: &[u8]) -> Result<usize, SplitEr
 }
 
 const MAX_PACKET: usize = 65_535;
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const CWR: u8 = 0x80;

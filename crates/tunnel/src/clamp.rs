@@ -1,9 +1,10 @@
 //! Lowers the MSS that TCP connections agree on, so that their segments fit the tunnel even where
 //! the ICMP that should say so is lost.
 
+use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER, SYN, TCP, TCP_HEADER, low16, put16, word16};
 use vpnd_tun::{Mode, Sum};
 
-use crate::headers::{TCP, Upper, upper};
+use crate::headers::{Upper, upper};
 
 /// What segments are kept within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +20,8 @@ impl Clamp {
     pub(crate) const fn segments(self, mtu: u16) -> Segments {
         match self {
             Self::Mtu => Segments {
-                v4: mtu.saturating_sub(IPV4_HEADER + TCP_HEADER),
-                v6: mtu.saturating_sub(IPV6_HEADER + TCP_HEADER),
+                v4: mtu.saturating_sub(low16(IPV4_HEADER + TCP_HEADER)),
+                v6: mtu.saturating_sub(low16(IPV6_HEADER + TCP_HEADER)),
             },
             Self::Mss(mss) => Segments { v4: mss, v6: mss },
         }
@@ -54,9 +55,9 @@ fn clamp_mss(packet: &mut [u8], segments: Segments) {
     };
     let Some(tcp) = tcp_of(packet) else { return };
     let Some(at) = mss_of_syn(tcp) else { return };
-    let mss = u16::from_be_bytes([tcp[at], tcp[at + 1]]);
+    let mss = word16(tcp, at);
     if mss > limit {
-        tcp[at..at + 2].copy_from_slice(&limit.to_be_bytes());
+        put16(tcp, at, limit);
         adapt_checksum(tcp, at, mss, limit);
     }
 }
@@ -69,7 +70,7 @@ fn tcp_of(packet: &mut [u8]) -> Option<&mut [u8]> {
 
 /// Where a SYN's MSS lies.
 fn mss_of_syn(tcp: &[u8]) -> Option<usize> {
-    let header: &[u8; TCP_HEADER as usize] = tcp.first_chunk()?;
+    let header: &[u8; TCP_HEADER] = tcp.first_chunk()?;
     if header[13] & SYN == 0 {
         return None;
     }
@@ -91,18 +92,13 @@ fn mss_of(options: &[u8]) -> Option<usize> {
     }
 }
 
-/// RFC 1624. At an odd offset the two bytes belong to two words of the sum, the other way round.
+/// At an odd offset the two bytes belong to two words of the sum, the other way round.
 fn adapt_checksum(tcp: &mut [u8], at: usize, old: u16, new: u16) {
     let swap = |word: u16| if at.is_multiple_of(2) { word } else { word.swap_bytes() };
-    let sum = Sum::word(!u16::from_be_bytes([tcp[16], tcp[17]]));
-    let sum = sum - Sum::word(swap(old)) + Sum::word(swap(new));
-    tcp[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
+    let checksum = Sum::updated(word16(tcp, 16), swap(old), swap(new));
+    put16(tcp, 16, checksum);
 }
 
-const IPV4_HEADER: u16 = 20;
-const IPV6_HEADER: u16 = 40;
-const TCP_HEADER: u16 = 20;
-const SYN: u8 = 0x02;
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
 const MSS: u8 = 2;

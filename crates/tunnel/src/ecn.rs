@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::time::BootTime;
+use vpnd_tun::Sum;
+use vpnd_tun::wire::{put16, word16};
 
 /// The two bits of an IP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,20 +87,13 @@ fn remark(packet: &mut [u8], ecn: Ecn) {
         packet[1] = packet[1] & !0x30 | ecn.bits() << 4;
         return;
     }
-    let before = u16::from_be_bytes([packet[0], packet[1]]);
+    let before = word16(packet, 0);
     packet[1] = packet[1] & !3 | ecn.bits();
-    let after = u16::from_be_bytes([packet[0], packet[1]]);
+    let after = word16(packet, 0);
     if let Some(field) = packet.get_mut(10..12) {
-        let checksum = updated(u16::from_be_bytes([field[0], field[1]]), before, after);
-        field.copy_from_slice(&checksum.to_be_bytes());
+        let checksum = Sum::updated(word16(field, 0), before, after);
+        put16(field, 0, checksum);
     }
-}
-
-/// A checksum after one word that it covers has changed (RFC 1624 §3).
-const fn updated(checksum: u16, before: u16, after: u16) -> u16 {
-    let sum = !checksum as u32 + !before as u32 + after as u32;
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) as u16 + (folded >> 16) as u16)
 }
 
 /// How many of the datagrams that arrived lately bore a mark for congestion.

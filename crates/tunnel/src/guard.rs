@@ -6,7 +6,12 @@
 //! version is not the one that its EtherType names, or whose IPv4 header is too short: a kernel drops it, but a
 //! DHCP client that reads frames itself may look at nothing but the EtherType and the port.
 
-use crate::headers::{ICMP, ICMPV6, TCP, UDP, Upper, upper};
+use vpnd_tun::wire::{
+    ETHER_IPV4, ETHER_IPV6, ETHER_SERVICE_VLAN, ETHER_VLAN, ETHERNET_HEADER, IPV6_HEADER, TCP, UDP,
+    VLAN_TAG,
+};
+
+use crate::headers::{ICMP, ICMPV6, Upper, upper};
 
 /// Which messages of the peer's side are stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,17 +117,9 @@ fn is_snap(body: &[u8]) -> bool {
 
 /// Where clients listen (RFC 2131, RFC 8415). A client does not look at the port that an answer comes from.
 const DHCP_CLIENTS: [u16; 2] = [68, 546];
-const IPV6_HEADER: usize = 40;
 /// In units of four bytes.
 const IPV4_MIN_IHL: u8 = 5;
-/// Two addresses and a type.
-const ETHERNET_HEADER: usize = 14;
-const VLAN_TAG: usize = 4;
 const MAX_TAGS: usize = 8;
-const ETHER_IPV4: u16 = 0x0800;
-const ETHER_IPV6: u16 = 0x86dd;
-const ETHER_VLAN: u16 = 0x8100;
-const ETHER_SERVICE_VLAN: u16 = 0x88a8;
 const ETHER_OLD_SERVICE_VLAN: u16 = 0x9100;
 
 #[cfg(test)]

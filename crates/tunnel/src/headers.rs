@@ -1,6 +1,8 @@
 //! Where an IP packet's upper-layer header stands: behind the options of IPv4, and behind the extension
 //! headers of IPv6 (RFC 8200 §4).
 
+use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER};
+
 /// What stands behind the IP headers of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upper {
@@ -90,26 +92,23 @@ impl Extension {
 
 /// RFC 8200 §4.1 recommends at most seven, each once but for the destination options.
 const MAX_EXTENSIONS: usize = 8;
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
-const DESTINATION_OPTIONS: u8 = 60;
+pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 const MOBILITY: u8 = 135;
 const HIP: u8 = 139;
 const SHIM6: u8 = 140;
 
 pub(crate) const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
 
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
+    use vpnd_tun::wire::{TCP, UDP};
 
     use super::*;
 

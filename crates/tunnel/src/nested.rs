@@ -15,8 +15,10 @@ use std::num::NonZeroU8;
 
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_tun::Mode;
+use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER, UDP, UDP_HEADER, word16};
 
 use crate::ecn::Ecn;
+use crate::headers::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
 use crate::outer::Outer;
 
 /// Looks at what one queue hands out.
@@ -134,13 +136,8 @@ const STEP: u8 = 8;
 /// What it sinks from, at most: the usual first hop limit.
 const MOST: u8 = 64;
 
-const UDP: u8 = 17;
-const UDP_HEADER: usize = 8;
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
-/// The extension headers that a host may put before UDP: hop-by-hop options, routing, destination options.
-const EXTENSIONS: [u8; 3] = [0, 43, 60];
-const FRAGMENT_HEADER: u8 = 44;
+/// The extension headers, besides a fragment's, that a host may put before UDP.
+const EXTENSIONS: [u8; 3] = [HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS];
 /// So many extension headers are read.
 const MOST_EXTENSIONS: usize = 4;
 
@@ -173,8 +170,7 @@ impl<'a> Nested<'a> {
             let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
             [address(12).into(), address(16).into()]
         };
-        let id = u16::from_be_bytes([header[4], header[5]]).into();
-        let place = u16::from_be_bytes([header[6], header[7]]);
+        let (id, place) = (word16(header, 4).into(), word16(header, 6));
         let udp = ip.get(usize::from(header[0] & 0xf) * 4..)?;
         Self::assemble(header[8], Place::of(place & 0x3fff, place & 0x1fff, id), udp, addresses)
     }
@@ -188,7 +184,7 @@ impl<'a> Nested<'a> {
             }
             let extension: &[u8; 8] = rest.first_chunk()?;
             let len = match next {
-                FRAGMENT_HEADER => {
+                FRAGMENT => {
                     let [_, _, high, low, id @ ..] = *extension;
                     let at = u16::from_be_bytes([high, low]);
                     place = Place::of(at & 0xfff9, at & 0xfff8, u32::from_be_bytes(id));
@@ -240,8 +236,8 @@ impl<'a> Datagram<'a> {
             return None;
         }
         let [from, to] = addresses();
-        let port = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-        Some(Self { from: (from, port(0)).into(), to: (to, port(2)).into(), payload })
+        let [from, to] = [(from, word16(header, 0)).into(), (to, word16(header, 2)).into()];
+        Some(Self { from, to, payload })
     }
 }
 
@@ -332,7 +328,7 @@ mod tests {
         fn ipv6(&self, udp: &[u8]) -> Vec<u8> {
             let mut kinds = self.extensions.clone();
             if self.cut != Cut::Whole {
-                kinds.push(FRAGMENT_HEADER);
+                kinds.push(FRAGMENT);
             }
             kinds.push(UDP);
             let mut packet = vec![0x60, 0, 0, 0, 0, 0, kinds[0], self.hops];
@@ -341,8 +337,8 @@ mod tests {
             for pair in kinds.windows(2) {
                 let [high, low] = self.id.to_be_bytes();
                 packet.extend(match (pair[0], self.cut) {
-                    (FRAGMENT_HEADER, Cut::First) => [pair[1], 0, 0, 1, 0, 0, high, low],
-                    (FRAGMENT_HEADER, _) => [pair[1], 0, 5, 0, 0, 0, high, low],
+                    (FRAGMENT, Cut::First) => [pair[1], 0, 0, 1, 0, 0, high, low],
+                    (FRAGMENT, _) => [pair[1], 0, 5, 0, 0, 0, high, low],
                     _ => [pair[1], 0, 0, 0, 0, 0, 0, 0],
                 });
             }
