@@ -10,7 +10,7 @@ use crate::flow::{Class, Flow, Hosts, Segment, classify};
 use crate::layout::Transport;
 use crate::split::{SplitError, split};
 use crate::vnet::{GSO_UDP_L4, NEEDS_CSUM, VNET_LEN, VnetHeader};
-use crate::wire::{low16, put16};
+use crate::wire::{MAX_PACKET, low16, put16};
 
 /// Gathers the packets of one received batch and hands them on in as few writes as possible.
 #[derive(Debug)]
@@ -348,7 +348,6 @@ fn same_options(first: &Segment, a: &[u8], b: &[u8]) -> bool {
 const BATCH: usize = 2048;
 /// Flows that may grow at the same time. For one more, the oldest is closed, which never reorders its packets.
 const MAX_OPEN: usize = 64;
-const MAX_PACKET: usize = 65_535;
 /// Segments of a UDP super-packet; older kernels refuse more.
 const MAX_UDP: usize = 64;
 /// Segments of a TCP super-packet. The limit is ours; with an ordinary MSS the length of the packet is reached

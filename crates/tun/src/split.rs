@@ -6,7 +6,8 @@ use crate::checksum::Sum;
 use crate::layout::{Layout, Transport, Version};
 use crate::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
 use crate::wire::{
-    CWR, FIN, IPV4_HEADER, IPV6_HEADER, PSH, TCP_HEADER, UDP_HEADER, low16, put16, word16, word32,
+    CWR, FIN, IPV4_HEADER, IPV6_HEADER, MAX_PACKET, PSH, TCP_HEADER, UDP_HEADER, low16, put16,
+    word16, word32,
 };
 
 /// Prepares the single packets of `packet`, which was read behind `header`.
@@ -268,5 +269,3 @@ fn transport_header(transport: Transport, bytes: &[u8]) -> Result<usize, SplitEr
     let least = if transport == Transport::Tcp { TCP_HEADER } else { UDP_HEADER };
     if len < least || len > bytes.len() { Err(SplitError::Headers) } else { Ok(len) }
 }
-
-const MAX_PACKET: usize = 65_535;

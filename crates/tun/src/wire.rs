@@ -9,6 +9,8 @@ pub const UDP: u8 = 17;
 pub const IPV4_HEADER: usize = 20;
 /// An IPv6 header without extension headers.
 pub const IPV6_HEADER: usize = 40;
+/// The longest packet whose header states its length.
+pub(crate) const MAX_PACKET: usize = 65_535;
 /// A TCP header without options.
 pub const TCP_HEADER: usize = 20;
 /// A UDP header.

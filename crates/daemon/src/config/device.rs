@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 use super::problem::Problem;
 use super::section::{Parsed, Value};
 use super::value::{TextResult, expected, integer};
+use super::word::Word;
 
 /// The number of queues that are read from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -28,6 +29,11 @@ pub(crate) enum Carrier {
     Peer,
     /// Nothing: it is always on.
     Always,
+}
+
+impl Word for Carrier {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("peer", Self::Peer), ("always", Self::Always)];
 }
 
 /// A user or a group, by name or by number.

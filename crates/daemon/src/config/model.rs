@@ -17,7 +17,7 @@ use super::device::{Carrier, Holder, Mac, Queues};
 use super::endpoint::Endpoint;
 use super::hooks::{Dns, Hooks};
 use super::profile::{AlsoAccept, Protocol};
-use super::word::{as_word, as_words};
+use super::word::{Word, as_word, as_words};
 use crate::account::Account;
 
 /// The routing table that `ip route` shows (linux/rtnetlink.h).
@@ -214,6 +214,10 @@ pub(crate) enum Guard {
     Dhcp,
 }
 
+impl Word for Guard {
+    const WORDS: &'static [(&'static str, Self)] = &[("ra", Self::Ra), ("dhcp", Self::Dhcp)];
+}
+
 /// One `[[route]]` into the tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Route {
@@ -325,6 +329,11 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
 }
 
 fn as_text<S: Serializer>(value: &impl std::fmt::Display, to: S) -> Result<S::Ok, S::Error> {

@@ -8,7 +8,7 @@ use vpnd_crypto::Algorithm;
 
 use super::problem::Problem;
 use super::value::TextResult;
-use super::word::{name, word};
+use super::word::{Word, name, word};
 
 /// The protocol of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,11 @@ pub(crate) enum AlsoAccept {
     PostQuantum(bool),
     /// WireGuard without extensions.
     WireGuard,
+}
+
+impl Word for Protocol {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("wireguard", Self::WireGuard), ("vpnd", Self::Vpnd)];
 }
 
 impl fmt::Display for Protocol {

@@ -1,4 +1,5 @@
-//! The words that the file has for the values of an enum, most of which belong to the crate that acts on them.
+//! The words that the file has for the values of an enum. An enum that another crate acts on has them here, one of
+//! the configuration's own beside it.
 
 use serde::Serializer;
 use tracing::level_filters::LevelFilter;
@@ -7,9 +8,6 @@ use vpnd_device::WhenDown;
 use vpnd_protocol::endpoint::Roam;
 use vpnd_tun::{Adopt, Mode};
 
-use super::device::Carrier;
-use super::model::{Guard, LogFormat};
-use super::profile::Protocol;
 use super::value::{TextResult, choice};
 
 /// A type that the file names the values of.
@@ -48,25 +46,11 @@ impl Word for Adopt {
         &[("auto", Self::Auto), ("require", Self::Require), ("never", Self::Never)];
 }
 
-impl Word for Carrier {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("peer", Self::Peer), ("always", Self::Always)];
-}
-
-impl Word for Protocol {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("wireguard", Self::WireGuard), ("vpnd", Self::Vpnd)];
-}
-
 impl Word for Algorithm {
     const WORDS: &'static [(&'static str, Self)] = &[
         (Self::ChaCha20Poly1305.name(), Self::ChaCha20Poly1305),
         (Self::Aes256Gcm.name(), Self::Aes256Gcm),
     ];
-}
-
-impl Word for Guard {
-    const WORDS: &'static [(&'static str, Self)] = &[("ra", Self::Ra), ("dhcp", Self::Dhcp)];
 }
 
 impl Word for Roam {
@@ -88,9 +72,4 @@ impl Word for LevelFilter {
         ("debug", Self::DEBUG),
         ("trace", Self::TRACE),
     ];
-}
-
-impl Word for LogFormat {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("auto", Self::Auto), ("text", Self::Text), ("json", Self::Json)];
 }

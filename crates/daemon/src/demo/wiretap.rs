@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, anyhow};
+use vpnd_tun::wire::UDP;
 use vpnd_tun::{READ_BUFFER, VnetHeader};
 
 use super::netns::Namespace;
@@ -157,7 +158,6 @@ fn name(kind: u32) -> String {
 }
 
 const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
-const UDP: u8 = 17;
 /// A super-packet of UDP datagrams (linux/virtio_net.h).
 const GSO_UDP_L4: u8 = 5;
 /// A flag bit beside the kind of a super-packet.
