@@ -13,9 +13,9 @@ use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
 use vpnd_tests::traffic::stream::{Pace, Stream};
 use vpnd_tests::traffic::{ping, tcp};
-use vpnd_tests::{Key, Lab, Routed, Vpnd, long};
+use vpnd_tests::{Key, Lab, Routed, Vpnd, Wire, long, within};
 
-use crate::tunnel::SOON;
+use crate::tunnel::{SOON, Tunnel};
 
 /// The largest payload of a datagram.
 const LARGEST: usize = 65_507;
@@ -25,7 +25,37 @@ const LENGTHS: [usize; 4] = [148, 92, 64, 96];
 const GROWTH: u64 = 1 << 20;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario::new("flood::malformed datagrams", Cost::Alone, malformed)]
+    vec![
+        Scenario::new("flood::malformed datagrams", Cost::Alone, malformed),
+        Scenario::new("flood::a socket that is always full", Cost::Works, full_socket),
+    ]
+}
+
+/// Data keeps a slow uplink's socket full. Handshakes leave all the same.
+fn full_socket(lab: &Lab) -> Result<String> {
+    let (mut site, b) = site::pair()?;
+    // A run of segments that the queue takes apart is no longer accounted to the socket, which is then never full.
+    site.tables.push("[socket]\nsndbuf = \"64KiB\"\n[path]\ngso = false".to_owned());
+    let site = site.towards(Wire::B4);
+    let tunnel = Tunnel::with(lab, |_, _| (site.clone(), b))?;
+    let (host, a) = (&tunnel.wire.a, &tunnel.a);
+    // The queue is longer than the socket's buffer: it pushes back and never drops.
+    host.run("tc qdisc add dev eth0 root tbf rate 5mbit burst 16kb limit 4mb")?;
+    let pace = Pace { per_second: 10_000, payload: 1000 };
+    let stream = Stream::start(host, &tunnel.wire.b, INNER_B4, pace)?;
+    thread::sleep(Duration::from_secs(1));
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let before = a.status()?.handshakes();
+        let begun = Instant::now();
+        a.reload(&site)?;
+        let done = || a.status().ok().filter(|status| status.handshakes() > before);
+        within(SOON, done).context("no handshake while data keeps the socket full")?;
+        took.push(begun.elapsed());
+    }
+    let tally = stream.stop()?;
+    ensure!(tally.overflowed > 1000, "the uplink was not full: {tally:?}");
+    Ok(format!("three handshakes in {took:.1?} while {} packets found no room", tally.overflowed))
 }
 
 fn malformed(lab: &Lab) -> Result<String> {

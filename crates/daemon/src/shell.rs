@@ -4,7 +4,7 @@
 mod network;
 mod perform;
 mod requests;
-mod unsent;
+mod room;
 
 use std::cell::Cell;
 use std::io;
@@ -42,7 +42,7 @@ use crate::telling::Telling;
 use crate::watch::watch;
 
 use network::shifted;
-use unsent::Unsent;
+use room::room;
 
 /// How often a tunnel without a session looks for the reason. What tells of a wrong key is only
 /// counted, never queued, so that garbage wakes nobody.
@@ -115,7 +115,6 @@ pub(crate) struct Shell {
     datagram: Vec<u8>,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
-    unsent: Unsent,
 }
 
 impl Shell {
@@ -137,7 +136,6 @@ impl Shell {
             started: clock::boot(),
             datagram: Vec::new(),
             mtu_refused: None,
-            unsent: Unsent::default(),
             plane,
             engine,
             reports,
@@ -173,7 +171,7 @@ impl Shell {
                     expired?;
                     self.plane.wake(clock::now());
                 }
-                room = self.unsent.room(&self.engine) => self.send_unsent(room?),
+                () = room(&self.engine) => self.engine.send_kept(),
                 lookup = self.around.resolver.changed() => self.looked_up(lookup).await,
                 () = self.around.loops.due() => self.ask_routes().await,
                 stamp = self.around.floor.kept() => self.plane.floor_kept(clock::now(), stamp),
@@ -193,9 +191,8 @@ impl Shell {
         self.around.service.stopping();
         self.plane.close(clock::now());
         self.settle().await?;
-        let room = tokio::time::timeout(LAST_WORDS, self.unsent.room(&self.engine)).await;
-        if let Ok(room) = room {
-            self.send_unsent(room?);
+        if let Ok(()) = tokio::time::timeout(LAST_WORDS, room(&self.engine)).await {
+            self.engine.send_kept();
         }
         Ok(())
     }

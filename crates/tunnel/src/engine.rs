@@ -22,7 +22,8 @@ pub use crate::refused::RefusedPackets;
 use crate::refused::RefusedSources;
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal};
-use crate::udp::{Refusal, Sent, Socket, Transmit};
+use crate::udp::{Refusal, Socket};
+use crate::urgent::Urgent;
 use crate::view::{Policy, Published};
 use crate::watch::Watch;
 
@@ -76,6 +77,7 @@ impl Engine {
             abreast: Abreast::new(device.queues.len()),
             device,
             socket,
+            urgent: Urgent::default(),
             view: Published::new(table, options.policy),
             activity,
             counters: Counters::default(),
@@ -114,19 +116,23 @@ impl Engine {
         self.watch.raise();
     }
 
-    /// Sends one datagram of the control plane, if there is room. This never blocks.
+    /// Sends one datagram of the control plane, or keeps it until there is room; returns whether it has left. This
+    /// never blocks. Data threads send what is kept ahead of their own; call [`Engine::send_kept`] when there is room.
     ///
     /// # Errors
-    /// As [`Socket::send`]; `WouldBlock` while outbound has filled the socket, which empties in a moment.
-    pub fn send(&self, to: SocketAddr, from: Option<IpAddr>, datagram: &[u8]) -> io::Result<Sent> {
-        self.shared.socket.send_whole(&Transmit {
-            destination: to,
-            source: from,
-            tos: 0,
-            hops: None,
-            contents: datagram,
-            segment_size: None,
-        })
+    /// As [`Socket::send`]; `WouldBlock` if too many are kept.
+    pub fn send(&self, to: SocketAddr, from: Option<IpAddr>, datagram: &[u8]) -> io::Result<bool> {
+        self.shared.urgent.send(&self.shared.socket, to, from, datagram)
+    }
+
+    /// Whether a datagram of the control plane waits for room.
+    pub fn keeps_any(&self) -> bool {
+        self.shared.urgent.is_waiting()
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub fn send_kept(&self) {
+        self.shared.send_urgent();
     }
 
     /// The socket, to wait for room in.

@@ -24,6 +24,7 @@ mod refused;
 mod shared;
 pub mod udp;
 mod unpack;
+mod urgent;
 pub mod view;
 mod watch;
 

@@ -269,6 +269,9 @@ fn seal<'a>(
 fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
     let (mut sent, mut path, mut at) = (0, *path, clock::boot());
     while sent < batch.bytes() {
+        if shared.urgent.is_waiting() {
+            shared.send_urgent();
+        }
         match shared.socket.send_all(batch.transmits(path, sent)) {
             Ok(done) => {
                 sent += done.len;

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vpnd_protocol::activity::Activity;
+use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::edge::Wake;
 use vpnd_tun::{Device, Mode};
 
@@ -18,6 +19,7 @@ use crate::guard::Guard;
 use crate::nested::Datagram;
 use crate::refused::RefusedSources;
 use crate::udp::{Refusal, Socket};
+use crate::urgent::Urgent;
 use crate::view::Published;
 
 /// One tunnel, as all its threads see it: what stays as it was opened, the signals and counters, and the
@@ -27,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) device: Device,
     pub(crate) abreast: Abreast,
     pub(crate) socket: Socket,
+    /// The control plane's datagrams that wait for room in it.
+    pub(crate) urgent: Urgent,
     pub(crate) view: Published,
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
@@ -54,6 +58,14 @@ impl Shared {
         {
             self.control.raise();
         }
+    }
+
+    /// Sends the control plane's datagrams that wait, as far as there is room.
+    pub(crate) fn send_urgent(&self) {
+        self.urgent.flush(&self.socket, |error| {
+            self.counters.count(DropReason::SendFailed, 1);
+            self.refuse(error);
+        });
     }
 
     pub(crate) fn wake(&self, wake: Wake) {

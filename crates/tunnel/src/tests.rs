@@ -31,6 +31,7 @@ use crate::outbound::Outbound;
 use crate::shared::{Shared, Signal};
 use crate::udp::tests::{bound, in_namespace};
 use crate::udp::{Listen, Socket, Way};
+use crate::urgent::Urgent;
 use crate::view::{Policy, Published};
 use crate::watch::Watch;
 
@@ -159,6 +160,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
     Arc::new(Shared {
         abreast: Abreast::new(device.queues.len()),
         device,
+        urgent: Urgent::default(),
         socket,
         view: Published::new(table, policy(MTU, "192.0.2.0/24")),
         activity: Arc::new(Activity::default()),

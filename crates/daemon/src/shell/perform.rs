@@ -9,7 +9,6 @@ use vpnd_tunnel::clock;
 use vpnd_tunnel::udp::Refusal;
 
 use super::Shell;
-use super::unsent::Room;
 use crate::status::State;
 
 impl Shell {
@@ -62,36 +61,16 @@ impl Shell {
         }
     }
 
-    /// Sends the datagram that was polled, behind those that wait for room.
-    fn transmit(&mut self, transmit: Transmit) {
-        let datagram = std::mem::take(&mut self.datagram);
-        if !self.unsent.is_empty() || !self.send(transmit, &datagram) {
-            let kept = self.unsent.keep(transmit, datagram);
-            self.engine.counters().count(DropReason::SendFailed, usize::from(!kept));
-        }
-    }
-
-    /// Sends those that waited, as far as there is room.
-    pub(super) fn send_unsent(&mut self, _room: Room) {
-        while let Some((transmit, datagram)) = self.unsent.take() {
-            if !self.send(transmit, &datagram) {
-                return self.unsent.put_back(transmit, datagram);
-            }
-        }
-    }
-
-    /// Returns whether there was room.
-    fn send(&mut self, transmit: Transmit, datagram: &[u8]) -> bool {
-        let Transmit { to, from } = transmit;
-        match self.engine.send(to, from, datagram) {
-            Ok(_) => self.plane.datagram_left(to),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+    /// Sends the datagram that was polled. One that finds no room leaves later.
+    fn transmit(&mut self, Transmit { to, from }: Transmit) {
+        match self.engine.send(to, from, &self.datagram) {
+            Ok(true) => self.plane.datagram_left(to),
+            Ok(false) => {}
             Err(error) => {
                 self.engine.counters().count(DropReason::SendFailed, 1);
                 self.plane.datagram_refused(clock::now(), to, Refusal::of(&error));
             }
         }
-        true
     }
 
     fn change_port(&mut self) {
