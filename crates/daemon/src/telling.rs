@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Diagnosis};
 use vpnd_protocol::session::Role;
 use vpnd_protocol::time::BootTime;
 use vpnd_tunnel::engine::RefusedPackets;
@@ -337,40 +337,50 @@ impl Telling {
         }
     }
 
-    /// Tells of an event.
-    pub(crate) fn tell(&mut self, now: BootTime, event: &Event) {
-        match event {
+    /// Tells how the peer's state has changed.
+    pub(crate) fn changed(&mut self, now: BootTime, change: &Change) {
+        match change {
             // What they bring about is told where it is done.
-            Event::KeepFloor(_) | Event::Alive | Event::Dead | Event::Unheard => {}
+            Change::Alive | Change::Dead => {}
             // Of a peer that is not reached this would say nothing true.
-            Event::GaveUp | Event::NeverConfirms(_) if self.refused.is_some() => {}
-            Event::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
-            Event::Initiating { to, attempt } => {
+            Change::GaveUp if self.refused.is_some() => {}
+            Change::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
+            Change::Initiating { to, attempt } => {
                 tracing::debug!("calling {to}: no answer yet, try {attempt}");
                 self.unanswered(*attempt);
             }
-            Event::Established(role) => self.established(now, *role),
-            Event::GaveUp => self.gave_up(),
-            Event::Lost => self.lost(now),
-            Event::Closed => self.closed(now),
-            Event::UpgradeFailed => self.upgrade_failed(now),
-            Event::RotationUnanswered => tracing::warn!(
-                "nobody answers under our next key: the peer needs it as `next_public_key`; we go on \
-                 under the old one"
-            ),
-            Event::Moved { to } => {
+            Change::Established(role) => self.established(now, *role),
+            Change::GaveUp => self.gave_up(),
+            Change::Lost => self.lost(now),
+            Change::Closed => self.closed(now),
+            Change::Moved { to } => {
                 self.zones.learn(*to);
                 self.moved(now, &self.zones.show(*to));
             }
-            Event::AnswerDoesNotOpen => self.answer_does_not_open(now),
-            Event::NeverConfirms(count) => self.never_confirms(now, *count),
-            Event::DuplicateKey { addresses } => self.duplicate_key(now, *addresses),
-            Event::Devices { same_mac, mtus } => self.compare(now, *same_mac, *mtus),
-            Event::UnknownPeer { key, from } => self.unknown_peer(now, *key, &from.to_string()),
-            Event::StaleInitiation { got, last } => {
+        }
+    }
+
+    /// Tells of a fault.
+    pub(crate) fn diagnosed(&mut self, now: BootTime, found: &Diagnosis) {
+        match found {
+            // Of a peer that is not reached this would say nothing true.
+            Diagnosis::NeverConfirms(_) if self.refused.is_some() => {}
+            Diagnosis::AnswerDoesNotOpen => self.answer_does_not_open(now),
+            Diagnosis::NeverConfirms(count) => self.never_confirms(now, *count),
+            Diagnosis::UnknownPeer { key, from } => {
+                self.unknown_peer(now, *key, &from.to_string());
+            }
+            Diagnosis::StaleInitiation { got, last } => {
                 self.stale(now, &got.to_string(), &last.to_string());
             }
-            Event::StampAhead { got } => self.stamp_ahead(now, &got.to_string()),
+            Diagnosis::StampAhead { got } => self.stamp_ahead(now, &got.to_string()),
+            Diagnosis::RotationUnanswered => tracing::warn!(
+                "nobody answers under our next key: the peer needs it as `next_public_key`; we go on \
+                 under the old one"
+            ),
+            Diagnosis::UpgradeFailed => self.upgrade_failed(now),
+            Diagnosis::DuplicateKey { addresses } => self.duplicate_key(now, *addresses),
+            Diagnosis::Devices { same_mac, mtus } => self.compare(now, *same_mac, *mtus),
         }
     }
 
@@ -572,17 +582,17 @@ mod tests {
     #[test]
     fn a_session_ends_the_trouble() {
         let mut telling = telling();
-        telling.tell(BootTime::default(), &Event::AnswerDoesNotOpen);
+        telling.diagnosed(BootTime::default(), &Diagnosis::AnswerDoesNotOpen);
         assert_eq!(telling.trouble(), Some(&Trouble::AnswerDoesNotOpen));
-        telling.tell(BootTime::default(), &Event::Established(Role::Initiator));
+        telling.changed(BootTime::default(), &Change::Established(Role::Initiator));
         assert_eq!(telling.trouble(), None);
     }
 
     #[test]
     fn silence_never_hides_a_better_reason() {
         let mut telling = telling();
-        telling.tell(BootTime::default(), &Event::NeverConfirms(3));
-        telling.tell(BootTime::default(), &Event::GaveUp);
+        telling.diagnosed(BootTime::default(), &Diagnosis::NeverConfirms(3));
+        telling.changed(BootTime::default(), &Change::GaveUp);
         assert_eq!(telling.trouble(), Some(&Trouble::NeverConfirms(3)));
     }
 
@@ -591,10 +601,10 @@ mod tests {
         let mut telling = telling();
         let to = "192.0.2.1:1".parse().unwrap();
         for attempt in 1..=3 {
-            telling.tell(BootTime::default(), &Event::Initiating { to, attempt });
+            telling.changed(BootTime::default(), &Change::Initiating { to, attempt });
             assert_eq!(telling.trouble(), None);
         }
-        telling.tell(BootTime::default(), &Event::Initiating { to, attempt: 4 });
+        telling.changed(BootTime::default(), &Change::Initiating { to, attempt: 4 });
         assert_eq!(telling.trouble(), Some(&Trouble::NoAnswer));
     }
 
@@ -603,8 +613,8 @@ mod tests {
         let mut telling = telling();
         let to = "192.0.2.1:1".parse().unwrap();
         telling.refused(BootTime::default(), Refused { to, why: Refusal::Filter });
-        telling.tell(BootTime::default(), &Event::NeverConfirms(9));
-        telling.tell(BootTime::default(), &Event::GaveUp);
+        telling.diagnosed(BootTime::default(), &Diagnosis::NeverConfirms(9));
+        telling.changed(BootTime::default(), &Change::GaveUp);
         assert!(matches!(telling.trouble(), Some(Trouble::Refused { why: Refusal::Filter, .. })));
         telling.leaves(BootTime::default());
         assert_eq!(telling.trouble(), None);
@@ -619,7 +629,7 @@ mod tests {
             uplink: "eth0".into(),
         };
         let outlook = Outlook { inner_source: Some(inner.clone()), ..Outlook::default() };
-        telling.tell(BootTime::default(), &Event::GaveUp);
+        telling.changed(BootTime::default(), &Change::GaveUp);
         telling.outlook(BootTime::default(), "tun0", outlook);
         assert_eq!(telling.trouble(), Some(&Trouble::InnerSource(inner)));
         telling.outlook(BootTime::default(), "tun0", Outlook::default());
@@ -630,15 +640,15 @@ mod tests {
     fn a_name_that_cannot_be_looked_up_comes_before_silence() {
         let mut telling = telling();
         let failure = Failure { endpoint: "b.example.net:1".into(), error: "no".into() };
-        telling.tell(BootTime::default(), &Event::GaveUp);
+        telling.changed(BootTime::default(), &Change::GaveUp);
         let inside = vec!["192.0.2.53".parse().unwrap()];
         telling.lookups_failed(BootTime::default(), vec![failure.clone()], inside.clone());
         let text = unresolved(std::slice::from_ref(&failure), &inside);
         assert!(text.contains("name server 192.0.2.53 is reached through the tunnel"), "{text}");
         assert_eq!(telling.trouble(), Some(&Trouble::Unresolved(vec![failure], inside)));
-        telling.tell(BootTime::default(), &Event::AnswerDoesNotOpen);
+        telling.diagnosed(BootTime::default(), &Diagnosis::AnswerDoesNotOpen);
         assert_eq!(telling.trouble(), Some(&Trouble::AnswerDoesNotOpen));
-        telling.tell(BootTime::default(), &Event::Established(Role::Initiator));
+        telling.changed(BootTime::default(), &Change::Established(Role::Initiator));
         telling.lookups_failed(BootTime::default(), Vec::new(), Vec::new());
         assert_eq!(telling.trouble(), None);
     }
@@ -653,9 +663,9 @@ mod tests {
         let trouble = Trouble::RefusedSource(RefusedSource(seen(12)));
         assert_eq!(telling.trouble(), Some(&trouble));
         assert!(trouble.outlasts_a_session(), "a tunnel that is up shows it");
-        telling.tell(BootTime::default(), &Event::AnswerDoesNotOpen);
+        telling.diagnosed(BootTime::default(), &Diagnosis::AnswerDoesNotOpen);
         assert_eq!(telling.trouble(), Some(&Trouble::AnswerDoesNotOpen), "which comes first");
-        telling.tell(BootTime::default(), &Event::Established(Role::Initiator));
+        telling.changed(BootTime::default(), &Change::Established(Role::Initiator));
         let later = BootTime::default() + refused::FORGOTTEN;
         telling.watch_refused_sources(later, Some(seen(12)));
         assert_eq!(telling.trouble(), None, "no more of them come");

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use vpnd_protocol::peer::{Event, Liveness, Transmit};
+use vpnd_protocol::peer::{Change, Diagnosis, Liveness, Transmit};
 use vpnd_protocol::table::Table;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tunnel::view::Policy;
@@ -72,8 +72,10 @@ pub enum Effect {
 /// What people should know.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Something that the peer's state machine reports.
-    Event(Event),
+    /// The peer's state has changed otherwise than by coming to life or dying.
+    Change(Change),
+    /// A fault was found.
+    Diagnosis(Diagnosis),
     /// The peer has come to life, or has died.
     Alive(bool),
     /// This host refuses to send.

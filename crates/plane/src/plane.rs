@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use vpnd_crypto::PublicKey;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::handshake::Identity;
-use vpnd_protocol::peer::{Event, Peer, PeerStatus, Transmit};
+use vpnd_protocol::peer::{Change, Command, Event, Peer, PeerStatus, Transmit};
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::terms::Terms;
 use vpnd_protocol::time::{BootTime, Now};
@@ -204,15 +204,23 @@ impl Plane {
 
     fn attend(&mut self, now: Now, event: Event) {
         match event {
-            Event::KeepFloor(stamp) => return self.push(Effect::KeepFloor(stamp)),
-            Event::Unheard => return self.push(Effect::ChangePort),
-            Event::Alive => return self.alive(now, true),
-            Event::Dead => return self.alive(now, false),
-            Event::Initiating { attempt, .. } if attempt > 1 => self.push(Effect::LookUpNames),
-            Event::Moved { .. } | Event::Established(_) => self.moved(),
-            _ => {}
+            Event::Command(Command::KeepFloor(stamp)) => self.push(Effect::KeepFloor(stamp)),
+            Event::Command(Command::ChangePort) => self.push(Effect::ChangePort),
+            Event::Change(change) => self.follow(now, change),
+            Event::Diagnosis(found) => self.notify(Notice::Diagnosis(found)),
         }
-        self.notify(Notice::Event(event));
+    }
+
+    /// The peer's state has changed.
+    fn follow(&mut self, now: Now, change: Change) {
+        match change {
+            Change::Alive => return self.alive(now, true),
+            Change::Dead => return self.alive(now, false),
+            Change::Initiating { attempt, .. } if attempt > 1 => self.push(Effect::LookUpNames),
+            Change::Moved { .. } | Change::Established(_) => self.moved(),
+            Change::Initiating { .. } | Change::GaveUp | Change::Lost | Change::Closed => {}
+        }
+        self.notify(Notice::Change(change));
     }
 
     /// The peer is elsewhere, or a session stands.

@@ -9,6 +9,7 @@ mod change;
 mod contest;
 mod detours;
 mod duplicate;
+mod event;
 mod frames;
 mod identities;
 mod initiator;
@@ -55,6 +56,7 @@ use reach::Port;
 use responder::{Answered, Initiations};
 use upgrade::Answering;
 
+pub use event::{Change, Command, Diagnosis, Event};
 pub use frames::{Greeting, Loss, Quality};
 pub use status::{Liveness, PeerStatus, Standing};
 
@@ -110,81 +112,6 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// Our address; `None` lets the kernel choose.
     pub from: Option<IpAddr>,
-}
-
-/// What somebody outside should know or do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Write this timestamp where it survives, then call [`Peer::floor_kept`].
-    KeepFloor(Timestamp),
-    /// An initiation leaves.
-    Initiating {
-        /// Where to.
-        to: SocketAddr,
-        /// Which try of this attempt, from 1.
-        attempt: u32,
-    },
-    /// Nothing has been heard for long: what we send may be caught in a translation of addresses that
-    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port; or where
-    /// that is fixed, and a router is on the path, call [`Peer::fall_silent`].
-    Unheard,
-    /// A session stands; data may flow.
-    Established(Role),
-    /// Nobody answered any of the tries; the next packet or keepalive begins anew.
-    GaveUp,
-    /// The session is too old and none has taken its place.
-    Lost,
-    /// The peer stops, and says so.
-    Closed,
-    /// The first sign of life since the start, or since [`Event::Dead`].
-    Alive,
-    /// No sign of life for [`Config::dead_after`], or the peer stops. Follows [`Event::Alive`] always.
-    Dead,
-    /// Nobody answered handshakes under our next key: they go on under the old one.
-    RotationUnanswered,
-    /// The peer answered the upgrade of a session with what does not fit: it misbehaves.
-    UpgradeFailed,
-    /// The peer's address changed.
-    Moved {
-        /// Where it is now.
-        to: SocketAddr,
-    },
-    /// The peer begins sessions at two addresses in turn, much more often than it rekeys: two machines use its key.
-    DuplicateKey {
-        /// The two addresses, the smaller one first.
-        addresses: [SocketAddr; 2],
-    },
-    /// The peer has said how its device is, where frames cross it.
-    Devices {
-        /// The hardware address, if both have the same.
-        same_mac: Option<[u8; 6]>,
-        /// The MTUs, ours first, if they differ: longer frames get through in one direction alone.
-        mtus: Option<(u16, u16)>,
-    },
-    /// The answer to our initiation does not open: the preshared keys differ.
-    AnswerDoesNotOpen,
-    /// The peer has initiated so many times in a row without ever using the answer.
-    NeverConfirms(u32),
-    /// Somebody else's key initiated with us.
-    UnknownPeer {
-        /// Its public key.
-        key: PublicKey,
-        /// Its address.
-        from: SocketAddr,
-    },
-    /// An authentic initiation that is no newer than the last: a replay, or the peer's clock was
-    /// set back.
-    StaleInitiation {
-        /// The timestamp it carries.
-        got: Timestamp,
-        /// The last one accepted.
-        last: Timestamp,
-    },
-    /// An initiation was answered whose timestamp is more than a day ahead of our wall clock.
-    StampAhead {
-        /// The timestamp it carries.
-        got: Timestamp,
-    },
 }
 
 /// The device, as the peer is told of it.
@@ -352,9 +279,9 @@ impl Peer {
         Some(transmit)
     }
 
-    /// The next thing to tell.
+    /// The next report.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let moved = self.paths.moved.take().map(|to| Event::Moved { to });
+        let moved = self.paths.moved.take().map(|to| Change::Moved { to }.into());
         moved.or_else(|| self.events.pop_front())
     }
 
@@ -428,7 +355,7 @@ impl Peer {
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
         self.life.hear(now.boot);
-        self.events.push_back(Event::Established(role));
+        self.events.push_back(Change::Established(role).into());
     }
 
     fn retire_keys(&mut self, now: Now) {
@@ -436,7 +363,7 @@ impl Peer {
         self.keyring.expire(now.boot);
         if had_session && self.keyring.current().is_none() {
             self.forget_what_was_said();
-            self.events.push_back(Event::Lost);
+            self.events.push_back(Change::Lost.into());
         }
     }
 

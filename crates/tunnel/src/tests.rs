@@ -13,7 +13,7 @@ use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
-use vpnd_protocol::peer::{Config, Event, Load, Peer};
+use vpnd_protocol::peer::{Command, Config, Event, Load, Peer};
 use vpnd_protocol::staging::STAGED_PACKETS;
 use vpnd_protocol::table::{Arrival, Table};
 use vpnd_protocol::terms::{Protocol, Terms};
@@ -210,7 +210,7 @@ pub(crate) fn tables(a_at: SocketAddr, b_at: SocketAddr) -> [Table; 2] {
     let mut b = peer(b_key, a_public, 2);
     a.handle_endpoints(clock::now(), vec![b_at]);
     while let Some(event) = a.poll_event() {
-        if let Event::KeepFloor(stamp) = event {
+        if let Event::Command(Command::KeepFloor(stamp)) = event {
             a.floor_kept(clock::now(), stamp);
         }
     }

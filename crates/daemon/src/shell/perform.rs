@@ -112,7 +112,8 @@ impl Shell {
     fn notify(&mut self, notice: &Notice) {
         let now = clock::boot();
         match notice {
-            Notice::Event(event) => self.telling.tell(now, event),
+            Notice::Change(change) => self.telling.changed(now, change),
+            Notice::Diagnosis(found) => self.telling.diagnosed(now, found),
             Notice::Alive(alive) => {
                 self.telling.alive(now, *alive, self.around.running.peer.dead_after);
             }

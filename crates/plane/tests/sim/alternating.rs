@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use vpnd_crypto::aead::Algorithm;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::Change;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -37,7 +37,7 @@ fn path(world: &World, side: Side) -> SocketAddr {
 }
 
 fn moves(world: &World, side: Side) -> usize {
-    world.told(side, |event| matches!(event, Event::Moved { .. })).len()
+    world.changed(side, |one| matches!(one, Change::Moved { .. })).len()
 }
 
 /// A sends in turn from two ports, so many datagrams from each.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vpnd_crypto::aead::Algorithm;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Diagnosis};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -40,7 +40,7 @@ fn ensure_nothing_lost(world: &World) {
 }
 
 fn sessions(world: &World, side: Side) -> usize {
-    world.told(side, |event| matches!(event, Event::Established(_))).len()
+    world.changed(side, |one| matches!(one, Change::Established(_))).len()
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn an_end_that_is_not_to_accept_it_never_does() {
     let before = Side::BOTH.map(|side| sessions(&world, side));
     world.run_for(seconds(60));
     assert_eq!(Side::BOTH.map(|side| sessions(&world, side)), before);
-    assert!(!world.told(Side::A, |event| *event == Event::AnswerDoesNotOpen).is_empty());
+    assert!(!world.diagnosed(Side::A, |one| *one == Diagnosis::AnswerDoesNotOpen).is_empty());
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn both_identities_roll_over() {
         world.run_for(seconds(150));
     }
     ensure_nothing_lost(&world);
-    assert_eq!(world.told(Side::B, |event| matches!(event, Event::UnknownPeer { .. })), []);
+    assert_eq!(world.diagnosed(Side::B, |one| matches!(one, Diagnosis::UnknownPeer { .. })), []);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn both_identities_roll_over_at_the_same_moment() {
         }
         world.run_for(seconds(300));
         ensure_nothing_lost(&world);
-        let last = |side| world.told(side, |event| matches!(event, Event::Established(_))).pop();
+        let last = |side| world.changed(side, |one| matches!(one, Change::Established(_))).pop();
         assert!(Side::BOTH.map(last).iter().all(|at| *at > Some(seconds(200))), "{apart:?}");
     }
 }
@@ -177,7 +177,7 @@ fn a_next_key_that_the_peer_does_not_know_costs_nothing() {
     world.run_for(seconds(100));
     world.at(Side::A, End::rotate);
     world.run_for(seconds(250));
-    assert_eq!(world.told(Side::A, |event| *event == Event::RotationUnanswered).len(), 1);
+    assert_eq!(world.diagnosed(Side::A, |one| *one == Diagnosis::RotationUnanswered).len(), 1);
     ensure_nothing_lost(&world);
 }
 
@@ -199,7 +199,7 @@ fn what_was_answered_before_a_reload_is_not_what_it_leads_to() {
     world.at(Side::A, End::adopt);
     let reloaded = world.now;
     world.run_for(seconds(20));
-    let new = world.told(Side::A, |event| matches!(event, Event::Established(_)));
+    let new = world.changed(Side::A, |one| matches!(one, Change::Established(_)));
     assert!(new.iter().any(|at| *at > reloaded + millis(50)), "{new:?} after {reloaded:?}");
     world.run_for(seconds(20));
     ensure_nothing_lost(&world);
@@ -216,7 +216,7 @@ fn after_a_crossing_either_end_is_heard_to_stop() {
         world.run_for(seconds(3));
         world.at(stops, End::close);
         world.run_for(millis(15));
-        let told = world.told(stops.other(), |event| *event == Event::Closed);
+        let told = world.changed(stops.other(), |one| *one == Change::Closed);
         assert_eq!(told.len(), 1, "{stops:?} stops");
     }
 }
@@ -230,7 +230,7 @@ fn an_end_that_stops_says_so_and_comes_back() {
     let now = world.now;
     world.at(Side::B, End::close);
     world.run_for(millis(15));
-    assert_eq!(world.told(Side::A, |event| *event == Event::Closed).len(), 1);
+    assert_eq!(world.changed(Side::A, |one| *one == Change::Closed).len(), 1);
     world.restart(Side::B, crate::end::Floor::Kept);
     world.run_for(seconds(20));
     let heard = |side| world.oracle.first_delivery(side, now + millis(20));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::Change;
 
 use crate::end::Side;
 use crate::network::Kind;
@@ -21,7 +21,7 @@ fn crossed(offset: Duration) -> World {
 }
 
 fn established(world: &World, side: Side) -> Vec<Duration> {
-    world.told(side, |event| matches!(event, Event::Established(_)))
+    world.changed(side, |one| matches!(one, Change::Established(_)))
 }
 
 #[test]

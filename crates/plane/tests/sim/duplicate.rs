@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vpnd_crypto::aead::Algorithm;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Diagnosis, Event};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -27,11 +27,11 @@ fn world(change: impl Fn(&mut Options)) -> World {
 }
 
 fn told(world: &World) -> Vec<Duration> {
-    let found = |event: &Event| matches!(event, Event::DuplicateKey { .. });
+    let found = |one: &Diagnosis| matches!(one, Diagnosis::DuplicateKey { .. });
     for side in [Side::A, Side::B] {
-        assert!(side == Side::B || world.told(side, found).is_empty(), "A cannot know");
+        assert!(side == Side::B || world.diagnosed(side, found).is_empty(), "A cannot know");
     }
-    world.told(Side::B, found)
+    world.diagnosed(Side::B, found)
 }
 
 /// A and its copy send data all the time.
@@ -59,7 +59,7 @@ fn two_machines_with_one_key_are_found() {
         let apart = told.windows(2).map(|pair| pair[1] - pair[0]).max();
         assert!(apart < Some(seconds(100)), "{protocol}: found again after {apart:?}");
         assert!(world[Side::B].events.iter().all(|(_, event)| match event {
-            Event::DuplicateKey { addresses } => *addresses == expected,
+            Event::Diagnosis(Diagnosis::DuplicateKey { addresses }) => *addresses == expected,
             _ => true,
         }));
     }
@@ -130,7 +130,7 @@ fn a_peer_that_restarts_often_is_no_second_machine() {
             world[Side::A].roam(7, port);
             world.restart(Side::A, Floor::Kept);
         }
-        let sessions = world.told(Side::B, |event| matches!(event, Event::Established(_))).len();
+        let sessions = world.changed(Side::B, |one| matches!(one, Change::Established(_))).len();
         assert!(sessions >= 20, "{sessions}");
         assert_eq!(told(&world), [], "{fixed}");
     }

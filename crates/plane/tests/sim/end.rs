@@ -14,7 +14,7 @@ use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::message::{self, Message};
-use vpnd_protocol::peer::{Config, Event, Load, Peer, PeerStatus, Transmit};
+use vpnd_protocol::peer::{Change, Command, Config, Event, Load, Peer, PeerStatus, Transmit};
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_protocol::time::{BootTime, Now, WallTime};
@@ -471,7 +471,7 @@ impl End {
                 if let Disk::Writes(after) = self.options.disk {
                     self.writes.push((after, stamp));
                 }
-                self.events.push((now, Event::KeepFloor(stamp)));
+                self.events.push((now, Command::KeepFloor(stamp).into()));
             }
             Effect::PublishPolicy(policy) => self.data.set_policy(policy),
             Effect::SetMtu(mtu) => {
@@ -494,14 +494,15 @@ impl End {
                 assert_eq!(self.alive, on, "{:?}: routes come first", self.side)
             }
             Effect::Hooks { alive, .. } => self.check_hooks(alive),
-            Effect::Notify(Notice::Event(event)) => self.events.push((now, event)),
+            Effect::Notify(Notice::Change(change)) => self.events.push((now, change.into())),
+            Effect::Notify(Notice::Diagnosis(found)) => self.events.push((now, found.into())),
             Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
             _ => {}
         }
     }
 
     fn change_port(&mut self, now: Duration) {
-        self.events.push((now, Event::Unheard));
+        self.events.push((now, Command::ChangePort.into()));
         let port = match (self.options.free_port, self.options.fixed_port) {
             (true, _) => Port::Changed,
             (_, true) => Port::Fixed,
@@ -523,7 +524,8 @@ impl End {
     fn watch_life(&mut self, now: Duration, alive: bool) {
         assert_ne!(self.alive, alive, "{:?} is told {alive} twice, at {now:?}", self.side);
         self.alive = alive;
-        self.events.push((now, if alive { Event::Alive } else { Event::Dead }));
+        let change = if alive { Change::Alive } else { Change::Dead };
+        self.events.push((now, change.into()));
     }
 
     /// How the peer stands.

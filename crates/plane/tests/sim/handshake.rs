@@ -3,15 +3,15 @@
 use vpnd_crypto::key::SecretKey;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::message::{self, Message};
-use vpnd_protocol::peer::{Event, Load};
+use vpnd_protocol::peer::{Change, Diagnosis, Load};
 use vpnd_protocol::session::Role;
 
 use crate::end::{Disk, Side};
 use crate::network::Kind;
 use crate::world::{World, millis, seconds};
 
-const OURS: fn(&Event) -> bool = |event| *event == Event::Established(Role::Initiator);
-const THEIRS: fn(&Event) -> bool = |event| *event == Event::Established(Role::Responder);
+const OURS: fn(&Change) -> bool = |event| *event == Change::Established(Role::Initiator);
+const THEIRS: fn(&Change) -> bool = |event| *event == Change::Established(Role::Responder);
 
 /// Only A knows where the other is.
 fn one_sided() -> World {
@@ -29,9 +29,9 @@ fn a_session_stands_after_one_round_trip_and_is_confirmed_by_a_keepalive() {
     world.run_for(seconds(4));
     assert_eq!(world.sent(Side::A, Kind::Initiation), [millis(0)]);
     assert_eq!(world.sent(Side::B, Kind::Response), [millis(10)]);
-    assert_eq!(world.told(Side::A, OURS), [millis(20)]);
+    assert_eq!(world.changed(Side::A, OURS), [millis(20)]);
     assert_eq!(world.sent(Side::A, Kind::Keepalive), [millis(20)]);
-    assert_eq!(world.told(Side::B, THEIRS), [millis(30)]);
+    assert_eq!(world.changed(Side::B, THEIRS), [millis(30)]);
     assert_eq!(world.network.wire.len(), 3);
 }
 
@@ -44,13 +44,13 @@ fn the_responder_is_silent_until_the_initiator_has_used_the_session() {
     world.network.loses = Some(Box::new(|sent| sent.datagram.kind() == Kind::Keepalive));
     world.resolve(Side::A);
     world.run_for(seconds(4));
-    assert_eq!(world.told(Side::A, OURS).len(), 1);
-    assert_eq!(world.told(Side::B, THEIRS), []);
+    assert_eq!(world.changed(Side::A, OURS).len(), 1);
+    assert_eq!(world.changed(Side::B, THEIRS), []);
     assert_eq!(world.sent(Side::B, Kind::Data), []);
 
     world.offer(Side::A);
     world.run_for(millis(20));
-    assert_eq!(world.told(Side::B, THEIRS), [seconds(4) + millis(10)]);
+    assert_eq!(world.changed(Side::B, THEIRS), [seconds(4) + millis(10)]);
     assert_eq!(world.sent(Side::B, Kind::Data), [seconds(4) + millis(10); 3]);
     assert_eq!((world.lost(Side::A), world.lost(Side::B)), (0, 0));
 }
@@ -65,8 +65,8 @@ fn whoever_initiates_with_a_foreign_key_is_named_and_gets_no_answer() {
     });
     world.resolve(Side::A);
     world.run_for(seconds(4));
-    let unknown = Event::UnknownPeer { key: Side::A.public(), from: Side::A.home() };
-    assert_eq!(world.told(Side::B, |event| *event == unknown), [millis(10)]);
+    let unknown = Diagnosis::UnknownPeer { key: Side::A.public(), from: Side::A.home() };
+    assert_eq!(world.diagnosed(Side::B, |one| *one == unknown), [millis(10)]);
     assert_eq!(world[Side::B].drops(DropReason::UnknownPeer), 1);
     assert!(world.network.wire.iter().all(|sent| sent.by == Side::A));
 }
@@ -83,7 +83,7 @@ fn twenty_tries_five_seconds_apart_and_then_silence_until_there_is_new_data() {
         let wait = pair[1] - pair[0];
         assert!((millis(5000)..=millis(5333)).contains(&wait), "{wait:?}");
     }
-    let gave_up = world.told(Side::A, |event| *event == Event::GaveUp);
+    let gave_up = world.changed(Side::A, |one| *one == Change::GaveUp);
     assert_eq!(gave_up.len(), 1);
     assert!((millis(5000)..=millis(5333)).contains(&(gave_up[0] - tries[19])));
 
@@ -129,8 +129,8 @@ fn under_load_a_cookie_is_asked_for_and_the_next_try_brings_it() {
     assert_eq!(macs.collect::<Vec<_>>(), [false, true]);
     let second = world.sent(Side::A, Kind::Initiation)[1];
     assert!((millis(5000)..=millis(5333)).contains(&second));
-    assert_eq!(world.told(Side::A, OURS), [second + millis(20)]);
-    assert_eq!(world.told(Side::B, THEIRS), [second + millis(30)]);
+    assert_eq!(world.changed(Side::A, OURS), [second + millis(20)]);
+    assert_eq!(world.changed(Side::B, THEIRS), [second + millis(30)]);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn an_initiator_under_load_asks_for_a_cookie_too() {
     world.run_for(seconds(6));
     assert_eq!(world.sent(Side::A, Kind::CookieReply), [millis(20)]);
     let second = world.sent(Side::A, Kind::Initiation)[1];
-    assert_eq!(world.told(Side::A, OURS), [second + millis(20)]);
+    assert_eq!(world.changed(Side::A, OURS), [second + millis(20)]);
 }
 
 #[test]
@@ -156,6 +156,6 @@ fn the_initiation_waits_for_its_timestamp_but_not_for_a_broken_disk() {
         world.resolve(Side::A);
         world.run_for(seconds(4));
         assert_eq!(world.sent(Side::A, Kind::Initiation), [leaves]);
-        assert_eq!(world.told(Side::A, OURS), [leaves + millis(20)]);
+        assert_eq!(world.changed(Side::A, OURS), [leaves + millis(20)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::Change;
 
 use crate::end::Side;
 use crate::network::Kind;
@@ -91,7 +91,7 @@ fn the_configured_keepalive_begins_anew_after_giving_up() {
     world.resolve(Side::A);
     world.run_until(seconds(130));
     let tries = world.sent(Side::A, Kind::Initiation);
-    assert_eq!(world.told(Side::A, |e| *e == Event::GaveUp).len(), 1);
+    assert_eq!(world.changed(Side::A, |e| *e == Change::GaveUp).len(), 1);
     assert_eq!(tries[20], tries[19] + seconds(25));
 }
 

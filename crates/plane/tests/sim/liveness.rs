@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use vpnd_crypto::aead::Algorithm;
-use vpnd_protocol::peer::{Event, Liveness};
+use vpnd_protocol::peer::{Change, Liveness};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -35,11 +35,11 @@ fn watched(seed: u64, mut change: impl FnMut(Side, &mut Options)) -> World {
 }
 
 fn died(world: &World, side: Side) -> Vec<Duration> {
-    world.told(side, |event| *event == Event::Dead)
+    world.changed(side, |one| *one == Change::Dead)
 }
 
 fn lived(world: &World, side: Side) -> Vec<Duration> {
-    world.told(side, |event| *event == Event::Alive)
+    world.changed(side, |one| *one == Change::Alive)
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Preshared keys: the right one among several, and the wrong one.
 
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Diagnosis};
 
 use crate::end::Side;
 use crate::network::Kind;
@@ -20,7 +20,7 @@ fn an_answer_under_any_of_the_candidates_opens() {
     world.resolve(Side::A);
     world.offer(Side::A);
     world.run_for(seconds(4));
-    assert_eq!(world.told(Side::A, |e| *e == Event::AnswerDoesNotOpen), []);
+    assert_eq!(world.diagnosed(Side::A, |e| *e == Diagnosis::AnswerDoesNotOpen), []);
     assert_eq!(world.lost(Side::A), 0);
     assert_eq!(world.sent(Side::A, Kind::Initiation).len(), 1);
 }
@@ -34,12 +34,12 @@ fn a_wrong_one_is_told_by_both_ends_and_no_session_comes_of_it() {
     let tries = world.sent(Side::A, Kind::Initiation);
     assert_eq!(tries.len(), 3);
     let answered = tries.iter().map(|&at| at + millis(20)).collect::<Vec<_>>();
-    assert_eq!(world.told(Side::A, |e| *e == Event::AnswerDoesNotOpen), answered);
+    assert_eq!(world.diagnosed(Side::A, |e| *e == Diagnosis::AnswerDoesNotOpen), answered);
     assert_eq!(world[Side::A].drops(DropReason::ResponseDoesNotOpen), 3);
     let third = tries[2] + millis(10);
-    assert_eq!(world.told(Side::B, |e| *e == Event::NeverConfirms(3)), [third]);
+    assert_eq!(world.diagnosed(Side::B, |e| *e == Diagnosis::NeverConfirms(3)), [third]);
     for side in Side::BOTH {
-        assert_eq!(world.told(side, |e| matches!(e, Event::Established(_))), []);
+        assert_eq!(world.changed(side, |e| matches!(e, Change::Established(_))), []);
         assert_eq!(world.sent(side, Kind::Data), []);
     }
 }

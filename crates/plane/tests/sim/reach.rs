@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use vpnd_crypto::aead::Algorithm;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::Change;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -90,7 +90,7 @@ fn what_our_own_host_refuses_goes_to_the_next_address_at_once() {
     world[Side::A].refuses = Some(Box::new(move |sent| dead.contains(&sent.to)));
     world.resolve(Side::A);
     world.run_until(millis(100));
-    assert_eq!(world.told(Side::A, |event| matches!(event, Event::Established(_))).len(), 1);
+    assert_eq!(world.changed(Side::A, |one| matches!(one, Change::Established(_))).len(), 1);
     let asked: Vec<_> = world[Side::A].refused.iter().map(|(_, to)| *to).collect();
     assert_eq!(asked, dead);
 }
@@ -108,7 +108,7 @@ fn where_all_is_refused_each_try_goes_round_once() {
     world.run_until(seconds(600));
     let refused = world[Side::A].refused.len();
     assert!((330..=360).contains(&refused), "{refused} in ten minutes");
-    assert_eq!(world.told(Side::A, |event| *event == Event::Unheard), [], "no port is to blame");
+    assert_eq!(world.port_changes(Side::A), [], "no port is to blame");
 
     // One way comes back, in the middle between two tries.
     world.run_for(millis(2500));
@@ -120,7 +120,7 @@ fn where_all_is_refused_each_try_goes_round_once() {
     world.at(Side::A, |end, now| end.resolve(now));
     world.at(Side::A, |end, now| end.retry_refused(now));
     world.run_for(millis(100));
-    let [up] = world.told(Side::A, |event| matches!(event, Event::Established(_)))[..] else {
+    let [up] = world.changed(Side::A, |one| matches!(one, Change::Established(_)))[..] else {
         panic!("not up")
     };
     assert!(up <= now + millis(100), "up at {up:?}, the network at {now:?}");
@@ -138,7 +138,7 @@ fn a_network_that_comes_late_is_used_at_once() {
     world[Side::A].refuses = None;
     world.at(Side::A, |end, now| end.retry_refused(now));
     world.run_for(millis(100));
-    assert_eq!(world.told(Side::A, |event| matches!(event, Event::Established(_))).len(), 1);
+    assert_eq!(world.changed(Side::A, |one| matches!(one, Change::Established(_))).len(), 1);
     assert_eq!(world.sent(Side::A, Kind::Initiation).len(), 1);
 }
 
@@ -155,7 +155,7 @@ fn nothing_heard_for_long_wants_another_port() {
         world.network.loses = Some(Box::new(move |sent| sent.datagram.from == home));
         world.resolve(Side::A);
         world.run_until(seconds(37));
-        let up = world.told(Side::A, |event| matches!(event, Event::Established(_))).len();
+        let up = world.changed(Side::A, |one| matches!(one, Change::Established(_))).len();
         assert_eq!(up, usize::from(free_port));
     }
 }
@@ -181,7 +181,7 @@ fn a_fixed_port_is_silent_once_so_that_its_flow_is_forgotten() {
         world.network.loses = Some(Box::new(stuck(Side::A.home())));
         world.resolve(Side::A);
         world.run_until(seconds(55));
-        let up = world.told(Side::A, |event| matches!(event, Event::Established(_))).len();
+        let up = world.changed(Side::A, |one| matches!(one, Change::Established(_))).len();
         assert_eq!(up, usize::from(fixed_port));
     }
 }
@@ -196,7 +196,7 @@ fn a_fixed_port_is_seldom_silent() {
     world.suspend(Side::B);
     world.resolve(Side::A);
     world.run_until(seconds(600));
-    assert_eq!(world.told(Side::A, |event| *event == Event::Unheard).len(), 1);
+    assert_eq!(world.port_changes(Side::A).len(), 1);
     assert!(world.sent(Side::A, Kind::Initiation).len() > 100);
 }
 
@@ -209,10 +209,10 @@ fn a_port_is_kept_while_the_peer_is_heard_and_changed_only_so_often() {
     world.resolve(Side::A);
     world.offer_every(Side::A, seconds(10));
     world.run_until(seconds(600));
-    assert_eq!(world.told(Side::A, |event| *event == Event::Unheard), []);
+    assert_eq!(world.port_changes(Side::A), []);
     world.suspend(Side::B);
     world.run_for(seconds(600));
-    let changes = world.told(Side::A, |event| *event == Event::Unheard);
+    let changes = world.port_changes(Side::A);
     assert!((15..=20).contains(&changes.len()), "{} in ten minutes", changes.len());
 }
 
@@ -268,7 +268,7 @@ fn a_datagram_brought_to_another_address_of_ours_turns_nothing_unless_that_works
         assert!(works || from == Some(Side::A.home().ip()), "{from:?}");
         let (offered, arrived) = tally(&world, Side::A, seconds(2), seconds(4));
         assert_eq!(offered, arrived, "works: {works}");
-        let moves = world.told(Side::B, |event| matches!(event, Event::Moved { .. })).len();
+        let moves = world.changed(Side::B, |one| matches!(one, Change::Moved { .. })).len();
         assert!(moves <= 4, "{moves} moves: the ends pass each other by");
     }
 }

@@ -1,7 +1,7 @@
 //! One session after another: by age, by count, at the last minute, and what dies of age.
 
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::Change;
 use vpnd_protocol::session::{REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES, Role};
 
 use crate::end::Side;
@@ -30,7 +30,7 @@ fn the_initiator_rekeys_every_two_minutes_and_nothing_is_lost() {
     let initiations = world.sent(Side::A, Kind::Initiation);
     assert_eq!(initiations, [0, 120_020, 240_040, 360_060].map(millis));
     assert_eq!(world.sent(Side::B, Kind::Initiation), []);
-    let confirmed = world.told(Side::B, |e| *e == Event::Established(Role::Responder));
+    let confirmed = world.changed(Side::B, |e| *e == Change::Established(Role::Responder));
     assert_eq!(confirmed, [30, 120_050, 240_070, 360_090].map(millis));
     for side in Side::BOTH {
         assert_eq!(world.oracle.tally(side, seconds(0), seconds(399)), (19_900, 19_900));
@@ -142,9 +142,9 @@ fn idle_keys_die_at_180_seconds_and_the_next_packet_begins_anew() {
     let mut world = connected();
     let replay = Datagram { ..world.network.wire[2].datagram.clone() };
     world.run_until(seconds(200));
-    let lost = |e: &Event| *e == Event::Lost;
-    assert_eq!(world.told(Side::A, lost), [seconds(180) + millis(20)]);
-    assert_eq!(world.told(Side::B, lost), [seconds(180) + millis(10)]);
+    let lost = |e: &Change| *e == Change::Lost;
+    assert_eq!(world.changed(Side::A, lost), [seconds(180) + millis(20)]);
+    assert_eq!(world.changed(Side::B, lost), [seconds(180) + millis(10)]);
     for side in Side::BOTH {
         let table = world[side].data.table();
         assert!(table.send.is_none() && table.open.iter().all(Option::is_none));

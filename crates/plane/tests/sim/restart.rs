@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Diagnosis};
 
 use crate::end::{EPOCH, Floor, Side};
 use crate::network::Kind;
@@ -94,7 +94,7 @@ fn without_its_floor_and_its_clock_an_end_is_locked_out_until_the_clock_has_caug
     let tries = world.sent(Side::A, Kind::Initiation)[1..].to_vec();
     let first_heard = tries.iter().position(|at| world_clock(*at) > EPOCH).expect("a try");
     assert_eq!(world[Side::B].drops(DropReason::ReplayedInitiation), first_heard);
-    let stale = world.told(Side::B, |e| matches!(e, Event::StaleInitiation { .. }));
+    let stale = world.diagnosed(Side::B, |e| matches!(e, Diagnosis::StaleInitiation { .. }));
     assert_eq!(stale.len(), first_heard, "each is told");
     let heard = delivered_at(&world, STRUCK).expect("heard at last");
     assert_eq!(heard, tries[first_heard] + millis(30));
@@ -146,7 +146,7 @@ fn after_a_suspend_the_data_lines_refuse_the_old_keys_before_any_timer_has_run()
     assert_eq!(world.network.wire.len(), wire, "nothing is sealed under a dead key");
     world.run_for(millis(40));
     assert_eq!(world[Side::A].drops(DropReason::Expired), 1);
-    assert_eq!(world.told(Side::A, |e| *e == Event::Lost), [seconds(601)]);
+    assert_eq!(world.changed(Side::A, |e| *e == Change::Lost), [seconds(601)]);
     assert_eq!(delivered_at(&world, seconds(601)), Some(seconds(601) + millis(30)));
 }
 

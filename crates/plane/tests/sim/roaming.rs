@@ -6,7 +6,7 @@ use std::time::Duration;
 use vpnd_crypto::aead::Algorithm;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
-use vpnd_protocol::peer::{Event, Load};
+use vpnd_protocol::peer::{Change, Diagnosis, Load};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -47,7 +47,7 @@ pub(crate) fn path(world: &World, side: Side) -> SocketAddr {
 }
 
 fn moves(world: &World, side: Side) -> usize {
-    world.told(side, |event| matches!(event, Event::Moved { .. })).len()
+    world.changed(side, |one| matches!(one, Change::Moved { .. })).len()
 }
 
 #[test]
@@ -324,7 +324,7 @@ fn an_answer_that_was_carried_to_the_peer_proves_nothing() {
     assert_eq!((carried.kind(), carried.to), (Kind::Response, attacker()));
     world.inject(Datagram { to: Side::A.home(), ..carried });
     world.run_for(seconds(1));
-    assert_eq!(world.told(Side::B, |e| matches!(e, Event::Established(_))).len(), 2);
+    assert_eq!(world.changed(Side::B, |e| matches!(e, Change::Established(_))).len(), 2);
     assert_eq!((path(&world, Side::B), moves(&world, Side::B)), (Side::A.home(), 1));
 }
 
@@ -352,11 +352,15 @@ fn an_initiation_that_is_raced_from_elsewhere_is_answered_where_it_comes_from() 
                 assert_eq!(offered, arrived, "{what}: {side:?}");
             }
             assert_eq!(
-                world.told(Side::B, |e| matches!(e, Event::StaleInitiation { .. })),
+                world.diagnosed(Side::B, |e| matches!(e, Diagnosis::StaleInitiation { .. })),
                 [],
                 "{what}"
             );
-            assert_eq!(world.told(Side::B, |e| matches!(e, Event::NeverConfirms(_))), [], "{what}");
+            assert_eq!(
+                world.diagnosed(Side::B, |e| matches!(e, Diagnosis::NeverConfirms(_))),
+                [],
+                "{what}"
+            );
         }
     }
 }
@@ -493,7 +497,7 @@ fn a_wireguard_peer_is_called_where_it_is_heard_though_a_call_was_lost() {
         rekeys && std::mem::take(&mut first)
     }));
     world.run_until(seconds(138));
-    let rekeyed = world.told(Side::B, |e| matches!(e, Event::Established(_)))[1];
+    let rekeyed = world.changed(Side::B, |e| matches!(e, Change::Established(_)))[1];
     assert!(rekeyed < seconds(137), "{rekeyed:?}");
     assert_eq!(path(&world, Side::B), world[Side::A].address);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vpnd_crypto::key::SecretKey;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Diagnosis};
 
 use crate::end::{END_OF_TIME, EPOCH, Floor, Side};
 use crate::network::{Captured, Datagram, Kind};
@@ -31,7 +31,7 @@ fn restart_at(world: &mut World, clock: Duration) {
 }
 
 fn sessions(world: &World, side: Side) -> usize {
-    world.told(side, |event| matches!(event, Event::Established(_))).len()
+    world.changed(side, |one| matches!(one, Change::Established(_))).len()
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_stamp_at_the_end_of_time_is_answered_and_locks_nobody_out() {
     restart_at(&mut world, END_OF_TIME);
     world.run_for(seconds(10));
     assert_eq!(sessions(&world, Side::B), 2, "it is answered");
-    assert_eq!(world.told(Side::B, |e| matches!(e, Event::StampAhead { .. })).len(), 1);
+    assert_eq!(world.diagnosed(Side::B, |e| matches!(e, Diagnosis::StampAhead { .. })).len(), 1);
     let clock = EPOCH + world.now;
     restart_at(&mut world, clock);
     world.run_for(AT_ONCE);

@@ -13,7 +13,7 @@ use vpnd_crypto::aead::Algorithm;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::frame::ControlFrame;
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Diagnosis};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::session::OVERHEAD;
 use vpnd_protocol::terms::Protocol;
@@ -199,7 +199,7 @@ fn a_quiet_network_upgrades_in_two_round_trips_and_asks_once() {
     assert_eq!(of(Side::B, Which::Answer), 1);
     assert_eq!(world.lost(Side::A), 0);
     for side in Side::BOTH {
-        let stands = world.told(side, |event| matches!(event, Event::Established(_)));
+        let stands = world.changed(side, |one| matches!(one, Change::Established(_)));
         assert!(stands.iter().all(|at| *at <= millis(60)), "{side:?}: {stands:?}");
         assert_eq!(stands.len(), 1);
     }
@@ -225,7 +225,7 @@ fn an_upgrade_whose_key_is_raced_from_elsewhere_is_answered_where_message_2_went
             world.run_until(seconds(400));
             for side in Side::BOTH {
                 // The sessions of the start and of three rekeys.
-                let stood = world.told(side, |e| matches!(e, Event::Established(_)));
+                let stood = world.changed(side, |e| matches!(e, Change::Established(_)));
                 assert!(stood.len() >= 4, "{roam:?} {raced:?}: {side:?} {stood:?}");
                 let (offered, arrived) = world.oracle.tally(side, seconds(1), seconds(399));
                 assert_eq!(offered, arrived, "{roam:?} {raced:?}: {side:?}");
@@ -260,7 +260,7 @@ fn an_initiator_that_moves_before_it_repeats_its_key_is_upgraded() {
     world.run_until(millis(500));
     world[Side::A].roam(7, 7);
     world.run_until(seconds(2));
-    assert_eq!(world.told(Side::A, |e| matches!(e, Event::Established(_))).len(), 1);
+    assert_eq!(world.changed(Side::A, |e| matches!(e, Change::Established(_))).len(), 1);
     let answers = world.network.wire.iter().filter(|s| Which::of(s) == Some(Which::Answer));
     let to: Vec<_> = answers.map(|sent| sent.datagram.to).collect();
     let home = Side::A.home();
@@ -301,8 +301,8 @@ fn one_end_without_it_never_connects() {
     }
     world.run_for(seconds(30));
     for side in Side::BOTH {
-        assert_eq!(world.told(side, |e| matches!(e, Event::Established(_))), []);
-        assert!(!world.told(side, |e| *e == Event::AnswerDoesNotOpen).is_empty());
+        assert_eq!(world.changed(side, |e| matches!(e, Change::Established(_))), []);
+        assert!(!world.diagnosed(side, |e| *e == Diagnosis::AnswerDoesNotOpen).is_empty());
         assert!(world[side].drops(DropReason::ResponseDoesNotOpen) > 0);
     }
 }

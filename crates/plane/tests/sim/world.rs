@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use vpnd_protocol::peer::Event;
+use vpnd_protocol::peer::{Change, Command, Diagnosis, Event};
 use vpnd_protocol::timestamp::Timestamp;
 
 use crate::end::{End, Floor, Options, Side};
@@ -298,6 +298,21 @@ impl World {
     pub(crate) fn told(&self, side: Side, like: impl Fn(&Event) -> bool) -> Vec<Duration> {
         let events = self[side].events.iter();
         events.filter(|(_, event)| like(event)).map(|(at, _)| *at).collect()
+    }
+
+    /// When the state of `side` changed like this.
+    pub(crate) fn changed(&self, side: Side, like: impl Fn(&Change) -> bool) -> Vec<Duration> {
+        self.told(side, |event| matches!(event, Event::Change(change) if like(change)))
+    }
+
+    /// When `side` found a fault like this.
+    pub(crate) fn diagnosed(&self, side: Side, like: impl Fn(&Diagnosis) -> bool) -> Vec<Duration> {
+        self.told(side, |event| matches!(event, Event::Diagnosis(found) if like(found)))
+    }
+
+    /// When `side` was to send from another port.
+    pub(crate) fn port_changes(&self, side: Side) -> Vec<Duration> {
+        self.told(side, |event| *event == Event::Command(Command::ChangePort))
     }
 
     /// Packets of `side` that never arrived.

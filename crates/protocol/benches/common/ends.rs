@@ -13,7 +13,7 @@ use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, Message};
-use vpnd_protocol::peer::{Config, Event, Load, Peer};
+use vpnd_protocol::peer::{Command, Config, Event, Load, Peer};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::session::{OpeningKey, SealingKey};
 use vpnd_protocol::table::{Arrival, Table};
@@ -94,7 +94,7 @@ impl End {
 
     fn poll(&mut self) -> Option<Vec<u8>> {
         while let Some(event) = self.peer.poll_event() {
-            if let Event::KeepFloor(stamp) = event {
+            if let Event::Command(Command::KeepFloor(stamp)) = event {
                 self.peer.floor_kept(now(), stamp);
             }
         }

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Event, Peer};
+use super::{Diagnosis, Peer};
 use crate::table::Arrival;
 use crate::time::{BootTime, Now};
 
@@ -60,7 +60,7 @@ impl Peer {
         if let [Arrival { from, .. }] = session.reached[..]
             && let Some(addresses) = self.paths.origins.note(now.boot, from)
         {
-            self.events.push_back(Event::DuplicateKey { addresses });
+            self.events.push_back(Diagnosis::DuplicateKey { addresses }.into());
         }
     }
 }

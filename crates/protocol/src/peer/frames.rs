@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Event, Peer};
+use super::{Change, Diagnosis, Peer};
 use crate::drop_reason::DropReason;
 use crate::frame::{self, ControlFrame, Frame, Hello, Ping, Pong, Record, Release};
 use crate::session::{Contents, Generation};
@@ -163,7 +163,7 @@ impl Peer {
         if self.keyring.close(closed) {
             self.forget_what_was_said();
             self.timers.settle_answer();
-            self.events.push_back(Event::Closed);
+            self.events.push_back(Change::Closed.into());
             self.bury(now);
         }
         Ok(())
@@ -185,10 +185,13 @@ impl Peer {
     pub(super) fn compare_devices(&mut self, mtu: u16, mac: Option<[u8; 6]>) {
         let Some(own) = self.device.mac else { return };
         let ours = self.device.mtu;
-        self.events.push_back(Event::Devices {
-            same_mac: mac.filter(|mac| *mac == own),
-            mtus: (mtu != ours).then_some((ours, mtu)),
-        });
+        self.events.push_back(
+            Diagnosis::Devices {
+                same_mac: mac.filter(|mac| *mac == own),
+                mtus: (mtu != ours).then_some((ours, mtu)),
+            }
+            .into(),
+        );
     }
 
     /// What has arrived is of the session that it came on, what was sent of the one we seal on: after a

@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use super::session::Names;
 use super::upgrade::Asking;
-use super::{Event, Peer, Transmit};
+use super::{Change, Command, Diagnosis, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::handshake::{Answer, Initiator, SessionKeys};
 use crate::keyring::Session;
@@ -179,7 +179,7 @@ impl Attempt {
 }
 
 impl Peer {
-    /// The timestamp of [`Event::KeepFloor`] is written, or never will be; its initiation leaves.
+    /// The timestamp of [`Command::KeepFloor`] is written, or never will be; its initiation leaves.
     pub fn floor_kept(&mut self, now: Now, stamp: Timestamp) {
         if self.held().is_some_and(|call| call.stamp == stamp) {
             self.release(now);
@@ -232,7 +232,7 @@ impl Peer {
             (self.wanted, self.renewing) = (false, None);
             self.identities.fall_back();
             self.activity.want_handshake.take();
-            self.events.push_back(Event::GaveUp);
+            self.events.push_back(Change::GaveUp.into());
             self.despair(now, unanswered.called.begun);
             return;
         }
@@ -251,7 +251,7 @@ impl Peer {
     fn choose_keys(&mut self, unanswered: u32) {
         if unanswered == TRIES_UNDER_THE_NEXT && self.identities.fall_back() {
             self.renewing = None;
-            self.events.push_back(Event::RotationUnanswered);
+            self.events.push_back(Diagnosis::RotationUnanswered.into());
         } else if unanswered > TRIES_UNDER_THE_NEXT {
             self.identities.try_another();
         }
@@ -294,7 +294,7 @@ impl Peer {
         let retry_at = now.boot + (REKEY_TIMEOUT + self.jitter());
         let step = Step::Calling { initiator, call };
         self.attempt = Some(Attempt { step, called: Called { to, begun, pair }, tries, retry_at });
-        self.events.push_back(Event::KeepFloor(stamp));
+        self.events.push_back(Command::KeepFloor(stamp).into());
     }
 
     fn release(&mut self, now: Now) {
@@ -313,7 +313,7 @@ impl Peer {
         let datagram = call.datagram.clone();
         let from = self.paths.current.filter(|path| path.to == to).and_then(|path| path.from);
         self.transmit(now, Transmit { to, from }, datagram);
-        self.events.push_back(Event::Initiating { to, attempt: number });
+        self.events.push_back(Change::Initiating { to, attempt: number }.into());
     }
 
     /// The attempt that is under way goes to the address that is next.
@@ -362,7 +362,7 @@ impl Peer {
         initiator.open_response(self.identities.identity(called.pair), psks, response).map_err(
             |_| {
                 // It proves nothing: the real answer may still come.
-                self.events.push_back(Event::AnswerDoesNotOpen);
+                self.events.push_back(Diagnosis::AnswerDoesNotOpen.into());
                 DropReason::ResponseDoesNotOpen
             },
         )

@@ -1,6 +1,6 @@
 //! What the peer's life and death bring about: events, questions, and calls to one that is missed.
 
-use super::{Event, Peer};
+use super::{Change, Peer};
 use crate::liveness::{Question, Turn};
 use crate::time::{BootTime, Now};
 
@@ -9,8 +9,8 @@ impl Peer {
     pub(super) fn follow_life(&mut self, now: Now) {
         self.life.observe(self.activity.moments());
         match self.life.turn(now.boot, self.keyring.current().is_some()) {
-            Some(Turn::Alive) => self.events.push_back(Event::Alive),
-            Some(Turn::Dead) => self.events.push_back(Event::Dead),
+            Some(Turn::Alive) => self.events.push_back(Change::Alive.into()),
+            Some(Turn::Dead) => self.events.push_back(Change::Dead.into()),
             None => {}
         }
         if let Some(question) = self.life.question(now.boot) {
@@ -22,7 +22,7 @@ impl Peer {
     pub(super) fn bury(&mut self, now: Now) {
         self.life.observe(self.activity.moments());
         if self.life.end(now.boot) {
-            self.events.push_back(Event::Dead);
+            self.events.push_back(Change::Dead.into());
         }
     }
 
@@ -30,7 +30,7 @@ impl Peer {
     pub(super) fn despair(&mut self, now: Now, begun: BootTime) {
         self.life.observe(self.activity.moments());
         if self.life.give_up(now.boot, begun) {
-            self.events.push_back(Event::Dead);
+            self.events.push_back(Change::Dead.into());
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use super::initiator::Attempt;
-use super::{Event, Peer, Transmit};
+use super::{Command, Peer, Transmit};
 use crate::time::{BootTime, Now};
 
 /// An initiation that has left is not repeated sooner, whatever becomes of routes.
@@ -148,11 +148,11 @@ impl Peer {
         let since = self.port.since.max(unanswered.this_try().begun);
         if !unanswered.was_refused() && now.boot >= since + self.port.patience {
             self.port.renew(now.boot);
-            self.events.push_back(Event::Unheard);
+            self.events.push_back(Command::ChangePort.into());
         }
     }
 
-    /// Sends no initiation for a while, after [`Event::Unheard`] where the port is fixed; says whether it does. With a
+    /// Sends no initiation for a while, after [`Command::ChangePort`] where the port is fixed; says whether it does. With a
     /// session data goes on to be sent, and waiting would be in vain.
     pub fn fall_silent(&mut self, now: Now) -> bool {
         let Some(attempt) = self.attempt.as_mut().filter(|_| self.keyring.current().is_none())

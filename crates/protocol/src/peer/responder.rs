@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 use super::initiator::Try;
 use super::session::Names;
 use super::upgrade::Answering;
-use super::{Event, Load, Peer, Transmit};
+use super::{Diagnosis, Load, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::handshake::{Agreed, Claim, read_initiation};
 use crate::high_water::{Verdict, is_ahead};
@@ -208,7 +208,7 @@ impl Peer {
         let unproven = read_initiation(identity, initiation).map_err(|_| DropReason::Forged)?;
         let Some(remote) = self.identities.known(unproven.remote()) else {
             let (key, from) = (*unproven.remote(), at.from);
-            self.events.push_back(Event::UnknownPeer { key, from });
+            self.events.push_back(Diagnosis::UnknownPeer { key, from }.into());
             return Err(DropReason::UnknownPeer);
         };
         let claim = unproven.prove(identity).map_err(|_| DropReason::Forged)?;
@@ -223,7 +223,7 @@ impl Peer {
                 .last
                 .is_some_and(|at| now.boot.saturating_since(at) < DOUBTFUL_INTERVAL),
             Verdict::Stale(last) => {
-                self.events.push_back(Event::StaleInitiation { got, last });
+                self.events.push_back(Diagnosis::StaleInitiation { got, last }.into());
                 return Err(DropReason::ReplayedInitiation);
             }
         };
@@ -234,7 +234,7 @@ impl Peer {
         self.identities.stamps(pair).remember(now.wall, stamp);
         self.initiations.accept(now.boot);
         if is_ahead(now.wall, stamp) {
-            self.events.push_back(Event::StampAhead { got: stamp });
+            self.events.push_back(Diagnosis::StampAhead { got: stamp }.into());
         }
     }
 
@@ -258,7 +258,7 @@ impl Peer {
         self.yields_until = now.boot + hold_back;
         self.unconfirmed_answers += 1;
         if self.unconfirmed_answers >= UNCONFIRMED_WORTH_TELLING {
-            self.events.push_back(Event::NeverConfirms(self.unconfirmed_answers));
+            self.events.push_back(Diagnosis::NeverConfirms(self.unconfirmed_answers).into());
         }
     }
 }

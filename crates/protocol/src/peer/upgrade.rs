@@ -11,7 +11,7 @@ use vpnd_crypto::kem::{DecapsulationKey, EncapsulationKey};
 
 use super::initiator::Attempt;
 use super::session::Names;
-use super::{Event, Peer, Transmit};
+use super::{Diagnosis, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::frame::{ControlFrame, PqInit, PqInitAssembly, PqInitChunk, PqResp};
 use crate::handshake::{Agreed, Exporter};
@@ -179,7 +179,7 @@ impl Peer {
             transcript.upgrade(bootstrap.exporter, private.decapsulate(&answer.ciphertext));
         let Ok(keys) = upgraded.confirm(&answer.mac) else {
             // The attempt goes on with its next try.
-            self.events.push_back(Event::UpgradeFailed);
+            self.events.push_back(Diagnosis::UpgradeFailed.into());
             return Err(DropReason::UpgradeFailed);
         };
         self.attempt = None;
@@ -266,7 +266,7 @@ impl Peer {
         init: &PqInit,
     ) -> Result<(Vec<u8>, Generation), DropReason> {
         let Ok(key) = EncapsulationKey::parse(&init.encapsulation_key) else {
-            self.events.push_back(Event::UpgradeFailed);
+            self.events.push_back(Diagnosis::UpgradeFailed.into());
             return Err(DropReason::UpgradeFailed);
         };
         let (ciphertext, secret) = key.encapsulate(&mut self.rng);
