@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
+use vpnd_plane::Failure;
 use vpnd_tunnel::udp::unmapped;
 
 use crate::config::Endpoint;
@@ -40,13 +41,6 @@ pub(crate) enum Lookup {
     Addresses(Vec<SocketAddr>),
     /// The endpoints that cannot be looked up at the moment, in that order.
     Failed(Vec<Failure>),
-}
-
-/// An endpoint that cannot be looked up, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) endpoint: String,
-    pub(crate) error: String,
 }
 
 /// Events that shorten the pause before the next lookup.

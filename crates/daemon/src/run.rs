@@ -29,6 +29,7 @@ use vpnd_tunnel::udp::{Socket, Way};
 use crate::changes::{self, Changes, HandedOn};
 use crate::config::Config;
 use crate::control::Control;
+use crate::diagnostics::Diagnostics;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
 use crate::hooks::{self, Facts, Following, Hooks, News};
@@ -43,7 +44,6 @@ use crate::privilege;
 use crate::shell::{Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
-use crate::telling::Telling;
 use crate::tenancy::Tenancy;
 use crate::{options, resolve, service};
 
@@ -301,11 +301,11 @@ impl Host {
             panics: self.panics,
             stop,
         };
-        let telling = Telling::new(config.peer.public_key);
+        let diagnostics = Diagnostics::new(config.peer.public_key);
         let settings =
             Settings { mtu_max: config.path.mtu_max, carrier_follows: around.carrier.is_some() };
         let plane = Plane::new(peer, policy, settings);
-        Ok(Shell::new(plane, telling, engine, reports, around)?)
+        Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }
 }
 

@@ -29,6 +29,7 @@ use vpnd_tunnel::udp::Way;
 use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::control::{Control, Request};
+use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
 use crate::hooks::News;
 use crate::life::{Fate, Life};
@@ -38,7 +39,6 @@ use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::About;
 use crate::stop::Asked;
-use crate::telling::Telling;
 use crate::watch::watch;
 
 use network::shifted;
@@ -107,7 +107,7 @@ pub(crate) struct Shell {
     engine: Engine,
     reports: Reports,
     around: Surroundings,
-    telling: Telling,
+    diagnostics: Diagnostics,
     started: BootTime,
     wake: AsyncFd<OwnedFd>,
     alarm: Alarm,
@@ -124,7 +124,7 @@ impl Shell {
     /// When the kernel has no descriptor left.
     pub(crate) fn new(
         plane: Plane,
-        telling: Telling,
+        diagnostics: Diagnostics,
         engine: Engine,
         reports: Reports,
         around: Surroundings,
@@ -140,7 +140,7 @@ impl Shell {
             engine,
             reports,
             around,
-            telling,
+            diagnostics,
         })
     }
 

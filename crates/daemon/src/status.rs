@@ -1,13 +1,15 @@
 //! The state of a tunnel, in the schema of `vpnd status --json`, which is stable: fields are added, never
 //! changed or removed.
 
+mod hint;
 pub(crate) mod text;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vpnd_device::{Bypass, Found};
+use vpnd_device::Bypass;
+use vpnd_plane::{Loop, Trouble};
 use vpnd_protocol::activity;
 use vpnd_protocol::peer::{Liveness, Loss, PeerStatus, Quality};
 use vpnd_protocol::session::Role;
@@ -15,8 +17,9 @@ use vpnd_protocol::terms::Protocol;
 use vpnd_protocol::timers::Timer;
 use vpnd_tunnel::counters::Counters;
 
-use crate::telling::{self, Trouble};
-use vpnd_plane::Loop;
+use hint::hint;
+
+pub(crate) use hint::Fault;
 
 /// The version of the schema.
 pub(crate) const SCHEMA: u32 = 2;
@@ -217,7 +220,7 @@ impl Status {
         uptime: Duration,
         peer: &PeerStatus,
         drops: &Counters,
-        trouble: Option<&Trouble>,
+        fault: Option<Fault<'_>>,
     ) -> Self {
         let [own, remote] = peer.keys;
         let unresolved = peer.endpoint.is_none() && !about.endpoints.is_empty();
@@ -252,8 +255,8 @@ impl Status {
                 timer: timer_name(timer).to_owned(),
                 in_s: wait.as_secs_f64(),
             }),
-            leads_back: trouble.and_then(LeadsBack::of),
-            hint: hint(state, trouble, &remote.to_string()).or_else(|| {
+            leads_back: fault.and_then(|fault| LeadsBack::of(fault.trouble)),
+            hint: hint(state, fault, &remote.to_string()).or_else(|| {
                 let names = || about.endpoints.join(", ");
                 unresolved.then(|| format!("{} does not resolve yet; vpnd keeps trying", names()))
             }),
@@ -370,81 +373,6 @@ const fn timer_name(timer: Timer) -> &'static str {
     }
 }
 
-/// Explains how the tunnel leads into itself, and what to do.
-fn leads_back(trouble: &Trouble) -> Option<String> {
-    let shown = |route: &Option<Found>| match route {
-        Some(route) => format!("the route to the peer is {route}"),
-        None => "there is no route to the peer".to_owned(),
-    };
-    match trouble {
-        Trouble::Loop(Loop { to, route }) => Some(format!(
-            "the tunnel would lead into itself: the route to the peer at {to} is {route}, by its own device; \
-             remove that route, or keep a more specific one"
-        )),
-        Trouble::Back(route) => Some(format!(
-            "the tunnel leads into itself: its own datagrams come out of its device, though {}; a rule, a \
-             bridge or a packet filter leads them there",
-            shown(route)
-        )),
-        Trouble::Nested(route) => Some(format!(
-            "tunnels of this host lead into each other: {}, and another tunnel sends what comes there into \
-             this one; correct the route to the peer of one of them",
-            shown(route)
-        )),
-        _ => None,
-    }
-}
-
-/// What a person can do about the tunnel's state.
-fn hint(state: State, trouble: Option<&Trouble>, peer: &str) -> Option<String> {
-    if let Some(said) = trouble.and_then(leads_back) {
-        return Some(said);
-    }
-    // If the tunnel works, problems that strangers can cause are not reported.
-    let trouble = trouble.filter(|trouble| state != State::Up || trouble.outlasts_a_session());
-    let said = trouble.map(|trouble| match trouble {
-        Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs, or one of \
-             protocol, mode, cipher and post_quantum; compare them on both sides"
-            .to_owned(),
-        Trouble::NeverConfirms(count) => format!(
-            "peer {peer} initiates ({count}×) and never confirms: its PSK differs, or one of protocol, \
-             mode, cipher and post_quantum, or our answers are lost"
-        ),
-        Trouble::UnknownPeer(key) => {
-            format!("unknown peer {key} initiates; [peer] public_key here is {peer}")
-        }
-        Trouble::StaleInitiation => "the peer's clock was set back and its state directory lost: \
-             it is heard again when its clock has caught up, or when vpnd restarts here"
-            .to_owned(),
-        Trouble::BadMac1(count) => format!(
-            "{count} handshake messages came that were not made for our public key: the other \
-             side's public_key for us is wrong, or it is a scan"
-        ),
-        Trouble::DuplicateKey(addresses) => telling::duplicate_key(addresses),
-        Trouble::SameMac(mac) => format!(
-            "both ends have the hardware address {mac}: give one of them another [interface] mac, or none"
-        ),
-        Trouble::MtuDiffers(ours, theirs) => format!(
-            "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the smaller \
-             one are lost; give both the same"
-        ),
-        Trouble::Loop(_) | Trouble::Back(_) | Trouble::Nested(_) => {
-            leads_back(trouble).unwrap_or_default()
-        }
-        Trouble::InnerSource(inner) => inner.to_string(),
-        Trouble::RefusedSource(refused) => refused.to_string(),
-        Trouble::Unresolved(failures, inside) => telling::unresolved(failures, inside),
-        Trouble::Refused { to, why } => {
-            format!("what is sent to {to} does not leave this host: {why}")
-        }
-        Trouble::Closed => "the peer announced that it was shutting down".to_owned(),
-        Trouble::NoAnswer => "no answer: the peer is down, UDP does not get through, or its \
-             public_key for us is wrong; `vpnd status` over there shows which"
-            .to_owned(),
-    });
-    said.or_else(|| (state == State::Unresponsive).then(|| "what we send is not answered".into()))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -453,7 +381,6 @@ pub(crate) mod tests {
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
     use vpnd_protocol::peer::Greeting;
-    use vpnd_tunnel::udp::Refusal;
 
     /// A tunnel that has run for three hours and twelve minutes.
     pub(crate) fn sample() -> Status {
@@ -605,15 +532,5 @@ pub(crate) mod tests {
         for state in [State::Up, State::Unresponsive, State::Connecting, State::Idle] {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.word()));
         }
-    }
-
-    #[test]
-    fn a_tunnel_that_works_needs_no_hint() {
-        assert_eq!(hint(State::Up, None, "K"), None);
-        assert_eq!(hint(State::Up, Some(&Trouble::StaleInitiation), "K"), None);
-        let refused = Trouble::Refused { to: "192.0.2.1:1".into(), why: Refusal::Prohibit };
-        assert!(hint(State::Up, Some(&refused), "K").unwrap().contains("`prohibit` route"));
-        let psk = hint(State::Connecting, Some(&Trouble::AnswerDoesNotOpen), "K").unwrap();
-        assert!(psk.contains("PSK differs"), "{psk}");
     }
 }

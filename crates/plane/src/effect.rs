@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 
+use vpnd_device::Found;
 use vpnd_protocol::peer::{Change, Diagnosis, Liveness, Transmit};
 use vpnd_protocol::table::Table;
 use vpnd_protocol::timestamp::Timestamp;
+use vpnd_tunnel::engine::RefusedPackets;
 use vpnd_tunnel::view::Policy;
 
-use crate::Refused;
+use crate::{InnerSource, Loop, Refused, Unresolved};
 
 /// What is to be done next. The order is part of it: what the peer may use is published before the datagram leaves
 /// that lets it, and what other programs are told is true by then.
@@ -74,14 +76,36 @@ pub enum Effect {
 pub enum Notice {
     /// The peer's state has changed otherwise than by coming to life or dying.
     Change(Change),
-    /// A fault was found.
+    /// The protocol has found a fault. Of one that is found over and over, only what is new.
     Diagnosis(Diagnosis),
+    /// The protocol has found a fault once more that is known already.
+    Again(Diagnosis),
     /// The peer has come to life, or has died.
     Alive(bool),
+    /// Nobody has answered several tries.
+    NoAnswer,
+    /// Handshake messages arrive that were made for another key: so many so far.
+    BadMac1(u64),
     /// This host refuses to send.
     Refused(Refused),
     /// It no longer does.
     Leaves,
+    /// The routes to these addresses of the peer lead into the tunnel.
+    Loops(Vec<Loop>),
+    /// The routes to these addresses of the peer no longer lead into the tunnel.
+    LoopsOver(Vec<SocketAddr>),
+    /// Own datagrams come out of the device, though the route to the peer, if there is one, leads elsewhere.
+    Back(Option<Found>),
+    /// What is sent by the route to the peer comes back through other tunnels of this host.
+    Nested(Option<Found>),
+    /// What is sent to the peer is sent from an address of the tunnel.
+    InnerSource(InnerSource),
+    /// It no longer is.
+    OuterSource,
+    /// Names of the peer cannot be looked up, because a name server is reached through the tunnel.
+    Unresolved(Unresolved),
+    /// Packets of the peer come from where `allowed_ips` lets none come from.
+    RefusedSource(RefusedPackets),
     /// A session stands, but what is sent goes unanswered.
     Silent,
     /// The peer answers again.

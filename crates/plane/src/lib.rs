@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod carrier;
+mod diagnosis;
 mod effect;
 mod load;
 mod outlook;
@@ -14,6 +15,7 @@ mod policy;
 mod reach;
 mod standing;
 
+pub use diagnosis::{Counted, Failure, Trouble, Unresolved};
 pub use effect::{Effect, Notice};
 pub use outlook::{InnerSource, Loop, Outlook};
 pub use plane::{Plane, RotateError, Settings};

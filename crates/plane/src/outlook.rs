@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use vpnd_device::Found;
 
+use crate::effect::Notice;
+
 /// An address of the peer whose route leads into the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loop {
@@ -25,18 +27,6 @@ pub struct InnerSource {
     pub uplink: String,
 }
 
-impl std::fmt::Display for InnerSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { to, source, uplink } = self;
-        let family = if source.is_ipv4() { "IPv4" } else { "IPv6" };
-        write!(
-            f,
-            "the kernel would send to {to} from {source}, an address of the tunnel itself, where no answer \
-             arrives: the uplink {uplink} has no global {family} address; give it one, or set [socket] source"
-        )
-    }
-}
-
 /// What is known of the routes to the peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outlook {
@@ -54,5 +44,65 @@ impl Outlook {
     /// Whether what is sent to this address comes back.
     pub fn leads_back(&self, to: SocketAddr) -> bool {
         self.loops.iter().any(|one| one.to == to)
+    }
+
+    /// What has changed since `before` that people should know.
+    pub(crate) fn news(&self, before: &Self) -> Vec<Notice> {
+        let new = self.loops.iter().filter(|one| !before.loops.contains(one)).cloned();
+        let over = before.loops.iter().map(|one| one.to).filter(|to| !self.leads_back(*to));
+        let (new, over) = (new.collect::<Vec<_>>(), over.collect::<Vec<_>>());
+        let source = match (&before.inner_source, &self.inner_source) {
+            (before, Some(inner)) if before.as_ref() != Some(inner) => {
+                Some(Notice::InnerSource(inner.clone()))
+            }
+            (Some(_), None) => Some(Notice::OuterSource),
+            _ => None,
+        };
+        let loops = (!new.is_empty()).then_some(Notice::Loops(new));
+        let over = (!over.is_empty()).then_some(Notice::LoopsOver(over));
+        [loops, over, source].into_iter().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn looped(to: SocketAddr) -> Outlook {
+        let route = Found {
+            index: 7,
+            device: "tun0".into(),
+            to: None,
+            is_routed: false,
+            table: None,
+            source: None,
+        };
+        Outlook { loops: vec![Loop { to, route }], ..Outlook::default() }
+    }
+
+    #[test]
+    fn a_change_of_routes_is_news_once() {
+        let [first, second] = [1, 2].map(|host| SocketAddr::from(([192, 0, 2, host], 1)));
+        let (clear, to_first, to_second) = (Outlook::default(), looped(first), looped(second));
+        assert_eq!(to_first.news(&clear), [Notice::Loops(to_first.loops.clone())]);
+        assert_eq!(to_first.news(&to_first), []);
+        let both = [Notice::Loops(to_second.loops.clone()), Notice::LoopsOver(vec![first])];
+        assert_eq!(to_second.news(&to_first), both);
+        assert_eq!(clear.news(&to_second), [Notice::LoopsOver(vec![second])]);
+    }
+
+    #[test]
+    fn so_is_a_source_inside_the_tunnel() {
+        let inner = |uplink: &str| {
+            let to = "192.0.2.1:1".parse().unwrap();
+            let source = "10.0.0.1".parse().unwrap();
+            InnerSource { to, source, uplink: uplink.into() }
+        };
+        let from = |uplink| Outlook { inner_source: Some(inner(uplink)), ..Outlook::default() };
+        let (clear, one, other) = (Outlook::default(), from("eth0"), from("eth1"));
+        assert_eq!(one.news(&clear), [Notice::InnerSource(inner("eth0"))]);
+        assert_eq!(one.news(&one), []);
+        assert_eq!(other.news(&one), [Notice::InnerSource(inner("eth1"))]);
+        assert_eq!(clear.news(&other), [Notice::OuterSource]);
     }
 }

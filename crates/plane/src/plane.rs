@@ -15,6 +15,7 @@ use vpnd_protocol::turn::Framed;
 use vpnd_tunnel::view::Policy;
 
 use crate::carrier::Carrier;
+use crate::diagnosis::Diagnoses;
 use crate::effect::{Effect, Notice};
 use crate::load::Handshakes;
 use crate::outlook::Outlook;
@@ -51,6 +52,7 @@ pub struct Plane {
     pub(crate) size: Size,
     pub(crate) policies: Policies,
     pub(crate) told: Told,
+    pub(crate) diagnoses: Diagnoses,
     /// The datagram whose route is followed, if that was asked for.
     pub(crate) followed: Option<Option<Transmit>>,
     handshakes: Handshakes,
@@ -72,6 +74,7 @@ impl Plane {
             size: Size::default(),
             policies: Policies::new(policy),
             told: Told::default(),
+            diagnoses: Diagnoses::default(),
             followed: None,
             handshakes: Handshakes::default(),
             addresses: Vec::new(),
@@ -133,7 +136,8 @@ impl Plane {
     /// The answer to [`Effect::AskRoutes`]. An address whose route leads into the tunnel itself is avoided.
     pub fn routes_seen(&mut self, now: Now, outlook: Outlook) {
         let avoided: Vec<_> = outlook.loops.iter().map(|one| one.to).collect();
-        self.outlook = outlook;
+        let before = std::mem::replace(&mut self.outlook, outlook);
+        self.compare_routes(&before);
         let mut usable = self.addresses.clone();
         usable.retain(|address| !avoided.contains(address));
         // Where all of them lead back, calling is how the first one that no longer does is noticed.
@@ -151,6 +155,7 @@ impl Plane {
         remotes: Vec<PublicKey>,
     ) {
         self.peer.adopt(now, terms, identities, remotes);
+        self.diagnoses.reloaded();
     }
 
     /// Moves to the next keys, or gives the previous ones up to `finish`.
@@ -207,7 +212,11 @@ impl Plane {
             Event::Command(Command::KeepFloor(stamp)) => self.push(Effect::KeepFloor(stamp)),
             Event::Command(Command::ChangePort) => self.push(Effect::ChangePort),
             Event::Change(change) => self.follow(now, change),
-            Event::Diagnosis(found) => self.notify(Notice::Diagnosis(found)),
+            Event::Diagnosis(found) => {
+                let is_refused = self.reach.refusal().is_some();
+                let notice = self.diagnoses.found(now.boot, found, is_refused);
+                notice.into_iter().for_each(|notice| self.notify(notice));
+            }
         }
     }
 
@@ -218,9 +227,15 @@ impl Plane {
             Change::Dead => return self.alive(now, false),
             Change::Initiating { attempt, .. } if attempt > 1 => self.push(Effect::LookUpNames),
             Change::Moved { .. } | Change::Established(_) => self.moved(),
+            // Of a peer that is not reached this would say nothing true.
+            Change::GaveUp if self.reach.refusal().is_some() => return,
             Change::Initiating { .. } | Change::GaveUp | Change::Lost | Change::Closed => {}
         }
+        let is_silent = self.diagnoses.changed(&change, self.reach.refusal().is_some());
         self.notify(Notice::Change(change));
+        if is_silent {
+            self.notify(Notice::NoAnswer);
+        }
     }
 
     /// The peer is elsewhere, or a session stands.

@@ -67,6 +67,11 @@ impl Reach {
         self.refused.is_some_and(|refused| Some(refused.to) != to) && self.end()
     }
 
+    /// The refusal that stands.
+    pub(crate) const fn refusal(&self) -> Option<Refused> {
+        self.refused
+    }
+
     /// When the refusal has to be checked.
     pub(crate) const fn deadline(&self) -> Option<BootTime> {
         self.check_at

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use vpnd_device::{Query, Shift, Uplink};
+use vpnd_plane::Unresolved;
 use vpnd_protocol::peer::Transmit;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::udp::{Way, largest_payload};
@@ -15,7 +16,7 @@ impl Shell {
         match lookup {
             Lookup::Addresses(addresses) => {
                 self.warn_of_loops(&addresses);
-                addresses.iter().for_each(|address| self.telling.zones.learn(*address));
+                addresses.iter().for_each(|address| self.diagnostics.zones.learn(*address));
                 self.plane.resolved(addresses);
             }
             Lookup::Failed(failures) => {
@@ -23,7 +24,7 @@ impl Shell {
                     true => Vec::new(),
                     false => self.around.loops.name_servers_inside(&self.around.running).await,
                 };
-                self.telling.lookups_failed(clock::boot(), failures, inside);
+                self.plane.lookups_failed(Unresolved { failures, inside });
             }
         }
     }
@@ -49,9 +50,7 @@ impl Shell {
         let (learnt, sources) = (self.plane.source(), self.around.running.socket.sources());
         let from = |to| learnt.filter(|_| Some(to) == peer).or_else(|| sources.towards(to));
         let outlook = self.around.loops.look(self.engine.local_port(), peer, all, from).await;
-        let now = clock::now();
-        self.telling.outlook(now.boot, &self.around.about.device.name, outlook.clone());
-        self.plane.routes_seen(now, outlook);
+        self.plane.routes_seen(clock::now(), outlook);
     }
 
     /// Has changes of this route reported.
@@ -65,7 +64,7 @@ impl Shell {
     /// Routes, rules, addresses or links have changed.
     pub(super) fn network_changed(&mut self, shift: Shift) {
         let now = clock::now();
-        for (old, new) in self.telling.zones.renumbered() {
+        for (old, new) in self.diagnostics.zones.renumbered() {
             self.plane.renumber(now, old, new);
         }
         match self.engine.follow_device() {

@@ -2,13 +2,14 @@
 
 use std::io;
 
-use vpnd_plane::{Effect, Notice, Port};
+use vpnd_plane::{Counted, Effect, Notice, Port};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::{Liveness, Transmit};
 use vpnd_tunnel::clock;
 use vpnd_tunnel::udp::Refusal;
 
 use super::Shell;
+use crate::diagnostics::Facts;
 use crate::status::State;
 
 impl Shell {
@@ -19,11 +20,17 @@ impl Shell {
 
     /// Carries out everything that is to be done by now.
     pub(super) async fn settle(&mut self) -> io::Result<()> {
+        self.perform_all().await;
+        // What a session explains that was just established is no fault.
+        self.see_counters();
+        self.perform_all().await;
+        self.alarm.set(self.plane.deadline())
+    }
+
+    async fn perform_all(&mut self) {
         while let Some(effect) = self.plane.poll(clock::now(), &mut self.datagram) {
             self.perform(effect).await;
         }
-        self.watch_counters();
-        self.alarm.set(self.plane.deadline())
     }
 
     async fn perform(&mut self, effect: Effect) {
@@ -54,7 +61,7 @@ impl Shell {
             Effect::Carrier { on } => self.set_carrier(on),
             Effect::Hooks { alive, endpoint } => self.around.hooks.peer(alive, endpoint),
             Effect::Standing(liveness, endpoint) => {
-                let endpoint = endpoint.map(|at| self.telling.zones.show(at));
+                let endpoint = endpoint.map(|at| self.diagnostics.zones.show(at));
                 self.around.service.status(&line(liveness, endpoint));
             }
             Effect::Notify(notice) => self.notify(&notice),
@@ -110,34 +117,21 @@ impl Shell {
     }
 
     fn notify(&mut self, notice: &Notice) {
-        let now = clock::boot();
-        match notice {
-            Notice::Change(change) => self.telling.changed(now, change),
-            Notice::Diagnosis(found) => self.telling.diagnosed(now, found),
-            Notice::Alive(alive) => {
-                self.telling.alive(now, *alive, self.around.running.peer.dead_after);
-            }
-            Notice::Refused(refused) => self.telling.refused(now, *refused),
-            Notice::Leaves => self.telling.leaves(now),
-            Notice::Silent => tracing::warn!("the peer is silent"),
-            Notice::Answers => tracing::info!("the peer answers again"),
-            Notice::FallsSilent => tracing::info!(
-                "no answer for long: nothing is sent for half a minute, so that a NAT on the path forgets this flow; \
-                 without a fixed [interface] listen another port would be tried"
-            ),
-            Notice::RouteChanged => tracing::debug!("the route to the peer has changed"),
-        }
+        let device = &self.around.about.device.name;
+        let facts = Facts { device, dead_after: self.around.running.peer.dead_after };
+        self.diagnostics.report(clock::boot(), facts, notice);
     }
 
-    /// What is only counted, and never queued.
-    fn watch_counters(&mut self) {
-        let (now, counters) = (clock::boot(), self.engine.counters());
-        let bad_mac1 = counters.dropped(DropReason::BadMac1);
-        self.telling.watch_bad_mac1(now, bad_mac1, self.plane.is_connected());
-        self.telling.watch_refused_sources(now, self.engine.refused_sources());
-        let back =
-            [DropReason::OwnDatagram, DropReason::NestedTooDeep].map(|why| counters.dropped(why));
-        self.telling.watch_loops(now, &self.around.about.device.name, back);
+    /// Tells the control plane what is only counted, and never queued.
+    pub(super) fn see_counters(&mut self) {
+        let counters = self.engine.counters();
+        let counted = Counted {
+            bad_mac1: counters.dropped(DropReason::BadMac1),
+            own_datagrams: counters.dropped(DropReason::OwnDatagram),
+            nested: counters.dropped(DropReason::NestedTooDeep),
+            refused_sources: self.engine.refused_sources(),
+        };
+        self.plane.counters_seen(clock::boot(), counted);
     }
 }
 

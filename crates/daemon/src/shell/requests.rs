@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::control::Request;
 use crate::keys::Keys;
 use crate::options;
-use crate::status::Status;
+use crate::status::{Fault, Status};
 use crate::terms::Agreement;
 
 impl Shell {
@@ -39,19 +39,20 @@ impl Shell {
     fn status(&mut self) -> Status {
         let now = clock::now();
         let peer = self.plane.status(now);
-        self.telling.forget_old(now.boot);
-        self.telling.watch_refused_sources(now.boot, self.engine.refused_sources());
+        self.see_counters();
+        let (trouble, zones) = (self.plane.trouble(), &self.diagnostics.zones);
+        let fault = trouble.as_ref().map(|trouble| Fault { trouble, zones });
         let mut status = Status::new(
             &self.around.about,
             now.boot.saturating_since(self.started),
             &peer,
             self.engine.counters(),
-            self.telling.trouble(),
+            fault,
         )
         .with_ecn_ignored(self.engine.marks_everything())
         .lacking(&self.around.missing.borrow())
         .bypassed_by(&self.around.bypassed.borrow());
-        status.peer.endpoint = peer.endpoint.map(|at| self.telling.zones.show(at));
+        status.peer.endpoint = peer.endpoint.map(|at| self.diagnostics.zones.show(at));
         status.stopping = self.around.stop.get().is_some();
         status
     }
@@ -78,7 +79,7 @@ impl Shell {
     fn adopt(&mut self, config: &Config, keys: Keys) {
         let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
         self.plane.adopt(clock::now(), terms, identities, remotes);
-        self.telling.expect(config.peer.public_key);
+        self.diagnostics.expect(config.peer.public_key);
         self.around.about.protocol = config.peer.protocol.to_string();
         self.around.about.preshared_key = config.peer.preshared_key_file.is_some();
     }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vpnd_crypto::key::{PresharedKey, PublicKey, SecretKey};
-use vpnd_plane::{Effect, Notice, Outlook, Plane, Port, Settings};
+use vpnd_plane::{Counted, Effect, Loop, Notice, Outlook, Plane, Port, Settings, Trouble};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
@@ -195,6 +195,8 @@ pub(crate) struct End {
     pub(crate) refused: Vec<(Duration, SocketAddr)>,
     /// Those that impair the tunnel.
     pub(crate) impaired: Vec<(Duration, SocketAddr)>,
+    /// Addresses of the peer whose routes lead into the tunnel.
+    pub(crate) loops: Vec<Loop>,
     pub(crate) load: Load,
     plane: Plane,
     pub(crate) data: Data,
@@ -215,6 +217,8 @@ pub(crate) struct End {
     pub(crate) writes: Vec<(Duration, Timestamp)>,
     pub(crate) outbox: Vec<Datagram>,
     pub(crate) events: Vec<(Duration, Event)>,
+    /// What people were to know of faults that the protocol does not find.
+    pub(crate) notices: Vec<Notice>,
     /// When a timer called the control plane.
     pub(crate) wakes: Vec<Duration>,
     /// How often the order of effects was checked.
@@ -242,6 +246,7 @@ impl End {
             refuses: None,
             refused: Vec::new(),
             impaired: Vec::new(),
+            loops: Vec::new(),
             load: Load::Normal,
             plane,
             data,
@@ -256,6 +261,7 @@ impl End {
             writes: Vec::new(),
             outbox: Vec::new(),
             events: Vec::new(),
+            notices: Vec::new(),
             wakes: Vec::new(),
             checked: Checked::default(),
         };
@@ -482,11 +488,7 @@ impl End {
             }
             Effect::MeasurePath(to) => self.plane.path_measured(clock, to, None),
             Effect::Fragment(size) => self.plane.fragments_at(size),
-            // A router is on the path of those whose port is fixed.
-            Effect::AskRoutes { .. } => {
-                let is_routed = self.options.fixed_port;
-                self.plane.routes_seen(clock, Outlook { is_routed, ..Outlook::default() });
-            }
+            Effect::AskRoutes { .. } => self.see_routes(now),
             Effect::ChangePort => self.change_port(now),
             Effect::CheckSending => self.plane.sending_checked(clock, None),
             Effect::Routes { alive } => self.watch_life(now, alive),
@@ -495,10 +497,36 @@ impl End {
             }
             Effect::Hooks { alive, .. } => self.check_hooks(alive),
             Effect::Notify(Notice::Change(change)) => self.events.push((now, change.into())),
-            Effect::Notify(Notice::Diagnosis(found)) => self.events.push((now, found.into())),
+            Effect::Notify(Notice::Diagnosis(found) | Notice::Again(found)) => {
+                self.events.push((now, found.into()))
+            }
             Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
+            Effect::Notify(notice) => self.notices.push(notice),
             _ => {}
         }
+    }
+
+    /// A router is on the path of those whose port is fixed.
+    fn see_routes(&mut self, now: Duration) {
+        let (is_routed, loops) = (self.options.fixed_port, self.loops.clone());
+        let outlook = Outlook { is_routed, loops, ..Outlook::default() };
+        self.plane.routes_seen(self.clock(now), outlook);
+    }
+
+    /// The kernel's routes to the peer have changed.
+    pub(crate) fn change_routes(&mut self, now: Duration, loops: Vec<Loop>) {
+        self.loops = loops;
+        self.see_routes(now);
+        self.flush(now);
+    }
+
+    /// The control plane reads what the data path has counted, and then the fault that stands.
+    pub(crate) fn trouble(&mut self, now: Duration) -> Option<Trouble> {
+        let bad_mac1 = self.drops(DropReason::BadMac1) as u64;
+        let counted = Counted { bad_mac1, ..Counted::default() };
+        self.plane.counters_seen(self.clock(now).boot, counted);
+        self.flush(now);
+        self.plane.trouble()
     }
 
     fn change_port(&mut self, now: Duration) {

@@ -13,6 +13,7 @@ mod contest;
 mod crossed;
 mod crossing;
 mod data;
+mod diagnosis;
 mod duplicate;
 mod end;
 mod handshake;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use vpnd_plane::Trouble;
 use vpnd_protocol::peer::{Change, Command, Diagnosis, Event};
 use vpnd_protocol::timestamp::Timestamp;
 
@@ -116,6 +117,14 @@ impl World {
         let now = self.now;
         act(&mut self[side], now);
         self.settle(side);
+    }
+
+    /// The fault that stands at `side`, by what was counted until now.
+    pub(crate) fn trouble(&mut self, side: Side) -> Option<Trouble> {
+        let now = self.now;
+        let trouble = self[side].trouble(now);
+        self.settle(side);
+        trouble
     }
 
     pub(crate) fn restart(&mut self, side: Side, floor: Floor) {

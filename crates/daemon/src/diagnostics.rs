@@ -1,0 +1,353 @@
+//! Log lines about the peer and the path to it, limited where the network can cause them. Which fault stands the control
+//! plane knows; here is what is said of it.
+
+mod sentences;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use vpnd_crypto::PublicKey;
+use vpnd_device::Found;
+use vpnd_plane::{InnerSource, Loop, Notice, Refused, Unresolved};
+use vpnd_protocol::peer::{Change, Diagnosis};
+use vpnd_protocol::session::Role;
+use vpnd_protocol::time::BootTime;
+
+use crate::config::Mac;
+use crate::logging::RateLimit;
+use crate::zone::Zones;
+
+pub(crate) use sentences::{duplicate_key, inner_source, refused_source, unresolved};
+
+/// Lines of which the network can cause any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Session,
+    Alive,
+    Dead,
+    Lost,
+    Closed,
+    Upgrade,
+    Answer,
+    Confirm,
+    Unknown,
+    Stale,
+    Ahead,
+    Moved,
+    BadMac1,
+    Loop,
+    Unlooped,
+    Back,
+    Nested,
+    Unresolved,
+    InnerSource,
+    OuterSource,
+    Refused,
+    Leaves,
+    Duplicate,
+    Misfit,
+}
+
+/// Writes the log lines, and knows how addresses are shown.
+pub(crate) struct Diagnostics {
+    peer: PublicKey,
+    limit: RateLimit<Class>,
+    /// The names of interfaces, for link-local addresses.
+    pub(crate) zones: Zones,
+}
+
+/// What the configuration says that is part of some lines.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts<'a> {
+    /// The name of the tunnel's device.
+    pub(crate) device: &'a str,
+    /// The time without a sign of life after which the peer is dead.
+    pub(crate) dead_after: Duration,
+}
+
+impl Diagnostics {
+    /// Nothing reported yet of the tunnel to `peer`.
+    pub(crate) fn new(peer: PublicKey) -> Self {
+        Self { peer, limit: RateLimit::default(), zones: Zones::default() }
+    }
+
+    /// The configuration was reloaded: the peer may have another public key.
+    pub(crate) const fn expect(&mut self, peer: PublicKey) {
+        self.peer = peer;
+    }
+
+    /// Logs a notice.
+    pub(crate) fn report(&mut self, now: BootTime, facts: Facts<'_>, notice: &Notice) {
+        let Facts { device, dead_after } = facts;
+        match notice {
+            Notice::Change(change) => self.changed(now, change),
+            Notice::Diagnosis(found) => self.diagnosed(now, found),
+            // The log has it already.
+            Notice::Again(_) => {}
+            Notice::Alive(alive) => self.alive(now, *alive, dead_after),
+            Notice::NoAnswer => {
+                tracing::info!(
+                    "no answer from the peer yet: it is down, or UDP does not get through"
+                );
+            }
+            Notice::BadMac1(count) => self.bad_mac1(now, *count),
+            Notice::Refused(refused) => self.refused(now, *refused),
+            Notice::Leaves => self.leaves(now),
+            Notice::Loops(loops) => self.loops(now, loops),
+            Notice::LoopsOver(to) => self.loops_over(now, device, to),
+            Notice::Back(route) => self.own_came_back(now, device, route.as_ref()),
+            Notice::Nested(route) => self.nested(now, device, route.as_ref()),
+            Notice::InnerSource(inner) => self.inner_source(now, inner),
+            Notice::OuterSource => self.outer_source(now),
+            Notice::Unresolved(names) => self.unresolved(now, names),
+            Notice::RefusedSource(refused) => tracing::warn!("{}", refused_source(*refused)),
+            Notice::Silent => tracing::warn!("the peer is silent"),
+            Notice::Answers => tracing::info!("the peer answers again"),
+            Notice::FallsSilent => tracing::info!(
+                "no answer for long: nothing is sent for half a minute, so that a NAT on the path forgets this flow; \
+                 without a fixed [interface] listen another port would be tried"
+            ),
+            Notice::RouteChanged => tracing::debug!("the route to the peer has changed"),
+        }
+    }
+
+    fn changed(&mut self, now: BootTime, change: &Change) {
+        match change {
+            // What they bring about is reported by a notice of its own.
+            Change::Alive | Change::Dead => {}
+            Change::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
+            Change::Initiating { to, attempt } => {
+                tracing::debug!("calling {to}: no answer yet, try {attempt}");
+            }
+            Change::Established(role) => self.established(now, *role),
+            Change::GaveUp => tracing::warn!(
+                "no answer from the peer: it is down, UDP does not get through, or its public_key \
+                 for us is wrong; it is called again, at the latest with the next packet or keepalive"
+            ),
+            Change::Lost => self.lost(now),
+            Change::Closed => self.closed(now),
+            Change::Moved { to } => {
+                self.zones.learn(*to);
+                self.moved(now, &self.zones.show(*to));
+            }
+        }
+    }
+
+    fn diagnosed(&mut self, now: BootTime, found: &Diagnosis) {
+        match found {
+            Diagnosis::AnswerDoesNotOpen => self.answer_does_not_open(now),
+            Diagnosis::NeverConfirms(count) => self.never_confirms(now, *count),
+            Diagnosis::UnknownPeer { key, from } => {
+                self.unknown_peer(now, *key, &from.to_string());
+            }
+            Diagnosis::StaleInitiation { got, last } => {
+                self.stale(now, &got.to_string(), &last.to_string());
+            }
+            Diagnosis::StampAhead { got } => self.stamp_ahead(now, &got.to_string()),
+            Diagnosis::RotationUnanswered => tracing::warn!(
+                "nobody answers under our next key: the peer needs it as `next_public_key`; we go on \
+                 under the old one"
+            ),
+            Diagnosis::UpgradeFailed => self.upgrade_failed(now),
+            Diagnosis::DuplicateKey { addresses } => self.duplicate_key(now, *addresses),
+            Diagnosis::Devices { same_mac, mtus } => self.misfits(now, *same_mac, *mtus),
+        }
+    }
+
+    fn loops(&mut self, now: BootTime, loops: &[Loop]) {
+        for Loop { to, route } in loops {
+            let Some(more) = self.limit.allow(Class::Loop, now) else { break };
+            tracing::warn!(
+                "the tunnel would lead into itself: the route to the peer at {to} is {route}, by \
+                 its own device; nothing is sent there, remove that route or keep a more specific one{more}"
+            );
+        }
+    }
+
+    fn loops_over(&mut self, now: BootTime, device: &str, over: &[SocketAddr]) {
+        for to in over {
+            let Some(more) = self.limit.allow(Class::Unlooped, now) else { break };
+            tracing::info!("the route to the peer at {to} leads past {device} again{more}");
+        }
+    }
+
+    fn unresolved(&mut self, now: BootTime, names: &Unresolved) {
+        if let Some(more) = self.limit.allow(Class::Unresolved, now) {
+            tracing::warn!("{}{more}", unresolved(names));
+        }
+    }
+
+    fn inner_source(&mut self, now: BootTime, inner: &InnerSource) {
+        if let Some(more) = self.limit.allow(Class::InnerSource, now) {
+            tracing::warn!("{}{more}", inner_source(inner));
+        }
+    }
+
+    fn outer_source(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::OuterSource, now) {
+            tracing::info!("the kernel no longer sends from an address of the tunnel{more}");
+        }
+    }
+
+    fn nested(&mut self, now: BootTime, device: &str, route: Option<&Found>) {
+        let by = route.map(|route| format!(", which is {route},")).unwrap_or_default();
+        if let Some(more) = self.limit.allow(Class::Nested, now) {
+            tracing::warn!(
+                "tunnels of this host lead into each other, a loop: what {device} sends by its route to the \
+                 peer{by} comes back out of {device} through another tunnel; it is dropped there{more}"
+            );
+        }
+    }
+
+    fn own_came_back(&mut self, now: BootTime, device: &str, route: Option<&Found>) {
+        let by = route.map(|route| format!(" though the route to the peer is {route}"));
+        if let Some(more) = self.limit.allow(Class::Back, now) {
+            tracing::warn!(
+                "the tunnel leads into itself: its own datagrams come out of {device}{}, and are dropped{more}",
+                by.unwrap_or_default()
+            );
+        }
+    }
+
+    fn refused(&mut self, now: BootTime, Refused { to, why }: Refused) {
+        self.zones.learn(to);
+        let to = self.zones.show(to);
+        if let Some(more) = self.limit.allow(Class::Refused, now) {
+            tracing::warn!("what is sent to {to} does not leave this host: {why}{more}");
+        }
+    }
+
+    fn leaves(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::Leaves, now) {
+            tracing::info!("what is sent leaves this host again{more}");
+        }
+    }
+
+    fn bad_mac1(&mut self, now: BootTime, count: u64) {
+        if let Some(more) = self.limit.allow(Class::BadMac1, now) {
+            tracing::warn!(
+                "handshake messages come whose mac1 was not made for our public key ({count} so \
+                 far): the other side's public_key for us is wrong, or it is a scan{more}"
+            );
+        }
+    }
+
+    /// The peer has come to life, or is gone. Of a peer that keeps doing both, `status` has the last word.
+    fn alive(&mut self, now: BootTime, alive: bool, dead_after: Duration) {
+        let class = if alive { Class::Alive } else { Class::Dead };
+        let Some(more) = self.limit.allow(class, now) else { return };
+        if alive {
+            tracing::info!("the peer is alive{more}");
+        } else {
+            let dead_after = humantime::format_duration(dead_after);
+            tracing::warn!(
+                "the peer is dead: no sign of life for {dead_after}, or it has stopped{more}"
+            );
+        }
+    }
+
+    fn established(&mut self, now: BootTime, role: Role) {
+        if let Some(more) = self.limit.allow(Class::Session, now) {
+            let role = if role == Role::Initiator { "we called" } else { "the peer called" };
+            tracing::info!("session with {} established: {role}{more}", self.peer);
+        }
+    }
+
+    fn lost(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::Lost, now) {
+            tracing::info!("the session is too old; the next packet begins another{more}");
+        }
+    }
+
+    fn closed(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::Closed, now) {
+            tracing::info!("the peer announced that it is shutting down{more}");
+        }
+    }
+
+    fn upgrade_failed(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::Upgrade, now) {
+            tracing::warn!(
+                "the post-quantum upgrade fails: what the peer sends of it does not fit together{more}"
+            );
+        }
+    }
+
+    fn moved(&mut self, now: BootTime, to: &str) {
+        if let Some(more) = self.limit.allow(Class::Moved, now) {
+            tracing::info!("the peer is at {to}{more}");
+        }
+    }
+
+    fn answer_does_not_open(&mut self, now: BootTime) {
+        if let Some(more) = self.limit.allow(Class::Answer, now) {
+            tracing::warn!(
+                "the peer's answer does not open: PSK differs, or one of protocol, mode, cipher and \
+                 post_quantum{more}"
+            );
+        }
+    }
+
+    fn never_confirms(&mut self, now: BootTime, count: u32) {
+        if let Some(more) = self.limit.allow(Class::Confirm, now) {
+            tracing::warn!(
+                "peer {} initiates ({count}×) and never confirms: its PSK differs, or one of \
+                 protocol, mode, cipher and post_quantum, or our answers are lost{more}",
+                self.peer
+            );
+        }
+    }
+
+    /// The peer's key is used at two addresses in turn.
+    fn duplicate_key(&mut self, now: BootTime, addresses: [SocketAddr; 2]) {
+        addresses.iter().for_each(|at| self.zones.learn(*at));
+        let addresses = addresses.map(|at| self.zones.show(at));
+        if let Some(more) = self.limit.allow(Class::Duplicate, now) {
+            tracing::warn!("{}{more}", duplicate_key(&addresses));
+        }
+    }
+
+    /// The peer's device does not fit ours.
+    fn misfits(&mut self, now: BootTime, mac: Option<[u8; 6]>, mtus: Option<(u16, u16)>) {
+        if let Some(mac) = mac.map(Mac)
+            && let Some(more) = self.limit.allow(Class::Misfit, now)
+        {
+            tracing::error!(
+                "both ends have the hardware address {mac}, and will not hear each other: give one another \
+                 [interface] mac, or none{more}"
+            );
+        }
+        if let Some((ours, theirs)) = mtus
+            && let Some(more) = self.limit.allow(Class::Misfit, now)
+        {
+            tracing::warn!(
+                "the MTU of our device is {ours} and that of the peer's {theirs}: longer frames than the smaller \
+                 one are lost; give both bridges, or [interface] mtu at both ends, the same{more}"
+            );
+        }
+    }
+
+    fn unknown_peer(&mut self, now: BootTime, key: PublicKey, from: &str) {
+        if let Some(more) = self.limit.allow(Class::Unknown, now) {
+            tracing::warn!("unknown peer {key} at {from}; our peer is {}{more}", self.peer);
+        }
+    }
+
+    fn stale(&mut self, now: BootTime, got: &str, last: &str) {
+        if let Some(more) = self.limit.allow(Class::Stale, now) {
+            tracing::warn!(
+                "an initiation of the peer is stamped {got}, not after {last}: a replay, or its \
+                 clock was set back and its state directory lost, or two machines use its key{more}"
+            );
+        }
+    }
+
+    fn stamp_ahead(&mut self, now: BootTime, got: &str) {
+        if let Some(more) = self.limit.allow(Class::Ahead, now) {
+            tracing::warn!(
+                "the peer's initiation is stamped {got}, more than a day ahead of our clock: it is answered, \
+                 but one of the two clocks is wrong{more}"
+            );
+        }
+    }
+}
