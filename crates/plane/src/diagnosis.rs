@@ -153,6 +153,11 @@ impl Diagnoses {
         Some(Notice::BadMac1(count))
     }
 
+    /// The interface of link-local addresses has another number.
+    pub(crate) fn renumber(&mut self, old: u32, new: u32) {
+        self.duplicate.renumber(old, new);
+    }
+
     /// The configuration was reloaded.
     pub(crate) const fn reloaded(&mut self) {
         self.refused_sources.reloaded();

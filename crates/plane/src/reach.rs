@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use vpnd_protocol::endpoint::renumbered;
 use vpnd_protocol::peer::Transmit;
 use vpnd_protocol::time::{BootTime, Now};
 use vpnd_tunnel::udp::Refusal;
@@ -70,6 +71,12 @@ impl Reach {
     /// The refusal that stands.
     pub(crate) const fn refusal(&self) -> Option<Refused> {
         self.refused
+    }
+
+    fn renumber(&mut self, old: u32, new: u32) {
+        if let Some(refused) = &mut self.refused {
+            refused.to = renumbered(refused.to, old, new);
+        }
     }
 
     /// When the refusal has to be checked.
@@ -165,7 +172,13 @@ impl Plane {
 
     /// The interface of link-local addresses has another number.
     pub fn renumber(&mut self, now: Now, old: u32, new: u32) {
+        let before = self.peer.endpoint();
         self.peer.renumber(now, old, new);
+        self.diagnoses.renumber(old, new);
+        // A path that has moved ends a refusal.
+        if self.peer.endpoint() == before {
+            self.reach.renumber(old, new);
+        }
     }
 
     /// The answer to [`Effect::ChangePort`]. Where the port is fixed and a router is on the path, it may translate

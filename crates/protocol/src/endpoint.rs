@@ -1,6 +1,6 @@
 //! Where the peer is: the addresses the configuration names, and the one it was last heard from.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Which new addresses of the peer are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,16 @@ impl Sources {
     /// The one of the family of `to`; `None` lets the kernel choose.
     pub fn towards(self, to: SocketAddr) -> Option<IpAddr> {
         if to.is_ipv4() { self.v4.map(IpAddr::from) } else { self.v6.map(IpAddr::from) }
+    }
+}
+
+/// The address once the interface of link-local addresses that had the number `old` has the number `new`.
+pub fn renumbered(address: SocketAddr, old: u32, new: u32) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == old => {
+            SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), new).into()
+        }
+        other => other,
     }
 }
 

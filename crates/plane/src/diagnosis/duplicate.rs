@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use vpnd_protocol::endpoint::renumbered;
 use vpnd_protocol::time::BootTime;
 
 /// Of two machines that send data the protocol finds one more sign at least every minute or two. After this time without
@@ -27,6 +28,13 @@ impl Duplicate {
         self.0.take_if(|(_, at)| now.saturating_since(*at) >= FORGOTTEN);
     }
 
+    /// The interface of link-local addresses has another number: they are the same addresses.
+    pub(super) fn renumber(&mut self, old: u32, new: u32) {
+        if let Some((addresses, _)) = &mut self.0 {
+            *addresses = addresses.map(|at| renumbered(at, old, new));
+        }
+    }
+
     pub(super) fn addresses(&self) -> Option<[SocketAddr; 2]> {
         self.0.map(|(addresses, _)| addresses)
     }
@@ -34,6 +42,8 @@ impl Duplicate {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv6Addr, SocketAddrV6};
+
     use super::*;
 
     #[test]
@@ -50,5 +60,21 @@ mod tests {
         assert_eq!(duplicate.addresses(), None);
         assert!(duplicate.note(at(600), pair(2)));
         assert!(duplicate.note(at(1000), pair(2)), "after a long pause it is news again");
+    }
+
+    #[test]
+    fn addresses_on_an_interface_with_another_number_are_the_same() {
+        let pair = |zone: u32| {
+            [1, 2].map(|host| {
+                SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, host), 1, 0, zone)
+            })
+        };
+        let (before, after) = (pair(4).map(SocketAddr::V6), pair(9).map(SocketAddr::V6));
+        let mut duplicate = Duplicate::default();
+        assert!(duplicate.note(BootTime::default(), before));
+        duplicate.renumber(4, 9);
+        assert!(!duplicate.note(BootTime::default(), after));
+        duplicate.renumber(4, 5);
+        assert_eq!(duplicate.addresses(), Some(after));
     }
 }

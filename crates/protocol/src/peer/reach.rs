@@ -1,11 +1,12 @@
 //! Whether our datagrams leave this host and reach the peer: what is done when the host refuses to send
 //! them, when routes change, and when nothing comes back.
 
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::initiator::Attempt;
 use super::{Command, Peer, Transmit};
+use crate::endpoint::renumbered;
 use crate::time::{BootTime, Now};
 
 /// An initiation that has left is not repeated sooner, whatever becomes of routes.
@@ -162,14 +163,5 @@ impl Peer {
         attempt.wait(now.boot + SILENT_FOR);
         self.port.renew(now.boot + SILENCES_APART);
         true
-    }
-}
-
-fn renumbered(address: SocketAddr, old: u32, new: u32) -> SocketAddr {
-    match address {
-        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == old => {
-            SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), new).into()
-        }
-        other => other,
     }
 }
