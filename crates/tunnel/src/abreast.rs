@@ -1,8 +1,9 @@
-//! Keeps the outbound lines abreast.
+//! Bounds how far the outbound workers drift apart.
 //!
-//! They take counters of one key, each for its batch. One that is held up between that and the send, for
-//! want of a processor or of room in the socket, would find itself behind the peer's replay window if the
-//! others went on: so they wait for it. A line alone never waits.
+//! All of them take counters from one key, a range for each batch. If a worker is delayed between taking its
+//! counters and sending, for want of a processor or of room in the socket, and the others went on, its
+//! datagrams would fall behind the peer's replay window. So the others wait for it. A single worker never
+//! waits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -10,42 +11,44 @@ use std::time::Duration;
 
 use vpnd_protocol::replay::WINDOW;
 
-/// How far a line gets ahead of another's batch. The rest of the window is for what overtakes on the
-/// way, and for peers whose window is smaller.
+/// How far a worker may get ahead of another one's batch. The rest of the window is left for reordering on
+/// the path, and for peers whose window is smaller.
 const MOST_AHEAD: u64 = WINDOW / 8;
-/// Long enough for the line that is waited for to get the processor.
+/// Long enough for the slow worker to get the processor.
 const A_MOMENT: Duration = Duration::from_micros(50);
-/// A line that has nothing under way.
+/// Marks a worker that has no batch in flight.
 const NOTHING: u64 = u64::MAX;
 
-/// Where each line is: no counter that it has under way is lower.
+/// The lowest counter that each worker has in flight.
 pub(crate) struct Abreast(Box<[AtomicU64]>);
 
-/// A line has counters under way for as long as it holds this.
+/// A worker's counters are in flight until this is dropped.
 pub(crate) struct UnderWay<'a>(&'a AtomicU64);
 
 impl Abreast {
-    pub(crate) fn new(lines: usize) -> Self {
-        Self((0..lines).map(|_| AtomicU64::new(NOTHING)).collect())
+    pub(crate) fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| AtomicU64::new(NOTHING)).collect())
     }
 
-    /// Waits until `line` may take counters from `next` on, which is asked each time: the key may be
-    /// replaced in the meantime.
-    pub(crate) fn wait(&self, line: usize, next: impl Fn() -> u64) {
-        while self.last_of_others(line).is_some_and(|last| next().saturating_sub(last) > MOST_AHEAD)
+    /// Waits until `worker` may take counters from `next` on. `next` is called again each time, because the
+    /// key may be replaced meanwhile.
+    pub(crate) fn wait(&self, worker: usize, next: impl Fn() -> u64) {
+        while self
+            .last_of_others(worker)
+            .is_some_and(|last| next().saturating_sub(last) > MOST_AHEAD)
         {
             thread::sleep(A_MOMENT);
         }
     }
 
-    /// Notes that `line` takes counters, none lower than `from`: before it does.
-    pub(crate) fn under_way(&self, line: usize, from: u64) -> UnderWay<'_> {
-        self.0[line].store(from, Ordering::SeqCst);
-        UnderWay(&self.0[line])
+    /// Notes, before `worker` takes counters, that none of them is lower than `from`.
+    pub(crate) fn under_way(&self, worker: usize, from: u64) -> UnderWay<'_> {
+        self.0[worker].store(from, Ordering::SeqCst);
+        UnderWay(&self.0[worker])
     }
 
-    fn last_of_others(&self, line: usize) -> Option<u64> {
-        let others = self.0.iter().enumerate().filter(|(other, _)| *other != line);
+    fn last_of_others(&self, worker: usize) -> Option<u64> {
+        let others = self.0.iter().enumerate().filter(|(other, _)| *other != worker);
         let under_way = others.map(|(_, from)| from.load(Ordering::SeqCst));
         under_way.filter(|from| *from != NOTHING).min()
     }
@@ -62,10 +65,10 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    /// How often `line` asks for the next counter, which is `next` but for the last time.
-    fn asks(abreast: &Abreast, line: usize, next: u64) -> u32 {
+    /// How often `worker` asks for the next counter. The answer is `next`, and 0 from the fifth time on.
+    fn asks(abreast: &Abreast, worker: usize, next: u64) -> u32 {
         let asked = Cell::new(0);
-        abreast.wait(line, || {
+        abreast.wait(worker, || {
             asked.set(asked.get() + 1);
             if asked.get() < 5 { next } else { 0 }
         });
@@ -80,7 +83,7 @@ mod tests {
         let second = abreast.under_way(2, 5000);
         assert_eq!(asks(&abreast, 0, 100 + MOST_AHEAD), 1);
         assert_eq!(asks(&abreast, 0, 100 + MOST_AHEAD + 1), 5);
-        // Not of itself; and a new key begins at nought again.
+        // A worker does not wait for itself, and a new key begins at 0 again.
         assert_eq!(asks(&abreast, 1, 5000 + MOST_AHEAD), 1);
         assert_eq!(asks(&abreast, 0, 3), 1);
         drop(first);

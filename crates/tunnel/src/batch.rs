@@ -1,6 +1,5 @@
-//! What leaves in one call: datagrams back to back in one buffer, in runs of one size and one ECN mark,
-//! for each run is one send. Packets are written where they are sealed and sealed where they are sent
-//! from.
+//! The datagrams of one send: back to back in one buffer, in GSO runs of one size and one ECN mark. Packets
+//! are written, sealed and sent in the same place, without a copy.
 
 use std::num::NonZeroU16;
 
@@ -16,25 +15,25 @@ use crate::outer::Outer;
 use crate::udp::{MAX_BATCH, MAX_RUNS, Transmit};
 use crate::view::View;
 
-/// Datagrams in the making. The buffer is allocated once.
+/// A batch under construction. The buffer is allocated once.
 pub(crate) struct Batch {
     buffer: Box<[u8]>,
     used: usize,
     runs: Vec<Run>,
-    /// What each datagram holds.
+    /// What each datagram contains.
     contents: Vec<Content>,
     max_datagrams: usize,
     framing: Framing,
-    /// The largest datagram, where larger packets may go out in pieces.
+    /// The largest datagram, if larger packets may be fragmented.
     largest: Option<usize>,
 }
 
-/// How a packet that goes out whole stands in its datagram.
+/// How the plaintext of an unfragmented packet is laid out.
 #[derive(Clone, Copy, Debug)]
 enum Framing {
     /// IP packets as they are, padded as their device's MTU allows.
     Bare { mtu: usize },
-    /// Ethernet frames behind their envelope.
+    /// Ethernet frames after their envelope.
     Ethernet,
 }
 
@@ -62,7 +61,7 @@ impl Framing {
         }
     }
 
-    /// Writes what stands before a packet of `len` bytes, and says how long it is.
+    /// Writes the envelope of a packet of `len` bytes, if it has one, and returns the envelope's length.
     fn begin(self, len: usize, plaintext: &mut [u8]) -> usize {
         if let Self::Ethernet = self {
             plaintext[..frame::HEADER_LEN].copy_from_slice(&frame::ethernet_header(len));
@@ -71,21 +70,21 @@ impl Framing {
     }
 }
 
-/// What a datagram holds.
+/// What a datagram contains.
 #[derive(Clone, Copy, Debug)]
 enum Content {
-    /// A packet of so many bytes, without padding.
+    /// A packet of this many bytes, without padding.
     Packet(usize),
-    /// A piece of one: the frame's length, and whether it is the first.
+    /// A fragment: the frame's length, and whether it is the packet's first fragment.
     Piece { len: usize, first: bool },
 }
 
-/// How a packet goes out.
+/// How a packet is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fit {
     /// In one datagram.
     Whole,
-    /// In several.
+    /// In several, as fragments.
     Pieces(Plan),
     /// Not at all.
     Never,
@@ -99,7 +98,7 @@ struct Run {
     /// The size of every datagram but the last.
     segment: usize,
     outer: Outer,
-    /// The last datagram is shorter than the others, so none may follow.
+    /// The last datagram is shorter than the others, so none may be appended.
     closed: bool,
 }
 
@@ -117,25 +116,25 @@ impl Batch {
         }
     }
 
-    /// An empty batch that goes by `view`.
+    /// An empty batch that follows `view`.
     pub(crate) fn of(max_datagrams: usize, mode: Mode, view: &View) -> Self {
         let mut batch = Self::new(max_datagrams, Framing::of(mode, view.policy.mtu()));
         batch.follow(mode, view);
         batch
     }
 
-    /// Packets that are written from now on go by `view`.
+    /// Packets written from now on follow `view`.
     pub(crate) fn follow(&mut self, mode: Mode, view: &View) {
         self.framing = Framing::of(mode, view.policy.mtu());
         self.limit(view.table.largest_datagram());
     }
 
-    /// From now on packets that make a datagram of more than `largest` bytes go out in pieces.
+    /// From now on packets whose datagram would be larger than `largest` bytes are fragmented.
     fn limit(&mut self, largest: Option<usize>) {
         self.largest = largest;
     }
 
-    /// How a packet of `len` bytes goes out.
+    /// How a packet of `len` bytes is sent.
     pub(crate) fn fit(&self, len: usize) -> Fit {
         let size = self.framing.size(len);
         match self.largest.filter(|&largest| size > largest) {
@@ -148,7 +147,7 @@ impl Batch {
         }
     }
 
-    /// Writes `packet` in pieces, if there is room for all of them: their counters follow each other.
+    /// Writes `packet` in fragments, if there is room for all of them: their counters are consecutive.
     pub(crate) fn cut(&mut self, packet: &[u8], plan: Plan, outer: Outer) -> bool {
         if self.used + sealed_len(plan) > MAX_BATCH
             || self.contents.len() + plan.count() > self.max_datagrams
@@ -182,7 +181,7 @@ impl Batch {
         Some(&mut self.buffer[start..start + len])
     }
 
-    /// Takes a packet that is whole, however it goes out; says whether there was room.
+    /// Appends a complete packet, fragmented if necessary; returns whether there was room.
     pub(crate) fn take(&mut self, packet: &[u8], outer: Outer) -> bool {
         match self.fit(packet.len()) {
             Fit::Whole => {
@@ -193,7 +192,7 @@ impl Batch {
         }
     }
 
-    /// Makes place for a datagram; says whether there was any.
+    /// Reserves room for a datagram; returns whether there was any.
     fn extend(&mut self, size: usize, outer: Outer) -> bool {
         let (start, end) = (self.used, self.used + size);
         if end > MAX_BATCH || self.contents.len() == self.max_datagrams {
@@ -209,7 +208,7 @@ impl Batch {
         true
     }
 
-    /// Seals every datagram; the batch then stands as it goes out.
+    /// Seals every datagram; the batch is then ready to send.
     pub(crate) fn seal(&mut self, key: &SealingKey, mut counters: Counters) {
         for run in &self.runs {
             let datagrams = self.buffer[run.start..run.end].chunks_mut(run.segment);
@@ -217,7 +216,7 @@ impl Batch {
         }
     }
 
-    /// The sealed batch, to be sent along `path`, from its byte `sent` on: a send for each run.
+    /// The sealed batch from byte `sent` on, to be sent along `path`: one send for each run.
     pub(crate) fn transmits(&self, path: Path, sent: usize) -> impl Iterator<Item = Transmit<'_>> {
         let left = self.runs.iter().filter(move |run| run.end > sent);
         left.map(move |run| Transmit {
@@ -230,7 +229,7 @@ impl Batch {
         })
     }
 
-    /// The packets as they were written, before sealing, each with its mark; those in pieces whole.
+    /// The packets as they were written, before sealing, each with its ECN mark; fragmented ones in one part.
     pub(crate) fn for_each_packet(&self, mut take: impl FnMut(&[u8])) {
         let starts = self.runs.iter().flat_map(|run| (run.start..run.end).step_by(run.segment));
         let mut whole = Vec::new();
@@ -264,12 +263,12 @@ impl Batch {
         }
     }
 
-    /// Whether a packet in it is in pieces.
+    /// Whether a packet in it is fragmented.
     pub(crate) fn has_pieces(&self) -> bool {
         self.contents.iter().any(|content| matches!(content, Content::Piece { .. }))
     }
 
-    /// How many datagrams there are.
+    /// The number of datagrams.
     pub(crate) fn len(&self) -> usize {
         self.contents.len()
     }
@@ -278,12 +277,12 @@ impl Batch {
         self.used
     }
 
-    /// Where the run ends that the byte `sent` lies in.
+    /// The end of the run that contains the byte `sent`.
     pub(crate) fn run_end(&self, sent: usize) -> usize {
         self.runs.iter().map(|run| run.end).find(|&end| end > sent).unwrap_or(self.used)
     }
 
-    /// How many datagrams are left when the first `sent` bytes have gone.
+    /// The number of datagrams left after the first `sent` bytes.
     pub(crate) fn remaining(&self, sent: usize) -> usize {
         self.runs.iter().map(|run| run.remaining(sent)).sum()
     }
@@ -295,7 +294,7 @@ impl Batch {
     }
 }
 
-/// All pieces of a packet, sealed.
+/// All fragments of a packet, sealed.
 fn sealed_len(plan: Plan) -> usize {
     plan.count() * (plan.plaintext_len() + OVERHEAD)
 }
@@ -424,13 +423,13 @@ mod tests {
         assert_eq!(batch.len(), 1 + plan.count());
         assert_eq!(packets(&batch), [vec![7; 100], packet.clone()]);
         batch.clear();
-        // All pieces or none: their counters are reserved together.
+        // All fragments or none: their counters are reserved together.
         while batch.cut(&packet, plan, Outer::default()) {}
         assert!(packets(&batch).iter().all(|whole| *whole == packet));
         assert_eq!(batch.len() % plan.count(), 0);
         batch.limit(Some(1100));
         assert_eq!(batch.fit(9000), Fit::Never);
-        // So large that its pieces do not all fit into one batch.
+        // So large that its fragments do not all fit into one batch.
         batch.limit(Some(8972));
         assert_eq!(batch.fit(65_535), Fit::Never);
     }

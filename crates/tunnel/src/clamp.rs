@@ -1,12 +1,12 @@
-//! Lowers the MSS that TCP connections agree on, so that their segments fit the tunnel even where
-//! the ICMP that should say so is lost.
+//! Lowers the MSS that TCP connections agree on, so that their segments fit the tunnel even where the ICMP
+//! messages about the packet size are lost.
 
 use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER, SYN, TCP, TCP_HEADER, low16, put16, word16};
 use vpnd_tun::{Mode, Sum};
 
 use crate::headers::{Upper, upper};
 
-/// What segments are kept within.
+/// The limit that segments are kept to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clamp {
     /// What fits the device's MTU: less for IPv6, whose header is longer.
@@ -46,8 +46,8 @@ impl Segments {
 
 /// Lowers the MSS option of a TCP SYN to what `segments` allows; leaves every other packet alone.
 ///
-/// `packet` is one whole IP packet whose TCP checksum is complete; it is adapted, not made anew,
-/// so that a packet damaged before stays recognisably damaged.
+/// `packet` is one whole IP packet whose TCP checksum is complete. The checksum is adjusted, not recomputed,
+/// so that a packet that was damaged before remains recognisably damaged.
 fn clamp_mss(packet: &mut [u8], segments: Segments) {
     let limit = match packet.first().map(|first| first >> 4) {
         Some(4) => segments.v4,
@@ -68,7 +68,7 @@ fn tcp_of(packet: &mut [u8]) -> Option<&mut [u8]> {
     packet.get_mut(start..)
 }
 
-/// Where a SYN's MSS lies.
+/// The position of a SYN's MSS.
 fn mss_of_syn(tcp: &[u8]) -> Option<usize> {
     let header: &[u8; TCP_HEADER] = tcp.first_chunk()?;
     if header[13] & SYN == 0 {
@@ -78,7 +78,7 @@ fn mss_of_syn(tcp: &[u8]) -> Option<usize> {
     Some(header.len() + mss_of(options)?)
 }
 
-/// Where the MSS lies among the options.
+/// The position of the MSS among the options.
 fn mss_of(options: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {

@@ -1,4 +1,4 @@
-//! Reads the two clocks for those who do I/O; the protocol takes them as arguments.
+//! Reads the two clocks for the code that does I/O; the protocol takes them as arguments.
 
 use std::time::Duration;
 

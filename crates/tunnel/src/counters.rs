@@ -22,7 +22,7 @@ impl Counters {
         }
     }
 
-    /// How many were dropped for `reason`.
+    /// The number dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.0[reason as usize].load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
-//! The device's end of the inbound line: packets of a flow are merged, and each super-packet is
-//! written in one call.
+//! The last step of the inbound path: packets of a flow are merged, and each super-packet is written in one
+//! call.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -13,9 +13,9 @@ use crate::shared::{Shared, is_gone};
 pub(crate) struct Delivery {
     shared: Arc<Shared>,
     coalescer: Coalescer,
-    /// From here on the buffer is free for packets that were put together elsewhere …
+    /// From this offset on the buffer is free for reassembled packets …
     aside: usize,
-    /// … and so much of it is used by those that were pushed.
+    /// … and this many bytes of it are used by those that were pushed.
     used: usize,
 }
 
@@ -28,12 +28,13 @@ impl Delivery {
         Self { shared, coalescer: Coalescer::new(limits), aside, used: 0 }
     }
 
-    /// Takes the packet that lies in `buffer` there.
+    /// Takes the packet that lies at this place in `buffer`.
     pub(crate) fn push(&mut self, buffer: &[u8], packet: Range<usize>) {
         self.coalescer.push(buffer, packet);
     }
 
-    /// Takes a packet that lies elsewhere: it is copied, so that it merges with others as they do.
+    /// Takes a packet from other memory. It is copied into the buffer, so that it merges with others in the
+    /// same way.
     ///
     /// # Errors
     /// When the device is gone.
@@ -68,7 +69,7 @@ impl Delivery {
             result => outcome.note(shared, result, packets),
         });
         if let Some(header) = outcome.refused {
-            // The kernel took such super-packets when it was asked and takes them no more.
+            // The kernel accepted such super-packets when it was asked, and now refuses them.
             self.coalescer.limits_mut().forbid(header);
             tracing::warn!(?header, "the device refuses super-packets; merging stops");
         }
@@ -76,7 +77,7 @@ impl Delivery {
     }
 }
 
-/// What became of the writes of one batch.
+/// The result of writing one batch.
 #[derive(Default)]
 struct Outcome {
     gone: Option<io::Error>,
@@ -112,7 +113,7 @@ mod tests {
     use crate::udp::RECEIVE_BUFFER;
     use crate::udp::tests::in_namespace;
 
-    /// 60 segments of one flow, complete as they come out of pieces.
+    /// 60 segments of one flow, as reassembly returns them.
     fn train() -> Vec<Vec<u8>> {
         const PAYLOAD: u16 = 1000;
         let mut packet = vec![0; 40 + 60 * usize::from(PAYLOAD)];
@@ -142,7 +143,7 @@ mod tests {
         train
     }
 
-    /// Packets that a device took, as the kernel counts them: a super-packet is one.
+    /// The packets that a device received, as the kernel counts them: a super-packet counts as one.
     fn taken(device: &str) -> u64 {
         let shown = ip(&format!("-s link show dev {device}"));
         let mut lines = shown.lines().skip_while(|line| !line.trim().starts_with("RX:"));

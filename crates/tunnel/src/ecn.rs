@@ -1,8 +1,8 @@
-//! Explicit congestion notification through the tunnel (RFC 6040): what leaves bears the mark of the
-//! packet inside, and a mark made on the way reaches that packet.
+//! Explicit congestion notification through the tunnel (RFC 6040): a datagram bears the mark of the packet
+//! inside, and a mark set on the path is copied to that packet.
 //!
-//! Some paths write "congestion experienced" into everything. Such a mark says nothing, and to drop each
-//! packet without ECN for it would close the tunnel: [`Marks`] tells these paths from others.
+//! Some paths write "congestion experienced" into everything. Such a mark means nothing, and dropping every
+//! packet without ECN for it would block the tunnel: [`Marks`] recognises these paths.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ pub(crate) enum Ecn {
     /// The transport does not take part.
     #[default]
     NotEct = 0,
-    /// It does; the second of two equal code points.
+    /// The transport does; the second of two equal code points.
     Ect1 = 1,
-    /// It does.
+    /// The transport does.
     Ect0 = 2,
     /// Congestion experienced.
     Ce = 3,
@@ -36,7 +36,7 @@ impl Ecn {
         }
     }
 
-    /// The mark of an IP packet; of anything else, none.
+    /// The mark of an IP packet; "not ECN-capable" for anything else.
     pub(crate) fn of_packet(packet: &[u8]) -> Self {
         match packet {
             [first, tos, ..] if first >> 4 == 4 => Self::of_tos(*tos),
@@ -45,14 +45,13 @@ impl Ecn {
         }
     }
 
-    /// As it stands in a TOS byte.
+    /// The mark as a TOS byte has it.
     pub(crate) const fn bits(self) -> u8 {
         self as u8
     }
 
-    /// What a packet marked so is marked with when it leaves the tunnel under an outer mark
-    /// (RFC 6040 §4.2). `None`: it must be dropped, for only that tells a transport without ECN of
-    /// congestion.
+    /// The new inner mark of a packet with this mark whose outer header had the mark `outer` (RFC 6040 §4.2).
+    /// `None`: the packet must be dropped, because a transport without ECN notices congestion only by loss.
     const fn emerging(self, outer: Self) -> Option<Self> {
         match (self, outer) {
             (Self::NotEct, Self::Ce) => None,
@@ -63,11 +62,11 @@ impl Ecn {
     }
 }
 
-/// Carries the mark of the outer header over to the IP packet that was inside. `believed` says whether
-/// marks for congestion mean any.
+/// Copies the mark of the outer header to the IP packet inside. `believed` is false if congestion marks of
+/// this path mean nothing.
 ///
 /// # Errors
-/// [`DropReason::Congestion`], where the packet cannot bear the mark and that is believed.
+/// [`DropReason::Congestion`], if the packet cannot bear the mark and the mark is believed.
 pub(crate) fn decapsulate(outer: Ecn, believed: bool, packet: &mut [u8]) -> Result<(), DropReason> {
     if outer == Ecn::NotEct {
         return Ok(());
@@ -98,15 +97,15 @@ fn remark(packet: &mut [u8], ecn: Ecn) {
 
 /// How many of the datagrams that arrived lately bore a mark for congestion.
 ///
-/// A router marks only what says that it may be marked, and few of those; where more than half of all
-/// datagrams bear the mark, something on the path writes it into everything. Of too few datagrams nobody
-/// can tell, and then none is dropped.
+/// A router marks only datagrams whose sender supports ECN, and few of those. If more than half of all
+/// datagrams bear the mark, something on the path writes it into everything. Too few datagrams allow no
+/// conclusion, and then no packet is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
-    /// Since when `current` counts.
+    /// When `current` began to count.
     since: BootTime,
     current: Count,
-    /// The count of the time before that: together they cover five to ten seconds.
+    /// The count of the interval before: together they cover five to ten seconds.
     previous: Count,
     everything: bool,
 }
@@ -117,17 +116,17 @@ struct Count {
     marked: u64,
 }
 
-/// What a batch has changed in the view of the path.
+/// How a batch has changed the opinion of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It marks everything.
     Everything,
-    /// It marks no more than others do.
+    /// It no longer marks more than other paths do.
     Sane,
 }
 
 impl Marks {
-    /// Counts datagrams of one batch, which bear one mark: authentic ones that were not received before.
+    /// Counts datagrams of one batch, which bear one mark: only authentic ones that were not received before.
     pub(crate) fn note(&mut self, outer: Ecn, datagrams: u64, now: BootTime) -> Option<Verdict> {
         self.age(now);
         self.current.datagrams += datagrams;
@@ -165,7 +164,7 @@ impl Marks {
 }
 
 const HALF: Duration = Duration::from_secs(5);
-/// Of fewer datagrams nobody can tell: a tunnel that has just come up has received some that nobody marks.
+/// Fewer datagrams allow no conclusion: a tunnel that has just come up has received a few unmarked ones.
 const FEW: u64 = 64;
 
 #[cfg(test)]
@@ -272,7 +271,7 @@ mod tests {
         assert_eq!(marks.note(Ecn::Ce, 40, at(6)), None);
         assert_eq!(marks.note(Ecn::Ce, 40, at(11)), Some(Verdict::Everything));
         assert!(!marks.believed());
-        // Idle, and then a path of which nothing is known yet.
+        // Idle, and then a path that nothing is known of yet.
         assert_eq!(marks.note(Ecn::NotEct, 63, at(60)), None);
         assert!(!marks.believed());
         assert_eq!(marks.note(Ecn::NotEct, 1, at(60)), Some(Verdict::Sane));

@@ -1,4 +1,4 @@
-//! Starts and stops the data threads, and is where the control plane meets them.
+//! Starts and stops the data threads, and is their interface to the control plane.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -27,11 +27,12 @@ use crate::urgent::Urgent;
 use crate::view::{Policy, Published};
 use crate::watch::Watch;
 
-/// How many handshake messages wait for the control plane; one more is dropped and counted.
+/// The length of the queue of handshake messages for the control plane; a further message is dropped and
+/// counted.
 pub const HANDSHAKE_QUEUE: usize = 512;
-/// How many control frames of the peer wait; it has no reason to send more.
+/// The length of the queue of control frames from the peer; a peer has no reason to send more at once.
 pub const FRAME_QUEUE: usize = 64;
-/// So many waiting means load.
+/// If at least this many handshake messages wait, the daemon is under load.
 pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
 
 /// How packets are treated.
@@ -40,7 +41,7 @@ pub struct Options {
     pub mode: Mode,
     /// Which messages of routers and DHCP servers the peer may not send.
     pub guard: Guard,
-    /// What may change while the threads run.
+    /// The settings that may change while the threads run.
     pub policy: Policy,
 }
 
@@ -53,16 +54,16 @@ pub struct Engine {
 
 /// What the data threads send to the control plane.
 pub struct Reports {
-    /// Handshake messages, each admitted by the table.
+    /// Handshake messages that [`Table::admit`] let pass.
     pub handshakes: mpsc::Receiver<Admitted>,
-    /// Control frames, each authentic.
+    /// Control frames, all of them authentic.
     pub frames: mpsc::Receiver<Framed>,
     /// Why a thread ended by itself: the device is gone.
     pub ended: mpsc::Receiver<io::Error>,
 }
 
 impl Engine {
-    /// Starts an outbound thread for each queue of `device`, and one that is inbound.
+    /// Starts an outbound thread for each queue of `device`, and one inbound thread.
     ///
     /// # Errors
     /// When the kernel has no thread or eventfd left.
@@ -104,13 +105,13 @@ impl Engine {
         Ok((Self { shared, watch, threads }, reports))
     }
 
-    /// Makes `table` what the threads work by from their next batch on.
+    /// Publishes `table`: the data threads use it from their next batch on.
     pub fn publish(&self, table: Table) {
         self.shared.view.set_table(&Arc::new(table));
         self.watch.raise();
     }
 
-    /// The same for `policy`, which replaces the one there was.
+    /// Publishes `policy` in the same way; it replaces the previous one.
     pub fn set_policy(&self, policy: &Policy) {
         self.shared.view.set_policy(policy);
         self.watch.raise();
@@ -135,13 +136,12 @@ impl Engine {
         self.shared.send_urgent();
     }
 
-    /// The socket, to wait for room in.
+    /// The socket, for waiting until it has room.
     pub fn socket_fd(&self) -> BorrowedFd<'_> {
         self.shared.socket.as_fd()
     }
 
-    /// Has packets over IPv6 that are larger go out in fragments of this size; `None` is what the first link
-    /// carries.
+    /// Sends larger packets over IPv6 in fragments of this size; `None` means the MTU of the first link.
     ///
     /// # Errors
     /// As [`Socket::fragment_at`].
@@ -149,17 +149,17 @@ impl Engine {
         self.shared.socket.fragment_at(mtu)
     }
 
-    /// Every kind of drop.
+    /// The counters of all kinds of drops.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
     }
 
-    /// Packets of the peer that were dropped for want of their source in `allowed_ips`, if there were any.
+    /// Packets of the peer that were dropped because `allowed_ips` lacks their source, if there were any.
     pub fn refused_sources(&self) -> Option<RefusedPackets> {
         self.shared.refused_sources.seen()
     }
 
-    /// Whether the path marks everything it carries for congestion, so that its marks are ignored.
+    /// Whether the path sets the congestion mark on everything, so that its marks are ignored.
     pub fn marks_everything(&self) -> bool {
         self.shared.marks_everything.load(Relaxed)
     }
@@ -169,7 +169,7 @@ impl Engine {
         self.shared.socket.local_port()
     }
 
-    /// Sends from another port from now on, where that is the kernel's to choose; says which.
+    /// Changes to another source port, if the port is chosen by the kernel, and returns it.
     ///
     /// # Errors
     /// As [`Socket::change_port`].
@@ -177,7 +177,8 @@ impl Engine {
         self.shared.socket.change_port()
     }
 
-    /// Binds the socket to the interface that has the name now, where that is another; says whether it is.
+    /// If another interface has the configured name now, binds the socket to that one; returns whether it
+    /// did.
     ///
     /// # Errors
     /// As [`Socket::follow_device`].
@@ -185,28 +186,29 @@ impl Engine {
         self.shared.socket.follow_device()
     }
 
-    /// Why our own host refused what a data thread sent, if it did since this was last taken. A data thread
-    /// wakes the control plane for the first only.
+    /// Why this host refused to send a datagram of a data thread, if it did since the last call. Only the
+    /// first refusal wakes the control plane.
     pub fn refusal(&self) -> Option<Refusal> {
         Refusal::from_errno(self.shared.refused.load(Relaxed))
     }
 
-    /// As [`Engine::refusal`], and has the next one wake the control plane again.
+    /// As [`Engine::refusal`], and lets the next refusal wake the control plane again.
     pub fn take_refusal(&self) -> Option<Refusal> {
         Refusal::from_errno(self.shared.refused.swap(0, Relaxed))
     }
 
-    /// Readable when a data thread wants the control plane; [`Engine::drain`] before looking.
+    /// Readable when a data thread wants the control plane. Call [`Engine::drain`] before reading what
+    /// changed.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.shared.control.as_fd()
     }
 
-    /// Takes note of all wakes so far.
+    /// Acknowledges all wakes so far.
     pub fn drain(&self) {
         self.shared.control.drain();
     }
 
-    /// Ends all threads and waits for them; no key outlives this. The device stays open.
+    /// Stops all threads and waits for them, after which they hold no keys. The device stays open.
     pub fn stop(&mut self) {
         let mac1 = self.shared.view.load().table.mac1.clone();
         self.publish(stopped(mac1));
@@ -241,7 +243,7 @@ fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
     }
 }
 
-/// Runs one line. A thread that ends by itself says why; one that panics does too.
+/// Runs one worker. If its thread ends by itself or panics, the control plane receives the reason.
 fn spawn(
     name: &str,
     ended: mpsc::Sender<io::Error>,
@@ -255,7 +257,7 @@ fn spawn(
     })
 }
 
-/// Speaks up when its thread unwinds, so that no line dies unnoticed.
+/// Reports when its thread unwinds, so that no worker dies unnoticed.
 struct LastWords {
     name: String,
     ended: mpsc::Sender<io::Error>,
@@ -263,7 +265,7 @@ struct LastWords {
 
 impl LastWords {
     fn say(&self, error: io::Error) {
-        // Full means that others have said it already.
+        // If the queue is full, other threads have reported already.
         let _said = self.ended.try_send(error);
     }
 }

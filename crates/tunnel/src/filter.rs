@@ -4,20 +4,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The set of addresses that some networks cover, less those that no packet of the peer may come from.
+/// The addresses in some networks, except those that no packet of the peer may come from.
 #[derive(Clone, Debug)]
 pub struct Filter {
     v4: Ranges<u32>,
     v6: Ranges<u128>,
-    /// What was left out whatever networks were to be covered.
+    /// The addresses excluded, whatever the networks are.
     left_out: Vec<IpNet>,
 }
 
 impl Filter {
-    /// Covers what `networks` cover; nothing if there are none. Addresses that name no other host of the
-    /// internet are left out whatever covers them: those of this host, of groups, and IPv4 in the
-    /// clothes of IPv6. Link-local addresses of IPv6 are covered only by networks within `fe80::/10`, for
-    /// the messages by which routers configure hosts come from those.
+    /// Covers `networks`; nothing if there are none. Addresses that belong to no other host of the internet
+    /// are always excluded: those of this host, multicast, and IPv4-mapped IPv6. Link-local addresses of IPv6
+    /// are covered only by networks within `fe80::/10`, because the messages by which routers configure hosts
+    /// come from them.
     pub fn new(networks: &[IpNet]) -> Self {
         let (local, wide): (Vec<IpNet>, Vec<IpNet>) =
             networks.iter().partition(|network| is_link_local(network));
@@ -25,7 +25,7 @@ impl Filter {
         wide.and(Self::of(&local)).without(NEVER)
     }
 
-    /// Leaves out `networks` too.
+    /// Excludes `networks` too.
     #[must_use]
     pub fn without(self, networks: &[IpNet]) -> Self {
         let Self { mut v4, mut v6, mut left_out } = self;
@@ -39,8 +39,8 @@ impl Filter {
         Self { v4, v6, left_out }
     }
 
-    /// Whether wider networks would have covered `address`: nothing is said of one that no host sends from, or only
-    /// hosts of one link.
+    /// Whether wider networks would have covered `address`. False for an address that no host sends from, or
+    /// that is valid on one link only: the user needs no report about those.
     pub fn could_allow(&self, address: IpAddr) -> bool {
         let of_a_link = match address {
             IpAddr::V4(address) => address.is_link_local(),
@@ -81,15 +81,15 @@ impl Filter {
     }
 }
 
-/// Whether it is one, or a network of nothing else.
+/// Whether the network consists of link-local addresses only.
 pub fn is_link_local(network: &IpNet) -> bool {
     matches!(network, IpNet::V6(network) if LINK_LOCAL.contains(network))
 }
 
 const LINK_LOCAL: Ipv6Net = v6([0xfe80, 0, 0, 0, 0, 0], 10);
 
-/// No host sends from these: "this network", loopback, groups, the broadcast address (RFC 1122 §3.2.1.3);
-/// the same of IPv6, and v4-mapped addresses (RFC 4291 §2.5, RFC 4942 §2.2).
+/// No host sends from these: "this network", loopback, multicast, the broadcast address (RFC 1122 §3.2.1.3),
+/// their IPv6 counterparts, and v4-mapped addresses (RFC 4291 §2.5, RFC 4942 §2.2).
 const NEVER: &[IpNet] = &[
     v4([0, 0, 0, 0], 8),
     v4([127, 0, 0, 0], 8),
@@ -113,14 +113,14 @@ const fn v6([a, b, c, d, e, f]: [u16; 6], len: u8) -> Ipv6Net {
 pub struct Macs(Vec<[u8; 6]>);
 
 impl Macs {
-    /// These alone.
+    /// Only these addresses.
     pub fn new(macs: &[[u8; 6]]) -> Self {
         let mut macs = macs.to_vec();
         macs.sort_unstable();
         Self(macs)
     }
 
-    /// Whether this frame comes from one of them.
+    /// Whether this frame's source address is one of them.
     pub fn allow(&self, frame: &[u8]) -> bool {
         let source = frame.get(6..).and_then(|behind| behind.first_chunk::<6>());
         source.is_some_and(|source| self.0.binary_search(source).is_ok())
@@ -140,7 +140,7 @@ impl<T: Copy + Ord> Ranges<T> {
 }
 
 impl<T: Address> Ranges<T> {
-    /// Leaves out the addresses from `first` to `last`: what lies before them stays, and what lies after.
+    /// Removes the addresses from `first` to `last`; those below and above stay.
     fn without(self, first: T, last: T) -> Self {
         let left = self.0.into_iter().flat_map(|(from, to)| {
             let before = first.previous().map(|end| (from, to.min(end)));

@@ -1,5 +1,6 @@
-//! Accepts what was opened, in the order of arrival: everything that changes what the next datagram meets. The replay
-//! window, the peer's address, fragments of packets, and what may pass to the device.
+//! Accepts opened datagrams in the order of arrival: all state that affects the next datagram changes here.
+//! That is the replay window, the peer's address, fragments of packets, and the filter in front of the
+//! device.
 
 use std::io;
 use std::ops::Range;
@@ -20,7 +21,7 @@ use crate::shared::Shared;
 use crate::unpack::{Found, Place, Unpack};
 use crate::view::View;
 
-/// What accepts.
+/// The state needed to accept datagrams.
 pub(crate) struct Gate {
     shared: Arc<Shared>,
     frames: Frames,
@@ -32,7 +33,7 @@ pub(crate) struct Gate {
 struct Frames(mpsc::Sender<Framed>);
 
 impl Frames {
-    /// Room first: who floods makes us copy nothing.
+    /// Checks for room first, so that a flood costs no copies.
     fn hand_over<'a>(&self, frame: impl FnOnce() -> Framed) -> Result<Found<'a>, DropReason> {
         let room = self.0.try_reserve().map_err(|_full| DropReason::FrameQueueFull)?;
         room.send(frame());
@@ -46,7 +47,7 @@ impl Gate {
         Self { shared, frames: Frames(frames), turn: Turn::default(), unpack }
     }
 
-    /// Accepts a batch that was opened by the same `view`, and passes its packets on.
+    /// Accepts a batch that was opened with the same `view`, and passes its packets on.
     ///
     /// # Errors
     /// When the device is gone.
@@ -69,7 +70,8 @@ impl Gate {
             for (slot, opened) in run.iter().zip(&mut opened) {
                 let datagram = &mut buffer[slot.datagram.clone()];
                 let found = opened.and_then(|opened| {
-                    // It may have retired between the table it was opened by and the one loaded since.
+                    // The key may have retired between the table that opened the datagram and the one loaded
+                    // since.
                     let (key, window) = key.zip(window.as_mut()).ok_or(DropReason::Expired)?;
                     let inner = accepting.accept(key, window, &opened, datagram)?;
                     if let Inner::Control { len, .. } = inner {

@@ -1,10 +1,10 @@
-//! Keeps out of the hosts here what would configure them from over there: the messages of routers, and of
-//! DHCP servers.
+//! Stops messages from the peer's side that would configure hosts here: those of routers and of DHCP servers.
 //!
-//! Behind IPv6 extension headers too. Where the first fragment of a packet does not show what the packet
-//! is, or its headers have no end, it is stopped: hosts would drop it anyway (RFC 7112 §5). So is a packet whose
-//! version is not the one that its EtherType names, or whose IPv4 header is too short: a kernel drops it, but a
-//! DHCP client that reads frames itself may look at nothing but the EtherType and the port.
+//! The check looks behind IPv6 extension headers. If the first fragment of a packet does not contain the
+//! upper-layer header, or the extension headers do not end, the packet is stopped: hosts would drop it anyway
+//! (RFC 7112 §5). The same applies to a packet whose version differs from its EtherType, or whose IPv4 header
+//! is too short: a kernel drops it, but a DHCP client that reads raw frames may check only the EtherType and
+//! the port.
 
 use vpnd_tun::wire::{
     ETHER_IPV4, ETHER_IPV6, ETHER_SERVICE_VLAN, ETHER_VLAN, ETHERNET_HEADER, IPV6_HEADER, TCP, UDP,
@@ -13,19 +13,19 @@ use vpnd_tun::wire::{
 
 use crate::headers::{ICMP, ICMPV6, Upper, upper};
 
-/// Which messages of the peer's side are stopped.
+/// Which messages from the peer's side are stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Guard {
     /// Router advertisements and redirects, of IPv6 (ICMPv6 134 and 137) and IPv4 (ICMP 9 and 5).
     pub advertisements: bool,
-    /// What asks for advertisements: ICMPv6 133, ICMP 10.
+    /// Messages that solicit advertisements: ICMPv6 133, ICMP 10.
     pub solicitations: bool,
-    /// What DHCP servers and relays send to clients.
+    /// Messages that DHCP servers and relays send to clients.
     pub dhcp: bool,
 }
 
 impl Guard {
-    /// Whether the IP packet that begins `packet` is stopped. Padding may follow it.
+    /// Whether the IP packet at the beginning of `packet` is stopped. Padding may follow it.
     pub(crate) fn stops(self, packet: &[u8]) -> bool {
         if self == Self::default() || !self.concerns(packet) {
             return false;
@@ -40,8 +40,7 @@ impl Guard {
         }
     }
 
-    /// Whether the IP packet in an Ethernet frame is stopped, whatever tags of virtual LANs stand in
-    /// front of it.
+    /// Whether the IP packet in an Ethernet frame is stopped, behind any number of VLAN tags.
     pub(crate) fn stops_frame(self, frame: &[u8]) -> bool {
         if self == Self::default() {
             return false;
@@ -55,16 +54,17 @@ impl Guard {
                 ETHER_IPV4 => return !is_ipv4(&frame[at..]) || self.stops(&frame[at..]),
                 ETHER_IPV6 => return !is_ipv6(&frame[at..]) || self.stops(&frame[at..]),
                 ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN => at += VLAN_TAG,
-                // A length: some hosts and radio bridges take what a SNAP header leads to for the same.
+                // A length: some hosts and radio bridges accept the payload behind a SNAP header as if it
+                // were the EtherType's.
                 len if len <= MAX_LENGTH && is_snap(&frame[at..]) => at += SNAP.len() + 2,
                 _ => return false,
             }
         }
-        // The kernel takes off any number of tags of VLAN 0; no sender has a use for so many.
+        // The kernel removes any number of tags of VLAN 0; no sender needs this many.
         true
     }
 
-    /// Cheap, and false for nearly everything that crosses.
+    /// Cheap, and false for nearly all packets.
     fn concerns(self, packet: &[u8]) -> bool {
         let at = if packet.first().is_some_and(|first| first >> 4 == 6) { 6 } else { 9 };
         match packet.get(at) {
@@ -96,7 +96,7 @@ fn is_ipv6(packet: &[u8]) -> bool {
     packet.first().is_some_and(|first| first >> 4 == 6)
 }
 
-/// The packet by the length that it states, or all there is.
+/// The packet, of the length in its header, or all bytes available.
 fn trimmed(packet: &[u8]) -> &[u8] {
     let word = |at| packet.get(at..).and_then(|rest| rest.first_chunk()).copied();
     let len = match packet.first().map(|first| first >> 4) {
@@ -106,16 +106,16 @@ fn trimmed(packet: &[u8]) -> &[u8] {
     len.and_then(|len| packet.get(..len)).unwrap_or(packet)
 }
 
-/// IEEE 802.3: what is not greater is the length of a frame, and no EtherType.
+/// IEEE 802.3: up to this value the field is the length of a frame, not an EtherType.
 const MAX_LENGTH: u16 = 1500;
-/// RFC 1042: in front of an EtherType. The last byte is 0xf8 in IEEE 802.1H's.
+/// RFC 1042: precedes an EtherType. The last byte is 0xf8 in IEEE 802.1H.
 const SNAP: [u8; 6] = [0xaa, 0xaa, 0x03, 0, 0, 0];
 
 fn is_snap(body: &[u8]) -> bool {
     body.starts_with(&SNAP) || body.starts_with(&[0xaa, 0xaa, 0x03, 0, 0, 0xf8])
 }
 
-/// Where clients listen (RFC 2131, RFC 8415). A client does not look at the port that an answer comes from.
+/// The ports where clients listen (RFC 2131, RFC 8415). A client does not check the source port of an answer.
 const DHCP_CLIENTS: [u16; 2] = [68, 546];
 /// In units of four bytes.
 const IPV4_MIN_IHL: u8 = 5;

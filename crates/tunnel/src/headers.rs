@@ -1,23 +1,23 @@
-//! Where an IP packet's upper-layer header stands: behind the options of IPv4, and behind the extension
-//! headers of IPv6 (RFC 8200 §4).
+//! Finds the upper-layer header of an IP packet: behind the options of IPv4, or the extension headers of IPv6
+//! (RFC 8200 §4).
 
 use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER};
 
 /// What stands behind the IP headers of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upper {
-    /// A header of this protocol begins at this byte. In a first fragment it may be cut off there.
+    /// The header of this protocol begins at this byte. A first fragment may cut it off.
     At { protocol: u8, start: usize },
     /// Data: the headers are in an earlier fragment.
     LaterFragment,
-    /// The IPv6 headers end beyond this packet, although it is the first of its fragments, or there are
-    /// more of them than any sender has a use for. Hosts drop such packets (RFC 7112 §5).
+    /// The IPv6 extension headers continue beyond this first fragment, or there are more of them than any
+    /// sender needs. Hosts drop such packets (RFC 7112 §5).
     Hidden,
     /// Neither IPv4 nor IPv6.
     Unknown,
 }
 
-/// Finds it. The walk is bounded: [`MAX_EXTENSIONS`] headers at the most.
+/// Finds the upper-layer header. It reads at most [`MAX_EXTENSIONS`] headers.
 pub(crate) fn upper(packet: &[u8]) -> Upper {
     match packet.first().map(|first| first >> 4) {
         Some(4) => ipv4(packet).unwrap_or(Upper::Unknown),
@@ -52,7 +52,7 @@ fn ipv6(packet: &[u8]) -> Upper {
     Upper::Hidden
 }
 
-/// How an extension header says how long it is.
+/// How an extension header encodes its length.
 #[derive(Clone, Copy)]
 enum Extension {
     /// In units of eight bytes, less the first.
@@ -64,7 +64,7 @@ enum Extension {
 }
 
 impl Extension {
-    /// `None` for what is no extension header, and for what nobody can look behind (ESP).
+    /// `None` if this is no extension header, or one that hides what follows (ESP).
     const fn of(protocol: u8) -> Option<Self> {
         match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HIP | SHIM6 => {
@@ -84,13 +84,13 @@ impl Extension {
         }
     }
 
-    /// One at offset zero is the first, or an atomic one, whole (RFC 6946).
+    /// A fragment at offset zero is the first, or an atomic one, which is whole (RFC 6946).
     const fn is_later_fragment(self, header: &[u8; 8]) -> bool {
         matches!(self, Self::Fragment) && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0
     }
 }
 
-/// RFC 8200 §4.1 recommends at most seven, each once but for the destination options.
+/// RFC 8200 §4.1 recommends at most seven: each once, and destination options twice.
 const MAX_EXTENSIONS: usize = 8;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 pub(crate) const HOP_BY_HOP: u8 = 0;
@@ -124,7 +124,7 @@ pub(crate) mod tests {
         (protocol, header)
     }
 
-    /// Each that a packet of IPv6 may have, short and long.
+    /// Each extension header of IPv6, short and long.
     pub(crate) fn extensions() -> Vec<(u8, Vec<u8>)> {
         let protocols =
             [HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS, MOBILITY, SHIM6];

@@ -1,14 +1,14 @@
 //! From the socket to the device:
 //!
-//! 1. *receive* batches: each is datagrams of one sender, back to back (`intake`);
+//! 1. *receive* batches: each consists of datagrams of one sender, back to back (`intake`);
 //! 2. *open* each where it lies; handshake messages go to the control plane (`intake`);
 //! 3. *accept*, in the order of arrival: replay window, the peer's address, the inner source (`gate`);
 //! 4. *coalesce* the packets of a flow, across batches too (`delivery`);
 //! 5. *write* each super-packet to the device in one call (`delivery`).
 //!
-//! One thread does it all, with buffers of its own; nothing here allocates for a packet, and the only
-//! lock is the window's, taken once per batch and never contended. While little comes out of the device,
-//! the same thread takes that along (`watch`).
+//! One thread does all of it, with buffers of its own. It allocates nothing per packet, and the only lock is
+//! that of the replay window: taken once per batch, never contended. While the device yields few packets, the
+//! same thread also forwards those (`watch`).
 
 use std::io;
 use std::sync::Arc;
@@ -26,14 +26,14 @@ use crate::watch::Watch;
 
 pub(crate) struct Inbound {
     shared: Arc<Shared>,
-    /// The path back, for what the kernel answers.
+    /// The outbound path, for packets that the kernel sends in reply.
     watch: Arc<Watch>,
     pub(crate) intake: Intake,
     gate: Gate,
     delivery: Delivery,
 }
 
-/// What goes to the control plane; a full queue drops.
+/// Messages for the control plane; if the queue is full they are dropped.
 pub(crate) struct Queues {
     pub(crate) handshakes: mpsc::Sender<Admitted>,
     pub(crate) frames: mpsc::Sender<Framed>,
@@ -50,7 +50,7 @@ impl Inbound {
         }
     }
 
-    /// Moves packets until the table says stop.
+    /// Moves packets until the table says to stop.
     ///
     /// # Errors
     /// When the device is gone.
@@ -64,14 +64,14 @@ impl Inbound {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.watch.wait_inbound()?;
                 }
-                // What ICMP has to say of an earlier datagram: nothing is trusted of it.
+                // An ICMP error about an earlier datagram. It may be forged, so it is ignored.
                 Err(_) => {}
             }
         }
         Ok(())
     }
 
-    /// The first `count` batches received, from the buffer to the device.
+    /// Moves the first `count` received batches from the buffer to the device.
     pub(crate) fn deliver(&mut self, count: usize) -> io::Result<()> {
         let (shared, now) = (Arc::clone(&self.shared), clock::boot());
         let mut view = shared.view.load();
@@ -94,7 +94,7 @@ mod tests {
     use crate::tests::{ends, inbound, lines, read_packet, send};
     use crate::udp::tests::in_namespace;
 
-    /// Delivers what has been received, with the mark `tos`, and then its copies without any.
+    /// Delivers received datagrams with the mark `tos`, and then unmarked copies of them.
     fn deliver_twice(inbound: &mut Inbound, tos: u8) {
         while let Ok(count) = inbound.intake.receive() {
             let (buffer, most) = (inbound.intake.buffer.clone(), inbound.intake.most);

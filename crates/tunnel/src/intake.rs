@@ -1,5 +1,5 @@
-//! Receives batches, and opens the datagrams where they lie. Nothing here changes what the next datagram meets, so it
-//! needs no order.
+//! Receives batches, and opens the datagrams in place. This changes no state that affects the next datagram,
+//! so it needs no order.
 
 use std::io;
 use std::mem;
@@ -19,30 +19,30 @@ use crate::shared::Shared;
 use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
 use crate::view::View;
 
-/// Bytes of all that one receive may bring.
+/// The most bytes that one receive may return.
 pub(crate) const DATAGRAMS: usize = MAX_RECEIVED * RECEIVE_BUFFER;
 /// More datagrams than one batch usually holds.
 const SLOTS: usize = 1024;
-/// After a batch longer than this they come one at a time: it is a large GRO batch, and the next one finds the place of
-/// this one still in the processor's cache.
+/// After a batch longer than this, batches are received one at a time: it is a large GRO batch, and the next
+/// one then reuses memory that is still in the processor's cache.
 const LARGE: usize = 16 * 1024;
 
-/// What receives and opens. It has buffers of its own.
+/// Receives and opens datagrams, with buffers of its own.
 pub(crate) struct Intake {
     shared: Arc<Shared>,
     /// For handshake messages; a full queue drops.
     handshakes: mpsc::Sender<Admitted>,
-    /// [`RECEIVE_BUFFER`] bytes for each of `received`, and as many for packets that came in fragments.
+    /// [`RECEIVE_BUFFER`] bytes for each of `received`, and as many for reassembled packets.
     pub(crate) buffer: Box<[u8]>,
     pub(crate) received: [Received; MAX_RECEIVED],
-    /// How many the next receive may bring.
+    /// How many batches the next receive may return.
     pub(crate) most: usize,
     slots: Vec<Slot>,
-    /// What came of each slot.
+    /// The result of opening each slot.
     opened: Vec<Result<Opened, DropReason>>,
 }
 
-/// Transport data: where it lies, and what its header says.
+/// Transport data: its place in the buffer, and the fields of its header.
 pub(crate) struct Slot {
     pub(crate) datagram: Range<usize>,
     pub(crate) receiver: Index,
@@ -55,13 +55,13 @@ impl Slot {
     }
 }
 
-/// A batch of one sender, of which all transport data was opened.
+/// A batch of one sender, with all its transport data opened.
 pub(crate) struct OpenedBatch<'a> {
     pub(crate) received: Received,
     pub(crate) slots: &'a [Slot],
-    /// What came of each slot.
+    /// The result of opening each slot.
     pub(crate) opened: Drain<'a, Result<Opened, DropReason>>,
-    /// Where all slots lie.
+    /// The places of all slots.
     pub(crate) buffer: &'a mut [u8],
 }
 
@@ -78,7 +78,7 @@ impl Intake {
         }
     }
 
-    /// Takes the batches that have arrived and returns how many there are.
+    /// Receives the batches that have arrived and returns their number.
     pub(crate) fn receive(&mut self) -> io::Result<usize> {
         let received = &mut self.received[..self.most];
         let count = self.shared.socket.receive(&mut self.buffer[..DATAGRAMS], received)?;
@@ -87,8 +87,8 @@ impl Intake {
         Ok(count)
     }
 
-    /// Opens the transport data of a received batch, and hands handshake messages to the control plane. Returns the
-    /// view that it was opened by.
+    /// Opens the transport data of a received batch, and hands handshake messages to the control plane.
+    /// Returns the view whose keys opened it.
     pub(crate) fn open(
         &mut self,
         mut view: Guard<Arc<View>>,
@@ -120,7 +120,7 @@ impl Intake {
         }
     }
 
-    /// Separates transport data, which gets a slot each, from handshake messages and garbage.
+    /// Separates transport data, which gets a slot per datagram, from handshake messages and garbage.
     fn sort(&mut self, table: &Table, batch: usize) {
         let (start, received) = (batch * RECEIVE_BUFFER, self.received[batch]);
         self.slots.clear();
@@ -153,7 +153,7 @@ impl Intake {
     }
 }
 
-/// The slots' datagrams, which lie in their order and apart.
+/// The slots' datagrams, in their order and without overlap.
 fn places<'a>(
     buffer: &'a mut [u8],
     slots: &'a [Slot],

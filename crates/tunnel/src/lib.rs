@@ -1,7 +1,8 @@
-//! Moves packets between the device and the UDP socket: two straight lines, no hand-offs.
+//! Moves packets between the device and the UDP socket: two straight paths, each handled by one thread from
+//! end to end.
 //!
-//! Start with `outbound`, then `inbound`: what a packet goes through, top to bottom. [`engine`]
-//! starts and stops the threads and is where the control plane meets them.
+//! Start with `outbound`, then `inbound`: the steps of a packet, top to bottom. [`engine`] starts and stops
+//! the threads and is their interface to the control plane.
 
 mod abreast;
 mod batch;

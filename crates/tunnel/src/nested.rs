@@ -1,14 +1,13 @@
-//! Tunnels inside the tunnel: recognises datagrams of WireGuard's format among the packets that the device
-//! hands out.
+//! Tunnels inside the tunnel: recognises WireGuard datagrams among the packets that come from the device.
 //!
-//! Our own datagrams never belong there. If the route to the peer leads into the device, each of them would come
-//! back as a packet, be sealed, sent, and come back again. They are dropped, told by the session or handshake that
-//! they name ([`Table::sent`](vpnd_protocol::table::Table::sent)): another tunnel may well have our peer's address
-//! and our port, if it runs on a machine behind us.
+//! Our own datagrams never belong there. If the route to the peer leads into the device, each of them would
+//! come back as a packet, be sealed, sent, and come back again. They are dropped. They are recognised by the
+//! session or handshake that they name ([`Table::sent`](vpnd_protocol::table::Table::sent)), not by addresses
+//! alone: another tunnel may well have our peer's address and our port, if it runs on a machine behind us.
 //!
 //! Datagrams of other tunnels may pass. But two tunnels can lead into each other, and neither recognises what
-//! the other has sealed. So a datagram that carries another tunnel's leaves with a hop limit below that one's: after
-//! a few rounds there is none left, and it is dropped.
+//! the other has sealed. So the hop limit of a datagram that carries another tunnel's datagram is lower than
+//! the inner one: after a few rounds it reaches zero, and the packet is dropped.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
@@ -21,29 +20,30 @@ use crate::ecn::Ecn;
 use crate::headers::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
 use crate::outer::Outer;
 
-/// Looks at what one queue hands out.
+/// Checks the packets from one queue.
 #[derive(Debug, Default)]
 pub(crate) struct Watcher {
-    /// The datagrams that came in fragments lately, as their first fragments were treated.
+    /// The datagrams recently seen in fragments, with the decision about their first fragment.
     lately: [Option<(Fragment, Treatment)>; LATELY],
     next: usize,
 }
 
-/// So many datagrams in fragments are remembered. The kernel sends the fragments of one after another.
+/// The number of fragmented datagrams that are remembered. The kernel sends all fragments of a datagram
+/// before the next one's.
 const LATELY: usize = 4;
 
-/// What becomes of a datagram of a tunnel.
+/// What to do with a tunnel's datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Treatment {
-    /// It is ours, and is dropped.
+    /// It is ours: dropped.
     Drop,
-    /// It is another's, and is carried.
+    /// It is another tunnel's: carried.
     Carry,
 }
 
 impl Watcher {
-    /// Lets a packet, super-packet or frame pass, and says what is to stand in the outer header. `is_ours` knows
-    /// the datagrams of this tunnel; it is not asked about anything but datagrams of tunnels.
+    /// Checks a packet, super-packet or frame, and returns the fields of the outer header. `is_ours`
+    /// recognises the datagrams of this tunnel; it is called only for datagrams in WireGuard's format.
     ///
     /// # Errors
     /// The reason to drop it.
@@ -63,7 +63,7 @@ impl Watcher {
         Ok(Outer { ecn: Ecn::of_packet(ip), hops })
     }
 
-    /// The hop limit of what is to carry it.
+    /// The hop limit of the datagram that carries it.
     fn treat(
         &mut self,
         nested: &Nested<'_>,
@@ -81,7 +81,7 @@ impl Watcher {
         match treatment {
             Some(Treatment::Drop) => Err(DropReason::OwnDatagram),
             Some(Treatment::Carry) => nested.carried().map(Some).ok_or(DropReason::NestedTooDeep),
-            // Of something else, such as a name server's long answer.
+            // A fragment of something else, such as a long answer of a name server.
             None => Ok(None),
         }
     }
@@ -92,26 +92,26 @@ impl Watcher {
     }
 }
 
-/// A datagram of a tunnel in an IP packet, or a fragment that may belong to one.
+/// A tunnel's datagram in an IP packet, or a fragment that may belong to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nested<'a> {
     /// The packet's TTL or hop limit.
     hops: u8,
     pub(crate) part: Part<'a>,
-    /// Which datagram it is a fragment of, if it is one.
+    /// Which fragment of which datagram this is, if it is a fragment.
     pub(crate) fragment: Option<Fragment>,
 }
 
-/// How much of the datagram is there.
+/// How much of the datagram the packet holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part<'a> {
     /// Its ports and its first bytes.
     Head(Datagram<'a>),
-    /// Neither: a later fragment.
+    /// Neither, because this is a later fragment.
     Rest,
 }
 
-/// Where a datagram comes from and goes to, and what it begins with.
+/// A datagram's source, destination and first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Datagram<'a> {
     pub(crate) from: SocketAddr,
@@ -119,7 +119,7 @@ pub(crate) struct Datagram<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// What the fragments of one datagram have in common.
+/// What the fragments of one datagram have in common: addresses and identification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fragment {
     from: IpAddr,
@@ -127,13 +127,13 @@ pub(crate) struct Fragment {
     id: u32,
 }
 
-/// What a tunnel's datagram begins with: its type, and three zeros.
+/// A tunnel's datagram begins with its type and three zeros.
 const MESSAGES: std::ops::RangeInclusive<u32> = 1..=4;
-/// Up to and with the index that a message names.
+/// The bytes of a message up to and including its index.
 const HEAD: usize = 8;
-/// By how much the hop limit sinks each time that one tunnel carries another.
+/// The hop limit decreases by this each time one tunnel carries another.
 const STEP: u8 = 8;
-/// What it sinks from, at most: the usual first hop limit.
+/// The highest hop limit it starts from: the usual one of a new packet.
 const MOST: u8 = 64;
 
 /// The extension headers, besides a fragment's, that a host may put before UDP.
@@ -142,7 +142,7 @@ const EXTENSIONS: [u8; 3] = [HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS];
 const MOST_EXTENSIONS: usize = 4;
 
 impl<'a> Nested<'a> {
-    /// Reads the beginning of an IP packet, or of a super-packet; none if it carries no tunnel.
+    /// Reads the beginning of an IP packet, or of a super-packet; `None` if it carries no tunnel.
     pub(crate) fn read(ip: &'a [u8]) -> Option<Self> {
         match ip.first()? >> 4 {
             4 => Self::read_v4(ip),
@@ -151,12 +151,12 @@ impl<'a> Nested<'a> {
         }
     }
 
-    /// Whether it can be seen that this is a tunnel's datagram, and whose.
+    /// Whether the packet shows that this is a tunnel's datagram, and whose.
     pub(crate) const fn is_head(&self) -> bool {
         matches!(self.part, Part::Head(_))
     }
 
-    /// The hop limit of the datagram that is to carry it; none if there is nothing left.
+    /// The hop limit of the datagram that is to carry this one; `None` if it would be zero.
     pub(crate) fn carried(&self) -> Option<NonZeroU8> {
         NonZeroU8::new(self.hops.min(MOST).saturating_sub(STEP))
     }
@@ -208,7 +208,7 @@ impl<'a> Nested<'a> {
         Self::assemble(header[7], place, rest, addresses)
     }
 
-    /// The addresses are read only for what may matter: nearly no packet comes so far.
+    /// Reads the addresses only of packets that may be a tunnel's: almost none.
     fn assemble(
         hops: u8,
         place: Place,
@@ -241,7 +241,7 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// Which part of a datagram a packet holds, and the fragments' common number.
+/// Which part of a datagram a packet holds, and the identification that its fragments share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Whole,
@@ -250,7 +250,7 @@ enum Place {
 }
 
 impl Place {
-    /// From the offset with the mark for more to come, the offset alone, and the number.
+    /// From the offset with the "more fragments" flag, the offset alone, and the identification.
     const fn of(place: u16, offset: u16, id: u32) -> Self {
         match (place, offset) {
             (0, _) => Self::Whole,
@@ -271,7 +271,7 @@ mod tests {
     const HERE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
     const PEER: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
 
-    /// Which of the fragments a packet is.
+    /// Which fragment a packet is.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Cut {
         Whole,
@@ -279,7 +279,7 @@ mod tests {
         Later,
     }
 
-    /// A packet to be made.
+    /// A packet to build.
     #[derive(Clone, Debug)]
     struct Wanted {
         v6: bool,
@@ -288,7 +288,7 @@ mod tests {
         hops: u8,
         cut: Cut,
         id: u16,
-        /// Of IPv6, in bytes of eight.
+        /// An IPv6 extension header, in units of eight bytes.
         extensions: Vec<u8>,
         payload: Vec<u8>,
     }
@@ -363,7 +363,7 @@ mod tests {
         watcher.admit(Mode::Tun, &wanted.packet(), ours)
     }
 
-    /// The table of an end with a session, and a datagram that is sealed by it.
+    /// The table of an end with a session, and a datagram that this end has sealed.
     fn near(v6: bool) -> (Table, Vec<u8>) {
         let at = |addresses: [&str; 2]| {
             SocketAddr::new(addresses[usize::from(v6)].parse().unwrap(), PORT)
@@ -464,7 +464,7 @@ mod tests {
             if tunnel {
                 wanted.payload = data(index);
             }
-            // A machine behind us, or one whose address is translated.
+            // A machine behind us, or one behind a NAT.
             prop_assume!(wanted.payload.get(4..8) != Some(&ours[4..8]));
             prop_assert!(admit(&mut Watcher::default(), &table, &wanted).is_ok());
         }

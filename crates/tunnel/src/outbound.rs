@@ -1,14 +1,14 @@
 //! From the device to the socket:
 //!
-//! 1. *read* the device until it has no more, one packet or super-packet at a time;
-//! 2. *split* it into the batch, each packet where it will be sealed;
-//! 3. *seal* the batch, or stage it where there is no key;
-//! 4. *send* it in one call: a train of datagrams for each run of one size.
+//! 1. *read* the device until it is empty, one packet or super-packet at a time;
+//! 2. *split* it into the batch, so that each packet is sealed in place;
+//! 3. *seal* the batch, or stage it if there is no key;
+//! 4. *send* it in one call: one GSO send for each run of datagrams of equal size.
 //!
-//! One thread at a time does it all (`watch` says which); nothing here allocates, locks or waits for
-//! more packets than there are, but for what is staged while there is no key.
+//! One thread at a time does all of it (`watch` decides which one). It never allocates, locks or waits for more
+//! packets, except for packets that are staged because there is no key.
 //!
-//! A device of several queues has a line for each.
+//! A device with several queues has a worker for each.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -34,13 +34,13 @@ use crate::udp::Sent;
 
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
-    /// Which of the device's queues it reads.
+    /// The device queue that it reads.
     line: usize,
     read: Box<[u8]>,
     batch: Batch,
     /// What TCP's segment size is clamped to in this batch.
     segments: Option<Segments>,
-    /// Where a packet is whole before it is cut.
+    /// Holds a complete packet before it is cut into fragments.
     uncut: Box<[u8]>,
     staging: Staging,
     /// What was staged leaves in it.
@@ -48,16 +48,16 @@ pub(crate) struct Outbound {
     nested: Watcher,
 }
 
-/// How much a turn found in the device.
+/// How much one poll of the device found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
     /// A few small packets at most.
     Light,
-    /// More, or there is more to come.
+    /// More, or the device may have more.
     Heavy,
 }
 
-/// A turn that reads more bytes than this is heavy: acknowledgments and keystrokes do not.
+/// A poll that reads more bytes than this is heavy; acknowledgments and keystrokes stay below.
 const LIGHT: usize = 4096;
 
 impl Outbound {
@@ -74,14 +74,14 @@ impl Outbound {
         Self { shared, line, read, batch, segments, uncut, staging, staged, nested }
     }
 
-    /// The next batch goes by what is published now.
+    /// The next batch follows the policy published now.
     fn follow(&mut self) {
         let view = self.shared.view.load();
         self.batch.follow(self.shared.mode, &view);
         self.segments = view.policy.segments();
     }
 
-    /// Moves what the device has, in at most `limit` reads; what was staged goes first.
+    /// Moves packets from the device, in at most `limit` reads; staged packets go first.
     ///
     /// # Errors
     /// When the device is gone.
@@ -111,7 +111,7 @@ impl Outbound {
     }
 
     fn split(&mut self, len: usize) -> io::Result<()> {
-        // Taken out for the time of the loop, so that sending may borrow the rest.
+        // Taken out for the duration of the loop, so that sending may borrow the other fields.
         let read = std::mem::take(&mut self.read);
         let result = self.split_packet(&read[..len]);
         self.read = read;
@@ -163,7 +163,7 @@ impl Outbound {
         Ok(())
     }
 
-    /// Puts the packet that is whole in `uncut` into the batch, in pieces.
+    /// Puts the complete packet in `uncut` into the batch, in fragments.
     fn cut(&mut self, len: usize, plan: Plan, outer: Outer) -> io::Result<()> {
         if !self.batch.cut(&self.uncut[..len], plan, outer) {
             self.flush()?;
@@ -172,21 +172,21 @@ impl Outbound {
         Ok(())
     }
 
-    /// Seals and sends the batch, after whatever was staged before it.
+    /// Seals and sends the batch, after all staged packets.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         if self.batch.len() == 0 {
             return Ok(());
         }
         self.send_staged()?;
         let now = clock::boot();
-        // What could not go yet goes before this, whatever key has come in the meantime.
+        // Packets that are still staged go before this batch, even if a key has been published meanwhile.
         let first = self.staging.is_empty();
         if !(first && leave(&self.shared, self.line, &mut self.batch, now)?) {
             self.stage(now);
         }
         self.batch.clear();
         self.follow();
-        // A key may have come since, or what was cut for one session goes out anew for the next.
+        // A key may have been published since, or fragments cut for one session are cut anew for the next.
         self.send_staged()
     }
 
@@ -206,7 +206,7 @@ impl Outbound {
         }
     }
 
-    /// Sends what was staged, oldest first. What cannot be sealed stays.
+    /// Sends staged packets, oldest first. Packets that cannot be sealed stay staged.
     fn send_staged(&mut self) -> io::Result<()> {
         while !self.staging.is_empty() {
             let now = clock::boot();
@@ -237,7 +237,7 @@ impl Outbound {
     }
 }
 
-/// Seals and sends a batch; says whether it could be sealed.
+/// Seals and sends a batch; returns whether it could be sealed.
 fn leave(shared: &Shared, line: usize, batch: &mut Batch, now: BootTime) -> io::Result<bool> {
     shared.abreast.wait(line, || shared.next_counter());
     let Some((path, _under_way)) = seal(shared, line, batch, now) else { return Ok(false) };
@@ -245,7 +245,7 @@ fn leave(shared: &Shared, line: usize, batch: &mut Batch, now: BootTime) -> io::
     Ok(true)
 }
 
-/// Reserves counters and seals; `None` where there is no key, no way, or none that still seals.
+/// Reserves counters and seals; `None` if there is no key that still seals, or no path.
 fn seal<'a>(
     shared: &'a Shared,
     line: usize,
@@ -265,7 +265,7 @@ fn seal<'a>(
     Some((*path, under_way))
 }
 
-/// Sends a sealed batch. Whatever the network says, the line goes on.
+/// Sends a sealed batch. No network error stops the worker.
 fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
     let (mut sent, mut path, mut at) = (0, *path, clock::boot());
     while sent < batch.bytes() {
@@ -287,7 +287,7 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
             }
             Err(error) => {
                 shared.refuse(&error);
-                // What the kernel has against one run it need not have against the next.
+                // The kernel may refuse one run and accept the next.
                 let next = batch.run_end(sent);
                 let refused = batch.remaining(sent) - batch.remaining(next);
                 shared.counters.count(DropReason::SendFailed, refused);
@@ -295,13 +295,13 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
             }
         }
     }
-    // The moment before the send, not after: the answer may be here while this thread still waits
-    // for a processor, and would seem to have come before the question.
+    // The time before the send, not after it: the answer may arrive while this thread still waits for a
+    // processor, and would then seem older than the question.
     shared.wake(shared.activity.sent(at, batch.tally()));
     Ok(())
 }
 
-/// What a send says of the way, beside having worked.
+/// What a successful send reveals about the path.
 fn note(shared: &Shared, sent: &Sent) {
     shared.counters.count(DropReason::TooBig, sent.skipped);
     if sent.too_big {
@@ -312,8 +312,8 @@ fn note(shared: &Shared, sent: &Sent) {
     }
 }
 
-/// Whether a packet is IP and as long as it says; of a super-packet, whose length is made anew for
-/// each segment, only the former. Of an Ethernet frame, whether it has a header.
+/// Whether a packet is IP and of the length in its header. For a super-packet only the former, because the
+/// length is written anew for each segment. For an Ethernet frame: whether it has a header.
 fn is_whole(mode: Mode, packet: &[u8], segments: usize) -> bool {
     if mode == Mode::Tap {
         return packet.len() >= mode.prefix();
@@ -387,7 +387,7 @@ mod tests {
                     (0..WINDOW * 2).for_each(|_| other[0].split_packet(&packet).unwrap());
                     other[0].flush().unwrap();
                 });
-                // Time in which it would have sent them all.
+                // Long enough for it to have sent them all.
                 for _ in 0..100 {
                     receive(&mut inbound);
                     thread::sleep(std::time::Duration::from_millis(1));

@@ -1,4 +1,4 @@
-//! What the outer IP header has of the packet inside.
+//! The fields of the outer IP header that depend on the packet inside.
 
 use std::num::NonZeroU8;
 
@@ -7,7 +7,7 @@ use vpnd_tun::Mode;
 use crate::ecn::Ecn;
 use crate::nested::Nested;
 
-/// What the datagrams of one run have in common besides their size.
+/// What the datagrams of one run have in common, apart from their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outer {
     pub(crate) ecn: Ecn,
@@ -16,7 +16,7 @@ pub(crate) struct Outer {
 }
 
 impl Outer {
-    /// That of a packet that crosses the device, or the packet in a frame that does.
+    /// The outer fields for a packet that crosses the device, or for the packet in a frame.
     pub(crate) fn of(mode: Mode, packet: &[u8]) -> Self {
         let Some(ip) = mode.ip_start(packet).and_then(|start| packet.get(start..)) else {
             return Self::default();

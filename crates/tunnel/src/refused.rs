@@ -1,11 +1,11 @@
-//! Inner packets that were dropped because `allowed_ips` does not contain their source address: how many, and where the
-//! last one came from. Sources that no configuration would allow are not among them.
+//! Counts inner packets that were dropped because `allowed_ips` lacks their source address, and keeps the
+//! last such address. Sources that no configuration would allow are not counted.
 
 use std::net::IpAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What a data thread notes of them, and the control plane reads.
+/// Written by the data threads and read by the control plane.
 #[derive(Debug, Default)]
 pub(crate) struct RefusedSources {
     packets: AtomicU64,
@@ -15,14 +15,15 @@ pub(crate) struct RefusedSources {
 /// Packets of the peer whose source address is not in `allowed_ips`, since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefusedPackets {
-    /// How many were dropped.
+    /// Packets dropped.
     pub packets: u64,
     /// Where the last one of them came from, or one shortly before.
     pub source: IpAddr,
 }
 
 impl RefusedSources {
-    /// Notes a packet that was dropped. It never waits: while the control plane reads, the earlier address stays.
+    /// Notes a packet that was dropped. It never waits: if the control plane is reading, the earlier address
+    /// stays.
     #[cold]
     pub(crate) fn note(&self, source: IpAddr) {
         self.packets.fetch_add(1, Relaxed);
@@ -31,7 +32,7 @@ impl RefusedSources {
         }
     }
 
-    /// None if there was none.
+    /// `None` if there was no such packet.
     pub(crate) fn seen(&self) -> Option<RefusedPackets> {
         let packets = self.packets.load(Relaxed);
         if packets == 0 {

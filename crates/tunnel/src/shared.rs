@@ -1,4 +1,4 @@
-//! What the data threads and the control plane share, and how a thread sleeps.
+//! The state that the data threads and the control plane share, and how a thread sleeps.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,10 +22,10 @@ use crate::udp::{Refusal, Socket};
 use crate::urgent::Urgent;
 use crate::view::Published;
 
-/// One tunnel, as all its threads see it: what stays as it was opened, the signals and counters, and the
-/// place where what may change is published.
+/// One tunnel, as all its threads see it: the fixed settings, the signals and counters, and the published
+/// view, which may change.
 pub(crate) struct Shared {
-    /// A line leads out of each of its queues.
+    /// Each of its queues has a worker.
     pub(crate) device: Device,
     pub(crate) abreast: Abreast,
     pub(crate) socket: Socket,
@@ -34,22 +34,22 @@ pub(crate) struct Shared {
     pub(crate) view: Published,
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
-    /// What the filter drops, as far as another configuration would let it pass.
+    /// Packets refused by the filter that another configuration would let pass.
     pub(crate) refused_sources: RefusedSources,
-    /// Which messages of routers and servers are stopped.
+    /// Which messages of routers and DHCP servers are stopped.
     pub(crate) guard: Guard,
-    /// The path marks everything it carries, so its marks mean nothing.
+    /// The path sets the congestion mark on everything, so its marks are ignored.
     pub(crate) marks_everything: AtomicBool,
     /// What crosses the device.
     pub(crate) mode: Mode,
     /// Wakes the control plane.
     pub(crate) control: Signal,
-    /// The error number of the first send that our own host refused, until the control plane takes it.
+    /// The error number of the first send that this host refused, until the control plane takes it.
     pub(crate) refused: AtomicI32,
 }
 
 impl Shared {
-    /// Notes that our own host refused to send. Only the first refusal wakes the control plane.
+    /// Notes that this host refused to send. Only the first refusal wakes the control plane.
     pub(crate) fn refuse(&self, error: &io::Error) {
         let errno = error.raw_os_error().unwrap_or_default();
         if Refusal::from_errno(errno).is_some()
@@ -74,12 +74,12 @@ impl Shared {
         }
     }
 
-    /// The counter that whoever seals takes next; 0 where nobody can.
+    /// The next counter to be taken; 0 if no key can seal.
     pub(crate) fn next_counter(&self) -> u64 {
         self.view.load().table.send.as_ref().map_or(0, |(key, _)| key.used())
     }
 
-    /// Whether a datagram among what the device hands out was sent by this very tunnel.
+    /// Whether a datagram that came from the device was sent by this very tunnel.
     pub(crate) fn sent(&self, datagram: &Datagram<'_>) -> bool {
         let Datagram { from, to, payload } = *datagram;
         self.view.load().table.sent(self.socket.local_port(), from, to, payload)
@@ -96,12 +96,12 @@ impl Signal {
     }
 
     pub(crate) fn raise(&self) {
-        // Full means raised 2⁶⁴ − 1 times and not yet seen: raised all the same.
+        // Full means raised 2⁶⁴ − 1 times and not yet drained: it is raised all the same.
         let _full = self.0.write(1);
     }
 
     pub(crate) fn drain(&self) {
-        // Empty means nobody raised it since.
+        // Empty means that it was not raised since.
         let _empty = self.0.read();
     }
 
@@ -119,8 +119,8 @@ impl AsFd for Signal {
     }
 }
 
-/// Sleeps until `fd` is ready for `flags` or `signal` is raised. The signal is drained, so that a
-/// table published from now on raises it anew.
+/// Sleeps until `fd` is ready for `flags` or `signal` is raised. The signal is drained, so that the next
+/// publication raises it anew.
 pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io::Result<()> {
     let mut fds = [PollFd::new(fd, flags), PollFd::new(signal.as_fd(), PollFlags::POLLIN)];
     poll_all(&mut fds, PollTimeout::NONE)?;
@@ -130,7 +130,7 @@ pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io:
     Ok(())
 }
 
-/// As [`wait`], for either of two descriptors to be readable; says whether the second is.
+/// As [`wait`], for either of two descriptors to be readable; returns whether the second is.
 pub(crate) fn wait_for_either(
     first: BorrowedFd<'_>,
     second: BorrowedFd<'_>,
@@ -144,7 +144,7 @@ pub(crate) fn wait_for_either(
     Ok(fds[1].any() == Some(true))
 }
 
-/// A signal of the process is no reason to fail: what is ready shows at the next turn.
+/// A signal to the process is no error: the next poll shows what is ready.
 fn poll_all(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {
     match poll(fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -152,13 +152,13 @@ fn poll_all(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {
     }
 }
 
-/// Waits a moment for room to send.
+/// Waits up to 100 ms for room to send.
 pub(crate) fn await_room(fd: BorrowedFd<'_>) -> io::Result<()> {
     const MILLISECONDS: u8 = 100;
     poll_all(&mut [PollFd::new(fd, PollFlags::POLLOUT)], MILLISECONDS.into())
 }
 
-/// Whether a device error means that the device is gone, for good.
+/// Whether a device error means that the device is gone for good.
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::ENXIO))
 }

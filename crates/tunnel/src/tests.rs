@@ -1,4 +1,4 @@
-//! Both lines at work between two devices and two sockets, and what they cost in allocations.
+//! Both directions between two devices and two sockets, and the allocations they cause.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -125,7 +125,7 @@ fn cross(lines: &mut [Outbound], inbound: &mut Inbound, packet: &[u8], batches: 
     }
 }
 
-/// Sends a packet so many times.
+/// Sends a packet this many times.
 pub(crate) fn send(line: &mut Outbound, packet: &[u8], times: usize) {
     for _ in 0..times {
         line.split_packet(packet).unwrap();
@@ -174,7 +174,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
     })
 }
 
-/// What lets in one network, over a device of this MTU.
+/// Allows the sources in one network, over a device of this MTU.
 pub(crate) fn policy(mtu: u16, allowed: &str) -> Policy {
     let filter = Filter::new(&[allowed.parse().unwrap()]);
     Policy::new(Mode::Tun, mtu, Some(Clamp::Mtu), filter, None)
@@ -192,7 +192,7 @@ fn keyless() -> Table {
     }
 }
 
-/// What a device returns for a complete UDP packet of `len` bytes.
+/// The packet that a device returns for a complete UDP packet of `len` bytes.
 pub(crate) fn read_packet(len: u16) -> Vec<u8> {
     let mut packet = vec![0; usize::from(len)];
     packet[0] = 0x45;

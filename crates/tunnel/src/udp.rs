@@ -1,7 +1,8 @@
 //! The UDP socket: one descriptor for both families, one file per kernel feature.
 //!
-//! `bind` opens it, `gso` and `gro` move whole batches, `pktinfo` keeps the local address, `tos` the
-//! outer TOS byte, `hops` its hop limit; `way` is what decides on routes; `cmsg` is how the last four speak to the kernel and `sys` the calls themselves.
+//! `bind` opens it, `gso` and `gro` move whole batches, `pktinfo` keeps the local address, `tos` the outer
+//! TOS byte, `hops` its hop limit. `way` holds the settings that decide on routes. `cmsg` encodes the control
+//! messages of the last four, and `sys` has the system calls.
 
 mod bind;
 mod cmsg;
@@ -33,15 +34,15 @@ pub use way::Way;
 
 use gso::Oversize;
 
-/// What a batch may measure.
+/// The largest batch.
 pub const MAX_BATCH: usize = MAX_DATAGRAM as usize;
 
-/// How many batches one call can send.
+/// The number of batches that one call can send.
 pub const MAX_RUNS: usize = 32;
 
-/// The longest batch that is received.
+/// The longest batch that can be received.
 pub const RECEIVE_BUFFER: usize = 65_535;
-/// How many batches one call can receive.
+/// The number of batches that one call can receive.
 pub const MAX_RECEIVED: usize = 16;
 
 /// A non-blocking UDP socket that sends and receives batches.
@@ -51,19 +52,19 @@ pub struct Socket {
     /// An `AF_INET6` socket takes IPv4 addresses in their v4-mapped form only.
     dual_stack: bool,
     local_port: AtomicU16,
-    /// What it was bound to: port 0 is the kernel's to choose.
+    /// The address it was bound to; port 0 lets the kernel choose.
     bound_to: SocketAddr,
-    /// The interface that it is bound to, by name.
+    /// The name of the interface that it is bound to.
     device: Option<String>,
     gso: gso::Gso,
-    /// Held by whoever has the kernel make fragments.
+    /// Held while the kernel is to make fragments.
     fragmenting: Mutex<()>,
 }
 
 /// One batch to send: datagrams of one size, the last one possibly shorter, to one destination.
 #[derive(Clone, Copy, Debug)]
 pub struct Transmit<'a> {
-    /// Where to; a link-local address carries its scope.
+    /// The destination; a link-local address carries its scope.
     pub destination: SocketAddr,
     /// The local address to send from; the kernel chooses if absent.
     pub source: Option<IpAddr>,
@@ -77,14 +78,14 @@ pub struct Transmit<'a> {
     pub segment_size: Option<NonZeroU16>,
 }
 
-/// What became of a [`Transmit`].
+/// The result of sending a [`Transmit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// How many bytes of the contents are done with: less than all if the socket filled up on the way.
+    /// The bytes that are dealt with: less than all if the socket filled up during the send.
     pub len: usize,
-    /// Datagrams that were not sent at all, being too big even by themselves.
+    /// Datagrams that were not sent at all, because each of them is too big.
     pub skipped: usize,
-    /// A datagram was larger than what the way out carries whole: fragmented, or not sent at all.
+    /// A datagram was larger than the first link's MTU: it was fragmented, or not sent at all.
     pub too_big: bool,
     /// The wanted source address is no longer ours; the kernel chose another.
     pub source_lost: bool,
@@ -93,9 +94,9 @@ pub struct Sent {
 /// One batch received: datagrams of `stride` bytes, the last one possibly shorter, from one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Where from; never in v4-mapped form.
+    /// The source; never in v4-mapped form.
     pub from: SocketAddr,
-    /// The local address it was sent to, to answer from.
+    /// The local address it was sent to, for the answer.
     pub local: Option<IpAddr>,
     /// The outer TOS byte or traffic class of every datagram of the batch.
     pub tos: u8,
@@ -106,7 +107,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// Nothing yet.
+    /// An empty slot.
     pub const NOTHING: Self = Self {
         from: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
         local: None,
@@ -132,7 +133,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// If the address is taken, not ours, the way cannot be had, or the kernel lacks an option the data path cannot do without.
+    /// If the address is taken or is not ours, the mark or interface cannot be set, or the kernel lacks an
+    /// option that the data path needs.
     pub fn bind(listen: Listen, options: &Options) -> Result<Self, BindError> {
         let bound = bind::bind(listen, options)?;
         Ok(Self {
@@ -151,12 +153,12 @@ impl Socket {
         self.local_port.load(Relaxed)
     }
 
-    /// How many datagrams one [`Transmit`] may hold and still leave in one go.
+    /// The number of datagrams that one [`Transmit`] may hold and still leave in one call.
     pub fn max_segments(&self) -> usize {
         self.gso.max_segments()
     }
 
-    /// Sends a batch: with segmentation offload in one call, or one by one where the kernel refuses that.
+    /// Sends a batch: with segmentation offload in one call, or one by one if the kernel refuses that.
     ///
     /// # Errors
     ///
@@ -165,7 +167,7 @@ impl Socket {
         self.send_or(transmit, Oversize::Fragment)
     }
 
-    /// As [`Socket::send`], but what the first link does not carry whole is not sent over IPv6.
+    /// As [`Socket::send`], but over IPv6 datagrams larger than the first link's MTU are not sent.
     ///
     /// # Errors
     ///
@@ -184,16 +186,17 @@ impl Socket {
         }
     }
 
-    /// Over IPv6 packets beyond this size go out in fragments of it; `None` is what the first link carries.
+    /// Over IPv6, packets larger than this are sent in fragments of this size; `None` means the first link's
+    /// MTU.
     ///
     /// # Errors
     ///
-    /// If the kernel takes no such size: it is less than 1280, or the socket is of IPv4.
+    /// If the kernel rejects the size: it is less than 1280, or this is an IPv4 socket.
     pub fn fragment_at(&self, mtu: Option<u16>) -> io::Result<()> {
         sys::set(&self.inner, bind::FRAGMENTS, mtu.unwrap_or(0).into())
     }
 
-    /// Lets the kernel make fragments over IPv6 until what it returns is dropped.
+    /// Lets the kernel fragment over IPv6 until the returned guard is dropped.
     fn fragmenting(&self) -> io::Result<Fragmenting<'_>> {
         let alone = self.fragmenting.lock().unwrap_or_else(PoisonError::into_inner);
         let (option, value) = bind::FRAGMENTING;
@@ -201,8 +204,8 @@ impl Socket {
         Ok(Fragmenting { socket: &self.inner, _alone: alone })
     }
 
-    /// Sends several batches in as few calls as it takes, and says how far that went: it ends early
-    /// where the kernel takes one batch only in parts, or has no room for more.
+    /// Sends several batches in as few calls as possible, and returns how far it got: it ends early if the
+    /// kernel takes a batch only in parts, or has no room for more.
     ///
     /// # Errors
     ///
@@ -221,7 +224,7 @@ impl Socket {
             for transmit in all.take(MAX_RUNS).take_while(|one| gso::takes_whole(self, one)) {
                 outbox.push(self.message(&transmit, gso::segment_size(&transmit)));
             }
-            // What is refused is sent again below, by itself, and learnt from there.
+            // A batch that the kernel refuses is sent again below, by itself, which also records the refusal.
             if let Ok(len @ 1..) = sys::send_messages(&self.inner, &outbox) {
                 return Ok(Sent { len, ..Sent::default() });
             }
@@ -229,8 +232,9 @@ impl Socket {
         self.send(&first)
     }
 
-    /// Receives as many batches as have arrived, at most one for each [`RECEIVE_BUFFER`] bytes of `buffer`
-    /// and each of `received`, and returns how many there are. The first bytes of each such piece hold one.
+    /// Receives the batches that have arrived, at most one for each [`RECEIVE_BUFFER`] bytes of `buffer` and
+    /// each of `received`, and returns their number. Each batch lies at the beginning of its part of
+    /// `buffer`.
     ///
     /// # Errors
     ///
@@ -297,7 +301,7 @@ impl Socket {
     }
 }
 
-/// A socket that makes fragments. Others' sends in the meantime are none the worse for it.
+/// A socket that makes fragments. Sends of other threads meanwhile still work.
 struct Fragmenting<'a> {
     socket: &'a socket2::Socket,
     _alone: MutexGuard<'a, ()>,
@@ -306,7 +310,7 @@ struct Fragmenting<'a> {
 impl Drop for Fragmenting<'_> {
     fn drop(&mut self) {
         let (option, value) = bind::HEARING;
-        // What it took before it takes again.
+        // The kernel accepted this value before, so it accepts it again.
         let _taken = sys::set(self.socket, option, value);
     }
 }
@@ -317,7 +321,7 @@ impl AsFd for Socket {
     }
 }
 
-/// The address itself where it is one of IPv4 in the spelling of IPv6 (`::ffff:192.0.2.1`).
+/// Converts an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) to IPv4; returns others unchanged.
 pub fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),

@@ -1,5 +1,5 @@
-//! What an accepted datagram holds for the device: a packet that may come from the peer, as it is to be
-//! delivered, or a piece of one, which waits for the others.
+//! Turns an accepted datagram into a packet for the device, if the peer may send it; a fragment waits for the
+//! others of its packet.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -21,16 +21,16 @@ use crate::view::Policy;
 
 pub(crate) struct Unpack {
     shared: Arc<Shared>,
-    /// Packets of which pieces have come.
+    /// Packets of which some fragments have arrived.
     pieces: Reassembly,
-    /// The generation of the policy that this has room for.
+    /// The generation of the policy that the buffers were sized for.
     generation: u64,
     marks: Marks,
-    /// When the log was last told of a path that marks everything.
+    /// When the log last reported a path that marks everything.
     told: Option<BootTime>,
 }
 
-/// Where a datagram stood, what befell it on the way, and the policy of its batch.
+/// A datagram's place in the buffer, its outer mark, and the policy of its batch.
 pub(crate) struct Place<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) key: &'a OpeningKey,
@@ -39,12 +39,12 @@ pub(crate) struct Place<'a> {
     pub(crate) now: BootTime,
 }
 
-/// What there is to deliver.
+/// What is to be delivered.
 pub(crate) enum Found<'a> {
     Nothing,
-    /// A packet, where it was opened: where in the plaintext.
+    /// A packet in the plaintext itself: its range.
     Packet(Range<usize>),
-    /// A packet whose last piece this was.
+    /// A packet whose last missing fragment this was.
     Whole(&'a [u8]),
 }
 
@@ -57,8 +57,8 @@ impl Unpack {
         Self { shared, pieces, generation, marks: Marks::default(), told: None }
     }
 
-    /// Begins a batch: makes room for what its policy lets pass, and forgets marks of long ago, before packets are
-    /// judged by those that are left.
+    /// Begins a batch: makes room for the packets that its policy allows, and forgets old marks, before
+    /// packets are judged by the remaining ones.
     pub(crate) fn begin(&mut self, policy: &Policy, now: BootTime) {
         if self.generation != policy.generation() {
             self.generation = policy.generation();
@@ -67,7 +67,7 @@ impl Unpack {
         self.marks.age(now);
     }
 
-    /// Takes note of the mark that a batch bore; `datagrams` of it were authentic and no copies.
+    /// Counts the mark of a batch, of which `datagrams` were authentic and not received before.
     pub(crate) fn note_mark(&mut self, outer: Ecn, datagrams: u64, now: BootTime) {
         let Some(verdict) = self.marks.note(outer, datagrams, now) else { return };
         let everything = verdict == Verdict::Everything;
@@ -81,10 +81,10 @@ impl Unpack {
         }
     }
 
-    /// Takes what was found in `plaintext`.
+    /// Processes the contents of `plaintext`.
     ///
     /// # Errors
-    /// Why it goes no further.
+    /// Why it is dropped.
     pub(crate) fn packet(
         &mut self,
         inner: Inner,
@@ -107,7 +107,7 @@ impl Unpack {
         }
     }
 
-    /// Says how many packets have waited for their pieces in vain.
+    /// Counts the packets whose fragments did not all arrive in time.
     pub(crate) fn purge(&mut self, now: BootTime) -> usize {
         self.pieces.purge(now)
     }
@@ -116,7 +116,7 @@ impl Unpack {
         Mark { outer, believed: self.marks.believed() }
     }
 
-    /// What befell one piece on the way befell its packet.
+    /// A congestion mark on one fragment applies to its packet.
     fn piece(&mut self, place: Place<'_>, plaintext: &[u8]) -> Result<Found<'_>, DropReason> {
         let Frame::Fragment(piece) = frame::parse(plaintext)? else {
             return Err(DropReason::UnknownFrame);
@@ -139,17 +139,17 @@ impl Unpack {
     }
 }
 
-/// What the path wrote onto a datagram, and whether that is believed.
+/// The outer mark of a datagram, and whether it is believed.
 #[derive(Clone, Copy)]
 struct Mark {
     outer: Ecn,
     believed: bool,
 }
 
-/// The log is told of a path that marks everything so often at the most.
+/// A path that marks everything is logged at most this often.
 const TOLD_EVERY: Duration = Duration::from_secs(3600);
 
-/// Lets a packet pass if it may come from the peer, as it is to be delivered.
+/// Lets a packet pass if the peer may send it, after the changes for delivery.
 fn admit(
     shared: &Shared,
     policy: &Policy,
@@ -177,7 +177,8 @@ fn clamp(shared: &Shared, policy: &Policy, packet: &mut [u8]) {
     }
 }
 
-/// A bridge lets everybody in who is not kept out; what the way said of congestion, and the segment size, still count.
+/// A bridge accepts every sender that `allowed_macs` does not exclude; congestion marks and the segment size
+/// are handled all the same.
 fn admit_frame(
     shared: &Shared,
     policy: &Policy,
@@ -187,7 +188,7 @@ fn admit_frame(
     if frame.len() < shared.mode.prefix() {
         return Err(DropReason::InnerMalformed);
     }
-    // As a network card does; a bridge would lose it in silence.
+    // A network card drops it too; a bridge would drop it without a trace.
     if frame.len() > usize::from(policy.largest_packet()) {
         return Err(DropReason::LargerThanMtu);
     }

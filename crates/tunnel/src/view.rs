@@ -1,6 +1,5 @@
-//! What the data threads work by, as one published value: the [`Table`] of keys and the path, and the
-//! [`Policy`] of the configuration. A thread loads it once per batch, so that a packet never meets one half
-//! of a change.
+//! The data threads' settings, as one published value: the [`Table`] of keys and the path, and the [`Policy`]
+//! of the configuration. A thread loads it once per batch, so that a packet never meets one half of a change.
 
 use std::sync::Arc;
 
@@ -11,13 +10,13 @@ use vpnd_tun::Mode;
 use crate::clamp::{Clamp, Segments};
 use crate::filter::{Filter, Macs};
 
-/// The one published value. Each half is shared with the view before it unless it is the half that changed.
+/// The published value. The half that did not change is shared with the previous view.
 pub(crate) struct View {
     pub(crate) table: Arc<Table>,
     pub(crate) policy: Arc<Policy>,
 }
 
-/// Where the view is published. Writers may race each other: none loses another's half.
+/// Where the view is published. Concurrent writers are safe: neither loses the other's half.
 pub(crate) struct Published(ArcSwap<View>);
 
 impl Published {
@@ -25,7 +24,7 @@ impl Published {
         Self(ArcSwap::from_pointee(View { table: Arc::new(table), policy: Arc::new(policy) }))
     }
 
-    /// The view of this moment. A thread drops it before it blocks: it holds keys.
+    /// The current view. A thread drops it before it blocks, because it holds keys.
     pub(crate) fn load(&self) -> arc_swap::Guard<Arc<View>> {
         self.0.load()
     }
@@ -44,7 +43,7 @@ impl Published {
     }
 }
 
-/// What the configuration says of packets, as far as it changes while the tunnel runs.
+/// The configuration of packets, as far as it may change while the tunnel runs.
 #[derive(Clone, Debug)]
 pub struct Policy {
     mtu: u16,
@@ -56,8 +55,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// For a device of this mode and MTU. `clamp` limits TCP's segment size, `filter` says which inner source
-    /// addresses the peer may use, and `macs` which hardware addresses its frames may come from; `None` limits
+    /// For a device of this mode and MTU. `clamp` limits TCP's segment size, `filter` has the inner source
+    /// addresses that the peer may use, and `macs` the source hardware addresses of its frames; `None` limits
     /// nothing.
     pub fn new(
         mode: Mode,
@@ -81,12 +80,12 @@ impl Policy {
         self.mtu
     }
 
-    /// The longest that crosses the device: with Ethernet frames more than the MTU.
+    /// The longest packet that crosses the device: for Ethernet frames longer than the MTU.
     pub const fn largest_packet(&self) -> u16 {
         self.largest_packet
     }
 
-    /// What TCP's segment size is clamped to; `None` leaves it alone.
+    /// The clamp of TCP's segment size; `None` leaves it alone.
     pub const fn segments(&self) -> Option<Segments> {
         self.segments
     }
@@ -96,17 +95,18 @@ impl Policy {
         &self.filter
     }
 
-    /// Hardware addresses that the peer's frames may come from; any, if absent.
+    /// Hardware addresses that the peer's frames may come from; `None` allows any.
     pub(crate) const fn macs(&self) -> Option<&Macs> {
         self.macs.as_ref()
     }
 
-    /// Differs between any two policies that were published. What is sized by a policy is renewed when it does.
+    /// Differs between any two published policies. State that depends on a policy's sizes is renewed when it
+    /// changes.
     pub(crate) const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The same, to be published after `former`.
+    /// The same policy, to be published after `former`.
     fn after(self, former: &Self) -> Self {
         Self { generation: former.generation + 1, ..self }
     }
@@ -183,7 +183,7 @@ mod tests {
         });
     }
 
-    /// How many bytes one packet of this length becomes on the wire.
+    /// The size on the wire of one packet of this length.
     fn datagram(near: &Shared, line: &mut Outbound, len: u16) -> u64 {
         let sent = || near.activity.traffic().bytes_sent;
         let before = sent();
@@ -204,7 +204,7 @@ mod tests {
                 (MTU, 1420, 1420),
                 (1290, 1290, 1290),
                 (1290, 1281, 1290),
-                // The kernel had queued it before the device's MTU was lowered.
+                // The kernel had queued the packet before the device's MTU was lowered.
                 (1290, 1420, 1420 - 1420 % 1290 + 144),
                 (9000, 8990, 8992),
             ] {

@@ -1,12 +1,12 @@
-//! Who watches the device.
+//! Decides which thread reads the device.
 //!
-//! While little comes out of it the inbound thread does, beside the socket: so that what the kernel
-//! answers to a packet just written leaves at once, from the thread that wrote it, and nobody has to be
-//! woken. Once more comes than it takes along in passing, it calls the outbound thread, which watches the
-//! device until it has found little there several times in a row.
+//! While it yields few packets, the inbound thread reads it, beside the socket: the kernel's reply to a
+//! packet that was just written then leaves at once, from the same thread, and no other thread has to be
+//! woken. If the device yields more than the inbound thread handles in passing, it wakes the outbound thread,
+//! which reads the device until several polls in a row have found little.
 //!
-//! Each queue of several has an outbound thread that always watches it: the inbound thread, of which
-//! there is one, has enough to do.
+//! If the device has several queues, each has an outbound thread that always reads it: the one inbound thread
+//! has enough to do.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,25 +18,25 @@ use nix::poll::PollFlags;
 use crate::outbound::{Load, Outbound};
 use crate::shared::{Shared, Signal, wait, wait_for_either};
 
-/// So many light turns in a row, and the outbound thread lets the inbound one watch.
+/// After this many light polls in a row the outbound thread hands the device to the inbound one.
 const LIGHT_TURNS: u32 = 8;
-/// So many reads the inbound thread takes along.
+/// The reads that the inbound thread does in passing.
 const IN_PASSING: usize = 8;
 
-/// The outbound lines, and whose turn it is to look after the only one.
+/// The outbound workers, and which thread reads the only queue.
 pub(crate) struct Watch {
     shared: Arc<Shared>,
     lines: Vec<Line>,
-    /// The inbound thread watches the device; whoever sets it wakes that thread.
+    /// The inbound thread reads the device; the thread that sets this wakes it.
     inbound_watches: AtomicBool,
-    /// Wakes the inbound thread: a publication, or the device is its to watch.
+    /// Wakes the inbound thread: something was published, or it is to read the device.
     inbound: Signal,
 }
 
-/// An outbound line, out of one of the device's queues.
+/// The worker of one device queue.
 struct Line {
     outbound: Mutex<Outbound>,
-    /// Wakes its outbound thread: a publication, or a call.
+    /// Wakes its outbound thread: something was published, or the inbound thread hands the device over.
     signal: Signal,
 }
 
@@ -48,7 +48,7 @@ impl Line {
 }
 
 impl Watch {
-    /// The outbound threads begin.
+    /// At first the outbound threads read.
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let lines = (0..shared.device.queues.len()).map(|queue| Line::new(&shared, queue));
         let (lines, inbound) = (lines.collect::<Result<_, _>>()?, Signal::new()?);
@@ -61,7 +61,7 @@ impl Watch {
         self.inbound.raise();
     }
 
-    /// The outbound thread of a queue: takes what comes out of that, until the table says stop.
+    /// The outbound thread of a queue: sends the packets from it until the table says to stop.
     ///
     /// # Errors
     /// When the device is gone.
@@ -87,8 +87,8 @@ impl Watch {
         Ok(())
     }
 
-    /// The inbound thread, whenever it has written to the device or found it readable: takes along what
-    /// there is, if the device is its to watch.
+    /// Called by the inbound thread when it has written to the device or found it readable: forwards a few
+    /// packets, if it is the one that reads the device.
     ///
     /// # Errors
     /// When the device is gone.
@@ -108,8 +108,8 @@ impl Watch {
         Ok(())
     }
 
-    /// The inbound thread, when nothing has arrived: sleeps until something does, or, if the device is its
-    /// to watch, until there is something to answer.
+    /// Called by the inbound thread when nothing has arrived: sleeps until something does, or, if it reads
+    /// the device, until the device is readable.
     ///
     /// # Errors
     /// When the device is gone, or the kernel has no memory to wait with.

@@ -19,7 +19,7 @@ pub enum Listen {
 }
 
 impl Listen {
-    /// Whether the port is said, rather than left to the kernel.
+    /// Whether the port is configured, rather than left to the kernel.
     pub const fn is_fixed(self) -> bool {
         match self {
             Self::Port(port) => port != 0,
@@ -28,26 +28,26 @@ impl Listen {
     }
 }
 
-/// How a socket is to be.
+/// The settings of a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes of room for what arrives.
+    /// Size of the receive buffer in bytes.
     pub receive_buffer: usize,
-    /// Bytes of room for what leaves.
+    /// Size of the send buffer in bytes.
     pub send_buffer: usize,
-    /// Whole batches where the kernel can; otherwise each datagram is sent and received by itself.
+    /// Send and receive whole batches if the kernel can; otherwise each datagram by itself.
     pub offload: bool,
-    /// By which way datagrams leave.
+    /// The settings that decide on routes.
     pub way: Way,
 }
 
-/// Why there is no socket.
+/// Why the socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The port is taken.
     #[error("UDP {at} is already in use: stop what listens there, or choose another `listen`")]
     InUse {
-        /// What was asked for.
+        /// The requested address.
         at: SocketAddr,
     },
     /// The address is not one of ours.
@@ -55,7 +55,7 @@ pub enum BindError {
         "cannot listen on UDP {at}: no interface has this address; correct `listen` or give only a port"
     )]
     NotOurs {
-        /// What was asked for.
+        /// The requested address.
         at: SocketAddr,
     },
     /// A port below 1024, and no privilege for it.
@@ -64,15 +64,15 @@ pub enum BindError {
          choose another `listen`"
     )]
     Privilege {
-        /// What was asked for.
+        /// The requested address.
         at: SocketAddr,
     },
-    /// Anything else the kernel says to the address.
+    /// The kernel refused the address for another reason.
     #[error("cannot listen on UDP {at}: {source}")]
     Bind {
-        /// What was asked for.
+        /// The requested address.
         at: SocketAddr,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel refuses the mark.
@@ -81,26 +81,26 @@ pub enum BindError {
          it, or remove [socket] fwmark"
     )]
     Mark {
-        /// What was asked for.
+        /// The requested mark.
         mark: u32,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// No interface has the name.
+    /// No interface has this name.
     #[error(
         "cannot bind the UDP socket to `{device}` (SO_BINDTODEVICE): there is no such interface; \
          create it first, or correct [socket] bind_device"
     )]
     NoDevice {
-        /// What was asked for.
+        /// The requested name.
         device: String,
     },
-    /// Anything else the kernel says to the interface.
+    /// The kernel refused the interface for another reason.
     #[error("cannot bind the UDP socket to `{device}` (SO_BINDTODEVICE): {source}")]
     Device {
-        /// What was asked for.
+        /// The requested name.
         device: String,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The address to send from is not one of ours.
@@ -109,18 +109,18 @@ pub enum BindError {
          [socket] source"
     )]
     SourceNotOurs {
-        /// What was asked for.
+        /// The requested address.
         address: IpAddr,
     },
-    /// Anything else the kernel says to the address to send from.
+    /// The kernel refused the address to send from for another reason.
     #[error("cannot send from {address}: {source}; correct [socket] source, or remove it")]
     Source {
-        /// What was asked for.
+        /// The requested address.
         address: IpAddr,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// There is not even a socket.
+    /// The kernel gives no socket at all.
     #[error("cannot open a UDP socket: {0}")]
     Open(#[source] io::Error),
     /// The kernel lacks an option that the data path needs.
@@ -128,7 +128,7 @@ pub enum BindError {
     Option {
         /// The option's name.
         label: &'static str,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -155,9 +155,10 @@ const RECEIVE_FORCE: IntOption =
 const SEND_FORCE: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_SNDBUFFORCE, label: "SO_SNDBUFFORCE" };
 
-/// Set on every socket: those of IPv4 hold for the v4-mapped traffic of a dual-stack one too.
-/// With `OMIT` the outer DF bit stays clear, as with WireGuard, and what ICMP taught the kernel, perhaps
-/// another program's, makes no send fail: after an ICMP message `DONT` refuses batches for ten minutes.
+/// Set on every socket: the IPv4 options also apply to the v4-mapped traffic of a dual-stack socket. With
+/// `OMIT` the outer DF bit stays clear, as with WireGuard, and path MTU values that the kernel learnt from
+/// ICMP, perhaps for another program, make no send fail. With `DONT`, batches would be refused for ten
+/// minutes after an ICMP message.
 const OPTIONS: [(IntOption, c_int); 3] =
     [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_OMIT)];
 const OPTIONS_OFFLOAD: [(IntOption, c_int); 1] = [(gro::OPTION, 1)];
@@ -168,12 +169,12 @@ const OPTIONS_V6: [(IntOption, c_int); 4] = [
     (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE),
 ];
 
-/// Over IPv6 only the sender fragments. `PROBE` sends as `OMIT` does, deaf to ICMPv6, and leaves what came to
-/// the routing table, where it can be looked up; but it makes no fragments.
+/// Over IPv6 only the sender fragments. `PROBE` ignores ICMPv6 when sending, as `OMIT` does, and leaves what
+/// ICMPv6 reported in the routing table, where it can be looked up; but it makes no fragments.
 pub(super) const HEARING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE);
 /// Makes fragments.
 pub(super) const FRAGMENTING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_OMIT);
-/// How large packets of IPv6 may be before they are fragmented; 0 is as large as the first link carries.
+/// The largest IPv6 packet that is sent unfragmented; 0 means the MTU of the first link.
 pub(super) const FRAGMENTS: IntOption =
     IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU, label: "IPV6_MTU" };
 
@@ -195,8 +196,8 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()), at })
 }
 
-/// An address that is not there yet is taken all the same, and waited for: nothing arrives or leaves until then. The
-/// option is switched off again, or datagrams would leave from an address that is not ours.
+/// Binds even to an address that this host does not have yet: nothing is received or sent until it does. The
+/// option is switched off again, because otherwise datagrams could leave from an address that is not ours.
 fn bind_to(socket: &Socket, at: SocketAddr) -> Result<(), BindError> {
     let bind = || socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source));
     match bind() {
@@ -228,7 +229,7 @@ fn open(listen: Listen) -> Result<(Socket, SocketAddr), BindError> {
     }
 }
 
-/// Beyond the administrator's limit where we may, up to it otherwise.
+/// Sets the buffer sizes: beyond the administrator's limit if we are allowed to, up to it otherwise.
 fn make_room(socket: &Socket, wanted: &Options) -> Result<(), BindError> {
     let bytes = wanted.receive_buffer;
     if sys::set(socket, RECEIVE_FORCE, whole(bytes)).is_err() {

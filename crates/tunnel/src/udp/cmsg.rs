@@ -1,4 +1,4 @@
-//! Control messages: what rides beside the datagrams of one `sendmsg` or `recvmsg`.
+//! Control messages: the metadata of the datagrams in one `sendmsg` or `recvmsg`.
 //!
 //! Each is the kernel's `cmsghdr` (length as a word, level, type), then its value, padded to a word.
 
@@ -105,7 +105,7 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// What a value of `len` bytes takes, header and padding included (`CMSG_SPACE`).
+/// The bytes that a value of `len` bytes takes, header and padding included (`CMSG_SPACE`).
 const fn space(len: usize) -> usize {
     HEADER + len.next_multiple_of(WORD)
 }

@@ -1,4 +1,4 @@
-//! `UDP_GRO`: the kernel hands up a train of equal datagrams in one receive.
+//! `UDP_GRO`: the kernel returns several datagrams of equal size in one receive.
 
 use super::Received;
 use super::cmsg::{Kind, Message};

@@ -1,11 +1,11 @@
-//! `UDP_SEGMENT`: one send, cut into datagrams by the kernel or the card; and what to do where that is
+//! `UDP_SEGMENT`: one send, cut into datagrams by the kernel or the network card; and the fallback if that is
 //! refused.
 //!
-//! A refused batch is always sent again, one datagram at a time. What is remembered: `EIO` (the way out
-//! cannot checksum or is an IPsec one) for that route; `EINVAL`, which kernels before 6.14 say for "larger
-//! than the MTU", only once it comes twice for a size that fits everywhere; `EMSGSIZE`, a path that
-//! shrank, never. A route may change under the same addresses, so a refusal is put to the test again
-//! after [`RETRY_AFTER`] batches.
+//! A refused batch is always sent again, one datagram at a time. What is remembered depends on the error.
+//! `EIO` (the outgoing interface cannot checksum, or uses IPsec) is remembered for that route. `EINVAL`,
+//! which kernels before 6.14 return for "larger than the MTU", is remembered only if it comes twice for a
+//! size that always fits. `EMSGSIZE` (the path's MTU has shrunk) is never remembered. A route may change
+//! under the same addresses, so segmentation is tried again after [`RETRY_AFTER`] batches.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -20,13 +20,13 @@ use vpnd_protocol::limits::LEAST_DATAGRAM;
 use super::cmsg::{Encoder, Kind};
 use super::{Sent, Socket, Transmit, sys};
 
-/// 128 since 6.9 and its contemporary stable kernels.
+/// Since Linux 6.9, and in stable kernels of that time.
 const MANY: usize = 128;
-/// `UDP_MAX_SEGMENTS` before.
+/// `UDP_MAX_SEGMENTS` in earlier kernels.
 const FEW: usize = 64;
-/// How many `EINVAL` at a size that fits mean that it is not the size.
+/// After this many `EINVAL` for a size that fits, the size is not the reason.
 const STRIKES: u32 = 2;
-/// One wasted call in so many costs nothing.
+/// One wasted call in this many batches costs nothing.
 const RETRY_AFTER: u32 = 4096;
 
 const SEGMENT: Kind = Kind { level: libc::SOL_UDP, name: libc::UDP_SEGMENT };
@@ -36,12 +36,12 @@ pub(super) fn encode(control: &mut Encoder, segment_size: NonZeroU16) {
     control.push(SEGMENT, &segment_size.get().to_ne_bytes());
 }
 
-/// What the kernel is to cut at; `None` for what is one datagram, which it refuses to cut.
+/// The segment size for the kernel; `None` for a single datagram, which the kernel refuses to segment.
 pub(super) fn segment_size(transmit: &Transmit<'_>) -> Option<NonZeroU16> {
     transmit.segment_size.filter(|size| usize::from(size.get()) < transmit.contents.len())
 }
 
-/// Whether one call is expected to take all of it.
+/// Whether one call is expected to send all of it.
 pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
     segment_size(transmit).is_none_or(|size| {
         let segments = transmit.contents.len().div_ceil(size.get().into());
@@ -49,16 +49,16 @@ pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
     })
 }
 
-/// What is done about a datagram that the first link does not carry.
+/// What to do with a datagram that is larger than the first link's MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Oversize {
-    /// It goes out in fragments.
+    /// Send it in fragments.
     Fragment,
-    /// Over IPv6 it is not sent.
+    /// Over IPv6, do not send it.
     Skip,
 }
 
-/// Sends a batch in one call where the kernel takes it so, else one by one.
+/// Sends a batch in one call if the kernel accepts that, else one by one.
 pub(super) fn send(
     socket: &Socket,
     transmit: &Transmit<'_>,
@@ -77,13 +77,13 @@ pub(super) fn send(
     };
     let Some(refusal) = Refusal::from_error(&error, segment) else { return Err(error) };
     let sent = send_each(socket, transmit, segment, oversize)?;
-    // Only now is it clear that the refusal was about segmentation, not about the destination.
+    // Only now is it clear that the refusal concerned segmentation, not the destination.
     socket.gso.learn(Route::of(transmit), refusal);
     Ok(Sent { too_big: sent.too_big || refusal == Refusal::TooBig, ..sent })
 }
 
-/// Sends each datagram by itself. One that is too big is skipped, for the others' sake; any other error
-/// ends the batch early, and comes back only if nothing was sent.
+/// Sends each datagram by itself. A datagram that is too big is skipped, so that the others are sent. Any
+/// other error ends the batch early, and is returned only if nothing was sent.
 fn send_each(
     socket: &Socket,
     transmit: &Transmit<'_>,
@@ -119,10 +119,10 @@ fn is_too_big(result: &io::Result<()>) -> bool {
     result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
 }
 
-/// Why the kernel would not segment.
+/// Why the kernel refused to segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
-    /// Not on this way out.
+    /// Impossible on this route.
     Route,
     /// The datagram is larger than the MTU.
     TooBig,
@@ -141,7 +141,7 @@ impl Refusal {
     }
 }
 
-/// A way out, as far as we see it: what a refusal holds for. Zero stands for none.
+/// Identifies a route by its addresses, as the key of a refusal. Zero stands for none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Route(u64);
 
@@ -153,8 +153,8 @@ impl Route {
     }
 }
 
-/// What the kernel can do, and where it refused lately. Shared by threads; a lost update costs one send
-/// that is refused again.
+/// What the kernel supports, and the route it last refused. Threads share it; a lost update costs one more
+/// refused send.
 #[derive(Debug)]
 pub(super) struct Gso {
     enabled: bool,
@@ -165,13 +165,13 @@ pub(super) struct Gso {
 }
 
 impl Gso {
-    /// Asks the kernel, over the loopback device, how many datagrams one send may hold. Where that
-    /// device is down, the smaller number is safe.
+    /// Asks the kernel, over the loopback device, how many datagrams one send may hold. If that device is
+    /// down, it falls back to the smaller number.
     pub(super) fn probe() -> Self {
         Self::new(if probe_segments(MANY).is_ok() { MANY } else { FEW })
     }
 
-    /// Nothing is ever segmented.
+    /// Segmentation switched off.
     pub(super) fn off() -> Self {
         Self { enabled: false, ..Self::new(FEW) }
     }

@@ -1,4 +1,4 @@
-//! Who on our own host refuses to send a datagram, as far as the error number says.
+//! Why this host itself refuses to send a datagram, as far as the error number shows.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ pub enum Refusal {
     Filter,
     /// A `prohibit` route or rule.
     Prohibit,
-    /// A `blackhole` route or rule; IPv6 says so too of an address that is good on another link.
+    /// A `blackhole` route or rule; over IPv6 also an address that is valid only on another link.
     Blackhole,
     /// An `unreachable` route.
     Unreachable,
@@ -22,14 +22,14 @@ pub enum Refusal {
     NoDevice,
     /// No address of ours to send from.
     NoSource,
-    /// The socket speaks the other version of IP only.
+    /// The socket supports only the other version of IP.
     Family,
     /// Anything else, by its error number.
     Other(i32),
 }
 
 impl Refusal {
-    /// What an error of a send means; `None` where the same datagram may leave a moment later.
+    /// The meaning of a send error; `None` if the same datagram may succeed a moment later.
     pub fn of(error: &io::Error) -> Option<Self> {
         error.raw_os_error().and_then(Self::from_errno)
     }

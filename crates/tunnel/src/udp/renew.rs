@@ -1,8 +1,9 @@
-//! Another port, or the interface anew, for a socket that threads send and receive on.
+//! Renews the port or the interface of a socket while threads send and receive on it.
 //!
-//! `connect(2)` to no family at all (`AF_UNSPEC`) is how the kernel takes back what it chose: the port that
-//! was not named in `bind(2)`, and the interface (`__udp_disconnect`). Both can then be had anew on the same
-//! descriptor, and without a privilege: the other options stay, and nobody who waits on it notices.
+//! `connect(2)` with the address family `AF_UNSPEC` makes the kernel forget what it chose: the port, if
+//! `bind(2)` named none, and the interface (`__udp_disconnect`). Both can then be set again on the same
+//! descriptor, without a privilege. All other options stay, and threads that wait on the socket notice
+//! nothing.
 
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,11 +18,11 @@ const BOUND_INDEX: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_BINDTOIFINDEX, label: "SO_BINDTOIFINDEX" };
 
 impl Socket {
-    /// Sends from another port from now on, where the port is the kernel's to choose; says which.
+    /// Changes to another source port, if the port is chosen by the kernel, and returns it.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn change_port(&self) -> io::Result<Option<u16>> {
         if self.bound_to.port() != 0 {
             return Ok(None);
@@ -30,15 +31,15 @@ impl Socket {
         Ok(Some(self.local_port()))
     }
 
-    /// Binds to the interface that has the name now, where it is another than before; says whether it is.
+    /// If another interface has the configured name now, binds to that one; returns whether it did.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn follow_device(&self) -> io::Result<bool> {
         let Some(device) = &self.device else { return Ok(false) };
         let bound = sys::get(&self.inner, BOUND_INDEX)?;
-        // While there is none of the name, the socket stays bound to the one that is gone, and sends nothing.
+        // While no interface has the name, the socket stays bound to the deleted one, and sends nothing.
         let Ok(index) = if_nametoindex(device.as_str()) else { return Ok(false) };
         if u32::try_from(bound) == Ok(index) {
             return Ok(false);
@@ -54,7 +55,7 @@ impl Socket {
         }
         if self.bound_to.port() == 0 {
             match self.inner.bind(&SockAddr::from(self.bound_to)) {
-                // A thread that sent in between has bound it already.
+                // A thread that sent in between has bound the socket already.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 bound => bound?,
             }

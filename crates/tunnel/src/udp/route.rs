@@ -1,4 +1,4 @@
-//! What the way out carries whole, as far as the routing table says.
+//! The largest datagram that the route carries whole, according to the routing table.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,20 +13,21 @@ const MTU_V4: IntOption = IntOption { level: libc::SOL_IP, name: libc::IP_MTU, l
 const MTU_V6: IntOption =
     IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU, label: "IPV6_MTU" };
 
-/// The largest UDP payload that leaves for `to` in one packet, by this way and from `source` if that is
-/// ours. It is asked anew when the peer moves; what lies beyond the first link nobody here knows.
+/// The largest UDP payload that leaves for `to` in one packet, with these socket settings and from `source`
+/// if that address is ours. It is asked again when the peer moves. Links beyond the first are unknown here.
 ///
 /// # Errors
-/// When there is no way to `to`.
+///
+/// If there is no route to `to`.
 pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, way: &Way) -> io::Result<u16> {
     let any =
         if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = way.throwaway(source.unwrap_or(any)).or_else(|_not_ours| way.throwaway(any));
     let socket = socket.map_err(io::Error::other)?;
-    // A connected socket has looked its route up; nothing is sent.
+    // A connected socket has looked up its route; nothing is sent.
     socket.connect(&SockAddr::from(to))?;
     let mtu = sys::get(&socket, if to.is_ipv4() { MTU_V4 } else { MTU_V6 })?;
-    // The kernel may say less where an ICMP message said so, which anybody can write.
+    // The kernel may report less after an ICMP message, which anybody can forge.
     Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU_V6), to))
 }
 
@@ -35,7 +36,7 @@ pub fn payload_within(mtu: u16, to: SocketAddr) -> u16 {
     mtu.saturating_sub(headers(to))
 }
 
-/// The packet to `to` that holds so large a UDP payload.
+/// The size of the packet to `to` with a UDP payload of this size.
 pub fn packet_around(payload: u16, to: SocketAddr) -> u16 {
     payload.saturating_add(headers(to))
 }

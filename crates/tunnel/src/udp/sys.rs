@@ -1,4 +1,4 @@
-//! The system calls `socket2` has no name for, and, tests aside, the only unsafe code of this room.
+//! The system calls that `socket2` lacks, and, apart from tests, the only unsafe code of this crate.
 
 use std::ffi::c_int;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -15,7 +15,7 @@ use super::{MAX_RUNS, RECEIVE_BUFFER, cmsg};
 pub(super) struct IntOption {
     pub(super) level: c_int,
     pub(super) name: c_int,
-    /// As the manual page calls it, for messages.
+    /// Its name in the manual page, for messages.
     pub(super) label: &'static str,
 }
 
@@ -41,9 +41,9 @@ pub(super) fn get(socket: &impl AsRawFd, option: IntOption) -> io::Result<c_int>
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes back the port and the interface that were chosen for a socket, as `connect(2)` does for `AF_UNSPEC`.
+/// Resets the port and the interface chosen for a socket, as `connect(2)` does for `AF_UNSPEC`.
 pub(super) fn disconnect(socket: &Socket) -> io::Result<()> {
-    /// Of `sockaddr`, which every family's fits into.
+    /// The size of `sockaddr`, which is enough for the family.
     const LEN: libc::socklen_t = 16;
     const _: () = assert!(size_of::<libc::sockaddr>() == LEN as usize);
     // SAFETY: plain old data of the kernel's, for which zeroes are valid; family 0 is `AF_UNSPEC`.
@@ -90,8 +90,8 @@ pub(super) fn send_message(socket: &Socket, message: &Outgoing<'_>) -> io::Resul
     socket.sendmsg(&header, 0).map(drop)
 }
 
-/// Sends as many messages as the kernel takes in one `sendmmsg`, and returns how many bytes those
-/// hold. An error comes back only if it concerns the first.
+/// Sends as many messages as the kernel takes in one `sendmmsg`, and returns their total length in bytes. An
+/// error is returned only if it concerns the first message.
 pub(super) fn send_messages(socket: &Socket, outbox: &Outbox<'_>) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); MAX_RUNS];
     // SAFETY: both are plain old data of the kernel's, for which zeroes are valid.
@@ -116,7 +116,7 @@ pub(super) fn send_messages(socket: &Socket, outbox: &Outbox<'_>) -> io::Result<
     Ok(messages().take(sent).map(|message| message.contents.len()).sum())
 }
 
-/// Room for what the kernel says of the messages of one receive.
+/// Room for the metadata of the messages of one receive.
 pub(super) struct Inbox<const N: usize> {
     headers: [libc::mmsghdr; N],
     senders: [SockAddrStorage; N],
@@ -161,11 +161,11 @@ impl<const N: usize> Inbox<N> {
         usize::try_from(got).map_err(|_negative| io::Error::last_os_error())
     }
 
-    /// What came, and behind it empty places.
+    /// The messages received, followed by empty places.
     pub(super) fn messages(self) -> impl Iterator<Item = Incoming> {
         let each = self.headers.into_iter().zip(self.senders).zip(self.controls);
         each.map(|((header, sender), control)| Incoming {
-            // SAFETY: the kernel wrote the address and its length; where nothing came it is all zeroes.
+            // SAFETY: the kernel wrote the address and its length; if nothing was received, it is all zeroes.
             from: unsafe { SockAddr::new(sender, header.msg_hdr.msg_namelen) }.as_socket(),
             len: header.msg_len as usize,
             control,
@@ -174,7 +174,7 @@ impl<const N: usize> Inbox<N> {
     }
 }
 
-/// What the kernel says of a message beside its bytes.
+/// What the kernel reports of a message beside its bytes.
 pub(super) struct Incoming {
     pub(super) from: Option<SocketAddr>,
     pub(super) len: usize,

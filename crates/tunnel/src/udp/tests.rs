@@ -24,7 +24,7 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// As `ip -o link` numbers it: "2: left@right: <…>".
+/// Its number in `ip -o link`: "2: left@right: <…>".
 fn link_index(name: &str) -> u32 {
     let line = ip(&format!("-o link show {name}"));
     line.split_once(':').unwrap().0.parse().unwrap()
@@ -39,7 +39,7 @@ pub(crate) fn bound(listen: Listen, way: Way) -> Result<Socket, BindError> {
     Socket::bind(listen, &options)
 }
 
-/// A batch without wishes, cut at `segment` if that is not zero.
+/// A batch with default settings, segmented at `segment` if that is not zero.
 fn batch(destination: SocketAddr, contents: &[u8], segment: u16) -> Transmit<'_> {
     let segment_size = NonZeroU16::new(segment);
     Transmit { destination, source: None, tos: 0, hops: None, contents, segment_size }
@@ -122,7 +122,7 @@ fn a_batch_travels_whole() {
     });
 }
 
-/// Trains and single datagrams of several sizes and marks, in one call each way.
+/// GSO batches and single datagrams of several sizes and marks, in one call each way.
 #[test]
 fn batches_of_different_sizes_leave_and_arrive_together() {
     in_namespace(|| {
@@ -145,7 +145,8 @@ fn batches_of_different_sizes_leave_and_arrive_together() {
     });
 }
 
-/// What one call refuses in the middle of several batches is sent singly, and what follows it is not lost.
+/// If one call refuses a batch in the middle of several, that one is sent singly, and the following ones are
+/// not lost.
 #[test]
 fn a_batch_that_is_refused_among_others_goes_out_all_the_same() {
     in_namespace(|| {
@@ -225,7 +226,7 @@ fn fragments_of_ipv6_are_as_small_as_was_said_and_batches_that_fit_stay_whole() 
         assert_eq!(got, contents);
         assert!(!a.send(&batch(at(V6, &b), &contents, 1200)).unwrap().too_big);
         assert_eq!(receive(&b).0.stride, 1200);
-        // IPv4 has its own ways.
+        // IPv4 uses other options.
         assert!(!a.send(&batch(at(V4, &b), &contents, 1400)).unwrap().too_big);
         assert_eq!(receive(&b).0.len, contents.len());
 
@@ -345,7 +346,7 @@ fn a_bind_error_says_what_to_do() {
     });
 }
 
-/// An address that comes later is waited for, and until then nothing pretends to have it.
+/// The socket waits for an address that is added later, and does not use it before.
 #[test]
 fn an_address_that_is_not_there_yet_is_listened_on() {
     in_namespace(|| {
@@ -362,7 +363,7 @@ fn an_address_that_is_not_there_yet_is_listened_on() {
                 assert!(sender.send_to(b"early", to).is_err(), "nobody has {to}");
             }
             ip(&format!("address add {address} dev lo"));
-            // The kernel adds the route to an IPv6 address a little later.
+            // The kernel adds the route of an IPv6 address a little later.
             let begun = Instant::now();
             while let Err(error) = sender.send_to(b"late", to) {
                 assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
@@ -377,7 +378,7 @@ fn an_address_that_is_not_there_yet_is_listened_on() {
     });
 }
 
-/// Two cables with nobody at their far ends, and the same place beyond each.
+/// Two links with no host at their far ends, and the same destination beyond each.
 fn two_cables() {
     for (near, far, address) in
         [("one", "far1", "192.0.2.1/24"), ("two", "far2", "198.51.100.1/24")]
@@ -386,14 +387,14 @@ fn two_cables() {
         ip(&format!("link set {near} up"));
         ip(&format!("link set {far} up"));
         ip(&format!("addr add {address} dev {near}"));
-        // Nobody there answers the question who has an address.
+        // No host answers the neighbour solicitation or ARP request.
         ip(&format!("neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev {near}"));
     }
     ip("route add 203.0.113.9 dev one mtu 1400");
     ip("route add 203.0.113.9 dev two table 77 mtu 1300");
 }
 
-/// All IPv4 that leaves by an interface.
+/// All IPv4 packets that leave by an interface.
 fn listen_on(device: &str) -> socket2::Socket {
     let protocol = i32::from(ETH_P_IP).into();
     let wire = socket2::Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();
@@ -510,7 +511,7 @@ fn each_direction_has_the_room_asked_for() {
             way: Way::default(),
         };
         let socket = Socket::bind(Listen::Port(0), &options).unwrap();
-        // The kernel doubles what it is told.
+        // The kernel doubles the value that is set.
         assert_eq!(socket.inner.recv_buffer_size().unwrap(), 2 * ROOM);
         assert_eq!(socket.inner.send_buffer_size().unwrap(), ROOM / 2);
     });
