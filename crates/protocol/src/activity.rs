@@ -1,5 +1,5 @@
-//! What the data threads tell the control plane: a few atomics, stored at most once per batch,
-//! and what cannot wait for the next look.
+//! The data threads' reports to the control plane: a few atomics, stored at most once per batch, and flags
+//! for what cannot wait for the next poll.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
@@ -14,36 +14,36 @@ use crate::time::BootTime;
 pub struct Source {
     /// The peer's address.
     pub from: SocketAddr,
-    /// Our address, if the kernel said it.
+    /// Our address, if the kernel reported it.
     pub local: Option<IpAddr>,
-    /// The session whose newest counter it carried.
+    /// The session whose newest counter the datagram carried.
     pub generation: Generation,
 }
 
 /// A datagram of the peer came twice, from two addresses: somebody on the path sends copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contested {
-    /// Where it came from first, and was accepted.
+    /// Where it came from first and was accepted.
     pub first: SocketAddr,
-    /// Where it came from once more.
+    /// Where it came from the second time.
     pub copy: SocketAddr,
 }
 
-/// Where the peer was heard last, if that is not where it is taken to be.
+/// The address where the peer was last heard, if it differs from the current path.
 #[derive(Debug, Default)]
 struct Elsewhere {
     source: Option<Source>,
-    /// Counts how often the address has changed, so that a later look can tell whether it was the only one meanwhile.
+    /// Counts the changes of the address, so that a later poll can tell whether it stayed the same meanwhile.
     changes: u64,
 }
 
-/// A moment that threads share; zero stands for never.
+/// A timestamp that threads share; zero stands for never.
 #[derive(Debug, Default)]
 struct Moment(AtomicU64);
 
 impl Moment {
     fn set(&self, now: BootTime) {
-        // Who was held up in a send may come late with an early moment.
+        // A thread that was delayed in a send may store an earlier timestamp late.
         self.0.fetch_max(now.as_nanos(), Ordering::SeqCst);
     }
 
@@ -59,7 +59,7 @@ pub struct Activity {
     sent: Moment,
     data_received: Moment,
     received: Moment,
-    /// Last initiation of the peer, which proves less than what comes on a session.
+    /// Last initiation of the peer. It proves less than a datagram of a session.
     called: Moment,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
@@ -67,12 +67,12 @@ pub struct Activity {
     packets_received: AtomicU64,
     too_big: AtomicU64,
     active: AtomicBool,
-    /// Raised by outbound when it has packets and no key; lowered when a key is published or the
-    /// attempt is given up.
+    /// Raised by outbound when it has packets and no key; lowered when a key is published or the attempt is
+    /// given up.
     pub want_handshake: Edge,
-    /// Raised by outbound when the address of ours that it should send from is gone.
+    /// Raised by outbound when the source address it should use is gone.
     pub source_lost: Edge,
-    /// Raised by inbound when the peer is heard from elsewhere.
+    /// Raised by inbound when the peer is heard from another address.
     new_source: Edge,
     source: Mutex<Elsewhere>,
     /// Raised by inbound when a copy came from another address.
@@ -80,37 +80,38 @@ pub struct Activity {
     contest: Mutex<Option<Contested>>,
 }
 
-/// The moments every timer rule derives from.
+/// The timestamps that all timer rules derive from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moments {
-    /// Last transport data that was no keepalive.
+    /// Last transport data sent that was no keepalive.
     pub data_sent: Option<BootTime>,
-    /// Last authenticated datagram of any kind.
+    /// Last authenticated datagram sent, of any kind.
     pub sent: Option<BootTime>,
-    /// Last transport data that was no keepalive.
+    /// Last transport data received that was no keepalive.
     pub data_received: Option<BootTime>,
-    /// Last datagram of a session, or answer to an initiation of ours.
+    /// Last datagram received on a session, or response to an initiation of ours.
     pub received: Option<BootTime>,
-    /// Last initiation of the peer. It does not prove that the peer hears us: rather the opposite.
+    /// Last initiation of the peer. It does not prove that the peer hears us; it rather suggests the
+    /// opposite.
     pub called: Option<BootTime>,
 }
 
-/// What crossed the tunnel so far.
+/// The traffic through the tunnel so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// UDP payload bytes sent.
     pub bytes_sent: u64,
-    /// UDP payload bytes that were authentic.
+    /// UDP payload bytes received that were authentic.
     pub bytes_received: u64,
     /// Inner packets sent.
     pub packets_sent: u64,
     /// Inner packets received.
     pub packets_received: u64,
-    /// Datagrams that the path could not carry in one piece.
+    /// Datagrams that were too large for the path to carry in one packet.
     pub too_big: u64,
 }
 
-/// One batch, summed up.
+/// The totals of one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Datagrams; keepalives and packets that were dropped after authentication count.
@@ -159,7 +160,7 @@ impl Activity {
         self.too_big.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Hands over the address an authentic, newest datagram came from.
+    /// Reports the address that an authentic datagram with the newest counter came from.
     pub fn heard_from(&self, source: Source) -> Wake {
         let mut elsewhere = lock(&self.source);
         let at = |source: Source| (source.from, source.local);
@@ -169,16 +170,16 @@ impl Activity {
         self.new_source.raise()
     }
 
-    /// Notes that an authentic, newest datagram came from where the peer is taken to be, and to the address of ours that
-    /// we send from: what was heard from elsewhere before is out of date. The flag stays up, so that a peer heard from two
-    /// addresses in turn does not wake the control plane each time.
+    /// Notes that an authentic datagram with the newest counter came from the peer's current address, and to
+    /// our current source address: earlier reports of another address are out of date. The flag stays up, so
+    /// that a peer heard from two addresses alternately does not wake the control plane each time.
     pub(crate) fn heard_here(&self) {
         if self.has_source() {
             lock(&self.source).source = None;
         }
     }
 
-    /// The moments, for the timer rules.
+    /// The timestamps, for the timer rules.
     pub fn moments(&self) -> Moments {
         Moments {
             data_sent: self.data_sent.get(),
@@ -200,14 +201,13 @@ impl Activity {
         }
     }
 
-    /// Whether a source was handed over and not yet taken. As long as it is not, newer ones take its place and wake
-    /// nobody.
+    /// Whether a reported source was not taken yet. Until it is, newer ones replace it and wake nobody.
     pub(crate) fn has_source(&self) -> bool {
         self.new_source.is_raised()
     }
 
-    /// The newest source, which stays to be taken, and how often it has changed so far. None if the peer was heard where
-    /// it is taken to be since.
+    /// The newest source, which is left in place, and the number of its changes so far. `None` if the peer
+    /// has since been heard at its current address.
     pub(crate) fn newest_source(&self) -> Option<(Source, u64)> {
         if !self.has_source() {
             return None;
@@ -221,13 +221,13 @@ impl Activity {
         self.new_source.take().then(|| lock(&self.source).source.take()).flatten()
     }
 
-    /// Hands over from where a datagram came first, and from where a copy of it.
+    /// Reports the addresses that a datagram came from first, and that a copy of it came from.
     pub(crate) fn contested(&self, contested: Contested) -> Wake {
         *lock(&self.contest) = Some(contested);
         self.new_contest.raise()
     }
 
-    /// Whether there is a contest not yet taken. As long as it is not, newer ones take its place and wake nobody.
+    /// Whether a contest was not taken yet. Until it is, newer ones replace it and wake nobody.
     pub(crate) fn has_contest(&self) -> bool {
         self.new_contest.is_raised()
     }
@@ -242,9 +242,8 @@ impl Activity {
         self.active.load(Ordering::SeqCst)
     }
 
-    /// Declares the tunnel idle unless something moved since `seen`. The caller then sleeps until
-    /// its next deadline; the next batch wakes it. Both sides store, then load, so one of them
-    /// always sees the other.
+    /// Declares the tunnel idle, unless there was traffic since `seen`. The caller then sleeps until its next
+    /// deadline; the next batch wakes it. Both sides store, then load, so one of them always sees the other.
     pub(crate) fn rest(&self, seen: Moments) {
         self.active.store(false, Ordering::SeqCst);
         if self.moments() != seen {
@@ -259,7 +258,7 @@ impl Activity {
     }
 }
 
-/// What a poisoned lock holds is good all the same.
+/// The contents of a poisoned lock are valid all the same.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

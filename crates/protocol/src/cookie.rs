@@ -1,6 +1,6 @@
-//! What stands between a stranger and our Diffie-Hellman work: mac1, which takes knowledge of our
-//! public key; under load mac2, which takes a cookie, and so an address that receives; and behind
-//! it a token bucket for each of those addresses.
+//! Protects us from doing Diffie-Hellman work for strangers. mac1 requires knowledge of our public key. Under
+//! load, mac2 requires a cookie, and so an address at which the sender receives; and each of those addresses
+//! has a token bucket.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +22,7 @@ const PERIOD: Duration = Duration::from_secs(120);
 
 type Cookie = Zeroizing<[u8; 16]>;
 
-/// The key of a receiver's mac1: whoever knows its public key has it.
+/// The key of a receiver's mac1: everybody who knows the receiver's public key has it.
 #[derive(Clone)]
 pub struct Mac1Key(Digest);
 
@@ -45,13 +45,12 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// The checker of messages sent to us, who are `own`.
+    /// The checker of messages sent to the public key `own`.
     pub fn new(own: &PublicKey) -> Self {
         Self { cookie_key: cookie_key(own), secrets: [const { None }; 2] }
     }
 
-    /// Whether this message 1 or 2 carries a cookie made for `from` by one of the last two
-    /// secrets.
+    /// Whether this message 1 or 2 carries a cookie made for `from` with one of the last two secrets.
     pub fn verify_mac2(&self, now: BootTime, from: SocketAddr, datagram: &[u8]) -> bool {
         let Some((body, macs)) = split_macs(datagram) else { return false };
         if macs.mac2 == [0; 16] {
@@ -63,8 +62,7 @@ impl Checker {
         })
     }
 
-    /// The cookie for who sent the message 1 or 2 that named itself `sender` and ended in
-    /// `rejected`.
+    /// The cookie reply to a message 1 or 2 whose sender index is `sender` and whose mac1 is `rejected`.
     pub fn reply(
         &mut self,
         now: BootTime,
@@ -80,7 +78,7 @@ impl Checker {
         CookieReply::new(sender, nonce, sealed)
     }
 
-    /// The secret that makes cookies now. The one before stays: its cookies are still about.
+    /// The current secret for cookies. The previous one is kept, because its cookies are still in use.
     fn secret(&mut self, now: BootTime, rng: &mut impl CryptoRng) -> &Secret {
         let [latest, before] = &mut self.secrets;
         if latest.as_ref().is_some_and(|secret| secret.age(now) >= PERIOD) {
@@ -90,7 +88,7 @@ impl Checker {
     }
 }
 
-/// What cookies are made with, so that none need be remembered.
+/// The secret that cookies are derived from, so that the cookies themselves need not be stored.
 struct Secret {
     key: Zeroizing<[u8; 32]>,
     born: BootTime,
@@ -107,7 +105,7 @@ impl Secret {
         now.saturating_since(self.born)
     }
 
-    /// The port counts too: behind one NAT address may be many senders.
+    /// The port counts too: many senders may share one NAT address.
     fn cookie(&self, from: SocketAddr) -> Cookie {
         let port = from.port().to_be_bytes();
         Zeroizing::new(match from.ip() {
@@ -119,23 +117,23 @@ impl Secret {
 
 /// The sending end: signs our messages to one remote, and keeps the cookies it sent us.
 ///
-/// Whoever knows the remote's public key and sees our message can make a cookie reply to it. So a new
-/// cookie never replaces one that a message carried when it was answered: the two take turns, until an
+/// Anybody who knows the remote's public key and sees our message can forge a cookie reply to it. So a new
+/// cookie never replaces one that was in a message that got an answer: the two are used alternately, until an
 /// answer shows which of them is good.
 pub struct Jar {
     mac1_key: Mac1Key,
     cookie_key: Digest,
-    /// Of the last message, as long as no cookie has come for it.
+    /// The mac1 of the last message, until a cookie has come for it.
     last_mac1: Option<[u8; 16]>,
-    /// What the last message carried.
+    /// The cookie in the last message.
     carried: Option<Kind>,
-    /// A message that carried it was answered.
+    /// A cookie from a message that got an answer.
     proven: Option<Kept>,
-    /// The newest; it may be anybody's.
+    /// The newest cookie; anybody may have sent it.
     fresh: Option<Kept>,
 }
 
-/// A cookie, and when it came.
+/// A cookie, and when it was received.
 type Kept = (Cookie, BootTime);
 
 /// Which of the two cookies.
@@ -164,11 +162,11 @@ impl Jar {
         *macs = zerocopy::transmute!(Macs { mac1, mac2: mac2.unwrap_or_default() });
     }
 
-    /// Keeps the cookie for the next message. One message earns one cookie, and nothing is sent
-    /// because of it: else whoever can forge addresses could make us send.
+    /// Keeps the cookie for the next message. Each message accepts one cookie, and receiving one sends
+    /// nothing: otherwise anybody who can forge addresses could make us send.
     ///
     /// # Errors
-    /// It was not sealed for the last message we sent.
+    /// The cookie was not sealed for the last message we sent.
     pub fn receive(&mut self, now: BootTime, reply: &CookieReply) -> Result<(), HandshakeError> {
         let mac1 = self.last_mac1.ok_or(HandshakeError::UnexpectedCookie)?;
         let mut sealed = reply.encrypted_cookie;
@@ -179,8 +177,8 @@ impl Jar {
         Ok(())
     }
 
-    /// The last message was answered: what it carried is good. A cookie that came for that very message is
-    /// not from the remote, which sends either a cookie or an answer.
+    /// The last message was answered, so the cookie in it is good. A cookie that came for that very message
+    /// is not from the remote, which sends either a cookie or an answer.
     pub fn answered(&mut self) {
         let replied = self.last_mac1.take().is_none();
         let fresh = self.fresh.take();
@@ -195,7 +193,7 @@ impl Jar {
         }
     }
 
-    /// The fresh one, but not twice in a row where there is another that was good.
+    /// The fresh one, but not twice in a row if there is another that was good.
     fn choose(&self) -> Option<Kind> {
         let after_fresh = self.carried == Some(Kind::Fresh);
         match (&self.proven, &self.fresh) {
@@ -224,18 +222,20 @@ fn split_macs(datagram: &[u8]) -> Option<(&[u8], Macs)> {
     Some((body, zerocopy::transmute!(*macs)))
 }
 
-/// Time one handshake costs its source: 20 a second.
+/// What one handshake costs its source, as a time: 20 a second.
 const COST: Duration = Duration::from_millis(50);
 /// Handshakes a source may send at once after a pause.
 const BURST: u32 = 5;
-/// Sources remembered; with each proven by its cookie, more is a flood by whoever owns them.
+/// Sources remembered. Each has proved its address by a cookie, so more are a flood by one owner of many
+/// addresses.
 const MAX_SOURCES: usize = 4096;
 
-/// A token bucket per IPv4 address or IPv6 /64: what one of them gets under load. An address at which the
-/// peer is expected has one of its own, which neither its neighbours nor any number of others can empty, but
-/// an attacker can that knows our public key and sees a cookie reply to the peer: it can read the cookie.
+/// A token bucket per IPv4 address or IPv6 /64, which limits its handshakes under load. Addresses at which
+/// the peer is expected have buckets of their own, so that neither neighbours nor any number of other
+/// addresses can empty them. An attacker who knows our public key and sees a cookie reply to the peer still
+/// can, because it can read the cookie.
 ///
-/// A bucket is the moment it will be full again, so that it needs no refilling.
+/// A bucket is stored as the time at which it will be full again, so that it needs no refilling.
 #[derive(Debug, Default)]
 pub struct RateLimiter {
     full_at: BTreeMap<Source, BootTime>,
@@ -248,14 +248,14 @@ impl RateLimiter {
         Self::default()
     }
 
-    /// Takes a token of `from`'s, if there is one. With too many sources at once, those who are
-    /// new wait.
+    /// Takes a token from the bucket of `from`, if there is one. If there are too many sources at once, new
+    /// ones have to wait.
     pub fn allow(&mut self, now: BootTime, from: IpAddr) -> bool {
         self.take_token(now, Source::from(from))
     }
 
-    /// As [`RateLimiter::allow`], for where the peer was last or is configured to be. Its cookie has
-    /// proved the port too.
+    /// As [`RateLimiter::allow`], for an address where the peer last was or is configured to be. Its cookie
+    /// has proved the port too.
     pub fn allow_expected(&mut self, now: BootTime, from: SocketAddr) -> bool {
         self.take_token(now, Source::Expected(from))
     }
@@ -264,7 +264,7 @@ impl RateLimiter {
         self.make_room(now);
         let full_at = match self.full_at.get(&source) {
             Some(&full_at) => full_at.max(now) + COST,
-            // There are few of them, and they are none that a stranger adds to.
+            // There are few of these, and strangers cannot add any.
             None if self.full_at.len() < MAX_SOURCES || source.is_expected() => now + COST,
             None => return false,
         };
@@ -275,8 +275,8 @@ impl RateLimiter {
         allowed
     }
 
-    /// Forgets full buckets, which say no more than absent ones. Not at every message: a flood
-    /// would make us search the whole map each time.
+    /// Forgets full buckets, which are equivalent to absent ones. Not at every message, because a flood would
+    /// make us search the whole map each time.
     fn make_room(&mut self, now: BootTime) {
         let due = now.saturating_since(self.swept) >= COST * BURST;
         if due && self.full_at.len() >= MAX_SOURCES {
@@ -286,7 +286,7 @@ impl RateLimiter {
     }
 }
 
-/// Who pays: a host owns a whole IPv6 /64.
+/// The owner of a token bucket: a host may use a whole IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     V4(u32),

@@ -2,7 +2,7 @@
 
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
-        /// Why a datagram or packet went no further.
+        /// Why a datagram or packet was dropped.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum DropReason { $($(#[$doc])* $variant,)* }
 
@@ -10,7 +10,7 @@ macro_rules! drop_reasons {
             /// Every reason, in the order `status` shows them.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The reason's stable name, as `status --json` has it.
+            /// The reason's stable name, as `status --json` shows it.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
@@ -25,9 +25,9 @@ drop_reasons! {
     BadMac1 => "bad_mac1",
     /// Transport data, or a cookie reply, for an index that is not ours.
     UnknownIndex => "unknown_index",
-    /// Did not authenticate.
+    /// The datagram did not authenticate.
     Forged => "forged",
-    /// Its counter was seen before or lies behind the window.
+    /// Its counter was seen before or is below the replay window.
     Replayed => "replayed",
     /// Its session's keys are too old.
     Expired => "expired",
@@ -39,13 +39,13 @@ drop_reasons! {
     RateLimited => "rate_limited",
     /// An initiation of somebody who is not our peer.
     UnknownPeer => "unknown_peer",
-    /// An initiation whose timestamp is not newer than the last.
+    /// An initiation whose timestamp is not newer than the last one's.
     ReplayedInitiation => "replayed_initiation",
-    /// A response that nothing waits for.
+    /// A response to no pending initiation.
     UnexpectedResponse => "unexpected_response",
-    /// A response that does not open: the preshared keys differ, or it is forged.
+    /// A response that does not decrypt: the preshared keys differ, or it is forged.
     ResponseDoesNotOpen => "response_does_not_open",
-    /// A cookie reply that does not open.
+    /// A cookie reply that does not decrypt.
     BadCookie => "bad_cookie",
     /// An inner packet that is neither IPv4 nor IPv6, or cut short.
     InnerMalformed => "inner_malformed",
@@ -59,32 +59,33 @@ drop_reasons! {
     LargerThanMtu => "larger_than_mtu",
     /// A frame of a kind, or a record of a type, that this release does not know.
     UnknownFrame => "unknown_frame",
-    /// A frame that is not laid out as its kind has to be.
+    /// A frame whose layout is invalid for its kind.
     FrameMalformed => "frame_malformed",
-    /// A piece that no packet of the device can have.
+    /// A fragment that no packet of the device can have.
     FragmentMalformed => "fragment_malformed",
-    /// A piece that contradicts those of its packet that came before it.
+    /// A fragment that contradicts earlier ones of the same packet.
     FragmentConflicts => "fragment_conflicts",
-    /// A packet that not all pieces of came in time, or that newer ones pushed out.
+    /// A packet whose fragments did not all arrive in time, or that newer ones pushed out.
     Unassembled => "unassembled",
-    /// Met congestion on the way, and its transport understands no other sign of it (RFC 6040).
+    /// Marked for congestion on the path, and the only sign that its transport understands is a loss (RFC
+    /// 6040).
     Congestion => "congestion",
-    /// Anything but the upgrade itself on a session that is not upgraded yet.
+    /// Any message but the upgrade itself on a session that is not upgraded yet.
     NotUpgraded => "not_upgraded",
     /// A message of the upgrade that does not fit the others.
     UpgradeFailed => "upgrade_failed",
-    /// The control plane had more frames of the peer waiting than it keeps.
+    /// The queue of control frames for the control plane was full.
     FrameQueueFull => "frame_queue_full",
-    /// A packet of the device that was neither IPv4 nor IPv6, or not what its header says.
+    /// A packet from the device that is neither IPv4 nor IPv6, or does not match its header.
     DeviceMalformed => "device_malformed",
-    /// A packet of the device that is a datagram of this very tunnel: a route leads the tunnel into itself.
+    /// A packet from the device that is a datagram of this very tunnel: a route leads the tunnel into itself.
     OwnDatagram => "own_datagram",
-    /// A packet of the device that has been through tunnels of this host again and again: they lead into each
-    /// other.
+    /// A packet from the device that has passed through tunnels of this host several times: they lead into
+    /// each other.
     NestedTooDeep => "nested_too_deep",
     /// A packet larger than one datagram.
     TooBig => "too_big",
-    /// Staged for a session that did not come in time, or pushed out by newer packets.
+    /// Staged for a session that was not established in time, or pushed out by newer packets.
     StagingDropped => "staging_dropped",
     /// The kernel refused to send it.
     SendFailed => "send_failed",

@@ -1,15 +1,15 @@
-//! What cannot wait for a look: flags that one thread raises and another lowers, and the wake that
-//! the first raising brings.
+//! Wake flags, for events that cannot wait for the control plane's next poll. One thread raises a flag and
+//! another lowers it; only the first raise wakes the other thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Says whether the control plane must be woken; whoever gets one acts on it.
+/// Whether the control plane must be woken; the caller that gets this must act on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "a wake that is not passed on leaves the control plane asleep"]
 pub struct Wake(bool);
 
 impl Wake {
-    /// Nobody needs to wake.
+    /// No wake is needed.
     pub const NO: Self = Self(false);
 
     /// Wakes if `due`.
@@ -45,7 +45,7 @@ impl Edge {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Lowers the flag and says whether it was up.
+    /// Lowers the flag and returns whether it was up.
     pub fn take(&self) -> bool {
         self.0.swap(false, Ordering::AcqRel)
     }

@@ -1,14 +1,14 @@
-//! Where the peer is: the addresses the configuration names, and the one it was last heard from.
+//! The peer's addresses: the configured ones, and the one it was last heard from.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Which new addresses of the peer are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Roam {
-    /// Any that an authentic, newest datagram came from.
+    /// Any address that an authentic datagram with the newest counter came from.
     #[default]
     Any,
-    /// Other ports of the same host: a NAT that forgets.
+    /// Other ports of the same host, for a NAT that changes the mapping.
     SameIp,
     /// None; only the configured endpoints are used.
     Off,
@@ -25,13 +25,12 @@ impl Roam {
     }
 }
 
-/// The addresses of ours to send from where the peer has not written to another: at most one of each
-/// family.
+/// Our source addresses until the peer has written to another one: at most one of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// Towards IPv4 addresses.
+    /// For IPv4 destinations.
     pub v4: Option<Ipv4Addr>,
-    /// Towards IPv6 addresses.
+    /// For IPv6 destinations.
     pub v6: Option<Ipv6Addr>,
 }
 
@@ -57,14 +56,14 @@ pub fn renumbered(address: SocketAddr, old: u32, new: u32) -> SocketAddr {
 #[derive(Debug, Default)]
 pub(crate) struct Candidates {
     configured: Vec<SocketAddr>,
-    /// Where the peer seemed to be, but did not answer; the last to be tried.
+    /// Addresses where the peer seemed to be, but did not answer; they are tried last.
     seemed: Option<SocketAddr>,
     cursor: usize,
 }
 
 impl Candidates {
-    /// Replaces the configured addresses, as name resolution found them; says whether they
-    /// differ from before.
+    /// Replaces the configured addresses with the result of name resolution; returns whether they differ from
+    /// before.
     pub(crate) fn configure(&mut self, addresses: Vec<SocketAddr>) -> bool {
         let changed = self.configured != addresses;
         if changed {
@@ -97,20 +96,20 @@ impl Candidates {
         last.into_iter().chain(others)
     }
 
-    /// Whether a peer that was never heard of may be at `heard`.
+    /// Whether the peer may be at `heard` if it was never heard before.
     pub(crate) fn permit(&self, roam: Roam, heard: SocketAddr) -> bool {
         let near =
             |&configured: &SocketAddr| configured == heard || roam.permits(configured, heard);
-        // None yet, and none to come, are the same here; only `Off` needs one to come.
+        // "None yet" and "none ever" are treated alike here; only `Off` requires one to come.
         (self.configured.is_empty() && roam != Roam::Off) || self.configured.iter().any(near)
     }
 
-    /// Each configured address becomes what `change` makes of it.
+    /// Applies `change` to each configured address.
     pub(crate) fn change(&mut self, change: impl Fn(SocketAddr) -> SocketAddr) {
         self.configured.iter_mut().for_each(|address| *address = change(*address));
     }
 
-    /// The peer did not answer at this address; it may yet.
+    /// The peer did not answer at this address, but may do so later.
     pub(crate) fn remember(&mut self, seemed: SocketAddr) {
         self.seemed = Some(seemed);
     }
@@ -120,12 +119,12 @@ impl Candidates {
         self.configured.contains(&address)
     }
 
-    /// No answer: the next try goes to the next address.
+    /// No answer: the next attempt uses the next address.
     pub(crate) fn advance(&mut self) {
         self.cursor = self.cursor.wrapping_add(1);
     }
 
-    /// An answer: tries begin with where the peer is.
+    /// An answer: attempts begin with the peer's address again.
     pub(crate) fn settle(&mut self) {
         (self.cursor, self.seemed) = (0, None);
     }

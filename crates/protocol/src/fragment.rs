@@ -1,21 +1,21 @@
-//! A packet too large for one datagram crosses in pieces: planned and cut here, put together there.
+//! Fragmentation of packets that are too large for one datagram: planning, cutting and reassembly.
 //!
 //! | offset in the plaintext | bytes | is |
 //! |---|---|---|
 //! | 0 | 1 | 3, the kind of [`frame`] it is |
 //! | 1 | 1 | `pad_len` |
-//! | 2 | 1 | index: which piece, from 0 |
-//! | 3 | 1 | count: how many there are, 2 to 8 |
-//! | 4 | | the piece: 1 byte or more |
+//! | 2 | 1 | index: which fragment, from 0 |
+//! | 3 | 1 | count: the number of fragments, 2 to 8 |
+//! | 4 | | the fragment: 1 byte or more |
 //! | end − `pad_len` | `pad_len` | zeros |
 //!
-//! What is cut is what the device gave, an IP packet or an Ethernet frame without an envelope. All
-//! pieces but the last are equally long, and padding makes all plaintexts so: a send in segments
-//! ends with the first one that is shorter. They are sealed with consecutive counters of one session:
-//! *counter − index* is the same number for all of them and belongs to no other packet, so that no
-//! identifier is on the wire and none can wrap.
+//! The input is what the device returned: an IP packet, or an Ethernet frame without an envelope. All
+//! fragments except the last have equal length, and padding makes all plaintexts equally long, because a GSO
+//! send ends with the first shorter datagram. Fragments are sealed with consecutive counters of one session:
+//! *counter − index* is the same number for all of them and belongs to no other packet, so no identifier is
+//! sent and none can wrap.
 //!
-//! A receiver holds at most 64 packets in pieces, each for two seconds after the first piece came.
+//! A receiver holds at most 64 incomplete packets, each for two seconds after its first fragment arrived.
 
 #[cfg(test)]
 mod tests;
@@ -29,16 +29,16 @@ use crate::frame::{self, BLOCK, FRAGMENT};
 use crate::session::{Generation, OVERHEAD};
 use crate::time::BootTime;
 
-/// The most pieces that a packet is cut into.
+/// The largest number of fragments of a packet.
 pub const MAX_PIECES: u8 = 8;
-/// How many packets wait for their pieces; the oldest makes room.
+/// The number of packets that wait for fragments; a further one replaces the oldest.
 pub const WAITING_PACKETS: usize = 64;
-/// How long a packet waits for all its pieces.
+/// How long a packet waits for all its fragments.
 pub const PIECES_WITHIN: Duration = Duration::from_secs(2);
 
-/// Plans the pieces of a packet of `len` bytes, as few as will do but two, so that none makes a
-/// datagram of more than `max_datagram` bytes. `None` if they would be more than [`MAX_PIECES`], or
-/// if there are no two bytes to part.
+/// Plans the fragments of a packet of `len` bytes: as few as possible but at least two, so that no datagram
+/// exceeds `max_datagram` bytes. `None` if they would be more than [`MAX_PIECES`], or if the packet has fewer
+/// than two bytes.
 pub fn plan(len: usize, max_datagram: usize) -> Option<Plan> {
     let plaintext = max_datagram.checked_sub(OVERHEAD)?;
     let room = (plaintext - plaintext % BLOCK).checked_sub(HEADER_LEN)?;
@@ -46,7 +46,7 @@ pub fn plan(len: usize, max_datagram: usize) -> Option<Plan> {
     if len < 2 || count > MAX_PIECES {
         return None;
     }
-    // Even pieces that fill their last block: only the last one has padding.
+    // Equal fragments that fill their last block: only the last one has padding.
     let plaintext_len = frame::plaintext_len(PIECE_HEADER_LEN + len.div_ceil(count.into()));
     Some(Plan { len, each: (plaintext_len - HEADER_LEN).min(len - 1), count, plaintext_len })
 }
@@ -55,19 +55,19 @@ pub fn plan(len: usize, max_datagram: usize) -> Option<Plan> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     len: usize,
-    /// Bytes in each piece but the last, which has what is left: at least one.
+    /// Bytes in each fragment but the last, which has the remaining bytes: at least one.
     each: usize,
     count: u8,
     plaintext_len: usize,
 }
 
 impl Plan {
-    /// How many pieces there are, and so how many consecutive counters to reserve.
+    /// The number of fragments, which is the number of consecutive counters to reserve.
     pub const fn count(self) -> usize {
         self.count as usize
     }
 
-    /// The pieces in their order.
+    /// The fragments in their order.
     pub fn cuts(self) -> impl ExactSizeIterator<Item = Cut> {
         (0..self.count).map(move |index| {
             let start = usize::from(index) * self.each;
@@ -77,13 +77,13 @@ impl Plan {
         })
     }
 
-    /// How long the plaintext of each piece is.
+    /// The length of each fragment's plaintext.
     pub const fn plaintext_len(self) -> usize {
         self.plaintext_len
     }
 }
 
-/// One piece of a packet that is about to be sent.
+/// A fragment of a packet that is about to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     index: u8,
@@ -93,25 +93,25 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Which bytes of the packet it is.
+    /// The range of the packet's bytes in it.
     pub const fn bytes(&self) -> &Range<usize> {
         &self.bytes
     }
 
-    /// How long the plaintext is that holds it.
+    /// The length of its plaintext.
     pub const fn plaintext_len(&self) -> usize {
         self.plaintext_len
     }
 
-    /// Writes it to `plaintext`: header, piece and padding.
+    /// Writes it to `plaintext`: header, fragment and padding.
     ///
     /// # Panics
-    /// When `packet` is not as long as was planned, or `plaintext` not [`Cut::plaintext_len`]; the
-    /// caller lays them out.
+    /// If `packet` does not have the planned length, or `plaintext` not that of [`Cut::plaintext_len`]: bugs
+    /// of the caller.
     pub fn write(&self, packet: &[u8], plaintext: &mut [u8]) {
         let (header, rest) = plaintext.split_at_mut(HEADER_LEN);
         let (piece, padding) = rest.split_at_mut(self.bytes.len());
-        // Each other piece takes less than a block from the last: seven of them.
+        // Each other fragment takes less than a block from the last: seven of them.
         let pad_len = u8::try_from(padding.len()).unwrap_or(u8::MAX);
         header.copy_from_slice(&[FRAGMENT, pad_len, self.index, self.count]);
         piece.copy_from_slice(&packet[self.bytes.clone()]);
@@ -119,7 +119,7 @@ impl Cut {
     }
 }
 
-/// A piece that came: one of two to eight, and not empty.
+/// A received fragment: one of two to eight, and not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
     index: u8,
@@ -135,47 +135,47 @@ impl<'a> Piece<'a> {
         sound.then_some(Self { index, count, bytes })
     }
 
-    /// The bytes of the packet.
+    /// The packet's bytes in it.
     pub const fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Whether it is the packet's first.
+    /// Whether it is the packet's first fragment.
     pub const fn is_first(&self) -> bool {
         self.index == 0
     }
 
-    /// Whether it is the packet's last.
+    /// Whether it is the packet's last fragment.
     pub const fn is_last(&self) -> bool {
         self.index + 1 == self.count
     }
 
-    /// How long a packet with such a piece is at the least: any other may have one byte.
+    /// The least length of a packet with this fragment: any other fragment may have a single byte.
     fn least_packet(&self) -> usize {
         let others = usize::from(self.count) - 1;
         if self.is_last() { others + self.bytes.len() } else { others * self.bytes.len() + 1 }
     }
 }
 
-/// Puts pieces together again, in turn.
+/// Reassembles fragments, in receive order.
 ///
-/// It holds [`WAITING_PACKETS`] times the largest packet, allocated once: 97 KiB for Ethernet frames
-/// of 1514 bytes, 4 MiB for packets of 65 535. They come zeroed from the kernel, so only what was
-/// ever written to is in memory; and what was used last is used first, so that without loss and
-/// disorder this is one packet.
+/// It holds [`WAITING_PACKETS`] times the largest packet, allocated once: 97 KiB for Ethernet frames of 1514
+/// bytes, 4 MiB for packets of 65 535. The kernel provides this memory zeroed and on demand, so only slots
+/// that were once used take memory. The slot used last is reused first, so without loss and reordering that
+/// is one packet.
 pub struct Reassembly {
     /// A slot of `largest` bytes for each packet.
     arena: Box<[u8]>,
     largest: usize,
-    /// First those that stand for an unused slot, then the `waiting` that wait, oldest first.
+    /// First the numbers of the unused slots, then the `waiting` incomplete packets, oldest first.
     packets: Box<[Partial]>,
     waiting: usize,
-    /// How many packets died since [`Reassembly::purge`] was asked.
+    /// Packets lost since the last [`Reassembly::purge`].
     died: usize,
 }
 
 impl Reassembly {
-    /// For packets of at most `largest` bytes.
+    /// Creates it for packets of at most `largest` bytes.
     pub fn new(largest: usize) -> Self {
         Self {
             arena: vec![0; WAITING_PACKETS * largest].into_boxed_slice(),
@@ -186,7 +186,7 @@ impl Reassembly {
         }
     }
 
-    /// Goes on for packets of at most `largest` bytes. Those that wait and may still be whole within that wait on.
+    /// Changes the limit to `largest` bytes. Incomplete packets that may still fit continue to wait.
     pub fn resize(&mut self, largest: usize) {
         if largest == self.largest {
             return;
@@ -206,14 +206,14 @@ impl Reassembly {
         }
     }
 
-    /// Takes the piece that came with `counter` on the session `generation`, after the replay
-    /// window, and whether it met congestion; the whole packet if this was the last that was missing,
-    /// and whether any of its pieces met congestion (RFC 3168 §5.3).
+    /// Adds a fragment that came with `counter` on the session `generation` and passed the replay window; the
+    /// flag is set if it met congestion. Returns the complete packet if this was the last missing fragment,
+    /// and whether any of its fragments met congestion (RFC 3168 §5.3).
     ///
     /// # Errors
-    /// [`DropReason::FragmentMalformed`] when no packet has such a piece, [`DropReason::LargerThanMtu`] when
-    /// only one larger than the largest has; [`DropReason::FragmentConflicts`] when its packet's other pieces contradict it.
-    /// Those stay as they were.
+    /// [`DropReason::FragmentMalformed`] if no packet can have such a fragment, [`DropReason::LargerThanMtu`]
+    /// if only a packet larger than the limit can; [`DropReason::FragmentConflicts`] if it contradicts the
+    /// packet's other fragments. Those are kept.
     pub fn insert_marked(
         &mut self,
         generation: Generation,
@@ -240,8 +240,8 @@ impl Reassembly {
         Ok(Some((&mut self.arena[start..start + len], congested)))
     }
 
-    /// Forgets the packets whose pieces did not all come in time. Says how many were lost so since it
-    /// was asked last, and for want of room: each is one [`DropReason::Unassembled`].
+    /// Forgets the packets whose fragments did not all arrive in time. Returns how many were lost for that or
+    /// for want of room since the last call: each is one [`DropReason::Unassembled`].
     #[must_use]
     pub fn purge(&mut self, now: BootTime) -> usize {
         self.expire(now);
@@ -257,13 +257,13 @@ impl Reassembly {
         }
     }
 
-    /// Where the packet waits. The newest is looked at first: it nearly always is the one.
+    /// Finds the incomplete packet. The newest is checked first: it nearly always is the right one.
     fn find(&self, id: Id) -> Option<usize> {
         let unused = self.unused();
         self.packets[unused..].iter().rposition(|packet| packet.id == id).map(|at| unused + at)
     }
 
-    /// Makes room for a new packet and says where: in an unused slot, or in the oldest's.
+    /// Makes room for a new packet and returns its place: an unused slot, or that of the oldest packet.
     fn admit(&mut self, id: Id, count: u8, since: BootTime) -> usize {
         if self.waiting == WAITING_PACKETS {
             self.died += 1;
@@ -277,7 +277,7 @@ impl Reassembly {
         newest
     }
 
-    /// Puts a packet among the unused; the others keep their order.
+    /// Moves a packet to the unused slots; the others keep their order.
     fn release(&mut self, at: usize) {
         let unused = self.unused();
         self.packets[unused..=at].rotate_right(1);
@@ -288,35 +288,35 @@ impl Reassembly {
         WAITING_PACKETS - self.waiting
     }
 
-    /// Where a slot lies in the arena.
+    /// The range of a slot in the arena.
     const fn bytes_of(&self, slot: usize) -> Range<usize> {
         slot * self.largest..(slot + 1) * self.largest
     }
 }
 
-/// What the pieces of one packet have in common.
+/// The identity shared by all fragments of one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Id {
     generation: Generation,
-    /// The counter of its first piece.
+    /// The counter of its first fragment.
     first: u64,
 }
 
-/// A packet of which some pieces have come.
+/// A packet of which some fragments have arrived.
 #[derive(Clone, Copy, Debug, Default)]
 struct Partial {
-    /// Which slot of the arena holds it.
+    /// The slot of the arena that holds it.
     slot: usize,
     id: Id,
     since: BootTime,
     count: u8,
-    /// A bit for each piece that has come.
+    /// A bit for each fragment that has arrived.
     have: u8,
-    /// The length of every piece but the last; 0 until one has come.
+    /// The length of every fragment but the last; 0 until one has arrived.
     each: usize,
-    /// The length of the last piece; 0 until it has come.
+    /// The length of the last fragment; 0 until it has arrived.
     last: usize,
-    /// A piece of it met congestion on the way.
+    /// One of its fragments met congestion on the path.
     congested: bool,
 }
 
@@ -325,7 +325,7 @@ impl Partial {
         Self { slot, ..Self::default() }
     }
 
-    /// Notes that a piece has come, unless it contradicts the others.
+    /// Records a fragment, unless it contradicts the others.
     fn note(&mut self, piece: &Piece<'_>, largest: usize) -> Result<(), DropReason> {
         let len = piece.bytes.len();
         let (each, last) = if piece.is_last() { (self.each, len) } else { (len, self.last) };
@@ -341,15 +341,15 @@ impl Partial {
         Ok(())
     }
 
-    /// Copies a piece to where it belongs. The last one waits at the end of the slot, for the others'
-    /// length may not be known yet; they never reach it, since the packet is no larger than the slot.
+    /// Copies a fragment to its place. The last one waits at the end of the slot, because the length of the
+    /// others may not be known yet; they never reach it, since the packet is no larger than the slot.
     fn place(&self, piece: &Piece<'_>, slot: &mut [u8]) {
         let len = piece.bytes.len();
         let start = if piece.is_last() { slot.len() - len } else { usize::from(piece.index) * len };
         slot[start..start + len].copy_from_slice(piece.bytes);
     }
 
-    /// Once all pieces have come: joins the last one to the others and says how long the packet is.
+    /// Once all fragments have arrived: joins the last one to the others and returns the packet's length.
     fn finish(&self, slot: &mut [u8]) -> Option<usize> {
         if self.have.count_ones() < self.count.into() {
             return None;
@@ -359,12 +359,12 @@ impl Partial {
         Some(end + self.last)
     }
 
-    /// How long the packet is as far as is known.
+    /// The length of the packet as far as it is known.
     fn known_len(&self) -> usize {
         self.others() * self.each + self.last
     }
 
-    /// Copies the pieces that have come to a slot of another size: [`Partial::place`] says where they lie.
+    /// Copies the fragments to a slot of another size, to the places of [`Partial::place`].
     fn copy(&self, from: &[u8], slot: &mut [u8]) {
         let others = self.others() * self.each;
         slot[..others].copy_from_slice(&from[..others]);
@@ -372,12 +372,12 @@ impl Partial {
         slot[end..].copy_from_slice(&from[from_end..]);
     }
 
-    /// How many pieces there are besides the last.
+    /// The number of fragments besides the last.
     fn others(&self) -> usize {
         usize::from(self.count) - 1
     }
 }
 
-/// Bytes in front of a piece.
+/// Bytes in front of a fragment.
 const HEADER_LEN: usize = frame::HEADER_LEN + PIECE_HEADER_LEN;
 const PIECE_HEADER_LEN: usize = 2;

@@ -1,5 +1,5 @@
-//! What stands inside transport data under a first nibble that is neither 4 nor 6. Only the
-//! profile `vpnd` sends it; any other `WireGuard` drops it after it has authenticated.
+//! The contents of transport data whose first nibble is neither 4 nor 6. Only the profile `vpnd` sends them;
+//! any other `WireGuard` drops them after authentication.
 //!
 //! Every frame has the same envelope, which makes its plaintext a multiple of 16 bytes and its
 //! length explicit:
@@ -20,14 +20,14 @@
 //! Two bytes of envelope and 14 of Ethernet put the IP packet inside at a multiple of 16. Kinds
 //! whose first nibble is 4 or 6 can never be given out: they are IP packets.
 //!
-//! What a receiver does with what a sender would not do:
+//! How a receiver treats contents that no sender of this release sends:
 //!
 //! - A kind it does not know is [`DropReason::UnknownFrame`], whatever follows: a later release may
 //!   lay it out as it likes.
 //! - A `pad_len` up to 255 is taken if the plaintext has room for it, and the plaintext need be no
 //!   multiple of 16: a later release may pad more, or less.
-//! - Padding is not looked at. It is as authentic as the rest, and nobody looks at that behind an
-//!   IP packet either.
+//! The contents of padding are not checked. They are as authentic as the rest, and padding behind an IP
+//! packet is not checked either.
 //! - A `pad_len` that leaves less than the two bytes of envelope is [`DropReason::FrameMalformed`].
 
 mod pq;
@@ -46,14 +46,14 @@ pub use self::record::{Hello, Ping, Pong, Record, Records, Release};
 /// Bytes of the envelope in front of a body.
 pub const HEADER_LEN: usize = 2;
 
-/// The contents of a frame, still where they lie.
+/// The contents of a frame, still in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// What the two ends tell each other.
+    /// Control records between the two ends.
     Control(Records<'a>),
     /// An Ethernet frame, from its destination address on.
     Ethernet(&'a [u8]),
-    /// A piece of a packet.
+    /// A fragment of a packet.
     Fragment(Piece<'a>),
 }
 
@@ -61,7 +61,7 @@ pub enum Frame<'a> {
 ///
 /// # Errors
 /// [`DropReason::UnknownFrame`] for a kind of a later release; [`DropReason::FrameMalformed`], or
-/// [`DropReason::FragmentMalformed`] for a piece, when it is not what its kind has to be.
+/// [`DropReason::FragmentMalformed`] for a fragment, if it is invalid for its kind.
 pub fn parse(plaintext: &[u8]) -> Result<Frame<'_>, DropReason> {
     let kind = plaintext.first().ok_or(DropReason::FrameMalformed)?;
     let body = body(plaintext).ok_or(DropReason::FrameMalformed);
@@ -73,7 +73,7 @@ pub fn parse(plaintext: &[u8]) -> Result<Frame<'_>, DropReason> {
     }
 }
 
-/// What lies between envelope and padding.
+/// The bytes between envelope and padding.
 fn body(plaintext: &[u8]) -> Option<&[u8]> {
     let padding = usize::from(*plaintext.get(1)?);
     plaintext.get(HEADER_LEN..plaintext.len().checked_sub(padding)?)
@@ -89,7 +89,7 @@ pub const fn ethernet_header(len: usize) -> [u8; HEADER_LEN] {
     envelope(ETHERNET, len)
 }
 
-/// How long the plaintext of a frame with a body of `len` bytes is.
+/// The length of the plaintext of a frame with a body of `len` bytes.
 pub const fn plaintext_len(len: usize) -> usize {
     (HEADER_LEN + len).next_multiple_of(BLOCK)
 }
@@ -100,7 +100,7 @@ pub(crate) const fn envelope(kind: u8, len: usize) -> [u8; HEADER_LEN] {
     [kind, (plaintext_len(len) - HEADER_LEN - len) as u8]
 }
 
-/// A control frame in the making, record by record.
+/// A control frame under construction, record by record.
 #[derive(Debug)]
 #[must_use = "records that are never sealed tell nobody anything"]
 pub struct ControlFrame(Vec<u8>);
@@ -111,7 +111,7 @@ impl ControlFrame {
         Self(vec![0; HEADER_LEN])
     }
 
-    /// Says who we are.
+    /// Announces this end's properties.
     pub fn hello(self, hello: &Hello<'_>) -> Self {
         let (fixed, release, mac) = hello.wire();
         self.record(record::HELLO, &[fixed.as_bytes(), release.as_bytes(), mac])
@@ -127,8 +127,8 @@ impl ControlFrame {
         self.record(record::PING, &[ping.as_bytes()])
     }
 
-    /// A whole frame that asks for an answer, of exactly `len` bytes or as few as there must be: zeros
-    /// behind the fields of the PING fill it up, and its PONG has none.
+    /// A frame with a PING, of exactly `len` bytes or the least possible length: zeros after the fields of
+    /// the PING fill it, and its PONG has none.
     pub fn ping_of(ping: &Ping, len: usize) -> Vec<u8> {
         let fields = ping.as_bytes();
         let filling = len.saturating_sub(HEADER_LEN + record::HEAD_LEN + fields.len());
@@ -177,5 +177,5 @@ pub(crate) const FRAGMENT: u8 = 3;
 const MAX_FILLING: usize = 0xff00;
 /// Two addresses and a type.
 const ETHERNET_HEADER: usize = 14;
-/// What the plaintext is padded to a multiple of.
+/// The plaintext is padded to a multiple of this.
 pub(crate) const BLOCK: usize = 16;

@@ -1,9 +1,9 @@
-//! The handshake: who may talk, and under which keys. Pure functions of messages and keys; each
-//! step that a message survives is a type of its own, and nothing is kept before the last.
+//! The handshake: authenticates the ends and agrees on keys. Pure functions of messages and keys. Each
+//! verified step of a message is a type of its own, and nothing is stored before the last.
 //!
 //! As initiator: [`Initiator::initiate`], then [`Initiator::open_response`].
 //! As responder: [`read_initiation`], [`Unproven::prove`], [`Claim::respond`].
-//! Both come to [`Agreed`], which is asked for no more keys than the session needs.
+//! Both return [`Agreed`], from which only the keys that the session needs are taken.
 
 mod noise;
 mod symmetric;
@@ -22,7 +22,7 @@ use crate::message::{Index, Initiation, Response, Sealed};
 use crate::session::Role;
 use crate::timestamp::Timestamp;
 
-/// What `WireGuard` mixes in before anything else.
+/// The constant that `WireGuard` mixes in first.
 const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
 type State = symmetric::Symmetric<ChaChaPoly>;
@@ -34,7 +34,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The pair of this secret key.
+    /// The pair with this secret key.
     pub fn new(secret: SecretKey) -> Self {
         let public = secret.public();
         Self { secret, public }
@@ -46,7 +46,7 @@ impl Identity {
     }
 }
 
-/// An initiator that waits for its answer.
+/// An initiator that waits for the response.
 pub struct Initiator {
     index: Index,
     ephemeral: SecretKey,
@@ -57,7 +57,7 @@ impl Initiator {
     /// Writes message 1, its MACs still zero.
     ///
     /// # Errors
-    /// `remote` is a low-order point, which nobody's secret key has as its public one.
+    /// `remote` is a low-order point, which is nobody's public key.
     pub fn initiate(
         identity: &Identity,
         remote: &PublicKey,
@@ -73,16 +73,16 @@ impl Initiator {
         Ok((Self { index, ephemeral, state }, initiation))
     }
 
-    /// Our name for the session that is to come.
+    /// Our index for the future session.
     pub fn index(&self) -> Index {
         self.index
     }
 
-    /// Reads message 2 under the first of the preshared keys that opens it. A failure leaves us
-    /// waiting: the true answer may still come.
+    /// Reads message 2 under the first of the preshared keys that decrypts it. After a failure we still wait:
+    /// the true response may come later.
     ///
     /// # Errors
-    /// Says why this is not the answer.
+    /// Why this is not the response.
     pub fn open_response<'a>(
         &self,
         identity: &Identity,
@@ -106,20 +106,21 @@ impl Initiator {
     }
 }
 
-/// What a message 2 that opened yields.
+/// The result of a valid message 2.
 pub struct Answer {
-    /// What the new session's keys are made from.
+    /// The secrets from which the new session's keys are made.
     pub agreed: Agreed,
-    /// The responder's name for the session.
+    /// The responder's index of the session.
     pub remote_index: Index,
-    /// Which of the preshared keys opened it.
+    /// Which of the preshared keys decrypted it.
     pub candidate: usize,
 }
 
-/// Reads message 1 as far as it names its sender.
+/// Reads message 1 up to its sender's public key.
 ///
 /// # Errors
-/// Says why nobody is named.
+///
+/// Why the sender's key cannot be read.
 pub fn read_initiation(
     identity: &Identity,
     initiation: &Initiation,
@@ -135,7 +136,7 @@ pub fn read_initiation(
     })
 }
 
-/// A message 1 that names its sender. Anyone who knows our public key can have written it.
+/// A message 1 that contains its sender's public key. Anybody who knows our public key can have written it.
 pub struct Unproven {
     state: State,
     remote: noise::Remote,
@@ -144,12 +145,12 @@ pub struct Unproven {
 }
 
 impl Unproven {
-    /// Who the sender says it is.
+    /// The public key that the sender claims.
     pub fn remote(&self) -> &PublicKey {
         &self.remote.fixed
     }
 
-    /// Reads the rest, which the named sender alone can have written, if perhaps long ago.
+    /// Reads the rest, which only the claimed sender can have written, though perhaps long ago.
     ///
     /// # Errors
     /// The sender is someone else.
@@ -161,7 +162,7 @@ impl Unproven {
     }
 }
 
-/// A message 1 its named sender wrote. It may be a replay until its stamp is found newer than any
+/// A message 1 that its claimed sender wrote. It may be a replay until its timestamp is found newer than all
 /// before.
 pub struct Claim {
     state: State,
@@ -171,12 +172,12 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// When the sender says it wrote this.
+    /// When the sender claims to have written this.
     pub fn timestamp(&self) -> Timestamp {
         self.timestamp
     }
 
-    /// The initiator's name for the session.
+    /// The initiator's index of the session.
     pub fn remote_index(&self) -> Index {
         self.remote_index
     }
@@ -199,7 +200,7 @@ impl Claim {
     }
 }
 
-/// What both ends share once message 2 is read, before any key is made from it.
+/// The shared secrets after message 2, before any key is made from them.
 pub struct Agreed {
     state: State,
     role: Role,
@@ -212,7 +213,7 @@ impl Agreed {
         SessionKeys::of(self.role, keys, handshake_hash)
     }
 
-    /// The same keys, and what the session is upgraded with.
+    /// The same keys, and the secret for the session's upgrade.
     pub fn keys_and_exporter(self) -> (SessionKeys, Exporter) {
         let ([by_initiator, by_responder, exporter], handshake_hash) = self.state.split();
         let keys = [by_initiator, by_responder];
@@ -226,12 +227,12 @@ pub struct SessionKeys {
     pub sealing: Zeroizing<[u8; 32]>,
     /// Opens what we receive.
     pub opening: Zeroizing<[u8; 32]>,
-    /// Names this session; both ends have the same.
+    /// Identifies this session; both ends have the same value.
     pub handshake_hash: [u8; 32],
 }
 
 impl SessionKeys {
-    /// The initiator's sealing key and the responder's, as one of them sees them.
+    /// The initiator's sealing key and the responder's, as seen from one of the two ends.
     pub(crate) fn of(
         role: Role,
         [by_initiator, by_responder]: [Zeroizing<[u8; 32]>; 2],
@@ -245,8 +246,7 @@ impl SessionKeys {
     }
 }
 
-/// A secret of both ends that no key of the session's own tells anything of: for
-/// [`crate::upgrade`], once.
+/// A secret of both ends that cannot be derived from the session's own keys: for [`crate::upgrade`], once.
 pub struct Exporter(Box<Zeroizing<[u8; 32]>>);
 
 impl Exporter {
@@ -256,25 +256,25 @@ impl Exporter {
     }
 }
 
-/// Why a handshake message was dropped, and whose fault that is.
+/// Why a handshake message was dropped, and who is to blame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HandshakeError {
-    /// A public key of the message is one that honest software never makes.
+    /// A public key of the message is one that honest software never generates.
     #[error("low-order public key: the sender misbehaves")]
     NonContributory,
-    /// The initiation's static key does not open.
+    /// The initiation's static key does not decrypt.
     #[error("initiation does not open: it was sealed for another public key than ours, or forged")]
     NotForUs,
-    /// The initiation's stamp does not open.
+    /// The initiation's timestamp does not decrypt.
     #[error("initiation's stamp does not open: its sender lacks the secret key of who it names")]
     Impostor,
-    /// The answer is not to our latest initiation.
+    /// The response is not to our latest initiation.
     #[error("answer to another initiation: it came late, or its sender misbehaves")]
     OtherReceiver,
-    /// The answer opens under none of our preshared keys.
+    /// The response decrypts under none of our preshared keys.
     #[error("answer does not open: PSK differs, or it was forged")]
     AnswerDoesNotOpen,
-    /// A cookie that no message of ours can have caused.
+    /// A cookie reply to no message of ours.
     #[error("cookie reply to nothing we sent: it came twice, or its sender misbehaves")]
     UnexpectedCookie,
     /// A cookie that is not sealed for our last message.

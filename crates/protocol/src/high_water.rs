@@ -1,41 +1,42 @@
-//! The high-water mark of the timestamps that one public key of the peer was answered under: an
-//! initiation that is not newer is a replay.
+//! The high-water mark of the timestamps that were accepted under one public key of the peer: an initiation
+//! that is not newer is a replay.
 //!
-//! A stamp more than a day ahead of our wall clock is answered, but binds nobody: else one initiation
-//! stamped at the end of time would lock the key out for as long as we run. It is kept apart, as a mark
-//! that only slows: where our own clock is wrong, every honest stamp is that far ahead, and
-//! recorded ones must not crowd out the newest.
+//! A timestamp more than a day ahead of our wall clock is accepted, but does not raise the mark: otherwise
+//! one initiation with the last possible timestamp would lock the key out for as long as we run. It is kept
+//! apart, in a mark that only slows initiations down: if our own clock is wrong, every honest timestamp is
+//! that far ahead, and recorded initiations must not crowd out the newest.
 
 use std::time::Duration;
 
 use crate::time::WallTime;
 use crate::timestamp::Timestamp;
 
-/// A stamp further ahead of our wall clock than this sets no mark that refuses.
+/// A timestamp further ahead of our wall clock than this does not raise the refusing mark.
 const TRUSTED_AHEAD: Duration = Duration::from_secs(86_400);
 
-/// What the stamp of an initiation says of it.
+/// What an initiation's timestamp shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Newer than every one before.
+    /// It is newer than all before.
     Newer,
-    /// Far ahead of our clock and not newer than another such stamp: perhaps a replay.
+    /// It is far ahead of our clock and not newer than another such timestamp: perhaps a replay.
     Doubtful,
-    /// Not newer than this one: a replay.
+    /// It is not newer than this one: a replay.
     Stale(Timestamp),
 }
 
-/// The newest stamps accepted under one public key.
+/// The newest timestamps accepted under one public key.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HighWater {
-    /// The newest that our clock vouches for.
+    /// The newest that was not far ahead of our clock.
     mark: Option<Timestamp>,
-    /// The newest of those more than a day ahead of our clock.
+    /// The newest that was more than a day ahead of our clock.
     ahead: Option<Timestamp>,
 }
 
 impl HighWater {
-    /// Judges a stamp by what our wall clock says now; either clock may have been set since the last.
+    /// Judges a timestamp by our wall clock's current time; either clock may have been set since the last
+    /// call.
     pub(crate) fn judge(&self, wall: WallTime, got: Timestamp) -> Verdict {
         let Self { mark, ahead } = self.sorted(wall, None);
         let is_ahead = is_ahead(wall, got);
@@ -46,13 +47,13 @@ impl HighWater {
         }
     }
 
-    /// An initiation with this stamp is answered.
+    /// Records the timestamp of an accepted initiation.
     pub(crate) fn remember(&mut self, wall: WallTime, got: Timestamp) {
         *self = self.sorted(wall, Some(got));
     }
 
-    /// The marks as they count by the wall clock there is: one that was ahead may be behind by now, and
-    /// one that was taken while our clock was ahead refuses nobody once it is right.
+    /// The marks by the wall clock's current time: a timestamp that was ahead may be past by now, and one
+    /// that was accepted while our clock was ahead refuses nothing once it is right.
     fn sorted(self, wall: WallTime, got: Option<Timestamp>) -> Self {
         let newest = |ahead: bool| {
             let all = [self.mark, self.ahead, got].into_iter().flatten();
@@ -62,7 +63,7 @@ impl HighWater {
     }
 }
 
-/// Whether a stamp is so far ahead of our wall clock that one of the two clocks is wrong.
+/// Whether a timestamp is so far ahead of our wall clock that one of the two clocks is wrong.
 pub(crate) fn is_ahead(wall: WallTime, stamp: Timestamp) -> bool {
     let limit = wall.since_unix().saturating_add(TRUSTED_AHEAD);
     stamp > Timestamp::from_wall(WallTime::from_unix(limit))
@@ -118,7 +119,7 @@ mod tests {
         seen.remember(wall(0), stamp(NOW));
         assert_eq!(seen.judge(wall(0), stamp(NOW)), Verdict::Doubtful);
         assert_eq!(seen.judge(wall(0), stamp(NOW + 1)), Verdict::Newer);
-        // Once it is right, what came before is refused.
+        // Once our clock is right, earlier timestamps are refused.
         assert_eq!(seen.judge(wall(NOW), stamp(NOW)), Verdict::Stale(stamp(NOW)));
     }
 

@@ -1,5 +1,5 @@
-//! What an opened datagram carries: nothing (a keepalive), one IP packet and its padding, or, where
-//! the session has them, a frame.
+//! The contents of an opened datagram: nothing (a keepalive), one IP packet and its padding, or, on sessions
+//! that allow it, a frame.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,10 +10,10 @@ use crate::session::Contents;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 
-/// The contents of transport data, by length and address only; the bytes stay where they are.
+/// The contents of transport data, as ranges and addresses only; the bytes stay in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inner {
-    /// No contents: the peer is alive.
+    /// No contents: a keepalive.
     Keepalive,
     /// An IP packet in the first `len` bytes; what follows is padding.
     Packet {
@@ -33,24 +33,24 @@ pub enum Inner {
     Control {
         /// The plaintext's length.
         len: usize,
-        /// The peer says that it stops.
+        /// The peer announces that it stops.
         closes: bool,
     },
-    /// A piece of a packet, in the first `len` bytes.
+    /// A fragment, in the first `len` bytes.
     Piece {
         /// The plaintext's length.
         len: usize,
-        /// It is the packet's first.
+        /// It is the packet's first fragment.
         first: bool,
     },
 }
 
 impl Inner {
-    /// Reads what `plaintext` is, on a session of these contents.
+    /// Reads the contents of `plaintext`, on a session that may carry `contents`.
     ///
     /// # Errors
-    /// [`DropReason::NotUpgraded`] for what a bootstrap session may not carry; as [`Inner::packet`]
-    /// and [`frame::parse`] otherwise.
+    /// [`DropReason::NotUpgraded`] for contents that a bootstrap session may not carry; otherwise as
+    /// [`Inner::packet`] and [`frame::parse`].
     pub fn read(contents: Contents, plaintext: &[u8]) -> Result<Self, DropReason> {
         let Some(first) = plaintext.first() else { return Ok(Self::Keepalive) };
         match (contents, first >> 4) {
@@ -66,8 +66,8 @@ impl Inner {
     /// Reads the length and source of the packet in `plaintext`.
     ///
     /// # Errors
-    /// [`DropReason::InnerMalformed`] when it is neither IPv4 nor IPv6, or says it is longer than
-    /// what came or shorter than its own header.
+    /// [`DropReason::InnerMalformed`] if it is neither IPv4 nor IPv6, or the length in its header exceeds the
+    /// plaintext or is shorter than the header.
     pub fn packet(plaintext: &[u8]) -> Result<Self, DropReason> {
         let Some(first) = plaintext.first() else { return Ok(Self::Keepalive) };
         match first >> 4 {
@@ -78,7 +78,7 @@ impl Inner {
         .ok_or(DropReason::InnerMalformed)
     }
 
-    /// Whether a packet begins with it: what a timer or the user takes for traffic.
+    /// Whether a packet begins in it: this is what timers and counters take for traffic.
     pub(crate) const fn is_data(&self) -> bool {
         matches!(
             self,

@@ -1,5 +1,5 @@
-//! Which sessions exist and which one seals. Sealing follows the reference: *current* only.
-//! Opening keys retire by age, so that crossed initiations never drop a key the peer seals with.
+//! The sessions, and which of them seals. As in the reference only *current* seals. Keys that open retire by
+//! age, so that crossed initiations never drop a key that the peer seals with.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,9 +18,9 @@ pub(crate) struct Session {
     pub(crate) birth: BootTime,
     pub(crate) pair: Pair,
     pub(crate) protocol: Protocol,
-    /// The session it crossed with: the other end seals on that one and opens this.
+    /// The session from a crossed handshake: the other end seals on that one and opens this.
     crossed: Option<Generation>,
-    /// Where our answer went that made it: who uses the session was reached at one of these.
+    /// The addresses that our response was sent to: a peer that uses the session was reached at one of them.
     pub(crate) reached: Vec<Arrival>,
     pub(crate) sealing: Arc<SealingKey>,
     pub(crate) opening: Arc<OpeningKey>,
@@ -42,17 +42,17 @@ impl Session {
 }
 
 impl Session {
-    /// The same, made by an answer of ours that went there.
+    /// The same pair, made by a response of ours to this address.
     pub(crate) fn answered_to(self, reached: Vec<Arrival>) -> Self {
         Self { reached, ..self }
     }
 
-    /// Whether the answer went to this address.
+    /// Whether our response went to this address.
     pub(crate) fn reached_at(&self, address: SocketAddr) -> bool {
         self.reached.iter().any(|at| at.from == address)
     }
 
-    /// The other's generation, if both ends began one of the two at about the same time.
+    /// The generation of the crossed session, if both ends initiated at about the same time.
     fn crosses(&self, other: &Option<Self>) -> Option<Generation> {
         let other = other.as_ref().filter(|other| other.role != self.role)?;
         let apart =
@@ -66,15 +66,15 @@ impl Session {
 pub(crate) struct Keyring {
     /// Seals and opens.
     current: Option<Session>,
-    /// Answered by us and not yet confirmed by the peer: opens only.
+    /// We responded and the peer has not confirmed it yet: opens only.
     next: Option<Session>,
-    /// Only open, newest first.
+    /// Sessions that only open, newest first.
     retired: VecDeque<Arc<OpeningKey>>,
 }
 
 impl Keyring {
-    /// Our initiation was answered: the session seals at once, and an unconfirmed *next* only
-    /// opens from now on.
+    /// The response to our initiation came: the session seals at once, and an unconfirmed *next* only opens
+    /// from now on.
     pub(crate) fn initiated(&mut self, mut session: Session) {
         session.crossed = [&self.next, &self.current].into_iter().find_map(|o| session.crosses(o));
         let superseded = [self.current.replace(session), self.next.take()];
@@ -82,7 +82,7 @@ impl Keyring {
         self.retired.truncate(OPENING_SLOTS - 1);
     }
 
-    /// We answered: the session waits for confirmation. An unconfirmed one before it is gone; the
+    /// We responded: the session waits for confirmation. An unconfirmed earlier one is dropped, because the
     /// peer gave it up when it initiated again.
     pub(crate) fn answered(&mut self, session: Session) {
         self.next = Some(session);
@@ -95,7 +95,7 @@ impl Keyring {
         self.retired.truncate(OPENING_SLOTS - 1);
     }
 
-    /// Makes *next* current if the peer has used it; says whether.
+    /// Makes *next* current if the peer has used it; returns whether it did.
     pub(crate) fn confirm(&mut self) -> bool {
         let Some(mut session) = self.next.take_if(|next| next.opening.confirmed().is_raised())
         else {
@@ -109,8 +109,8 @@ impl Keyring {
         true
     }
 
-    /// The peer has ended a session: drops it, the one it crossed with, and every older one; says whether
-    /// one was current.
+    /// The peer has ended a session: drops it, the one it crossed with, and every older one; returns whether
+    /// one of them was current.
     pub(crate) fn close(&mut self, closed: Generation) -> bool {
         let is_over = |key: &OpeningKey| key.generation() <= closed;
         self.next.take_if(|s| is_over(&s.opening));
@@ -119,7 +119,7 @@ impl Keyring {
         self.current.take_if(over).is_some()
     }
 
-    /// Drops every key that is dead.
+    /// Drops every expired key.
     pub(crate) fn expire(&mut self, now: BootTime) {
         let is_dead = |key: &OpeningKey| now >= key.dead_from();
         self.current.take_if(|s| is_dead(&s.opening));
@@ -127,12 +127,12 @@ impl Keyring {
         self.retired.retain(|key| !is_dead(key));
     }
 
-    /// When the next key dies.
+    /// When the next key expires.
     pub(crate) fn next_expiry(&self) -> Option<BootTime> {
         self.opening().map(|key| key.dead_from()).min()
     }
 
-    /// Keys have other places now; the sessions there are count as made by this pair.
+    /// The keys have new positions: attributes the sessions to this pair.
     pub(crate) fn forget_pairs(&mut self, pair: Pair) {
         let sessions = self.current.iter_mut().chain(&mut self.next);
         sessions.for_each(|session| session.pair = pair);
@@ -148,12 +148,12 @@ impl Keyring {
         self.next.as_ref()
     }
 
-    /// As [`Keyring::next`], to note where else its answer went.
+    /// As [`Keyring::next`], to record further addresses of its response.
     pub(crate) const fn next_mut(&mut self) -> Option<&mut Session> {
         self.next.as_mut()
     }
 
-    /// Every key that opens, at most [`OPENING_SLOTS`].
+    /// All keys that open, at most [`OPENING_SLOTS`].
     pub(crate) fn opening(&self) -> impl Iterator<Item = &Arc<OpeningKey>> {
         let sessions = self.current.iter().chain(&self.next).map(|s| &s.opening);
         sessions.chain(&self.retired)

@@ -1,6 +1,6 @@
 //! Sizes that more than one crate depends on.
 
-/// The MTU that every link of IPv6 has at the least (RFC 8200 §5), in bytes.
+/// The least MTU of every IPv6 link (RFC 8200 §5), in bytes.
 pub const LEAST_MTU_V6: u16 = 1280;
 
 /// Bytes in front of a UDP payload over IPv4, without options.
@@ -9,8 +9,8 @@ pub const HEADERS_V4: u16 = 20 + 8;
 /// Bytes in front of a UDP payload over IPv6, without extension headers.
 pub const HEADERS_V6: u16 = 40 + 8;
 
-/// The UDP payload that every path carries in one packet, in bytes: it is sent until more is known of a path, and
-/// after a message about the path that cannot be believed.
+/// The UDP payload that every path carries in one packet, in bytes. It is used until more is known of a path,
+/// and after a message about the path that cannot be trusted.
 pub const LEAST_DATAGRAM: u16 = LEAST_MTU_V6 - HEADERS_V6;
 
 /// The largest UDP payload to send, in bytes. With headers it stays under the `gso_max_size` of 64 KiB, beyond which

@@ -1,13 +1,12 @@
-//! Whether the peer is alive. It takes one of two rules to know:
+//! Whether the peer is alive, by one of two rules:
 //!
-//! - *watched*: silence tells. Who was silent for half of `dead_after` is asked for a sign of life,
-//!   and who is silent for all of it is dead. It has to be asked, for a keepalive of ours obliges no
-//!   peer to answer: one that lives and has nothing to say would count as dead;
-//! - *unwatched*: an idle tunnel is silent by right, so only that tells which was sent and goes
-//!   unanswered.
+//! - *watched*: silence is evidence. If nothing was heard for half of `dead_after`, the peer is probed, and after
+//!   all of it the peer is dead. The probe is necessary because a keepalive of ours requires no answer: a live
+//!   peer without traffic would otherwise count as dead;
+//! - *unwatched*: an idle tunnel may be silent, so only an unanswered packet is evidence.
 //!
-//! A sign of life is what proves that the peer hears us too: what came on a session, or an answer to
-//! an initiation of ours. An initiation of its own is none: it may be old, and its preshared key another.
+//! A sign of life proves that the peer hears us too: a datagram of a session, or a response to an initiation of
+//! ours. An initiation of the peer is none: it may be old, or be made with another preshared key.
 
 use std::time::Duration;
 
@@ -15,41 +14,41 @@ use crate::activity::Moments;
 use crate::time::BootTime;
 use crate::timers::Wait;
 
-/// Of `dead_after` so many parts lie between two questions.
+/// Probes are this fraction of `dead_after` apart.
 const STEPS: u32 = 16;
 
-/// What has become of the peer.
+/// A change of the peer's liveness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
     Alive,
     Dead,
 }
 
-/// What to ask a silent peer.
+/// How to probe a silent peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Question {
-    /// On the session there is, if the peer answers such a question.
+    /// On the current session, if the peer answers such a probe.
     Gentle,
-    /// By a handshake too: it may have forgotten the session.
+    /// By a handshake too: the peer may have forgotten the session.
     Urgent,
 }
 
-/// One peer's life.
+/// The liveness of one peer.
 #[derive(Debug)]
 pub(crate) struct Life {
     dead_after: Duration,
     watched: bool,
     alive: bool,
-    /// Since when it is, or is not.
+    /// When it came to life or died.
     since: BootTime,
     heard: Option<BootTime>,
     asked: Option<Asked>,
     unanswered: Wait,
-    /// Questions come so much earlier, so that two ends do not ask at the same moment.
+    /// Probes are sent earlier by this, so that the two ends do not probe at the same time.
     pub(crate) jitter: Duration,
 }
 
-/// Questions without an answer.
+/// Probes without an answer.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     first: BootTime,
@@ -78,14 +77,14 @@ impl Life {
         self.asked.take_if(|asked| self.heard > Some(asked.first));
     }
 
-    /// A session stands: the peer has just been heard, whether the traffic shows it yet or not.
+    /// A session was established: the peer has just been heard, whether the traffic shows it yet or not.
     pub(crate) fn hear(&mut self, now: BootTime) {
         self.heard = self.heard.max(Some(now));
         self.asked = None;
     }
 
-    /// What has become of the peer since the last time. Without a session nothing gets through, and
-    /// nobody comes to life.
+    /// The change of liveness since the last call. Without a session no data gets through, and the peer does
+    /// not come to life.
     pub(crate) fn turn(&mut self, now: BootTime, in_session: bool) -> Option<Turn> {
         if self.alive {
             let dead = self.dead_from().is_some_and(|at| now >= at);
@@ -98,7 +97,7 @@ impl Life {
         Some(Turn::Alive)
     }
 
-    /// The peer is gone, whatever the traffic says; tells whether it was alive.
+    /// The peer is gone, whatever the traffic shows; returns whether it was alive.
     pub(crate) fn end(&mut self, now: BootTime) -> bool {
         if !self.alive {
             return false;
@@ -107,12 +106,12 @@ impl Life {
         true
     }
 
-    /// Nobody answered the handshakes of an attempt; tells whether the peer died of it.
+    /// No handshake of an attempt was answered; returns whether the peer is dead because of it.
     pub(crate) fn give_up(&mut self, now: BootTime, begun: BootTime) -> bool {
         !self.watched && self.heard < Some(begun) && self.end(now)
     }
 
-    /// The question that is due, once.
+    /// The probe that is due, once.
     pub(crate) fn question(&mut self, now: BootTime) -> Option<Question> {
         self.question_due().filter(|at| now >= *at)?;
         let first = self.asked.map_or(now, |asked| asked.first);
@@ -126,12 +125,12 @@ impl Life {
         [self.question_due(), self.dead_from()].into_iter().flatten().min()
     }
 
-    /// Whether the peer has to be called for as long as it takes.
+    /// Whether to initiate handshakes without a limit.
     pub(crate) const fn is_missed(&self) -> bool {
         self.watched && !self.alive
     }
 
-    /// Since when data has gone unanswered, whatever has been done about it meanwhile.
+    /// Since when data has been unanswered, regardless of what was done about it meanwhile.
     pub(crate) const fn unanswered_since(&self) -> Option<BootTime> {
         self.unanswered.since()
     }
@@ -149,7 +148,8 @@ impl Life {
         self.asked.map(|asked| asked.next).or(Some(self.heard? + (self.dead_after / 2 - early)))
     }
 
-    /// Nobody dies unasked: who has slept through the time for it asks first.
+    /// The peer never counts as dead without a probe: an end that was suspended for all of `dead_after`
+    /// probes first.
     fn dead_from(&self) -> Option<BootTime> {
         if !self.alive {
             return None;

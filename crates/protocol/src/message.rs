@@ -1,5 +1,5 @@
-//! The four messages as they lie on the wire, named as in the WireGuard whitepaper.
-//! Nothing here is secret or authenticated yet: a parsed message has only the right shape.
+//! The four messages on the wire, named as in the WireGuard whitepaper. At this stage nothing is secret or
+//! authenticated: a parsed message is only well-formed.
 
 use std::fmt;
 
@@ -29,11 +29,10 @@ const RESPONSE: u32 = 2;
 const COOKIE_REPLY: u32 = 3;
 const DATA: u32 = 4;
 
-/// Reads a datagram's shape: its type (a 32-bit word, so the reserved bytes are zero) and its
-/// length.
+/// Checks a datagram's type (a 32-bit word, so the reserved bytes are zero) and its length.
 ///
 /// # Errors
-/// [`Malformed`] when nobody who speaks the protocol sent this.
+/// [`Malformed`] if it is none of the protocol's messages.
 pub fn parse(datagram: &[u8]) -> Result<Message<'_>, Malformed> {
     let (kind, _) = U32::read_from_prefix(datagram).map_err(|_| Malformed::Length)?;
     match kind.get() {
@@ -57,7 +56,7 @@ fn data_header(datagram: &[u8]) -> Result<Message<'_>, Malformed> {
     Ok(Message::Data { receiver: header.receiver, counter: header.counter.get() })
 }
 
-/// The index that a message begins with, given at least its first bytes: they may be all that is there of it.
+/// The index at the beginning of a message. The message may be truncated after its first bytes.
 pub(crate) fn named(datagram: &[u8]) -> Option<Named> {
     let (kind, rest) = U32::read_from_prefix(datagram).ok()?;
     let (index, _) = Index::read_from_prefix(rest).ok()?;
@@ -68,12 +67,12 @@ pub(crate) fn named(datagram: &[u8]) -> Option<Named> {
     }
 }
 
-/// Whose name for a handshake or session an index is.
+/// Whose index of a handshake or session this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Named {
-    /// That of the message's sender.
+    /// The index of the message's sender.
     Sender(Index),
-    /// That of its receiver.
+    /// The index of its receiver.
     Receiver(Index),
 }
 
@@ -88,7 +87,7 @@ pub enum Message<'a> {
     CookieReply(&'a CookieReply),
     /// Message 4; what follows its header is ciphertext.
     Data {
-        /// The session, as its receiver names it.
+        /// The receiver's index of the session.
         receiver: Index,
         /// The datagram's number within the session.
         counter: u64,
@@ -101,12 +100,12 @@ pub enum Malformed {
     /// The type is unknown, or a reserved byte is set.
     #[error("datagram of unknown type: its sender does not speak this protocol")]
     Type,
-    /// Too short, or not the one length its type has.
+    /// Too short, or not of the length its type requires.
     #[error("datagram of a length its type cannot have: truncated on the way, or forged")]
     Length,
 }
 
-/// Names a session at its owner.
+/// Identifies a session at the end that chose it.
 #[derive(
     Clone,
     Copy,
@@ -148,13 +147,13 @@ impl fmt::Debug for Index {
 )]
 #[repr(C)]
 pub struct Sealed<const N: usize> {
-    /// The ciphertext, as long as what it hides.
+    /// The ciphertext, as long as the plaintext.
     pub ciphertext: [u8; N],
     /// The tag over ciphertext and associated data.
     pub tag: [u8; TAG_LEN],
 }
 
-/// The end of messages 1 and 2: each MAC covers all that lies before it.
+/// The end of messages 1 and 2: each MAC covers all bytes before it.
 #[derive(
     Clone,
     Copy,
@@ -183,13 +182,13 @@ pub struct Macs {
 #[repr(C)]
 pub struct Initiation {
     kind: U32,
-    /// The session, as the initiator will name it.
+    /// The initiator's index of the session.
     pub sender: Index,
     /// The initiator's ephemeral public key.
     pub ephemeral: [u8; 32],
     /// The initiator's static public key.
     pub encrypted_static: Sealed<32>,
-    /// The initiator's TAI64N stamp.
+    /// The initiator's TAI64N timestamp.
     pub encrypted_timestamp: Sealed<12>,
     /// Zero until [`crate::cookie::Jar::seal_macs`].
     pub macs: Macs,
@@ -215,13 +214,13 @@ impl Initiation {
 #[repr(C)]
 pub struct Response {
     kind: U32,
-    /// The session, as the responder names it.
+    /// The responder's index of the session.
     pub sender: Index,
-    /// The session, as the initiator names it.
+    /// The initiator's index of the session.
     pub receiver: Index,
     /// The responder's ephemeral public key.
     pub ephemeral: [u8; 32],
-    /// Proves that the responder holds its key and the preshared key.
+    /// Proves that the responder has its secret key and the preshared key.
     pub encrypted_nothing: Sealed<0>,
     /// Zero until [`crate::cookie::Jar::seal_macs`].
     pub macs: Macs,
@@ -247,11 +246,11 @@ impl Response {
 #[repr(C)]
 pub struct CookieReply {
     kind: U32,
-    /// The sender of the message this answers.
+    /// The sender's index in the message that this answers.
     pub receiver: Index,
     /// The `XChaCha20` nonce.
     pub nonce: [u8; 24],
-    /// The cookie, bound to the mac1 of the message this answers.
+    /// The cookie, bound to the mac1 of the message that this answers.
     pub encrypted_cookie: Sealed<16>,
 }
 
@@ -269,7 +268,7 @@ impl CookieReply {
 #[repr(C)]
 pub struct DataHeader {
     kind: U32,
-    /// The session, as its receiver names it.
+    /// The receiver's index of the session.
     pub receiver: Index,
     /// The datagram's number within the session.
     pub counter: U64,

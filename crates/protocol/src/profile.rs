@@ -1,6 +1,6 @@
-//! The profile: what decides how packets are protected and read, and so has to be the same at both
-//! ends. It enters the preshared key, and ends that differ complete no handshake: nothing is
-//! negotiated, nothing can be downgraded, and no key serves two ciphers.
+//! The profile: the settings that decide how packets are protected and parsed, and so have to be the same at
+//! both ends. It is mixed into the preshared key, so that ends with different profiles complete no handshake.
+//! Nothing is negotiated, nothing can be downgraded, and no key is used with two ciphers.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use vpnd_crypto::aead::Algorithm;
 use vpnd_crypto::hash::hmac;
 use vpnd_crypto::key::PresharedKey;
 
-/// What is bound, and that it is this.
+/// A label for domain separation.
 const LABEL: &[u8] = b"vpnd profile v1";
 
 /// What the tunnel carries.
@@ -21,35 +21,35 @@ pub enum Mode {
     Tap = 1,
 }
 
-/// What a session's keys rest on beside Diffie-Hellman.
+/// The secrets of a session's keys besides Diffie-Hellman.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kem {
     /// Nothing.
     None = 0,
-    /// A secret encapsulated for an ML-KEM-768 key of its own.
+    /// A secret encapsulated to a fresh ML-KEM-768 key.
     MlKem768 = 1,
 }
 
-/// What both ends have to be set to alike.
+/// The settings that must be equal at both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// What the tunnel carries.
     pub mode: Mode,
-    /// What seals it. The handshake has its own cipher, always the same.
+    /// The cipher of data. The handshake has its own cipher, always the same.
     pub cipher: Algorithm,
-    /// What the keys rest on.
+    /// The kind of key exchange.
     pub kem: Kem,
 }
 
 impl Profile {
-    /// The profile in the three bytes that are bound. They are never extended: what does not
-    /// change how packets are protected or read is announced inside the session.
+    /// The profile as the three bytes that are mixed in. They are never extended: settings that do not change
+    /// how packets are protected or parsed are announced inside the session.
     pub const fn codes(self) -> [u8; 3] {
         [self.mode as u8, cipher_code(self.cipher), self.kem as u8]
     }
 
-    /// The preshared key that enters the handshake: `psk`, or none, bound to this profile.
+    /// The preshared key for the handshake: `psk`, or the default one, bound to this profile.
     pub fn bind(self, psk: Option<&PresharedKey>) -> PresharedKey {
         let none = PresharedKey::default();
         let key = psk.unwrap_or(&none).as_bytes();
@@ -57,7 +57,7 @@ impl Profile {
     }
 }
 
-/// As the configuration puts it, so that a log line of one end is compared with the other's file.
+/// In the configuration's words, so that a log line of one end can be compared with the other's file.
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mode = match self.mode {
@@ -95,7 +95,7 @@ mod tests {
         all
     }
 
-    /// Each of the eight without a preshared key, then with one.
+    /// Each of the eight profiles without a preshared key, then with one.
     #[test]
     fn the_preshared_key_is_the_reference_s() {
         let vectors = vectors("profiles");

@@ -1,5 +1,5 @@
-//! The replay window: which of the last 8128 counters of a session have been seen
-//! (whitepaper §5.4.6, RFC 6479).
+//! The replay window: remembers which of the last 8128 counters of a session were seen (whitepaper §5.4.6,
+//! RFC 6479).
 
 use crate::drop_reason::DropReason;
 
@@ -7,21 +7,21 @@ const WORDS: usize = 128;
 const WORD_BITS: u64 = u64::BITS as u64;
 const BITS: u64 = WORDS as u64 * WORD_BITS;
 
-/// Counters this far behind the newest are still told apart. One word of the bitmap is always
+/// The number of counters below the newest that the window distinguishes. One word of the bitmap is always
 /// being cleared, so it does not count.
 pub const WINDOW: u64 = BITS - WORD_BITS;
 
-/// Where an accepted counter stands among those seen before.
+/// How an accepted counter relates to those seen before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
     /// Higher than every counter before it.
     Newest,
-    /// New, but overtaken on the way.
+    /// New, but overtaken on the path.
     Late,
 }
 
-/// A sliding bitmap over the counters of one session. It is only ever touched after the datagram
-/// has been authenticated, so nobody else can move it.
+/// A sliding bitmap over the counters of one session. It changes only after the datagram has been
+/// authenticated, so a forger cannot move it.
 pub struct Window {
     /// The highest counter seen; meaningless until `any` is set.
     newest: u64,
@@ -39,7 +39,7 @@ impl Window {
     /// Marks `counter` as seen.
     ///
     /// # Errors
-    /// [`DropReason::Replayed`] when it was seen before or is too old to tell.
+    /// [`DropReason::Replayed`] if it was seen before or is below the window.
     pub(crate) fn accept(&mut self, counter: u64) -> Result<Freshness, DropReason> {
         let freshness = self.place(counter)?;
         if freshness == Freshness::Newest {
@@ -91,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashSet;
 
-    /// One row of the table: a counter and whether the window takes it.
+    /// One row of the test table: a counter and whether the window accepts it.
     fn check(rows: &[(u64, bool)]) {
         let mut window = Window::default();
         for (row, &(counter, fresh)) in rows.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Sealing and opening keys: what one handshake yields for each direction (whitepaper §5.4.5,
-//! §5.4.6). Data threads share them; the control plane decides which are in use.
+//! The keys for sealing and opening that one handshake yields (whitepaper §5.4.5, §5.4.6). Data threads share
+//! them; the control plane decides which are in use.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,33 +20,33 @@ use crate::time::BootTime;
 /// Bytes that sealing adds to a padded packet.
 pub const OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
 
-/// The counter from which a new session is asked for, with the cipher of the `WireGuard` protocol.
+/// From this counter on a new session is requested, with the cipher of the `WireGuard` protocol.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
-/// The first counter that is never used, whatever the cipher.
+/// The first unusable counter, for every cipher.
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// What one AES-256-GCM key may seal at most, in blocks of 16 bytes and one more for each packet: an
-/// attacker who sees it all tells it from noise with a probability of 2⁻⁵⁷.
+/// How much one AES-256-GCM key may seal, in blocks of 16 bytes and one more for each packet: an attacker who
+/// sees all of it can distinguish it from noise with a probability of 2⁻⁵⁷.
 const GCM_BLOCKS: u64 = 1 << 36;
-/// The age at which an initiator that sends asks for a new session.
+/// The age at which an initiator that sends requests a new session.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
-/// The age at which a key is dead.
+/// The age at which a key expires.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// The initiator stops sealing earlier: the responder's key is older than ours by the time the
-/// response took, and what is sealed must still open there.
+/// The initiator stops sealing earlier: the responder's key is older than ours by the transit time of the
+/// response, and sealed datagrams must still be accepted there.
 const INITIATOR_SEALS_FOR: Duration = Duration::from_secs(170);
 
-/// The order in which sessions came to be, at this end. Not on the wire.
+/// The order in which this end's sessions were made. Never sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(u64);
 
 impl Generation {
-    /// The one after this.
+    /// The next generation.
     pub(crate) const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 }
 
-/// How many datagrams a key may seal.
+/// The number of datagrams a key may seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limits {
     rekey: u64,
@@ -54,7 +54,7 @@ struct Limits {
 }
 
 impl Limits {
-    /// The limits of `cipher` where no packet is longer than `largest` bytes.
+    /// The limits of `cipher` if no packet is longer than `largest` bytes.
     fn of(cipher: Algorithm, largest: usize) -> Self {
         if cipher != Algorithm::Aes256Gcm {
             return Self { rekey: REKEY_AFTER_MESSAGES, reject: REJECT_AFTER_MESSAGES };
@@ -69,15 +69,15 @@ impl Limits {
 pub enum Contents {
     /// IP packets and keepalives: the `WireGuard` protocol.
     Packets,
-    /// Frames beside them.
+    /// IP packets and frames.
     Frames,
-    /// Frames of which some are Ethernet's, and no bare IP packets.
+    /// Frames, some of them with Ethernet frames, and no bare IP packets.
     Ethernet,
-    /// Nothing but the two messages of its upgrade.
+    /// Only the two messages of its upgrade.
     Bootstrap,
 }
 
-/// Which of our keys a handshake is made with, and which of the peer's.
+/// The keys a handshake was made with: which of ours, and which of the peer's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pair {
     pub(crate) own: usize,
@@ -85,29 +85,29 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Of each end the later key.
+    /// The later key of each end.
     pub(crate) fn later(self, other: Self) -> Self {
         Self { own: self.own.max(other.own), remote: self.remote.max(other.remote) }
     }
 }
 
-/// How a session came to be, and its name at each end.
+/// The origin of a session, and its index at each end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
     pub(crate) role: Role,
     pub(crate) birth: BootTime,
-    /// Ours; the peer addresses the session by it.
+    /// Our index; the peer addresses the session by it.
     pub(crate) local: Index,
-    /// The peer's.
+    /// The peer's index.
     pub(crate) remote: Index,
-    /// Whose keys made it.
+    /// The keys it was made with.
     pub(crate) pair: Pair,
     pub(crate) generation: Generation,
     pub(crate) protocol: Protocol,
     pub(crate) contents: Contents,
     /// The longest packet it seals.
     pub(crate) largest: usize,
-    /// The age at which it asks for its successor; `None` leaves that to the peer.
+    /// The age at which a new session is requested; `None` leaves that to the peer.
     pub(crate) rekey_after: Option<Duration>,
 }
 
@@ -120,7 +120,7 @@ pub enum Role {
     Responder,
 }
 
-/// Why a key seals no more; nothing was reserved.
+/// Why a key no longer seals; nothing was reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The key is too old.
@@ -129,17 +129,17 @@ pub enum Refused {
     Exhausted,
 }
 
-/// The number of one datagram. Sealing consumes it, so that no number is used twice.
+/// The counter of one datagram. Sealing consumes it, so that none is used twice.
 pub struct Counter(u64);
 
-/// A run of reserved numbers; what is not used is lost, which is harmless.
+/// A range of reserved counters. Unused ones are lost, which is harmless.
 pub struct Counters {
     left: Range<u64>,
     wake: Wake,
 }
 
 impl Counters {
-    /// The control plane has to hear of this reservation: a new session is due.
+    /// The control plane has to be woken after this reservation: a new session is due.
     pub const fn wake(&self) -> Wake {
         self.wake
     }
@@ -153,7 +153,7 @@ impl Iterator for Counters {
     }
 }
 
-/// Seals what goes to the peer. It cannot be copied, shown or stored.
+/// Seals datagrams to the peer. It cannot be copied, printed or stored.
 pub struct SealingKey {
     aead: AeadKey,
     receiver: Index,
@@ -162,7 +162,7 @@ pub struct SealingKey {
     limits: Limits,
     seals_until: BootTime,
     rekey_from: BootTime,
-    /// Raised once, when a new session is due; the key's replacement ends it.
+    /// Raised once, when a new session is due; irrelevant once the key is replaced.
     rekey_due: Edge,
 }
 
@@ -185,15 +185,15 @@ impl SealingKey {
         }
     }
 
-    /// The peer's name for the session.
+    /// The peer's index of the session.
     pub(crate) const fn receiver(&self) -> Index {
         self.receiver
     }
 
-    /// Takes the next `count` numbers, all or none.
+    /// Reserves the next `count` counters, all or none.
     ///
     /// # Errors
-    /// When the key is too old or its numbers are used up; the counter then stays where it was.
+    /// If the key is too old or its counters are used up; no counter is then taken.
     pub fn reserve(&self, count: usize, now: BootTime) -> Result<Counters, Refused> {
         if now >= self.seals_until {
             return Err(Refused::Expired);
@@ -213,7 +213,7 @@ impl SealingKey {
     /// Seals `datagram` in place: 16 bytes for the header, the padded packet, 16 for the tag.
     ///
     /// # Panics
-    /// When `datagram` is shorter than [`OVERHEAD`]; the caller lays it out.
+    /// If `datagram` is shorter than [`OVERHEAD`]: a bug of the caller.
     pub fn seal(&self, counter: Counter, datagram: &mut [u8]) {
         let (header, rest) = datagram.split_at_mut(DATA_HEADER_LEN);
         let (packet, tag) = rest.split_at_mut(rest.len() - TAG_LEN);
@@ -221,11 +221,11 @@ impl SealingKey {
         tag.copy_from_slice(&self.aead.seal(counter.0, &[], packet));
     }
 
-    /// Seals each of `datagrams` in place, as [`SealingKey::seal`] does one. Those of one length that
-    /// follow each other are sealed together, which is quicker.
+    /// Seals each of `datagrams` in place, as [`SealingKey::seal`] does. Consecutive ones of equal length are
+    /// sealed together, which is faster.
     ///
     /// # Panics
-    /// When there are fewer counters than datagrams, or one is shorter than [`OVERHEAD`].
+    /// If there are fewer counters than datagrams, or one is shorter than [`OVERHEAD`].
     pub fn seal_each<'a>(
         &self,
         counters: &mut Counters,
@@ -250,7 +250,7 @@ impl SealingKey {
         self.rekey_due.is_raised()
     }
 
-    /// Whether the peer understands frames, and so packets in pieces.
+    /// Whether the peer understands frames, and therefore fragments.
     pub fn carries_frames(&self) -> bool {
         matches!(self.contents, Contents::Frames | Contents::Ethernet)
     }
@@ -260,7 +260,7 @@ impl SealingKey {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Puts the counter near its end, which no test can wait for.
+    /// Sets the counter near its end, which a test cannot reach otherwise.
     #[doc(hidden)]
     pub fn skip_to(&self, counter: u64) {
         self.next.fetch_max(counter, Ordering::Relaxed);
@@ -273,14 +273,14 @@ impl fmt::Debug for SealingKey {
     }
 }
 
-/// A datagram that authenticated but has not passed its window: only its place is known.
+/// A datagram that authenticated but has not passed the replay window: only its position is known.
 #[derive(Debug)]
 pub struct Opened {
     pub(crate) counter: u64,
     pub(crate) plaintext_len: usize,
 }
 
-/// Opens what comes from the peer. The window lives and dies with it.
+/// Opens datagrams from the peer. It owns the session's replay window.
 pub struct OpeningKey {
     aead: AeadKey,
     index: Index,
@@ -289,7 +289,7 @@ pub struct OpeningKey {
     dead_from: BootTime,
     /// Raised once, by the first datagram that opens and passes the window.
     confirmed: Edge,
-    /// Datagrams that passed the window; only who holds the window adds.
+    /// Datagrams that passed the window; only the thread that holds the window adds to it.
     accepted: AtomicU64,
     window: Mutex<Window>,
 }
@@ -310,10 +310,10 @@ impl OpeningKey {
     }
 
     /// Opens the transport data message `datagram` in place; its plaintext then begins at
-    /// [`DATA_HEADER_LEN`]. Any thread, any order: nothing changes but the bytes.
+    /// [`DATA_HEADER_LEN`]. Any thread may call this in any order: only the datagram's bytes change.
     ///
     /// # Errors
-    /// [`DropReason::Expired`], or [`DropReason::Forged`] when it does not authenticate.
+    /// [`DropReason::Expired`], or [`DropReason::Forged`] if it does not authenticate.
     pub fn open(
         &self,
         counter: u64,
@@ -325,12 +325,12 @@ impl OpeningKey {
         result
     }
 
-    /// Opens each of `datagrams`, named by its counter, in place, and says in their order what came of
-    /// it, as [`OpeningKey::open`] does of one. Those of one length that follow each other are opened
-    /// together, which is quicker.
+    /// Opens each of `datagrams`, given with its counter, in place, and reports the results in the same
+    /// order, as [`OpeningKey::open`] does for one. Consecutive ones of equal length are opened together,
+    /// which is faster.
     ///
     /// # Panics
-    /// When a datagram is shorter than its header; what was parsed is not.
+    /// If a datagram is shorter than its header, which parsing excludes.
     pub fn open_each<'a>(
         &self,
         datagrams: impl Iterator<Item = (u64, &'a mut [u8])>,
@@ -353,7 +353,7 @@ impl OpeningKey {
         });
     }
 
-    /// The window, for the one thread whose turn it is. Never contended.
+    /// The window, for the one thread that accepts. Never contended.
     pub fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -363,7 +363,7 @@ impl OpeningKey {
         self.index
     }
 
-    /// Where the session stands among this end's sessions.
+    /// The session's generation.
     pub const fn generation(&self) -> Generation {
         self.generation
     }
@@ -378,12 +378,12 @@ impl OpeningKey {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// One more; the caller holds the window.
+    /// Counts one more; the caller holds the window.
     pub(crate) fn count_accepted(&self) {
         self.accepted.store(self.accepted() + 1, Ordering::Relaxed);
     }
 
-    /// When the key dies.
+    /// When the key expires.
     pub(crate) const fn dead_from(&self) -> BootTime {
         self.dead_from
     }

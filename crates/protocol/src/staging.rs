@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use crate::time::BootTime;
 
-/// How many packets wait; the oldest makes room.
+/// The number of packets that wait; a further one replaces the oldest.
 pub const STAGED_PACKETS: usize = 128;
-/// How long a packet waits: as long as one attempt to reach the peer lasts.
+/// How long a packet waits: as long as one attempt to establish a session.
 pub const STAGED_FOR: Duration = Duration::from_secs(100);
 
 /// Packets in the order they came, after splitting.
 pub struct Staging {
-    /// How many wait here at most.
+    /// The largest number of packets that wait.
     most: usize,
     packets: VecDeque<(BootTime, Vec<u8>)>,
-    /// Buffers of packets that left, so that a long outage allocates once.
+    /// Buffers of packets that were sent, so that a long outage allocates once.
     spare: Vec<Vec<u8>>,
 }
 
@@ -26,13 +26,13 @@ impl Default for Staging {
 }
 
 impl Staging {
-    /// One of `places` where packets wait, with its share of the room.
+    /// The staging of one of `places` workers, with its share of the room.
     pub fn one_of(places: usize) -> Self {
         let most = (STAGED_PACKETS / places.max(1)).max(1);
         Self { most, packets: VecDeque::new(), spare: Vec::new() }
     }
 
-    /// Keeps a copy of `packet`; says how many older ones were lost for it.
+    /// Keeps a copy of `packet`; returns how many older ones were dropped for it.
     #[must_use]
     pub fn push(&mut self, now: BootTime, packet: &[u8]) -> usize {
         let mut lost = self.purge(now);
@@ -47,7 +47,7 @@ impl Staging {
         lost
     }
 
-    /// Drops what waited too long; says how many.
+    /// Drops packets that waited too long; returns how many.
     pub fn purge(&mut self, now: BootTime) -> usize {
         let before = self.packets.len();
         while self.packets.front().is_some_and(|(at, _)| now.saturating_since(*at) >= STAGED_FOR) {
@@ -66,12 +66,12 @@ impl Staging {
         self.packets.front().map(|(_, packet)| packet.as_slice())
     }
 
-    /// Forgets the oldest packet.
+    /// Removes the oldest packet.
     pub fn pop(&mut self) {
         self.spare.extend(self.packets.pop_front().map(|(_, packet)| packet));
     }
 
-    /// Whether nothing waits.
+    /// Whether no packet waits.
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()
     }

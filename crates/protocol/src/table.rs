@@ -1,5 +1,5 @@
-//! What the control plane publishes for the data threads: one immutable table, replaced whole.
-//! What lets the peer use a key leaves after the table that holds the key.
+//! The control plane's publication to the data threads: one immutable table, replaced as a whole. A message
+//! that lets the peer use a key is sent only after the table with that key was published.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,66 +11,66 @@ use crate::message::{self, INITIATION_LEN, Index, Message, Named};
 use crate::session::{OpeningKey, SealingKey};
 use crate::time::BootTime;
 
-/// How many sessions that data may flow on are opened at once.
+/// The number of sessions that open datagrams and may carry data.
 pub const OPENING_SLOTS: usize = 6;
-/// And how many that wait for their upgrade: one in each role.
+/// The number of sessions that wait for their upgrade: one in each role.
 pub const BOOTSTRAP_SLOTS: usize = 2;
 
-/// How many keys an end may have: its own, and the next.
+/// The number of keys an end may have: the current one and the next.
 pub const IDENTITIES: usize = 2;
 
-/// The way to the peer.
+/// The path to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     /// The peer's address.
     pub to: SocketAddr,
-    /// The address of ours it last wrote to, or the configured one; `None` lets the kernel choose.
+    /// Our address that the peer last wrote to, or the configured one; `None` lets the kernel choose.
     pub from: Option<IpAddr>,
     /// The largest UDP payload to send.
     pub max_datagram: u16,
-    /// The differentiated services code point of what leaves.
+    /// The differentiated services code point of sent datagrams.
     pub dscp: u8,
 }
 
-/// What the data threads work by.
+/// The data threads' settings.
 pub struct Table {
-    /// The key to seal with and the way to send; without both nothing is sent.
+    /// The key to seal with and the path; without both nothing is sent.
     pub send: Option<(Arc<SealingKey>, Path)>,
     /// The keys to open with.
     pub open: [Option<Arc<OpeningKey>>; OPENING_SLOTS + BOOTSTRAP_SLOTS],
-    /// Recognise handshake messages made for us.
+    /// The checkers of handshake messages made for us.
     pub mac1: [Option<Mac1Key>; IDENTITIES],
-    /// Handshakes of ours that a cookie reply may answer.
+    /// Our pending handshakes that a cookie reply may answer.
     pub awaiting_cookie: [Option<Index>; 2],
     /// Which new addresses of the peer are followed.
     pub roam: Roam,
-    /// Where the peer was before its last move.
+    /// The peer's address before its last move.
     pub left: Option<SocketAddr>,
-    /// Data threads leave.
+    /// The data threads stop.
     pub stop: bool,
 }
 
 impl Table {
-    /// The key the peer names by `index`.
+    /// The key with our index `index`.
     pub fn opening(&self, index: Index) -> Option<&Arc<OpeningKey>> {
         self.open.iter().flatten().find(|key| key.index() == index)
     }
 
-    /// Whether there is a key that still seals and a way to send: what is staged can go.
+    /// Whether there is a key that still seals and a path, so that staged packets can be sent.
     pub fn sends_at(&self, now: BootTime) -> bool {
         self.send.as_ref().is_some_and(|(key, _)| key.seals_at(now))
     }
 
-    /// The largest datagram to make, where the peer puts packets together that come in pieces; where
-    /// it does not, nothing limits them here.
+    /// The largest datagram to make, if the peer reassembles fragments; if it does not, `None`: no limit
+    /// applies here.
     pub fn largest_datagram(&self) -> Option<usize> {
         let (key, path) = self.send.as_ref()?;
         key.carries_frames().then(|| path.max_datagram.into())
     }
 
-    /// Whether a UDP datagram that somebody wants to send is one that this tunnel has sent, given its addresses and
-    /// at least its first bytes: it names a session or handshake of ours, or goes from our address and port to the
-    /// peer's. Another tunnel's datagrams never do, not even with the same peer.
+    /// Whether a UDP datagram from the device is one that this tunnel has sent, given its addresses and at
+    /// least its first bytes: it contains an index of a session or handshake of ours, or goes from our
+    /// address and port to the peer's. Another tunnel's datagrams never match, not even with the same peer.
     pub fn sent(&self, local_port: u16, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> bool {
         let by_name = match message::named(payload) {
             Some(Named::Sender(index)) => {
@@ -84,7 +84,7 @@ impl Table {
         by_name || self.is_from_here(local_port, from, to)
     }
 
-    /// Whether it leaves from where this tunnel sends, and goes to where the peer is.
+    /// Whether it goes from this tunnel's source address and port to the peer's.
     fn is_from_here(&self, local_port: u16, from: SocketAddr, to: SocketAddr) -> bool {
         let Some((_, path)) = &self.send else { return false };
         from.port() == local_port
@@ -92,28 +92,28 @@ impl Table {
             && (to.ip(), to.port()) == (path.to.ip(), path.to.port())
     }
 
-    /// Whether a datagram that arrived so, if it is authentic, changes the way to the peer.
+    /// Whether a datagram with these addresses, if it is authentic, changes the path.
     pub(crate) fn is_elsewhere(&self, at: Arrival) -> bool {
         let Some((_, path)) = &self.send else { return true };
         let moved = at.from != path.to && self.roam.permits(path.to, at.from);
         moved || (at.from == path.to && at.local.is_some() && at.local != path.from)
     }
 
-    /// Whether a datagram that arrived so shows that the way to the peer is as it was.
+    /// Whether a datagram with these addresses confirms the current path.
     pub(crate) fn is_here(&self, at: Arrival) -> bool {
         let path = self.send.as_ref().map(|(_, path)| path);
         path.is_some_and(|path| at.from == path.to && (at.local.is_none() || at.local == path.from))
     }
 
-    /// Whether it matters that a datagram came from `first`, and a copy of it from `copy`: the copy came from where
-    /// the peer is, or one of the two from where it was.
+    /// Whether it matters that a datagram came from `first`, and a copy of it from `copy`: the copy came from
+    /// the peer's current address, or one of the two from its former one.
     pub(crate) fn is_contested(&self, first: SocketAddr, copy: SocketAddr) -> bool {
         let current = self.send.as_ref().map(|(_, path)| path.to);
         current == Some(copy) || self.left.is_some_and(|left| left == first || left == copy)
     }
 
-    /// Lets a handshake message pass to the control plane if it is worth its while: a first or
-    /// second message whose first MAC was made for us, or a cookie reply that we wait for.
+    /// Admits a handshake message to the control plane if it is plausible: a first or second message whose
+    /// first MAC was made for us, or a cookie reply that we wait for.
     ///
     /// # Errors
     /// The reason to drop it; nothing has changed.
@@ -135,18 +135,18 @@ impl Table {
     }
 }
 
-/// Where a datagram came from, and to which of our addresses.
+/// The source of a datagram, and the address of ours that it was sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
     /// The sender.
     pub from: SocketAddr,
-    /// Our address, if the kernel said it.
+    /// Our address, if the kernel reported it.
     pub local: Option<IpAddr>,
 }
 
 impl Arrival {
-    /// Reads a datagram that arrived so. One from source port 0 cannot be answered, and only a forged
-    /// one has it.
+    /// Parses a datagram with these addresses. One from source port 0 cannot be answered, and is always
+    /// forged.
     ///
     /// # Errors
     /// [`DropReason::Malformed`].
@@ -174,12 +174,12 @@ impl Admitted {
         Self { at, len: datagram.len(), bytes }
     }
 
-    /// Where it came from.
+    /// Its source, and our address.
     pub const fn at(&self) -> Arrival {
         self.at
     }
 
-    /// The message as it came.
+    /// The message as received.
     pub fn datagram(&self) -> &[u8] {
         &self.bytes[..self.len]
     }

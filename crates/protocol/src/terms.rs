@@ -1,6 +1,6 @@
-//! Under which terms a session is made: what both ends have to agree on and no message says. Terms
-//! enter the handshake as its preshared key, so that ends whose terms differ never share a session.
-//! Nothing is negotiated, and so nothing can be talked down.
+//! The terms of a session: what both ends have to agree on although no message contains it. Terms are mixed
+//! into the handshake's preshared key, so that ends with different terms never share a session. Nothing is
+//! negotiated, so nothing can be downgraded.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use vpnd_crypto::key::PresharedKey;
 use crate::profile::{Kem, Mode, Profile};
 use crate::session::Contents;
 
-/// What both ends speak.
+/// The protocol of both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// `WireGuard`, with nothing added.
@@ -28,7 +28,7 @@ impl Protocol {
         }
     }
 
-    /// The profile, if a handshake makes only a bootstrap session that has to be upgraded before data
+    /// The profile, if a handshake makes only a bootstrap session, which has to be upgraded before data
     /// flows.
     pub(crate) fn upgrade(self) -> Option<Profile> {
         match self {
@@ -56,15 +56,15 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A protocol, and the preshared key it is spoken under.
+/// A protocol, and its preshared key.
 pub struct Terms {
     protocol: Protocol,
-    /// As it enters the handshake: for the `vpnd` protocol the profile is bound into it.
+    /// As mixed into the handshake: with the `vpnd` protocol the profile is bound to it.
     psk: PresharedKey,
 }
 
 impl Terms {
-    /// The terms of `protocol` under a preshared key; the default one where there is none.
+    /// The terms of `protocol` with a preshared key, or the default one if there is none.
     pub fn new(protocol: Protocol, preshared: &PresharedKey) -> Self {
         let psk = match protocol {
             Protocol::WireGuard => PresharedKey::from_bytes(*preshared.as_bytes()),
@@ -73,7 +73,7 @@ impl Terms {
         Self { protocol, psk }
     }
 
-    /// What is spoken under them.
+    /// The protocol of these terms.
     pub const fn protocol(&self) -> Protocol {
         self.protocol
     }

@@ -1,5 +1,5 @@
-//! The two clocks: boot time drives timers, the wall clock only the TAI64N stamp.
-//! Neither is read here; both are handed in, so that a simulator can own them.
+//! The two clocks: boot time drives timers, the wall clock is used only for the TAI64N timestamp. Neither is
+//! read here; both are arguments, so that a simulator can provide them.
 
 use std::ops::Add;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub struct BootTime(u64);
 
 impl BootTime {
-    /// A moment `nanos` nanoseconds after boot.
+    /// The time `nanos` nanoseconds after boot.
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
@@ -33,12 +33,12 @@ impl Add<Duration> for BootTime {
     }
 }
 
-/// Time since the Unix epoch as the wall clock has it; it may jump.
+/// Time since the Unix epoch according to the wall clock; it may jump.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WallTime(Duration);
 
 impl WallTime {
-    /// The moment `since_epoch` after 1970-01-01T00:00:00Z.
+    /// The time `since_epoch` after 1970-01-01T00:00:00Z.
     pub const fn from_unix(since_epoch: Duration) -> Self {
         Self(since_epoch)
     }
@@ -54,6 +54,6 @@ impl WallTime {
 pub struct Now {
     /// Drives every timer.
     pub boot: BootTime,
-    /// Enters initiations only.
+    /// Used only for the timestamps of initiations.
     pub wall: WallTime,
 }

@@ -1,5 +1,5 @@
-//! The rules that act without a datagram (whitepaper §6). They derive from moments that the
-//! data threads keep, so a rule is looked at, never armed:
+//! The rules that act without a received datagram (whitepaper §6). They are derived from timestamps that the
+//! data threads keep, so rules are polled, never armed:
 //!
 //! 1. data sent and nothing heard for 15 s: initiate;
 //! 2. data received and nothing sent for 10 s: one keepalive;
@@ -20,48 +20,48 @@ pub(crate) const KEEPALIVE_OWED_AFTER: Duration = Duration::from_secs(10);
 pub(crate) const LAST_MINUTE: Duration = Duration::from_secs(165);
 /// Rule 5, before its jitter; also the least time between two initiations.
 pub(crate) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Rule 5.
+/// The number of initiations under rule 5.
 pub(crate) const MAX_TRIES: u32 = 20;
-/// Jitter is drawn evenly from zero to this.
+/// Jitter is evenly distributed from zero to this.
 pub(crate) const MAX_JITTER_MS: u32 = 333;
-/// How often traffic is looked at while it flows.
+/// The poll interval while traffic flows.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Why the control plane wants to be called.
+/// Why the control plane wants to be polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// An initiation is due, or due again.
     Initiate,
-    /// The key of an upgrade is due again, or the upgrade is given up.
+    /// The key message of an upgrade is due again, or the upgrade is given up.
     Upgrade,
-    /// A new address of the peer waits to be attended to.
+    /// A new address of the peer waits to be considered.
     Roam,
-    /// The timestamp floor takes too long to be written.
+    /// Writing the timestamp high-water mark takes too long.
     Floor,
-    /// Data was sent and nothing came back.
+    /// Data was sent and nothing was received since.
     NoAnswer,
-    /// Data came and nothing was sent back.
+    /// Data was received and nothing was sent since.
     KeepaliveOwed,
     /// The configured keepalive.
     PersistentKeepalive,
-    /// The peer is silent: it is asked for a sign of life, or dead.
+    /// The peer is silent: a probe is due, or it counts as dead.
     Silence,
     /// A key has reached its age.
     KeyExpiry,
-    /// Traffic flows: time to look at it.
+    /// Traffic flows: time to poll it.
     Look,
 }
 
-/// A wait that a cause begins and a cure ends.
+/// A wait that one kind of event begins and another ends.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wait {
     since: Option<BootTime>,
-    /// Causes up to here have been dealt with.
+    /// Beginnings up to here have been handled.
     settled: Option<BootTime>,
 }
 
 impl Wait {
-    /// When the cause came that waits for its cure.
+    /// When the wait began that has not ended yet.
     pub(crate) const fn since(&self) -> Option<BootTime> {
         self.since
     }
@@ -88,7 +88,7 @@ pub(crate) struct Timers {
     seen: Moments,
     answer: Wait,
     owed: Wait,
-    /// The configured keepalive counts from here when nothing has crossed.
+    /// The configured keepalive counts from here if there was no traffic.
     quiet_since: BootTime,
     pub(crate) jitter: Duration,
 }
@@ -106,7 +106,7 @@ impl Timers {
         }
     }
 
-    /// Takes note of the traffic; says whether it moved since the last time.
+    /// Records the traffic; returns whether there was any since the last call.
     pub(crate) fn observe(&mut self, moments: Moments) -> bool {
         let moved = self.seen != moments;
         self.seen = moments;
@@ -146,7 +146,7 @@ impl Timers {
         self.quiet_since = now;
     }
 
-    /// The traffic as last observed.
+    /// The timestamps last observed.
     pub(crate) const fn seen(&self) -> Moments {
         self.seen
     }
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(timers.owed_deadline(), Some(at(15)));
         timers.observe(Moments { sent: Some(at(6)), ..data });
         assert_eq!(timers.owed_deadline(), None);
-        // A keepalive of the peer owes nothing.
+        // A keepalive of the peer requires no answer.
         timers.observe(Moments { received: Some(at(9)), sent: Some(at(6)), ..data });
         assert_eq!(timers.owed_deadline(), None);
     }

@@ -1,5 +1,5 @@
-//! TAI64N stamps, which make each initiation newer than the last, and the floor below which
-//! ours never fall, so that a clock set back locks nobody out.
+//! TAI64N timestamps, which make each initiation newer than the last; and the high-water mark that ours never
+//! fall below, so that a clock that was set back does not lock us out.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,29 +10,29 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::time::WallTime;
 
-/// The second of 1970-01-01T00:00:00Z. TAI was 10 s ahead when leap seconds began; the kernel and
-/// wireguard-go ignore those since, so that stamps of either are comparable with ours.
+/// The second of 1970-01-01T00:00:00Z. TAI was 10 s ahead when leap seconds began. The kernel and
+/// wireguard-go ignore those since, so all these timestamps are comparable.
 const EPOCH: u64 = (1 << 62) + 10;
 /// TAI64 reserves the seconds after this one.
 const LAST_SECOND: u64 = (1 << 63) - 1;
 const NANOS_PER_SECOND: u32 = 1_000_000_000;
-/// What a stamp resolves, about 17 ms: the reference tells no more of its clock than that.
+/// The resolution of a timestamp, about 17 ms: like the reference, it reveals no more of the clock.
 const STEP: u32 = 1 << 24;
 
-/// Gives out the stamps of our initiations, each newer than every one before.
+/// Issues the timestamps of our initiations, each newer than all before.
 #[derive(Debug)]
 pub struct Stamper {
     last: Option<Timestamp>,
 }
 
 impl Stamper {
-    /// Goes on after `floor`, the last stamp an earlier run sent.
+    /// Continues after `floor`, the last timestamp that an earlier run sent.
     pub const fn new(floor: Option<Timestamp>) -> Self {
         Self { last: floor }
     }
 
-    /// The stamp for an initiation at `wall`: the clock's, or the first one after the last sent,
-    /// whichever is later. At the end of time itself the last stamp repeats.
+    /// The timestamp for an initiation at `wall`: that of the clock, or the first one after the last sent,
+    /// whichever is later. The last possible timestamp repeats.
     pub fn next(&mut self, wall: WallTime) -> Timestamp {
         let floor = self.last.map(Timestamp::successor);
         let stamp = Timestamp::from_wall(wall).max(floor.unwrap_or(Timestamp::ZERO));
@@ -40,7 +40,7 @@ impl Stamper {
     }
 }
 
-/// A TAI64N stamp; a later one compares as greater, as do their bytes.
+/// A TAI64N timestamp; a later one compares as greater, and so do its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Timestamp {
@@ -51,24 +51,25 @@ pub struct Timestamp {
 impl Timestamp {
     const ZERO: Self = Self { seconds: U64::ZERO, nanos: U32::ZERO };
 
-    /// The stamp of a moment, floored to 2^24 ns.
+    /// The timestamp of a time, rounded down to 2^24 ns.
     pub fn from_wall(wall: WallTime) -> Self {
         let since = wall.since_unix();
         let seconds = EPOCH.saturating_add(since.as_secs()).min(LAST_SECOND);
         Self::floored(seconds, since.subsec_nanos())
     }
 
-    /// A stamp as it came from a peer, whatever it says.
+    /// A timestamp as received, with any value.
     pub const fn from_bytes(bytes: [u8; 12]) -> Self {
         zerocopy::transmute!(bytes)
     }
 
-    /// The stamp as it travels.
+    /// The timestamp in its wire format.
     pub const fn as_bytes(&self) -> &[u8; 12] {
         zerocopy::transmute_ref!(self)
     }
 
-    /// The first stamp after this one with whole 2^24 ns; the last there is is its own successor.
+    /// The first timestamp after this one that is a multiple of 2^24 ns; the last possible one is its own
+    /// successor.
     fn successor(self) -> Self {
         let (seconds, nanos) = (self.seconds.get(), self.nanos.get().saturating_add(STEP));
         if nanos < NANOS_PER_SECOND {
@@ -107,13 +108,13 @@ impl FromStr for Timestamp {
     }
 }
 
-/// Why a text names no moment.
+/// Why a text is no timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NotATimestamp {
     /// Not the external form.
     #[error("not a TAI64N stamp: expected @ and 24 hexadecimal digits")]
     Form,
-    /// The form is right, the moment is none.
+    /// The form is right, but the values are out of range.
     #[error("not a TAI64N stamp: its seconds or nanoseconds are out of range")]
     Range,
 }

@@ -1,5 +1,5 @@
-//! What befalls an opened datagram in turn: the replay window, the peer's address, key
-//! confirmation. One thread at a time, in the order of arrival.
+//! The in-order section for opened datagrams: the replay window, the peer's address, key confirmation. One
+//! thread at a time, in the order of arrival.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,17 +14,17 @@ use crate::session::{Contents, Generation, Opened, OpeningKey};
 use crate::table::{Arrival, Table};
 use crate::time::BootTime;
 
-/// The state that goes with the inbound turn.
+/// The state of the in-order section.
 #[derive(Debug)]
 pub struct Turn {
-    /// The session that was heard first most recently: the one the peer seals with, whichever
-    /// of two crossed ones that is. Only its newest counter moves the endpoint.
+    /// The session whose first datagram arrived most recently: it is the one that the peer seals with,
+    /// whichever of two crossed ones that is. Only its newest counter moves the endpoint.
     newest: Option<Generation>,
-    /// Which addresses were heard first with which counters, lately.
+    /// Which addresses recent counters first came from.
     runs: VecDeque<Run>,
 }
 
-/// From this counter of the session on, up to the next run, the address was the first that a counter came from.
+/// From this counter of the session up to the next entry, counters first came from this address.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     generation: Generation,
@@ -32,7 +32,7 @@ struct Run {
     from: SocketAddr,
 }
 
-/// Runs that are remembered. Only a change of address begins one.
+/// The number of entries remembered. Only a change of address begins one.
 const RUNS: usize = 64;
 
 impl Default for Turn {
@@ -42,7 +42,7 @@ impl Default for Turn {
 }
 
 impl Turn {
-    /// Begins a batch: datagrams of one sender, to be accepted in the order they came.
+    /// Begins a batch: datagrams of one sender, to be accepted in the order of arrival.
     pub fn begin<'a>(
         &'a mut self,
         table: &'a Table,
@@ -77,7 +77,8 @@ impl Turn {
         self.runs.push_back(Run { generation, since, from });
     }
 
-    /// A counter that was overtaken came from `from`. If later ones did too, what lies between may have.
+    /// A counter that was overtaken came from `from`. If later ones did too, those in between may have as
+    /// well.
     fn extend_run(&mut self, generation: Generation, counter: u64, from: SocketAddr) {
         if self.first_from(generation, counter).is_none_or(|first| first == from) {
             return;
@@ -88,21 +89,21 @@ impl Turn {
         }
     }
 
-    /// Where this counter came from first, as far as that is still known.
+    /// The address that this counter first came from, if that is still known.
     fn first_from(&self, generation: Generation, counter: u64) -> Option<SocketAddr> {
         let of = |run: &&Run| run.generation == generation && run.since <= counter;
         self.runs.iter().rev().find(of).map(|run| run.from)
     }
 }
 
-/// An authentic control frame on its way to the control plane.
+/// An authentic control frame for the control plane.
 #[derive(Clone, Debug)]
 pub struct Framed {
-    /// The session that it came on.
+    /// The session it was received on.
     pub(crate) generation: Generation,
     /// What that session may carry.
     pub(crate) contents: Contents,
-    /// Datagrams of the session accepted so far, this one's among them.
+    /// Datagrams of the session accepted so far, including this one.
     pub(crate) accepted: u64,
     pub(crate) at: Arrival,
     pub(crate) plaintext: Vec<u8>,
@@ -114,26 +115,25 @@ pub struct Accepting<'a> {
     table: &'a Table,
     activity: &'a Activity,
     at: Arrival,
-    /// The batch came from where the peer was not before, and nobody was told yet.
+    /// The batch came from a new address of the peer, which was not reported yet.
     moved: bool,
-    /// The batch came from where the peer is, and that was not noted yet.
+    /// The batch came from the peer's current address, which was not recorded yet.
     here: bool,
-    /// The session whose run this batch belongs to is noted.
+    /// The address of this batch's session is recorded.
     run: Option<Generation>,
-    /// A copy came in this batch of what had come from another address.
+    /// A datagram of this batch is a copy of one from another address.
     contested: Option<Contested>,
     tally: Tally,
     wake: Wake,
 }
 
 impl Accepting<'_> {
-    /// Passes an opened datagram through its window and says what it carries; only now may its
-    /// contents be looked at. `datagram` is the whole message as [`OpeningKey::open`] left it.
+    /// Passes an opened datagram through its window and returns its contents, which must not be read before.
+    /// `datagram` is the whole message as [`OpeningKey::open`] left it.
     ///
     /// # Errors
-    /// [`DropReason::Replayed`], with nothing changed; or [`DropReason::InnerMalformed`] after the
-    /// session was confirmed and the peer's address noted: the datagram was authentic all the
-    /// same.
+    /// [`DropReason::Replayed`], with nothing changed; or [`DropReason::InnerMalformed`] after the session
+    /// was confirmed and the peer's address noted, because the datagram was authentic all the same.
     pub fn accept(
         &mut self,
         key: &OpeningKey,
@@ -157,7 +157,7 @@ impl Accepting<'_> {
         inner
     }
 
-    /// A control frame that [`Accepting::accept`] found in `datagram`, for the control plane.
+    /// Extracts a control frame that [`Accepting::accept`] found in `datagram`, for the control plane.
     pub fn frame(&self, key: &OpeningKey, datagram: &[u8], len: usize) -> Framed {
         Framed {
             generation: key.generation(),
@@ -168,12 +168,12 @@ impl Accepting<'_> {
         }
     }
 
-    /// How many datagrams of this batch were accepted so far.
+    /// The number of datagrams of this batch accepted so far.
     pub const fn datagrams(&self) -> u64 {
         self.tally.datagrams
     }
 
-    /// Ends the batch: its tally becomes visible to the control plane.
+    /// Ends the batch: its totals become visible to the control plane.
     pub fn end(mut self, now: BootTime) -> Wake {
         self.wake |= self.activity.received(now, self.tally);
         if let Some(contested) = self.contested {
@@ -182,7 +182,7 @@ impl Accepting<'_> {
         self.wake
     }
 
-    /// Once a batch, but for what was overtaken.
+    /// Once per batch, except for overtaken datagrams.
     fn note_run(&mut self, generation: Generation, freshness: Freshness, counter: u64) {
         match freshness {
             Freshness::Late => self.turn.extend_run(generation, counter, self.at.from),
@@ -194,8 +194,8 @@ impl Accepting<'_> {
         }
     }
 
-    /// What was accepted before came once more: from another address than at first, and one of the two is where
-    /// the peer is or was?
+    /// A datagram that was accepted before came again. Did it come from another address than at first, and is
+    /// one of the two the peer's current or former address?
     #[cold]
     fn note_copy(&mut self, key: &OpeningKey, counter: u64) {
         let copy = self.at.from;
@@ -205,7 +205,8 @@ impl Accepting<'_> {
         }
     }
 
-    /// The address is stored before the key is confirmed: who sees the confirmation sees it too.
+    /// The address is stored before the key is confirmed: a thread that sees the confirmation sees the
+    /// address too.
     fn note(&mut self, key: &OpeningKey, freshness: Freshness, moves: bool) {
         let generation = key.generation();
         if !key.confirmed().is_raised() || self.turn.newest.is_none() {

@@ -1,8 +1,8 @@
-//! The post-quantum upgrade of a session: the keys that ML-KEM-768 and the handshake's exporter
-//! make together. They hold as long as either does.
+//! The post-quantum upgrade of a session: derives keys from ML-KEM-768 and the handshake's exporter. They are
+//! secure as long as one of the two is.
 //!
-//! The exchange itself runs inside the session that the handshake made. Here are no messages, only
-//! what both ends derive from them.
+//! The exchange itself runs inside the session that the handshake made. This module has no messages, only the
+//! key derivation of both ends.
 
 use thiserror::Error;
 use vpnd_crypto::hash::{Digest, hash, kdf, mac, verify};
@@ -18,12 +18,12 @@ use crate::session::Role;
 /// The length of a confirmation.
 pub const CONFIRMATION_LEN: usize = 16;
 
-/// What is derived, and that it is this.
+/// A label for domain separation of the keys.
 const LABEL: &[u8] = b"vpnd pq v1";
-/// What the responder confirms with.
+/// The label of the responder's confirmation.
 const CONFIRM: &[u8] = b"vpnd pq confirm";
 
-/// What both ends have seen and set. All of it enters the keys.
+/// Everything that both ends have seen and configured. All of it is mixed into the keys.
 #[derive(Clone, Copy)]
 pub struct Transcript<'a> {
     /// The handshake whose session is upgraded.
@@ -32,16 +32,16 @@ pub struct Transcript<'a> {
     pub encapsulation_key: &'a [u8; ENCAPSULATION_KEY_LEN],
     /// The responder's answer to it.
     pub ciphertext: &'a [u8; CIPHERTEXT_LEN],
-    /// The upgraded session, as the initiator names it.
+    /// The initiator's index of the upgraded session.
     pub initiator: Index,
-    /// The upgraded session, as the responder names it.
+    /// The responder's index of the upgraded session.
     pub responder: Index,
-    /// What both ends are set to.
+    /// The profile of both ends.
     pub profile: Profile,
 }
 
 impl Transcript<'_> {
-    /// Derives the upgraded session's keys. Both secrets end here.
+    /// Derives the upgraded session's keys. It consumes both secrets.
     pub fn upgrade(&self, exporter: Exporter, secret: SharedSecret) -> UpgradedKeys {
         self.derive(exporter.as_bytes(), secret.as_bytes())
     }
@@ -59,8 +59,8 @@ impl Transcript<'_> {
     }
 }
 
-/// The upgraded session's keys, before it is said who we are. An initiator gets at them only once
-/// the responder has shown that it has the same.
+/// The upgraded session's keys, before a role is chosen. An initiator obtains them only after the responder
+/// has proved that it has the same.
 pub struct UpgradedKeys {
     keys: [Zeroizing<[u8; 32]>; 2],
     seen: Digest,
@@ -68,13 +68,12 @@ pub struct UpgradedKeys {
 }
 
 impl UpgradedKeys {
-    /// As responder: the keys, and what confirms them to the initiator.
+    /// As responder: the keys, and the confirmation for the initiator.
     pub fn answer(self) -> (SessionKeys, [u8; CONFIRMATION_LEN]) {
         (SessionKeys::of(Role::Responder, self.keys, self.seen), self.confirmation)
     }
 
-    /// As initiator: the keys, if this is what confirms them. The comparison takes the same time
-    /// whatever was received.
+    /// As initiator: the keys, if the confirmation is right. The comparison takes constant time.
     ///
     /// # Errors
     /// The responder has other keys.
@@ -87,8 +86,8 @@ impl UpgradedKeys {
     }
 }
 
-/// The responder has other keys than we have. Its answer came authenticated, so neither the way
-/// nor a stranger can be the cause.
+/// The responder has other keys. Its answer was authenticated, so neither the path nor an attacker can be the
+/// cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("post-quantum answer confirms other keys than ours: the peer misbehaves")]
 pub struct Unconfirmed;

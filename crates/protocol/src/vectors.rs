@@ -1,4 +1,4 @@
-//! What `tests/data/vpnd_kat.py` computed of the parts of the protocol that are ours alone.
+//! Test vectors that `tests/data/vpnd_kat.py` computed for vpnd's additions to the protocol.
 
 use serde_json::Value;
 

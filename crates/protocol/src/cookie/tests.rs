@@ -1,4 +1,4 @@
-//! Cookies by the clock: who gets one, how long it counts, and what none of it lets through.
+//! Cookies over time: who gets one, how long it is valid, and what is rejected.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -40,14 +40,14 @@ impl Ends {
         self.checker.reply(now, FROM, Index::new(3), &macs, &mut self.rng)
     }
 
-    /// The jar gets a cookie at `now`.
+    /// Gives the jar a cookie at `now`.
     fn exchange(&mut self, now: BootTime) {
         let rejected = self.send(now);
         let reply = self.reject(now, &rejected);
         self.jar.receive(now, &reply).unwrap();
     }
 
-    /// The datagram the jar sends at `sent` passes at `now`.
+    /// Whether the datagram that the jar sends at `sent` passes at `now`.
     fn passes(&mut self, sent: BootTime, now: BootTime) -> bool {
         let datagram = self.send(sent);
         self.checker.verify_mac2(now, FROM, &datagram)
@@ -186,7 +186,7 @@ fn a_forged_cookie_leaves_room_for_the_true_one() {
 }
 
 impl Ends {
-    /// Whoever knows the receiver's public key and sees the message can do this.
+    /// Anybody who knows the receiver's public key and sees the message can do this.
     fn forge(&mut self, now: BootTime, datagram: &[u8]) {
         let mut other = Checker::new(&RECEIVER);
         let (_, macs) = split_macs(datagram).unwrap();
@@ -194,7 +194,7 @@ impl Ends {
         self.jar.receive(now, &reply).unwrap();
     }
 
-    /// Sends, and is answered if the receiver, which is under load, lets it pass.
+    /// Sends a message, and is answered if the receiver, which is under load, lets it pass.
     fn try_once(&mut self, now: BootTime) -> (Vec<u8>, bool) {
         let datagram = self.send(now);
         let passes = self.checker.verify_mac2(now, FROM, &datagram);
@@ -211,7 +211,7 @@ fn a_forged_cookie_never_replaces_one_that_was_good() {
     ends.exchange(at(0));
     assert!(ends.try_once(at(1)).1, "the cookie is good");
     for n in 1..10 {
-        // The forger is faster than the answer, every time.
+        // The forger is faster than the true answer, every time.
         let datagram = ends.send(at(n * 10));
         ends.forge(at(n * 10), &datagram);
         let tries = [1, 2].map(|later| ends.try_once(at(n * 10 + later)).1);
@@ -224,7 +224,7 @@ fn a_new_cookie_is_used_at_once_and_takes_over_when_it_is_answered() {
     let mut ends = ends();
     ends.exchange(at(0));
     assert!(ends.try_once(at(1)).1);
-    // The receiver starts anew, and asks for another.
+    // The receiver restarts, and asks for another cookie.
     ends.checker = Checker::new(&RECEIVER);
     let (rejected, passed) = ends.try_once(at(20));
     assert!(!passed);

@@ -1,4 +1,4 @@
-//! Packets cut, lost, shuffled and lied about, against a model that is too simple to be wrong.
+//! Packets that are fragmented, lost, reordered and forged, compared with a very simple model.
 
 mod hostile;
 mod model;
@@ -17,7 +17,7 @@ use self::model::Model;
 use super::*;
 use crate::frame::Frame;
 
-/// What a datagram carries over IPv4 and Ethernet.
+/// The UDP payload of a datagram over IPv4 and Ethernet.
 const DATAGRAM: usize = 1472;
 
 fn session(number: usize) -> Generation {
@@ -32,20 +32,20 @@ fn piece(index: u8, count: u8, bytes: &[u8]) -> Piece<'_> {
     Piece { index, count, bytes }
 }
 
-/// A packet of which no two bytes near each other are alike.
+/// A packet without repetition among neighbouring bytes.
 fn packet(len: usize, salt: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     StdRng::seed_from_u64(salt).fill(&mut bytes[..]);
     bytes
 }
 
-/// Bytes of a packet in one datagram: 32 are message 4's, four stand in front of the piece, and it
-/// all goes in blocks of 16.
+/// Bytes of a packet in one datagram: 32 belong to message 4, four precede the fragment, and everything comes
+/// in blocks of 16.
 fn room(max_datagram: usize) -> usize {
     (max_datagram - 32) / 16 * 16 - 4
 }
 
-/// The plaintexts that carry a packet.
+/// The plaintexts of a packet's fragments.
 fn cut(packet: &[u8], plan: Plan) -> Vec<Vec<u8>> {
     plan.cuts()
         .map(|cut| {
@@ -96,7 +96,7 @@ fn check(plan: Plan, len: usize, max_datagram: usize) {
         next = bytes.end;
     }
     assert_eq!(next, len);
-    // Rounded up to a block, each of the others takes at most 15 bytes from the last.
+    // Rounded up to a block, each other fragment takes at most 15 bytes from the last.
     let last = cuts[cuts.len() - 1].bytes().len();
     assert!(each - last < 16 * cuts.len(), "{len} bytes of {max_datagram}: {each} and {last}");
 }
@@ -135,7 +135,7 @@ fn a_piece_is_one_of_two_to_eight_and_not_empty() {
     }
 }
 
-/// A packet on its way.
+/// A packet in transit.
 struct Sent {
     first: u64,
     packet: Vec<u8>,
@@ -154,7 +154,7 @@ fn send(packets: &[(Index, usize, u64)]) -> Vec<Sent> {
     packets.iter().map(send).collect()
 }
 
-/// Every piece, as its packet's number and its own, in some order.
+/// Every fragment, as the numbers of its packet and its own, in some order.
 fn shuffled(all: &[Sent], seed: u64) -> Vec<(usize, usize)> {
     let pieces = |(at, sent): (usize, &Sent)| (0..sent.plaintexts.len()).map(move |n| (at, n));
     let mut order: Vec<_> = all.iter().enumerate().flat_map(pieces).collect();
@@ -254,7 +254,7 @@ fn pieces_agree_or_are_refused_and_those_before_them_stand() {
         (7, piece(2, 3, b"cccc"), Ok(None)),
         (7, piece(2, 3, b"cc"), Err(FragmentConflicts)),
         (5, piece(0, 3, b"aaa"), Ok(Some(&b"aaabbbcccc"[..]))),
-        // The last first: the others have to leave room for it.
+        // The last one first: the others have to leave room for it.
         (11, piece(2, 3, b"cc"), Ok(None)),
         (10, piece(1, 3, b"bbbbb"), Err(LargerThanMtu)),
         (10, piece(1, 3, b"bbbb"), Ok(None)),
@@ -273,7 +273,7 @@ fn pieces_agree_or_are_refused_and_those_before_them_stand() {
     assert_eq!(reassembly.purge(after(2000)), 0, "what is refused leaves nothing behind");
 }
 
-/// How often each thing came of a piece.
+/// Counts the results of the fragments.
 #[derive(Debug, Default)]
 struct Outcomes {
     delivered: usize,
@@ -299,7 +299,7 @@ fn hostile_pieces_deliver_what_was_sent_or_nothing_and_allocate_nothing() {
     assert!(all.iter().all(|&times| times > 10));
 }
 
-/// Five thousand pieces, each of which does to us what it does to the model.
+/// Five thousand fragments, for each of which the code and the model must agree.
 fn survive(seed: u64, outcomes: &mut Outcomes) {
     let mut hostility = Hostility::new(seed);
     let largest = hostility.largest;
@@ -358,7 +358,7 @@ fn congestion_of_any_piece_is_the_packets() {
 }
 
 impl Reassembly {
-    /// A piece that met no congestion.
+    /// A fragment that met no congestion.
     fn insert(
         &mut self,
         generation: Generation,
@@ -379,7 +379,7 @@ fn a_new_size_keeps_what_waits_and_still_fits() {
         let whole = reassembly.insert(session(0), number as u64, parsed(&cuts[number]), now);
         whole.unwrap().map(|whole| whole.to_vec())
     };
-    // Which of the three pieces come before the change.
+    // Which of the three fragments arrive before the change.
     for before in 1..0b111 {
         let mut reassembly = Reassembly::new(1500);
         let (first, second): (Vec<_>, Vec<_>) =
@@ -392,7 +392,7 @@ fn a_new_size_keeps_what_waits_and_still_fits() {
         assert_eq!(whole.collect::<Vec<_>>(), [&sent[..]], "{before:b} came before");
         assert_eq!(reassembly.purge(after(9000)), 0);
     }
-    // What is known of it already is longer than what may pass from now on.
+    // Its known length already exceeds the new limit.
     let mut reassembly = Reassembly::new(1500);
     assert_eq!([0, 1].map(|one| insert(&mut reassembly, one, after(0))), [None, None]);
     reassembly.resize(700);

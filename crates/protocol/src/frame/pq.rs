@@ -1,5 +1,5 @@
-//! What the post-quantum upgrade of a session says: the initiator's fresh ML-KEM-768 key, in two
-//! chunks so that each fits into the smallest datagram, and the responder's answer, in one.
+//! The messages of a session's post-quantum upgrade: the initiator's fresh ML-KEM-768 key, in two chunks so
+//! that each fits into the smallest datagram, and the responder's answer, in one.
 //!
 //! | bytes of PQ_INIT | are |
 //! |---|---|
@@ -7,8 +7,8 @@
 //! | 1 to 4 | the upgraded session, as the initiator names it |
 //! | 5 to 1188 | encapsulation key |
 //!
-//! Chunk 0 is its first 640 bytes, chunk 1 the other 549. Sealed they are datagrams of 688 and 592
-//! bytes; the answer is one of 1152.
+//! Chunk 0 is the first 640 bytes, chunk 1 the other 549. Sealed they are datagrams of 688 and 592 bytes; the
+//! answer is one of 1152.
 
 use std::ops::Range;
 
@@ -36,13 +36,13 @@ impl PqInit {
         Self { suite: ML_KEM_768, index, encapsulation_key }
     }
 
-    /// It in two chunks, to be sent in a frame each.
+    /// The message in two chunks, each to be sent in a frame.
     pub fn chunks(&self) -> [PqInitChunk<'_>; 2] {
         Part::BOTH.map(|part| PqInitChunk { part, bytes: &self.as_bytes()[part.range()] })
     }
 }
 
-/// One chunk of a [`PqInit`], of the length that it has to have.
+/// One chunk of a [`PqInit`], of the required length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PqInitChunk<'a> {
     part: Part,
@@ -60,7 +60,7 @@ impl<'a> PqInitChunk<'a> {
         self.part as u8
     }
 
-    /// Which of the two it is, from 0.
+    /// Which of the two chunks it is, from 0.
     pub const fn number(self) -> usize {
         self.part as usize
     }
@@ -87,7 +87,7 @@ impl Part {
     }
 }
 
-/// Puts the two chunks of one [`PqInit`] together. One session, one of these.
+/// Joins the two chunks of one [`PqInit`]. One session has one of these.
 pub struct PqInitAssembly {
     bytes: [u8; PQ_INIT_LEN],
     have: [bool; 2],
@@ -100,8 +100,8 @@ impl Default for PqInitAssembly {
 }
 
 impl PqInitAssembly {
-    /// Takes a chunk; the whole if both have come, and again for each that is repeated, because
-    /// then the answer was lost.
+    /// Takes a chunk. Returns the message once both have arrived, and again for each repeated chunk, which
+    /// means that the answer was lost.
     ///
     /// # Errors
     /// [`PqInitError`], with nothing changed.
@@ -120,10 +120,10 @@ impl PqInitAssembly {
     }
 }
 
-/// Why a chunk was not taken.
+/// Why a chunk was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PqInitError {
-    /// The same part came before with other bytes.
+    /// The same chunk arrived before with other contents.
     #[error("the peer sent a second, different post-quantum key on one session: it is ignored")]
     Differs,
     /// Not ML-KEM-768.
@@ -139,7 +139,7 @@ pub enum PqInitError {
 pub struct PqResp {
     /// The upgraded session, as the responder will name it.
     pub index: Index,
-    /// What the responder encapsulated to the initiator's key.
+    /// The secret encapsulated to the initiator's key.
     pub ciphertext: [u8; 1088],
     /// Proves that both ends have the same secret; not checked yet.
     pub mac: [u8; 16],

@@ -1,5 +1,4 @@
-//! The records of a control frame. Each says its type and length, so that an end can pass over
-//! those it does not know:
+//! The records of a control frame. Each has its type and length, so that a receiver can skip unknown ones:
 //!
 //! | offset | bytes | is |
 //! |---|---|---|
@@ -19,8 +18,8 @@
 //! Numbers are little-endian. A value may be as long as its frame has room for; today's senders
 //! stay below 1400 bytes, so that a record never needs a second datagram.
 //!
-//! - What follows the fields of a HELLO, PING or PONG is passed over: a later release may add some.
-//! - A type that is not known is passed over, as long as it ends within the frame.
+//! - Bytes after the fields of a HELLO, PING or PONG are ignored: a later release may add fields.
+//! - An unknown type is ignored, as long as its record ends within the frame.
 //! - A value of a known type that is too short, or has a length its type cannot have, makes the
 //!   whole frame [malformed](crate::drop_reason::DropReason::FrameMalformed).
 
@@ -29,12 +28,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::pq::{PqInitChunk, PqResp};
 
-/// The records of one frame, in their order. All of them are sound.
+/// The records of one frame, in their order. All of them are valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Records<'a>(&'a [u8]);
 
 impl<'a> Records<'a> {
-    /// Takes a control frame's body if every record in it is sound.
+    /// Takes a control frame's body if every record in it is valid.
     pub(super) fn read(body: &'a [u8]) -> Option<Self> {
         let mut rest = body;
         while !rest.is_empty() {
@@ -60,10 +59,10 @@ fn split_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
     Some((Record::read(head.kind, value)?, rest))
 }
 
-/// One thing that an end tells the other.
+/// One message from one end to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
-    /// Who the peer is.
+    /// The peer's properties.
     Hello(Hello<'a>),
     /// The peer ends the session.
     Close,
@@ -93,21 +92,21 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The fields this release knows; those of a later one may follow.
+/// The fields known to this release; a later one may append others.
 fn prefix<T: FromBytes>(value: &[u8]) -> Option<T> {
     T::read_from_prefix(value).ok().map(|(fields, _later)| fields)
 }
 
-/// What a release says of itself.
+/// The properties that a release announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello<'a> {
     /// Its name, for people.
     pub release: Release<'a>,
-    /// What it can do beyond this page, a bit each. No bit has a meaning yet.
+    /// Optional features, one bit each. No bit has a meaning yet.
     pub features: u32,
     /// The MTU of its device, in bytes.
     pub mtu: u16,
-    /// The hardware address of its device, if it has one and the release says it.
+    /// The hardware address of its device, if it has one and the release announces it.
     pub mac: Option<[u8; 6]>,
 }
 
@@ -117,7 +116,7 @@ impl<'a> Hello<'a> {
         let (release, later) = rest.split_at_checked(fixed.release_len.into())?;
         let release = Release::new(str::from_utf8(release).ok()?)?;
         let (features, mtu) = (fixed.features.get(), fixed.mtu.get());
-        // Zeros stand for none, should later fields follow.
+        // Zeros stand for none, in case later fields follow.
         let mac = later.first_chunk().copied().filter(|mac| *mac != [0; 6]);
         Some(Self { release, features, mtu, mac })
     }
@@ -132,8 +131,7 @@ impl<'a> Hello<'a> {
     }
 }
 
-/// A release's name: at most 32 bytes of printable ASCII. That is UTF-8 which no log and no
-/// terminal misreads, whatever Unicode it knows.
+/// A release's name: at most 32 bytes of printable ASCII, which logs and terminals show correctly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Release<'a>(&'a str);
 
@@ -150,19 +148,19 @@ impl<'a> Release<'a> {
     }
 }
 
-/// Wants to know whether and when the peer hears us, and how much of what we sent.
+/// Asks whether and when the peer hears us, and how many of our datagrams it received.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct Ping {
-    /// Which PING this is; comes back.
+    /// The number of this PING; the PONG repeats it.
     pub sequence: U32,
-    /// The sender's own clock, in its own unit; comes back.
+    /// The sender's own clock, in its own unit; the PONG repeats it.
     pub timestamp: U64,
-    /// Datagrams that the sender has sealed on this session, up to the one this is in.
+    /// Datagrams that the sender has sealed on this session, including this one.
     pub sent: U64,
-    /// Makes room for a [`Pong`], which must not be longer than what it answers.
+    /// Makes room for a [`Pong`], which must not be longer than its PING.
     reserved: [u8; 8],
 }
 
@@ -173,16 +171,16 @@ impl Ping {
         Self { sequence, timestamp, sent, reserved: [0; 8] }
     }
 
-    /// The answer to it, of an end that has accepted `received` datagrams of this session and
-    /// sealed `sent`.
+    /// The answer to it, from an end that has accepted `received` datagrams of this session and sealed
+    /// `sent`.
     pub fn answer(&self, received: u64, sent: u64) -> Pong {
         let Self { sequence, timestamp, .. } = *self;
         Pong { sequence, timestamp, received: U64::new(received), sent: U64::new(sent) }
     }
 }
 
-/// Answers a [`Ping`]. `received` against the PING's `sent` is what was lost on the way there;
-/// `sent` against what came is what was lost on the way back.
+/// Answers a [`Ping`]. The PING's `sent` minus `received` is the loss on the way there; `sent` minus the
+/// datagrams accepted is the loss on the way back.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -194,11 +192,11 @@ pub struct Pong {
     pub timestamp: U64,
     /// Datagrams of this session that the sender has accepted, the PING's among them.
     pub received: U64,
-    /// Datagrams that the sender has sealed on this session, up to the one this is in.
+    /// Datagrams that the sender has sealed on this session, including this one.
     pub sent: U64,
 }
 
-/// In front of every value.
+/// Precedes every value.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Head {

@@ -1,4 +1,4 @@
-//! Frames byte for byte, and what nobody should have sent.
+//! Frames byte for byte, and frames that no sender should send.
 
 use proptest::prelude::*;
 use zerocopy::FromBytes;
@@ -7,7 +7,7 @@ use super::*;
 use crate::message::Index;
 use crate::session::OVERHEAD;
 
-/// A record that owns what it says.
+/// A record with its own copy of the data.
 #[derive(Clone, Debug)]
 enum Said {
     Hello(String, u32, u16),
@@ -84,7 +84,7 @@ fn said() -> impl Strategy<Value = Said> {
     ]
 }
 
-/// Bytes of which none shrinks, for there are too many.
+/// Bytes without shrinking, because there are too many.
 fn bytes<const N: usize>() -> impl Strategy<Value = [u8; N]> {
     any::<u8>()
         .prop_map(|seed| std::array::from_fn(|at| seed.wrapping_mul(31).wrapping_add(low(at))))

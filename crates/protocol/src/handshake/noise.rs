@@ -1,4 +1,4 @@
-//! `Noise_IKpsk2` as the pattern has it, a line to a token, with prologue and payloads free:
+//! `Noise_IKpsk2` as in the pattern, one line per token; prologue and payloads are parameters:
 //!
 //! ```text
 //! <- s
@@ -7,8 +7,8 @@
 //! <- e, ee, se, psk, {payload}
 //! ```
 //!
-//! Messages are read in steps, each of which proves a little more. The state moves from one to
-//! the next by value, so that a message that fails leaves nothing behind.
+//! Messages are read in steps, each of which verifies more. Each step consumes the state and returns the
+//! next, so that a failed message leaves no state behind.
 
 use vpnd_crypto::aead::Forged;
 use vpnd_crypto::key::{NonContributory, PresharedKey, PublicKey, SecretKey};
@@ -39,7 +39,7 @@ pub(super) fn write_first<C: Cipher, const N: usize>(
     Ok((state, fixed, payload))
 }
 
-/// Reads message 1 as far as it names its sender: `e, es, s`.
+/// Reads message 1 up to its sender's public key: `e, es, s`.
 pub(super) fn read_first_static<C: Cipher>(
     prologue: &[u8],
     local: &Identity,
@@ -56,8 +56,7 @@ pub(super) fn read_first_static<C: Cipher>(
     Ok((state, PublicKey::from_bytes(remote)))
 }
 
-/// Reads the rest of message 1, which only who holds the key of `remote` can have written:
-/// `ss, {payload}`.
+/// Reads the rest of message 1, which only the owner of the key `remote` can have written: `ss, {payload}`.
 pub(super) fn read_first_payload<C: Cipher, const N: usize>(
     mut state: Symmetric<C>,
     local: &Identity,
@@ -92,7 +91,7 @@ pub(super) fn write_second<C: Cipher, const N: usize>(
     Ok((state, payload))
 }
 
-/// Both public keys of the initiator, as message 1 told them.
+/// Both public keys of the initiator, from message 1.
 pub(super) struct Remote {
     pub(super) ephemeral: PublicKey,
     pub(super) fixed: PublicKey,
@@ -114,8 +113,7 @@ pub(super) fn read_second_keys<C: Cipher>(
     Ok(state)
 }
 
-/// Reads the rest of message 2, which opens under the responder's preshared key alone:
-/// `psk, {payload}`.
+/// Reads the rest of message 2, which decrypts only under the responder's preshared key: `psk, {payload}`.
 pub(super) fn read_second_payload<C: Cipher, const N: usize>(
     mut state: Symmetric<C>,
     psk: &PresharedKey,

@@ -1,5 +1,5 @@
-//! Noise's symmetric state over BLAKE2s: a chaining key that the secrets run into, and a hash of
-//! everything both ends have seen.
+//! Noise's symmetric state over BLAKE2s: a chaining key that all secrets are mixed into, and a hash of
+//! everything that both ends have seen.
 
 use std::marker::PhantomData;
 
@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 
 use crate::message::Sealed;
 
-/// The cipher of the handshake itself. `WireGuard` has [`ChaChaPoly`]; the published vectors of
-/// the pattern have a second one, so the tests bring it.
+/// The cipher of the handshake itself. `WireGuard` uses [`ChaChaPoly`]; the pattern's published test vectors
+/// use another one, which the tests implement.
 pub(super) trait Cipher {
     /// Noise's name of the protocol with this cipher; longer than a hash.
     const PROTOCOL: &'static [u8];
@@ -39,8 +39,8 @@ pub(super) struct Symmetric<C> {
 }
 
 impl<C: Cipher> Symmetric<C> {
-    /// The state both ends share before the first message: they know the protocol, the prologue
-    /// and the responder's static key.
+    /// The common state before the first message: both ends know the protocol, the prologue and the
+    /// responder's static key.
     pub(super) fn start(prologue: &[u8], responder: &PublicKey) -> Self {
         let protocol = hash(&[C::PROTOCOL]);
         let chaining_key = Zeroizing::new(protocol);
@@ -50,23 +50,23 @@ impl<C: Cipher> Symmetric<C> {
         state
     }
 
-    /// Hashes something both ends have seen.
+    /// Hashes data that both ends have seen.
     fn mix_hash(&mut self, seen: &[u8]) {
         self.hash = hash(&[&self.hash, seen]);
     }
 
-    /// The token `e`: with a preshared key in the pattern, ephemeral keys run into the chain too.
+    /// The token `e`: if the pattern has a preshared key, ephemeral keys are mixed into the chaining key too.
     pub(super) fn mix_ephemeral(&mut self, ephemeral: &PublicKey) {
         self.mix_hash(ephemeral.as_bytes());
         [self.chaining_key] = kdf(&self.chaining_key, ephemeral.as_bytes());
     }
 
-    /// A Diffie-Hellman token after which nothing is sealed.
+    /// A Diffie-Hellman token that is not followed by a sealed field.
     pub(super) fn mix_secret(&mut self, secret: &SharedSecret) {
         [self.chaining_key] = kdf(&self.chaining_key, secret.as_bytes());
     }
 
-    /// A Diffie-Hellman token before something is sealed.
+    /// A Diffie-Hellman token that is followed by a sealed field.
     pub(super) fn mix_key(&mut self, secret: &SharedSecret) -> Key {
         let [chaining_key, key] = kdf(&self.chaining_key, secret.as_bytes());
         self.chaining_key = chaining_key;
@@ -90,7 +90,7 @@ impl<C: Cipher> Symmetric<C> {
         sealed
     }
 
-    /// Opens a field of the message. A state that failed here has nothing more to say.
+    /// Opens a field of the message. After a failure the state must not be used.
     pub(super) fn open<const N: usize>(
         &mut self,
         key: Key,
@@ -102,15 +102,14 @@ impl<C: Cipher> Symmetric<C> {
         Ok(opened.ciphertext)
     }
 
-    /// The end of the handshake: the initiator's sealing key, the responder's, and the hash that
-    /// names this session to both. Noise derives two keys; who asks for three gets the same two
-    /// and a secret beside them.
+    /// The end of the handshake: the initiator's sealing key, the responder's, and the hash that identifies
+    /// this session. Noise derives two keys; asking for three yields the same two and one more secret.
     pub(super) fn split<const N: usize>(self) -> ([Zeroizing<[u8; 32]>; N], Digest) {
         (kdf(&self.chaining_key, &[]), self.hash)
     }
 }
 
-/// By hand: a derived `Clone` would ask for one of the cipher, which is only a name.
+/// By hand: a derived `Clone` would require it of the cipher, which is only a type name.
 impl<C> Clone for Symmetric<C> {
     fn clone(&self) -> Self {
         let chaining_key = self.chaining_key.clone();

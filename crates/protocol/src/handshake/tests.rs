@@ -1,4 +1,4 @@
-//! What the handshake refuses, and that a refusal changes nothing.
+//! Rejected handshake messages, and that they change nothing.
 
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -119,7 +119,7 @@ fn a_borrowed_public_key_proves_nothing() {
     assert_eq!(b.accept(&initiation).err(), Some(HandshakeError::Impostor));
 }
 
-/// The points whose multiples tell nothing of the scalar: <https://cr.yp.to/ecdh.html#validate>.
+/// The points whose multiples reveal nothing of the scalar: <https://cr.yp.to/ecdh.html#validate>.
 fn low_order() -> Vec<[u8; 32]> {
     let mut one = [0; 32];
     one[0] = 1;

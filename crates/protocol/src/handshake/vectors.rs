@@ -1,4 +1,4 @@
-//! The published vectors of the pattern, through the very functions that make sessions.
+//! The pattern's published test vectors, run through the functions that make sessions.
 
 use serde_json::Value;
 use vpnd_crypto::{AeadKey, Algorithm, Digest, PresharedKey, SecretKey};
@@ -37,7 +37,7 @@ fn check<C: Cipher>() {
 
 type Key = Zeroizing<[u8; 32]>;
 
-/// Both ends of the vector's handshake: the keys of either sender and the hash, found equal.
+/// Both ends of the vector's handshake, checked to agree: the keys of each direction and the hash.
 fn handshake<C: Cipher>(vector: &Vector) -> (Key, Key, Digest) {
     let (initiator, responder) = (vector.identity("init_static"), vector.identity("resp_static"));
     let [e_i, e_r] = ["init_ephemeral", "resp_ephemeral"].map(|name| vector.secret(name));
@@ -122,7 +122,7 @@ fn unhex(text: &Value) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
-/// The sibling cipher.
+/// The other cipher of the vectors.
 struct AesGcm;
 
 impl Cipher for AesGcm {

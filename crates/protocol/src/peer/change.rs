@@ -1,5 +1,5 @@
-//! Terms and keys that change while the tunnel runs. Nothing is lost on the way: the session there is
-//! carries data until the next one stands.
+//! Changes of terms and keys at run time. No packet is lost: the current session carries data until the next
+//! one is established.
 
 use vpnd_crypto::key::PublicKey;
 
@@ -10,8 +10,8 @@ use crate::terms::Terms;
 use crate::time::Now;
 
 impl Peer {
-    /// Takes up other terms and keys, by a handshake at once. Sessions under the old ones carry data
-    /// until then.
+    /// Changes to other terms and keys, with an immediate handshake. Sessions under the old ones carry data
+    /// until it completes.
     pub fn adopt(
         &mut self,
         now: Now,
@@ -19,11 +19,11 @@ impl Peer {
         identities: Vec<Identity>,
         remotes: Vec<PublicKey>,
     ) {
-        // What was confirmed before was confirmed under the old terms.
+        // Earlier sessions were confirmed under the old terms.
         self.follow_edges(now);
         self.terms = terms;
         self.identities = self.identities.replaced(identities, remotes);
-        // Half-made handshakes name keys by their place, and are made under the old terms.
+        // Pending handshakes refer to keys by index, and use the old terms.
         (self.answering, self.attempt) = (None, None);
         self.keyring.demote_next();
         self.keyring.forget_pairs(self.identities.confirmed());
@@ -31,8 +31,8 @@ impl Peer {
         self.renew(now);
     }
 
-    /// The device has another MTU, and `largest_packet` is the longest that crosses it. The peer is told at once;
-    /// the limits of a key follow with the next session.
+    /// The device has another MTU, and `largest_packet` is the longest packet that crosses it. The peer is
+    /// informed at once; the limits of a key change with the next session.
     pub fn device_changed(&mut self, now: Now, mtu: u16, largest_packet: u16) {
         self.follow_edges(now);
         self.device = DeviceFacts { mtu, largest_packet, ..self.device };
@@ -47,8 +47,8 @@ impl Peer {
         self.handle_wake(now);
     }
 
-    /// Initiates under our next key, and goes on so once a session stands under it; says whether there
-    /// is a next key.
+    /// Initiates under our next key, and keeps using it once a session is established under it; returns
+    /// whether there is a next key.
     pub fn rotate(&mut self, now: Now) -> bool {
         self.follow_edges(now);
         if !self.identities.rotate() {
@@ -59,18 +59,18 @@ impl Peer {
         true
     }
 
-    /// Only a session made from now on will do.
+    /// Only a session made from now on is acceptable.
     fn renew(&mut self, now: Now) {
         self.renewing = Some(self.generation);
         self.wanted = true;
         self.handle_wake(now);
     }
 
-    /// Forgets the old key of whichever end has moved to its next; says whether one has.
+    /// Removes the previous key of each end that has moved to its next one; returns whether any was removed.
     pub fn finish_rotation(&mut self) -> bool {
         let finished = self.identities.finish();
         if finished {
-            // Its half-made handshakes name keys by their place.
+            // Its pending handshakes refer to keys by index.
             self.wanted |= self.attempt.take().is_some();
             self.answering = None;
             self.keyring.forget_pairs(Pair::default());

@@ -1,15 +1,16 @@
 //! Copies: one datagram of the peer that arrives from two addresses.
 //!
-//! Somebody who sees the path can send the peer's datagrams again from an address of its own, ahead of the originals. It
-//! can also bring our PING or handshake response to the peer, and send the peer's answer ahead. So such an address may
-//! pass the tests that a new address has to pass. But the originals still arrive, as copies of what came first: they show
-//! that the peer may still be where it was.
+//! An attacker on the path can send copies of the peer's datagrams from an address of its own, ahead of the
+//! originals. It can also carry our PING or handshake response to the peer, and send the peer's answer ahead.
+//! So the attacker's address may pass the tests of a new address. But the originals still arrive, as copies
+//! of the datagrams received first: they show that the peer may still be at its former address.
 //!
-//! They do not prove it, because the source of a copy can be forged as well: after a real move, somebody could send copies
-//! from the address that the peer has left. So the former address is *checked*: a PING is sent to it alone. If the peer
-//! answers it, from wherever, then what is sent to the former address reaches the peer. The path leads back there if it
-//! had been changed, and the other address is not followed for a while. If the peer does not answer, copies from the former
-//! address mean nothing for a while. Data stays where it goes until then.
+//! They do not prove it, because the source of a copy can be forged as well: after the peer has really moved,
+//! somebody could send copies from the address that it has left. So the former address is *checked*: a PING
+//! is sent to it alone. If the peer answers it, from any address, then datagrams to the former address reach
+//! the peer. The path returns there if it had been changed, and the other address is not followed for a
+//! while. If the peer does not answer, copies from the former address are ignored for a while. Data keeps its
+//! current path until then.
 //!
 //! A `WireGuard` peer answers no PING, and is taken to be at the former address without a check.
 
@@ -23,46 +24,45 @@ use crate::frame::{ControlFrame, Ping, Pong};
 use crate::table::{Arrival, Path};
 use crate::time::{BootTime, Now};
 
-/// A copy from where the peer was counts within this time after the move. Copies come milliseconds after; much later they
-/// show nothing but that somebody has kept them.
+/// A copy from the peer's former address counts within this time after the move. Real copies come
+/// milliseconds later; a much later one shows only that somebody has stored it.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
-/// Contests are attended to this far apart, unless the peer has moved in the meantime.
+/// The least time between contests that are acted on, unless the peer has moved in between.
 const CONTESTS_APART: Duration = Duration::from_millis(250);
-/// A former address answers within this time, or has not proved itself. Meanwhile new addresses are not attended to:
-/// whoever sends copies may have many.
+/// A former address answers within this time, or the check has failed. Until then no new address is
+/// considered, because an attacker who sends copies may have many.
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
-/// An address that has not proved itself is not checked again for this long.
+/// An address that failed its check is not checked again for this long.
 const UNPROVEN_FOR: Duration = Duration::from_secs(5);
-/// A contested address is not followed for this long the first time, and for twice as long each time it is contested
-/// again after that.
+/// A contested address is not followed for this long the first time, and for twice as long each further time.
 const REJECTED_FOR: Duration = Duration::from_secs(60);
 const REJECTED_FOR_AT_MOST: Duration = Duration::from_secs(960);
-/// Addresses that are not followed; a newer one takes the place of the oldest.
+/// The number of addresses that are not followed; a newer one replaces the oldest.
 const REJECTED: usize = 8;
 
-/// What is known of copies.
+/// The state of contests.
 #[derive(Debug, Default)]
 pub(super) struct Contests {
-    /// The next contest is attended to from then on.
+    /// Before this time no further contest is acted on.
     pub(super) next_at: BootTime,
     before: Option<Before>,
     check: Option<Check>,
     rejected: VecDeque<Rejected>,
 }
 
-/// Where the peer was before its last move, and until when a copy from there counts.
+/// The peer's address before its last move, and until when a copy from there counts.
 #[derive(Clone, Copy, Debug)]
 struct Before {
     at: Arrival,
     until: BootTime,
 }
 
-/// Two addresses, of which the peer is at one.
+/// Two addresses, one of which is the peer's.
 #[derive(Clone, Copy, Debug)]
 struct Contest {
-    /// Where it was known to be first.
+    /// The one where it was known to be first.
     former: Arrival,
-    /// Where it seems to be.
+    /// The one where it seems to be.
     other: SocketAddr,
 }
 
@@ -83,12 +83,12 @@ struct Rejected {
 }
 
 impl Contests {
-    /// Where the peer was before its last move.
+    /// The peer's address before its last move.
     pub(super) fn before(&self) -> Option<SocketAddr> {
         self.before.map(|before| before.at.from)
     }
 
-    /// The peer moves, and was at `at` until now.
+    /// The peer moves away from `at`.
     pub(super) fn moved(&mut self, now: BootTime, at: Arrival) {
         self.before = Some(Before { at, until: now + BACK_WITHIN });
         self.next_at = now;
@@ -113,7 +113,7 @@ impl Contests {
         self.rejected.push_back(Rejected { address, pause, until: now + pause });
     }
 
-    /// What a copy puts in question while the path leads where it does.
+    /// The contest that a copy raises under the current path.
     fn weigh(
         &self,
         now: BootTime,
@@ -125,13 +125,13 @@ impl Contests {
         let here = Arrival { from: path.to, local: path.from };
         match before.filter(|at| at.from != path.to) {
             Some(former) => Some(Contest { former, other: path.to }),
-            // If it is not followed anyway, nothing is in question.
+            // An address that is not followed anyway raises no contest.
             None if path.to != copy || self.is_rejected(now, first) => None,
             None => Some(Contest { former: here, other: first }),
         }
     }
 
-    /// The check of the former address that is under way, or one that begins; none if that address has just failed one.
+    /// The pending check of the former address, or a new one; `None` if that address has just failed one.
     fn check(&mut self, now: BootTime, contest: Contest, unused: u32) -> Option<Check> {
         let same = |check: &Check| check.contest.former.from == contest.former.from;
         match self.check.filter(same) {
@@ -154,7 +154,7 @@ impl Contests {
 }
 
 impl Peer {
-    /// A datagram came from one address first, and from another once more.
+    /// A datagram came from one address first, and then from another.
     pub(super) fn follow_contest(&mut self, now: Now) {
         if now.boot < self.paths.contests.next_at {
             return;
@@ -185,18 +185,19 @@ impl Peer {
         self.send_sealed(now, &sealing, Transmit { to, from }, &frame);
     }
 
-    /// A PONG came. That the peer has heard the PING is what matters: its answer can be sent ahead from anywhere.
+    /// A PONG arrived. It only proves that the peer received the PING: its answer can be sent ahead from any
+    /// address.
     pub(super) fn settle_contest(&mut self, now: Now, pong: &Pong) {
         if let Some(contest) = self.paths.contests.settle(now.boot, pong) {
             self.return_to(now, contest);
         }
     }
 
-    /// The peer is at the former address, and is not followed to the other one for a while.
+    /// The peer is at the former address, so the other one is not followed for a while.
     fn return_to(&mut self, now: Now, Contest { former, other }: Contest) {
         if self.endpoint() != Some(former.from) {
             self.paths.settle_at(now.boot, former.from, former.local);
-            // The way back is no move of the peer's.
+            // Returning to it is no move of the peer.
             self.paths.contests.before = None;
         }
         self.paths.contests.reject(now.boot, other);

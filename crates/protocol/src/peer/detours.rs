@@ -6,7 +6,7 @@ use super::Peer;
 use crate::table::Path;
 use crate::time::Now;
 
-/// Where the peer is not followed to, and where it was before.
+/// Addresses where the peer is not followed, and its former address.
 #[derive(Debug, Default)]
 pub(super) struct Detours {
     avoided: Vec<SocketAddr>,
@@ -14,19 +14,19 @@ pub(super) struct Detours {
 }
 
 impl Detours {
-    /// Whether what is sent to this address would come back.
+    /// Whether datagrams to this address would come back through the tunnel.
     pub(super) fn lead_to(&self, address: SocketAddr) -> bool {
         self.avoided.contains(&address)
     }
 
-    /// Avoids these addresses; returns whether another one is avoided no more.
+    /// Avoids these addresses; returns whether another one is no longer avoided.
     pub(super) fn avoid(&mut self, addresses: Vec<SocketAddr>) -> bool {
         let freed = self.avoided.iter().any(|old| !addresses.contains(old));
         self.avoided = addresses;
         freed
     }
 
-    /// Where the peer was before, or one of the `configured` addresses that is not avoided.
+    /// The peer's former address, or one of the `configured` ones that is not avoided.
     pub(super) fn elsewhere(
         &self,
         configured: impl Iterator<Item = SocketAddr>,
@@ -35,15 +35,15 @@ impl Detours {
         known.find(|address| !self.lead_to(*address))
     }
 
-    /// The peer is somewhere else from now on.
+    /// The peer's address has changed.
     pub(super) fn left(&mut self, path: Option<Path>) {
         self.before = path.map(|path| path.to).or(self.before);
     }
 }
 
 impl Peer {
-    /// The routes to these addresses lead into the tunnel: the peer is not followed there. If that is where it is
-    /// said to be, it is looked for where it was before, or where the configuration has it. An address that is no
+    /// The routes to these addresses lead into the tunnel, so the peer is not followed there. If its current
+    /// address is one of them, its former address or a configured one is used instead. An address that is no
     /// longer among them is tried at once.
     pub fn avoid(&mut self, now: Now, addresses: Vec<SocketAddr>) {
         if self.paths.avoid(addresses) {
@@ -52,7 +52,7 @@ impl Peer {
         self.handle_wake(now);
     }
 
-    /// What was sent until now did not arrive.
+    /// Datagrams sent until now did not arrive.
     fn call_soon(&mut self, now: Now) {
         if self.keyring.current().is_none() {
             self.wanted = true;

@@ -1,6 +1,6 @@
-//! Who we are and who the peer is. Each may be known by two keys while one is replaced by the next;
-//! either of the peer's is accepted, and who addresses one of ours is answered by it. Handshakes that
-//! we begin go from and to the pair that a session was last confirmed under.
+//! The keys of both ends. Each end may have two while one is replaced by the next. Both keys of the peer are
+//! accepted, and a message to either of ours is answered with that key. Handshakes that we initiate use the
+//! pair of keys that a session was last confirmed under.
 
 use vpnd_crypto::key::PublicKey;
 
@@ -10,21 +10,21 @@ use crate::high_water::HighWater;
 use crate::session::Pair;
 use crate::table::IDENTITIES;
 
-/// A key of ours, and what recognises messages made for it.
+/// A key of ours, and the checker of messages made for it.
 struct Own {
     identity: Identity,
     mac1: Mac1Key,
     checker: Checker,
 }
 
-/// A key of the peer, what signs messages to it, and the stamps of those from it that were answered.
+/// A key of the peer, the cookies for messages to it, and the timestamps accepted under it.
 struct Remote {
     key: PublicKey,
     jar: Jar,
     stamps: HighWater,
 }
 
-/// The keys of both; the current ones first, then the next.
+/// The keys of both ends; the current ones first, then the next.
 pub(super) struct Identities {
     own: Vec<Own>,
     remotes: Vec<Remote>,
@@ -33,7 +33,7 @@ pub(super) struct Identities {
 }
 
 impl Identities {
-    /// The keys there are: one or two of ours, one or two of the peer's.
+    /// The keys in use: one or two of ours, one or two of the peer's.
     pub(super) fn new(own: Vec<Identity>, remotes: Vec<PublicKey>) -> Self {
         Self {
             own: own.into_iter().take(IDENTITIES).map(Own::new).collect(),
@@ -43,8 +43,8 @@ impl Identities {
         }
     }
 
-    /// Other keys in the place of these. A key that was confirmed and is still there stays so, and so
-    /// does what was seen of a key that is still there.
+    /// Replaces the keys. A confirmed key that remains stays confirmed, and keeps its recorded timestamps and
+    /// cookies.
     pub(super) fn replaced(&self, own: Vec<Identity>, remotes: Vec<PublicKey>) -> Self {
         let mut new = Self::new(own, remotes);
         for remote in &mut new.remotes {
@@ -54,19 +54,19 @@ impl Identities {
         let public = *self.identity(self.confirmed).public();
         let own = new.own.iter().position(|own| *own.identity.public() == public);
         let remote = new.known(self.remote(self.confirmed));
-        // A rotation that is under way goes on.
+        // A rotation in progress continues.
         let rotating = self.calling.own > self.confirmed.own && new.own.len() > 1;
         new.confirm(Pair { own: own.unwrap_or(0), remote: remote.unwrap_or(0) });
         new.calling.own = if rotating { 1 } else { new.calling.own };
         new
     }
 
-    /// The pair that handshakes of ours are made with.
+    /// The pair of keys for handshakes that we initiate.
     pub(super) const fn calling(&self) -> Pair {
         self.calling
     }
 
-    /// The latest pair that a session stood under.
+    /// The latest pair that a session was established under.
     pub(super) const fn confirmed(&self) -> Pair {
         self.confirmed
     }
@@ -79,7 +79,7 @@ impl Identities {
         &self.remotes[pair.remote].key
     }
 
-    /// The stamps answered under one of the peer's keys.
+    /// The timestamps accepted under one of the peer's keys.
     pub(super) fn stamps(&mut self, pair: Pair) -> &mut HighWater {
         &mut self.remotes[pair.remote].stamps
     }
@@ -88,12 +88,12 @@ impl Identities {
         &mut self.remotes[pair.remote].jar
     }
 
-    /// What keeps cookies of all of the peer's keys.
+    /// The cookies for all of the peer's keys.
     pub(super) fn jars(&mut self) -> impl Iterator<Item = &mut Jar> {
         self.remotes.iter_mut().map(|remote| &mut remote.jar)
     }
 
-    /// Which of our keys a message 1 or 2 was made for.
+    /// The index of our key that a message 1 or 2 was made for.
     pub(super) fn addressed(&self, datagram: &[u8]) -> Option<usize> {
         self.own.iter().position(|own| own.mac1.verify(datagram))
     }
@@ -106,12 +106,12 @@ impl Identities {
         &mut self.own[own].checker
     }
 
-    /// Which of the peer's keys this is.
+    /// The index of this key among the peer's.
     pub(super) fn known(&self, key: &PublicKey) -> Option<usize> {
         self.remotes.iter().position(|remote| remote.key == *key)
     }
 
-    /// What messages for us are recognised by.
+    /// The checkers of messages for us.
     pub(super) fn mac1_keys(&self) -> [Option<Mac1Key>; IDENTITIES] {
         let mut keys = [const { None }; IDENTITIES];
         for (key, own) in keys.iter_mut().zip(&self.own) {
@@ -129,36 +129,37 @@ impl Identities {
         keys
     }
 
-    /// A session stands under this pair. Whoever has moved to the next key has moved for good: where
-    /// both move at once, either session shows one half of it.
+    /// A session was established under this pair. An end that has moved to its next key never returns to the
+    /// previous one: if both ends move at once, each of two sessions shows one half of the move.
     pub(super) fn confirm(&mut self, pair: Pair) {
         self.confirmed = self.confirmed.later(pair);
         self.calling = self.calling.later(self.confirmed);
     }
 
-    /// Handshakes of ours are made with our next key; says whether there is one.
+    /// Uses our next key for handshakes that we initiate; returns whether there is one.
     pub(super) fn rotate(&mut self) -> bool {
         let next = self.own.len() > 1;
         self.calling.own = if next { 1 } else { self.calling.own };
         next
     }
 
-    /// Nobody answers that pair: back to the one that worked; says whether that is another.
+    /// Handshakes with the current pair are unanswered: returns to the confirmed pair; returns whether that
+    /// is a different one.
     pub(super) fn fall_back(&mut self) -> bool {
         let other = self.calling != self.confirmed;
         self.calling = self.confirmed;
         other
     }
 
-    /// Nobody answers the pair that worked either: the peer may have forgotten one of the keys. The next
-    /// of all there are.
+    /// Handshakes with the confirmed pair are unanswered too: the peer may have removed one of the keys.
+    /// Tries the next of all pairs.
     pub(super) fn try_another(&mut self) {
         let (own, remotes) = (self.own.len(), self.remotes.len());
         let next = (self.calling.own * remotes + self.calling.remote + 1) % (own * remotes);
         self.calling = Pair { own: next / remotes, remote: next % remotes };
     }
 
-    /// Forgets the old key of whoever has moved to the next; says whether anybody has.
+    /// Removes the previous key of each end that has moved to the next one; returns whether any was removed.
     pub(super) fn finish(&mut self) -> bool {
         let moved = self.confirmed != Pair::default();
         if self.confirmed.own > 0 {

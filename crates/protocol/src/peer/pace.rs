@@ -1,21 +1,22 @@
-//! Slows down what changes to and fro.
+//! Damps values that alternate.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::time::BootTime;
 
-/// A value that has stayed for this long after its pause was over does not alternate.
+/// A value that lasted this long after its pause does not alternate.
 const STAYS: Duration = Duration::from_secs(2);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(60);
-/// The last values that count as former ones.
+/// The number of recent values that count as former ones.
 const FORMER: usize = 4;
-/// The first pause doubles at most this often: more than it takes to reach the longest.
+/// The first pause doubles at most this often: more than needed to reach the longest.
 const DOUBLINGS: u32 = 8;
 
-/// When a value may change again. The pause after a change doubles while changes lead back to former values, each soon
-/// after the one before. A new value, and one that has stayed for a while, begin anew; the first return costs nothing.
+/// When a value may change again. The pause after a change doubles while changes lead back to former values,
+/// each soon after the one before. A new value, and one that has lasted a while, start over; the first return
+/// costs nothing.
 #[derive(Debug)]
 pub(super) struct Pace<T> {
     first: Duration,
@@ -58,7 +59,7 @@ impl<T: Copy + PartialEq> Pace<T> {
 mod tests {
     use super::*;
 
-    /// When changes to these values happen, each as soon as it may, beginning with 0.
+    /// The times at which changes to these values happen, each as early as allowed, from 0 on.
     fn changes(values: &[u8]) -> Vec<u128> {
         let start = BootTime::from_nanos(1_000_000_000_000);
         let mut pace = Pace::new(Duration::from_millis(250));

@@ -1,5 +1,5 @@
-//! What a table is made of. A table is derived: the peer never says that it has changed, but compares what it would
-//! publish with what it has published, so that no change can be forgotten.
+//! The parts of a table. A table is derived: the peer does not mark changes, but compares the table it would
+//! publish with the published one, so that no change can be forgotten.
 
 use std::net::SocketAddr;
 
@@ -10,8 +10,8 @@ use crate::message::Index;
 use crate::session::Generation;
 use crate::table::{BOOTSTRAP_SLOTS, IDENTITIES, OPENING_SLOTS, Path};
 
-/// Stands for a [`Table`](crate::table::Table): equal if and only if the tables are. Sessions have generations of
-/// their own, and what the configuration fixes for ever is left out.
+/// Represents a [`Table`](crate::table::Table): equal if and only if the tables are. Sessions are compared by
+/// generation, and constant settings are omitted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Parts {
     send: Option<(Generation, Path)>,
@@ -22,7 +22,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Those of the table that `peer` would publish now.
+    /// The parts of the table that `peer` would publish now.
     pub(super) fn of(peer: &Peer) -> Self {
         let sealing = peer.keyring.current().map(|session| session.opening.generation());
         let mut open = [None; OPENING_SLOTS + BOOTSTRAP_SLOTS];

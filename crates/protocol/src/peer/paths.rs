@@ -1,7 +1,7 @@
-//! Everything that is known of how the peer is reached: the configured addresses, the current path and the source
-//! address, new addresses and those that were left, the largest datagram, round trip and loss.
+//! Everything known of how to reach the peer: the configured addresses, the current path and source address,
+//! new and former addresses, the largest datagram, round trip and loss.
 //!
-//! It decides alone where the path leads. What has to be asked or sent for that is the [`Peer`](super::Peer)'s.
+//! It alone decides where the path leads. The [`Peer`](super::Peer) asks and sends on its behalf.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::endpoint::{Candidates, Roam, Sources};
 use crate::table::{Arrival, Path};
 use crate::time::BootTime;
 
-/// A peer that stays at the source that was let go, and is heard there, has it back after this.
+/// If the peer keeps writing to the abandoned source address for this long, that address is used again.
 const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
 
 /// How the peer is reached.
@@ -26,15 +26,15 @@ const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
 pub(super) struct Paths {
     /// Which new addresses of the peer are followed.
     pub(super) roam: Roam,
-    /// What to send from until the peer has written to another address of ours.
+    /// The source address until the peer has written to another address of ours.
     pub(super) sources: Sources,
     dscp: u8,
     /// The largest UDP payload to send.
     pub(super) max_datagram: u16,
     pub(super) current: Option<Path>,
-    /// Where the path leads now, if nobody was told yet.
+    /// A change of the path that was not reported yet.
     pub(super) moved: Option<SocketAddr>,
-    /// The source that was let go last, and until when the peer's writing to it does not bring it back.
+    /// The source address abandoned last, and until when a peer that writes to it does not bring it back.
     pub(super) given_up: Option<(IpAddr, BootTime)>,
     pub(super) candidates: Candidates,
     pub(super) roaming: Roaming,
@@ -65,22 +65,22 @@ impl Paths {
         }
     }
 
-    /// Where packets for the peer go.
+    /// The destination of packets for the peer.
     pub(super) fn endpoint(&self) -> Option<SocketAddr> {
         self.current.map(|path| path.to)
     }
 
-    /// The address of ours that they leave from, if that is known.
+    /// Their source address, if it is known.
     pub(super) fn source(&self) -> Option<IpAddr> {
         self.current.and_then(|path| path.from)
     }
 
-    /// Where the next initiation goes.
+    /// The destination of the next initiation.
     pub(super) fn target(&self) -> Option<SocketAddr> {
         self.candidates.target(self.endpoint())
     }
 
-    /// At how many addresses the peer may be.
+    /// The number of addresses where the peer may be.
     pub(super) fn addresses(&self) -> usize {
         self.candidates.count(self.endpoint())
     }
@@ -95,7 +95,7 @@ impl Paths {
         }
     }
 
-    /// Leads the path to `to`, and from `from` or else from the configured source.
+    /// Sets the path to `to`, with the source `from` or else the configured one.
     pub(super) fn set(&mut self, to: SocketAddr, from: Option<IpAddr>) {
         let path = Path {
             to,
@@ -110,24 +110,24 @@ impl Paths {
         self.current = Some(path);
     }
 
-    /// The peer has proved to be at `to`.
+    /// The peer has proved its address `to`.
     pub(super) fn settle_at(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>) {
         self.note_change(now, to, from);
         self.roaming.settle();
         self.set(to, from);
     }
 
-    /// There was no path yet.
+    /// The first path.
     pub(super) fn begin_at(&mut self, now: BootTime, at: Arrival) {
         if self.may_be_at(at.from) {
             self.settle_at(now, at.from, at.local);
         } else if let Some(configured) = self.target() {
-            // It spoke first, and from where it is not to be followed.
+            // The peer wrote first, from an address that may not be followed.
             self.set(configured, None);
         }
     }
 
-    /// Follows the peer to an address that has not proved itself yet.
+    /// Follows the peer to an address that is not validated yet.
     pub(super) fn try_at(&mut self, now: BootTime, Source { from, local, .. }: Source) {
         if let Some(Path { to, from, .. }) = self.current {
             self.roaming.leave(Arrival { from: to, local: from });
@@ -136,10 +136,10 @@ impl Paths {
         self.set(from, local);
     }
 
-    /// Nobody answered at `called`. If that is where the peer seems to be, the path leads back to the last address that
-    /// proved itself; returns whether it does.
+    /// The initiation to `called` was unanswered. If that is the path's address, the path returns to the last
+    /// validated one; returns whether it does.
     pub(super) fn turn_back(&mut self, called: SocketAddr) -> bool {
-        // The peer may have been heard from elsewhere since, where it was not called yet.
+        // The peer may have been heard from another address since, to which nothing was sent yet.
         let Some(path) = self.current.filter(|path| path.to == called) else { return false };
         let Some(left) = self.roaming.take_left() else { return false };
         self.candidates.remember(path.to);
@@ -147,7 +147,7 @@ impl Paths {
         true
     }
 
-    /// The path is about to lead to `to`, and from `from`.
+    /// The path is about to become `to` with the source `from`.
     pub(super) fn note_change(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>) {
         let Some(path) = self.current else { return };
         if path.to != to {
@@ -160,15 +160,15 @@ impl Paths {
         }
     }
 
-    /// Sends from another address of ours.
+    /// Changes to another source address.
     pub(super) fn change_source(&mut self, from: Option<IpAddr>) {
         if let Some(path) = &mut self.current {
             path.from = from;
         }
     }
 
-    /// The address of ours that the peer last wrote to may be what fails: begin anew with the
-    /// configured one, or let the kernel choose.
+    /// The source address that the peer last wrote to may not work any more: start again with the configured
+    /// one, or let the kernel choose.
     pub(super) fn forget_source(&mut self, now: BootTime) {
         let Some(path) = self.current else { return };
         let configured = self.sources.towards(path.to);
@@ -177,16 +177,16 @@ impl Paths {
         self.change_source(configured);
     }
 
-    /// Whether the peer wrote to a source that was just let go, as it does until it has heard us from
-    /// another one.
+    /// Whether the peer wrote to a source address that was just abandoned, as it does until it has heard us
+    /// from another one.
     pub(super) fn is_of_the_past(&mut self, now: BootTime, source: &Source) -> bool {
         self.given_up.take_if(|(_, until)| now >= *until);
         let given_up = self.given_up.map(|(from, _)| from);
         given_up.is_some() && source.local == given_up && self.endpoint() == Some(source.from)
     }
 
-    /// The routes to these addresses lead into the tunnel. If that is where the peer is said to be, the path leads to
-    /// where it was before, or where the configuration has it. Returns whether another address is free again.
+    /// The routes to these addresses lead into the tunnel. If the peer's address is one of them, the path
+    /// returns to its former or configured address. Returns whether another address is no longer avoided.
     pub(super) fn avoid(&mut self, addresses: Vec<SocketAddr>) -> bool {
         let freed = self.detours.avoid(addresses);
         if self.endpoint().is_some_and(|to| self.detours.lead_to(to))
@@ -197,7 +197,7 @@ impl Paths {
         freed
     }
 
-    /// Sends datagrams of the size that the path carries, as far as is known.
+    /// Sends datagrams of the largest size that the path is known to carry.
     pub(super) fn follow_size(&mut self) {
         self.max_datagram = self.size.most();
         if let Some(path) = &mut self.current {

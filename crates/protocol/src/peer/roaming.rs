@@ -1,24 +1,25 @@
-//! Follows the peer's address, and chooses the address of ours that datagrams leave from.
+//! Follows the peer's address, and chooses the source address of datagrams.
 //!
-//! An authentic datagram with the newest counter shows who made it, not where it was sent from: whoever sees it on the path
-//! can send it again from any source address, and faster. So a new address is not used before it has been validated, in
-//! one of two ways:
+//! An authentic datagram with the newest counter proves who made it, not where it was sent from: anybody who
+//! sees it on the path can send it again from any source address, and faster. So a new address is not used
+//! until it has been validated, in one of two ways:
 //!
 //! - by a handshake: an initiation that we sent there was answered, or a response that we sent there was used from there.
 //!   That the response was used is not enough, because whoever sees it can bring it to the peer;
 //! - by a PING that was sent only there, and a PONG that came from there. Until then nothing but that PING is sent to the
 //!   new address, once for each time that something came from it. It is no longer than three of the shortest datagrams.
 //!
-//! The same holds for the address of ours that the peer writes to: whoever delivers a datagram of the peer to another
-//! address of this host must not decide where we send from.
+//! The same holds for our address that the peer writes to: somebody who delivers a datagram of the peer to
+//! another address of this host must not decide on our source address.
 //!
-//! An attacker can pass the PING test from an address of its own if it sends copies of the peer's datagrams ahead and
-//! carries what we send to the peer. How that is found is described in the module `contest`.
+//! An attacker can pass the PING test from an address of its own if it sends copies of the peer's datagrams
+//! ahead and carries our datagrams to the peer. The module `contest` describes how that is detected.
 //!
-//! A `WireGuard` peer answers no PING, and expects to be followed at once. Where an initiation to such an address goes
-//! unanswered, the path leads back to the last address that was validated.
+//! A `WireGuard` peer answers no PING, and expects to be followed at once. If an initiation to such an
+//! address is unanswered, the path returns to the last validated address.
 //!
-//! New addresses are attended to at [`MOVES_APART`] or [`SOURCES_APART`], and what alternates is slowed down by [`Pace`].
+//! The peer's addresses are considered every [`MOVES_APART`], ours every [`SOURCES_APART`], and alternating
+//! ones are slowed down by [`Pace`].
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -33,41 +34,43 @@ use crate::table::{Arrival, Path};
 use crate::time::{BootTime, Now};
 use crate::turn::Framed;
 
-/// New addresses are attended to this far apart, and only the newest counts. A peer that alternates between a few of them
-/// is followed less and less often.
+/// The least time between changes of the peer's address; only the newest address counts. A peer that
+/// alternates between a few addresses is followed less and less often.
 const MOVES_APART: Duration = Duration::from_millis(250);
-/// The same of addresses of ours. It is more, because the peer looks for us as we look for it: where both have several
-/// addresses that work, the ends must not change at the same moments.
+/// The same for our source address. It is longer, because the peer searches as well: if both ends have
+/// several working addresses, they must not change at the same times.
 const SOURCES_APART: Duration = Duration::from_millis(500);
-/// A peer that alternates, and is then heard at one other address alone for this long, is followed at once: the path may
-/// not work any more. This is not done for addresses of ours, so that one of two ends that look for each other waits.
+/// If a peer that alternated is then heard at only one other address for this long, it is followed at once:
+/// the path may not work any more. This does not apply to our source address, so that one of two searching
+/// ends waits.
 const ALONE_FOR: Duration = Duration::from_secs(1);
-/// A PING to a new address is answered within this, or was not.
+/// A PING to a new address is answered within this time, or counts as lost.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
-/// Addresses that have a PING to answer.
+/// The number of new addresses with a pending PING.
 const PROBES: usize = 4;
 
-/// What becomes of new addresses.
+/// The state of new addresses.
 #[derive(Debug)]
 pub(super) struct Roaming {
-    /// The next new address is attended to from then on.
+    /// Before this time no new address is considered.
     next_at: BootTime,
-    /// The peer's address, as it changes.
+    /// The changes of the peer's address.
     moves: Pace<SocketAddr>,
-    /// The address of ours that we send from, as it changes.
+    /// The changes of our source address.
     sources: Pace<IpAddr>,
-    /// Which change of the newest source was seen first when: it has been the only address since, if it is still that.
+    /// A change of the newest source, by number, and when it was first seen: if the number is still the same,
+    /// it has been the only address since.
     alone: Option<(u64, BootTime)>,
     probes: VecDeque<Probe>,
-    /// The last address that has proved itself, where the path leads to one that has not.
+    /// The last validated address, if the path leads to one that is not validated.
     left: Option<Arrival>,
 }
 
-/// A PING to a new address. It keeps its number when it is sent again: any answer is good.
+/// A PING to a new address. Retransmissions keep its number, so that any answer counts.
 #[derive(Clone, Copy, Debug)]
 struct Probe {
     to: SocketAddr,
-    /// The address of ours that it leaves from, if the kernel said it.
+    /// Its source address, if the kernel reported it.
     from: Option<IpAddr>,
     sequence: u32,
     until: BootTime,
@@ -87,7 +90,7 @@ impl Default for Roaming {
 }
 
 impl Roaming {
-    /// When `source` may be attended to, given the path and how often the newest source has changed.
+    /// When `source` may be considered, given the path and the number of changes of the newest source.
     fn due(&self, path: Option<Path>, source: &Source, changes: u64) -> BootTime {
         let held_until = match path {
             Some(path) if path.to != source.from => {
@@ -95,21 +98,21 @@ impl Roaming {
                 let paced = self.moves.next_at();
                 alone.map_or(paced, |(_, since)| paced.min(since + ALONE_FOR))
             }
-            // Where the kernel chooses, we follow at once.
+            // If the kernel chooses the source, we follow at once.
             Some(path) if path.from.is_some() => self.sources.next_at(),
             Some(_) | None => self.next_at,
         };
         held_until.max(self.next_at)
     }
 
-    /// Notes since when the newest source is the only one.
+    /// Records since when the newest source is the only one.
     fn watch(&mut self, now: BootTime, changes: u64) {
         if self.alone.is_none_or(|(change, _)| change != changes) {
             self.alone = Some((changes, now));
         }
     }
 
-    /// The number of the PING to `to`, sent from `from`.
+    /// The number of the PING to `to` with the source `from`.
     fn probe(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>, unused: u32) -> u32 {
         self.probes.retain(|probe| now < probe.until);
         let known = self.probes.iter().find(|probe| (probe.to, probe.from) == (to, from));
@@ -130,23 +133,23 @@ impl Roaming {
         self.probes.len() < before
     }
 
-    /// Attends to no new address until then, and forgets those that have a PING to answer.
+    /// Considers no new address until then, and forgets pending PINGs.
     pub(super) fn wait(&mut self, until: BootTime) {
         self.probes.clear();
         self.next_at = self.next_at.max(until);
     }
 
-    /// Keeps `at` as the last address that has proved itself, unless there is an earlier one.
+    /// Keeps `at` as the last validated address, unless an earlier one is kept.
     pub(super) fn leave(&mut self, at: Arrival) {
         self.left.get_or_insert(at);
     }
 
-    /// The last address that has proved itself, where the path leads to one that has not.
+    /// The last validated address, if the path leads to one that is not validated.
     pub(super) const fn take_left(&mut self) -> Option<Arrival> {
         self.left.take()
     }
 
-    /// The peer is where the path leads.
+    /// The peer is at the path's address.
     pub(super) fn settle(&mut self) {
         self.left = None;
         self.probes.clear();
@@ -157,12 +160,13 @@ impl Roaming {
         self.moves.changed(now, from, to);
     }
 
-    /// The address of ours that we send from changes.
+    /// Our source address changes.
     pub(super) fn source_changed(&mut self, now: BootTime, from: IpAddr, to: IpAddr) {
         self.sources.changed(now, from, to);
     }
 
-    /// Whether this proves that the peer is where it came from, and hears us from where it came to.
+    /// Whether this proves that the peer is at the address it came from, and hears us from the address it
+    /// came to.
     fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
         let proves = |probe: &Probe| {
             (probe.to, probe.from) == (at.from, at.local) && probe.sequence == pong.sequence.get()
@@ -172,7 +176,7 @@ impl Roaming {
 }
 
 impl Peer {
-    /// When a new address that is waiting is attended to.
+    /// When a waiting new address is considered.
     pub(super) fn roaming_deadline(&self) -> Option<BootTime> {
         let source = self.source_deadline();
         let contest = self.activity.has_contest().then_some(self.paths.contests.next_at);
@@ -184,19 +188,19 @@ impl Peer {
         Some(self.paths.roaming.due(self.paths.current, &source, changes))
     }
 
-    /// The peer was heard from elsewhere, on a session that is still ours. The newest address waits in
-    /// `activity`, where it disturbs nobody, until the last move is long enough ago.
+    /// The peer was heard from another address, on a session that is still ours. The newest address waits in
+    /// `activity`, without waking anybody, until the last move is long enough ago.
     pub(super) fn follow_source(&mut self, now: Now) {
         if let Some((_, changes)) = self.activity.newest_source() {
             self.paths.roaming.watch(now.boot, changes);
         }
-        // What is out of date is taken as well, so that the next one wakes us; but not each time.
+        // Outdated reports are taken as well, so that the next one wakes us; but not each time.
         if now.boot < self.source_deadline().unwrap_or(self.paths.roaming.next_at) {
             return;
         }
         let Some(source) = self.activity.take_source() else { return };
         if self.paths.is_of_the_past(now.boot, &source) {
-            // It is looked at again, and until then wakes nobody more.
+            // It is considered again later, and wakes nobody until then.
             let _later = self.activity.heard_from(source);
             self.paths.roaming.next_at = now.boot + MOVES_APART;
             return;
@@ -209,7 +213,7 @@ impl Peer {
             self.paths.roaming.next_at = now.boot + MOVES_APART;
             return;
         }
-        // To find the peer where it was is no move: it may move at once.
+        // Finding the peer at its former address is no move: it may move at once.
         if self.paths.current.is_none_or(|path| path.to != at.from || path.from != at.local) {
             self.paths.roaming.next_at = now.boot + MOVES_APART;
         }
@@ -229,8 +233,8 @@ impl Peer {
         }
     }
 
-    /// Whether we send from an address that works, as far as is known, and not from the one that the peer
-    /// has just written to. Where the kernel chooses, we follow at once.
+    /// Whether our source address works, as far as is known, and differs from the one that the peer has just
+    /// written to. If the kernel chooses it, we follow at once.
     fn is_source_settled(&self, path: Path, at: Arrival) -> bool {
         path.from.is_some() && path.from != at.local && self.frames_flow()
     }
@@ -253,7 +257,7 @@ impl Peer {
         self.send_sealed(now, &sealing, super::Transmit { to: from, from: local }, &frame);
     }
 
-    /// A PONG came: where from may be where the peer is.
+    /// A PONG arrived: its source may be the peer's new address.
     pub(super) fn follow_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) {
         let at = framed.at;
         if self.paths.roaming.is_proof(now.boot, at, pong) && self.paths.may_be_at(at.from) {
@@ -261,8 +265,8 @@ impl Peer {
         }
     }
 
-    /// The peer has used the session that our answer made. Where no other address is known to the data
-    /// path, it did so from where it is.
+    /// The peer has used the session that our response made. If the data path has no other report, it did so
+    /// from its current address.
     pub(super) fn follow_answer(&mut self, now: Now) {
         let Some(session) = self.keyring.current() else { return };
         let generation = session.opening.generation();
@@ -278,8 +282,9 @@ impl Peer {
         }
     }
 
-    /// The answer went to several addresses, all but one of them forged: that the session was used from
-    /// one of them proves nothing, unless it is where the peer is expected. Without a path each is asked.
+    /// The response went to several addresses, of which all but one are forged. That the session was used
+    /// from one of them proves nothing, unless the peer is expected there. Without a path each address is
+    /// sent a PING.
     fn choose_answered(&mut self, now: Now, generation: Generation, used_from: Option<SocketAddr>) {
         let reached = self.keyring.current().map(|session| session.reached.clone());
         let reached: Vec<_> = reached.into_iter().flatten().collect();

@@ -1,4 +1,4 @@
-//! How a session comes to be, and what the control plane itself sends on it.
+//! How a session is established, and the control plane's own datagrams on it.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use crate::session::{Generation, OVERHEAD, Origin, REKEY_AFTER_TIME, Role, Seali
 use crate::terms::Protocol;
 use crate::time::{BootTime, Now};
 
-/// An end that can be answered under several terms rekeys before the other end would: only an
-/// initiator can adapt.
+/// If several terms are acceptable, this end rekeys before the other end would, because only an initiator can
+/// adapt.
 const ADAPTING_REKEYS_AFTER: Duration = Duration::from_secs(110);
 
-/// What the two ends call a session.
+/// The index of a session at each end.
 #[derive(Clone, Copy)]
 pub(super) struct Names {
     pub(super) local: Index,
     pub(super) remote: Index,
-    /// Whose keys made it.
+    /// The keys it was made with.
     pub(super) pair: Pair,
 }
 
 impl Peer {
-    /// A new session of these terms.
+    /// A new session with these terms.
     pub(super) fn origin(
         &mut self,
         role: Role,
@@ -49,7 +49,7 @@ impl Peer {
         }
     }
 
-    /// Whether there is more than one way to be answered.
+    /// Whether there is more than one choice of terms.
     pub(super) fn adapts(&self) -> bool {
         self.terms.len() > 1
     }
@@ -66,7 +66,7 @@ impl Peer {
         }
     }
 
-    /// One that is also not this, which names a session that is in nobody's hands at the moment.
+    /// As above, but also different from this index of a session that is currently stored nowhere.
     pub(super) fn unused_index_but(&mut self, taken: Index) -> Index {
         loop {
             let index = self.unused_index();
@@ -81,12 +81,12 @@ impl Peer {
         self.generation
     }
 
-    /// Sends an empty datagram; says whether a session was there to send it on.
+    /// Sends an empty datagram; returns whether there was a session to send it on.
     pub(super) fn send_keepalive(&mut self, now: Now) -> bool {
         self.send_on_current(now, &[])
     }
 
-    /// Sends `plaintext`, as it is, on the session that seals; says whether there is one.
+    /// Sends `plaintext` unchanged on the session that seals; returns whether there is one.
     pub(super) fn send_on_current(&mut self, now: Now, plaintext: &[u8]) -> bool {
         let (Some(session), Some(path)) = (self.keyring.current(), self.paths.current) else {
             return false;
@@ -95,7 +95,7 @@ impl Peer {
         self.send_sealed(now, &sealing, Transmit { to: path.to, from: path.from }, plaintext)
     }
 
-    /// Seals `plaintext` and queues it; says whether the key still seals.
+    /// Seals `plaintext` and queues it; returns whether the key still seals.
     pub(super) fn send_sealed(
         &mut self,
         now: Now,

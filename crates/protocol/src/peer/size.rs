@@ -1,10 +1,10 @@
-//! How large a datagram may be on the path to the peer, where ICMPv6 says that it is less than the first
-//! link carries.
+//! The largest datagram on the path to the peer, if ICMPv6 reports that it is less than the first link's MTU
+//! allows.
 //!
-//! Anybody can write such a message, and over IPv6 nobody but the sender fragments: it can neither be
-//! believed nor ignored. So it is followed at once and put to the test at the same time. A PING of the full
-//! size that the peer answers refutes it, and what was refuted once has to be proved from then on before
-//! it is followed. A peer that answers no PING leaves nothing to test with.
+//! Anybody can forge such a message, but over IPv6 only the sender fragments, so it can neither be trusted
+//! nor ignored. It is followed at once and verified at the same time. If the peer answers a PING of the full
+//! size, the message was wrong, and later messages are followed only after verification. A peer that answers
+//! no PING allows no verification.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,42 +15,42 @@ use crate::limits::LEAST_DATAGRAM;
 use crate::session::OVERHEAD;
 use crate::time::{BootTime, Now};
 
-/// Questions of the full size before silence is an answer.
+/// PINGs of the full size before silence counts as an answer.
 const TRIES: u32 = 3;
-/// How far apart they are.
+/// The time between them.
 const TRY_EVERY: Duration = Duration::from_millis(250);
-/// A path that carries less is asked this often whether it carries more again.
+/// How often a path that carries less is tested for a larger size again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Sets the numbers of these PINGs apart from others'.
+/// Distinguishes the numbers of these PINGs from others.
 const NUMBERED_FROM: u32 = 1 << 31;
 
 /// What is known of one path.
 #[derive(Debug, Default)]
 pub(super) struct Size {
     to: Option<IpAddr>,
-    /// The most that the first link carries.
+    /// The largest payload that the first link carries.
     link: u16,
     hint: Option<Hint>,
-    /// A hint was refuted: the next is followed once it is proved.
+    /// A hint was wrong: the next one is followed only after verification.
     suspicious: bool,
-    /// How many hints there were: names their PINGs.
+    /// The number of hints so far: identifies their PINGs.
     hints: u32,
 }
 
-/// What the routing table learnt from ICMPv6.
+/// A size that the routing table learnt from ICMPv6.
 #[derive(Clone, Copy, Debug)]
 struct Hint {
     most: u16,
     followed: bool,
     refuted: bool,
     tries: u32,
-    /// When to ask next.
+    /// When to send the next PING.
     next: BootTime,
 }
 
 impl Size {
-    /// The routing table says how much a datagram to this address may hold now. Over another uplink that may
-    /// be less too, and then no larger PING leaves.
+    /// The routing table has a new size for datagrams to this address. Over another uplink even the known one
+    /// may be too large, and then no larger PING is sent.
     fn learn(&mut self, to: IpAddr, most: u16, now: BootTime) {
         if self.to != Some(to) || to.is_ipv4() || most >= self.link {
             *self = Self { to: Some(to), link: most, hints: self.hints, ..Self::default() };
@@ -78,7 +78,7 @@ impl Size {
     fn question(&mut self, now: BootTime) -> Option<u32> {
         let hint = self.hint.as_mut().filter(|hint| !hint.refuted && now >= hint.next)?;
         if hint.tries >= TRIES {
-            // Nobody answered: it is as was said.
+            // No PING was answered: the hint is right.
             hint.followed = true;
         }
         hint.tries = hint.tries.saturating_add(1);
@@ -86,7 +86,7 @@ impl Size {
         Some(NUMBERED_FROM | self.hints)
     }
 
-    /// A PING was answered; says whether that refutes the hint.
+    /// A PING was answered; returns whether that refutes the hint.
     fn answer(&mut self, number: u32) -> bool {
         let Some(hint) = self.hint.as_mut().filter(|_| number == NUMBERED_FROM | self.hints) else {
             return false;
@@ -98,7 +98,7 @@ impl Size {
 }
 
 impl Peer {
-    /// The routing table says that UDP payloads of so many bytes leave for the peer whole.
+    /// According to the routing table, UDP payloads of this size leave for the peer unfragmented.
     pub fn path_carries(&mut self, now: Now, most: u16) {
         let Some(path) = self.paths.current else {
             self.paths.max_datagram = most;
@@ -109,13 +109,13 @@ impl Peer {
         self.paths.follow_size();
     }
 
-    /// The largest UDP payload that is to leave whole, where the peer takes no packets in pieces and the
-    /// kernel has to make fragments.
+    /// The largest UDP payload to send unfragmented, if the peer does not reassemble fragments and the kernel
+    /// has to fragment.
     pub fn fragments_of(&self) -> Option<u16> {
         self.paths.size.followed().filter(|_| !self.frames_flow())
     }
 
-    /// Asks the peer whether the full size arrives, where something says that it does not.
+    /// Sends the peer a PING of the full size, if a hint claims that this does not arrive.
     pub(super) fn probe_size(&mut self, now: Now) {
         let Some(sent) = self.keyring.current().map(|current| current.sealing.used() + 1) else {
             return;

@@ -1,4 +1,4 @@
-//! How the tunnel stands, said as it is.
+//! The tunnel's state, for `status`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::timers::{ANSWER_EXPECTED_WITHIN, Timer};
 /// Whether packets get through, as far as this end can know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
-    /// No session, and nothing asks for one.
+    /// No session, and no packet requires one.
     Idle,
-    /// No session; the peer is being called.
+    /// No session; a handshake is in progress.
     Connecting,
-    /// A session stands and what was sent has been answered.
+    /// A session is established, and sent data was answered.
     Up,
-    /// A session stands, but what was sent goes unanswered.
+    /// A session is established, but sent data is unanswered.
     Unresponsive,
 }
 
@@ -32,47 +32,47 @@ pub struct PeerStatus {
     pub liveness: Liveness,
     /// Whether the peer is alive, and how long that has been so.
     pub alive: (bool, Duration),
-    /// Where the peer is, or where it is being called.
+    /// The peer's address, or the one that a handshake is sent to.
     pub endpoint: Option<SocketAddr>,
-    /// Who began the current session, and how old it is.
+    /// Who initiated the current session, and its age.
     pub session: Option<(Role, Duration)>,
-    /// What is spoken on it.
+    /// The protocol of the current session.
     pub protocol: Option<Protocol>,
-    /// Our public key and the peer's, of those there are, that handshakes of ours are made with.
+    /// Our public key and the peer's that our handshakes use, if there are two of either.
     pub keys: [PublicKey; 2],
-    /// Handshakes finished since the start, in either role.
+    /// Handshakes completed since the start, in either role.
     pub handshakes: u64,
     /// Time since the last handshake.
     pub last_handshake: Option<Duration>,
-    /// Time since anything authentic came.
+    /// Time since the last authentic datagram.
     pub last_received: Option<Duration>,
-    /// The try that is under way.
+    /// The handshake attempt in progress.
     pub attempt: Option<u32>,
-    /// Answers of ours in a row that the peer never used.
+    /// Consecutive responses of ours that the peer never used.
     pub unconfirmed_answers: u32,
-    /// What the peer says of itself.
+    /// The peer's own announcement.
     pub greeting: Option<Greeting>,
-    /// How the way fares.
+    /// Round trip and loss.
     pub quality: Option<Quality>,
-    /// What crossed so far.
+    /// The traffic so far.
     pub traffic: Traffic,
     /// The next deadline and its reason.
     pub next: Option<(Duration, Timer)>,
 }
 
-/// How the tunnel stands, in short.
+/// A summary of the tunnel's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Whether packets get through.
     pub liveness: Liveness,
-    /// Where the peer is, or where it is being called.
+    /// The peer's address, or the one that a handshake is sent to.
     pub endpoint: Option<SocketAddr>,
-    /// When anything authentic last came.
+    /// When the last authentic datagram came.
     pub last_received: Option<BootTime>,
 }
 
 impl Peer {
-    /// How the tunnel stands, in short.
+    /// A summary of the tunnel's state.
     pub fn standing(&mut self, now: Now) -> Standing {
         let moments = self.activity.moments();
         self.timers.observe(moments);
@@ -85,7 +85,7 @@ impl Peer {
         }
     }
 
-    /// How the tunnel stands.
+    /// The tunnel's state.
     pub fn status(&mut self, now: Now) -> PeerStatus {
         let Standing { liveness, endpoint, last_received } = self.standing(now);
         let ago = |at: BootTime| now.boot.saturating_since(at);
@@ -119,7 +119,7 @@ impl Peer {
         let died_on_it = !alive && session.birth <= since;
         let unanswered = self.life.unanswered_since();
         let late = |since: BootTime| now.boot.saturating_since(since) >= ANSWER_EXPECTED_WITHIN;
-        // The first retry of a rekey may be chance; the second is silence.
+        // The first retry of a rekey may be chance; the second means silence.
         let calling_again = self.attempt.as_ref().is_some_and(|attempt| attempt.tries() > 2);
         if died_on_it || unanswered.is_some_and(late) || calling_again {
             Liveness::Unresponsive

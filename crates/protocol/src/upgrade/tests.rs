@@ -96,8 +96,8 @@ fn what_the_ends_saw_or_set_differently_is_not_confirmed() {
     assert_eq!(ours.err(), Some(Unconfirmed));
 }
 
-/// The responder's keys and the initiator's, whose answer was bent on its way and who is set to
-/// `profile`.
+/// The responder's keys and the initiator's. The responder's answer to the initiator is modified by `bend`,
+/// and the initiator's profile is `profile`.
 fn exchange(
     bend: impl FnOnce(&mut [u8; CIPHERTEXT_LEN]),
     profile: Profile,
@@ -135,7 +135,7 @@ fn upgrade(
     transcript.upgrade(exporter, secret)
 }
 
-/// What its initiator and its responder have of one handshake.
+/// The results of one handshake at its initiator and its responder.
 fn handshake(rng: &mut StdRng) -> [Agreed; 2] {
     let [a, b] = [(), ()].map(|()| Identity::new(SecretKey::generate(rng)));
     let (stamp, index) = (Timestamp::from_bytes([0; 12]), Index::new(1));
@@ -146,7 +146,7 @@ fn handshake(rng: &mut StdRng) -> [Agreed; 2] {
     [waiting.open_response(&a, &[psk], &response).unwrap().agreed, responder]
 }
 
-/// What the keys are derived from.
+/// The inputs of the keys.
 struct Given {
     exporter: [u8; 32],
     secret: [u8; 32],

@@ -1,5 +1,5 @@
-//! A peer that sends honest packets in disorder and, between them, pieces that repeat, contradict,
-//! lie about their number and length, or are simply too many.
+//! A peer that sends honest packets out of order and, between them, fragments that repeat, contradict, have a
+//! wrong count or length, or are simply too many.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::{DATAGRAM, MAX_PIECES, after, packet, plan};
 use crate::time::BootTime;
 
 const SESSIONS: usize = 3;
-/// Honest pieces that overtake each other.
+/// Reordering of honest fragments.
 const IN_FLIGHT: usize = 24;
 
-/// One piece, its bytes a range of the noise.
+/// One fragment; its contents are a range of the noise.
 #[derive(Clone, Debug)]
 pub(super) struct Shot {
     pub(super) session: usize,
@@ -28,12 +28,12 @@ pub(super) struct Shot {
 pub(super) struct Hostility {
     rng: StdRng,
     pub(super) largest: usize,
-    /// What all packets are cut from.
+    /// The bytes that all packets are cut from.
     pub(super) noise: Vec<u8>,
     /// The next counter of each session.
     next: [u64; SESSIONS],
     in_flight: Vec<Shot>,
-    /// What was sent lately, for the lies to be about.
+    /// Recently sent fragments, as the base for forged ones.
     sent: Vec<Shot>,
     now: BootTime,
 }
@@ -57,7 +57,7 @@ impl Hostility {
         self.now
     }
 
-    /// The next piece, and when it comes.
+    /// The next fragment, and its arrival time.
     pub(super) fn shoot(&mut self) -> (Shot, BootTime) {
         self.wait();
         let shot = match self.rng.random_range(0..16) {
@@ -119,7 +119,7 @@ impl Hostility {
         Shot { bytes: self.some_bytes(shot.count), ..shot }
     }
 
-    /// A piece of the same packet, of the right length more often than not.
+    /// A fragment of the same packet, usually of the right length.
     fn forged_sibling(&mut self) -> Shot {
         let shot = self.repeated();
         let index = self.rng.random_range(0..shot.count);
@@ -135,7 +135,7 @@ impl Hostility {
         Shot { count, ..shot }
     }
 
-    /// Anything, near the counters in use.
+    /// Random values, near the counters in use.
     fn made_up(&mut self) -> Shot {
         let session = self.rng.random_range(0..SESSIONS);
         let count = self.rng.random_range(2..=MAX_PIECES);
@@ -144,14 +144,14 @@ impl Hostility {
         Shot { session, counter, index, count, bytes: self.some_bytes(count) }
     }
 
-    /// A piece of a packet of which no other comes: they flood the table.
+    /// A fragment of a packet without any others: they flood the table.
     fn never_completed(&mut self) -> Shot {
         let shot = self.made_up();
         self.next[shot.session] += 20;
         Shot { counter: self.next[shot.session] + u64::from(shot.index), ..shot }
     }
 
-    /// Short, long, about as long as there is room for, or longer than anything.
+    /// Short, long, about as long as the room, or longer than any packet.
     fn some_bytes(&mut self, count: u8) -> Range<usize> {
         let most = self.largest / usize::from(count - 1);
         let len = match self.rng.random_range(0..5) {

@@ -1,5 +1,5 @@
-//! Reassembly as one would write it without a thought for its cost: all pieces kept apart, and
-//! every rule asked of all of them anew.
+//! Reassembly without regard to cost: all fragments are kept apart, and every rule is checked on all of them
+//! each time.
 
 use super::super::{PIECES_WITHIN, Piece, WAITING_PACKETS};
 use crate::drop_reason::DropReason;
@@ -87,7 +87,7 @@ impl Model {
     }
 }
 
-/// Whether there is a packet of at most `largest` bytes that has all these pieces.
+/// Whether a packet of at most `largest` bytes can have all these fragments.
 fn is_possible(pieces: &[Told], largest: usize) -> bool {
     let count = pieces[0].count;
     let twice = |at: usize| pieces[..at].iter().any(|before| before.index == pieces[at].index);
