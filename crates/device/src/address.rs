@@ -29,7 +29,7 @@ pub(crate) fn pairs(
     }
 }
 
-/// Adds one address; says whether it was not there yet.
+/// Adds one address; returns whether it was new.
 pub(crate) async fn add(
     handle: &Handle,
     address: &AddressMessage,
@@ -40,13 +40,14 @@ pub(crate) async fn add(
     match request.execute().await {
         Ok(()) => Ok(true),
         Err(error) if errno(&error) == libc::EEXIST => Ok(false),
-        // Who may not add one may find it there.
+        // Without the privilege to add it, the address may still be there.
         Err(error) if errno(&error) == libc::EPERM && exists(handle, address).await => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Removes the link-local addresses that the kernel has generated; they have the length that it gives them.
+/// Removes the link-local addresses that the kernel has generated, which have the prefix length it gives
+/// them.
 pub(crate) async fn remove_generated(handle: &Handle, index: u32) {
     let mut there = handle.address().get().set_link_index_filter(index).execute();
     while let Ok(Some(address)) = there.try_next().await {
@@ -68,10 +69,11 @@ pub(crate) fn text(address: &AddressMessage) -> String {
     format!("address {}/{}", local.unwrap_or_default(), address.header.prefix_len)
 }
 
-/// An IPv6 address goes without duplicate address detection: there is nobody to ask in a tunnel, and it
-/// could not be used for a second.
+/// IPv6 addresses are added without duplicate address detection: a tunnel has no host to ask, and the address
+/// would be unusable for a second.
 ///
-/// On a device that `broadcasts`, an IPv4 network has a broadcast address; the kernel makes none up.
+/// On a device that `broadcasts`, an IPv4 network gets a broadcast address, which the kernel does not add by
+/// itself.
 pub(crate) fn message(
     index: u32,
     ours: IpNet,
@@ -95,14 +97,15 @@ pub(crate) fn message(
     message
 }
 
-/// The network that the kernel routes into the device for an address; none where that is the address alone.
+/// The network that the kernel routes into the device because of an address; `None` if that is only the
+/// address itself.
 pub(crate) fn connected(ours: IpNet, peer: Option<IpAddr>) -> Option<IpNet> {
     let far = peer.unwrap_or_else(|| ours.addr());
     let net = IpNet::new(far, ours.prefix_len()).ok()?.trunc();
     (net != IpNet::from(ours.addr())).then_some(net)
 }
 
-/// Whether the device has it.
+/// Whether the device has this address.
 async fn exists(handle: &Handle, wanted: &AddressMessage) -> bool {
     let mut there = handle.address().get().set_link_index_filter(wanted.header.index).execute();
     while let Ok(Some(address)) = there.try_next().await {
@@ -120,8 +123,8 @@ pub(crate) fn both_ends(message: &AddressMessage) -> Option<(IpAddr, IpAddr)> {
     Some((local?, far?))
 }
 
-/// Our end and the far one, which are the same where there is none. Of such an IPv6 address the kernel
-/// tells one alone.
+/// Our end and the far one, which are equal if there is no far end. For such an IPv6 address the kernel
+/// reports only one of them.
 fn ends(message: &AddressMessage) -> [Option<IpAddr>; 2] {
     let find = |of: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(of);
     let local = find(|attribute| match attribute {

@@ -46,11 +46,12 @@ pub struct Bypass {
     pub is_part: bool,
     /// Whether that part is larger than a local network.
     pub is_wide: bool,
-    /// Whether it is the other way round: our route takes the packets of a network that this host is connected to.
+    /// Whether it is the other way round: our route takes the packets of a network that this host is
+    /// connected to.
     pub into_tunnel: bool,
 }
 
-/// Finds them while a tunnel runs.
+/// Finds such routes while a tunnel runs.
 #[derive(Debug)]
 pub(crate) struct Bypasses {
     switches: Vec<KillSwitch>,
@@ -59,12 +60,12 @@ pub(crate) struct Bypasses {
     found: watch::Receiver<Vec<Bypass>>,
 }
 
-/// What a kill switch keeps in.
+/// What a kill switch covers.
 #[derive(Clone, Debug)]
 struct KillSwitch {
     to: IpNet,
     table: u32,
-    /// That of the route that drops. The one into the tunnel has the number before it.
+    /// The metric of the blackhole route. The route into the tunnel has the metric below it.
     metric: u32,
 }
 
@@ -75,8 +76,8 @@ impl KillSwitch {
         Some(Self { to, table: table::number(route), metric: route::metric_of(route) })
     }
 
-    /// Whether a route is in the same table, to this network or a part of it. Every other route is to a part of a
-    /// default route's; of those, only what is too large to be a local network.
+    /// Whether a route is in the same table and to this network or a part of it. Every route is to a part of
+    /// a default route's network; of those, only networks too large for a local network count.
     fn covers(&self, route: &RouteMessage) -> bool {
         let is_here = self.table == table::number(route);
         let covers = |net: IpNet| match self.to.prefix_len() {
@@ -114,7 +115,7 @@ impl Inside {
         all
     }
 
-    /// None of a default route or a link-local network, which every interface may have.
+    /// `None` for a default route or a link-local network, which every interface may have.
     fn of(route: &RouteMessage) -> Option<Self> {
         let to = network(route).filter(|to| to.prefix_len() > 0)?;
         let link_local = match to.addr() {
@@ -130,7 +131,7 @@ impl Inside {
 }
 
 impl Bypasses {
-    /// Begins, in a task that ends with what this returns.
+    /// Starts the check in a task, which ends when the returned value is dropped.
     pub(crate) fn spawn(handle: &Handle, plan: &Plan, own: watch::Receiver<OwnTraffic>) -> Self {
         let switches: Vec<_> =
             plan.routes.iter().filter_map(|held| KillSwitch::of(&held.route)).collect();
@@ -154,15 +155,15 @@ impl Bypasses {
         Self { switches, inside, check, found }
     }
 
-    /// What was found last.
+    /// The routes found by the last check.
     pub(crate) fn found(&self) -> watch::Receiver<Vec<Bypass>> {
         self.found.clone()
     }
 
-    /// Checks again, if this message may be about such a route.
+    /// Checks again, if this message may concern such a route.
     pub(crate) fn hear(&self, told: &Told) {
         if self.concerns(told) {
-            // If it is full, a check is to come anyway.
+            // If the queue is full, a check is due anyway.
             let _full = self.check.try_send(());
         }
     }
@@ -180,7 +181,7 @@ impl Bypasses {
                 RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => any_found(),
                 _ => false,
             },
-            // Likewise routes that use a nexthop object.
+            // The same holds for routes that use a nexthop object.
             Told::Nexthop => any_found(),
             Told::Lost => true,
             Told::Configured { .. } | Told::Unconfigured { .. } => false,
@@ -188,7 +189,7 @@ impl Bypasses {
     }
 }
 
-/// The task.
+/// The state of the task.
 struct Checking {
     handle: Handle,
     switches: Vec<KillSwitch>,
@@ -217,7 +218,7 @@ impl Checking {
         }
     }
 
-    /// Reads all routes; none if the kernel does not give them.
+    /// Reads all routes; `None` if the kernel does not return them.
     async fn check(&mut self) -> Option<Vec<Bypass>> {
         let peers = self.own.borrow_and_update().peers.clone();
         let (mut all, mut parts, mut same) = (Vec::new(), Vec::new(), Vec::new());
@@ -254,7 +255,7 @@ impl Checking {
     /// A network that both the tunnel and a LAN of this host have, and which of the two the kernel prefers.
     async fn shared(&self, inside: &Inside, routes: &[RouteMessage]) -> Option<Bypass> {
         let mut routes: Vec<_> = routes.iter().filter(|route| inside.is_of(route)).collect();
-        // The kernel lists those of the same metric as it prefers them.
+        // The kernel lists routes of equal metric in its order of preference.
         routes.sort_by_key(|route| route::metric_of(route));
         let is_inside = |route: &&&RouteMessage| device(route) == Some(self.index);
         let is_lan = |route: &&&RouteMessage| {
@@ -268,7 +269,7 @@ impl Checking {
             let (is_part, is_wide) = (false, false);
             return Some(Bypass { what: lan_text, by, is_part, is_wide, into_tunnel: true });
         }
-        // That a kill switch is passed by is reported already.
+        // Routes past a kill switch are reported already.
         (!self.is_guarded(&ours_text)).then_some(Bypass {
             what: ours_text,
             by: lan_text,
@@ -282,9 +283,10 @@ impl Checking {
         self.switches.iter().any(|switch| format!("route {}", switch.to) == what)
     }
 
-    /// Whose packets this route takes, and whether it takes only a part of them.
+    /// The route of ours whose packets this route takes, and whether it takes only a part of them.
     fn bypassed(&self, route: &RouteMessage, peers: &[IpAddr]) -> Option<(&KillSwitch, bool)> {
-        // Another tunnel's kill switch was configured with this one's, and does not send in the clear.
+        // Another tunnel's kill switch was configured together with this one's, and does not send in the
+        // clear.
         if is_our_protocol(route.header.protocol) || !self.leads_elsewhere(route) {
             return None;
         }
@@ -308,7 +310,7 @@ impl Checking {
         !drops && hops(route).iter().any(|(_, index)| *index != self.index)
     }
 
-    /// For people, as `ip route` shows it.
+    /// For users, in the form of `ip route`.
     async fn describe(&self, route: &RouteMessage) -> String {
         let mut text = route::text(route);
         let mut hops = hops(route).into_iter();
@@ -324,7 +326,7 @@ impl Checking {
         }
     }
 
-    /// Reports what was found, and logs what is new of it.
+    /// Reports the routes found, and logs the new ones.
     fn conclude(&mut self, found: Vec<Bypass>) {
         let before = self.report.send_replace(found.clone());
         for one in found.iter().filter(|one| !before.contains(one)) {
@@ -372,14 +374,15 @@ impl Checking {
     }
 }
 
-/// Whether this is larger than a local network: a router advertisement or a DHCP server may draw packets past the tunnel
-/// with it. A route that somebody has added to a private network is none of those.
+/// Whether this is larger than a local network: with it a router advertisement or a DHCP server may draw
+/// packets past the tunnel. A route to a private network, added by an administrator, is not.
 fn is_wide(route: &RouteMessage, net: IpNet) -> bool {
     let is_local = matches!(route.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
     is_large(net) && (is_local || !is_private(net))
 }
 
-/// Whether the local network itself has announced this route, to more than a local network: an attacker there can.
+/// Whether the local network itself has announced this route to more than a local network, as an attacker
+/// there can.
 pub(crate) fn is_announced(route: &RouteMessage, net: IpNet) -> bool {
     use RouteProtocol::{Dhcp, Kernel, Ra};
     let by_network = matches!(route.header.protocol, Kernel | Ra | Dhcp);
@@ -391,7 +394,7 @@ fn is_large(net: IpNet) -> bool {
     (1..smallest).contains(&net.prefix_len())
 }
 
-/// Whether it is a part of what an organisation may use inside, or of what is for groups.
+/// Whether it is part of the networks for private use or of multicast.
 fn is_private(net: IpNet) -> bool {
     PRIVATE.iter().any(|private| private.contains(&net))
 }
@@ -413,7 +416,8 @@ const fn v6(first: u16, len: u8) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), len))
 }
 
-/// The gateways of a route and the numbers of their devices. One that uses a nexthop object may show neither.
+/// The gateways of a route and the indices of their devices. A route that uses a nexthop object may have
+/// neither.
 pub(crate) fn hops(route: &RouteMessage) -> Vec<(Option<IpAddr>, u32)> {
     let paths = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::MultiPath(paths) => Some(paths),
@@ -465,7 +469,7 @@ mod tests {
         for (protocol, net) in [(Kernel, "2000::/3"), (Ra, "2000::/3"), (Dhcp, "0.0.0.0/1")] {
             assert_eq!(wide(protocol, net), (true, true), "{net}");
         }
-        // An administrator, or a DHCP client that says nothing of itself.
+        // An administrator, or a DHCP client that does not set a protocol.
         assert_eq!(wide(Boot, "128.0.0.0/1"), (true, false));
         // A company's LAN.
         assert_eq!(wide(Kernel, "10.0.0.0/8"), (true, false));

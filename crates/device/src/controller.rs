@@ -1,4 +1,4 @@
-//! What the device may be a port of: a bridge or a VRF that is there already.
+//! The controller that the device may become a port of: an existing bridge or VRF.
 
 use std::fmt;
 
@@ -13,17 +13,17 @@ use crate::link::{self, Device};
 use crate::port;
 use crate::undo::{Change, Undo};
 
-/// What takes other devices as its ports.
+/// The kinds of devices that have ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Joins them to one LAN.
+    /// Joins its ports to one LAN.
     Bridge,
-    /// Has a routing table of its own, which what arrives by them is routed by.
+    /// Has a routing table of its own, which is used for packets received on its ports.
     Vrf,
 }
 
 impl Kind {
-    /// Its name, as `ip link` has it and the configuration.
+    /// Its name in `ip link` and in the configuration.
     const fn word(self) -> &'static str {
         match self {
             Self::Bridge => "bridge",
@@ -45,12 +45,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a path through the tunnel costs in the spanning tree. The kernel would take a TAP for the fastest of
-/// cables (2, where a gigabit has 5), and block the cable in favour of the tunnel.
+/// The path cost of the tunnel in the spanning tree. The kernel would give a TAP device the cost of a very
+/// fast link (2, while a gigabit link has 5), and block the cable in favour of the tunnel.
 const DEFAULT_STP_COST: u32 = 200;
 
-/// Makes the device a port of what `link` names, and returns the table that its routes go to, where
-/// that is a VRF's.
+/// Makes the device a port of the controller in `link`, and returns the routing table of its routes if that
+/// is a VRF.
 pub(crate) async fn join(
     handle: &Handle,
     device: Device<'_>,
@@ -70,7 +70,8 @@ pub(crate) async fn join(
     Ok(table)
 }
 
-/// A port that was one before, under an earlier run, is as it was then; the file has the last word on its cost.
+/// A device that is a port from an earlier run keeps its port settings; the configuration's path cost has
+/// precedence.
 async fn set_up_port(
     handle: &Handle,
     device: Device<'_>,
@@ -87,7 +88,7 @@ async fn set_up_port(
     set.map_err(|error| Error::refused(Step::Cost(cost), device.name, &error))
 }
 
-/// The table of the VRF that `link` names, if it names one.
+/// The table of the VRF in `link`, if it names one.
 pub(crate) async fn table(handle: &Handle, link: &Link) -> Result<Option<u32>, Error> {
     match &link.vrf {
         Some(name) => Ok(vrf_table(&find(handle, name, Kind::Vrf).await?)),
@@ -95,13 +96,13 @@ pub(crate) async fn table(handle: &Handle, link: &Link) -> Result<Option<u32>, E
     }
 }
 
-/// Of what the device is to be a port, if of anything.
+/// The controller of the device, if it is to have one.
 pub(crate) fn wanted(link: &Link) -> Option<(String, Kind)> {
     let bridge = link.bridge.clone().map(|name| (name, Kind::Bridge));
     bridge.or_else(|| link.vrf.clone().map(|name| (name, Kind::Vrf)))
 }
 
-/// Makes the device a port once more; says whether it was none.
+/// Makes the device a port again; returns whether it was none.
 pub(crate) async fn rejoin(
     handle: &Handle,
     device: Device<'_>,
@@ -130,7 +131,7 @@ pub(crate) async fn find(handle: &Handle, name: &str, kind: Kind) -> Result<Link
     }
 }
 
-/// Says whether it was none before.
+/// Returns whether it was no port before.
 async fn become_port(
     handle: &Handle,
     device: Device<'_>,
@@ -146,7 +147,7 @@ async fn become_port(
     Ok(before != wanted)
 }
 
-/// Whose port a device is; 0 is nobody's.
+/// The index of a device's controller; 0 is none.
 pub(crate) fn controller(link: &LinkMessage) -> u32 {
     let controllers = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::Controller(index) => Some(*index),
@@ -155,7 +156,7 @@ pub(crate) fn controller(link: &LinkMessage) -> u32 {
     controllers.max().unwrap_or(0)
 }
 
-/// What sort of device it is; none for hardware.
+/// The kind of a device; `None` for hardware.
 pub(crate) fn kind_of(link: &LinkMessage) -> Option<&InfoKind> {
     info(link).find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
@@ -174,7 +175,7 @@ fn vrf_table(link: &LinkMessage) -> Option<u32> {
     })
 }
 
-/// What it says of its kind, and of the controller that it is a port of.
+/// A device's attributes of its kind and its controller.
 pub(crate) fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     let infos = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -187,7 +188,7 @@ pub(crate) fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
 mod tests {
     use super::*;
 
-    /// Not every kernel has VRFs, so what one says of itself is spelt out here.
+    /// Not every kernel has VRFs, so the attributes of one are written out here.
     #[test]
     fn a_vrf_says_which_table_is_its_own() {
         let vrf = LinkInfo::Data(InfoData::Vrf(vec![InfoVrf::TableId(1001)]));

@@ -1,4 +1,4 @@
-//! What the kernel refused, on what, and what to do about it.
+//! The kernel's refusals: of which step, on which device, and with what advice.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use rtnetlink::packet_route::AddressFamily;
 
 use crate::controller::Kind;
 
-/// Why a device is not as it should be.
+/// Why a device could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection to the kernel.
@@ -21,53 +21,53 @@ pub enum Error {
         /// The device's name.
         device: String,
     },
-    /// A peer address without an address of ours to go with it.
+    /// A peer address without an address of ours of the same family.
     #[error("peer_address {peer} needs a local address of the same family")]
     LonelyPeer {
         /// The peer's address.
         peer: IpAddr,
     },
-    /// What the device is to be a port of is not there.
+    /// The controller that the device is to become a port of does not exist.
     #[error(
         "there is no {kind} {name} in the device's network namespace; make it first, as \
          `ip link add {name} type {kind}` does"
     )]
     NoController {
-        /// Its name.
+        /// The controller's name.
         name: String,
-        /// What it is to be.
+        /// The required kind.
         kind: Kind,
     },
-    /// What the device is to be a port of is something else.
+    /// The controller that the device is to become a port of is of another kind.
     #[error("{name} is no {kind}; [interface] {kind} names one that is there")]
     NotA {
-        /// Its name.
+        /// The controller's name.
         name: String,
-        /// What it is to be.
+        /// The required kind.
         kind: Kind,
     },
-    /// Every number that vpnd gives a routing table of its own is another's.
+    /// Every number that vpnd uses for its own routing tables is taken.
     #[error(
         "no routing table from 51820 to 51904 is free for the default route: give it a `table` of \
          its own, and the rules that lead there"
     )]
     NoTable,
-    /// Nobody keeps the device any more.
+    /// The task that keeps the device has ended.
     #[error("the device is not kept as it should be any more, which is a bug; start vpnd again")]
     NotKept,
     /// The kernel refused one step.
     #[error("{step} {device}: {error}{}", step.hint(device, .error))]
     Refused {
-        /// What was tried.
+        /// The step.
         step: Step,
-        /// On which device.
+        /// The device.
         device: String,
-        /// What the kernel says.
+        /// The kernel's error.
         error: io::Error,
     },
 }
 
-/// One thing done to a device.
+/// One step of setting up a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Asking for its properties.
@@ -82,19 +82,19 @@ pub enum Step {
     QueueLen(u32),
     /// Setting it up.
     Up,
-    /// Making it a port of the bridge of this number; 0 is none.
+    /// Making it a port of the bridge with this index; 0 is none.
     Bridge(u32),
-    /// Making it a port of the VRF of this number.
+    /// Making it a port of the VRF with this index.
     Vrf(u32),
-    /// Setting what a path through it costs in its bridge's spanning tree.
+    /// Setting its path cost in its bridge's spanning tree.
     Cost(u32),
     /// Adding an address, with its far end.
     Address(IpNet, Option<IpAddr>),
     /// Adding a route.
     Route(IpNet),
-    /// Adding a route whenever the peer is there, and taking it away when not.
+    /// Adding a route each time the peer comes to life, and removing it when it dies.
     Follow(IpNet),
-    /// Adding the rule of this priority.
+    /// Adding the rule with this priority.
     Rule(u32),
 }
 
@@ -104,7 +104,7 @@ impl Error {
         matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EPERM))
     }
 
-    /// Whether something stands where this was to go.
+    /// Whether another object is in the way.
     pub(crate) fn is_in_the_way(&self) -> bool {
         matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EEXIST))
     }
@@ -118,7 +118,7 @@ impl Error {
     }
 }
 
-/// Whether IPv6 is switched off on the device, or the kernel has none: what it refuses so may come later.
+/// Whether IPv6 is switched off on the device, or missing in the kernel: the step may succeed later.
 pub(crate) fn is_off(family: AddressFamily, error: &rtnetlink::Error) -> bool {
     family == AddressFamily::Inet6
         && [libc::EACCES, libc::EOPNOTSUPP, libc::EAFNOSUPPORT].contains(&errno(error))
@@ -153,7 +153,7 @@ impl fmt::Display for Step {
 }
 
 impl Step {
-    /// What usually is the matter, and what to do.
+    /// The usual cause, and advice.
     fn hint(self, device: &str, error: &io::Error) -> String {
         let code = error.raw_os_error().unwrap_or_default();
         match (self.as_root(device), code) {
@@ -168,7 +168,7 @@ impl Step {
         }
     }
 
-    /// What does the same.
+    /// An equivalent `ip` command.
     fn as_root(self, device: &str) -> Option<String> {
         let set = |what: String| Some(format!("ip link set {device} {what}"));
         match self {
@@ -187,7 +187,7 @@ impl Step {
                 Some(format!("ip address add {own} peer {peer}/{len} dev {device}"))
             }
             Self::Route(to) => Some(format!("ip route add {to} dev {device}")),
-            // Done before, it would be there whatever becomes of the peer.
+            // Done beforehand, the route would exist even while the peer is dead.
             Self::Follow(_) | Self::Rule(_) => None,
         }
     }

@@ -1,10 +1,10 @@
-//! Puts a kill switch back, at once and always: what drops, and the rules that lead there.
+//! Restores a kill switch's blackhole routes and rules at once, however often they are removed.
 //!
-//! There are two of everything, neither of which stands behind the other's door. A default route drops by a
-//! route in its own table, and by a rule below the one that leads to that table; any other one by the route one metric
-//! behind it, and by a last resort of the highest metric. The second of each bears a protocol number of its own. So a
-//! flush of routes, of rules, of a table or of a protocol leaves one that drops, for the few milliseconds until the
-//! other is back.
+//! There are two independent ways of blocking. For a default route they are a blackhole route in its own
+//! table, and a rule after the one that leads to that table. For any other route they are a blackhole route
+//! with the next higher metric, and a last one with the highest metric. The second of each has a different
+//! protocol number. So after a flush of routes, of rules, of one table or of one protocol, one of the two
+//! still blocks, for the few milliseconds until the other is restored.
 
 use std::time::Duration;
 
@@ -15,26 +15,26 @@ use tokio::time::{Instant, sleep_until};
 use crate::plan::Plan;
 use crate::{route, rule};
 
-/// From the first sign: a flush removes one thing after the other.
+/// The delay after the first message: a flush removes one object after the other.
 const SOON: Duration = Duration::from_millis(5);
-/// From one time to the next, where they come in a row: some twenty a second are the most.
+/// The least time between consecutive restorations: at most about twenty a second.
 const APART: Duration = Duration::from_millis(50);
-/// Times that need no wait before them.
+/// The number of restorations without a delay.
 const AT_ONCE: u32 = 4;
-/// From one line of the log to the next.
+/// The least time between two lines in the log.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// When to put back what.
+/// When to restore what.
 #[derive(Default)]
 pub(crate) struct Guards {
     due: Option<Instant>,
-    /// When the next time would be, if there were never two without a wait.
+    /// When the next restoration would be, if all were spaced out.
     paced: Option<Instant>,
     said: Option<Instant>,
 }
 
 impl Guards {
-    /// Something may have been removed that this message is about.
+    /// The object in this message may have been removed.
     pub(crate) fn hear(&mut self, plan: &Plan, message: &RouteNetlinkMessage) {
         let concerns = match message {
             RouteNetlinkMessage::DelRule(gone) => !plan.guarded.is_empty() && rule::is_ours(gone),
@@ -49,7 +49,7 @@ impl Guards {
         }
     }
 
-    /// Anything may have been removed.
+    /// Any object may have been removed.
     pub(crate) fn look(&mut self) {
         if self.due.is_some() {
             return;
@@ -60,7 +60,7 @@ impl Guards {
         (self.due, self.paced) = (Some(due), Some(paced + APART));
     }
 
-    /// Waits until it is time to put back; for ever if nothing was removed.
+    /// Waits until it is time to restore; for ever if nothing was removed.
     pub(crate) async fn due(&self) {
         match self.due {
             Some(due) => sleep_until(due).await,
@@ -68,7 +68,8 @@ impl Guards {
         }
     }
 
-    /// Adds all of it once more, what passes before what drops; what is there refuses.
+    /// Adds everything again, the exceptions before the blackholes; adding an existing object fails without
+    /// harm.
     pub(crate) async fn put_back(&mut self, handle: &Handle, plan: &Plan) {
         self.due = None;
         let mut restored = Vec::new();

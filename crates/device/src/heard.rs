@@ -1,4 +1,4 @@
-//! What the kernel tells of changes, to whoever listens.
+//! The kernel's messages about changes, for those who subscribe.
 
 use std::convert::Infallible;
 
@@ -19,28 +19,29 @@ use crate::error::Error;
 pub(crate) enum Told {
     /// A device, address, route or rule was made, changed or deleted.
     Route(Box<RouteNetlinkMessage>),
-    /// IPv4 or IPv6 was configured on a device, or a part of that was changed.
+    /// IPv4 or IPv6 was configured on a device, or a setting of it was changed.
     Configured {
-        /// The device's number; negative numbers stand for all devices and for those to come.
+        /// The device's index; negative values stand for all devices and for future ones.
         index: i32,
     },
-    /// IPv4 or IPv6 is no longer configured on a device. If it comes back, it has the kernel's defaults.
+    /// IPv4 or IPv6 is no longer configured on a device. If it is configured again, it has the kernel's
+    /// defaults.
     Unconfigured {
-        /// The device's number.
+        /// The device's index.
         index: i32,
     },
-    /// A nexthop object was made, changed or deleted, and with it the routes that use it: where the sysctl
-    /// `net.ipv4.nexthop_compat_mode` is 0, the kernel sends no message about those.
+    /// A nexthop object was created, changed or deleted, and with it the routes that use it: if the sysctl
+    /// `net.ipv4.nexthop_compat_mode` is 0, the kernel sends no messages about those.
     Nexthop,
-    /// Messages were lost, or one is not understood: anything may have changed.
+    /// Messages were lost, or one could not be parsed: anything may have changed.
     Lost,
 }
 
-/// What is told from the moment that it was listened on.
+/// The kernel's messages since the subscription.
 pub struct Heard(BoxStream<'static, Told>);
 
 impl Heard {
-    /// Listens to what becomes of devices. Belongs inside a tokio runtime, as
+    /// Subscribes to messages about devices. Requires a tokio runtime, as
     /// [`Netlink::connect`](crate::Netlink::connect) does.
     ///
     /// # Errors
@@ -50,7 +51,7 @@ impl Heard {
         Self::listen(&[MulticastGroup::Link])
     }
 
-    /// As [`Self::devices`], and to what becomes of IPv4 and IPv6 on them, of addresses, routes and rules.
+    /// As [`Self::devices`], and to messages about IPv4 and IPv6 on them, addresses, routes and rules.
     ///
     /// # Errors
     ///
@@ -67,12 +68,12 @@ impl Heard {
             MulticastGroup::Nexthop,
             MulticastGroup::Ipv4Netconf,
             MulticastGroup::Ipv6Netconf,
-            // The one sign of `disable_ipv6` that was 1 and is 0.
+            // The only message when `disable_ipv6` changes from 1 to 0.
             MulticastGroup::Ipv6Ifinfo,
         ])
     }
 
-    /// Listens to what decides on the routes of a datagram.
+    /// Subscribes to messages about everything that affects the route of a datagram.
     ///
     /// # Errors
     ///
@@ -88,16 +89,16 @@ impl Heard {
         ])
     }
 
-    /// Waits until something has been told, whatever it is, and passes over what has been told beside it.
+    /// Waits for a message of any kind, and discards all that have arrived with it.
     pub async fn changed(&mut self) {
         if self.0.next().await.is_none() {
-            // The socket is gone, and nobody will tell.
+            // The socket is gone, and no message will come.
             std::future::pending().await
         }
         self.skip();
     }
 
-    /// The connection is not rtnetlink's own, for that logs an error at each NETCONF message.
+    /// Not rtnetlink's own connection, because that logs an error for each NETCONF message.
     fn listen(groups: &[MulticastGroup]) -> Result<Self, Error> {
         let opened = rtnetlink::proto::new_connection::<Received>(protocols::NETLINK_ROUTE);
         let (mut connection, _, messages) = opened.map_err(Error::Connect)?;
@@ -106,18 +107,18 @@ impl Heard {
         Ok(Self(messages.map(|(message, _from)| told(message.payload)).boxed()))
     }
 
-    /// The next thing; none once the socket is gone.
+    /// The next message; `None` once the socket is gone.
     pub(crate) async fn next(&mut self) -> Option<Told> {
         self.0.next().await
     }
 
-    /// Passes over what has been told by now.
+    /// Discards the messages received so far.
     pub(crate) fn skip(&mut self) {
         while self.0.next().now_or_never().flatten().is_some() {}
     }
 }
 
-/// All groups used here have numbers of at most 32, and so a bit in the address.
+/// All groups used here have numbers up to 32, and therefore a bit in the address.
 fn join(connection: &mut Connection<Received>, groups: &[MulticastGroup]) -> std::io::Result<()> {
     let bits = groups.iter().fold(0, |bits, group| bits | 1 << (*group as u32 - 1));
     connection.socket_mut().socket_mut().bind(&SocketAddr::new(0, bits))
@@ -130,11 +131,11 @@ fn told(payload: NetlinkPayload<Received>) -> Told {
     }
 }
 
-/// As netlink hands it over.
+/// The message as netlink returns it.
 #[derive(Debug)]
 struct Received(Told);
 
-/// Of the kernel's header files, for neither libc nor rtnetlink has them.
+/// From the kernel's header files; neither libc nor rtnetlink has these.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 const RTM_NEWNEXTHOPBUCKET: u16 = 116;
@@ -164,7 +165,7 @@ impl NetlinkDeserializable for Received {
     }
 }
 
-/// Which device a NETCONF message is about: its first attribute says so.
+/// The index of the device in a NETCONF message: its first attribute.
 fn configured(payload: &[u8]) -> Option<i32> {
     let attribute = payload.get(NETCONF_HEADER..)?;
     let (head, value) = attribute.split_at_checked(4)?;
@@ -173,7 +174,7 @@ fn configured(payload: &[u8]) -> Option<i32> {
     index.filter(|_| kind == NETCONFA_IFINDEX)
 }
 
-/// Nothing is ever sent by a connection that listens.
+/// A subscribed connection never sends anything.
 impl NetlinkSerializable for Received {
     fn message_type(&self) -> u16 {
         0
@@ -202,7 +203,7 @@ mod tests {
         assert!(matches!(told, Told::Lost), "{told:?}");
     }
 
-    /// rtnetlink does not decode them, and what it does not decode counts as lost messages.
+    /// rtnetlink does not decode these, and undecoded messages count as lost ones.
     #[test]
     fn a_nexthop_message_is_recognised() {
         for message_type in [RTM_NEWNEXTHOP, RTM_DELNEXTHOP] {

@@ -1,5 +1,6 @@
-//! What stands in the system and outlives us, in a file: after a `kill -9` the next start reads what is left
-//! behind. It belongs on a file system that a boot empties (`/run`), for so do the kernel's tables.
+//! The changes to the system that outlive the process, in a file: after a `kill -9` the next start reads what
+//! is left behind. The file belongs on a file system that is emptied at boot (`/run`), because the kernel's
+//! tables are too.
 //!
 //! ```text
 //! vpnd changes 2, network namespace 4026531840
@@ -9,16 +10,16 @@
 //! - 33 02000000...
 //! ```
 //!
-//! Each signed line is a netlink message that takes one change back, its type and its bytes; it is written before the
-//! change is made, and withdrawn when it has been taken back. The messages know a device by its number, which may be
-//! another's by the time that they are read: a line with `=` says whose it was, by kind and name. A line with `%` names
-//! the packet filter's table that drops what a kill switch covers; without a name, that there is none any more. Lines
-//! that make no sense are passed over.
+//! Each line with a sign is the netlink message that reverts one change, as its type and bytes. A `+` line is
+//! written before the change is made, and the `-` line when it has been reverted. The messages refer to a
+//! device by its index, which may belong to another one when they are read: a `=` line has the kind and name
+//! of the device that had it. A `%` line names the packet filter's table that implements the kill switch;
+//! without a name, there is none any more. Invalid lines are ignored.
 //!
-//! The file is rewritten once most of it has been withdrawn, in place, for its directory may be closed to us by then.
-//! First what is left is appended between two lines with `!`, and in place of everything before once the second is
-//! there. Then it is written over the beginning, which is longer, and the file is cut behind it. Wherever this stops,
-//! the same is read.
+//! Once most of its lines are reverted, the file is rewritten in place, because by then we may have no access
+//! to its directory. First the remaining lines are appended between two `!` lines; once the second `!` is
+//! written, they replace everything before. Then they are copied to the beginning, which is longer, and the
+//! file is truncated behind them. If this is interrupted at any point, the same contents are read.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -34,21 +35,21 @@ use nix::unistd::geteuid;
 
 use crate::undo::Change;
 
-/// What is longer is something else.
+/// A longer file is not a journal.
 const MAX_LEN: u64 = 1 << 23;
-/// A file that is shorter is not rewritten, …
+/// A shorter file is not rewritten, …
 const REWRITE_AT: u64 = 1 << 16;
-/// … nor one that is less than this many times as long as it was after the last time.
+/// … nor one that has grown by less than this factor since it was last rewritten.
 const GROWTH: u64 = 4;
-/// The lines around all that is left.
+/// The lines around the remaining ones.
 const BEGIN: &str = "! begin";
 const END: &str = "! end";
-/// How often a file that is locked is tried, …
+/// The number of attempts to lock the file, …
 const TRIES: u32 = 50;
-/// … and after what time each.
+/// … and the time between them.
 const BETWEEN: Duration = Duration::from_millis(20);
 
-/// The file; or none, and then what a crash leaves is not found again.
+/// The file; or none, and then a crash's leftovers are not found again.
 #[derive(Debug, Default)]
 pub struct Journal {
     file: Option<File>,
@@ -56,24 +57,24 @@ pub struct Journal {
     devices: Vec<Named>,
     left_behind: Vec<Change>,
     table: Option<String>,
-    /// The file's length, and the one at which it is rewritten.
+    /// The file's length, and the length at which it is rewritten.
     len: u64,
     rewrite_at: u64,
 }
 
-/// A device's number, and who had it: its kind and its name.
+/// A device's index, and its owner: kind and name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) index: u32,
     pub(crate) who: String,
 }
 
-/// A network namespace, as long as it is there; none where `/proc` is not.
+/// A network namespace, for as long as it exists; none without `/proc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Namespace(Option<u64>);
 
 impl Namespace {
-    /// The calling thread's.
+    /// The calling thread's namespace.
     pub(crate) fn current() -> Self {
         Self(fs::metadata("/proc/thread-self/ns/net").ok().map(|file| file.ino()))
     }
@@ -84,20 +85,20 @@ impl Namespace {
 }
 
 impl Journal {
-    /// Opens the file and reads what an earlier run left in it, if that was in `namespace`: another one has other
-    /// tables. It stays open, for later we may have no right to open it.
+    /// Opens the file and reads the leftovers of an earlier run, if that was in `namespace`: another one has
+    /// other tables. The file stays open, because later we may lack the permission to open it.
     ///
     /// # Errors
     ///
-    /// If it can be neither opened nor made, others may write to it, or another vpnd has it.
+    /// If it can be neither opened nor created, others may write to it, or another vpnd has locked it.
     pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).mode(0o600);
         Self::read(options, path, namespace, |owner| owner == geteuid().as_raw())
     }
 
-    /// Says in the file at `path`, if it is there, that a start has begun: what it would take over from an earlier run
-    /// stays, even if it comes to nothing.
+    /// Records in the file at `path`, if it exists, that a start has begun: what it would take over from an
+    /// earlier run is kept, even if the start fails.
     ///
     /// # Errors
     ///
@@ -108,14 +109,14 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
-        // Whoever runs has handed nothing on yet.
+        // A running vpnd has handed nothing on yet.
         if file.try_lock().is_err() {
             return Ok(());
         }
         writeln!(file, "# start by {}", std::process::id())
     }
 
-    /// The same, but only if it is there; root may have it whoever ran vpnd.
+    /// The same, but only if it exists; root may open it whichever user ran vpnd.
     pub(crate) fn open_left(path: &Path, namespace: Namespace) -> io::Result<Self> {
         let is_root = geteuid().is_root();
         let mut options = OpenOptions::new();
@@ -140,7 +141,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The journal that `file` is, which was let go with this `text`. It is not locked.
+    /// The journal in `file`, which was released with the contents `text`. It is not locked.
     pub(crate) fn take_over(file: File, text: &[u8]) -> io::Result<Self> {
         let header = Namespace::current().number().map(header).unwrap_or_default();
         if text.split(|byte| *byte == b'\n').next() != Some(header.as_bytes()) {
@@ -168,7 +169,7 @@ impl Journal {
         std::mem::take(&mut self.left_behind)
     }
 
-    /// Says whose number is in the lines to come.
+    /// Records which device the index in the following lines belongs to.
     pub(crate) fn name(&mut self, device: Named) {
         if !self.devices.contains(&device) {
             self.put(&naming(&device));
@@ -181,7 +182,7 @@ impl Journal {
         &self.devices
     }
 
-    /// Names the packet filter's table that drops, or says that there is none any more.
+    /// Names the packet filter's table of the kill switch, or records that there is none any more.
     pub(crate) fn set_table(&mut self, table: Option<&str>) {
         if self.table.as_deref() != table {
             self.put(&tabling(table));
@@ -201,12 +202,12 @@ impl Journal {
         self.put(&line('-', change));
     }
 
-    /// Nothing is left.
+    /// Nothing is left to revert.
     pub(crate) fn end(&mut self) {
         self.write(|file| file.set_len(0));
     }
 
-    /// Lets the next start have the file, and returns what stands in it from now on, which no start would write.
+    /// Releases the file to the next start, and returns its contents from now on, which no start would write.
     pub(crate) fn let_go(&mut self) -> Option<Vec<u8>> {
         let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.num_milliseconds());
         self.put(&format!("# let go by {} at {boot}\n", std::process::id()));
@@ -216,13 +217,13 @@ impl Journal {
         Some(text)
     }
 
-    /// Takes the file back if it is as it was let go: nobody has started meanwhile.
+    /// Locks the file again if it still has the contents it was released with: no start has begun meanwhile.
     pub(crate) fn take_back(&mut self, text: &[u8]) -> bool {
         let Some(file) = &mut self.file else { return false };
         file.try_lock().is_ok() && content(file).is_ok_and(|now| now == text)
     }
 
-    /// What was read, and nothing that has been withdrawn.
+    /// The changes that were read, without the reverted ones.
     fn begin(&mut self) {
         let mut text = format!("{}\n", self.header);
         text.extend(self.devices.iter().map(naming));
@@ -244,7 +245,7 @@ impl Journal {
         }
     }
 
-    /// Leaves out what has been withdrawn.
+    /// Drops the reverted changes.
     fn rewrite(&mut self) {
         let (header, mut len) = (self.header.clone(), self.len);
         self.write(|file| {
@@ -258,7 +259,7 @@ impl Journal {
         (self.len, self.rewrite_at) = (len, REWRITE_AT.max(len * GROWTH));
     }
 
-    /// A disk that is full keeps no tunnel from working.
+    /// A full disk does not stop a tunnel.
     fn write(&mut self, write: impl FnOnce(&mut File) -> io::Result<()>) {
         let Some(file) = &mut self.file else { return };
         if let Err(error) = write(file) {
@@ -268,26 +269,26 @@ impl Journal {
     }
 }
 
-/// Opens a file that nobody else may have written, or makes it.
+/// Opens a file that only we can have written, or creates it.
 pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true).create(true).mode(0o600);
     own(options, path, |owner| owner == geteuid().as_raw())
 }
 
-/// Opens a file whose owner is trusted, and which nobody else may have written.
+/// Opens a file whose owner is trusted, and which only that owner can have written.
 fn own(
     options: &mut OpenOptions,
     path: &Path,
     trusted: impl FnOnce(u32) -> bool,
 ) -> io::Result<File> {
-    // Who owns the directory may have put a link there, to a file that is only ours to write.
+    // The owner of the directory may have put a link there, to a file that only we may write.
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.nlink() != 1 {
         return Err(io::Error::other("not a file of its own"));
     }
-    // What it says is done with all our rights.
+    // Its contents are executed with all our rights.
     if !trusted(metadata.uid()) || metadata.mode() & 0o022 != 0 {
         return Err(io::Error::other("others may write to it; remove it"));
     }
@@ -301,7 +302,7 @@ fn content(file: &mut File) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Rewrites the file with what is left of it, and returns its length then.
+/// Rewrites the file with its remaining lines, and returns its new length.
 fn rewrite(file: &mut File, header: &str) -> io::Result<u64> {
     let before = content(file)?;
     let Content { devices, changes, table } = read(&String::from_utf8_lossy(&before), header);
@@ -318,7 +319,8 @@ fn rewrite(file: &mut File, header: &str) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
-/// Whoever has the file says what becomes of what stands in it. One that is about to end has it for a moment.
+/// Locks the file; the owner of the lock decides on the contents. A process about to end holds it only
+/// briefly.
 fn lock(file: &File) -> io::Result<()> {
     for _ in 0..TRIES {
         match file.try_lock() {
@@ -350,13 +352,13 @@ fn line(sign: char, change: &Change) -> String {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut hex = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        // A string takes whatever it is given.
+        // Writing to a string never fails.
         let _ = write!(hex, "{byte:02x}");
     }
     hex
 }
 
-/// The devices, the changes that nobody has taken back, and the packet filter's table that drops.
+/// The devices, the changes not reverted yet, and the packet filter's table of the kill switch.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Content {
     devices: Vec<Named>,
@@ -377,7 +379,7 @@ fn read(text: &str, header: &str) -> Content {
             _ => content.read(line),
         }
     }
-    // One that was not completed replaces nothing.
+    // An incomplete rewrite replaces nothing.
     replaced.unwrap_or(content)
 }
 
@@ -395,7 +397,7 @@ impl Content {
         }
     }
 
-    /// A change that was made, or taken back.
+    /// A change that was made, or reverted.
     fn note(&mut self, change: Change, made: bool) {
         if made {
             self.changes.push(change);

@@ -1,8 +1,9 @@
-//! Keeps what is to be there: puts back what somebody or the kernel removes, and lets routes come and go with the peer.
+//! Keeps addresses, rules and routes in place: restores what others or the kernel remove, and adds and
+//! removes routes with the peer's liveness.
 //!
-//! The kernel tells of each change. Then everything is added once more, a moment later: what is there refuses.
-//! What cannot be added is tried again, on a timer and whenever the kernel tells of something that may make it
-//! possible.
+//! The kernel reports each change. A moment later everything is added again; adding an existing object fails
+//! without harm. Objects that cannot be added are tried again, on a timer and whenever the kernel reports a
+//! change that may help.
 
 mod mtu;
 
@@ -35,23 +36,23 @@ pub use mtu::DeviceMtu;
 
 use mtu::NewMtu;
 
-/// From the first sign to the look: changes come in crowds.
+/// The delay between the first message and the check: changes come in groups.
 const MOMENT: Duration = Duration::from_millis(200);
-/// What is missing is tried again after these times, and from then on after the last of them.
+/// Missing objects are tried again after these times, and from then on after the last of them.
 const RETRIES: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(5),
     Duration::from_secs(10),
 ];
-/// From one change of what follows the peer to the next: the peer must not keep us busy.
+/// The least time between changes that follow the peer: the peer must not keep us busy.
 const REST: Duration = Duration::from_secs(1);
-/// So many of them …
+/// At most this many of them …
 const TOLD: usize = 10;
-/// … are told of within this time.
+/// … are logged within this time.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
 
-/// Keeps a device's addresses, rules and routes until it is told to stop.
+/// Keeps a device's addresses, rules and routes until it is stopped.
 #[derive(Debug)]
 pub struct Keeper {
     peer: watch::Sender<bool>,
@@ -63,32 +64,32 @@ pub struct Keeper {
     task: JoinHandle<Setup>,
 }
 
-/// Tells a [`Keeper`] of the peer.
+/// Informs a [`Keeper`] about the peer.
 #[derive(Clone, Debug)]
 pub struct PeerState(watch::Sender<bool>);
 
 impl PeerState {
-    /// The peer was heard, or is held for dead. Routes that depend on it come and go.
+    /// The peer was heard, or counts as dead. Routes that depend on it are added or removed.
     pub fn set(&self, alive: bool) {
         self.0.send_if_modified(|was| std::mem::replace(was, alive) != alive);
     }
 }
 
-/// What the tunnel's own datagrams are told by, as far as it changes while the tunnel runs.
+/// How the tunnel's own datagrams are recognised, as far as that changes at run time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnTraffic {
-    /// The UDP port they leave from.
+    /// Their source port.
     pub port: u16,
-    /// Where the peer is, or may be.
+    /// The addresses where the peer is, or may be.
     pub peers: Vec<IpAddr>,
 }
 
-/// Tells a [`Keeper`] of the tunnel's own datagrams.
+/// Informs a [`Keeper`] about the tunnel's own datagrams.
 #[derive(Clone, Debug)]
 pub struct OwnState(watch::Sender<OwnTraffic>);
 
 impl OwnState {
-    /// The rules that keep them out of the tunnel follow.
+    /// Updates the rules that keep these datagrams out of the tunnel.
     pub fn set(&self, traffic: OwnTraffic) {
         self.0.send_if_modified(|was| {
             let changed = *was != traffic;
@@ -99,7 +100,7 @@ impl OwnState {
 }
 
 impl Keeper {
-    /// Begins, in a task of its own. The peer is not alive yet.
+    /// Starts it as a task. The peer is not alive yet.
     ///
     /// # Panics
     ///
@@ -138,34 +139,34 @@ impl Keeper {
         Self { peer, missing, bypassed, own, mtu: new_mtu, stop, task }
     }
 
-    /// Who tells it of the peer.
+    /// The handle that reports the peer's liveness.
     pub fn peer(&self) -> PeerState {
         PeerState(self.peer.clone())
     }
 
-    /// What is not as it should be, now and whenever that changes.
+    /// The missing objects, now and whenever they change.
     pub fn missing(&self) -> watch::Receiver<Vec<Missing>> {
         self.missing.clone()
     }
 
-    /// The routes of others that take packets past a kill switch, now and whenever that changes.
+    /// Other programs' routes that take packets past a kill switch, now and whenever they change.
     pub fn bypassed(&self) -> watch::Receiver<Vec<Bypass>> {
         self.bypassed.clone()
     }
 
-    /// Who tells it of the tunnel's own datagrams.
+    /// The handle that reports changes of the tunnel's own datagrams.
     pub fn own(&self) -> OwnState {
         OwnState(self.own.clone())
     }
 
-    /// Who sets the device's MTU.
+    /// The handle that sets the device's MTU.
     pub fn mtu(&self) -> DeviceMtu {
         DeviceMtu(self.mtu.clone())
     }
 
-    /// Stops; none if it has panicked.
+    /// Stops it and returns the changes; `None` if it has panicked.
     pub async fn stop(self) -> Option<Setup> {
-        // Only a panic has dropped the other end.
+        // The other end is dropped only by a panic.
         let _gone = self.stop.send(());
         self.task.await.ok()
     }
@@ -179,42 +180,42 @@ struct Keeping {
     traffic: watch::Receiver<OwnTraffic>,
     new_mtus: mpsc::Receiver<NewMtu>,
     following: Following,
-    /// How its bridge has it.
+    /// The device's port settings in its bridge.
     port: KnownPort,
     guards: Guards,
     bypasses: Bypasses,
-    /// What is not as it should be, for whoever asks.
+    /// The missing objects, for `status`.
     report: watch::Sender<Vec<Missing>>,
-    /// The same, as far as the log says it: what, and why.
+    /// The same, as last logged: object and reason.
     said: BTreeMap<String, String>,
-    /// What others removed of ours.
+    /// Our objects that others removed.
     removals: Removals,
-    /// How often what is missing has been tried again.
+    /// The number of retries for missing objects.
     retries: usize,
     kernel: Kernel,
-    /// The device's MTU, as it was last seen.
+    /// The device's MTU when last seen.
     mtu: Option<u32>,
-    /// When to look.
+    /// When to check.
     due: Option<Instant>,
 }
 
-/// What the kernel did of its own accord since the last look.
+/// What the kernel did of its own accord since the last check.
 #[derive(Default)]
 struct Kernel {
-    /// It dropped, or may have dropped, what was there.
+    /// It dropped, or may have dropped, our objects.
     dropped: bool,
-    /// It has forgotten how IPv6 was configured on the device, or may have.
+    /// It has lost, or may have lost, the IPv6 settings of the device.
     forgot: bool,
-    /// The device was deleted or moved away: its number may be another's.
+    /// The device was deleted or moved to another namespace: its index may belong to another one.
     lost: bool,
 }
 
-/// How far the routes have followed the peer.
+/// The routes' liveness state compared with the peer's.
 #[derive(Default)]
 struct Following {
-    /// As the routes are.
+    /// The state that the routes have.
     alive: bool,
-    /// When they may change again; none if they are as the peer is.
+    /// When they may change again; `None` if they match the peer's.
     due: Option<Instant>,
     changes: Recent,
 }
@@ -241,7 +242,7 @@ impl Keeping {
             }
         }
         if self.kernel.lost {
-            // What has its number now is another's.
+            // The index belongs to another device now.
             self.undo.forget_device(self.plan.index);
         }
         Setup { plan: self.plan, undo: self.undo }
@@ -262,7 +263,8 @@ impl Keeping {
         }
     }
 
-    /// A look is due soon after what may have taken something of ours, or may make possible what was not.
+    /// Schedules a check after a message that may mean a loss of our objects, or may make a missing one
+    /// possible.
     fn hear(&mut self, told: &Told) {
         self.bypasses.hear(told);
         match told {
@@ -278,7 +280,7 @@ impl Keeping {
                 (self.kernel.dropped, self.kernel.forgot) = (true, true);
                 true
             }
-            // None of our routes uses one.
+            // None of our routes uses a nexthop object.
             Told::Unconfigured { .. } | Told::Nexthop => false,
             Told::Lost => {
                 self.kernel.forgot = true;
@@ -290,7 +292,7 @@ impl Keeping {
         }
     }
 
-    /// A look is due after this time, or earlier if one is.
+    /// Schedules a check after this time, unless an earlier one is due.
     fn look_after(&mut self, time: Duration) {
         let then = Instant::now() + time;
         self.due = Some(self.due.map_or(then, |due| due.min(then)));
@@ -305,7 +307,7 @@ impl Keeping {
         };
         match message {
             RouteNetlinkMessage::NewLink(link) => self.hear_link(link),
-            // A bridge says so of each port that leaves it, in its own family.
+            // A bridge sends this for each port that leaves it, in the family of bridges.
             RouteNetlinkMessage::DelLink(link) => {
                 let lost = link.header.index == *index
                     && link.header.interface_family == AddressFamily::Unspec;
@@ -314,7 +316,7 @@ impl Keeping {
             }
             RouteNetlinkMessage::DelAddress(address) => address.header.index == *index,
             RouteNetlinkMessage::DelRoute(gone) => takes_place(gone),
-            // One that is replaced is not deleted, as the kernel tells it.
+            // When a route is replaced, the kernel sends no message that the old one was deleted.
             RouteNetlinkMessage::NewRoute(new) => {
                 takes_place(new) && !routes.iter().any(|held| route::is_same(new, &held.route))
             }
@@ -323,8 +325,8 @@ impl Keeping {
         }
     }
 
-    /// The device, set up or down, or with IPv6 that is switched on again; or a bridge that is made anew and knows
-    /// its ports no more.
+    /// Whether the message is about the device set up or down, or IPv6 switched on again; or about a bridge
+    /// that was created anew without its ports.
     fn hear_link(&mut self, link: &LinkMessage) -> bool {
         if link.header.index == self.plan.index {
             let inet6 = link.header.interface_family == AddressFamily::Inet6;
@@ -335,7 +337,7 @@ impl Keeping {
         port_of.is_some() && port_of == crate::watch::name(link)
     }
 
-    /// Puts back whatever is missing.
+    /// Restores whatever is missing.
     async fn look(&mut self) {
         let link = self.device().await;
         if let Some(link) = &link {
@@ -354,7 +356,7 @@ impl Keeping {
         self.conclude(found, by_kernel);
     }
 
-    /// The device, if it is there. One that was renamed is known by its new name from here on.
+    /// The device, if it exists. If it was renamed, the new name is used from here on.
     async fn device(&mut self) -> Option<LinkMessage> {
         let link = link::at(&self.handle, self.plan.index).await?;
         let named = link::named(&link);
@@ -369,7 +371,7 @@ impl Keeping {
         Some(link)
     }
 
-    /// Says what was found, as far as that is new, and when to look again.
+    /// Logs and reports what is new, and schedules the next check.
     fn conclude(&mut self, found: Found, by_kernel: bool) {
         let Found { restored, missing } = found;
         let waited = |what: &String| self.said.contains_key(what);
@@ -390,7 +392,8 @@ impl Keeping {
         }
     }
 
-    /// What is missing for want of a device that is up needs no timer: the kernel tells when it is.
+    /// Objects that are missing because the device is down or gone need no timer: the kernel reports when it
+    /// is up.
     fn try_again(&mut self, missing: &[Missing]) {
         if missing.iter().all(Missing::is_waiting_for_device) {
             self.retries = 0;
@@ -400,7 +403,7 @@ impl Keeping {
         self.retries += 1;
     }
 
-    /// One line for all that is missing for the same reason, and not said yet.
+    /// One line for all objects that are missing for the same reason and were not logged yet.
     fn say_missing(&mut self, missing: &[Missing]) {
         let mut news: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for Missing { what, why } in missing.iter().filter(|one| !one.is_waiting_for_device()) {
@@ -433,7 +436,7 @@ impl Keeping {
         }
     }
 
-    /// Whether something was added, or had been there; none if it is not there. Why not is said once.
+    /// Whether something was added or already existed; `None` if it could not be. The reason is logged once.
     fn is_there(
         &mut self,
         what: &str,
@@ -484,14 +487,14 @@ impl Keeping {
         }
     }
 
-    /// Adds a route now that the peer is alive, and says so for the log; none if that failed.
+    /// Adds a route now that the peer is alive, and returns a text for the log; `None` if that failed.
     async fn come(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
         let added = route::add(&self.handle, route).await.map(|_: Added| ());
         self.is_there(name, route, added).then_some("added: the peer is alive")
     }
 
-    /// Removes a route until the peer is alive again, and says what its packets do meanwhile; none if that failed. It
-    /// may have gone when the device was set down.
+    /// Removes a route until the peer is alive again, and returns a text for the log about its packets
+    /// meanwhile; `None` if that failed. The route may have gone when the device was set down.
     async fn go(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
         let trouble = format!("{name} that is to go");
         let Err(error) = route::remove(&self.handle, route).await else {
@@ -506,7 +509,7 @@ impl Keeping {
     }
 }
 
-/// What becomes of the packets of a route that was removed.
+/// The effect on the packets of a removed route.
 fn meanwhile(plan: &Plan, gone: &RouteMessage) -> &'static str {
     let drops = |held: &Held| route::drops(&held.route) && route::same_place(gone, &held.route);
     match plan.routes.iter().any(drops) {
@@ -516,7 +519,7 @@ fn meanwhile(plan: &Plan, gone: &RouteMessage) -> &'static str {
 }
 
 impl Following {
-    /// The peer is not as it was. What comes after a rest is followed at once.
+    /// The peer's liveness has changed. The first change after a quiet period is followed at once.
     fn hear(&mut self) {
         let now = Instant::now();
         let rested = self.changes.last().map_or(now, |last| last + REST);

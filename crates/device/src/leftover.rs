@@ -1,4 +1,4 @@
-//! A kill switch that outlives its vpnd: handed on to the next start, or opened when there is none in time.
+//! A kill switch that outlives its vpnd: handed on to the next start, or removed if there is none in time.
 
 use std::fs::File;
 use std::io;
@@ -11,20 +11,21 @@ use rtnetlink::sys::Socket;
 use crate::journal::Journal;
 use crate::undo::Change;
 
-/// What still drops, and all that it takes to end that: no runtime, and no privilege but `CAP_NET_ADMIN`.
+/// The remaining blackhole routes and rules, and the means to remove them: it needs no runtime, and no
+/// privilege but `CAP_NET_ADMIN`.
 #[derive(Debug)]
 #[must_use = "it drops until the next start"]
 pub struct Leftover {
     socket: Arc<Socket>,
     guards: Vec<Change>,
-    /// Whether nothing else stays.
+    /// Whether nothing else is left.
     alone: bool,
     journal: Journal,
     text: Vec<u8>,
 }
 
 impl Leftover {
-    /// None where nothing says whether the next start has come.
+    /// `None` if there is no journal to show whether the next start has begun.
     pub(crate) fn new(
         socket: &Arc<Socket>,
         guards: Vec<Change>,
@@ -35,16 +36,17 @@ impl Leftover {
         Some(Self { socket: Arc::clone(socket), guards, alone, journal, text })
     }
 
-    /// What another process needs beside the journal to do this in our place.
+    /// What another process needs beside the journal to do this for us.
     pub fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// The same in another process, in the same network namespace: the `journal` has this `text` since it was let go.
+    /// The same in another process, in the same network namespace. The `journal` has had the contents `text`
+    /// since it was released.
     ///
     /// # Errors
     ///
-    /// If the text is about another network namespace, or the kernel gives no netlink socket.
+    /// If the text belongs to another network namespace, or the kernel gives no netlink socket.
     pub fn take_over(journal: File, text: Vec<u8>) -> io::Result<Self> {
         let mut journal = Journal::take_over(journal, &text)?;
         let changes = journal.left_behind();
@@ -54,8 +56,8 @@ impl Leftover {
         Ok(Self { socket, guards, alone: rest.is_empty(), journal, text })
     }
 
-    /// Waits, and then takes it all away, unless a start has taken it over meanwhile. `delete` takes away the packet
-    /// filter's table that drops, if there is one: no start has begun until it returns.
+    /// Waits, and then removes everything, unless a start has taken it over meanwhile. `delete` removes the
+    /// packet filter's table of the kill switch, if there is one: until it returns, no start can begin.
     pub fn open_after(mut self, wait: Duration, delete: impl FnOnce(&str)) {
         std::thread::sleep(wait);
         if !self.journal.take_back(&self.text) {
@@ -63,7 +65,7 @@ impl Leftover {
         }
         for guard in &self.guards {
             let (kind, payload) = guard.encode();
-            // What is gone already is no concern, and nobody is left to be told of the rest.
+            // Objects that are already gone are fine, and other errors have no reader any more.
             let _sent = self.socket.send(&framed(kind, &payload), 0);
             self.journal.remove(guard);
         }
@@ -77,7 +79,7 @@ impl Leftover {
     }
 }
 
-/// One message as it is sent.
+/// One message in its wire format.
 fn framed(kind: u16, payload: &[u8]) -> Vec<u8> {
     const HEADER: usize = 16;
     let length = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);

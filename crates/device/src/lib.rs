@@ -1,8 +1,8 @@
-//! The network interface as the system sees it, configured over netlink: never by calling `ip`, so it
-//! works where there is none.
+//! The network interface and its system settings, configured over netlink: never by running `ip`, so it works
+//! without that.
 //!
-//! What is changed is remembered in an [`Undo`], for a device that was there before us and stays, and in a
-//! [`Journal`], for an end that leaves no time. What is there is kept by a [`Keeper`].
+//! Changes are recorded in an [`Undo`], for a device that existed before and remains, and in a [`Journal`],
+//! for a sudden end. A [`Keeper`] keeps everything in place.
 
 #![forbid(unsafe_code)]
 
@@ -63,48 +63,47 @@ use link::Device;
 use plan::Plan;
 use undo::Change;
 
-/// Who set a route or a rule, as the kernel shows it (`proto`): a number that iproute2 gives nobody else.
+/// The origin of a route or a rule, as the kernel shows it (`proto`): a number that iproute2 gives no name.
 pub const PROTOCOL: u8 = 118;
-/// Who set what still drops when everything of [`PROTOCOL`] has been flushed.
+/// The same for the blackholes that remain when everything of [`PROTOCOL`] has been flushed.
 pub const GUARD_PROTOCOL: u8 = 119;
 
 fn is_our_protocol(protocol: RouteProtocol) -> bool {
     [PROTOCOL, GUARD_PROTOCOL].map(RouteProtocol::Other).contains(&protocol)
 }
 
-/// How a device should look.
+/// The wanted state of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// The device's name.
     pub name: String,
-    /// Our addresses, host bits kept.
+    /// Our addresses, with host bits.
     pub addresses: Vec<IpNet>,
-    /// The far ends of our addresses: the first of a family belongs to our first address of that
-    /// family, the second to the second.
+    /// The far ends of our addresses: the first one of a family belongs to our first address of that family,
+    /// the second to the second.
     pub peer_addresses: Vec<IpAddr>,
-    /// Left as it is when absent.
+    /// Not changed if absent.
     pub mtu: Option<u32>,
-    /// Left as it is when absent.
+    /// Not changed if absent.
     pub txqueuelen: Option<u32>,
-    /// Its hardware address; left as it is when absent.
+    /// Its hardware address; not changed if absent.
     pub mac: Option<[u8; 6]>,
-    /// The hardware address of one that becomes the port of a bridge it was not a port of, where
-    /// [`mac`](Self::mac) says none.
+    /// The hardware address for a device that newly becomes a bridge port, if [`mac`](Self::mac) is absent.
     pub mac_as_port: Option<[u8; 6]>,
-    /// Whether it takes multicast; left as it is when absent.
+    /// Whether it accepts multicast; not changed if absent.
     pub multicast: Option<bool>,
     /// The bridge it becomes a port of.
     pub bridge: Option<String>,
-    /// What a path through it costs in the bridge's spanning tree. Absent, 200 for one that joins the bridge.
+    /// Its path cost in the bridge's spanning tree. Absent: 200 for a device that newly joins the bridge.
     pub stp_cost: Option<u32>,
     /// The VRF it becomes a port of.
     pub vrf: Option<String>,
-    /// What is reached through the device.
+    /// The networks that are reached through the device.
     pub routes: Vec<Route>,
-    /// What tells the tunnel's own datagrams. Absent, they leave where no route of ours is.
+    /// How to recognise the tunnel's own datagrams. Absent: none of our routes can affect them.
     pub own: Option<Own>,
-    /// For which families the kernel passes over routes of a link without carrier, and this one's comes and goes: what
-    /// is for its networks is then dropped while there is none.
+    /// The families for which the kernel ignores routes of a link without carrier, if this device's carrier
+    /// follows the peer: packets for its networks are dropped while it has none.
     pub passed_over: Families,
 }
 
@@ -123,61 +122,61 @@ impl Families {
     }
 }
 
-/// How a device is.
+/// The properties of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Present {
-    /// The longest packet that it takes.
+    /// The longest packet that it accepts.
     pub mtu: u32,
     /// Its hardware address, if it has one.
     pub mac: Option<[u8; 6]>,
 }
 
-/// What tells the tunnel's own datagrams from those that go through it.
+/// How to recognise the tunnel's own datagrams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
     /// Their mark.
     pub mark: Mark,
-    /// The UDP port they leave from; 0 as long as there is none.
+    /// Their source port; 0 as long as there is none.
     pub port: u16,
-    /// Where the peer is, or may be.
+    /// The addresses where the peer is, or may be.
     pub peers: Vec<IpAddr>,
 }
 
 /// One route through a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The network behind it.
+    /// The destination network.
     pub to: IpNet,
     /// Lower is preferred; the kernel's default when absent.
     pub metric: Option<u32>,
-    /// The routing table. Absent, it is that of the device's VRF. Without a VRF it is `main`, but for a
-    /// default route one of its own, with the rules that lead everything there but the tunnel's own
-    /// datagrams ([`Link::own`]).
+    /// The routing table. Absent: that of the device's VRF. Without a VRF it is `main`, but a default route
+    /// gets a table of its own, with the rules that lead all packets there except the tunnel's own datagrams
+    /// ([`Link::own`]).
     pub table: Option<u32>,
-    /// What becomes of it while the peer is dead.
+    /// What happens to it while the peer is dead.
     pub when_down: WhenDown,
 }
 
 impl Route {
-    /// Whether it leads everywhere.
+    /// Whether it is a default route.
     pub fn is_default(&self) -> bool {
         self.to.prefix_len() == 0
     }
 }
 
-/// What becomes of a route while the peer is dead.
+/// What happens to a route while the peer is dead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenDown {
     /// It stays.
     #[default]
     Keep,
-    /// It is taken away: packets take the next best way.
+    /// It is removed: packets take the next best route.
     Remove,
-    /// It gives way to one that drops, which is there all the time, right behind it.
+    /// It gives way to a blackhole route, which always exists, with the next higher metric.
     Blackhole,
 }
 
-/// A device as it should be, and the way back.
+/// A configured device, and how to revert its configuration.
 #[derive(Debug)]
 #[must_use = "what was changed stays so unless it is undone"]
 pub struct Setup {
@@ -190,12 +189,12 @@ pub struct Setup {
 pub struct Netlink {
     handle: Handle,
     namespace: Namespace,
-    /// For what is left to do when there is no runtime any more.
+    /// For the remaining work when there is no runtime any more.
     last: Arc<Socket>,
 }
 
 impl Netlink {
-    /// Connects. Belongs inside a tokio runtime, whose own thread then does the work: no other is started.
+    /// Connects. Requires a tokio runtime, whose thread then does the work: no other thread is started.
     ///
     /// # Errors
     ///
@@ -207,12 +206,12 @@ impl Netlink {
         Ok(Self { handle, namespace: Namespace::current(), last })
     }
 
-    /// The namespace that it was opened in.
+    /// The network namespace that it was opened in.
     pub const fn namespace(&self) -> Namespace {
         self.namespace
     }
 
-    /// Watches a device by what is heard.
+    /// Watches a device by the kernel's messages.
     ///
     /// # Errors
     ///
@@ -221,21 +220,23 @@ impl Netlink {
         Ok(Watch::new(heard, &link::find(&self.handle, name).await?))
     }
 
-    /// A mark for the tunnel's own datagrams that no program's rule but vpnd's looks at.
+    /// A mark for the tunnel's own datagrams that only rules of vpnd match.
     pub async fn free_mark(&self) -> Mark {
         rule::free_mark(&self.handle).await
     }
 
-    /// Adds what is to drop, and the rules that lead there, before there is a device: from here on nothing that may fail
-    /// leaves a kill switch open. It takes of `link` the routes, the VRF, and the mark of [`Link::own`].
+    /// Adds the blackhole routes, and the rules that lead to them, before the device exists: from here on a
+    /// failed step leaves no kill switch open. It uses the routes, the VRF, and the mark of [`Link::own`] in
+    /// `link`.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses. What was added stays, and [`configure`](Self::configure) takes it over.
+    /// The kernel's refusal. The objects that were added stay, and [`configure`](Self::configure) takes them
+    /// over.
     pub async fn guard(&self, link: &Link, undo: &mut Undo) -> Result<(), Error> {
         let vrf = match controller::table(&self.handle, link).await {
             Ok(vrf) => vrf,
-            // Without its VRF no packet is led into the tunnel either.
+            // Without its VRF no packet is routed into the tunnel either.
             Err(Error::NoController { .. } | Error::NotA { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
@@ -243,20 +244,20 @@ impl Netlink {
         plan.guard_all(&self.handle, link, vrf, undo).await
     }
 
-    /// Gives the device its addresses, MTU, queue length, rules and routes, and sets it up. What an earlier
-    /// run left behind, as `undo` knows, is taken over where it is still wanted, and
-    /// goes where not. Who may not change anything may find it done: then nothing is changed.
+    /// Gives the device its addresses, MTU, queue length, rules and routes, and sets it up. Leftovers of an
+    /// earlier run, which `undo` knows, are taken over if they are still wanted, and otherwise removed. A
+    /// process without `CAP_NET_ADMIN` succeeds if everything is already as wanted.
     ///
     /// # Errors
     ///
-    /// At the first thing that the kernel refuses; what was done before is then undone.
+    /// The first refusal of the kernel; earlier changes are then reverted.
     pub async fn configure(&self, link: &Link, mut undo: Undo) -> Result<Setup, Error> {
         undo.forget_strangers(&self.handle).await;
         let mut left = undo.len();
         let mut result = self.apply(link, &mut undo).await;
         if left > 0 && result.as_ref().is_err_and(Error::is_in_the_way) {
             undo.back_to(left, &self.handle).await;
-            // Packets that must not take another way find none meanwhile, nor if this does not help.
+            // Packets that must not take another route are blocked meanwhile, and also if this fails.
             undo.only(|change| guards(change, link), &self.handle).await;
             left = undo.len();
             result = self.apply(link, &mut undo).await;
@@ -273,8 +274,8 @@ impl Netlink {
         }
     }
 
-    /// Puts back what was changed, the last change first, but for what `stays`. What is gone already is no
-    /// concern; what cannot be put back is logged.
+    /// Reverts the changes, the last one first, except for what `stays`. Objects that are already gone are
+    /// fine; other failures are logged.
     pub async fn undo(&self, mut setup: Setup, stays: Stays) {
         if !stays.guards {
             setup.undo.set_table(None);
@@ -282,7 +283,7 @@ impl Netlink {
         setup.undo.run(&self.handle, stays).await;
     }
 
-    /// What the device has already: its MTU and its hardware address.
+    /// The device's current MTU and hardware address.
     ///
     /// # Errors
     ///
@@ -292,9 +293,9 @@ impl Netlink {
         Ok(Present { mtu: link::mtu(&found), mac: link::mac(&found) })
     }
 
-    /// As [`undo`](Self::undo), but what drops is handed on to the next start. None if that cannot be, or there is
-    /// nothing that drops: then all is put back, but for what is to stay of the device, and no table of the packet filter
-    /// may drop any more.
+    /// As [`undo`](Self::undo), but blackhole routes and rules are handed on to the next start. `None` if
+    /// that is impossible or there are none: then everything is reverted, except for the parts of the device
+    /// that stay, and no table of the packet filter may block any more.
     pub async fn hand_on(&self, setup: Setup, device: bool) -> Option<Leftover> {
         let Setup { mut undo, .. } = setup;
         if undo.guards() && undo.can_be_handed_on() {
@@ -305,13 +306,13 @@ impl Netlink {
         None
     }
 
-    /// Takes away what drops, and the rules that lead there, as the journal at `path` says of a vpnd that has ended;
-    /// says how much that was. The packet filter's table that drops is for `delete` to take away. What else stands there
-    /// is left to the next start.
+    /// Removes the blackhole routes, and the rules that lead to them, of a vpnd that has ended, according to
+    /// the journal at `path`; returns the number of objects. `delete` has to remove the packet filter's table
+    /// of the kill switch. All other entries are left to the next start.
     ///
     /// # Errors
     ///
-    /// If the journal cannot be read, its vpnd runs, or `delete` fails.
+    /// If the journal cannot be read, its vpnd is running, or `delete` fails.
     pub async fn release(
         &self,
         path: &Path,
@@ -329,7 +330,7 @@ impl Netlink {
         Ok(gone)
     }
 
-    /// The MTU of a bridge: as long as that is its ports' too, joining it never lowers it.
+    /// The MTU of a bridge: a port with the same MTU never lowers the bridge's.
     ///
     /// # Errors
     ///
@@ -339,9 +340,9 @@ impl Netlink {
         Ok(link::mtu(&bridge))
     }
 
-    /// A VRF takes the device's addresses and routes along, and drops those of IPv6: it comes first.
-    /// Routes come last: the kernel takes none for a device that is down. Nor does it give an IPv6 address the route
-    /// to its far end then, and it does not make up for that when the device is set up.
+    /// The VRF comes first: the kernel moves the device's addresses and routes to it, and drops the IPv6
+    /// ones. Routes come last: the kernel accepts none for a device that is down. It also adds no route to
+    /// the far end of an IPv6 address then, and does not make up for that when the device is set up.
     async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
@@ -362,14 +363,14 @@ impl Netlink {
     }
 }
 
-/// A socket for messages to the kernel, which needs no runtime.
+/// A socket for messages to the kernel that needs no runtime.
 pub(crate) fn connected() -> io::Result<Socket> {
     let socket = Socket::new(NETLINK_ROUTE)?;
     socket.connect(&SocketAddr::new(0, 0))?;
     Ok(socket)
 }
 
-/// Whether what an earlier run left keeps packets from another way, and is not itself in the way.
+/// Whether a leftover of an earlier run blocks packets from another route, and is not in the way of a new one.
 fn guards(change: &Change, link: &Link) -> bool {
     match change {
         Change::Rule(_) => true,

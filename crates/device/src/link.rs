@@ -11,14 +11,14 @@ use crate::journal::Named;
 use crate::undo::{Change, Undo};
 use crate::{Link, controller, watch};
 
-/// A device by its name, for messages, and the kernel's number.
+/// A device: its name, for messages, and its index.
 #[derive(Clone, Copy)]
 pub(crate) struct Device<'a> {
     pub(crate) name: &'a str,
     pub(crate) index: u32,
 }
 
-/// Sets what differs of it, and returns the device.
+/// Changes the properties that differ, and returns the device.
 pub(crate) async fn set<'a>(
     handle: &Handle,
     link: &'a Link,
@@ -36,7 +36,7 @@ pub(crate) async fn set<'a>(
         }
         match change(handle, device, step).await {
             Ok(()) => undo.extend(old.map(|old| Change::Link(message(device.index, old)))),
-            // The tunnel works with a shorter queue too.
+            // The tunnel also works with a shorter queue.
             Err(error) if error.is_permission() && matches!(step, Step::QueueLen(_)) => {
                 tracing::warn!("{error}");
             }
@@ -46,7 +46,7 @@ pub(crate) async fn set<'a>(
     Ok(device)
 }
 
-/// What is wanted of the device itself.
+/// The wanted properties of the device itself.
 fn steps(link: &Link, mac: Option<[u8; 6]>) -> impl Iterator<Item = Step> {
     let wanted = [
         mac.map(Step::Mac),
@@ -57,7 +57,7 @@ fn steps(link: &Link, mac: Option<[u8; 6]>) -> impl Iterator<Item = Step> {
     wanted.into_iter().flatten()
 }
 
-/// Sets the device up, unless it is; says whether it was down, and so is ours to keep silent.
+/// Sets the device up, unless it is; returns whether it was down, in which case we also keep it silent.
 pub(crate) async fn up(
     handle: &Handle,
     device: Device<'_>,
@@ -76,13 +76,13 @@ pub(crate) async fn up(
     Ok(true)
 }
 
-/// Keeps the kernel from giving the device a link-local address and soliciting routers through it:
-/// a tunnel that nobody uses sends nothing. A kernel without IPv6 refuses, and has no need of it.
+/// Keeps the kernel from generating a link-local address and soliciting routers on the device: an unused
+/// tunnel sends nothing. A kernel without IPv6 refuses this, and does not need it.
 pub(crate) async fn silence(handle: &Handle, index: u32) -> bool {
     handle.link().set(generating(index, In6AddrGenMode::None)).execute().await.is_ok()
 }
 
-/// The message that makes the kernel generate addresses in this mode.
+/// The message that sets the kernel's mode of generating addresses.
 fn generating(index: u32, mode: In6AddrGenMode) -> LinkMessage {
     let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
     LinkMessageBuilder::<LinkUnspec>::default()
@@ -91,7 +91,8 @@ fn generating(index: u32, mode: In6AddrGenMode) -> LinkMessage {
         .build()
 }
 
-/// How the kernel generates addresses; none if IPv6 is not configured on the device, as below an MTU of 1280.
+/// The kernel's mode of generating addresses; `None` if IPv6 is not configured on the device, as with an MTU
+/// below 1280.
 pub(crate) fn address_generation(link: &LinkMessage) -> Option<In6AddrGenMode> {
     let families = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::AfSpecUnspec(families) => Some(families),
@@ -117,12 +118,12 @@ pub(crate) async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Err
     }
 }
 
-/// Who has a number; none if nobody has, or nobody can tell.
+/// The device with an index; `None` if there is none, or the kernel does not answer.
 pub(crate) async fn by_index(handle: &Handle, index: u32) -> Option<Named> {
     at(handle, index).await.map(|link| named(&link))
 }
 
-/// The device of this number, whatever its name is by now.
+/// The device with this index, whatever its current name.
 pub(crate) async fn at(handle: &Handle, index: u32) -> Option<LinkMessage> {
     let mut links = handle.link().get().match_index(index).execute();
     links.try_next().await.ok().flatten()
@@ -158,7 +159,7 @@ pub(crate) fn message(index: u32, step: Step) -> LinkMessage {
     .build()
 }
 
-/// The longest packet that a device takes.
+/// The longest packet that a device accepts.
 pub(crate) fn mtu(link: &LinkMessage) -> u32 {
     match current(link, Step::Mtu(0)) {
         Some(Step::Mtu(mtu)) => mtu,
@@ -166,7 +167,7 @@ pub(crate) fn mtu(link: &LinkMessage) -> u32 {
     }
 }
 
-/// The address of the station.
+/// The hardware address.
 pub(crate) fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
     match current(link, Step::Mac([0; 6])) {
         Some(Step::Mac(mac)) => Some(mac),
@@ -174,12 +175,12 @@ pub(crate) fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
     }
 }
 
-/// Whether it reaches all stations at once, as Ethernet does.
+/// Whether it supports broadcast, as Ethernet does.
 pub(crate) async fn broadcasts(handle: &Handle, device: Device<'_>) -> Result<bool, Error> {
     Ok(find(handle, device.name).await?.header.flags.contains(LinkFlags::Broadcast))
 }
 
-/// The step that would lead back to where the device is.
+/// The step that would restore the device's current state.
 fn current(link: &LinkMessage, step: Step) -> Option<Step> {
     if let Step::Multicast(_) = step {
         return Some(Step::Multicast(link.header.flags.contains(LinkFlags::Multicast)));

@@ -1,4 +1,4 @@
-//! Asks the kernel by which route a datagram of the tunnel would leave.
+//! Asks the kernel for the route that a datagram of the tunnel would take.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,33 +9,33 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, R
 
 use crate::{Netlink, address, link, table, watch};
 
-/// A datagram, as far as routes depend on it.
+/// The fields of a datagram that affect its route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Where it goes.
+    /// Its destination.
     pub to: SocketAddr,
-    /// Where it comes from; the kernel chooses the address if absent.
+    /// Its source; the kernel chooses the address if absent.
     pub from: Option<IpAddr>,
-    /// The UDP port that it comes from.
+    /// Its source port.
     pub port: u16,
     /// Its mark.
     pub mark: u32,
     /// The device that its socket is bound to.
     pub device: Option<String>,
-    /// Who opened the socket.
+    /// The user who opened the socket.
     pub uid: u32,
 }
 
 /// The route of a datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The number of the device that it leaves by.
+    /// The index of the outgoing device.
     pub index: u32,
     /// That device's name.
     pub device: String,
-    /// The network that the route is for, if the kernel says it.
+    /// The destination network of the route, if the kernel reports it.
     pub to: Option<IpNet>,
-    /// Whether it leads to a router.
+    /// Whether it has a gateway.
     pub is_routed: bool,
     /// The table that the route is in, unless that is `main`.
     pub table: Option<u32>,
@@ -54,7 +54,7 @@ impl std::fmt::Display for Found {
 }
 
 impl Netlink {
-    /// By which route a datagram would leave; none if there is no route, or it leads to this host itself.
+    /// The route of a datagram; `None` if there is none, or it leads to this host itself.
     pub async fn route_of(&self, question: &Question) -> Option<Found> {
         let message = self.message(question).await;
         let answer = self.ask(message.clone()).await?;
@@ -63,7 +63,8 @@ impl Netlink {
             _ => None,
         })?;
         let link = link::at(&self.handle, index).await?;
-        // The route itself, where the answer above is about the one address. Old kernels do not know this question.
+        // Asks for the route itself, because the answer above is about one address only. Old kernels do not
+        // support this.
         let mut by_route = message;
         by_route.header.flags |= RouteFlags::FibMatch | RouteFlags::LookupTable;
         let route = self.ask(by_route).await;
@@ -77,7 +78,7 @@ impl Netlink {
         })
     }
 
-    /// Whether the device of this number has this address, and no other device has it.
+    /// Whether the device with this index has this address, and no other device has it.
     pub async fn is_only_on(&self, index: u32, address: IpAddr) -> bool {
         let mut all = Box::pin(self.handle.address().get().execute());
         let mut found = false;
@@ -131,7 +132,7 @@ impl Netlink {
     }
 }
 
-/// Its number in an IP header.
+/// Its protocol number in an IP header.
 const UDP: u8 = 17;
 
 const fn is_gateway(attribute: &RouteAttribute) -> bool {

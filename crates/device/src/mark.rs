@@ -1,4 +1,4 @@
-//! The mark of the tunnel's own datagrams (`fwmark`), and how one is found that means nothing to anybody else.
+//! The mark of the tunnel's own datagrams (`fwmark`), and the search for one that no other program uses.
 
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
@@ -14,17 +14,17 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// One that is compared as a whole: it was chosen by somebody who may give its bits to others, too.
+    /// A mark that is compared as a whole: whoever configured it may use its bits for other purposes, too.
     pub const fn exact(value: u32) -> Self {
         Self { value, mask: u32::MAX }
     }
 
-    /// One whose own bits alone are compared: others may set more.
+    /// A mark of which only its own bits are compared: other programs may set more.
     pub const fn bits(value: u32) -> Self {
         Self { value, mask: value }
     }
 
-    /// The one that a rule looks for.
+    /// The mark that a rule matches.
     pub(crate) fn of(rule: &RuleMessage) -> Option<Self> {
         let find = |pick: fn(&RuleAttribute) -> Option<u32>| rule.attributes.iter().find_map(pick);
         let value = find(|attribute| match attribute {
@@ -35,7 +35,7 @@ impl Mark {
             RuleAttribute::FwMask(mask) => Some(*mask),
             _ => None,
         });
-        // The kernel shows no value where that is 0, and no mark at all where both are.
+        // The kernel omits the value if it is 0, and the whole mark if both are.
         (value.is_some() || mask.is_some())
             .then(|| Self { value: value.unwrap_or_default(), mask: mask.unwrap_or(u32::MAX) })
     }
@@ -48,19 +48,20 @@ impl Mark {
         (mark ^ self.value) & self.mask == 0
     }
 
-    /// Whether a mark means to it what no mark does, and shares no bit with those that it deals in.
+    /// Whether a mark is for this rule the same as no mark, and shares no bit with the rule's mask.
     const fn ignores(self, mark: u32) -> bool {
         let deals_in_bits = self.mask != u32::MAX;
         self.matches(mark) == self.matches(0) && !(deals_in_bits && mark & self.mask != 0)
     }
 }
 
-/// A mark with fewer bits is too easily made by somebody who sets bits for other reasons.
+/// A mark with fewer bits could too easily arise from bits that other programs set.
 const FEWEST_BITS: u32 = 4;
-/// So many are tried: as they are, without the bits that others deal in, and in all bits that nobody does.
+/// The number of candidates: each is tried as it is, without the bits in use, and spread over the unused
+/// bits.
 const TRIED: u32 = 4096;
 
-/// The first mark that none of `others` looks at, beginning with wg-quick's 51820.
+/// The first mark that none of `others` matches, beginning with wg-quick's 51820.
 pub(crate) fn choose(others: impl Iterator<Item = Mark>) -> Mark {
     let others: Vec<_> = others.collect();
     let dealt_in = others.iter().filter(|other| other.mask != u32::MAX);
@@ -71,12 +72,12 @@ pub(crate) fn choose(others: impl Iterator<Item = Mark>) -> Mark {
     let mut tried =
         numbers().chain(without).chain(spread).filter(|mark| mark.count_ones() >= FEWEST_BITS);
     let found = tried.find(|mark| others.iter().all(|other| other.ignores(*mark)));
-    // Where every bit is somebody's, none is better than another.
+    // If every bit is in use, no mark is better than another.
     Mark::bits(found.unwrap_or(table::FIRST))
 }
 
-/// A number whose bits are those of `number`, in the places that `free` has, from the highest down: small numbers
-/// are what people choose.
+/// The bits of `number`, moved to the positions that are set in `free`, from the highest down: people usually
+/// choose small numbers.
 fn deposit(number: u32, free: u32) -> u32 {
     let places = (0..u32::BITS).rev().filter(|place| free & 1 << place != 0);
     places.enumerate().fold(0, |bits, (at, place)| bits | (number >> at & 1) << place)

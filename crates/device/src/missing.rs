@@ -1,27 +1,28 @@
-//! What a device lacks of what it should have, and why.
+//! The objects that a device lacks, and why.
 
 use std::io;
 
 use crate::error::errno;
 
-/// One thing that is not there, though it should be.
+/// One missing object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// An address, a rule or a route, in words.
+    /// An address, a rule or a route, as text.
     pub what: String,
-    /// What the kernel says to it, in words.
+    /// The kernel's error, as text.
     pub why: String,
 }
 
 impl Missing {
-    /// What is missing for want of the device, or of one that is up, is no news: that is told elsewhere. The kernel
-    /// tells when there is one, too.
+    /// Whether the object is missing only because the device is gone or down. That is reported elsewhere, and
+    /// the kernel sends a message when it changes.
     pub(crate) fn is_waiting_for_device(&self) -> bool {
         self.why == DOWN || self.why == GONE
     }
 }
 
-/// Why the kernel refuses something of IPv6, or of IPv4. A missing one is tried again, so this says what to wait for.
+/// Why the kernel refuses an IPv6 or IPv4 object. A missing object is tried again, so this explains what to
+/// wait for.
 pub(crate) fn why(error: &rtnetlink::Error, is_v6: bool) -> String {
     let code = errno(error);
     match (code, is_v6) {
@@ -40,7 +41,7 @@ pub(crate) fn why(error: &rtnetlink::Error, is_v6: bool) -> String {
     }
 }
 
-/// What is no trouble of ours to tell: an administrator sets a device down, and up again.
+/// Not for us to report: an administrator has set the device down, and will set it up again.
 pub(crate) const DOWN: &str = "the device is down";
-/// Where there is no device, which others tell of.
+/// There is no device, which is reported elsewhere.
 pub(crate) const GONE: &str = "the device is gone, or in another network namespace";

@@ -1,5 +1,5 @@
-//! What is to be there as long as we run: addresses, rules and routes, as the messages that add them. What
-//! was there before us is not among it, and none of our business.
+//! The objects to exist while we run: addresses, rules and routes, as the messages that add them. Objects
+//! that existed before are not included, and are left alone.
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
@@ -16,37 +16,37 @@ use crate::route::Added;
 use crate::undo::{Change, Undo};
 use crate::{Link, Own, OwnTraffic, Route, WhenDown, address, route, rule, table};
 
-/// A device, and what belongs to it.
+/// A device, and the objects that belong to it.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) device: String,
     pub(crate) index: u32,
-    /// Whether the kernel is kept from speaking IPv6 through it of its own accord.
+    /// Whether the kernel is kept from sending IPv6 through it of its own accord.
     pub(crate) silent: bool,
-    /// What its MTU was set to.
+    /// The MTU that it was set to.
     pub(crate) mtu: Option<u32>,
-    /// The table that the kernel's own routes of it are in.
+    /// The table of the routes that the kernel adds for it.
     pub(crate) table: u32,
-    /// What it is a port of.
+    /// Its controller.
     pub(crate) port_of: Option<(String, Kind)>,
     pub(crate) addresses: Vec<AddressMessage>,
     pub(crate) rules: Vec<RuleMessage>,
-    /// The families whose rules belong to a kill switch.
+    /// The families whose rules are part of a kill switch.
     pub(crate) guarded: Vec<AddressFamily>,
-    /// What the rules are made for.
+    /// How the rules recognise the tunnel's own datagrams.
     pub(crate) ruled: Option<Ruled>,
     pub(crate) routes: Vec<Held>,
-    /// What of it could not be added yet, for want of IPv6.
+    /// Objects that could not be added yet because IPv6 is missing.
     pub(crate) missing: Vec<Missing>,
 }
 
-/// What the tunnel's own datagrams are told by, where there is a table that they must not be led to.
+/// How the tunnel's own datagrams are recognised, if there is a table that must not route them.
 #[derive(Clone, Debug)]
 pub(crate) struct Ruled {
     own: Own,
     table: u32,
     families: Vec<AddressFamily>,
-    /// Those of a kill switch.
+    /// The families of a kill switch.
     guarded: Vec<AddressFamily>,
 }
 
@@ -57,7 +57,7 @@ impl Ruled {
     }
 }
 
-/// A route, and when it is there.
+/// A route, and when it exists.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) route: RouteMessage,
@@ -83,7 +83,7 @@ impl Plan {
         }
     }
 
-    /// Adds one address. One that is there already stays, and is not ours to remove.
+    /// Adds one address. An address that already exists stays, and is not ours to remove.
     pub(crate) async fn address(
         &mut self,
         handle: &Handle,
@@ -99,7 +99,8 @@ impl Plan {
         added.map(drop)
     }
 
-    /// What IPv6 alone is missing for becomes ours when that comes: what IPv4 needs does not fail over it.
+    /// An object that fails only because IPv6 is missing becomes ours when IPv6 comes: IPv4 must not fail
+    /// because of it.
     fn or_later(
         &mut self,
         added: Result<bool, rtnetlink::Error>,
@@ -114,7 +115,8 @@ impl Plan {
         Ok(true)
     }
 
-    /// Adds the routes, to the table of `vrf` if it is one's port: what drops first, so that there is no moment without.
+    /// Adds the routes, to the table of `vrf` if the device is its port: blackholes first, so that there is
+    /// no moment without them.
     pub(crate) async fn route_all(
         &mut self,
         handle: &Handle,
@@ -138,7 +140,7 @@ impl Plan {
         Ok(())
     }
 
-    /// What drops, and the rules that lead there, for want of all else. What is in the way is left to
+    /// Adds only the blackholes and the rules that lead to them. Objects that are in the way are left to
     /// [`route_all`](Self::route_all).
     pub(crate) async fn guard_all(
         &mut self,
@@ -160,8 +162,8 @@ impl Plan {
         Ok(())
     }
 
-    /// What drops behind everything else: for a kill switch without rules, and for what leads into a device whose
-    /// routes the kernel passes over. Another tunnel's does as well.
+    /// Adds the blackhole behind everything else: for a kill switch without rules, and for a device whose
+    /// routes the kernel may ignore. An equal one of another tunnel serves as well.
     async fn last_resorts(
         &mut self,
         handle: &Handle,
@@ -237,8 +239,9 @@ impl Plan {
         added.map_err(|error| Error::refused(Step::Route(wanted.to), &self.device, &error))
     }
 
-    /// Nobody has heard of the peer yet: the route is not to be there, not even if an earlier run left it on a
-    /// device that stays. But that it can be is found out now, when somebody looks, and that we may.
+    /// The peer is not alive yet, so the route must not exist, even if an earlier run left it on a device
+    /// that stays. But it is added and removed once, to find out now, while somebody is watching, whether it
+    /// can be.
     async fn try_out(
         &mut self,
         handle: &Handle,
@@ -253,8 +256,8 @@ impl Plan {
         Ok(true)
     }
 
-    /// The table of the default routes that name none, with its rules; `main` where there are none, or
-    /// nothing tells the tunnel's own datagrams.
+    /// The table for default routes without one of their own, with its rules; `main` if there are none, or if
+    /// the tunnel's own datagrams cannot be recognised.
     async fn own_table(
         &mut self,
         handle: &Handle,
@@ -265,7 +268,7 @@ impl Plan {
         let Some(own) = link.own.as_ref().filter(|_| !families.is_empty()) else {
             return Ok(table::MAIN);
         };
-        // The one that an earlier run had, for what it left there holds until ours does.
+        // The table of an earlier run, because its leftovers apply until ours do.
         let mut left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
         left.retain(|number| table::is_own(*number));
         left.sort_unstable();
@@ -280,7 +283,7 @@ impl Plan {
         Err(Error::NoTable)
     }
 
-    /// Adds the rules of a table, unless another tunnel has.
+    /// Adds the rules of a table, unless another tunnel has already added them.
     async fn claim(
         &mut self,
         handle: &Handle,
@@ -305,12 +308,11 @@ impl Plan {
         Ok(true)
     }
 
-    /// The port or the peer's addresses are others by now: adds the rules that this takes, and removes those that it
-    /// does not.
+    /// The port or the peer's addresses have changed: adds the rules now needed, and removes the others.
     ///
     /// # Errors
     ///
-    /// What the kernel refused first; the rules are then those that it took.
+    /// The kernel's first refusal; the rules that it accepted then apply.
     pub(crate) async fn follow_own(
         &mut self,
         handle: &Handle,
@@ -334,7 +336,7 @@ impl Plan {
         refused
     }
 
-    /// Whether what `change` takes back is to stay.
+    /// Whether the object that `change` reverts is to stay.
     pub(crate) fn wants(&self, change: &Change) -> bool {
         match change {
             Change::Address(address) => self.addresses.contains(address),
@@ -345,7 +347,7 @@ impl Plan {
     }
 }
 
-/// The tables that routes without one go to.
+/// The tables for routes without one of their own.
 struct Tables {
     /// Default routes.
     own: u32,
@@ -360,7 +362,7 @@ impl Tables {
     }
 }
 
-/// Writes down what is going to be done, unless an earlier run has; says whether it has.
+/// Records a planned change, unless an earlier run has made it; returns whether one has.
 fn intend(undo: &mut Undo, change: Change) -> bool {
     let known = undo.contains(&change);
     if !known {
@@ -369,7 +371,7 @@ fn intend(undo: &mut Undo, change: Change) -> bool {
     known
 }
 
-/// Forgets it again if it was there before us or could not be done; says whether it is ours.
+/// Removes the record if the object existed before or could not be added; returns whether it is ours.
 fn settle<E>(undo: &mut Undo, known: bool, added: &Result<bool, E>) -> bool {
     let is_ours = known || matches!(added, Ok(true));
     if !is_ours {
@@ -378,12 +380,12 @@ fn settle<E>(undo: &mut Undo, known: bool, added: &Result<bool, E>) -> bool {
     is_ours
 }
 
-/// The families whose default route leads into a table of its own.
+/// The families whose default route is in a table of its own.
 fn families(link: &Link) -> Vec<AddressFamily> {
     families_where(link, |_any| true)
 }
 
-/// Those of them that have a kill switch.
+/// The families of these that have a kill switch.
 fn guarded(link: &Link) -> Vec<AddressFamily> {
     families_where(link, |route| route.when_down == WhenDown::Blackhole)
 }

@@ -1,5 +1,5 @@
-//! What a bridge knows of one of its ports: cost, isolation, VLANs and the like. All of it is forgotten when the
-//! port leaves, so whoever puts it back has to say it again.
+//! The settings of a bridge port: cost, isolation, VLANs and the like. The bridge forgets all of them when
+//! the port leaves, so they have to be set again afterwards.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -18,7 +18,7 @@ use rtnetlink::{Handle, LinkBridgePort, LinkBridgeVlan, LinkMessageBuilder};
 use crate::journal::{Namespace, hex, open_own, unhex};
 use crate::{controller, link};
 
-/// How one port of a bridge is set up.
+/// The settings of one bridge port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Port {
     settings: Vec<InfoBridgePort>,
@@ -26,7 +26,7 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// As the kernel has it; `None` if the device is no bridge's port.
+    /// The kernel's settings; `None` if the device is no bridge port.
     pub(crate) async fn read(handle: &Handle, link: &LinkMessage) -> Option<Self> {
         let settings = settings(link)?;
         Some(Self { settings, vlans: vlans(handle, link.header.index).await })
@@ -56,7 +56,7 @@ impl Port {
         Some(Self { settings: settings(&link)?, vlans })
     }
 
-    /// Sets a port up like this. A setting that this kernel refuses keeps none of the others from being set.
+    /// Applies these settings to a port. If the kernel refuses one of them, the others are still set.
     pub(crate) async fn write(&self, handle: &Handle, index: u32) {
         for setting in &self.settings {
             note(set(handle, index, setting.clone()).await);
@@ -70,7 +70,7 @@ impl Port {
     }
 }
 
-/// What is known of the port that our device is.
+/// The known settings of our device's port.
 #[derive(Debug)]
 pub(crate) struct KnownPort {
     last: Option<Port>,
@@ -82,7 +82,7 @@ impl KnownPort {
         Self { last: None, memory }
     }
 
-    /// Sets a port that `came_back` up as it was last seen; one that stayed is seen.
+    /// Restores the last known settings of a port that `came_back`; reads those of a port that stayed.
     pub(crate) async fn keep(
         &mut self,
         handle: &Handle,
@@ -101,7 +101,7 @@ impl KnownPort {
     }
 }
 
-/// Sets what a path through this port costs in the spanning tree.
+/// Sets this port's path cost in the spanning tree.
 pub(crate) async fn set_cost(
     handle: &Handle,
     index: u32,
@@ -142,8 +142,8 @@ fn note(result: Result<(), rtnetlink::Error>) {
     }
 }
 
-/// What the kernel tells of a port and takes back: not its state, which follows from the spanning tree, nor
-/// what it counts.
+/// The attributes of a port that can be read and set again: not its state, which follows from the spanning
+/// tree, nor its statistics.
 fn settings(link: &LinkMessage) -> Option<Vec<InfoBridgePort>> {
     let data = controller::info(link).find_map(|info| match info {
         LinkInfo::PortData(InfoPortData::BridgePort(data)) => Some(data),
@@ -183,7 +183,7 @@ fn is_settable(setting: &InfoBridgePort) -> bool {
     )
 }
 
-/// The VLANs of a port, each alone. The kernel tells them in a dump only.
+/// The VLANs of a port, one by one. The kernel returns them only in a dump.
 async fn vlans(handle: &Handle, index: u32) -> Vec<BridgeVlanInfo> {
     let request = handle.link().get();
     let filter = vec![LinkExtentMask::Brvlan];
@@ -206,8 +206,8 @@ fn vlans_in(attribute: &LinkAttribute) -> Vec<BridgeVlanInfo> {
     specs.iter().filter_map(vlan).collect()
 }
 
-/// How the port was set up when it was last seen, beside the [`Journal`](crate::Journal) and like it: a boot
-/// forgets it. What an administrator gave the port is then there after a restart too.
+/// The last known settings of the port, in a file beside the [`Journal`](crate::Journal) that is lost at boot
+/// as well. With it an administrator's settings of the port survive a restart.
 #[derive(Debug, Default)]
 pub struct PortMemory {
     file: Option<File>,
@@ -219,12 +219,12 @@ impl PortMemory {
     ///
     /// # Errors
     ///
-    /// If it can be neither opened nor made, or others may write to it.
+    /// If it can be neither opened nor created, or others may write to it.
     pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
         Ok(Self { file: Some(open_own(path)?), namespace: namespace.number() })
     }
 
-    /// How a port of this bridge was set up, if one of ours was.
+    /// The settings of our port of this bridge, if they are known.
     pub(crate) fn recall(&mut self, bridge: &str) -> Option<Port> {
         let (file, header) = (self.file.as_mut()?, header(self.namespace?, bridge));
         let mut text = String::new();
@@ -234,7 +234,7 @@ impl PortMemory {
         (first == header).then(|| Port::decode(&unhex(hex.trim_end())?)).flatten()
     }
 
-    /// A file that cannot be written costs only what it was to remember.
+    /// If the file cannot be written, only the settings in it are lost.
     pub(crate) fn keep(&mut self, bridge: &str, port: &Port) {
         let (Some(file), Some(namespace)) = (&mut self.file, self.namespace) else { return };
         let text = format!("{}\n{}\n", header(namespace, bridge), hex(&port.encode()));
@@ -255,7 +255,7 @@ fn header(namespace: u64, bridge: &str) -> String {
 
 /// `RTM_SETLINK`.
 const SET_LINK: u16 = 19;
-/// What is longer is something else.
+/// A longer file is invalid.
 const MAX_LEN: u64 = 1 << 16;
 
 #[cfg(test)]
@@ -264,7 +264,7 @@ mod tests {
     use crate::tests::left_behind::Notes;
     use rtnetlink::packet_route::link::BridgeVlanInfoFlags;
 
-    /// Not every kernel's bridge has VLANs, so what one says of them is spelt out here.
+    /// Not every kernel's bridge has VLANs, so their attributes are written out here.
     #[test]
     fn a_port_is_remembered_with_its_vlans_for_its_own_bridge_alone() {
         let vlan = |vid, flags| BridgeVlanInfo { vid, flags };

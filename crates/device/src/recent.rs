@@ -1,16 +1,16 @@
-//! How often something has happened lately.
+//! Counts recent events.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When something happened lately.
+/// The times of recent events.
 #[derive(Debug, Default)]
 pub(crate) struct Recent(VecDeque<Instant>);
 
 impl Recent {
-    /// It happens once more; says how often it did `within` this time.
+    /// Records an event; returns how many there were `within` this time.
     pub(crate) fn count(&mut self, within: Duration) -> usize {
         let now = Instant::now();
         self.0.push_back(now);

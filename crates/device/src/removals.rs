@@ -8,14 +8,14 @@ use tokio::time::Instant;
 
 use crate::recent::Recent;
 
-/// What was restored and is removed this many times …
+/// An object that was restored and is removed this many times …
 pub(crate) const OFTEN: usize = 5;
 /// … within this time …
 pub(crate) const WITHIN: Duration = Duration::from_secs(10);
 /// … is not restored for this time.
 pub(crate) const PAUSE: Duration = Duration::from_secs(60);
 
-/// What was removed lately, by its name.
+/// Recent removals, by the object's name.
 #[derive(Debug, Default)]
 pub(crate) struct Removals {
     each: BTreeMap<String, Recent>,
@@ -23,13 +23,13 @@ pub(crate) struct Removals {
 }
 
 impl Removals {
-    /// These were removed, and are there again; says which of them are left alone from now on.
+    /// These objects were removed and restored; returns those that are left alone from now on.
     pub(crate) fn count<'a>(
         &mut self,
         removed: impl IntoIterator<Item = &'a String>,
     ) -> Vec<&'a str> {
         let mut names: Vec<_> = removed.into_iter().map(String::as_str).collect();
-        // Several may bear one name: they went together.
+        // Several objects may have one name: they were removed together.
         names.dedup();
         names
             .retain(|name| self.each.entry((*name).to_owned()).or_default().count(WITHIN) >= OFTEN);
@@ -41,12 +41,12 @@ impl Removals {
         names
     }
 
-    /// Whether this is left alone.
+    /// Whether this object is left alone.
     pub(crate) fn leave(&self, name: &str) -> bool {
         self.left_alone.get(name).is_some_and(|end| *end > Instant::now())
     }
 
-    /// When something no longer is, if anything is.
+    /// When the first of these objects is no longer left alone.
     pub(crate) fn over(&mut self) -> Option<Instant> {
         let now = Instant::now();
         self.left_alone.retain(|_, end| *end > now);

@@ -1,7 +1,7 @@
-//! Adds everything that a device should have once more: what is there refuses, so nothing is compared with what the
-//! kernel shows. The kernel drops or forgets some of it by itself: IPv6 when it is switched off, or when the MTU falls
-//! below 1280, routes when the device goes down, the route to the far end of an IPv6 address that was added before
-//! the device was up.
+//! Adds all objects of a device again. Adding an existing one fails without harm, so nothing is compared with
+//! the kernel's state. The kernel itself drops some objects: all of IPv6 when that is switched off or the MTU
+//! falls below 1280, routes when the device goes down, and the route to the far end of an IPv6 address that
+//! was added before the device was up.
 
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
@@ -17,12 +17,12 @@ use crate::removals::Removals;
 use crate::route::Added;
 use crate::{address, controller, route, rule, watch};
 
-/// What one attempt found.
+/// The result of one attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// What was not there, and is.
+    /// The objects that were missing, and are restored.
     pub(crate) restored: Vec<String>,
-    /// What is not there, and cannot be added now.
+    /// The objects that are missing, and cannot be added now.
     pub(crate) missing: Vec<Missing>,
 }
 
@@ -30,19 +30,20 @@ pub(crate) struct Found {
 pub(crate) struct Attempt<'a> {
     pub(crate) handle: &'a Handle,
     pub(crate) plan: &'a Plan,
-    /// How the device is; none if it was deleted or moved away.
+    /// The device's properties; `None` if it was deleted or moved to another namespace.
     pub(crate) link: Option<&'a LinkMessage>,
-    /// How the bridge has it whose port it is.
+    /// Its port settings in its bridge.
     pub(crate) port: &'a mut KnownPort,
-    /// Whether the routes that follow the peer are to be there.
+    /// Whether the routes that follow the peer are to exist.
     pub(crate) alive: bool,
-    /// What others have their way with.
+    /// Objects that others removed on purpose.
     pub(crate) leave: &'a Removals,
     pub(crate) found: Found,
 }
 
 impl Attempt<'_> {
-    /// Adds everything, or what needs no device where there is none. A VRF drops addresses: it comes first.
+    /// Adds everything, or without the device only what does not need it. The VRF comes first, because it
+    /// drops addresses.
     pub(crate) async fn run(mut self) -> Found {
         match self.link {
             Some(link) => {
@@ -89,7 +90,7 @@ impl Attempt<'_> {
                 continue;
             }
             let is_v6 = one.header.family == AddressFamily::Inet6;
-            // The kernel takes it, and then never adds the route to its far end.
+            // The kernel accepts the address, but then never adds the route to its far end.
             if is_v6 && !is_up {
                 self.found.missing.push(Missing { what, why: DOWN.to_owned() });
                 continue;
@@ -103,10 +104,10 @@ impl Attempt<'_> {
         }
     }
 
-    /// The routes that the kernel adds with an address, and does not add again.
+    /// The routes that the kernel adds with an address, and does not restore.
     async fn connected(&mut self, of: &AddressMessage) {
         for one in route::connected(of, self.plan.table) {
-            // Another device's route of the same metric is the kernel's affair.
+            // Another device's route of the same metric is the kernel's concern.
             if let Ok(Added::New) = route::add(self.handle, &one).await {
                 self.found.restored.push(route::text(&one));
             }
@@ -149,8 +150,8 @@ impl Attempt<'_> {
     }
 }
 
-/// Keeps the kernel quiet on a device on which it has configured IPv6 anew, with its defaults: no address of its
-/// making, no solicitation of routers. Says whether IPv6 is configured.
+/// Keeps the kernel silent on a device for which it has configured IPv6 anew, with its defaults: no generated
+/// addresses, no router solicitations. Returns whether IPv6 is configured.
 pub(crate) async fn silence(handle: &Handle, index: u32, link: &LinkMessage) -> bool {
     let Some(mode) = link::address_generation(link) else { return false };
     if mode != In6AddrGenMode::None && link::silence(handle, index).await {

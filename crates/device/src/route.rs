@@ -1,4 +1,4 @@
-//! Routes through the device, and those that drop what must not take another way.
+//! Routes through the device, and blackhole routes for packets that must not take another route.
 
 use std::net::IpAddr;
 
@@ -19,27 +19,27 @@ use crate::{GUARD_PROTOCOL, PROTOCOL, Route};
 /// The metric that the kernel gives an IPv6 route without one.
 const METRIC_V6: u32 = 1024;
 
-/// The metric that the kernel gives the route to an IPv6 address's network.
+/// The metric of the routes that the kernel adds for IPv6 addresses.
 const CONNECTED_V6: u32 = 256;
 
-/// What became of a route that was to be there.
+/// The result of adding a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Added {
-    /// It was not there, and is.
+    /// It was added.
     New,
-    /// It was there.
+    /// It already existed.
     Same,
 }
 
-/// Adds one route, or finds that it is there.
+/// Adds one route, unless it exists.
 ///
 /// # Errors
 ///
-/// What the kernel says; EEXIST if there is another to the same network, of the same metric.
+/// The kernel's error; EEXIST if there is a different route to the same network with the same metric.
 pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, rtnetlink::Error> {
     match handle.route().add(route.clone()).execute().await {
         Ok(()) => Ok(Added::New),
-        // Who may not add one may find it there too.
+        // Without the privilege to add it, the route may still exist.
         Err(error)
             if matches!(errno(&error), libc::EEXIST | libc::EPERM)
                 && exists(handle, route).await =>
@@ -50,17 +50,17 @@ pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, 
     }
 }
 
-/// Adds one that may be there; says whether it was not. Unlike [`add`], it never asks which one is there: the answer
-/// is the whole table.
+/// Adds a route that may exist; returns whether it was new. Unlike [`add`], it never asks the kernel whether
+/// an existing route is the same, because the answer is the whole table.
 pub(crate) async fn add_again(handle: &Handle, route: &RouteMessage) -> bool {
     handle.route().add(route.clone()).execute().await.is_ok()
 }
 
-/// Takes one away, if it is there.
+/// Removes a route, if it exists.
 ///
 /// # Errors
 ///
-/// What the kernel says; a missing privilege, whether it is there or not.
+/// The kernel's error; a missing privilege is one whether the route exists or not.
 pub(crate) async fn remove(handle: &Handle, route: &RouteMessage) -> Result<(), rtnetlink::Error> {
     match handle.route().del(route.clone()).execute().await {
         Err(error) if !is_gone(&error) => Err(error),
@@ -68,14 +68,14 @@ pub(crate) async fn remove(handle: &Handle, route: &RouteMessage) -> Result<(), 
     }
 }
 
-/// Whether what drops has the very place of a way into the tunnel that is wanted: no other can be added there.
+/// Whether a blackhole has exactly the place of a wanted route into the tunnel, which then cannot be added.
 pub(crate) fn takes_place(guard: &RouteMessage, wanted: &Route) -> bool {
     let way = unicast(0, wanted, 0);
     let (guard, way) = (Key::of(guard), Key::of(&way));
     (guard.to, guard.prefix_len, guard.metric) == (way.to, way.prefix_len, way.metric)
 }
 
-/// The way into the tunnel.
+/// The route into the tunnel.
 pub(crate) fn unicast(index: u32, route: &Route, table: u32) -> RouteMessage {
     let mut message = message(route.to, RouteType::Unicast, RouteScope::Link);
     message.attributes.push(RouteAttribute::Oif(index));
@@ -84,8 +84,8 @@ pub(crate) fn unicast(index: u32, route: &Route, table: u32) -> RouteMessage {
     message
 }
 
-/// What drops packets when the way into the tunnel is not there: right behind it, so that no other route
-/// to the same network comes between.
+/// The blackhole route, for when the route into the tunnel is missing: it has the next higher metric, so that
+/// no other route to the same network comes between.
 pub(crate) fn blackhole(route: &Route, table: u32) -> RouteMessage {
     let mut message = message(route.to, RouteType::BlackHole, RouteScope::Universe);
     message.attributes.push(RouteAttribute::Table(table));
@@ -93,8 +93,9 @@ pub(crate) fn blackhole(route: &Route, table: u32) -> RouteMessage {
     message
 }
 
-/// What drops when even that is gone, or was never wanted: behind every other route to the network and before every
-/// less specific one. Another protocol, so that a flush by protocol never takes both.
+/// The blackhole for when even that one is gone, or was never wanted: after every other route to the network
+/// and before every less specific one. It has another protocol, so that a flush by protocol never removes
+/// both.
 pub(crate) fn last_resort(to: IpNet, table: u32) -> RouteMessage {
     let mut message = message(to, RouteType::BlackHole, RouteScope::Universe);
     message.header.protocol = RouteProtocol::Other(GUARD_PROTOCOL);
@@ -103,7 +104,7 @@ pub(crate) fn last_resort(to: IpNet, table: u32) -> RouteMessage {
     message
 }
 
-/// The routes that the kernel adds with an address, to the network that it is in and to its far end.
+/// The routes that the kernel adds with an address, to its network and to its far end.
 pub(crate) fn connected(address: &AddressMessage, table: u32) -> Vec<RouteMessage> {
     let Some((local, far)) = address::both_ends(address) else { return Vec::new() };
     let len = address.header.prefix_len;
@@ -120,7 +121,7 @@ pub(crate) fn connected(address: &AddressMessage, table: u32) -> Vec<RouteMessag
     nets.into_iter().map(|to| kernels(to, local, address.header.index, table)).collect()
 }
 
-/// As the kernel adds it.
+/// The route with the kernel's own attributes.
 fn kernels(to: IpNet, local: IpAddr, index: u32, table: u32) -> RouteMessage {
     let scope = if to.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
     let mut message = message(to, RouteType::Unicast, scope);
@@ -148,11 +149,11 @@ fn message(to: IpNet, kind: RouteType, scope: RouteScope) -> RouteMessage {
 
 fn metric(route: &Route) -> u32 {
     let default = if route.to.addr().is_ipv6() { METRIC_V6 } else { 0 };
-    // The kernel takes 0 for no metric at all.
+    // The kernel does not accept the metric 0.
     route.metric.filter(|metric| *metric > 0).unwrap_or(default)
 }
 
-/// Whether the same route is there, through the same device.
+/// Whether the same route exists, through the same device.
 async fn exists(handle: &Handle, wanted: &RouteMessage) -> bool {
     let mut dump = RouteMessage::default();
     dump.header.address_family = wanted.header.address_family;
@@ -165,30 +166,30 @@ async fn exists(handle: &Handle, wanted: &RouteMessage) -> bool {
     false
 }
 
-/// Whether `gone` led to the same network in the same table, by whatever way: `wanted` may now be missing,
-/// or have its place back.
+/// Whether `gone` led to the same network in the same table, through any device: `wanted` may now be missing,
+/// or its place may be free again.
 pub(crate) fn same_place(gone: &RouteMessage, wanted: &RouteMessage) -> bool {
     let (gone, wanted) = (Key::of(gone), Key::of(wanted));
     (gone.to, gone.prefix_len, gone.table) == (wanted.to, wanted.prefix_len, wanted.table)
 }
 
-/// Whether both are the same route, as far as the kernel can tell two apart.
+/// Whether both are the same route by the attributes that the kernel compares.
 pub(crate) fn is_same(one: &RouteMessage, other: &RouteMessage) -> bool {
     Key::of(one) == Key::of(other)
 }
 
-/// The table of a route that leads everywhere.
+/// The table of a default route.
 pub(crate) fn table_of_default(route: &RouteMessage) -> Option<u32> {
     let key = Key::of(route);
     (key.prefix_len == 0).then_some(key.table)
 }
 
-/// The metric of a route, as the kernel goes by it.
+/// The metric that the kernel uses for a route.
 pub(crate) fn metric_of(route: &RouteMessage) -> u32 {
     Key::of(route).metric
 }
 
-/// Whether it drops what it covers, and so needs no device.
+/// Whether it is a blackhole or the like, and needs no device.
 pub(crate) fn drops(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::BlackHole
 }
@@ -208,7 +209,7 @@ pub(crate) fn text(route: &RouteMessage) -> String {
     }
 }
 
-/// What tells two routes of a family apart.
+/// The attributes that distinguish the routes of a family.
 #[derive(Default, PartialEq)]
 struct Key<'a> {
     to: Option<&'a RouteAddress>,
@@ -227,9 +228,9 @@ impl<'a> Key<'a> {
         let mut key = Self { prefix_len, kind, metric, ..Self::default() };
         for attribute in &route.attributes {
             match attribute {
-                // The kernel leaves it out where the prefix is empty.
+                // The kernel omits the destination if the prefix is empty.
                 RouteAttribute::Destination(to) if prefix_len > 0 => key.to = Some(to),
-                // An IPv6 route that drops is said to be of `lo`.
+                // The kernel reports an IPv6 blackhole route with the device `lo`.
                 RouteAttribute::Oif(index) if kind == RouteType::Unicast => key.device = *index,
                 RouteAttribute::Table(table) => key.table = *table,
                 RouteAttribute::Priority(metric) => key.metric = *metric,

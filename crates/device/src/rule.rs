@@ -1,5 +1,5 @@
-//! Rules of routing, with which a default route leads into the tunnel and the tunnel's own datagrams do
-//! not: what wg-quick(8) does, and more for hosts that check where packets arrive, or that change marks.
+//! Routing rules that lead a default route's packets into the tunnel, but not the tunnel's own datagrams: the
+//! method of wg-quick(8), with additions for hosts that check the reverse path, or that change marks.
 //!
 //! ```text
 //! 31999  everything                    lookup local
@@ -15,19 +15,20 @@
 //! 32007  UDP from our port             nop
 //! ```
 //!
-//! The first is for hosts whose own rule for `local` does not come first, as the kernel's documentation of VRFs advises.
+//! The first rule is for hosts whose own rule for `local` does not come first, as the kernel's documentation
+//! of VRFs advises.
 //!
-//! The port tells our own datagrams as well as the mark, which others may change on the way out, and it tells them where
-//! there is no mark: with `rp_filter = 1` the kernel looks for the route back to the sender of each datagram that arrives.
-//! `iif lo` is what this host sends, and that question: a LAN's host that uses the same port gains nothing. The
-//! last rule names the port without it, for only then does the kernel look into what arrives
-//! (`fib_rule_requires_fldissect`).
+//! The port identifies our own datagrams as well as the mark does. Other programs may change the mark on the
+//! way out, and there is no mark in one case: with `rp_filter = 1` the kernel looks up the route back to the
+//! sender of each received datagram. `iif lo` matches packets that this host sends, and that lookup: a host
+//! of the LAN that uses the same port gains nothing. The last rule contains the port without `iif lo`,
+//! because only then does the kernel parse the ports of received packets (`fib_rule_requires_fldissect`).
 //!
-//! Packet filters ask the same question (`fib saddr . iif`, or iptables' `rpfilter`), with neither mark nor ports. It
-//! goes past the table if it is about the peer. Packets to the peer's address do not: 32002 takes them first. Their
-//! destination port tells them from the question, which has none.
+//! Packet filters make the same lookup (`fib saddr . iif`, or iptables' `rpfilter`), without mark or ports. A
+//! lookup for the peer's address bypasses the table. Packets to the peer's address do not, because 32002
+//! matches them first: they have a destination port, and the lookup has none.
 //!
-//! Nothing is led to `main` that has not been through all rules that others have behind these.
+//! Every packet led to `main` has first passed all rules of other programs that come after these.
 
 use std::net::IpAddr;
 
@@ -44,14 +45,14 @@ use crate::error::{Error, Step, errno};
 use crate::mark::{self, Mark};
 use crate::{GUARD_PROTOCOL, Own, PROTOCOL, address, is_our_protocol, table};
 
-/// Before the kernel's own rule for `main` (32766), behind what an administrator numbers.
+/// Before the kernel's own rule for `main` (32766), after the usual numbers of administrators.
 const PRIORITY: u32 = 31999;
-/// Numbers that the rules of a table have.
+/// The number of priorities that the rules of a table have.
 const STEP: u32 = 9;
-/// Addresses of the peer that have rules in each family, at most.
+/// The number of the peer's addresses that have rules in each family, at most.
 const MOST_PEERS: usize = 8;
 
-/// What the rules of a table stand in the order of, from the table's first number on.
+/// The order of a table's rules, from its first priority on.
 #[derive(Clone, Copy)]
 enum Place {
     Local,
@@ -65,8 +66,8 @@ enum Place {
     End,
 }
 
-/// All rules of one family for one table, in the order that they are added in: what passes by first. Those of a
-/// kill switch are among them if it is `guarded`.
+/// All rules of one family for one table, in the order in which they are added: exceptions first. Those of a
+/// kill switch are included if it is `guarded`.
 pub(crate) fn all(own: &Own, table: u32, family: AddressFamily, guarded: bool) -> Vec<RuleMessage> {
     let set = Set { first: PRIORITY + (table - table::FIRST) * STEP, table, family };
     let local = vec![RuleAttribute::Table(table::LOCAL)];
@@ -108,13 +109,15 @@ impl Set {
         self.passes(Place::Own, own.mark.attributes())
     }
 
-    /// Beside the end that is always there: a rule that says less would be removed in the place of one that says more.
+    /// Added beside the last rule that always exists. A rule with fewer attributes could be deleted in place
+    /// of one with more.
     fn end(self, own: &Own) -> RuleMessage {
         self.rule(RuleAction::Nop, Place::End, from_port(own.port))
     }
 
-    /// What still drops when the table is empty and the rules above are gone. Another protocol than theirs, so that a
-    /// flush by protocol never takes both; and what is more specific in `main` still goes there.
+    /// The blackhole for when the table is empty and the rules above are gone. It has another protocol, so
+    /// that a flush by protocol never removes both; and packets with a more specific route in `main` still go
+    /// there.
     fn guards(self, own: &Own) -> [RuleMessage; 2] {
         let specific = self.rule(RuleAction::ToTable, Place::GuardSpecific, specific());
         let drops = self.rule(RuleAction::Blackhole, Place::GuardDrops, own.mark.attributes());
@@ -129,7 +132,7 @@ impl Set {
         })
     }
 
-    /// What lets a packet filter's question about the peer pass, and no packet.
+    /// Exempts a packet filter's lookup of the peer's address, but no packet.
     fn peers(self, own: &Own) -> Vec<RuleMessage> {
         let mut peers: Vec<_> = own.peers.iter().map(|peer| peer.to_canonical()).collect();
         peers.retain(|peer| address::family_of(*peer) == self.family);
@@ -146,7 +149,7 @@ impl Set {
         packets.chain(peers.iter().map(|peer| self.peer(*peer))).collect()
     }
 
-    /// The kernel asks as root for packet filters.
+    /// The kernel makes the lookups of packet filters as root.
     fn peer(self, peer: IpAddr) -> RuleMessage {
         let root = RuleAttribute::UidRange(RuleUidRange { start: 0, end: 0 });
         let attributes = vec![from_here(), RuleAttribute::Destination(peer), root];
@@ -178,10 +181,10 @@ impl Set {
     }
 }
 
-/// What has ports.
+/// The protocols that have ports.
 const PORTS: [IpProtocol; 3] = [IpProtocol::Tcp, IpProtocol::Udp, IpProtocol::Sctp];
 const ICMPV6: IpProtocol = IpProtocol::Other(libc::IPPROTO_ICMPV6);
-/// What else a host sends to another: ICMP, and tunnels.
+/// The other protocols between hosts: ICMP, and tunnels.
 const OTHERS: [IpProtocol; 7] = [
     IpProtocol::Icmp,
     ICMPV6,
@@ -192,8 +195,8 @@ const OTHERS: [IpProtocol; 7] = [
     IpProtocol::Ah,
 ];
 
-/// Who sends our datagrams, as the owner of the socket, and as whom the kernel asks for the route back to a sender. While
-/// vpnd is not there the port is anybody's.
+/// The user who sends our datagrams, as the owner of the socket, and the user of the kernel's reverse path
+/// lookups. While vpnd is not running, any user may use the port.
 fn askers() -> Vec<u32> {
     let mut askers = vec![0, geteuid().as_raw()];
     askers.dedup();
@@ -213,13 +216,13 @@ fn from_port(port: u16) -> Vec<RuleAttribute> {
     vec![RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(port)]
 }
 
-/// The kernel takes no range that holds the first or the last port.
+/// The kernel accepts no range with the first or the last port.
 fn to_any_port(protocol: IpProtocol) -> [RuleAttribute; 2] {
     let ports = RulePortRange { start: 1, end: u16::MAX - 1 };
     [RuleAttribute::IpProtocol(protocol), RuleAttribute::DestinationPortRange(ports)]
 }
 
-/// Adds one; says whether it was not there yet.
+/// Adds a rule; returns whether it was new.
 pub(crate) async fn add(handle: &Handle, rule: &RuleMessage) -> Result<bool, rtnetlink::Error> {
     let mut request = handle.rule().add();
     *request.message_mut() = rule.clone();
@@ -230,7 +233,7 @@ pub(crate) async fn add(handle: &Handle, rule: &RuleMessage) -> Result<bool, rtn
     }
 }
 
-/// Every rule of both families, ours and others'. A kernel without one of them has none of it.
+/// All rules of both families, ours and others'. A kernel without a family returns none of it.
 pub(crate) async fn dump(handle: &Handle) -> Vec<RuleMessage> {
     let mut rules = Vec::new();
     for family in [IpVersion::V4, IpVersion::V6] {
@@ -242,14 +245,14 @@ pub(crate) async fn dump(handle: &Handle) -> Vec<RuleMessage> {
     rules
 }
 
-/// A mark that the rules of others treat as they treat packets without one. All tunnels of vpnd may bear the same:
-/// then none of them is led into another, and two of them never into each other.
+/// A mark that other programs' rules treat like no mark. All tunnels of vpnd may use the same mark: then none
+/// of them is led into another, and two never into each other.
 pub(crate) async fn free_mark(handle: &Handle) -> Mark {
     let rules = dump(handle).await;
     mark::choose(rules.iter().filter(|rule| !is_ours(rule)).filter_map(Mark::of))
 }
 
-/// The table that a rule leads to; 0 is none.
+/// The table of a rule; 0 is none.
 pub(crate) fn table(rule: &RuleMessage) -> u32 {
     let said = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Table(table) => Some(*table),
@@ -258,7 +261,7 @@ pub(crate) fn table(rule: &RuleMessage) -> u32 {
     said.unwrap_or_else(|| rule.header.table.into())
 }
 
-/// Where it stands in the order; 0 is first.
+/// Its priority; 0 is first.
 pub(crate) fn priority(rule: &RuleMessage) -> u32 {
     let said = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Priority(priority) => Some(*priority),
@@ -273,7 +276,7 @@ pub(crate) fn text(rule: &RuleMessage) -> String {
     format!("{family} {}", priority(rule))
 }
 
-/// Whether it bears one of vpnd's numbers, this tunnel's or another's.
+/// Whether its priority is one of vpnd's, of this or another tunnel.
 pub(crate) fn is_ours(rule: &RuleMessage) -> bool {
     rule.attributes.iter().any(|attribute| match attribute {
         RuleAttribute::Protocol(protocol) => is_our_protocol(*protocol),
@@ -281,7 +284,7 @@ pub(crate) fn is_ours(rule: &RuleMessage) -> bool {
     })
 }
 
-/// Whether it drops what it matches.
+/// Whether it drops the packets it matches.
 pub(crate) fn drops(rule: &RuleMessage) -> bool {
     rule.header.action == RuleAction::Blackhole
 }

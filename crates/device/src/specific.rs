@@ -1,6 +1,6 @@
-//! The networks that `main` has routes to other than by the tunnel's device: this host's own, and what else is more
-//! specific than a default route. A kill switch leaves them alone, but for those that are larger than a local network and
-//! that the local network has announced itself.
+//! The networks with routes in `main` through devices other than the tunnel's: those of this host, and other
+//! routes more specific than a default route. A kill switch does not cover them, except for networks that are
+//! larger than a local network and were announced by the local network itself.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{Heard, Netlink, bypass, table};
 const SETTLES_WITHIN: Duration = Duration::from_millis(50);
 /// From one dump to the next, at least.
 const APART: Duration = Duration::from_millis(250);
-/// Networks of each version of IP, at most.
+/// The number of networks of each version of IP, at most.
 const MOST: usize = 1024;
 
 /// Follows the more specific routes of `main`.
@@ -27,12 +27,12 @@ pub struct SpecificRoutes {
     /// The tunnel's device.
     index: u32,
     known: Vec<IpNet>,
-    /// Whether something has changed since they were read.
+    /// Whether there was a change since they were read.
     is_stale: bool,
 }
 
 impl SpecificRoutes {
-    /// Reads them, past the routes by the device with this number.
+    /// Reads them, without the routes through the device with this index.
     pub async fn read(netlink: Netlink, heard: Heard, index: u32) -> Self {
         let known = networks(&netlink, index).await.unwrap_or_default();
         Self { netlink, heard, index, known, is_stale: false }
@@ -65,10 +65,10 @@ impl SpecificRoutes {
     }
 }
 
-/// None if the kernel does not give them.
+/// `None` if the kernel does not return them.
 async fn networks(netlink: &Netlink, index: u32) -> Option<Vec<IpNet>> {
     let mut all = networks_of(AddressFamily::Inet, netlink, index).await?;
-    // A kernel without IPv6 leads none of its packets anywhere.
+    // A kernel without IPv6 routes no IPv6 packets.
     all.extend(networks_of(AddressFamily::Inet6, netlink, index).await.unwrap_or_default());
     Some(all)
 }
@@ -91,7 +91,7 @@ async fn networks_of(family: AddressFamily, netlink: &Netlink, index: u32) -> Op
     Some(found)
 }
 
-/// Where a route drops or refuses, a program that names a device would still send.
+/// A route that drops or refuses does not stop a program that binds to a device.
 fn is_specific(route: &RouteMessage, net: IpNet, index: u32) -> bool {
     let elsewhere = bypass::hops(route).iter().any(|(_, by)| *by != index);
     let leads = route.header.kind == RouteType::Unicast && net.prefix_len() > 0;

@@ -1,4 +1,4 @@
-//! Routing tables: `main`, and one of its own for a default route.
+//! Routing tables: `main`, and a separate one for a default route.
 
 use futures_util::TryStreamExt;
 use rtnetlink::Handle;
@@ -9,20 +9,20 @@ use crate::rule;
 
 /// The kernel's number of the table `main`.
 pub(crate) const MAIN: u32 = 254;
-/// `local`: what is for this host.
+/// `local`: the addresses of this host.
 pub(crate) const LOCAL: u32 = 255;
-/// The first number that is tried for a table of our own, and for a mark: wg-quick's.
+/// The first number to try for a table of our own, and for a mark: wg-quick's.
 pub(crate) const FIRST: u32 = 51820;
-/// So many are tried.
+/// The number of candidates.
 const MOST: u32 = 85;
 
-/// Whether it is one that vpnd gives.
+/// Whether it is a number that vpnd uses.
 pub(crate) fn is_own(table: u32) -> bool {
     (FIRST..FIRST + MOST).contains(&table)
 }
 
-/// The tables that no rule names and that no route is in, in order. Two tunnels that start together may
-/// both find the same one free: who adds its rules first has it.
+/// The tables without rules and routes, in order. Two tunnels that start together may find the same one: the
+/// first to add its rules gets it.
 pub(crate) async fn free(handle: &Handle) -> Vec<u32> {
     let rules = rule::dump(handle).await;
     let taken: Vec<_> = rules.iter().map(rule::table).chain(with_routes(handle).await).collect();

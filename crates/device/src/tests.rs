@@ -26,7 +26,7 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Netlink, Heard) -> F +
     });
 }
 
-/// Everything that this crate may change, less what the kernel adds to a device that is up.
+/// All state that this crate may change, without the objects that the kernel adds to a device that is up.
 fn state() -> Vec<String> {
     let link = ip("-o link show there");
     let word_after = |key| link.split_whitespace().skip_while(|word| *word != key).nth(1);
@@ -242,7 +242,7 @@ fn without_privilege() {
 #[test]
 fn who_may_not_change_it_may_find_it_done() {
     in_namespace(|netlink, _news| async move {
-        // As `configure` leaves it, and `undo` would not.
+        // As `configure` leaves it, and `undo` does not.
         let _kept = netlink.configure(&link(), Undo::default()).await.unwrap();
         let before = state();
         without_privilege();
@@ -340,7 +340,7 @@ fn undoing_what_is_gone_already_is_quiet() {
 fn no_thread_is_started() {
     in_namespace(|netlink, _news| async move {
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
-        // The test harness has threads of its own, so only their names tell.
+        // The test harness has threads of its own, so threads are recognised by name.
         for task in std::fs::read_dir("/proc/self/task").unwrap() {
             let name = std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap();
             assert!(!name.starts_with("tokio"), "{name}");

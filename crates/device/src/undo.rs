@@ -1,4 +1,4 @@
-//! What was changed, put back: by ourselves at the end, or by the next start after an end that left no time.
+//! Reverts changes: by ourselves at the end, or by the next start after a sudden end.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ use crate::leftover::Leftover;
 use crate::port::PortMemory;
 use crate::{is_our_protocol, link, route, rule};
 
-/// Every change made, in order, and the journal that says the same to the next start.
+/// Every change made, in order, and the journal that records the same for the next start.
 #[derive(Debug, Default)]
 #[must_use = "what was changed stays so unless it is undone"]
 pub struct Undo {
@@ -30,7 +30,7 @@ pub struct Undo {
     pub(crate) port: PortMemory,
 }
 
-/// One change, by what takes it back.
+/// One change, represented by its reverse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// An address that was added.
@@ -39,72 +39,73 @@ pub(crate) enum Change {
     Route(RouteMessage),
     /// A rule that was added.
     Rule(RuleMessage),
-    /// What a property of the device was before.
+    /// The previous value of a device's property.
     Link(LinkMessage),
 }
 
-/// What is not put back.
+/// The changes that are not reverted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stays {
-    /// What was done to the device, with its addresses and routes: programs that use them do not see vpnd start
-    /// anew.
+    /// Changes to the device, with its addresses and routes, so that programs that use them do not notice a
+    /// restart of vpnd.
     pub device: bool,
-    /// What drops: packets that must not take another way must not do so until the next start either,
-    /// after an end that nobody asked for. Those that a failed start made itself are not among them.
+    /// Blackhole routes and rules: after an unrequested end, packets must not take another route until the
+    /// next start. Those that a failed start added itself are not included.
     pub guards: bool,
 }
 
 impl Undo {
-    /// Nothing changed yet, but for what an earlier run left behind and wrote down in `journal`.
+    /// No change yet, except for those that an earlier run left behind and recorded in `journal`.
     pub fn resume(mut journal: Journal) -> Self {
         Self { changes: journal.left_behind(), journal, port: PortMemory::default() }
     }
 
-    /// The same, and how the device was set up as a port.
+    /// The same, and the settings of the device's bridge port.
     pub fn remembering(self, port: PortMemory) -> Self {
         Self { port, ..self }
     }
 
-    /// Whether there is something among it that drops.
+    /// Whether the changes include a blackhole.
     pub fn guards(&self) -> bool {
         self.changes.iter().any(Change::drops)
     }
 
-    /// Another descriptor of the open journal, for a process that is to work on it; none where there is no journal.
+    /// Another descriptor of the open journal, for a process that is to work on it; `None` if there is no
+    /// journal.
     ///
     /// # Errors
     ///
-    /// If the process has no descriptor left.
+    /// If the process has no free descriptor.
     pub fn journal(&self) -> io::Result<Option<OwnedFd>> {
         self.journal.descriptor()
     }
 
-    /// The packet filter's table that drops what a kill switch covers, if an earlier run or this one has named one.
+    /// The packet filter's table of the kill switch, if an earlier run or this one has named one.
     pub fn table(&self) -> Option<&str> {
         self.journal.table()
     }
 
-    /// Names that table before it is made, or says that there is none any more.
+    /// Records the name of that table before it is created, or that there is none any more.
     pub fn set_table(&mut self, table: Option<&str>) {
         self.journal.set_table(table);
     }
 
-    /// Whether the next start would find what is left.
+    /// Whether the next start would find the remaining changes.
     pub(crate) fn can_be_handed_on(&self) -> bool {
         self.journal.is_kept()
     }
 
-    /// Says whose number is in the changes to come.
+    /// Records which device the index in the following changes belongs to.
     pub(crate) fn name(&mut self, device: Named) {
         self.journal.name(device);
     }
 
-    /// Whether it is a device that the changes are about, under this name.
+    /// Whether the changes are about this device, under this name.
     pub(crate) fn knows(&self, device: &Named) -> bool {
         self.journal.devices().contains(device)
     }
 
-    /// Forgets what was done to devices that are gone: their numbers may be others' now.
+    /// Forgets the changes to devices that are gone: their indices may belong to others now.
     pub(crate) async fn forget_strangers(&mut self, handle: &Handle) {
         let mut there = Vec::new();
         for device in self.journal.devices() {
@@ -118,7 +119,7 @@ impl Undo {
         strange.iter().for_each(|change| self.journal.remove(change));
     }
 
-    /// Forgets what was done to a device that is out of reach.
+    /// Forgets the changes to a device that is out of reach.
     pub(crate) fn forget_device(&mut self, index: u32) {
         let is_about = |change: &Change| change.device() == Some(index);
         let (gone, kept): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(is_about);
@@ -126,18 +127,18 @@ impl Undo {
         gone.iter().for_each(|change| self.journal.remove(change));
     }
 
-    /// Remembers what was done.
+    /// Records a change that was made.
     pub(crate) fn extend(&mut self, changes: impl IntoIterator<Item = Change>) {
         changes.into_iter().for_each(|change| self.intend(change));
     }
 
-    /// Remembers what is going to be done. It is in the journal when this returns.
+    /// Records a change that is about to be made. It is in the journal when this returns.
     pub(crate) fn intend(&mut self, change: Change) {
         self.journal.add(&change);
         self.changes.push(change);
     }
 
-    /// Forgets the last thing again: it was not done.
+    /// Forgets the last change: it was not made.
     pub(crate) fn forget_last(&mut self) {
         if let Some(change) = self.changes.pop() {
             self.journal.remove(&change);
@@ -148,7 +149,7 @@ impl Undo {
         self.changes.contains(change)
     }
 
-    /// How much there is to take back.
+    /// The number of changes to revert.
     pub(crate) fn len(&self) -> usize {
         self.changes.len()
     }
@@ -157,7 +158,7 @@ impl Undo {
         &self.changes
     }
 
-    /// Takes back what was done since there were `len` changes, the last first.
+    /// Reverts the changes made since there were `len` of them, the last first.
     pub(crate) async fn back_to(&mut self, len: usize, handle: &Handle) {
         while self.changes.len() > len {
             let Some(change) = self.changes.pop() else { return };
@@ -166,7 +167,7 @@ impl Undo {
         }
     }
 
-    /// Takes back those for which `keep` is false.
+    /// Reverts the changes for which `keep` is false.
     pub(crate) async fn only(&mut self, keep: impl Fn(&Change) -> bool, handle: &Handle) {
         let (kept, gone): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(keep);
         self.changes = kept;
@@ -176,7 +177,7 @@ impl Undo {
         }
     }
 
-    /// Takes everything back but what `stays`.
+    /// Reverts everything except what `stays`.
     pub(crate) async fn run(mut self, handle: &Handle, stays: Stays) {
         let guarded = stays.guards && self.guards();
         let stays = |change: &Change| {
@@ -188,7 +189,7 @@ impl Undo {
         }
     }
 
-    /// Takes everything back but what drops and what leads there, and hands that on.
+    /// Reverts everything except blackholes and the rules that lead to them, and hands those on.
     pub(crate) async fn hand_on(
         mut self,
         handle: &Handle,
@@ -219,7 +220,7 @@ impl Change {
         }
     }
 
-    /// Whether it is a route or a rule that drops.
+    /// Whether it is a blackhole route or rule.
     pub(crate) fn drops(&self) -> bool {
         match self {
             Self::Route(route) => route::drops(route),
@@ -228,12 +229,12 @@ impl Change {
         }
     }
 
-    /// Whether it drops, or leads to the table of what does.
+    /// Whether it is a blackhole, or leads to the table of one.
     pub(crate) fn is_guard(&self) -> bool {
         self.drops() || matches!(self, Self::Rule(_))
     }
 
-    /// The table that a rule leads to, or that a default route is in.
+    /// The table of a rule, or of a default route.
     pub(crate) fn table(&self) -> Option<u32> {
         match self {
             Self::Rule(rule) => Some(rule::table(rule)),
@@ -242,7 +243,7 @@ impl Change {
         }
     }
 
-    /// The device it is about; none if it outlives every device.
+    /// The index of its device; `None` if it outlives every device.
     pub(crate) fn device(&self) -> Option<u32> {
         match self {
             Self::Address(address) => Some(address.header.index),
@@ -255,7 +256,7 @@ impl Change {
         }
     }
 
-    /// The netlink message that takes it back: its type and its bytes.
+    /// The netlink message that reverts it: its type and its bytes.
     pub(crate) fn encode(&self) -> (u16, Vec<u8>) {
         let message = match self.clone() {
             Self::Address(address) => RouteNetlinkMessage::DelAddress(address),
@@ -268,7 +269,7 @@ impl Change {
         (message.message_type(), bytes)
     }
 
-    /// The reverse; none if it is no message that takes a change of ours back.
+    /// The change that a message reverts; `None` if the message reverts no change of ours.
     pub(crate) fn decode(kind: u16, bytes: &[u8]) -> Option<Self> {
         let mut header = NetlinkHeader::default();
         header.message_type = kind;
@@ -284,7 +285,7 @@ impl Change {
     }
 }
 
-/// Whether it does nothing to a device but what may take back a change of ours.
+/// Whether the message changes a device only in ways that may revert a change of ours.
 fn sets_back(link: &LinkMessage) -> bool {
     let flags = link.header.change_mask;
     let generation = |inet6: &AfSpecInet6| matches!(inet6, AfSpecInet6::AddrGenMode(_));
@@ -302,7 +303,7 @@ fn sets_back(link: &LinkMessage) -> bool {
         })
 }
 
-/// The device, address, route or rule went away before us.
+/// The device, address, route or rule was gone already.
 pub(crate) fn is_gone(error: &Error) -> bool {
     let gone = [
         libc::ENODEV,

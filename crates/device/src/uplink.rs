@@ -1,5 +1,5 @@
-//! By which uplink the tunnel's own datagrams leave: what the kernel answers when it is asked for the route
-//! to the peer, asked again whenever routes, rules, addresses or links change.
+//! The uplink of the tunnel's own datagrams: the kernel's answer to a lookup of the route to the peer,
+//! repeated whenever routes, rules, addresses or links change.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,50 +16,49 @@ use crate::Netlink;
 use crate::error::errno;
 use crate::heard::{Heard, Told};
 
-/// The first change is looked at as soon as it is heard: what leaves meanwhile leaves by the new route from the old
-/// address, and the neighbour table may wait a second for an answer to a question of that address.
-/// One change seldom comes alone, so the routes are asked for once more after this.
+/// The first change is handled at once: until then datagrams leave by the new route from the old address, and
+/// the neighbour table may wait a second for the answer to a request from that address. More changes usually
+/// follow, so the lookup is repeated after this time.
 const SETTLES_WITHIN: Duration = Duration::from_millis(30);
-/// However often routes change, they are asked for no sooner than this after that.
+/// The least time between lookups, however often routes change.
 const APART: Duration = Duration::from_millis(400);
 
-/// What the routes are asked for.
+/// The parameters of the lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// Where the peer is.
+    /// The peer's address.
     pub to: SocketAddr,
-    /// The address of ours that is sent from, if it is not left to the kernel.
+    /// Our source address, unless it is left to the kernel.
     pub from: Option<IpAddr>,
     /// The mark of the datagrams.
     pub mark: u32,
     /// The name of the interface that the socket is bound to.
     pub device: Option<String>,
-    /// The port they leave from.
+    /// Their source port.
     pub port: u16,
 }
 
-/// What has changed.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shift {
-    /// Something about routes, rules, addresses or links; the datagrams leave as before.
+    /// A change of routes, rules, addresses or links that does not affect the datagrams.
     Elsewhere,
-    /// The datagrams would leave by another interface or from another address than before, or can leave
-    /// no more.
+    /// The datagrams would now leave by another interface or from another address, or can no longer leave.
     Route,
 }
 
 /// The answer to a [`Query`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Route {
-    /// By which interface, if the address of ours is kept; or the error number.
+    /// The interface if our source address is kept; or the error number.
     kept: Result<u32, i32>,
-    /// By which interface and from which address, if both are left to the kernel; or the error number.
+    /// The interface and the source address if both are left to the kernel; or the error number.
     free: Result<(u32, Option<IpAddr>), i32>,
 }
 
 impl Route {
-    /// Whether what was sent from `from` under the answer `before` should be sent otherwise now. An address
-    /// that was never the kernel's choice is not given up because the kernel now chooses yet another.
+    /// Whether datagrams sent from `from` under the answer `before` should be sent differently now. A source
+    /// address that was never the kernel's choice is not given up because the kernel now chooses another one.
     fn is_other_than(&self, before: &Self, from: Option<IpAddr>) -> bool {
         let chosen = |route: &Self| route.free.ok().and_then(|(_, source)| source);
         let was_chosen = from.is_none() || chosen(before) == from;
@@ -74,7 +73,7 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Begins to follow, by what is heard in the network namespace of `netlink`. Belongs inside a tokio
+    /// Starts to follow the kernel's messages in the network namespace of `netlink`. Requires a tokio
     /// runtime.
     pub fn follow(netlink: Netlink, heard: Heard) -> Self {
         let (query, asked) = watch::channel(None);
@@ -83,7 +82,7 @@ impl Uplink {
         Self { query, shifts }
     }
 
-    /// Asks for this from now on.
+    /// Looks up this from now on.
     pub fn ask(&self, query: Option<Query>) {
         self.query.send_if_modified(|asked| {
             let modified = *asked != query;
@@ -101,11 +100,11 @@ impl Uplink {
     }
 }
 
-/// When the routes are asked for after a change.
+/// When to look up after a change.
 #[derive(Default)]
 struct Pace {
     due: Option<Instant>,
-    /// Not to be asked for before.
+    /// The earliest time of the next lookup.
     rested: Option<Instant>,
 }
 
@@ -116,7 +115,7 @@ impl Pace {
         self.due.get_or_insert_with(|| earliest.unwrap_or(now));
     }
 
-    /// The routes are asked for.
+    /// A lookup is made.
     fn asked(&mut self, now: Instant) {
         self.due = None;
         let is_first = self.rested.is_none_or(|rested| now >= rested + APART);
@@ -140,7 +139,7 @@ async fn follow(
     let mut known: Option<(Query, Route)> = None;
     let mut pace = Pace::default();
     loop {
-        // A new question is asked at once: its answer is what later ones are compared with.
+        // A new query is looked up at once: later answers are compared with its answer.
         let told = tokio::select! {
             told = heard.next() => match told {
                 Some(told) if concerns(&told) => {
@@ -181,7 +180,7 @@ async fn follow(
     }
 }
 
-/// Neighbours and the like are of no concern; of links, what is only counted is not told.
+/// Neighbours and the like are irrelevant; of links, changed statistics are not reported.
 fn concerns(told: &Told) -> bool {
     use RouteNetlinkMessage as Message;
     match told {
@@ -196,7 +195,7 @@ fn concerns(told: &Told) -> bool {
                 | Message::NewRule(_)
                 | Message::DelRule(_)
         ),
-        // Routes that use the object lead elsewhere now; or messages were lost, about anything.
+        // Routes that use the nexthop object now lead elsewhere; or messages were lost, about anything.
         Told::Nexthop | Told::Lost => true,
         Told::Configured { .. } | Told::Unconfigured { .. } => false,
     }
@@ -225,7 +224,7 @@ async fn one(
     }
 }
 
-/// The question as the kernel takes it; `None` if the interface that the socket is bound to is not there.
+/// The query as a netlink message; `None` if the interface that the socket is bound to does not exist.
 fn message(query: &Query, from: Option<IpAddr>) -> Option<RouteMessage> {
     let (to, length) = (query.to.ip(), if query.to.is_ipv4() { 32 } else { 128 });
     let mut message = RouteMessageBuilder::<IpAddr>::new().build();
@@ -254,7 +253,7 @@ fn message(query: &Query, from: Option<IpAddr>) -> Option<RouteMessage> {
 
 const IPPROTO_UDP: u8 = 17;
 
-/// The interface that the datagrams have to leave by, if there is one that they have to.
+/// The interface that the datagrams must leave by, if there is such a requirement.
 fn interface(query: &Query) -> Option<Option<u32>> {
     match (&query.device, query.to) {
         (Some(device), _) => if_nametoindex(device.as_str()).ok().map(Some),

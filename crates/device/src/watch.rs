@@ -1,24 +1,24 @@
-//! What others do to the device while it runs.
+//! Detects what others do to the device at run time.
 
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::heard::{Heard, Told};
 
-/// What became of the device.
+/// An event of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// It was deleted, or moved to another network namespace.
     Gone,
-    /// It was set down: nothing passes, and the kernel forgets its routes and IPv6 addresses.
+    /// It was set down: no packet passes, and the kernel forgets its routes and IPv6 addresses.
     Down,
     /// It is up again.
     Up,
-    /// It has another name.
+    /// It was renamed.
     Renamed(String),
 }
 
-/// Tells what becomes of one device.
+/// Reports the events of one device.
 pub struct Watch {
     heard: Heard,
     index: u32,
@@ -27,14 +27,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches a device, which is as `link` says by now: older news of it are no news.
+    /// Watches a device whose current state is `link`: earlier events are ignored.
     pub(crate) fn new(mut heard: Heard, link: &LinkMessage) -> Self {
         heard.skip();
         let (name, up) = (name(link).unwrap_or_default().to_owned(), is_up(link));
         Self { heard, index: link.header.index, name, up }
     }
 
-    /// The device's number.
+    /// The device's index.
     pub const fn index(&self) -> u32 {
         self.index
     }
@@ -48,13 +48,13 @@ impl Watch {
                 return seen;
             }
         }
-        // The socket is gone, and nobody will tell.
+        // The socket is gone, and no message will come.
         std::future::pending().await
     }
 
     fn see(&mut self, message: &RouteNetlinkMessage) -> Option<Seen> {
         match message {
-            // A bridge says so of each port that leaves it, in its own family.
+            // A bridge sends this for each port that leaves it, in the family of bridges.
             RouteNetlinkMessage::DelLink(link) if self.is_about(link) => Some(Seen::Gone),
             RouteNetlinkMessage::NewLink(link) if self.is_about(link) => self.changed(link),
             _ => None,

@@ -1,5 +1,5 @@
-//! The MTU of the device while it is kept: set anew when the configuration has another, and compared when
-//! somebody else may have changed it.
+//! The MTU of the running device: set when the configuration changes it, and checked when others may have
+//! changed it.
 
 use rtnetlink::packet_route::link::LinkMessage;
 use tokio::sync::{mpsc, oneshot};
@@ -13,7 +13,7 @@ use crate::undo::Change;
 #[derive(Clone, Debug)]
 pub struct DeviceMtu(pub(super) mpsc::Sender<NewMtu>);
 
-/// A request to set the MTU, and where the answer goes.
+/// A request to set the MTU, and the channel for the answer.
 #[derive(Debug)]
 pub(super) struct NewMtu {
     mtu: u32,
@@ -21,11 +21,12 @@ pub(super) struct NewMtu {
 }
 
 impl DeviceMtu {
-    /// Returns when the kernel has confirmed it. What the device had at the start is put back at the end.
+    /// Returns when the kernel has confirmed the change. The MTU that the device had at the start is restored
+    /// at the end.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses, or that the device is not kept any more; it is as before then.
+    /// The kernel's refusal, or that the device is no longer kept. The MTU is unchanged then.
     pub async fn set(&self, mtu: u32) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         self.0.send(NewMtu { mtu, done }).await.map_err(|_stopped| Error::NotKept)?;
@@ -36,7 +37,7 @@ impl DeviceMtu {
 impl Keeping {
     pub(super) async fn set_mtu(&mut self, NewMtu { mtu, done }: NewMtu) {
         let result = self.change_mtu(mtu).await;
-        // Who asked may have stopped.
+        // The requester may have stopped.
         let _gone = done.send(result);
     }
 
@@ -53,7 +54,7 @@ impl Keeping {
                 }
                 _ => false,
             };
-            // The first change of all says what to put back.
+            // The first change determines what to restore.
             if !self.undo.changes().iter().any(is_of_mtu) {
                 self.undo.extend([Change::Link(link::message(device.index, Step::Mtu(before)))]);
             }
@@ -62,7 +63,7 @@ impl Keeping {
         Ok(())
     }
 
-    /// Somebody who sets another MTU has a reason; it is said once and left.
+    /// If others set another MTU, they have a reason: it is logged once and left alone.
     pub(super) fn compare_mtu(&mut self, link: &LinkMessage) {
         let Some(configured) = self.plan.mtu else { return };
         let (device, mtu) = (&self.plan.device, link::mtu(link));

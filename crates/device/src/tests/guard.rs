@@ -1,4 +1,4 @@
-//! A kill switch: what a flush leaves of it, and how soon it is whole again.
+//! A kill switch: what remains after a flush, and how soon the rest is restored.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::left_behind::Notes;
 use super::routes::{OWN, everything};
 use super::*;
 
-/// An uplink that everything leaves by, if nothing keeps it from that, and another network on it.
+/// An uplink with a default route, and another network on it.
 async fn uplink() {
     for command in [
         "addr add 192.0.2.1/24 dev other",
@@ -16,12 +16,12 @@ async fn uplink() {
         "route add default via 192.0.2.254",
         "-6 route add default via 2001:db8:a::fe",
         "route add 203.0.113.0/24 via 192.0.2.253",
-        // Without its other end up the uplink has no carrier.
+        // Unless its other end is up, the uplink has no carrier.
         "link set there up",
     ] {
         ip(command);
     }
-    // What the kernel adds of its own accord comes with the carrier, a little later.
+    // The objects that the kernel adds come with the carrier, a little later.
     let mut now = state();
     loop {
         sleep(Duration::from_millis(300)).await;
@@ -32,12 +32,12 @@ async fn uplink() {
     }
 }
 
-/// What belongs to vpnd of the tables and rules.
+/// The routes and rules that belong to vpnd.
 fn ours() -> Vec<String> {
     state().into_iter().filter(|line| line.contains("proto 11")).collect()
 }
 
-/// Whether a packet to each of these would leave by the uplink.
+/// Whether a packet to each of these addresses would leave by the uplink.
 fn leaks() -> Vec<&'static str> {
     let to = ["198.18.77.1", "198.51.100.1", "2001:db8:77::1"];
     let leaves = |to: &&str| {
@@ -47,7 +47,7 @@ fn leaks() -> Vec<&'static str> {
     to.into_iter().filter(leaves).collect()
 }
 
-/// Each flush by itself, and nobody there to put anything back.
+/// Each flush by itself, without a keeper to restore anything.
 #[test]
 fn no_flush_opens_a_kill_switch() {
     in_namespace(|netlink, _news| async move {
@@ -74,7 +74,7 @@ fn no_flush_opens_a_kill_switch() {
             for flush in flushes {
                 let mut words: Vec<_> = flush.split(' ').collect();
                 let family = words.remove(0);
-                // A flush of nothing is an error.
+                // A flush of nothing returns an error.
                 let _done = Command::new("ip").arg(family).args(words).output().unwrap();
                 assert!(leaks().is_empty(), "{flush} of {flushes:?}: {:?}", leaks());
                 assert!(ip("route get 192.0.2.9").contains("dev other"), "{flush}: its own LAN");
@@ -115,7 +115,7 @@ fn whoever_insists_does_not_open_a_kill_switch() {
     });
 }
 
-/// What may fail comes after it: the device is not even there.
+/// Later steps may fail: even the device is missing.
 #[test]
 fn a_kill_switch_is_there_before_the_device() {
     in_namespace(|netlink, _news| async move {
@@ -143,7 +143,8 @@ fn a_kill_switch_is_there_before_the_device() {
     });
 }
 
-/// What is handed on is opened in time, or taken over; either way nothing of it is left in the end.
+/// A kill switch that was handed on is removed in time, or taken over; either way nothing of it is left in
+/// the end.
 #[test]
 fn a_stop_that_may_be_a_restart_hands_it_on() {
     in_namespace(|netlink, _news| async move {
@@ -161,7 +162,7 @@ fn a_stop_that_may_be_a_restart_hands_it_on() {
         assert!(leaks().is_empty(), "it was taken over: {:?}", leaks());
 
         let leftover = netlink.hand_on(setup, false).await.unwrap();
-        // A start that fails has it too.
+        // A start that fails takes it over too.
         drop(notes.resume());
         leftover
             .open_after(Duration::ZERO, |table| panic!("somebody has tried to take over {table}"));
@@ -179,7 +180,7 @@ fn a_stop_that_may_be_a_restart_hands_it_on() {
     });
 }
 
-/// Where the kernel passes over routes of a link without carrier, what they lead to does not go elsewhere.
+/// If the kernel ignores routes of a link without carrier, their packets do not take another route.
 #[test]
 fn what_is_passed_over_is_dropped() {
     in_namespace(|netlink, _news| async move {
@@ -249,7 +250,7 @@ fn a_route_past_a_kill_switch_is_reported() {
         ip("route del 198.18.4.0/22 via 192.0.2.254 metric 7");
         bypassed(&keeper, &[v6]).await;
 
-        // Of the same metric as ours: while the peer is dead, that one is the first.
+        // With our route's metric: while the peer is dead, this one comes first.
         ip("route add 198.18.4.0/22 via 192.0.2.254 metric 100");
         let same = ("route 198.18.4.0/22 via 192.0.2.254 dev other metric 100", false);
         bypassed(&keeper, &[same, v6]).await;
@@ -264,8 +265,8 @@ fn a_route_past_a_kill_switch_is_reported() {
 fn routes_that_do_not_leak_are_not_reported() {
     in_namespace(|netlink, news| async move {
         uplink().await;
-        // A network of this host, a route that drops, one behind ours, one of another table, one of another tunnel,
-        // and that of the tunnel's own datagrams.
+        // A network of this host, a blackhole, a route behind ours, one of another table, one of another
+        // tunnel, and that of the tunnel's own datagrams.
         for command in [
             "addr add 198.18.6.1/24 dev other",
             "route add blackhole 198.18.5.0/24",

@@ -1,4 +1,4 @@
-//! What the kernel drops, forgets and makes anew by itself.
+//! Objects that the kernel drops, forgets and recreates by itself.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn ipv6_that_was_switched_off_comes_back_with_all_of_ours() {
             let since = Instant::now();
             until("-6 addr show there", ADDRESS, true).await;
             until("-6 route show table 51820", "default dev there", true).await;
-            // It is heard of, and not found by the timer.
+            // It is noticed by the kernel's message, not by the timer.
             assert!(since.elapsed() < Duration::from_millis(900), "{:?}", since.elapsed());
             reported(&keeper, false).await;
         }
@@ -50,7 +50,8 @@ fn ipv6_that_was_switched_off_comes_back_with_all_of_ours() {
     });
 }
 
-/// Below an MTU of 1280 the kernel takes IPv6 from a device, and configures it anew from there on.
+/// Below an MTU of 1280 the kernel removes IPv6 from a device, and configures it anew once the MTU is large
+/// enough.
 #[test]
 fn a_silent_device_stays_silent_when_ipv6_is_made_anew() {
     in_namespace(|netlink, news| async move {
@@ -67,7 +68,7 @@ fn a_silent_device_stays_silent_when_ipv6_is_made_anew() {
             until("-6 addr show there", ADDRESS, true).await;
             until("-6 route show table 51820", "default dev there", true).await;
         }
-        // Whoever wants addresses of the kernel's making may have them.
+        // An administrator may switch generated addresses on.
         ip("link set there addrgenmode eui64");
         ip("link set there down");
         ip("link set there up");
@@ -109,7 +110,7 @@ fn what_ipv4_needs_does_not_fail_over_ipv6() {
     });
 }
 
-/// An address that is there before the device is up never gets the route to its far end from the kernel.
+/// For an address that was added before the device is up, the kernel never adds the route to the far end.
 #[test]
 fn the_route_to_an_ipv6_peer_address_is_there() {
     in_namespace(|netlink, news| async move {
@@ -161,7 +162,7 @@ fn a_network_of_ours_is_reached_again_after_a_flush() {
     });
 }
 
-/// Without link-local routes, which nobody needs in a tunnel.
+/// Without link-local routes, which a tunnel does not need.
 fn sorted(routes: String) -> Vec<String> {
     let lines = routes.lines().filter(|line| !line.contains("fe80::"));
     let mut lines: Vec<_> = lines.map(|line| line.trim().to_owned()).collect();

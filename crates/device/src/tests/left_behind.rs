@@ -10,13 +10,13 @@ use tokio::time::sleep;
 use super::routes::everything;
 use super::*;
 
-/// A file of this test's own, that goes with it.
+/// A file for one test, removed with it.
 pub(crate) struct Notes(pub(crate) PathBuf);
 
 impl Notes {
     pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("vpnd-{name}-{}", std::process::id()));
-        // One that is left of a run that was killed.
+        // The file of a killed test run.
         let _none = fs::remove_file(&path);
         Self(path)
     }
@@ -36,7 +36,7 @@ impl Drop for Notes {
     }
 }
 
-/// Something else is in the way of the next start: what drops, and what leads there, stays all the while.
+/// Another object blocks the next start; the blackhole, and the rules that lead to it, stay all the time.
 #[test]
 fn a_start_that_fails_after_a_crash_keeps_what_drops() {
     in_namespace(|netlink, _news| async move {
@@ -82,7 +82,7 @@ fn a_start_that_fails_after_a_crash_keeps_what_drops() {
     });
 }
 
-/// What drops stands where the way into the tunnel is to be now.
+/// A blackhole has the place of the new route into the tunnel.
 #[test]
 fn what_drops_gives_way_to_a_route_in_its_place() {
     in_namespace(|netlink, _news| async move {
@@ -105,15 +105,15 @@ fn a_killed_run_is_taken_over_or_taken_back() {
         let before = state();
         let notes = Notes::new("killed");
         let kept = everything(WhenDown::Blackhole);
-        // Nothing runs at its end, as after a kill -9.
+        // No code runs at its end, as after a kill -9.
         drop(netlink.configure(&kept, notes.resume()).await.unwrap());
         assert!(ip("-4 route show").contains("blackhole 198.51.100.0/24"));
 
-        // The same once more: all of it is its own.
+        // The same again: all objects are its own.
         drop(netlink.configure(&kept, notes.resume()).await.unwrap());
         assert_eq!(ip("-4 rule").matches("proto 118").count(), 7);
 
-        // Another mark, port and network, and the device goes by its addresses.
+        // With another mark, port and network, and a device without those addresses.
         let mut other =
             Link { own: Some(Own { mark: Mark::exact(7), port: 9, peers: vec![] }), ..kept };
         other.routes[2].to = "198.18.0.0/15".parse().unwrap();
@@ -151,7 +151,7 @@ fn an_end_that_nobody_asked_for_keeps_what_drops() {
     });
 }
 
-/// The number of a device that was killed with its process is given to another.
+/// The index of a device that was killed with its process is reused by another device.
 #[test]
 fn what_was_done_to_another_device_is_forgotten() {
     in_namespace(|netlink, _news| async move {
@@ -185,7 +185,8 @@ fn a_connection_knows_the_namespace_it_was_opened_in() {
     });
 }
 
-/// What a device keeps is its own after the next start too: it comes to no second table, and goes when asked to.
+/// A device that keeps its settings keeps them over the next start too: no second table is added, and all are
+/// removed on request.
 #[test]
 fn what_stays_is_known_again() {
     in_namespace(|netlink, _news| async move {
@@ -268,7 +269,7 @@ fn a_journal_that_others_may_write_is_refused() {
     }
     fs::set_permissions(&notes.0, fs::Permissions::from_mode(0o600)).unwrap();
     drop(open().unwrap());
-    // Without a second user there is nobody to give it to.
+    // Without a second user the file cannot be given away.
     if chown(&notes.0, Some(65534), None).is_ok() {
         assert!(open().is_err());
     }

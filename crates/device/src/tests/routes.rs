@@ -1,4 +1,4 @@
-//! Default routes, routes that depend on the peer, and what is put back.
+//! Default routes, routes that depend on the peer, and restored objects.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use super::*;
 
 pub(super) const OWN: Own = Own { mark: Mark::bits(51820), port: 4500, peers: Vec::new() };
 
-/// Default routes of both families, and a network that is to be reached in no other way.
+/// Default routes of both families, and a network that must be reached only through the tunnel.
 pub(super) fn everything(when_down: WhenDown) -> Link {
     let to = ["0.0.0.0/0", "::/0", "198.51.100.0/24"];
     let route = |to: &str| Route { to: to.parse().unwrap(), metric: None, table: None, when_down };
     Link { routes: to.map(route).to_vec(), own: Some(OWN), ..link() }
 }
 
-/// Waits until `what` prints a line with `words`, or none.
+/// Waits until `what` prints a line with `words`, or prints none.
 pub(super) async fn until(what: &str, words: &str, there: bool) {
     let limit = Instant::now() + Duration::from_secs(5);
     loop {
@@ -77,7 +77,7 @@ fn numbers_of_others_are_left_alone() {
         let link = Link { own: Some(Own { mark, ..OWN }), ..everything(WhenDown::Keep) };
         let first = netlink.configure(&link, Undo::default()).await.unwrap();
         assert!(ip("route show table 51822").contains("default dev there"));
-        // A second tunnel has the same mark, for rules of vpnd's are no strangers, and another table.
+        // A second tunnel uses the same mark, because vpnd's rules are not foreign, but another table.
         assert_eq!(netlink.free_mark().await, mark);
         let second = Link { name: "other".into(), addresses: vec![], mtu: None, ..link.clone() };
         let routes = second.routes.iter().filter(|route| route.is_default()).cloned().collect();
@@ -104,7 +104,7 @@ fn a_start_that_fails_half_way_leaves_no_trace() {
         assert!(error.starts_with("adding route 198.51.100.0/24 to there: File exists"), "{error}");
         assert_eq!(state(), before);
         assert_eq!(notes.resume().len(), 0);
-        // What drops stands in the way of a route just as well.
+        // A blackhole blocks a route's place just as well.
         link.routes[2].when_down = WhenDown::Blackhole;
         ip("route del 198.51.100.0/24 dev other");
         ip("route add 198.51.100.0/24 dev other metric 1");
@@ -148,7 +148,7 @@ fn routes_come_and_go_with_the_peer() {
     });
 }
 
-/// A peer that comes and goes many times a second moves no route so often; the last word counts.
+/// If the peer comes and goes many times a second, routes change less often; the final state counts.
 #[test]
 fn a_peer_that_flaps_does_not_make_routes_flap() {
     in_namespace(|netlink, news| async move {
@@ -180,7 +180,7 @@ fn a_peer_that_flaps_does_not_make_routes_flap() {
     });
 }
 
-/// It would win over what comes with the peer, silently.
+/// It would silently take precedence over the route that comes with the peer.
 #[test]
 fn a_route_that_waits_for_the_peer_is_tried_out() {
     in_namespace(|netlink, _news| async move {
@@ -244,7 +244,7 @@ fn who_insists_has_his_way() {
     in_namespace(|netlink, news| async move {
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
         let keeper = Keeper::spawn(&netlink, news, setup);
-        // The first is laid to the kernel, which has only just set the device up.
+        // The first removal is attributed to the kernel, which has only just set the device up.
         for _ in 0..6 {
             until("-4 route show", "198.51.100.0/24", true).await;
             ip("route del 198.51.100.0/24 dev there");
@@ -257,8 +257,8 @@ fn who_insists_has_his_way() {
     });
 }
 
-/// What a packet filter asks (`fib saddr . iif`) has neither mark nor ports, and `ip route get` always says a protocol:
-/// UDP, and no port.
+/// The lookup of a packet filter (`fib saddr . iif`) has neither mark nor ports. `ip route get` always sets a
+/// protocol: UDP, without a port.
 #[test]
 fn a_question_about_the_peer_goes_past_the_table_and_no_packet_to_it_does() {
     in_namespace(|netlink, news| async move {
@@ -290,7 +290,7 @@ fn a_question_about_the_peer_goes_past_the_table_and_no_packet_to_it_does() {
         for address in near {
             assert!(ip(&format!("route get {address} uid 0")).contains("dev there table 51820"));
         }
-        // Another port is followed too.
+        // A new port is followed too.
         keeper.own().set(OwnTraffic { port: 4501, peers: peers(far) });
         until("route get 203.0.113.1 ipproto udp sport 4501", "dev other", true).await;
         assert!(ip("route get 203.0.113.1 ipproto udp sport 4500").contains("dev there"));
