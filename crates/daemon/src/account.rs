@@ -1,4 +1,4 @@
-//! A user of this system, as the password database has it.
+//! A user of this system, from the password database.
 
 use serde::Serialize;
 

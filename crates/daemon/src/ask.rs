@@ -1,5 +1,5 @@
-//! The asking end of the control socket: finds a tunnel, sends it a line and what follows it, and
-//! reads the answer.
+//! The client of the control socket: finds a tunnel, sends it a line and the files that follow it, and reads
+//! the answer.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,29 +17,29 @@ use crate::exit::Exit;
 use crate::terminal::Printable;
 use crate::trust::{self, Untrusted};
 
-/// Where tunnels answer unless their configuration says otherwise.
+/// The directory of tunnels' sockets, unless their configuration has another one.
 pub(crate) const SOCKETS: &str = "/run/vpnd";
-/// A daemon whose whole answer has not come by then hangs.
+/// A daemon that has not answered completely within this time hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// No answer is longer.
+/// The longest answer.
 const MAX_ANSWER: u64 = 64 << 10;
 
-/// Why a tunnel does not answer, or not as it was asked.
+/// Why a tunnel does not answer, or gives another answer than expected.
 #[derive(Debug, Error)]
 pub(crate) enum AskError {
-    /// Nobody listens.
+    /// No process listens.
     #[error("nobody answers at {}: that tunnel does not run", .0.display())]
     NotRunning(PathBuf),
-    /// The socket is closed to us.
+    /// We may not open the socket.
     #[error("{} is closed to us: ask as root", .0.display())]
     Permission(PathBuf),
-    /// Somebody else listens.
+    /// Another user listens.
     #[error(
         "uid {uid} listens at {}, neither root, nor you, nor the user that the tunnel runs as: nothing was \
          handed over", path.display()
     )]
     Stranger { path: PathBuf, uid: u32 },
-    /// Somebody else could.
+    /// Another user could listen.
     #[error("others could listen at {}: {why}; nothing was handed over", path.display())]
     Place { path: PathBuf, why: Untrusted },
     /// The daemon is stuck.
@@ -48,16 +48,16 @@ pub(crate) enum AskError {
     /// The conversation failed otherwise.
     #[error("asking {}: {error}", path.display())]
     Io { path: PathBuf, error: io::Error },
-    /// The daemon would not.
+    /// The daemon refused.
     #[error("{}: {reason}", path.display())]
     Refused { path: PathBuf, reason: String },
-    /// What came is no answer to this.
+    /// The answer is not one to this request.
     #[error("{}: an answer of an unknown shape: {error}", path.display())]
     Shape { path: PathBuf, error: serde_json::Error },
 }
 
 impl AskError {
-    /// The code that `vpnd` ends with.
+    /// The exit code of `vpnd`.
     pub(crate) const fn exit(&self) -> Exit {
         match self {
             Self::NotRunning(_) | Self::Silent(_) => Exit::Unknown,
@@ -72,7 +72,8 @@ pub(crate) fn socket(name: &str) -> PathBuf {
     if name.contains('/') { name.into() } else { Path::new(SOCKETS).join(format!("{name}.sock")) }
 }
 
-/// Asks the tunnel at `path`, and returns its own words, which may be more than this release knows.
+/// Asks the tunnel at `path`, and returns the text of its answer, which may have fields that this release
+/// does not know.
 ///
 /// # Errors
 ///
@@ -82,11 +83,11 @@ pub(crate) fn ask(path: &Path, ask: &Ask) -> Result<Value, AskError> {
     converse(path, stream, ask, &[])
 }
 
-/// As [`ask`], and hands it `files`, but only where no one else listens than root, us, or one of `users`.
+/// As [`ask`], and sends it `files`, but only if no other user listens than root, we, or one of `users`.
 ///
 /// # Errors
 ///
-/// As [`ask`], or if somebody else listens there, or could.
+/// As [`ask`], or if another user listens there, or could.
 pub(crate) fn hand_over(
     path: &Path,
     ask: &Ask,
@@ -123,33 +124,33 @@ fn converse(
     }
 }
 
-/// What the tunnel at `path` said is not what was asked for.
+/// The answer of the tunnel at `path` is not one to the request.
 pub(crate) fn shape(path: &Path, error: serde_json::Error) -> AskError {
     AskError::Shape { path: path.to_owned(), error }
 }
 
-/// A connection that ends when its time is over, however little comes at a time.
+/// A connection with a limit for the total time, however slowly bytes arrive.
 pub(crate) struct Conversation {
     socket: Socket,
     until: Instant,
 }
 
 impl Conversation {
-    /// Connects to whoever listens at `path`.
+    /// Connects to the process that listens at `path`.
     ///
     /// # Errors
     ///
-    /// As `connect(2)`; also if nobody has accepted in time.
+    /// As `connect(2)`; also if the connection was not accepted in time.
     pub(crate) fn begin(path: &Path) -> io::Result<Self> {
         let (socket, until) =
             (Socket::new(Domain::UNIX, Type::STREAM, None)?, Instant::now() + PATIENCE);
-        // For connecting, too, the kernel waits this long.
+        // The kernel applies this timeout to connecting, too.
         socket.set_write_timeout(Some(PATIENCE))?;
         socket.connect(&SockAddr::unix(path)?)?;
         Ok(Self { socket, until })
     }
 
-    /// Who listened when the socket was made.
+    /// The user who created the listening socket.
     fn listener(&self) -> io::Result<u32> {
         Ok(getsockopt(&self.socket, PeerCredentials)?.uid())
     }
@@ -184,7 +185,7 @@ fn exchange(mut stream: Conversation, ask: &Ask, files: &[&str]) -> io::Result<S
     let sent = send(&mut stream, ask, files);
     let mut answer = String::new();
     let heard = BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer);
-    // Who refuses may hang up before it has heard everything, and has said why.
+    // A daemon that refuses may hang up before it has read everything, and has already given the reason.
     match answer.ends_with('\n') {
         false => Err(sent.and(heard).err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into())),
         true => Ok(answer),
@@ -277,7 +278,7 @@ mod tests {
 
     #[test]
     fn keys_are_handed_to_nobody_else() {
-        // Only root can be somebody else.
+        // Only root can become another user.
         if !Uid::effective().is_root() {
             return;
         }
@@ -287,7 +288,7 @@ mod tests {
         let listener = thread::spawn({
             let path = path.clone();
             move || {
-                // Of this thread alone.
+                // Of this thread only.
                 // SAFETY: the call takes three numbers.
                 let became = unsafe { libc::syscall(libc::SYS_setresuid, -1, 12345, -1) };
                 assert_eq!(became, 0);

@@ -1,5 +1,5 @@
-//! What a tunnel changes in the system besides its device's own properties: made at the start, kept while it
-//! runs, put back at the end, and found again by the next start when there was no end.
+//! A tunnel's changes to the system besides its device's own properties: made at the start, maintained while
+//! it runs, reverted at the end, and found again by the next start after a sudden end.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,20 +16,20 @@ use crate::firewall::{self, Firewall};
 use crate::nft::Table;
 use crate::options;
 
-/// Addresses, rules and routes, and who keeps them.
+/// Addresses, rules and routes, and their keeper.
 pub(crate) struct Changes {
     netlink: Netlink,
     keeper: Keeper,
-    /// Goes last: what it guards are the addresses.
+    /// Removed last, because it protects the addresses.
     firewall: Option<Firewall>,
 }
 
 impl Changes {
-    /// Makes them, and begins to keep them. Says the hardware address that the device has, if it has one.
+    /// Makes the changes, and begins to maintain them. Returns the device's hardware address, if it has one.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses; nothing but what drops is changed then.
+    /// The kernel's refusal. Only the blackhole routes and rules of a kill switch remain then.
     pub(crate) async fn make(
         netlink: Netlink,
         news: Heard,
@@ -42,17 +42,17 @@ impl Changes {
         Ok((Self { netlink, keeper, firewall: None }, mac))
     }
 
-    /// With a packet filter's table, which stays as long as they do.
+    /// Adds a packet filter's table, which exists as long as these changes do.
     pub(crate) fn with(self, firewall: Option<Firewall>) -> Self {
         Self { firewall, ..self }
     }
 
-    /// Who is told of the peer.
+    /// The handle that reports the peer's liveness.
     pub(crate) fn peer(&self) -> PeerState {
         self.keeper.peer()
     }
 
-    /// Puts them back, but hands what drops on to the next start, if there is one soon.
+    /// Reverts the changes, but hands the blackholes on to the next start, if there is one soon.
     pub(crate) async fn hand_on(self, device: bool) -> Option<HandedOn> {
         let Some(setup) = self.keeper.stop().await else {
             tracing::error!("what was changed in the system is left to the next start");
@@ -70,27 +70,27 @@ impl Changes {
         }
     }
 
-    /// What is not as it should be, and why.
+    /// The missing objects, and why they are missing.
     pub(crate) fn missing(&self) -> watch::Receiver<Vec<Missing>> {
         self.keeper.missing()
     }
 
-    /// The routes of others that take packets past a kill switch.
+    /// Other programs' routes that take packets past a kill switch.
     pub(crate) fn bypassed(&self) -> watch::Receiver<Vec<Bypass>> {
         self.keeper.bypassed()
     }
 
-    /// Who is told of the tunnel's own datagrams.
+    /// The handle that reports changes of the tunnel's own datagrams.
     pub(crate) fn own(&self) -> OwnState {
         self.keeper.own()
     }
 
-    /// Who sets the device's MTU.
+    /// The handle that sets the device's MTU.
     pub(crate) fn mtu(&self) -> DeviceMtu {
         self.keeper.mtu()
     }
 
-    /// Puts them back, but for what `stays`.
+    /// Reverts the changes, except for what `stays`.
     pub(crate) async fn put_back(self, stays: Stays) {
         match self.keeper.stop().await {
             Some(setup) => self.netlink.undo(setup, stays).await,
@@ -108,8 +108,8 @@ pub(crate) struct HandedOn {
     pub(crate) table: Option<Arc<Table>>,
 }
 
-/// By which way datagrams leave. Where even they would be led into the tunnel, a mark tells them, ours where
-/// the file says none.
+/// The settings that decide on the route of datagrams. If the tunnel's routes would take even these
+/// datagrams, they get a mark: ours if the configuration has none.
 pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) -> Way {
     let mut way = config.socket.way();
     if way.mark == 0 && would_loop {
@@ -118,12 +118,12 @@ pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) ->
     way
 }
 
-/// Shuts the kill switch, if the configuration has one, and returns what an earlier run left behind. Where the
-/// tunnel's own datagrams would be led into it, they bear this mark.
+/// Closes the kill switch, if the configuration has one, and returns the leftovers of an earlier run. If the
+/// tunnel's own datagrams would be blocked by it, they have this mark.
 ///
 /// # Errors
 ///
-/// What the kernel refuses.
+/// The kernel's refusal.
 pub(crate) async fn guard(
     config: &Config,
     netlink: &Netlink,
@@ -138,14 +138,14 @@ pub(crate) async fn guard(
     Ok(undo)
 }
 
-/// How rules tell the tunnel's own datagrams by their mark. Of a mark that the file says, each bit may mean
-/// something to others; in one that we chose, none does.
+/// How rules match the mark of the tunnel's own datagrams. If the configuration sets the mark, other programs
+/// may use each of its bits; if we chose it, none does.
 pub(crate) fn mark(config: &Config, way: &Way) -> Mark {
     if config.socket.fwmark == 0 { Mark::bits(way.mark) } else { Mark::exact(way.mark) }
 }
 
-/// What an earlier run left, as the file beside the control socket says: a boot empties both that directory
-/// and the kernel's tables.
+/// The leftovers of an earlier run, from the file beside the control socket. At boot both that directory and
+/// the kernel's tables are emptied.
 fn left_behind(config: &Config, namespace: Namespace) -> Undo {
     let path = journal(config);
     let opened = Journal::open(&path, namespace).inspect_err(|error| {
@@ -155,19 +155,20 @@ fn left_behind(config: &Config, namespace: Namespace) -> Undo {
         );
     });
     let undo = opened.map_or_else(|_| Undo::default(), Undo::resume);
-    // What is lost without it an administrator gives the port once more.
+    // Without this file an administrator has to repeat the port's settings.
     let port = PortMemory::open(&path.with_extension("port"), namespace);
     undo.remembering(port.unwrap_or_default())
 }
 
-/// What the journal's name ends with, beside the control socket's.
+/// The end of the journal's name, beside the control socket's.
 pub(crate) const JOURNAL: &str = "changes";
 
 fn journal(config: &Config) -> PathBuf {
     config.service.control.with_extension(JOURNAL)
 }
 
-/// A start of the tunnel with this control socket has begun. Even one that fails keeps a kill switch shut that it found.
+/// Records that a start of the tunnel with this control socket has begun. Even if it fails, it keeps a kill
+/// switch closed that it found.
 pub(crate) fn announce_start(control: &Path) {
     if let Err(error) = Journal::announce_start(&control.with_extension(JOURNAL)) {
         tracing::debug!(%error, "what an earlier run left may be taken away before this start has it");

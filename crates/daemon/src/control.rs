@@ -46,7 +46,7 @@ const BACKLOG: i32 = 16;
 /// Why there is no control socket.
 #[derive(Debug, Error)]
 pub(crate) enum ControlError {
-    /// Another daemon answers there.
+    /// Another daemon listens there.
     #[error("{} is in use: this tunnel is already running", .0.display())]
     Running(PathBuf),
     /// Something else has that name.
@@ -57,21 +57,21 @@ pub(crate) enum ControlError {
     Bind { path: PathBuf, what: &'static str, error: io::Error },
 }
 
-/// What somebody asks of the tunnel.
+/// A request to the tunnel.
 pub(crate) enum Request {
-    /// How it fares.
+    /// Its state.
     Status(oneshot::Sender<Status>),
-    /// To go on with this configuration and these keys; the reply says why not.
+    /// Change to this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
-    /// To move to the keys that come next; the reply says why not.
+    /// Move to the next keys; the reply is an error if that fails.
     Rotate {
-        /// Their elders are given up.
+        /// Whether the previous keys are removed.
         finish: bool,
         reply: oneshot::Sender<Result<(), String>>,
     },
 }
 
-/// The bound socket, and those who talk to it.
+/// The bound socket, and its clients.
 pub(crate) struct Control {
     path: PathBuf,
     requests: mpsc::Receiver<Request>,
@@ -80,11 +80,11 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Binds the socket of `config` and makes its directory; removes what a dead daemon left there.
+    /// Binds the socket of `config` and creates its directory; removes the socket of a daemon that has died.
     ///
     /// # Errors
     ///
-    /// If a live one answers there, or the kernel refuses.
+    /// If a running one listens there, or the kernel refuses.
     ///
     /// # Panics
     ///
@@ -105,8 +105,8 @@ impl Control {
         Ok(Self { path: path.clone(), requests, accepting, desk })
     }
 
-    /// What has the tunnel read its own files again and take them up. Files that the daemon's user may not read
-    /// are an error in the log: root hands those over, as `vpnd reload` does.
+    /// The function that makes the tunnel read its own files again and adopt them. If the daemon's user may
+    /// not read them, the log gets an error: then only root can reload, with `vpnd reload`, which sends them.
     pub(crate) fn rereads(&self) -> impl Fn() + use<> {
         let desk = Arc::clone(&self.desk);
         move || {
@@ -132,7 +132,7 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        // Without privileges the directory may be closed to us; the next start removes the socket.
+        // Without privileges we may have no access to the directory; the next start removes the socket.
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, "{} stays", self.path.display());
         }
@@ -146,7 +146,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     }
     match Probe::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        // It belongs to somebody else, whether a daemon is there or not.
+        // It belongs to another user, whether a daemon is running or not.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let what = "it belongs to another user";
             return Err(ControlError::Bind { path: path.to_owned(), what, error });
@@ -160,14 +160,14 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    // The kernel gives the path the socket's own mode: at no moment may others connect.
+    // The kernel gives the path the socket's own mode: at no time may others connect.
     fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     socket.bind(&SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
     UnixListener::from_std(socket.into())
 }
 
-/// Root waits for nobody but root: whoever else may ask cannot take all places.
+/// Root waits only for root: other users cannot take all places.
 async fn accept(listener: UnixListener, desk: Arc<Desk>) {
     let (root, others) = (queue(Arc::clone(&desk)), queue(desk));
     loop {
@@ -177,7 +177,7 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>) {
                 // A client for whom there is no room sees the connection end.
                 let _full = if is_root { &root } else { &others }.try_send(client);
             }
-            // Out of descriptors: those in use come back.
+            // Out of descriptors: those in use are freed later.
             Err(error) => {
                 tracing::debug!(%error, "control socket");
                 sleep(PATIENCE).await;
@@ -186,7 +186,7 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>) {
     }
 }
 
-/// Serves clients in the order that they come.
+/// Serves clients in the order of their connections.
 fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
     let (send, mut clients) = mpsc::channel(MAX_WAITING);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -203,22 +203,22 @@ fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
     send
 }
 
-/// Where clients are served.
+/// The state needed to serve clients.
 struct Desk {
     /// The tunnel's name, and the file it was started with.
     name: String,
     file: PathBuf,
-    /// Who started the daemon.
+    /// The user who started the daemon.
     owner: Uid,
     requests: mpsc::Sender<Request>,
 }
 
-/// What a client may ask for.
+/// A client's permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rights {
-    /// Everything.
+    /// All requests.
     Change,
-    /// How the tunnel fares. Whom the daemon runs as, other programs may run as too.
+    /// The tunnel's state only. Other programs may run as the daemon's user too.
     Look,
     Nothing,
 }
@@ -233,7 +233,7 @@ impl Rights {
     }
 }
 
-/// The answer, or why there is none.
+/// The answer, or the reason for the refusal.
 type Answer = Result<String, String>;
 
 impl Desk {
@@ -248,9 +248,9 @@ impl Desk {
         client.shutdown().await
     }
 
-    /// Reads a request and has it answered.
+    /// Reads a request and answers it.
     async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Answer> {
-        // What follows the line may have come with it: keys.
+        // Bytes after the line may have arrived with it: keys.
         let mut came = Zeroizing::new([0; MAX_REQUEST]);
         let (line, early) = read_line(client, &mut *came).await?;
         let ask: Ask = match serde_json::from_slice(line) {
@@ -286,18 +286,18 @@ impl Desk {
         self.take_up(move || config::load_handed(&name, &file, handed)).await
     }
 
-    /// The files that the tunnel was started with, as they are now.
+    /// The tunnel's own files, as they are now.
     async fn reread(&self) -> Answer {
         let file = self.file.clone();
         self.take_up(move || config::load(&file)).await
     }
 
-    /// Only the tunnel itself knows what it runs: it compares, and changes or refuses.
+    /// Only the tunnel itself knows its running configuration: it compares, and changes or refuses.
     async fn take_up(
         &self,
         load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
     ) -> Answer {
-        // It may look a user up, which may take its time.
+        // Parsing may look a user up, which may take a while.
         let (give, loaded) = oneshot::channel();
         let load = move || {
             let loaded = load();
@@ -319,7 +319,7 @@ impl Desk {
         done(replied).await
     }
 
-    /// Hands it to the tunnel; where that is about to stop, the reply never comes.
+    /// Sends the request to the tunnel; if that is about to stop, the reply never comes.
     async fn send(&self, request: Request) {
         let _stopping = self.requests.send(request).await;
     }
@@ -352,7 +352,7 @@ mod tests {
         (directory, config.service.control, control)
     }
 
-    /// Sends `request`, and returns what comes back.
+    /// Sends `request`, and returns the answer.
     async fn exchange(path: &Path, request: &[u8]) -> String {
         let mut client = UnixStream::connect(path).await.unwrap();
         client.write_all(request).await.unwrap();
@@ -405,13 +405,13 @@ mod tests {
         }
     }
 
-    /// A request to reload that announces these files, and `behind` it.
+    /// A request to reload that announces these files, followed by `behind`.
     fn reload(files: &str, behind: &[u8]) -> Vec<u8> {
         let line = format!("{{\"schema\":2,\"command\":\"reload\",\"files\":[{files}]}}\n");
         [line.as_bytes(), behind].concat()
     }
 
-    /// One file as it is announced.
+    /// The announcement of one file.
     fn file(name: &str, bytes: impl std::fmt::Display) -> String {
         format!("{{\"name\":\"{name}\",\"bytes\":{bytes}}}")
     }

@@ -1,7 +1,8 @@
-//! The timestamp floor on disk: the last stamp that went out under our key. After a restart with
-//! a clock set back, the next stamp is newer all the same, so that the peer still listens.
+//! The high-water mark of our timestamps, on disk: the last one that was sent with our key. After a restart
+//! with a clock that was set back, the next timestamp is still newer, so that the peer accepts it.
 //!
-//! Written after the privilege drop, so the directory belongs to whom the daemon becomes.
+//! The file is written after the privileges are dropped, so the directory belongs to the user whom the daemon
+//! becomes.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -24,33 +25,34 @@ use crate::account::Account;
 use crate::trust;
 use crate::worker::Worker;
 
-/// A stamp is 25 bytes and a line's end; what is longer is something else.
+/// A timestamp is 25 bytes and a newline; a longer file is invalid.
 const MAX_LEN: u64 = 64;
 
-/// When this was written: a clock behind it is known to be wrong, and says nothing of how late it is. 2026-01-01.
+/// When this was written: a clock before it is certainly wrong, and does not show how late it really is.
+/// 2026-01-01.
 const KNOWN_PAST: Duration = Duration::from_secs(1_767_225_600);
-/// So far ahead of a clock that may be right no other clock of this machine has been.
+/// If our clock may be right, no clock of this machine was ever further ahead of it than this.
 const FAR_AHEAD: Duration = Duration::from_secs(5 * 366 * 86_400);
-/// And so far ahead of one that is wrong, as it is where no clock runs while the machine is off.
+/// The same if our clock is wrong, as on machines whose clock stops while they are off.
 const FAR_AHEAD_OF_NOTHING: Duration = Duration::from_secs(30 * 366 * 86_400);
 
-/// Why the floor is not known or not kept. Neither stops a tunnel.
+/// Why the mark is unknown or could not be stored. Neither stops a tunnel.
 #[derive(Debug, Error)]
 pub(crate) enum FloorError {
     /// It cannot be read.
     #[error("cannot read {}: {error}; handshakes rely on the clock alone", path.display())]
     Read { path: PathBuf, error: io::Error },
-    /// What stands there is no stamp.
+    /// Its contents are no timestamp.
     #[error("{}: {error}; handshakes rely on the clock alone", path.display())]
     Content { path: PathBuf, error: NotATimestamp },
-    /// Somebody else may have put it there.
+    /// Another user may have put it there.
     #[error(
         "{} is no file that belongs to us alone: it is ignored, and handshakes rely on the clock alone",
         path.display()
     )]
     NotOurs { path: PathBuf },
-    /// No clock of ours has been there: a damaged file, or one that somebody has made up. A peer that is told
-    /// such a stamp takes no earlier one ever after.
+    /// None of our clocks has been there: the file is damaged or forged. A peer that receives such a
+    /// timestamp never accepts an earlier one again.
     #[error(
         "{} holds {stamp}, years ahead of the clock: it is ignored, and handshakes rely on the clock alone",
         path.display()
@@ -65,15 +67,15 @@ pub(crate) enum FloorError {
     Write { path: PathBuf, error: io::Error },
 }
 
-/// Where one tunnel's floor is kept.
+/// The place of one tunnel's mark.
 #[derive(Clone, Debug)]
 pub(crate) struct FloorFile {
     path: PathBuf,
 }
 
 impl FloorFile {
-    /// The floor of tunnel `name` below `state_dir`, which is made and given to `owner` while we
-    /// still can. What fails here shows when the floor is written.
+    /// The mark of tunnel `name` below `state_dir`, which is created and given to `owner` while we still have
+    /// the privilege. Failures here show up when the mark is written.
     pub(crate) fn open(state_dir: &Path, name: &str, owner: Option<&Account>) -> Self {
         if let Err(error) = prepare(state_dir, owner) {
             tracing::debug!(%error, "preparing {}", state_dir.display());
@@ -81,11 +83,11 @@ impl FloorFile {
         Self { path: state_dir.join(format!("{name}.floor")) }
     }
 
-    /// The floor, if one was ever kept.
+    /// The mark, if one was ever stored.
     ///
     /// # Errors
     ///
-    /// If there is a file that cannot be read, may be somebody else's, or holds no stamp of this age.
+    /// If the file cannot be read, may be another user's, or holds no plausible timestamp.
     pub(crate) fn read(&self, clock: WallTime) -> Result<Option<Timestamp>, FloorError> {
         let path = || self.path.clone();
         let file = match trust::open_no_link(&self.path, 0) {
@@ -104,12 +106,11 @@ impl FloorFile {
         }
     }
 
-    /// Keeps `stamp` where it outlives a power cut, on a thread of its own: a slow disk delays
-    /// nobody else.
+    /// Stores `stamp` so that it survives a power cut, on a separate thread: a slow disk delays nothing else.
     ///
     /// # Errors
     ///
-    /// If it could not be kept; the one before is still there.
+    /// If it could not be stored; the previous one is still there.
     pub(crate) async fn write(&self, files: &Worker, stamp: Timestamp) -> Result<(), FloorError> {
         let path = self.path.clone();
         let written = files.run(move || replace(&path, &format!("{stamp}\n"))).await;
@@ -117,34 +118,35 @@ impl FloorFile {
     }
 }
 
-/// Keeps the floor of a running tunnel: one write at a time, and of the stamps that come meanwhile only the newest.
+/// Stores the mark of a running tunnel: one write at a time, and of the timestamps that come meanwhile only
+/// the newest.
 #[derive(Debug)]
 pub(crate) struct FloorWriter {
     file: FloorFile,
     files: Worker,
     written: (mpsc::Sender<Written>, mpsc::Receiver<Written>),
     is_writing: bool,
-    /// The stamp to write next.
+    /// The timestamp to write next.
     next: Option<Timestamp>,
-    /// Whether the last write failed, and the log says so.
+    /// Whether the last write failed, and was logged.
     fails: bool,
 }
 
-/// A stamp, and whether it is on the disk.
+/// A timestamp, and whether it is on the disk.
 type Written = (Timestamp, Result<(), FloorError>);
 
 impl FloorWriter {
-    /// Starts the thread that writes.
+    /// Starts the writing thread.
     ///
     /// # Errors
     ///
-    /// If the kernel gives no thread.
+    /// If the kernel creates no thread.
     pub(crate) fn start(file: FloorFile) -> io::Result<Self> {
         let (files, written) = (Worker::start("files")?, mpsc::channel(1));
         Ok(Self { file, files, written, is_writing: false, next: None, fails: false })
     }
 
-    /// Keeps `stamp`, now or after the one that is being written.
+    /// Stores `stamp`, now or after the write in progress.
     pub(crate) fn keep(&mut self, stamp: Timestamp) {
         if self.is_writing {
             self.next = Some(stamp);
@@ -155,13 +157,13 @@ impl FloorWriter {
         let written = self.written.0.clone();
         tokio::spawn(async move {
             let result = file.write(&files, stamp).await;
-            // The receiver is gone once the tunnel stops.
+            // The receiver is dropped when the tunnel stops.
             let _stopped = written.send((stamp, result)).await;
         });
     }
 
-    /// The next stamp that is kept, or that could not be, which never keeps a tunnel from working. Nothing is lost
-    /// if the future is dropped.
+    /// The next timestamp that was stored, or could not be, which never stops a tunnel. Dropping the future
+    /// loses nothing.
     pub(crate) async fn kept(&mut self) -> Timestamp {
         let Some((stamp, result)) = self.written.1.recv().await else {
             // It holds a sender itself.
@@ -175,7 +177,7 @@ impl FloorWriter {
         stamp
     }
 
-    /// The log says once that writing fails, until it succeeds again.
+    /// A failure is logged once, until a write succeeds again.
     fn note(&mut self, result: Result<(), FloorError>) {
         if let Err(error) = &result
             && !self.fails
@@ -186,7 +188,7 @@ impl FloorWriter {
     }
 }
 
-/// A pipe or a device in its place is not waited for, nor read.
+/// If a pipe or a device is in its place, it is neither waited for nor read.
 fn read(file: File) -> io::Result<String> {
     let mut text = String::new();
     if file.metadata()?.is_file() {
@@ -195,13 +197,13 @@ fn read(file: File) -> io::Result<String> {
     Ok(text)
 }
 
-/// A file that nobody but root and us can have written.
+/// A file that only root and we can have written.
 fn is_ours(found: &Metadata) -> bool {
     let owner = found.uid() == 0 || found.uid() == Uid::effective().as_raw();
     found.is_file() && owner && found.mode() & 0o022 == 0
 }
 
-/// No stamp after this one is believed.
+/// Timestamps after this one are not believed.
 fn latest(clock: WallTime) -> Timestamp {
     let clock = clock.since_unix();
     let latest = if clock < KNOWN_PAST {
@@ -212,7 +214,7 @@ fn latest(clock: WallTime) -> Timestamp {
     Timestamp::from_wall(WallTime::from_unix(latest))
 }
 
-/// The new content is whole on the disk before it takes the old one's name, and the name before
+/// The new contents are completely on the disk before they replace the old file, and the file's name before
 /// this returns.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     let new = path.with_extension("floor.new");
@@ -220,7 +222,7 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // A new one, so that nothing is written through a link or into what somebody else has open.
+    // A new file, so that nothing is written through a link or into a file that another user has open.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
@@ -228,7 +230,8 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-/// Nobody else can have put another directory, or a link, at the real path; and all owners are changed by descriptor.
+/// No other user can have put another directory, or a link, at the real path; and all owners are changed by
+/// descriptor.
 fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
     if !Uid::effective().is_root() {
         return DirBuilder::new().recursive(true).mode(0o755).create(directory);
@@ -247,8 +250,8 @@ fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
     Ok(())
 }
 
-/// What the user of an earlier start has kept goes to the one of this start. A file with a second name may be
-/// another's.
+/// The files that an earlier start's user stored are given to the user of this start. A file with a second
+/// name may belong to another user.
 fn hand_on(directory: &File, name: &CStr, former: u32, owner: &Account) -> io::Result<()> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(openat(directory, name, flags, Mode::empty())?);
@@ -259,7 +262,7 @@ fn hand_on(directory: &File, name: &CStr, former: u32, owner: &Account) -> io::R
     Ok(())
 }
 
-/// Whether nobody else keeps anything here: a directory that others use is not given away.
+/// Whether no other user keeps files here: a directory that others use is not given away.
 fn holds_only_floors(directory: &File) -> io::Result<bool> {
     let is_ours = |name: &CString| {
         let extension = Path::new(OsStr::from_bytes(name.to_bytes())).extension();
@@ -395,7 +398,7 @@ mod tests {
             (NOW, stamp(NOW + YEAR), true),
             (NOW, stamp(NOW + 10 * YEAR), false),
             (NOW, end, false),
-            // No clock while it was off.
+            // No clock ran while it was off.
             (0, stamp(NOW), true),
             (0, stamp(NOW + 20 * YEAR), true),
             (0, end, false),

@@ -1,7 +1,8 @@
-//! Whether the tunnel leads into itself: the routes of its own datagrams are asked for, and listened to.
+//! Detects whether the tunnel leads into itself: looks up the routes of its own datagrams, and follows their
+//! changes.
 //!
-//! The kernel is asked with all that a route may depend on, and says by which device a datagram to the peer would
-//! leave. If that is the tunnel's own, the peer is not followed to that address.
+//! The lookup has all parameters that a route may depend on, and returns the device by which a datagram to
+//! the peer would leave. If that is the tunnel's own, the peer is not followed to that address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -14,18 +15,18 @@ use vpnd_tunnel::udp::Way;
 use crate::config::Config;
 use crate::nameservers;
 
-/// From one look to the next: changes of routes come in crowds.
+/// The time between lookups: changes of routes come in groups.
 const APART: Duration = Duration::from_millis(100);
-/// Addresses of the peer that are asked about, at most.
+/// The number of the peer's addresses that are looked up, at most.
 const MOST: usize = 16;
 
-/// The one who asks.
+/// Looks up routes and follows their changes.
 pub(crate) struct Loops {
     asking: Netlink,
     heard: Heard,
     way: Way,
     uid: u32,
-    /// The tunnel's device, if it is where the socket is.
+    /// The tunnel's device, if it is in the socket's network namespace.
     device: Option<u32>,
     own: OwnState,
     due: Option<Instant>,
@@ -33,7 +34,7 @@ pub(crate) struct Loops {
 }
 
 impl Loops {
-    /// One that asks and listens in the socket's network namespace, where these were opened.
+    /// Looks up and listens in the socket's network namespace, where these were opened.
     pub(crate) fn new(
         (asking, heard): (Netlink, Heard),
         way: Way,
@@ -44,12 +45,12 @@ impl Loops {
         Self { asking, heard, way, uid, device, own, due: Some(Instant::now()), last: None }
     }
 
-    /// The peer may be somewhere else, or we may send from another port.
+    /// The peer's address or our source port may have changed.
     pub(crate) fn look_soon(&mut self) {
         self.due.get_or_insert_with(Instant::now);
     }
 
-    /// Waits until it is time to look.
+    /// Waits until it is time for a lookup.
     pub(crate) async fn due(&mut self) {
         if self.due.is_none() {
             self.heard.changed().await;
@@ -60,7 +61,7 @@ impl Loops {
         sleep_until(*due).await;
     }
 
-    /// Asks about these addresses of the peer, the first of which is where it is if that is known.
+    /// Looks up these addresses of the peer. The first one is the current one, if that is known.
     pub(crate) async fn look(
         &mut self,
         port: u16,
@@ -92,8 +93,8 @@ impl Loops {
         outlook
     }
 
-    /// The name servers of this host that are reached through the tunnel, or would be if its kill switch did not drop
-    /// the queries now.
+    /// The name servers of this host that are reached through the tunnel, or would be if its kill switch did
+    /// not block the queries now.
     pub(crate) async fn name_servers_inside(&self, config: &Config) -> Vec<IpAddr> {
         let mut inside = Vec::new();
         for at in nameservers::configured() {
@@ -108,7 +109,7 @@ impl Loops {
         inside
     }
 
-    /// Whether the kernel would choose an address of the tunnel, and of no other device.
+    /// Whether the kernel would choose a source address that only the tunnel's device has.
     async fn inner_source(&self, to: SocketAddr, route: Found) -> Option<InnerSource> {
         let (device, source) = (self.device?, route.source?);
         let is_inner = self.asking.is_only_on(device, source).await;

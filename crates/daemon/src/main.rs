@@ -1,5 +1,4 @@
-//! The `vpnd` binary: reads the command line, does what it says, and ends with a code that means
-//! something.
+//! The `vpnd` binary: parses the command line, runs the command, and ends with a meaningful exit code.
 
 mod account;
 mod alarm;
@@ -99,7 +98,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
 }
 
 fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
-    // Before the file is read, for that may fail too.
+    // Before the file is read, because that may fail too.
     changes::announce_start(&config::default_control(&options.config));
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
@@ -112,9 +111,9 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     Ok(Exit::Success.into())
 }
 
-/// Says what went wrong on standard error, and which code says so too.
+/// Prints an error on standard error, and returns the matching exit code.
 fn explain(error: &anyhow::Error) -> Exit {
-    // Where standard error is closed or nobody reads it, there is only the code.
+    // If standard error is closed or unread, only the exit code remains.
     if log_output::takes_last_words() {
         let _said = match error.downcast_ref::<Report>() {
             Some(report) => writeln!(io::stderr(), "{report}"),

@@ -1,5 +1,5 @@
-//! What a start opens, as the configuration has it: the device, its carrier, the UDP socket, the control
-//! socket.
+//! Opens what a start needs, according to the configuration: the device, its carrier, the UDP socket, the
+//! control socket.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -20,12 +20,13 @@ use crate::control::{Ask, Control, ControlError, STOPPING};
 use crate::run::RunError;
 use crate::tuntap;
 
-/// The way to configure the device, and what is told of it: opened in its network namespace, they stay there.
+/// The netlink connection for configuring the device, and the kernel's messages about it: both were opened in
+/// its network namespace, and stay in it.
 pub(crate) fn netlink() -> Result<(Netlink, Heard, Heard), vpnd_device::Error> {
     Ok((Netlink::connect()?, Heard::devices()?, Heard::everything()?))
 }
 
-/// The device, likewise.
+/// The device, opened in the same namespace.
 pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, RunError> {
     let device = patiently(|| open_device(config)).map_err(held)?;
     if let Some(owner) = device.claimed {
@@ -39,7 +40,7 @@ pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, RunError> {
     Ok(device)
 }
 
-/// What held the device of a vpnd that was killed may take an instant to end.
+/// The holder of a killed vpnd's device may take an instant to end.
 fn patiently(
     open: impl Fn() -> Result<vpnd_tun::Device, OpenError>,
 ) -> Result<vpnd_tun::Device, OpenError> {
@@ -58,7 +59,7 @@ fn patiently(
 
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Names the holder where somebody holds the device.
+/// Names the process that holds the device, if there is one.
 fn held(error: OpenError) -> RunError {
     match &error {
         OpenError::Busy { name } | OpenError::Shared { name, .. } | OpenError::Header { name } => {
@@ -68,7 +69,7 @@ fn held(error: OpenError) -> RunError {
     }
 }
 
-/// What the kernel is told of a device that vpnd makes: nobody at its other end configures this host.
+/// Sysctls for a device that vpnd creates: no host at its other end may configure this one.
 const KEPT_OUT: [(&str, &str); 4] = [
     ("ipv6/conf/DEVICE/accept_ra", "0"),
     ("ipv6/conf/DEVICE/accept_redirects", "0"),
@@ -76,11 +77,11 @@ const KEPT_OUT: [(&str, &str); 4] = [
     ("ipv4/conf/DEVICE/send_redirects", "0"),
 ];
 
-/// Sets one of these in the network namespace that this thread is in. It is no condition: a service may
-/// find `/proc/sys` read-only or hidden, a kernel may have no IPv6, and the data path stops these messages anyway.
+/// Sets a sysctl in the network namespace of this thread. A failure is harmless: a service may find
+/// `/proc/sys` read-only or hidden, a kernel may lack IPv6, and the data path stops these messages anyway.
 fn refuse_configuration(device: &str, file: &str, value: &str) {
     let file = format!("/proc/sys/net/{}", file.replace("DEVICE", device));
-    // These two are no devices, and mean others.
+    // These two are not devices: they stand for others.
     let set =
         || if ["all", "default"].contains(&device) { Ok(()) } else { fs::write(&file, value) };
     if let Err(error) = set() {
@@ -88,7 +89,7 @@ fn refuse_configuration(device: &str, file: &str, value: &str) {
     }
 }
 
-/// The device. Where the number of queues is ours to choose, one made beforehand may have but one.
+/// The device. If the number of queues is ours to choose, a device that already exists may have only one.
 fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
     let Interface { owner, group, .. } = &config.interface;
     let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
@@ -109,7 +110,7 @@ fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
     }
 }
 
-/// How many processors we may run on, as far as the one inbound thread keeps up with them.
+/// The number of processors we may run on, up to what the single inbound thread can serve.
 fn processors() -> u16 {
     const MOST: u16 = 8;
     let processors = available_parallelism().map_or(1, usize::from);
@@ -128,8 +129,9 @@ pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carr
     carrier.map_err(refused).ok()
 }
 
-/// For which families the kernel passes over the device's routes while it has no carrier, if that `follows` the peer:
-/// `ignore_routes_with_linkdown`, which for IPv4 holds if one of two says so.
+/// The families for which the kernel ignores the device's routes while it has no carrier, if the carrier
+/// `follows` the peer. The sysctl is `ignore_routes_with_linkdown`; for IPv4 it applies if either of two
+/// settings is on.
 pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
     let is_on = |family: &str, of: &str| {
         let path = format!("/proc/sys/net/{family}/conf/{of}/ignore_routes_with_linkdown");
@@ -141,7 +143,8 @@ pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
     }
 }
 
-/// The device's MTU. A port that has its bridge's never lowers it, and one that others made has what they gave it.
+/// The device's MTU. A port with its bridge's MTU never lowers the bridge's, and a device that others created
+/// keeps its own.
 pub(crate) async fn mtu(
     interface: &Interface,
     device: &vpnd_tun::Device,
@@ -156,10 +159,10 @@ pub(crate) async fn mtu(
     Ok(u16::try_from(there).unwrap_or(u16::MAX))
 }
 
-/// Of a LAN that says nothing else.
+/// The MTU of a LAN without another setting.
 const ETHERNET_MTU: u16 = 1500;
 
-/// The UDP socket. An address that is not ours yet is said here, not at the first send.
+/// The UDP socket. If its address is not ours yet, the error appears here, not at the first send.
 pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let wanted = &config.socket;
     for source in &wanted.sources {
@@ -179,7 +182,7 @@ pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     Socket::bind(config.interface.listen, &options)
 }
 
-/// What tells of the routes that the socket's datagrams take; a tunnel works without it.
+/// The kernel's messages about the routes of the socket's datagrams; a tunnel works without them.
 pub(crate) fn uplink() -> Option<Uplink> {
     let opened = Netlink::connect().and_then(|netlink| Ok((netlink, Heard::everything()?)));
     match opened {
@@ -191,8 +194,8 @@ pub(crate) fn uplink() -> Option<Uplink> {
     }
 }
 
-/// Binds the control socket. A tunnel of the same name that runs already is an error; without a place for the
-/// socket the tunnel runs all the same.
+/// Binds the control socket. It is an error if a tunnel of the same name is running; if the socket's
+/// directory is missing, the tunnel runs without it.
 pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> {
     match bind_control(config) {
         Ok(control) => {
@@ -207,8 +210,8 @@ pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> 
     }
 }
 
-/// Waits for the end of a tunnel that has been asked to stop, as in a restart. An error would leave nobody to keep
-/// the kill switch shut.
+/// Waits for the end of a tunnel that is stopping, as in a restart. If this failed instead, no process would
+/// keep the kill switch closed.
 fn bind_control(config: &Config) -> Result<Control, ControlError> {
     let begun = Instant::now();
     let mut announced = false;
@@ -230,10 +233,10 @@ fn bind_control(config: &Config) -> Result<Control, ControlError> {
 
 /// How long a start waits for an earlier run that is stopping, which may run `down` hooks, ...
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// ... and how often it asks.
+/// ... and how often it checks.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
-/// Whether the tunnel at this control socket has been asked to stop, or has gone since.
+/// Whether the tunnel at this control socket is stopping, or has ended meanwhile.
 fn is_stopping(control: &Path) -> bool {
     match ask::ask(control, &Ask::new("status")) {
         Ok(status) => status.get("stopping") == Some(&serde_json::Value::Bool(true)),
@@ -244,7 +247,7 @@ fn is_stopping(control: &Path) -> bool {
     }
 }
 
-/// Lets whom the daemon becomes ask it too.
+/// Gives the user whom the daemon becomes access to it too.
 fn give(socket: &Path, user: Option<&Account>) {
     let given = user.map(|user| give_socket(socket, user));
     if let Some(Err(error)) = given {
@@ -252,8 +255,8 @@ fn give(socket: &Path, user: Option<&Account>) {
     }
 }
 
-/// By descriptor, and only a socket of ours that has no other name: whoever may write to the directory can have put
-/// something else there since.
+/// By descriptor, and only a socket of ours without another name: anybody who may write to the directory can
+/// have replaced it.
 fn give_socket(path: &Path, user: &Account) -> io::Result<()> {
     let opened = OpenOptions::new()
         .read(true)

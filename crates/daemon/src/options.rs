@@ -1,4 +1,4 @@
-//! What the configuration says, in the words of the crates that do it.
+//! Translates the configuration into the option types of the lower crates.
 
 use ipnet::IpNet;
 use vpnd_crypto::{PublicKey, hash};
@@ -17,7 +17,7 @@ use crate::config::{self, Config, MssClamp};
 use crate::keys::Keys;
 use crate::terms::Agreement;
 
-/// For the data path.
+/// The options of the data path.
 pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
     engine::Options {
         mode: config.interface.mode,
@@ -26,12 +26,13 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
     }
 }
 
-/// What of it may change while the tunnel runs.
+/// Those that may change while the tunnel runs.
 pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
     Policy::new(config.interface.mode, mtu, clamp(config), filter(config), macs(&config.peer))
 }
 
-/// How the device is to look; `own` tells the tunnel's own datagrams, where they would be led into it.
+/// The wanted state of the device; `own` has the features of the tunnel's own datagrams, if the tunnel's
+/// routes would take them.
 pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> Link {
     let interface = &config.interface;
     Link {
@@ -52,8 +53,9 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
     }
 }
 
-/// Gives a TAP device whose address the file does not say one of its own. One that others made keeps what it
-/// has, unless it joins a bridge: its address could be the lowest of the ports', and become the bridge's.
+/// Gives a TAP device a hardware address of its own if the configuration has none. A device that others
+/// created keeps its address, unless it joins a bridge: the address could be the lowest of the ports', and
+/// the bridge would adopt it.
 pub(crate) fn choose_mac(
     link: &mut Link,
     config: &Config,
@@ -71,7 +73,7 @@ pub(crate) fn choose_mac(
     }
 }
 
-/// A locally administered address that is the same at each start, and above those of all network cards.
+/// A locally administered address, the same at each start and higher than those of all network cards.
 fn own_mac(public_key: &PublicKey, tunnel: &str) -> [u8; 6] {
     let parts = [&b"vpnd hardware address"[..], public_key.as_bytes(), tunnel.as_bytes()];
     let [_, a, b, c, d, e, ..] = hash(&parts);
@@ -87,7 +89,7 @@ fn route(route: &config::Route) -> vpnd_device::Route {
     }
 }
 
-/// For the protocol; `floor` is the last timestamp that was kept.
+/// The options of the protocol; `floor` is the last timestamp that was stored.
 pub(crate) fn peer(
     config: &Config,
     keys: Keys,
@@ -118,7 +120,7 @@ pub(crate) fn peer(
 pub(crate) fn filter(config: &Config) -> Filter {
     let config::Interface { addresses, peer_addresses, .. } = &config.interface;
     let mut allowed = config.peer.allowed_ips.clone();
-    // Who has a link-local address here has named its network, though a wider one lets it in.
+    // Configuring a link-local address allows its network explicitly, as a wider network alone does not.
     let peers = peer_addresses.iter().map(|address| IpNet::from(*address));
     for network in addresses.iter().map(IpNet::trunc).chain(peers).filter(is_link_local) {
         if allowed.iter().any(|wide| wide.contains(&network)) {
@@ -133,9 +135,9 @@ pub(crate) fn filter(config: &Config) -> Filter {
     Filter::new(&allowed).without(&own)
 }
 
-/// What of the network of an address is no other host: the address itself; the network's and the
-/// broadcast address; in IPv6 the one that all its routers share (RFC 4291 §2.6.1). Networks of two
-/// addresses have none of the last (RFC 3021, RFC 6164).
+/// The addresses in the network of one of ours that belong to no other host: our address itself; the
+/// network's and the broadcast address; in IPv6 the anycast address of its routers (RFC 4291 §2.6.1).
+/// Networks of two addresses have none of the last (RFC 3021, RFC 6164).
 fn own(address: &IpNet) -> impl Iterator<Item = IpNet> {
     let wide = address.prefix_len() + 1 < address.max_prefix_len();
     let network = wide.then(|| address.network());
@@ -143,7 +145,7 @@ fn own(address: &IpNet) -> impl Iterator<Item = IpNet> {
     [Some(address.addr()), network, broadcast].into_iter().flatten().map(IpNet::from)
 }
 
-/// Over a device that carries IP packets nobody here asks a router.
+/// Over a device that carries IP packets, no host here solicits routers.
 fn guard(config: &Config) -> Guard {
     let guard = &config.peer.guard;
     let routers = guard.contains(&config::Guard::Ra);
@@ -154,7 +156,7 @@ fn guard(config: &Config) -> Guard {
     }
 }
 
-/// None, where every station may send.
+/// `None` if every station may send.
 fn macs(peer: &config::Peer) -> Option<Macs> {
     let macs: Vec<_> = peer.allowed_macs.iter().map(|mac| mac.0).collect();
     (!macs.is_empty()).then(|| Macs::new(&macs))

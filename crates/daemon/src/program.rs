@@ -1,5 +1,5 @@
-//! Looks at the program of a command before it is run: what is not there will fail, and what others may
-//! change is theirs to run with our privileges.
+//! Checks the program of a command before it is run: a missing one will fail, and one that other users can
+//! change would run their code with our privileges.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,22 +11,22 @@ use thiserror::Error;
 
 use crate::trust::{self, Untrusted};
 
-/// Where programs are looked for when nobody says so.
+/// The search path if none is set.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What is wrong with a program.
+/// Why a program is rejected.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(crate) enum ProgramError {
-    /// No directory of `PATH` has it.
+    /// No directory of `PATH` contains it.
     #[error("there is no program `{0}` in PATH")]
     NotInPath(String),
-    /// It is not there, or out of our sight.
+    /// It does not exist, or we may not see it.
     #[error("{} is not there", .0.display())]
     Missing(PathBuf),
-    /// It is a directory, or nobody may execute it.
+    /// It is a directory, or is not executable.
     #[error("{} is no program: `chmod 755` makes a script one", .0.display())]
     NotExecutable(PathBuf),
-    /// Somebody else decides what it does.
+    /// Another user can change it.
     #[error(
         "{} could be changed by others: {why}; it and all directories above it must belong to root or to us, \
          and be writable by nobody else",
@@ -39,24 +39,23 @@ pub(crate) enum ProgramError {
 }
 
 impl ProgramError {
-    /// Whether it must not be run, rather than that it could not be.
+    /// Whether it must not be run, as opposed to cannot be run.
     pub(crate) const fn is_dangerous(&self) -> bool {
         matches!(self, Self::Changeable { .. })
     }
 }
 
-/// Where programs are looked for: as vpnd was started, or where they usually are.
+/// The search path: vpnd's own, or else the usual one.
 pub(crate) fn search_path() -> OsString {
     env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into())
 }
 
-/// Looks at `program`, a path or a word to be found in the search path, and says which file it is: a path without
-/// links, that nobody but root and us can make lead elsewhere. That file is the one to run. Who looked up
-/// the name again could find another.
+/// Checks `program`, a path or a word to be found in the search path, and returns its file: a path without
+/// links, which only root and we can change. Run that file: looking up the name again could find another one.
 ///
 /// # Errors
 ///
-/// The worst of what is wrong with it.
+/// The most serious problem.
 pub(crate) fn look_at(program: &str) -> Result<String, ProgramError> {
     let path = find(program, &search_path())?;
     let real = match trust::file(&path) {
@@ -70,11 +69,11 @@ pub(crate) fn look_at(program: &str) -> Result<String, ProgramError> {
     real.into_os_string().into_string().map_err(|real| ProgramError::NotText(real.into()))
 }
 
-/// Opens what [`look_at`] has found, to be executed and not read, unless others can change it by now.
+/// Opens a file found by [`look_at`] for execution, not for reading, unless other users can change it by now.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// Why it is rejected.
 pub(super) fn open(real: &str) -> Result<OwnedFd, Untrusted> {
     let (_real, file) = trust::open(Path::new(real), libc::O_PATH)?;
     Ok(file.into())
@@ -89,7 +88,7 @@ fn find(program: &str, search_path: &OsString) -> Result<PathBuf, ProgramError> 
     places.find(executable).ok_or_else(|| ProgramError::NotInPath(program.to_owned()))
 }
 
-/// A path as the configuration means it, from its directory on; a bare word stays what it is.
+/// A path relative to the configuration's directory; a bare word is returned unchanged.
 pub(crate) fn from_directory(program: &str, directory: &Path) -> String {
     if !program.contains('/') || program.starts_with('/') {
         return program.to_owned();

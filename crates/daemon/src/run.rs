@@ -1,5 +1,5 @@
-//! Runs one tunnel. The order of a start is the order of the lines in [`run`]: what needs
-//! privileges first, threads last.
+//! Runs one tunnel. A start happens in the order of the lines in [`run`]: first the steps that need
+//! privileges, last the threads.
 
 mod error;
 mod open;
@@ -59,17 +59,17 @@ pub(crate) struct RunOptions {
     pub(crate) config: PathBuf,
 }
 
-/// Runs until it is told to stop.
+/// Runs until it is asked to stop.
 ///
 /// # Errors
 ///
-/// If it cannot start, or cannot go on.
+/// If it cannot start, or cannot continue.
 pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
     changes::announce_start(&config.service.control);
-    // One thread, this one; tokio starts others only for blocking work.
+    // A single thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(start_to_stop(&config, keys));
-    // A name being looked up, or a disk that hangs, does not keep the process from ending.
+    // A name lookup or a hanging disk does not delay the end of the process.
     runtime.shutdown_background();
     if let Some((handed_on, opener)) = result? {
         linger::open_later(handed_on, opener);
@@ -77,7 +77,7 @@ pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
     Ok(())
 }
 
-/// A kill switch that opens later, and what opens it.
+/// A kill switch that opens later, and the process that opens it.
 type Later = (HandedOn, Option<Opener>);
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
@@ -85,18 +85,18 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
     let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
-    // Until all is put back, it stays open.
+    // Stays open until everything is reverted.
     let Prepared { host, changes, tenancy: _tenancy, opener } =
         Host::prepare(config, &keys.secret.public()).await?;
     let asked = stop.asked_by();
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
-    // What was changed in the system is put back then, too.
+    // The changes to the system are reverted then, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
     let device = config.interface.persist;
     let guards = match &result {
         Ok(()) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
         Ok(()) => AfterStop::Open,
-        // Whoever fails keeps packets in, before it was up as well as after.
+        // A failure keeps packets in, during the start as well as afterwards.
         Err(_) => {
             stays_shut(config);
             AfterStop::Shut
@@ -113,7 +113,7 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
     result.map(|()| handed_on.map(|handed_on| (handed_on, opener)))
 }
 
-/// Says what the network does not: that it is vpnd who keeps packets in.
+/// Logs that it is vpnd that blocks packets, because the network does not show it.
 fn stays_shut(config: &Config) {
     if config.has_kill_switch() {
         tracing::warn!(
@@ -123,22 +123,22 @@ fn stays_shut(config: &Config) {
     }
 }
 
-/// Everything that needs privileges, made and open.
+/// Everything that needs privileges, created and open.
 struct Host {
     device: vpnd_tun::Device,
-    /// The device's.
+    /// The device's MTU.
     mtu: u16,
-    /// Who sets another one.
+    /// The handle that sets another MTU.
     device_mtu: DeviceMtu,
-    /// The device's, where frames cross it.
+    /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
     life: Life,
-    /// Where it is the peer's to say.
+    /// Set if the carrier follows the peer.
     carrier: Option<Carrier>,
     socket: Socket,
     way: Way,
     uplink: Option<Uplink>,
-    /// Where the socket is, and routes are asked for.
+    /// The network namespace of the socket, where routes are looked up.
     outside: Netns,
     routes: PeerState,
     missing: watch::Receiver<Vec<Missing>>,
@@ -153,7 +153,7 @@ struct Host {
 struct Prepared {
     host: Host,
     changes: Changes,
-    /// The device's, until everything is put back.
+    /// The device's, until everything is reverted.
     tenancy: Option<Tenancy>,
     opener: Option<Opener>,
 }
@@ -177,7 +177,7 @@ impl Host {
         let Opened { device, tenancy, carrier, socket, uplink, floor, mtu } = opened;
         let presence = Presence::of(&device.queues[0])?;
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
-        // Before there are addresses that somebody could send to.
+        // Before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
         let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &way) };
         let specific = specific_routes(config, &inside, tunnel.index).await?;
@@ -226,8 +226,8 @@ impl Host {
         result
     }
 
-    /// All threads have ended when this returns. The device is open until then, so that what was
-    /// changed can be put back.
+    /// All threads have ended when this returns. The device is open until then, so that changes can be
+    /// reverted.
     async fn run_without_privileges(
         self,
         config: &Config,
@@ -235,7 +235,7 @@ impl Host {
         mut stop: Stop,
         hooks: &mut Following,
     ) -> Result<(), RunError> {
-        // Names are looked up, and routes, where datagrams leave.
+        // Names and routes are looked up where datagrams leave.
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
@@ -245,7 +245,7 @@ impl Host {
             stop.on_reload(control.rereads());
         }
         let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
-        // Packets move on while the hooks of the end are run.
+        // Packets still flow while the `down` hooks run.
         let stop = async {
             stop.asked().await;
             hooks.end().await;
@@ -270,15 +270,15 @@ impl Host {
         let peer = Peer::new(
             options::peer(config, keys, (mtu, self.mac), last_stamp(&self.floor)),
             Arc::clone(&activity),
-            // The kernel's, each time: a generator of our own would hold the key to every
-            // ephemeral secret it ever gave out.
+            // The kernel's generator, each time: with one of our own, its key would reveal every ephemeral
+            // secret it ever generated.
             Box::new(UnwrapErr(SysRng)),
             clock::now(),
         );
         let (table, options) = (peer.table(), options::engine(config, mtu));
         let policy = options.policy.clone();
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
-        // What is started from here on goes no sooner than other programs do.
+        // Processes started from here on have the normal priority.
         privilege::yield_to_others();
         tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {

@@ -14,7 +14,7 @@ pub(crate) struct Stop {
     interrupt: Signal,
     /// Announces that the next stop is part of a restart.
     restart: Signal,
-    /// The terminal is gone, or a service shall read its configuration again.
+    /// The terminal was closed, or a service is to read its configuration again.
     hangup: Signal,
     /// Reads the configuration again, once there is a tunnel that can be reloaded.
     reload: Option<Box<dyn Fn()>>,

@@ -1,4 +1,4 @@
-//! The control protocol: one line of JSON each way. The files that `reload` hands over follow its line as they are.
+//! The control protocol: one line of JSON each way. The files of a `reload` follow its line unencoded.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +14,10 @@ pub(crate) struct Ask {
     pub(crate) schema: u32,
     /// `status`, `reload` or `rotate`.
     pub(crate) command: String,
-    /// `rotate`: whether the previous keys are given up.
+    /// For `rotate`: whether the previous keys are removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) finish: bool,
-    /// `reload`: the files that follow the line, in this order.
+    /// For `reload`: the files that follow the line, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) files: Vec<Announced>,
 }
@@ -25,9 +25,9 @@ pub(crate) struct Ask {
 /// A file that follows the request's line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Announced {
-    /// `config`, or the key of the configuration that names it.
+    /// `config`, or the configuration key that contains its path.
     pub(crate) name: String,
-    /// How long it is.
+    /// Its length.
     pub(crate) bytes: usize,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Refusal {
     pub(crate) error: String,
 }
 
-/// The reason of a refusal when the control plane has ended.
+/// The reason for a refusal when the control plane has ended.
 pub(crate) const STOPPING: &str = "the tunnel is about to stop";
 
 /// One line of JSON. Every message has text for keys and no number that JSON lacks, so this never fails.

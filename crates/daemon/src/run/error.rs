@@ -14,22 +14,22 @@ use crate::netns::NetnsError;
 use crate::privilege::PrivilegeError;
 use crate::shell::ShellError;
 
-/// Why a tunnel did not start, or ended other than by being asked to.
+/// Why a tunnel did not start, or ended without being asked to.
 #[derive(Debug, Error)]
 pub(crate) enum RunError {
     /// The device cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Somebody else holds the device.
+    /// Another process holds the device.
     #[error("{error} (attached: {holders})")]
     Held { error: OpenError, holders: String },
     /// The device cannot be configured.
     #[error(transparent)]
     Device(#[from] vpnd_device::Error),
-    /// The port cannot be had.
+    /// The port is not available.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The device cannot be made to stay.
+    /// The device cannot be made persistent.
     #[error(transparent)]
     Persist(#[from] PersistError),
     /// The packet filter's table cannot be set.
@@ -41,13 +41,13 @@ pub(crate) enum RunError {
     /// A privilege is missing, or cannot be given up.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
-    /// The same tunnel runs already.
+    /// The same tunnel is running already.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// What it was to run did not succeed.
+    /// A command that it had to run failed.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// It ran and cannot go on.
+    /// The tunnel was running and cannot continue.
     #[error(transparent)]
     Plane(#[from] ShellError),
     /// The control plane itself panicked.
@@ -61,7 +61,7 @@ pub(crate) enum RunError {
 }
 
 impl RunError {
-    /// The code that `vpnd` ends with.
+    /// The exit code of `vpnd`.
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Open(OpenError::NoDevice) => Exit::Unavailable,
@@ -84,7 +84,7 @@ impl From<io::Error> for RunError {
     }
 }
 
-/// What the kernel means by EAGAIN when it gives no thread.
+/// The meaning of EAGAIN when the kernel creates no thread.
 fn at_the_limit(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EAGAIN) => {

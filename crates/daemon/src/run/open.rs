@@ -1,5 +1,5 @@
-//! What a start opens, before it changes anything but what keeps packets in: descriptors in one value, and how the
-//! device is to look in another.
+//! Opens what a start needs, before it changes anything except the kill switch: all descriptors in one value,
+//! and the wanted state of the device in another.
 
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Heard, Link, Mark, Netlink, Own, SpecificRoutes, Undo, Uplink};
@@ -17,40 +17,41 @@ use crate::netns::Netns;
 use crate::tenancy::Tenancy;
 use crate::{opening, options};
 
-/// A start whose kill switch is shut, if it has one: nothing leaves beside the tunnel any more that should not.
+/// A start whose kill switch is closed, if it has one: from here on no packet leaves outside the tunnel that
+/// should not.
 pub(super) struct Guarded {
     pub(super) control: Option<Control>,
-    /// Where the device is.
+    /// The network namespace of the device.
     pub(super) inside: Netns,
     pub(super) netlink: Netlink,
-    /// What is heard of devices, and of everything.
+    /// The kernel's messages about devices, and about everything.
     pub(super) heard: Heard,
     pub(super) news: Heard,
-    /// Where the socket is.
+    /// The network namespace of the socket.
     pub(super) outside: Netns,
     pub(super) way: Way,
-    /// Whether the tunnel's own datagrams would be led into it.
+    /// Whether the tunnel's routes would take its own datagrams.
     would_loop: bool,
     pub(super) undo: Undo,
     pub(super) opener: Option<Opener>,
 }
 
 impl Guarded {
-    /// Shuts the kill switch.
+    /// Closes the kill switch.
     ///
     /// # Errors
-    /// If the tunnel runs already, or what the kernel refuses.
+    /// If the tunnel is running already, or the kernel refuses.
     pub(super) async fn begin(config: &Config) -> Result<Self, RunError> {
-        // First, so that a second start of the same tunnel touches nothing.
+        // First, so that a second start of the same tunnel changes nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (netlink, heard, news) = inside.within(opening::netlink)??;
         let outside = Netns::open(config.socket.netns.as_deref());
-        // A route of another namespace leads no datagram of ours anywhere.
+        // A route in another namespace does not affect our datagrams.
         let would_loop =
             config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
         let way = changes::way(config, &netlink, would_loop).await;
-        // Before anything that may fail: a kill switch is not open until a start succeeds.
+        // Before any step that may fail: the kill switch stays closed even if the start fails.
         let mark = would_loop.then(|| changes::mark(config, &way));
         let mut undo = changes::guard(config, &netlink, mark).await?;
         guard_output(config, &inside, &way, &mut undo).await.inspect_err(|_| stays_shut(config))?;
@@ -60,25 +61,25 @@ impl Guarded {
     }
 }
 
-/// Everything that a tunnel works through, open. Nothing of it is configured yet.
+/// The descriptors that a tunnel works with, all open. Nothing is configured yet.
 pub(super) struct Opened {
     pub(super) device: Device,
-    /// Held until everything is put back.
+    /// Held until everything is reverted.
     pub(super) tenancy: Option<Tenancy>,
-    /// The device's, if it follows the peer.
+    /// The device's carrier, if it follows the peer.
     pub(super) carrier: Option<Carrier>,
     pub(super) socket: Socket,
     pub(super) uplink: Option<Uplink>,
     pub(super) floor: FloorFile,
-    /// The MTU that the device is to have.
+    /// The MTU that the device is to get.
     pub(super) mtu: u16,
 }
 
 impl Opened {
-    /// Opens it all.
+    /// Opens all of them.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel's refusal.
     pub(super) async fn open(config: &Config, guarded: &Guarded) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, way, .. } = guarded;
         let device = inside.within(|| opening::device(config))??;
@@ -93,7 +94,7 @@ impl Opened {
         Ok(Self { device, tenancy, carrier, socket, uplink, floor, mtu })
     }
 
-    /// How the device is to look.
+    /// The wanted state of the device.
     ///
     /// # Errors
     /// If its network namespace cannot be entered.
@@ -123,7 +124,7 @@ pub(super) fn own_mark(config: &Config, way: &Way) -> Option<Mark> {
     (way.mark != 0).then(|| changes::mark(config, way))
 }
 
-/// Has the packet filter drop what a kill switch covers, as far as no route does.
+/// Lets the packet filter drop the packets of a kill switch that no route drops.
 async fn guard_output(
     config: &Config,
     inside: &Netns,
@@ -136,7 +137,7 @@ async fn guard_output(
     Ok(inside.within(|| firewall::guard(config, own, specific.as_ref(), undo))??)
 }
 
-/// The routes that a kill switch leaves alone, where the packet filter's table keeps one.
+/// The routes that a kill switch does not cover, if the packet filter's table has a set of them.
 pub(super) async fn specific_routes(
     config: &Config,
     inside: &Netns,
