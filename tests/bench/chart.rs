@@ -1,4 +1,4 @@
-//! A bar chart of the medians, as an SVG that needs nothing but itself.
+//! A bar chart of the medians, as a self-contained SVG.
 
 use std::fmt::Write;
 

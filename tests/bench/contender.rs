@@ -1,4 +1,4 @@
-//! What is compared: the bare cable, builds of vpnd, and other people's tunnels.
+//! The subjects of the comparison: the bare link, builds of vpnd, and other tunnels.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What is measured, and every value that was.
+//! The measured quantities, with every single value.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Nothing stays behind when a run is interrupted: daemons are killed and files removed here, and
-//! namespaces go with the last process in them.
+//! Cleans up when a run is interrupted: kills daemons and removes files here; namespaces end with the last
+//! process in them.
 
 use std::fs;
 use std::path::PathBuf;

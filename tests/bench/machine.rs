@@ -1,4 +1,4 @@
-//! What the figures were measured on, and what of it was busy.
+//! The machine of the measurements, and how busy it was.
 
 use std::fs;
 use std::thread;

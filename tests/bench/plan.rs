@@ -1,4 +1,4 @@
-//! Every contender in every round, so that what changes on the machine meanwhile hits all alike.
+//! Runs every contender in every round, so that changes on the machine affect all of them alike.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! The device as a port of a bridge: it changes nothing of the bridge, is the same station after each start,
-//! comes back as it was set up, and ends that do not fit each other say so.
+//! The device as a port of a bridge: it changes nothing else of the bridge, has the same hardware address
+//! after each start, gets its port settings back, and ends whose settings do not match log it.
 
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::link::port;

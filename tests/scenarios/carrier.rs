@@ -1,4 +1,4 @@
-//! The device's carrier tells whether the peer is there: how soon it goes, and how soon it is back.
+//! The device's carrier shows whether the peer is alive: how soon it goes, and how soon it returns.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;

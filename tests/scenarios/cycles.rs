@@ -1,4 +1,4 @@
-//! Start and stop, again and again, by the book and by `kill -9`: the host is left as it was.
+//! Repeated starts and stops, clean ones and by `kill -9`: the host is left unchanged.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,5 +1,5 @@
-//! The life of the device: made or taken, kept or not, by whom, in which network namespace, and what
-//! happens when somebody takes it away.
+//! The lifetime of the device: created or taken over, persistent or not, by which user, in which network
+//! namespace, and what happens when another program deletes it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! Congestion marks through the tunnel: every mark of a packet under every mark of the way (RFC 6040).
+//! Congestion marks through the tunnel: every inner mark combined with every mark set on the path (RFC 6040).
 
 use anyhow::{Result, ensure};
 use vpnd_tests::runner::{Cost, Scenario};

@@ -1,4 +1,4 @@
-//! Every byte as it was: long transfers, hashed at both ends, and not one checksum that fails.
+//! Exact delivery: long transfers, hashed at both ends, without a single checksum error.
 
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::runner::{Cost, Scenario};

@@ -1,4 +1,5 @@
-//! The shipped examples, run as they stand: only names become addresses, and made-up keys real ones.
+//! The shipped examples, run unchanged except that names become addresses and placeholder keys become real
+//! ones.
 
 use std::fs;
 use std::net::Ipv6Addr;

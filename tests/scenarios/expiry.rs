@@ -1,4 +1,4 @@
-//! Keys do not outlive their time: idle for three minutes, a tunnel starts anew.
+//! Keys expire: after three idle minutes a tunnel makes a new session.
 
 use std::thread;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What vpnd reads, writes and starts on its host: whose files it believes, as whom it runs, and what it does
-//! where the host has no more to give.
+//! Files and programs of vpnd on its host: whose files it trusts, as which user it runs, and what it does
+//! when the host's resources are exhausted.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,5 +1,5 @@
-//! `[service] firewall`: the tables that vpnd sets, what they do, which one goes however vpnd ends, and which one stays
-//! with the kill switch; and what `check` says of others'.
+//! `[service] firewall`: the tables that vpnd creates, their effect, which one is removed however vpnd ends,
+//! and which one stays with the kill switch; and what `check` reports about other tables.
 
 use std::cell::Cell;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};

@@ -1,6 +1,6 @@
-//! The kill switch: what leaves beside the tunnel when somebody flushes rules or routes, when vpnd is started anew,
-//! before a start succeeds, and when the link has no carrier. Counted at the router, a datagram of each family every
-//! two milliseconds.
+//! The kill switch: packets that leave outside the tunnel when somebody flushes rules or routes, when vpnd is
+//! restarted, before a start succeeds, and when the link has no carrier. They are counted at the router, with
+//! a datagram of each family every two milliseconds.
 //!
 //! ```text
 //!   a [eth0] ──── [a] router [b] ──── [eth0] b

@@ -1,5 +1,4 @@
-//! What the far end may not do to a host: configure it as its router or DHCP server would, or speak in
-//! its name.
+//! What the far end must not do to a host: configure it like a router or DHCP server, or use its address.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,5 @@
-//! Commands that vpnd has run: when, as whom, with what, for how long; and names by systemd-resolved.
+//! Commands run by vpnd: when, as which user, with which environment, for how long; and names by
+//! systemd-resolved.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};

@@ -1,5 +1,5 @@
-//! vpnd and the peers nobody here wrote: each as initiator and as responder, with and without a
-//! preshared key.
+//! vpnd and independent implementations: each as initiator and as responder, with and without a preshared
+//! key.
 
 use anyhow::{Result, ensure};
 use vpnd_tests::capture::{Capture, Datagram, Seen};

@@ -1,4 +1,4 @@
-//! What the kernel drops, forgets or makes anew by itself, and what it has not got yet.
+//! Objects that the kernel drops, forgets or creates anew by itself, and objects that it does not accept yet.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! What two LANs need of each other to be one: a DHCP server, ARP, neighbour discovery, routers that
-//! advertise, groups that are joined, and large frames. Each is seen at the far side, and nothing of it
-//! between the sites.
+//! The protocols that two joined LANs need: DHCP, ARP, neighbour discovery, router advertisements, multicast
+//! groups, and large frames. Each is seen at the far side, and nothing of it between the sites.
 
 use std::fs;
 use std::net::Ipv4Addr;

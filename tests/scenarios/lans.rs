@@ -1,4 +1,4 @@
-//! Two LANs that a tunnel makes one, and whoever looks at the cable between the sites.
+//! Two LANs joined by a tunnel, and an eavesdropper on the link between the sites.
 
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::capture::{Capture, Datagram, Seen};

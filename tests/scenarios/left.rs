@@ -1,5 +1,5 @@
-//! What stays with a device: what a former program left on it, what vpnd leaves to the next one, and whose it
-//! is.
+//! Settings that stay with a device: those that a former program left on it, those that vpnd leaves to the
+//! next one, and its owner.
 
 use anyhow::{Result, ensure};
 use vpnd_tests::runner::{Cost, Scenario};

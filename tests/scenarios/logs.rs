@@ -1,5 +1,5 @@
-//! A log that cannot be written: its reader is gone, reads no more, or its disk is full. The tunnel, its routes, its
-//! kill switch and its end are as with any other log.
+//! A log that cannot be written: its reader is gone, has stopped reading, or its disk is full. The tunnel,
+//! its routes, its kill switch and its end work as with any other log.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Write};

@@ -1,7 +1,7 @@
 //! Every scenario, in one binary.
 //!
-//! `cargo test -p vpnd-tests --test scenarios -- interop` runs those whose name has the word;
-//! `VPND_TESTS=long` asks for the full counts.
+//! `cargo test -p vpnd-tests --test scenarios -- interop` runs the scenarios whose name contains the word;
+//! `VPND_TESTS=long` selects the long tests.
 
 mod bridges;
 mod carrier;

@@ -1,4 +1,4 @@
-//! Groups that are joined on one LAN and sent to on the other, between bridges that look into IGMP and MLD.
+//! Multicast groups joined on one LAN and sent to on the other, between bridges with IGMP and MLD snooping.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};

@@ -1,5 +1,5 @@
-//! IPv6 paths that carry less than the first link, and messages that say so of one that does not; the
-//! clamp of TCP's segment size, which keeps both from mattering.
+//! IPv6 paths whose MTU is below that of the first link, forged messages about such a path; and the clamp of
+//! TCP's segment size, with which neither matters.
 
 use std::time::Duration;
 

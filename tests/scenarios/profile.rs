@@ -1,5 +1,5 @@
-//! Two vpnd that speak `protocol = "vpnd"`: every profile that fits, every pair that does not, packets
-//! larger than the path, and what an end says when it stops.
+//! Two vpnd with `protocol = "vpnd"`: every matching profile, every mismatch, packets larger than the path's
+//! MTU, and the announcement of an end that stops.
 
 use std::fmt;
 use std::time::Duration;

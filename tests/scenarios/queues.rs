@@ -1,4 +1,4 @@
-//! A device of several queues: every flow in its order, and devices made beforehand.
+//! A device with several queues: the order within every flow, and devices created beforehand.
 
 use std::fs;
 use std::thread;

@@ -1,5 +1,5 @@
-//! What our own host refuses to send, routes that change, networks that come late, and ports and interfaces
-//! that have to be chosen anew.
+//! Sends refused by this host itself, routes that change, networks that come late, and ports and interfaces
+//! that have to be chosen again.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Ends that do not fit each other: no traffic, and a line that says why.
+//! Ends whose settings do not match: no traffic, and a log line with the reason.
 
 use std::time::Duration;
 

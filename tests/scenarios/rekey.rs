@@ -1,4 +1,4 @@
-//! The unmodified 120 s timer under a stream of numbered datagrams: a new session, nothing lost.
+//! The real 120 s timer under a stream of numbered datagrams: a new session, and no loss.
 
 use std::ops::Range;
 use std::thread;

@@ -1,4 +1,4 @@
-//! Ends that stop, crash and come back, with a TCP connection through them.
+//! Ends that stop, crash and return, with a TCP connection through them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

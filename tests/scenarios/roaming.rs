@@ -1,4 +1,4 @@
-//! Ends that move, and address translation that forgets.
+//! Ends that change their address, and NATs that forget mappings.
 
 use std::net::UdpSocket;
 use std::os::linux::net::SocketAddrExt;

@@ -1,5 +1,5 @@
-//! Routes: everything through the tunnel without a loop, routes that follow the peer, what somebody removes,
-//! what a `kill -9` leaves, and two tunnels on one host.
+//! Routes: everything through the tunnel without a loop, routes that follow the peer, routes that others
+//! remove, leftovers of a `kill -9`, and two tunnels on one host.
 //!
 //! ```text
 //!   a [eth0] ──── [a] router [b] ──── [eth0] b [lo] 198.18.7.1, 2001:db8:18::1

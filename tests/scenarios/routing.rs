@@ -1,5 +1,5 @@
-//! A routing daemon across the tunnel: OSPF by multicast, BFD, and what the daemon makes of the carrier
-//! when the peer dies.
+//! A routing daemon across the tunnel: OSPF by multicast, BFD, and the daemon's reaction to the carrier when
+//! the peer dies.
 
 use std::time::{Duration, Instant};
 

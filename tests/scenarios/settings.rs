@@ -1,5 +1,5 @@
-//! Settings of the data path that a reload changes while numbered streams and a TCP connection cross: what is let
-//! in, the segment size, the MTU.
+//! Settings of the data path that a reload changes under numbered streams and a TCP connection: allowed
+//! sources, the segment size, the MTU.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Hosts with two uplinks: which one the tunnel leaves by, and as what.
+//! Hosts with two uplinks: which one the tunnel uses, and with which source address and mark.
 
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::link::{cable, port};

@@ -1,5 +1,5 @@
-//! Two tunnels between the same two bridges: a loop, in which one broadcast would go round for ever, but
-//! for the bridges' spanning tree.
+//! Two tunnels between the same two bridges: a loop, in which a broadcast would circulate for ever without
+//! the bridges' spanning tree.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! vpnd and the system it runs on: what it changes and puts back, what it refuses, how it ends.
+//! vpnd and its host: its changes and their reversal, its refusals, and its ends.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What most scenarios begin with: two vpnd, one of which knows where the other is.
+//! The common beginning of most scenarios: two vpnd, one of which has the other's endpoint.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! `vpnd tuntap` beside `ip tuntap`: the same words make the same device, and what is wrong is
-//! named.
+//! `vpnd tuntap` compared with `ip tuntap`: equal arguments create equal devices, and errors are explained.
 
 use std::fs;
 use std::time::Duration;

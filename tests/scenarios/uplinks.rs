@@ -1,5 +1,5 @@
-//! Two ways between the sites and a tunnel by each: each keeps to its own, and to itself when the other
-//! one's is gone.
+//! Two paths between the sites and a tunnel over each: each tunnel uses only its own path, even when the
+//! other path is gone.
 
 use std::time::Duration;
 

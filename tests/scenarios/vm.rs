@@ -1,5 +1,5 @@
-//! Virtual machines on the LANs that a tunnel joins: the picture of br0 and vnet0, guests in virtual LANs,
-//! and one that moves from site to site.
+//! Virtual machines on the LANs that a tunnel joins: a host with br0 and vnet0, guests in VLANs, and a
+//! migration from site to site.
 
 use std::time::{Duration, Instant};
 

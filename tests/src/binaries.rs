@@ -1,4 +1,4 @@
-//! Where the programs under test are.
+//! Finds the programs under test.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-/// Where daemons are that not everybody's `PATH` names.
+/// Directories of daemons that a user's `PATH` may lack.
 const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// Installs what is missing of the tools and the peers: `tests/setup`, once.
+/// Installs missing tools and peers, once, with `tests/setup`.
 pub(crate) fn prepare() -> Result<()> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
     let done = DONE.get_or_init(|| set_up().map_err(|error| format!("{error:#}")));
@@ -74,7 +74,7 @@ fn find_vpnd() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Of `target/PROFILE/deps/scenarios-HASH` as of `target/PROFILE/bench`.
+/// From `target/PROFILE/deps/scenarios-HASH` or `target/PROFILE/bench`.
 fn profile_of(program: &Path) -> Option<&Path> {
     let directory = program.parent()?;
     if directory.ends_with("deps") { directory.parent() } else { Some(directory) }

@@ -1,4 +1,4 @@
-//! Debian's routing daemon, BIRD 2, in a host.
+//! Debian's routing daemon, BIRD 2, running in a host.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub struct Bird {
 }
 
 impl Bird {
-    /// Starts it with this configuration; what it logs goes to its standard error.
+    /// Starts it with this configuration; its log goes to standard error.
     ///
     /// # Errors
     /// When it is not installed, or its files cannot be written.
@@ -31,7 +31,7 @@ impl Bird {
         Ok(Self { host: host.clone(), socket, process })
     }
 
-    /// What `birdc` prints for this line.
+    /// The output of `birdc` for this line.
     ///
     /// # Errors
     /// When the daemon does not answer.

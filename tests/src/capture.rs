@@ -1,5 +1,5 @@
-//! What an eavesdropper on a cable sees: every UDP datagram with its addresses, counted; all bytes,
-//! searched for secrets; or every frame whole.
+//! Captures the traffic of a link as an eavesdropper would: every UDP datagram with its addresses, counted;
+//! all bytes, searched for secrets; or every complete frame.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ const VNET_LEN: usize = 10;
 const ETHERNET_LEN: usize = 14;
 /// IP protocol number.
 const UDP: u8 = 17;
-/// A bit beside the kind of a super-packet.
+/// A flag bit in the type of a super-packet.
 const GSO_ECN: u8 = 0x80;
 /// A super-packet of UDP datagrams.
 const GSO_UDP_L4: u8 = 5;
@@ -32,7 +32,7 @@ pub struct Datagram {
     pub to: SocketAddr,
     /// Length of its payload.
     pub len: usize,
-    /// The first bytes of it, as many as the capture keeps.
+    /// Its first bytes, as many as the capture keeps.
     pub head: Vec<u8>,
 }
 
@@ -55,29 +55,29 @@ pub struct Capture {
 /// When the reading thread ends.
 #[derive(Debug, Default)]
 struct Stop {
-    /// Once nothing waits to be read.
+    /// Once no frame is waiting to be read.
     drained: AtomicBool,
-    /// Now: nobody wants the rest, of which there may be no end.
+    /// Now: the remaining frames are not needed, and may never end.
     now: AtomicBool,
 }
 
-/// What was captured.
+/// The captured traffic.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// UDP, each datagram by itself even where the kernel passed them together.
+    /// UDP datagrams, separately even if the kernel passed them together.
     pub datagrams: Vec<Datagram>,
-    /// Everything else: whole frames, cut like the datagrams.
+    /// All other frames, cut like the datagrams.
     pub others: Vec<Vec<u8>>,
-    /// Of a capture of frames, everything.
+    /// In a capture of frames, all of them.
     pub frames: Vec<Frame>,
 }
 
-/// What is kept of a frame.
+/// How much of a frame is kept.
 #[derive(Debug, Clone, Copy)]
 enum Keep {
-    /// UDP is taken out of it, and this much kept of that, or of the frame where it is no UDP.
+    /// This much of a UDP datagram, or of the frame if it has none.
     Heads(usize),
-    /// All, as it is.
+    /// The whole frame.
     Whole,
 }
 
@@ -87,7 +87,7 @@ impl Seen {
         self.datagrams.iter().filter(|datagram| matching(datagram)).count()
     }
 
-    /// Whether `secret` appears in what was kept of any frame.
+    /// Whether `secret` appears in the kept part of any frame.
     pub fn contains(&self, secret: &[u8]) -> bool {
         let heads = self.datagrams.iter().map(|datagram| &datagram.head);
         heads.chain(&self.others).any(|kept| kept.windows(secret.len()).any(|part| part == secret))
@@ -121,12 +121,12 @@ impl Capture {
         Ok(Self { seen, stop, thread: Some(thread), socket })
     }
 
-    /// Datagrams so far that match.
+    /// The number of matching datagrams so far.
     pub fn count(&self, matching: impl Fn(&Datagram) -> bool) -> usize {
         lock(&self.seen).count(matching)
     }
 
-    /// Frames so far that match; none unless frames are kept whole.
+    /// The number of matching frames so far; zero unless complete frames are kept.
     pub fn count_frames(&self, matching: impl Fn(&Frame) -> bool) -> usize {
         lock(&self.seen).frames.iter().filter(|frame| matching(frame)).count()
     }
@@ -140,10 +140,10 @@ impl Capture {
         sent.map(drop).context("cannot send a frame")
     }
 
-    /// Stops once nothing waits to be read, and returns everything.
+    /// Stops once no frame is waiting to be read, and returns everything.
     ///
     /// # Errors
-    /// When the kernel had no room for some of it: the counts would be wrong.
+    /// If the kernel lost some of it for want of room: the counts would be wrong.
     pub fn stop(mut self) -> Result<Seen> {
         self.stop.drained.store(true, Ordering::Relaxed);
         self.join()?;
@@ -161,7 +161,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         self.stop.now.store(true, Ordering::Relaxed);
-        // One that panicked has failed its scenario already.
+        // A thread that panicked has failed its scenario already.
         let _ = self.join();
     }
 }
@@ -188,7 +188,7 @@ fn read(socket: &Socket, keep: Keep, seen: &Mutex<Seen>, stop: &Stop) {
     }
 }
 
-/// The frame with its tag put back.
+/// The frame with its VLAN tag restored.
 fn whole(bytes: &[u8], tag: Option<[u8; 4]>) -> Option<Frame> {
     let (addresses, rest) = bytes.get(VNET_LEN..)?.split_at_checked(12)?;
     Some(Frame::new([addresses, tag.as_ref().map_or(&[], |tag| &tag[..]), rest].concat()))
@@ -204,7 +204,7 @@ fn record(bytes: &[u8], keep: usize, seen: &mut Seen) {
         GSO_UDP_L4 => usize::from(u16::from_ne_bytes([header[4], header[5]])).max(1),
         _ => payload.len().max(1),
     };
-    // An empty datagram has no chunk, and is one all the same.
+    // An empty datagram has no chunk, but counts as one.
     let empty = payload.is_empty().then_some(payload);
     for part in payload.chunks(size).chain(empty) {
         let head = part[..part.len().min(keep)].to_vec();

@@ -1,8 +1,8 @@
-//! Ethernet frames as a capture keeps them, and what is in them.
+//! Ethernet frames of a capture, and their contents.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// To everybody.
+/// The broadcast address.
 pub const BROADCAST: [u8; 6] = [0xff; 6];
 /// EtherType.
 pub const ARP: u16 = 0x0806;
@@ -12,7 +12,7 @@ pub const IPV4: u16 = 0x0800;
 pub const IPV6: u16 = 0x86dd;
 /// EtherTypes of tags: 802.1Q's, and 802.1ad's around it.
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
-/// Where the type is, or the first tag.
+/// The position of the EtherType, or of the first tag.
 const TYPE: usize = 12;
 /// IP protocol number.
 const ICMP: u8 = 1;
@@ -22,7 +22,7 @@ const IGMP: u8 = 2;
 const UDP: u8 = 17;
 /// IP protocol number.
 const ICMPV6: u8 = 58;
-/// The extension header that all reports of multicast listeners bear.
+/// The extension header of all multicast listener reports.
 const HOP_BY_HOP: u8 = 0;
 
 /// A frame, from its destination to its last byte.
@@ -32,11 +32,11 @@ pub struct Frame(Vec<u8>);
 /// An ARP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arp {
-    /// Whether it asks, or answers.
+    /// Whether it is a request or a reply.
     pub asks: bool,
-    /// Who sends it.
+    /// The sender's address.
     pub sender: Ipv4Addr,
-    /// Whom it asks for, or answers.
+    /// The address that is requested, or replied to.
     pub target: Ipv4Addr,
 }
 
@@ -49,33 +49,33 @@ struct Packet<'a> {
 }
 
 impl Frame {
-    /// Of bytes that have at least addresses and a type.
+    /// From bytes that contain at least the addresses and the type.
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// All of it.
+    /// The whole frame.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whom it is for.
+    /// The destination address.
     pub fn is_to(&self, mac: [u8; 6]) -> bool {
         self.0.starts_with(&mac)
     }
 
-    /// The virtual LANs it is in, outermost first.
+    /// Its VLANs, outermost first.
     pub fn tags(&self) -> Vec<u16> {
         let at = (TYPE..self.behind_tags()).step_by(4);
         at.filter_map(|at| Some(self.word(at + 2)? & 0x0fff)).collect()
     }
 
-    /// The EtherType behind the tags.
+    /// The EtherType after the tags.
     pub fn kind(&self) -> u16 {
         self.word(self.behind_tags()).unwrap_or_default()
     }
 
-    /// What it says, if it is ARP.
+    /// Its contents, if it is ARP.
     pub fn arp(&self) -> Option<Arp> {
         let packet = self.payload().filter(|_| self.kind() == ARP)?;
         let address = |at: usize| Some(Ipv4Addr::from(*packet.get(at..)?.first_chunk::<4>()?));
@@ -83,7 +83,7 @@ impl Frame {
         Some(Arp { asks, sender: address(14)?, target: address(24)? })
     }
 
-    /// Where its IP packet goes.
+    /// The destination of its IP packet.
     pub fn destination(&self) -> Option<IpAddr> {
         self.packet().map(|packet| packet.to)
     }
@@ -98,7 +98,7 @@ impl Frame {
         self.begins(ICMPV6) == Some(kind)
     }
 
-    /// The MTU that a router says a packet does not fit: "fragmentation needed", or "packet too big".
+    /// The MTU that a router reports: "fragmentation needed", or "packet too big".
     pub fn next_mtu(&self) -> Option<u32> {
         let Packet { protocol, payload, .. } = self.packet()?;
         let told = u32::from_be_bytes(*payload.get(4..)?.first_chunk()?);
@@ -109,7 +109,7 @@ impl Frame {
         }
     }
 
-    /// The ports and what they carry, if it is UDP.
+    /// The ports and the payload, if it is UDP.
     pub fn udp(&self) -> Option<([u16; 2], &[u8])> {
         let segment = self.packet().filter(|packet| packet.protocol == UDP)?.payload;
         let ports = segment.first_chunk::<4>()?;
@@ -154,7 +154,7 @@ impl Frame {
     }
 }
 
-/// What follows the hop-by-hop options, if there are any.
+/// The part after the hop-by-hop options, if there are any.
 fn behind_options(next: u8, payload: &[u8]) -> Option<(u8, &[u8])> {
     if next != HOP_BY_HOP {
         return Some((next, payload));

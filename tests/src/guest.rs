@@ -1,6 +1,6 @@
-//! A virtual machine with a network card: its system is a network namespace, and the card a TAP device on
-//! either side of it. What the guest sends leaves the host's device as it is, super-packets
-//! and unfinished checksums too, as from a virtio card under QEMU:
+//! A virtual machine with a network card: its system is a network namespace, and its card is a TAP device in
+//! the guest and one in the host. The guest's packets leave the host's device unchanged, as super-packets and
+//! with incomplete checksums, as from a virtio card under QEMU:
 //!
 //! ```text
 //!   guest [eth0] ── card ── [vnet0] host, a port of br0
@@ -21,9 +21,9 @@ use crate::{Host, Lab, sys};
 
 /// A virtio header, an Ethernet header with two tags, and the largest packet.
 const LARGEST: usize = 10 + 22 + 65_536;
-/// Where tags go: behind a virtio header and two hardware addresses.
+/// The position of VLAN tags: after a virtio header and two hardware addresses.
 const TAGS_AT: usize = 10 + 12;
-/// How soon a card that is pulled is quiet, in milliseconds.
+/// The time until an unplugged card is quiet, in milliseconds.
 const GLANCE: u8 = 20;
 
 /// A virtual machine.
@@ -45,7 +45,7 @@ struct Plugged {
 }
 
 impl Guest {
-    /// One whose device is up and has these addresses. Its card is in no host yet.
+    /// A guest whose device is up and has these addresses. Its card is in no host yet.
     ///
     /// # Errors
     /// Without the privilege to make namespaces and devices.
@@ -58,15 +58,15 @@ impl Guest {
         Ok(Self { system, card: Arc::new(card), tags: Arc::from([]), plugged: None })
     }
 
-    /// The same guest in a virtual LAN: its card puts a tag, each of these in turn, on what it sends, and
-    /// takes nothing without it.
+    /// The same guest in VLANs: its card adds these tags, one after the other, to sent frames, and accepts
+    /// only frames with them.
     #[must_use]
     pub fn tagged(mut self, tags: &[[u8; 4]]) -> Self {
         self.tags = tags.concat().into();
         self
     }
 
-    /// Puts the card into a host, whose br0 gets a port of this name; it leaves the host it was in.
+    /// Plugs the card into a host, whose br0 gets a port of this name; it is removed from its previous host.
     ///
     /// # Errors
     /// When the host has such a device, or no such bridge.
@@ -79,7 +79,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Tells every bridge where the guest is now, by a reverse ARP request, as QEMU does when a machine has moved.
+    /// Announces the guest's new place to every bridge by a reverse ARP request, as QEMU does after a
+    /// migration.
     ///
     /// # Errors
     /// When the card is in no host.
@@ -110,13 +111,13 @@ impl Drop for Plugged {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // What a card loses when it is pulled is its guest's to repeat.
+            // The guest has to repeat what an unplugged card loses.
             let _ = thread.join();
         }
     }
 }
 
-/// Moves frames until it is stopped; those that a device that is not up refuses are lost.
+/// Moves frames until it is stopped; frames that a device refuses because it is down are lost.
 fn carry(
     mut from: &File,
     mut to: &File,
@@ -142,7 +143,7 @@ fn carry(
     }
 }
 
-/// Puts tags in, and moves what the virtio header says of places behind them.
+/// Adds tags, and shifts the offsets in the virtio header.
 fn tag(frame: &mut Vec<u8>, tags: &[u8]) -> bool {
     if frame.len() < TAGS_AT {
         return false;
@@ -152,7 +153,7 @@ fn tag(frame: &mut Vec<u8>, tags: &[u8]) -> bool {
     true
 }
 
-/// Takes tags off; a frame that has others is not for this guest.
+/// Removes tags; a frame with other tags is not for this guest.
 fn untag(frame: &mut Vec<u8>, tags: &[u8]) -> bool {
     let is_ours = frame.get(TAGS_AT..).is_some_and(|rest| rest.starts_with(tags));
     if is_ours {
@@ -166,7 +167,7 @@ fn length(tags: &[u8]) -> u16 {
     u16::try_from(tags.len()).unwrap_or_default()
 }
 
-/// Of a virtio header: `hdr_len`, and where the checksum starts, each where it is said.
+/// The offsets of `hdr_len` and the checksum start in a virtio header.
 fn shift(frame: &mut [u8], change: impl Fn(u16) -> u16) {
     for at in [2, 6] {
         let place = u16::from_ne_bytes([frame[at], frame[at + 1]]);

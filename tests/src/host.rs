@@ -15,8 +15,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::{Process, eventually, sys};
 
-/// What every namespace starts with: addresses that work at once, no chatter that nobody asked
-/// for, and answers wherever they come from.
+/// The settings of every namespace: addresses that work at once, no unsolicited packets, and answers whatever
+/// the reverse path.
 const SYSCTLS: [(&str, &str); 7] = [
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -34,7 +34,7 @@ pub(crate) struct Namespaces {
     pub(crate) mounts: File,
 }
 
-/// A machine of the laboratory.
+/// A host of the laboratory.
 #[derive(Debug, Clone)]
 pub struct Host {
     name: String,
@@ -61,20 +61,20 @@ impl Host {
         Ok(host)
     }
 
-    /// A connection that begins under an algorithm that paces, as bbr does, is paced for the rest of its
-    /// life, by a timer for each packet, even if it asks for cubic then. Where a namespace may not choose
-    /// cubic it may choose reno, which does not pace either.
+    /// A connection that begins with a pacing algorithm such as bbr is paced to its end, by a timer for each
+    /// packet, even if it later changes to cubic. If a namespace may not choose cubic, it may choose reno,
+    /// which does not pace either.
     fn choose_congestion_control(&self) -> Result<()> {
         let key = "ipv4/tcp_congestion_control";
         self.sysctl(key, "cubic").or_else(|_refused| self.sysctl(key, "reno"))
     }
 
-    /// What the scenario calls it.
+    /// Its name in the scenario.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where this host's keys, configurations and logs are.
+    /// The directory of this host's keys, configurations and logs.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -91,7 +91,7 @@ impl Host {
     /// Runs one line (words split at spaces, no shell) and returns what it printed.
     ///
     /// # Errors
-    /// When it cannot be started or exits unsuccessfully; with what it wrote to stderr.
+    /// If it cannot be started or fails; with its standard error.
     pub fn run(&self, line: &str) -> Result<String> {
         self.run_with_input(line, "")
     }
@@ -112,10 +112,10 @@ impl Host {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs one line as [`Host::run`] does, but not for ever.
+    /// As [`Host::run`], but with a time limit.
     ///
     /// # Errors
-    /// As [`Host::run`], and when it is not done after `limit`: then it is killed.
+    /// As [`Host::run`], and if it has not ended after `limit`: it is then killed.
     pub fn run_within(&self, line: &str, limit: Duration) -> Result<String> {
         let mut words = line.split_whitespace();
         let mut command = self.command(words.next().context("an empty command line")?);
@@ -130,7 +130,7 @@ impl Host {
         Ok(stdout)
     }
 
-    /// Starts a command that was made by [`Host::command`]; what it writes goes to `NAME.log`.
+    /// Starts a command made by [`Host::command`]; its output goes to `NAME.log`.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -139,7 +139,7 @@ impl Host {
         Process::start(command, &log).with_context(|| format!("{}: cannot start {name}", self.name))
     }
 
-    /// Starts a command that was made by [`Host::command`], and writes to what is given.
+    /// Starts a command made by [`Host::command`], with this output.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -150,10 +150,10 @@ impl Host {
             .with_context(|| format!("{}: cannot start {name}", self.name))
     }
 
-    /// Calls `work` on a thread inside; the sockets it makes stay inside wherever they go.
+    /// Calls `work` on a thread inside; sockets it opens stay inside even if they are moved.
     ///
     /// # Errors
-    /// What `work` answers.
+    /// The error of `work`.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let inside = || {
             setns(&self.namespaces.network, CloneFlags::CLONE_NEWNET)
@@ -175,11 +175,11 @@ impl Host {
         })
     }
 
-    /// Every device, address, route and rule, as text that is equal when they are; once the kernel has made up
-    /// its mind about each address.
+    /// Every device, address, route and rule, as text that can be compared; after duplicate address detection
+    /// has finished.
     ///
     /// # Errors
-    /// When `ip` fails, or an address is tried for too long.
+    /// If `ip` fails, or an address stays tentative for too long.
     pub fn network_state(&self) -> Result<String> {
         eventually("no address is tentative", Duration::from_secs(5), || {
             let tentative = self.run("ip -o -6 address show tentative")?;
@@ -196,8 +196,8 @@ impl Host {
         Ok(state.join("---\n"))
     }
 
-    /// Packets that the queues of all devices had no room for: the kernel's loss on a machine
-    /// with too few processors, nobody else's.
+    /// Packets lost because a device queue was full: the kernel's loss on a machine with too few processors,
+    /// not that of a program under test.
     ///
     /// # Errors
     /// When `ip` fails.
@@ -215,7 +215,7 @@ impl Host {
     }
 }
 
-/// Of a line of `ip -o link`: what a device that was up and is down again must have kept.
+/// The part of a line of `ip -o link` that must be unchanged after the device was up and is down again.
 fn device_and_mtu(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     let after = |name| words.iter().skip_while(|word| **word != name).nth(1).unwrap_or(&"-");
@@ -223,13 +223,13 @@ fn device_and_mtu(line: &str) -> String {
     format!("{name} mtu {} qlen {} master {}\n", after("mtu"), after("qlen"), after("master"))
 }
 
-/// Runs on a thread of its own, which alone changes its namespaces and then ends.
+/// Runs on a thread of its own, so that only this thread changes its namespaces.
 fn make_namespaces() -> Result<Namespaces> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    // Control sockets of every implementation live below /run: one for each host keeps two
-    // tunnels of the same name apart.
+    // All implementations put their control sockets below /run: with one for each host, two tunnels of the
+    // same name do not collide.
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
     fs::create_dir("/run/wireguard")?;
     Ok(Namespaces {

@@ -1,4 +1,4 @@
-//! Keys made by `wg`, so that nothing under test makes its own.
+//! Keys made by `wg`, so that no program under test makes its own.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -20,7 +20,7 @@ pub struct Key(String);
 pub struct KeyPair {
     /// The secret.
     pub private: Key,
-    /// What the other side is told.
+    /// The public key.
     pub public: Key,
 }
 
@@ -45,7 +45,7 @@ impl Key {
         wg("genpsk", "")
     }
 
-    /// As configuration files spell it.
+    /// In the format of configuration files.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! One scenario's place: a directory for keys, configurations and logs, and a name for its hosts.
+//! The place of one scenario: a directory for keys, configurations and logs, and the hosts.
 
 use std::env;
 use std::fs;
@@ -19,7 +19,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Makes the directory; the first of a process sees to it that the tools are installed.
+    /// Creates the directory; the first one of a process also installs missing tools.
     ///
     /// # Errors
     /// When they cannot be, or the directory for temporary files cannot be written.
@@ -28,7 +28,7 @@ impl Lab {
         Self::within(&env::temp_dir(), name)
     }
 
-    /// Makes the directory inside another and takes the machine as it is: nothing is installed.
+    /// Creates the directory inside another, without installing anything.
     ///
     /// # Errors
     /// When the other cannot be written.
@@ -51,7 +51,7 @@ impl Lab {
         Host::new(name, &self.subdirectory(name)?)
     }
 
-    /// Where this scenario's files are.
+    /// The directory of this scenario's files.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -68,7 +68,7 @@ impl Lab {
     }
 }
 
-/// Others may pass through: a daemon that drops its privileges still has to reach its own files.
+/// Other users may traverse it: a daemon that drops its privileges still has to reach its own files.
 fn traversable() -> fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o755)
 }

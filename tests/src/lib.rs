@@ -51,7 +51,7 @@ pub use topology::{Routed, Wire};
 pub use vpnd::Vpnd;
 pub use wait::{eventually, within};
 
-/// Whether the full counts are asked for (`VPND_TESTS=long`), or those that fit a quick run.
+/// Whether the long tests were requested (`VPND_TESTS=long`), instead of a quick run.
 pub fn long() -> bool {
     std::env::var("VPND_TESTS").is_ok_and(|size| size == "long")
 }

@@ -7,7 +7,7 @@ use crate::{Host, Lab};
 /// One end of a cable: a device of a host.
 #[derive(Debug, Clone, Copy)]
 pub struct Port<'a> {
-    /// Where it is.
+    /// Its host.
     pub host: &'a Host,
     /// The device's name there.
     pub device: &'a str,
@@ -88,8 +88,8 @@ impl Port<'_> {
         <[u8; 6]>::try_from(bytes).ok().context("an address of another length")
     }
 
-    /// Makes the device send every datagram by itself, so that a filter behind it counts and
-    /// measures datagrams and not the kernel's super-packets.
+    /// Makes the device send every datagram separately, so that a filter after it counts and measures
+    /// datagrams and not the kernel's super-packets.
     ///
     /// # Errors
     /// When `ethtool` fails.
@@ -103,7 +103,7 @@ impl Port<'_> {
     }
 }
 
-/// A switch: a host that is nothing but a bridge.
+/// A switch: a host with just a bridge.
 #[derive(Debug)]
 pub struct Switch {
     host: Host,
@@ -121,7 +121,7 @@ impl Switch {
         Ok(Self { host })
     }
 
-    /// Plugs a new device of a host in; the switch's own end bears the host's name.
+    /// Connects a new device of a host; the switch's port has the host's name.
     ///
     /// # Errors
     /// When either device exists.
@@ -131,7 +131,7 @@ impl Switch {
         self.host.run(&format!("ip link set {} master bridge", own.device)).map(drop)
     }
 
-    /// The host it is, to filter or capture on.
+    /// The switch as a host, for filters and captures.
     pub fn host(&self) -> &Host {
         &self.host
     }

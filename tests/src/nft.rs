@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::Host;
 
-/// Drops this share of what arrives for a UDP port, at random, before anything else sees it.
+/// Drops this share of the packets received on a UDP port, at random, before any other rule.
 ///
 /// # Errors
 /// When `nft` refuses it.
@@ -12,7 +12,7 @@ pub fn lose(host: &Host, port: u16, percent: u8) -> Result<()> {
     drop_arriving(host, &format!("udp dport {port} numgen random mod 100 < {percent}"))
 }
 
-/// Drops silently whatever arrives larger than `bytes`, IP header included. The sending device
+/// Silently drops received packets larger than `bytes`, IP header included. The sending device
 /// must not send super-packets ([`crate::link::Port::no_offload`]).
 ///
 /// # Errors
@@ -21,7 +21,7 @@ pub fn black_hole(host: &Host, bytes: u16) -> Result<()> {
     drop_arriving(host, &format!("meta length > {bytes}"))
 }
 
-/// Drops what arrives and matches, an expression of `nft`.
+/// Drops received packets that match an expression of `nft`.
 ///
 /// # Errors
 /// When `nft` refuses it.
@@ -30,7 +30,7 @@ pub fn drop_arriving(host: &Host, matching: &str) -> Result<()> {
     add(host, "inet lab", hook, &format!("{matching} counter drop"))
 }
 
-/// Lets the host's bridges forward so many kilobytes, and then nothing more.
+/// Lets the host's bridges forward this many kilobytes, and then nothing more.
 ///
 /// # Errors
 /// When `nft` refuses it.
@@ -39,8 +39,8 @@ pub fn limit_bridges(host: &Host, kilobytes: u32) -> Result<()> {
     add(host, "bridge limits", "filter hook forward priority filter", &rule)
 }
 
-/// Gives what arrives and matches another ECN mark, before anything else sees it;
-/// `family` is that of the header, `ip` or `ip6`.
+/// Sets another ECN mark on received packets that match, before any other rule; `family` is that of the
+/// header, `ip` or `ip6`.
 ///
 /// # Errors
 /// When `nft` refuses it.
@@ -49,7 +49,7 @@ pub fn remark_arriving(host: &Host, matching: &str, family: &str, mark: &str) ->
     add(host, "inet marks", hook, &format!("{matching} {family} ecn set {mark}"))
 }
 
-/// Counts what arrives, a counter for each of these expressions of `nft`.
+/// Counts received packets, with a counter for each of these expressions of `nft`.
 ///
 /// # Errors
 /// When `nft` refuses it.
@@ -58,7 +58,7 @@ pub fn count_arriving(host: &Host, matching: &[String]) -> Result<()> {
     add(host, "inet counts", "filter hook prerouting priority mangle", &rules.join("\n"))
 }
 
-/// Packets that the drop rules of this host took so far.
+/// The packets dropped by this host's rules so far.
 ///
 /// # Errors
 /// When `nft` fails.
@@ -79,22 +79,22 @@ pub fn counts(host: &Host) -> Result<Vec<u64>> {
         .collect()
 }
 
-/// Hides whatever leaves by a device behind its address, and forgets an idle UDP flow after
-/// `forget` seconds, as cheap routers do.
+/// Translates the source of all packets that leave by a device to its address, and forgets an idle UDP flow
+/// after `forget` seconds, as cheap routers do.
 ///
 /// # Errors
 /// When `nft` or the kernel refuses it.
 pub fn masquerade(host: &Host, device: &str, forget: u16) -> Result<()> {
     let rule = format!("oifname {device} masquerade random");
     add(host, "ip nat", "nat hook postrouting priority srcnat", &rule)?;
-    // What the far side sends to a mapping that is gone must not make a new one backwards.
+    // Packets from the far side to an expired mapping must not create a new one in reverse.
     let rule = format!("iifname {device} ct state new drop");
     add(host, "ip guard", "filter hook forward priority filter", &rule)?;
     host.sysctl("netfilter/nf_conntrack_udp_timeout", &forget.to_string())?;
     host.sysctl("netfilter/nf_conntrack_udp_timeout_stream", &forget.to_string())
 }
 
-/// Takes every rule away.
+/// Removes all rules.
 ///
 /// # Errors
 /// When `nft` fails.

@@ -1,5 +1,5 @@
-//! The peers nobody here wrote: three WireGuard implementations, run in the foreground inside a
-//! host and configured as their users do it, by `wg`.
+//! Independent peers: three WireGuard implementations, run in the foreground inside a host and configured
+//! with `wg`, as their users do it.
 
 use std::fmt;
 use std::fs;
@@ -28,7 +28,7 @@ impl Kind {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::WireguardGo, Self::Boringtun, Self::Gotatun];
 
-    /// The program, if it is there.
+    /// The program, if it is installed.
     ///
     /// # Errors
     /// When it is not installed.
@@ -40,8 +40,8 @@ impl Kind {
         }
     }
 
-    /// The newest program that is there. `tests/setup bench` fetches a wireguard-go that is newer than
-    /// the one that scenarios run.
+    /// The newest installed program. `tests/setup bench` fetches a newer wireguard-go than the one that
+    /// scenarios use.
     ///
     /// # Errors
     /// As [`Kind::program`].
@@ -67,7 +67,7 @@ impl Kind {
         Ok(command)
     }
 
-    /// What it logs when a handshake is done, as initiator or as responder.
+    /// Its log line after a completed handshake, as initiator or as responder.
     fn finished(self) -> &'static [&'static str] {
         match self {
             Self::WireguardGo => &["Received handshake response", "Sending handshake response"],
@@ -77,7 +77,7 @@ impl Kind {
     }
 }
 
-/// How much a peer tells.
+/// How much a peer logs.
 #[derive(Debug, Clone, Copy)]
 enum Logs {
     /// Every handshake.
@@ -130,7 +130,7 @@ impl Peer {
         Self::run(kind, host, site, Logs::Full)
     }
 
-    /// As [`Peer::start`], but for measurements: the newest program, which logs errors only.
+    /// As [`Peer::start`], but for measurements: the newest program, which logs only errors.
     ///
     /// # Errors
     /// As [`Peer::start`].
@@ -138,7 +138,7 @@ impl Peer {
         Self::run(kind, host, site, Logs::Quiet)
     }
 
-    /// What `wg show DEVICE FIELD` prints.
+    /// The output of `wg show DEVICE FIELD`.
     ///
     /// # Errors
     /// When the peer does not answer.
@@ -146,13 +146,13 @@ impl Peer {
         self.host.run(&format!("wg show {} {field}", self.device))
     }
 
-    /// Handshakes that its log tells of, in either role.
+    /// Handshakes in its log, in either role.
     pub fn handshakes(&self) -> usize {
         let log = self.process.log();
         self.kind.finished().iter().map(|words| log.matches(words).count()).sum()
     }
 
-    /// Where it believes vpnd to be.
+    /// The address at which it expects vpnd.
     ///
     /// # Errors
     /// When the peer does not answer.
@@ -161,12 +161,12 @@ impl Peer {
         Ok(line.split_whitespace().nth(1).context("no peer is configured")?.to_owned())
     }
 
-    /// The program, to be signalled or read.
+    /// The program, for signals or its log.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// The program alone, which runs on.
+    /// Only the program, which continues to run.
     pub fn into_process(self) -> Process {
         self.process
     }

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::{sys, within};
 
-/// What `/proc` counts time in: `USER_HZ`, 100 on every architecture Rust knows.
+/// The unit of time in `/proc`: `USER_HZ`, 100 on every architecture of Rust.
 pub const TICK: Duration = Duration::from_millis(10);
 
 /// A child with its log; it is killed when dropped.
@@ -49,7 +49,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Everything it wrote so far, ends of earlier runs with the same log included.
+    /// All its output so far, including that of earlier runs with the same log.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -63,7 +63,7 @@ impl Process {
         kill(id, signal).with_context(|| format!("cannot send {signal} to {id}"))
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     ///
     /// # Errors
     /// When the kernel does not know the child.
@@ -92,7 +92,7 @@ impl Process {
         self.wait(Duration::from_secs(10))
     }
 
-    /// Ends it as Ctrl-C does, which for vpnd is never the first half of a restart, and waits.
+    /// Ends it as Ctrl-C does, which vpnd never takes for the first half of a restart, and waits.
     ///
     /// # Errors
     /// When it does not end in ten seconds.
@@ -101,7 +101,7 @@ impl Process {
         self.wait(Duration::from_secs(10))
     }
 
-    /// Ends it as a power cut would.
+    /// Kills it, as a power cut would.
     ///
     /// # Errors
     /// When the kernel does not know the child.
@@ -127,7 +127,7 @@ impl Process {
         self.memory("VmHWM:")
     }
 
-    /// Processor time of all its threads, ended ones too, in the kernel and outside.
+    /// Processor time of all its threads, including ended ones, in kernel and user mode.
     ///
     /// # Errors
     /// When it is gone.
@@ -153,8 +153,8 @@ impl Drop for Process {
     }
 }
 
-/// Ends every program that still runs: one that has changed its user since it was started does not die
-/// with this process by itself. For who is about to exit without unwinding.
+/// Ends all programs that still run, for callers that exit without unwinding: a program that has changed its
+/// user since its start is not killed automatically with this process.
 pub fn kill_all() {
     for id in living().iter().filter_map(|id| i32::try_from(*id).ok()) {
         // It may have ended by itself.
@@ -167,8 +167,8 @@ fn living() -> MutexGuard<'static, BTreeSet<u32>> {
     LIVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Of `/proc/PID/stat`, user and system time: fields 14 and 15, counted behind the name, which may
-/// hold anything.
+/// User and system time in `/proc/PID/stat`: fields 14 and 15, counted after the name, which may contain any
+/// character.
 fn ticks(stat: &str) -> Option<u32> {
     let (_, behind) = stat.rsplit_once(')')?;
     let mut times = behind.split_whitespace().skip(11).map(str::parse);

@@ -5,7 +5,7 @@
 //!   client ── front [relay] back ── target
 //! ```
 //!
-//! The client is whoever sent to the front last; the target is fixed.
+//! The client is the last sender to the front; the target is fixed.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -22,13 +22,13 @@ use rand::{RngExt, SeedableRng};
 
 use crate::{Host, sys};
 
-/// How long a thread waits before it looks around.
+/// How often a waiting thread checks whether to stop.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// What happens to a datagram; shares are between 0 and 1.
+/// The faults; shares are between 0 and 1.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// Share that vanishes.
+    /// Share that is dropped.
     pub drop: f64,
     /// Share that is delivered twice.
     pub duplicate: f64,
@@ -36,15 +36,15 @@ pub struct Faults {
     pub flip: f64,
     /// Share cut to a random length.
     pub truncate: f64,
-    /// Share that is late by `delay`; all others pass at once, and so overtake it.
+    /// Share that is delayed by `delay`; all others pass at once, and so overtake it.
     pub late: f64,
-    /// How late.
+    /// The delay.
     pub delay: Range<Duration>,
-    /// Longer ones vanish; none means no limit.
+    /// Longer ones are dropped; none means no limit.
     pub longest: Option<usize>,
 }
 
-/// Which way a datagram goes.
+/// The direction of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// From the client.
@@ -53,12 +53,12 @@ pub enum Way {
     ToClient,
 }
 
-/// A datagram as it came to the relay, before any fault.
+/// A datagram as the relay received it, before any fault.
 #[derive(Debug, Clone)]
 pub struct Recorded {
-    /// Where it was going.
+    /// Its direction.
     pub way: Way,
-    /// All of it.
+    /// Its contents.
     pub datagram: Vec<u8>,
 }
 
@@ -71,8 +71,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts one on a host of both networks, without faults: what comes to `front` goes to
-    /// `target` from another port.
+    /// Starts one on a host of both networks, without faults: datagrams to `front` are forwarded to `target`
+    /// from another port.
     ///
     /// # Errors
     /// When `front` cannot be bound there.
@@ -96,24 +96,24 @@ impl Relay {
         Ok(Self { host: host.clone(), shared, threads: threads.into() })
     }
 
-    /// Changes what happens from now on, both ways.
+    /// Changes the faults from now on, in both directions.
     pub fn set(&self, faults: Faults) {
         *lock(&self.shared.faults) = faults;
     }
 
-    /// Takes a new port towards the target, as a NAT does that forgot.
+    /// Uses a new port towards the target, as a NAT does after it forgot the mapping.
     ///
     /// # Errors
     /// When no socket can be made.
     pub fn rebind(&self) -> Result<()> {
         *lock(&self.shared.back) = bind(&self.host, any_of(self.shared.target))?;
-        // The thread that still waits at the old port lets go of it, once it gets a processor.
+        // The thread that still waits at the old port closes it once it gets a processor.
         thread::sleep(100 * LOOK);
         Ok(())
     }
 
-    /// From now on every other datagram for the target leaves from a second port. What comes back to that
-    /// one is lost.
+    /// From now on every other datagram for the target leaves from a second port. Answers to that port are
+    /// lost.
     ///
     /// # Errors
     /// When no socket can be made.
@@ -135,17 +135,17 @@ impl Relay {
         Ok(lock(&self.shared.back).local_addr()?.port())
     }
 
-    /// Keeps a copy of everything that comes from now on.
+    /// Records all datagrams from now on.
     pub fn record(&self) {
         *lock(&self.shared.recorded) = Some(Vec::new());
     }
 
-    /// What was recorded so far.
+    /// The datagrams recorded so far.
     pub fn recorded(&self) -> Vec<Recorded> {
         lock(&self.shared.recorded).clone().unwrap_or_default()
     }
 
-    /// Sends a datagram of the test's own as if it had passed here.
+    /// Sends a datagram of the test as if it had been relayed.
     ///
     /// # Errors
     /// When it cannot be sent, or no client is known yet.
@@ -163,7 +163,7 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // One that panicked has failed its scenario already.
+            // A thread that panicked has failed its scenario already.
             let _ = thread.join();
         }
     }
@@ -173,7 +173,7 @@ impl Drop for Relay {
 struct Shared {
     front: Arc<UdpSocket>,
     back: Mutex<Arc<UdpSocket>>,
-    /// Where every other datagram leaves from, while there is one.
+    /// The socket of every other datagram, while there is one.
     second: Mutex<Option<Arc<UdpSocket>>>,
     target: SocketAddr,
     client: Mutex<Option<SocketAddr>>,
@@ -218,7 +218,7 @@ impl Shared {
     }
 }
 
-/// One way, on its own thread, with its own random numbers.
+/// One direction, on its own thread, with its own random numbers.
 struct Direction {
     way: Way,
     shared: Arc<Shared>,
@@ -243,8 +243,8 @@ impl Direction {
         }
     }
 
-    /// Every fault draws its number whether it is set or not, so that a change of one leaves
-    /// the others' choices as they were.
+    /// Every fault draws its random number even if it is off, so that changing one fault does not change the
+    /// effects of the others.
     fn pass(&mut self, mut datagram: Vec<u8>) {
         let faults = lock(&self.shared.faults).clone();
         let [drop, twice, flip, cut, late] =
@@ -280,7 +280,7 @@ impl Direction {
     }
 
     fn send(&self, datagram: &[u8]) {
-        // A target that is not there is one more fault.
+        // A missing target is just another fault.
         let _ = self.shared.send(self.way, datagram);
     }
 }
@@ -301,7 +301,7 @@ fn any_of(target: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A thread that panicked leaves plain data behind, which is as good as before.
+/// A thread that panicked leaves plain data behind, which is still valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

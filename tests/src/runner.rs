@@ -15,30 +15,30 @@ use anyhow::{Result, anyhow};
 
 use crate::{Lab, binaries};
 
-/// After so long, whatever still runs has failed.
+/// After this time every scenario still running has failed.
 const LIMIT: Duration = Duration::from_secs(19 * 60);
-/// The same for the full counts.
+/// The same for the long tests.
 const LONG_LIMIT: Duration = Duration::from_secs(60 * 60);
-/// How many that wait run at once. The kernel makes and deletes network namespaces one after the other, and with many
-/// more each would keep the others from what they have to do within seconds.
+/// Waiting scenarios that run at once. The kernel creates and deletes network namespaces one after the other,
+/// and with many more the scenarios would miss their time limits of a few seconds.
 const WAITING: usize = 28;
-/// Between the starts of the first of them, for the same reason.
+/// The time between the first of these starts, for the same reason.
 const APART: Duration = Duration::from_millis(250);
 
-/// What a scenario spends its time on.
+/// The resource that a scenario needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// Waiting: many of these run at once.
+    /// Time: many of these run at once.
     Waits,
-    /// Computing, briefly: one for each processor but one, which is for those that wait.
+    /// A processor, briefly: one scenario for each processor but one, which is left to the waiting ones.
     Works,
-    /// Everything there is: one after another, when nothing else runs.
+    /// The whole machine: one after another, when nothing else runs.
     Alone,
 }
 
 type Body = Box<dyn Fn(&Lab) -> Result<String> + Send + Sync>;
 
-/// One scenario; what it returns is the line that says what was seen.
+/// One scenario; it returns the line to print.
 pub struct Scenario {
     name: String,
     cost: Cost,
@@ -61,7 +61,7 @@ impl Scenario {
         Outcome { name: self.name.clone(), took: start.elapsed(), result }
     }
 
-    /// Beside a failure stand the ends of all logs.
+    /// With a failure, the ends of all logs are printed.
     fn in_a_lab(&self) -> Result<String, String> {
         let lab = Lab::new(&self.name).map_err(|error| format!("{error:#}"))?;
         let body = AssertUnwindSafe(|| (self.body)(&lab));
@@ -70,7 +70,7 @@ impl Scenario {
     }
 }
 
-/// Runs those that the command line asks for, as `cargo test -- FILTER --skip OTHER` does.
+/// Runs the scenarios selected on the command line, as `cargo test -- FILTER --skip OTHER` does.
 pub fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let choice = Choice::from_arguments(std::env::args().skip(1));
     let chosen: Vec<_> = scenarios.into_iter().filter(|one| choice.takes(&one.name)).collect();
@@ -78,7 +78,7 @@ pub fn main(scenarios: Vec<Scenario>) -> ExitCode {
         chosen.iter().for_each(|one| say(&format!("{}: test", one.name)));
         return ExitCode::SUCCESS;
     }
-    // Installed and built before any clock runs.
+    // Installed and built before any time limit starts.
     if let Err(error) = binaries::prepare().and_then(|()| binaries::vpnd()) {
         say(&format!("FAILED {error:#}"));
         return ExitCode::FAILURE;
@@ -129,7 +129,7 @@ impl Choice {
     }
 }
 
-/// Returns what failed.
+/// Returns the failures.
 fn run(scenarios: Vec<Scenario>) -> Vec<Outcome> {
     let deadline = Instant::now() + if crate::long() { LONG_LIMIT } else { LIMIT };
     let (alone, together): (Vec<_>, Vec<_>) =
@@ -157,7 +157,7 @@ fn run_together(
     collect(&outcomes, names, deadline)
 }
 
-/// Runs a queue on this many threads, which begin one after the other.
+/// Runs a queue on this many threads, which start one after the other.
 fn work_off(queue: Vec<Scenario>, workers: usize, apart: Duration, report: &Sender<Outcome>) {
     let queue = Arc::new(Mutex::new(queue.into_iter()));
     for delay in (0..).map(|index| apart * index).take(workers) {
@@ -178,7 +178,7 @@ fn work(
     let report = report.clone();
     thread::spawn(move || {
         for scenario in scenarios {
-            // Nobody listens any more only after the deadline.
+            // The receiver is gone only after the deadline.
             let _ = report.send(scenario.run());
         }
     });
@@ -218,7 +218,7 @@ fn show(outcome: &Outcome) {
     });
 }
 
-/// A reader that went away, as `head` does, is no failure.
+/// If the reader of the output goes away, as `head` does, that is no failure.
 fn say(line: &str) {
     let _ = writeln!(io::stdout().lock(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! What one end of a tunnel is told, whichever program runs it.
+//! The configuration of one end of a tunnel, for any of the programs.
 
 use anyhow::Result;
 
@@ -15,26 +15,26 @@ pub const INNER_A6: &str = "2001:db8:99::1";
 /// Inside the tunnel, at B.
 pub const INNER_B6: &str = "2001:db8:99::2";
 
-/// One end: itself, and what it knows of the other.
+/// One end: its own settings, and those about the other end.
 #[derive(Debug, Clone)]
 pub struct Site {
-    /// Of the configuration file, and so of the service.
+    /// The name of the configuration file, and so of the service.
     pub name: String,
-    /// Of the tunnel's device.
+    /// The name of the tunnel's device.
     pub device: String,
     /// Its own keys.
     pub keys: KeyPair,
-    /// vpnd's own: the keys that take their place.
+    /// Only for vpnd: its next keys.
     pub next_keys: Option<KeyPair>,
     /// Inner addresses with their prefix.
     pub addresses: Vec<String>,
     /// The UDP port; none means any.
     pub listen: Option<u16>,
-    /// Of the device; 0 leaves it to vpnd.
+    /// The device's MTU; 0 leaves it to vpnd.
     pub mtu: u16,
     /// More lines for vpnd's `[interface]` table.
     pub interface: Vec<String>,
-    /// Networks that lie behind the other end.
+    /// Networks behind the other end.
     pub routes: Vec<String>,
     /// More lines for vpnd's `[service]` table.
     pub service: Vec<String>,
@@ -44,26 +44,26 @@ pub struct Site {
     pub remote: Remote,
 }
 
-/// What an end knows of the other.
+/// An end's settings about the other.
 #[derive(Debug, Clone)]
 pub struct Remote {
     /// Its public key.
     pub public: Key,
-    /// Shared with it beforehand.
+    /// Their preshared key.
     pub preshared: Option<Key>,
-    /// `address:port`; without one, this end waits for the other, and cannot initiate.
+    /// `address:port`; without it, this end waits for the other, and cannot initiate.
     pub endpoint: Option<String>,
-    /// Inner sources that are accepted from it.
+    /// Accepted inner source addresses.
     pub allowed_ips: Vec<String>,
     /// Seconds between persistent keepalives.
     pub keepalive: Option<u16>,
-    /// vpnd's own: `any`, `same-ip` or `off`.
+    /// Only for vpnd: `any`, `same-ip` or `off`.
     pub roam: Option<String>,
-    /// vpnd's own: the preshared key that takes the other's place, and the public key.
+    /// Only for vpnd: the next preshared key.
     pub next_preshared: Option<Key>,
     /// The public key that takes the other's place.
     pub next_public: Option<Key>,
-    /// vpnd's own: what both ends speak, `wireguard` or `vpnd`.
+    /// Only for vpnd: the protocol of both ends, `wireguard` or `vpnd`.
     pub protocol: &'static str,
     /// More lines for vpnd's `[peer]` table.
     pub lines: Vec<String>,
@@ -84,7 +84,7 @@ impl Site {
         self
     }
 
-    /// The same end with vpnd's own protocol, and more lines about the peer.
+    /// The same end with the protocol `vpnd`, and more lines about the peer.
     #[must_use]
     pub fn speaking_vpnd(mut self, lines: &[&str]) -> Self {
         self.remote.protocol = "vpnd";
@@ -108,7 +108,7 @@ impl Site {
     }
 }
 
-/// Two ends that fit each other. Neither knows where the other is yet.
+/// Two ends with matching settings. Neither has the other's endpoint yet.
 ///
 /// # Errors
 /// When keys cannot be made.

@@ -1,4 +1,4 @@
-//! The one place that knows how `vpnd status --json` spells things.
+//! The only place that knows the format of `vpnd status --json`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::Host;
 
-/// What a daemon says of itself.
+/// A daemon's status.
 #[derive(Debug, Clone)]
 pub struct Status(Value);
 
@@ -43,7 +43,7 @@ impl Status {
         self.field("/device/mtu")?.as_u64()
     }
 
-    /// Whether the peer is alive, as far as it knows.
+    /// Whether the daemon considers the peer alive.
     pub fn alive(&self) -> Option<bool> {
         self.field("/alive")?.as_bool()
     }
@@ -53,12 +53,12 @@ impl Status {
         self.number("/peer/handshakes")
     }
 
-    /// The MTU that a vpnd at the other end says its device has.
+    /// The device's MTU that a vpnd at the other end announces.
     pub fn peer_mtu(&self) -> Option<u64> {
         self.field("/peer/mtu")?.as_u64()
     }
 
-    /// Through how many queues packets leave the device.
+    /// The number of queues through which packets leave the device.
     pub fn queues(&self) -> u64 {
         self.number("/device/queues")
     }
@@ -73,26 +73,27 @@ impl Status {
         self.number("/traffic/tx_packets")
     }
 
-    /// Where it sends to now.
+    /// The address that it sends to now.
     pub fn endpoint(&self) -> Option<&str> {
         self.field("/peer/endpoint")?.as_str()
     }
 
-    /// The routes that take packets past a kill switch: which, and whether only a part of them.
+    /// The routes that take packets past a kill switch, each with whether it is to a part of the network
+    /// only.
     pub fn bypassed(&self) -> Vec<(&str, bool)> {
         let all = self.field("/bypassed").and_then(Value::as_array).into_iter().flatten();
         all.filter_map(|one| Some((one.get("by")?.as_str()?, one.get("part")?.as_bool()?)))
             .collect()
     }
 
-    /// What of the device's addresses, rules and routes is missing, and why.
+    /// The device's missing addresses, rules and routes, each with the reason.
     pub fn missing(&self) -> Vec<(&str, &str)> {
         let all = self.field("/missing").and_then(Value::as_array).into_iter().flatten();
         all.filter_map(|one| Some((one.get("what")?.as_str()?, one.get("why")?.as_str()?)))
             .collect()
     }
 
-    /// What it says that a person can do.
+    /// Its advice to the user.
     pub fn hint(&self) -> Option<&str> {
         self.field("/hint")?.as_str()
     }
@@ -102,14 +103,14 @@ impl Status {
         self.field("/device/listen_port")?.as_u64()
     }
 
-    /// Drops of every kind that there were, by name.
+    /// The drops that are not zero, by name.
     pub fn drops(&self) -> BTreeMap<&str, u64> {
         let kinds = self.field("/drops").and_then(Value::as_object).into_iter().flatten();
         let counts = kinds.filter_map(|(kind, count)| Some((kind.as_str(), count.as_u64()?)));
         counts.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Whether the path marks everything for congestion, so that marks are ignored.
+    /// Whether the path sets the congestion mark on everything, so that its marks are ignored.
     pub fn ecn_ignored(&self) -> bool {
         self.field("/ecn_ignored").and_then(Value::as_bool) == Some(true)
     }

@@ -1,5 +1,5 @@
-//! Where the harness talks to the kernel itself: entering namespaces between fork and exec, packet
-//! sockets, and the cards of virtual machines.
+//! The harness's system calls: entering namespaces between fork and exec, packet sockets, and the cards of
+//! virtual machines.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -25,7 +25,7 @@ use crate::within;
 pub(crate) fn enter_before_exec(command: &mut Command, namespaces: Arc<Namespaces>) {
     let enter = move || {
         set_pdeathsig(Signal::SIGKILL)?;
-        // Whoever starts it may have blocked signals for itself.
+        // The process that starts it may have blocked signals for itself.
         SigSet::all().thread_unblock()?;
         setns(&namespaces.network, CloneFlags::CLONE_NEWNET)?;
         setns(&namespaces.mounts, CloneFlags::CLONE_NEWNS)?;
@@ -55,7 +55,7 @@ pub(crate) fn output(command: &mut Command, input: &str) -> io::Result<Output> {
     child.wait_with_output()
 }
 
-/// Runs to the end, or to `limit`, when it is killed; what it prints may be of any length.
+/// Runs it to its end or to `limit`, when it is killed; its output may be of any length.
 pub(crate) fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     command.stdin(Stdio::null()).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
@@ -69,8 +69,8 @@ pub(crate) fn output_within(command: &mut Command, limit: Duration) -> io::Resul
     Ok(Output { status: status?, stdout: contents(&mut stdout)?, stderr: contents(&mut stderr)? })
 }
 
-/// A packet socket that sees every frame of one interface, each behind a virtio header, so that
-/// super-packets can be told from datagrams.
+/// A packet socket that receives every frame of one interface, each with a virtio header, so that
+/// super-packets can be distinguished from datagrams.
 pub(crate) fn packet_socket(interface: u32) -> io::Result<Socket> {
     let protocol = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?.to_be();
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
@@ -85,7 +85,7 @@ pub(crate) fn receive_buffer(socket: &impl AsRawFd, bytes: i32) -> io::Result<()
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
 }
 
-/// Frames that a packet socket had no room for since the last call.
+/// Frames that were lost since the last call because a packet socket had no room.
 pub(crate) fn packet_drops(socket: &Socket) -> io::Result<u32> {
     let mut stats = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
     let mut len = libc::socklen_t::try_from(size_of_val(&stats)).map_err(io::Error::other)?;
@@ -102,8 +102,8 @@ pub(crate) fn packet_drops(socket: &Socket) -> io::Result<u32> {
     if done == 0 { Ok(stats.tp_drops) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Reads a frame and its virtio header. The kernel takes the outermost tag of a virtual LAN out of the
-/// frame: its four bytes stand beside the length.
+/// Reads a frame and its virtio header. The kernel removes the outermost VLAN tag from the frame: its four
+/// bytes are returned beside the length.
 pub(crate) fn receive_frame(
     socket: &Socket,
     buffer: &mut [u8],
@@ -124,7 +124,7 @@ pub(crate) fn receive_frame(
     Ok((len, tag))
 }
 
-/// What `PACKET_AUXDATA` says.
+/// The contents of `PACKET_AUXDATA`.
 ///
 /// # Safety
 /// The message must have been received, and its buffer for control messages live.
@@ -140,8 +140,8 @@ unsafe fn tag_beside(message: &libc::msghdr) -> Option<[u8; 4]> {
     (told.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then_some([kind[0], kind[1], tag[0], tag[1]])
 }
 
-/// Makes a TAP device of this name and attaches to it, without waiting: each frame stands behind a virtio
-/// header, and super-packets of every kind are understood.
+/// Creates a TAP device of this name and attaches to it, non-blocking: each frame has a virtio header, and
+/// super-packets of every kind are accepted.
 pub(crate) fn open_tap(name: &str) -> io::Result<File> {
     let file = File::options()
         .read(true)
@@ -167,7 +167,7 @@ pub(crate) fn open_tap(name: &str) -> io::Result<File> {
     if set == 0 { Ok(file) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Never fragments what the socket sends: too large is an error.
+/// Never fragments the socket's packets: sending one that is too large is an error.
 pub(crate) fn never_fragment(socket: &impl AsRawFd, ipv6: bool) -> io::Result<()> {
     if ipv6 {
         return set_option(
@@ -189,7 +189,7 @@ fn contents(file: &mut File) -> io::Result<Vec<u8>> {
 
 type Job = (Command, Sender<io::Result<Child>>);
 
-/// The kernel's parent-death signal follows the thread, not the process: this one never ends.
+/// The kernel's parent-death signal follows the thread, not the process, so this thread never ends.
 static SPAWNER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
     let (jobs, queue) = channel::<Job>();
     thread::spawn(move || {
@@ -200,7 +200,7 @@ static SPAWNER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
     Mutex::new(jobs)
 });
 
-/// Puts an extension header into whatever an IPv6 socket sends: hop-by-hop options that are padding.
+/// Adds an extension header to all packets of an IPv6 socket: hop-by-hop options that are only padding.
 pub(crate) fn hop_by_hop(socket: &impl AsRawFd) -> io::Result<()> {
     const PAD_N: u8 = 1;
     set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, [0, 0, PAD_N, 4, 0, 0, 0, 0_u8])

@@ -1,4 +1,4 @@
-//! The arrangements most scenarios start from.
+//! The topologies that most scenarios start from.
 
 use anyhow::Result;
 
@@ -52,7 +52,7 @@ impl Wire {
 pub struct Routed {
     /// 192.0.2.1.
     pub a: Host,
-    /// Where filters, address translation, relays and captures go; its devices are `a` and `b`.
+    /// The place of filters, address translation, relays and captures; its devices are `a` and `b`.
     pub router: Host,
     /// 198.51.100.1.
     pub b: Host,

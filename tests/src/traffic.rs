@@ -1,4 +1,4 @@
-//! What crosses a tunnel in a scenario, and exactly what arrived of it.
+//! Traffic through a tunnel in a scenario, with an exact account of what arrived.
 
 pub mod iperf;
 pub mod ping;

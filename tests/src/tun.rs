@@ -1,5 +1,5 @@
-//! The TUN driver as other programs use it: a former user of a device, one who holds a queue of it, and a user
-//! without privileges who wants one.
+//! Other users of the TUN driver: a former owner of a device, a program that holds a queue of it, and a user
+//! without privileges that tries to get one.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -58,7 +58,7 @@ impl Tun {
         Ok(value)
     }
 
-    /// Lets no frame out of a TAP device but those to this address.
+    /// Lets a TAP device pass only frames to this address.
     ///
     /// # Errors
     /// When the kernel refuses it.
@@ -72,12 +72,12 @@ impl Tun {
         check(set).context("TUNSETTXFILTER")
     }
 
-    /// Keeps all frames from whoever is attached to a TAP device.
+    /// Hides all frames from the program attached to a TAP device.
     ///
     /// # Errors
     /// When the kernel refuses it.
     pub fn give_nothing(&self) -> Result<()> {
-        // One instruction: return 0, the length that is left of each frame.
+        // One instruction: return 0, the number of bytes of each frame to keep.
         let mut code = [libc::sock_filter { code: 6, jt: 0, jf: 0, k: 0 }];
         let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
         // SAFETY: the request reads the program and the instruction, which live.
@@ -86,7 +86,7 @@ impl Tun {
         check(set).context("TUNATTACHFILTER")
     }
 
-    /// Takes its queue out of those that get packets.
+    /// Disables its queue, so that it gets no packets.
     ///
     /// # Errors
     /// When the device has one queue.
@@ -98,8 +98,8 @@ impl Tun {
     }
 }
 
-/// A user without any privilege who attaches to every device of several queues that appears, as quickly as
-/// its threads can.
+/// A user without any privilege who attaches to every new device with several queues, as quickly as its
+/// threads can.
 #[derive(Debug)]
 pub struct Intruder {
     stop: Arc<AtomicBool>,
@@ -107,7 +107,7 @@ pub struct Intruder {
 }
 
 impl Intruder {
-    /// One thread tries the name that it expects, the others every name that the kernel tells of.
+    /// One thread tries the expected name, the others every name that the kernel reports.
     ///
     /// # Errors
     /// When it cannot begin.
@@ -127,7 +127,7 @@ impl Intruder {
         Ok(Self { stop, threads })
     }
 
-    /// How often it got a queue, of whichever device.
+    /// The number of queues it got, of any device.
     ///
     /// # Errors
     /// When a thread failed.
@@ -144,10 +144,10 @@ impl Drop for Intruder {
     }
 }
 
-/// The name alone, or every name that is heard of; says how many queues it got, which it holds until the end.
+/// Tries one name, or every reported name; returns the number of queues it got, which it holds until the end.
 fn intrude(name: Option<&str>, mode: i32, stop: &AtomicBool, ready: &Sender<()>) -> Result<usize> {
     let flags = mode | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
-    // What root opens: where the driver is open to others, they open it themselves.
+    // Opened as root: if the driver is open to other users, they open it themselves.
     let files = (0..DEVICES).map(|_| open()).collect::<Result<Vec<_>>>()?;
     let socket = link_socket()?;
     become_nobody_special()?;
@@ -172,12 +172,13 @@ fn intrude(name: Option<&str>, mode: i32, stop: &AtomicBool, ready: &Sender<()>)
     Ok(held)
 }
 
-/// Of how many devices each thread takes a queue, so that all together can spoil fewer than vpnd tries to make.
+/// The number of devices that each thread takes a queue of, so that all threads together cannot block every
+/// name that vpnd tries.
 const DEVICES: u32 = 2;
 /// Some milliseconds' worth.
 const TRIES: u32 = 60;
 
-/// Hears of each interface that appears or changes.
+/// Receives a message for each interface that appears or changes.
 fn link_socket() -> Result<Socket> {
     let (family, kind) = (AddressFamily::Netlink, SockType::Raw);
     let opened = socket(family, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
@@ -206,7 +207,7 @@ fn next_name(mut socket: &Socket) -> Option<String> {
     }
 }
 
-/// Users are a thread's own, to the kernel, and with root's its capabilities go.
+/// To the kernel, users are a property of the thread, and with root its capabilities go.
 fn become_nobody_special() -> Result<()> {
     const USER: libc::c_long = 12345;
     // SAFETY: the calls take numbers only, and concern the calling thread alone.
@@ -232,7 +233,7 @@ fn attach(file: &File, name: &str, flags: i32) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
-/// About the interface of this name, with these flags.
+/// A request about the interface of this name, with these flags.
 fn request(name: &str, flags: i32) -> io::Result<libc::ifreq> {
     // SAFETY: an ifreq is bytes and numbers, for which zero is good.
     let mut request: libc::ifreq = unsafe { zeroed() };

@@ -1,4 +1,4 @@
-//! The daemon under test: its files, its start, its status and its end.
+//! The daemon under test: its files, start, status and end.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -13,19 +13,19 @@ use crate::site::Site;
 use crate::status::Status;
 use crate::{Host, Process, binaries, eventually};
 
-/// How long a start may take on a busy machine.
+/// The time that a start may take on a busy machine.
 const READY: Duration = Duration::from_secs(10);
 
-/// How it is started.
+/// Its command and environment.
 #[derive(Debug, Clone)]
 pub struct Launch {
     /// The binary.
     pub program: PathBuf,
-    /// Of its `[service]` table.
+    /// The log level in its `[service]` table.
     pub log_level: &'static str,
     /// Added to its environment.
     pub environment: Vec<(&'static str, String)>,
-    /// Where it writes its log, if not to a file.
+    /// The destination of its log, if not a file.
     pub log_to: Option<Arc<OwnedFd>>,
 }
 
@@ -36,7 +36,7 @@ impl Launch {
         Self { program, log_level: "info", environment: Vec::new(), log_to: None }
     }
 
-    /// The one under test, with a log to be read beside a failure.
+    /// The binary under test, with a log that is printed with a failure.
     ///
     /// # Errors
     /// When there is none.
@@ -65,7 +65,7 @@ impl Vpnd {
     /// Writes its files, starts it, and waits until it answers `vpnd status`.
     ///
     /// # Errors
-    /// When it ends before, or does not answer in time.
+    /// If it ends, or does not answer in time.
     pub fn start(host: &Host, site: &Site) -> Result<Self> {
         Self::start_as(&Launch::to_test()?, host, site)
     }
@@ -87,7 +87,7 @@ impl Vpnd {
         Self::run(host, Launch::to_test()?, name, config)
     }
 
-    /// Starts it once more with the files it has, after it ended.
+    /// Starts it again with the same files, after it ended.
     ///
     /// # Errors
     /// As [`Vpnd::start`].
@@ -96,20 +96,20 @@ impl Vpnd {
         Self::run(&self.host, self.launch.clone(), &self.name, self.config.clone())
     }
 
-    /// Writes other files and has it take them up.
+    /// Writes other files and makes it reload them.
     ///
     /// # Errors
-    /// When it refuses, with its words.
+    /// If it refuses; with its error.
     pub fn reload(&self, site: &Site) -> Result<()> {
         let config = write(&self.host, site, self.launch.log_level)?;
         let config = config.to_str().context("a path of our own making")?;
         self.ask(&["reload", &self.name, "--config", config])
     }
 
-    /// Has it go over to its next key, or forget the old ones.
+    /// Makes it change to its next key, or remove the previous one.
     ///
     /// # Errors
-    /// When it refuses, with its words.
+    /// If it refuses; with its error.
     pub fn rotate(&self, finish: bool) -> Result<()> {
         let finish = finish.then_some("--finish");
         let words: Vec<&str> = ["rotate", self.name.as_str()].into_iter().chain(finish).collect();
@@ -122,7 +122,7 @@ impl Vpnd {
         Ok(())
     }
 
-    /// What it says of itself.
+    /// Its status.
     ///
     /// # Errors
     /// When it does not answer.
@@ -157,12 +157,12 @@ impl Vpnd {
         })
     }
 
-    /// The program, to be signalled or read.
+    /// The program, for signals or its output.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// The program alone, which runs on.
+    /// Only the program, which continues to run.
     pub fn into_process(self) -> Process {
         self.process
     }
@@ -195,7 +195,7 @@ impl Vpnd {
     }
 }
 
-/// Where the binary is.
+/// The path of the binary.
 ///
 /// # Errors
 /// When there is none.

@@ -1,14 +1,14 @@
-//! Waiting for what should come, with a limit.
+//! Waits for events, with a time limit.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// Between two looks: short, so that what is measured in fractions of a second can be.
+/// The time between two polls: short, so that fractions of a second can be measured.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Looks until there is something, or `limit` has passed.
+/// Polls until there is a value, or `limit` has passed.
 pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
@@ -22,10 +22,10 @@ pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option
     }
 }
 
-/// Tries until it succeeds, and returns the last error when `limit` has passed.
+/// Tries until it succeeds, or returns the last error when `limit` has passed.
 ///
 /// # Errors
-/// That of the last attempt, with `what` was waited for.
+/// The error of the last attempt, with `what` as the goal.
 pub fn eventually<T>(
     what: &str,
     limit: Duration,

@@ -1,5 +1,5 @@
-//! Random handshakes against two implementations nobody here wrote: `snow`, which knows Noise but
-//! not the messages, and `boringtun`, which knows the messages too.
+//! Random handshakes against two independent implementations: `snow`, which knows Noise but not the messages,
+//! and `boringtun`, which knows the messages too.
 //!
 //! A failure names its seed; `VPND_SEED=n` runs that one alone.
 

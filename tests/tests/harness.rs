@@ -1,4 +1,4 @@
-//! The laboratory itself, proved by peers nobody here wrote.
+//! Tests of the laboratory itself, with independent peers.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `iperf3` between two hosts: figures to print, never to assert.
+//! `iperf3` between two hosts: its figures are printed, never asserted.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::{Host, Process, eventually};
 
 /// The port of the server, which is alone in its namespace.
 const PORT: u16 = 5201;
-/// How much longer than asked for a run may take: connecting, and exchanging results.
+/// The time that a run may take beyond its duration: connecting, and exchanging results.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// Which way the bytes go, seen from the client.
+/// The direction of the bytes, seen from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// Client to server.
@@ -28,22 +28,22 @@ pub enum Direction {
 pub struct Run {
     /// Connections in each direction.
     pub streams: u32,
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
-    /// Seconds that count.
+    /// Seconds that are measured.
     pub seconds: u32,
-    /// Seconds before them, in which TCP finds its pace.
+    /// Seconds before them, in which TCP reaches its rate.
     pub omit: u32,
 }
 
-/// What one run of TCP measured.
+/// The result of one run of TCP.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figure {
     /// Received, in megabits a second; of both directions together.
     pub megabits: f64,
     /// Segments the senders sent again.
     pub retransmits: u64,
-    /// Gigabytes (10⁹) in the whole run, with what was omitted.
+    /// Gigabytes (10⁹) in the whole run, including the omitted seconds.
     pub gigabytes: f64,
 }
 
@@ -89,7 +89,7 @@ pub fn run(from: &Host, to: &Host, address: &str, run: Run) -> Result<Figure> {
     figure(&report).context("iperf3 prints no sums")
 }
 
-/// Starts to send for at least `seconds`, beside what is measured; it ends when dropped.
+/// Starts to send for at least `seconds`, in parallel with a measurement; it ends when dropped.
 ///
 /// # Errors
 /// When `iperf3` cannot be run.
@@ -104,7 +104,7 @@ pub fn load(from: &Host, to: &Host, address: &str, seconds: u32) -> Result<Load>
     Ok(Load { client, _server: server, limit: run.limit() })
 }
 
-/// A run beside something else.
+/// A run in the background.
 #[derive(Debug)]
 pub struct Load {
     client: Process,

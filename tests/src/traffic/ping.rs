@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Host, eventually, within};
 
-/// For so long an answer that is late is not lost.
+/// An answer within this time is late, not lost.
 const LATE: Duration = Duration::from_secs(1);
 
-/// What came of a series.
+/// The result of a series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pings {
     /// Requests sent.
@@ -30,7 +30,7 @@ pub fn once(host: &Host, to: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends one after another until an answer comes.
+/// Sends one request after another until an answer comes.
 ///
 /// # Errors
 /// When none has after `limit`.
@@ -74,15 +74,15 @@ fn run(host: &Host, to: &str, count: u32, interval: Duration, more: &[&str]) -> 
     if pings.answered == 0 || pings.answered == pings.sent {
         return Ok(pings);
     }
-    // Once one answer has come, ping waits for others only twice as long as that took (schedule_exit): a
-    // late one counts here all the same.
+    // Once one answer has come, ping waits for others only twice as long as that took (schedule_exit); a late
+    // one counts here all the same.
     let since = || Some(replies(host, to).ok()?.saturating_sub(before));
     within(LATE, || since().filter(|answered| *answered >= pings.sent));
     let answered = since().context("the kernel's counters are gone")?;
     Ok(Pings { answered: answered.clamp(pings.answered, pings.sent), ..pings })
 }
 
-/// Echo replies that came to this host so far, in the family of `to`.
+/// Echo replies received by this host so far, in the family of `to`.
 fn replies(host: &Host, to: &str) -> Result<u32> {
     let read = |file: &str| {
         let path = Path::new("/proc/thread-self/net").join(file);
@@ -98,7 +98,7 @@ fn replies(host: &Host, to: &str) -> Result<u32> {
     count.context("the kernel counts no echo replies")
 }
 
-/// Of a table of `/proc/net/snmp`: a line of names, and one of values.
+/// Reads a table of `/proc/net/snmp`: a line of names, and one of values.
 fn counter(table: &str, protocol: &str, name: &str) -> Option<u32> {
     let mut lines = table.lines().filter(|line| line.starts_with(protocol));
     let (names, values) = lines.next().zip(lines.next())?;
@@ -117,7 +117,7 @@ fn ping(host: &Host, to: &str, count: u32, interval: Duration, more: &[&str]) ->
     })
 }
 
-/// Sends `count`, one in every `interval`, and returns how long each answer that came took.
+/// Sends `count`, one in every `interval`, and returns the round-trip times of the answers.
 ///
 /// # Errors
 /// When none came, or `ping` cannot be run.

@@ -11,12 +11,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{Host, sys};
 
-/// How long the receiver stays after the last datagram that came.
+/// How long the receiver waits after the last datagram.
 const LINGER: Duration = Duration::from_millis(1500);
-/// How long it waits before it looks whether to end.
+/// How often it checks whether to end.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How fast, and how large.
+/// The rate and the size.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     /// Datagrams a second.
@@ -25,12 +25,12 @@ pub struct Pace {
     pub payload: usize,
 }
 
-/// What became of a stream.
+/// The result of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Datagrams the kernel took for sending.
+    /// Datagrams accepted by the kernel for sending.
     pub sent: u64,
-    /// Those of them that it dropped again, because nobody emptied a device's queue.
+    /// Those of them that were dropped because a device's queue was full.
     pub overflowed: u64,
     /// Different datagrams that arrived.
     pub received: u64,
@@ -38,25 +38,25 @@ pub struct Tally {
     pub duplicated: u64,
     /// Arrivals after one with a higher number.
     pub reordered: u64,
-    /// Arrivals whose content was not what was sent.
+    /// Arrivals with wrong contents.
     pub corrupted: u64,
     /// The numbers that never arrived.
     pub gaps: Vec<Range<u64>>,
 }
 
 impl Tally {
-    /// How many left and never arrived.
+    /// The number of datagrams that left and never arrived.
     pub fn lost(&self) -> u64 {
         self.left().saturating_sub(self.received)
     }
 
-    /// How many whoever empties the queue had to carry.
+    /// The number of datagrams that the reader of the queue had to carry.
     pub fn left(&self) -> u64 {
         self.sent.saturating_sub(self.overflowed)
     }
 
     /// # Errors
-    /// Unless everything that left arrived once, in order and unchanged.
+    /// Unless all datagrams that left arrived once, in order and unchanged.
     pub fn ensure_perfect(&self) -> Result<()> {
         let bad = self.lost() + self.duplicated + self.reordered + self.corrupted;
         ensure!(bad == 0 && self.sent > 0, "not a perfect stream: {self:?}");
@@ -93,7 +93,7 @@ impl Stream {
         Ok(Self { from: from.clone(), drops_before, stop, sender, receiver })
     }
 
-    /// Stops sending, waits for what is still on its way, and counts.
+    /// Stops sending, waits for datagrams in flight, and counts.
     ///
     /// # Errors
     /// When a thread panicked.
@@ -154,7 +154,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, pace: Pace, stop: &AtomicBool) -
     let mut due = Instant::now();
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
-        // What the kernel refuses was not sent: the same number goes again.
+        // A datagram refused by the kernel was not sent: its number is used again.
         number += u64::from(socket.send_to(&datagram(number, pace.payload), target).is_ok());
         due += interval;
         thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -162,7 +162,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, pace: Pace, stop: &AtomicBool) -
     number
 }
 
-/// Until the sender has stopped and nothing has come for a while.
+/// Until the sender has stopped and no datagram has come for a while.
 fn receive(socket: &UdpSocket, expected: usize, stop: &AtomicBool) -> Arrivals {
     let mut arrivals = Arrivals::default();
     let mut buffer = vec![0; 65_536];

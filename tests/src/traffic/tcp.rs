@@ -14,18 +14,18 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{Host, sys, within};
 
-/// A connection that moves nothing for so long has failed.
+/// A connection without progress for this long has failed.
 const STALLED: Duration = Duration::from_secs(100);
-/// The same on every machine, whatever its default.
+/// The same algorithm on every machine, whatever its default.
 const CONGESTION_CONTROL: &[u8] = b"cubic";
 /// Bytes written at once.
 const BLOCK: usize = 64 * 1024;
 
-/// So much of a trickle at once, and this long between.
+/// The size of each write of a trickle, and the time between them.
 const DROP: usize = 1000;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What arrived, and how fast.
+/// What arrived, and the time it took.
 #[derive(Debug, Clone, Copy)]
 pub struct Transferred {
     /// Bytes, the same at both ends.
@@ -111,7 +111,7 @@ impl Transfer {
     }
 }
 
-/// A connection that carries a little all the time, until it is told to end.
+/// A connection that carries a few bytes all the time, until it is stopped.
 #[derive(Debug)]
 pub struct Trickle {
     stop: Arc<AtomicBool>,
@@ -140,7 +140,7 @@ impl Trickle {
         })
     }
 
-    /// Waits until more has arrived than has now.
+    /// Waits until more bytes arrive.
     ///
     /// # Errors
     /// When nothing has after `limit`.
@@ -150,7 +150,7 @@ impl Trickle {
         within(limit, more).with_context(|| format!("after {before} bytes nothing for {limit:?}"))
     }
 
-    /// Ends it, and says how many bytes crossed.
+    /// Ends it, and returns the number of bytes that arrived.
     ///
     /// # Errors
     /// As [`Transfer::finish`].
@@ -165,7 +165,7 @@ impl Trickle {
     }
 }
 
-/// Both ends of a connection; a transfer that nobody waits for ends with it.
+/// Both ends of a connection; an unfinished transfer ends when this is dropped.
 #[derive(Debug)]
 struct Connection([TcpStream; 2]);
 
@@ -186,7 +186,7 @@ pub fn transfer(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Tra
     Transfer::start(from, to, address, bytes)?.finish()
 }
 
-/// Opens and closes a connection over IPv6, of which all that `from` sends has hop-by-hop options in front.
+/// Opens and closes a connection over IPv6; all packets from `from` have hop-by-hop options.
 ///
 /// # Errors
 /// When the connection is not made within `limit`.

@@ -1,4 +1,4 @@
-//! UDP datagrams of chosen lengths, and which of them arrived as they were.
+//! UDP datagrams of chosen lengths, and which of them arrived unchanged.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -12,15 +12,15 @@ use rand::{Rng, SeedableRng};
 
 use crate::{Host, sys};
 
-/// After so long without another one, no more come.
+/// If no datagram comes for this long, no more will come.
 const SILENCE: Duration = Duration::from_millis(1500);
-/// So many are sent without a pause.
+/// The number sent without a pause.
 const BURST: usize = 16;
 
 /// Sends one datagram of each length, never fragmented by the sender, to an address of `to`.
 ///
 /// # Errors
-/// When one cannot be sent whole, or does not arrive with every byte as it was; the message says which.
+/// If one cannot be sent unfragmented, or does not arrive unchanged; the error has its length.
 pub fn one_of_each(from: &Host, to: &Host, address: &str, lengths: &[usize]) -> Result<()> {
     let missing = lost(from, to, address, lengths)?;
     let count = missing.len();
@@ -51,7 +51,7 @@ fn lost(from: &Host, to: &Host, address: &str, lengths: &[usize]) -> Result<BTre
     })
 }
 
-/// Receives until all are there or no more come, and returns which are not.
+/// Receives until all have arrived or no more come, and returns the missing ones.
 fn take(receiver: &UdpSocket, lengths: &[usize]) -> Result<BTreeSet<usize>> {
     receiver.set_read_timeout(Some(SILENCE))?;
     let mut missing: BTreeSet<usize> = lengths.iter().copied().collect();
