@@ -116,7 +116,7 @@ pub(crate) fn peer(
     }
 }
 
-/// Whose packets are let in: never those of our own addresses.
+/// The source addresses that the peer may use: never our own.
 pub(crate) fn filter(config: &Config) -> Filter {
     let config::Interface { addresses, peer_addresses, .. } = &config.interface;
     let mut allowed = config.peer.allowed_ips.clone();

@@ -20,7 +20,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// What seals transport data.
+    /// The cipher of transport data.
     pub(crate) const fn cipher(self) -> Algorithm {
         match self {
             Self::WireGuard => Algorithm::ChaCha20Poly1305,

@@ -92,7 +92,7 @@ fn mss_of(options: &[u8]) -> Option<usize> {
     }
 }
 
-/// At an odd offset the two bytes belong to two words of the sum, the other way round.
+/// At an odd offset the two bytes belong to two words of the sum, in swapped order.
 fn adapt_checksum(tcp: &mut [u8], at: usize, old: u16, new: u16) {
     let swap = |word: u16| if at.is_multiple_of(2) { word } else { word.swap_bytes() };
     let checksum = Sum::updated(word16(tcp, 16), swap(old), swap(new));

@@ -3,7 +3,7 @@
 
 use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER};
 
-/// What stands behind the IP headers of a packet.
+/// What follows the IP headers of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upper {
     /// The header of this protocol begins at this byte. A first fragment may cut it off.

@@ -138,7 +138,7 @@ const MOST: u8 = 64;
 
 /// The extension headers, besides a fragment's, that a host may put before UDP.
 const EXTENSIONS: [u8; 3] = [HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS];
-/// So many extension headers are read.
+/// The number of extension headers that are read.
 const MOST_EXTENSIONS: usize = 4;
 
 impl<'a> Nested<'a> {

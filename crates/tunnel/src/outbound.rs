@@ -43,7 +43,7 @@ pub(crate) struct Outbound {
     /// Holds a complete packet before it is cut into fragments.
     uncut: Box<[u8]>,
     staging: Staging,
-    /// What was staged leaves in it.
+    /// The batch that sends staged packets.
     staged: Batch,
     nested: Watcher,
 }
@@ -197,7 +197,7 @@ impl Outbound {
         self.shared.wake(self.shared.activity.want_handshake.raise());
     }
 
-    /// What was staged for one session may be larger than the next can carry.
+    /// Packets staged for one session may be larger than the next can carry.
     fn drop_too_big(&mut self) {
         let staged = &self.staged;
         while self.staging.peek().is_some_and(|packet| staged.fit(packet.len()) == Fit::Never) {

@@ -85,7 +85,7 @@ fn what_was_staged_leaves_without_an_allocation() {
         let (near, far) = ends(1);
         let (table, keyless) = (Arc::clone(&near.view.load().table), Arc::new(keyless()));
         let (mut line, mut inbound) = (lines(&near).remove(0), inbound(&far));
-        // In the first round the staging grows, and so does what others allocate once.
+        // In the first round the staging grows, and other code makes its one-time allocations.
         for round in 1..=2 {
             near.view.set_table(&keyless);
             send(&mut line, &read_packet(400), 100);
@@ -98,7 +98,7 @@ fn what_was_staged_leaves_without_an_allocation() {
     });
 }
 
-/// Two ends with a session, the first with that many queues.
+/// Two ends with a session; the first has this many queues.
 pub(crate) fn ends(queues: u16) -> (Arc<Shared>, Arc<Shared>) {
     let (sender, receiver) = (socket(), socket());
     let (from, to) = (at(&sender), at(&receiver));
