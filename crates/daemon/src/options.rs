@@ -26,7 +26,7 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
     }
 }
 
-/// Those that may change while the tunnel runs.
+/// The options of the data path that may change while the tunnel runs.
 pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
     Policy::new(config.interface.mode, mtu, clamp(config), filter(config), macs(&config.peer))
 }

@@ -14,12 +14,12 @@ use vpnd_tun::wire::{put16, word16};
 /// The two bits of an IP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Ecn {
-    /// The transport does not take part.
+    /// The transport does not support ECN.
     #[default]
     NotEct = 0,
-    /// The transport does; the second of two equal code points.
+    /// The transport supports ECN; the second of two equal code points.
     Ect1 = 1,
-    /// The transport does.
+    /// The transport supports ECN.
     Ect0 = 2,
     /// Congestion experienced.
     Ce = 3,

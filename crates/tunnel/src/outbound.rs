@@ -38,7 +38,7 @@ pub(crate) struct Outbound {
     line: usize,
     read: Box<[u8]>,
     batch: Batch,
-    /// What TCP's segment size is clamped to in this batch.
+    /// The limit of TCP's segment size in this batch.
     segments: Option<Segments>,
     /// Holds a complete packet before it is cut into fragments.
     uncut: Box<[u8]>,

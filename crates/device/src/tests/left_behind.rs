@@ -1,4 +1,4 @@
-//! What an earlier run left behind, and the journal that says so.
+//! The leftovers of an earlier run, and the journal that records them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -21,14 +21,14 @@ use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_protocol::time::{BootTime, Now};
 use vpnd_protocol::turn::Turn;
 
-/// The moment at which everything happens.
+/// The time of all events.
 pub(crate) const NOW: BootTime = BootTime::from_nanos(1);
 
 /// One direction of a session.
 pub(crate) struct Session {
     pub(crate) sealing: Arc<SealingKey>,
     pub(crate) opening: Arc<OpeningKey>,
-    /// What the end that opens works by.
+    /// The table of the end that opens.
     pub(crate) table: Table,
 }
 
@@ -48,7 +48,7 @@ pub(crate) const fn wireguard() -> Protocol {
     Protocol::WireGuard
 }
 
-/// What vpnd speaks with vpnd by default.
+/// The default protocol between two vpnd.
 pub(crate) const fn post_quantum() -> Protocol {
     let (mode, cipher, kem) = (Mode::Tun, Algorithm::ChaCha20Poly1305, Kem::MlKem768);
     Protocol::Vpnd(Profile { mode, cipher, kem })
