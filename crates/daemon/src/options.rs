@@ -28,7 +28,9 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
 
 /// The options of the data path that may change while the tunnel runs.
 pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
-    Policy::new(config.interface.mode, mtu, clamp(config), filter(config), macs(&config.peer))
+    Policy::new(config.interface.mode, mtu, filter(config))
+        .with_clamp(clamp(config))
+        .with_macs(macs(&config.peer))
 }
 
 /// The wanted state of the device; `own` has the features of the tunnel's own datagrams, if the tunnel's

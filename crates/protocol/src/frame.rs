@@ -26,8 +26,8 @@
 //!   lay it out as it likes.
 //! - A `pad_len` up to 255 is taken if the plaintext has room for it, and the plaintext need be no
 //!   multiple of 16: a later release may pad more, or less.
-//! The contents of padding are not checked. They are as authentic as the rest, and padding behind an IP
-//! packet is not checked either.
+//!   The contents of padding are not checked. They are as authentic as the rest, and padding behind an IP
+//!   packet is not checked either.
 //! - A `pad_len` that leaves less than the two bytes of envelope is [`DropReason::FrameMalformed`].
 
 mod pq;

@@ -39,6 +39,7 @@ use crate::drop_reason::DropReason;
 use crate::endpoint::{Roam, Sources};
 use crate::handshake::Identity;
 use crate::keyring::{Keyring, Session};
+use crate::limits::LEAST_DATAGRAM;
 use crate::liveness::Life;
 use crate::message::Index;
 use crate::session::{Generation, Pair, Role};
@@ -94,6 +95,35 @@ pub struct Config {
     pub floor: Option<Timestamp>,
     /// The largest UDP payload to send.
     pub max_datagram: u16,
+}
+
+impl Config {
+    /// Both ends and their terms, over a device of IP packets with this MTU; the rest is as a configuration has it
+    /// that does not name it.
+    pub fn new(
+        identities: Vec<Identity>,
+        remotes: Vec<PublicKey>,
+        terms: Vec<Terms>,
+        mtu: u16,
+    ) -> Self {
+        Self {
+            identities,
+            remotes,
+            terms,
+            mtu,
+            mac: None,
+            largest_packet: mtu,
+            keepalive: None,
+            dead_after: Duration::from_secs(60),
+            watch: false,
+            roam: Roam::default(),
+            sources: Sources::default(),
+            fixed_port: false,
+            dscp: 0,
+            floor: None,
+            max_datagram: LEAST_DATAGRAM,
+        }
+    }
 }
 
 /// Whether more handshakes queue than can be answered.

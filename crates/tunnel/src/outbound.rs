@@ -347,7 +347,8 @@ mod tests {
 
     /// The MSS of a packet's SYN as it is sealed after a policy with this clamp was published.
     fn clamped(near: &Shared, line: &mut Outbound, mtu: u16, clamp: Option<Clamp>) -> u16 {
-        near.view.set_policy(&Policy::new(Mode::Tun, mtu, clamp, Filter::new(&[]), None));
+        let policy = Policy::new(Mode::Tun, mtu, Filter::new(&[])).with_clamp(clamp);
+        near.view.set_policy(&policy);
         line.flush().unwrap();
         line.turn(0).map(drop).unwrap();
         line.split_packet(&read_syn(1400)).unwrap();

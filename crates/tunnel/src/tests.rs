@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use vpnd_crypto::{PresharedKey, SecretKey};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::endpoint::{Roam, Sources};
+use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Command, Config, Event, Load, Peer};
 use vpnd_protocol::staging::STAGED_PACKETS;
@@ -177,7 +177,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
 /// Allows the sources in one network, over a device of this MTU.
 pub(crate) fn policy(mtu: u16, allowed: &str) -> Policy {
     let filter = Filter::new(&[allowed.parse().unwrap()]);
-    Policy::new(Mode::Tun, mtu, Some(Clamp::Mtu), filter, None)
+    Policy::new(Mode::Tun, mtu, filter).with_clamp(Some(Clamp::Mtu))
 }
 
 fn keyless() -> Table {
@@ -228,23 +228,9 @@ fn hand_over(from: &mut Peer, to: &mut Peer, at: SocketAddr) {
 }
 
 fn peer(secret: SecretKey, remote: vpnd_crypto::PublicKey, seed: u64) -> Peer {
-    let config = Config {
-        identities: vec![Identity::new(secret)],
-        remotes: vec![remote],
-        terms: vec![Terms::new(Protocol::WireGuard, &PresharedKey::default())],
-        mtu: 1420,
-        mac: None,
-        largest_packet: 1420,
-        keepalive: None,
-        dead_after: std::time::Duration::from_secs(60),
-        fixed_port: false,
-        watch: false,
-        roam: Roam::Any,
-        sources: Sources::default(),
-        dscp: 0,
-        floor: None,
-        max_datagram: 1500,
-    };
+    let terms = Terms::new(Protocol::WireGuard, &PresharedKey::default());
+    let config = Config::new(vec![Identity::new(secret)], vec![remote], vec![terms], MTU);
+    let config = Config { max_datagram: 1500, ..config };
     let rng = Box::new(StdRng::seed_from_u64(seed));
     Peer::new(config, Arc::new(Activity::default()), rng, clock::now())
 }

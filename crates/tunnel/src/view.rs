@@ -55,24 +55,23 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// For a device of this mode and MTU. `clamp` limits TCP's segment size, `filter` has the inner source
-    /// addresses that the peer may use, and `macs` the source hardware addresses of its frames; `None` limits
-    /// nothing.
-    pub fn new(
-        mode: Mode,
-        mtu: u16,
-        clamp: Option<Clamp>,
-        filter: Filter,
-        macs: Option<Macs>,
-    ) -> Self {
-        Self {
-            mtu,
-            largest_packet: mode.largest_packet(mtu),
-            segments: clamp.map(|clamp| clamp.segments(mtu)),
-            filter,
-            macs,
-            generation: 0,
-        }
+    /// For a device of this mode and MTU, over which the peer may use the inner source addresses of `filter`. It
+    /// limits nothing else.
+    pub const fn new(mode: Mode, mtu: u16, filter: Filter) -> Self {
+        let largest_packet = mode.largest_packet(mtu);
+        Self { mtu, largest_packet, segments: None, filter, macs: None, generation: 0 }
+    }
+
+    /// The same policy with a limit on TCP's segment size, or without one.
+    #[must_use]
+    pub fn with_clamp(self, clamp: Option<Clamp>) -> Self {
+        Self { segments: clamp.map(|clamp| clamp.segments(self.mtu)), ..self }
+    }
+
+    /// The same policy with a list of the hardware addresses that the peer's frames may come from, or without one.
+    #[must_use]
+    pub fn with_macs(self, macs: Option<Macs>) -> Self {
+        Self { macs, ..self }
     }
 
     /// The device's MTU, which padding never exceeds.

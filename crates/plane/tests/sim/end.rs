@@ -161,12 +161,6 @@ impl Options {
 
     fn config(&self, side: Side, floor: Option<Timestamp>) -> Config {
         Config {
-            identities: self.identities(side),
-            remotes: self.remotes(),
-            terms: self.terms(),
-            mtu: MTU,
-            mac: None,
-            largest_packet: MTU,
             keepalive: self.keepalive,
             dead_after: self.dead_after,
             fixed_port: self.fixed_port,
@@ -176,6 +170,7 @@ impl Options {
             dscp: 46,
             floor,
             max_datagram: 1452,
+            ..Config::new(self.identities(side), self.remotes(), self.terms(), MTU)
         }
     }
 }
@@ -621,7 +616,7 @@ fn start(
 /// What the data path goes by.
 pub(crate) fn policy(mtu: u16, clamp: Option<Clamp>, allowed: &[&str]) -> Policy {
     let allowed: Vec<IpNet> = allowed.iter().map(|text| text.parse().expect("a network")).collect();
-    Policy::new(vpnd_tun::Mode::Tun, mtu, clamp, Filter::new(&allowed), None)
+    Policy::new(vpnd_tun::Mode::Tun, mtu, Filter::new(&allowed)).with_clamp(clamp)
 }
 
 fn clock(side: Side, (set_at, set_to): (Duration, Duration), now: Duration) -> Now {

@@ -9,7 +9,6 @@ use rand::rngs::StdRng;
 use vpnd_crypto::aead::Algorithm;
 use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
 use vpnd_protocol::activity::Activity;
-use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, Message};
@@ -131,23 +130,9 @@ pub(crate) fn arrival() -> Arrival {
 }
 
 fn peer(number: u8, remote: PublicKey, protocol: Protocol, activity: Arc<Activity>) -> Peer {
-    let config = Config {
-        identities: vec![Identity::new(secret(number))],
-        remotes: vec![remote],
-        terms: vec![Terms::new(protocol, &PresharedKey::default())],
-        mtu: 1420,
-        mac: None,
-        largest_packet: 1420,
-        keepalive: None,
-        dead_after: std::time::Duration::from_secs(60),
-        fixed_port: false,
-        watch: false,
-        roam: Roam::Any,
-        sources: Sources::default(),
-        dscp: 0,
-        floor: None,
-        max_datagram: 1500,
-    };
+    let terms = Terms::new(protocol, &PresharedKey::default());
+    let config = Config::new(vec![Identity::new(secret(number))], vec![remote], vec![terms], 1420);
+    let config = Config { max_datagram: 1500, ..config };
     let rng = Box::new(StdRng::seed_from_u64(number.into()));
     Peer::new(config, activity, rng, now())
 }
