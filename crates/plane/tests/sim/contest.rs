@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use vpnd_protocol::endpoint::Roam;
+use vpnd_protocol::frame::{ControlFrame, Ping};
 use vpnd_protocol::terms::Protocol;
 
 use crate::end::Side;
@@ -157,4 +158,42 @@ fn copies_sent_ahead_are_found_on_a_path_that_loses() {
         world.run_for(seconds(3));
         assert_eq!(path(&world, Side::B), Side::A.home(), "{seed}");
     }
+}
+
+/// An empty datagram or a control frame of A, sealed as A would.
+fn sealed(world: &World, plaintext: &[u8]) -> Vec<u8> {
+    let boot = world[Side::A].clock(world.now).boot;
+    let (key, _) = world[Side::A].data.table().send.clone().expect("a key");
+    let mut counters = key.reserve(1, boot).ok().expect("counters");
+    let mut datagram = vec![0; plaintext.len() + 32];
+    datagram[16..][..plaintext.len()].copy_from_slice(plaintext);
+    key.seal(counters.next().expect("one"), &mut datagram);
+    datagram
+}
+
+/// The peer itself wants our data to go to somebody else, and answers PINGs that it has not received.
+#[test]
+fn guessed_answers_from_an_address_move_nothing() {
+    let mut world = speaking(vpnd(), Roam::Any);
+    Side::BOTH.into_iter().for_each(|side| world.offer_every(side, millis(100)));
+    world.run_until(seconds(20));
+    let forged = |world: &mut World, plaintext: &[u8]| {
+        let bytes = sealed(world, plaintext);
+        world.inject(Datagram { from: attacker(), to: Side::B.home(), bytes });
+        world.run_for(millis(1));
+    };
+    for sequence in 1..200 {
+        if sequence % 20 == 1 {
+            forged(&mut world, &[]);
+            world.run_for(millis(300));
+        }
+        let timestamp = world[Side::B].clock(world.now).boot.as_nanos();
+        for timestamp in [0, timestamp] {
+            let pong = Ping::new(sequence, timestamp, 0).answer(0, 0);
+            forged(&mut world, &ControlFrame::begin().pong(&pong).end());
+            assert_eq!(path(&world, Side::B), Side::A.home(), "{sequence}");
+        }
+    }
+    let (came, went) = world.oracle.account(attacker());
+    assert!(went > 0 && went < came, "{went} bytes for {came}");
 }

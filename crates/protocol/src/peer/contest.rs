@@ -18,9 +18,10 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::frames::Challenge;
 use super::{Peer, Transmit};
 use crate::activity::Contested;
-use crate::frame::{ControlFrame, Ping, Pong};
+use crate::frame::{ControlFrame, Pong};
 use crate::table::{Arrival, Path};
 use crate::time::{BootTime, Now};
 
@@ -66,11 +67,11 @@ struct Contest {
     other: SocketAddr,
 }
 
-/// A PING to the former address. It keeps its number when it is sent again.
+/// A PING to the former address. It stays the same when it is sent again.
 #[derive(Clone, Copy, Debug)]
 struct Check {
     contest: Contest,
-    sequence: u32,
+    challenge: Challenge,
     until: BootTime,
 }
 
@@ -131,14 +132,14 @@ impl Contests {
         }
     }
 
-    /// The pending check of the former address, or a new one; `None` if that address has just failed one.
-    fn check(&mut self, now: BootTime, contest: Contest, unused: u32) -> Option<Check> {
+    /// The check of the former address that is under way, or one that begins; none if that address has just failed one.
+    fn check(&mut self, now: BootTime, contest: Contest, unused: Challenge) -> Option<Check> {
         let same = |check: &Check| check.contest.former.from == contest.former.from;
         match self.check.filter(same) {
             Some(check) if now < check.until => Some(check),
             Some(check) if now < check.until + UNPROVEN_FOR => None,
             _ => {
-                let check = Check { contest, sequence: unused, until: now + CHECK_WITHIN };
+                let check = Check { contest, challenge: unused, until: now + CHECK_WITHIN };
                 self.check = Some(check);
                 self.check
             }
@@ -147,8 +148,7 @@ impl Contests {
 
     /// The contest that this answer settles.
     fn settle(&mut self, now: BootTime, pong: &Pong) -> Option<Contest> {
-        let answers =
-            |check: &mut Check| now < check.until && check.sequence == pong.sequence.get();
+        let answers = |check: &mut Check| now < check.until && check.challenge.is_met_by(pong);
         self.check.take_if(answers).map(|check| check.contest)
     }
 }
@@ -174,12 +174,12 @@ impl Peer {
     }
 
     fn check_former(&mut self, now: Now, contest: Contest) {
-        let unused = self.paths.gauge.next_sequence();
+        let unused = self.next_challenge();
         let Some(check) = self.paths.contests.check(now.boot, contest, unused) else { return };
         self.paths.roaming.wait(check.until);
         let Some(current) = self.keyring.current() else { return };
         let sealing = std::sync::Arc::clone(&current.sealing);
-        let ping = Ping::new(check.sequence, now.boot.as_nanos(), sealing.used() + 1);
+        let ping = check.challenge.ping(sealing.used() + 1);
         let Arrival { from: to, local: from } = contest.former;
         let frame = ControlFrame::begin().ping(&ping).end();
         self.send_sealed(now, &sealing, Transmit { to, from }, &frame);

@@ -65,6 +65,25 @@ struct Asked {
     sent: u64,
 }
 
+/// A PING that only who receives it can answer. The number alone could be guessed: it is a counter, and the peer itself may
+/// be the one who claims to be where it is not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Challenge {
+    sequence: u32,
+    random: u64,
+}
+
+impl Challenge {
+    /// The random bits take the place of the clock, which comes back as it is and is read by nobody.
+    pub(super) fn ping(self, sent: u64) -> Ping {
+        Ping::new(self.sequence, self.random, sent)
+    }
+
+    pub(super) fn is_met_by(self, pong: &Pong) -> bool {
+        self.sequence == pong.sequence.get() && self.random == pong.timestamp.get()
+    }
+}
+
 impl Gauge {
     /// A session has become current: what is counted begins anew.
     pub(super) fn begin(&mut self) {
@@ -72,7 +91,7 @@ impl Gauge {
     }
 
     /// A number that no PING had before.
-    pub(super) fn next_sequence(&mut self) -> u32 {
+    fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
@@ -107,6 +126,12 @@ impl Peer {
         let result = self.take_frame(now, framed);
         self.handle_wake(now);
         result
+    }
+
+    /// One that no PING had before, for a PING that is to show where the peer is.
+    pub(super) fn next_challenge(&mut self) -> Challenge {
+        let sequence = self.paths.gauge.next_sequence();
+        Challenge { sequence, random: self.rng.next_u64() }
     }
 
     /// Says that we stop, to a peer that is told such things.

@@ -7,7 +7,8 @@
 //! - by a handshake: an initiation that we sent there was answered, or a response that we sent there was used from there.
 //!   That the response was used is not enough, because whoever sees it can bring it to the peer;
 //! - by a PING that was sent only there, and a PONG that came from there. Until then nothing but that PING is sent to the
-//!   new address, once for each time that something came from it. It is no longer than three of the shortest datagrams.
+//!   new address, once for each time that something came from it. The PING carries random bits, so that not even the peer
+//!   itself can answer without having received it, and lead our data to somebody else. It is no longer than three of the shortest datagrams.
 //!
 //! The same holds for our address that the peer writes to: somebody who delivers a datagram of the peer to
 //! another address of this host must not decide on our source address.
@@ -26,9 +27,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::Peer;
+use super::frames::Challenge;
 use super::pace::Pace;
 use crate::activity::Source;
-use crate::frame::{ControlFrame, Ping, Pong};
+use crate::frame::{ControlFrame, Pong};
 use crate::session::Generation;
 use crate::table::{Arrival, Path};
 use crate::time::{BootTime, Now};
@@ -72,7 +74,7 @@ struct Probe {
     to: SocketAddr,
     /// Its source address, if the kernel reported it.
     from: Option<IpAddr>,
-    sequence: u32,
+    challenge: Challenge,
     until: BootTime,
 }
 
@@ -112,17 +114,23 @@ impl Roaming {
         }
     }
 
-    /// The number of the PING to `to` with the source `from`.
-    fn probe(&mut self, now: BootTime, to: SocketAddr, from: Option<IpAddr>, unused: u32) -> u32 {
+    /// What to ask `to` for, from `from`.
+    fn probe(
+        &mut self,
+        now: BootTime,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        unused: Challenge,
+    ) -> Challenge {
         self.probes.retain(|probe| now < probe.until);
         let known = self.probes.iter().find(|probe| (probe.to, probe.from) == (to, from));
         if let Some(probe) = known {
-            return probe.sequence;
+            return probe.challenge;
         }
         if self.probes.len() == PROBES {
             self.probes.pop_front();
         }
-        self.probes.push_back(Probe { to, from, sequence: unused, until: now + PROBE_WITHIN });
+        self.probes.push_back(Probe { to, from, challenge: unused, until: now + PROBE_WITHIN });
         unused
     }
 
@@ -169,7 +177,7 @@ impl Roaming {
     /// came to.
     fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
         let proves = |probe: &Probe| {
-            (probe.to, probe.from) == (at.from, at.local) && probe.sequence == pong.sequence.get()
+            (probe.to, probe.from) == (at.from, at.local) && probe.challenge.is_met_by(pong)
         };
         self.probes.iter().any(|probe| proves(probe) && now < probe.until)
     }
@@ -250,9 +258,9 @@ impl Peer {
     fn probe(&mut self, now: Now, Source { from, local, .. }: Source) {
         let Some(current) = self.keyring.current() else { return };
         let sealing = std::sync::Arc::clone(&current.sealing);
-        let sequence =
-            self.paths.roaming.probe(now.boot, from, local, self.paths.gauge.next_sequence());
-        let ping = Ping::new(sequence, now.boot.as_nanos(), sealing.used() + 1);
+        let unused = self.next_challenge();
+        let challenge = self.paths.roaming.probe(now.boot, from, local, unused);
+        let ping = challenge.ping(sealing.used() + 1);
         let frame = ControlFrame::begin().ping(&ping).end();
         self.send_sealed(now, &sealing, super::Transmit { to: from, from: local }, &frame);
     }
