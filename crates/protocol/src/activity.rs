@@ -29,12 +29,27 @@ pub struct Contested {
     pub copy: SocketAddr,
 }
 
-/// The address where the peer was last heard, if it differs from the current path.
+/// Since when something is so; zero stands for not at all.
 #[derive(Debug, Default)]
-struct Elsewhere {
-    source: Option<Source>,
-    /// Counts the changes of the address, so that a later poll can tell whether it stayed the same meanwhile.
-    changes: u64,
+struct Since(AtomicU64);
+
+impl Since {
+    fn begin(&self, now: BootTime) {
+        if self.get().is_none() {
+            self.0.store(now.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// Stores only what changes something: who asks most often is the data path.
+    fn end(&self) {
+        if self.get().is_some() {
+            self.0.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> Option<BootTime> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&n| n != 0).map(BootTime::from_nanos)
+    }
 }
 
 /// A timestamp that threads share; zero stands for never.
@@ -74,7 +89,12 @@ pub struct Activity {
     pub source_lost: Edge,
     /// Raised by inbound when the peer is heard from another address.
     new_source: Edge,
-    source: Mutex<Elsewhere>,
+    /// Where the peer was heard last, if that is not where it is taken to be.
+    source: Mutex<Option<Source>>,
+    /// Since when the peer is heard at other addresses only.
+    unheard: Since,
+    /// The same, and no copy comes from where it is taken to be either.
+    absent: Since,
     /// Raised by inbound when a copy came from another address.
     new_contest: Edge,
     contest: Mutex<Option<Contested>>,
@@ -162,20 +182,44 @@ impl Activity {
 
     /// Reports the address that an authentic datagram with the newest counter came from.
     pub fn heard_from(&self, source: Source) -> Wake {
-        let mut elsewhere = lock(&self.source);
-        let at = |source: Source| (source.from, source.local);
-        elsewhere.changes += u64::from(elsewhere.source.map(at) != Some(at(source)));
-        elsewhere.source = Some(source);
-        drop(elsewhere);
+        *lock(&self.source) = Some(source);
         self.new_source.raise()
     }
 
-    /// Notes that an authentic datagram with the newest counter came from the peer's current address, and to
-    /// our current source address: earlier reports of another address are out of date. The flag stays up, so
-    /// that a peer heard from two addresses alternately does not wake the control plane each time.
+    /// Notes that such a datagram came from an address where the peer is not taken to be.
+    pub(crate) fn heard_elsewhere(&self, now: BootTime) {
+        self.unheard.begin(now);
+        self.absent.begin(now);
+    }
+
+    /// Notes that such a datagram came from the address where the peer is taken to be.
+    pub(crate) fn heard_there(&self) {
+        self.unheard.end();
+        self.absent.end();
+    }
+
+    /// Notes that a copy of what had come from elsewhere came from the address where the peer is taken to be.
+    pub(crate) fn copied_there(&self) {
+        self.absent.end();
+    }
+
+    /// Since when the peer is heard at other addresses only.
+    pub(crate) fn unheard_since(&self) -> Option<BootTime> {
+        self.unheard.get()
+    }
+
+    /// Since when nothing comes from where the peer is taken to be, not even a copy, while it is heard elsewhere.
+    pub(crate) fn absent_since(&self) -> Option<BootTime> {
+        self.absent.get()
+    }
+
+    /// Notes that an authentic, newest datagram came from where the peer is taken to be, and to the address of ours that
+    /// we send from: what was heard from elsewhere before is out of date. The flag stays up, so that a peer heard from two
+    /// addresses in turn does not wake the control plane each time.
     pub(crate) fn heard_here(&self) {
+        self.heard_there();
         if self.has_source() {
-            lock(&self.source).source = None;
+            *lock(&self.source) = None;
         }
     }
 
@@ -206,19 +250,18 @@ impl Activity {
         self.new_source.is_raised()
     }
 
-    /// The newest source, which is left in place, and the number of its changes so far. `None` if the peer
-    /// has since been heard at its current address.
-    pub(crate) fn newest_source(&self) -> Option<(Source, u64)> {
+    /// The newest source, which stays to be taken. None if the peer was heard where
+    /// it is taken to be since.
+    pub(crate) fn newest_source(&self) -> Option<Source> {
         if !self.has_source() {
             return None;
         }
-        let elsewhere = lock(&self.source);
-        elsewhere.source.map(|source| (source, elsewhere.changes))
+        *lock(&self.source)
     }
 
     /// The newest source not yet taken.
     pub(crate) fn take_source(&self) -> Option<Source> {
-        self.new_source.take().then(|| lock(&self.source).source.take()).flatten()
+        self.new_source.take().then(|| lock(&self.source).take()).flatten()
     }
 
     /// Reports the addresses that a datagram came from first, and that a copy of it came from.
@@ -285,21 +328,34 @@ mod tests {
             let from = SocketAddr::from(([192, 0, 2, 1], port));
             activity.heard_from(Source { from, local: None, generation: Generation::default() })
         };
-        let newest = || activity.newest_source().map(|(source, n)| (source.from.port(), n));
+        let newest = || activity.newest_source().map(|source| source.from.port());
         activity.heard_here();
         assert!(heard(1).is_due());
-        assert_eq!(newest(), Some((1, 1)));
-        assert!(!heard(1).is_due());
-        assert_eq!(newest(), Some((1, 1)), "the same address");
+        assert_eq!(newest(), Some(1));
         activity.heard_here();
         assert_eq!(newest(), None);
         assert!(!heard(1).is_due(), "nobody has looked yet");
-        assert_eq!(newest(), Some((1, 2)), "not the only one");
+        assert_eq!(newest(), Some(1));
         assert_eq!(activity.take_source().map(|source| source.from.port()), Some(1));
         assert!(heard(2).is_due());
         activity.heard_here();
         assert_eq!(activity.take_source(), None);
         assert!(!activity.has_source());
+    }
+
+    #[test]
+    fn a_copy_shows_that_the_peer_may_be_there_but_not_that_it_was_heard() {
+        let activity = Activity::default();
+        let at = BootTime::from_nanos;
+        let since = || (activity.unheard_since(), activity.absent_since());
+        activity.heard_elsewhere(at(1));
+        activity.heard_elsewhere(at(2));
+        assert_eq!(since(), (Some(at(1)), Some(at(1))));
+        activity.copied_there();
+        activity.heard_elsewhere(at(3));
+        assert_eq!(since(), (Some(at(1)), Some(at(3))));
+        activity.heard_here();
+        assert_eq!(since(), (None, None));
     }
 
     #[test]

@@ -105,8 +105,13 @@ impl Table {
         path.is_some_and(|path| at.from == path.to && (at.local.is_none() || at.local == path.from))
     }
 
-    /// Whether it matters that a datagram came from `first`, and a copy of it from `copy`: the copy came from
-    /// the peer's current address, or one of the two from its former one.
+    /// Whether data goes to this address.
+    pub(crate) fn leads_to(&self, address: SocketAddr) -> bool {
+        self.send.as_ref().is_some_and(|(_, path)| path.to == address)
+    }
+
+    /// Whether it matters that a datagram came from `first`, and a copy of it from `copy`: the copy came from where
+    /// the peer is, or one of the two from where it was.
     pub(crate) fn is_contested(&self, first: SocketAddr, copy: SocketAddr) -> bool {
         let current = self.send.as_ref().map(|(_, path)| path.to);
         current == Some(copy) || self.left.is_some_and(|left| left == first || left == copy)

@@ -60,6 +60,7 @@ impl Turn {
             here,
             run: None,
             contested: None,
+            elsewhere: false,
             tally,
             wake,
         }
@@ -123,6 +124,8 @@ pub struct Accepting<'a> {
     run: Option<Generation>,
     /// A datagram of this batch is a copy of one from another address.
     contested: Option<Contested>,
+    /// What came in this batch shows that the peer may have left the address where it is taken to be.
+    elsewhere: bool,
     tally: Tally,
     wake: Wake,
 }
@@ -176,7 +179,13 @@ impl Accepting<'_> {
     /// Ends the batch: its totals become visible to the control plane.
     pub fn end(mut self, now: BootTime) -> Wake {
         self.wake |= self.activity.received(now, self.tally);
+        if self.elsewhere {
+            self.activity.heard_elsewhere(now);
+        }
         if let Some(contested) = self.contested {
+            if self.table.leads_to(contested.copy) {
+                self.activity.copied_there();
+            }
             self.wake |= self.activity.contested(contested);
         }
         self.wake
@@ -216,6 +225,11 @@ impl Accepting<'_> {
         if newest && moves && std::mem::take(&mut self.moved) {
             let Arrival { from, local } = self.at;
             self.wake |= self.activity.heard_from(Source { from, local, generation });
+            if self.table.leads_to(from) {
+                self.activity.heard_there();
+            } else {
+                self.elsewhere = true;
+            }
         } else if newest && moves && std::mem::take(&mut self.here) {
             self.activity.heard_here();
         }

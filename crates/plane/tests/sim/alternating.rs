@@ -83,6 +83,28 @@ fn who_alternates_between_two_ports_is_followed_less_and_less() {
     }
 }
 
+/// It alternated for two minutes and stays at last, while one datagram in ten also comes ahead from an address of no one.
+#[test]
+fn copies_now_and_then_do_not_hold_off_one_who_alternated_and_stays() {
+    for protocol in protocols() {
+        let mut world = connected(protocol);
+        let port = |port| SocketAddr::new(Side::A.home().ip(), port);
+        world[Side::A].others = vec![port(1001), port(1002)];
+        alternate(&mut world, [1001, 1002], 10, millis(20), seconds(122));
+        world[Side::A].others.clear();
+        let mut sent_by_a = 0;
+        world.network.spoofs = Some(Box::new(move |sent| {
+            sent_by_a += usize::from(sent.by == Side::A);
+            let chosen = sent.by == Side::A && sent_by_a % 10 == 0;
+            chosen.then_some(SocketAddr::from(([198, 51, 100, 66], 666)))
+        }));
+        world[Side::A].roam(7, 7);
+        world.offer_every(Side::A, millis(20));
+        let took = crate::contest::until_moved(&mut world, seconds(100)).expect("it is found");
+        assert!(took <= seconds(3), "{protocol}: {took:?}");
+    }
+}
+
 #[test]
 fn a_peer_that_returns_is_followed_at_once() {
     for protocol in protocols() {

@@ -1,6 +1,7 @@
 //! Copies of the peer's datagrams from other addresses: from an attacker's, and from where the peer was.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::frame::{ControlFrame, Ping};
@@ -196,4 +197,48 @@ fn guessed_answers_from_an_address_move_nothing() {
     }
     let (came, went) = world.oracle.account(attacker());
     assert!(went > 0 && went < came, "{went} bytes for {came}");
+}
+
+/// How long it takes until data goes to where A is.
+pub(crate) fn until_moved(world: &mut World, limit: Duration) -> Option<Duration> {
+    let since = world.now;
+    while world.now < since + limit {
+        world.run_for(millis(20));
+        if path(world, Side::B) == world[Side::A].address {
+            return Some(world.now - since);
+        }
+    }
+    None
+}
+
+/// Somebody sends one copy ahead from an address to which the peer will really move, so that the address is rejected.
+#[test]
+fn a_copy_from_where_the_peer_will_be_does_not_hold_the_move_off() {
+    let next = SocketAddr::from(([198, 51, 100, 7], 7));
+    for protocol in [Protocol::WireGuard, vpnd()] {
+        for (copies_calls, limit) in [(false, seconds(2)), (true, seconds(10))] {
+            let mut world = speaking(protocol, Roam::Any);
+            Side::BOTH.into_iter().for_each(|side| world.offer_every(side, millis(20)));
+            world.run_until(seconds(2));
+            let mut copied = false;
+            world.network.spoofs = Some(Box::new(move |sent| {
+                let first = sent.by == Side::A && sent.datagram.kind() == Kind::Data && !copied;
+                copied |= first;
+                first.then_some(next)
+            }));
+            world.run_for(seconds(6));
+            assert_eq!(path(&world, Side::B), Side::A.home());
+            world.network.spoofs = copies_calls.then(|| -> crate::network::Spoof {
+                Box::new(|sent| {
+                    let calls = sent.by == Side::A && sent.datagram.kind() == Kind::Initiation;
+                    calls.then(attacker)
+                })
+            });
+            world.network.spoofed_after = millis(15);
+            world[Side::A].roam(7, 7);
+            assert_eq!(world[Side::A].address, next);
+            let took = until_moved(&mut world, seconds(100)).expect("it is found");
+            assert!(took <= limit, "{protocol} {copies_calls}: {took:?}");
+        }
+    }
 }

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::frames::Challenge;
+use super::roaming::MISSING_AFTER;
 use super::{Peer, Transmit};
 use crate::activity::Contested;
 use crate::frame::{ControlFrame, Pong};
@@ -154,7 +155,15 @@ impl Contests {
 }
 
 impl Peer {
-    /// A datagram came from one address first, and then from another.
+    /// Whether the peer is not to be followed to `address`, because it was found not to be there. That ends where the peer
+    /// is missing at its present address: copies sent ahead do not keep the originals away, but a move does.
+    pub(super) fn shuns(&self, now: BootTime, address: SocketAddr) -> bool {
+        let absent = self.activity.absent_since();
+        let is_missing = absent.is_some_and(|since| now >= since + MISSING_AFTER);
+        self.paths.contests.is_rejected(now, address) && !is_missing
+    }
+
+    /// A datagram came from one address first, and from another once more.
     pub(super) fn follow_contest(&mut self, now: Now) {
         if now.boot < self.paths.contests.next_at {
             return;

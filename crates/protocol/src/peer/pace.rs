@@ -44,6 +44,11 @@ impl<T: Copy + PartialEq> Pace<T> {
         self.changed_at = now;
     }
 
+    /// When it changed last.
+    pub(super) const fn changed_at(&self) -> BootTime {
+        self.changed_at
+    }
+
     /// When the value may change next.
     pub(super) fn next_at(&self) -> BootTime {
         self.changed_at + self.pause()

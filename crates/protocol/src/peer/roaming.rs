@@ -42,11 +42,10 @@ const MOVES_APART: Duration = Duration::from_millis(250);
 /// The same for our source address. It is longer, because the peer searches as well: if both ends have
 /// several working addresses, they must not change at the same times.
 const SOURCES_APART: Duration = Duration::from_millis(500);
-/// If a peer that alternated is then heard at only one other address for this long, it is followed at once:
-/// the path may not work any more. This does not apply to our source address, so that one of two searching
-/// ends waits.
-const ALONE_FOR: Duration = Duration::from_secs(1);
-/// A PING to a new address is answered within this time, or counts as lost.
+/// Where nothing is heard for this long from where the peer is taken to be, but elsewhere, the path is doubtful: neither that
+/// it alternated nor that an address was rejected holds a move up any more. This is not done for addresses of ours, so that one of two ends that look for each other waits.
+pub(super) const MISSING_AFTER: Duration = Duration::from_secs(1);
+/// A PING to a new address is answered within this, or was not.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// The number of new addresses with a pending PING.
 const PROBES: usize = 4;
@@ -60,9 +59,6 @@ pub(super) struct Roaming {
     moves: Pace<SocketAddr>,
     /// The changes of our source address.
     sources: Pace<IpAddr>,
-    /// A change of the newest source, by number, and when it was first seen: if the number is still the same,
-    /// it has been the only address since.
-    alone: Option<(u64, BootTime)>,
     probes: VecDeque<Probe>,
     /// The last validated address, if the path leads to one that is not validated.
     left: Option<Arrival>,
@@ -84,7 +80,6 @@ impl Default for Roaming {
             next_at: BootTime::default(),
             moves: Pace::new(MOVES_APART),
             sources: Pace::new(SOURCES_APART),
-            alone: None,
             probes: VecDeque::new(),
             left: None,
         }
@@ -92,26 +87,20 @@ impl Default for Roaming {
 }
 
 impl Roaming {
-    /// When `source` may be considered, given the path and the number of changes of the newest source.
-    fn due(&self, path: Option<Path>, source: &Source, changes: u64) -> BootTime {
+    /// When `source` may be attended to, given the path and since when the peer is not heard there.
+    fn due(&self, path: Option<Path>, source: &Source, unheard: Option<BootTime>) -> BootTime {
         let held_until = match path {
             Some(path) if path.to != source.from => {
-                let alone = self.alone.filter(|(since_change, _)| *since_change == changes);
                 let paced = self.moves.next_at();
-                alone.map_or(paced, |(_, since)| paced.min(since + ALONE_FOR))
+                // It may be from before the last move.
+                let unheard = unheard.map(|since| since.max(self.moves.changed_at()));
+                unheard.map_or(paced, |since| paced.min(since + MISSING_AFTER))
             }
             // If the kernel chooses the source, we follow at once.
             Some(path) if path.from.is_some() => self.sources.next_at(),
             Some(_) | None => self.next_at,
         };
         held_until.max(self.next_at)
-    }
-
-    /// Records since when the newest source is the only one.
-    fn watch(&mut self, now: BootTime, changes: u64) {
-        if self.alone.is_none_or(|(change, _)| change != changes) {
-            self.alone = Some((changes, now));
-        }
     }
 
     /// What to ask `to` for, from `from`.
@@ -192,17 +181,15 @@ impl Peer {
     }
 
     fn source_deadline(&self) -> Option<BootTime> {
-        let (source, changes) = self.activity.newest_source()?;
-        Some(self.paths.roaming.due(self.paths.current, &source, changes))
+        let source = self.activity.newest_source()?;
+        let unheard = self.activity.unheard_since();
+        Some(self.paths.roaming.due(self.paths.current, &source, unheard))
     }
 
     /// The peer was heard from another address, on a session that is still ours. The newest address waits in
     /// `activity`, without waking anybody, until the last move is long enough ago.
     pub(super) fn follow_source(&mut self, now: Now) {
-        if let Some((_, changes)) = self.activity.newest_source() {
-            self.paths.roaming.watch(now.boot, changes);
-        }
-        // Outdated reports are taken as well, so that the next one wakes us; but not each time.
+        // What is out of date is taken as well, so that the next one wakes us; but not each time.
         if now.boot < self.source_deadline().unwrap_or(self.paths.roaming.next_at) {
             return;
         }
@@ -217,7 +204,11 @@ impl Peer {
             return;
         }
         let at = Arrival { from: source.from, local: source.local };
-        if self.paths.contests.is_rejected(now.boot, at.from) {
+        if self.shuns(now.boot, at.from) {
+            // Unless something comes from where the peer is taken to be, it is followed there soon.
+            if self.activity.absent_since().is_some() {
+                let _later = self.activity.heard_from(source);
+            }
             self.paths.roaming.next_at = now.boot + MOVES_APART;
             return;
         }
@@ -278,7 +269,7 @@ impl Peer {
     pub(super) fn follow_answer(&mut self, now: Now) {
         let Some(session) = self.keyring.current() else { return };
         let generation = session.opening.generation();
-        let source = self.activity.newest_source().map(|(source, _)| source);
+        let source = self.activity.newest_source();
         let source = source.filter(|source| source.generation == generation);
         let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
         match session.reached[..] {
@@ -302,9 +293,9 @@ impl Peer {
         };
         if let Some(Arrival { from, local }) = reached.iter().find(likely) {
             self.paths.settle_at(now.boot, *from, *local);
-        } else if self.paths.current.is_none() && self.frames_flow() {
+        } else if self.frames_flow() {
             for Arrival { from, local } in reached {
-                if self.paths.may_be_at(from) {
+                if self.paths.may_be_at(from) && !self.shuns(now.boot, from) {
                     self.probe(now, Source { from, local, generation });
                 }
             }
