@@ -28,7 +28,7 @@ use crate::nft::expression::{
     Address, Header, Meta, bytes, counter, device, drop, is, is_in_none, is_not, kind_of, load,
     masked, set_bits, set_mark,
 };
-use crate::nft::{self, Chain, Hook, Plan, Set, Table};
+use crate::nft::{self, Chain, Encoded, Hook, Plan, Set, Table};
 
 /// Runs before other tables read the mark or check the source address, which they do at `raw` (-300) at the
 /// earliest.
@@ -159,13 +159,18 @@ fn make_lasting(
     table: String,
 ) -> Result<Table, FirewallError> {
     let plan = lasting_plan(config, &table, tunnel, specific);
-    plan.make().map_err(|error| FirewallError { table, error })
+    plan.and_then(|plan| plan.make()).map_err(|error| FirewallError { table, error })
 }
 
-fn lasting_plan(config: &Config, table: &str, tunnel: Tunnel, specific: &SpecificRoutes) -> Plan {
-    let mut plan = Plan::lasting(table);
-    keep_in(&mut plan, config, tunnel, specific);
-    plan
+fn lasting_plan(
+    config: &Config,
+    table: &str,
+    tunnel: Tunnel,
+    specific: &SpecificRoutes,
+) -> io::Result<Plan> {
+    let mut plan = Plan::lasting(table)?;
+    keep_in(&mut plan, config, tunnel, specific)?;
+    Ok(plan)
 }
 
 /// Sets the table in the network namespace of this thread, and sets that of the kill switch again, now that
@@ -184,7 +189,9 @@ pub(crate) fn set(
     }
     let table = format!("vpnd-{}", config.name);
     let plan = plan(config, &table, tunnel, specific.as_ref());
-    let made = make_with_retries(&plan).map_err(|error| FirewallError { table, error })?;
+    let made = plan
+        .and_then(|plan| make_with_retries(&plan))
+        .map_err(|error| FirewallError { table, error })?;
     let table = Arc::new(made);
     let Some(specific) = specific else {
         return Ok(Some(Firewall { following: None, _table: table, kill_switch: None }));
@@ -246,7 +253,7 @@ impl Following {
         }
         let name = lasting(&self.config);
         let plan = lasting_plan(&self.config, &name, self.tunnel, &self.specific);
-        match kill_switch.make_again(&plan) {
+        match plan.and_then(|plan| kill_switch.make_again(&plan)) {
             Ok(()) => {
                 tracing::warn!("restored nftables' table inet {name}, which had been removed")
             }
@@ -311,15 +318,20 @@ fn make_with_retries(plan: &Plan) -> io::Result<Table> {
     plan.make()
 }
 
-fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&SpecificRoutes>) -> Plan {
+fn plan(
+    config: &Config,
+    table: &str,
+    tunnel: Tunnel,
+    specific: Option<&SpecificRoutes>,
+) -> io::Result<Plan> {
     let Tunnel { index, mark, .. } = tunnel;
-    let mut plan = Plan::owned(table);
+    let mut plan = Plan::owned(table)?;
     let port = port(config.interface.listen);
     if let (Some(mark), 1..) = (mark, port) {
-        plan.chain("marks", Hook::Prerouting, BEFORE_RAW);
-        plan.rule("marks", &marks(index, port, mark));
+        plan.chain("marks", Hook::Prerouting, BEFORE_RAW)?;
+        plan.rule("marks", marks(index, port, mark))?;
     }
-    plan.chain("inside", Hook::Prerouting, RAW);
+    plan.chain("inside", Hook::Prerouting, RAW)?;
     for address in inside(config) {
         let mut rule = not_from_tunnel(index, config.interface.vrf.as_deref());
         rule.extend(to(address));
@@ -330,27 +342,33 @@ fn plan(config: &Config, table: &str, tunnel: Tunnel, specific: Option<&Specific
             rule.extend([kind_of(Address::Source), is_not(&LOCAL.to_ne_bytes())]);
         }
         rule.extend([counter(), drop()]);
-        plan.rule("inside", &rule);
+        plan.rule("inside", rule)?;
     }
     if let Some(specific) = specific {
-        keep_in(&mut plan, config, tunnel, specific);
+        keep_in(&mut plan, config, tunnel, specific)?;
     }
-    plan
+    Ok(plan)
 }
 
 /// Adds the chain that drops packets which would leave without the tunnel, and its sets.
-fn keep_in(plan: &mut Plan, config: &Config, tunnel: Tunnel, specific: &SpecificRoutes) {
-    sets(specific.networks(), families(config)).iter().for_each(|set| plan.set(set));
-    plan.chain("beside", Hook::Output, RAW);
+fn keep_in(
+    plan: &mut Plan,
+    config: &Config,
+    tunnel: Tunnel,
+    specific: &SpecificRoutes,
+) -> io::Result<()> {
+    sets(specific.networks(), families(config)).iter().try_for_each(|set| plan.set(set))?;
+    plan.chain("beside", Hook::Output, RAW)?;
     for net in kill_switch_networks(config) {
-        plan.rule("beside", &bypasses_tunnel(tunnel.index, tunnel.borne, net));
+        plan.rule("beside", bypasses_tunnel(tunnel.index, tunnel.borne, net))?;
     }
+    Ok(())
 }
 
 /// Matches packets of this host that would leave without the tunnel. If a program names a device, the kernel
 /// looks up no route: it assumes that any IPv4 address is on that link (`ip_route_output_key_hash_rcu`). And a
 /// router advertisement or a DHCP server may have set a more specific route than the tunnel's.
-fn bypasses_tunnel(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Vec<u8>> {
+fn bypasses_tunnel(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Encoded> {
     let (family, offset, len, set) = match net {
         IpNet::V4(_) => (IPV4, 16, 4, SPECIFIC[0]),
         IpNet::V6(_) => (IPV6, 24, 16, SPECIFIC[1]),
@@ -396,14 +414,14 @@ fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
 
 /// Matches packets that came neither from the device nor from this host. The device is matched by its number,
 /// as it may be renamed. Packets in a VRF are seen a second time with the VRF as their device.
-fn not_from_tunnel(index: u32, vrf: Option<&str>) -> Vec<Vec<u8>> {
+fn not_from_tunnel(index: u32, vrf: Option<&str>) -> Vec<Encoded> {
     let by_device = [load(Meta::Device), is_not(&index.to_ne_bytes())];
     let by_name = [Some("lo"), vrf].into_iter().flatten().map(device);
     let by_name = by_name.flat_map(|name| [load(Meta::DeviceName), is_not(&name)]);
     by_device.into_iter().chain(by_name).collect()
 }
 
-fn to(address: IpAddr) -> [Vec<u8>; 4] {
+fn to(address: IpAddr) -> [Encoded; 4] {
     let ip = |family, offset, address: &[u8]| {
         let len = if family == IPV4 { 4 } else { 16 };
         let header = bytes(Header::Network, offset, len);
@@ -417,7 +435,7 @@ fn to(address: IpAddr) -> [Vec<u8>; 4] {
 
 /// Matches datagrams to our port on this host, and sets their mark. Forwarded datagrams are not marked, so
 /// their routing does not change.
-fn marks(index: u32, port: u16, mark: Mark) -> [Vec<u8>; 11] {
+fn marks(index: u32, port: u16, mark: Mark) -> [Encoded; 11] {
     [
         load(Meta::Device),
         is_not(&index.to_ne_bytes()),

@@ -49,6 +49,8 @@ const DROP: u32 = 0;
 /// `NFPROTO_INET`: both versions of IP.
 pub(crate) const INET: u8 = 1;
 const HEADER: usize = 16;
+/// The most ranges in one message: 36 KB of the 64 KB that an attribute can have.
+const RANGES_AT_ONCE: usize = 500;
 /// How long to wait for an answer: the kernel answers at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -110,7 +112,7 @@ pub(crate) fn chains() -> io::Result<Vec<Chain>> {
 
 /// Whether a rule in this chain's table compares anything with this port.
 pub(crate) fn names_port(chain: &Chain, port: u16) -> io::Result<bool> {
-    let table = attribute(RULE_TABLE, &zero_ended(&chain.table));
+    let table = attribute(RULE_TABLE, &zero_ended(&chain.table))?;
     let rules = dump(GET_RULE, chain.family, &table)?;
     Ok(rules.iter().any(|rule| compares(rule, port)))
 }
@@ -118,7 +120,7 @@ pub(crate) fn names_port(chain: &Chain, port: u16) -> io::Result<bool> {
 /// Searches for the port as two bytes of a packet, or in the legacy form of `iptables`: from any port, to this
 /// one (`struct xt_udp`).
 fn compares(rule: &[u8], port: u16) -> bool {
-    let value = attribute(expression::VALUE, &port.to_be_bytes());
+    let Ok(value) = attribute(expression::VALUE, &port.to_be_bytes()) else { return false };
     let older = [0, u16::MAX, port, port].map(u16::to_ne_bytes).concat();
     // Without the padding of a value to four bytes.
     let parts = [&value[..6], &older];
@@ -129,7 +131,7 @@ fn compares(rule: &[u8], port: u16) -> bool {
 fn dump(kind: u16, family: u8, attributes: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     const ALL: u16 = 0x301;
     let mut socket = connect()?;
-    socket.write_all(&message(kind, ALL, [family, 0, 0, 0], attributes))?;
+    socket.write_all(&message(kind, ALL, [family, 0, 0, 0], attributes)?)?;
     let (mut found, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
     loop {
         let len = socket.read(&mut buffer)?;
@@ -172,14 +174,11 @@ impl Table {
     ///
     /// The kernel's refusal; the set is then unchanged.
     pub(crate) fn replace(&self, set: &Set) -> io::Result<()> {
-        let named = elements_of(&self.name, set.name);
-        let messages = [
-            changing(DELETE_ELEMENTS, 0, &named),
-            changing(NEW_ELEMENTS, CREATE, &[named.clone(), set.elements()].concat()),
-        ];
-        // Deleting all elements of an empty set is no error; adding an empty list of elements is.
-        let messages = if set.ranges.is_empty() { &messages[..1] } else { &messages[..] };
-        self.commit(messages)
+        let named = elements_of(&self.name, set.name)?;
+        // Deleting all elements of an empty set is no error.
+        let mut messages = vec![changing(DELETE_ELEMENTS, 0, &named)?];
+        messages.extend(set.additions(&self.name)?);
+        self.commit(&messages)
     }
 
     /// Whether it still exists: somebody may have flushed it.
@@ -188,9 +187,9 @@ impl Table {
     ///
     /// If the kernel does not report it.
     pub(crate) fn is_there(&self) -> io::Result<bool> {
-        let named = attribute(TABLE_NAME, &zero_ended(&self.name));
+        let named = attribute(TABLE_NAME, &zero_ended(&self.name))?;
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.write_all(&message(GET_TABLE, 0, [INET, 0, 0, 0], &named))?;
+        socket.write_all(&message(GET_TABLE, 0, [INET, 0, 0, 0], &named)?)?;
         let mut buffer = vec![0; 8 << 10];
         let len = socket.read(&mut buffer)?;
         match Messages(&buffer[..len]).next() {
@@ -218,7 +217,7 @@ impl Table {
     ///
     /// The kernel's refusal; a missing table is no error.
     pub(crate) fn delete(&self) -> io::Result<()> {
-        absent_is_fine(self.commit(&[deleting(&self.name)]))
+        absent_is_fine(self.commit(&[deleting(&self.name)?]))
     }
 
     fn commit(&self, messages: &[Vec<u8>]) -> io::Result<()> {
@@ -233,11 +232,11 @@ impl Table {
 ///
 /// The kernel's refusal; a missing table is no error.
 pub(crate) fn delete(table: &str) -> io::Result<()> {
-    absent_is_fine(commit(&mut connect()?, &[deleting(table)]))
+    absent_is_fine(commit(&mut connect()?, &[deleting(table)?]))
 }
 
-fn deleting(table: &str) -> Vec<u8> {
-    changing(DELETE_TABLE, 0, &attribute(TABLE_NAME, &zero_ended(table)))
+fn deleting(table: &str) -> Encoded {
+    changing(DELETE_TABLE, 0, &attribute(TABLE_NAME, &zero_ended(table))?)
 }
 
 fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
@@ -258,20 +257,29 @@ pub(crate) struct Set {
 }
 
 impl Set {
+    /// The messages that add the ranges: several if there are many, as an attribute's length has only 16 bits.
+    fn additions(&self, table: &str) -> io::Result<Vec<Vec<u8>>> {
+        let named = elements_of(table, self.name)?;
+        let addition = |ranges: &[(u128, u128)]| {
+            changing(NEW_ELEMENTS, CREATE, &[&named[..], &self.elements(ranges)?].concat())
+        };
+        self.ranges.chunks(RANGES_AT_ONCE).map(addition).collect()
+    }
+
     /// Ranges as the kernel represents them: one element at the beginning of a range, and one after its end.
-    fn elements(&self) -> Vec<u8> {
+    fn elements(&self, ranges: &[(u128, u128)]) -> Encoded {
         const END: u32 = 1;
         let element = |key: u128, flags: u32| {
             let key = &key.to_be_bytes()[size_of::<u128>() - self.bytes..];
-            let key = attribute(1 | NESTED, &attribute(expression::VALUE, key));
-            attribute(1 | NESTED, &[key, attribute(3, &flags.to_be_bytes())].concat())
+            let key = attribute(1 | NESTED, &attribute(expression::VALUE, key)?);
+            attribute(1 | NESTED, &joined([key, attribute(3, &flags.to_be_bytes())])?)
         };
         let largest = u128::MAX >> (8 * (size_of::<u128>() - self.bytes));
         let both = |(first, last): &(u128, u128)| {
             let end = (*last < largest).then(|| element(*last + 1, END));
-            [Some(element(*first, 0)), end].into_iter().flatten().flatten().collect::<Vec<u8>>()
+            [Some(element(*first, 0)), end].into_iter().flatten()
         };
-        attribute(3 | NESTED, &self.ranges.iter().flat_map(both).collect::<Vec<u8>>())
+        attribute(3 | NESTED, &joined(ranges.iter().flat_map(both))?)
     }
 }
 
@@ -286,45 +294,48 @@ pub(crate) struct Plan {
 impl Plan {
     /// A new table of this name for both versions of IP. It vanishes with the process, however that ends. Until
     /// then nobody else can change it, not even `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
-    pub(crate) fn owned(table: &str) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If something does not fit into a message; the same goes for all parts of a plan.
+    pub(crate) fn owned(table: &str) -> io::Result<Self> {
         const OWNER: u32 = 2;
         const ALONE: u16 = 0x200;
         let named = attribute(TABLE_NAME, &zero_ended(table));
-        let attributes = [named, attribute(TABLE_FLAGS, &OWNER.to_be_bytes())].concat();
         let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
-        plan.push(NEW_TABLE, CREATE | ALONE, &attributes);
-        plan
+        let flags = attribute(TABLE_FLAGS, &OWNER.to_be_bytes());
+        plan.push(NEW_TABLE, CREATE | ALONE, [named, flags])?;
+        Ok(plan)
     }
 
     /// Like [`Self::owned`], but the table stays until it is deleted. It replaces a table of the same name in
     /// one transaction, so no packet passes in between.
-    pub(crate) fn lasting(table: &str) -> Self {
-        let named = attribute(TABLE_NAME, &zero_ended(table));
+    pub(crate) fn lasting(table: &str) -> io::Result<Self> {
         let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
         // Created first, because only an existing table can be deleted.
-        plan.push(NEW_TABLE, CREATE, &named);
-        plan.push(DELETE_TABLE, 0, &named);
-        plan.push(NEW_TABLE, CREATE, &named);
-        plan
+        for (kind, flags) in [(NEW_TABLE, CREATE), (DELETE_TABLE, 0), (NEW_TABLE, CREATE)] {
+            plan.push(kind, flags, [attribute(TABLE_NAME, &zero_ended(table))])?;
+        }
+        Ok(plan)
     }
 
     /// A chain at this hook; chains of a lower priority come first.
-    pub(crate) fn chain(&mut self, name: &str, hook: Hook, priority: i32) {
-        let hook = [
+    pub(crate) fn chain(&mut self, name: &str, hook: Hook, priority: i32) -> io::Result<()> {
+        let hook = joined([
             attribute(HOOK_NUMBER, &(hook as u32).to_be_bytes()),
             attribute(HOOK_PRIORITY, &priority.to_be_bytes()),
-        ];
+        ])?;
         let attributes = [
             attribute(TABLE, &zero_ended(&self.table)),
             attribute(NAME, &zero_ended(name)),
-            attribute(HOOK | NESTED, &hook.concat()),
+            attribute(HOOK | NESTED, &hook),
             attribute(TYPE, b"filter\0"),
         ];
-        self.push(NEW_CHAIN, CREATE, &attributes.concat());
+        self.push(NEW_CHAIN, CREATE, attributes)
     }
 
     /// A set of ranges of addresses.
-    pub(crate) fn set(&mut self, set: &Set) {
+    pub(crate) fn set(&mut self, set: &Set) -> io::Result<()> {
         const INTERVALS: u32 = 4;
         // The type by which `nft` shows the elements: IPv4 or IPv6 addresses.
         let (kind, bytes): (u32, u32) = if set.bytes == 4 { (7, 4) } else { (8, 16) };
@@ -338,22 +349,24 @@ impl Plan {
             // The id by which messages of the same transaction name the set.
             attribute(10, &self.sets.to_be_bytes()),
         ];
-        self.push(NEW_SET, CREATE, &attributes.concat());
-        if !set.ranges.is_empty() {
-            let elements = [elements_of(&self.table, set.name), set.elements()].concat();
-            self.push(NEW_ELEMENTS, CREATE, &elements);
-        }
+        self.push(NEW_SET, CREATE, attributes)?;
+        self.messages.extend(set.additions(&self.table)?);
+        Ok(())
     }
 
     /// Adds a rule at the end of a chain.
-    pub(crate) fn rule(&mut self, chain: &str, expressions: &[Vec<u8>]) {
+    pub(crate) fn rule(
+        &mut self,
+        chain: &str,
+        expressions: impl IntoIterator<Item = Encoded>,
+    ) -> io::Result<()> {
         const LAST: u16 = 0x800;
         let attributes = [
             attribute(RULE_TABLE, &zero_ended(&self.table)),
             attribute(RULE_CHAIN, &zero_ended(chain)),
-            attribute(EXPRESSIONS | NESTED, &expressions.concat()),
+            attribute(EXPRESSIONS | NESTED, &joined(expressions)?),
         ];
-        self.push(NEW_RULE, CREATE | LAST, &attributes.concat());
+        self.push(NEW_RULE, CREATE | LAST, attributes)
     }
 
     /// Makes the table with everything in it.
@@ -367,13 +380,19 @@ impl Plan {
         Ok(Table { name: self.table.clone(), socket: Mutex::new(socket) })
     }
 
-    fn push(&mut self, kind: u16, flags: u16, attributes: &[u8]) {
-        self.messages.push(changing(kind, flags, attributes));
+    fn push(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        attributes: impl IntoIterator<Item = Encoded>,
+    ) -> io::Result<()> {
+        self.messages.push(changing(kind, flags, &joined(attributes)?)?);
+        Ok(())
     }
 }
 
 /// A message that changes something for both versions of IP, and asks for an answer.
-fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
+fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Encoded {
     const ACKNOWLEDGE: u16 = 4;
     message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes)
 }
@@ -381,7 +400,7 @@ fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
 /// Sends changes as one transaction, and waits for the answer to each.
 fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
     let part = |kind| message(kind, 0, [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]], &[]);
-    let all = [part(BATCH_BEGIN), messages.concat(), part(BATCH_END)].concat();
+    let all = [part(BATCH_BEGIN)?, messages.concat(), part(BATCH_END)?].concat();
     socket.write_all(&all)?;
     let (mut left, mut buffer) = (messages.len(), vec![0; 64 << 10]);
     while left > 0 {
@@ -397,25 +416,37 @@ fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
 }
 
 /// The attributes that name a set (`nft_set_elem_list_attributes`).
-fn elements_of(table: &str, set: &str) -> Vec<u8> {
-    [attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))].concat()
+fn elements_of(table: &str, set: &str) -> Encoded {
+    joined([attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))])
 }
+
+/// A part of a message, or an error if it does not fit.
+pub(crate) type Encoded = io::Result<Vec<u8>>;
 
 /// A message: a header (length, kind, flags, sequence, port), the four bytes that every netfilter message has,
 /// and attributes.
-fn message(kind: u16, flags: u16, start: [u8; 4], attributes: &[u8]) -> Vec<u8> {
+fn message(kind: u16, flags: u16, start: [u8; 4], attributes: &[u8]) -> Encoded {
     const REQUEST: u16 = 1;
-    let len = u32::try_from(HEADER + start.len() + attributes.len()).unwrap_or(u32::MAX);
+    let len = u32::try_from(HEADER + start.len() + attributes.len()).map_err(|_| does_not_fit())?;
     let header = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &(flags | REQUEST).to_ne_bytes()];
-    [&header.concat()[..], &[0; 8], &start, attributes].concat()
+    Ok([&header.concat()[..], &[0; 8], &start, attributes].concat())
 }
 
-/// An attribute, padded to a multiple of four bytes.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+/// An attribute, padded to a multiple of four bytes. A value that is too long is an error: with a wrong length
+/// the kernel would take the rest of the value for attributes.
+fn attribute(kind: u16, value: &[u8]) -> Encoded {
+    let len = u16::try_from(4 + value.len()).map_err(|_| does_not_fit())?;
     let mut bytes = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
     bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
+    Ok(bytes)
+}
+
+fn does_not_fit() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it does not fit into a netlink message")
+}
+
+fn joined(parts: impl IntoIterator<Item = Encoded>) -> Encoded {
+    Ok(parts.into_iter().collect::<io::Result<Vec<_>>>()?.concat())
 }
 
 fn zero_ended(text: &str) -> Vec<u8> {
@@ -467,25 +498,25 @@ mod tests {
 
     #[test]
     fn a_port_in_the_words_of_either_packet_filter() {
-        let newer = expression::is(&7_u16.to_be_bytes());
+        let newer = expression::is(&7_u16.to_be_bytes()).unwrap();
         let older = [&b"udp\0"[..], &[0, u16::MAX, 7, 7].map(u16::to_ne_bytes).concat()].concat();
         for rule in [newer, older] {
             assert!(compares(&rule, 7) && !compares(&rule, 8), "{rule:?}");
         }
-        assert!(!compares(&expression::is(&7_u32.to_be_bytes()), 7));
+        assert!(!compares(&expression::is(&7_u32.to_be_bytes()).unwrap(), 7));
     }
 
     #[test]
     fn a_chain_as_the_kernel_tells_it() {
-        let hook = attribute(HOOK_NUMBER, &2_u32.to_be_bytes());
-        let message = [
-            vec![2, 0, 0, 0],
+        let hook = attribute(HOOK_NUMBER, &2_u32.to_be_bytes()).unwrap();
+        let message = joined([
+            Ok(vec![2, 0, 0, 0]),
             attribute(TABLE, b"filter\0"),
             attribute(NAME, b"FORWARD\0"),
             attribute(HOOK | NESTED, &hook),
             attribute(POLICY, &[0; 4]),
-        ]
-        .concat();
+        ])
+        .unwrap();
         let chain = Chain::read(&message).unwrap();
         assert_eq!(
             (chain.family, chain.table.as_str(), chain.name.as_str()),
@@ -498,5 +529,99 @@ mod tests {
         }
         assert_eq!(Messages(&[0xff; 40]).count(), 0);
         assert_eq!(Attributes(&[0; 8]).count(), 0, "a length that is none ends it");
+    }
+
+    /// The keys of a message that adds elements, each with its flags.
+    fn keys(message: &[u8]) -> Vec<(u128, u32)> {
+        let len = u32::from_ne_bytes(*message.first_chunk().unwrap());
+        assert_eq!(usize::try_from(len).unwrap(), message.len());
+        let (_, elements) =
+            Attributes(&message[HEADER + 4..]).find(|(kind, _)| *kind == 3).unwrap();
+        let of = |element| {
+            let mut parts = Attributes(element);
+            let ((_, key), (_, flags)) = (parts.next().unwrap(), parts.next().unwrap());
+            let (_, key) = Attributes(key).next().unwrap();
+            (u128::from_be_bytes(key.try_into().unwrap()), number(flags).unwrap())
+        };
+        Attributes(elements).map(|(_, element)| of(element)).collect()
+    }
+
+    #[test]
+    fn many_ranges_are_several_messages() {
+        let base = 0x2001_0db8_u128 << 96;
+        let range = |n: u128| (base + (2 * n << 64), base + (2 * n << 64) + u128::from(u64::MAX));
+        let mut ranges: Vec<_> = (0..1023).map(range).collect();
+        ranges.push((u128::MAX - 1, u128::MAX));
+        let set = Set { name: "specific6", bytes: 16, ranges };
+        let messages = set.additions("vpnd_killswitch-a").unwrap();
+        assert_eq!(messages.len(), 3);
+        assert!(messages.iter().all(|message| message.len() <= usize::from(u16::MAX)));
+        let keys: Vec<_> = messages.iter().flat_map(|message| keys(message)).collect();
+        let read = keys.iter().enumerate().filter(|(_, (_, flags))| *flags == 0);
+        let end = |n: usize| keys.get(n + 1).map_or(u128::MAX, |(end, _)| end - 1);
+        let read: Vec<_> = read.map(|(n, (first, _))| (*first, end(n))).collect();
+        assert_eq!(read, set.ranges);
+    }
+
+    /// A network namespace of its own; nothing without root.
+    fn in_namespace(work: impl FnOnce() + Send + 'static) {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        let alone = move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work();
+        };
+        std::thread::spawn(alone).join().unwrap();
+    }
+
+    /// The networks of a set, as `nft` shows them.
+    fn listed(set: &str) -> Vec<String> {
+        let command = ["list", "set", "inet", "vpnd_killswitch-a", set];
+        let output = std::process::Command::new("nft").args(command).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (_, elements) = text.split_once("elements = {").unwrap_or(("", "}"));
+        let (elements, _) = elements.split_once('}').unwrap();
+        let elements = elements.split(',').map(|element| element.trim().to_owned());
+        elements.filter(|element| !element.is_empty()).collect()
+    }
+
+    /// Every other of the networks of 64 bits in 2001:db8::/32, from number `from`.
+    fn every_other(from: u16) -> (Set, Vec<String>) {
+        let (mut ranges, mut shown) = (Vec::new(), Vec::new());
+        for n in (from..from + 2000).step_by(2) {
+            let first = (0x2001_0db8_u128 << 96) + (u128::from(n) << 64);
+            ranges.push((first, first + u128::from(u64::MAX)));
+            shown.push(format!("{}/64", std::net::Ipv6Addr::from(first)));
+        }
+        (Set { name: "specific6", bytes: 16, ranges }, shown)
+    }
+
+    #[test]
+    fn the_kernel_takes_a_thousand_ranges() {
+        in_namespace(|| {
+            let (set, shown) = every_other(1);
+            let mut plan = Plan::lasting("vpnd_killswitch-a").unwrap();
+            plan.set(&set).unwrap();
+            let table = plan.make().unwrap();
+            assert_eq!(listed("specific6"), shown);
+            let (set, shown) = every_other(800);
+            table.replace(&set).unwrap();
+            assert_eq!(listed("specific6"), shown);
+            table.replace(&Set { ranges: Vec::new(), ..set }).unwrap();
+            assert_eq!(listed("specific6"), [""; 0]);
+        });
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_is_an_error() {
+        let most = usize::from(u16::MAX) - 4;
+        assert_eq!(attribute(1, &vec![0; most]).unwrap().len(), 1 << 16);
+        assert_eq!(
+            attribute(1, &vec![0; most + 1]).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+        let many = Set { name: "specific6", bytes: 16, ranges: vec![(0, 0); 911] };
+        assert!(many.elements(&many.ranges).is_err());
     }
 }

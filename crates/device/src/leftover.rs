@@ -65,8 +65,8 @@ impl Leftover {
         }
         for guard in &self.guards {
             let (kind, payload) = guard.encode();
-            // Objects that are already gone are fine, and other errors have no reader any more.
-            let _sent = self.socket.send(&framed(kind, &payload), 0);
+            // What is gone already is no concern, and nobody is left to be told of the rest.
+            let _sent = framed(kind, &payload).map(|message| self.socket.send(&message, 0));
             self.journal.remove(guard);
         }
         if let Some(table) = self.journal.table() {
@@ -79,15 +79,15 @@ impl Leftover {
     }
 }
 
-/// One message in its wire format.
-fn framed(kind: u16, payload: &[u8]) -> Vec<u8> {
+/// One message as it is sent; none if it is too long for one.
+fn framed(kind: u16, payload: &[u8]) -> Option<Vec<u8>> {
     const HEADER: usize = 16;
-    let length = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);
+    let length = u32::try_from(HEADER + payload.len()).ok()?;
     let mut message = Vec::with_capacity(HEADER + payload.len());
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(NLM_F_REQUEST.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(payload);
-    message
+    Some(message)
 }

@@ -27,15 +27,33 @@ pub struct SpecificRoutes {
     /// The tunnel's device.
     index: u32,
     known: Vec<IpNet>,
-    /// Whether there was a change since they were read.
+    /// Whether some were left out when they were read last.
+    left_out: bool,
+    /// Whether something has changed since they were read.
     is_stale: bool,
 }
 
 impl SpecificRoutes {
     /// Reads them, without the routes through the device with this index.
     pub async fn read(netlink: Netlink, heard: Heard, index: u32) -> Self {
-        let known = networks(&netlink, index).await.unwrap_or_default();
-        Self { netlink, heard, index, known, is_stale: false }
+        let found = networks(&netlink, index).await.unwrap_or_default();
+        let mut this =
+            Self { netlink, heard, index, known: Vec::new(), left_out: false, is_stale: false };
+        this.take(found);
+        this
+    }
+
+    /// Takes the networks, and whether they have changed. Warns if some begin to be left out.
+    fn take(&mut self, Networks { all, left_out }: Networks) -> bool {
+        if left_out > 0 && !self.left_out {
+            tracing::warn!(
+                "this host has routes to more than {MOST} networks: the kill switch drops packets to {left_out} of them"
+            );
+        }
+        self.left_out = left_out > 0;
+        let is_new = all != self.known;
+        self.known = all;
+        is_new
     }
 
     /// The networks that were read last: none is part of another, and those of each version of IP are in order.
@@ -54,10 +72,7 @@ impl SpecificRoutes {
             self.heard.skip();
             let found = networks(&self.netlink, self.index).await;
             self.is_stale = false;
-            if let Some(found) = found
-                && found != self.known
-            {
-                self.known = found;
+            if found.is_some_and(|found| self.take(found)) {
                 return;
             }
             sleep(APART).await;
@@ -65,15 +80,34 @@ impl SpecificRoutes {
     }
 }
 
-/// `None` if the kernel does not return them.
-async fn networks(netlink: &Netlink, index: u32) -> Option<Vec<IpNet>> {
-    let mut all = networks_of(AddressFamily::Inet, netlink, index).await?;
-    // A kernel without IPv6 routes no IPv6 packets.
-    all.extend(networks_of(AddressFamily::Inet6, netlink, index).await.unwrap_or_default());
-    Some(all)
+/// Networks, as many as a kill switch leaves alone, and how many more there are.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Networks {
+    all: Vec<IpNet>,
+    left_out: usize,
 }
 
-async fn networks_of(family: AddressFamily, netlink: &Netlink, index: u32) -> Option<Vec<IpNet>> {
+impl Networks {
+    /// The first of these, none of which is part of another then.
+    fn first_of(found: &[IpNet]) -> Self {
+        let mut all = IpNet::aggregate(&found.to_vec());
+        all.sort_unstable();
+        let left_out = all.len().saturating_sub(MOST);
+        all.truncate(MOST);
+        Self { all, left_out }
+    }
+}
+
+/// None if the kernel does not give them.
+async fn networks(netlink: &Netlink, index: u32) -> Option<Networks> {
+    let Networks { mut all, left_out } = networks_of(AddressFamily::Inet, netlink, index).await?;
+    // A kernel without IPv6 leads none of its packets anywhere.
+    let v6 = networks_of(AddressFamily::Inet6, netlink, index).await.unwrap_or_default();
+    all.extend(v6.all);
+    Some(Networks { all, left_out: left_out + v6.left_out })
+}
+
+async fn networks_of(family: AddressFamily, netlink: &Netlink, index: u32) -> Option<Networks> {
     let mut dump = RouteMessage::default();
     dump.header.address_family = family;
     let mut routes = Box::pin(netlink.handle.route().get(dump).execute());
@@ -85,10 +119,7 @@ async fn networks_of(family: AddressFamily, netlink: &Netlink, index: u32) -> Op
             found.push(net.trunc());
         }
     }
-    let mut found = IpNet::aggregate(&found);
-    found.sort_unstable();
-    found.truncate(MOST);
-    Some(found)
+    Some(Networks::first_of(&found))
 }
 
 /// A route that drops or refuses does not stop a program that binds to a device.
@@ -97,4 +128,22 @@ fn is_specific(route: &RouteMessage, net: IpNet, index: u32) -> bool {
     let leads = route.header.kind == RouteType::Unicast && net.prefix_len() > 0;
     let is_here = table::number(route) == table::MAIN;
     leads && elsewhere && is_here && !bypass::is_announced(route, net)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_networks_let_fewer_past() {
+        let net = |n: usize| -> IpNet { format!("2001:db8:0:{n:x}::/64").parse().unwrap() };
+        // None next to another, so that none are merged.
+        let found: Vec<_> = (0..MOST + 3).rev().map(|n| net(2 * n)).collect();
+        let Networks { all, left_out } = Networks::first_of(&found);
+        assert_eq!((all.len(), left_out), (MOST, 3));
+        assert!(all.iter().all(|net| found.contains(net)), "nothing else is let past");
+        assert_eq!(all.last(), Some(&net(2 * (MOST - 1))));
+        let few = Networks::first_of(&[net(0), net(1), net(0)]);
+        assert_eq!(few, Networks { all: vec!["2001:db8::/63".parse().unwrap()], left_out: 0 });
+    }
 }

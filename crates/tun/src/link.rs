@@ -37,8 +37,8 @@ impl Link {
 pub(crate) fn query(name: &str) -> io::Result<Option<Link>> {
     let mut name = name.as_bytes().to_vec();
     name.push(0);
-    let mut asked = attribute(libc::IFLA_IFNAME, &name);
-    asked.extend(attribute(libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes()));
+    let mut asked = attribute(libc::IFLA_IFNAME, &name)?;
+    asked.extend(attribute(libc::IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes())?);
     let answer = exchange(libc::RTM_GETLINK, 0, &asked)?;
     read(&answer).ok_or_else(|| io::Error::other("the kernel's answer is malformed"))
 }
@@ -53,16 +53,16 @@ fn exchange(kind: u16, index: i32, attributes: &[u8]) -> io::Result<Vec<u8>> {
     let domain = Domain::from(libc::AF_NETLINK);
     let protocol = Protocol::from(libc::NETLINK_ROUTE);
     let mut socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-    socket.send(&request(kind, index, attributes))?;
+    socket.send(&request(kind, index, attributes)?)?;
     let mut answer = vec![0; LARGEST_ANSWER];
     let len = socket.read(&mut answer)?;
     answer.truncate(len);
     answered(answer)
 }
 
-fn request(kind: u16, index: i32, attributes: &[u8]) -> Vec<u8> {
+fn request(kind: u16, index: i32, attributes: &[u8]) -> io::Result<Vec<u8>> {
     let acknowledge = if kind == libc::RTM_GETLINK { 0 } else { libc::NLM_F_ACK };
-    let len = u32::try_from(HEADER + INTERFACE + attributes.len()).unwrap_or(u32::MAX);
+    let len = u32::try_from(HEADER + INTERFACE + attributes.len()).map_err(|_| does_not_fit())?;
     let flags = u16::try_from(libc::NLM_F_REQUEST | acknowledge).unwrap_or_default();
     let mut request = len.to_ne_bytes().to_vec();
     request.extend(kind.to_ne_bytes());
@@ -72,7 +72,7 @@ fn request(kind: u16, index: i32, attributes: &[u8]) -> Vec<u8> {
     request.extend(index.to_ne_bytes());
     request.extend([0; 8]);
     request.extend(attributes);
-    request
+    Ok(request)
 }
 
 /// Removes the header, and turns an error message into an error.
@@ -117,13 +117,19 @@ fn driver_attributes(properties: &[u8]) -> Link {
     }
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(ATTRIBUTE + value.len()).unwrap_or(u16::MAX);
+/// An attribute. A value that is too long is an error: with a wrong length the kernel would take the rest of the
+/// value for attributes.
+fn attribute(kind: u16, value: &[u8]) -> io::Result<Vec<u8>> {
+    let len = u16::try_from(ATTRIBUTE + value.len()).map_err(|_| does_not_fit())?;
     let mut attribute = len.to_ne_bytes().to_vec();
     attribute.extend(kind.to_ne_bytes());
     attribute.extend(value);
     attribute.resize(attribute.len().next_multiple_of(4), 0);
-    attribute
+    Ok(attribute)
+}
+
+fn does_not_fit() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it does not fit into a netlink message")
 }
 
 /// The value of the first attribute of this kind.
@@ -162,26 +168,26 @@ mod tests {
     use super::*;
 
     fn answer(kind: &[u8], properties: &[Vec<u8>]) -> Vec<u8> {
-        let mut info = attribute(libc::IFLA_INFO_KIND, kind);
-        info.extend(attribute(libc::IFLA_INFO_DATA, &properties.concat()));
+        let mut info = attribute(libc::IFLA_INFO_KIND, kind).unwrap();
+        info.extend(attribute(libc::IFLA_INFO_DATA, &properties.concat()).unwrap());
         let mut answer = vec![0, 0, 0xfe, 0xff];
         answer[2..].copy_from_slice(&65534_u16.to_ne_bytes());
         answer.extend(7_i32.to_ne_bytes());
         answer.extend([0; 8]);
-        answer.extend(attribute(libc::IFLA_IFNAME, b"tun0\0"));
-        answer.extend(attribute(libc::IFLA_LINKINFO, &info));
+        answer.extend(attribute(libc::IFLA_IFNAME, b"tun0\0").unwrap());
+        answer.extend(attribute(libc::IFLA_LINKINFO, &info).unwrap());
         answer
     }
 
     fn number(kind: u16, value: u32) -> Vec<u8> {
-        attribute(kind, &value.to_ne_bytes())
+        attribute(kind, &value.to_ne_bytes()).unwrap()
     }
 
     #[test]
     fn a_device_of_several_queues() {
         let properties = [
             number(IFLA_TUN_OWNER, 12345),
-            attribute(IFLA_TUN_PERSIST, &[1]),
+            attribute(IFLA_TUN_PERSIST, &[1]).unwrap(),
             number(IFLA_TUN_NUM_QUEUES, 3),
             number(IFLA_TUN_NUM_DISABLED_QUEUES, 1),
         ];

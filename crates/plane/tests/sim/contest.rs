@@ -165,7 +165,7 @@ fn copies_sent_ahead_are_found_on_a_path_that_loses() {
 fn sealed(world: &World, plaintext: &[u8]) -> Vec<u8> {
     let boot = world[Side::A].clock(world.now).boot;
     let (key, _) = world[Side::A].data.table().send.clone().expect("a key");
-    let mut counters = key.reserve(1, boot).ok().expect("counters");
+    let Ok(mut counters) = key.reserve(1, boot) else { panic!("no counters") };
     let mut datagram = vec![0; plaintext.len() + 32];
     datagram[16..][..plaintext.len()].copy_from_slice(plaintext);
     key.seal(counters.next().expect("one"), &mut datagram);
