@@ -51,8 +51,8 @@ pub fn renumbered(address: SocketAddr, old: u32, new: u32) -> SocketAddr {
     }
 }
 
-/// The addresses a handshake is tried at, in turn: first where the peer last was, then the
-/// configured ones in their order.
+/// The addresses that handshakes are sent to, in order: first the peer's last address, then the configured
+/// ones in their order.
 #[derive(Debug, Default)]
 pub(crate) struct Candidates {
     configured: Vec<SocketAddr>,
