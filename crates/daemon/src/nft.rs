@@ -549,7 +549,8 @@ mod tests {
     #[test]
     fn many_ranges_are_several_messages() {
         let base = 0x2001_0db8_u128 << 96;
-        let range = |n: u128| (base + (2 * n << 64), base + (2 * n << 64) + u128::from(u64::MAX));
+        let range =
+            |n: u128| (base + ((2 * n) << 64), base + ((2 * n) << 64) + u128::from(u64::MAX));
         let mut ranges: Vec<_> = (0..1023).map(range).collect();
         ranges.push((u128::MAX - 1, u128::MAX));
         let set = Set { name: "specific6", bytes: 16, ranges };
