@@ -284,6 +284,14 @@ fn opened_by_a_stop(a: &Host, site: &Site, sending: &Sending) -> Result<()> {
     other.service.retain(|line| !line.contains("firewall"));
     vpnd = Vpnd::start(a, &other)?;
     ensure!(tables(a)?.is_empty(), "a start without it: {}", tables(a)?);
+    // One that no journal names.
+    vpnd.process().kill()?;
+    a.run(&format!("nft add {KILL_SWITCH}"))?;
+    let (code, said) = vpnd::run(a, &["release", "site-a"])?;
+    ensure!(code == 0 && tables(a)?.is_empty(), "release: exit {code}: {said}: {}", tables(a)?);
+    a.run(&format!("nft add {KILL_SWITCH}"))?;
+    vpnd = Vpnd::start(a, &other)?;
+    ensure!(tables(a)?.is_empty(), "a start, of one that no journal names: {}", tables(a)?);
     vpnd.process().interrupt()?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A tunnel's changes to the system besides its device's own properties: made at the start, maintained while
 //! it runs, reverted at the end, and found again by the next start after a sudden end.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use vpnd_device::{
 use vpnd_tunnel::udp::Way;
 
 use crate::config::Config;
-use crate::firewall::{self, Firewall};
+use crate::firewall::Firewall;
 use crate::nft::Table;
 use crate::options;
 
@@ -54,20 +55,14 @@ impl Changes {
 
     /// Reverts the changes, but hands the blackholes on to the next start, if there is one soon.
     pub(crate) async fn hand_on(self, device: bool) -> Option<HandedOn> {
+        let table = kill_switch(self.firewall.as_ref());
         let Some(setup) = self.keeper.stop().await else {
             tracing::error!("what was changed in the system is left to the next start");
             return None;
         };
-        let leftover = self.netlink.hand_on(setup, device).await;
-        let table = self.firewall.as_ref().and_then(Firewall::kill_switch);
+        let leftover = self.netlink.hand_on(setup, device, |_| open(table.as_deref())).await;
         drop(self.firewall);
-        match leftover {
-            Some(leftover) => Some(HandedOn { leftover, table }),
-            None => {
-                table.iter().for_each(|table| firewall::open(table));
-                None
-            }
-        }
+        leftover.map(|leftover| HandedOn { leftover, table })
     }
 
     /// The missing objects, and why they are missing.
@@ -92,14 +87,32 @@ impl Changes {
 
     /// Reverts the changes, except for what `stays`.
     pub(crate) async fn put_back(self, stays: Stays) {
+        let table = kill_switch(self.firewall.as_ref());
         match self.keeper.stop().await {
-            Some(setup) => self.netlink.undo(setup, stays).await,
+            Some(mut setup) => {
+                if !stays.guards {
+                    setup.delete_table(|_| open(table.as_deref()));
+                }
+                self.netlink.undo(setup, stays).await;
+            }
             None => tracing::error!("what was changed in the system is left to the next start"),
         }
-        let table = self.firewall.as_ref().and_then(Firewall::kill_switch);
-        table.filter(|_| !stays.guards).iter().for_each(|table| firewall::open(table));
         drop(self.firewall);
     }
+}
+
+/// The table of the kill switch, which is not restored from now on.
+fn kill_switch(firewall: Option<&Firewall>) -> Option<Arc<Table>> {
+    let firewall = firewall?;
+    firewall.stop_following();
+    firewall.kill_switch()
+}
+
+/// Deletes the table of a kill switch, through its own socket: it may be in another network namespace. One that this
+/// run did not make is left to the next start.
+pub(crate) fn open(table: Option<&Table>) -> io::Result<()> {
+    let stranger = || io::Error::other("it is not of this run");
+    table.ok_or_else(stranger)?.delete()
 }
 
 /// A kill switch that has outlived its device: routes and rules, and the packet filter's table.

@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vpnd_device::{Mark, SpecificRoutes, Undo, WhenDown};
+use vpnd_device::{KILL_SWITCH_TABLE, Mark, SpecificRoutes, Undo, WhenDown};
 use vpnd_tunnel::udp::Listen;
 
 use crate::config::{Config, MAIN_TABLE, Problem};
@@ -81,33 +81,27 @@ impl Firewall {
     pub(crate) fn kill_switch(&self) -> Option<Arc<Table>> {
         self.kill_switch.clone()
     }
-}
 
-/// Opens a kill switch: deletes its table.
-pub(crate) fn open(table: &Table) {
-    if let Err(error) = table.delete() {
-        still_drops(&error);
+    /// Neither updates nor restores the tables any more: they are about to be deleted.
+    pub(crate) fn stop_following(&self) {
+        if let Some(following) = &self.following {
+            following.abort();
+        }
     }
 }
 
-/// Like [`open`], for the table of a vpnd that has ended, by its name.
-pub(crate) fn open_left(table: &str) {
-    if let Err(error) = nft::delete(table) {
-        still_drops(&error);
-    }
-}
-
-fn still_drops(error: &io::Error) {
-    tracing::warn!(
-        "the kill switch's table of nftables cannot be deleted, and still drops: {error}"
-    );
+/// Deletes the table of the kill switch of a vpnd that has ended, by its name.
+///
+/// # Errors
+///
+/// The kernel's refusal; a missing table is no error.
+pub(crate) fn open_left(table: &str) -> io::Result<()> {
+    nft::delete(table).map(|_was_there| ())
 }
 
 impl Drop for Firewall {
     fn drop(&mut self) {
-        if let Some(following) = &self.following {
-            following.abort();
-        }
+        self.stop_following();
     }
 }
 
@@ -136,20 +130,44 @@ pub(crate) fn guard(
     specific: Option<&SpecificRoutes>,
     undo: &mut Undo,
 ) -> Result<(), FirewallError> {
-    let table = specific.map(|_| lasting(config));
-    if let Some(left) = undo.table().filter(|left| Some(*left) != table.as_deref()) {
-        open_left(left);
+    let Some(specific) = specific else {
+        open_all_left(config, undo);
+        return Ok(());
+    };
+    let table = lasting(config);
+    if undo.table() != Some(&table) {
+        let refused = |error| FirewallError { table: table.clone(), error };
+        undo.delete_table(open_left).map_err(refused)?;
     }
-    undo.set_table(table.as_deref());
-    let (Some(table), Some(specific)) = (table, specific) else { return Ok(()) };
+    undo.set_table(Some(&table));
     // No device has this number.
     let tunnel = Tunnel { index: 0, mark: None, borne: own };
     make_lasting(config, tunnel, specific, table).map(|_: Table| ())
 }
 
+/// Deletes the table that an earlier run has left, also one that its journal has lost.
+fn open_all_left(config: &Config, undo: &mut Undo) {
+    if let Err(error) = undo.delete_table(open_left) {
+        tracing::warn!(
+            "a kill switch's table of nftables cannot be deleted, and still drops: {error}"
+        );
+    }
+    match nft::delete(&lasting(config)) {
+        Ok(true) => tracing::info!("deleted the nftables table of an earlier kill switch"),
+        Ok(false) => {}
+        // Without the privilege, or where there is none, it is not known whether it is there.
+        Err(error) => tracing::debug!(%error, "an earlier kill switch's table is not deleted"),
+    }
+}
+
 /// The name of the kill switch's table. The names of other tables of vpnd do not begin like this.
 fn lasting(config: &Config) -> String {
-    format!("vpnd_killswitch-{}", config.name)
+    usual_table(&config.name)
+}
+
+/// The name of the table of a tunnel's kill switch.
+pub(crate) fn usual_table(tunnel: &str) -> String {
+    format!("{KILL_SWITCH_TABLE}{tunnel}")
 }
 
 fn make_lasting(

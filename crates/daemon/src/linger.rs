@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::unistd::getpid;
 use vpnd_device::{Leftover, Undo};
 
-use crate::changes::HandedOn;
+use crate::changes::{self, HandedOn};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::firewall;
@@ -118,7 +118,7 @@ pub(crate) fn open_later(HandedOn { leftover, table }: HandedOn, opener: Option<
     if !matches!(handed, Some(Ok(()))) {
         // This process may be in another network namespace by now, but the table's socket still belongs to the
         // right one.
-        leftover.open_after(WAIT, |_| table.iter().for_each(|table| firewall::open(table)));
+        leftover.open_after(WAIT, |_| changes::open(table.as_deref()));
     }
 }
 

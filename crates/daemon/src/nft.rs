@@ -217,7 +217,7 @@ impl Table {
     ///
     /// The kernel's refusal; a missing table is no error.
     pub(crate) fn delete(&self) -> io::Result<()> {
-        absent_is_fine(self.commit(&[deleting(&self.name)?]))
+        was_there(self.commit(&[deleting(&self.name)?])).map(drop)
     }
 
     fn commit(&self, messages: &[Vec<u8>]) -> io::Result<()> {
@@ -226,24 +226,29 @@ impl Table {
     }
 }
 
-/// Deletes the table with this name in the network namespace of this thread.
+/// Deletes the table with this name in the network namespace of this thread, and whether it was there.
 ///
 /// # Errors
 ///
-/// The kernel's refusal; a missing table is no error.
-pub(crate) fn delete(table: &str) -> io::Result<()> {
-    absent_is_fine(commit(&mut connect()?, &[deleting(table)?]))
+/// The kernel's refusal.
+pub(crate) fn delete(table: &str) -> io::Result<bool> {
+    let deleting = deleting(table)?;
+    was_there(connect().and_then(|mut socket| commit(&mut socket, &[deleting])))
 }
 
 fn deleting(table: &str) -> Encoded {
     changing(DELETE_TABLE, 0, &attribute(TABLE_NAME, &zero_ended(table))?)
 }
 
-fn absent_is_fine(deleted: io::Result<()>) -> io::Result<()> {
-    deleted.or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    })
+fn was_there(deleted: io::Result<()>) -> io::Result<bool> {
+    match deleted {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            // A kernel without nftables has no table.
+            Some(libc::ENOENT | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP) => Ok(false),
+            _ => Err(error),
+        },
+    }
 }
 
 /// A set of ranges of addresses of one version of IP, as numbers: sorted, and not adjacent.

@@ -1,5 +1,6 @@
 //! `release`: removes the kill switch of a tunnel that does not run, as listed in its journal.
 
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -9,7 +10,7 @@ use vpnd_device::Netlink;
 use crate::ask::socket;
 use crate::changes::JOURNAL;
 use crate::exit::Exit;
-use crate::{nft, terminal};
+use crate::{firewall, nft, terminal};
 
 /// Options of `release`.
 #[derive(Debug, Args)]
@@ -21,10 +22,20 @@ pub(crate) struct ReleaseOptions {
 /// Removes the kill switch that a vpnd which no longer runs left behind.
 pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
     let path = socket(&options.name).with_extension(JOURNAL);
+    let tunnel = path.file_stem().unwrap_or_default().to_string_lossy();
+    let usual = firewall::usual_table(&tunnel);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let released = runtime.block_on(async {
         let netlink = Netlink::connect()?;
-        let released = netlink.release(&path, nft::delete).await;
+        let released = netlink.release(&path, &usual, nft::delete).await;
+        let released = match released {
+            // Somebody has deleted the journal; the table may still drop.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match nft::delete(&usual)? {
+                true => Ok(1),
+                false => Err(error),
+            },
+            released => released,
+        };
         released.with_context(|| format!("cannot release {}", path.display()))
     })?;
     if released == 0 {

@@ -49,6 +49,10 @@ const TRIES: u32 = 50;
 /// … and the time between them.
 const BETWEEN: Duration = Duration::from_millis(20);
 
+/// How the name of a kill switch's table in the packet filter begins. No other table is ever deleted, whatever a
+/// journal says.
+pub const KILL_SWITCH_TABLE: &str = "vpnd_killswitch-";
+
 /// The file; or none, and then a crash's leftovers are not found again.
 #[derive(Debug, Default)]
 pub struct Journal {
@@ -389,11 +393,23 @@ impl Content {
             self.devices.retain(|known| known.index != device.index);
             self.devices.push(device);
         } else if let Some(table) = line.strip_prefix("% ") {
-            self.table = (!table.is_empty()).then(|| table.to_owned());
+            self.name_table(table);
         } else if let Some(change) = parse(line) {
             self.note(change, line.starts_with('+'));
         } else {
             tracing::debug!("a line of the journal makes no sense");
+        }
+    }
+
+    fn name_table(&mut self, table: &str) {
+        if table.is_empty() {
+            self.table = None;
+        } else if table.starts_with(KILL_SWITCH_TABLE) {
+            self.table = Some(table.to_owned());
+        } else {
+            tracing::warn!(
+                "the journal names the table {table:?}, which is no kill switch's: ignored"
+            );
         }
     }
 
@@ -472,9 +488,21 @@ mod tests {
         let text = |lines: &[Option<&str>]| {
             lines.iter().fold(format!("{HEADER}\n"), |text, line| text + &tabling(*line))
         };
-        let table = |lines| read(&text(lines), HEADER).table;
-        assert_eq!(table(&[Some("one"), Some("a b")]), Some("a b".to_owned()));
-        assert_eq!(table(&[Some("one"), None]), None);
+        let table = |lines: &[Option<&str>]| read(&text(lines), HEADER).table;
+        let [one, other] = ["vpnd_killswitch-one", "vpnd_killswitch-a b"];
+        assert_eq!(table(&[Some(one), Some(other)]), Some(other.to_owned()));
+        assert_eq!(table(&[Some(one), None]), None);
+    }
+
+    #[test]
+    fn only_a_kill_switchs_table_is_named() {
+        for name in ["filter", "vpnd-site-a", "vpnd_killswitch", " vpnd_killswitch-site-a"] {
+            let text = format!("{HEADER}\n{}", tabling(Some(name)));
+            assert_eq!(read(&text, HEADER).table, None, "{name}");
+            let known = format!("{HEADER}\n% vpnd_killswitch-site-a\n{}", tabling(Some(name)));
+            let known = read(&known, HEADER).table;
+            assert_eq!(known.as_deref(), Some("vpnd_killswitch-site-a"), "{name} hides none");
+        }
     }
 
     #[test]

@@ -57,8 +57,9 @@ impl Leftover {
     }
 
     /// Waits, and then removes everything, unless a start has taken it over meanwhile. `delete` removes the
-    /// packet filter's table of the kill switch, if there is one: until it returns, no start can begin.
-    pub fn open_after(mut self, wait: Duration, delete: impl FnOnce(&str)) {
+    /// packet filter's table of the kill switch, if there is one: until it returns, no start can begin. If it
+    /// fails, the journal still names the table.
+    pub fn open_after(mut self, wait: Duration, delete: impl FnOnce(&str) -> io::Result<()>) {
         std::thread::sleep(wait);
         if !self.journal.take_back(&self.text) {
             return;
@@ -70,13 +71,21 @@ impl Leftover {
             self.journal.remove(guard);
         }
         if let Some(table) = self.journal.table() {
-            delete(table);
-            self.journal.set_table(None);
+            match delete(table) {
+                Ok(()) => self.journal.set_table(None),
+                Err(error) => still_drops(&error),
+            }
         }
-        if self.alone {
+        if self.alone && self.journal.table().is_none() {
             self.journal.end();
         }
     }
+}
+
+pub(crate) fn still_drops(error: &io::Error) {
+    tracing::warn!(
+        "the kill switch's table of nftables cannot be deleted, and still drops: {error}; `vpnd release` tries again"
+    );
 }
 
 /// One message as it is sent; none if it is too long for one.

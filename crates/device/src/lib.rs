@@ -47,7 +47,7 @@ pub use bypass::Bypass;
 pub use controller::Kind;
 pub use error::{Error, Step};
 pub use heard::Heard;
-pub use journal::{Journal, Namespace};
+pub use journal::{Journal, KILL_SWITCH_TABLE, Namespace};
 pub use keep::{DeviceMtu, Keeper, OwnState, OwnTraffic, PeerState};
 pub use leftover::Leftover;
 pub use lookup::{Found, Question};
@@ -184,6 +184,13 @@ pub struct Setup {
     undo: Undo,
 }
 
+impl Setup {
+    /// Deletes the packet filter's table of the kill switch with `delete`. The journal names it until that succeeds.
+    pub fn delete_table(&mut self, delete: impl FnOnce(&str) -> io::Result<()>) {
+        self.undo.try_delete_table(delete);
+    }
+}
+
 /// A connection to the kernel's routing subsystem, in the network namespace that it was opened in.
 #[derive(Clone, Debug)]
 pub struct Netlink {
@@ -275,11 +282,8 @@ impl Netlink {
     }
 
     /// Reverts the changes, the last one first, except for what `stays`. Objects that are already gone are
-    /// fine; other failures are logged.
-    pub async fn undo(&self, mut setup: Setup, stays: Stays) {
-        if !stays.guards {
-            setup.undo.set_table(None);
-        }
+    /// fine; other failures are logged. [`Setup::delete_table`] deletes the packet filter's table.
+    pub async fn undo(&self, setup: Setup, stays: Stays) {
         setup.undo.run(&self.handle, stays).await;
     }
 
@@ -295,20 +299,26 @@ impl Netlink {
 
     /// As [`undo`](Self::undo), but blackhole routes and rules are handed on to the next start. `None` if
     /// that is impossible or there are none: then everything is reverted, except for the parts of the device
-    /// that stay, and no table of the packet filter may block any more.
-    pub async fn hand_on(&self, setup: Setup, device: bool) -> Option<Leftover> {
+    /// that stay, and `delete` has to delete the packet filter's table of the kill switch.
+    pub async fn hand_on(
+        &self,
+        setup: Setup,
+        device: bool,
+        delete: impl FnOnce(&str) -> io::Result<()>,
+    ) -> Option<Leftover> {
         let Setup { mut undo, .. } = setup;
         if undo.guards() && undo.can_be_handed_on() {
             return undo.hand_on(&self.handle, &self.last, device).await;
         }
-        undo.set_table(None);
+        undo.try_delete_table(delete);
         undo.run(&self.handle, Stays { device, guards: false }).await;
         None
     }
 
     /// Removes the blackhole routes, and the rules that lead to them, of a vpnd that has ended, according to
     /// the journal at `path`; returns the number of objects. `delete` has to remove the packet filter's table
-    /// of the kill switch. All other entries are left to the next start.
+    /// of the kill switch, and returns whether it existed. It is also called with the name `usual`, in case the
+    /// journal does not name the table. All other entries are left to the next start.
     ///
     /// # Errors
     ///
@@ -316,17 +326,18 @@ impl Netlink {
     pub async fn release(
         &self,
         path: &Path,
-        delete: impl FnOnce(&str) -> io::Result<()>,
+        usual: &str,
+        mut delete: impl FnMut(&str) -> io::Result<bool>,
     ) -> io::Result<usize> {
         let mut undo = Undo::resume(Journal::open_left(path, self.namespace)?);
         let before = undo.len();
         undo.only(|change| !change.is_guard(), &self.handle).await;
         let mut gone = before - undo.len();
-        if let Some(table) = undo.table() {
-            delete(table)?;
-            undo.set_table(None);
-            gone += 1;
-        }
+        undo.delete_table(|table| {
+            gone += usize::from(delete(table)?);
+            Ok(())
+        })?;
+        gone += usize::from(delete(usual)?);
         Ok(gone)
     }
 

@@ -1,6 +1,9 @@
 //! The networks with routes in `main` through devices other than the tunnel's: those of this host, and other
 //! routes more specific than a default route. A kill switch does not cover them, except for networks that are
 //! larger than a local network and were announced by the local network itself.
+//!
+//! If there are more than [`MOST`] of a version of IP, those with the highest addresses are left out: the kill switch
+//! drops packets to them, and a warning is logged. So a neighbour that announces many networks opens nothing.
 
 use std::time::Duration;
 

@@ -90,6 +90,27 @@ impl Undo {
         self.journal.set_table(table);
     }
 
+    /// Deletes that table, if there is one. The journal names it until `delete` has succeeded: until then it drops
+    /// packets, and the next start or `release` has to find it.
+    ///
+    /// # Errors
+    ///
+    /// That of `delete`.
+    pub fn delete_table(&mut self, delete: impl FnOnce(&str) -> io::Result<()>) -> io::Result<()> {
+        if let Some(table) = self.table() {
+            delete(table)?;
+            self.set_table(None);
+        }
+        Ok(())
+    }
+
+    /// The same, but a failure is only logged.
+    pub(crate) fn try_delete_table(&mut self, delete: impl FnOnce(&str) -> io::Result<()>) {
+        if let Err(error) = self.delete_table(delete) {
+            crate::leftover::still_drops(&error);
+        }
+    }
+
     /// Whether the next start would find the remaining changes.
     pub(crate) fn can_be_handed_on(&self) -> bool {
         self.journal.is_kept()

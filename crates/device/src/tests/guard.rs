@@ -8,6 +8,9 @@ use super::left_behind::Notes;
 use super::routes::{OWN, everything};
 use super::*;
 
+/// The table of a kill switch.
+const KEPT: &str = "vpnd_killswitch-kept";
+
 /// An uplink with a default route, and another network on it.
 async fn uplink() {
     for command in [
@@ -153,15 +156,15 @@ fn a_stop_that_may_be_a_restart_hands_it_on() {
         let notes = Notes::new("handed-on");
         let wanted = everything(WhenDown::Blackhole);
         let mut undo = notes.resume();
-        undo.set_table(Some("kept"));
+        undo.set_table(Some(KEPT));
         let setup = netlink.configure(&wanted, undo).await.unwrap();
-        let leftover = netlink.hand_on(setup, false).await.unwrap();
+        let leftover = netlink.hand_on(setup, false, |_| Ok(())).await.unwrap();
         assert!(leaks().is_empty(), "{:?}", leaks());
         let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
         leftover.open_after(Duration::ZERO, |table| panic!("{table} was taken over"));
         assert!(leaks().is_empty(), "it was taken over: {:?}", leaks());
 
-        let leftover = netlink.hand_on(setup, false).await.unwrap();
+        let leftover = netlink.hand_on(setup, false, |_| Ok(())).await.unwrap();
         // A start that fails takes it over too.
         drop(notes.resume());
         leftover
@@ -169,14 +172,49 @@ fn a_stop_that_may_be_a_restart_hands_it_on() {
         assert!(leaks().is_empty(), "somebody has tried: {:?}", leaks());
 
         let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
-        let (leftover, mut deleted) = (netlink.hand_on(setup, false).await.unwrap(), Vec::new());
-        leftover.open_after(Duration::ZERO, |table| deleted.push(table.to_owned()));
-        assert_eq!(deleted, ["kept"]);
+        let (leftover, mut deleted) =
+            (netlink.hand_on(setup, false, |_| Ok(())).await.unwrap(), Vec::new());
+        leftover.open_after(Duration::ZERO, |_| Err(io::Error::other("busy")));
+        assert_eq!(notes.resume().table(), Some(KEPT), "a deletion that fails forgets nothing");
+        let setup = netlink.configure(&wanted, notes.resume()).await.unwrap();
+        let leftover = netlink.hand_on(setup, false, |_| Ok(())).await.unwrap();
+        leftover.open_after(Duration::ZERO, |table| {
+            deleted.push(table.to_owned());
+            Ok(())
+        });
+        assert_eq!(deleted, [KEPT]);
         assert_eq!((state(), notes.resume().len()), (before.clone(), 0));
         assert_eq!(notes.resume().table(), None);
         let nothing = netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap();
-        assert!(netlink.hand_on(nothing, false).await.is_none(), "there is nothing to hand on");
+        assert!(
+            netlink.hand_on(nothing, false, |_| Ok(())).await.is_none(),
+            "there is nothing to hand on"
+        );
         assert_eq!(state(), before);
+    });
+}
+
+/// If vpnd is killed during the deletion, or the deletion fails, the journal still names the table.
+#[test]
+fn a_table_is_forgotten_after_it_is_deleted() {
+    in_namespace(|netlink, _news| async move {
+        uplink().await;
+        let notes = Notes::new("table-deleted");
+        let mut undo = notes.resume();
+        undo.set_table(Some(KEPT));
+        let mut setup = netlink.configure(&everything(WhenDown::Blackhole), undo).await.unwrap();
+        setup.delete_table(|_| Err(io::Error::other("busy")));
+        netlink.undo(setup, Stays::default()).await;
+        assert_eq!(notes.resume().table(), Some(KEPT));
+        let mut setup =
+            netlink.configure(&everything(WhenDown::Keep), notes.resume()).await.unwrap();
+        let journal = notes.text();
+        setup.delete_table(|_| {
+            assert_eq!(notes.text(), journal, "it is named until it is gone");
+            Ok(())
+        });
+        netlink.undo(setup, Stays::default()).await;
+        assert_eq!(notes.resume().table(), None);
     });
 }
 

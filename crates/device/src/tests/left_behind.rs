@@ -25,7 +25,7 @@ impl Notes {
         Undo::resume(Journal::open(&self.0, Namespace::current()).unwrap())
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         fs::read_to_string(&self.0).unwrap()
     }
 }
