@@ -3,6 +3,7 @@
 pub(crate) mod expression;
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -189,6 +190,7 @@ impl Table {
     pub(crate) fn is_there(&self) -> io::Result<bool> {
         let named = attribute(TABLE_NAME, &zero_ended(&self.name))?;
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        discard_answers(&socket);
         socket.write_all(&message(GET_TABLE, 0, [INET, 0, 0, 0], &named)?)?;
         let mut buffer = vec![0; 8 << 10];
         let len = socket.read(&mut buffer)?;
@@ -402,10 +404,25 @@ fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Encoded {
     message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes)
 }
 
+/// Discards what an earlier request has left unread: the kernel answers each message of a transaction, and the first
+/// refusal ends the reading. It has queued all its answers by the time that a request has been sent.
+fn discard_answers(socket: &Socket) {
+    const MOST: usize = 10_000;
+    let mut buffer = [MaybeUninit::uninit(); 1];
+    for _ in 0..MOST {
+        match socket.recv_with_flags(&mut buffer, libc::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // Also an error that says that answers were lost: it is not about the next request.
+            _ => {}
+        }
+    }
+}
+
 /// Sends changes as one transaction, and waits for the answer to each.
 fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
     let part = |kind| message(kind, 0, [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]], &[]);
     let all = [part(BATCH_BEGIN)?, messages.concat(), part(BATCH_END)?].concat();
+    discard_answers(socket);
     socket.write_all(&all)?;
     let (mut left, mut buffer) = (messages.len(), vec![0; 64 << 10]);
     while left > 0 {
@@ -616,6 +633,26 @@ mod tests {
             assert_eq!(listed("specific6"), shown);
             table.replace(&Set { ranges: Vec::new(), ..set }).unwrap();
             assert_eq!(listed("specific6"), [""; 0]);
+        });
+    }
+
+    #[test]
+    fn answers_to_a_refused_transaction_are_not_the_next_ones() {
+        in_namespace(|| {
+            let mut plan = Plan::lasting("vpnd_killswitch-a").unwrap();
+            let (set, _) = every_other(1);
+            plan.set(&set).unwrap();
+            let table = plan.make().unwrap();
+            let missing = Set { name: "missing", ..every_other(1).0 };
+            for _ in 0..3 {
+                assert_eq!(table.replace(&missing).unwrap_err().kind(), io::ErrorKind::NotFound);
+                assert!(table.is_there().unwrap());
+                table.replace(&missing).unwrap_err();
+                table.replace(&set).unwrap();
+            }
+            table.delete().unwrap();
+            assert!(!table.is_there().unwrap());
+            assert!(!delete("vpnd_killswitch-a").unwrap());
         });
     }
 
