@@ -216,7 +216,8 @@ pub(crate) fn set(
     };
     let lasting = Arc::new(make_lasting(config, tunnel, &specific, lasting(config))?);
     let (config, [own, kill_switch]) = (config.clone(), [&table, &lasting].map(Arc::downgrade));
-    let following = Following { config, tunnel, specific, table: own, kill_switch };
+    let updates = Updates::default();
+    let following = Following { config, tunnel, specific, table: own, kill_switch, updates };
     let following = Some(tokio::spawn(following.run()));
     Ok(Some(Firewall { following, _table: table, kill_switch: Some(lasting) }))
 }
@@ -247,9 +248,35 @@ struct Following {
     specific: SpecificRoutes,
     table: Weak<Table>,
     kill_switch: Weak<Table>,
+    updates: Updates,
 }
 
-/// How often to check that the lasting table exists. Until it is restored, the other table drops.
+/// Whether the last update of the sets has failed.
+#[derive(Default)]
+struct Updates {
+    failing: bool,
+}
+
+impl Updates {
+    /// Takes an update's result, and the words for the log: at the first failure of several in a row, and when it
+    /// succeeds again. The local network decides how often routes change.
+    fn take(&mut self, result: io::Result<()>) -> Option<String> {
+        let was_failing = std::mem::replace(&mut self.failing, result.is_err());
+        match result {
+            Err(error) if !was_failing => Some(format!(
+                "the kill switch's tables of nftables do not know the new routes of this host: {error}; packets to \
+                 them may be dropped until a later try succeeds"
+            )),
+            Ok(()) if was_failing => Some(
+                "the kill switch's tables of nftables know the routes of this host again"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// How often to check that the lasting table exists, and to try a failed update again. Until it is restored, the other table drops.
 const CHECKED_EVERY: Duration = Duration::from_secs(5);
 
 impl Following {
@@ -259,8 +286,11 @@ impl Following {
             let tables = (self.table.upgrade(), self.kill_switch.upgrade());
             let (Some(table), Some(kill_switch)) = tables else { return };
             self.restore(&kill_switch);
-            if changed {
-                [table, kill_switch].iter().for_each(|table| self.update(table));
+            if changed || self.updates.failing {
+                // A table that fails does not keep the other one from its update.
+                let results = [table, kill_switch].map(|table| self.update(&table));
+                let said = self.updates.take(results.into_iter().collect());
+                said.iter().for_each(|said| tracing::warn!("{said}"));
             }
         }
     }
@@ -279,14 +309,9 @@ impl Following {
         }
     }
 
-    fn update(&self, table: &Table) {
+    fn update(&self, table: &Table) -> io::Result<()> {
         let sets = sets(self.specific.networks(), families(&self.config));
-        if let Err(error) = sets.iter().try_for_each(|set| table.replace(set)) {
-            tracing::warn!(
-                "the kill switch's table of nftables does not know the new routes of this host: {error}; \
-                 packets to them may be dropped until the next change"
-            );
-        }
+        sets.iter().try_for_each(|set| table.replace(set))
     }
 }
 
@@ -566,6 +591,17 @@ mod tests {
             sets(&networks, [false, true]),
             [Set { name: "specific6", bytes: 16, ranges: v6 }]
         );
+    }
+
+    #[test]
+    fn an_update_that_keeps_failing_is_reported_once() {
+        let mut updates = Updates::default();
+        let failed = || Err(io::Error::other("busy"));
+        assert_eq!(updates.take(Ok(())), None);
+        assert!(updates.take(failed()).is_some_and(|said| said.contains("busy")));
+        assert!((0..100).all(|_| updates.take(failed()).is_none()) && updates.failing);
+        assert!(updates.take(Ok(())).is_some_and(|said| said.contains("again")));
+        assert!(updates.take(failed()).is_some());
     }
 
     #[test]
