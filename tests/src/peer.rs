@@ -175,7 +175,7 @@ impl Peer {
         let command = kind.command(host, &site.device, logs)?;
         let process = host.spawn(&kind.to_string(), command)?;
         let peer = Self { kind, host: host.clone(), device: site.device.clone(), process };
-        eventually(&format!("{kind} listens"), Duration::from_secs(10), || {
+        eventually(&format!("{kind} listens"), Duration::from_secs(30), || {
             peer.show("public-key")
         })?;
         peer.configure(site)?;
