@@ -257,6 +257,13 @@ impl Host {
         Facts { device: &self.device.name, mtu: self.mtu, listen_port: self.socket.local_port() }
     }
 
+    fn peer(&self, config: &Config, keys: Keys, activity: &Arc<Activity>) -> Peer {
+        let options = options::peer(config, keys, (self.mtu, self.mac), last_stamp(&self.floor));
+        // The kernel's generator, each time: with one of our own, its key would reveal every ephemeral secret
+        // it ever generated.
+        Peer::new(options, Arc::clone(activity), Box::new(UnwrapErr(SysRng)), clock::now())
+    }
+
     fn start(
         self,
         config: &Config,
@@ -267,14 +274,7 @@ impl Host {
         let about = about(config, &keys, &self);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
-        let peer = Peer::new(
-            options::peer(config, keys, (mtu, self.mac), last_stamp(&self.floor)),
-            Arc::clone(&activity),
-            // The kernel's generator, each time: with one of our own, its key would reveal every ephemeral
-            // secret it ever generated.
-            Box::new(UnwrapErr(SysRng)),
-            clock::now(),
-        );
+        let peer = self.peer(config, keys, &activity);
         let (table, options) = (peer.table(), options::engine(config, mtu));
         let policy = options.policy.clone();
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;

@@ -224,10 +224,7 @@ impl Status {
     ) -> Self {
         let [own, remote] = peer.keys;
         let unresolved = peer.endpoint.is_none() && !about.endpoints.is_empty();
-        let state = match State::from(peer.liveness) {
-            State::Idle if unresolved => State::Connecting,
-            state => state,
-        };
+        let state = State::of(peer.liveness, unresolved);
         let drops = drops.iter().map(|(reason, count)| (reason.name().to_owned(), count));
         Self {
             schema: SCHEMA,
@@ -256,10 +253,8 @@ impl Status {
                 in_s: wait.as_secs_f64(),
             }),
             leads_back: fault.and_then(|fault| LeadsBack::of(fault.trouble)),
-            hint: hint(state, fault, &remote.to_string()).or_else(|| {
-                let names = || about.endpoints.join(", ");
-                unresolved.then(|| format!("{} does not resolve yet; vpnd keeps trying", names()))
-            }),
+            hint: hint(state, fault, &remote.to_string())
+                .or_else(|| unresolved.then(|| hint::unresolved(&about.endpoints))),
             missing: Vec::new(),
             bypassed: Vec::new(),
         }
@@ -346,6 +341,14 @@ impl From<Liveness> for State {
 }
 
 impl State {
+    /// Without an address of the peer no handshake can be initiated, but its name is looked up.
+    fn of(liveness: Liveness, unresolved: bool) -> Self {
+        match Self::from(liveness) {
+            Self::Idle if unresolved => Self::Connecting,
+            state => state,
+        }
+    }
+
     /// Its name.
     pub(crate) const fn word(self) -> &'static str {
         match self {

@@ -130,6 +130,35 @@ impl Pace {
     }
 }
 
+/// Why the route is looked up.
+#[derive(PartialEq)]
+enum Cause {
+    /// Another query: later answers are compared with its answer.
+    Asked,
+    /// Something has changed.
+    Told,
+}
+
+/// Waits until the route is to be looked up; none if nobody asks, or nothing is heard, any more.
+async fn next_lookup(
+    heard: &mut Heard,
+    asked: &mut watch::Receiver<Option<Query>>,
+    pace: &mut Pace,
+) -> Option<Cause> {
+    loop {
+        tokio::select! {
+            told = heard.next() => if concerns(&told?) {
+                pace.heard(Instant::now());
+            },
+            changed = asked.changed() => return changed.ok().map(|()| Cause::Asked),
+            () = pace.due() => {
+                pace.asked(Instant::now());
+                return Some(Cause::Told);
+            }
+        }
+    }
+}
+
 async fn follow(
     handle: Handle,
     mut heard: Heard,
@@ -138,26 +167,7 @@ async fn follow(
 ) {
     let mut known: Option<(Query, Route)> = None;
     let mut pace = Pace::default();
-    loop {
-        // A new query is looked up at once: later answers are compared with its answer.
-        let told = tokio::select! {
-            told = heard.next() => match told {
-                Some(told) if concerns(&told) => {
-                    pace.heard(Instant::now());
-                    continue;
-                }
-                Some(_) => continue,
-                None => return,
-            },
-            changed = asked.changed() => match changed {
-                Ok(()) => false,
-                Err(_nobody_asks) => return,
-            },
-            () = pace.due() => true,
-        };
-        if told {
-            pace.asked(Instant::now());
-        }
+    while let Some(cause) = next_lookup(&mut heard, &mut asked, &mut pace).await {
         let query = asked.borrow_and_update().clone();
         let route = match &query {
             Some(query) => Some(ask(&handle, query).await),
@@ -171,7 +181,7 @@ async fn follow(
             {
                 Shift::Route
             }
-            _ if told => Shift::Elsewhere,
+            _ if cause == Cause::Told => Shift::Elsewhere,
             _ => continue,
         };
         if shifts.send(shift).await.is_err() {

@@ -81,12 +81,7 @@ impl Gate {
                     self.unpack.packet(inner, place, &mut datagram[DATA_HEADER_LEN..])
                 });
                 match found {
-                    Ok(Found::Nothing) => {}
-                    Ok(Found::Packet(Range { start, end })) => {
-                        let at = slot.datagram.start + DATA_HEADER_LEN;
-                        delivery.push(buffer, at + start..at + end);
-                    }
-                    Ok(Found::Whole(packet)) => delivery.push_from_elsewhere(buffer, packet)?,
+                    Ok(found) => pass_on(found, slot.datagram.start, buffer, delivery)?,
                     Err(reason) => self.shared.counters.count(reason, 1),
                 }
             }
@@ -97,5 +92,24 @@ impl Gate {
         self.shared.wake(accepting.end(now));
         self.shared.counters.count(DropReason::Unassembled, self.unpack.purge(now));
         Ok(())
+    }
+}
+
+/// Passes on what was found in the datagram that begins at `start`.
+#[inline]
+fn pass_on(
+    found: Found<'_>,
+    start: usize,
+    buffer: &mut [u8],
+    delivery: &mut Delivery,
+) -> io::Result<()> {
+    match found {
+        Found::Nothing => Ok(()),
+        Found::Packet(packet) => {
+            let at = start + DATA_HEADER_LEN;
+            delivery.push(buffer, at + packet.start..at + packet.end);
+            Ok(())
+        }
+        Found::Whole(packet) => delivery.push_from_elsewhere(buffer, packet),
     }
 }

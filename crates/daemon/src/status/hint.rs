@@ -26,6 +26,11 @@ pub(super) fn hint(state: State, fault: Option<Fault<'_>>, peer: &str) -> Option
     said.or_else(|| (state == State::Unresponsive).then(|| "what we send is not answered".into()))
 }
 
+/// The peer has no address, because none of its names resolves.
+pub(super) fn unresolved(endpoints: &[String]) -> String {
+    format!("{} does not resolve yet; vpnd keeps trying", endpoints.join(", "))
+}
+
 fn sentence(Fault { trouble, zones }: Fault<'_>, peer: &str) -> String {
     match trouble {
         Trouble::AnswerDoesNotOpen => "the peer's answer does not open: PSK differs, or one of \
