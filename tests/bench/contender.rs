@@ -104,16 +104,17 @@ impl Contender {
         let launch = Launch::plain(&vpnd_binary(options)?);
         let own = Kind::Vpnd(launch.clone());
         let mut all = vec![Self::new("bare", Kind::Bare), Self::new(VPND, own)];
-        let also = options.also.iter();
+        let also = || options.also.iter().map(|one| (one.name.as_str(), Launch::plain(&one.path)));
         if options.profiles {
-            all.extend(profiles(&launch));
+            all.extend(profiles(VPND, &launch));
+            all.extend(also().flat_map(|(name, launch)| profiles(name, &launch)));
         }
         let queues = options.queues.iter();
         all.extend(queues.map(|n| Self::new(&several(*n), Kind::Queues(launch.clone(), *n))));
         if options.devices {
             all.extend(devices(&launch));
         }
-        all.extend(also.map(|one| Self::new(&one.name, Kind::Vpnd(Launch::plain(&one.path)))));
+        all.extend(also().map(|(name, launch)| Self::new(name, Kind::Vpnd(launch))));
         let peers = peer::Kind::ALL.into_iter();
         all.extend(peers.map(|kind| Self::new(&kind.to_string(), Kind::WireGuard(kind))));
         all.extend([Self::new("openvpn", Kind::OpenVpn), Self::new("fastd", Kind::Fastd)]);
@@ -243,13 +244,15 @@ fn several(queues: u16) -> String {
 
 /// vpnd with its own protocol: as configured by default, with the other cipher, and with packets that
 /// need two datagrams each.
-fn profiles(launch: &Launch) -> [Contender; 3] {
-    let with = |name, profile| Contender::new(name, Kind::Profile(launch.clone(), profile));
+fn profiles(name: &str, launch: &Launch) -> [Contender; 3] {
+    let with = |variant, profile| {
+        Contender::new(&format!("{name} {variant}"), Kind::Profile(launch.clone(), profile))
+    };
     let pieces = Profile { mtu: 2800, ..Profile::new(&[]) };
     [
-        with("vpnd profile", Profile::new(&[])),
-        with("vpnd profile aes-256-gcm", Profile::new(&["cipher = \"aes-256-gcm\""])),
-        with("vpnd profile in pieces", pieces),
+        with("profile", Profile::new(&[])),
+        with("profile aes-256-gcm", Profile::new(&["cipher = \"aes-256-gcm\""])),
+        with("profile in pieces", pieces),
     ]
 }
 

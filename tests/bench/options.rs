@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// Where to draw the medians
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
-    /// Also vpnd with `protocol = "vpnd"`: as it is by default, with AES-256-GCM, and in pieces
+    /// Also vpnd, and every build of --also, with `protocol = "vpnd"`: as it is by default, with AES-256-GCM, and in pieces
     #[arg(long)]
     pub(crate) profiles: bool,
     /// Also vpnd with a device of so many queues
