@@ -31,6 +31,7 @@ mod multicast;
 mod narrow;
 mod nested;
 mod pair;
+mod path_mtu;
 mod profile;
 mod queues;
 mod reach;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         left::scenarios(),
         logs::scenarios(),
         pair::scenarios(),
+        path_mtu::scenarios(),
         profile::scenarios(),
         queues::scenarios(),
         reach::scenarios(),

@@ -164,7 +164,7 @@ fn left_behind(config: &Config, namespace: Namespace) -> Undo {
     let opened = Journal::open(&path, namespace).inspect_err(|error| {
         let path = path.display();
         tracing::warn!(
-            "cannot keep {path}: {error}; what a crash leaves is not found by the next start"
+            "cannot write {path}: {error}; after a crash the next start cannot clean up"
         );
     });
     let undo = opened.map_or_else(|_| Undo::default(), Undo::resume);

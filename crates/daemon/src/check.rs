@@ -119,7 +119,7 @@ fn commands(plan: &Plan) -> String {
 
 /// What a bridge's MTU is, only its host knows, and only then.
 fn device(config: &Config) -> String {
-    let Interface { name, mtu, bridge, carrier, .. } = &config.interface;
+    let Interface { name, mode, mtu, bridge, carrier, .. } = &config.interface;
     let name = name.as_deref().unwrap_or("named by the kernel");
     let carrier = match carrier {
         Carrier::Peer => ", a carrier only while the peer is there",
@@ -129,6 +129,7 @@ fn device(config: &Config) -> String {
     match (mtu, bridge) {
         (Some(mtu), _) => format!("{name}, mtu {mtu}{carrier}"),
         (None, Some(bridge)) => format!("{name}, with the mtu of bridge {bridge}{carrier}"),
+        (None, None) if *mode == Mode::Tun => format!("{name}, its mtu follows the path{carrier}"),
         (None, None) => format!("{name}{carrier}"),
     }
 }

@@ -104,8 +104,8 @@ impl Diagnostics {
             Notice::Silent => tracing::warn!("the peer is silent"),
             Notice::Answers => tracing::info!("the peer answers again"),
             Notice::FallsSilent => tracing::info!(
-                "no answer for long: nothing is sent for half a minute, so that a NAT on the path forgets this flow; \
-                 without a fixed [interface] listen another port would be tried"
+                "no answer for long: nothing is sent for half a minute, so that a NAT on the path forgets this \
+                 flow. [interface] listen fixes the port, so another port cannot be tried"
             ),
             Notice::RouteChanged => tracing::debug!("the route to the peer has changed"),
         }
@@ -126,6 +126,9 @@ impl Diagnostics {
             ),
             Change::Lost => self.lost(now),
             Change::Closed => self.closed(now),
+            Change::PathCarries { payload } => {
+                tracing::info!("datagrams of up to {payload} bytes reach the peer");
+            }
             Change::Moved { to } => {
                 self.zones.learn(*to);
                 self.moved(now, &self.zones.show(*to));
@@ -145,8 +148,8 @@ impl Diagnostics {
             }
             Diagnosis::StampAhead { got } => self.stamp_ahead(now, &got.to_string()),
             Diagnosis::RotationUnanswered => tracing::warn!(
-                "nobody answers under our next key: the peer needs it as `next_public_key`; we go on \
-                 under the old one"
+                "no answer with our next key: set it as `next_public_key` at the peer. The old key stays in \
+                 use"
             ),
             Diagnosis::UpgradeFailed => self.upgrade_failed(now),
             Diagnosis::DuplicateKey { addresses } => self.duplicate_key(now, *addresses),
@@ -193,8 +196,8 @@ impl Diagnostics {
         let by = route.map(|route| format!(", which is {route},")).unwrap_or_default();
         if let Some(more) = self.limit.allow(Class::Nested, now) {
             tracing::warn!(
-                "tunnels of this host lead into each other, a loop: what {device} sends by its route to the \
-                 peer{by} comes back out of {device} through another tunnel; it is dropped there{more}"
+                "tunnels of this host lead into each other: datagrams to the peer{by} come back to {device} \
+                 through another tunnel; they are dropped{more}"
             );
         }
     }

@@ -52,7 +52,7 @@ pub(crate) async fn after_stop(asked: Option<Asked>) -> AfterStop {
 }
 
 fn stays() -> AfterStop {
-    tracing::info!("the kill switch stays shut for the start that systemd has planned");
+    tracing::info!("the kill switch keeps blocking, because systemd is about to start vpnd again");
     AfterStop::Shut
 }
 
@@ -100,7 +100,7 @@ impl Opener {
         let helper = inside.within(start)?.unwrap_or_else(|error: io::Error| {
             let seconds = WAIT.as_secs();
             tracing::warn!(
-                "cannot start a process beside vpnd: {error}; after a SIGTERM vpnd itself waits {seconds} s \
+                "cannot start the helper process: {error}; after a SIGTERM vpnd itself waits {seconds} s \
                  and then opens the kill switch"
             );
             None

@@ -93,8 +93,7 @@ impl Loops {
         outlook
     }
 
-    /// The name servers of this host that are reached through the tunnel, or would be if its kill switch did
-    /// not block the queries now.
+    /// The name servers of this host that are behind the tunnel, also while the kill switch blocks the queries.
     pub(crate) async fn name_servers_inside(&self, config: &Config) -> Vec<IpAddr> {
         let mut inside = Vec::new();
         for at in nameservers::configured() {

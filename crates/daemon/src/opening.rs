@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::AtFlags;
 use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
-use vpnd_tun::{Carrier, OpenError, Options, Owner};
+use vpnd_protocol::limits::USUAL_MTU;
+use vpnd_tun::{Carrier, Mode, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
 use crate::ask::{self, AskError};
@@ -152,6 +153,8 @@ pub(crate) async fn mtu(
 ) -> Result<u16, vpnd_device::Error> {
     let there = match (interface.mtu, &interface.bridge) {
         (Some(mtu), _) => return Ok(mtu),
+        // Until the path is known.
+        (None, _) if interface.mode == Mode::Tun => return Ok(USUAL_MTU),
         (None, Some(bridge)) => netlink.bridge_mtu(bridge).await?,
         (None, None) if device.adopted => netlink.present(&device.name).await?.mtu,
         (None, None) => return Ok(ETHERNET_MTU),

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use vpnd_crypto::{PublicKey, hash};
 use vpnd_device::{Families, Link, Own};
-use vpnd_protocol::limits::LEAST_DATAGRAM;
+use vpnd_protocol::limits::{LEAST_DATAGRAM, MAX_DATAGRAM};
 use vpnd_protocol::peer;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Mode;
@@ -115,14 +115,22 @@ pub(crate) fn peer(
         dscp: config.socket.dscp,
         floor,
         max_datagram: LEAST_DATAGRAM,
+        raise_after: config.path.raise_every,
     }
+}
+
+/// The largest MTU of the device, if it follows the path.
+pub(crate) fn mtu_follows(config: &Config) -> Option<u16> {
+    let follows = config.interface.mode == Mode::Tun && config.interface.mtu.is_none();
+    follows.then_some(MAX_DATAGRAM)
 }
 
 /// The source addresses that the peer may use: never our own.
 pub(crate) fn filter(config: &Config) -> Filter {
     let config::Interface { addresses, peer_addresses, .. } = &config.interface;
     let mut allowed = config.peer.allowed_ips.clone();
-    // Configuring a link-local address allows its network explicitly, as a wider network alone does not.
+    // A link-local network is let in only if one of our addresses is in it; a wider network in `allowed_ips`
+    // does not suffice.
     let peers = peer_addresses.iter().map(|address| IpNet::from(*address));
     for network in addresses.iter().map(IpNet::trunc).chain(peers).filter(is_link_local) {
         if allowed.iter().any(|wide| wide.contains(&network)) {

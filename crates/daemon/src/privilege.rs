@@ -142,8 +142,8 @@ fn become_user(user: &Account) -> Result<(), PrivilegeError> {
     let refused =
         |what| move |error| PrivilegeError::Become { user: user.name.clone(), what, error };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    // Otherwise a change of uid would drop the permitted capabilities; it drops the effective ones all the
-    // same.
+    // Without this, a change of the uid clears the permitted capabilities. The effective ones are cleared in any
+    // case.
     prctl::set_keepcaps(true).map_err(restrict("keepcaps"))?;
     setgroups(&[]).map_err(refused("setgroups"))?;
     setresgid(gid, gid, gid).map_err(refused("setresgid"))?;

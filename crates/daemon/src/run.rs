@@ -302,8 +302,11 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
-        let settings =
-            Settings { mtu_max: config.path.mtu_max, carrier_follows: around.carrier.is_some() };
+        let settings = Settings {
+            mtu_max: config.path.mtu_max,
+            mtu_follows: options::mtu_follows(config),
+            carrier_follows: around.carrier.is_some(),
+        };
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }

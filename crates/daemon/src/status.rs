@@ -372,6 +372,7 @@ const fn timer_name(timer: Timer) -> &'static str {
         Timer::PersistentKeepalive => "persistent_keepalive",
         Timer::Silence => "silence",
         Timer::KeyExpiry => "key_expiry",
+        Timer::PathMtu => "path_mtu",
         Timer::Look => "look",
     }
 }

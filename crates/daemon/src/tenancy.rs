@@ -40,7 +40,7 @@ impl Tenancy {
         });
         let caretaker = caretaker.transpose().unwrap_or_else(|error| {
             tracing::warn!(
-                "cannot start a process beside vpnd: {error}; if vpnd is killed, {} keeps its \
+                "cannot start the helper process: {error}; if vpnd is killed, {} keeps its \
                  offloads until vpnd has run again",
                 device.name
             );

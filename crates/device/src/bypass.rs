@@ -340,8 +340,8 @@ impl Checking {
                 continue;
             }
             match into_tunnel {
-                true => tracing::info!("{by} takes no packets of {what} any more"),
-                false => tracing::info!("{by} takes no packets past {} any more", self.device),
+                true => tracing::info!("{by} no longer catches packets for {what}"),
+                false => tracing::info!("{by} no longer leads packets past {}", self.device),
             }
         }
     }

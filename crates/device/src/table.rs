@@ -11,7 +11,7 @@ use crate::rule;
 pub(crate) const MAIN: u32 = 254;
 /// `local`: the addresses of this host.
 pub(crate) const LOCAL: u32 = 255;
-/// The first number to try for a table of our own, and for a mark: wg-quick's.
+/// The number that is tried first for our routing table and for our mark; wg-quick uses the same.
 pub(crate) const FIRST: u32 = 51820;
 /// The number of candidates.
 const MOST: u32 = 85;

@@ -98,8 +98,12 @@ impl Diagnoses {
                 }
                 return is_news;
             }
-            Change::GaveUp | Change::Lost | Change::Alive | Change::Dead | Change::Moved { .. } => {
-            }
+            Change::GaveUp
+            | Change::Lost
+            | Change::Alive
+            | Change::Dead
+            | Change::PathCarries { .. }
+            | Change::Moved { .. } => {}
         }
         false
     }

@@ -32,6 +32,8 @@ pub enum Effect {
     /// Have packets larger than this fragmented where they leave, or only those larger than the first link's if none.
     /// Answered by [`Plane::fragments_at`](crate::Plane::fragments_at), if it could be done.
     Fragment(Option<u16>),
+    /// Set the DF bit of IPv4 datagrams, or clear it.
+    DontFragment(bool),
     /// From now on listen for changes of the route of such a datagram; of none, if there is none.
     FollowRoute(Option<Transmit>),
     /// Ask for the routes to the peer's addresses. Answered by [`Plane::routes_seen`](crate::Plane::routes_seen).

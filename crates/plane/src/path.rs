@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use vpnd_protocol::limits::MAX_DATAGRAM;
+use vpnd_protocol::limits::{LEAST_MTU_V6, MAX_DATAGRAM};
+use vpnd_protocol::session::OVERHEAD;
 use vpnd_protocol::time::{BootTime, Now};
 use vpnd_tunnel::udp::{packet_around, payload_within};
 
@@ -13,12 +14,17 @@ use crate::plane::Plane;
 /// The size is asked for this often, at the most.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 
+/// What a packet in a datagram grows by.
+const ENVELOPE: u16 = OVERHEAD as u16;
+
 /// What is known of the size.
 #[derive(Debug, Default)]
 pub(crate) struct Size {
     measured: BootTime,
     /// The size that larger packets are fragmented at, where it is not the first link's.
     fragments: Option<u16>,
+    /// IPv4 datagrams leave with the DF bit.
+    dont_fragment: bool,
 }
 
 impl Plane {
@@ -28,11 +34,12 @@ impl Plane {
         }
     }
 
-    /// Over IPv6 routers say how much a path carries, and the kernel keeps it with the route without a notification.
-    /// While data flows it is asked for as often as everything else.
+    /// Routers report that a path carries less, to an IPv6 host and where DF is set, and the kernel keeps it with the route
+    /// without a notification. While data flows it is asked for as often as everything else.
     pub(crate) fn measure_path_again(&mut self, now: BootTime) {
         let due = now.saturating_since(self.size.measured) >= MEASURE_EVERY;
-        if due && self.peer.endpoint().is_some_and(|to| to.is_ipv6()) {
+        let is_reported = |to: SocketAddr| to.is_ipv6() || self.peer.probes_path();
+        if due && self.peer.endpoint().is_some_and(is_reported) {
             self.size.measured = now;
             self.measure_path();
         }
@@ -49,6 +56,32 @@ impl Plane {
         if self.size.fragments != fragments {
             self.push(Effect::Fragment(fragments));
         }
+    }
+
+    /// Datagrams of this size reach the peer: a device whose MTU follows the path gets the MTU that fits. An inner IPv6 link
+    /// needs 1280 bytes, whatever the path carries.
+    pub(crate) fn follow_path(&mut self, payload: u16) {
+        let Some(most) = self.settings.mtu_follows else { return };
+        let fits = payload.saturating_sub(ENVELOPE).max(LEAST_MTU_V6).min(most);
+        let policy = self.policies.wanted();
+        if policy.mtu() != fits {
+            self.set_policy(policy.clone().with_mtu(fits));
+        }
+    }
+
+    /// Has the device's MTU follow the path up to `most` bytes, or no longer.
+    pub fn follow_path_mtu(&mut self, most: Option<u16>) {
+        self.settings.mtu_follows = most;
+        if let Some(payload) = self.peer.path_payload() {
+            self.follow_path(payload);
+        }
+    }
+
+    /// The DF bit, if it is to change: probes say nothing if routers may fragment them.
+    pub(crate) fn set_fragmentation(&mut self) -> Option<Effect> {
+        let set = self.peer.probes_path();
+        let changed = std::mem::replace(&mut self.size.dont_fragment, set) != set;
+        changed.then_some(Effect::DontFragment(set))
     }
 
     /// [`Effect::Fragment`] was carried out.

@@ -29,6 +29,8 @@ use crate::standing::Told;
 pub struct Settings {
     /// The largest packet to send outside, if the configuration limits it.
     pub mtu_max: Option<u16>,
+    /// The device's largest MTU, if its MTU follows the path.
+    pub mtu_follows: Option<u16>,
     /// Whether the device's carrier follows the peer.
     pub carrier_follows: bool,
 }
@@ -191,9 +193,15 @@ impl Plane {
             }
             match self.peer.poll_event() {
                 Some(event) => self.attend(now, event),
-                None => return self.follow_route().or_else(|| self.tell_standing(now)),
+                None => return self.follow_up(now),
             }
         }
+    }
+
+    /// What follows from the state that the peer is in by now.
+    fn follow_up(&mut self, now: Now) -> Option<Effect> {
+        let effect = self.follow_route().or_else(|| self.set_fragmentation());
+        effect.or_else(|| self.tell_standing(now))
     }
 
     /// When [`Plane::wake`] must be called at the latest.
@@ -227,6 +235,7 @@ impl Plane {
             Change::Dead => return self.alive(now, false),
             Change::Initiating { attempt, .. } if attempt > 1 => self.push(Effect::LookUpNames),
             Change::Moved { .. } | Change::Established(_) => self.moved(),
+            Change::PathCarries { payload } => self.follow_path(payload),
             // Of a peer that is not reached this would say nothing true.
             Change::GaveUp if self.reach.refusal().is_some() => return,
             Change::Initiating { .. } | Change::GaveUp | Change::Lost | Change::Closed => {}

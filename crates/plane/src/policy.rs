@@ -27,6 +27,14 @@ impl Policies {
     pub(crate) const fn new(current: Policy) -> Self {
         Self { current, changing: None }
     }
+
+    /// The policy that the data path goes by once the device has taken its MTU.
+    pub(crate) const fn wanted(&self) -> &Policy {
+        match &self.changing {
+            Some(Changing::Lower(policy)) => policy,
+            Some(Changing::Higher(_)) | None => &self.current,
+        }
+    }
 }
 
 impl Plane {

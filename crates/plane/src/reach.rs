@@ -162,6 +162,7 @@ impl Plane {
         if route {
             self.notify(Notice::RouteChanged);
             self.peer.route_changed(now);
+            self.peer.path_changed(now);
             self.measure_path();
         }
         self.peer.retry_refused(now);

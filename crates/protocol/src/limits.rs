@@ -3,6 +3,9 @@
 /// The least MTU of every IPv6 link (RFC 8200 §5), in bytes.
 pub const LEAST_MTU_V6: u16 = 1280;
 
+/// The MTU of a TUN device over a path of Ethernet's size and either family of addresses, and until more is known of a path.
+pub const USUAL_MTU: u16 = 1420;
+
 /// Bytes in front of a UDP payload over IPv4, without options.
 pub const HEADERS_V4: u16 = 20 + 8;
 

@@ -20,6 +20,7 @@ mod paths;
 mod reach;
 mod responder;
 mod roaming;
+mod search;
 mod session;
 mod size;
 mod status;
@@ -95,6 +96,8 @@ pub struct Config {
     pub floor: Option<Timestamp>,
     /// The largest UDP payload to send.
     pub max_datagram: u16,
+    /// How often a path that carries less than its first link is probed for more.
+    pub raise_after: Duration,
 }
 
 impl Config {
@@ -122,6 +125,7 @@ impl Config {
             dscp: 0,
             floor: None,
             max_datagram: LEAST_DATAGRAM,
+            raise_after: Duration::from_secs(600),
         }
     }
 }
@@ -327,6 +331,7 @@ impl Peer {
             (self.timers.persistent_deadline(), Timer::PersistentKeepalive),
             (self.keyring.next_expiry(), Timer::KeyExpiry),
             (self.life.deadline(), Timer::Silence),
+            (self.size_deadline(), Timer::PathMtu),
             (self.next_look, Timer::Look),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)

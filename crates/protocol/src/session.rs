@@ -54,7 +54,7 @@ struct Limits {
 }
 
 impl Limits {
-    /// The limits of `cipher` if no packet is longer than `largest` bytes.
+    /// How many messages a key of `cipher` may encrypt, if no packet is longer than `largest` bytes.
     fn of(cipher: Algorithm, largest: usize) -> Self {
         if cipher != Algorithm::Aes256Gcm {
             return Self { rekey: REKEY_AFTER_MESSAGES, reject: REJECT_AFTER_MESSAGES };

@@ -48,6 +48,8 @@ pub enum Timer {
     Silence,
     /// A key has reached its age.
     KeyExpiry,
+    /// A probe of the path's MTU is due.
+    PathMtu,
     /// Traffic flows: time to poll it.
     Look,
 }

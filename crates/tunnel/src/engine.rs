@@ -149,6 +149,14 @@ impl Engine {
         self.shared.socket.fragment_at(mtu)
     }
 
+    /// Sets the DF bit of IPv4 datagrams, or clears it.
+    ///
+    /// # Errors
+    /// As [`Socket::set_dont_fragment`].
+    pub fn set_dont_fragment(&self, set: bool) -> io::Result<()> {
+        self.shared.socket.set_dont_fragment(set)
+    }
+
     /// The counters of all kinds of drops.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters

@@ -3,7 +3,6 @@
 //! device.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;

@@ -81,7 +81,7 @@ pub struct Transmit<'a> {
 /// The result of sending a [`Transmit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// The bytes that are dealt with: less than all if the socket filled up during the send.
+    /// The number of bytes that were sent or skipped: less than all if the socket became full.
     pub len: usize,
     /// Datagrams that were not sent at all, because each of them is too big.
     pub skipped: usize,
@@ -194,6 +194,16 @@ impl Socket {
     /// If the kernel rejects the size: it is less than 1280, or this is an IPv4 socket.
     pub fn fragment_at(&self, mtu: Option<u16>) -> io::Result<()> {
         sys::set(&self.inner, bind::FRAGMENTS, mtu.unwrap_or(0).into())
+    }
+
+    /// Sets the DF bit of IPv4 datagrams, or clears it. While it is clear, routers fragment what is too large for them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error.
+    pub fn set_dont_fragment(&self, set: bool) -> io::Result<()> {
+        let (option, value) = if set { bind::WHOLE } else { bind::IN_PARTS };
+        sys::set(&self.inner, option, value)
     }
 
     /// Lets the kernel fragment over IPv6 until the returned guard is dropped.

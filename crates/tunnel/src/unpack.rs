@@ -62,7 +62,7 @@ impl Unpack {
     pub(crate) fn begin(&mut self, policy: &Policy, now: BootTime) {
         if self.generation != policy.generation() {
             self.generation = policy.generation();
-            self.pieces.resize(policy.largest_packet().into());
+            self.pieces.resize(policy.largest_accepted().into());
         }
         self.marks.age(now);
     }

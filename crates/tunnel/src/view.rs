@@ -46,8 +46,11 @@ impl Published {
 /// The configuration of packets, as far as it may change while the tunnel runs.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    mode: Mode,
     mtu: u16,
-    largest_packet: u16,
+    /// The longest packet that is accepted from the peer in fragments.
+    largest_accepted: u16,
+    clamp: Option<Clamp>,
     segments: Option<Segments>,
     filter: Filter,
     macs: Option<Macs>,
@@ -58,14 +61,31 @@ impl Policy {
     /// For a device of this mode and MTU, over which the peer may use the inner source addresses of `filter`. It
     /// limits nothing else.
     pub const fn new(mode: Mode, mtu: u16, filter: Filter) -> Self {
-        let largest_packet = mode.largest_packet(mtu);
-        Self { mtu, largest_packet, segments: None, filter, macs: None, generation: 0 }
+        Self {
+            mode,
+            mtu,
+            largest_accepted: mode.largest_packet(mtu),
+            clamp: None,
+            segments: None,
+            filter,
+            macs: None,
+            generation: 0,
+        }
+    }
+
+    /// The same policy for another MTU. The peer may not have lowered its own yet, so packets as long as before
+    /// are still accepted.
+    #[must_use]
+    pub fn with_mtu(self, mtu: u16) -> Self {
+        let largest_accepted = self.largest_accepted.max(self.mode.largest_packet(mtu));
+        let clamp = self.clamp;
+        Self { mtu, largest_accepted, ..self }.with_clamp(clamp)
     }
 
     /// The same policy with a limit on TCP's segment size, or without one.
     #[must_use]
     pub fn with_clamp(self, clamp: Option<Clamp>) -> Self {
-        Self { segments: clamp.map(|clamp| clamp.segments(self.mtu)), ..self }
+        Self { clamp, segments: clamp.map(|clamp| clamp.segments(self.mtu)), ..self }
     }
 
     /// The same policy with a list of the hardware addresses that the peer's frames may come from, or without one.
@@ -81,7 +101,12 @@ impl Policy {
 
     /// The longest packet that crosses the device: for Ethernet frames longer than the MTU.
     pub const fn largest_packet(&self) -> u16 {
-        self.largest_packet
+        self.mode.largest_packet(self.mtu)
+    }
+
+    /// The longest packet that is accepted from the peer in fragments: at least as long as our own.
+    pub(crate) const fn largest_accepted(&self) -> u16 {
+        self.largest_accepted
     }
 
     /// The clamp of TCP's segment size; `None` leaves it alone.

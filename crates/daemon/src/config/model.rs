@@ -127,8 +127,9 @@ pub(crate) struct Interface {
     /// The address and port to receive datagrams at.
     #[serde(serialize_with = "as_listen")]
     pub(crate) listen: Listen,
-    /// The device's MTU. If absent, it is that of the bridge it joins, of an existing TAP device, or
-    /// Ethernet's.
+    /// The device's MTU. If absent, that of a TUN device follows the path, and that of a TAP device is its bridge's,
+    /// its own if it exists already, or Ethernet's.
+    #[serde(serialize_with = "as_mtu")]
     pub(crate) mtu: Option<u16>,
     /// The device's queue length.
     pub(crate) txqueuelen: u32,
@@ -239,6 +240,9 @@ pub(crate) struct Path {
     pub(crate) mss_clamp: MssClamp,
     /// The largest packet to send outside; if absent, the route's MTU.
     pub(crate) mtu_max: Option<u16>,
+    /// How often a path that carries less than its first link is probed for more.
+    #[serde(serialize_with = "as_period")]
+    pub(crate) raise_every: Duration,
     /// UDP segmentation offload (GSO and GRO), if the kernel has it.
     #[serde(serialize_with = "as_switch")]
     pub(crate) gso: bool,
@@ -361,6 +365,19 @@ fn as_listen<S: Serializer>(value: &Listen, to: S) -> Result<S::Ok, S::Error> {
         Listen::Port(port) => to.serialize_u16(*port),
         Listen::Address(address) => to.collect_str(address),
     }
+}
+
+/// In the format of the file: a number, or `"auto"`.
+fn as_mtu<S: Serializer>(value: &Option<u16>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(mtu) => to.serialize_u16(*mtu),
+        None => to.serialize_str("auto"),
+    }
+}
+
+/// In the format of the file: `10m`.
+fn as_period<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&humantime::format_duration(*value))
 }
 
 /// In the format of the file: `25s`, or `off`.

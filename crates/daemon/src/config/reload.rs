@@ -37,7 +37,9 @@ impl Config {
         if !differing.is_empty() {
             return Err(NeedsRestart::Keys(differing));
         }
-        let left_out = self.interface.mtu.is_some() && wanted.interface.mtu.is_none();
+        let is_followed = wanted.interface.mode == Mode::Tun;
+        let left_out =
+            self.interface.mtu.is_some() && wanted.interface.mtu.is_none() && !is_followed;
         if left_out { Err(NeedsRestart::Mtu) } else { Ok(()) }
     }
 }
@@ -138,10 +140,11 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 6] {
     ]
 }
 
-fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 3] {
-    let Path { mss_clamp: _, mtu_max, gso, offload } = now;
+fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 4] {
+    let Path { mss_clamp: _, mtu_max, raise_every, gso, offload } = now;
     [
         ("[path] mtu_max", *mtu_max != then.mtu_max),
+        ("[path] raise_every", *raise_every != then.raise_every),
         ("[path] gso", *gso != then.gso),
         ("[path] offload", *offload != then.offload),
     ]

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use vpnd_crypto::{Algorithm, KeyError, PresharedKey, PublicKey, SecretKey};
 use vpnd_device::WhenDown;
 use vpnd_protocol::endpoint::Roam;
-use vpnd_protocol::limits::LEAST_MTU_V6;
+use vpnd_protocol::limits::{LEAST_MTU_V6, USUAL_MTU};
 use vpnd_tun::{Adopt, Mode};
 use vpnd_tunnel::udp::{Listen, unmapped};
 
@@ -121,11 +121,11 @@ fn interface(
     let (next_private_key_file, next_secret) = optional(s, from, "next_private_key_file", parse);
     let mode = s.or("mode", Mode::Tun, text(|text| mode(text, peer.vpnd)));
     let bridge = s.take("bridge", text(device_name));
-    let mtu = s.take("mtu", integer(576..=65535));
+    let mtu = s.take("mtu", mtu);
     let interface = Interface {
         name: s.take("name", text(device_name)),
         mode,
-        mtu: mtu.or_else(|| default_mtu(mode)),
+        mtu: mtu.unwrap_or_else(|| default_mtu(mode, peer.vpnd)),
         bridge,
         stp_cost: s.take("stp_cost", integer(1..=65535)),
         queues: s.or("queues", Queues::Fixed(1), device::queues),
@@ -214,6 +214,7 @@ fn path(s: &mut Section<'_>) -> Path {
     Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
         mtu_max: s.take("mtu_max", integer(LEAST_MTU_V6.into()..=65535)),
+        raise_every: s.or("raise_every", Duration::from_secs(600), value::duration("1s", "1d")),
         gso: s.or("gso", true, value::switch),
         offload: s.or("offload", true, value::switch),
     }
@@ -303,11 +304,20 @@ const fn default_carrier(peer: &PeerSettings) -> Carrier {
 
 /// A LAN's frames are longer than a datagram can carry, so they are fragmented. A bridge takes the smallest MTU
 /// of its ports, so a port gets the bridge's MTU, which is known at the start. The MTU of a TAP device depends
-/// on its LAN, which is not known yet.
-const fn default_mtu(mode: Mode) -> Option<u16> {
+/// on its LAN, which is not known yet. The MTU of a TUN device follows the path if the peer answers probes.
+const fn default_mtu(mode: Mode, vpnd: bool) -> Option<u16> {
     match mode {
-        Mode::Tun => Some(1420),
-        Mode::Tap => None,
+        Mode::Tun if !vpnd => Some(USUAL_MTU),
+        Mode::Tun | Mode::Tap => None,
+    }
+}
+
+/// A number of bytes, or "auto".
+fn mtu(value: &Value<'_>) -> Parsed<Option<u16>> {
+    match value.get_ref().as_str() {
+        Some("auto") => Ok(None),
+        Some(_) => Err(vec![expected("\"auto\" or an integer from 576 to 65535", value)]),
+        None => integer(576..=65535)(value).map(Some),
     }
 }
 

@@ -35,8 +35,8 @@ impl Shell {
         for route in &config.routes {
             if let Some(at) = addresses.iter().find(|at| config.loops(route, at.ip())) {
                 tracing::warn!(
-                    "route {} also covers the path to the peer, which is at {}: keep a more specific route \
-                     to there, or give this one a table of its own",
+                    "route {} also covers the peer's own address {}: add a more specific route to that \
+                     address, or give the route a table of its own",
                     route.to,
                     at.ip()
                 );

@@ -47,6 +47,13 @@ impl Shell {
                     self.plane.fragments_at(size);
                 }
             }
+            Effect::DontFragment(set) => {
+                if let Err(error) = self.engine.set_dont_fragment(set) {
+                    tracing::warn!(
+                        "cannot change the DF bit: {error}; the path's MTU is not found out"
+                    );
+                }
+            }
             Effect::FollowRoute(heading) => self.follow_route(heading),
             Effect::AskRoutes { at_once: true } => self.ask_routes().await,
             Effect::AskRoutes { at_once: false } => self.around.loops.look_soon(),
@@ -106,6 +113,9 @@ impl Shell {
     async fn set_mtu(&mut self, mtu: u16) {
         let set = self.around.device_mtu.set(mtu.into()).await;
         self.plane.mtu_set(clock::now(), set.is_ok());
+        if let Err(error) = &set {
+            tracing::warn!("{error}");
+        }
         self.mtu_refused = set.err();
     }
 

@@ -65,12 +65,14 @@ impl Shell {
         }
         // The kernel may refuse the MTU, and nothing else: it comes first.
         let mtu = config.interface.mtu.unwrap_or_else(|| self.plane.policy().mtu());
+        self.mtu_refused = None;
         self.plane.set_policy(options::policy(&config, mtu));
         self.settle().await?;
         if let Some(error) = self.mtu_refused.take() {
             return Ok(Err(error.to_string()));
         }
         self.adopt(&config, keys);
+        self.plane.follow_path_mtu(options::mtu_follows(&config));
         self.around.running = config;
         Ok(Ok(()))
     }

@@ -26,7 +26,7 @@ impl RefusedSources {
         self.current
     }
 
-    /// The configuration was reloaded: those that it lets in now come no more.
+    /// The configuration was reloaded. It may let in what was refused, so earlier refusals are forgotten.
     pub(super) const fn reloaded(&mut self) {
         (self.current, self.is_reported) = (None, false);
     }

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use vpnd_protocol::activity::{Activity, Tally};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::edge::Wake;
+use vpnd_protocol::fragment::{self, Cut, Reassembly};
+use vpnd_protocol::frame::{self, Frame};
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
 use vpnd_protocol::peer::Transmit;
-use vpnd_protocol::session::{Contents, OVERHEAD, Opened, padded_len};
+use vpnd_protocol::session::{Contents, Generation, OVERHEAD, Opened, SealingKey, padded_len};
 use vpnd_protocol::staging::Staging;
-use vpnd_protocol::table::{Admitted, Arrival, Table};
+use vpnd_protocol::table::{Admitted, Arrival, Path, Table};
 use vpnd_protocol::time::BootTime;
 use vpnd_protocol::turn::{Framed, Turn};
 use vpnd_tun::Mode;
@@ -21,6 +23,8 @@ use vpnd_tunnel::view::Policy;
 
 const HANDSHAKE_QUEUE: usize = 512;
 const FRAME_QUEUE: usize = 64;
+/// The longest packet in fragments.
+const LARGEST: usize = 9000;
 
 pub(crate) struct Data {
     table: Arc<Table>,
@@ -28,6 +32,7 @@ pub(crate) struct Data {
     activity: Arc<Activity>,
     staging: Staging,
     turn: Turn,
+    pieces: Reassembly,
     /// Handshake messages for the control plane.
     pub(crate) handshakes: VecDeque<Admitted>,
     /// Control frames for the control plane.
@@ -50,6 +55,7 @@ pub(crate) struct Data {
 struct Slot {
     datagram: Vec<u8>,
     receiver: Index,
+    counter: u64,
     opened: Opened,
 }
 
@@ -61,6 +67,7 @@ impl Data {
             activity,
             staging: Staging::default(),
             turn: Turn::default(),
+            pieces: Reassembly::new(LARGEST),
             handshakes: VecDeque::new(),
             frames: VecDeque::new(),
             woken: false,
@@ -124,22 +131,16 @@ impl Data {
     fn seal(&mut self, packets: &[Vec<u8>], now: BootTime) -> bool {
         let table = Arc::clone(&self.table);
         let Some((key, path)) = &table.send else { return false };
-        let Ok(counters) = key.reserve(packets.len(), now) else { return false };
+        let plaintexts: Vec<_> =
+            packets.iter().flat_map(|one| self.plaintexts(one, key, path)).collect();
+        let Ok(counters) = key.reserve(plaintexts.len(), now) else { return false };
         self.wake(counters.wake());
-        let mut tally = Tally::default();
-        for (packet, counter) in packets.iter().zip(counters) {
-            let mtu = usize::from(self.policy.mtu());
-            assert!(packet.len() <= mtu, "the device took {} bytes, {mtu} pass", packet.len());
-            let mut datagram = vec![0; padded_len(packet.len(), mtu) + OVERHEAD];
-            let inner = &mut datagram[DATA_HEADER_LEN..][..packet.len()];
-            inner.copy_from_slice(packet);
-            self.policy
-                .segments()
-                .into_iter()
-                .for_each(|segments| segments.clamp(Mode::Tun, inner));
+        let mut tally = Tally { packets: packets.len() as u64, ..Tally::default() };
+        for (plaintext, counter) in plaintexts.iter().zip(counters) {
+            let mut datagram = vec![0; plaintext.len() + OVERHEAD];
+            datagram[DATA_HEADER_LEN..][..plaintext.len()].copy_from_slice(plaintext);
             key.seal(counter, &mut datagram);
             tally.datagrams += 1;
-            tally.packets += 1;
             tally.bytes += datagram.len() as u64;
             if let Ok(Message::Data { receiver, .. }) = message::parse(&datagram) {
                 self.sealed_for.push(receiver);
@@ -148,6 +149,27 @@ impl Data {
         }
         self.wake(self.activity.sent(now, tally));
         true
+    }
+
+    /// The packet, padded, or its fragments if the session carries them.
+    fn plaintexts(&self, packet: &[u8], key: &SealingKey, path: &Path) -> Vec<Vec<u8>> {
+        let mtu = usize::from(self.policy.mtu());
+        assert!(packet.len() <= mtu, "the device took {} bytes, {mtu} pass", packet.len());
+        let mut packet = packet.to_vec();
+        let segments = self.policy.segments();
+        segments.into_iter().for_each(|segments| segments.clamp(Mode::Tun, &mut packet));
+        let (len, most) = (packet.len(), usize::from(path.max_datagram));
+        if padded_len(len, mtu) + OVERHEAD <= most || !key.carries_frames() {
+            packet.resize(padded_len(len, mtu), 0);
+            return vec![packet];
+        }
+        let plan = fragment::plan(len, most).expect("a packet has eight fragments at most");
+        let cut = |cut: Cut| {
+            let mut plaintext = vec![0; cut.plaintext_len()];
+            cut.write(&packet, &mut plaintext);
+            plaintext
+        };
+        plan.cuts().map(cut).collect()
     }
 
     /// The socket has a batch: datagrams of one sender.
@@ -177,7 +199,7 @@ impl Data {
         let key = table.opening(receiver).ok_or(DropReason::UnknownIndex)?;
         let opened = key.open(counter, &mut datagram, now)?;
         self.opened.push(receiver);
-        Ok(Some(Slot { datagram, receiver, opened }))
+        Ok(Some(Slot { datagram, receiver, counter, opened }))
     }
 
     fn hand_over(&mut self, admitted: Admitted) -> Result<(), DropReason> {
@@ -192,22 +214,20 @@ impl Data {
     fn accept(&mut self, table: &Table, at: Arrival, slots: &[Slot], now: BootTime) {
         let activity = Arc::clone(&self.activity);
         let mut accepting = self.turn.begin(table, &activity, at);
+        let mut found = Vec::new();
         for run in slots.chunk_by(|a, b| a.receiver == b.receiver) {
             let Some(key) = table.opening(run[0].receiver) else { continue };
             let mut window = key.window();
-            for Slot { datagram, opened, .. } in run {
+            for Slot { datagram, opened, counter, .. } in run {
                 match accepting.accept(key, &mut window, opened, datagram) {
-                    Ok(Inner::Keepalive | Inner::Piece { .. } | Inner::Ethernet { .. }) => {}
+                    Ok(Inner::Keepalive | Inner::Ethernet { .. }) => {}
+                    Ok(Inner::Piece { len, .. }) => {
+                        let plaintext = &datagram[DATA_HEADER_LEN..][..len];
+                        found.push((Some((key.generation(), *counter)), plaintext.to_vec()));
+                    }
                     Ok(Inner::Packet { len, .. }) => {
                         assert_ne!(key.contents(), Contents::Bootstrap);
-                        let packet = datagram[DATA_HEADER_LEN..][..len].to_vec();
-                        match (source(&packet), packet[9]) {
-                            (source, _) if !self.policy.filter().allows(source) => {
-                                *self.drops.entry(DropReason::SourceNotAllowed).or_default() += 1;
-                            }
-                            (_, TCP) => self.tcp.push(packet),
-                            _ => self.delivered.push(packet),
-                        }
+                        found.push((None, datagram[DATA_HEADER_LEN..][..len].to_vec()));
                     }
                     Ok(Inner::Control { len, .. }) if self.frames.len() < FRAME_QUEUE => {
                         self.frames.push_back(accepting.frame(key, datagram, len));
@@ -222,6 +242,41 @@ impl Data {
         }
         let wake = accepting.end(now);
         self.wake(wake);
+        for (fragment, plaintext) in found {
+            let packet = match fragment {
+                Some((generation, counter)) => self.assemble(generation, counter, &plaintext, now),
+                None => Some(plaintext),
+            };
+            packet.into_iter().for_each(|packet| self.deliver(packet));
+        }
+    }
+
+    /// The packet that this was the last missing fragment of.
+    fn assemble(
+        &mut self,
+        generation: Generation,
+        counter: u64,
+        plaintext: &[u8],
+        now: BootTime,
+    ) -> Option<Vec<u8>> {
+        let Ok(Frame::Fragment(piece)) = frame::parse(plaintext) else { return None };
+        match self.pieces.insert_marked(generation, counter, (piece, false), now) {
+            Ok(whole) => whole.map(|(packet, _)| packet.to_vec()),
+            Err(reason) => {
+                *self.drops.entry(reason).or_default() += 1;
+                None
+            }
+        }
+    }
+
+    fn deliver(&mut self, packet: Vec<u8>) {
+        match (source(&packet), packet[9]) {
+            (source, _) if !self.policy.filter().allows(source) => {
+                *self.drops.entry(DropReason::SourceNotAllowed).or_default() += 1;
+            }
+            (_, TCP) => self.tcp.push(packet),
+            _ => self.delivered.push(packet),
+        }
     }
 
     fn wake(&mut self, wake: Wake) {

@@ -13,6 +13,7 @@ use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_protocol::handshake::Identity;
+use vpnd_protocol::limits::LEAST_DATAGRAM;
 use vpnd_protocol::message::{self, Message};
 use vpnd_protocol::peer::{Change, Command, Config, Event, Load, Peer, PeerStatus, Transmit};
 use vpnd_protocol::table::Arrival;
@@ -118,6 +119,11 @@ pub(crate) struct Options {
     pub(crate) disk: Disk,
     /// The device has another MTU only when [`End::answer_mtu`] is called.
     pub(crate) slow_device: bool,
+    /// The UDP payload that its first link carries, if the kernel can say.
+    pub(crate) link: Option<u16>,
+    /// The device's MTU follows the path up to this.
+    pub(crate) mtu_follows: Option<u16>,
+    pub(crate) raise_after: Duration,
 }
 
 impl Options {
@@ -139,6 +145,9 @@ impl Options {
             remote: side.other().public(),
             disk: Disk::Writes(Duration::ZERO),
             slow_device: false,
+            link: None,
+            mtu_follows: None,
+            raise_after: Duration::from_secs(600),
         }
     }
 
@@ -169,7 +178,8 @@ impl Options {
             sources: self.sources,
             dscp: 46,
             floor,
-            max_datagram: 1452,
+            max_datagram: if self.link.is_some() { LEAST_DATAGRAM } else { 1452 },
+            raise_after: self.raise_after,
             ..Config::new(self.identities(side), self.remotes(), self.terms(), MTU)
         }
     }
@@ -198,6 +208,8 @@ pub(crate) struct End {
     /// The device's MTU, and the one that it is to have.
     pub(crate) device_mtu: u16,
     pub(crate) wanted_mtu: Option<u16>,
+    /// Its host sets the DF bit.
+    pub(crate) dont_fragment: bool,
     rng: StdRng,
     /// How often it was started.
     pub(crate) life: u32,
@@ -247,6 +259,7 @@ impl End {
             data,
             device_mtu: MTU,
             wanted_mtu: None,
+            dont_fragment: false,
             rng,
             life: 0,
             floor: None,
@@ -395,6 +408,11 @@ impl End {
         self.control(now);
     }
 
+    /// A router has reported how much it carries.
+    pub(crate) fn hear_of_size(&mut self, payload: usize) {
+        self.options.link = u16::try_from(payload).ok();
+    }
+
     /// Packets come out of the device.
     pub(crate) fn offer(&mut self, now: Duration, packets: &[Vec<u8>]) {
         self.data.outbound(packets, self.clock(now).boot);
@@ -481,7 +499,10 @@ impl End {
                     self.answer_mtu(now, true);
                 }
             }
-            Effect::MeasurePath(to) => self.plane.path_measured(clock, to, None),
+            Effect::MeasurePath(to) => {
+                self.plane.path_measured(clock, to, self.options.link);
+            }
+            Effect::DontFragment(set) => self.dont_fragment = set,
             Effect::Fragment(size) => self.plane.fragments_at(size),
             Effect::AskRoutes { .. } => self.see_routes(now),
             Effect::ChangePort => self.change_port(now),
@@ -605,7 +626,8 @@ fn start(
     let own_rng = StdRng::seed_from_u64(rng.next_u64());
     let config = options.config(side, floor);
     let peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
-    let settings = Settings { mtu_max: None, carrier_follows: true };
+    let settings =
+        Settings { mtu_max: None, mtu_follows: options.mtu_follows, carrier_follows: true };
     let policy = policy(MTU, None, &["10.99.0.0/16"]);
     let mut plane = Plane::new(peer, policy.clone(), settings);
     let first = plane.poll(now, &mut Vec::new());

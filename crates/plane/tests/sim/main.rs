@@ -22,6 +22,7 @@ mod keepalive;
 mod liveness;
 mod network;
 mod oracle;
+mod path_mtu;
 mod policy;
 mod preshared;
 mod reach;

@@ -77,6 +77,9 @@ pub(crate) struct Network {
     pub(crate) spoofed_after: Duration,
     /// What arrives at the first address, and is no longer than that, somebody brings to the second.
     pub(crate) carries: Option<(SocketAddr, usize, SocketAddr)>,
+    /// The largest UDP payload that passes, and whether routers report (by ICMP) that one was larger.
+    pub(crate) most: Option<usize>,
+    pub(crate) reports: bool,
     /// What befalls single datagrams.
     pub(crate) fate: Option<Fate>,
     /// Everything that was ever sent.
@@ -92,10 +95,17 @@ impl Network {
             spoofs: None,
             spoofed_after: Duration::ZERO,
             carries: None,
+            most: None,
+            reports: false,
             fate: None,
             wire: Vec::new(),
             rng: StdRng::seed_from_u64(!seed),
         }
+    }
+
+    /// What passes, if this is larger.
+    pub(crate) fn is_too_large(&self, sent: &Captured) -> Option<usize> {
+        self.most.filter(|most| sent.datagram.bytes.len() > *most)
     }
 
     /// From where a copy of what is sent arrives.
@@ -106,6 +116,7 @@ impl Network {
     /// How long until each copy of what is sent arrives.
     pub(crate) fn carry(&mut self, sent: Captured) -> Vec<Duration> {
         let lost = self.loses.as_mut().is_some_and(|loses| loses(&sent));
+        let lost = lost || self.is_too_large(&sent).is_some();
         let fate = self.fate.as_mut().and_then(|fate| fate(&sent));
         self.wire.push(sent);
         if let Some(arrivals) = fate {

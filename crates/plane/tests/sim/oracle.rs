@@ -14,6 +14,7 @@ use crate::network::Captured;
 /// A numbered packet that one side's device offered.
 pub(crate) struct Packet {
     pub(crate) from: Side,
+    len: usize,
     pub(crate) offered: Duration,
     pub(crate) delivered: Option<Duration>,
 }
@@ -32,10 +33,12 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// A new packet of `from`.
-    pub(crate) fn offer(&mut self, from: Side, now: Duration) -> Vec<u8> {
-        self.packets.push(Packet { from, offered: now, delivered: None });
-        packet(from, self.packets.len() - 1)
+    /// A new packet of `from`, of this length or of any.
+    pub(crate) fn offer(&mut self, from: Side, now: Duration, len: Option<u16>) -> Vec<u8> {
+        let number = self.packets.len();
+        let len = len.map_or(40 + number * 37 % 500, usize::from);
+        self.packets.push(Packet { from, len, offered: now, delivered: None });
+        packet(from, number, len)
     }
 
     pub(crate) fn published(&mut self, side: Side, table: &Table, now: Duration) {
@@ -95,7 +98,7 @@ impl Oracle {
         let number = usize::from(u16::from_be_bytes([bytes[4], bytes[5]]));
         let known = self.packets.get_mut(number).expect("nobody offered this packet");
         assert!(known.from.faces(to), "a packet came back to who sent it");
-        assert_eq!(bytes, packet(known.from, number), "a packet changed on the way");
+        assert_eq!(bytes, packet(known.from, number, known.len), "a packet changed on the way");
         let before = known.delivered.replace(now);
         assert_eq!(before, None, "packet {number} was delivered twice, again at {now:?}");
     }
@@ -118,8 +121,7 @@ impl Oracle {
 
 /// An IPv4 packet that says its number; lengths vary, so that padding does, but are none of those that
 /// the upgrade's messages have, sealed.
-fn packet(from: Side, number: usize) -> Vec<u8> {
-    let len = 40 + number * 37 % 500;
+fn packet(from: Side, number: usize, len: usize) -> Vec<u8> {
     let mut packet = vec![0xa5; len];
     packet[..20].fill(0);
     packet[0] = 0x45;

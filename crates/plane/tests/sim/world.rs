@@ -29,6 +29,8 @@ pub(crate) struct World {
     pub(crate) oracle: Oracle,
     /// How long the control plane may take to get up.
     pub(crate) drowsiness: Duration,
+    /// Packets offered are as long as the device takes them.
+    pub(crate) full_size: bool,
     ends: Vec<End>,
     traffic: [Option<Duration>; 3],
     queue: BinaryHeap<Due>,
@@ -68,6 +70,7 @@ impl World {
             network: Network::new(seed),
             oracle: Oracle::default(),
             drowsiness: Duration::ZERO,
+            full_size: false,
             ends: ends.into(),
             traffic: [None; 3],
             queue: BinaryHeap::new(),
@@ -99,7 +102,8 @@ impl World {
             return;
         }
         let now = self.now;
-        let packet = self.oracle.offer(side, now);
+        let len = self.full_size.then_some(self[side].device_mtu);
+        let packet = self.oracle.offer(side, now, len);
         self[side].offer(now, &[packet]);
         self.settle(side);
     }
@@ -271,6 +275,9 @@ impl World {
         if let Some(from) = self.network.spoof(&sent) {
             let after = self.network.spoofed_after;
             self.schedule(after, What::Arrive(Datagram { from, ..datagram.clone() }));
+        }
+        if let (true, Some(most)) = (self.network.reports, self.network.is_too_large(&sent)) {
+            self[by].hear_of_size(most);
         }
         for delay in self.network.carry(sent) {
             self.schedule(delay, What::Arrive(datagram.clone()));

@@ -171,8 +171,8 @@ impl Ping {
         Self { sequence, timestamp, sent, reserved: [0; 8] }
     }
 
-    /// The answer to it, from an end that has accepted `received` datagrams of this session and sealed
-    /// `sent`.
+    /// The PONG that answers this PING, from an end that has accepted `received` datagrams of this session
+    /// and has sent `sent` datagrams.
     pub fn answer(&self, received: u64, sent: u64) -> Pong {
         let Self { sequence, timestamp, .. } = *self;
         Pong { sequence, timestamp, received: U64::new(received), sent: U64::new(sent) }

@@ -163,7 +163,7 @@ impl Peer {
         self.paths.contests.is_rejected(now, address) && !is_missing
     }
 
-    /// A datagram came from one address first, and from another once more.
+    /// The same datagram arrived twice, from two addresses.
     pub(super) fn follow_contest(&mut self, now: Now) {
         if now.boot < self.paths.contests.next_at {
             return;

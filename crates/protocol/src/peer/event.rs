@@ -53,6 +53,11 @@ pub enum Change {
     /// No sign of life for [`Config::dead_after`](super::Config::dead_after), or the peer stops. Follows
     /// [`Change::Alive`] always.
     Dead,
+    /// It is known how much the path carries, or has changed.
+    PathCarries {
+        /// The largest UDP payload.
+        payload: u16,
+    },
     /// The peer's address changed.
     Moved {
         /// Where it is now.

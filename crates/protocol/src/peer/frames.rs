@@ -48,12 +48,31 @@ pub struct Quality {
     pub inward: Loss,
 }
 
+impl Quality {
+    /// The share of PINGs or their answers that is lost, by these figures.
+    pub(super) fn loss_there_and_back(&self) -> f64 {
+        1.0 - self.outward.arriving() * self.inward.arriving()
+    }
+}
+
+impl Loss {
+    /// The share that arrived.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn arriving(self) -> f64 {
+        if self.sent == 0 { 1.0 } else { self.arrived as f64 / self.sent as f64 }
+    }
+}
+
 /// PING and PONG of the current session.
 #[derive(Debug, Default)]
 pub(super) struct Gauge {
     sequence: u32,
     asked: Option<Asked>,
     measured_at: Option<BootTime>,
+    /// Probes of the path's MTU on this session that were not answered: being lost is what they are for.
+    probes: u64,
+    /// The smallest number of those probes.
+    first_probe: Option<u32>,
     pub(super) quality: Option<Quality>,
 }
 
@@ -88,6 +107,24 @@ impl Gauge {
     /// A session has become current: what is counted begins anew.
     pub(super) fn begin(&mut self) {
         *self = Self { sequence: self.sequence, measured_at: self.measured_at, ..Self::default() };
+    }
+
+    /// The probe with this number leaves.
+    pub(super) fn probed(&mut self, number: u32) {
+        self.probes += 1;
+        self.first_probe = Some(self.first_probe.map_or(number, |first| first.min(number)));
+    }
+
+    /// The probe with this number was answered. Those of the session before are not among those counted.
+    pub(super) fn probe_answered(&mut self, number: u32) {
+        if self.first_probe.is_some_and(|first| number >= first) {
+            self.probes = self.probes.saturating_sub(1);
+        }
+    }
+
+    /// How many of these datagrams count for loss.
+    pub(super) const fn counted(&self, sent: u64) -> u64 {
+        sent.saturating_sub(self.probes)
     }
 
     /// A number that no PING had before.
@@ -225,13 +262,14 @@ impl Peer {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return Ok(());
         };
-        let pong = ping.answer(framed.accepted, current.sealing.used() + 1);
+        let sent = self.paths.gauge.counted(current.sealing.used() + 1);
+        let pong = ping.answer(framed.accepted, sent);
         self.send_on_current(now, &ControlFrame::begin().pong(&pong).end());
         Ok(())
     }
 
     fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
-        self.take_size_answer(pong.sequence.get());
+        self.take_size_answer(now, pong.sequence.get());
         self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
         self.paths.gauge.take(now.boot, pong, framed.accepted);
@@ -267,7 +305,8 @@ impl Peer {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return self.send_keepalive(now);
         };
-        let ping = self.paths.gauge.ask(now.boot, current.sealing.used() + 1);
+        let sent = self.paths.gauge.counted(current.sealing.used() + 1);
+        let ping = self.paths.gauge.ask(now.boot, sent);
         let mut frame = ControlFrame::begin().ping(&ping);
         if self.greeting.is_none() {
             frame = self.hello(frame);

@@ -60,7 +60,7 @@ impl Paths {
             contests: Contests::default(),
             detours: Detours::default(),
             origins: Origins::default(),
-            size: Size::default(),
+            size: Size::new(config.raise_after),
             gauge: Gauge::default(),
         }
     }
@@ -197,11 +197,11 @@ impl Paths {
         freed
     }
 
-    /// Sends datagrams of the largest size that the path is known to carry.
-    pub(super) fn follow_size(&mut self) {
-        self.max_datagram = self.size.most();
+    /// Sends datagrams of at most this size.
+    pub(super) const fn set_max_datagram(&mut self, most: u16) {
+        self.max_datagram = most;
         if let Some(path) = &mut self.current {
-            path.max_datagram = self.max_datagram;
+            path.max_datagram = most;
         }
     }
 }

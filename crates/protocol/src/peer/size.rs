@@ -1,99 +1,91 @@
-//! The largest datagram on the path to the peer, if ICMPv6 reports that it is less than the first link's MTU
-//! allows.
+//! The largest datagram that the path to the peer carries.
 //!
-//! Anybody can forge such a message, but over IPv6 only the sender fragments, so it can neither be trusted
-//! nor ignored. It is followed at once and verified at the same time. If the peer answers a PING of the full
-//! size, the message was wrong, and later messages are followed only after verification. A peer that answers
-//! no PING allows no verification.
+//! It starts as what the first link carries, according to the routing table. Routers that carry less report
+//! it by ICMP, or do not. The report can be forged, and the kernel keeps it with the route. Between two vpnd
+//! the size is searched for by probes ([`Search`]), and reports only speed the search up. A `WireGuard` peer
+//! answers no probe. Over IPv4 its datagrams are fragmented on the way; over IPv6 only the sender fragments,
+//! so there reports are followed until the kernel has forgotten them.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::Peer;
+use super::search::{Pace, Search, Sent};
+use super::{Change, Peer};
 use crate::frame::{ControlFrame, Ping};
 use crate::limits::LEAST_DATAGRAM;
 use crate::session::OVERHEAD;
 use crate::time::{BootTime, Now};
 
-/// PINGs of the full size before silence counts as an answer.
-const TRIES: u32 = 3;
-/// The time between them.
-const TRY_EVERY: Duration = Duration::from_millis(250);
-/// How often a path that carries less is tested for a larger size again.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Distinguishes the numbers of these PINGs from others.
+/// Distinguishes the numbers of probes from those of other PINGs.
 const NUMBERED_FROM: u32 = 1 << 31;
 
 /// What is known of one path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Size {
     to: Option<IpAddr>,
     /// The largest payload that the first link carries.
     link: u16,
-    hint: Option<Hint>,
-    /// A hint was wrong: the next one is followed only after verification.
-    suspicious: bool,
-    /// The number of hints so far: identifies their PINGs.
-    hints: u32,
-}
-
-/// A size that the routing table learnt from ICMPv6.
-#[derive(Clone, Copy, Debug)]
-struct Hint {
-    most: u16,
-    followed: bool,
-    refuted: bool,
-    tries: u32,
-    /// When to send the next PING.
-    next: BootTime,
+    /// The routing table says that the path carries less.
+    hint: Option<u16>,
+    /// Runs if the peer answers probes.
+    search: Option<Search>,
+    /// The result that was reported last.
+    reported: Option<u16>,
+    raise_after: Duration,
 }
 
 impl Size {
-    /// The routing table has a new size for datagrams to this address. Over another uplink even the known one
-    /// may be too large, and then no larger PING is sent.
+    /// Nothing is known yet. A path that carries less than its first link is probed for more every `raise_after`.
+    pub(super) const fn new(raise_after: Duration) -> Self {
+        Self { to: None, link: 0, hint: None, search: None, reported: None, raise_after }
+    }
+
+    /// According to the routing table, payloads of `most` bytes leave for this address in one packet.
     fn learn(&mut self, to: IpAddr, most: u16, now: BootTime) {
-        if self.to != Some(to) || to.is_ipv4() || most >= self.link {
-            *self = Self { to: Some(to), link: most, hints: self.hints, ..Self::default() };
+        let most = most.max(LEAST_DATAGRAM);
+        if self.to != Some(to) {
+            let reported = self.reported;
+            *self = Self { to: Some(to), link: most, reported, ..Self::new(self.raise_after) };
             return;
         }
-        if self.hint.is_some_and(|hint| hint.most == most) {
+        let hint = (most < self.link).then_some(most);
+        if self.hint == hint && hint.is_some() {
             return;
         }
-        let followed = !self.suspicious;
-        self.hints = self.hints.wrapping_add(1) % NUMBERED_FROM;
-        self.hint = Some(Hint { most, followed, refuted: false, tries: 0, next: now });
+        let is_forgotten = self.hint.is_some() && hint.is_none();
+        (self.hint, self.link) = (hint, self.link.max(most));
+        let Some(search) = &mut self.search else { return };
+        search.set_link(now, self.link);
+        match hint {
+            Some(size) => search.hint(now, size),
+            // A link's MTU may have been raised again.
+            None if is_forgotten => search.look_for_more(now),
+            None => {}
+        }
+    }
+
+    /// The search on this path, once its first link is known.
+    fn search(&mut self, now: BootTime) -> Option<&mut Search> {
+        if self.search.is_none() && self.link > 0 {
+            let mut search = Search::new(self.link, now);
+            self.hint.into_iter().for_each(|size| search.hint(now, size));
+            self.search = Some(search);
+        }
+        self.search.as_mut()
     }
 
     /// The largest UDP payload to send.
-    pub(super) fn most(&self) -> u16 {
-        self.followed().unwrap_or(self.link)
+    pub(super) fn most(&self) -> Option<u16> {
+        let routed = (self.link > 0).then(|| self.hint.unwrap_or(self.link));
+        self.search.as_ref().map(Search::size).or(routed)
     }
 
-    fn followed(&self) -> Option<u16> {
-        let hint = self.hint.filter(|hint| hint.followed)?;
-        Some(hint.most.max(LEAST_DATAGRAM).min(self.link))
-    }
-
-    /// The number of the PING to send now, of the full size.
-    fn question(&mut self, now: BootTime) -> Option<u32> {
-        let hint = self.hint.as_mut().filter(|hint| !hint.refuted && now >= hint.next)?;
-        if hint.tries >= TRIES {
-            // No PING was answered: the hint is right.
-            hint.followed = true;
+    /// What the path carries: the result of the last completed search, or what the routing table says.
+    pub(super) fn found(&self) -> Option<u16> {
+        match &self.search {
+            Some(search) => search.found(),
+            None => self.most(),
         }
-        hint.tries = hint.tries.saturating_add(1);
-        hint.next = now + if hint.tries > TRIES { ASK_AGAIN } else { TRY_EVERY };
-        Some(NUMBERED_FROM | self.hints)
-    }
-
-    /// A PING was answered; returns whether that refutes the hint.
-    fn answer(&mut self, number: u32) -> bool {
-        let Some(hint) = self.hint.as_mut().filter(|_| number == NUMBERED_FROM | self.hints) else {
-            return false;
-        };
-        (hint.refuted, hint.followed) = (true, false);
-        self.suspicious = true;
-        true
     }
 }
 
@@ -106,33 +98,91 @@ impl Peer {
         };
         self.paths.size.learn(path.to.ip(), most, now.boot);
         self.probe_size(now);
-        self.paths.follow_size();
+    }
+
+    /// The route to the peer has changed, so the path may carry less.
+    pub fn path_changed(&mut self, now: Now) {
+        if let Some(search) = &mut self.paths.size.search {
+            search.doubt(now.boot);
+        }
+        self.probe_size(now);
     }
 
     /// The largest UDP payload to send unfragmented, if the peer does not reassemble fragments and the kernel
     /// has to fragment.
     pub fn fragments_of(&self) -> Option<u16> {
-        self.paths.size.followed().filter(|_| !self.frames_flow())
+        let size = &self.paths.size;
+        let is_v6 = size.to.is_some_and(|to| to.is_ipv6());
+        size.hint.filter(|_| is_v6 && size.search.is_none())
     }
 
-    /// Sends the peer a PING of the full size, if a hint claims that this does not arrive.
+    /// Whether the path is probed: datagrams then must not be fragmented on the way.
+    pub const fn probes_path(&self) -> bool {
+        self.paths.size.search.is_some()
+    }
+
+    /// The largest UDP payload that the path carries, if that is known.
+    pub fn path_payload(&self) -> Option<u16> {
+        self.paths.size.found()
+    }
+
+    /// Sends the probes that are due.
     pub(super) fn probe_size(&mut self, now: Now) {
-        let Some(sent) = self.keyring.current().map(|current| current.sealing.used() + 1) else {
-            return;
-        };
-        if !self.frames_flow() {
-            return;
+        let Some(current) = self.keyring.current() else { return self.follow_size() };
+        if !current.sealing.carries_frames() {
+            self.paths.size.search = None;
+            return self.follow_size();
         }
-        let Some(number) = self.paths.size.question(now.boot) else { return };
-        let ping = Ping::new(number, now.boot.as_nanos(), sent);
-        let len = usize::from(self.paths.size.link).saturating_sub(OVERHEAD);
-        self.send_on_current(now, &ControlFrame::ping_of(&ping, len));
-        self.paths.follow_size();
+        let (sent, pace) = (self.data_sent(), self.probe_pace());
+        let Some(search) = self.paths.size.search(now.boot) else { return };
+        for probe in search.probes(now.boot, sent, pace) {
+            let Some(current) = self.keyring.current() else { break };
+            let sent = self.paths.gauge.counted(current.sealing.used() + 1);
+            let ping = Ping::new(NUMBERED_FROM | probe.number, now.boot.as_nanos(), sent);
+            let len = usize::from(probe.size).saturating_sub(OVERHEAD);
+            if self.send_on_current(now, &ControlFrame::ping_of(&ping, len)) {
+                self.paths.gauge.probed(probe.number);
+            }
+        }
+        self.follow_size();
     }
 
-    pub(super) fn take_size_answer(&mut self, number: u32) {
-        if self.paths.size.answer(number) {
-            self.paths.follow_size();
+    /// When probes are due.
+    pub(super) fn size_deadline(&self) -> Option<BootTime> {
+        self.keyring.current().filter(|current| current.sealing.carries_frames())?;
+        self.paths.size.search.as_ref()?.deadline(self.data_sent())
+    }
+
+    /// A PING was answered, perhaps a probe.
+    pub(super) fn take_size_answer(&mut self, now: Now, number: u32) {
+        let Some(number) = number.checked_sub(NUMBERED_FROM) else { return };
+        self.paths.gauge.probe_answered(number);
+        let raise_after = self.paths.size.raise_after;
+        if let Some(search) = &mut self.paths.size.search {
+            search.answered(now.boot, number, raise_after);
+            self.probe_size(now);
+        }
+    }
+
+    fn data_sent(&self) -> Sent {
+        Sent { at: self.timers.seen().data_sent, bytes: self.activity.traffic().bytes_sent }
+    }
+
+    fn probe_pace(&self) -> Pace {
+        let quality = self.paths.gauge.quality;
+        let round_trip = quality.map(|quality| quality.round_trip).unwrap_or_default();
+        let loss = quality.map_or(0.0, |quality| quality.loss_there_and_back());
+        Pace::on(round_trip, loss, self.paths.size.raise_after)
+    }
+
+    /// Data is as large as is known to arrive; a result is reported.
+    fn follow_size(&mut self) {
+        let Some(most) = self.paths.size.most() else { return };
+        self.paths.set_max_datagram(most);
+        let found = self.paths.size.found();
+        if found.is_some() && found != self.paths.size.reported {
+            self.paths.size.reported = found;
+            self.events.extend(found.map(|payload| Change::PathCarries { payload }.into()));
         }
     }
 }
@@ -152,73 +202,29 @@ mod tests {
         "2001:db8::1".parse().unwrap()
     }
 
-    fn hinted() -> Size {
-        let mut size = Size::default();
+    fn known() -> Size {
+        let mut size = Size::new(Duration::from_secs(600));
         size.learn(to(), LINK, at(0));
-        assert_eq!((size.most(), size.question(at(0))), (LINK, None));
-        size.learn(to(), HINT, at(1000));
+        assert_eq!(size.most(), Some(LINK));
         size
     }
 
     #[test]
-    fn a_hint_is_followed_at_once_and_stays_if_nothing_larger_arrives() {
-        let mut size = hinted();
-        assert_eq!(size.most(), HINT);
-        for millis in [1000, 1250, 1500] {
-            assert!(size.question(at(millis)).is_some());
-            assert_eq!(size.question(at(millis + 200)), None);
+    fn without_probes_a_report_is_followed_until_the_kernel_forgets_it() {
+        let mut size = known();
+        for (reported, followed) in [(HINT, HINT), (500, LEAST_DATAGRAM), (LINK, LINK)] {
+            size.learn(to(), reported, at(1000));
+            assert_eq!((size.most(), size.found()), (Some(followed), Some(followed)));
         }
-        assert!(size.question(at(1750)).is_some());
-        assert_eq!((size.most(), size.question(at(60_000))), (HINT, None));
-        let number = size.question(at(61_750)).expect("it may carry more again");
-        assert!(size.answer(number));
-        assert_eq!(size.most(), LINK);
     }
 
     #[test]
-    fn a_forged_hint_is_refuted_and_the_next_has_to_be_proved() {
-        let mut size = hinted();
-        let number = size.question(at(1000)).unwrap();
-        assert!(!size.answer(number + 1) && size.answer(number));
-        assert_eq!((size.most(), size.question(at(5000))), (LINK, None));
-        size.learn(to(), HINT, at(5000));
-        assert_eq!(
-            (size.most(), size.question(at(5000))),
-            (LINK, None),
-            "the same says nothing new"
-        );
-
-        size.learn(to(), HINT - 2, at(6000));
-        size.learn(to(), HINT - 1, at(6000));
-        assert_eq!(size.most(), LINK);
-        let other = size.question(at(6000)).unwrap();
-        assert!(other != number && !size.answer(number), "an answer to the question before");
-        for millis in [6250, 6500] {
-            assert!(size.question(at(millis)).is_some());
-            assert_eq!(size.most(), LINK);
-        }
-        assert!(size.question(at(6750)).is_some());
-        assert_eq!(size.most(), HINT - 1, "nothing larger arrives");
-    }
-
-    #[test]
-    fn nothing_goes_below_what_every_link_carries() {
-        let mut size = hinted();
-        size.learn(to(), 500, at(2000));
-        assert_eq!(size.most(), LEAST_DATAGRAM);
-        size.learn(to(), LINK, at(3000));
-        assert_eq!(size.most(), LINK, "the kernel has forgotten it");
-    }
-
-    #[test]
-    fn another_path_and_ipv4_are_as_the_routing_table_says() {
-        let mut size = hinted();
+    fn with_probes_the_search_decides() {
+        let mut size = known();
+        assert_eq!(size.search(at(0)).unwrap().size(), LEAST_DATAGRAM);
+        size.learn(to(), HINT, at(1000));
+        assert_eq!((size.most(), size.found()), (Some(LEAST_DATAGRAM), None));
         size.learn("2001:db8::9".parse().unwrap(), 1300, at(2000));
-        assert_eq!((size.most(), size.question(at(2000))), (1300, None));
-        let v4 = "192.0.2.1".parse().unwrap();
-        for most in [1472, 1272] {
-            size.learn(v4, most, at(3000));
-            assert_eq!((size.most(), size.question(at(3000))), (most, None));
-        }
+        assert!(size.search.is_none(), "another path is searched anew");
     }
 }

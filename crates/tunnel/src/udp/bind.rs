@@ -158,7 +158,7 @@ const SEND_FORCE: IntOption =
 /// Set on every socket: the IPv4 options also apply to the v4-mapped traffic of a dual-stack socket. With
 /// `OMIT` the outer DF bit stays clear, as with WireGuard, and path MTU values that the kernel learnt from
 /// ICMP, perhaps for another program, make no send fail. With `DONT`, batches would be refused for ten
-/// minutes after an ICMP message.
+/// minutes after an ICMP message. [`WHOLE`] replaces it once the path is probed.
 const OPTIONS: [(IntOption, c_int); 3] =
     [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_OMIT)];
 const OPTIONS_OFFLOAD: [(IntOption, c_int); 1] = [(gro::OPTION, 1)];
@@ -168,6 +168,11 @@ const OPTIONS_V6: [(IntOption, c_int); 4] = [
     (tos::OPTION_V6, 1),
     (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE),
 ];
+
+/// The DF bit is set, and like with `OMIT` only the first link's MTU makes a send fail (`ip_sk_use_pmtu`).
+pub(super) const WHOLE: (IntOption, c_int) = (DISCOVER_V4, libc::IP_PMTUDISC_PROBE);
+/// The DF bit is clear: routers on the path may fragment.
+pub(super) const IN_PARTS: (IntOption, c_int) = (DISCOVER_V4, libc::IP_PMTUDISC_OMIT);
 
 /// Over IPv6 only the sender fragments. `PROBE` ignores ICMPv6 when sending, as `OMIT` does, and leaves what
 /// ICMPv6 reported in the routing table, where it can be looked up; but it makes no fragments.

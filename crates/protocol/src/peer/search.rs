@@ -1,0 +1,498 @@
+//! The search for the largest datagram that one path carries, without I/O (RFC 8899).
+//!
+//! Probes are datagrams of a certain size that the peer answers. Data may be as large as the largest answered
+//! probe. The first probe is of the largest size that the first link carries, and on most paths it is the only
+//! one. If it is lost, up to [`SIZES`] sizes are probed at a time: first the common ones, then evenly spaced
+//! ones, until no byte is left between what arrives and what does not.
+//!
+//! While data flows, the size in use is probed every [`CONFIRM_EVERY`], and in each round of a search. If
+//! [`PROBES`] such probes are lost in succession, the path is a black hole for it: data returns to
+//! [`LEAST_DATAGRAM`] at once, and the search starts again.
+
+use std::time::Duration;
+
+use crate::limits::LEAST_DATAGRAM;
+use crate::time::BootTime;
+
+/// The number of probes of one size that are lost before the size counts as too large, on a path that loses
+/// nothing else.
+pub(super) const PROBES: u32 = 3;
+/// The same on a path that loses much.
+const MOST_PROBES: i32 = 7;
+/// How many new sizes are probed at the same time.
+const SIZES: usize = 4;
+/// The least time that an answer is waited for.
+const LEAST_WAIT: Duration = Duration::from_millis(200);
+/// How often the size in use is probed while much data flows, and while little does.
+const CONFIRM_EVERY: Duration = Duration::from_millis(500);
+const CONFIRM_SELDOM: Duration = Duration::from_secs(5);
+/// Less than this between two probes is little: the probes should not be the greater part of what is sent.
+const LITTLE: u64 = 32 * 1024;
+/// Payload sizes of common links and tunnels: over Ethernet, `PPPoE`, `DS-Lite`, GRE, IPsec, `WireGuard`, mobile
+/// networks, each over IPv4 and IPv6.
+const COMMON: [u16; 26] = [
+    8972, 8952, 4442, 1472, 1464, 1452, 1444, 1440, 1432, 1424, 1412, 1402, 1392, 1384, 1372, 1352,
+    1332, 1322, 1312, 1302, 1292, 1282, 1272, 1262, 1252, 1242,
+];
+
+/// A datagram to send as a probe: its number, and the size of its UDP payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    pub(super) number: u32,
+    pub(super) size: u16,
+}
+
+/// The data that was sent so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sent {
+    /// When last.
+    pub(super) at: Option<BootTime>,
+    /// How many bytes, from any fixed time on.
+    pub(super) bytes: u64,
+}
+
+/// How probes are sent on a path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// How long an answer is waited for.
+    pub(super) wait: Duration,
+    /// How many probes of a size may be lost.
+    pub(super) probes: u32,
+    /// After this time a path that carries less than its first link is probed for more.
+    pub(super) raise_after: Duration,
+}
+
+impl Pace {
+    /// For a path with this round trip, on which this share of probes or their answers is lost.
+    pub(super) fn on(round_trip: Duration, loss: f64, raise_after: Duration) -> Self {
+        // One wrong result in a thousand.
+        let enough = (1..MOST_PROBES).find(|n| loss.powi(*n) <= 0.001).unwrap_or(MOST_PROBES);
+        Self {
+            wait: (round_trip * 2).max(LEAST_WAIT),
+            probes: enough.cast_unsigned().max(PROBES),
+            raise_after,
+        }
+    }
+}
+
+/// What is known of the sizes that a path carries.
+#[derive(Debug)]
+pub(super) struct Search {
+    /// The largest payload that the first link carries.
+    link: u16,
+    /// The largest that arrived.
+    confirmed: u16,
+    /// The smallest that did not.
+    lost: Option<u16>,
+    /// What a router reported, until that is confirmed or refuted.
+    hint: Option<u16>,
+    /// A report was wrong, so data no longer follows one before it is confirmed.
+    distrusts: bool,
+    /// The size that the last completed search found.
+    found: Option<u16>,
+    round: Option<Round>,
+    /// When to send the probes of a round again.
+    next: BootTime,
+    /// When the size in use was found to arrive, or was not in question, and what had been sent by then.
+    confirmed_at: BootTime,
+    confirmed_bytes: u64,
+    /// When to probe for more.
+    raise_at: BootTime,
+    numbers: u32,
+}
+
+/// Probes that are sent together. The smallest is of the size in use, unless every path carries that.
+#[derive(Debug)]
+struct Round {
+    /// In ascending order.
+    asked: Vec<Asked>,
+    sent: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    probe: Probe,
+    answered: bool,
+}
+
+impl Search {
+    /// A search on a path whose first link carries payloads of `link` bytes.
+    pub(super) fn new(link: u16, now: BootTime) -> Self {
+        let mut search = Self {
+            link,
+            confirmed: LEAST_DATAGRAM.min(link),
+            lost: None,
+            hint: None,
+            distrusts: false,
+            found: None,
+            round: None,
+            next: now,
+            confirmed_at: now,
+            confirmed_bytes: 0,
+            raise_at: now,
+            numbers: 0,
+        };
+        search.look_for_more(now);
+        search
+    }
+
+    /// The largest payload that data may have.
+    pub(super) fn size(&self) -> u16 {
+        let followed = self.hint.filter(|_| !self.distrusts);
+        followed.map_or(self.confirmed, |hint| self.confirmed.min(hint))
+    }
+
+    /// What the last completed search found.
+    pub(super) const fn found(&self) -> Option<u16> {
+        self.found
+    }
+
+    /// When [`Search::probes`] has something to send.
+    pub(super) fn deadline(&self, sent: Sent) -> Option<BootTime> {
+        if self.round.is_some() {
+            return Some(self.next);
+        }
+        let raise = (self.confirmed < self.link).then_some(self.raise_at);
+        raise.into_iter().chain(self.confirm_at(sent)).min()
+    }
+
+    /// When the size in use is to be probed. Every path carries the least size.
+    fn confirm_at(&self, sent: Sent) -> Option<BootTime> {
+        let is_used = sent.at > Some(self.confirmed_at) && self.confirmed > LEAST_DATAGRAM;
+        let bytes = sent.bytes.saturating_sub(self.confirmed_bytes);
+        let wait = if bytes < LITTLE { CONFIRM_SELDOM } else { CONFIRM_EVERY };
+        is_used.then(|| self.confirmed_at + wait)
+    }
+
+    /// The probes to send now.
+    pub(super) fn probes(&mut self, now: BootTime, sent: Sent, pace: Pace) -> Vec<Probe> {
+        if self.deadline(sent).is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        if self.round.as_ref().is_some_and(|round| round.sent >= pace.probes) {
+            self.conclude(now, pace.raise_after);
+        }
+        if self.round.is_none() && self.confirmed < self.link && now >= self.raise_at {
+            self.look_for_more(now);
+        }
+        if self.round.is_none() && self.confirm_at(sent).is_some_and(|at| now >= at) {
+            self.confirmed_bytes = sent.bytes;
+            self.begin(now, &[]);
+        }
+        let Some(round) = &mut self.round else { return Vec::new() };
+        round.sent += 1;
+        self.next = now + pace.wait;
+        round.asked.iter().filter(|asked| !asked.answered).map(|asked| asked.probe).collect()
+    }
+
+    /// A probe was answered; returns whether it was one of the pending.
+    pub(super) fn answered(&mut self, now: BootTime, number: u32, raise_after: Duration) -> bool {
+        let Some(round) = &mut self.round else { return false };
+        let Some(place) = round.asked.iter().position(|asked| asked.probe.number == number) else {
+            return false;
+        };
+        round.asked[place].answered = true;
+        self.confirmed = self.confirmed.max(round.asked[place].probe.size);
+        if place + 1 == round.asked.len() {
+            self.conclude(now, raise_after);
+        }
+        true
+    }
+
+    /// A router reports that the path carries no more than `size`, which anybody can forge. Data is no larger
+    /// from now on, until the size in use is found to arrive. One report is checked at a time.
+    pub(super) fn hint(&mut self, now: BootTime, size: u16) {
+        let size = size.max(LEAST_DATAGRAM);
+        let searched = self.round.as_ref().and_then(Round::largest).unwrap_or(self.confirmed);
+        if self.hint.is_some() || size == self.confirmed || size >= searched {
+            return;
+        }
+        self.hint = Some(size);
+        self.begin(now, &[size, searched]);
+    }
+
+    /// The size in use may not arrive any more.
+    pub(super) fn doubt(&mut self, now: BootTime) {
+        if self.confirmed > LEAST_DATAGRAM && self.round.is_none() {
+            self.begin(now, &[]);
+        }
+    }
+
+    /// The first link carries larger payloads now, or only smaller ones.
+    pub(super) fn set_link(&mut self, now: BootTime, link: u16) {
+        if link == self.link {
+            return;
+        }
+        let grows = link > self.link;
+        self.link = link;
+        if grows || self.confirmed > link {
+            self.confirmed = self.confirmed.min(link);
+            self.hint = None;
+            self.look_for_more(now);
+        }
+    }
+
+    /// Starts again with the largest size.
+    pub(super) fn look_for_more(&mut self, now: BootTime) {
+        self.lost = None;
+        if self.confirmed < self.link {
+            self.begin(now, &[self.link]);
+        } else {
+            self.round = None;
+            self.settle(now, Duration::ZERO);
+        }
+    }
+
+    /// Asks for the size in use, and for these.
+    fn begin(&mut self, now: BootTime, sizes: &[u16]) {
+        let in_use = Some(self.confirmed).filter(|size| *size > LEAST_DATAGRAM);
+        let mut sizes: Vec<_> = in_use.into_iter().chain(sizes.iter().copied()).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let mut ask = |size| {
+            self.numbers = self.numbers.wrapping_add(1);
+            Asked { probe: Probe { number: self.numbers, size }, answered: false }
+        };
+        self.round = Some(Round { asked: sizes.into_iter().map(&mut ask).collect(), sent: 0 });
+        self.next = now;
+    }
+
+    /// The round is over: what was not answered is too large.
+    fn conclude(&mut self, now: BootTime, raise_after: Duration) {
+        let Some(round) = self.round.take() else { return };
+        let hint = self.hint.take();
+        let arrived = round.arrived().unwrap_or(LEAST_DATAGRAM);
+        // What a router reported does not hold.
+        self.distrusts |= hint.is_some_and(|size| size < arrived);
+        self.confirmed = arrived;
+        let sizes = round.asked.iter().map(|asked| asked.probe.size);
+        self.lost = sizes.chain(self.lost).filter(|size| *size > arrived).min();
+        match self.lost {
+            // Between what the router reported and the next size nothing is expected.
+            _ if hint == Some(arrived) => self.settle(now, raise_after),
+            Some(lost) if lost > arrived + 1 && self.is_searching(&round) => {
+                self.begin(now, &between(arrived, lost));
+            }
+            None if arrived < self.link => self.begin(now, &[self.link]),
+            Some(_) | None if self.is_searching(&round) => self.settle(now, raise_after),
+            Some(_) | None => self.rest(now),
+        }
+    }
+
+    /// Whether this round was of a search: it was not only to confirm the size in use.
+    fn is_searching(&self, round: &Round) -> bool {
+        self.found != Some(self.confirmed) || round.asked.len() > 1
+    }
+
+    /// The search is complete.
+    fn settle(&mut self, now: BootTime, raise_after: Duration) {
+        self.raise_at = now + raise_after;
+        self.rest(now);
+    }
+
+    fn rest(&mut self, now: BootTime) {
+        self.found = Some(self.confirmed);
+        self.confirmed_at = now;
+    }
+}
+
+impl Round {
+    /// The largest size that was asked for.
+    fn largest(&self) -> Option<u16> {
+        self.asked.last().map(|asked| asked.probe.size)
+    }
+
+    /// The largest size that was answered.
+    fn arrived(&self) -> Option<u16> {
+        self.asked.iter().rev().find(|asked| asked.answered).map(|asked| asked.probe.size)
+    }
+}
+
+/// Up to [`SIZES`] sizes to probe between one that arrives and one that does not, in ascending order.
+fn between(arrives: u16, lost: u16) -> Vec<u16> {
+    let mut sizes: Vec<_> =
+        COMMON.into_iter().rev().filter(|size| arrives < *size && *size < lost).collect();
+    if sizes.is_empty() {
+        sizes = (arrives + 1..lost).collect();
+    }
+    spread(&sizes)
+}
+
+/// At most [`SIZES`] of these, evenly spaced.
+fn spread(sizes: &[u16]) -> Vec<u16> {
+    if sizes.len() <= SIZES {
+        return sizes.to_vec();
+    }
+    (1..=SIZES).map(|n| sizes[n * sizes.len() / (SIZES + 1)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LINK: u16 = 1472;
+    const RAISE: Duration = Duration::from_secs(600);
+
+    /// A path, and the search on it while much data flows.
+    struct Simulation {
+        search: Search,
+        now: BootTime,
+        /// The largest payload that arrives.
+        carries: u16,
+        /// Numbers of the probes sent so far.
+        sent: u32,
+    }
+
+    impl Simulation {
+        fn new(carries: u16) -> Self {
+            let now = BootTime::from_nanos(1_000_000_000);
+            Self { search: Search::new(LINK, now), now, carries, sent: 0 }
+        }
+
+        /// Lets time pass; each probe arrives if it fits and `arrives` agrees.
+        fn run(&mut self, time: Duration, mut arrives: impl FnMut() -> bool) {
+            let end = self.now + time;
+            let step = Duration::from_millis(50);
+            loop {
+                let pace = Pace::on(Duration::from_millis(20), 0.0, RAISE);
+                let sent = self.flow();
+                for Probe { number, size } in self.search.probes(self.now, sent, pace) {
+                    self.sent += 1;
+                    if size <= self.carries && arrives() {
+                        self.search.answered(self.now, number, RAISE);
+                    }
+                }
+                if self.now + step > end {
+                    break;
+                }
+                self.now = self.now + step;
+            }
+        }
+
+        /// Ten megabytes a second.
+        fn flow(&self) -> Sent {
+            Sent { at: Some(self.now), bytes: self.now.as_nanos() / 100 }
+        }
+
+        fn settle(&mut self) {
+            self.run(Duration::from_secs(20), || true);
+            assert_eq!(
+                (self.search.size(), self.search.found()),
+                (self.carries, Some(self.carries))
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_probe_finds_a_path_that_carries_all() {
+        let mut path = Simulation::new(LINK);
+        assert_eq!(path.search.size(), LEAST_DATAGRAM);
+        path.run(Duration::ZERO, || true);
+        assert_eq!((path.search.found(), path.sent), (Some(LINK), 1));
+    }
+
+    #[test]
+    fn any_size_is_found_to_the_byte() {
+        for carries in LEAST_DATAGRAM..=LINK {
+            Simulation::new(carries).settle();
+        }
+    }
+
+    #[test]
+    fn a_black_hole_is_left_within_three_probes_and_growth_found_later() {
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        path.carries = 1252;
+        path.run(CONFIRM_EVERY + 3 * LEAST_WAIT, || true);
+        assert_eq!(path.search.size(), LEAST_DATAGRAM);
+        path.settle();
+        path.carries = 1400;
+        path.run(RAISE - Duration::from_secs(30), || true);
+        assert_eq!(path.search.size(), 1252, "it is not probed for more so often");
+        path.run(Duration::from_secs(30), || true);
+        path.settle();
+    }
+
+    #[test]
+    fn a_report_is_followed_at_once_and_ends_the_search_if_it_is_right() {
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        path.carries = 1333;
+        path.search.hint(path.now, 1333);
+        assert_eq!(path.search.size(), 1333);
+        let sent = path.sent;
+        path.run(3 * LEAST_WAIT, || true);
+        assert_eq!((path.search.found(), path.sent), (Some(1333), sent + 4));
+    }
+
+    #[test]
+    fn a_report_during_the_search_shortens_it() {
+        let mut path = Simulation::new(1333);
+        path.run(Duration::ZERO, || true);
+        path.search.hint(path.now, 1333);
+        path.run(3 * LEAST_WAIT, || true);
+        assert_eq!(path.search.found(), Some(1333));
+    }
+
+    #[test]
+    fn a_forged_report_costs_one_probe_and_the_next_none_of_the_size() {
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        for (size, until_checked) in [(68, LEAST_DATAGRAM), (1300, LINK)] {
+            path.search.hint(path.now, size);
+            assert_eq!(path.search.size(), until_checked);
+            path.run(Duration::ZERO, || true);
+            assert_eq!(path.search.size(), LINK);
+        }
+        for size in [LINK, 9000, u16::MAX] {
+            path.search.hint(path.now, size);
+            assert!(path.search.round.is_none());
+        }
+    }
+
+    #[test]
+    fn another_first_link_is_searched_again() {
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        path.search.set_link(path.now, 1372);
+        assert_eq!(path.search.size(), 1372);
+        path.carries = 8972;
+        path.search.set_link(path.now, 8972);
+        assert_eq!(path.search.size(), 1372, "until a larger one is confirmed");
+        path.settle();
+    }
+
+    #[test]
+    fn an_idle_tunnel_is_left_alone() {
+        let mut path = Simulation::new(1400);
+        path.settle();
+        assert_eq!(path.search.deadline(Sent::default()), Some(path.search.raise_at));
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        assert_eq!(path.search.deadline(Sent::default()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn it_converges_whatever_is_lost_or_reported(
+            steps in prop::collection::vec((LEAST_DATAGRAM..=LINK, prop::option::of(any::<u16>()), any::<u64>()), 1..8),
+        ) {
+            let mut path = Simulation::new(LINK);
+            for (carries, report, mut pattern) in steps {
+                path.carries = carries;
+                if let Some(report) = report {
+                    path.search.hint(path.now, report);
+                }
+                path.run(Duration::from_secs(3), || {
+                    pattern = pattern.rotate_left(1);
+                    pattern & 3 != 0
+                });
+                prop_assert!(path.search.size() >= LEAST_DATAGRAM);
+            }
+            path.run(RAISE + Duration::from_secs(30), || true);
+            prop_assert_eq!(path.search.size(), path.carries);
+        }
+    }
+}
