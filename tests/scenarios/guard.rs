@@ -481,11 +481,11 @@ fn same_network(lab: &Lab) -> Result<String> {
         vpnd.wait_for("it is in status", SOON, |status| {
             status.bypassed() == [(said.as_str(), false)]
         })?;
-        vpnd.wait_for_log(&format!("{said} takes the packets of"), SOON)?;
+        vpnd.wait_for_log(&format!("{said} diverts the packets of"), SOON)?;
         took.push(began.elapsed());
         a.run(&format!("ip route del {past}"))?;
         vpnd.wait_for("it is gone from status", SOON, |status| status.bypassed().is_empty())?;
-        vpnd.wait_for_log("takes no packets past tun0 any more", SOON)?;
+        vpnd.wait_for_log("no longer diverts packets from tun0", SOON)?;
         a.run(&format!("ip route add {past}"))?;
     }
     ensure!(took.iter().all(|took| *took < Duration::from_secs(2)), "{took:?}");
