@@ -2,7 +2,7 @@
 //!
 //! `bind` opens the socket. `gso` and `gro` move whole batches; `pktinfo` handles the local address, `tos` the
 //! outer TOS byte, and `hops` the outer hop limit. `way` contains the settings that decide on routes. `cmsg`
-//! encodes the control messages for `gso`, `pktinfo`, `tos` and `hops`, and `sys` contains the system calls.
+//! encodes and decodes control messages, and `sys` contains the system calls.
 
 mod bind;
 mod cmsg;
