@@ -30,7 +30,7 @@ impl Agreement {
     }
 }
 
-/// Our own terms first, then those with the next preshared key, then those that `also_accept` lists.
+/// Our own terms come first, then the same terms with the next preshared key, then the changes in `also_accept`.
 fn terms(
     config: &Config,
     preshared: &PresharedKey,
@@ -59,7 +59,7 @@ fn protocol(mode: vpnd_tun::Mode, peer: &config::Peer) -> Protocol {
 }
 
 fn changed(own: Protocol, change: AlsoAccept) -> Protocol {
-    // The configuration allows no change that starts from WireGuard.
+    // This does not happen: the configuration rejects `also_accept` for WireGuard.
     let Protocol::Vpnd(profile) = own else { return own };
     match change {
         AlsoAccept::WireGuard => Protocol::WireGuard,

@@ -124,7 +124,7 @@ pub(super) fn own_mark(config: &Config, way: &Way) -> Option<Mark> {
     (way.mark != 0).then(|| changes::mark(config, way))
 }
 
-/// Makes the packet filter drop those packets of a kill switch that no route drops.
+/// Makes the packet filter drop the packets that a kill switch must block and no route blocks.
 async fn guard_output(
     config: &Config,
     inside: &Netns,
