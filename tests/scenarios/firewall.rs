@@ -398,7 +398,7 @@ fn announced(lab: &Lab, what: &Announced) -> Result<String> {
             let by = format!("route {network} dev eth0");
             status.bypassed().iter().any(|(route, part)| route.starts_with(&by) && *part)
         })?;
-        vpnd.wait_for_log(&format!("takes a large part of route {switch} past tun0"), SOON)
+        vpnd.wait_for_log(&format!("diverts a large part of route {switch} from tun0"), SOON)
     };
     draw(&open)?;
     ping::until_answered(a, host, SOON).context("without the table it takes packets")?;

@@ -448,7 +448,7 @@ fn shared_network(lab: &Lab) -> Result<String> {
         vpnd.wait_for("the LAN is lost", SOON, |status| {
             status.bypassed() == [(said.as_str(), false)]
         })?;
-        vpnd.wait_for_log("a network that this host is connected to", SOON)?;
+        vpnd.wait_for_log("this host is connected to that network", SOON)?;
         a.run(&format!("ip address del {lan} dev eth0"))?;
         vpnd.wait_for("it is gone from status", SOON, |status| status.bypassed().is_empty())?;
     }
@@ -459,7 +459,7 @@ fn shared_network(lab: &Lab) -> Result<String> {
         let by_lan = |(by, part): &(&str, bool)| by.contains("dev eth0") && !part;
         status.bypassed().iter().filter(|one| by_lan(one)).count() == 1
     })?;
-    vpnd.wait_for_log("they leave in the clear", SOON)?;
+    vpnd.wait_for_log("and sends them unencrypted", SOON)?;
     Ok("a LAN that the tunnel takes, and one that takes the tunnel's packets".to_owned())
 }
 
@@ -481,11 +481,11 @@ fn same_network(lab: &Lab) -> Result<String> {
         vpnd.wait_for("it is in status", SOON, |status| {
             status.bypassed() == [(said.as_str(), false)]
         })?;
-        vpnd.wait_for_log(&format!("{said} takes the packets of"), SOON)?;
+        vpnd.wait_for_log(&format!("{said} diverts the packets of"), SOON)?;
         took.push(began.elapsed());
         a.run(&format!("ip route del {past}"))?;
         vpnd.wait_for("it is gone from status", SOON, |status| status.bypassed().is_empty())?;
-        vpnd.wait_for_log("no longer leads packets past tun0", SOON)?;
+        vpnd.wait_for_log("no longer diverts packets from tun0", SOON)?;
         a.run(&format!("ip route add {past}"))?;
     }
     ensure!(took.iter().all(|took| *took < Duration::from_secs(2)), "{took:?}");

@@ -577,7 +577,7 @@ fn no_names(lab: &Lab) -> Result<String> {
         Launch { environment: vec![("PATH", "/nowhere".to_owned())], ..Launch::to_test()? };
     let mut a = Vpnd::start_as(&launch, &wire.a, &site)?;
     a.wait_for_log(
-        "[dns] has no effect: `resolvectl dns tun0 10.99.0.2` could not be started",
+        "cannot apply [dns]: `resolvectl dns tun0 10.99.0.2` could not be started",
         SOON,
     )?;
     a.process().terminate()?;

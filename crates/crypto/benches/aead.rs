@@ -1,4 +1,4 @@
-//! What sealing and opening one packet costs, for each cipher of each back end.
+//! Measures the time to seal and to open one packet, for each cipher of each back end.
 #![allow(clippy::unwrap_used, reason = "what does not open is a figure of nothing")]
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
 use criterion::{BatchSize, Criterion, Throughput};
 use vpnd_crypto::{AeadKey, Algorithm, Backend, Message, TAG_LEN};
 
-/// Few enough packets at a time to find them where a receive has left them, in the cache.
+/// Packets per measured batch: few enough that they stay in the cache, where a receive leaves them.
 const L1: BatchSize = BatchSize::NumIterations(16);
 /// Packets sealed or opened together.
 const GROUP: usize = 8;
@@ -80,7 +80,7 @@ fn open(criterion: &mut Criterion, name: &str, key: &AeadKey) {
     }
 }
 
-/// The figure to compare with `seal` is the time per element, the reciprocal of the throughput.
+/// Measures the time per message (the reciprocal of the throughput), which is comparable with `seal`.
 fn seal_each(criterion: &mut Criterion, name: &str, key: &AeadKey) {
     let mut group = criterion.benchmark_group(format!("seal_each/{name}"));
     for size in SIZES {

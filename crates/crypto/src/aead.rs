@@ -1,5 +1,5 @@
-//! Authenticated encryption: ChaCha20-Poly1305 and AES-256-GCM for what the tunnel carries,
-//! XChaCha20-Poly1305 for cookies.
+//! Authenticated encryption: ChaCha20-Poly1305 and AES-256-GCM for tunnel packets, and XChaCha20-Poly1305 for
+//! cookies.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -23,17 +23,17 @@ pub use each::Message;
 /// The length of the tag behind every ciphertext.
 pub const TAG_LEN: usize = 16;
 
-/// Which cipher a key is for.
+/// The cipher that a key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
     /// RFC 8439, the cipher of the WireGuard protocol.
     ChaCha20Poly1305,
-    /// NIST SP 800-38D: about three times as fast where the processor computes AES itself.
+    /// NIST SP 800-38D: about three times as fast on processors with AES instructions.
     Aes256Gcm,
 }
 
 impl Algorithm {
-    /// Its name, as configurations and logs have it.
+    /// Its name in configurations and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ChaCha20Poly1305 => "chacha20-poly1305",
@@ -41,7 +41,7 @@ impl Algorithm {
         }
     }
 
-    /// Lays a counter out as Noise does with this cipher: four zero bytes, then 64 bits.
+    /// Encodes a counter as Noise does for this cipher: four zero bytes, then 64 bits.
     fn nonce(self, counter: u64) -> [u8; 12] {
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&match self {
@@ -58,25 +58,25 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Which implementation does the work. All of them produce the same bytes.
+/// The implementation. All implementations produce the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Our own ChaCha20-Poly1305 for AVX-512, twice as fast as ring's. AES, and every processor without
-    /// AVX-512, use ring.
+    /// Our own ChaCha20-Poly1305 for AVX-512, twice as fast as ring's. AES always uses ring, and so does
+    /// every processor without AVX-512.
     Wide,
     /// ring: assembly, at packet sizes several times as fast as portable code.
     Ring,
 }
 
 impl Backend {
-    /// The fastest back end of this processor. [`Backend::Wide`] counts only if its results here equal ring's.
+    /// The fastest back end of this processor. [`Backend::Wide`] is used only if its results here equal ring's.
     pub fn fastest() -> Self {
         static FASTEST: OnceLock<Backend> = OnceLock::new();
         *FASTEST.get_or_init(|| if check::agrees_with_ring() { Self::Wide } else { Self::Ring })
     }
 }
 
-/// The holder of the key has not sealed this ciphertext with this counter and this associated data.
+/// The ciphertext was not sealed with this key, this counter and this associated data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the ciphertext does not open: it was altered, or sealed with another key or counter")]
 pub struct Forged;
@@ -89,7 +89,7 @@ pub struct AeadKey {
 
 /// Every key is boxed: moving an unboxed one would leave a copy of its bytes behind, unwiped.
 enum Cipher {
-    /// The `RingKey` seals what has associated data (handshakes), and short messages that come alone.
+    /// The `RingKey` seals messages with associated data (handshakes), and single short messages.
     #[cfg(target_arch = "x86_64")]
     Wide(WideKey, RingKey),
     Ring(RingKey),
@@ -164,7 +164,7 @@ impl Cipher {
         }
     }
 
-    /// Our own implementation if the processor has the instructions, otherwise ring's.
+    /// Our own implementation if the processor has the instructions; ring's if not.
     fn wide(key: &[u8; 32]) -> Self {
         let ring = RingKey::new(&CHACHA20_POLY1305, key);
         #[cfg(target_arch = "x86_64")]
@@ -200,8 +200,8 @@ impl Cipher {
     }
 }
 
-/// Whether our own code is quicker for a message that comes alone: it computes 16 blocks at once, of which a
-/// short message would use few. It does not support associated data.
+/// Whether our own code is faster for a single message: it computes 16 blocks at once, and a short message
+/// would use only a few of them. It does not support associated data.
 #[cfg(target_arch = "x86_64")]
 const fn is_worth_it(aad: &[u8], buffer: &[u8]) -> bool {
     const SHORT: usize = 320;

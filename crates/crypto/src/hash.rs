@@ -1,4 +1,4 @@
-//! BLAKE2s, as a hash, as a MAC, inside HMAC, and the key derivation built on it.
+//! BLAKE2s as a hash, as a MAC and in HMAC, and the key derivation that uses it.
 
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
@@ -50,7 +50,7 @@ pub fn kdf<const N: usize>(chaining_key: &[u8; 32], input: &[u8]) -> [Zeroizing<
     keys
 }
 
-/// Compares two byte strings in a time that does not depend on what they contain.
+/// Compares two byte strings in a time that does not depend on their contents.
 pub fn verify(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use crate::tests::array;
 
-    /// Counts up from zero.
+    /// Bytes that count up from zero.
     fn bytes(len: u8) -> Vec<u8> {
         (0..len).collect()
     }

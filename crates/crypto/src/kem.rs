@@ -1,8 +1,8 @@
 //! ML-KEM-768 (FIPS 203): two ends agree on a secret with one message in each direction. A quantum computer
 //! cannot derive the secret from a recording of both messages.
 //!
-//! One end makes a [`DecapsulationKey`] and sends the public half; the other reads that half as an
-//! [`EncapsulationKey`], keeps a secret and sends it back, encapsulated.
+//! One end makes a [`DecapsulationKey`] and sends its public half. The other end parses the public half as an
+//! [`EncapsulationKey`], draws a secret, keeps it, and sends it back in encapsulated form.
 
 use ml_kem::kem::{Decapsulate, Encapsulate, Generate, KeyExport};
 use ml_kem::{DecapsulationKey768, EncapsulationKey768};
@@ -29,7 +29,7 @@ impl DecapsulationKey {
         Self(DecapsulationKey768::generate_from_rng(rng))
     }
 
-    /// The public half, as it goes to the other end.
+    /// The public half, in the form that is sent to the other end.
     pub fn encapsulation_key(&self) -> [u8; ENCAPSULATION_KEY_LEN] {
         self.0.encapsulation_key().to_bytes().into()
     }
@@ -43,11 +43,11 @@ impl DecapsulationKey {
     }
 }
 
-/// The public half of the other end's key, checked.
+/// The public half of the other end's key, after the checks.
 pub struct EncapsulationKey(EncapsulationKey768);
 
 impl EncapsulationKey {
-    /// Reads a key off the wire, and makes the checks of FIPS 203, section 7.2: the type guarantees the length,
+    /// Parses a received key, and makes the checks of FIPS 203, section 7.2: the type guarantees the length,
     /// and every number has to be below the modulus.
     ///
     /// # Errors

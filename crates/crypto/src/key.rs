@@ -1,4 +1,4 @@
-//! The keys people exchange: X25519 key pairs and preshared keys, and their text form.
+//! The keys that users exchange: X25519 key pairs and preshared keys, with their text form.
 
 use std::fmt;
 
@@ -42,7 +42,7 @@ impl SecretKey {
         Self::from_bytes(*bytes)
     }
 
-    /// Takes any 32 bytes as a key; they are clamped when it is used.
+    /// Uses any 32 bytes as a key; they are clamped when the key is used.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Box::new(bytes.into()))
     }
@@ -82,12 +82,12 @@ impl SecretKey {
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// Takes 32 bytes off the wire unchecked; [`SecretKey::diffie_hellman`] rejects low-order keys.
+    /// Accepts 32 received bytes without a check; [`SecretKey::diffie_hellman`] rejects low-order keys.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes on the wire.
+    /// The key's bytes, as they are sent.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -131,7 +131,7 @@ impl PresharedKey {
         key
     }
 
-    /// Takes any 32 bytes as a key.
+    /// Uses any 32 bytes as a key.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Box::new(Zeroizing::new(bytes)))
     }

@@ -1,5 +1,5 @@
-//! Keys, authenticated encryption, hashes, key derivation and key encapsulation: the tunnel's
-//! arithmetic, with no input or output, no clock and no randomness of its own.
+//! The tunnel's cryptography: keys, authenticated encryption, hashes, key derivation and key encapsulation.
+//! It does no input or output, and has neither a clock nor a source of randomness.
 //!
 //! Secrets are wiped when they are dropped, are never cloned and have no `Debug`.
 

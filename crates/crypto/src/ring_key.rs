@@ -1,4 +1,4 @@
-//! ring does not wipe its AEAD keys; this box does.
+//! ring does not wipe its AEAD keys, so this box wipes them.
 
 use std::mem::{MaybeUninit, needs_drop};
 use std::ops::Deref;
@@ -8,8 +8,8 @@ use zeroize::Zeroize;
 
 /// A ring key at a fixed place on the heap, wiped before the memory is freed.
 ///
-/// `MaybeUninit`, because zeroes need not be a valid `LessSafeKey`: no reference to one may exist once they are
-/// written.
+/// The key is in a `MaybeUninit`, because zeroes need not be a valid `LessSafeKey`: once they are written, no
+/// reference to a `LessSafeKey` may exist.
 pub(crate) struct RingKey(Box<MaybeUninit<LessSafeKey>>);
 
 impl RingKey {
@@ -24,8 +24,8 @@ impl Deref for RingKey {
     type Target = LessSafeKey;
 
     fn deref(&self) -> &LessSafeKey {
-        // SAFETY: `new` has written a whole key. Only `drop` writes anything else, and after it there is no
-        // `self` to borrow from.
+        // SAFETY: `new` has written a whole key. Only `drop` writes anything else, and no `self` exists after
+        // that to borrow from.
         unsafe { self.0.assume_init_ref() }
     }
 }

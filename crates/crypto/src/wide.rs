@@ -1,15 +1,15 @@
 //! ChaCha20-Poly1305 (RFC 8439) in 512-bit registers, for tunnel packets: up to eight packets of one length
 //! under one key, computed together.
 //!
-//! One packet is a chain of steps, each of which waits for the one before it. Several packets together keep the
-//! processor busy in the meantime: each takes half to two thirds of the time. A long packet alone is still
-//! faster than with ring, whose code is for 256-bit registers. A short packet alone is slower, so ring seals it
-//! (`docs/performance.md`).
+//! For one packet, each step has to wait for the result of the step before it. With several packets, the
+//! processor computes steps of the others in the meantime, so each packet takes half to two thirds of the time.
+//! A single long packet is still faster than with ring, whose code is for 256-bit registers. A single short
+//! packet is slower, so ring seals it (`docs/performance.md`).
 //!
-//! Every packet depends on this code, so it is trusted least: it only runs if it has reproduced ring's results
-//! in this very process, and the tests compare it with ring and RustCrypto for every length.
+//! Every packet depends on this code, so it is checked thoroughly. It is used only after it has reproduced
+//! ring's results in the running process, and the tests compare it with ring and RustCrypto for every length.
 //!
-//! No branch and no address depends on a secret.
+//! No branch and no memory address depends on a secret.
 
 mod chacha;
 mod each;
@@ -23,16 +23,16 @@ use zeroize::Zeroizing;
 
 use crate::aead::{Forged, GROUP, TAG_LEN};
 
-/// From this number of messages on, one lane per message is faster than all lanes for one message after the
-/// other.
+/// From this number of messages on, it is faster to give each message one lane than to give all lanes to one
+/// message after the other.
 const MIN_LANE_EACH: usize = 3;
 
-/// A key at a fixed place on the heap, wiped when dropped. Its existence proves that the processor has the
+/// A key at a fixed place on the heap, wiped when dropped. A key exists only if the processor has the
 /// instructions.
 pub(crate) struct WideKey(Box<Zeroizing<[u8; 32]>>);
 
 impl WideKey {
-    /// `None` where the processor lacks the instructions.
+    /// `None` if the processor lacks the instructions.
     pub(crate) fn new(key: &[u8; 32]) -> Option<Self> {
         let mut boxed = Box::new(Zeroizing::new([0; 32]));
         boxed.copy_from_slice(key);
@@ -68,7 +68,7 @@ impl WideKey {
     }
 
     /// Decrypts up to [`GROUP`] ciphertexts of one length in place, and returns which of them had the right
-    /// tag. The slices in `texts` of the others are emptied and not decrypted.
+    /// tag. A ciphertext with a wrong tag is not decrypted, and its slice in `texts` is emptied.
     pub(crate) fn open_group(
         &self,
         nonces: &[[u8; 12]],
@@ -80,7 +80,7 @@ impl WideKey {
     }
 }
 
-/// Whether the processor has the instructions that this module is compiled for.
+/// Whether the processor has the instructions that this module needs.
 fn is_supported() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512ifma")
 }
@@ -115,12 +115,12 @@ fn open(
     opens
 }
 
-/// The number of blocks of each message: block 0, which is the authenticator's key, and those of the text.
+/// The number of blocks of each message: block 0, which is the authenticator's key, and the blocks of the text.
 fn end(texts: &[&mut [u8]]) -> usize {
     1 + texts[0].len().div_ceil(BLOCK)
 }
 
-/// XORs the texts with the key stream, whose beginning `pass` holds.
+/// XORs the texts with the key stream; `pass` contains the beginning of the stream.
 #[target_feature(enable = "avx512f,avx512ifma")]
 fn xor(stream: &mut Stream, mut pass: Pass, end: usize, texts: &mut [&mut [u8]]) {
     pass.xor(texts);

@@ -1,4 +1,4 @@
-//! Looks for dead keys in this process's own memory.
+//! Searches this process's own memory for keys that were dropped.
 //!
 //! All writable memory is searched except the main thread's stack, where every value that moves
 //! leaves copies that no type can wipe.
@@ -37,23 +37,23 @@ fn main() {
     assert!(!any_remains("what was decapsulated", &secret, decapsulate));
 }
 
-/// Whether anything is left in memory of a key that lived on the heap and was dropped.
+/// Whether memory still contains any part of a key that was on the heap and was dropped.
 fn remains<T>(what: &str, make: impl FnOnce(&[u8; 32]) -> T) -> bool {
     let wanted = Wanted::new(what);
     any_remains(what, &wanted, || make(&wanted.key()))
 }
 
-/// The same, where what is looked for is not what the key is made from.
+/// Like [`remains`], for bytes other than those that the key is made from.
 fn any_remains<T>(what: &str, wanted: &Wanted, make: impl FnOnce() -> T) -> bool {
     let alive = Box::new(make());
-    // Whatever the search allocates, it allocates now, lest it take the dead key's place.
+    // The search allocates its memory now, so that it does not reuse the memory of the dropped key.
     let memory = Memory::open();
     assert!(memory.holds(wanted), "{what} is not where it is looked for, even while it lives");
     drop(black_box(alive));
     memory.holds(wanted)
 }
 
-/// Without instructions for AES its keys lie transposed, and there is nothing to look for.
+/// The tested ciphers. Without AES instructions, AES keys are stored transposed, and cannot be searched for.
 fn algorithms() -> Vec<Algorithm> {
     let mut algorithms = vec![Algorithm::ChaCha20Poly1305];
     if read_to_string("/proc/cpuinfo").unwrap().split_whitespace().any(|flag| flag == "aes") {
@@ -85,8 +85,8 @@ fn exchange() -> ([u8; CIPHERTEXT_LEN], SharedSecret) {
     EncapsulationKey::parse(&key).unwrap().encapsulate(&mut Same(SEED))
 }
 
-/// Sixteen numbers of the secret polynomial, as they lie in memory: two bytes each. The expanded
-/// key begins with all of them, two in three bytes. Nothing here may be left on the heap.
+/// Sixteen numbers of the secret polynomial, as they are stored in memory: two bytes each. The expanded key
+/// begins with all numbers, two of them in three bytes. This function must leave none of them on the heap.
 #[expect(deprecated, reason = "nothing else gives the polynomial out")]
 fn polynomial() -> [u8; 32] {
     let key = ml_kem::DecapsulationKey768::generate_from_rng(&mut Same(SEED));
@@ -98,7 +98,7 @@ fn polynomial() -> [u8; 32] {
     })
 }
 
-/// "Randomness" that is the same each time.
+/// A random number generator that always returns the same bytes.
 struct Same([u8; 32]);
 
 impl TryRng for Same {
@@ -120,8 +120,8 @@ impl TryRng for Same {
 
 impl TryCryptoRng for Same {}
 
-/// A key's four words, inverted so that the search does not find itself. One word is enough to be
-/// found: an allocator writes over the first bytes of what is given back.
+/// A key's four words, inverted so that the search does not find this value. A single word found in memory
+/// counts, because an allocator overwrites the first bytes of freed memory.
 struct Wanted([u64; 4]);
 
 const WORD: usize = size_of::<u64>();
@@ -152,7 +152,7 @@ fn word(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(bytes.try_into().unwrap())
 }
 
-/// What this process can write to.
+/// The memory that this process can write to.
 struct Memory {
     contents: File,
     maps: String,
@@ -184,7 +184,7 @@ impl Memory {
     }
 }
 
-/// The addresses in a line of `/proc/self/maps`, if they are to be searched.
+/// The address range in a line of `/proc/self/maps`, if it is to be searched.
 fn searched(line: &str) -> Option<(usize, usize)> {
     let (range, rest) = line.split_once(' ')?;
     if !rest.starts_with("rw") || rest.ends_with("[stack]") {

@@ -1,4 +1,4 @@
-//! A user of this system, from the password database.
+//! A user of this system, as the password database lists it.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! A timer on boot time, which runs through suspend; tokio's own clock does not.
+//! A timer on boot time, which continues during suspend; tokio's own clock stops then.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use vpnd_protocol::time::BootTime;
 
 use crate::watch::watch;
 
-/// Goes off once, at the deadline that was set last.
+/// Expires once, at the deadline that was set last.
 pub(crate) struct Alarm {
     timer: TimerFd,
     ready: AsyncFd<OwnedFd>,
@@ -22,7 +22,7 @@ pub(crate) struct Alarm {
 impl Alarm {
     /// An alarm that is not set.
     ///
-    /// # Errors
+    /// If the process has no descriptor left.
     /// When the kernel has no descriptor left.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
@@ -30,10 +30,10 @@ impl Alarm {
         Ok(Self { ready: watch(timer.as_fd())?, timer, set_to: None })
     }
 
-    /// Sets the alarm, or clears it. A deadline in the past goes off at once.
+    /// Sets the alarm, or clears it. A deadline in the past expires at once.
     ///
     /// # Errors
-    ///
+    /// Like `timerfd_settime(2)`.
     /// As `timerfd_settime(2)`.
     pub(crate) fn set(&mut self, deadline: Option<BootTime>) -> io::Result<()> {
         if deadline == self.set_to {
@@ -43,7 +43,7 @@ impl Alarm {
         match deadline {
             None => self.timer.unset()?,
             Some(at) => {
-                // Zero would clear it.
+                // Zero would clear the timer.
                 let at = TimeSpec::from_duration(Duration::from_nanos(at.as_nanos().max(1)));
                 self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
             }
@@ -51,10 +51,10 @@ impl Alarm {
         Ok(())
     }
 
-    /// Waits until it goes off.
+    /// Waits until the alarm expires.
     ///
     /// # Errors
-    /// As `read(2)` of a timerfd.
+    /// Like `read(2)` of a timerfd.
     pub(crate) async fn expired(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.ready.readable().await?;

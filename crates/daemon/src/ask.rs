@@ -1,4 +1,4 @@
-//! The client of the control socket: finds a tunnel, sends it a line and the files that follow it, and reads
+//! The client of the control socket: finds a tunnel, sends it a request and the files that follow it, and reads
 //! the answer.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -17,41 +17,41 @@ use crate::exit::Exit;
 use crate::terminal::Printable;
 use crate::trust::{self, Untrusted};
 
-/// The directory of tunnels' sockets, unless their configuration has another one.
+/// The directory of the tunnels' control sockets, unless their configuration names another place.
 pub(crate) const SOCKETS: &str = "/run/vpnd";
-/// A daemon that has not answered completely within this time hangs.
+/// The time within which a daemon must have answered completely; otherwise it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The longest answer.
+/// The length of the longest answer.
 const MAX_ANSWER: u64 = 64 << 10;
 
-/// Why a tunnel does not answer, or gives another answer than expected.
+/// Why a tunnel does not answer, or does not give the expected answer.
 #[derive(Debug, Error)]
 pub(crate) enum AskError {
-    /// No process listens.
+    /// No process listens at the socket.
     #[error("nobody answers at {}: that tunnel does not run", .0.display())]
     NotRunning(PathBuf),
-    /// We may not open the socket.
+    /// This process may not open the socket.
     #[error("{} is closed to us: ask as root", .0.display())]
     Permission(PathBuf),
-    /// Another user listens.
+    /// Another user listens at the socket.
     #[error(
         "uid {uid} listens at {}, neither root, nor you, nor the user that the tunnel runs as: nothing was \
          handed over", path.display()
     )]
     Stranger { path: PathBuf, uid: u32 },
-    /// Another user could listen.
+    /// Another user could listen at the socket.
     #[error("others could listen at {}: {why}; nothing was handed over", path.display())]
     Place { path: PathBuf, why: Untrusted },
-    /// The daemon is stuck.
+    /// The daemon accepts the connection, but does not answer.
     #[error("the tunnel at {} does not answer: its `up` hooks are running, or it hangs", .0.display())]
     Silent(PathBuf),
-    /// The conversation failed otherwise.
+    /// The connection failed for another reason.
     #[error("asking {}: {error}", path.display())]
     Io { path: PathBuf, error: io::Error },
-    /// The daemon refused.
+    /// The daemon refused the request.
     #[error("{}: {reason}", path.display())]
     Refused { path: PathBuf, reason: String },
-    /// The answer is not one to this request.
+    /// The answer does not fit this request.
     #[error("{}: an answer of an unknown shape: {error}", path.display())]
     Shape { path: PathBuf, error: serde_json::Error },
 }
@@ -67,27 +67,27 @@ impl AskError {
     }
 }
 
-/// A name stands for its socket in the usual place; a path stands for itself.
+/// The path of a tunnel's socket: a name means the socket in the usual directory; a path is returned unchanged.
 pub(crate) fn socket(name: &str) -> PathBuf {
     if name.contains('/') { name.into() } else { Path::new(SOCKETS).join(format!("{name}.sock")) }
 }
 
-/// Asks the tunnel at `path`, and returns the text of its answer, which may have fields that this release
+/// Sends the request to the tunnel at `path`, and returns its answer, which may have fields that this release
 /// does not know.
 ///
 /// # Errors
 ///
-/// If it does not answer, or refuses.
+/// If the tunnel does not answer, or refuses.
 pub(crate) fn ask(path: &Path, ask: &Ask) -> Result<Value, AskError> {
     let stream = Conversation::begin(path).map_err(|error| explain(path, error))?;
     converse(path, stream, ask, &[])
 }
 
-/// As [`ask`], and sends it `files`, but only if no other user listens than root, we, or one of `users`.
+/// Like [`ask`], and sends `files`, but only if the listening user is root, this user, or one of `users`.
 ///
 /// # Errors
 ///
-/// As [`ask`], or if another user listens there, or could.
+/// Like [`ask`], or if another user listens there, or could.
 pub(crate) fn hand_over(
     path: &Path,
     ask: &Ask,
@@ -124,12 +124,12 @@ fn converse(
     }
 }
 
-/// The answer of the tunnel at `path` is not one to the request.
+/// An error for an answer of the tunnel at `path` that does not fit the request.
 pub(crate) fn shape(path: &Path, error: serde_json::Error) -> AskError {
     AskError::Shape { path: path.to_owned(), error }
 }
 
-/// A connection with a limit for the total time, however slowly bytes arrive.
+/// A connection with a limit for the total time, even if bytes arrive slowly.
 pub(crate) struct Conversation {
     socket: Socket,
     until: Instant,
@@ -140,11 +140,11 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// As `connect(2)`; also if the connection was not accepted in time.
+    /// Like `connect(2)`, or if the connection was not accepted in time.
     pub(crate) fn begin(path: &Path) -> io::Result<Self> {
         let (socket, until) =
             (Socket::new(Domain::UNIX, Type::STREAM, None)?, Instant::now() + PATIENCE);
-        // The kernel applies this timeout to connecting, too.
+        // The kernel also applies this timeout to `connect`.
         socket.set_write_timeout(Some(PATIENCE))?;
         socket.connect(&SockAddr::unix(path)?)?;
         Ok(Self { socket, until })
@@ -185,7 +185,8 @@ fn exchange(mut stream: Conversation, ask: &Ask, files: &[&str]) -> io::Result<S
     let sent = send(&mut stream, ask, files);
     let mut answer = String::new();
     let heard = BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer);
-    // A daemon that refuses may hang up before it has read everything, and has already given the reason.
+    // A daemon that refuses may close the connection before it has read everything; then its reason has
+    // arrived.
     match answer.ends_with('\n') {
         false => Err(sent.and(heard).err().unwrap_or_else(|| ErrorKind::UnexpectedEof.into())),
         true => Ok(answer),
@@ -202,7 +203,7 @@ fn send(stream: &mut Conversation, ask: &Ask, files: &[&str]) -> io::Result<()> 
 fn explain(path: &Path, error: io::Error) -> AskError {
     let path = path.to_owned();
     match error.kind() {
-        // Some end while they are asked.
+        // Some daemons end while a request is being sent.
         ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::UnexpectedEof => {
             AskError::NotRunning(path)
         }
@@ -288,7 +289,7 @@ mod tests {
         let listener = thread::spawn({
             let path = path.clone();
             move || {
-                // Of this thread only.
+                // The change affects only this thread.
                 // SAFETY: the call takes three numbers.
                 let became = unsafe { libc::syscall(libc::SYS_setresuid, -1, 12345, -1) };
                 assert_eq!(became, 0);

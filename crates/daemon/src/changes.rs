@@ -1,5 +1,5 @@
-//! A tunnel's changes to the system besides its device's own properties: made at the start, maintained while
-//! it runs, reverted at the end, and found again by the next start after a sudden end.
+//! A tunnel's changes to the system apart from its device's own properties. They are made at the start,
+//! maintained while the tunnel runs, and reverted at the end. After a sudden end, the next start finds them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,11 @@ use crate::firewall::Firewall;
 use crate::nft::Table;
 use crate::options;
 
-/// Addresses, rules and routes, and their keeper.
+/// Addresses, rules and routes, with the task that maintains them.
 pub(crate) struct Changes {
     netlink: Netlink,
     keeper: Keeper,
-    /// Removed last, because it protects the addresses.
+    /// Removed last, because its table protects the addresses.
     firewall: Option<Firewall>,
 }
 
@@ -30,7 +30,7 @@ impl Changes {
     ///
     /// # Errors
     ///
-    /// The kernel's refusal. Only the blackhole routes and rules of a kill switch remain then.
+    /// The kernel's error. In that case only the blackhole routes and rules of a kill switch remain.
     pub(crate) async fn make(
         netlink: Netlink,
         news: Heard,
@@ -43,7 +43,7 @@ impl Changes {
         Ok((Self { netlink, keeper, firewall: None }, mac))
     }
 
-    /// Adds a packet filter's table, which exists as long as these changes do.
+    /// Adds a packet filter's table, which exists as long as these changes.
     pub(crate) fn with(self, firewall: Option<Firewall>) -> Self {
         Self { firewall, ..self }
     }
@@ -53,11 +53,11 @@ impl Changes {
         self.keeper.peer()
     }
 
-    /// Reverts the changes, but hands the blackholes on to the next start, if there is one soon.
+    /// Reverts the changes, but hands the blackholes on to the next start if it follows soon.
     pub(crate) async fn hand_on(self, device: bool) -> Option<HandedOn> {
         let table = kill_switch(self.firewall.as_ref());
         let Some(setup) = self.keeper.stop().await else {
-            tracing::error!("what was changed in the system is left to the next start");
+            tracing::error!("cannot revert the changes to the system; the next start reverts them");
             return None;
         };
         let leftover = self.netlink.hand_on(setup, device, |_| open(table.as_deref())).await;
@@ -70,7 +70,7 @@ impl Changes {
         self.keeper.missing()
     }
 
-    /// Other programs' routes that take packets past a kill switch.
+    /// Other programs' routes through which packets bypass a kill switch.
     pub(crate) fn bypassed(&self) -> watch::Receiver<Vec<Bypass>> {
         self.keeper.bypassed()
     }
@@ -85,7 +85,7 @@ impl Changes {
         self.keeper.mtu()
     }
 
-    /// Reverts the changes, except for what `stays`.
+    /// Reverts the changes, except for those that `stays` names.
     pub(crate) async fn put_back(self, stays: Stays) {
         let table = kill_switch(self.firewall.as_ref());
         match self.keeper.stop().await {
@@ -95,21 +95,25 @@ impl Changes {
                 }
                 self.netlink.undo(setup, stays).await;
             }
-            None => tracing::error!("what was changed in the system is left to the next start"),
+            None => {
+                tracing::error!(
+                    "cannot revert the changes to the system; the next start reverts them"
+                )
+            }
         }
         drop(self.firewall);
     }
 }
 
-/// The table of the kill switch, which is not restored from now on.
+/// The table of the kill switch. From now on the table is neither updated nor restored.
 fn kill_switch(firewall: Option<&Firewall>) -> Option<Arc<Table>> {
     let firewall = firewall?;
     firewall.stop_following();
     firewall.kill_switch()
 }
 
-/// Deletes the table of a kill switch, through its own socket: it may be in another network namespace. One that this
-/// run did not make is left to the next start.
+/// Deletes the table of a kill switch through the table's own socket, because the table may be in another
+/// network namespace. A table that this run did not make is left to the next start.
 pub(crate) fn open(table: Option<&Table>) -> io::Result<()> {
     let stranger = || io::Error::other("it is not of this run");
     table.ok_or_else(stranger)?.delete()
@@ -121,8 +125,8 @@ pub(crate) struct HandedOn {
     pub(crate) table: Option<Arc<Table>>,
 }
 
-/// The settings that decide on the route of datagrams. If the tunnel's routes would take even these
-/// datagrams, they get a mark: ours if the configuration has none.
+/// The settings that affect the route of datagrams. If the tunnel's routes would lead even these datagrams into
+/// the tunnel, they get a mark; vpnd chooses one if the configuration has none.
 pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) -> Way {
     let mut way = config.socket.way();
     if way.mark == 0 && would_loop {
@@ -131,12 +135,13 @@ pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) ->
     way
 }
 
-/// Closes the kill switch, if the configuration has one, and returns the leftovers of an earlier run. If the
-/// tunnel's own datagrams would be blocked by it, they have this mark.
+/// Adds the kill switch's routes and rules, if the configuration has one, and returns the leftovers of an
+/// earlier run. `mark` is the mark of the tunnel's own datagrams, if the kill switch would block them without
+/// it.
 ///
 /// # Errors
 ///
-/// The kernel's refusal.
+/// The kernel's error.
 pub(crate) async fn guard(
     config: &Config,
     netlink: &Netlink,
@@ -152,36 +157,36 @@ pub(crate) async fn guard(
 }
 
 /// How rules match the mark of the tunnel's own datagrams. If the configuration sets the mark, other programs
-/// may use each of its bits; if we chose it, none does.
+/// may use each of its bits. If vpnd chose the mark, no other program uses its bits.
 pub(crate) fn mark(config: &Config, way: &Way) -> Mark {
     if config.socket.fwmark == 0 { Mark::bits(way.mark) } else { Mark::exact(way.mark) }
 }
 
-/// The leftovers of an earlier run, from the file beside the control socket. At boot both that directory and
-/// the kernel's tables are emptied.
+/// The leftovers of an earlier run, read from the file beside the control socket. Both the file's directory and
+/// the kernel's tables are emptied at boot.
 fn left_behind(config: &Config, namespace: Namespace) -> Undo {
     let path = journal(config);
     let opened = Journal::open(&path, namespace).inspect_err(|error| {
         let path = path.display();
         tracing::warn!(
-            "cannot write {path}: {error}; after a crash the next start cannot clean up"
+            "cannot open {path}: {error}; the next start cannot revert what a crash leaves behind"
         );
     });
     let undo = opened.map_or_else(|_| Undo::default(), Undo::resume);
-    // Without this file an administrator has to repeat the port's settings.
+    // Without this file, an administrator has to repeat the settings of the bridge port.
     let port = PortMemory::open(&path.with_extension("port"), namespace);
     undo.remembering(port.unwrap_or_default())
 }
 
-/// The end of the journal's name, beside the control socket's.
+/// The extension of the journal, which is beside the control socket.
 pub(crate) const JOURNAL: &str = "changes";
 
 fn journal(config: &Config) -> PathBuf {
     config.service.control.with_extension(JOURNAL)
 }
 
-/// Records that a start of the tunnel with this control socket has begun. Even if it fails, it keeps a kill
-/// switch closed that it found.
+/// Records that a start of the tunnel with this control socket has begun. Even if the start fails, a kill
+/// switch that it found stays in place.
 pub(crate) fn announce_start(control: &Path) {
     if let Err(error) = Journal::announce_start(&control.with_extension(JOURNAL)) {
         tracing::debug!(%error, "what an earlier run left may be taken away before this start has it");

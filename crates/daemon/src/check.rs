@@ -1,4 +1,4 @@
-//! `check`: what is wrong with a configuration, or what it comes to.
+//! `check`: reports what is wrong with a configuration, or summarises it.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The file itself, if it is there; else a word that can be a tunnel's name is one, as for `reload`.
+/// The given file if it exists. If not, a word that can be a tunnel's name is one, as for `reload`.
 fn file(given: &Path) -> PathBuf {
     let name = given.to_str().filter(|name| !name.contains('/') && !name.ends_with(".toml"));
     match name {
@@ -60,7 +60,7 @@ fn file(given: &Path) -> PathBuf {
     }
 }
 
-/// Anything that can be read as a file; `pair` makes directories with the names of tunnels.
+/// Whether the path can be read as a file; `pair` makes directories with the names of tunnels.
 fn is_file(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| !metadata.is_dir())
 }
@@ -74,7 +74,7 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
     Ok(Exit::Success.into())
 }
 
-/// What the other side's configuration must agree with.
+/// The values that the other side's configuration must agree with.
 fn summary(config: &Config, keys: &Keys) -> String {
     let peer = &config.peer;
     let summary = format!(
@@ -91,7 +91,7 @@ fn summary(config: &Config, keys: &Keys) -> String {
     summary + &commands(&hooks::plan(config, Facts::expected(config)))
 }
 
-/// A line for each route, and what becomes of it while the peer is not there.
+/// A line for a route, with what happens to the route while the peer is dead.
 fn route(route: &Route) -> String {
     let when_down = match route.when_down {
         WhenDown::Keep => "",
@@ -101,7 +101,7 @@ fn route(route: &Route) -> String {
     format!("\nroutes    {}{when_down}", route.to)
 }
 
-/// Frames are let in by their station, if by anything.
+/// The sources that the peer may use. Frames are filtered by their hardware address, if at all.
 fn lets_in(config: &Config) -> String {
     match config.interface.mode {
         Mode::Tun => joined(&config.peer.allowed_ips, "nothing"),
@@ -109,7 +109,7 @@ fn lets_in(config: &Config) -> String {
     }
 }
 
-/// A line for each command that is run, and when.
+/// A line for each command, with the event at which it runs.
 fn commands(plan: &Plan) -> String {
     let all =
         plan.commands.iter().flat_map(|(moment, all)| all.iter().map(move |argv| (moment, argv)));
@@ -117,7 +117,7 @@ fn commands(plan: &Plan) -> String {
         .collect()
 }
 
-/// What a bridge's MTU is, only its host knows, and only then.
+/// The line about the device. The MTU of a bridge is known only on the tunnel's host, when the tunnel starts.
 fn device(config: &Config) -> String {
     let Interface { name, mode, mtu, bridge, carrier, .. } = &config.interface;
     let name = name.as_deref().unwrap_or("named by the kernel");
@@ -152,13 +152,13 @@ fn joined(items: &[impl ToString], none: &str) -> String {
     }
 }
 
-/// The object that `--json` prints; keys are added to it, never renamed.
+/// The object that `--json` prints; keys may be added to it, but are never renamed.
 #[derive(Serialize)]
 struct Outcome<'a> {
     schema: u32,
     ok: bool,
     problems: Vec<Finding<'a>>,
-    /// Problems that are not among them.
+    /// The number of problems that are not listed.
     more: usize,
     public_key: Option<String>,
     config: Option<&'a Config>,

@@ -1,4 +1,4 @@
-//! Runs tests that change the whole process in a process of their own.
+//! Runs tests that change the whole process in a separate process.
 
 use std::panic::{UnwindSafe, catch_unwind};
 use std::process::{self, Command};
@@ -6,7 +6,7 @@ use std::process::{self, Command};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
-/// Set in the environment of the child process.
+/// This variable is set in the environment of the child process.
 const MARK: &str = "VPND_TEST_CHILD";
 
 /// Runs `inside` in a new process with one thread, and with `environment` added. The process is the test binary
@@ -30,10 +30,10 @@ pub(crate) fn in_child(
     assert!(output.status.success() && said.contains("1 passed"), "{said}{failed}");
 }
 
-/// Runs `inside` in a fork, which leaves the test runner's own thread behind.
+/// Runs `inside` in a fork, in which the test runner's own thread does not exist.
 fn in_fork(inside: impl FnOnce() + UnwindSafe) {
-    // SAFETY: the only other thread is the runner's, which waits for this one and so holds none of the locks
-    // that the child may need.
+    // SAFETY: the only other thread is the runner's. It waits for this one, so it holds none of the locks that
+    // the child may need.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => process::exit(i32::from(catch_unwind(inside).is_err())),
         ForkResult::Parent { child } => {

@@ -33,7 +33,7 @@ impl Cli {
     ///
     /// # Errors
     ///
-    /// If there is no command, or `--config` stands before a subcommand.
+    /// If there is no command, or `--config` precedes a subcommand.
     pub(crate) fn split(self) -> Result<(Command, Logging), clap::Error> {
         let wrong = |kind, message| Self::command().error(kind, message);
         let command = match (self.command, self.run) {
@@ -52,7 +52,7 @@ impl Cli {
     }
 }
 
-/// What `vpnd` can do.
+/// The commands of `vpnd`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Runs a tunnel in the foreground

@@ -1,5 +1,5 @@
-//! The configuration: one TOML file describes one tunnel. Checked values have other types than the file's
-//! values, so the rest of the daemon has nothing left to check.
+//! The configuration: one TOML file describes one tunnel. Checked values have other types than the values of
+//! the file, so the rest of the daemon does not need to check them again.
 
 mod device;
 mod endpoint;

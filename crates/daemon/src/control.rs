@@ -1,5 +1,5 @@
-//! The control socket, on which a running tunnel answers root and the daemon's own user. It is bound while the daemon
-//! may still make its directory.
+//! The control socket, on which a running tunnel answers root and the daemon's own user. It is bound while the
+//! daemon still has the privilege to make the socket's directory.
 
 mod read;
 mod wire;
@@ -36,20 +36,20 @@ pub(crate) use wire::{Announced, Ask, CONFIG, Refusal, STOPPING};
 
 /// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Connections of root that are served at once, and as many of all other users; further ones wait.
+/// Connections that are served at once, for root and as many for all other users; further ones wait.
 const MAX_CONNECTIONS: usize = 8;
-/// Connections that wait for their turn, of root and of all other users; a further one is closed.
+/// Connections that wait, for root and as many for all other users; a further one is closed.
 const MAX_WAITING: usize = 16;
-/// Connections that the kernel holds until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 16;
 
-/// Why there is no control socket.
+/// Why the control socket could not be bound.
 #[derive(Debug, Error)]
 pub(crate) enum ControlError {
     /// Another daemon listens there.
     #[error("{} is in use: this tunnel is already running", .0.display())]
     Running(PathBuf),
-    /// Something else has that name.
+    /// A file of another kind has that name.
     #[error("{} is in the way: it is no socket, and vpnd will not remove it", .0.display())]
     InTheWay(PathBuf),
     /// The kernel refused.
@@ -59,11 +59,11 @@ pub(crate) enum ControlError {
 
 /// A request to the tunnel.
 pub(crate) enum Request {
-    /// Its state.
+    /// Report the tunnel's state.
     Status(oneshot::Sender<Status>),
-    /// Change to this configuration and these keys; the reply is an error if that fails.
+    /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
-    /// Move to the next keys; the reply is an error if that fails.
+    /// Use the next keys; the reply is an error if that fails.
     Rotate {
         /// Whether the previous keys are removed.
         finish: bool,
@@ -80,11 +80,11 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Binds the socket of `config` and creates its directory; removes the socket of a daemon that has died.
+    /// Binds the socket of `config` and creates its directory; replaces the socket of a daemon that has ended.
     ///
     /// # Errors
     ///
-    /// If a running one listens there, or the kernel refuses.
+    /// If a running daemon listens there, or the kernel refuses.
     ///
     /// # Panics
     ///
@@ -105,8 +105,8 @@ impl Control {
         Ok(Self { path: path.clone(), requests, accepting, desk })
     }
 
-    /// The function that makes the tunnel read its own files again and adopt them. If the daemon's user may
-    /// not read them, the log gets an error: then only root can reload, with `vpnd reload`, which sends them.
+    /// A function that makes the tunnel read its own files again and use them. If the daemon's user may not
+    /// read them, it logs a warning: then only root can reload, with `vpnd reload`, which sends the files.
     pub(crate) fn rereads(&self) -> impl Fn() + use<> {
         let desk = Arc::clone(&self.desk);
         move || {
@@ -114,7 +114,7 @@ impl Control {
             tokio::spawn(async move {
                 if let Err(error) = desk.reread().await {
                     let name = Printable(&desk.name);
-                    tracing::warn!("not reloaded: {error}; root may use `vpnd reload {name}`");
+                    tracing::warn!("cannot reload: {error}; root may use `vpnd reload {name}`");
                 }
             });
         }
@@ -132,7 +132,7 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        // Without privileges we may have no access to the directory; the next start removes the socket.
+        // This process may have no access to the directory any more; the next start removes the socket.
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, "{} stays", self.path.display());
         }
@@ -146,7 +146,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
     }
     match Probe::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        // It belongs to another user, whether a daemon is running or not.
+        // The socket belongs to another user, whether a daemon is running or not.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let what = "it belongs to another user";
             return Err(ControlError::Bind { path: path.to_owned(), what, error });
@@ -160,24 +160,24 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    // The kernel gives the path the socket's own mode: at no time may others connect.
+    // The kernel gives the path the mode of the socket, so at no time may others connect.
     fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     socket.bind(&SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
     UnixListener::from_std(socket.into())
 }
 
-/// Root waits only for root: other users cannot take all places.
+/// Accepts connections. Those of root have a separate queue, so other users cannot make root wait.
 async fn accept(listener: UnixListener, desk: Arc<Desk>) {
     let (root, others) = (queue(Arc::clone(&desk)), queue(desk));
     loop {
         match listener.accept().await {
             Ok((client, _)) => {
                 let is_root = client.peer_cred().is_ok_and(|from| from.uid() == 0);
-                // A client for whom there is no room sees the connection end.
+                // If the queue is full, the connection is closed.
                 let _full = if is_root { &root } else { &others }.try_send(client);
             }
-            // Out of descriptors: those in use are freed later.
+            // No descriptor is free: try again when others have been closed.
             Err(error) => {
                 tracing::debug!(%error, "control socket");
                 sleep(PATIENCE).await;
@@ -186,7 +186,7 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>) {
     }
 }
 
-/// Serves clients in the order of their connections.
+/// Starts to serve clients in the order of their connections.
 fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
     let (send, mut clients) = mpsc::channel(MAX_WAITING);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -205,7 +205,7 @@ fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
 
 /// The state needed to serve clients.
 struct Desk {
-    /// The tunnel's name, and the file it was started with.
+    /// The tunnel's name, and the file that it was started with.
     name: String,
     file: PathBuf,
     /// The user who started the daemon.
@@ -218,7 +218,7 @@ struct Desk {
 enum Rights {
     /// All requests.
     Change,
-    /// The tunnel's state only. Other programs may run as the daemon's user too.
+    /// Only the request for the tunnel's state. Other programs may also run as the daemon's user.
     Look,
     Nothing,
 }
@@ -233,7 +233,7 @@ impl Rights {
     }
 }
 
-/// The answer, or the reason for the refusal.
+/// The text of the answer, or the reason for the refusal.
 type Answer = Result<String, String>;
 
 impl Desk {
@@ -250,7 +250,7 @@ impl Desk {
 
     /// Reads a request and answers it.
     async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Answer> {
-        // Bytes after the line may have arrived with it: keys.
+        // Bytes after the line may have arrived together with it. They may contain keys.
         let mut came = Zeroizing::new([0; MAX_REQUEST]);
         let (line, early) = read_line(client, &mut *came).await?;
         let ask: Ask = match serde_json::from_slice(line) {
@@ -286,18 +286,19 @@ impl Desk {
         self.take_up(move || config::load_handed(&name, &file, handed)).await
     }
 
-    /// The tunnel's own files, as they are now.
+    /// Reads the tunnel's own files again, and reloads.
     async fn reread(&self) -> Answer {
         let file = self.file.clone();
         self.take_up(move || config::load(&file)).await
     }
 
-    /// Only the tunnel itself knows its running configuration: it compares, and changes or refuses.
+    /// Loads a configuration and sends it to the tunnel. Only the tunnel knows its running configuration, so
+    /// the tunnel compares the two, and changes or refuses.
     async fn take_up(
         &self,
         load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
     ) -> Answer {
-        // Parsing may look a user up, which may take a while.
+        // Loading may look up a user, which can take a long time.
         let (give, loaded) = oneshot::channel();
         let load = move || {
             let loaded = load();
@@ -319,7 +320,7 @@ impl Desk {
         done(replied).await
     }
 
-    /// Sends the request to the tunnel; if that is about to stop, the reply never comes.
+    /// Sends the request to the tunnel. If the tunnel is about to stop, no reply arrives.
     async fn send(&self, request: Request) {
         let _stopping = self.requests.send(request).await;
     }
@@ -405,7 +406,7 @@ mod tests {
         }
     }
 
-    /// A request to reload that announces these files, followed by `behind`.
+    /// A request to reload with these announced files, followed by `behind`.
     fn reload(files: &str, behind: &[u8]) -> Vec<u8> {
         let line = format!("{{\"schema\":2,\"command\":\"reload\",\"files\":[{files}]}}\n");
         [line.as_bytes(), behind].concat()

@@ -1,6 +1,6 @@
-//! `demo`: shows a tunnel at work, step by step. Two network namespaces of this machine are the sites, a veth
-//! pair is the wire between them, and two ordinary daemons join them. It needs nothing else, changes nothing
-//! else on this machine, and leaves nothing behind.
+//! `demo`: shows a working tunnel, step by step. Two network namespaces of this machine are the sites, a veth
+//! pair is the wire between them, and two ordinary daemons connect them. The demonstration needs nothing else,
+//! changes nothing else on this machine, and leaves nothing behind.
 
 mod common;
 mod netns;
@@ -42,14 +42,14 @@ pub(crate) struct DemoOptions {
     seconds: u64,
 }
 
-/// Runs the demonstration, or cleans up and reports where it failed.
+/// Runs the demonstration. If it fails, cleans up and reports where.
 pub(crate) fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
     // Only a single-threaded process can enter a user namespace.
     let privilege = netns::acquire()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut interruption = Interruption::new()?;
-        // When one ends, the other is dropped and cleans up.
+        // When one of these ends, the other is dropped and cleans up.
         tokio::select! {
             shown = show(&options, privilege) => shown.map(|()| Exit::Success.into()),
             code = interruption.wait() => Ok(code),
@@ -153,7 +153,7 @@ fn show_datagram(tell: &Teller, seen: &Seen) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends few enough bytes that the wiretap can follow.
+/// Sends so few bytes that the wiretap can read all of them.
 async fn speak(wire: &Wire, to: IpAddr) -> anyhow::Result<()> {
     let limit = Limit { bytes: 1 << 20, time: Duration::from_secs(5) };
     let progress = Arc::new(AtomicU64::new(0));
@@ -242,7 +242,7 @@ impl Interruption {
     }
 }
 
-/// Pings for each direction and family.
+/// The number of pings for each direction and family.
 const PINGS: u16 = 5;
 /// The text that is sent through the tunnel and searched for on the wire.
 const SENTENCE: &[u8] = b"Who reads this sentence on the wire has broken in. \n";

@@ -1,20 +1,20 @@
-//! The exit codes of `vpnd`, in one place: those of `sysexits.h` where one fits.
+//! The exit codes of `vpnd`, in one place. A code of `sysexits.h` is used if one fits.
 
 use std::process::ExitCode;
 
-/// The result of a command, as scripts and systemd see it.
+/// The result of a command, for scripts and systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
-    /// All went well.
+    /// The command succeeded.
     Success = 0,
-    /// It failed while running.
+    /// The command failed while it was running.
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
     /// `status`: the tunnel is down.
     Down = 3,
-    /// `status`, `reload`, `rotate`: no vpnd answers for that tunnel.
+    /// `status`, `reload`, `rotate`: no vpnd answers for this tunnel.
     Unknown = 4,
     /// No TUN device is available.
     Unavailable = 69,

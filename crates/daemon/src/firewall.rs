@@ -1,14 +1,15 @@
-//! `[service] firewall`: vpnd's own tables of nftables. They do whatever a table can do, regardless of other
-//! tables: they accept packets to our addresses inside the tunnel only from the tunnel, and give the peer's
-//! datagrams the mark of our own ones.
+//! `[service] firewall`: vpnd's own nftables tables. They work independently of other tables: they accept
+//! packets to our addresses inside the tunnel only from the tunnel, and they give the peer's datagrams the mark
+//! of our own datagrams.
 //!
-//! A kill switch has a second table, whose only chain drops packets that would leave without the tunnel. The
-//! first table contains this chain too. It vanishes with the process, and nobody else can remove it before. The
-//! second one stays as long as the kill switch: over a restart, a failed start, and a crash. So at least one of
-//! them is always there, even if somebody flushes tables while vpnd runs.
+//! For a kill switch there is a second table, whose only chain drops packets that would leave outside the
+//! tunnel. The first table contains this chain, too. The kernel removes the first table when the process ends,
+//! and no other program can remove it before. The second table exists as long as the kill switch, even during a
+//! restart, after a failed start, and after a crash. So at least one of the tables exists at any time, even if
+//! somebody flushes tables while vpnd runs.
 //!
-//! A table cannot accept what another table drops: in nftables each drop is final. [`problems`] warns of such
-//! tables.
+//! A table cannot accept a packet that another table drops: in nftables every drop is final. [`problems`] warns
+//! of such tables.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -30,8 +31,8 @@ use crate::nft::expression::{
 };
 use crate::nft::{self, Chain, Encoded, Hook, Plan, Set, Table};
 
-/// Runs before other tables read the mark or check the source address, which they do at `raw` (-300) at the
-/// earliest.
+/// The priority of chains that must run before other tables read the mark or check the source address, which
+/// happens at `raw` (-300) at the earliest.
 const BEFORE_RAW: i32 = -310;
 const RAW: i32 = -300;
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
@@ -44,7 +45,7 @@ const LOCAL: u32 = 2;
 const SPECIFIC: [&str; 2] = ["specific", "specific6"];
 const UDP: u8 = 17;
 
-/// The table could not be set.
+/// Why the table could not be set.
 #[derive(Debug, Error)]
 #[error("cannot set the nftables table inet {table} of [service] firewall: {error}{}", help(error))]
 pub(crate) struct FirewallError {
@@ -69,10 +70,10 @@ fn help(error: &io::Error) -> &'static str {
 
 /// The tables while vpnd runs, and the task that updates their sets of networks when routes change.
 pub(crate) struct Firewall {
-    /// The last part to go.
+    /// The task, which must end before the tables are dropped.
     following: Option<JoinHandle<()>>,
     _table: Arc<Table>,
-    /// Not removed when this is dropped.
+    /// This table is not removed when this value is dropped.
     kill_switch: Option<Arc<Table>>,
 }
 
@@ -82,7 +83,7 @@ impl Firewall {
         self.kill_switch.clone()
     }
 
-    /// Neither updates nor restores the tables any more: they are about to be deleted.
+    /// Stops updating and restoring the tables, because they are about to be deleted.
     pub(crate) fn stop_following(&self) {
         if let Some(following) = &self.following {
             following.abort();
@@ -90,11 +91,11 @@ impl Firewall {
     }
 }
 
-/// Deletes the table of the kill switch of a vpnd that has ended, by its name.
+/// Deletes, by its name, the table of the kill switch of a vpnd that has ended.
 ///
 /// # Errors
 ///
-/// The kernel's refusal; a missing table is no error.
+/// The kernel's error; a missing table is not an error.
 pub(crate) fn open_left(table: &str) -> io::Result<()> {
     nft::delete(table).map(|_was_there| ())
 }
@@ -105,7 +106,7 @@ impl Drop for Firewall {
     }
 }
 
-/// The properties of the tunnel that the table depends on.
+/// The properties of the tunnel that the tables depend on.
 #[derive(Clone, Copy)]
 pub(crate) struct Tunnel {
     /// The device's number.
@@ -116,14 +117,14 @@ pub(crate) struct Tunnel {
     pub(crate) borne: Option<Mark>,
 }
 
-/// Sets the table of the kill switch before there is a device, in the network namespace of this thread.
-/// `specific` are the routes to which it does not apply, and `own` is the mark of the tunnel's own datagrams.
-/// Without a kill switch it deletes the table that an earlier run has left. The journal lists the table before
-/// it is made.
+/// Makes the table of the kill switch before the device exists, in the network namespace of this thread.
+/// `specific` contains the networks to which the kill switch does not apply, and `own` is the mark of the
+/// tunnel's own datagrams. Without a kill switch, deletes the table that an earlier run has left. The journal
+/// records the table before the table is made.
 ///
 /// # Errors
 ///
-/// The kernel's refusal.
+/// The kernel's error.
 pub(crate) fn guard(
     config: &Config,
     own: Option<Mark>,
@@ -145,22 +146,22 @@ pub(crate) fn guard(
     make_lasting(config, tunnel, specific, table).map(|_: Table| ())
 }
 
-/// Deletes the table that an earlier run has left, also one that its journal has lost.
+/// Deletes the table that an earlier run has left, even if the journal does not name it.
 fn open_all_left(config: &Config, undo: &mut Undo) {
     if let Err(error) = undo.delete_table(open_left) {
         tracing::warn!(
-            "a kill switch's table of nftables cannot be deleted, and still drops: {error}"
+            "cannot delete the nftables table of a kill switch, which still drops packets: {error}"
         );
     }
     match nft::delete(&lasting(config)) {
         Ok(true) => tracing::info!("deleted the nftables table of an earlier kill switch"),
         Ok(false) => {}
-        // Without the privilege, or where there is none, it is not known whether it is there.
+        // Without the privilege, or without nftables, it is unknown whether the table exists.
         Err(error) => tracing::debug!(%error, "an earlier kill switch's table is not deleted"),
     }
 }
 
-/// The name of the kill switch's table. The names of other tables of vpnd do not begin like this.
+/// The name of the kill switch's table. Names of vpnd's other tables begin differently.
 fn lasting(config: &Config) -> String {
     usual_table(&config.name)
 }
@@ -191,12 +192,12 @@ fn lasting_plan(
     Ok(plan)
 }
 
-/// Sets the table in the network namespace of this thread, and sets that of the kill switch again, now that
-/// there is a device. `specific` are the routes to which a kill switch does not apply.
+/// Makes the table in the network namespace of this thread, and makes the kill switch's table again, because
+/// the device exists now. `specific` contains the networks to which a kill switch does not apply.
 ///
 /// # Errors
 ///
-/// The kernel's refusal.
+/// The kernel's error.
 pub(crate) fn set(
     config: &Config,
     tunnel: Tunnel,
@@ -222,13 +223,13 @@ pub(crate) fn set(
     Ok(Some(Firewall { following, _table: table, kill_switch: Some(lasting) }))
 }
 
-/// Whether the table has to know the routes to which a kill switch does not apply.
+/// Whether the tables need the networks to which a kill switch does not apply.
 pub(crate) fn keeps_in(config: &Config) -> bool {
     config.service.firewall && kill_switch_networks(config).next().is_some()
 }
 
-/// The networks of the kill switch. The routes of a VRF or of another table apply only where other programs'
-/// rules lead there.
+/// The networks of the kill switch. Routes of a VRF or of another table are not included, because they apply
+/// only if other programs' rules lead there.
 fn kill_switch_networks(config: &Config) -> impl Iterator<Item = IpNet> {
     let routes = config.routes.iter().filter(|_| config.interface.vrf.is_none());
     let routes = routes.filter(|route| matches!(route.table, None | Some(MAIN_TABLE)));
@@ -236,7 +237,7 @@ fn kill_switch_networks(config: &Config) -> impl Iterator<Item = IpNet> {
     shut.map(|route| route.to.trunc())
 }
 
-/// Whether it has IPv4 networks, and whether it has IPv6 networks.
+/// Whether the kill switch has IPv4 networks, and whether it has IPv6 networks.
 fn families(config: &Config) -> [bool; 2] {
     [true, false].map(|v4| kill_switch_networks(config).any(|net| net.addr().is_ipv4() == v4))
 }
@@ -258,17 +259,17 @@ struct Updates {
 }
 
 impl Updates {
-    /// Takes an update's result, and the words for the log: at the first failure of several in a row, and when it
-    /// succeeds again. The local network decides how often routes change.
+    /// Records an update's result. Returns a text for the log at the first of several failures, and at the
+    /// first success after a failure. A log line for each update would let the local network fill the log.
     fn take(&mut self, result: io::Result<()>) -> Option<String> {
         let was_failing = std::mem::replace(&mut self.failing, result.is_err());
         match result {
             Err(error) if !was_failing => Some(format!(
-                "the kill switch's tables of nftables do not know the new routes of this host: {error}; packets to \
-                 them may be dropped until a later try succeeds"
+                "cannot update the kill switch's nftables tables with this host's new routes: {error}; until \
+                 an update succeeds, the kill switch may drop packets for these routes"
             )),
             Ok(()) if was_failing => Some(
-                "the kill switch's tables of nftables know the routes of this host again"
+                "the kill switch's nftables tables contain the routes of this host again"
                     .to_owned(),
             ),
             _ => None,
@@ -276,7 +277,8 @@ impl Updates {
     }
 }
 
-/// How often to check that the lasting table exists, and to try a failed update again. Until it is restored, the other table drops.
+/// How often to check that the lasting table exists, and to repeat a failed update. Until the lasting table is
+/// restored, the other table drops packets.
 const CHECKED_EVERY: Duration = Duration::from_secs(5);
 
 impl Following {
@@ -287,7 +289,7 @@ impl Following {
             let (Some(table), Some(kill_switch)) = tables else { return };
             self.restore(&kill_switch);
             if changed || self.updates.failing {
-                // A table that fails does not keep the other one from its update.
+                // An error of one table does not prevent the update of the other.
                 let results = [table, kill_switch].map(|table| self.update(&table));
                 let said = self.updates.take(results.into_iter().collect());
                 said.iter().for_each(|said| tracing::warn!("{said}"));
@@ -315,7 +317,7 @@ impl Following {
     }
 }
 
-/// The networks as sets of a table, one for each version of IP with a kill switch.
+/// The networks as sets of a table, one set for each IP version with a kill switch.
 fn sets(networks: &[IpNet], [v4, v6]: [bool; 2]) -> Vec<Set> {
     let of = |is_v4: bool| {
         let networks = networks.iter().filter(move |net| net.addr().is_ipv4() == is_v4);
@@ -347,7 +349,8 @@ fn ranges<'a>(networks: impl Iterator<Item = &'a IpNet>) -> Vec<(u128, u128)> {
     ranges
 }
 
-/// Makes the table. If a vpnd that owned one was killed, its table may take a moment to vanish, so it retries.
+/// Makes the table. If a vpnd that owned such a table was killed, its table may exist for a short time, so this
+/// tries several times.
 fn make_with_retries(plan: &Plan) -> io::Result<Table> {
     const TRIES: usize = 25;
     for _ in 0..TRIES {
@@ -378,9 +381,9 @@ fn plan(
     for address in inside(config) {
         let mut rule = not_from_tunnel(index, config.interface.vrf.as_deref());
         rule.extend(to(address));
-        // A VRF delivers packets of this host to the hook a second time. For IPv4 they are exempt by their
-        // source address, as the kernel drops packets from outside with one of our addresses as source; for
-        // IPv6 it does not.
+        // A VRF delivers packets of this host to the hook a second time. For IPv4 they are recognised by their
+        // source address and exempted: the kernel drops packets from outside that have one of our addresses as
+        // source. For IPv6 it does not.
         if address.is_ipv4() {
             rule.extend([kind_of(Address::Source), is_not(&LOCAL.to_ne_bytes())]);
         }
@@ -393,7 +396,7 @@ fn plan(
     Ok(plan)
 }
 
-/// Adds the chain that drops packets which would leave without the tunnel, and its sets.
+/// Adds the chain that drops packets that would leave outside the tunnel, and its sets.
 fn keep_in(
     plan: &mut Plan,
     config: &Config,
@@ -408,9 +411,10 @@ fn keep_in(
     Ok(())
 }
 
-/// Matches packets of this host that would leave without the tunnel. If a program names a device, the kernel
-/// looks up no route: it assumes that any IPv4 address is on that link (`ip_route_output_key_hash_rcu`). And a
-/// router advertisement or a DHCP server may have set a more specific route than the tunnel's.
+/// Matches packets of this host that would leave outside the tunnel. This can happen in two ways. If a program
+/// names a device, the kernel looks up no route: it assumes that any IPv4 address is on that link
+/// (`ip_route_output_key_hash_rcu`). And a router advertisement or a DHCP server may have added a route that is
+/// more specific than the tunnel's.
 fn bypasses_tunnel(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Encoded> {
     let (family, offset, len, set) = match net {
         IpNet::V4(_) => (IPV4, 16, 4, SPECIFIC[0]),
@@ -429,8 +433,8 @@ fn bypasses_tunnel(index: u32, own: Option<Mark>, net: IpNet) -> Vec<Encoded> {
     }
     rule.extend(match net {
         IpNet::V4(_) => [kind_of(Address::Destination), is(&UNICAST.to_ne_bytes())],
-        // Only excludes multicast. For IPv6 the kernel would return the type of the address's route, which may
-        // be the kill switch's own blackhole.
+        // This excludes only multicast. For IPv6 the kernel would return the type of the address's route, which
+        // may be the kill switch's own blackhole.
         IpNet::V6(_) => [bytes(Header::Network, offset, 1), is_not(&[0xff])],
     });
     rule.extend([receiver(), is_in_none(set), counter(), drop()]);
@@ -444,8 +448,8 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Our addresses on the device. Link-local addresses are left out, as another link may have them too; a bridge
-/// port has no addresses.
+/// Our addresses on the device. Link-local addresses are left out, because another link may have them, too. A
+/// bridge port has no addresses.
 fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
     let interface = &config.interface;
     let addresses = interface.addresses.iter().filter(|_| interface.bridge.is_none());
@@ -456,7 +460,7 @@ fn inside(config: &Config) -> impl Iterator<Item = IpAddr> {
 }
 
 /// Matches packets that came neither from the device nor from this host. The device is matched by its number,
-/// as it may be renamed. Packets in a VRF are seen a second time with the VRF as their device.
+/// because it may be renamed. Packets in a VRF pass a second time, with the VRF as their device.
 fn not_from_tunnel(index: u32, vrf: Option<&str>) -> Vec<Encoded> {
     let by_device = [load(Meta::Device), is_not(&index.to_ne_bytes())];
     let by_name = [Some("lo"), vrf].into_iter().flatten().map(device);
@@ -502,7 +506,7 @@ fn port(listen: Listen) -> u16 {
     }
 }
 
-/// Warns of chains that drop all datagrams to our port, as far as this can be seen.
+/// Warns of chains that drop all datagrams to our port, as far as their rules show this.
 pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     let port = port(config.interface.listen);
     if port == 0 || config.socket.netns.is_some() {
@@ -511,7 +515,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     let closed = |chain: &Chain| {
         chain.drops(Hook::Input)
             && concerns(chain.family, config.interface.listen)
-            // A chain whose rules cannot be read is not reported.
+            // Without the rules of a chain, nothing is reported about it.
             && nft::names_port(chain, port).is_ok_and(|named| !named)
     };
     // A process without the privilege to list chains gets no warnings.
@@ -519,7 +523,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     chains.iter().filter(|chain| closed(chain)).map(|chain| closed_port(chain, port)).collect()
 }
 
-/// Warns that a program can bypass the kill switch by naming a device.
+/// Warns that a program can bypass the kill switch if it names a device.
 pub(crate) fn open_beside(config: &Config) -> Option<Problem> {
     let is_kept_in = kill_switch_networks(config).any(|net| net.addr().is_ipv4());
     if config.service.firewall || !is_kept_in {
@@ -532,7 +536,7 @@ pub(crate) fn open_beside(config: &Config) -> Option<Problem> {
     Some(Problem::warning(problem).help(help))
 }
 
-/// Whether a chain of this family sees datagrams to this address.
+/// Whether datagrams to this address pass chains of this family.
 fn concerns(family: u8, listen: Listen) -> bool {
     match (family, listen) {
         (nft::INET, _) | (IPV4 | IPV6, Listen::Port(_)) => true,

@@ -1,7 +1,7 @@
-//! The high-water mark of our timestamps, on disk: the last one that was sent with our key. After a restart
-//! with a clock that was set back, the next timestamp is still newer, so that the peer accepts it.
+//! The high-water mark of our timestamps, on disk: the last timestamp that was sent with our key. It makes the
+//! next timestamp newer even after a restart with a clock that was set back, so that the peer accepts it.
 //!
-//! The file is written after the privileges are dropped, so the directory belongs to the user whom the daemon
+//! The file is written after the privileges are dropped, so its directory belongs to the user whom the daemon
 //! becomes.
 
 use std::ffi::{CStr, CString, OsStr};
@@ -28,37 +28,37 @@ use crate::worker::Worker;
 /// A timestamp is 25 bytes and a newline; a longer file is invalid.
 const MAX_LEN: u64 = 64;
 
-/// When this was written: a clock before it is certainly wrong, and does not show how late it really is.
-/// 2026-01-01.
+/// The time at which this code was written, 2026-01-01. An earlier clock is certainly wrong, and does not show
+/// how late it really is.
 const KNOWN_PAST: Duration = Duration::from_secs(1_767_225_600);
-/// If our clock may be right, no clock of this machine was ever further ahead of it than this.
+/// If our clock may be right, no clock of this machine was ever further ahead of it than this time.
 const FAR_AHEAD: Duration = Duration::from_secs(5 * 366 * 86_400);
-/// The same if our clock is wrong, as on machines whose clock stops while they are off.
+/// The same limit for a wrong clock, as on machines whose clock stops while they are off.
 const FAR_AHEAD_OF_NOTHING: Duration = Duration::from_secs(30 * 366 * 86_400);
 
-/// Why the mark is unknown or could not be stored. Neither stops a tunnel.
+/// Why the mark is unknown, or could not be stored. Neither error stops a tunnel.
 #[derive(Debug, Error)]
 pub(crate) enum FloorError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {}: {error}; handshakes rely on the clock alone", path.display())]
     Read { path: PathBuf, error: io::Error },
-    /// Its contents are no timestamp.
+    /// The file's contents are not a timestamp.
     #[error("{}: {error}; handshakes rely on the clock alone", path.display())]
     Content { path: PathBuf, error: NotATimestamp },
-    /// Another user may have put it there.
+    /// Another user may have put the file there.
     #[error(
         "{} is no file that belongs to us alone: it is ignored, and handshakes rely on the clock alone",
         path.display()
     )]
     NotOurs { path: PathBuf },
-    /// None of our clocks has been there: the file is damaged or forged. A peer that receives such a
-    /// timestamp never accepts an earlier one again.
+    /// No clock of this machine has ever shown this time: the file is damaged or forged. A peer that receives
+    /// such a timestamp never accepts an earlier one again.
     #[error(
         "{} holds {stamp}, years ahead of the clock: it is ignored, and handshakes rely on the clock alone",
         path.display()
     )]
     FarAhead { path: PathBuf, stamp: Timestamp },
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error(
         "cannot write {}: {error}; after a restart with the clock set back the peer will not \
          answer until the clock has caught up",
@@ -74,8 +74,8 @@ pub(crate) struct FloorFile {
 }
 
 impl FloorFile {
-    /// The mark of tunnel `name` below `state_dir`, which is created and given to `owner` while we still have
-    /// the privilege. Failures here show up when the mark is written.
+    /// The mark of tunnel `name` below `state_dir`. The directory is created and given to `owner` while this
+    /// process still has the privilege. If that fails, writing the mark reports the error.
     pub(crate) fn open(state_dir: &Path, name: &str, owner: Option<&Account>) -> Self {
         if let Err(error) = prepare(state_dir, owner) {
             tracing::debug!(%error, "preparing {}", state_dir.display());
@@ -87,7 +87,7 @@ impl FloorFile {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, may be another user's, or holds no plausible timestamp.
+    /// If the file cannot be read, may be another user's, or contains no plausible timestamp.
     pub(crate) fn read(&self, clock: WallTime) -> Result<Option<Timestamp>, FloorError> {
         let path = || self.path.clone();
         let file = match trust::open_no_link(&self.path, 0) {
@@ -106,11 +106,12 @@ impl FloorFile {
         }
     }
 
-    /// Stores `stamp` so that it survives a power cut, on a separate thread: a slow disk delays nothing else.
+    /// Stores `stamp` so that it survives a power failure. A separate thread writes it, so a slow disk delays
+    /// nothing else.
     ///
     /// # Errors
     ///
-    /// If it could not be stored; the previous one is still there.
+    /// If the timestamp could not be stored; then the file still contains the previous one.
     pub(crate) async fn write(&self, files: &Worker, stamp: Timestamp) -> Result<(), FloorError> {
         let path = self.path.clone();
         let written = files.run(move || replace(&path, &format!("{stamp}\n"))).await;
@@ -118,8 +119,8 @@ impl FloorFile {
     }
 }
 
-/// Stores the mark of a running tunnel: one write at a time, and of the timestamps that come meanwhile only
-/// the newest.
+/// Stores the mark of a running tunnel, with one write at a time. Of the timestamps that arrive during a write,
+/// only the newest is written.
 #[derive(Debug)]
 pub(crate) struct FloorWriter {
     file: FloorFile,
@@ -132,7 +133,7 @@ pub(crate) struct FloorWriter {
     fails: bool,
 }
 
-/// A timestamp, and whether it is on the disk.
+/// A timestamp, and whether it was stored.
 type Written = (Timestamp, Result<(), FloorError>);
 
 impl FloorWriter {
@@ -140,7 +141,7 @@ impl FloorWriter {
     ///
     /// # Errors
     ///
-    /// If the kernel creates no thread.
+    /// If the kernel cannot create a thread.
     pub(crate) fn start(file: FloorFile) -> io::Result<Self> {
         let (files, written) = (Worker::start("files")?, mpsc::channel(1));
         Ok(Self { file, files, written, is_writing: false, next: None, fails: false })
@@ -162,11 +163,11 @@ impl FloorWriter {
         });
     }
 
-    /// The next timestamp that was stored, or could not be, which never stops a tunnel. Dropping the future
-    /// loses nothing.
+    /// The next timestamp whose write has ended, successfully or not; a failure never stops a tunnel. The
+    /// future is cancel-safe.
     pub(crate) async fn kept(&mut self) -> Timestamp {
         let Some((stamp, result)) = self.written.1.recv().await else {
-            // It holds a sender itself.
+            // This does not happen, because `self` has a sender.
             return std::future::pending().await;
         };
         self.note(result);
@@ -177,7 +178,7 @@ impl FloorWriter {
         stamp
     }
 
-    /// A failure is logged once, until a write succeeds again.
+    /// Logs the first of several failures in a row.
     fn note(&mut self, result: Result<(), FloorError>) {
         if let Err(error) = &result
             && !self.fails
@@ -188,7 +189,7 @@ impl FloorWriter {
     }
 }
 
-/// If a pipe or a device is in its place, it is neither waited for nor read.
+/// Reads the file. A pipe or a device in its place is not read.
 fn read(file: File) -> io::Result<String> {
     let mut text = String::new();
     if file.metadata()?.is_file() {
@@ -197,13 +198,13 @@ fn read(file: File) -> io::Result<String> {
     Ok(text)
 }
 
-/// A file that only root and we can have written.
+/// Whether only root and this user can have written the file.
 fn is_ours(found: &Metadata) -> bool {
     let owner = found.uid() == 0 || found.uid() == Uid::effective().as_raw();
     found.is_file() && owner && found.mode() & 0o022 == 0
 }
 
-/// Timestamps after this one are not believed.
+/// The latest credible timestamp.
 fn latest(clock: WallTime) -> Timestamp {
     let clock = clock.since_unix();
     let latest = if clock < KNOWN_PAST {
@@ -214,15 +215,15 @@ fn latest(clock: WallTime) -> Timestamp {
     Timestamp::from_wall(WallTime::from_unix(latest))
 }
 
-/// The new contents are completely on the disk before they replace the old file, and the file's name before
-/// this returns.
+/// Replaces the file. The new contents are stored on the disk before they replace the old file, and the new
+/// directory entry before this returns.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     let new = path.with_extension("floor.new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // A new file, so that nothing is written through a link or into a file that another user has open.
+    // A new file, so that nothing is written through a link, or into a file that another user has opened.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
@@ -230,8 +231,8 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-/// No other user can have put another directory, or a link, at the real path; and all owners are changed by
-/// descriptor.
+/// Makes the directory and gives it to `owner`. No other user can have put another directory, or a link, at the
+/// real path. All owners are changed by descriptor.
 fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
     if !Uid::effective().is_root() {
         return DirBuilder::new().recursive(true).mode(0o755).create(directory);
@@ -250,8 +251,8 @@ fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
     Ok(())
 }
 
-/// The files that an earlier start's user stored are given to the user of this start. A file with a second
-/// name may belong to another user.
+/// Gives the files that an earlier start's user stored to the user of this start. A file with a second name is
+/// left alone, because it may belong to another user.
 fn hand_on(directory: &File, name: &CStr, former: u32, owner: &Account) -> io::Result<()> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(openat(directory, name, flags, Mode::empty())?);
@@ -262,7 +263,7 @@ fn hand_on(directory: &File, name: &CStr, former: u32, owner: &Account) -> io::R
     Ok(())
 }
 
-/// Whether no other user keeps files here: a directory that others use is not given away.
+/// Whether the directory contains only files of vpnd. A directory that others use, too, is not given away.
 fn holds_only_floors(directory: &File) -> io::Result<bool> {
     let is_ours = |name: &CString| {
         let extension = Path::new(OsStr::from_bytes(name.to_bytes())).extension();
@@ -398,7 +399,7 @@ mod tests {
             (NOW, stamp(NOW + YEAR), true),
             (NOW, stamp(NOW + 10 * YEAR), false),
             (NOW, end, false),
-            // No clock ran while it was off.
+            // The clock did not run while the machine was off.
             (0, stamp(NOW), true),
             (0, stamp(NOW + 20 * YEAR), true),
             (0, end, false),

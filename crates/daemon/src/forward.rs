@@ -1,8 +1,8 @@
 //! Host settings that decide whether packets are forwarded between the tunnel and the LAN.
 //!
-//! With a bridge: if `br_netfilter` is loaded, the kernel sends bridged IP packets through the FORWARD chain of
-//! IP as well. A host that does not route, or one with Docker, drops them there. With routes: the kernel
-//! forwards no packets unless a sysctl for each version of IP is set.
+//! With a bridge: if `br_netfilter` is loaded, bridged IP packets also pass the FORWARD chain of IP. A host
+//! that does not route, or one with Docker, drops them there. With routes: the kernel forwards packets only if
+//! a sysctl of that IP version is set.
 
 use std::fs;
 use std::path::Path;
@@ -21,11 +21,11 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
     called.filter_map(|family| family.problem(bridge)).collect()
 }
 
-/// One version of IP, and the parts of the packet filter that apply to it.
+/// One IP version, and the parts of the packet filter that apply to it.
 struct Family {
     name: &'static str,
     sysctl: &'static str,
-    /// The list of the tables of the legacy packet filter.
+    /// The file that lists the tables of the legacy packet filter.
     older: &'static str,
     /// `NFPROTO_INET` and the family's own number.
     numbers: [u8; 2],
@@ -69,7 +69,7 @@ impl Family {
         Some(Problem::warning(problem).help(help))
     }
 
-    /// What happens to packets there; `None` if no chain drops packets by default.
+    /// What happens to packets in the FORWARD chain; `None` if no chain drops packets by default.
     fn verdict(&self) -> Option<String> {
         let Ok(chains) = nft::chains() else {
             return Some("which drops them if its policy is drop: look at it as root".to_owned());
@@ -88,8 +88,8 @@ impl Family {
     }
 }
 
-/// Notes that this host does not forward packets, if the tunnel leads to networks. Only its administrator knows
-/// whether it should: a host that uses the tunnel only for itself looks the same.
+/// Notes that this host does not forward packets, if the tunnel leads to networks. Only the administrator knows
+/// whether it should: a host that uses the tunnel only for itself has the same configuration.
 pub(crate) fn not_forwarded(config: &Config) -> Vec<Problem> {
     // Another network namespace has its own sysctls, and packets that cross a bridge are not routed.
     if config.interface.netns.is_some() || config.interface.mode == Mode::Tap {
@@ -100,8 +100,8 @@ pub(crate) fn not_forwarded(config: &Config) -> Vec<Problem> {
     off.map(Forwarding::note).collect()
 }
 
-/// Whether the peer's network may have hosts whose packets would be forwarded. A single host has only a default
-/// route.
+/// Whether the route's network may contain hosts whose packets would be forwarded. A default route does not
+/// count, because a single host has one, too.
 fn is_lan(net: &IpNet, is_v4: bool) -> bool {
     let single = net.max_prefix_len();
     net.addr().is_ipv4() == is_v4 && (1..single).contains(&net.prefix_len())
@@ -109,11 +109,11 @@ fn is_lan(net: &IpNet, is_v4: bool) -> bool {
 
 const SYSCTLS: &str = "/proc/sys/net";
 
-/// The sysctls that decide whether packets of one version of IP are forwarded.
+/// The sysctls that decide whether packets of one IP version are forwarded.
 struct Forwarding {
     is_v4: bool,
     sysctl: &'static str,
-    /// For existing devices, and for future ones. A host may forward packets of some devices only.
+    /// The sysctls for existing devices and for future ones. A host may forward packets of some devices only.
     files: [&'static str; 2],
 }
 
@@ -131,7 +131,8 @@ const FORWARDING: [Forwarding; 2] = [
 ];
 
 impl Forwarding {
-    /// A sysctl that cannot be read causes no note.
+    /// Whether forwarding is on for any device. A sysctl that cannot be read counts as on, so it causes no
+    /// note.
     fn is_on(&self, sysctls: &Path) -> bool {
         let is_off = |file: &str| {
             fs::read_to_string(sysctls.join(file)).is_ok_and(|value| value.trim() == "0")

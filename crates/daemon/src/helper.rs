@@ -1,6 +1,6 @@
-//! Processes beside vpnd, each for one task that remains when vpnd was killed or has ended. Each is vpnd
-//! executed again before the privileges are dropped, not a fork, so that it has no key in its memory. It has
-//! two descriptors: one end of a socket, which shows that vpnd has ended, and one object to work on.
+//! Processes beside vpnd, each for one task that remains when vpnd was killed or has ended. Each process is
+//! vpnd executed again before the privileges are dropped. It is not a fork, so it has no key in its memory. It
+//! has two descriptors: one end of a socket, which shows when vpnd has ended, and the object to work on.
 
 use std::ffi::CStr;
 use std::io::{self, Read, Write};
@@ -24,9 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Helper {
     /// The helper's subcommand.
     word: &'static str,
-    /// `None` once the helper was left to run alone.
+    /// `None` once the helper continues without vpnd.
     process: Option<Child>,
-    /// The other end is closed when the process ends.
+    /// The helper's end is closed when the helper ends.
     socket: UnixStream,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct RunAs {
 }
 
 impl RunAs {
-    /// The user, if there is one.
+    /// The user, if the arguments contain one.
     pub(crate) fn account(self) -> Option<Account> {
         let (uid, gid) = self.uid.zip(self.gid)?;
         Some(Account { name: uid.to_string(), uid, gid })
@@ -46,11 +46,11 @@ impl RunAs {
 }
 
 impl Helper {
-    /// Starts the subcommand `word` as `user`; `held` is the descriptor that it works on.
+    /// Starts the subcommand `word` as `user`; `held` is the descriptor of the object to work on.
     ///
     /// # Errors
     ///
-    /// If the kernel does not let us execute ourselves.
+    /// If this process cannot execute itself.
     pub(crate) fn start(
         word: &'static str,
         user: Option<&Account>,
@@ -66,7 +66,7 @@ impl Helper {
         Ok(Self { word, process: Some(command.spawn()?), socket })
     }
 
-    /// Sends `text`, and lets the helper run on without vpnd.
+    /// Sends `text`, and lets the helper continue without vpnd.
     ///
     /// # Errors
     ///
@@ -75,14 +75,14 @@ impl Helper {
         self.socket.set_write_timeout(Some(PATIENCE))?;
         self.socket.write_all(text)?;
         self.socket.shutdown(Shutdown::Write)?;
-        // The kernel gives it another parent.
+        // The kernel gives the helper another parent.
         self.process = None;
         Ok(())
     }
 
     /// Closes the socket and waits until the helper has ended and has closed its descriptor.
     fn end(&self, mut process: Child) -> io::Result<()> {
-        // If this fails, so does the read.
+        // If this fails, the read also fails.
         let _closed = self.socket.shutdown(Shutdown::Write);
         self.socket.set_read_timeout(Some(PATIENCE))?;
         let _end_of_file = (&self.socket).read(&mut [0])?;
@@ -94,19 +94,19 @@ impl Drop for Helper {
     fn drop(&mut self) {
         let ended = self.process.take().map(|process| self.end(process));
         if let Some(Err(error)) = ended {
-            tracing::warn!("the process {} does not end: {error}", self.word);
+            tracing::warn!("the helper process {} does not end: {error}", self.word);
         }
     }
 }
 
-/// The first steps of a helper: it checks that vpnd started it, and leaves vpnd's priority and session.
+/// The first steps of a helper: it checks that vpnd started it, and leaves vpnd's session and priority.
 ///
 /// # Errors
 ///
-/// If something else started it.
+/// If another program started it.
 pub(crate) fn begin(name: &CStr) -> anyhow::Result<()> {
     hooks::isolate(name).context("vpnd starts this subcommand itself, and nobody else can")?;
-    // A terminal that is closed does not end it.
+    // A terminal that is closed must not end the helper.
     setsid().context("cannot leave the session")?;
     // A helper handles no packets.
     privilege::yield_to_others();

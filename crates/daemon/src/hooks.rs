@@ -1,12 +1,13 @@
-//! Commands that run when the tunnel comes up, finds its peer, loses it and goes down; and the commands that
-//! set systemd-resolved's name servers behind the tunnel.
+//! Commands that run when the tunnel starts, when the peer becomes alive or silent, and when the tunnel stops.
+//! Also the commands that set systemd-resolved's name servers behind the tunnel.
 //!
 //! 1. Before vpnd drops any privilege, it starts a *runner* ([`runner`]) and sends it the plan.
 //! 2. `up` runs when the device is configured: one command after the other. If one fails, the start fails.
 //! 3. While the tunnel runs, `established` and `lost` follow the state of the peer, each at most every five
-//!    seconds. One never runs during the other: if the state changes and changes back in the meantime, neither
-//!    runs. Between them the name servers are set again if another program has removed them ([`names`]).
-//! 4. At the end, before anything is undone, `down` runs. A failure is logged.
+//!    seconds. The two never run at the same time. If the state changes and changes back while a command runs,
+//!    no further command runs. Between them, vpnd sets the name servers again if another program has removed them
+//!    ([`names`]).
+//! 4. At the end, before anything is reverted, `down` runs. A failure is logged.
 
 mod client;
 mod dns;
@@ -37,20 +38,20 @@ use names::{Found, Names};
 use plan::Argv;
 use talk::{Changed, End, Order};
 
-/// The shortest time from one start of `established` to the next; the same for `lost`. The peer must not be
-/// able to keep us running commands.
+/// The shortest time from one start of `established` to the next, and from one start of `lost` to the next, so
+/// that the peer cannot keep vpnd busy with commands.
 const SAME_EVENT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A hook failed the start.
+/// Why hooks made the start fail.
 #[derive(Debug, Error)]
 pub(crate) enum HookError {
     /// The runner could not be started.
     #[error("the hook runner, which is vpnd itself (/proc/self/exe), cannot be started: {0}")]
     Start(io::Error),
-    /// The runner was killed, or hangs.
+    /// The runner was killed, or does not answer.
     #[error("the hook runner is gone: {0}; start vpnd again")]
     Gone(io::Error),
-    /// A command ran, and failed.
+    /// A command failed.
     #[error(
         "hook {hook}: `{command}` {end}; what this start had changed is undone, and `down` is not run. \
          Nothing crosses the tunnel before `up` has ended: what needs the peer belongs in `established`"
@@ -60,11 +61,11 @@ pub(crate) enum HookError {
 
 /// The commands of one tunnel.
 pub(crate) struct Hooks {
-    /// `None` if no command is configured, or after the runner was lost.
+    /// `None` if no command is configured, or after the runner has failed.
     runner: Option<Runner>,
     plan: Plan,
     changed: Changed,
-    /// The name servers to be kept as they were set; `None` if none were set.
+    /// The name servers that were set, which vpnd keeps set; `None` if none were set.
     names: Option<Names>,
 }
 
@@ -73,7 +74,7 @@ impl Hooks {
     ///
     /// # Errors
     ///
-    /// If it cannot be started.
+    /// If the runner cannot be started.
     pub(crate) fn start(wanted: bool) -> Result<Self, HookError> {
         let runner = wanted.then(Runner::start).transpose().map_err(HookError::Start)?;
         Ok(Self { runner, plan: Plan::default(), changed: Changed::default(), names: None })
@@ -83,7 +84,7 @@ impl Hooks {
     ///
     /// # Errors
     ///
-    /// If a command of `up` fails; the ones after it are not run.
+    /// If a command of `up` fails; the commands after it are not run.
     pub(crate) async fn up(
         mut self,
         plan: Plan,
@@ -119,15 +120,15 @@ impl Hooks {
         Ok(())
     }
 
-    /// Sets the name servers. A failure only logs a warning: a tunnel without its name servers is better than
-    /// none.
+    /// Sets the name servers. A failure only logs a warning, because a tunnel without its name servers is
+    /// better than no tunnel.
     async fn set_dns(&mut self) {
         match self.set_name_servers().await {
             Ok(()) if self.plan.at(Event::SetDns).is_empty() => {}
             Ok(()) => self.names = Some(Names::new(self.plan.at(Event::SetDns))),
             Err(SetDnsError { index, why }) => {
                 tracing::warn!(
-                    "[dns] has no effect: {why}; it needs systemd-resolved, or a hook that sets the name servers"
+                    "cannot apply [dns]: {why}; it needs systemd-resolved, or a hook that sets the name servers"
                 );
                 if index == 0 {
                     self.plan.commands.remove(&Event::RevertDns);
@@ -150,7 +151,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// Checks the name servers, and sets them again if they may be gone.
+    /// Checks the name servers, and sets them again if they may be missing.
     async fn keep_name_servers(&mut self) {
         let Some(mut names) = self.names.take() else { return };
         let found = names.check(Instant::now());
@@ -174,7 +175,7 @@ impl Hooks {
         let order = Order { event, index, endpoint, changed: self.changed.clone() };
         let end = runner.run(order, &argv, self.plan.limit).await;
         if end.is_err() {
-            // Its next report would be about another command.
+            // The next report of this runner would be about another command.
             self.runner = None;
         }
         end
@@ -186,7 +187,7 @@ impl Hooks {
         let end = self.command(event, index, endpoint).await;
         let command = planned(&self.plan, self.changed.device.as_deref(), event, index);
         match end {
-            Ok(end) if end.is_good() => tracing::info!("hook {hook}: `{command}` is done"),
+            Ok(end) if end.is_good() => tracing::info!("hook {hook}: `{command}` succeeded"),
             Ok(end) => tracing::warn!("hook {hook}: `{command}` {end}"),
             Err(error) if had_runner => {
                 tracing::warn!("hook {hook}: {}", HookError::Gone(error));
@@ -195,7 +196,7 @@ impl Hooks {
         }
     }
 
-    /// From now on, commands run concurrently with the tunnel.
+    /// Runs commands concurrently with the tunnel from now on.
     fn follow(self) -> Following {
         let (changes, seen) = watch::channel(Desired::default());
         let task = tokio::spawn(self.run(seen));
@@ -230,7 +231,7 @@ impl Hooks {
         self.bring_down(desired.endpoint).await;
     }
 
-    /// Keeps the name servers set until the peer's state changes; `None` at the end.
+    /// Maintains the name servers until the peer's state changes; `None` at the end.
     async fn next(
         &mut self,
         changes: &mut watch::Receiver<Desired>,
@@ -255,7 +256,7 @@ impl Hooks {
             self.run_and_log(Event::Down, index, endpoint).await;
         }
         for index in 0..self.plan.at(Event::RevertDns).len() {
-            // If the device is gone, systemd-resolved has forgotten them already: a failure does not matter.
+            // If the device is gone, systemd-resolved has already forgotten them, so a failure does not matter.
             let end = self.command(Event::RevertDns, index, None).await;
             tracing::debug!("names are looked up as before: {end:?}");
         }
@@ -269,27 +270,27 @@ impl Hooks {
     }
 }
 
-/// The command with which systemd-resolved could not be set, and why.
+/// The command that failed to set the name servers, and why.
 struct SetDnsError {
     index: usize,
     why: String,
 }
 
-/// Logs that the name servers were set again, if they were gone.
+/// Logs that the name servers were set again, if they were missing.
 fn report(found: Found, told: Result<(), SetDnsError>) {
     match told {
         Ok(()) if found == Found::Gone => tracing::info!(
-            "systemd-resolved no longer had the name servers of [dns]: another program changed them, or \
-             it was started anew; they are set again"
+            "systemd-resolved had lost the name servers of [dns]: another program removed them, or it was \
+             restarted; they are set again"
         ),
         Ok(()) => tracing::debug!("[dns] is set again, in case that something of it was gone"),
         Err(SetDnsError { why, .. }) => {
-            tracing::warn!("[dns] cannot be set again: {why}; vpnd keeps trying");
+            tracing::warn!("cannot apply [dns] again: {why}; vpnd keeps trying");
         }
     }
 }
 
-/// Waits until then; forever without a time.
+/// Waits until `then`; forever if it is `None`.
 async fn until(then: Option<Instant>) {
     match then {
         Some(then) => sleep_until(then).await,
@@ -297,7 +298,7 @@ async fn until(then: Option<Instant>) {
     }
 }
 
-/// The state for which hooks are to run.
+/// The state for which hooks have to run.
 #[derive(Clone, Debug, Default)]
 struct Desired {
     alive: bool,

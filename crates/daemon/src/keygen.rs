@@ -1,4 +1,4 @@
-//! `genkey`, `pubkey` and `genpsk`: standard input and output like `wg`, or files.
+//! `genkey`, `pubkey` and `genpsk`: they use standard input and output like `wg`, or files.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -29,8 +29,8 @@ pub(crate) struct PubkeyOptions {
     pub(crate) file: Option<PathBuf>,
 }
 
-/// Makes a private key. Standard output gets what the next step needs: the key itself, or, if the key is saved
-/// in a file, the public key for the peer's configuration.
+/// Makes a private key. Prints the key; or, if the key is saved in a file, the public key, which the peer's
+/// configuration needs.
 pub(crate) fn genkey(options: &OutputOptions) -> anyhow::Result<ExitCode> {
     let secret = SecretKey::generate(&mut UnwrapErr(SysRng));
     match &options.output {

@@ -1,5 +1,5 @@
-//! Key files: their permissions are checked when they are read, and new ones are readable by their owner only.
-//! A daemon without privileges gets the contents handed over.
+//! Key files: their permissions are checked when they are read, and new key files are readable by their owner
+//! only. A daemon without privileges receives the contents from another process.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -13,21 +13,20 @@ use zeroize::Zeroizing;
 
 use crate::trust::{self, Untrusted};
 
-/// The secrets of one tunnel. They are kept apart from its [`Config`](crate::config::Config), which may be
-/// shown.
+/// The secrets of one tunnel. They are separate from its [`Config`](crate::config::Config), which may be shown.
 pub(crate) struct Keys {
     /// Our private key.
     pub(crate) secret: SecretKey,
     /// Our next private key.
     pub(crate) next_secret: Option<SecretKey>,
-    /// Mixed into each handshake; all zeros if the tunnel has none.
+    /// The preshared key, which is mixed into each handshake; all zeros if the tunnel has none.
     pub(crate) preshared: PresharedKey,
     /// The next preshared key.
     pub(crate) next_preshared: Option<PresharedKey>,
 }
 
 impl Keys {
-    /// All zeros, to overwrite other keys with.
+    /// Keys of zeros, to overwrite other keys with.
     pub(crate) fn blank() -> Self {
         Self {
             secret: SecretKey::from_bytes([0; 32]),
@@ -44,24 +43,24 @@ pub(crate) const KEY_FILES: [&str; 4] =
 
 /// Where the key files of a configuration are read from.
 pub(crate) enum KeySource {
-    /// From the files. Files below this directory may belong to others, as systemd controls it.
+    /// From the files. Files in this directory may belong to other users, because systemd controls it.
     Files { credentials: Option<PathBuf> },
-    /// Handed over together with the configuration, by a process that may read the files.
+    /// From a process that may read the files, which has sent them together with the configuration.
     Handed(HandedKeys),
 }
 
 impl KeySource {
-    /// The files, read by this process.
+    /// The files, which this process reads.
     pub(crate) fn files() -> Self {
         Self::Files { credentials: credentials_directory() }
     }
 
-    /// Finds the key of the file at `path`, which the configuration key `named_by` (one of [`KEY_FILES`])
-    /// names.
+    /// Finds the key of the file at `path`. The configuration key `named_by`, one of [`KEY_FILES`], contains
+    /// that path.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is accessible to others, was not handed over, or holds no key.
+    /// If the file cannot be read, is accessible to others, was not sent, or contains no key.
     pub(crate) fn find<K>(
         &self,
         named_by: &str,
@@ -79,11 +78,11 @@ impl KeySource {
     }
 }
 
-/// The texts of keys, each with the one of [`KEY_FILES`] that names its file.
+/// The texts of keys, each with the configuration key (one of [`KEY_FILES`]) of its file.
 pub(crate) struct HandedKeys(pub(crate) Vec<(&'static str, Zeroizing<String>)>);
 
 impl HandedKeys {
-    /// The texts of `keys`; `preshared` is whether a file holds the preshared key.
+    /// The texts of `keys`; `preshared` is whether the preshared key comes from a file.
     pub(crate) fn new(keys: &Keys, preshared: bool) -> Self {
         let preshared = preshared.then(|| keys.preshared.to_base64());
         let texts = [
@@ -105,40 +104,41 @@ impl HandedKeys {
 /// Why a key file cannot be used. Each message explains how to correct it.
 #[derive(Debug, Error)]
 pub(crate) enum KeyFileError {
-    /// It cannot be opened or read.
+    /// The file cannot be opened or read.
     #[error("cannot read {}: {error}", path.display())]
     Read { path: PathBuf, error: io::Error },
-    /// It is a directory, a pipe or a device.
+    /// The path leads to a directory, a pipe or a device.
     #[error("{} is not a file", path.display())]
     Kind { path: PathBuf },
-    /// Others may read or write it.
+    /// Other users may read or write the file.
     #[error("{} has mode {mode:04o}, open to others than its owner: run `chmod 600 {}`", path.display(), path.display())]
     Mode { path: PathBuf, mode: u32 },
-    /// Its owner could replace the key.
+    /// The file's owner could replace the key.
     #[error("{} belongs to uid {uid}, neither to root nor to us: run `chown {} {}`", path.display(), Uid::effective(), path.display())]
     Owner { path: PathBuf, uid: u32 },
-    /// Others could replace the file.
+    /// Other users could replace the file.
     #[error(
         "others could replace {}: {why}; keep keys in a directory that only root or you may write to",
         path.display()
     )]
     Place { path: PathBuf, why: Untrusted },
-    /// Its contents are not a key.
+    /// The file's contents are not a key.
     #[error("{} holds no key: {error}", path.display())]
     Content { path: PathBuf, error: KeyError },
-    /// The process that handed over the configuration did not hand over this file.
+    /// The process that sent the configuration did not send this file.
     #[error("what stands in {} was not handed over", path.display())]
     Withheld { path: PathBuf },
-    /// It cannot be created.
+    /// The file cannot be created.
     #[error("cannot create {}: {error}", path.display())]
     Create { path: PathBuf, error: io::Error },
 }
 
-/// Reads a private key. Files below `credentials` may belong to others, as systemd controls that directory.
+/// Reads a private key. Files in `credentials` may belong to other users, because systemd controls that
+/// directory.
 ///
 /// # Errors
 ///
-/// If the file cannot be read, is accessible to others, or holds no key.
+/// If the file cannot be read, is accessible to others, or contains no key.
 pub(crate) fn read_secret(
     path: &Path,
     credentials: Option<&Path>,
@@ -151,7 +151,7 @@ pub(crate) fn read_secret(
 ///
 /// # Errors
 ///
-/// If the file exists, whatever its contents, if it cannot be written, or if others could replace it.
+/// If the file exists, even if it is empty; if it cannot be written; or if others could replace it.
 pub(crate) fn create(path: &Path, key: &str) -> Result<(), KeyFileError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     match trust::directory(directory.unwrap_or_else(|| Path::new("."))) {
@@ -169,12 +169,12 @@ pub(crate) fn create(path: &Path, key: &str) -> Result<(), KeyFileError> {
     written.map_err(|error| KeyFileError::Create { path: path.to_owned(), error })
 }
 
-/// Where systemd puts the credentials of this service.
+/// The directory in which systemd puts the credentials of this service.
 pub(crate) fn credentials_directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-/// Enough for a key and white space around it; a longer file is not a key file.
+/// The maximum length of a key file: enough for a key and white space around it.
 pub(crate) const MAX_LEN: usize = 256;
 
 fn read(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, KeyFileError> {
@@ -183,11 +183,11 @@ fn read(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, Ke
         Untrusted::Unreachable { error, .. } => unreadable(error),
         why => KeyFileError::Place { path: path.to_owned(), why },
     })?;
-    // Non-blocking, so that a pipe in place of a key file is refused instead of waited for.
+    // Opened without blocking, so that a pipe in place of a key file is an error instead of a wait.
     let file = trust::open_no_link(&real, 0).map_err(unreadable)?;
     let exempt = credentials.is_some_and(|directory| lies_in(&real, directory));
     check(path, &file.metadata().map_err(unreadable)?, exempt)?;
-    // The full capacity is reserved at the start: a growing text would leave unwiped copies behind.
+    // The full capacity is reserved at the start, because a growing text would leave copies behind.
     let mut text = Zeroizing::new(String::with_capacity(MAX_LEN));
     file.take(MAX_LEN as u64).read_to_string(&mut text).map_err(unreadable)?;
     Ok(text)
@@ -210,8 +210,8 @@ fn check(path: &Path, found: &std::fs::Metadata, exempt: bool) -> Result<(), Key
     Ok(())
 }
 
-/// Whether a real path is a credential. systemd puts credentials directly into that directory, and nobody else
-/// can write to it. A wrong value in the environment exempts no file elsewhere.
+/// Whether a real path is a credential. systemd puts credentials directly into that directory, and no other
+/// user can write to it. A wrong directory in the environment does not exempt files elsewhere.
 fn lies_in(real: &Path, credentials: &Path) -> bool {
     trust::directory(credentials).is_ok_and(|directory| real.parent() == Some(&directory))
 }
@@ -231,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory with a key in `site.key`, which has this mode.
+    /// A directory with a key in `site.key`, a file with this mode.
     fn key_of_mode(mode: u32) -> (TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("site.key");

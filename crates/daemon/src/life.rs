@@ -1,5 +1,5 @@
-//! Reacts to changes that others make to the device while the tunnel runs. The device's `Keeper` restores
-//! addresses and routes that were lost with them.
+//! Reacts to changes that others make to the device while the tunnel runs. The device's `Keeper` restores the
+//! addresses and routes that were lost with such a change.
 
 use vpnd_device::{Seen, Watch};
 
@@ -10,14 +10,14 @@ pub(crate) struct Life {
     watch: Watch,
     presence: Presence,
     name: String,
-    /// Whether it was set down since the start; the start itself sets it up.
+    /// Whether the device was set down since the start. The start itself sets it up.
     was_down: bool,
 }
 
-/// A change of the device that the rest of the daemon has to know.
+/// A change of the device to which the rest of the daemon has to react.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// Nothing to react to.
+    /// No reaction is needed.
     Stays,
     /// The device was renamed.
     Renamed(String),
@@ -26,7 +26,7 @@ pub(crate) enum Fate {
 }
 
 impl Life {
-    /// Watches a device that is configured or will be.
+    /// Watches a device that is configured, or will be.
     pub(crate) fn new(name: &str, watch: Watch, presence: Presence) -> Self {
         Self { watch, presence, name: name.to_owned(), was_down: false }
     }
@@ -36,23 +36,24 @@ impl Life {
         self.watch.index()
     }
 
-    /// Waits until somebody changes it.
+    /// Waits until the device is changed.
     pub(crate) async fn changed(&mut self) -> Seen {
         self.watch.next().await
     }
 
-    /// Logs the change, and returns what the rest of the daemon has to know.
+    /// Logs the change, and returns it for the rest of the daemon.
     pub(crate) fn attend(&mut self, seen: Seen) -> Fate {
         let name = &self.name;
         match seen {
-            // Packets pass through the descriptor, whichever namespace the device is in.
+            // Packets pass through the descriptor, even if the device is in another namespace.
             Seen::Gone if self.presence.is_there() => tracing::warn!(
-                "device {name} was moved to another network namespace: the tunnel goes on; its addresses and \
-                 routes are to be set there, or name the namespace in [interface] netns and start again"
+                "device {name} was moved to another network namespace: the tunnel continues to run, but its \
+                 addresses and routes must be set there; or name that namespace in [interface] netns and \
+                 start vpnd again"
             ),
             Seen::Gone => return Fate::Gone,
             Seen::Down => {
-                tracing::warn!("device {name} was set down: nothing passes until it is up");
+                tracing::warn!("device {name} was set down: no packet passes until it is up again");
                 self.was_down = true;
             }
             Seen::Up if self.was_down => tracing::info!("device {name} is up again"),

@@ -1,10 +1,11 @@
-//! What happens to a kill switch when vpnd is asked to stop. A stop has to open it, a restart must not, and both
-//! begin with the same signal.
+//! What happens to a kill switch when vpnd is asked to stop. A stop has to remove it and a restart must not,
+//! but both begin with the same signal.
 //!
-//! The unit file sends SIGUSR1 before a restart. Without that signal, vpnd asks systemd over D-Bus which of the two
-//! it is; a service with `DynamicUser=yes` may not ask `dbus-daemon`. If there is no answer, another process, the
-//! opener, opens the kill switch a few seconds later, unless a new vpnd has taken it over by then. The opener is
-//! started with vpnd, and holds the journal, `CAP_NET_ADMIN` and no key. If vpnd is killed, it opens nothing.
+//! The unit file sends SIGUSR1 before a restart. Without that signal, vpnd asks systemd over D-Bus whether this
+//! is a stop or a restart; a service with `DynamicUser=yes` may not ask `dbus-daemon`. If there is no answer,
+//! another process, the opener, removes the kill switch a few seconds later, unless a new vpnd has taken it
+//! over by then. The opener is started together with vpnd. It has the journal and `CAP_NET_ADMIN`, but no key.
+//! If vpnd is killed, the opener removes nothing.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,7 +29,7 @@ use crate::systemd::{self, Job};
 /// The internal subcommand.
 pub(crate) const WORD: &str = "kill-switch-opener";
 
-/// Longer than a restart takes.
+/// The time before the opener removes the kill switch, which is longer than a restart takes.
 pub(crate) const WAIT: Duration = Duration::from_secs(3);
 
 /// What to do with a kill switch after a stop.
@@ -36,13 +37,13 @@ pub(crate) const WAIT: Duration = Duration::from_secs(3);
 pub(crate) enum AfterStop {
     /// Remove it.
     Open,
-    /// Remove it a little later, unless vpnd is started by then.
+    /// Remove it a little later, unless vpnd has been started by then.
     OpenLater,
     /// Keep it for the next start.
     Shut,
 }
 
-/// Decides what to do with the kill switch now that vpnd was asked to stop.
+/// Decides what to do with the kill switch after vpnd was asked to stop.
 pub(crate) async fn after_stop(asked: Option<Asked>) -> AfterStop {
     match asked {
         Some(Asked::Restart) => stays(),
@@ -52,7 +53,7 @@ pub(crate) async fn after_stop(asked: Option<Asked>) -> AfterStop {
 }
 
 fn stays() -> AfterStop {
-    tracing::info!("the kill switch keeps blocking, because systemd is about to start vpnd again");
+    tracing::info!("the kill switch stays in place for the restart that systemd has planned");
     AfterStop::Shut
 }
 
@@ -64,7 +65,9 @@ async fn ask_systemd() -> AfterStop {
         None if is_first() => AfterStop::Open,
         None => {
             let seconds = WAIT.as_secs();
-            tracing::info!("the kill switch opens in {seconds} s, unless vpnd is started by then");
+            tracing::info!(
+                "the kill switch will be removed in {seconds} s, unless vpnd is started by then"
+            );
             AfterStop::OpenLater
         }
     }
@@ -74,12 +77,12 @@ fn is_first() -> bool {
     getpid().as_raw() == 1
 }
 
-/// The process that opens the kill switch after vpnd has ended. Dropping it ends the process, unless the kill
-/// switch was handed to it.
+/// The process that removes the kill switch after vpnd has ended. Dropping this value ends the process, unless
+/// the kill switch was handed to it.
 pub(crate) struct Opener(Helper);
 
 impl Opener {
-    /// Starts the opener in the device's network namespace `inside`, if it may be needed. Call it before the
+    /// Starts the opener in the device's network namespace `inside`, if it may be needed. Call this before the
     /// privileges are dropped.
     ///
     /// # Errors
@@ -100,8 +103,8 @@ impl Opener {
         let helper = inside.within(start)?.unwrap_or_else(|error: io::Error| {
             let seconds = WAIT.as_secs();
             tracing::warn!(
-                "cannot start the helper process: {error}; after a SIGTERM vpnd itself waits {seconds} s \
-                 and then opens the kill switch"
+                "cannot start the helper process {WORD}: {error}; after a SIGTERM vpnd itself waits {seconds} s \
+                 and then removes the kill switch"
             );
             None
         });
@@ -109,25 +112,25 @@ impl Opener {
     }
 }
 
-/// Lets the opener open the kill switch. If there is no opener, this process waits and does it itself.
+/// Lets the opener remove the kill switch. If there is no opener, this process waits and removes it.
 pub(crate) fn open_later(HandedOn { leftover, table }: HandedOn, opener: Option<Opener>) {
     let handed = opener.map(|Opener(helper)| helper.leave(leftover.text()));
     if let Some(Err(error)) = &handed {
-        tracing::warn!("the process {WORD} does not take over: {error}");
+        tracing::warn!("the helper process {WORD} cannot take over the kill switch: {error}");
     }
     if !matches!(handed, Some(Ok(()))) {
         // This process may be in another network namespace by now, but the table's socket still belongs to the
-        // right one.
+        // right namespace.
         leftover.open_after(WAIT, |_| changes::open(table.as_deref()));
     }
 }
 
-/// The opener: waits until vpnd hands the kill switch to it or has ended. If it was handed over, opens it
-/// later.
+/// Runs the opener: waits until vpnd hands the kill switch over or has ended. If vpnd has handed it over,
+/// removes it later.
 ///
 /// # Errors
 ///
-/// If vpnd did not start it, or the journal is not the one that was handed over.
+/// If vpnd did not start this process, or the journal is not the one that was handed over.
 pub(crate) fn wait(user: RunAs) -> anyhow::Result<ExitCode> {
     helper::begin(c"vpnd-killswitch")?;
     privilege::drop_to(user.account().as_ref())?;

@@ -1,9 +1,9 @@
-//! Standard error as the log writes to it: writing never blocks and never fails, whatever happens to the
-//! reader. A line that cannot be written is dropped and counted; the number of dropped lines is logged once
-//! writing works again.
+//! Standard error as an output for the log: writing never blocks and never fails, whatever the reader does. A
+//! line that cannot be written is dropped and counted; the number of dropped lines is logged once writing works
+//! again.
 //!
-//! It does not use a thread: capabilities belong to a thread, so there must not be a second one before they are
-//! dropped.
+//! This module uses no thread: capabilities belong to a thread, so there must not be a second thread before
+//! they are dropped.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 
-/// A write of at most this many bytes does not block on a pipe that `poll` calls writable (`PIPE_BUF`).
+/// The maximum length of a write that does not block on a pipe that `poll` reports as writable (`PIPE_BUF`).
 const AT_ONCE: usize = 4096;
-/// How long vpnd waits at its end for a reader that does not read.
+/// How long vpnd waits for a slow reader before it ends.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The log's output. A reference to it is a writer.
+/// The log's output. A reference to this value is a writer.
 #[derive(Debug)]
 pub(crate) struct Output {
     sink: Sink,
@@ -35,7 +35,7 @@ struct State {
     lost: u64,
     /// Whether only a part of the last line was written.
     cut: bool,
-    /// Whether the last line found no room; the reader may make some.
+    /// Whether there was no room for the last line; the reader may make some.
     blocked: bool,
 }
 
@@ -45,17 +45,17 @@ struct Failed {
     would_block: bool,
 }
 
-/// The method that keeps a write to standard error from blocking.
+/// The method that prevents a write to standard error from blocking.
 #[derive(Debug)]
 enum Sink {
-    /// A pipe or a terminal, opened once more in non-blocking mode. Setting the flag on the descriptor itself
-    /// would set it for other processes that share it.
+    /// A pipe or a terminal, opened again in non-blocking mode. Setting that mode on the descriptor itself
+    /// would also set it for other processes that share the descriptor.
     Opened(File),
     /// A socket, such as that of systemd's journal.
     Socket(BorrowedFd<'static>),
     /// A file.
     File(BorrowedFd<'static>),
-    /// Something that cannot be opened once more: it is polled before each write.
+    /// An output that cannot be opened again: it is polled before each write.
     Polled(BorrowedFd<'static>),
 }
 
@@ -65,7 +65,7 @@ impl Output {
         Self { sink: Sink::of(to), state: Mutex::default(), note }
     }
 
-    /// Reports the number of lost lines, and waits a moment for a slow reader.
+    /// Reports the number of lost lines, and waits a short time for a slow reader.
     pub(crate) fn finish(&self) {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
@@ -85,7 +85,7 @@ impl Output {
         }
     }
 
-    /// Logs how many lines were lost, if any. Returns whether none are left to report.
+    /// Logs the number of lost lines, if there are any. Returns whether no lost line is left to report.
     fn report_lost(&self, state: &mut State) -> bool {
         if state.lost == 0 || self.put_whole((self.note)(state.lost).as_bytes(), state) {
             state.lost = 0;
@@ -170,14 +170,14 @@ fn open_again(to: BorrowedFd<'_>) -> io::Result<File> {
     OpenOptions::new().write(true).custom_flags(flags).open(path)
 }
 
-/// Whether a write would not block, or would fail.
+/// Whether a write would not block: it would succeed or fail at once.
 fn is_writable(to: BorrowedFd<'_>, wait: Duration) -> bool {
     let mut asked = [PollFd::new(to, PollFlags::POLLOUT)];
     let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
     poll(&mut asked, wait).is_ok_and(|ready| ready > 0)
 }
 
-/// Whether standard error accepts the last message of the process. Waits a second at most.
+/// Whether standard error accepts the last message of the process. Waits at most a second.
 pub(crate) fn takes_last_words() -> bool {
     is_writable(io::stderr().as_fd(), PATIENCE)
 }
@@ -235,7 +235,7 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let output = output(writer);
         let Sink::Opened(file) = output.sink else { panic!("{:?}", output.sink) };
-        // Only the second file description has the flag.
+        // Only the second file description is non-blocking.
         let file: &'static File = Box::leak(Box::new(file));
         nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
         let output = Output { sink: Sink::Polled(file.as_fd()), state: Mutex::default(), note };

@@ -1,6 +1,6 @@
-//! Log lines, on standard error: both systemd's journal and a terminal read it. Lines that the network can
-//! cause are rate-limited here, so that nobody outside can fill a disk. A log that cannot be written neither
-//! stops nor ends the tunnel.
+//! Log lines on standard error, which both systemd's journal and a terminal can read. Lines that the network
+//! can cause are rate-limited here, so that no outsider can fill a disk. If the log cannot be written, the
+//! tunnel still runs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,12 +64,12 @@ pub(crate) fn init(level: LevelFilter, format: LogFormat) {
     let output = move || OUTPUT.get_or_init(|| Output::new(stderr_fd(), note));
     let lines = || {
         let lines = tracing_subscriber::fmt().with_max_level(level).with_target(false);
-        // tracing would report them on standard error with a macro that panics if it cannot write.
+        // tracing would report these errors with a macro that panics if it cannot write to standard error.
         lines.log_internal_errors(false)
     };
     let text = lines().with_writer(output).with_ansi(io::stderr().is_terminal());
     let text = text.fmt_fields(fields());
-    // It fails only if logging has begun already.
+    // This fails only if logging has already been started.
     let _already = match format {
         LogFormat::Json => {
             lines().with_writer(move || JsonLines(output())).json().flatten_event(true).try_init()
@@ -79,7 +79,7 @@ pub(crate) fn init(level: LevelFilter, format: LogFormat) {
     };
 }
 
-/// To be called before the process ends: reports lost log lines, if a reader takes the report within a second.
+/// Reports lost log lines, if the reader accepts the report within a second. Call this before the process ends.
 pub(crate) fn finish() {
     if let Some(output) = OUTPUT.get() {
         output.finish();
@@ -116,8 +116,8 @@ fn lost_json(count: u64) -> String {
     format!("{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"{lost}\"}}\n")
 }
 
-/// Formats the message and the fields of an event so that a terminal can show them: they contain names, paths
-/// and answers from others.
+/// Formats the message and the fields of an event so that a terminal can show them safely: they contain names,
+/// paths and answers from others.
 fn fields() -> impl for<'writer> FormatFields<'writer> {
     let fields = debug_fn(|to, field, value| match field.name() {
         "message" => write!(to, "{}", Printable(format_args!("{value:?}"))),
@@ -126,7 +126,7 @@ fn fields() -> impl for<'writer> FormatFields<'writer> {
     fields.delimited(" ")
 }
 
-/// Lines of JSON, in which only the C0 control characters are escaped so far.
+/// A writer for lines of JSON in which only the C0 control characters have been escaped so far.
 struct JsonLines<W>(W);
 
 impl<W: Write> Write for JsonLines<W> {
@@ -140,7 +140,7 @@ impl<W: Write> Write for JsonLines<W> {
     }
 }
 
-/// Whether our output goes to the journal, which adds the time itself.
+/// Whether the output goes to systemd's journal, which adds the time itself.
 fn to_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal()
 }
@@ -148,8 +148,8 @@ fn to_journal() -> bool {
 /// The shortest time between two lines of one class.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets the first line of each class pass at once, and then at most one every ten seconds. Classes are a closed
-/// set: nobody outside can add one.
+/// Allows the first line of each class at once, and then at most one every ten seconds. The set of classes is
+/// fixed: no outsider can add one.
 #[derive(Debug)]
 pub(crate) struct RateLimit<Class>(BTreeMap<Class, LastLine>);
 
@@ -161,7 +161,7 @@ struct LastLine {
 }
 
 impl<Class: Ord> RateLimit<Class> {
-    /// Whether a line of this class may be logged, and how many were suppressed since the last one.
+    /// Whether a line of this class may be logged, with the number of lines suppressed since the last one.
     pub(crate) fn allow(&mut self, class: Class, now: BootTime) -> Option<Suppressed> {
         if let Some(spell) = self.0.get_mut(&class)
             && now.saturating_since(spell.since) < LINE_INTERVAL
@@ -180,7 +180,7 @@ impl<Class> Default for RateLimit<Class> {
     }
 }
 
-/// The number of suppressed lines; it is appended to the next line, and shows nothing if it is zero.
+/// The number of suppressed lines, which is appended to the next line; a zero is not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Suppressed(u64);
 

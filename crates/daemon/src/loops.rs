@@ -1,8 +1,8 @@
-//! Detects whether the tunnel leads into itself: looks up the routes of its own datagrams, and follows their
-//! changes.
+//! Detects whether the tunnel leads into itself: looks up the routes of its own datagrams, again after every
+//! change of routes.
 //!
-//! The lookup has all parameters that a route may depend on, and returns the device by which a datagram to
-//! the peer would leave. If that is the tunnel's own, the peer is not followed to that address.
+//! The lookup contains all parameters that a route may depend on, and returns the device by which a datagram to
+//! the peer would leave. If that is the tunnel's own device, the peer is not followed to that address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::nameservers;
 
 /// The time between lookups: changes of routes come in groups.
 const APART: Duration = Duration::from_millis(100);
-/// The number of the peer's addresses that are looked up, at most.
+/// The maximum number of the peer's addresses that are looked up.
 const MOST: usize = 16;
 
 /// Looks up routes and follows their changes.
@@ -34,7 +34,7 @@ pub(crate) struct Loops {
 }
 
 impl Loops {
-    /// Looks up and listens in the socket's network namespace, where these were opened.
+    /// Looks up routes in the network namespace of the socket, in which `asking` and `heard` were opened.
     pub(crate) fn new(
         (asking, heard): (Netlink, Heard),
         way: Way,
@@ -45,7 +45,7 @@ impl Loops {
         Self { asking, heard, way, uid, device, own, due: Some(Instant::now()), last: None }
     }
 
-    /// The peer's address or our source port may have changed.
+    /// Schedules a lookup, because the peer's address or our source port may have changed.
     pub(crate) fn look_soon(&mut self) {
         self.due.get_or_insert_with(Instant::now);
     }
@@ -61,7 +61,7 @@ impl Loops {
         sleep_until(*due).await;
     }
 
-    /// Looks up these addresses of the peer. The first one is the current one, if that is known.
+    /// Looks up these addresses of the peer. `current` is the address in use, if it is known.
     pub(crate) async fn look(
         &mut self,
         port: u16,
@@ -93,7 +93,8 @@ impl Loops {
         outlook
     }
 
-    /// The name servers of this host that are behind the tunnel, also while the kill switch blocks the queries.
+    /// The name servers of this host that are reached through the tunnel. Those whose queries the tunnel's kill
+    /// switch blocks now are included.
     pub(crate) async fn name_servers_inside(&self, config: &Config) -> Vec<IpAddr> {
         let mut inside = Vec::new();
         for at in nameservers::configured() {
@@ -108,7 +109,7 @@ impl Loops {
         inside
     }
 
-    /// Whether the kernel would choose a source address that only the tunnel's device has.
+    /// The source address that the kernel would choose, if only the tunnel's device has that address.
     async fn inner_source(&self, to: SocketAddr, route: Found) -> Option<InnerSource> {
         let (device, source) = (self.device?, route.source?);
         let is_inner = self.asking.is_only_on(device, source).await;

@@ -1,4 +1,4 @@
-//! The `vpnd` binary: parses the command line, runs the command, and ends with a meaningful exit code.
+//! The `vpnd` binary: parses the command line, runs the command, and ends with a matching exit code.
 
 mod account;
 mod alarm;
@@ -98,7 +98,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
 }
 
 fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
-    // Before the file is read, because that may fail too.
+    // This is done before the file is read, because reading may fail, too.
     changes::announce_start(&config::default_control(&options.config));
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
@@ -113,7 +113,7 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
 
 /// Prints an error on standard error, and returns the matching exit code.
 fn explain(error: &anyhow::Error) -> Exit {
-    // If standard error is closed or unread, only the exit code remains.
+    // If standard error is closed, or nobody reads it, only the exit code remains.
     if log_output::takes_last_words() {
         let _said = match error.downcast_ref::<Report>() {
             Some(report) => writeln!(io::stderr(), "{report}"),

@@ -1,7 +1,7 @@
-//! Name servers that are reached through the tunnel itself: while it is down, the peer's name cannot be looked
-//! up there. The C library sends the queries, so none of vpnd's rules for its own datagrams applies to them.
+//! Name servers that are reached through the tunnel itself: while the tunnel is down, they cannot resolve the
+//! peer's name. The C library sends the queries, so none of vpnd's rules for its own datagrams applies to them.
 //!
-//! vpnd does not know which servers a local resolver, such as systemd-resolved, uses.
+//! vpnd does not know which servers a local resolver, such as systemd-resolved, asks.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use crate::config::{Config, Endpoint, Problem, Route};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
-/// The C library uses no more (`MAXNS`).
+/// The maximum number of servers that the C library uses (`MAXNS`).
 const MOST: usize = 3;
 /// The DNS port.
 const PORT: u16 = 53;
@@ -38,8 +38,8 @@ async fn warnings(name: &Endpoint, within: &[(IpAddr, &Route)]) -> Vec<Problem> 
     let mut problems = Vec::new();
     for (at, route) in within {
         let found = netlink.route_of(&question(*at, uid)).await;
-        // A more specific route than the tunnel's bypasses the tunnel. vpnd's own rules put its default route
-        // behind the other routes of the table `main`.
+        // A route that is more specific than the tunnel's bypasses the tunnel. vpnd's own rules also prefer
+        // routes of the table `main` to the tunnel's default route.
         let is_inside = match found.map(|found| found.to) {
             Some(Some(to)) => to.prefix_len() <= route.to.prefix_len(),
             Some(None) => false,
@@ -59,11 +59,11 @@ fn warning(name: &Endpoint, at: IpAddr, route: &Route) -> Problem {
     .help(HELP)
 }
 
-/// The advice for this warning.
+/// The advice for the warning.
 pub(crate) const HELP: &str = "give the name server a route of its own past the tunnel, or write the peer's address into \
                                [peer] endpoint or /etc/hosts";
 
-/// The host's name servers, except those on the host itself or on one of its links.
+/// The host's name servers, except for servers on the host itself or on one of its links.
 pub(crate) fn configured() -> Vec<IpAddr> {
     fs::read_to_string(RESOLV_CONF).map(|text| parse(&text)).unwrap_or_default()
 }
@@ -73,7 +73,7 @@ fn parse(text: &str) -> Vec<IpAddr> {
         let mut words = line.split_whitespace();
         let address =
             words.next().filter(|word| *word == "nameserver").and_then(|_| words.next())?;
-        // A link-local address is followed by its link.
+        // A link-local address is followed by its interface.
         address.split('%').next()?.parse::<IpAddr>().ok()
     });
     let is_local = |at: &IpAddr| match at.to_canonical() {
@@ -91,7 +91,7 @@ fn has_host(hosts: &str, name: &str) -> bool {
     })
 }
 
-/// The most specific route of the tunnel to this address, among those that apply to every program.
+/// The most specific route of the tunnel to this address, if the route applies to every program.
 pub(crate) fn route_to(config: &Config, at: IpAddr) -> Option<&Route> {
     let everybodys = config.routes.iter().filter(|route| config.is_for_everybody(route));
     let covering = everybodys.filter(|route| route.to.contains(&at));

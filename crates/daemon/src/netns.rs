@@ -1,5 +1,5 @@
 //! Network namespaces: the device may be in one, the socket in another. An object that is opened in a namespace
-//! stays there, even if the process leaves it.
+//! stays there, even after the process has left it.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +26,7 @@ pub(crate) enum NetnsError {
         path.display()
     )]
     Open { path: PathBuf, error: io::Error },
-    /// Others could put another namespace in its place.
+    /// Other users could replace the namespace.
     #[error("others could replace network namespace {}: {why}", path.display())]
     Place { path: PathBuf, why: Untrusted },
     /// A privilege is missing.
@@ -38,7 +38,7 @@ pub(crate) enum NetnsError {
     /// The kernel refused.
     #[error("cannot enter network namespace {}: {error}", path.display())]
     Enter { path: PathBuf, error: Errno },
-    /// The original namespace cannot be entered again; vpnd cannot go on.
+    /// The original namespace cannot be entered again, so vpnd cannot continue.
     #[error("cannot return to the network namespace vpnd was started in: {0}")]
     Return(Errno),
 }
@@ -55,7 +55,7 @@ pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(NAMED).join(name)
 }
 
-/// A network namespace in which things are opened: our own, or another one.
+/// A network namespace in which objects are opened: our own, or another one.
 pub(crate) struct Netns(Option<Other>);
 
 struct Other {
@@ -65,11 +65,11 @@ struct Other {
 }
 
 impl Netns {
-    /// The namespace with this name or path; without one, our own.
+    /// The namespace with this name or path; without a name, our own.
     ///
     /// # Errors
     ///
-    /// If it does not exist.
+    /// If the namespace does not exist.
     pub(crate) fn open(name: Option<&str>) -> Result<Self, NetnsError> {
         let Some(name) = name else { return Ok(Self(None)) };
         let open = |path: &Path| {
@@ -84,7 +84,7 @@ impl Netns {
         Ok(Self(Some(Other { path, there, ours })))
     }
 
-    /// Whether both are the same namespace, whatever their names.
+    /// Whether both are the same namespace, even under different names.
     pub(crate) fn is(&self, other: &Self) -> bool {
         let id = |netns: &Self| {
             let found = match &netns.0 {
@@ -100,7 +100,7 @@ impl Netns {
     ///
     /// # Errors
     ///
-    /// If it cannot be entered or left.
+    /// If the namespace cannot be entered or left.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
         self.enter()?;
         let done = work();
@@ -110,11 +110,11 @@ impl Netns {
         Ok(done)
     }
 
-    /// Enters it permanently: this thread, and those that it will start.
+    /// Enters the namespace permanently, with this thread and the threads that it will start.
     ///
     /// # Errors
     ///
-    /// If it cannot be entered.
+    /// If the namespace cannot be entered.
     pub(crate) fn enter(&self) -> Result<(), NetnsError> {
         let Some(Other { path, there, .. }) = &self.0 else { return Ok(()) };
         let path = || path.clone();
@@ -137,7 +137,7 @@ mod tests {
         fs::read_link(OURS).unwrap()
     }
 
-    /// A namespace that exists as long as the thread that made it.
+    /// Makes a namespace that exists as long as the thread that made it.
     fn another() -> (PathBuf, mpsc::Sender<()>) {
         let (tell, told) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();

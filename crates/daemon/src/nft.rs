@@ -1,4 +1,4 @@
-//! Requests to nftables, directly in netlink messages: neither a program nor a shell is needed.
+//! Requests to nftables as netlink messages, so neither a program nor a shell is needed.
 
 pub(crate) mod expression;
 
@@ -28,8 +28,8 @@ const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 /// Attributes of a table: its name and flags (`nft_table_attributes`).
 const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
-/// Attributes of a chain: its table, name, hook, policy and type (`nft_chain_attributes`); of a hook: its
-/// number and priority.
+/// Attributes of a chain: its table, name, hook, policy and type (`nft_chain_attributes`). Attributes of a
+/// hook: its number and priority.
 const TABLE: u16 = 1;
 const NAME: u16 = 3;
 const HOOK: u16 = 4;
@@ -47,15 +47,15 @@ const CREATE: u16 = 0x400;
 const NESTED: u16 = 0x8000;
 /// `NF_DROP`.
 const DROP: u32 = 0;
-/// `NFPROTO_INET`: both versions of IP.
+/// `NFPROTO_INET`: both IP versions.
 pub(crate) const INET: u8 = 1;
 const HEADER: usize = 16;
-/// The most ranges in one message: 36 KB of the 64 KB that an attribute can have.
+/// The maximum number of ranges in one message: 36 KB of the 64 KB that an attribute can have.
 const RANGES_AT_ONCE: usize = 500;
-/// How long to wait for an answer: the kernel answers at once.
+/// How long to wait for an answer. The kernel usually answers at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The points at which packets pass (`nf_inet_hooks`).
+/// The hooks that packets pass (`nf_inet_hooks`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
     /// Before the routing decision.
@@ -79,12 +79,12 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Whether it drops packets at this hook that none of its rules accepts.
+    /// Whether the chain drops packets at this hook by default, if no rule accepts them.
     pub(crate) fn drops(&self, hook: Hook) -> bool {
         self.hook == Some(hook as u32) && self.policy == Some(DROP)
     }
 
-    /// Reads a message after its header: a family, three more bytes, and attributes.
+    /// Parses a message after its header: a family, three more bytes, and attributes.
     fn read(message: &[u8]) -> Option<Self> {
         let (family, attributes) = (*message.first()?, message.get(4..)?);
         let mut chain = Self { family, ..Self::default() };
@@ -111,24 +111,24 @@ pub(crate) fn chains() -> io::Result<Vec<Chain>> {
     Ok(chains.iter().filter_map(|message| Chain::read(message)).collect())
 }
 
-/// Whether a rule in this chain's table compares anything with this port.
+/// Whether a rule in this chain's table compares a value with this port.
 pub(crate) fn names_port(chain: &Chain, port: u16) -> io::Result<bool> {
     let table = attribute(RULE_TABLE, &zero_ended(&chain.table))?;
     let rules = dump(GET_RULE, chain.family, &table)?;
     Ok(rules.iter().any(|rule| compares(rule, port)))
 }
 
-/// Searches for the port as two bytes of a packet, or in the legacy form of `iptables`: from any port, to this
-/// one (`struct xt_udp`).
+/// Searches for the port as two bytes of a packet, or in the legacy form of `iptables`: from any port to this
+/// port (`struct xt_udp`).
 fn compares(rule: &[u8], port: u16) -> bool {
     let Ok(value) = attribute(expression::VALUE, &port.to_be_bytes()) else { return false };
     let older = [0, u16::MAX, port, port].map(u16::to_ne_bytes).concat();
-    // Without the padding of a value to four bytes.
+    // Only the value, without its padding to four bytes.
     let parts = [&value[..6], &older];
     parts.iter().any(|part| rule.windows(part.len()).any(|bytes| bytes == *part))
 }
 
-/// All objects of one kind; each message without its header.
+/// All objects of one kind, each as a message without its header.
 fn dump(kind: u16, family: u8, attributes: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     const ALL: u16 = 0x301;
     let mut socket = connect()?;
@@ -154,7 +154,7 @@ fn connect() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Turns the kernel's error number, which is negative, into an error; 0 is no error.
+/// Converts the kernel's error number, which is negative, to an error; 0 means no error.
 fn refusal(message: &[u8]) -> io::Error {
     let code = message.first_chunk().map_or(-libc::EBADMSG, |code| i32::from_ne_bytes(*code));
     io::Error::from_raw_os_error(-code)
@@ -173,20 +173,20 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// The kernel's refusal; the set is then unchanged.
+    /// The kernel's error; then the set is unchanged.
     pub(crate) fn replace(&self, set: &Set) -> io::Result<()> {
         let named = elements_of(&self.name, set.name)?;
-        // Deleting all elements of an empty set is no error.
+        // Deleting all elements of an empty set is not an error.
         let mut messages = vec![changing(DELETE_ELEMENTS, 0, &named)?];
         messages.extend(set.additions(&self.name)?);
         self.commit(&messages)
     }
 
-    /// Whether it still exists: somebody may have flushed it.
+    /// Whether the table still exists: somebody may have flushed it.
     ///
     /// # Errors
     ///
-    /// If the kernel does not report it.
+    /// If the kernel does not report that.
     pub(crate) fn is_there(&self) -> io::Result<bool> {
         let named = attribute(TABLE_NAME, &zero_ended(&self.name))?;
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,11 +204,11 @@ impl Table {
         }
     }
 
-    /// Makes it again, with the current plan.
+    /// Makes the table again, with the current plan.
     ///
     /// # Errors
     ///
-    /// The kernel's refusal.
+    /// The kernel's error.
     pub(crate) fn make_again(&self, plan: &Plan) -> io::Result<()> {
         self.commit(&plan.messages)
     }
@@ -217,7 +217,7 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// The kernel's refusal; a missing table is no error.
+    /// The kernel's error; a missing table is not an error.
     pub(crate) fn delete(&self) -> io::Result<()> {
         was_there(self.commit(&[deleting(&self.name)?])).map(drop)
     }
@@ -228,11 +228,11 @@ impl Table {
     }
 }
 
-/// Deletes the table with this name in the network namespace of this thread, and whether it was there.
+/// Deletes the table with this name in the network namespace of this thread; returns whether it existed.
 ///
 /// # Errors
 ///
-/// The kernel's refusal.
+/// The kernel's error.
 pub(crate) fn delete(table: &str) -> io::Result<bool> {
     let deleting = deleting(table)?;
     was_there(connect().and_then(|mut socket| commit(&mut socket, &[deleting])))
@@ -246,14 +246,14 @@ fn was_there(deleted: io::Result<()>) -> io::Result<bool> {
     match deleted {
         Ok(()) => Ok(true),
         Err(error) => match error.raw_os_error() {
-            // A kernel without nftables has no table.
+            // A kernel without nftables has no tables.
             Some(libc::ENOENT | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP) => Ok(false),
             _ => Err(error),
         },
     }
 }
 
-/// A set of ranges of addresses of one version of IP, as numbers: sorted, and not adjacent.
+/// A set of address ranges of one IP version, as numbers. The ranges are sorted and not adjacent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: &'static str,
@@ -264,7 +264,8 @@ pub(crate) struct Set {
 }
 
 impl Set {
-    /// The messages that add the ranges: several if there are many, as an attribute's length has only 16 bits.
+    /// The messages that add the ranges. Many ranges need several messages, because an attribute's length has
+    /// only 16 bits.
     fn additions(&self, table: &str) -> io::Result<Vec<Vec<u8>>> {
         let named = elements_of(table, self.name)?;
         let addition = |ranges: &[(u128, u128)]| {
@@ -273,7 +274,7 @@ impl Set {
         self.ranges.chunks(RANGES_AT_ONCE).map(addition).collect()
     }
 
-    /// Ranges as the kernel represents them: one element at the beginning of a range, and one after its end.
+    /// The ranges in the kernel's form: one element at the beginning of a range, and one after its end.
     fn elements(&self, ranges: &[(u128, u128)]) -> Encoded {
         const END: u32 = 1;
         let element = |key: u128, flags: u32| {
@@ -290,7 +291,7 @@ impl Set {
     }
 }
 
-/// A table, its chains and its rules, to be made in one transaction.
+/// A table with its chains and rules, which is made in one transaction.
 pub(crate) struct Plan {
     table: String,
     /// The number of sets so far.
@@ -299,12 +300,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A new table of this name for both versions of IP. It vanishes with the process, however that ends. Until
-    /// then nobody else can change it, not even `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
+    /// A new table of this name for both IP versions. The kernel removes it when the process ends in any way.
+    /// Until then no other program can change it, not even `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
     ///
     /// # Errors
     ///
-    /// If something does not fit into a message; the same goes for all parts of a plan.
+    /// If a part does not fit into a message; this also applies to all other parts of a plan.
     pub(crate) fn owned(table: &str) -> io::Result<Self> {
         const OWNER: u32 = 2;
         const ALONE: u16 = 0x200;
@@ -315,18 +316,18 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Like [`Self::owned`], but the table stays until it is deleted. It replaces a table of the same name in
+    /// Like [`Self::owned`], but the table exists until it is deleted. It replaces a table of the same name in
     /// one transaction, so no packet passes in between.
     pub(crate) fn lasting(table: &str) -> io::Result<Self> {
         let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
-        // Created first, because only an existing table can be deleted.
+        // The table is created first, because only an existing table can be deleted.
         for (kind, flags) in [(NEW_TABLE, CREATE), (DELETE_TABLE, 0), (NEW_TABLE, CREATE)] {
             plan.push(kind, flags, [attribute(TABLE_NAME, &zero_ended(table))])?;
         }
         Ok(plan)
     }
 
-    /// A chain at this hook; chains of a lower priority come first.
+    /// Adds a chain at this hook; chains with a lower priority number come first.
     pub(crate) fn chain(&mut self, name: &str, hook: Hook, priority: i32) -> io::Result<()> {
         let hook = joined([
             attribute(HOOK_NUMBER, &(hook as u32).to_be_bytes()),
@@ -341,10 +342,10 @@ impl Plan {
         self.push(NEW_CHAIN, CREATE, attributes)
     }
 
-    /// A set of ranges of addresses.
+    /// Adds a set of address ranges.
     pub(crate) fn set(&mut self, set: &Set) -> io::Result<()> {
         const INTERVALS: u32 = 4;
-        // The type by which `nft` shows the elements: IPv4 or IPv6 addresses.
+        // The type of the elements for `nft`: IPv4 or IPv6 addresses.
         let (kind, bytes): (u32, u32) = if set.bytes == 4 { (7, 4) } else { (8, 16) };
         self.sets += 1;
         let attributes = [
@@ -353,7 +354,7 @@ impl Plan {
             attribute(3, &INTERVALS.to_be_bytes()),
             attribute(4, &kind.to_be_bytes()),
             attribute(5, &bytes.to_be_bytes()),
-            // The id by which messages of the same transaction name the set.
+            // The id by which messages of the same transaction refer to the set.
             attribute(10, &self.sets.to_be_bytes()),
         ];
         self.push(NEW_SET, CREATE, attributes)?;
@@ -376,11 +377,11 @@ impl Plan {
         self.push(NEW_RULE, CREATE | LAST, attributes)
     }
 
-    /// Makes the table with everything in it.
+    /// Makes the table with all its parts.
     ///
     /// # Errors
     ///
-    /// The kernel's refusal; nothing is then made.
+    /// The kernel's error; then nothing was made.
     pub(crate) fn make(&self) -> io::Result<Table> {
         let mut socket = connect()?;
         commit(&mut socket, &self.messages)?;
@@ -398,21 +399,22 @@ impl Plan {
     }
 }
 
-/// A message that changes something for both versions of IP, and asks for an answer.
+/// A message that changes an object for both IP versions, and asks for an answer.
 fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Encoded {
     const ACKNOWLEDGE: u16 = 4;
     message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes)
 }
 
-/// Discards what an earlier request has left unread: the kernel answers each message of a transaction, and the first
-/// refusal ends the reading. It has queued all its answers by the time that a request has been sent.
+/// Discards unread answers to an earlier request. The kernel answers each message of a transaction, but vpnd
+/// stops reading at the first error. When a request has been sent, the kernel has already queued all its
+/// answers.
 fn discard_answers(socket: &Socket) {
     const MOST: usize = 10_000;
     let mut buffer = [MaybeUninit::uninit(); 1];
     for _ in 0..MOST {
         match socket.recv_with_flags(&mut buffer, libc::MSG_DONTWAIT) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            // Also an error that says that answers were lost: it is not about the next request.
+            // This includes an error about lost answers, because it does not concern the next request.
             _ => {}
         }
     }
@@ -437,12 +439,12 @@ fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
     Ok(())
 }
 
-/// The attributes that name a set (`nft_set_elem_list_attributes`).
+/// The attributes that identify a set (`nft_set_elem_list_attributes`).
 fn elements_of(table: &str, set: &str) -> Encoded {
     joined([attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))])
 }
 
-/// A part of a message, or an error if it does not fit.
+/// An encoded part of a message, or an error if it does not fit.
 pub(crate) type Encoded = io::Result<Vec<u8>>;
 
 /// A message: a header (length, kind, flags, sequence, port), the four bytes that every netfilter message has,
@@ -454,8 +456,8 @@ fn message(kind: u16, flags: u16, start: [u8; 4], attributes: &[u8]) -> Encoded 
     Ok([&header.concat()[..], &[0; 8], &start, attributes].concat())
 }
 
-/// An attribute, padded to a multiple of four bytes. A value that is too long is an error: with a wrong length
-/// the kernel would take the rest of the value for attributes.
+/// Encodes an attribute, padded to a multiple of four bytes. A value that is too long is an error: with a wrong
+/// length, the kernel would parse the rest of the value as attributes.
 fn attribute(kind: u16, value: &[u8]) -> Encoded {
     let len = u16::try_from(4 + value.len()).map_err(|_| does_not_fit())?;
     let mut bytes = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
@@ -475,7 +477,7 @@ fn zero_ended(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
-/// Netlink messages: the kind of each, and the bytes after its header.
+/// An iterator over netlink messages: the kind of each message, and the bytes after its header.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -490,7 +492,7 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// Netlink attributes: the kind of each without its flags, and its value.
+/// An iterator over netlink attributes: the kind of each attribute without its flags, and its value.
 struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
@@ -586,7 +588,7 @@ mod tests {
         assert_eq!(read, set.ranges);
     }
 
-    /// A network namespace of its own; nothing without root.
+    /// Runs `work` in a separate network namespace; does nothing without root.
     fn in_namespace(work: impl FnOnce() + Send + 'static) {
         if !nix::unistd::Uid::effective().is_root() {
             return;
@@ -609,7 +611,7 @@ mod tests {
         elements.filter(|element| !element.is_empty()).collect()
     }
 
-    /// Every other of the networks of 64 bits in 2001:db8::/32, from number `from`.
+    /// Every second network of 64 bits in 2001:db8::/32, from number `from`.
     fn every_other(from: u16) -> (Set, Vec<String>) {
         let (mut ranges, mut shown) = (Vec::new(), Vec::new());
         for n in (from..from + 2000).step_by(2) {

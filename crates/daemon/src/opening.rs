@@ -1,5 +1,5 @@
-//! Opens what a start needs, according to the configuration: the device, its carrier, the UDP socket, the
-//! control socket.
+//! Opens the objects that a start needs, according to the configuration: the device, its carrier, the UDP
+//! socket, the control socket.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -21,8 +21,8 @@ use crate::control::{Ask, Control, ControlError, STOPPING};
 use crate::run::RunError;
 use crate::tuntap;
 
-/// The netlink connection for configuring the device, and the kernel's messages about it: both were opened in
-/// its network namespace, and stay in it.
+/// The netlink connection for configuring the device, and the kernel's messages about it. The caller opens them
+/// in the device's network namespace, to which they then belong.
 pub(crate) fn netlink() -> Result<(Netlink, Heard, Heard), vpnd_device::Error> {
     Ok((Netlink::connect()?, Heard::devices()?, Heard::everything()?))
 }
@@ -41,7 +41,7 @@ pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, RunError> {
     Ok(device)
 }
 
-/// The holder of a killed vpnd's device may take an instant to end.
+/// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end.
 fn patiently(
     open: impl Fn() -> Result<vpnd_tun::Device, OpenError>,
 ) -> Result<vpnd_tun::Device, OpenError> {
@@ -60,7 +60,7 @@ fn patiently(
 
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Names the process that holds the device, if there is one.
+/// Adds the processes that have the device open to an error about that.
 fn held(error: OpenError) -> RunError {
     match &error {
         OpenError::Busy { name } | OpenError::Shared { name, .. } | OpenError::Header { name } => {
@@ -70,7 +70,7 @@ fn held(error: OpenError) -> RunError {
     }
 }
 
-/// Sysctls for a device that vpnd creates: no host at its other end may configure this one.
+/// Sysctls for a device that vpnd creates, so that no host at the other end can configure this host.
 const KEPT_OUT: [(&str, &str); 4] = [
     ("ipv6/conf/DEVICE/accept_ra", "0"),
     ("ipv6/conf/DEVICE/accept_redirects", "0"),
@@ -78,11 +78,11 @@ const KEPT_OUT: [(&str, &str); 4] = [
     ("ipv4/conf/DEVICE/send_redirects", "0"),
 ];
 
-/// Sets a sysctl in the network namespace of this thread. A failure is harmless: a service may find
-/// `/proc/sys` read-only or hidden, a kernel may lack IPv6, and the data path stops these messages anyway.
+/// Sets a sysctl in the network namespace of this thread. A failure is harmless: in a service, `/proc/sys` may
+/// be read-only or hidden; a kernel may lack IPv6; and the data path drops these messages anyway.
 fn refuse_configuration(device: &str, file: &str, value: &str) {
     let file = format!("/proc/sys/net/{}", file.replace("DEVICE", device));
-    // These two are not devices: they stand for others.
+    // These two names are not devices: they stand for all and for future devices.
     let set =
         || if ["all", "default"].contains(&device) { Ok(()) } else { fs::write(&file, value) };
     if let Err(error) = set() {
@@ -90,7 +90,7 @@ fn refuse_configuration(device: &str, file: &str, value: &str) {
     }
 }
 
-/// The device. If the number of queues is ours to choose, a device that already exists may have only one.
+/// Opens the device. If vpnd chooses the number of queues, an existing device may have only one.
 fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
     let Interface { owner, group, .. } = &config.interface;
     let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
@@ -111,28 +111,30 @@ fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
     }
 }
 
-/// The number of processors we may run on, up to what the single inbound thread can serve.
+/// The number of processors that this process may use, up to the number that one inbound thread can keep up
+/// with.
 fn processors() -> u16 {
     const MOST: u16 = 8;
     let processors = available_parallelism().map_or(1, usize::from);
     u16::try_from(processors).map_or(MOST, |processors| processors.min(MOST))
 }
 
-/// The device's carrier, off until the peer comes to life.
+/// The device's carrier, which is off until the peer is alive.
 pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
     if config.interface.carrier == config::Carrier::Always {
         return None;
     }
     let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
     let carrier = Carrier::of(&device.queues[0]).and_then(off);
-    let refused =
-        |error| tracing::warn!("the carrier cannot follow the peer, and stays on: {error}");
+    let refused = |error| {
+        tracing::warn!("the device's carrier stays on, whether the peer is alive or not: {error}")
+    };
     carrier.map_err(refused).ok()
 }
 
 /// The families for which the kernel ignores the device's routes while it has no carrier, if the carrier
-/// `follows` the peer. The sysctl is `ignore_routes_with_linkdown`; for IPv4 it applies if either of two
-/// settings is on.
+/// `follows` the peer. The sysctl is `ignore_routes_with_linkdown`. For IPv4 there are two settings, and one of
+/// them is enough.
 pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
     let is_on = |family: &str, of: &str| {
         let path = format!("/proc/sys/net/{family}/conf/{of}/ignore_routes_with_linkdown");
@@ -144,8 +146,8 @@ pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
     }
 }
 
-/// The device's MTU. A port with its bridge's MTU never lowers the bridge's, and a device that others created
-/// keeps its own.
+/// The device's MTU. A bridge port gets the bridge's MTU, which never lowers that of the bridge. A device that
+/// others created keeps its own.
 pub(crate) async fn mtu(
     interface: &Interface,
     device: &vpnd_tun::Device,
@@ -162,16 +164,16 @@ pub(crate) async fn mtu(
     Ok(u16::try_from(there).unwrap_or(u16::MAX))
 }
 
-/// The MTU of a LAN without another setting.
+/// The MTU of a LAN if nothing else is set.
 const ETHERNET_MTU: u16 = 1500;
 
-/// The UDP socket. If its address is not ours yet, the error appears here, not at the first send.
+/// Opens the UDP socket. If its address is not ours yet, this reports the error before the first send does.
 pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let wanted = &config.socket;
     for source in &wanted.sources {
         match way.check_source(*source) {
             Err(error @ BindError::SourceNotOurs { .. }) => {
-                tracing::warn!("{error}. Until one has it, nothing is sent");
+                tracing::warn!("{error}. Nothing is sent until an interface has it");
             }
             checked => checked?,
         }
@@ -185,20 +187,20 @@ pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     Socket::bind(config.interface.listen, &options)
 }
 
-/// The kernel's messages about the routes of the socket's datagrams; a tunnel works without them.
+/// The kernel's messages about the routes of the socket's datagrams; a tunnel also works without them.
 pub(crate) fn uplink() -> Option<Uplink> {
     let opened = Netlink::connect().and_then(|netlink| Ok((netlink, Heard::everything()?)));
     match opened {
         Ok((netlink, heard)) => Some(Uplink::follow(netlink, heard)),
         Err(error) => {
-            tracing::warn!("{error}; changes of routes to the peer are noticed late");
+            tracing::warn!("{error}; vpnd reacts late to changes of routes to the peer");
             None
         }
     }
 }
 
-/// Binds the control socket. It is an error if a tunnel of the same name is running; if the socket's
-/// directory is missing, the tunnel runs without it.
+/// Binds the control socket. A running tunnel of the same name is an error. If the socket cannot be bound for
+/// another reason, the tunnel runs without it.
 pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> {
     match bind_control(config) {
         Ok(control) => {
@@ -207,14 +209,14 @@ pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> 
         }
         Err(error @ ControlError::Running(_)) => Err(error),
         Err(error) => {
-            tracing::warn!("{error}; `vpnd status` will not find this tunnel");
+            tracing::warn!("{error}; the tunnel runs, but `vpnd status` cannot find it");
             Ok(None)
         }
     }
 }
 
-/// Waits for the end of a tunnel that is stopping, as in a restart. If this failed instead, no process would
-/// keep the kill switch closed.
+/// Binds the socket. If an earlier run is still stopping, as in a restart, waits for its end. If the start
+/// failed instead, no process would maintain the kill switch.
 fn bind_control(config: &Config) -> Result<Control, ControlError> {
     let begun = Instant::now();
     let mut announced = false;
@@ -224,7 +226,9 @@ fn bind_control(config: &Config) -> Result<Control, ControlError> {
                 if begun.elapsed() < STOP_LIMIT && is_stopping(&path) =>
             {
                 if !announced {
-                    tracing::info!("this tunnel is still stopping; the start waits for its end");
+                    tracing::info!(
+                        "an earlier run of this tunnel is still stopping; the start waits for its end"
+                    );
                     announced = true;
                 }
                 sleep(STOP_POLL);
@@ -239,18 +243,18 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// ... and how often it checks.
 const STOP_POLL: Duration = Duration::from_millis(50);
 
-/// Whether the tunnel at this control socket is stopping, or has ended meanwhile.
+/// Whether the tunnel at this control socket is stopping, or has ended in the meantime.
 fn is_stopping(control: &Path) -> bool {
     match ask::ask(control, &Ask::new("status")) {
         Ok(status) => status.get("stopping") == Some(&serde_json::Value::Bool(true)),
         Err(AskError::Refused { reason, .. }) => reason == STOPPING,
-        // It closes its connections when it ends.
+        // A tunnel that ends closes its connections.
         Err(AskError::NotRunning(_) | AskError::Io { .. }) => true,
         Err(_) => false,
     }
 }
 
-/// Gives the user whom the daemon becomes access to it too.
+/// Gives the user whom the daemon becomes access to the socket.
 fn give(socket: &Path, user: Option<&Account>) {
     let given = user.map(|user| give_socket(socket, user));
     if let Some(Err(error)) = given {
@@ -258,8 +262,8 @@ fn give(socket: &Path, user: Option<&Account>) {
     }
 }
 
-/// By descriptor, and only a socket of ours without another name: anybody who may write to the directory can
-/// have replaced it.
+/// Changes the owner by descriptor, and only of a socket that is ours and has no other name, because any user
+/// who may write to the directory can have replaced it.
 fn give_socket(path: &Path, user: &Account) -> io::Result<()> {
     let opened = OpenOptions::new()
         .read(true)

@@ -33,8 +33,8 @@ pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
         .with_macs(macs(&config.peer))
 }
 
-/// The wanted state of the device; `own` has the features of the tunnel's own datagrams, if the tunnel's
-/// routes would take them.
+/// The wanted state of the device. `own` describes the tunnel's own datagrams, if the tunnel's routes would
+/// catch them.
 pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> Link {
     let interface = &config.interface;
     Link {
@@ -55,9 +55,9 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
     }
 }
 
-/// Gives a TAP device a hardware address of its own if the configuration has none. A device that others
-/// created keeps its address, unless it joins a bridge: the address could be the lowest of the ports', and
-/// the bridge would adopt it.
+/// Chooses a hardware address for a TAP device if the configuration has none. A device that others created
+/// keeps its address, unless it joins a bridge: its address could be the lowest of all ports, and the bridge
+/// would use it as its own.
 pub(crate) fn choose_mac(
     link: &mut Link,
     config: &Config,
@@ -75,7 +75,7 @@ pub(crate) fn choose_mac(
     }
 }
 
-/// A locally administered address, the same at each start and higher than those of all network cards.
+/// A locally administered address that is the same at each start, and higher than those of all network cards.
 fn own_mac(public_key: &PublicKey, tunnel: &str) -> [u8; 6] {
     let parts = [&b"vpnd hardware address"[..], public_key.as_bytes(), tunnel.as_bytes()];
     let [_, a, b, c, d, e, ..] = hash(&parts);
@@ -91,7 +91,7 @@ fn route(route: &config::Route) -> vpnd_device::Route {
     }
 }
 
-/// The options of the protocol; `floor` is the last timestamp that was stored.
+/// The options of the protocol; `floor` is the last stored timestamp.
 pub(crate) fn peer(
     config: &Config,
     keys: Keys,
@@ -125,7 +125,7 @@ pub(crate) fn mtu_follows(config: &Config) -> Option<u16> {
     follows.then_some(MAX_DATAGRAM)
 }
 
-/// The source addresses that the peer may use: never our own.
+/// The source addresses that the peer may use; our own are excluded.
 pub(crate) fn filter(config: &Config) -> Filter {
     let config::Interface { addresses, peer_addresses, .. } = &config.interface;
     let mut allowed = config.peer.allowed_ips.clone();
@@ -145,9 +145,9 @@ pub(crate) fn filter(config: &Config) -> Filter {
     Filter::new(&allowed).without(&own)
 }
 
-/// The addresses in the network of one of ours that belong to no other host: our address itself; the
-/// network's and the broadcast address; in IPv6 the anycast address of its routers (RFC 4291 §2.6.1).
-/// Networks of two addresses have none of the last (RFC 3021, RFC 6164).
+/// The addresses in the network of one of ours that belong to no other host: our address itself; the network
+/// and the broadcast address; in IPv6 the anycast address of routers (RFC 4291 §2.6.1). Networks of two
+/// addresses have only the first of these (RFC 3021, RFC 6164).
 fn own(address: &IpNet) -> impl Iterator<Item = IpNet> {
     let wide = address.prefix_len() + 1 < address.max_prefix_len();
     let network = wide.then(|| address.network());
@@ -155,7 +155,7 @@ fn own(address: &IpNet) -> impl Iterator<Item = IpNet> {
     [Some(address.addr()), network, broadcast].into_iter().flatten().map(IpNet::from)
 }
 
-/// Over a device that carries IP packets, no host here solicits routers.
+/// The messages to drop. Solicitations are dropped only over a TUN device, because no host solicits routers there.
 fn guard(config: &Config) -> Guard {
     let guard = &config.peer.guard;
     let routers = guard.contains(&config::Guard::Ra);
@@ -166,7 +166,7 @@ fn guard(config: &Config) -> Guard {
     }
 }
 
-/// `None` if every station may send.
+/// The stations that may send; `None` if every station may.
 fn macs(peer: &config::Peer) -> Option<Macs> {
     let macs: Vec<_> = peer.allowed_macs.iter().map(|mac| mac.0).collect();
     (!macs.is_empty()).then(|| Macs::new(&macs))

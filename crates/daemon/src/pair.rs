@@ -1,4 +1,4 @@
-//! `pair`: the files that two sites need, in a directory for each.
+//! `pair`: writes the files that two sites need, in a directory for each site.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
@@ -37,12 +37,12 @@ pub(crate) struct PairOptions {
     pub(crate) inner: Vec<InnerNet>,
 }
 
-/// One end of a pair.
+/// One site of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Site {
     /// The name of its tunnel and files.
     pub(crate) name: String,
-    /// Where the other end reaches it.
+    /// The endpoint at which the other site reaches this one.
     pub(crate) endpoint: Option<Endpoint>,
 }
 
@@ -66,13 +66,13 @@ impl FromStr for Site {
 /// A network with an address for each site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InnerNet {
-    /// The first site's address in it.
+    /// The first site's address in the network.
     pub(crate) a: IpNet,
-    /// The second site's.
+    /// The second site's address.
     pub(crate) b: IpNet,
 }
 
-/// Parses a network and picks both sites' addresses.
+/// Parses a network and chooses both sites' addresses.
 pub(crate) fn inner_network(text: &str) -> Result<InnerNet, String> {
     let net: IpNet = text.parse().map_err(|_| "a network such as 10.99.0.0/30".to_owned())?;
     // The first address of an IPv6 network is the subnet-router anycast address (RFC 4291 §2.6.1).
@@ -88,7 +88,7 @@ pub(crate) fn inner_network(text: &str) -> Result<InnerNet, String> {
 /// Why the files were not written.
 #[derive(Debug, Error)]
 pub(crate) enum PairError {
-    /// Neither site could reach the other.
+    /// Neither site has an endpoint, so neither could reach the other.
     #[error("neither site has an endpoint: give one as NAME=HOST:PORT")]
     NoEndpoint,
     /// Both sites have the same name.
@@ -120,7 +120,7 @@ impl PairError {
     }
 }
 
-/// Writes both sites' files, and prints what to do with them.
+/// Writes both sites' files, and prints the next steps.
 pub(crate) fn run(options: &PairOptions) -> anyhow::Result<ExitCode> {
     write(options)?;
     let text = format!("{}\n{}\n{LAST}", next(options, &options.a), next(options, &options.b));
@@ -152,7 +152,7 @@ pub(crate) fn write(options: &PairOptions) -> Result<(), PairError> {
     if a.endpoint.is_none() && b.endpoint.is_none() {
         return Err(PairError::NoEndpoint);
     }
-    // Checked before anything is made, so that an error leaves nothing behind.
+    // This is checked before any file is made, so that an error leaves nothing behind.
     for site in [a, b] {
         let directory = options.out.join(&site.name);
         let trusted = trust::future_directory(&directory, &[]);
@@ -167,7 +167,7 @@ pub(crate) fn write(options: &PairOptions) -> Result<(), PairError> {
     end(b, a, at_b).write(&options.out, &secret_b, &secret_a.public(), &preshared)
 }
 
-/// One site of the pair.
+/// One site of the pair, with the other site and its own addresses in the tunnel.
 struct End<'a> {
     site: &'a Site,
     other: &'a Site,

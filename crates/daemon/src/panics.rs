@@ -1,6 +1,6 @@
-//! Panics, wherever they happen. The runtime ends only the task that panicked: whatever it maintained, such as
-//! the kill switch, would no longer be maintained while everything else runs on. So a panic ends the tunnel
-//! with an error, and a service manager starts it again.
+//! Handles panics of all threads and tasks. The runtime ends only the task that panicked, so an object that it
+//! maintained, such as the kill switch, would no longer be maintained while everything else continues. So a
+//! panic ends the tunnel with an error, and a service manager starts it again.
 
 use std::panic::{self, PanicHookInfo};
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 pub(crate) struct Panics(watch::Receiver<Option<String>>);
 
 impl Panics {
-    /// Replaces the standard library's panic hook: logs panics, and remembers the first one.
+    /// Replaces the standard library's panic hook: logs each panic, and stores the first one.
     pub(crate) fn watch() -> Self {
         let (first, seen) = watch::channel(None);
         panic::set_hook(Box::new(move |panic| {
@@ -30,7 +30,7 @@ impl Panics {
     pub(crate) async fn seen(&mut self) -> String {
         match self.0.wait_for(Option::is_some).await {
             Ok(text) => text.clone().unwrap_or_default(),
-            // The hook was replaced by another one.
+            // Another hook has replaced this one.
             Err(_) => std::future::pending().await,
         }
     }

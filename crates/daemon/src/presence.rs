@@ -1,5 +1,5 @@
-//! Whether a device still exists. A device that was moved to another network namespace does, although in its
-//! old namespace the kernel reports the same as for a deleted device.
+//! Whether a device still exists. A device that was moved to another network namespace still exists, although
+//! the kernel reports in the old namespace that it was deleted.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vpnd_tun::Queue;
 
-/// A device, in whichever namespace it is. It keeps the device alive unless somebody deletes it.
+/// A device in any namespace. The device exists at least as long as this value, unless somebody deletes it.
 #[derive(Debug)]
 pub(crate) struct Presence(OwnedFd);
 
@@ -16,7 +16,7 @@ impl Presence {
     ///
     /// # Errors
     ///
-    /// When the process has no descriptor left.
+    /// If the process has no descriptor left.
     pub(crate) fn of(queue: &Queue) -> io::Result<Self> {
         queue.as_fd().try_clone_to_owned().map(Self)
     }

@@ -1,6 +1,6 @@
-//! Privileges: drops all of them except for one capability.
+//! Drops all privileges except for one capability.
 //!
-//! Capabilities belong to a thread, so this is done before there is a second thread.
+//! Capabilities belong to a thread, so they are dropped before there is a second thread.
 
 use std::fs;
 use std::io;
@@ -15,14 +15,14 @@ use thiserror::Error;
 
 use crate::account::Account;
 
-/// Needed for devices, addresses and routes, before and after the drop. Without it vpnd can still run a tunnel
+/// Needed for devices, addresses and routes, before and after the drop. Without it, vpnd can still run a tunnel
 /// on a device that was made and configured for its user.
 const KEPT: Capability = Capability::CAP_NET_ADMIN;
 
-/// Why the daemon's privileges are too few, or could not be dropped.
+/// Why the daemon's privileges are not enough, or could not be dropped.
 #[derive(Debug, Error)]
 pub(crate) enum PrivilegeError {
-    /// The other threads would keep the privileges that this one drops.
+    /// There are other threads, which would keep the privileges that this thread drops.
     #[error("privileges cannot be dropped once there are {0} threads")]
     Threads(usize),
     /// The kernel refused to change the user.
@@ -43,8 +43,8 @@ impl PrivilegeError {
     }
 }
 
-/// Sets the scheduling priority, which every thread started from now on inherits. Without the privilege the
-/// priority stays as vpnd was started with.
+/// Sets the scheduling priority, which every thread started from now on inherits. Without the privilege for
+/// that, vpnd keeps the priority that it was started with.
 pub(crate) fn share_processor(nice: i32) {
     // SAFETY: the call takes three numbers, of which 0 means the calling thread.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } != 0 {
@@ -53,9 +53,9 @@ pub(crate) fn share_processor(nice: i32) {
     }
 }
 
-/// Lowers the priority of the calling thread below that of the data threads, which have been started by now. So
-/// packets from strangers take processor time from this thread, not from other programs. A lower priority that
-/// vpnd was started with stays.
+/// Lowers the priority of the calling thread below that of the data threads, which have been started by now, so
+/// that packets from strangers take processor time from this thread and not from other programs. If vpnd was
+/// started with an even lower priority, that is kept.
 pub(crate) fn yield_to_others() {
     // SAFETY: the call takes two numbers, of which 0 means the calling thread.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
@@ -64,13 +64,13 @@ pub(crate) fn yield_to_others() {
     }
 }
 
-/// Changes to `user` if there is one and it is possible, and keeps at most `CAP_NET_ADMIN`, permanently.
+/// Changes to `user`, if there is one and that is possible, and keeps at most `CAP_NET_ADMIN`, permanently.
 ///
 /// A process that is not root, or whose user namespace has no mapping for `user`, keeps its uid.
 ///
 /// # Errors
 ///
-/// The kernel's refusal; the daemon must not go on with unintended privileges.
+/// The kernel's error; the daemon must not continue with unintended privileges.
 pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
     alone()?;
     forbid_gains()?;
@@ -85,7 +85,7 @@ pub(crate) fn drop_to(user: Option<&Account>) -> Result<(), PrivilegeError> {
 ///
 /// # Errors
 ///
-/// The kernel's refusal.
+/// The kernel's error.
 pub(crate) fn drop_all(user: Option<&Account>) -> Result<(), PrivilegeError> {
     alone()?;
     forbid_gains()?;
@@ -106,10 +106,10 @@ fn alone() -> Result<(), PrivilegeError> {
     }
 }
 
-/// A program that is executed from now on gets no more privileges than this process has.
+/// Ensures that a program executed from now on gets no more privileges than this process has.
 fn forbid_gains() -> Result<(), PrivilegeError> {
     prctl::set_no_new_privs().map_err(restrict("no_new_privs"))?;
-    // Emptying the bounding set takes this capability; without it, the line above is enough.
+    // Emptying the bounding set needs this capability; without it, the line above is enough.
     if has(Capability::CAP_SETPCAP) {
         caps::clear(None, CapSet::Bounding).map_err(capability("the bounding set"))?;
     }
@@ -124,7 +124,7 @@ fn can_become(user: &Account) -> bool {
         && is_mapped("/proc/self/gid_map", user.gid)
 }
 
-/// Whether our user namespace maps `id`. The initial namespace also has a map, of all ids.
+/// Whether our user namespace maps `id`. The initial namespace also has a map, which contains all ids.
 pub(crate) fn is_mapped(map: &str, id: u32) -> bool {
     fs::read_to_string(map).map_or(true, |map| map.lines().any(|range| contains(range, id)))
 }
@@ -142,7 +142,7 @@ fn become_user(user: &Account) -> Result<(), PrivilegeError> {
     let refused =
         |what| move |error| PrivilegeError::Become { user: user.name.clone(), what, error };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    // Without this, a change of the uid clears the permitted capabilities. The effective ones are cleared in any
+    // Without this, a change of uid would drop the permitted capabilities. It drops the effective ones in any
     // case.
     prctl::set_keepcaps(true).map_err(restrict("keepcaps"))?;
     setgroups(&[]).map_err(refused("setgroups"))?;
@@ -152,12 +152,12 @@ fn become_user(user: &Account) -> Result<(), PrivilegeError> {
 }
 
 fn keep_at_most_one_capability() -> Result<(), PrivilegeError> {
-    // Not the effective ones: the change of uid has emptied that set.
+    // The effective set cannot be checked, because the change of uid has emptied it.
     let has = caps::has_cap(None, CapSet::Permitted, KEPT).unwrap_or(false);
     let kept: CapsHashSet = has.then_some(KEPT).into_iter().collect();
     let none = CapsHashSet::new();
-    // The ambient set comes first, as it never exceeds the inheritable one. Effective capabilities have to be
-    // permitted, so the effective set shrinks before the permitted one and grows after it.
+    // The ambient set comes first, because it never exceeds the inheritable one. Effective capabilities have to
+    // be permitted, so the effective set is reduced before the permitted set, and extended after it.
     caps::clear(None, CapSet::Ambient).map_err(capability("the ambient set"))?;
     caps::set(None, CapSet::Inheritable, &none).map_err(capability("the inheritable set"))?;
     caps::set(None, CapSet::Effective, &none).map_err(capability("the effective set"))?;
@@ -165,10 +165,10 @@ fn keep_at_most_one_capability() -> Result<(), PrivilegeError> {
     caps::set(None, CapSet::Effective, &kept).map_err(capability("the effective set"))
 }
 
-/// Keeps keys out of core files, and out of reach of other processes of the same user.
+/// Prevents core files from containing keys, and other processes of the same user from reading them.
 fn hide_memory() -> Result<(), PrivilegeError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(restrict("core files"))?;
-    // This comes last, as a change of uid resets it.
+    // This comes last, because a change of uid resets it.
     prctl::set_dumpable(false).map_err(restrict("dumpable"))
 }
 

@@ -1,5 +1,5 @@
-//! Checks the program of a command before it is run: a missing one will fail, and one that other users can
-//! change would run their code with our privileges.
+//! Checks the program of a command before it is run. A missing program will fail, and a program that other
+//! users can change would run their code with our privileges.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,47 +11,48 @@ use thiserror::Error;
 
 use crate::trust::{self, Untrusted};
 
-/// The search path if none is set.
+/// The search path if `PATH` is not set.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a program is rejected.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(crate) enum ProgramError {
-    /// No directory of `PATH` contains it.
+    /// No directory of `PATH` contains the program.
     #[error("there is no program `{0}` in PATH")]
     NotInPath(String),
-    /// It does not exist, or we may not see it.
+    /// The program does not exist, or this process may not see it.
     #[error("{} is not there", .0.display())]
     Missing(PathBuf),
-    /// It is a directory, or is not executable.
+    /// The program is a directory, or is not executable.
     #[error("{} is no program: `chmod 755` makes a script one", .0.display())]
     NotExecutable(PathBuf),
-    /// Another user can change it.
+    /// Another user can change the program.
     #[error(
         "{} could be changed by others: {why}; it and all directories above it must belong to root or to us, \
          and be writable by nobody else",
         path.display()
     )]
     Changeable { path: PathBuf, why: String },
-    /// The plan is text.
+    /// The program's path is not valid text, and the plan is text.
     #[error("{} is not in UTF-8", .0.display())]
     NotText(PathBuf),
 }
 
 impl ProgramError {
-    /// Whether it must not be run, as opposed to cannot be run.
+    /// Whether running the program would be dangerous, and not just impossible.
     pub(crate) const fn is_dangerous(&self) -> bool {
         matches!(self, Self::Changeable { .. })
     }
 }
 
-/// The search path: vpnd's own, or else the usual one.
+/// The search path: `PATH`, or the usual one if it is not set.
 pub(crate) fn search_path() -> OsString {
     env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into())
 }
 
-/// Checks `program`, a path or a word to be found in the search path, and returns its file: a path without
-/// links, which only root and we can change. Run that file: looking up the name again could find another one.
+/// Checks `program`, which is a path or a word to find in the search path, and returns its file: a path without
+/// links, which only root and this user can change. Run that file, because another lookup could find another
+/// one.
 ///
 /// # Errors
 ///
@@ -69,11 +70,11 @@ pub(crate) fn look_at(program: &str) -> Result<String, ProgramError> {
     real.into_os_string().into_string().map_err(|real| ProgramError::NotText(real.into()))
 }
 
-/// Opens a file found by [`look_at`] for execution, not for reading, unless other users can change it by now.
+/// Opens a file that [`look_at`] has found, for execution only, unless other users can change it by now.
 ///
 /// # Errors
 ///
-/// Why it is rejected.
+/// Why the file is rejected.
 pub(super) fn open(real: &str) -> Result<OwnedFd, Untrusted> {
     let (_real, file) = trust::open(Path::new(real), libc::O_PATH)?;
     Ok(file.into())
@@ -88,7 +89,7 @@ fn find(program: &str, search_path: &OsString) -> Result<PathBuf, ProgramError> 
     places.find(executable).ok_or_else(|| ProgramError::NotInPath(program.to_owned()))
 }
 
-/// A path relative to the configuration's directory; a bare word is returned unchanged.
+/// The path relative to the configuration's directory; a bare word is returned unchanged.
 pub(crate) fn from_directory(program: &str, directory: &Path) -> String {
     if !program.contains('/') || program.starts_with('/') {
         return program.to_owned();

@@ -1,4 +1,4 @@
-//! `release`: removes the kill switch of a tunnel that does not run, as listed in its journal.
+//! `release`: removes the kill switch of a tunnel that does not run, according to its journal.
 
 use std::io;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ pub(crate) struct ReleaseOptions {
     pub(crate) name: String,
 }
 
-/// Removes the kill switch that a vpnd which no longer runs left behind.
+/// Removes the kill switch that a vpnd that no longer runs has left behind.
 pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
     let path = socket(&options.name).with_extension(JOURNAL);
     let tunnel = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -29,7 +29,7 @@ pub(crate) fn run(options: &ReleaseOptions) -> anyhow::Result<ExitCode> {
         let netlink = Netlink::connect()?;
         let released = netlink.release(&path, &usual, nft::delete).await;
         let released = match released {
-            // Somebody has deleted the journal; the table may still drop.
+            // Somebody has deleted the journal, but the table may still drop packets.
             Err(error) if error.kind() == io::ErrorKind::NotFound => match nft::delete(&usual)? {
                 true => Ok(1),
                 false => Err(error),

@@ -1,5 +1,5 @@
-//! `reload` and `rotate`: hands a running tunnel its configuration and keys again, or makes it use its next
-//! keys. The daemon has no privileges and cannot read the files itself.
+//! `reload` and `rotate`: sends a running tunnel its configuration and keys again, or makes it use its next
+//! keys. The daemon has no privileges, so it cannot read the files itself.
 
 use std::fs;
 use std::io::{self, Write};
@@ -36,10 +36,10 @@ pub(crate) struct RotateOptions {
     pub(crate) finish: bool,
 }
 
-/// The directory of configurations without `--config`.
+/// The directory of configurations if there is no `--config`.
 const CONFIGURATIONS: &str = "/etc/vpnd";
 
-/// Reads the configuration and its key files, as `run` would, and hands them to the tunnel.
+/// Reads the configuration and its key files, as `run` would, and sends them to the tunnel.
 pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
     let socket = socket(&options.name);
     let file = options.config.clone().unwrap_or_else(|| usual_file(&socket));
@@ -70,8 +70,8 @@ pub(crate) fn usual_file(socket: &Path) -> PathBuf {
     Path::new(CONFIGURATIONS).join(name)
 }
 
-/// The users as which the tunnel may run: the user in its configuration, and the dynamic user that systemd has
-/// made for the service and that owns the directory of its socket.
+/// The users as which the tunnel may run: the user in its configuration, and the owner of its socket's
+/// directory. systemd makes that owner, a dynamic user, for the service.
 fn runs_as(socket: &Path, config: &Config) -> Vec<u32> {
     let named = config.service.user.as_ref().map(|user| user.uid);
     let usual = socket.parent() == Some(Path::new(SOCKETS));
@@ -113,7 +113,8 @@ mod tests {
         assert_eq!(usual_file(&socket("site.a")), Path::new("/etc/vpnd/site.a.toml"));
     }
 
-    /// The output of `vpnd reload` if the tunnel gives this answer, and what was handed to the tunnel.
+    /// Runs `vpnd reload` against a tunnel that gives this answer. Returns its result and what the tunnel
+    /// received.
     async fn hand(loaded: &Loaded, answer: Result<(), &str>) -> (Result<(), String>, Config, Keys) {
         let mut control = Control::bind(&loaded.config).unwrap();
         let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());

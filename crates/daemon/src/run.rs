@@ -1,5 +1,5 @@
-//! Runs one tunnel. A start happens in the order of the lines in [`run`]: first the steps that need
-//! privileges, last the threads.
+//! Runs one tunnel. A start happens in the order of the lines in [`run`]: first the steps that need privileges,
+//! and the threads last.
 
 mod error;
 mod open;
@@ -59,17 +59,17 @@ pub(crate) struct RunOptions {
     pub(crate) config: PathBuf,
 }
 
-/// Runs until it is asked to stop.
+/// Runs the tunnel until it is asked to stop.
 ///
 /// # Errors
 ///
-/// If it cannot start, or cannot continue.
+/// If the tunnel cannot start, or cannot continue.
 pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
     changes::announce_start(&config.service.control);
-    // A single thread, this one; tokio starts others only for blocking work.
+    // The runtime has a single thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(start_to_stop(&config, keys));
-    // A name lookup or a hanging disk does not delay the end of the process.
+    // The end of the process does not wait for a name lookup or a hanging disk.
     runtime.shutdown_background();
     if let Some((handed_on, opener)) = result? {
         linger::open_later(handed_on, opener);
@@ -77,26 +77,26 @@ pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
     Ok(())
 }
 
-/// A kill switch that opens later, and the process that opens it.
+/// A kill switch that is removed later, and the process that removes it.
 type Later = (HandedOn, Option<Opener>);
 
 async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
-    // Before there is anything that a command must not inherit: descriptors, or our place in the queue.
+    // First, because a command must inherit neither descriptors nor vpnd's scheduling priority.
     let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
-    // Stays open until everything is reverted.
+    // The tenancy is dropped after everything is reverted.
     let Prepared { host, changes, tenancy: _tenancy, opener } =
         Host::prepare(config, &keys.secret.public()).await?;
     let asked = stop.asked_by();
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
-    // The changes to the system are reverted then, too.
+    // After a panic, the changes to the system are reverted, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
     let device = config.interface.persist;
     let guards = match &result {
         Ok(()) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
         Ok(()) => AfterStop::Open,
-        // A failure keeps packets in, during the start as well as afterwards.
+        // After a failure the kill switch stays, during the start as well as afterwards.
         Err(_) => {
             stays_shut(config);
             AfterStop::Shut
@@ -113,17 +113,17 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
     result.map(|()| handed_on.map(|handed_on| (handed_on, opener)))
 }
 
-/// Logs that it is vpnd that blocks packets, because the network does not show it.
+/// Logs that vpnd blocks packets, because the network does not show the reason.
 fn stays_shut(config: &Config) {
     if config.has_kill_switch() {
         tracing::warn!(
-            "the kill switch stays shut until a start succeeds; `vpnd release {}` opens it",
+            "the kill switch stays in place until vpnd starts successfully; `vpnd release {}` removes it",
             config.name
         );
     }
 }
 
-/// Everything that needs privileges, created and open.
+/// All objects that need privileges, created and opened.
 struct Host {
     device: vpnd_tun::Device,
     /// The device's MTU.
@@ -133,7 +133,7 @@ struct Host {
     /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
     life: Life,
-    /// Set if the carrier follows the peer.
+    /// The device's carrier, if it follows the peer.
     carrier: Option<Carrier>,
     socket: Socket,
     way: Way,
@@ -153,7 +153,7 @@ struct Host {
 struct Prepared {
     host: Host,
     changes: Changes,
-    /// The device's, until everything is reverted.
+    /// The use of the device, until everything is reverted.
     tenancy: Option<Tenancy>,
     opener: Option<Opener>,
 }
@@ -164,7 +164,7 @@ impl Host {
         Self::configure(config, public_key, guarded).await.inspect_err(|_| stays_shut(config))
     }
 
-    /// Opens everything first, then changes the system.
+    /// Opens all objects first, and then changes the system.
     async fn configure(
         config: &Config,
         public_key: &PublicKey,
@@ -177,7 +177,7 @@ impl Host {
         let Opened { device, tenancy, carrier, socket, uplink, floor, mtu } = opened;
         let presence = Presence::of(&device.queues[0])?;
         let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
-        // Before there are addresses that packets could be sent to.
+        // This comes before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
         let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &way) };
         let specific = specific_routes(config, &inside, tunnel.index).await?;
@@ -208,7 +208,7 @@ impl Host {
         Ok(Prepared { host, changes, tenancy, opener })
     }
 
-    /// Runs from the hooks of the start to those of the end.
+    /// Runs the hooks of the start, the tunnel, and the hooks of the end.
     async fn run(
         self,
         config: &Config,
@@ -218,7 +218,7 @@ impl Host {
     ) -> Result<(), RunError> {
         let plan = hooks::plan(config, self.facts());
         let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
-            tracing::info!("stopping, as asked, before it was up");
+            tracing::info!("stopping on request, before the tunnel was up");
             return Ok(());
         };
         let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
@@ -235,7 +235,7 @@ impl Host {
         mut stop: Stop,
         hooks: &mut Following,
     ) -> Result<(), RunError> {
-        // Names and routes are looked up where datagrams leave.
+        // Names and routes are looked up in the namespace in which datagrams leave.
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
@@ -245,7 +245,7 @@ impl Host {
             stop.on_reload(control.rereads());
         }
         let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
-        // Packets still flow while the `down` hooks run.
+        // Packets still pass while the `down` hooks run.
         let stop = async {
             stop.asked().await;
             hooks.end().await;
@@ -259,8 +259,8 @@ impl Host {
 
     fn peer(&self, config: &Config, keys: Keys, activity: &Arc<Activity>) -> Peer {
         let options = options::peer(config, keys, (self.mtu, self.mac), last_stamp(&self.floor));
-        // The kernel's generator, each time: with one of our own, its key would reveal every ephemeral secret
-        // it ever generated.
+        // The kernel's generator is used each time. If vpnd had its own generator, the generator's key would
+        // reveal every ephemeral secret that it ever generated.
         Peer::new(options, Arc::clone(activity), Box::new(UnwrapErr(SysRng)), clock::now())
     }
 
@@ -278,7 +278,7 @@ impl Host {
         let (table, options) = (peer.table(), options::engine(config, mtu));
         let policy = options.policy.clone();
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
-        // Processes started from here on have the normal priority.
+        // Processes that are started from here on have the normal priority.
         privilege::yield_to_others();
         tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {

@@ -1,5 +1,5 @@
-//! The shell around the control plane. It waits for whatever comes first, tells the [`Plane`], and carries out what
-//! that wants done: it decides nothing itself.
+//! Runs the control plane's event loop. It waits for the next event, passes it to the [`Plane`], and carries
+//! out the effects that the plane returns. It makes no decisions itself.
 
 mod network;
 mod perform;
@@ -44,16 +44,16 @@ use crate::watch::watch;
 use network::shifted;
 use room::room;
 
-/// How often a tunnel without a session looks for the reason. What tells of a wrong key is only
-/// counted, never queued, so that garbage wakes nobody.
+/// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
+/// queued, so that invalid datagrams wake no thread.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(5);
-/// How long the last datagrams may wait for room in the socket.
+/// How long the last datagrams may wait until the socket has room.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// Why the tunnel ends other than by being asked to.
+/// Why the tunnel ended without a request.
 #[derive(Debug, Error)]
 pub(crate) enum ShellError {
-    /// The device was deleted under us.
+    /// The device was deleted while the tunnel was running.
     #[error("device {name} is gone: somebody deleted it; start vpnd again to make it anew")]
     DeviceGone { name: String },
     /// A data thread ended for another reason.
@@ -64,12 +64,12 @@ pub(crate) enum ShellError {
         "a part of vpnd has failed, which is a bug: {0}; please report it, and start vpnd again"
     )]
     Panicked(String),
-    /// The event loop itself does not work.
+    /// The event loop itself failed.
     #[error("the event loop: {0}")]
     Loop(#[from] io::Error),
 }
 
-/// Everything that the shell talks to.
+/// All objects outside the control plane that the shell works with.
 pub(crate) struct Surroundings {
     /// The configuration that the tunnel runs with.
     pub(crate) running: Config,
@@ -77,20 +77,20 @@ pub(crate) struct Surroundings {
     /// Sets the device's MTU.
     pub(crate) device_mtu: DeviceMtu,
     pub(crate) life: Life,
-    /// How datagrams leave: mark and device.
+    /// The settings that affect the route of datagrams: mark and device.
     pub(crate) way: Way,
-    /// Reports changes of the route to the peer; none where the kernel does not tell.
+    /// Reports changes of the route to the peer; `None` if the kernel does not report them.
     pub(crate) uplink: Option<Uplink>,
-    /// The routes that come and go with the peer.
+    /// Adds and removes the routes that depend on the peer.
     pub(crate) routes: PeerState,
     /// The device's addresses, rules and routes that are missing.
     pub(crate) missing: channel::Receiver<Vec<Missing>>,
-    /// The routes of others that take packets past a kill switch.
+    /// Routes of other programs through which packets bypass a kill switch.
     pub(crate) bypassed: channel::Receiver<Vec<Bypass>>,
     /// Whether the tunnel leads into itself.
     pub(crate) loops: Loops,
     pub(crate) floor: FloorWriter,
-    /// The device's, where it follows the peer.
+    /// The device's carrier, if it follows the peer.
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
     pub(crate) control: Option<Control>,
@@ -118,10 +118,10 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    /// A shell over a data path that runs already.
+    /// A shell for a data path that is already running.
     ///
     /// # Errors
-    /// When the kernel has no descriptor left.
+    /// If the process has no descriptor left.
     pub(crate) fn new(
         plane: Plane,
         diagnostics: Diagnostics,
@@ -147,7 +147,7 @@ impl Shell {
     /// Runs the tunnel until `stop` resolves.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), ShellError> {
         tokio::pin!(stop);
         self.around.service.ready();
@@ -187,7 +187,7 @@ impl Shell {
     }
 
     async fn end(&mut self) -> Result<(), ShellError> {
-        tracing::info!("stopping, as asked");
+        tracing::info!("stopping on request");
         self.around.service.stopping();
         self.plane.close(clock::now());
         self.settle().await?;
@@ -205,7 +205,7 @@ impl Shell {
         ShellError::DeviceGone { name: self.around.about.device.name.clone() }
     }
 
-    /// Somebody did something to the device.
+    /// Reacts to a change that somebody made to the device.
     fn device(&mut self, seen: Seen) -> Result<(), ShellError> {
         match self.around.life.attend(seen) {
             Fate::Stays => {}

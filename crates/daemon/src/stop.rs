@@ -1,4 +1,4 @@
-//! Signal handling: most signals ask for a stop.
+//! Handles signals, most of which ask for a stop.
 
 use std::cell::Cell;
 use std::io;
@@ -8,15 +8,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::systemd;
 
-/// The signals that ask for a clean stop, and those that modify it.
+/// The signals that ask for a clean stop, and the signals that modify it.
 pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
     /// Announces that the next stop is part of a restart.
     restart: Signal,
-    /// The terminal was closed, or a service is to read its configuration again.
+    /// SIGHUP: the terminal was closed, or a service has to read its configuration again.
     hangup: Signal,
-    /// Reads the configuration again, once there is a tunnel that can be reloaded.
+    /// Reads the configuration again; set once there is a tunnel that can be reloaded.
     reload: Option<Box<dyn Fn()>>,
     by: Rc<Cell<Option<Asked>>>,
 }
@@ -33,7 +33,7 @@ pub(crate) enum Asked {
 }
 
 impl Stop {
-    /// Installs the handlers: from now on these signals do not end the process.
+    /// Installs the handlers. From now on these signals do not end the process.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -45,7 +45,7 @@ impl Stop {
         })
     }
 
-    /// From now on SIGHUP makes a service read its configuration again.
+    /// Makes a service read its configuration again after SIGHUP, from now on.
     pub(crate) fn on_reload(&mut self, reload: impl Fn() + 'static) {
         self.reload = Some(Box::new(reload));
     }
@@ -55,7 +55,7 @@ impl Stop {
         let mut restarts = false;
         let by = loop {
             tokio::select! {
-                // The order matters: a restart is announced before the stop is asked for.
+                // The order matters: a restart is announced before the stop is requested.
                 biased;
                 _ = self.restart.recv() => restarts = true,
                 _ = self.terminate.recv() => {
@@ -73,7 +73,7 @@ impl Stop {
         self.by.set(Some(by));
     }
 
-    /// Who asked for the stop; set once it was asked for.
+    /// Who asked for the stop; `None` before the request.
     pub(crate) fn asked_by(&self) -> Rc<Cell<Option<Asked>>> {
         Rc::clone(&self.by)
     }

@@ -1,5 +1,5 @@
-//! Asks systemd over D-Bus whether our unit is being restarted. It implements only the necessary part of that
-//! protocol.
+//! Asks systemd over D-Bus whether our unit is being restarted. This implements only the necessary part of
+//! D-Bus.
 
 use std::io;
 use std::time::Duration;
@@ -28,12 +28,12 @@ pub(crate) enum Job {
     Other,
 }
 
-/// Whether systemd started us as a unit of a type that reports when it is ready.
+/// Whether systemd started this process as a unit of a type that reports when it is ready.
 pub(crate) fn started_us() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// The job of our unit; `None` if systemd did not start us.
+/// The job of our unit; `None` if systemd did not start this process.
 pub(crate) async fn job() -> Option<Job> {
     if !started_us() {
         return None;
@@ -49,7 +49,8 @@ pub(crate) async fn job() -> Option<Job> {
     })
 }
 
-/// While a unit is stopped in order to be started, its job is still called "restart".
+/// Whether a job of this type starts the unit again. While a unit is stopped for a restart, its job is still
+/// called "restart".
 fn is_restart(kind: &str) -> bool {
     ["restart", "try-restart", "reload-or-start", "start"].contains(&kind)
 }
@@ -210,7 +211,7 @@ impl Writer {
 /// The body of an answer.
 struct Body {
     bytes: Vec<u8>,
-    /// The most significant byte comes first.
+    /// Whether numbers are big-endian.
     big: bool,
 }
 
@@ -237,7 +238,7 @@ mod tests {
     use super::*;
     use tokio::net::UnixListener;
 
-    /// A bus that answers each call with one of these bodies, after a signal.
+    /// A bus that answers each call with the next of these bodies, after a signal.
     async fn answering(listener: UnixListener, bodies: Vec<Vec<u8>>) {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = BufReader::new(stream);
@@ -304,7 +305,7 @@ mod tests {
         assert_eq!(job().await, None);
     }
 
-    /// The bus of this system, if there is one, accepts our messages.
+    /// If this system has a bus, it accepts our messages.
     #[tokio::test]
     async fn no_bus_is_no_answer() {
         assert!(ask("/nowhere").await.is_err());

@@ -1,8 +1,9 @@
-//! Leaves a persistent device as the next program expects it: without the offloads that vpnd asked for. The
-//! kernel keeps them with the device, and the next program would get super-packets.
+//! Leaves a persistent device in the state that the next program expects: without the offloads that vpnd
+//! requested. The kernel keeps the offloads with the device, and the next program would get super-packets.
 //!
-//! A vpnd that was killed cannot do that, so a second process, the caretaker, waits for its end. It has no key,
-//! no capability and the same user as vpnd, and holds only a descriptor of the device and one end of a socket.
+//! A vpnd that was killed cannot do that, so a second process, the caretaker, waits until vpnd has ended. The
+//! caretaker runs as the same user, without keys and capabilities. It has only a descriptor of the device and
+//! one end of a socket.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -18,29 +19,30 @@ use crate::privilege;
 /// The internal subcommand.
 pub(crate) const WORD: &str = "device-caretaker";
 
-/// vpnd's use of a persistent device. Dropping it releases the device.
+/// vpnd's use of a persistent device. Dropping this value releases the device.
 pub(crate) struct Tenancy {
     device: vpnd_tun::Queue,
-    /// Dropping it also ends the caretaker, so the next program finds a device to which nobody is attached.
+    /// Dropping it also ends the caretaker, so that no process is attached to the device when the next program
+    /// opens it.
     _caretaker: Option<Helper>,
 }
 
 impl Tenancy {
-    /// Starts the caretaker of a persistent device. Call it before the privileges are dropped: without them
-    /// vpnd may be unable to execute itself.
+    /// Starts the caretaker of a persistent device. Call this before the privileges are dropped, because vpnd
+    /// may be unable to execute itself afterwards.
     pub(crate) fn begin(config: &Config, device: &vpnd_tun::Device) -> Option<Self> {
         if !device.adopted && !config.interface.persist {
             return None;
         }
         let queue = &device.queues[0];
-        // Without offloads there is nothing to undo.
+        // Without offloads the caretaker has nothing to reset.
         let caretaker = config.path.offload.then(|| {
             let device = queue.as_fd().try_clone_to_owned()?;
             Helper::start(WORD, config.service.user.as_ref(), device)
         });
         let caretaker = caretaker.transpose().unwrap_or_else(|error| {
             tracing::warn!(
-                "cannot start the helper process: {error}; if vpnd is killed, {} keeps its \
+                "cannot start the helper process {WORD}: {error}; if vpnd is killed, {} keeps its \
                  offloads until vpnd has run again",
                 device.name
             );
@@ -52,18 +54,18 @@ impl Tenancy {
 
 impl Drop for Tenancy {
     fn drop(&mut self) {
-        // A device that was deleted needs no release.
+        // A device that was deleted does not need to be released.
         if let Err(error) = vpnd_tun::release(&self.device) {
             tracing::debug!(%error, "the device keeps its offloads");
         }
     }
 }
 
-/// The caretaker: waits until vpnd is gone, and releases the device.
+/// Runs the caretaker: waits until vpnd has ended, and releases the device.
 ///
 /// # Errors
 ///
-/// If vpnd did not start it.
+/// If vpnd did not start this process.
 pub(crate) fn care(user: RunAs) -> anyhow::Result<ExitCode> {
     helper::begin(c"vpnd-device")?;
     privilege::drop_all(user.account().as_ref())?;

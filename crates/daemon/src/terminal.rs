@@ -1,6 +1,6 @@
-//! Makes foreign text safe for a terminal and for a log: a configuration, the answer on a socket, the output of
-//! a command, the name of a file. Characters that move the cursor, change the direction of writing, begin a
-//! line or are invisible are shown as escapes.
+//! Makes text from others safe for a terminal and for a log: text of a configuration, an answer on a socket,
+//! the output of a command, the name of a file. Characters that move the cursor, change the direction of
+//! writing, begin a line or are invisible are shown as escapes.
 
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 use serde_json::Value;
 
-/// Prints a text on standard output. If the reader has closed it, as `head` does, that is not an error.
+/// Prints a text on standard output. It is not an error if the reader has closed it, as `head` does.
 pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     match write!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -17,7 +17,7 @@ pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Whether this character can do anything else to a terminal than be shown.
+/// Whether a terminal might do anything with this character other than showing it.
 pub(crate) fn is_unfit(c: char) -> bool {
     // C0, DEL and C1.
     c.is_control()
@@ -43,7 +43,7 @@ impl<T: Display> Display for Printable<T> {
     }
 }
 
-/// Like [`Printable`], for a text whose line breaks are our own.
+/// Like [`Printable`], for a text whose line breaks vpnd has written itself.
 pub(crate) struct PrintableLines<T>(pub(crate) T);
 
 impl<T: Display> Display for PrintableLines<T> {
@@ -74,14 +74,14 @@ impl fmt::Write for Escaping<'_, '_> {
     }
 }
 
-/// The same text with `?` and spaces in place of unsafe characters, of the same length in bytes. Line breaks
-/// and tabs stay.
+/// The same text with unsafe characters replaced by `?` and spaces. Its length in bytes is the same. Line
+/// breaks and tabs are kept.
 pub(crate) fn in_place(text: &str) -> String {
     let mut fit = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' | '\t' => fit.push(c),
-            // Part of a line break before `\n`; anywhere else it would return to the start of the line.
+            // Part of a line break before `\n`; elsewhere it would move the cursor to the start of the line.
             '\r' => fit.push(' '),
             c if is_unfit(c) => fit.extend(std::iter::repeat_n('?', c.len_utf8())),
             c => fit.push(c),
@@ -116,7 +116,7 @@ pub(crate) fn pretty_json(value: &impl Serialize) -> serde_json::Result<String> 
     serde_json::to_string_pretty(value).map(|json| escape_json(&json))
 }
 
-/// Escapes the unsafe characters that JSON permits unescaped: they can only be inside of strings.
+/// Escapes the unsafe characters that JSON permits unescaped. They can occur only in strings.
 pub(crate) fn escape_json(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {

@@ -1,5 +1,5 @@
-//! From the configuration's words to what the protocol works with: under which terms answers are
-//! taken, in the order they are tried.
+//! Translates the configuration into the protocol's terms: the terms under which answers are accepted, in the
+//! order in which they are tried.
 
 use vpnd_crypto::key::{PresharedKey, PublicKey};
 use vpnd_protocol::handshake::Identity;
@@ -9,7 +9,7 @@ use vpnd_protocol::terms::{Protocol, Terms};
 use crate::config::{self, AlsoAccept, Config};
 use crate::keys::Keys;
 
-/// What a session is agreed with: who the two are, and on which terms.
+/// The identities and the terms on which sessions are agreed.
 pub(crate) struct Agreement {
     pub(crate) identities: Vec<Identity>,
     pub(crate) remotes: Vec<PublicKey>,
@@ -17,7 +17,7 @@ pub(crate) struct Agreement {
 }
 
 impl Agreement {
-    /// What the configuration says; of the keys, the current ones first.
+    /// The agreement that the configuration describes. Current keys come before next keys.
     pub(crate) fn of(config: &Config, keys: Keys) -> Self {
         let Keys { secret, next_secret, preshared, next_preshared } = keys;
         let own = [Some(secret), next_secret].into_iter().flatten();
@@ -30,7 +30,7 @@ impl Agreement {
     }
 }
 
-/// Our own terms first, then the next preshared key, then what `also_accept` lists.
+/// Our own terms come first, then the same terms with the next preshared key, then the changes in `also_accept`.
 fn terms(
     config: &Config,
     preshared: &PresharedKey,
@@ -59,7 +59,7 @@ fn protocol(mode: vpnd_tun::Mode, peer: &config::Peer) -> Protocol {
 }
 
 fn changed(own: Protocol, change: AlsoAccept) -> Protocol {
-    // The configuration lets nothing follow from WireGuard.
+    // This does not happen: the configuration rejects `also_accept` for WireGuard.
     let Protocol::Vpnd(profile) = own else { return own };
     match change {
         AlsoAccept::WireGuard => Protocol::WireGuard,

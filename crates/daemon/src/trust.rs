@@ -1,9 +1,9 @@
-//! Whether a path is under the control of root and ourselves only: nobody else can change the file, or put
-//! another one in its place.
+//! Checks whether a path is under the control of root and this user only: no other user can change the file, or
+//! replace it.
 //!
-//! The path is walked from the root, one component after the other, and each directory is checked before
-//! anything is looked up in it. So nobody else can change where the walked part leads, and the resulting real
-//! path means the same file until root or we change it.
+//! The path is followed from the root, one component after the other, and each directory is checked before
+//! anything is looked up in it. So no other user can change where the checked part leads, and the resulting
+//! real path refers to the same file until root or this user changes it.
 
 mod acl;
 
@@ -29,18 +29,18 @@ const STICKY: u32 = 0o1000;
 /// Why a path is not trusted.
 #[derive(Debug, Error)]
 pub(crate) enum Untrusted {
-    /// It does not exist, or we may not look.
+    /// The path does not exist, or this process may not access it.
     #[error("{}: {error}", path.display())]
     Unreachable { path: PathBuf, error: io::Error },
     /// The owner of a file or a directory can always write to it.
     #[error("{} belongs to uid {uid}", path.display())]
     Owner { path: PathBuf, uid: u32 },
-    /// The permissions let others write.
+    /// The permissions let other users write.
     #[error("{} can be written to by {who}", path.display())]
     Writable { path: PathBuf, who: Who },
 }
 
-/// Who else may write to something.
+/// The other users who may write to a file or directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     User(u32),
@@ -58,11 +58,11 @@ impl fmt::Display for Who {
     }
 }
 
-/// The real path of a file that nobody else can change or replace.
+/// The real path of a file that no other user can change or replace.
 ///
 /// # Errors
 ///
-/// The first component that is missing or under the control of somebody else.
+/// The first component that is missing, or under the control of another user.
 pub(crate) fn file(path: &Path) -> Result<PathBuf, Untrusted> {
     let us = Us::now();
     let (real, found) = us.walk(path)?;
@@ -70,11 +70,11 @@ pub(crate) fn file(path: &Path) -> Result<PathBuf, Untrusted> {
     Ok(real)
 }
 
-/// The real path of a directory in which our files stay ours: nobody else can replace them.
+/// The real path of a directory in which no other user can replace our files.
 ///
 /// # Errors
 ///
-/// As [`file()`].
+/// Like [`file()`].
 pub(crate) fn directory(path: &Path) -> Result<PathBuf, Untrusted> {
     let us = Us::now();
     let (real, found) = us.walk(path)?;
@@ -82,39 +82,39 @@ pub(crate) fn directory(path: &Path) -> Result<PathBuf, Untrusted> {
     Ok(real)
 }
 
-/// The real path of a file that nobody else can replace, although others may write to it.
+/// The real path of a file that no other user can replace, although others may write to it.
 ///
 /// # Errors
 ///
-/// As [`file()`].
+/// Like [`file()`].
 pub(crate) fn place(path: &Path) -> Result<PathBuf, Untrusted> {
     Us::now().walk(path).map(|(real, _)| real)
 }
 
-/// Like [`place`], but `users` may replace it too.
+/// Like [`place`], but `users` may also replace the file.
 ///
 /// # Errors
 ///
-/// As [`file()`].
+/// Like [`file()`].
 pub(crate) fn place_among(path: &Path, users: &[u32]) -> Result<PathBuf, Untrusted> {
     Us { users: users.to_vec(), ..Us::now() }.walk(path).map(|(real, _)| real)
 }
 
-/// Checks that nobody else can replace the file at this path. If it does not exist yet, checks the existing
-/// part of the path.
+/// Checks that no other user can replace the file at this path. If the file does not exist yet, checks the
+/// existing part of the path.
 ///
 /// # Errors
 ///
-/// As [`file()`].
+/// Like [`file()`].
 pub(crate) fn future_place(path: &Path) -> Result<PathBuf, Untrusted> {
     Us { missing: Missing::Accepted, ..Us::now() }.walk(path).map(|(real, _)| real)
 }
 
-/// Like [`directory()`], but it need not exist yet, and may belong to one of `users`.
+/// Like [`directory()`], but the directory need not exist yet, and may belong to one of `users`.
 ///
 /// # Errors
 ///
-/// As [`file()`].
+/// Like [`file()`].
 pub(crate) fn future_directory(path: &Path, users: &[u32]) -> Result<PathBuf, Untrusted> {
     let us = Us { missing: Missing::Accepted, ..Us::now() };
     let (real, found) = us.walk(path)?;
@@ -122,20 +122,20 @@ pub(crate) fn future_directory(path: &Path, users: &[u32]) -> Result<PathBuf, Un
     Ok(real)
 }
 
-/// Makes a directory and its missing parents, in places that nobody else can replace; returns its real path.
+/// Makes a directory and its missing parents, in places that no other user can replace; returns its real path.
 ///
 /// # Errors
 ///
-/// As [`file()`], or if a directory cannot be made.
+/// Like [`file()`], or if a directory cannot be made.
 pub(crate) fn make_directory(path: &Path) -> Result<PathBuf, Untrusted> {
     Us { missing: Missing::Made, ..Us::now() }.walk(path).map(|(real, _)| real)
 }
 
-/// Opens a file that nobody else can replace by its real path, and checks the opened file.
+/// Opens a file that no other user can replace, by its real path, and checks the opened file.
 ///
 /// # Errors
 ///
-/// As [`file()`].
+/// Like [`file()`].
 pub(crate) fn open(path: &Path, flags: libc::c_int) -> Result<(PathBuf, File), Untrusted> {
     let real = place(path)?;
     let opened = open_no_link(&real, flags).and_then(|file| Ok((file.metadata()?, file)));
@@ -144,31 +144,31 @@ pub(crate) fn open(path: &Path, flags: libc::c_int) -> Result<(PathBuf, File), U
     Ok((real, file))
 }
 
-/// Opens without waiting for a pipe's other end, and without following a link in the last component.
+/// Opens a file. Does not wait for a pipe's other end, and does not follow a link in the last component.
 pub(crate) fn open_no_link(path: &Path, flags: libc::c_int) -> io::Result<File> {
     let flags = flags | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-/// The trusted users and groups: those of root and of this process.
+/// The trusted users and groups: root's and this process's.
 struct Us {
     uid: u32,
     gid: u32,
     /// Other users who are trusted for this check.
     users: Vec<u32>,
-    /// In a user namespace, the owner that stands for every unmapped user: it owns the system's `/` and `/usr`,
-    /// from which all programs there come anyway.
+    /// In a user namespace, the owner that stands for every unmapped user. It owns the system's `/` and `/usr`,
+    /// from which all programs come anyway.
     unmapped: Option<u32>,
     missing: Missing,
 }
 
-/// What to do with a missing component of a path.
+/// What to do if a component of a path is missing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Refused,
-    /// Accept it: the path ends before it.
+    /// Accept this: the path ends before the component.
     Accepted,
-    /// Make it, as a directory.
+    /// Make the component, as a directory.
     Made,
 }
 
@@ -190,7 +190,7 @@ impl Us {
         !known && !self.users.contains(&uid)
     }
 
-    /// The real path, and the metadata of its file.
+    /// Follows the path; returns the real path, and the metadata of its file.
     fn walk(&self, path: &Path) -> Result<(PathBuf, Metadata), Untrusted> {
         let whole = path::absolute(path).map_err(unreachable(path))?;
         let (mut here, mut links) = (PathBuf::from("/"), 0);
@@ -228,7 +228,7 @@ impl Us {
         Ok((here, found))
     }
 
-    /// The metadata of the file; `None` if it is missing and that is accepted.
+    /// The metadata of the file; `None` if the file is missing and that is accepted.
     fn look_at(&self, path: &Path) -> Result<Option<Metadata>, Untrusted> {
         let missing = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => error,
@@ -249,7 +249,7 @@ impl Us {
         }
     }
 
-    /// A directory in which others may create entries is trusted only if it is sticky, as /tmp is.
+    /// Checks a directory. If others may create entries in it, it is trusted only if it is sticky, as /tmp is.
     fn check_directory(&self, path: &Path, found: &Metadata) -> Result<(), Untrusted> {
         self.check_owner(path, found)?;
         match self.writer(path, found, |group| self.is_trusted(group, path))? {
@@ -260,7 +260,8 @@ impl Us {
         }
     }
 
-    /// In a sticky directory nobody can remove the entries of others, but anybody may have created an entry.
+    /// Checks the owner of an entry in a sticky directory: nobody can remove entries of others there, but
+    /// anybody may have created one.
     fn check_entry(
         &self,
         directory: &Metadata,
@@ -270,7 +271,7 @@ impl Us {
         if directory.mode() & STICKY != 0 { self.check_owner(path, found) } else { Ok(()) }
     }
 
-    /// No group may write to a file, because we do not know its members.
+    /// Checks a file. No group may write to it, because the members of a group are unknown.
     fn check_file(&self, path: &Path, found: &Metadata) -> Result<(), Untrusted> {
         self.check_owner(path, found)?;
         match self.writer(path, found, |_group| false)? {
@@ -287,13 +288,13 @@ impl Us {
         Ok(())
     }
 
-    /// Groups whose members may write to directories: root's, ours, and Debian's `staff`, to which the system
-    /// gives /usr/local.
+    /// Whether the members of a group may write to directories: of root's group, ours, and Debian's `staff`, to
+    /// which the system gives /usr/local.
     fn is_trusted(&self, group: u32, directory: &Path) -> bool {
         group == 0 || group == self.gid || directory.starts_with("/usr/local")
     }
 
-    /// Somebody besides the owner who may write, by the mode or by a POSIX ACL.
+    /// A user or group other than the owner that may write, according to the mode or a POSIX ACL.
     fn writer(
         &self,
         path: &Path,
@@ -310,7 +311,7 @@ impl Us {
     }
 }
 
-/// The components without the root and `.`, which change nothing.
+/// The components of a path, without the root and `.`, which have no effect.
 fn components(path: &Path) -> VecDeque<OsString> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -320,7 +321,7 @@ fn components(path: &Path) -> VecDeque<OsString> {
     names.collect()
 }
 
-/// Whether a link is the kernel's own link to a network namespace, `net:[4026531840]`: such a target is not a
+/// Whether a link is the kernel's own link to a network namespace, `net:[4026531840]`, whose target is not a
 /// path.
 fn is_namespace(link: &Path, target: &Path) -> bool {
     let target = target.to_str().unwrap_or_default();

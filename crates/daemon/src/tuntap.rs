@@ -97,7 +97,7 @@ pub(crate) fn attached_to(name: &str) -> String {
     in_words(&holders.take(name), holders.hidden)
 }
 
-/// Prints the name only if the kernel chose it; otherwise prints nothing, as `ip` does.
+/// Makes a device. Prints its name only if the kernel chose it, and nothing otherwise, as `ip` does.
 fn add(words: &[String], json: bool) -> Result<String, TuntapError> {
     let device = Arguments::parse(words)?.into_device()?;
     let name = device.create()?;
@@ -123,14 +123,14 @@ fn list(words: &[String], json: bool) -> Result<String, TuntapError> {
     Ok(if json { as_json(&listing) } else { PrintableLines(listing).to_string() })
 }
 
-/// The output of `add --json` and `del --json`; keys are added to it, never renamed.
+/// The output of `add --json` and `del --json`; keys may be added to it, but are never renamed.
 #[derive(Serialize)]
 struct Named<'a> {
     schema: u32,
     name: &'a str,
 }
 
-/// This cannot fail: JSON's only limit is that keys are text, and all of them are.
+/// Converts to JSON. This cannot fail, because JSON only requires that all keys are text, which they are.
 fn as_json(value: &impl Serialize) -> String {
     terminal::pretty_json(value).map(|text| text + "\n").unwrap_or_default()
 }

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 ///
-/// When there is no descriptor left.
+/// If the process has no descriptor left.
 pub(crate) fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
     watch_for(fd, Interest::READABLE | Interest::WRITABLE)
 }
@@ -18,7 +18,7 @@ pub(crate) fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
 /// Like [`watch`], for some events only.
 ///
 /// # Errors
-/// When there is no descriptor left.
+/// If the process has no descriptor left.
 pub(crate) fn watch_for(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     let fd = fd.try_clone_to_owned()?;
     // SAFETY: `OwnedFd` refers to one open file until `AsyncFd` drops it, and nothing else can close it.

@@ -1,5 +1,5 @@
-//! Threads for work that may block: looking up names, writing to a disk. Each is started once, at the start, so
-//! that a process limit that is reached later does not stop this work.
+//! Threads for work that may block: looking up names, writing to a disk. Each thread is started at the start of
+//! the tunnel, so that a process limit that is reached later does not prevent the work.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,14 +8,14 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-/// A thread that does one job after the other. It ends with the process, or when every handle is dropped.
+/// A thread that runs one job after the other. It ends with the process, or when every handle is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Worker(mpsc::Sender<Job>);
 
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Worker {
-    /// Starts the thread. Call it after the privileges are dropped, as each thread has its own.
+    /// Starts the thread. Call this after the privileges are dropped, because each thread has its own.
     ///
     /// # Errors
     ///
@@ -32,11 +32,12 @@ impl Worker {
         Ok(Self(give))
     }
 
-    /// Runs `job` on the thread, and waits for its result. A job whose caller no longer waits is skipped.
+    /// Runs `job` on the thread, and waits for its result. If the caller stops waiting before the job starts,
+    /// the job is skipped.
     ///
     /// # Errors
     ///
-    /// If it panicked.
+    /// If the job panicked.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,

@@ -1,17 +1,17 @@
-//! Names of interfaces in link-local addresses. A number identifies an interface only as long as it exists; the
-//! configuration and people use its name.
+//! Names of interfaces in link-local addresses. A number identifies an interface only as long as the interface
+//! exists; the configuration and people use its name.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
-/// The interfaces of addresses seen so far, by their numbers.
+/// The names of the interfaces in addresses that were learned so far, by interface number.
 #[derive(Default)]
 pub(crate) struct Zones(BTreeMap<u32, String>);
 
 impl Zones {
-    /// Remembers the interface of a link-local address.
+    /// Stores the name of the interface of a link-local address.
     pub(crate) fn learn(&mut self, address: SocketAddr) {
         if let Some(index) = zone(address)
             && !self.0.contains_key(&index)
@@ -21,7 +21,7 @@ impl Zones {
         }
     }
 
-    /// The interfaces whose number has changed: the old and the new number.
+    /// The interfaces whose number has changed: the old and the new number of each.
     pub(crate) fn renumbered(&mut self) -> Vec<(u32, u32)> {
         let now = |(old, name): (&u32, &String)| Some((*old, if_nametoindex(name.as_str()).ok()?));
         let changed: Vec<_> =
@@ -34,7 +34,7 @@ impl Zones {
         changed
     }
 
-    /// Formats an address as the configuration would write it.
+    /// Formats an address as a user would write it in the configuration.
     pub(crate) fn show(&self, address: SocketAddr) -> String {
         let name =
             zone(address).and_then(|index| self.0.get(&index).cloned().or_else(|| name_of(index)));

@@ -1,13 +1,14 @@
-//! Files that depend on each other in a circle can only be read, and changed, together. This keeps the circles small.
+//! Files that depend on each other in a circle can be read and changed only together. This test limits such
+//! circles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The most files that may form a circle.
+/// The maximum number of files in a circle.
 const LARGEST: usize = 3;
 
-/// A file's module path, such as `config::rules`, and the modules that it names.
+/// The module path of each file, such as `config::rules`, and the modules that the file uses.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
@@ -52,7 +53,7 @@ fn code(file: &Path) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The modules that the code of `of` names, by a path from the crate's root or from its parent.
+/// The modules that the code of `of` uses, by a path from the crate's root or from its parent.
 fn named(code: &str, of: &str, names: &BTreeSet<String>) -> BTreeSet<String> {
     let parent = of.rsplit_once("::").map_or("", |(parent, _)| parent);
     let mut found = below("crate::", "", code, names);
@@ -79,7 +80,7 @@ fn below(word: &str, base: &str, code: &str, names: &BTreeSet<String>) -> BTreeS
     paths.filter_map(|path| longest(&full(path), names)).collect()
 }
 
-/// The module that a path begins with.
+/// The module at the beginning of a path.
 fn longest(path: &str, names: &BTreeSet<String>) -> Option<String> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let path = path.split(|c| !is_name(c)).next().unwrap_or_default();
@@ -90,7 +91,7 @@ fn longest(path: &str, names: &BTreeSet<String>) -> Option<String> {
     names.iter().filter(begins).max_by_key(|name| name.len()).cloned()
 }
 
-/// Sets of at least two modules of which each depends on each.
+/// Sets of at least two modules in which every module depends on every other.
 fn circles(graph: &Graph) -> BTreeSet<BTreeSet<&String>> {
     let reached: BTreeMap<_, _> = graph.keys().map(|from| (from, reachable(graph, from))).collect();
     let circle = |one: &String| -> BTreeSet<&String> {

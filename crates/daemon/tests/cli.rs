@@ -1,4 +1,4 @@
-//! The command line as a shell sees it: the real binary, its output and its exit codes.
+//! Tests of the command line as in a shell: the real binary, its output and its exit codes.
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
 
 use std::fs;
@@ -12,7 +12,7 @@ fn vpnd(directory: &Path, arguments: &[&str]) -> Output {
     command.env_remove("CREDENTIALS_DIRECTORY").output().unwrap()
 }
 
-/// What it prints, having succeeded.
+/// The standard output of a successful run.
 fn stdout(directory: &Path, arguments: &[&str]) -> String {
     let output = vpnd(directory, arguments);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -20,7 +20,7 @@ fn stdout(directory: &Path, arguments: &[&str]) -> String {
     out
 }
 
-/// What it complains of, and the code it ends with.
+/// The exit code and the standard error of a run that prints nothing on standard output.
 fn complaint(directory: &Path, arguments: &[&str]) -> (i32, String) {
     let output = vpnd(directory, arguments);
     assert_eq!(text(&output.stdout), "", "{arguments:?}");
@@ -215,7 +215,7 @@ fn an_unreadable_configuration_ends_with_78() {
 fn a_name_is_checked_where_reload_looks_for_it() {
     let here = tempfile::tempdir().unwrap();
     stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
-    // The directory that `pair` made is no configuration.
+    // The directory that `pair` made is not a configuration.
     for name in ["no-such-tunnel", "a"] {
         let (code, said) = complaint(here.path(), &["check", name]);
         assert!(code == 78 && said.contains(&format!("--> /etc/vpnd/{name}.toml")), "{said}");
@@ -278,7 +278,7 @@ fn a_credential_is_found_where_systemd_puts_it() {
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
-/// As with `vpnd check a.toml | head`, once `head` has read enough.
+/// The output is closed early, as with `vpnd check a.toml | head` once `head` has read enough.
 #[test]
 fn a_reader_that_has_read_enough_is_no_error() {
     let here = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `vpnd demo` as a user runs it: as root, as somebody else, and interrupted.
+//! Tests of `vpnd demo` as a user runs it: as root, as another user, and interrupted.
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
 
 use std::fs;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 const VPND: &str = env!("CARGO_BIN_EXE_vpnd");
 
-/// A directory that the demonstration puts its files into, whoever runs it.
+/// A directory in which every user can run the demonstration.
 fn workplace() -> TempDir {
     let place = tempfile::tempdir().unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o1777)).unwrap();
@@ -55,7 +55,7 @@ fn assert_empty(place: &Path) {
     assert!(left.is_empty(), "left behind: {left:?}");
 }
 
-/// Who may not make namespaces has nothing to show, and is told why.
+/// Whether the tests can run: without root, or without the TUN driver, the demonstration has to fail.
 fn is_able() -> bool {
     Uid::effective().is_root() && Path::new("/dev/net/tun").exists()
 }
@@ -72,7 +72,8 @@ fn it_shows_a_tunnel_and_cleans_up() {
     assert_empty(place.path());
 }
 
-/// The device's node is open to all on most systems; where it is not, one in a mount namespace is.
+/// On most systems every user may open the device file. On others, a mount namespace gets one that is open to
+/// all.
 #[test]
 fn it_needs_no_root() {
     if !is_able() {
@@ -126,7 +127,7 @@ fn a_killed_demonstration_takes_its_daemons_with_it() {
     assert!((0..500).any(|_| gone()), "{daemon:?} goes on");
 }
 
-/// Reads on until both daemons are up, and returns the second one's process. Its output stays open.
+/// Reads until both daemons are up, and returns the process id of the second one. The output stays open.
 fn second_daemon(child: &mut Child) -> String {
     let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
     let mut lines = lines.filter_map(|line| {

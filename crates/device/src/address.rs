@@ -12,7 +12,7 @@ use rtnetlink::packet_route::address::{
 
 use crate::error::{Error, errno};
 
-/// Each of our addresses with its far end, if it has one.
+/// Pairs each of our addresses with its far end, if there is one.
 pub(crate) fn pairs(
     ours: &[IpNet],
     peers: &[IpAddr],
@@ -40,14 +40,14 @@ pub(crate) async fn add(
     match request.execute().await {
         Ok(()) => Ok(true),
         Err(error) if errno(&error) == libc::EEXIST => Ok(false),
-        // Without the privilege to add it, the address may still be there.
+        // An unprivileged process cannot add the address, but it may already exist.
         Err(error) if errno(&error) == libc::EPERM && exists(handle, address).await => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Removes the link-local addresses that the kernel has generated, which have the prefix length it gives
-/// them.
+/// Removes the link-local addresses that the kernel has generated. They are recognised by the prefix length
+/// that the kernel gives them.
 pub(crate) async fn remove_generated(handle: &Handle, index: u32) {
     let mut there = handle.address().get().set_link_index_filter(index).execute();
     while let Ok(Some(address)) = there.try_next().await {
@@ -60,7 +60,7 @@ pub(crate) async fn remove_generated(handle: &Handle, index: u32) {
     }
 }
 
-/// For a line of the log.
+/// The address as text for the log.
 pub(crate) fn text(address: &AddressMessage) -> String {
     let local = address.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(local) => Some(local.to_string()),
@@ -69,11 +69,11 @@ pub(crate) fn text(address: &AddressMessage) -> String {
     format!("address {}/{}", local.unwrap_or_default(), address.header.prefix_len)
 }
 
-/// IPv6 addresses are added without duplicate address detection: a tunnel has no host to ask, and the address
-/// would be unusable for a second.
+/// The message that adds an address. IPv6 addresses are added without duplicate address detection: there is no
+/// other host on a tunnel that could have the address, and detection would make it unusable for a second.
 ///
-/// On a device that `broadcasts`, an IPv4 network gets a broadcast address, which the kernel does not add by
-/// itself.
+/// On a device that `broadcasts`, an IPv4 network gets a broadcast address, because the kernel does not add
+/// one.
 pub(crate) fn message(
     index: u32,
     ours: IpNet,
@@ -97,8 +97,8 @@ pub(crate) fn message(
     message
 }
 
-/// The network that the kernel routes into the device because of an address; `None` if that is only the
-/// address itself.
+/// The network that the kernel routes into the device because of an address; `None` if the kernel routes only
+/// the address itself.
 pub(crate) fn connected(ours: IpNet, peer: Option<IpAddr>) -> Option<IpNet> {
     let far = peer.unwrap_or_else(|| ours.addr());
     let net = IpNet::new(far, ours.prefix_len()).ok()?.trunc();
@@ -123,8 +123,8 @@ pub(crate) fn both_ends(message: &AddressMessage) -> Option<(IpAddr, IpAddr)> {
     Some((local?, far?))
 }
 
-/// Our end and the far one, which are equal if there is no far end. For such an IPv6 address the kernel
-/// reports only one of them.
+/// Our end and the far end, which are equal if there is no far end. For an IPv6 address without a far end the
+/// kernel reports only one attribute.
 fn ends(message: &AddressMessage) -> [Option<IpAddr>; 2] {
     let find = |of: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(of);
     let local = find(|attribute| match attribute {

@@ -1,9 +1,10 @@
-//! Routes of other programs that take packets past a kill switch: those to the same network with a lower metric, and
-//! those to a part of it. vpnd cannot know who needs them, so it leaves them alone and reports them. It also reports a
-//! network that both the tunnel and a LAN of this host have: the kernel sends its packets to one of them only.
+//! Routes of other programs through which packets bypass a kill switch: routes to the same network with a lower
+//! metric, and routes to a part of that network. vpnd cannot know who needs them, so it leaves them alone and
+//! reports them. It also reports a network that both the tunnel and a LAN of this host have, because the kernel
+//! sends packets for it to only one of the two.
 //!
-//! The kernel lists the routes of a family only as a whole. So they are read only after a message about a route that
-//! may be one of these, and less often where that takes long.
+//! The kernel lists the routes of a family only as a whole. They are therefore read only after a message about
+//! a route that may bypass the kill switch, and less often if reading them takes long.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -24,30 +25,30 @@ use crate::plan::Plan;
 use crate::recent::Recent;
 use crate::{OwnTraffic, PROTOCOL, is_our_protocol, link, route, table};
 
-/// From the first message to the check: changes come in groups.
+/// The delay between the first message and the check: changes come in groups.
 const SETTLES_WITHIN: Duration = Duration::from_millis(200);
-/// From one check to the next, at least; and at least this many times as long as the check took.
+/// The least time between two checks, which is also at least this many times as long as the check took.
 const APART: Duration = Duration::from_millis(500);
 const SHARE: u32 = 20;
-/// Routes to a part of the network that are reported, at most.
+/// The maximum number of reported routes to a part of the network.
 const MOST_PARTS: usize = 16;
-/// Changes that are logged within [`LOGGED_WITHIN`], at most.
+/// The maximum number of changes that are logged within [`LOGGED_WITHIN`].
 const LOGGED: usize = 20;
 const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 
-/// A route of another program that takes packets past a kill switch.
+/// A route of another program that catches packets of one of our routes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bypass {
-    /// Our route that these packets were to take, in words.
+    /// The route that these packets should take, as text.
     pub what: String,
-    /// The route that they take, in words.
+    /// The route that these packets take instead, as text.
     pub by: String,
-    /// Whether it is to a part of our route's network only, which may be intended.
+    /// Whether the other route leads only to a part of our route's network, which may be intended.
     pub is_part: bool,
     /// Whether that part is larger than a local network.
     pub is_wide: bool,
-    /// Whether it is the other way round: our route takes the packets of a network that this host is
-    /// connected to.
+    /// Whether our route catches packets of a LAN that this host is connected to, instead of the other way
+    /// round.
     pub into_tunnel: bool,
 }
 
@@ -60,7 +61,7 @@ pub(crate) struct Bypasses {
     found: watch::Receiver<Vec<Bypass>>,
 }
 
-/// What a kill switch covers.
+/// The network and the table that a kill switch covers.
 #[derive(Clone, Debug)]
 struct KillSwitch {
     to: IpNet,
@@ -76,8 +77,8 @@ impl KillSwitch {
         Some(Self { to, table: table::number(route), metric: route::metric_of(route) })
     }
 
-    /// Whether a route is in the same table and to this network or a part of it. Every route is to a part of
-    /// a default route's network; of those, only networks too large for a local network count.
+    /// Whether a route is in the same table and leads to this network or to a part of it. For a default route,
+    /// only networks that are too large for a local network count, because every network is a part of it.
     fn covers(&self, route: &RouteMessage) -> bool {
         let is_here = self.table == table::number(route);
         let covers = |net: IpNet| match self.to.prefix_len() {
@@ -115,7 +116,7 @@ impl Inside {
         all
     }
 
-    /// `None` for a default route or a link-local network, which every interface may have.
+    /// `None` for a default route, and for a link-local network, which every interface may have.
     fn of(route: &RouteMessage) -> Option<Self> {
         let to = network(route).filter(|to| to.prefix_len() > 0)?;
         let link_local = match to.addr() {
@@ -160,10 +161,10 @@ impl Bypasses {
         self.found.clone()
     }
 
-    /// Checks again, if this message may concern such a route.
+    /// Schedules a check if this message may concern a route that bypasses the kill switch.
     pub(crate) fn hear(&self, told: &Told) {
         if self.concerns(told) {
-            // If the queue is full, a check is due anyway.
+            // If the queue is full, a check is already due.
             let _full = self.check.try_send(());
         }
     }
@@ -177,11 +178,12 @@ impl Bypasses {
                         && (self.switches.iter().any(|switch| switch.covers(route))
                             || self.inside.iter().any(|inside| inside.is_of(route)))
                 }
-                // The kernel deletes IPv4 routes of a device that goes down without a message about each.
+                // When a device goes down, the kernel deletes its IPv4 routes without a message about each of
+                // them.
                 RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => any_found(),
                 _ => false,
             },
-            // The same holds for routes that use a nexthop object.
+            // Nor does the kernel send messages about routes that use a nexthop object.
             Told::Nexthop => any_found(),
             Told::Lost => true,
             Told::Configured { .. } | Told::Unconfigured { .. } => false,
@@ -218,7 +220,7 @@ impl Checking {
         }
     }
 
-    /// Reads all routes; `None` if the kernel does not return them.
+    /// Reads all routes and finds the bypassing ones; `None` if the kernel does not return the routes.
     async fn check(&mut self) -> Option<Vec<Bypass>> {
         let peers = self.own.borrow_and_update().peers.clone();
         let (mut all, mut parts, mut same) = (Vec::new(), Vec::new(), Vec::new());
@@ -252,7 +254,8 @@ impl Checking {
         Some(found)
     }
 
-    /// A network that both the tunnel and a LAN of this host have, and which of the two the kernel prefers.
+    /// A network that both the tunnel and a LAN of this host have, and the route of the two that the kernel
+    /// uses.
     async fn shared(&self, inside: &Inside, routes: &[RouteMessage]) -> Option<Bypass> {
         let mut routes: Vec<_> = routes.iter().filter(|route| inside.is_of(route)).collect();
         // The kernel lists routes of equal metric in its order of preference.
@@ -269,7 +272,7 @@ impl Checking {
             let (is_part, is_wide) = (false, false);
             return Some(Bypass { what: lan_text, by, is_part, is_wide, into_tunnel: true });
         }
-        // Routes past a kill switch are reported already.
+        // Routes that bypass a kill switch are reported by `bypassed`.
         (!self.is_guarded(&ours_text)).then_some(Bypass {
             what: ours_text,
             by: lan_text,
@@ -283,10 +286,10 @@ impl Checking {
         self.switches.iter().any(|switch| format!("route {}", switch.to) == what)
     }
 
-    /// The route of ours whose packets this route takes, and whether it takes only a part of them.
+    /// The kill switch that this route bypasses, and whether the route bypasses only a part of it.
     fn bypassed(&self, route: &RouteMessage, peers: &[IpAddr]) -> Option<(&KillSwitch, bool)> {
-        // Another tunnel's kill switch was configured together with this one's, and does not send in the
-        // clear.
+        // The kill switch of another tunnel was configured together with this one, and does not send packets
+        // unencrypted.
         if is_our_protocol(route.header.protocol) || !self.leads_elsewhere(route) {
             return None;
         }
@@ -295,7 +298,7 @@ impl Checking {
         if to == switch.to {
             return (route::metric_of(route) < switch.metric).then_some((switch, false));
         }
-        // A network of this host's own, or the route that the tunnel's own datagrams need.
+        // A network of this host itself, or the route for the tunnel's own datagrams.
         let is_connected = route.header.protocol == RouteProtocol::Kernel;
         let is_needed = peers.is_empty() || peers.iter().any(|peer| to.contains(peer));
         let is_intended = is_connected || is_needed;
@@ -310,7 +313,7 @@ impl Checking {
         !drops && hops(route).iter().any(|(_, index)| *index != self.index)
     }
 
-    /// For users, in the form of `ip route`.
+    /// The route as text for users, in the form of `ip route`.
     async fn describe(&self, route: &RouteMessage) -> String {
         let mut text = route::text(route);
         let mut hops = hops(route).into_iter();
@@ -340,8 +343,8 @@ impl Checking {
                 continue;
             }
             match into_tunnel {
-                true => tracing::info!("{by} no longer catches packets for {what}"),
-                false => tracing::info!("{by} no longer leads packets past {}", self.device),
+                true => tracing::info!("{by} no longer catches packets of {what}"),
+                false => tracing::info!("{by} no longer diverts packets from {}", self.device),
             }
         }
     }
@@ -350,39 +353,39 @@ impl Checking {
         let device = &self.device;
         if *into_tunnel {
             tracing::warn!(
-                "{by} takes the packets of {what}, a network that this host is connected to: its hosts cannot be \
-                 reached; use another network on one side, or give our route a higher metric"
+                "{by} catches the packets of {what}: this host is connected to that network, and cannot reach \
+                 its hosts now; use another network on one side, or give our route a higher metric"
             );
         } else if !self.is_guarded(what) {
             tracing::warn!(
-                "{by} takes the packets of {what} past {device}: this host is connected to the same network, and \
-                 they leave in the clear; use another network on one side"
+                "{by} diverts the packets of {what} from {device}: this host is connected to the same network, \
+                 and sends them unencrypted; use another network on one side"
             );
         } else if *is_wide {
             tracing::warn!(
-                "{by} takes a large part of {what} past {device}, and past its kill switch: if nobody has configured \
-                 that route, a router advertisement or a DHCP server on the local network draws packets past the tunnel"
+                "{by} diverts a large part of {what} from {device} and its kill switch: if nobody configured \
+                 that route, a router advertisement or a DHCP server of the local network may have added it"
             );
         } else if *is_part {
-            tracing::info!("{by} takes a part of {what} past {device}, and past its kill switch");
+            tracing::info!("{by} diverts a part of {what} from {device} and its kill switch");
         } else {
             tracing::warn!(
-                "{by} takes the packets of {what} past {device}, and past its kill switch: the kernel prefers it; \
-                 remove it, or give ours a lower metric"
+                "{by} diverts the packets of {what} from {device} and its kill switch: the kernel prefers that \
+                 route; remove it, or give ours a lower metric"
             );
         }
     }
 }
 
-/// Whether this is larger than a local network: with it a router advertisement or a DHCP server may draw
-/// packets past the tunnel. A route to a private network, added by an administrator, is not.
+/// Whether the network is larger than a local network, so that a router advertisement or a DHCP server may have
+/// diverted packets from the tunnel. An administrator's route to a private network is not counted.
 fn is_wide(route: &RouteMessage, net: IpNet) -> bool {
     let is_local = matches!(route.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
     is_large(net) && (is_local || !is_private(net))
 }
 
-/// Whether the local network itself has announced this route to more than a local network, as an attacker
-/// there can.
+/// Whether the local network itself has announced a route to a network that is larger than a local network. An
+/// attacker in the local network can do that.
 pub(crate) fn is_announced(route: &RouteMessage, net: IpNet) -> bool {
     use RouteProtocol::{Dhcp, Kernel, Ra};
     let by_network = matches!(route.header.protocol, Kernel | Ra | Dhcp);
@@ -469,9 +472,9 @@ mod tests {
         for (protocol, net) in [(Kernel, "2000::/3"), (Ra, "2000::/3"), (Dhcp, "0.0.0.0/1")] {
             assert_eq!(wide(protocol, net), (true, true), "{net}");
         }
-        // An administrator, or a DHCP client that does not set a protocol.
+        // A route that an administrator added, or a DHCP client that does not set a protocol.
         assert_eq!(wide(Boot, "128.0.0.0/1"), (true, false));
-        // A company's LAN.
+        // The route of a company's LAN.
         assert_eq!(wide(Kernel, "10.0.0.0/8"), (true, false));
         let ordinary = [
             "0.0.0.0/0",

@@ -18,7 +18,7 @@ use crate::undo::{Change, Undo};
 pub enum Kind {
     /// Joins its ports to one LAN.
     Bridge,
-    /// Has a routing table of its own, which is used for packets received on its ports.
+    /// Has its own routing table for packets that are received on its ports.
     Vrf,
 }
 
@@ -46,11 +46,11 @@ impl fmt::Display for Kind {
 }
 
 /// The path cost of the tunnel in the spanning tree. The kernel would give a TAP device the cost of a very
-/// fast link (2, while a gigabit link has 5), and block the cable in favour of the tunnel.
+/// fast link (2, while a gigabit link has 5), and block a parallel cable instead of the tunnel.
 const DEFAULT_STP_COST: u32 = 200;
 
-/// Makes the device a port of the controller in `link`, and returns the routing table of its routes if that
-/// is a VRF.
+/// Makes the device a port of the controller in `link`. If that is a VRF, returns the routing table for the
+/// device's routes.
 pub(crate) async fn join(
     handle: &Handle,
     device: Device<'_>,
@@ -70,8 +70,8 @@ pub(crate) async fn join(
     Ok(table)
 }
 
-/// A device that is a port from an earlier run keeps its port settings; the configuration's path cost has
-/// precedence.
+/// Sets the port settings. A device that is still a port from an earlier run keeps its settings; the
+/// configuration's path cost has precedence.
 async fn set_up_port(
     handle: &Handle,
     device: Device<'_>,
@@ -102,7 +102,7 @@ pub(crate) fn wanted(link: &Link) -> Option<(String, Kind)> {
     bridge.or_else(|| link.vrf.clone().map(|name| (name, Kind::Vrf)))
 }
 
-/// Makes the device a port again; returns whether it was none.
+/// Makes the device a port again; returns whether it was not one.
 pub(crate) async fn rejoin(
     handle: &Handle,
     device: Device<'_>,
@@ -131,7 +131,7 @@ pub(crate) async fn find(handle: &Handle, name: &str, kind: Kind) -> Result<Link
     }
 }
 
-/// Returns whether it was no port before.
+/// Makes the device a port of this controller; returns whether it was not one before.
 async fn become_port(
     handle: &Handle,
     device: Device<'_>,

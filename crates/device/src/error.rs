@@ -1,4 +1,4 @@
-//! The kernel's refusals: of which step, on which device, and with what advice.
+//! Errors of the kernel, with the step that failed, the device and advice.
 
 use std::fmt;
 use std::io;
@@ -46,13 +46,13 @@ pub enum Error {
         /// The required kind.
         kind: Kind,
     },
-    /// Every number that vpnd uses for its own routing tables is taken.
+    /// Every number that vpnd uses for its own routing tables is in use.
     #[error(
         "no routing table from 51820 to 51904 is free for the default route: give it a `table` of \
          its own, and the rules that lead there"
     )]
     NoTable,
-    /// The task that keeps the device has ended.
+    /// The task that keeps the device in its configured state has ended.
     #[error("the device is not kept as it should be any more, which is a bug; start vpnd again")]
     NotKept,
     /// The kernel refused one step.
@@ -74,7 +74,7 @@ pub enum Step {
     Find,
     /// Setting its hardware address.
     Mac([u8; 6]),
-    /// Setting whether it takes multicast.
+    /// Setting whether it accepts multicast.
     Multicast(bool),
     /// Setting its MTU.
     Mtu(u32),
@@ -92,7 +92,7 @@ pub enum Step {
     Address(IpNet, Option<IpAddr>),
     /// Adding a route.
     Route(IpNet),
-    /// Adding a route each time the peer comes to life, and removing it when it dies.
+    /// Adding a route each time the peer becomes alive, and removing it when the peer is dead.
     Follow(IpNet),
     /// Adding the rule with this priority.
     Rule(u32),
@@ -104,7 +104,7 @@ impl Error {
         matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EPERM))
     }
 
-    /// Whether another object is in the way.
+    /// Whether it fails because another object already has this place.
     pub(crate) fn is_in_the_way(&self) -> bool {
         matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EEXIST))
     }
@@ -187,7 +187,7 @@ impl Step {
                 Some(format!("ip address add {own} peer {peer}/{len} dev {device}"))
             }
             Self::Route(to) => Some(format!("ip route add {to} dev {device}")),
-            // Done beforehand, the route would exist even while the peer is dead.
+            // If an administrator added the route beforehand, it would exist even while the peer is dead.
             Self::Follow(_) | Self::Rule(_) => None,
         }
     }

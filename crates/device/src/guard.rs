@@ -1,10 +1,10 @@
-//! Restores a kill switch's blackhole routes and rules at once, however often they are removed.
+//! Restores a kill switch's blackhole routes and rules immediately, no matter how often they are removed.
 //!
-//! There are two independent ways of blocking. For a default route they are a blackhole route in its own
-//! table, and a rule after the one that leads to that table. For any other route they are a blackhole route
-//! with the next higher metric, and a last one with the highest metric. The second of each has a different
+//! Packets are blocked in two independent ways. For a default route these are a blackhole route in a separate
+//! table, and a rule behind the rule that leads to that table. For any other route these are a blackhole route
+//! with the next higher metric, and one with the highest metric. The second object of each pair has a different
 //! protocol number. So after a flush of routes, of rules, of one table or of one protocol, one of the two
-//! still blocks, for the few milliseconds until the other is restored.
+//! objects still blocks packets, for the few milliseconds until the other one is restored.
 
 use std::time::Duration;
 
@@ -24,17 +24,17 @@ const AT_ONCE: u32 = 4;
 /// The least time between two lines in the log.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// When to restore what.
+/// When to restore the guards.
 #[derive(Default)]
 pub(crate) struct Guards {
     due: Option<Instant>,
-    /// When the next restoration would be, if all were spaced out.
+    /// The time of the next restoration if all restorations were spaced out.
     paced: Option<Instant>,
     said: Option<Instant>,
 }
 
 impl Guards {
-    /// The object in this message may have been removed.
+    /// Schedules a restoration if this message may mean that a guard was removed.
     pub(crate) fn hear(&mut self, plan: &Plan, message: &RouteNetlinkMessage) {
         let concerns = match message {
             RouteNetlinkMessage::DelRule(gone) => !plan.guarded.is_empty() && rule::is_ours(gone),
@@ -49,7 +49,7 @@ impl Guards {
         }
     }
 
-    /// Any object may have been removed.
+    /// Schedules a restoration, because any guard may have been removed.
     pub(crate) fn look(&mut self) {
         if self.due.is_some() {
             return;
@@ -60,7 +60,7 @@ impl Guards {
         (self.due, self.paced) = (Some(due), Some(paced + APART));
     }
 
-    /// Waits until it is time to restore; for ever if nothing was removed.
+    /// Waits until it is time to restore; never returns if nothing was removed.
     pub(crate) async fn due(&self) {
         match self.due {
             Some(due) => sleep_until(due).await,
@@ -68,8 +68,7 @@ impl Guards {
         }
     }
 
-    /// Adds everything again, the exceptions before the blackholes; adding an existing object fails without
-    /// harm.
+    /// Adds all guards again, exceptions before blackholes. Adding an object that exists fails without harm.
     pub(crate) async fn put_back(&mut self, handle: &Handle, plan: &Plan) {
         self.due = None;
         let mut restored = Vec::new();
@@ -96,7 +95,7 @@ impl Guards {
         self.said = Some(now);
         let (device, what) = (&plan.device, restored.join(", "));
         tracing::warn!(
-            "restored {what} of {device}, which had been removed: the kill switch is restored every time"
+            "restored {what} of {device}, which had been removed: vpnd always restores the kill switch"
         );
     }
 }

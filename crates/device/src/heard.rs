@@ -1,4 +1,4 @@
-//! The kernel's messages about changes, for those who subscribe.
+//! The kernel's messages about changes, for subscribers.
 
 use std::convert::Infallible;
 
@@ -19,19 +19,19 @@ use crate::error::Error;
 pub(crate) enum Told {
     /// A device, address, route or rule was made, changed or deleted.
     Route(Box<RouteNetlinkMessage>),
-    /// IPv4 or IPv6 was configured on a device, or a setting of it was changed.
+    /// IPv4 or IPv6 was configured on a device, or a setting of that family was changed.
     Configured {
-        /// The device's index; negative values stand for all devices and for future ones.
+        /// The device's index; negative values mean all devices, or future devices.
         index: i32,
     },
-    /// IPv4 or IPv6 is no longer configured on a device. If it is configured again, it has the kernel's
-    /// defaults.
+    /// IPv4 or IPv6 is no longer configured on a device. If the family is configured again later, its settings
+    /// are the kernel's defaults.
     Unconfigured {
         /// The device's index.
         index: i32,
     },
-    /// A nexthop object was created, changed or deleted, and with it the routes that use it: if the sysctl
-    /// `net.ipv4.nexthop_compat_mode` is 0, the kernel sends no messages about those.
+    /// A nexthop object was created, changed or deleted, and the routes that use it with it. If the sysctl
+    /// `net.ipv4.nexthop_compat_mode` is 0, the kernel sends no messages about these routes.
     Nexthop,
     /// Messages were lost, or one could not be parsed: anything may have changed.
     Lost,
@@ -51,7 +51,7 @@ impl Heard {
         Self::listen(&[MulticastGroup::Link])
     }
 
-    /// As [`Self::devices`], and to messages about IPv4 and IPv6 on them, addresses, routes and rules.
+    /// Subscribes to messages about devices, IPv4 and IPv6 on them, addresses, routes and rules.
     ///
     /// # Errors
     ///
@@ -68,7 +68,7 @@ impl Heard {
             MulticastGroup::Nexthop,
             MulticastGroup::Ipv4Netconf,
             MulticastGroup::Ipv6Netconf,
-            // The only message when `disable_ipv6` changes from 1 to 0.
+            // This group carries the only message that is sent when `disable_ipv6` changes from 1 to 0.
             MulticastGroup::Ipv6Ifinfo,
         ])
     }
@@ -89,16 +89,16 @@ impl Heard {
         ])
     }
 
-    /// Waits for a message of any kind, and discards all that have arrived with it.
+    /// Waits for a message of any kind, and discards all further messages that have arrived by then.
     pub async fn changed(&mut self) {
         if self.0.next().await.is_none() {
-            // The socket is gone, and no message will come.
+            // The socket is closed, so no message will arrive.
             std::future::pending().await
         }
         self.skip();
     }
 
-    /// Not rtnetlink's own connection, because that logs an error for each NETCONF message.
+    /// Does not use rtnetlink's own connection, because it logs an error for each NETCONF message.
     fn listen(groups: &[MulticastGroup]) -> Result<Self, Error> {
         let opened = rtnetlink::proto::new_connection::<Received>(protocols::NETLINK_ROUTE);
         let (mut connection, _, messages) = opened.map_err(Error::Connect)?;
@@ -107,7 +107,7 @@ impl Heard {
         Ok(Self(messages.map(|(message, _from)| told(message.payload)).boxed()))
     }
 
-    /// The next message; `None` once the socket is gone.
+    /// The next message; `None` once the socket is closed.
     pub(crate) async fn next(&mut self) -> Option<Told> {
         self.0.next().await
     }
@@ -118,7 +118,8 @@ impl Heard {
     }
 }
 
-/// All groups used here have numbers up to 32, and therefore a bit in the address.
+/// Joins the groups when it binds. Every group here has a number up to 32, and thus a bit in the socket
+/// address.
 fn join(connection: &mut Connection<Received>, groups: &[MulticastGroup]) -> std::io::Result<()> {
     let bits = groups.iter().fold(0, |bits, group| bits | 1 << (*group as u32 - 1));
     connection.socket_mut().socket_mut().bind(&SocketAddr::new(0, bits))
@@ -135,14 +136,14 @@ fn told(payload: NetlinkPayload<Received>) -> Told {
 #[derive(Debug)]
 struct Received(Told);
 
-/// From the kernel's header files; neither libc nor rtnetlink has these.
+/// From the kernel's header files; neither libc nor rtnetlink defines these.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 const RTM_NEWNEXTHOPBUCKET: u16 = 116;
 const RTM_DELNEXTHOPBUCKET: u16 = 117;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;
-/// `struct netconfmsg`, which is one byte, and padding.
+/// The length of `struct netconfmsg`: one byte, and padding.
 const NETCONF_HEADER: usize = 4;
 const NETCONFA_IFINDEX: u16 = 1;
 
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_netconf_message_names_its_device() {
-        // As Linux 6.18 sent it: IPv6, NETCONFA_IFINDEX 2, NETCONFA_FORWARDING 0.
+        // A message from Linux 6.18: IPv6, NETCONFA_IFINDEX 2, NETCONFA_FORWARDING 0.
         let payload = [10, 0, 0, 0, 8, 0, 1, 0, 2, 0, 0, 0, 8, 0, 2, 0, 0, 0, 0, 0];
         let mut header = NetlinkHeader::default();
         header.message_type = RTM_DELNETCONF;
@@ -203,7 +204,7 @@ mod tests {
         assert!(matches!(told, Told::Lost), "{told:?}");
     }
 
-    /// rtnetlink does not decode these, and undecoded messages count as lost ones.
+    /// rtnetlink does not decode these messages, and an undecoded message would count as lost.
     #[test]
     fn a_nexthop_message_is_recognised() {
         for message_type in [RTM_NEWNEXTHOP, RTM_DELNEXTHOP] {

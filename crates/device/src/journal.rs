@@ -1,6 +1,6 @@
-//! The changes to the system that outlive the process, in a file: after a `kill -9` the next start reads what
-//! is left behind. The file belongs on a file system that is emptied at boot (`/run`), because the kernel's
-//! tables are too.
+//! A file that records the changes to the system that outlive the process: after a `kill -9` the next start
+//! reads what was left behind. The file belongs on a file system that is emptied at boot (`/run`), because the
+//! kernel's tables are empty then, too.
 //!
 //! ```text
 //! vpnd changes 2, network namespace 4026531840
@@ -10,16 +10,17 @@
 //! - 33 02000000...
 //! ```
 //!
-//! Each line with a sign is the netlink message that reverts one change, as its type and bytes. A `+` line is
-//! written before the change is made, and the `-` line when it has been reverted. The messages refer to a
-//! device by its index, which may belong to another one when they are read: a `=` line has the kind and name
-//! of the device that had it. A `%` line names the packet filter's table that implements the kill switch;
-//! without a name, there is none any more. Invalid lines are ignored.
+//! A `+` or `-` line contains the netlink message that reverts one change: its type and its bytes. The `+` line
+//! is written before the change is made, and the `-` line after the change has been reverted. The messages
+//! refer to a device by its index, which may belong to another device when they are read. A `=` line therefore
+//! records the kind and name of the device that had the index. A `%` line names the packet filter's table that
+//! implements the kill switch; without a name, there is no such table any more. Invalid lines are ignored.
 //!
-//! Once most of its lines are reverted, the file is rewritten in place, because by then we may have no access
-//! to its directory. First the remaining lines are appended between two `!` lines; once the second `!` is
-//! written, they replace everything before. Then they are copied to the beginning, which is longer, and the
-//! file is truncated behind them. If this is interrupted at any point, the same contents are read.
+//! Once most of its lines are reverted, the file is rewritten in place, because vpnd may no longer have access
+//! to its directory. First the remaining lines are appended between two `!` lines. Once the second `!` line is
+//! written, the appended lines replace everything before them. Then they are copied to the beginning of the
+//! file, where there is enough space, and the file is truncated behind them. A reader gets the same contents
+//! wherever this is interrupted.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -37,11 +38,11 @@ use crate::undo::Change;
 
 /// A longer file is not a journal.
 const MAX_LEN: u64 = 1 << 23;
-/// A shorter file is not rewritten, …
+/// A file shorter than this is not rewritten, …
 const REWRITE_AT: u64 = 1 << 16;
-/// … nor one that has grown by less than this factor since it was last rewritten.
+/// … nor a file that has grown by less than this factor since it was last rewritten.
 const GROWTH: u64 = 4;
-/// The lines around the remaining ones.
+/// The lines before and after the remaining lines.
 const BEGIN: &str = "! begin";
 const END: &str = "! end";
 /// The number of attempts to lock the file, …
@@ -49,11 +50,11 @@ const TRIES: u32 = 50;
 /// … and the time between them.
 const BETWEEN: Duration = Duration::from_millis(20);
 
-/// How the name of a kill switch's table in the packet filter begins. No other table is ever deleted, whatever a
-/// journal says.
+/// The prefix of the name of a kill switch's table in the packet filter. No other table is ever deleted,
+/// whatever a journal contains.
 pub const KILL_SWITCH_TABLE: &str = "vpnd_killswitch-";
 
-/// The file; or none, and then a crash's leftovers are not found again.
+/// The journal's file. Without a file, the next start does not find what a crash has left behind.
 #[derive(Debug, Default)]
 pub struct Journal {
     file: Option<File>,
@@ -66,14 +67,14 @@ pub struct Journal {
     rewrite_at: u64,
 }
 
-/// A device's index, and its owner: kind and name.
+/// A device's index, and the kind and name of the device that has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) index: u32,
     pub(crate) who: String,
 }
 
-/// A network namespace, for as long as it exists; none without `/proc`.
+/// Identifies a network namespace while it exists; unknown without `/proc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Namespace(Option<u64>);
 
@@ -89,38 +90,38 @@ impl Namespace {
 }
 
 impl Journal {
-    /// Opens the file and reads the leftovers of an earlier run, if that was in `namespace`: another one has
-    /// other tables. The file stays open, because later we may lack the permission to open it.
+    /// Opens the file and reads the leftovers of an earlier run if it ran in `namespace`: another namespace has
+    /// other tables. The file stays open, because vpnd may lack the permission to open it later.
     ///
     /// # Errors
     ///
-    /// If it can be neither opened nor created, others may write to it, or another vpnd has locked it.
+    /// If the file can be neither opened nor created, others may write to it, or another vpnd has locked it.
     pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).mode(0o600);
         Self::read(options, path, namespace, |owner| owner == geteuid().as_raw())
     }
 
-    /// Records in the file at `path`, if it exists, that a start has begun: what it would take over from an
-    /// earlier run is kept, even if the start fails.
+    /// Records in the file at `path`, if it exists, that a start has begun. The kill switch that this start
+    /// would take over from an earlier run then stays, even if the start fails.
     ///
     /// # Errors
     ///
-    /// If there is a file, and it is not ours to write.
+    /// If there is a file, and vpnd may not write to it.
     pub fn announce_start(path: &Path) -> io::Result<()> {
         let mut options = OpenOptions::new();
         let mut file = match own(options.append(true), path, |owner| owner == geteuid().as_raw()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
-        // A running vpnd has handed nothing on yet.
+        // A running vpnd holds the lock, and has not handed anything on yet.
         if file.try_lock().is_err() {
             return Ok(());
         }
         writeln!(file, "# start by {}", std::process::id())
     }
 
-    /// The same, but only if it exists; root may open it whichever user ran vpnd.
+    /// Like [`open`](Self::open), but only if the file exists. Root may open it whichever user ran vpnd.
     pub(crate) fn open_left(path: &Path, namespace: Namespace) -> io::Result<Self> {
         let is_root = geteuid().is_root();
         let mut options = OpenOptions::new();
@@ -145,7 +146,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The journal in `file`, which was released with the contents `text`. It is not locked.
+    /// The journal in `file`, which was released with the contents `text`. The file is not locked.
     pub(crate) fn take_over(file: File, text: &[u8]) -> io::Result<Self> {
         let header = Namespace::current().number().map(header).unwrap_or_default();
         if text.split(|byte| *byte == b'\n').next() != Some(header.as_bytes()) {
@@ -173,7 +174,7 @@ impl Journal {
         std::mem::take(&mut self.left_behind)
     }
 
-    /// Records which device the index in the following lines belongs to.
+    /// Records which device has the index that the following lines use.
     pub(crate) fn name(&mut self, device: Named) {
         if !self.devices.contains(&device) {
             self.put(&naming(&device));
@@ -186,7 +187,7 @@ impl Journal {
         &self.devices
     }
 
-    /// Names the packet filter's table of the kill switch, or records that there is none any more.
+    /// Records the name of the packet filter's table of the kill switch, or that there is no table any more.
     pub(crate) fn set_table(&mut self, table: Option<&str>) {
         if self.table.as_deref() != table {
             self.put(&tabling(table));
@@ -206,12 +207,12 @@ impl Journal {
         self.put(&line('-', change));
     }
 
-    /// Nothing is left to revert.
+    /// Empties the file: no change is left to revert.
     pub(crate) fn end(&mut self) {
         self.write(|file| file.set_len(0));
     }
 
-    /// Releases the file to the next start, and returns its contents from now on, which no start would write.
+    /// Releases the file to the next start, and returns its final contents. No start writes the same contents.
     pub(crate) fn let_go(&mut self) -> Option<Vec<u8>> {
         let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.num_milliseconds());
         self.put(&format!("# let go by {} at {boot}\n", std::process::id()));
@@ -221,13 +222,14 @@ impl Journal {
         Some(text)
     }
 
-    /// Locks the file again if it still has the contents it was released with: no start has begun meanwhile.
+    /// Locks the file again if it still has the contents it was released with, which means that no start has
+    /// begun.
     pub(crate) fn take_back(&mut self, text: &[u8]) -> bool {
         let Some(file) = &mut self.file else { return false };
         file.try_lock().is_ok() && content(file).is_ok_and(|now| now == text)
     }
 
-    /// The changes that were read, without the reverted ones.
+    /// Writes the changes that were read, without the reverted ones.
     fn begin(&mut self) {
         let mut text = format!("{}\n", self.header);
         text.extend(self.devices.iter().map(naming));
@@ -249,7 +251,7 @@ impl Journal {
         }
     }
 
-    /// Drops the reverted changes.
+    /// Removes the reverted changes from the file.
     fn rewrite(&mut self) {
         let (header, mut len) = (self.header.clone(), self.len);
         self.write(|file| {
@@ -263,36 +265,36 @@ impl Journal {
         (self.len, self.rewrite_at) = (len, REWRITE_AT.max(len * GROWTH));
     }
 
-    /// A full disk does not stop a tunnel.
+    /// Writes to the file. A failure, such as a full disk, does not stop the tunnel.
     fn write(&mut self, write: impl FnOnce(&mut File) -> io::Result<()>) {
         let Some(file) = &mut self.file else { return };
         if let Err(error) = write(file) {
-            tracing::warn!(%error, "what is changed in the system is written down no more");
+            tracing::warn!(%error, "cannot write the journal: further changes to the system are not recorded");
             self.file = None;
         }
     }
 }
 
-/// Opens a file that only we can have written, or creates it.
+/// Opens a file that only this user can have written, or creates it.
 pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true).create(true).mode(0o600);
     own(options, path, |owner| owner == geteuid().as_raw())
 }
 
-/// Opens a file whose owner is trusted, and which only that owner can have written.
+/// Opens a file whose owner is trusted, and that only this owner can have written.
 fn own(
     options: &mut OpenOptions,
     path: &Path,
     trusted: impl FnOnce(u32) -> bool,
 ) -> io::Result<File> {
-    // The owner of the directory may have put a link there, to a file that only we may write.
+    // The owner of the directory may have put a link there, to a file that only this user may write to.
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.nlink() != 1 {
         return Err(io::Error::other("not a file of its own"));
     }
-    // Its contents are executed with all our rights.
+    // The contents of the file are executed with all privileges of this process.
     if !trusted(metadata.uid()) || metadata.mode() & 0o022 != 0 {
         return Err(io::Error::other("others may write to it; remove it"));
     }
@@ -323,8 +325,8 @@ fn rewrite(file: &mut File, header: &str) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
-/// Locks the file; the owner of the lock decides on the contents. A process about to end holds it only
-/// briefly.
+/// Locks the file; only the process with the lock may change its contents. A process that is about to end holds
+/// the lock only briefly.
 fn lock(file: &File) -> io::Result<()> {
     for _ in 0..TRIES {
         match file.try_lock() {
@@ -408,12 +410,12 @@ impl Content {
             self.table = Some(table.to_owned());
         } else {
             tracing::warn!(
-                "the journal names the table {table:?}, which is no kill switch's: ignored"
+                "the journal names the table {table:?}, which belongs to no kill switch: vpnd ignores it"
             );
         }
     }
 
-    /// A change that was made, or reverted.
+    /// Records a change that was made, or that was reverted.
     fn note(&mut self, change: Change, made: bool) {
         if made {
             self.changes.push(change);

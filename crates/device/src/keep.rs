@@ -1,9 +1,9 @@
-//! Keeps addresses, rules and routes in place: restores what others or the kernel remove, and adds and
-//! removes routes with the peer's liveness.
+//! Keeps addresses, rules and routes in place: restores the objects that others or the kernel remove, and adds
+//! and removes routes when the peer becomes alive or dead.
 //!
-//! The kernel reports each change. A moment later everything is added again; adding an existing object fails
-//! without harm. Objects that cannot be added are tried again, on a timer and whenever the kernel reports a
-//! change that may help.
+//! The kernel reports each change. A short time later everything is added again; adding an existing object
+//! fails without harm. Objects that cannot be added are tried again, on a timer and whenever the kernel reports
+//! a change after which the attempt may succeed.
 
 mod mtu;
 
@@ -38,21 +38,21 @@ use mtu::NewMtu;
 
 /// The delay between the first message and the check: changes come in groups.
 const MOMENT: Duration = Duration::from_millis(200);
-/// Missing objects are tried again after these times, and from then on after the last of them.
+/// Missing objects are tried again after these times, and then each time after the last of these times.
 const RETRIES: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(5),
     Duration::from_secs(10),
 ];
-/// The least time between changes that follow the peer: the peer must not keep us busy.
+/// The least time between changes of routes that follow the peer, so that the peer cannot keep vpnd busy.
 const REST: Duration = Duration::from_secs(1);
-/// At most this many of them …
+/// At most this many of these changes …
 const TOLD: usize = 10;
 /// … are logged within this time.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
 
-/// Keeps a device's addresses, rules and routes until it is stopped.
+/// Keeps a device's addresses, rules and routes in place until it is stopped.
 #[derive(Debug)]
 pub struct Keeper {
     peer: watch::Sender<bool>,
@@ -69,18 +69,18 @@ pub struct Keeper {
 pub struct PeerState(watch::Sender<bool>);
 
 impl PeerState {
-    /// The peer was heard, or counts as dead. Routes that depend on it are added or removed.
+    /// The peer was heard, or counts as dead: adds or removes the routes that depend on the peer.
     pub fn set(&self, alive: bool) {
         self.0.send_if_modified(|was| std::mem::replace(was, alive) != alive);
     }
 }
 
-/// How the tunnel's own datagrams are recognised, as far as that changes at run time.
+/// How the tunnel's own datagrams are recognised: only the parts that change at run time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnTraffic {
     /// Their source port.
     pub port: u16,
-    /// The addresses where the peer is, or may be.
+    /// The addresses that the peer has or may have.
     pub peers: Vec<IpAddr>,
 }
 
@@ -89,7 +89,7 @@ pub struct OwnTraffic {
 pub struct OwnState(watch::Sender<OwnTraffic>);
 
 impl OwnState {
-    /// Updates the rules that keep these datagrams out of the tunnel.
+    /// Updates the rules that exclude these datagrams from the tunnel.
     pub fn set(&self, traffic: OwnTraffic) {
         self.0.send_if_modified(|was| {
             let changed = *was != traffic;
@@ -100,7 +100,7 @@ impl OwnState {
 }
 
 impl Keeper {
-    /// Starts it as a task. The peer is not alive yet.
+    /// Starts the keeper as a task. The peer counts as dead at first.
     ///
     /// # Panics
     ///
@@ -149,7 +149,7 @@ impl Keeper {
         self.missing.clone()
     }
 
-    /// Other programs' routes that take packets past a kill switch, now and whenever they change.
+    /// Other programs' routes through which packets bypass a kill switch, now and whenever they change.
     pub fn bypassed(&self) -> watch::Receiver<Vec<Bypass>> {
         self.bypassed.clone()
     }
@@ -164,9 +164,9 @@ impl Keeper {
         DeviceMtu(self.mtu.clone())
     }
 
-    /// Stops it and returns the changes; `None` if it has panicked.
+    /// Stops the keeper and returns the changes; `None` if it has panicked.
     pub async fn stop(self) -> Option<Setup> {
-        // The other end is dropped only by a panic.
+        // The task drops its end only if it panics.
         let _gone = self.stop.send(());
         self.task.await.ok()
     }
@@ -186,36 +186,36 @@ struct Keeping {
     bypasses: Bypasses,
     /// The missing objects, for `status`.
     report: watch::Sender<Vec<Missing>>,
-    /// The same, as last logged: object and reason.
+    /// The missing objects as last logged: object and reason.
     said: BTreeMap<String, String>,
     /// Our objects that others removed.
     removals: Removals,
     /// The number of retries for missing objects.
     retries: usize,
     kernel: Kernel,
-    /// The device's MTU when last seen.
+    /// The device's MTU when it was last read.
     mtu: Option<u32>,
     /// When to check.
     due: Option<Instant>,
 }
 
-/// What the kernel did of its own accord since the last check.
+/// Changes that the kernel itself has made since the last check.
 #[derive(Default)]
 struct Kernel {
-    /// It dropped, or may have dropped, our objects.
+    /// The kernel dropped our objects, or may have.
     dropped: bool,
-    /// It has lost, or may have lost, the IPv6 settings of the device.
+    /// The kernel reset the device's IPv6 settings, or may have.
     forgot: bool,
-    /// The device was deleted or moved to another namespace: its index may belong to another one.
+    /// The device was deleted or moved to another namespace: its index may belong to another device now.
     lost: bool,
 }
 
-/// The routes' liveness state compared with the peer's.
+/// The liveness state that the routes have, compared with the peer's.
 #[derive(Default)]
 struct Following {
     /// The state that the routes have.
     alive: bool,
-    /// When they may change again; `None` if they match the peer's.
+    /// When the routes may change again; `None` if their state matches the peer's.
     due: Option<Instant>,
     changes: Recent,
 }
@@ -242,7 +242,7 @@ impl Keeping {
             }
         }
         if self.kernel.lost {
-            // The index belongs to another device now.
+            // The index may belong to another device now.
             self.undo.forget_device(self.plan.index);
         }
         Setup { plan: self.plan, undo: self.undo }
@@ -263,8 +263,8 @@ impl Keeping {
         }
     }
 
-    /// Schedules a check after a message that may mean a loss of our objects, or may make a missing one
-    /// possible.
+    /// Schedules a check after a message that may mean a loss of our objects, or after which a missing object
+    /// may be added.
     fn hear(&mut self, told: &Told) {
         self.bypasses.hear(told);
         match told {
@@ -307,7 +307,7 @@ impl Keeping {
         };
         match message {
             RouteNetlinkMessage::NewLink(link) => self.hear_link(link),
-            // A bridge sends this for each port that leaves it, in the family of bridges.
+            // A bridge sends this message for each port that leaves it, with the family of bridges.
             RouteNetlinkMessage::DelLink(link) => {
                 let lost = link.header.index == *index
                     && link.header.interface_family == AddressFamily::Unspec;
@@ -316,7 +316,7 @@ impl Keeping {
             }
             RouteNetlinkMessage::DelAddress(address) => address.header.index == *index,
             RouteNetlinkMessage::DelRoute(gone) => takes_place(gone),
-            // When a route is replaced, the kernel sends no message that the old one was deleted.
+            // When one route replaces another, the kernel sends no message that the old route was deleted.
             RouteNetlinkMessage::NewRoute(new) => {
                 takes_place(new) && !routes.iter().any(|held| route::is_same(new, &held.route))
             }
@@ -325,8 +325,8 @@ impl Keeping {
         }
     }
 
-    /// Whether the message is about the device set up or down, or IPv6 switched on again; or about a bridge
-    /// that was created anew without its ports.
+    /// Whether the message reports that the device was set up or down, that IPv6 was switched on again, or that
+    /// a bridge was created again without its ports.
     fn hear_link(&mut self, link: &LinkMessage) -> bool {
         if link.header.index == self.plan.index {
             let inet6 = link.header.interface_family == AddressFamily::Inet6;
@@ -337,7 +337,7 @@ impl Keeping {
         port_of.is_some() && port_of == crate::watch::name(link)
     }
 
-    /// Restores whatever is missing.
+    /// Restores all missing objects.
     async fn look(&mut self) {
         let link = self.device().await;
         if let Some(link) = &link {
@@ -371,7 +371,7 @@ impl Keeping {
         Some(link)
     }
 
-    /// Logs and reports what is new, and schedules the next check.
+    /// Logs and reports new results, and schedules the next check.
     fn conclude(&mut self, found: Found, by_kernel: bool) {
         let Found { restored, missing } = found;
         let waited = |what: &String| self.said.contains_key(what);
@@ -392,8 +392,8 @@ impl Keeping {
         }
     }
 
-    /// Objects that are missing because the device is down or gone need no timer: the kernel reports when it
-    /// is up.
+    /// Schedules a retry. Objects that are missing because the device is down or gone need no timer: the kernel
+    /// reports when the device is up.
     fn try_again(&mut self, missing: &[Missing]) {
         if missing.iter().all(Missing::is_waiting_for_device) {
             self.retries = 0;
@@ -403,7 +403,7 @@ impl Keeping {
         self.retries += 1;
     }
 
-    /// One line for all objects that are missing for the same reason and were not logged yet.
+    /// Logs one line for all objects that are missing for the same reason and were not logged yet.
     fn say_missing(&mut self, missing: &[Missing]) {
         let mut news: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for Missing { what, why } in missing.iter().filter(|one| !one.is_waiting_for_device()) {
@@ -436,7 +436,7 @@ impl Keeping {
         }
     }
 
-    /// Whether something was added or already existed; `None` if it could not be. The reason is logged once.
+    /// Whether an object was added or already existed, rather than being refused. The reason is logged once.
     fn is_there(
         &mut self,
         what: &str,
@@ -482,19 +482,20 @@ impl Keeping {
         if told == TOLD {
             let device = &self.plan.device;
             tracing::info!(
-                "the peer of {device} comes and goes often: further changes of its routes are not logged"
+                "the peer of {device} often changes between alive and dead: further changes of its routes are not \
+                 logged"
             );
         }
     }
 
-    /// Adds a route now that the peer is alive, and returns a text for the log; `None` if that failed.
+    /// Adds a route because the peer is alive, and returns a text for the log; `None` if that failed.
     async fn come(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
         let added = route::add(&self.handle, route).await.map(|_: Added| ());
         self.is_there(name, route, added).then_some("added: the peer is alive")
     }
 
-    /// Removes a route until the peer is alive again, and returns a text for the log about its packets
-    /// meanwhile; `None` if that failed. The route may have gone when the device was set down.
+    /// Removes a route until the peer is alive again, and returns a text for the log about the packets of the
+    /// route; `None` if that failed. The kernel may have removed the route when the device was set down.
     async fn go(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
         let trouble = format!("{name} that is to go");
         let Err(error) = route::remove(&self.handle, route).await else {
@@ -509,7 +510,7 @@ impl Keeping {
     }
 }
 
-/// The effect on the packets of a removed route.
+/// What happens to the packets of a removed route.
 fn meanwhile(plan: &Plan, gone: &RouteMessage) -> &'static str {
     let drops = |held: &Held| route::drops(&held.route) && route::same_place(gone, &held.route);
     match plan.routes.iter().any(drops) {
@@ -519,7 +520,8 @@ fn meanwhile(plan: &Plan, gone: &RouteMessage) -> &'static str {
 }
 
 impl Following {
-    /// The peer's liveness has changed. The first change after a quiet period is followed at once.
+    /// Schedules a change of the routes after the peer's liveness has changed; the first change after a quiet
+    /// period is made at once.
     fn hear(&mut self) {
         let now = Instant::now();
         let rested = self.changes.last().map_or(now, |last| last + REST);

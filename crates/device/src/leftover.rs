@@ -1,4 +1,5 @@
-//! A kill switch that outlives its vpnd: handed on to the next start, or removed if there is none in time.
+//! A kill switch that outlives its vpnd: handed on to the next start, or removed if vpnd is not started in
+//! time.
 
 use std::fs::File;
 use std::io;
@@ -11,21 +12,21 @@ use rtnetlink::sys::Socket;
 use crate::journal::Journal;
 use crate::undo::Change;
 
-/// The remaining blackhole routes and rules, and the means to remove them: it needs no runtime, and no
-/// privilege but `CAP_NET_ADMIN`.
+/// The remaining blackhole routes and rules, and the means to remove them. Removing them needs no runtime, and
+/// no privilege other than `CAP_NET_ADMIN`.
 #[derive(Debug)]
 #[must_use = "it drops until the next start"]
 pub struct Leftover {
     socket: Arc<Socket>,
     guards: Vec<Change>,
-    /// Whether nothing else is left.
+    /// Whether the blackholes are the only objects left.
     alone: bool,
     journal: Journal,
     text: Vec<u8>,
 }
 
 impl Leftover {
-    /// `None` if there is no journal to show whether the next start has begun.
+    /// `None` if there is no journal, which would show whether the next start has begun.
     pub(crate) fn new(
         socket: &Arc<Socket>,
         guards: Vec<Change>,
@@ -36,13 +37,13 @@ impl Leftover {
         Some(Self { socket: Arc::clone(socket), guards, alone, journal, text })
     }
 
-    /// What another process needs beside the journal to do this for us.
+    /// The contents that another process needs, beside the journal, to call [`take_over`](Self::take_over).
     pub fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// The same in another process, in the same network namespace. The `journal` has had the contents `text`
-    /// since it was released.
+    /// Creates the same object in another process of the same network namespace. The `journal` has had the
+    /// contents `text` since it was released.
     ///
     /// # Errors
     ///
@@ -56,9 +57,9 @@ impl Leftover {
         Ok(Self { socket, guards, alone: rest.is_empty(), journal, text })
     }
 
-    /// Waits, and then removes everything, unless a start has taken it over meanwhile. `delete` removes the
-    /// packet filter's table of the kill switch, if there is one: until it returns, no start can begin. If it
-    /// fails, the journal still names the table.
+    /// Waits, and then removes everything, unless a start has taken it over in the meantime. `delete` removes
+    /// the packet filter's table of the kill switch, if there is one; no start can begin before it returns. If
+    /// `delete` fails, the journal still names the table.
     pub fn open_after(mut self, wait: Duration, delete: impl FnOnce(&str) -> io::Result<()>) {
         std::thread::sleep(wait);
         if !self.journal.take_back(&self.text) {
@@ -66,7 +67,7 @@ impl Leftover {
         }
         for guard in &self.guards {
             let (kind, payload) = guard.encode();
-            // What is gone already is no concern, and nobody is left to be told of the rest.
+            // An object that is already gone is fine, and nobody is left to receive other errors.
             let _sent = framed(kind, &payload).map(|message| self.socket.send(&message, 0));
             self.journal.remove(guard);
         }
@@ -84,11 +85,12 @@ impl Leftover {
 
 pub(crate) fn still_drops(error: &io::Error) {
     tracing::warn!(
-        "the kill switch's table of nftables cannot be deleted, and still drops: {error}; `vpnd release` tries again"
+        "cannot delete the kill switch's nftables table, which still drops packets: {error}; `vpnd release` tries \
+         again"
     );
 }
 
-/// One message as it is sent; none if it is too long for one.
+/// One message with its netlink header; `None` if it is too long for one message.
 fn framed(kind: u16, payload: &[u8]) -> Option<Vec<u8>> {
     const HEADER: usize = 16;
     let length = u32::try_from(HEADER + payload.len()).ok()?;

@@ -1,8 +1,7 @@
-//! The network interface and its system settings, configured over netlink: never by running `ip`, so it works
-//! without that.
+//! The network interface and its system settings, configured over netlink. The program `ip` is not needed.
 //!
-//! Changes are recorded in an [`Undo`], for a device that existed before and remains, and in a [`Journal`],
-//! for a sudden end. A [`Keeper`] keeps everything in place.
+//! An [`Undo`] reverts the changes at the end, for a device that existed before and remains. A [`Journal`]
+//! records them in case vpnd ends suddenly. A [`Keeper`] keeps all objects in place.
 
 #![forbid(unsafe_code)]
 
@@ -63,9 +62,9 @@ use link::Device;
 use plan::Plan;
 use undo::Change;
 
-/// The origin of a route or a rule, as the kernel shows it (`proto`): a number that iproute2 gives no name.
+/// The origin of a route or a rule, as the kernel shows it (`proto`): a number without a name in iproute2.
 pub const PROTOCOL: u8 = 118;
-/// The same for the blackholes that remain when everything of [`PROTOCOL`] has been flushed.
+/// The origin of the blackholes that remain when everything with [`PROTOCOL`] has been flushed.
 pub const GUARD_PROTOCOL: u8 = 119;
 
 fn is_our_protocol(protocol: RouteProtocol) -> bool {
@@ -82,15 +81,15 @@ pub struct Link {
     /// The far ends of our addresses: the first one of a family belongs to our first address of that family,
     /// the second to the second.
     pub peer_addresses: Vec<IpAddr>,
-    /// Not changed if absent.
+    /// Unchanged if absent.
     pub mtu: Option<u32>,
-    /// Not changed if absent.
+    /// Unchanged if absent.
     pub txqueuelen: Option<u32>,
-    /// Its hardware address; not changed if absent.
+    /// Its hardware address; unchanged if absent.
     pub mac: Option<[u8; 6]>,
     /// The hardware address for a device that newly becomes a bridge port, if [`mac`](Self::mac) is absent.
     pub mac_as_port: Option<[u8; 6]>,
-    /// Whether it accepts multicast; not changed if absent.
+    /// Whether it accepts multicast; unchanged if absent.
     pub multicast: Option<bool>,
     /// The bridge it becomes a port of.
     pub bridge: Option<String>,
@@ -103,7 +102,7 @@ pub struct Link {
     /// How to recognise the tunnel's own datagrams. Absent: none of our routes can affect them.
     pub own: Option<Own>,
     /// The families for which the kernel ignores routes of a link without carrier, if this device's carrier
-    /// follows the peer: packets for its networks are dropped while it has none.
+    /// depends on the peer: while the link has no carrier, packets for its networks are dropped.
     pub passed_over: Families,
 }
 
@@ -136,9 +135,9 @@ pub struct Present {
 pub struct Own {
     /// Their mark.
     pub mark: Mark,
-    /// Their source port; 0 as long as there is none.
+    /// Their source port; 0 while no port is known.
     pub port: u16,
-    /// The addresses where the peer is, or may be.
+    /// The addresses that the peer has or may have.
     pub peers: Vec<IpAddr>,
 }
 
@@ -147,13 +146,13 @@ pub struct Own {
 pub struct Route {
     /// The destination network.
     pub to: IpNet,
-    /// Lower is preferred; the kernel's default when absent.
+    /// A lower metric is preferred; absent: the kernel's default.
     pub metric: Option<u32>,
-    /// The routing table. Absent: that of the device's VRF. Without a VRF it is `main`, but a default route
-    /// gets a table of its own, with the rules that lead all packets there except the tunnel's own datagrams
+    /// The routing table. Absent: the table of the device's VRF. Without a VRF it is `main`, but a default
+    /// route gets a separate table, with rules that lead all packets there except the tunnel's own datagrams
     /// ([`Link::own`]).
     pub table: Option<u32>,
-    /// What happens to it while the peer is dead.
+    /// What happens to the route while the peer is dead.
     pub when_down: WhenDown,
 }
 
@@ -167,12 +166,13 @@ impl Route {
 /// What happens to a route while the peer is dead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenDown {
-    /// It stays.
+    /// The route stays.
     #[default]
     Keep,
-    /// It is removed: packets take the next best route.
+    /// The route is removed: packets take the next best route.
     Remove,
-    /// It gives way to a blackhole route, which always exists, with the next higher metric.
+    /// The route is removed, and packets meet a blackhole route, which always exists with the next higher
+    /// metric.
     Blackhole,
 }
 
@@ -185,27 +185,28 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Deletes the packet filter's table of the kill switch with `delete`. The journal names it until that succeeds.
+    /// Deletes the packet filter's table of the kill switch with `delete`. The journal names the table until
+    /// `delete` succeeds.
     pub fn delete_table(&mut self, delete: impl FnOnce(&str) -> io::Result<()>) {
         self.undo.try_delete_table(delete);
     }
 }
 
-/// A connection to the kernel's routing subsystem, in the network namespace that it was opened in.
+/// A connection to the kernel's routing subsystem, in the network namespace in which it was opened.
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
     namespace: Namespace,
-    /// For the remaining work when there is no runtime any more.
+    /// For the remaining work after the runtime has ended.
     last: Arc<Socket>,
 }
 
 impl Netlink {
-    /// Connects. Requires a tokio runtime, whose thread then does the work: no other thread is started.
+    /// Connects. Requires a tokio runtime, whose thread then handles the messages: no other thread is started.
     ///
     /// # Errors
     ///
-    /// If the kernel gives no netlink socket.
+    /// If the kernel refuses a netlink socket.
     pub fn connect() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Connect)?;
         tokio::spawn(connection);
@@ -213,7 +214,7 @@ impl Netlink {
         Ok(Self { handle, namespace: Namespace::current(), last })
     }
 
-    /// The network namespace that it was opened in.
+    /// The network namespace in which it was opened.
     pub const fn namespace(&self) -> Namespace {
         self.namespace
     }
@@ -232,18 +233,18 @@ impl Netlink {
         rule::free_mark(&self.handle).await
     }
 
-    /// Adds the blackhole routes, and the rules that lead to them, before the device exists: from here on a
-    /// failed step leaves no kill switch open. It uses the routes, the VRF, and the mark of [`Link::own`] in
-    /// `link`.
+    /// Adds the blackhole routes, and the rules that lead to them, before the device exists, so that a later
+    /// step that fails leaves no kill switch open. It uses the routes, the VRF, and the mark of [`Link::own`]
+    /// in `link`.
     ///
     /// # Errors
     ///
-    /// The kernel's refusal. The objects that were added stay, and [`configure`](Self::configure) takes them
+    /// The kernel's error. The objects that were added stay, and [`configure`](Self::configure) takes them
     /// over.
     pub async fn guard(&self, link: &Link, undo: &mut Undo) -> Result<(), Error> {
         let vrf = match controller::table(&self.handle, link).await {
             Ok(vrf) => vrf,
-            // Without its VRF no packet is routed into the tunnel either.
+            // Without its VRF no packet is routed into the tunnel, so there is nothing to guard.
             Err(Error::NoController { .. } | Error::NotA { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
@@ -252,19 +253,19 @@ impl Netlink {
     }
 
     /// Gives the device its addresses, MTU, queue length, rules and routes, and sets it up. Leftovers of an
-    /// earlier run, which `undo` knows, are taken over if they are still wanted, and otherwise removed. A
+    /// earlier run, which `undo` contains, are taken over if they are still wanted, and removed if not. A
     /// process without `CAP_NET_ADMIN` succeeds if everything is already as wanted.
     ///
     /// # Errors
     ///
-    /// The first refusal of the kernel; earlier changes are then reverted.
+    /// The kernel's first error; earlier changes are then reverted.
     pub async fn configure(&self, link: &Link, mut undo: Undo) -> Result<Setup, Error> {
         undo.forget_strangers(&self.handle).await;
         let mut left = undo.len();
         let mut result = self.apply(link, &mut undo).await;
         if left > 0 && result.as_ref().is_err_and(Error::is_in_the_way) {
             undo.back_to(left, &self.handle).await;
-            // Packets that must not take another route are blocked meanwhile, and also if this fails.
+            // Packets that must not take another route stay blocked during the second attempt, and if it fails.
             undo.only(|change| guards(change, link), &self.handle).await;
             left = undo.len();
             result = self.apply(link, &mut undo).await;
@@ -281,8 +282,8 @@ impl Netlink {
         }
     }
 
-    /// Reverts the changes, the last one first, except for what `stays`. Objects that are already gone are
-    /// fine; other failures are logged. [`Setup::delete_table`] deletes the packet filter's table.
+    /// Reverts the changes, the last one first, except for those that `stays` names. Objects that are already
+    /// gone are fine; other failures are logged. [`Setup::delete_table`] deletes the packet filter's table.
     pub async fn undo(&self, setup: Setup, stays: Stays) {
         setup.undo.run(&self.handle, stays).await;
     }
@@ -297,9 +298,9 @@ impl Netlink {
         Ok(Present { mtu: link::mtu(&found), mac: link::mac(&found) })
     }
 
-    /// As [`undo`](Self::undo), but blackhole routes and rules are handed on to the next start. `None` if
-    /// that is impossible or there are none: then everything is reverted, except for the parts of the device
-    /// that stay, and `delete` has to delete the packet filter's table of the kill switch.
+    /// Like [`undo`](Self::undo), but blackhole routes and rules are handed on to the next start. Returns
+    /// `None` if there are none, or they cannot be handed on. Then everything is reverted except for the parts
+    /// of the device that stay, and `delete` has to delete the packet filter's table of the kill switch.
     pub async fn hand_on(
         &self,
         setup: Setup,
@@ -318,7 +319,7 @@ impl Netlink {
     /// Removes the blackhole routes, and the rules that lead to them, of a vpnd that has ended, according to
     /// the journal at `path`; returns the number of objects. `delete` has to remove the packet filter's table
     /// of the kill switch, and returns whether it existed. It is also called with the name `usual`, in case the
-    /// journal does not name the table. All other entries are left to the next start.
+    /// journal does not name the table. All other entries stay in the journal for the next start.
     ///
     /// # Errors
     ///
@@ -341,7 +342,7 @@ impl Netlink {
         Ok(gone)
     }
 
-    /// The MTU of a bridge: a port with the same MTU never lowers the bridge's.
+    /// The MTU of a bridge. A port with this MTU never lowers the bridge's MTU.
     ///
     /// # Errors
     ///
@@ -351,9 +352,10 @@ impl Netlink {
         Ok(link::mtu(&bridge))
     }
 
-    /// The VRF comes first: the kernel moves the device's addresses and routes to it, and drops the IPv6
-    /// ones. Routes come last: the kernel accepts none for a device that is down. It also adds no route to
-    /// the far end of an IPv6 address then, and does not make up for that when the device is set up.
+    /// The VRF comes first: the kernel moves the device's addresses and routes to it, and drops the IPv6 ones.
+    /// Routes come last: the kernel accepts none for a device that is down. If an IPv6 address is added while
+    /// the device is down, the kernel does not add the route to its far end, not even when the device is set
+    /// up.
     async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
@@ -381,7 +383,8 @@ pub(crate) fn connected() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Whether a leftover of an earlier run blocks packets from another route, and is not in the way of a new one.
+/// Whether a leftover of an earlier run stops packets from taking another route, and does not block a new
+/// route.
 fn guards(change: &Change, link: &Link) -> bool {
     match change {
         Change::Rule(_) => true,

@@ -46,7 +46,7 @@ pub(crate) async fn set<'a>(
     Ok(device)
 }
 
-/// The wanted properties of the device itself.
+/// The steps that set the wanted properties of the device.
 fn steps(link: &Link, mac: Option<[u8; 6]>) -> impl Iterator<Item = Step> {
     let wanted = [
         mac.map(Step::Mac),
@@ -57,7 +57,7 @@ fn steps(link: &Link, mac: Option<[u8; 6]>) -> impl Iterator<Item = Step> {
     wanted.into_iter().flatten()
 }
 
-/// Sets the device up, unless it is; returns whether it was down, in which case we also keep it silent.
+/// Sets the device up, unless it is up. Returns whether it was down; then the device is also kept silent.
 pub(crate) async fn up(
     handle: &Handle,
     device: Device<'_>,
@@ -76,8 +76,8 @@ pub(crate) async fn up(
     Ok(true)
 }
 
-/// Keeps the kernel from generating a link-local address and soliciting routers on the device: an unused
-/// tunnel sends nothing. A kernel without IPv6 refuses this, and does not need it.
+/// Prevents the kernel from generating a link-local address and soliciting routers on the device, so that an
+/// unused tunnel sends nothing. A kernel without IPv6 refuses this setting, and sends nothing anyway.
 pub(crate) async fn silence(handle: &Handle, index: u32) -> bool {
     handle.link().set(generating(index, In6AddrGenMode::None)).execute().await.is_ok()
 }
@@ -91,8 +91,8 @@ fn generating(index: u32, mode: In6AddrGenMode) -> LinkMessage {
         .build()
 }
 
-/// The kernel's mode of generating addresses; `None` if IPv6 is not configured on the device, as with an MTU
-/// below 1280.
+/// The kernel's mode of generating addresses; `None` if IPv6 is not configured on the device, for example
+/// because its MTU is below 1280.
 pub(crate) fn address_generation(link: &LinkMessage) -> Option<In6AddrGenMode> {
     let families = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::AfSpecUnspec(families) => Some(families),
@@ -118,7 +118,7 @@ pub(crate) async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, Err
     }
 }
 
-/// The device with an index; `None` if there is none, or the kernel does not answer.
+/// The device with this index; `None` if there is no such device, or the kernel does not answer.
 pub(crate) async fn by_index(handle: &Handle, index: u32) -> Option<Named> {
     at(handle, index).await.map(|link| named(&link))
 }

@@ -9,12 +9,12 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, R
 
 use crate::{Netlink, address, link, table, watch};
 
-/// The fields of a datagram that affect its route.
+/// The properties of a datagram that determine its route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// Its destination.
     pub to: SocketAddr,
-    /// Its source; the kernel chooses the address if absent.
+    /// Its source address; the kernel chooses one if this is absent.
     pub from: Option<IpAddr>,
     /// Its source port.
     pub port: u16,
@@ -39,7 +39,7 @@ pub struct Found {
     pub is_routed: bool,
     /// The table that the route is in, unless that is `main`.
     pub table: Option<u32>,
-    /// The address that the kernel sends from.
+    /// The source address that the kernel uses.
     pub source: Option<IpAddr>,
 }
 
@@ -54,7 +54,7 @@ impl std::fmt::Display for Found {
 }
 
 impl Netlink {
-    /// The route of a datagram; `None` if there is none, or it leads to this host itself.
+    /// The route of a datagram; `None` if there is no route, or the destination is this host itself.
     pub async fn route_of(&self, question: &Question) -> Option<Found> {
         let message = self.message(question).await;
         let answer = self.ask(message.clone()).await?;
@@ -63,8 +63,8 @@ impl Netlink {
             _ => None,
         })?;
         let link = link::at(&self.handle, index).await?;
-        // Asks for the route itself, because the answer above is about one address only. Old kernels do not
-        // support this.
+        // The answer above is about one address only, so this asks for the route itself. Old kernels do not
+        // support that.
         let mut by_route = message;
         by_route.header.flags |= RouteFlags::FibMatch | RouteFlags::LookupTable;
         let route = self.ask(by_route).await;
@@ -132,7 +132,7 @@ impl Netlink {
     }
 }
 
-/// Its protocol number in an IP header.
+/// UDP's protocol number in an IP header.
 const UDP: u8 = 17;
 
 const fn is_gateway(attribute: &RouteAttribute) -> bool {

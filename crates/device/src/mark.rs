@@ -1,25 +1,25 @@
-//! The mark of the tunnel's own datagrams (`fwmark`), and the search for one that no other program uses.
+//! The mark of the tunnel's own datagrams (`fwmark`), and the search for a mark that no other program uses.
 
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 
 use crate::table;
 
-/// A value, and the bits of a packet's mark that it is compared with.
+/// A value, and the mask of the bits in a packet's mark that are compared with the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The bits that are set.
     pub value: u32,
-    /// The bits that count.
+    /// The bits that are compared.
     pub mask: u32,
 }
 
 impl Mark {
-    /// A mark that is compared as a whole: whoever configured it may use its bits for other purposes, too.
+    /// A mark that is compared as a whole: the user who configured it may use its bits for other purposes, too.
     pub const fn exact(value: u32) -> Self {
         Self { value, mask: u32::MAX }
     }
 
-    /// A mark of which only its own bits are compared: other programs may set more.
+    /// A mark of which only the set bits are compared: other programs may set further bits.
     pub const fn bits(value: u32) -> Self {
         Self { value, mask: value }
     }
@@ -35,7 +35,7 @@ impl Mark {
             RuleAttribute::FwMask(mask) => Some(*mask),
             _ => None,
         });
-        // The kernel omits the value if it is 0, and the whole mark if both are.
+        // The kernel omits the value if it is 0, and the whole mark if value and mask are both 0.
         (value.is_some() || mask.is_some())
             .then(|| Self { value: value.unwrap_or_default(), mask: mask.unwrap_or(u32::MAX) })
     }
@@ -48,20 +48,20 @@ impl Mark {
         (mark ^ self.value) & self.mask == 0
     }
 
-    /// Whether a mark is for this rule the same as no mark, and shares no bit with the rule's mask.
+    /// Whether the rule treats this mark like no mark, and the mark shares no bit with the rule's mask.
     const fn ignores(self, mark: u32) -> bool {
         let deals_in_bits = self.mask != u32::MAX;
         self.matches(mark) == self.matches(0) && !(deals_in_bits && mark & self.mask != 0)
     }
 }
 
-/// A mark with fewer bits could too easily arise from bits that other programs set.
+/// The least number of bits: fewer could too easily be set by other programs by chance.
 const FEWEST_BITS: u32 = 4;
-/// The number of candidates: each is tried as it is, without the bits in use, and spread over the unused
-/// bits.
+/// The number of candidates. Each number is tried unchanged, then without the bits in use, then spread over the
+/// unused bits.
 const TRIED: u32 = 4096;
 
-/// The first mark that none of `others` matches, beginning with wg-quick's 51820.
+/// The first mark that none of `others` matches; the search begins with 51820, the mark of wg-quick.
 pub(crate) fn choose(others: impl Iterator<Item = Mark>) -> Mark {
     let others: Vec<_> = others.collect();
     let dealt_in = others.iter().filter(|other| other.mask != u32::MAX);
@@ -72,12 +72,12 @@ pub(crate) fn choose(others: impl Iterator<Item = Mark>) -> Mark {
     let mut tried =
         numbers().chain(without).chain(spread).filter(|mark| mark.count_ones() >= FEWEST_BITS);
     let found = tried.find(|mark| others.iter().all(|other| other.ignores(*mark)));
-    // If every bit is in use, no mark is better than another.
+    // If every bit is in use, all marks are equally bad.
     Mark::bits(found.unwrap_or(table::FIRST))
 }
 
-/// The bits of `number`, moved to the positions that are set in `free`, from the highest down: people usually
-/// choose small numbers.
+/// The bits of `number`, moved to the positions that are set in `free`. The highest positions are used first,
+/// because people usually choose small numbers for their marks.
 fn deposit(number: u32, free: u32) -> u32 {
     let places = (0..u32::BITS).rev().filter(|place| free & 1 << place != 0);
     places.enumerate().fold(0, |bits, (at, place)| bits | (number >> at & 1) << place)

@@ -14,21 +14,21 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// Whether the object is missing only because the device is gone or down. That is reported elsewhere, and
-    /// the kernel sends a message when it changes.
+    /// Whether the object is missing only because the device is gone or down. The device's state is reported
+    /// elsewhere, and the kernel sends a message when it changes.
     pub(crate) fn is_waiting_for_device(&self) -> bool {
         self.why == DOWN || self.why == GONE
     }
 }
 
-/// Why the kernel refuses an IPv6 or IPv4 object. A missing object is tried again, so this explains what to
-/// wait for.
+/// The reason why the kernel refuses an object. A missing object is tried again, so the text explains what has
+/// to change first.
 pub(crate) fn why(error: &rtnetlink::Error, is_v6: bool) -> String {
     let code = errno(error);
     match (code, is_v6) {
         (0, _) => error.to_string(),
         (libc::ENETDOWN, _) => DOWN.to_owned(),
-        (libc::EEXIST, _) => "another route of the same metric has its place".to_owned(),
+        (libc::EEXIST, _) => "there is another route of the same metric".to_owned(),
         (libc::EACCES, true) => {
             "IPv6 is switched off on the device (sysctl net.ipv6.conf.DEVICE.disable_ipv6)"
                 .to_owned()
@@ -41,7 +41,7 @@ pub(crate) fn why(error: &rtnetlink::Error, is_v6: bool) -> String {
     }
 }
 
-/// Not for us to report: an administrator has set the device down, and will set it up again.
+/// Not reported: an administrator has set the device down, and will set it up again.
 pub(crate) const DOWN: &str = "the device is down";
-/// There is no device, which is reported elsewhere.
+/// The device does not exist, which is reported elsewhere.
 pub(crate) const GONE: &str = "the device is gone, or in another network namespace";

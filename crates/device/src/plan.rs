@@ -1,5 +1,5 @@
-//! The objects to exist while we run: addresses, rules and routes, as the messages that add them. Objects
-//! that existed before are not included, and are left alone.
+//! The objects that exist while vpnd runs: addresses, rules and routes, as the messages that add them. Objects
+//! that existed before are not included, and vpnd does not change them.
 
 use ipnet::IpNet;
 use rtnetlink::Handle;
@@ -21,11 +21,11 @@ use crate::{Link, Own, OwnTraffic, Route, WhenDown, address, route, rule, table}
 pub(crate) struct Plan {
     pub(crate) device: String,
     pub(crate) index: u32,
-    /// Whether the kernel is kept from sending IPv6 through it of its own accord.
+    /// Whether the kernel is prevented from sending IPv6 packets through the device by itself.
     pub(crate) silent: bool,
-    /// The MTU that it was set to.
+    /// The MTU that was set.
     pub(crate) mtu: Option<u32>,
-    /// The table of the routes that the kernel adds for it.
+    /// The table of the routes that the kernel adds for the device.
     pub(crate) table: u32,
     /// Its controller.
     pub(crate) port_of: Option<(String, Kind)>,
@@ -46,7 +46,7 @@ pub(crate) struct Ruled {
     own: Own,
     table: u32,
     families: Vec<AddressFamily>,
-    /// The families of a kill switch.
+    /// The families with a kill switch.
     guarded: Vec<AddressFamily>,
 }
 
@@ -57,11 +57,11 @@ impl Ruled {
     }
 }
 
-/// A route, and when it exists.
+/// A route, and the condition for it to exist.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) route: RouteMessage,
-    /// Only while the peer is alive.
+    /// Whether the route exists only while the peer is alive.
     pub(crate) by_peer: bool,
 }
 
@@ -83,7 +83,7 @@ impl Plan {
         }
     }
 
-    /// Adds one address. An address that already exists stays, and is not ours to remove.
+    /// Adds one address. An address that already exists stays, and vpnd does not remove it.
     pub(crate) async fn address(
         &mut self,
         handle: &Handle,
@@ -99,8 +99,8 @@ impl Plan {
         added.map(drop)
     }
 
-    /// An object that fails only because IPv6 is missing becomes ours when IPv6 comes: IPv4 must not fail
-    /// because of it.
+    /// Treats an object that fails only because IPv6 is missing as a success: it is added when IPv6 is
+    /// available, and IPv4 must not fail because of it.
     fn or_later(
         &mut self,
         added: Result<bool, rtnetlink::Error>,
@@ -115,8 +115,8 @@ impl Plan {
         Ok(true)
     }
 
-    /// Adds the routes, to the table of `vrf` if the device is its port: blackholes first, so that there is
-    /// no moment without them.
+    /// Adds the routes, to the table of `vrf` if the device is a port of a VRF. Blackholes come first, so that
+    /// a route never exists without its blackhole.
     pub(crate) async fn route_all(
         &mut self,
         handle: &Handle,
@@ -140,7 +140,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds only the blackholes and the rules that lead to them. Objects that are in the way are left to
+    /// Adds only the blackholes and the rules that lead to them. Objects that block their place are handled by
     /// [`route_all`](Self::route_all).
     pub(crate) async fn guard_all(
         &mut self,
@@ -162,8 +162,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds the blackhole behind everything else: for a kill switch without rules, and for a device whose
-    /// routes the kernel may ignore. An equal one of another tunnel serves as well.
+    /// Adds blackholes with the highest metric: for a kill switch without rules, and for a device whose routes
+    /// the kernel may ignore. An equal blackhole of another tunnel works as well.
     async fn last_resorts(
         &mut self,
         handle: &Handle,
@@ -239,9 +239,9 @@ impl Plan {
         added.map_err(|error| Error::refused(Step::Route(wanted.to), &self.device, &error))
     }
 
-    /// The peer is not alive yet, so the route must not exist, even if an earlier run left it on a device
-    /// that stays. But it is added and removed once, to find out now, while somebody is watching, whether it
-    /// can be.
+    /// Adds and removes the route once, to find out whether that is possible while somebody still watches the
+    /// start. The peer is not alive yet, so the route must not exist, even if an earlier run left it on a
+    /// device that stays.
     async fn try_out(
         &mut self,
         handle: &Handle,
@@ -256,8 +256,8 @@ impl Plan {
         Ok(true)
     }
 
-    /// The table for default routes without one of their own, with its rules; `main` if there are none, or if
-    /// the tunnel's own datagrams cannot be recognised.
+    /// The separate table for default routes that have no configured table, with its rules; `main` if there are
+    /// no such routes, or the tunnel's own datagrams cannot be recognised.
     async fn own_table(
         &mut self,
         handle: &Handle,
@@ -268,7 +268,8 @@ impl Plan {
         let Some(own) = link.own.as_ref().filter(|_| !families.is_empty()) else {
             return Ok(table::MAIN);
         };
-        // The table of an earlier run, because its leftovers apply until ours do.
+        // The table of an earlier run is preferred, because the objects that are left in it apply until ours
+        // exist.
         let mut left: Vec<_> = undo.changes().iter().filter_map(Change::table).collect();
         left.retain(|number| table::is_own(*number));
         left.sort_unstable();
@@ -308,11 +309,12 @@ impl Plan {
         Ok(true)
     }
 
-    /// The port or the peer's addresses have changed: adds the rules now needed, and removes the others.
+    /// Follows a change of the port or of the peer's addresses: adds the rules needed now, and removes the
+    /// others.
     ///
     /// # Errors
     ///
-    /// The kernel's first refusal; the rules that it accepted then apply.
+    /// The kernel's first error; the rules that it accepted then apply.
     pub(crate) async fn follow_own(
         &mut self,
         handle: &Handle,
@@ -336,7 +338,7 @@ impl Plan {
         refused
     }
 
-    /// Whether the object that `change` reverts is to stay.
+    /// Whether the plan contains the object that `change` would remove.
     pub(crate) fn wants(&self, change: &Change) -> bool {
         match change {
             Change::Address(address) => self.addresses.contains(address),
@@ -347,11 +349,11 @@ impl Plan {
     }
 }
 
-/// The tables for routes without one of their own.
+/// The tables for routes without a configured table.
 struct Tables {
-    /// Default routes.
+    /// The table for default routes.
     own: u32,
-    /// All others.
+    /// The table for all other routes.
     main: u32,
 }
 
@@ -362,7 +364,7 @@ impl Tables {
     }
 }
 
-/// Records a planned change, unless an earlier run has made it; returns whether one has.
+/// Records a planned change, unless an earlier run has made it; returns whether an earlier run has.
 fn intend(undo: &mut Undo, change: Change) -> bool {
     let known = undo.contains(&change);
     if !known {
@@ -371,7 +373,7 @@ fn intend(undo: &mut Undo, change: Change) -> bool {
     known
 }
 
-/// Removes the record if the object existed before or could not be added; returns whether it is ours.
+/// Removes the record if the object existed before or could not be added. Returns whether the object is ours.
 fn settle<E>(undo: &mut Undo, known: bool, added: &Result<bool, E>) -> bool {
     let is_ours = known || matches!(added, Ok(true));
     if !is_ours {
@@ -380,12 +382,12 @@ fn settle<E>(undo: &mut Undo, known: bool, added: &Result<bool, E>) -> bool {
     is_ours
 }
 
-/// The families whose default route is in a table of its own.
+/// The families whose default route is in a separate table.
 fn families(link: &Link) -> Vec<AddressFamily> {
     families_where(link, |_any| true)
 }
 
-/// The families of these that have a kill switch.
+/// Those of these families that have a kill switch.
 fn guarded(link: &Link) -> Vec<AddressFamily> {
     families_where(link, |route| route.when_down == WhenDown::Blackhole)
 }

@@ -1,5 +1,5 @@
-//! The settings of a bridge port: cost, isolation, VLANs and the like. The bridge forgets all of them when
-//! the port leaves, so they have to be set again afterwards.
+//! The settings of a bridge port: cost, isolation, VLANs and others. The bridge forgets all of them when the
+//! port leaves, so they have to be set again when it returns.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -26,7 +26,7 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// The kernel's settings; `None` if the device is no bridge port.
+    /// Reads the kernel's settings; `None` if the device is not a bridge port.
     pub(crate) async fn read(handle: &Handle, link: &LinkMessage) -> Option<Self> {
         let settings = settings(link)?;
         Some(Self { settings, vlans: vlans(handle, link.header.index).await })
@@ -82,7 +82,8 @@ impl KnownPort {
         Self { last: None, memory }
     }
 
-    /// Restores the last known settings of a port that `came_back`; reads those of a port that stayed.
+    /// Restores the last known settings if the port `came_back`; reads the settings of a port that did not
+    /// leave.
     pub(crate) async fn keep(
         &mut self,
         handle: &Handle,
@@ -142,8 +143,8 @@ fn note(result: Result<(), rtnetlink::Error>) {
     }
 }
 
-/// The attributes of a port that can be read and set again: not its state, which follows from the spanning
-/// tree, nor its statistics.
+/// The attributes of a port that can be read and then set again. The port's state is not included, because it
+/// results from the spanning tree; nor are its statistics.
 fn settings(link: &LinkMessage) -> Option<Vec<InfoBridgePort>> {
     let data = controller::info(link).find_map(|info| match info {
         LinkInfo::PortData(InfoPortData::BridgePort(data)) => Some(data),
@@ -183,7 +184,7 @@ fn is_settable(setting: &InfoBridgePort) -> bool {
     )
 }
 
-/// The VLANs of a port, one by one. The kernel returns them only in a dump.
+/// The VLANs of a port, one entry each. The kernel returns them only in a dump.
 async fn vlans(handle: &Handle, index: u32) -> Vec<BridgeVlanInfo> {
     let request = handle.link().get();
     let filter = vec![LinkExtentMask::Brvlan];
@@ -207,7 +208,7 @@ fn vlans_in(attribute: &LinkAttribute) -> Vec<BridgeVlanInfo> {
 }
 
 /// The last known settings of the port, in a file beside the [`Journal`](crate::Journal) that is lost at boot
-/// as well. With it an administrator's settings of the port survive a restart.
+/// as well. The file lets an administrator's settings of the port survive a restart of vpnd.
 #[derive(Debug, Default)]
 pub struct PortMemory {
     file: Option<File>,
@@ -215,16 +216,16 @@ pub struct PortMemory {
 }
 
 impl PortMemory {
-    /// Opens the file, or makes it.
+    /// Opens the file, or creates it.
     ///
     /// # Errors
     ///
-    /// If it can be neither opened nor created, or others may write to it.
+    /// If the file can be neither opened nor created, or others may write to it.
     pub fn open(path: &Path, namespace: Namespace) -> io::Result<Self> {
         Ok(Self { file: Some(open_own(path)?), namespace: namespace.number() })
     }
 
-    /// The settings of our port of this bridge, if they are known.
+    /// The recorded settings of our port of this bridge.
     pub(crate) fn recall(&mut self, bridge: &str) -> Option<Port> {
         let (file, header) = (self.file.as_mut()?, header(self.namespace?, bridge));
         let mut text = String::new();
@@ -234,7 +235,7 @@ impl PortMemory {
         (first == header).then(|| Port::decode(&unhex(hex.trim_end())?)).flatten()
     }
 
-    /// If the file cannot be written, only the settings in it are lost.
+    /// Records the settings. If the file cannot be written, only these settings are lost.
     pub(crate) fn keep(&mut self, bridge: &str, port: &Port) {
         let (Some(file), Some(namespace)) = (&mut self.file, self.namespace) else { return };
         let text = format!("{}\n{}\n", header(namespace, bridge), hex(&port.encode()));
@@ -255,7 +256,7 @@ fn header(namespace: u64, bridge: &str) -> String {
 
 /// `RTM_SETLINK`.
 const SET_LINK: u16 = 19;
-/// A longer file is invalid.
+/// A file longer than this is invalid.
 const MAX_LEN: u64 = 1 << 16;
 
 #[cfg(test)]
@@ -264,7 +265,7 @@ mod tests {
     use crate::tests::left_behind::Notes;
     use rtnetlink::packet_route::link::BridgeVlanInfoFlags;
 
-    /// Not every kernel's bridge has VLANs, so their attributes are written out here.
+    /// Not every kernel's bridge supports VLANs, so the test contains their attributes instead of reading them.
     #[test]
     fn a_port_is_remembered_with_its_vlans_for_its_own_bridge_alone() {
         let vlan = |vid, flags| BridgeVlanInfo { vid, flags };

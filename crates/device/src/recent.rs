@@ -10,7 +10,7 @@ use tokio::time::Instant;
 pub(crate) struct Recent(VecDeque<Instant>);
 
 impl Recent {
-    /// Records an event; returns how many there were `within` this time.
+    /// Records an event; returns the number of events `within` this time, including this one.
     pub(crate) fn count(&mut self, within: Duration) -> usize {
         let now = Instant::now();
         self.0.push_back(now);

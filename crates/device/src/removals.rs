@@ -1,5 +1,6 @@
-//! If something is removed five times within ten seconds, vpnd assumes that it is intended, and does not restore it for a
-//! while. This applies to that one address, route or rule only; the others are still restored.
+//! If an object is removed five times within ten seconds, vpnd assumes that the removal is intended, and does
+//! not restore the object for a while. This applies to that one address, route or rule only; the others are
+//! still restored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,13 +24,13 @@ pub(crate) struct Removals {
 }
 
 impl Removals {
-    /// These objects were removed and restored; returns those that are left alone from now on.
+    /// Counts that these objects were removed and restored; returns the objects that vpnd no longer restores.
     pub(crate) fn count<'a>(
         &mut self,
         removed: impl IntoIterator<Item = &'a String>,
     ) -> Vec<&'a str> {
         let mut names: Vec<_> = removed.into_iter().map(String::as_str).collect();
-        // Several objects may have one name: they were removed together.
+        // Several objects with the same name were removed together, and count once.
         names.dedup();
         names
             .retain(|name| self.each.entry((*name).to_owned()).or_default().count(WITHIN) >= OFTEN);
@@ -41,12 +42,12 @@ impl Removals {
         names
     }
 
-    /// Whether this object is left alone.
+    /// Whether vpnd does not restore this object now.
     pub(crate) fn leave(&self, name: &str) -> bool {
         self.left_alone.get(name).is_some_and(|end| *end > Instant::now())
     }
 
-    /// When the first of these objects is no longer left alone.
+    /// The time at which vpnd restores the first of these objects again.
     pub(crate) fn over(&mut self) -> Option<Instant> {
         let now = Instant::now();
         self.left_alone.retain(|_, end| *end > now);

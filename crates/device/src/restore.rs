@@ -1,7 +1,7 @@
-//! Adds all objects of a device again. Adding an existing one fails without harm, so nothing is compared with
-//! the kernel's state. The kernel itself drops some objects: all of IPv6 when that is switched off or the MTU
-//! falls below 1280, routes when the device goes down, and the route to the far end of an IPv6 address that
-//! was added before the device was up.
+//! Adds all objects of a device again. Adding an existing object fails without harm, so no object is compared
+//! with the kernel's state. The kernel itself removes some objects: everything of IPv6 when IPv6 is switched
+//! off or the MTU falls below 1280; routes when the device goes down; and the route to the far end of an IPv6
+//! address that was added before the device was up.
 
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
@@ -22,7 +22,7 @@ use crate::{address, controller, route, rule, watch};
 pub(crate) struct Found {
     /// The objects that were missing, and are restored.
     pub(crate) restored: Vec<String>,
-    /// The objects that are missing, and cannot be added now.
+    /// The objects that are missing, and could not be added.
     pub(crate) missing: Vec<Missing>,
 }
 
@@ -36,14 +36,14 @@ pub(crate) struct Attempt<'a> {
     pub(crate) port: &'a mut KnownPort,
     /// Whether the routes that follow the peer are to exist.
     pub(crate) alive: bool,
-    /// Objects that others removed on purpose.
+    /// Objects that others removed on purpose, and that are not restored.
     pub(crate) leave: &'a Removals,
     pub(crate) found: Found,
 }
 
 impl Attempt<'_> {
-    /// Adds everything, or without the device only what does not need it. The VRF comes first, because it
-    /// drops addresses.
+    /// Adds everything, or without the device only the objects that do not need it. The device joins the VRF
+    /// first, because the kernel drops addresses then.
     pub(crate) async fn run(mut self) -> Found {
         match self.link {
             Some(link) => {
@@ -90,7 +90,7 @@ impl Attempt<'_> {
                 continue;
             }
             let is_v6 = one.header.family == AddressFamily::Inet6;
-            // The kernel accepts the address, but then never adds the route to its far end.
+            // The kernel would accept the address, but would never add the route to its far end.
             if is_v6 && !is_up {
                 self.found.missing.push(Missing { what, why: DOWN.to_owned() });
                 continue;
@@ -104,10 +104,11 @@ impl Attempt<'_> {
         }
     }
 
-    /// The routes that the kernel adds with an address, and does not restore.
+    /// Restores the routes that the kernel adds together with an address, because the kernel does not restore
+    /// them.
     async fn connected(&mut self, of: &AddressMessage) {
         for one in route::connected(of, self.plan.table) {
-            // Another device's route of the same metric is the kernel's concern.
+            // If another device has the route with the same metric, the kernel decides between them.
             if let Ok(Added::New) = route::add(self.handle, &one).await {
                 self.found.restored.push(route::text(&one));
             }
@@ -150,7 +151,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Keeps the kernel silent on a device for which it has configured IPv6 anew, with its defaults: no generated
+/// Makes a device silent again on which the kernel has configured IPv6 anew with its defaults: no generated
 /// addresses, no router solicitations. Returns whether IPv6 is configured.
 pub(crate) async fn silence(handle: &Handle, index: u32, link: &LinkMessage) -> bool {
     let Some(mode) = link::address_generation(link) else { return false };

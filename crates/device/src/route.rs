@@ -16,7 +16,7 @@ use crate::error::errno;
 use crate::undo::is_gone;
 use crate::{GUARD_PROTOCOL, PROTOCOL, Route};
 
-/// The metric that the kernel gives an IPv6 route without one.
+/// The metric that the kernel gives to an IPv6 route without a metric.
 const METRIC_V6: u32 = 1024;
 
 /// The metric of the routes that the kernel adds for IPv6 addresses.
@@ -39,7 +39,7 @@ pub(crate) enum Added {
 pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, rtnetlink::Error> {
     match handle.route().add(route.clone()).execute().await {
         Ok(()) => Ok(Added::New),
-        // Without the privilege to add it, the route may still exist.
+        // An unprivileged process cannot add the route, but it may already exist.
         Err(error)
             if matches!(errno(&error), libc::EEXIST | libc::EPERM)
                 && exists(handle, route).await =>
@@ -50,8 +50,8 @@ pub(crate) async fn add(handle: &Handle, route: &RouteMessage) -> Result<Added, 
     }
 }
 
-/// Adds a route that may exist; returns whether it was new. Unlike [`add`], it never asks the kernel whether
-/// an existing route is the same, because the answer is the whole table.
+/// Adds a route that may exist; returns whether it was new. Unlike [`add`], it does not ask the kernel whether
+/// an existing route is the same, because the answer would be the whole table.
 pub(crate) async fn add_again(handle: &Handle, route: &RouteMessage) -> bool {
     handle.route().add(route.clone()).execute().await.is_ok()
 }
@@ -60,7 +60,7 @@ pub(crate) async fn add_again(handle: &Handle, route: &RouteMessage) -> bool {
 ///
 /// # Errors
 ///
-/// The kernel's error; a missing privilege is one whether the route exists or not.
+/// The kernel's error. A missing privilege is an error whether the route exists or not.
 pub(crate) async fn remove(handle: &Handle, route: &RouteMessage) -> Result<(), rtnetlink::Error> {
     match handle.route().del(route.clone()).execute().await {
         Err(error) if !is_gone(&error) => Err(error),
@@ -68,7 +68,8 @@ pub(crate) async fn remove(handle: &Handle, route: &RouteMessage) -> Result<(), 
     }
 }
 
-/// Whether a blackhole has exactly the place of a wanted route into the tunnel, which then cannot be added.
+/// Whether a blackhole has exactly the place of a wanted route into the tunnel, so that the route cannot be
+/// added.
 pub(crate) fn takes_place(guard: &RouteMessage, wanted: &Route) -> bool {
     let way = unicast(0, wanted, 0);
     let (guard, way) = (Key::of(guard), Key::of(&way));
@@ -84,8 +85,8 @@ pub(crate) fn unicast(index: u32, route: &Route, table: u32) -> RouteMessage {
     message
 }
 
-/// The blackhole route, for when the route into the tunnel is missing: it has the next higher metric, so that
-/// no other route to the same network comes between.
+/// The blackhole route, which applies when the route into the tunnel is missing. It has the next higher metric,
+/// so that no other route to the same network has a metric between the two.
 pub(crate) fn blackhole(route: &Route, table: u32) -> RouteMessage {
     let mut message = message(route.to, RouteType::BlackHole, RouteScope::Universe);
     message.attributes.push(RouteAttribute::Table(table));
@@ -93,9 +94,9 @@ pub(crate) fn blackhole(route: &Route, table: u32) -> RouteMessage {
     message
 }
 
-/// The blackhole for when even that one is gone, or was never wanted: after every other route to the network
-/// and before every less specific one. It has another protocol, so that a flush by protocol never removes
-/// both.
+/// The last blackhole, which applies when [`blackhole`]'s route is gone or was never wanted: after every other
+/// route to the network, and before every less specific route. It has another protocol, so that a flush by
+/// protocol never removes both blackholes.
 pub(crate) fn last_resort(to: IpNet, table: u32) -> RouteMessage {
     let mut message = message(to, RouteType::BlackHole, RouteScope::Universe);
     message.header.protocol = RouteProtocol::Other(GUARD_PROTOCOL);
@@ -104,7 +105,7 @@ pub(crate) fn last_resort(to: IpNet, table: u32) -> RouteMessage {
     message
 }
 
-/// The routes that the kernel adds with an address, to its network and to its far end.
+/// The routes that the kernel adds together with an address: to its network and to its far end.
 pub(crate) fn connected(address: &AddressMessage, table: u32) -> Vec<RouteMessage> {
     let Some((local, far)) = address::both_ends(address) else { return Vec::new() };
     let len = address.header.prefix_len;
@@ -153,7 +154,7 @@ fn metric(route: &Route) -> u32 {
     route.metric.filter(|metric| *metric > 0).unwrap_or(default)
 }
 
-/// Whether the same route exists, through the same device.
+/// Whether the same route exists through the same device.
 async fn exists(handle: &Handle, wanted: &RouteMessage) -> bool {
     let mut dump = RouteMessage::default();
     dump.header.address_family = wanted.header.address_family;
@@ -166,8 +167,8 @@ async fn exists(handle: &Handle, wanted: &RouteMessage) -> bool {
     false
 }
 
-/// Whether `gone` led to the same network in the same table, through any device: `wanted` may now be missing,
-/// or its place may be free again.
+/// Whether `gone` led to the same network in the same table, through any device. If so, `wanted` may be missing
+/// now, or its place may be free again.
 pub(crate) fn same_place(gone: &RouteMessage, wanted: &RouteMessage) -> bool {
     let (gone, wanted) = (Key::of(gone), Key::of(wanted));
     (gone.to, gone.prefix_len, gone.table) == (wanted.to, wanted.prefix_len, wanted.table)
@@ -189,12 +190,12 @@ pub(crate) fn metric_of(route: &RouteMessage) -> u32 {
     Key::of(route).metric
 }
 
-/// Whether it is a blackhole or the like, and needs no device.
+/// Whether it is a blackhole route, which needs no device.
 pub(crate) fn drops(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::BlackHole
 }
 
-/// For a line of the log.
+/// The route as text for the log.
 pub(crate) fn text(route: &RouteMessage) -> String {
     let key = Key::of(route);
     let to = match key.to {

@@ -1,5 +1,5 @@
-//! Routing rules that lead a default route's packets into the tunnel, but not the tunnel's own datagrams: the
-//! method of wg-quick(8), with additions for hosts that check the reverse path, or that change marks.
+//! Routing rules that lead a default route's packets into the tunnel, except for the tunnel's own datagrams.
+//! This is the method of wg-quick(8), with additions for hosts that check the reverse path or change marks.
 //!
 //! ```text
 //! 31999  everything                    lookup local
@@ -15,20 +15,23 @@
 //! 32007  UDP from our port             nop
 //! ```
 //!
-//! The first rule is for hosts whose own rule for `local` does not come first, as the kernel's documentation
-//! of VRFs advises.
+//! The first rule is for hosts on which the kernel's rule for `local` does not come first, as the kernel's
+//! documentation of VRFs advises.
 //!
-//! The port identifies our own datagrams as well as the mark does. Other programs may change the mark on the
-//! way out, and there is no mark in one case: with `rp_filter = 1` the kernel looks up the route back to the
-//! sender of each received datagram. `iif lo` matches packets that this host sends, and that lookup: a host
-//! of the LAN that uses the same port gains nothing. The last rule contains the port without `iif lo`,
-//! because only then does the kernel parse the ports of received packets (`fib_rule_requires_fldissect`).
+//! The source port identifies our own datagrams as well as the mark does. Both are needed: other programs may
+//! change the mark of an outgoing datagram, and one lookup has no mark. With `rp_filter = 1` the kernel looks
+//! up the route back to the sender of each received datagram. `iif lo` matches packets that this host sends,
+//! and also that lookup; a host of the LAN that uses the same port gains nothing. The last rule contains the
+//! port without `iif lo`, because only then does the kernel parse the ports of received packets
+//! (`fib_rule_requires_fldissect`).
 //!
-//! Packet filters make the same lookup (`fib saddr . iif`, or iptables' `rpfilter`), without mark or ports. A
-//! lookup for the peer's address bypasses the table. Packets to the peer's address do not, because 32002
-//! matches them first: they have a destination port, and the lookup has none.
+//! Packet filters look up the route back to the sender, too (`fib saddr . iif`, or iptables' `rpfilter`), but
+//! without mark or ports. Such a lookup for the peer's address bypasses the table. Packets to the peer's
+//! address do not bypass it: they have a destination port, so 32002 matches them first, while the lookup has no
+//! port.
 //!
-//! Every packet led to `main` has first passed all rules of other programs that come after these.
+//! A packet that is led to `main` here has first passed all rules of other programs with a higher priority
+//! number than these.
 
 use std::net::IpAddr;
 
@@ -45,14 +48,14 @@ use crate::error::{Error, Step, errno};
 use crate::mark::{self, Mark};
 use crate::{GUARD_PROTOCOL, Own, PROTOCOL, address, is_our_protocol, table};
 
-/// Before the kernel's own rule for `main` (32766), after the usual numbers of administrators.
+/// Before the kernel's own rule for `main` (32766), and after the numbers that administrators usually choose.
 const PRIORITY: u32 = 31999;
 /// The number of priorities that the rules of a table have.
 const STEP: u32 = 9;
-/// The number of the peer's addresses that have rules in each family, at most.
+/// The maximum number of the peer's addresses per family that have rules.
 const MOST_PEERS: usize = 8;
 
-/// The order of a table's rules, from its first priority on.
+/// The place of each rule of a table, counted from the table's first priority.
 #[derive(Clone, Copy)]
 enum Place {
     Local,
@@ -66,8 +69,8 @@ enum Place {
     End,
 }
 
-/// All rules of one family for one table, in the order in which they are added: exceptions first. Those of a
-/// kill switch are included if it is `guarded`.
+/// All rules of one family for one table, in the order in which they are added: exceptions first. The rules of
+/// a kill switch are included if the family is `guarded`.
 pub(crate) fn all(own: &Own, table: u32, family: AddressFamily, guarded: bool) -> Vec<RuleMessage> {
     let set = Set { first: PRIORITY + (table - table::FIRST) * STEP, table, family };
     let local = vec![RuleAttribute::Table(table::LOCAL)];
@@ -109,15 +112,15 @@ impl Set {
         self.passes(Place::Own, own.mark.attributes())
     }
 
-    /// Added beside the last rule that always exists. A rule with fewer attributes could be deleted in place
-    /// of one with more.
+    /// The rule with the port. It is in addition to the last rule, which always exists: when a rule with fewer
+    /// attributes is deleted, the kernel could delete a rule with more attributes instead.
     fn end(self, own: &Own) -> RuleMessage {
         self.rule(RuleAction::Nop, Place::End, from_port(own.port))
     }
 
-    /// The blackhole for when the table is empty and the rules above are gone. It has another protocol, so
-    /// that a flush by protocol never removes both; and packets with a more specific route in `main` still go
-    /// there.
+    /// The blackhole for packets when the table is empty and the rules above are gone. It has another protocol,
+    /// so that a flush by protocol never removes both. Packets with a more specific route in `main` still take
+    /// that route.
     fn guards(self, own: &Own) -> [RuleMessage; 2] {
         let specific = self.rule(RuleAction::ToTable, Place::GuardSpecific, specific());
         let drops = self.rule(RuleAction::Blackhole, Place::GuardDrops, own.mark.attributes());
@@ -132,7 +135,7 @@ impl Set {
         })
     }
 
-    /// Exempts a packet filter's lookup of the peer's address, but no packet.
+    /// Excludes a packet filter's lookup of the peer's address from the table, but no packet.
     fn peers(self, own: &Own) -> Vec<RuleMessage> {
         let mut peers: Vec<_> = own.peers.iter().map(|peer| peer.to_canonical()).collect();
         peers.retain(|peer| address::family_of(*peer) == self.family);
@@ -149,7 +152,7 @@ impl Set {
         packets.chain(peers.iter().map(|peer| self.peer(*peer))).collect()
     }
 
-    /// The kernel makes the lookups of packet filters as root.
+    /// For lookups of packet filters, the kernel uses the user ID of root.
     fn peer(self, peer: IpAddr) -> RuleMessage {
         let root = RuleAttribute::UidRange(RuleUidRange { start: 0, end: 0 });
         let attributes = vec![from_here(), RuleAttribute::Destination(peer), root];
@@ -184,7 +187,7 @@ impl Set {
 /// The protocols that have ports.
 const PORTS: [IpProtocol; 3] = [IpProtocol::Tcp, IpProtocol::Udp, IpProtocol::Sctp];
 const ICMPV6: IpProtocol = IpProtocol::Other(libc::IPPROTO_ICMPV6);
-/// The other protocols between hosts: ICMP, and tunnels.
+/// The other protocols between hosts: ICMP and tunnel protocols.
 const OTHERS: [IpProtocol; 7] = [
     IpProtocol::Icmp,
     ICMPV6,
@@ -195,8 +198,8 @@ const OTHERS: [IpProtocol; 7] = [
     IpProtocol::Ah,
 ];
 
-/// The user who sends our datagrams, as the owner of the socket, and the user of the kernel's reverse path
-/// lookups. While vpnd is not running, any user may use the port.
+/// The user who sends our datagrams, as the owner of the socket, and root, whose ID the kernel uses for reverse
+/// path lookups. While vpnd is not running, other users may use the port without bypassing the tunnel.
 fn askers() -> Vec<u32> {
     let mut askers = vec![0, geteuid().as_raw()];
     askers.dedup();
@@ -216,7 +219,7 @@ fn from_port(port: u16) -> Vec<RuleAttribute> {
     vec![RuleAttribute::IpProtocol(IpProtocol::Udp), RuleAttribute::SourcePortRange(port)]
 }
 
-/// The kernel accepts no range with the first or the last port.
+/// The kernel accepts no port range that includes the first or the last port.
 fn to_any_port(protocol: IpProtocol) -> [RuleAttribute; 2] {
     let ports = RulePortRange { start: 1, end: u16::MAX - 1 };
     [RuleAttribute::IpProtocol(protocol), RuleAttribute::DestinationPortRange(ports)]
@@ -233,7 +236,7 @@ pub(crate) async fn add(handle: &Handle, rule: &RuleMessage) -> Result<bool, rtn
     }
 }
 
-/// All rules of both families, ours and others'. A kernel without a family returns none of it.
+/// All rules of both families, of vpnd and of others. A kernel without one of the families returns none for it.
 pub(crate) async fn dump(handle: &Handle) -> Vec<RuleMessage> {
     let mut rules = Vec::new();
     for family in [IpVersion::V4, IpVersion::V6] {
@@ -245,14 +248,14 @@ pub(crate) async fn dump(handle: &Handle) -> Vec<RuleMessage> {
     rules
 }
 
-/// A mark that other programs' rules treat like no mark. All tunnels of vpnd may use the same mark: then none
-/// of them is led into another, and two never into each other.
+/// A mark that other programs' rules treat like no mark. All tunnels of vpnd may use the same mark: then no
+/// tunnel's own datagrams are led into another tunnel, so two tunnels never carry each other.
 pub(crate) async fn free_mark(handle: &Handle) -> Mark {
     let rules = dump(handle).await;
     mark::choose(rules.iter().filter(|rule| !is_ours(rule)).filter_map(Mark::of))
 }
 
-/// The table of a rule; 0 is none.
+/// The table of a rule; 0 if it has none.
 pub(crate) fn table(rule: &RuleMessage) -> u32 {
     let said = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Table(table) => Some(*table),
@@ -261,7 +264,7 @@ pub(crate) fn table(rule: &RuleMessage) -> u32 {
     said.unwrap_or_else(|| rule.header.table.into())
 }
 
-/// Its priority; 0 is first.
+/// The priority of a rule; 0 comes first.
 pub(crate) fn priority(rule: &RuleMessage) -> u32 {
     let said = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Priority(priority) => Some(*priority),
@@ -270,13 +273,13 @@ pub(crate) fn priority(rule: &RuleMessage) -> u32 {
     said.unwrap_or(0)
 }
 
-/// For a line of the log.
+/// The rule as text for the log.
 pub(crate) fn text(rule: &RuleMessage) -> String {
     let family = if rule.header.family == AddressFamily::Inet6 { "IPv6 rule" } else { "rule" };
     format!("{family} {}", priority(rule))
 }
 
-/// Whether its priority is one of vpnd's, of this or another tunnel.
+/// Whether the rule's protocol is vpnd's, of this or another tunnel.
 pub(crate) fn is_ours(rule: &RuleMessage) -> bool {
     rule.attributes.iter().any(|attribute| match attribute {
         RuleAttribute::Protocol(protocol) => is_our_protocol(*protocol),

@@ -1,9 +1,10 @@
-//! The networks with routes in `main` through devices other than the tunnel's: those of this host, and other
-//! routes more specific than a default route. A kill switch does not cover them, except for networks that are
-//! larger than a local network and were announced by the local network itself.
+//! The networks with routes in `main` through devices other than the tunnel's device: this host's own networks,
+//! and others with routes more specific than a default route. A kill switch does not cover these networks,
+//! except for those that are larger than a local network and were announced by the local network itself.
 //!
-//! If there are more than [`MOST`] of a version of IP, those with the highest addresses are left out: the kill switch
-//! drops packets to them, and a warning is logged. So a neighbour that announces many networks opens nothing.
+//! If an IP version has more than [`MOST`] such networks, those with the highest addresses are left out: the
+//! kill switch drops packets to them, and a warning is logged. So a neighbour cannot open the kill switch by
+//! announcing many networks.
 
 use std::time::Duration;
 
@@ -18,9 +19,9 @@ use crate::{Heard, Netlink, bypass, table};
 
 /// Changes come in groups.
 const SETTLES_WITHIN: Duration = Duration::from_millis(50);
-/// From one dump to the next, at least.
+/// The least time between two dumps.
 const APART: Duration = Duration::from_millis(250);
-/// The number of networks of each version of IP, at most.
+/// The maximum number of networks of each IP version.
 const MOST: usize = 1024;
 
 /// Follows the more specific routes of `main`.
@@ -30,14 +31,14 @@ pub struct SpecificRoutes {
     /// The tunnel's device.
     index: u32,
     known: Vec<IpNet>,
-    /// Whether some were left out when they were read last.
+    /// Whether the last result left out some networks.
     left_out: bool,
-    /// Whether something has changed since they were read.
+    /// Whether routes have changed since they were last read.
     is_stale: bool,
 }
 
 impl SpecificRoutes {
-    /// Reads them, without the routes through the device with this index.
+    /// Reads the networks, without the routes through the device with this index.
     pub async fn read(netlink: Netlink, heard: Heard, index: u32) -> Self {
         let found = networks(&netlink, index).await.unwrap_or_default();
         let mut this =
@@ -46,7 +47,7 @@ impl SpecificRoutes {
         this
     }
 
-    /// Takes the networks, and whether they have changed. Warns if some begin to be left out.
+    /// Stores the networks, and returns whether they have changed. Warns when the first networks are left out.
     fn take(&mut self, Networks { all, left_out }: Networks) -> bool {
         if left_out > 0 && !self.left_out {
             tracing::warn!(
@@ -59,12 +60,12 @@ impl SpecificRoutes {
         is_new
     }
 
-    /// The networks that were read last: none is part of another, and those of each version of IP are in order.
+    /// The networks as last read: none is part of another, and those of each IP version are sorted.
     pub fn networks(&self) -> &[IpNet] {
         &self.known
     }
 
-    /// Waits for a change. If the wait is given up, the next one continues it.
+    /// Waits for a change. If this future is dropped, the next call continues the wait.
     pub async fn changed(&mut self) {
         loop {
             if !self.is_stale {
@@ -83,7 +84,7 @@ impl SpecificRoutes {
     }
 }
 
-/// Networks, as many as a kill switch leaves alone, and how many more there are.
+/// The networks that a kill switch does not cover, and the number of further networks that it has to cover.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Networks {
     all: Vec<IpNet>,
@@ -91,7 +92,7 @@ struct Networks {
 }
 
 impl Networks {
-    /// The first of these, none of which is part of another then.
+    /// The first networks of `found`, merged so that none is part of another.
     fn first_of(found: &[IpNet]) -> Self {
         let mut all = IpNet::aggregate(&found.to_vec());
         all.sort_unstable();
@@ -101,10 +102,10 @@ impl Networks {
     }
 }
 
-/// None if the kernel does not give them.
+/// `None` if the kernel does not return the routes.
 async fn networks(netlink: &Netlink, index: u32) -> Option<Networks> {
     let Networks { mut all, left_out } = networks_of(AddressFamily::Inet, netlink, index).await?;
-    // A kernel without IPv6 leads none of its packets anywhere.
+    // A kernel without IPv6 routes no IPv6 packets.
     let v6 = networks_of(AddressFamily::Inet6, netlink, index).await.unwrap_or_default();
     all.extend(v6.all);
     Some(Networks { all, left_out: left_out + v6.left_out })
@@ -125,7 +126,7 @@ async fn networks_of(family: AddressFamily, netlink: &Netlink, index: u32) -> Op
     Some(Networks::first_of(&found))
 }
 
-/// A route that drops or refuses does not stop a program that binds to a device.
+/// Routes that drop or reject packets do not count: a program that binds its socket to a device avoids them.
 fn is_specific(route: &RouteMessage, net: IpNet, index: u32) -> bool {
     let elsewhere = bypass::hops(route).iter().any(|(_, by)| *by != index);
     let leads = route.header.kind == RouteType::Unicast && net.prefix_len() > 0;
@@ -140,7 +141,7 @@ mod tests {
     #[test]
     fn too_many_networks_let_fewer_past() {
         let net = |n: usize| -> IpNet { format!("2001:db8:0:{n:x}::/64").parse().unwrap() };
-        // None next to another, so that none are merged.
+        // No two networks are adjacent, so none are merged.
         let found: Vec<_> = (0..MOST + 3).rev().map(|n| net(2 * n)).collect();
         let Networks { all, left_out } = Networks::first_of(&found);
         assert_eq!((all.len(), left_out), (MOST, 3));

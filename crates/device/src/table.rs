@@ -1,4 +1,4 @@
-//! Routing tables: `main`, and a separate one for a default route.
+//! Routing tables: `main`, and separate tables for default routes.
 
 use futures_util::TryStreamExt;
 use rtnetlink::Handle;
@@ -9,20 +9,20 @@ use crate::rule;
 
 /// The kernel's number of the table `main`.
 pub(crate) const MAIN: u32 = 254;
-/// `local`: the addresses of this host.
+/// The kernel's number of the table `local`: the addresses of this host.
 pub(crate) const LOCAL: u32 = 255;
-/// The number that is tried first for our routing table and for our mark; wg-quick uses the same.
+/// The number that is tried first for our routing table and for our mark; wg-quick uses the same number.
 pub(crate) const FIRST: u32 = 51820;
-/// The number of candidates.
+/// The number of candidates for our routing table.
 const MOST: u32 = 85;
 
-/// Whether it is a number that vpnd uses.
+/// Whether vpnd uses this number for its own tables.
 pub(crate) fn is_own(table: u32) -> bool {
     (FIRST..FIRST + MOST).contains(&table)
 }
 
-/// The tables without rules and routes, in order. Two tunnels that start together may find the same one: the
-/// first to add its rules gets it.
+/// The numbers of tables without rules and routes, in order. Two tunnels that start at the same time may find
+/// the same table: the tunnel that adds its rules first gets it.
 pub(crate) async fn free(handle: &Handle) -> Vec<u32> {
     let rules = rule::dump(handle).await;
     let taken: Vec<_> = rules.iter().map(rule::table).chain(with_routes(handle).await).collect();

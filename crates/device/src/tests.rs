@@ -1,4 +1,4 @@
-//! Against a real kernel, each test in a network namespace of its own; `ip` is the second opinion.
+//! Tests with a real kernel, each in a separate network namespace. `ip` shows the state independently.
 
 use std::process::Command;
 
@@ -90,7 +90,7 @@ fn a_device_gets_all_it_should_and_gives_it_back() {
         let shown = ip("link show there");
         assert!(shown.contains("mtu 1420") && shown.contains("qlen 512"), "{shown}");
         assert!(shown.contains(",UP"), "{shown}");
-        // It is an Ethernet device, where a network has a broadcast address.
+        // The device is an Ethernet device, on which a network has a broadcast address.
         let v4 = ip("-4 addr show there");
         assert!(v4.contains("inet 10.99.0.1/24 brd 10.99.0.255 scope global there"), "{v4}");
         let v6 = ip("-6 addr show there scope global");
@@ -234,7 +234,7 @@ fn what_is_no_bridge_or_vrf_takes_no_ports() {
     });
 }
 
-/// Capabilities are a thread's own.
+/// Capabilities belong to a thread, so only this test loses them.
 fn without_privilege() {
     caps::clear(None, caps::CapSet::Effective).unwrap();
 }
@@ -242,7 +242,7 @@ fn without_privilege() {
 #[test]
 fn who_may_not_change_it_may_find_it_done() {
     in_namespace(|netlink, _news| async move {
-        // As `configure` leaves it, and `undo` does not.
+        // The state as `configure` leaves it; `undo` is not run.
         let _kept = netlink.configure(&link(), Undo::default()).await.unwrap();
         let before = state();
         without_privilege();
@@ -340,7 +340,7 @@ fn undoing_what_is_gone_already_is_quiet() {
 fn no_thread_is_started() {
     in_namespace(|netlink, _news| async move {
         let setup = netlink.configure(&link(), Undo::default()).await.unwrap();
-        // The test harness has threads of its own, so threads are recognised by name.
+        // The test harness has threads, too, so our threads are recognised by name.
         for task in std::fs::read_dir("/proc/self/task").unwrap() {
             let name = std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap();
             assert!(!name.starts_with("tokio"), "{name}");

@@ -1,4 +1,4 @@
-//! Reverts changes: by ourselves at the end, or by the next start after a sudden end.
+//! Reverts changes: vpnd does so at its end, or the next start does so after a sudden end.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ use crate::leftover::Leftover;
 use crate::port::PortMemory;
 use crate::{is_our_protocol, link, route, rule};
 
-/// Every change made, in order, and the journal that records the same for the next start.
+/// Every change that was made, in order, and the journal that records the changes for the next start.
 #[derive(Debug, Default)]
 #[must_use = "what was changed stays so unless it is undone"]
 pub struct Undo {
@@ -30,7 +30,7 @@ pub struct Undo {
     pub(crate) port: PortMemory,
 }
 
-/// One change, represented by its reverse.
+/// One change, represented by what is needed to revert it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// An address that was added.
@@ -49,18 +49,18 @@ pub struct Stays {
     /// Changes to the device, with its addresses and routes, so that programs that use them do not notice a
     /// restart of vpnd.
     pub device: bool,
-    /// Blackhole routes and rules: after an unrequested end, packets must not take another route until the
-    /// next start. Those that a failed start added itself are not included.
+    /// Blackhole routes and rules: after an end that nobody requested, packets must not take another route
+    /// before the next start. Blackholes that a failed start has added itself are reverted.
     pub guards: bool,
 }
 
 impl Undo {
-    /// No change yet, except for those that an earlier run left behind and recorded in `journal`.
+    /// Starts with no changes except for those that an earlier run left behind and recorded in `journal`.
     pub fn resume(mut journal: Journal) -> Self {
         Self { changes: journal.left_behind(), journal, port: PortMemory::default() }
     }
 
-    /// The same, and the settings of the device's bridge port.
+    /// The same value, with the settings of the device's bridge port.
     pub fn remembering(self, port: PortMemory) -> Self {
         Self { port, ..self }
     }
@@ -70,8 +70,8 @@ impl Undo {
         self.changes.iter().any(Change::drops)
     }
 
-    /// Another descriptor of the open journal, for a process that is to work on it; `None` if there is no
-    /// journal.
+    /// Another descriptor of the open journal, for a process that continues with the journal; `None` if there
+    /// is no journal.
     ///
     /// # Errors
     ///
@@ -80,22 +80,22 @@ impl Undo {
         self.journal.descriptor()
     }
 
-    /// The packet filter's table of the kill switch, if an earlier run or this one has named one.
+    /// The packet filter's table of the kill switch, if an earlier run or this run has recorded one.
     pub fn table(&self) -> Option<&str> {
         self.journal.table()
     }
 
-    /// Records the name of that table before it is created, or that there is none any more.
+    /// Records the name of that table before it is created, or that there is no table any more.
     pub fn set_table(&mut self, table: Option<&str>) {
         self.journal.set_table(table);
     }
 
-    /// Deletes that table, if there is one. The journal names it until `delete` has succeeded: until then it drops
-    /// packets, and the next start or `release` has to find it.
+    /// Deletes that table, if there is one. The journal names the table until `delete` has succeeded: until
+    /// then the table drops packets, and the next start or `release` has to find it.
     ///
     /// # Errors
     ///
-    /// That of `delete`.
+    /// The error of `delete`.
     pub fn delete_table(&mut self, delete: impl FnOnce(&str) -> io::Result<()>) -> io::Result<()> {
         if let Some(table) = self.table() {
             delete(table)?;
@@ -104,7 +104,7 @@ impl Undo {
         Ok(())
     }
 
-    /// The same, but a failure is only logged.
+    /// Like [`delete_table`](Self::delete_table), but a failure is only logged.
     pub(crate) fn try_delete_table(&mut self, delete: impl FnOnce(&str) -> io::Result<()>) {
         if let Err(error) = self.delete_table(delete) {
             crate::leftover::still_drops(&error);
@@ -116,17 +116,17 @@ impl Undo {
         self.journal.is_kept()
     }
 
-    /// Records which device the index in the following changes belongs to.
+    /// Records which device has the index that the following changes use.
     pub(crate) fn name(&mut self, device: Named) {
         self.journal.name(device);
     }
 
-    /// Whether the changes are about this device, under this name.
+    /// Whether the changes are about this device with this name.
     pub(crate) fn knows(&self, device: &Named) -> bool {
         self.journal.devices().contains(device)
     }
 
-    /// Forgets the changes to devices that are gone: their indices may belong to others now.
+    /// Forgets the changes to devices that are gone: other devices may have their indices now.
     pub(crate) async fn forget_strangers(&mut self, handle: &Handle) {
         let mut there = Vec::new();
         for device in self.journal.devices() {
@@ -140,7 +140,7 @@ impl Undo {
         strange.iter().for_each(|change| self.journal.remove(change));
     }
 
-    /// Forgets the changes to a device that is out of reach.
+    /// Forgets the changes to a device that cannot be reached any more.
     pub(crate) fn forget_device(&mut self, index: u32) {
         let is_about = |change: &Change| change.device() == Some(index);
         let (gone, kept): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(is_about);
@@ -153,13 +153,13 @@ impl Undo {
         changes.into_iter().for_each(|change| self.intend(change));
     }
 
-    /// Records a change that is about to be made. It is in the journal when this returns.
+    /// Records a change before it is made. When this returns, the change is in the journal.
     pub(crate) fn intend(&mut self, change: Change) {
         self.journal.add(&change);
         self.changes.push(change);
     }
 
-    /// Forgets the last change: it was not made.
+    /// Forgets the last change, because it was not made.
     pub(crate) fn forget_last(&mut self) {
         if let Some(change) = self.changes.pop() {
             self.journal.remove(&change);
@@ -179,7 +179,7 @@ impl Undo {
         &self.changes
     }
 
-    /// Reverts the changes made since there were `len` of them, the last first.
+    /// Reverts the last changes, the latest first, until `len` changes are left.
     pub(crate) async fn back_to(&mut self, len: usize, handle: &Handle) {
         while self.changes.len() > len {
             let Some(change) = self.changes.pop() else { return };
@@ -198,7 +198,7 @@ impl Undo {
         }
     }
 
-    /// Reverts everything except what `stays`.
+    /// Reverts everything except for the changes that `stays` names.
     pub(crate) async fn run(mut self, handle: &Handle, stays: Stays) {
         let guarded = stays.guards && self.guards();
         let stays = |change: &Change| {
@@ -210,7 +210,7 @@ impl Undo {
         }
     }
 
-    /// Reverts everything except blackholes and the rules that lead to them, and hands those on.
+    /// Reverts everything except for blackholes and the rules that lead to them, and hands these on.
     pub(crate) async fn hand_on(
         mut self,
         handle: &Handle,
@@ -237,11 +237,11 @@ impl Change {
         if let Err(error) = result
             && !is_gone(&error)
         {
-            tracing::warn!(%error, "a change to the system could not be put back");
+            tracing::warn!(%error, "cannot revert a change to the system");
         }
     }
 
-    /// Whether it is a blackhole route or rule.
+    /// Whether the change is a blackhole route or rule.
     pub(crate) fn drops(&self) -> bool {
         match self {
             Self::Route(route) => route::drops(route),
@@ -250,7 +250,7 @@ impl Change {
         }
     }
 
-    /// Whether it is a blackhole, or leads to the table of one.
+    /// Whether the change is a blackhole, or a rule that leads to the table of one.
     pub(crate) fn is_guard(&self) -> bool {
         self.drops() || matches!(self, Self::Rule(_))
     }
@@ -264,7 +264,7 @@ impl Change {
         }
     }
 
-    /// The index of its device; `None` if it outlives every device.
+    /// The index of the changed device; `None` for a change that outlives every device.
     pub(crate) fn device(&self) -> Option<u32> {
         match self {
             Self::Address(address) => Some(address.header.index),
@@ -277,7 +277,7 @@ impl Change {
         }
     }
 
-    /// The netlink message that reverts it: its type and its bytes.
+    /// The netlink message that reverts the change: its type and its bytes.
     pub(crate) fn encode(&self) -> (u16, Vec<u8>) {
         let message = match self.clone() {
             Self::Address(address) => RouteNetlinkMessage::DelAddress(address),
@@ -290,7 +290,7 @@ impl Change {
         (message.message_type(), bytes)
     }
 
-    /// The change that a message reverts; `None` if the message reverts no change of ours.
+    /// The change that a message reverts; `None` if vpnd never makes a change that this message reverts.
     pub(crate) fn decode(kind: u16, bytes: &[u8]) -> Option<Self> {
         let mut header = NetlinkHeader::default();
         header.message_type = kind;
@@ -306,7 +306,7 @@ impl Change {
     }
 }
 
-/// Whether the message changes a device only in ways that may revert a change of ours.
+/// Whether the message changes a device only in ways in which vpnd may have to revert a change.
 fn sets_back(link: &LinkMessage) -> bool {
     let flags = link.header.change_mask;
     let generation = |inet6: &AfSpecInet6| matches!(inet6, AfSpecInet6::AddrGenMode(_));
@@ -324,7 +324,7 @@ fn sets_back(link: &LinkMessage) -> bool {
         })
 }
 
-/// The device, address, route or rule was gone already.
+/// Whether the device, address, route or rule was already gone.
 pub(crate) fn is_gone(error: &Error) -> bool {
     let gone = [
         libc::ENODEV,
@@ -332,7 +332,7 @@ pub(crate) fn is_gone(error: &Error) -> bool {
         libc::EADDRNOTAVAIL,
         libc::ESRCH,
         libc::ENOENT,
-        // A kernel without IPv6 has nothing of it.
+        // A kernel without IPv6 has no IPv6 objects.
         libc::EOPNOTSUPP,
         libc::EAFNOSUPPORT,
     ];

@@ -1,5 +1,5 @@
-//! The uplink of the tunnel's own datagrams: the kernel's answer to a lookup of the route to the peer,
-//! repeated whenever routes, rules, addresses or links change.
+//! The uplink of the tunnel's own datagrams: the kernel's answer to a lookup of the route to the peer. The
+//! lookup is repeated whenever routes, rules, addresses or links change.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,9 +16,9 @@ use crate::Netlink;
 use crate::error::errno;
 use crate::heard::{Heard, Told};
 
-/// The first change is handled at once: until then datagrams leave by the new route from the old address, and
-/// the neighbour table may wait a second for the answer to a request from that address. More changes usually
-/// follow, so the lookup is repeated after this time.
+/// The first change is handled at once. Until then datagrams leave by the new route with the old source
+/// address, and the neighbour table may wait a second for the answer to a request from the old address. More
+/// changes usually follow, so the lookup is repeated after this time.
 const SETTLES_WITHIN: Duration = Duration::from_millis(30);
 /// The least time between lookups, however often routes change.
 const APART: Duration = Duration::from_millis(400);
@@ -28,13 +28,13 @@ const APART: Duration = Duration::from_millis(400);
 pub struct Query {
     /// The peer's address.
     pub to: SocketAddr,
-    /// Our source address, unless it is left to the kernel.
+    /// Our source address, unless the kernel chooses it.
     pub from: Option<IpAddr>,
     /// The mark of the datagrams.
     pub mark: u32,
     /// The name of the interface that the socket is bound to.
     pub device: Option<String>,
-    /// Their source port.
+    /// The source port of the datagrams.
     pub port: u16,
 }
 
@@ -50,15 +50,16 @@ pub enum Shift {
 /// The answer to a [`Query`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Route {
-    /// The interface if our source address is kept; or the error number.
+    /// The interface that is used with our current source address; or the error number.
     kept: Result<u32, i32>,
-    /// The interface and the source address if both are left to the kernel; or the error number.
+    /// The interface and the source address that the kernel chooses itself; or the error number.
     free: Result<(u32, Option<IpAddr>), i32>,
 }
 
 impl Route {
-    /// Whether datagrams sent from `from` under the answer `before` should be sent differently now. A source
-    /// address that was never the kernel's choice is not given up because the kernel now chooses another one.
+    /// Whether datagrams that were sent from `from` under the answer `before` should be sent differently now.
+    /// If the kernel did not choose the current source address, another choice of the kernel does not change
+    /// it.
     fn is_other_than(&self, before: &Self, from: Option<IpAddr>) -> bool {
         let chosen = |route: &Self| route.free.ok().and_then(|(_, source)| source);
         let was_chosen = from.is_none() || chosen(before) == from;
@@ -82,7 +83,7 @@ impl Uplink {
         Self { query, shifts }
     }
 
-    /// Looks up this from now on.
+    /// Replaces the query.
     pub fn ask(&self, query: Option<Query>) {
         self.query.send_if_modified(|asked| {
             let modified = *asked != query;
@@ -100,7 +101,7 @@ impl Uplink {
     }
 }
 
-/// When to look up after a change.
+/// When to repeat the lookup after a change.
 #[derive(Default)]
 struct Pace {
     due: Option<Instant>,
@@ -109,13 +110,13 @@ struct Pace {
 }
 
 impl Pace {
-    /// Something has changed.
+    /// Records that something has changed.
     fn heard(&mut self, now: Instant) {
         let earliest = self.rested.filter(|rested| now < *rested);
         self.due.get_or_insert_with(|| earliest.unwrap_or(now));
     }
 
-    /// A lookup is made.
+    /// Records that a lookup is made.
     fn asked(&mut self, now: Instant) {
         self.due = None;
         let is_first = self.rested.is_none_or(|rested| now >= rested + APART);
@@ -133,13 +134,13 @@ impl Pace {
 /// Why the route is looked up.
 #[derive(PartialEq)]
 enum Cause {
-    /// Another query: later answers are compared with its answer.
+    /// There is a new query: later answers are compared with the first answer to it.
     Asked,
-    /// Something has changed.
+    /// The kernel has reported a change.
     Told,
 }
 
-/// Waits until the route is to be looked up; none if nobody asks, or nothing is heard, any more.
+/// Waits until the route is to be looked up; `None` if the queries or the kernel's messages have ended.
 async fn next_lookup(
     heard: &mut Heard,
     asked: &mut watch::Receiver<Option<Query>>,
@@ -190,7 +191,8 @@ async fn follow(
     }
 }
 
-/// Neighbours and the like are irrelevant; of links, changed statistics are not reported.
+/// Whether the message may concern a route. Messages about neighbours and similar ones do not, and the kernel
+/// does not report changed statistics of links.
 fn concerns(told: &Told) -> bool {
     use RouteNetlinkMessage as Message;
     match told {
@@ -205,7 +207,7 @@ fn concerns(told: &Told) -> bool {
                 | Message::NewRule(_)
                 | Message::DelRule(_)
         ),
-        // Routes that use the nexthop object now lead elsewhere; or messages were lost, about anything.
+        // Routes that use the nexthop object now lead elsewhere, or messages about anything were lost.
         Told::Nexthop | Told::Lost => true,
         Told::Configured { .. } | Told::Unconfigured { .. } => false,
     }
@@ -263,7 +265,7 @@ fn message(query: &Query, from: Option<IpAddr>) -> Option<RouteMessage> {
 
 const IPPROTO_UDP: u8 = 17;
 
-/// The interface that the datagrams must leave by, if there is such a requirement.
+/// The interface that the datagrams must leave by; the inner `None` if any interface is allowed.
 fn interface(query: &Query) -> Option<Option<u32>> {
     match (&query.device, query.to) {
         (Some(device), _) => if_nametoindex(device.as_str()).ok().map(Some),

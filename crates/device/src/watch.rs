@@ -1,4 +1,4 @@
-//! Detects what others do to the device at run time.
+//! Detects changes that others make to the device at run time.
 
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -10,7 +10,7 @@ use crate::heard::{Heard, Told};
 pub enum Seen {
     /// It was deleted, or moved to another network namespace.
     Gone,
-    /// It was set down: no packet passes, and the kernel forgets its routes and IPv6 addresses.
+    /// It was set down: no packet passes, and the kernel removes its routes and IPv6 addresses.
     Down,
     /// It is up again.
     Up,
@@ -27,7 +27,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches a device whose current state is `link`: earlier events are ignored.
+    /// Watches a device whose current state is `link`, and ignores earlier events.
     pub(crate) fn new(mut heard: Heard, link: &LinkMessage) -> Self {
         heard.skip();
         let (name, up) = (name(link).unwrap_or_default().to_owned(), is_up(link));
@@ -48,13 +48,13 @@ impl Watch {
                 return seen;
             }
         }
-        // The socket is gone, and no message will come.
+        // The socket is closed, so no message will arrive.
         std::future::pending().await
     }
 
     fn see(&mut self, message: &RouteNetlinkMessage) -> Option<Seen> {
         match message {
-            // A bridge sends this for each port that leaves it, in the family of bridges.
+            // A bridge sends this message for each port that leaves it, with the family of bridges.
             RouteNetlinkMessage::DelLink(link) if self.is_about(link) => Some(Seen::Gone),
             RouteNetlinkMessage::NewLink(link) if self.is_about(link) => self.changed(link),
             _ => None,

@@ -1,11 +1,11 @@
-//! What a checksum costs, alone and in the same pass as a copy.
+//! Measures the time of a checksum, alone and in the same pass as a copy.
 
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use vpnd_tun::Sum;
 
-/// From a bare acknowledgment to a whole super-packet.
+/// Sizes from a bare acknowledgment to a whole super-packet.
 const SIZES: [usize; 6] = [64, 256, 576, 1420, 9000, 65_535];
 
 fn main() {

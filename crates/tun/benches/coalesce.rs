@@ -1,4 +1,4 @@
-//! What it costs to merge what one receive holds, checksums verified.
+//! Measures the time to merge the packets of one receive, including the verification of checksums.
 #![allow(clippy::unwrap_used, reason = "what does not merge is a figure of nothing")]
 
 #[path = "../tests/common/mod.rs"]
@@ -12,7 +12,7 @@ use common::Spec;
 use criterion::{Criterion, Throughput};
 use vpnd_tun::{Coalescer, Limits};
 
-/// No header before the payload is longer.
+/// The length of the longest headers before a payload.
 const HEADERS: usize = 60;
 
 fn main() {
@@ -27,7 +27,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// As many packets of as many flows, each in turn; those of a single flow are large.
+/// `packets` packets of `flows` flows in turn. The packets of a single flow are large.
 fn train(flows: u8, packets: u16, udp: bool) -> Vec<Spec> {
     let len = if flows == 1 { 1380 } else { 24 };
     let packet = |at: u16| {
@@ -53,7 +53,7 @@ fn merge(criterion: &mut Criterion, name: &str, writes: usize, packets: Vec<Spec
         bencher.iter(|| {
             let mut written = 0;
             for range in &ranges {
-                // A super-packet's headers stand where its first packet's were.
+                // Restores the first packet's headers, which those of the super-packet have overwritten.
                 let headers = range.start..range.end.min(range.start + HEADERS);
                 buffer[headers.clone()].copy_from_slice(&received[headers]);
                 coalescer.push(&buffer, range.clone());
@@ -67,7 +67,7 @@ fn merge(criterion: &mut Criterion, name: &str, writes: usize, packets: Vec<Spec
     });
 }
 
-/// The packets one behind the other, and where each lies.
+/// A buffer with the packets back to back, and the range of each packet.
 fn lay_out(packets: &[Spec]) -> (Vec<u8>, Vec<Range<usize>>) {
     let mut buffer = Vec::new();
     let lay = |packet: &Spec| {

@@ -1,4 +1,4 @@
-//! What it costs to take a super-packet of nearly 64 KiB apart, checksums and all.
+//! Measures the time to split a super-packet of nearly 64 KiB, including checksums.
 #![allow(clippy::unwrap_used, reason = "what does not split is a figure of nothing")]
 
 #[path = "../tests/common/mod.rs"]
@@ -10,7 +10,7 @@ use common::Spec;
 use criterion::{Criterion, Throughput};
 use vpnd_tun::{VnetHeader, split};
 
-/// What a path of 1500 bytes leaves of a segment once tunnel and headers have had theirs.
+/// The segment size on a path of 1500 bytes, without the headers of the tunnel and of the packet.
 const SEGMENT: u16 = 1388;
 const SEGMENTS: u16 = 47;
 

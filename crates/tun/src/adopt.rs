@@ -1,4 +1,4 @@
-//! Whether to open an existing device or to make a new one.
+//! Decides whether to open an existing device or to make a new one.
 
 use std::fs::File;
 use std::io;
@@ -49,8 +49,8 @@ pub(crate) fn first(name: &str, options: &Options) -> Result<First, OpenError> {
     }
 }
 
-/// Attaches one more queue, or the only one. While somebody else is attached to a multi-queue device, the
-/// kernel accepts any flags without applying them: so the flags in effect are read back.
+/// Attaches one more queue, or the only one. While another process is attached to a multi-queue device, the
+/// kernel accepts any flags without applying them. The flags in effect are therefore read back.
 pub(crate) fn attach(
     file: &File,
     name: &str,
@@ -67,7 +67,8 @@ pub(crate) fn attach(
     Err(OpenError::Header { name: name.to_owned() })
 }
 
-/// Checks that nobody else is attached to a multi-queue device, as they would get a share of its packets.
+/// Checks that no other process is attached to a multi-queue device, because it would get a share of the
+/// packets.
 ///
 /// # Errors
 ///
@@ -82,7 +83,7 @@ pub(crate) fn alone(name: &str, ours: usize) -> Result<(), OpenError> {
     }
 }
 
-/// Makes a new device, never opens an existing one. It belongs to root unless `options` name an owner.
+/// Makes a new device, and never opens an existing one. It belongs to root unless `options` names an owner.
 fn make(name: &str, options: &Options) -> Result<First, OpenError> {
     let Options { mode, queues, owner, .. } = *options;
     let owner = if owner == Owner::default() { Owner::ROOT } else { owner };
@@ -91,11 +92,11 @@ fn make(name: &str, options: &Options) -> Result<First, OpenError> {
     Ok(First { file, name, adopted: false, claimed: None })
 }
 
-/// Opens an existing device. A device made with multi_queue refuses a plain attach, but allows one queue of
-/// several.
+/// Opens an existing device. A device that was made with multi_queue refuses a plain attach, but even a single
+/// queue can attach to it with the flag.
 fn take(name: &str, options: &Options) -> Result<First, OpenError> {
     let (mode, multi_queue) = (options.mode, options.queues > 1);
-    // Checked first, so that a device in use is not changed.
+    // This is checked first, so that a device in use is not changed.
     alone(name, 0)?;
     let file = open_driver(name)?;
     let attached = match attach(&file, name, mode, multi_queue) {
@@ -112,7 +113,7 @@ fn take(name: &str, options: &Options) -> Result<First, OpenError> {
     Ok(First { file, name, adopted: true, claimed })
 }
 
-/// Gives an owner to a device that anybody may attach to. That takes no privilege, and cannot be undone.
+/// Gives an owner to a device that anybody may attach to. This needs no privilege, and cannot be undone.
 fn claim(file: &File, name: &str, wanted: Owner) -> Result<Option<Owner>, OpenError> {
     let seen = link::query(name).map_err(|error| OpenError::attaching(name, error))?;
     if !seen.is_some_and(|seen| seen.is_anybodys()) {
@@ -124,7 +125,7 @@ fn claim(file: &File, name: &str, wanted: Owner) -> Result<Option<Owner>, OpenEr
 }
 
 /// An owner with which the next start can open the device again: root if this process has CAP_NET_ADMIN,
-/// otherwise its user.
+/// and this process's user if not.
 fn opener() -> Owner {
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false) {
         return Owner::ROOT;

@@ -1,5 +1,5 @@
-//! The device's carrier: whether a cable seems to be plugged in. A link without one is `NO-CARRIER`: the kernel
-//! sends nothing into it, and routing daemons consider it down.
+//! The device's carrier, which is on if a cable seems to be plugged in. A link without carrier is `NO-CARRIER`:
+//! the kernel sends nothing into it, and routing daemons consider it down.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::ioctl;
 use crate::open::Queue;
 
-/// The carrier of one device. It keeps the device alive.
+/// The carrier of one device. The device exists at least as long as this value.
 #[derive(Debug)]
 pub struct Carrier(OwnedFd);
 
@@ -17,12 +17,12 @@ impl Carrier {
     ///
     /// # Errors
     ///
-    /// When the process has no descriptor left.
+    /// If the process has no descriptor left.
     pub fn of(queue: &Queue) -> io::Result<Self> {
         queue.as_fd().try_clone_to_owned().map(Self)
     }
 
-    /// Turns the carrier on or off, which takes no privilege. Packets that are written into a device without
+    /// Turns the carrier on or off, which needs no privilege. Packets that are written into a device without
     /// carrier still arrive; packets that the kernel sends into it are lost.
     ///
     /// # Errors

@@ -4,12 +4,12 @@ use std::ops::{Add, Sub};
 
 /// A ones' complement sum of big-endian 16-bit words, always folded.
 ///
-/// Sums of parts add up as long as each part but the last has an even length.
+/// Sums of parts can be added if each part but the last has an even length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u16);
 
 impl Sum {
-    /// The sum of `bytes`; an odd last byte counts as if a zero followed it.
+    /// The sum of `bytes`; an odd last byte counts as if a zero byte followed.
     pub fn of(bytes: &[u8]) -> Self {
         Self::fold(pass::<false>(bytes, &mut []))
     }
@@ -18,7 +18,7 @@ impl Sum {
     ///
     /// # Panics
     ///
-    /// If the two differ in length.
+    /// If `from` and `to` differ in length.
     pub fn copy(from: &[u8], to: &mut [u8]) -> Self {
         assert_eq!(from.len(), to.len(), "a checksummed copy needs equal lengths");
         Self::fold(pass::<true>(from, to))
@@ -39,8 +39,8 @@ impl Sum {
         !self.0
     }
 
-    /// What a field that holds a `checksum` becomes when one of the words it covers changes from `old` to `new`
-    /// (RFC 1624 §3).
+    /// The new value of a field with this `checksum` when one of the words that it covers changes from `old` to
+    /// `new` (RFC 1624 §3).
     pub fn updated(checksum: u16, old: u16, new: u16) -> u16 {
         (Self(!checksum) - Self(old) + Self(new)).checksum()
     }
@@ -80,8 +80,8 @@ impl Sub for Sum {
     }
 }
 
-/// The sum of the pseudo header: both `addresses` as they lie in the IP header, the protocol and
-/// the length of the transport header and its payload.
+/// The sum of the pseudo header: both `addresses` as in the IP header, the protocol, and the length of the
+/// transport header with its payload.
 pub fn pseudo_header(addresses: &[u8], protocol: u8, len: u16) -> Sum {
     Sum::of(addresses) + Sum(u16::from(protocol)) + Sum(len)
 }
@@ -108,9 +108,9 @@ fn add_up_avx2<const COPY: bool>(from: &[u8], to: &mut [u8]) -> u64 {
     add_up::<COPY>(from, to)
 }
 
-/// Sixteen independent 64-bit lanes that each take one 32-bit word of a block: a shape that the
-/// compiler turns into vector code. Additions wrap in name only (2³² words fit a lane) because
-/// overflow checks would keep it scalar.
+/// Adds up in sixteen independent 64-bit lanes; each takes one 32-bit word of a block. The compiler turns this
+/// form into vector code. The additions are wrapping because overflow checks would prevent that; a lane never
+/// actually wraps (it has room for 2³² words).
 #[inline(always)]
 fn add_up<const COPY: bool>(from: &[u8], to: &mut [u8]) -> u64 {
     let (blocks, rest) = from.as_chunks::<BLOCK>();
@@ -187,7 +187,7 @@ mod tests {
             let (at, checksum) = (at.index(words.len()), Sum::of(words.as_flattened()).checksum());
             let old = u16::from_be_bytes(std::mem::replace(&mut words[at], new.to_be_bytes()));
             let anew = Sum::of(words.as_flattened());
-            // Of words that are all zero there are two checksums.
+            // If all words are zero, there are two valid checksums.
             prop_assume!(anew.partial() != 0);
             prop_assert_eq!(Sum::updated(checksum, old, new), anew.checksum());
         }

@@ -1,5 +1,5 @@
-//! Resets settings that outlive the program which made them. The kernel keeps them with a persistent device,
-//! hardly shows them, and the next program inherits them. This covers settings of earlier programs and our own.
+//! Resets settings that outlive the program that made them. The kernel keeps them with a persistent device,
+//! hardly shows them, and the next program inherits them. This resets settings of earlier programs and our own.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,7 +8,7 @@ use crate::ioctl;
 use crate::open::Mode;
 
 /// Removes filters and programs that keep packets from the attached program. They cannot be read, so they
-/// cannot be restored later; and whatever they refer to belonged to a program that is gone.
+/// cannot be restored later; and the objects that they refer to belonged to a program that is gone.
 ///
 /// # Errors
 ///
@@ -26,9 +26,9 @@ pub(crate) fn clear(attached: impl AsFd, mode: Mode) -> io::Result<()> {
     }
 }
 
-/// Makes the device deliver packets as a new one does: complete, one per read, and with a header of the usual
-/// length if a program asks for one. A program that wants super-packets has to ask for them again. It takes no
-/// privilege.
+/// Makes the device deliver packets as a new device does: complete, one per read, and with a header of the
+/// usual length if a program asks for one. A program that wants super-packets has to ask for them again. This
+/// needs no privilege.
 ///
 /// # Errors
 ///

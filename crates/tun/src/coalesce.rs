@@ -1,7 +1,7 @@
-//! Merges consecutive packets of a flow into super-packets: it merges only what the kernel's GRO would merge.
+//! Merges consecutive packets of a flow into super-packets, but only packets that the kernel's GRO would merge.
 //!
-//! A packet joins only the latest item of its flow, so the order within a flow holds by construction. Payloads
-//! stay where they are: an item is a list of ranges of the receive buffer.
+//! A packet joins only the latest item of its flow, so the order within a flow cannot change. Payloads are not
+//! copied: an item is a list of ranges of the receive buffer.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -12,31 +12,31 @@ use crate::split::{SplitError, split};
 use crate::vnet::{GSO_UDP_L4, NEEDS_CSUM, VNET_LEN, VnetHeader};
 use crate::wire::{MAX_PACKET, low16, put16};
 
-/// Gathers the packets of one received batch and hands them on in as few writes as possible.
+/// Gathers the packets of one received batch, and passes them on in as few writes as possible.
 #[derive(Debug)]
 pub struct Coalescer {
     limits: Limits,
     /// The items in the order in which they are written.
     items: Vec<Item>,
-    /// Payloads that joined an item, each naming the item's next one.
+    /// The payloads that joined an item; each refers to the item's next payload.
     joined: Vec<Joined>,
     /// For each flow, the item that may still grow.
     open: Vec<Open>,
 }
 
-/// What may be merged.
+/// Restricts which packets may be merged.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Whether TCP is merged.
     pub tcp: bool,
     /// Whether UDP is merged.
     pub udp: bool,
-    /// Bytes before the IP header: zero on a TUN device.
+    /// The number of bytes before the IP header: zero on a TUN device.
     pub prefix: usize,
 }
 
 impl Limits {
-    /// Stops merging packets like those of `header`, because the device refused it.
+    /// Stops merging packets of the kind of `header`, because the device refused it.
     pub const fn forbid(&mut self, header: VnetHeader) {
         if header.gso_type == GSO_UDP_L4 {
             self.udp = false;
@@ -46,12 +46,12 @@ impl Limits {
     }
 }
 
-/// Undoes one write of [`Coalescer::flush`] that the device refused: hands its packets to `write` one by one.
-/// It allocates, as it is rarely needed.
+/// Undoes one write of [`Coalescer::flush`] that the device refused: passes its packets to `write` one by one.
+/// It allocates memory, which is acceptable because it is rarely needed.
 ///
 /// # Errors
 ///
-/// If `slices` are not such a write.
+/// If `slices` is not such a write.
 pub fn unmerge(
     slices: &[IoSlice<'_>],
     prefix: usize,
@@ -81,7 +81,7 @@ impl Coalescer {
         }
     }
 
-    /// The limits, to be changed from now on.
+    /// The limits, which the caller may change at any time.
     pub const fn limits_mut(&mut self) -> &mut Limits {
         &mut self.limits
     }
@@ -105,12 +105,12 @@ impl Coalescer {
         }
     }
 
-    /// Hands every item to `write` as a header and slices of `buffer`, with the number of its packets, and
-    /// forgets all items.
+    /// Passes every item to `write` as a header and slices of `buffer`, with the number of its packets, and
+    /// removes all items.
     ///
     /// # Panics
     ///
-    /// If `buffer` is not the one the packets were pushed from.
+    /// If `buffer` is not the buffer that the packets were pushed from.
     pub fn flush(&mut self, buffer: &mut [u8], mut write: impl FnMut(&[IoSlice<'_>], usize)) {
         for item in &mut self.items {
             item.finish(buffer);
@@ -132,8 +132,8 @@ impl Coalescer {
         }
     }
 
-    /// Adds a packet that might belong to any flow between these hosts, so none of these flows may grow across
-    /// it.
+    /// Adds a packet that may belong to any flow between these hosts. No later packet of these flows may be
+    /// merged with an earlier one.
     fn push_opaque(&mut self, packet: Range<usize>, hosts: &Hosts) {
         self.open.retain(|open| open.flow.hosts != *hosts);
         self.items.push(Item::alone(packet));
@@ -191,11 +191,11 @@ struct Item {
     /// The first packet's headers; `None` if no packet may join.
     segment: Option<Segment>,
     count: usize,
-    /// Payload bytes of all packets.
+    /// The number of payload bytes of all packets.
     len: usize,
     /// The step from one IPv4 identification to the next: 0 or 1, known from the second packet on.
     id_step: u16,
-    /// Whether the first packet's checksum was verified; a packet that stays alone needs no check.
+    /// Whether the first packet's checksum was verified; a packet that is not merged needs no check.
     verified: bool,
     /// FIN and PSH of the packet that ended the super-packet.
     ending: u8,
@@ -227,8 +227,8 @@ impl Item {
         Self { segment: Some(segment), len: segment.len, ..Self::alone(packet) }
     }
 
-    /// Whether `packet` continues this item by the rules of the kernel's GRO. Cheap conditions come first;
-    /// checksums are verified last, and only for packets that would otherwise be merged.
+    /// Whether `packet` continues this item by the rules of the kernel's GRO. Cheap conditions come first.
+    /// Checksums are verified last, and only for packets that meet all other conditions.
     fn takes(&mut self, buffer: &[u8], packet: &Range<usize>, next: &Segment) -> bool {
         let Some(first) = self.segment else { return false };
         next.constant == first.constant
@@ -279,7 +279,7 @@ impl Item {
         self.short = next.len < first.len;
     }
 
-    /// Whether no packet may follow the latest one.
+    /// Whether no further packet may join.
     const fn is_full(&self) -> bool {
         let Some(first) = &self.segment else { return true };
         let most = match first.layout.transport {
@@ -344,14 +344,15 @@ fn same_options(first: &Segment, a: &[u8], b: &[u8]) -> bool {
     a[..layout.ip] == b[..layout.ip] && a[options.clone()] == b[options]
 }
 
-/// More packets than one flush usually sees: 16 GRO batches of 128.
+/// More items than one flush usually has: 16 GRO batches of 128.
 const BATCH: usize = 2048;
-/// Flows that may grow at the same time. For one more, the oldest is closed, which never reorders its packets.
+/// The number of flows that may grow at the same time. A further flow closes the oldest one, which never
+/// reorders packets.
 const MAX_OPEN: usize = 64;
-/// Segments of a UDP super-packet; older kernels refuse more.
+/// The number of segments of a UDP super-packet; older kernels refuse more.
 const MAX_UDP: usize = 64;
-/// Segments of a TCP super-packet. The limit is ours; with an ordinary MSS the length of the packet is reached
-/// first.
+/// The number of segments of a TCP super-packet. This limit is ours; with an ordinary MSS, the maximum length
+/// of a packet is reached first.
 const MAX_TCP: usize = 128;
-/// Ends a list of joined payloads.
+/// Marks the end of a list of joined payloads.
 const NONE: usize = usize::MAX;

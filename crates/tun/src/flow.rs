@@ -1,4 +1,4 @@
-//! Classifies packets: which flow each belongs to, and whether the kernel's GRO could merge it.
+//! Classifies packets: determines the flow of each packet, and whether the kernel's GRO could merge it.
 
 use crate::layout::{Layout, Transport, Version};
 use crate::wire::{
@@ -18,14 +18,14 @@ pub(crate) enum Class {
     Foreign,
 }
 
-/// Source and destination address, as in the header; IPv4 leaves the rest zero.
+/// Source and destination address, as in the header; with IPv4 the other bytes are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hosts([u8; 32], Version);
 
-/// Identifies the packets whose order must be kept.
+/// Identifies packets that must not be reordered among themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
-    // Compared first, as most flows differ in it.
+    // Compared first, because the ports of most flows differ.
     ports: [u8; 4],
     transport: Transport,
     pub(crate) hosts: Hosts,
@@ -35,25 +35,25 @@ pub(crate) struct Flow {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
     pub(crate) layout: Layout,
-    /// Bytes of payload.
+    /// The number of bytes of payload.
     pub(crate) len: usize,
     /// The IPv4 identification; zero in IPv6.
     pub(crate) id: u16,
     /// The TCP sequence number; zero in UDP.
     pub(crate) sequence: u32,
-    /// FIN and PSH: either ends a super-packet.
+    /// FIN and PSH: each of them ends a super-packet.
     pub(crate) ending: u8,
     pub(crate) constant: Constant,
 }
 
 impl Segment {
-    /// Whether the next packet may have the same identification. The kernel increments the identification when
-    /// it splits a super-packet (`virtio_net_hdr` has no flag for a fixed one). That is harmless if nothing
-    /// needs it: with DF set (RFC 6864 §4.1), and in IPv6. With DF clear, fragments of two packets could get
-    /// the same identification.
+    /// Whether the next packet may have the same identification. When the kernel splits a super-packet, it
+    /// increments the identification (`virtio_net_hdr` has no flag for a fixed one). That is harmless if the
+    /// identification is not needed: with DF set (RFC 6864 §4.1), and in IPv6. With DF clear, fragments of two
+    /// packets could get the same identification.
     ///
-    /// This departs from GRO: kernels from 6.18 on merge equal identifications with DF clear too, since their
-    /// own super-packets remember that the identification was fixed.
+    /// This differs from GRO: kernels from 6.18 on merge packets with equal identifications even with DF clear,
+    /// because their own super-packets record that the identification was fixed.
     pub(crate) fn may_repeat_id(&self) -> bool {
         self.layout.version == Version::V6
             || self.constant.network[1] & u32::from(DONT_FRAGMENT) != 0
@@ -66,7 +66,7 @@ pub(crate) struct Constant {
     /// TOS, DF and TTL, or class, flow label and hop limit.
     network: [u32; 2],
     acknowledgment: u32,
-    /// Data offset, flags less FIN and PSH, window.
+    /// Data offset, flags without FIN and PSH, window.
     control: u32,
     urgent: u16,
 }
@@ -89,7 +89,7 @@ struct Network {
     hosts: Hosts,
     ip: usize,
     l4: usize,
-    /// The protocol, if the packet is complete, not a fragment and without options.
+    /// The protocol, if the packet is complete, is not a fragment and has no options.
     protocol: Option<u8>,
     id: u16,
     constant: [u32; 2],
@@ -140,7 +140,7 @@ impl Network {
         })
     }
 
-    /// A mergeable packet, if its headers end at `payload` and more bytes follow.
+    /// A mergeable packet, if its headers end at `payload` and at least one byte follows.
     fn segment(&self, frame: &[u8], transport: Transport, payload: usize) -> Option<Segment> {
         let len = frame.len().checked_sub(payload).filter(|len| *len > 0)?;
         let Self { version, ip, l4, .. } = *self;
@@ -155,7 +155,7 @@ impl Network {
     }
 }
 
-/// Ethernet frames carry the protocol's type; without a prefix only the first nibble shows it.
+/// Whether the frame has this EtherType. Without an Ethernet header, only the first nibble shows the protocol.
 fn is_ether_type(frame: &[u8], prefix: usize, ether_type: u16) -> bool {
     prefix < 2 || word16(frame, prefix - 2) == ether_type
 }

@@ -1,4 +1,4 @@
-//! The device's ioctls, each a safe function. No other module makes raw system calls.
+//! The device's ioctls, each as a safe function. No other module makes raw system calls.
 #![allow(unsafe_code, reason = "ioctl takes an untyped pointer")]
 
 use std::ffi::{CStr, c_int, c_short, c_uint};
@@ -37,8 +37,8 @@ pub(crate) fn rename(socket: impl AsFd, from: &str, to: &str) -> io::Result<()> 
     unsafe { ioctl(socket.as_fd(), libc::SIOCSIFNAME, &raw mut request) }
 }
 
-/// Removes the two eBPF programs that somebody may have set on the device: one chooses a packet's queue, the
-/// other one truncates or drops packets.
+/// Removes the two eBPF programs that another process may have set on the device: one selects the queue of a
+/// packet, the other truncates or drops packets.
 pub(crate) fn clear_programs(fd: BorrowedFd<'_>) -> io::Result<()> {
     for request in [libc::TUNSETSTEERINGEBPF, libc::TUNSETFILTEREBPF] {
         let mut none: c_int = -1;
@@ -49,10 +49,10 @@ pub(crate) fn clear_programs(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Removes the two filters that a TAP device may have: the list of addresses whose frames it delivers, and the
-/// filter program that every descriptor attached with packet information gets.
+/// filter program that every descriptor gets that attaches with packet information.
 pub(crate) fn clear_filters(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // Two numbers of `struct tun_filter`: its flags, and how many addresses follow. With no address, all frames
-    // pass.
+    // The two numbers of `struct tun_filter`: its flags, and the number of addresses that follow. With no
+    // address, all frames pass.
     let mut all = [0_u16; 2];
     // SAFETY: TUNSETTXFILTER reads both numbers, and then as many addresses as the second one, which is zero.
     unsafe { ioctl(fd, libc::TUNSETTXFILTER, &raw mut all) }?;
@@ -77,8 +77,8 @@ pub(crate) fn link_flags(socket: impl AsFd, name: &str) -> io::Result<c_int> {
     Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
 }
 
-/// Sets the [`VnetHeader`](crate::VnetHeader) to its default length of ten bytes, and its byte order to
-/// little-endian or to the default, the processor's own.
+/// Sets the [`VnetHeader`](crate::VnetHeader) to its default length of ten bytes. Sets its byte order to
+/// little-endian, or to the default, which is the processor's own.
 pub(crate) fn set_vnet_header(fd: BorrowedFd<'_>, little_endian: bool) -> io::Result<()> {
     let mut len = c_int::from(low16(VNET_LEN));
     let mut little_endian = c_int::from(little_endian);
@@ -88,13 +88,13 @@ pub(crate) fn set_vnet_header(fd: BorrowedFd<'_>, little_endian: bool) -> io::Re
     unsafe { ioctl(fd, libc::TUNSETVNETLE, &raw mut little_endian) }
 }
 
-/// Sets which super-packets reads may return.
+/// Sets which super-packets a read may return.
 pub(crate) fn set_offload(fd: BorrowedFd<'_>, features: c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory.
     unsafe { by_value(fd, libc::TUNSETOFFLOAD, features) }
 }
 
-/// Sets whether the device stays when the last descriptor attached to it is closed.
+/// Sets whether the device continues to exist when the last attached descriptor is closed.
 pub(crate) fn set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory.
     unsafe { by_value(fd, libc::TUNSETPERSIST, persistent.into()) }
@@ -121,7 +121,7 @@ pub(crate) fn set_carrier(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
 
 /// The effective user of the calling thread.
 pub(crate) fn effective_user() -> u32 {
-    // SAFETY: the call takes nothing and cannot fail.
+    // SAFETY: the call has no arguments and cannot fail.
     unsafe { libc::geteuid() }
 }
 
@@ -130,13 +130,13 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     // SAFETY: getrandom writes as many bytes as the array has.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    // getrandom returns short requests whole or not at all.
+    // getrandom answers short requests either completely or not at all.
     if got < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
 }
 
 /// The driver of the interface `name` and its bus, read through any socket.
 pub(crate) fn driver(socket: impl AsFd, name: &str) -> io::Result<(String, String)> {
-    // SAFETY: it is plain old data, for which all zeros is a value.
+    // SAFETY: a DriverInfo is plain old data, for which all zeros is a value.
     let mut info: DriverInfo = unsafe { zeroed() };
     info.command = ETHTOOL_GDRVINFO;
     let mut request = named(name)?;
@@ -160,7 +160,7 @@ struct DriverInfo {
 
 const ETHTOOL_GDRVINFO: u32 = 3;
 
-/// The bytes before the first zero.
+/// The bytes before the first zero byte.
 fn text(bytes: &[u8]) -> String {
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
@@ -186,7 +186,7 @@ fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A request about the interface `name`; the name must leave room for the final zero.
+/// A request about the interface `name`, which must be short enough for a final zero byte.
 fn named(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: an ifreq is plain old data, for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { zeroed() };
@@ -205,7 +205,7 @@ fn name_of(request: &libc::ifreq) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// The low 16 `IFF_*` bits as the short in an ifreq, bit 15 included.
+/// The low 16 `IFF_*` bits as the short in an ifreq, including bit 15.
 fn short(flags: c_int) -> c_short {
     let [a, b, ..] = flags.to_le_bytes();
     c_short::from_le_bytes([a, b])

@@ -1,4 +1,4 @@
-//! Where the headers of a TCP or UDP packet lie, and the fields that depend on its length.
+//! The positions of the headers of a TCP or UDP packet, and the header fields that depend on its length.
 
 use crate::checksum::{Sum, pseudo_header};
 use crate::vnet::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
@@ -11,7 +11,7 @@ pub(crate) enum Version {
     V6,
 }
 
-/// The transport protocols that have super-packets.
+/// The transport protocols for which there are super-packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tcp,
@@ -26,7 +26,7 @@ impl Transport {
         }
     }
 
-    /// Where the checksum lies in the transport header.
+    /// The position of the checksum in the transport header.
     pub(crate) const fn checksum_offset(self) -> u16 {
         match self {
             Self::Tcp => 16,
@@ -35,14 +35,14 @@ impl Transport {
     }
 }
 
-/// Offsets from the start of a frame whose headers were checked to lie within it.
+/// Offsets from the start of a frame. They were checked: all headers are within the frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
     pub(crate) version: Version,
     pub(crate) transport: Transport,
-    /// The IP header.
+    /// The start of the IP header.
     pub(crate) ip: usize,
-    /// The transport header.
+    /// The start of the transport header.
     pub(crate) l4: usize,
     /// The end of all headers.
     pub(crate) payload: usize,
@@ -86,7 +86,7 @@ impl Layout {
         pseudo_header(&headers[addresses], self.transport.protocol(), low16(len - self.l4))
     }
 
-    /// Whether the IPv4 header and the transport checksum of `frame` hold.
+    /// Whether the checksums of the IPv4 header and of the transport protocol of `frame` are right.
     pub(crate) fn is_intact(&self, frame: &[u8]) -> bool {
         let header_holds =
             self.version == Version::V6 || Sum::of(&frame[self.ip..self.l4]).is_intact();

@@ -1,5 +1,5 @@
-//! What the kernel reports about a device, asked over netlink. Owner and queues are of one instant. The network
-//! namespace is that of the calling thread, whichever `/sys` is mounted.
+//! Reads the properties of a device over netlink. Owner and number of queues are those of one instant. The
+//! network namespace is that of the calling thread, no matter which `/sys` is mounted.
 
 use std::io::{self, Read};
 
@@ -16,14 +16,14 @@ pub(crate) struct Link {
     pub(crate) user: Option<u32>,
     /// The group whose members may attach without a capability.
     pub(crate) group: Option<u32>,
-    /// Whether the device stays when nobody is attached.
+    /// Whether the device continues to exist when no descriptor is attached.
     pub(crate) persistent: bool,
-    /// How many descriptors are attached, detached queues included; `None` for a single-queue device.
+    /// The number of attached descriptors, including detached queues; `None` for a single-queue device.
     pub(crate) queues: Option<u32>,
 }
 
 impl Link {
-    /// Whether anybody who can open the driver may attach.
+    /// Whether every user who can open the driver may attach.
     pub(crate) const fn is_anybodys(&self) -> bool {
         self.user.is_none() && self.group.is_none()
     }
@@ -43,7 +43,7 @@ pub(crate) fn query(name: &str) -> io::Result<Option<Link>> {
     read(&answer).ok_or_else(|| io::Error::other("the kernel's answer is malformed"))
 }
 
-/// Deletes the interface with this number, even if somebody is attached to it.
+/// Deletes the interface with this number, even if another process is attached to it.
 pub(crate) fn delete(index: i32) -> io::Result<()> {
     exchange(libc::RTM_DELLINK, index, &[]).map(drop)
 }
@@ -67,7 +67,7 @@ fn request(kind: u16, index: i32, attributes: &[u8]) -> io::Result<Vec<u8>> {
     let mut request = len.to_ne_bytes().to_vec();
     request.extend(kind.to_ne_bytes());
     request.extend(flags.to_ne_bytes());
-    // Sequence and port of the header; family and type of the interface.
+    // Sequence number and port in the header; family and type of the interface.
     request.extend([0; 12]);
     request.extend(index.to_ne_bytes());
     request.extend([0; 8]);
@@ -89,8 +89,8 @@ fn answered(mut answer: Vec<u8>) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Parses the answer about an interface: `None` if it is cut short, `Some(None)` if the interface is not a
-/// device of the TUN driver.
+/// Parses the answer about an interface. `None` if the answer is incomplete; `Some(None)` if the interface is
+/// not a device of the TUN driver.
 #[expect(clippy::option_option, reason = "two things may be missing")]
 fn read(answer: &[u8]) -> Option<Option<Link>> {
     let hardware = number16(answer, 2)?;
@@ -117,8 +117,8 @@ fn driver_attributes(properties: &[u8]) -> Link {
     }
 }
 
-/// An attribute. A value that is too long is an error: with a wrong length the kernel would take the rest of the
-/// value for attributes.
+/// Encodes an attribute. A value that is too long is an error: with a wrong length, the kernel would parse the
+/// rest of the value as attributes.
 fn attribute(kind: u16, value: &[u8]) -> io::Result<Vec<u8>> {
     let len = u16::try_from(ATTRIBUTE + value.len()).map_err(|_| does_not_fit())?;
     let mut attribute = len.to_ne_bytes().to_vec();
@@ -152,9 +152,9 @@ fn number16(bytes: &[u8], at: usize) -> Option<u16> {
 const HEADER: usize = 16;
 const INTERFACE: usize = 16;
 const ATTRIBUTE: usize = 4;
-/// Without the two flag bits that describe the value's form.
+/// A mask for the attribute's kind, without the two flag bits that describe the form of the value.
 const ATTRIBUTE_KIND: u16 = 0x3fff;
-/// Without statistics the answer about an interface takes some 1500 bytes.
+/// The answer about an interface, without statistics, has about 1500 bytes.
 const LARGEST_ANSWER: usize = 1 << 15;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const IFLA_TUN_OWNER: u16 = 1;
@@ -210,7 +210,7 @@ mod tests {
         let device = answer(b"tun\0", &[]);
         assert!(read(&device).unwrap().unwrap().is_anybodys());
         for len in 0..device.len() {
-            // Whatever is missing, the parser does not read beyond the end.
+            // Even if attributes are missing, the parser does not read beyond the end.
             let _cut = read(&device[..len]);
         }
         assert_eq!(read(&device[..INTERFACE - 1]), None);

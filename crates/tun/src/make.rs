@@ -1,12 +1,13 @@
 //! Makes devices to which only their owner can attach.
 //!
 //! A new device has no owner, and anybody who can open the driver may attach to it (`tun_not_capable` of
-//! tun.c). A single-queue device is safe, because its maker holds the only queue. A multi-queue device is not:
-//! until it has an owner, any process that opens its name gets a queue, reads a share of the flows and keeps
-//! it. So the device is made under a name that nobody can guess, gets its owner, and is then renamed.
+//! tun.c). A single-queue device is safe, because the process that makes it has its only queue. A multi-queue
+//! device is not: until it has an owner, any process that opens its name gets a queue, which it can keep, and
+//! reads a share of the flows. So vpnd makes the device under a name that nobody can guess, sets its owner, and
+//! then renames it.
 //!
-//! As the kernel announces the names of new interfaces to every listener, vpnd then asks the kernel whether
-//! somebody else has attached in the meantime. If so, it deletes the device and makes another one.
+//! The kernel announces the names of new interfaces to every listener. So vpnd then asks the kernel whether
+//! another process has attached in the meantime. If so, it deletes the device and makes another one.
 
 use std::fs::File;
 use std::io;
@@ -23,13 +24,13 @@ pub(crate) struct New<'a> {
     /// Its name; the kernel replaces `%d` in it with a number.
     pub(crate) name: &'a str,
     pub(crate) mode: Mode,
-    /// The flags for TUNSETIFF, the mode included.
+    /// The flags for TUNSETIFF, including the mode.
     pub(crate) flags: i32,
-    /// Who may attach. If it names neither user nor group, anybody may.
+    /// Who may attach. If it names neither a user nor a group, anybody may.
     pub(crate) owner: Owner,
 }
 
-/// Why no device was made.
+/// Why the device could not be made.
 pub(crate) enum MakeError {
     /// The driver cannot be opened.
     Driver(OpenError),
@@ -37,7 +38,7 @@ pub(crate) enum MakeError {
     Taken,
     /// The owner could not be set.
     Owner(PersistError),
-    /// Every time the device was made, somebody else attached to it.
+    /// Every time the device was made, another process attached to it.
     Contested,
     /// Anything else.
     Kernel(io::Error),
@@ -49,7 +50,8 @@ impl New<'_> {
         if self.flags & libc::IFF_MULTI_QUEUE == 0 || self.owner == Owner::default() {
             return self.make_named(self.name);
         }
-        // Checked first, because every program that watches interfaces would see a device made in vain.
+        // This is checked first, so that programs that watch interfaces do not see a device that is deleted
+        // again.
         if is_taken(self.name) {
             return Err(MakeError::Taken);
         }
@@ -61,8 +63,8 @@ impl New<'_> {
         Err(MakeError::Contested)
     }
 
-    /// Makes the device, never opens an existing one. The kernel decides this in one step, so there is no race
-    /// between a check and the call.
+    /// Makes the device, and never opens an existing one. The kernel checks and creates in one step, so there
+    /// is no race.
     fn make_named(&self, name: &str) -> Result<(File, String), MakeError> {
         let file = open_driver(self.name).map_err(MakeError::Driver)?;
         let flags = self.flags | libc::IFF_TUN_EXCL;
@@ -71,7 +73,7 @@ impl New<'_> {
         Ok((file, name))
     }
 
-    /// Makes a device with an owner under a random name; `None` if somebody else has attached to it.
+    /// Makes a device with an owner under a random name; `None` if another process has attached to it.
     fn make_under_random_name(&self) -> Result<Option<File>, MakeError> {
         let (file, name) = match self.make_named(&random_name()?) {
             // With 2^60 possible names this is not a coincidence.
@@ -89,13 +91,14 @@ impl New<'_> {
             clear::clear(&file, self.mode).map_err(MakeError::Kernel)?;
             return Ok(Some(file));
         }
-        // Closing our descriptor would not remove it while somebody else is attached.
+        // While another process is attached, closing our descriptor would not delete the device.
         link::delete(seen.index).map_err(MakeError::Kernel)?;
         Ok(None)
     }
 
-    /// Whether the device is unchanged and only ours. Somebody who was attached may have set another owner and
-    /// detached, to come back later. From now on nobody else can attach, so this result stays valid.
+    /// Whether the device is unchanged and only ours. A process that was attached may have set another owner
+    /// and detached, to attach again later. From now on no other process can attach, so this result remains
+    /// valid.
     fn is_as_made(&self, seen: &Link) -> bool {
         let hardware = match self.mode {
             Mode::Tun => libc::ARPHRD_NONE,
@@ -128,7 +131,8 @@ fn is_taken(name: &str) -> bool {
     any_socket().and_then(|socket| ioctl::link_flags(socket, name)).is_ok()
 }
 
-/// Requests about interfaces work on any socket. This kind works even without IPv4 or IPv6.
+/// A socket for requests about interfaces, which any socket supports. This kind exists even without IPv4 or
+/// IPv6.
 pub(crate) fn any_socket() -> io::Result<UnixDatagram> {
     UnixDatagram::unbound()
 }

@@ -17,11 +17,11 @@ use crate::wire::{
 };
 use crate::{ioctl, probe};
 
-/// Opens the device that `options` describe, making it if necessary. It stays down.
+/// Opens the device that `options` describes, and makes it if necessary. The device stays down.
 ///
 /// # Errors
 ///
-/// When the driver or a privilege is missing, the name is invalid, or the device is in use.
+/// If the driver or a privilege is missing, the name is invalid, or the device is in use.
 pub fn open(options: &Options) -> Result<Device, OpenError> {
     let name = options.name.as_deref().unwrap_or_else(|| options.mode.pattern());
     check_name(name)?;
@@ -36,7 +36,7 @@ pub fn open(options: &Options) -> Result<Device, OpenError> {
     Ok(Device { name, queues, writer, adopted, claimed })
 }
 
-/// Which device to open.
+/// Which device to open, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The device's name; the kernel replaces `%d` in it with the first free number. `None` means `tun%d` or
@@ -46,12 +46,12 @@ pub struct Options {
     pub mode: Mode,
     /// Whether to exchange super-packets and unfinished checksums with the kernel.
     pub offload: bool,
-    /// How many queues to read; more than one makes a `multi_queue` device.
+    /// The number of queues; more than one makes a `multi_queue` device.
     pub queues: u16,
-    /// Whether an existing device is used.
+    /// Whether an existing device may be opened.
     pub adopt: Adopt,
-    /// Who may attach without a capability to a new device, or to an existing one that had no owner. If it
-    /// names nobody, only root.
+    /// Who may attach without a capability to a new device, or to an existing device that had no owner. If this
+    /// names neither a user nor a group, only root.
     pub owner: Owner,
 }
 
@@ -72,7 +72,7 @@ impl Mode {
         }
     }
 
-    /// The name of a device for which the options give none.
+    /// The name of a device for which the options specify none.
     pub(crate) const fn pattern(self) -> &'static str {
         match self {
             Self::Tun => "tun%d",
@@ -80,7 +80,7 @@ impl Mode {
         }
     }
 
-    /// Bytes in front of the IP header in a packet without special headers.
+    /// The number of bytes before the IP header of a packet without special headers.
     pub const fn prefix(self) -> usize {
         match self {
             Self::Tun => 0,
@@ -104,7 +104,7 @@ impl Mode {
         }
     }
 
-    /// Where the IP header of this packet begins, after any VLAN tags. `None` if it is not an IP packet.
+    /// The position of the IP header of this packet, after any VLAN tags. `None` if it is not an IP packet.
     pub fn ip_start(self, packet: &[u8]) -> Option<usize> {
         if self == Self::Tun {
             return Some(0);
@@ -120,23 +120,23 @@ impl Mode {
     }
 }
 
-/// The IP header behind two tags.
+/// The position of the IP header behind two tags.
 const MAX_TAGGED: u16 = 22;
 
 const _: () = assert!(MAX_TAGGED as usize == ETHERNET_HEADER + 2 * VLAN_TAG);
 
-/// An open device. Unless it is persistent, it vanishes when the last queue is dropped.
+/// An open device. Unless it is persistent, it is deleted when the last queue is dropped.
 #[derive(Debug)]
 pub struct Device {
-    /// The name that the kernel gave it.
+    /// The device's name, as the kernel reports it.
     pub name: String,
-    /// The queues to read, at least one. The kernel keeps each flow on one of them.
+    /// The queues to read, at least one. The kernel assigns each flow to one of them.
     pub queues: Vec<Queue>,
-    /// The queue to write packets of any flow to.
+    /// The queue for writing packets of any flow.
     pub writer: Queue,
-    /// Whether it existed before, made by others.
+    /// Whether the device existed before this process opened it.
     pub adopted: bool,
-    /// The owner that it was given, if it had none before.
+    /// The owner that the device was given, if it had none before.
     pub claimed: Option<Owner>,
 }
 
@@ -163,13 +163,13 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Reads one header and packet. `buffer` must hold [`READ_BUFFER`](crate::READ_BUFFER) bytes: the kernel
-    /// cuts a longer packet off without any sign.
+    /// Reads one header and packet. `buffer` must have [`READ_BUFFER`](crate::READ_BUFFER) bytes, because the
+    /// kernel truncates a longer packet without an error.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when there is no packet or the link is down; EBADFD once the device was deleted; EINVAL
-    /// when the kernel lost a packet it could not describe, which concerns only that packet.
+    /// `WouldBlock` if there is no packet or the link is down; EBADFD once the device was deleted; EINVAL
+    /// if the kernel lost a packet that it could not describe, which affects only that packet.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&*self.file).read(buffer)
     }
@@ -214,7 +214,7 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
-    /// There is no such device, and CAP_NET_ADMIN, which making it takes, is missing.
+    /// There is no such device, and CAP_NET_ADMIN is missing, which is needed to make it.
     #[error(
         "cannot make device {name:?}: CAP_NET_ADMIN is missing; start vpnd as root or as \
          vpnd@.service does, or have root make the device for this user: `vpnd tuntap add dev {name} \
@@ -237,7 +237,7 @@ pub enum OpenError {
         /// Its mode.
         mode: Mode,
     },
-    /// The name is taken, and the options ask for a new device.
+    /// The name is in use, and the options ask for a new device.
     #[error(
         "there is an interface {name:?} already, and it is not to be taken (adopt = \"never\"); \
          delete it or choose another name"
@@ -273,7 +273,7 @@ pub enum OpenError {
         /// The device.
         name: String,
     },
-    /// The queue did not get the flags that were asked for.
+    /// The queue did not get the requested flags.
     #[error(
         "device {name:?} does not have the packet header that vpnd asks for, as another program holds \
          it with one of its own; stop that program first"
@@ -285,7 +285,7 @@ pub enum OpenError {
     /// An interface cannot have this name.
     #[error("{name:?} cannot name a device: 1 to 15 bytes without '/', ':' or white space")]
     Name {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
     },
     /// An interface of that name exists, but it is of another kind.
@@ -311,7 +311,7 @@ pub enum OpenError {
     Io {
         /// The device.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -356,14 +356,15 @@ fn attach_more(first: File, name: &str, options: &Options) -> Result<Vec<File>, 
     Ok(files)
 }
 
-/// Takes the second queue for writing, and detaches it. A write to an attached queue makes the kernel move the
-/// flow to it (`tun_flow_update` of tun.c), while packets of the flow may still wait in another queue. A write
-/// to a detached queue changes nothing: the flow stays on the queue that its hash selects.
+/// Removes the second queue from `queues`, detaches it, and returns it for writing. A write to an attached
+/// queue makes the kernel move the flow to that queue (`tun_flow_update` of tun.c), while packets of the flow
+/// may still wait in another queue. A write to a detached queue does not move the flow, so its hash selects its
+/// queue.
 fn writer(queues: &mut Vec<Queue>) -> io::Result<Queue> {
     if let [only] = queues.as_slice() {
         return Ok(only.clone());
     }
-    // Not the last: packets carry the number of the queue they were written to, and it must exist.
+    // Not the last queue: packets carry the number of the queue they were written to, which must exist.
     let writer = queues.remove(1);
     ioctl::detach_queue(writer.as_fd())?;
     Ok(writer)
@@ -384,7 +385,7 @@ fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
     Ok(Offload { write_tcp, write_udp, ..read })
 }
 
-/// Asks for everything first: UDP super-packets came with Linux 6.2.
+/// Requests everything first, then less. UDP super-packets need Linux 6.2.
 fn offer(device: &File) -> io::Result<Offload> {
     let mut refused = io::ErrorKind::Unsupported.into();
     for features in [CSUM | TSO | USO, CSUM | TSO, CSUM, 0] {
@@ -405,8 +406,8 @@ fn agreed(features: u32) -> Offload {
     }
 }
 
-/// Which super-packets may be written. A device that is already up cannot be probed without sending one: assume
-/// that it accepts both; a refusal shows at the first write.
+/// Which super-packets may be written. A device that is already up cannot be probed without sending one, so
+/// this assumes that it accepts both; if it does not, the first write fails.
 fn probe(device: &File, name: &str) -> io::Result<(bool, bool)> {
     if ioctl::link_flags(any_socket()?, name)? & libc::IFF_UP != 0 {
         return Ok((true, true));

@@ -22,14 +22,14 @@ pub struct Persistent {
     pub user: Option<u32>,
     /// The id of the group whose members may attach without a capability.
     pub group: Option<u32>,
-    /// Whether several descriptors may be attached. It cannot be changed later.
+    /// Whether several descriptors may be attached. This cannot be changed later.
     pub multi_queue: bool,
-    /// Whether four bytes of flags and protocol precede each packet. The next program that attaches sets it
-    /// anew.
+    /// Whether four bytes of flags and protocol precede each packet. The next program that attaches replaces
+    /// this setting.
     pub packet_info: bool,
-    /// Whether a `virtio_net_hdr` precedes each packet. The next program that attaches sets it anew.
+    /// Whether a `virtio_net_hdr` precedes each packet. The next program that attaches replaces this setting.
     pub vnet_header: bool,
-    /// A flag without a meaning since Linux 3.8. The next program that attaches sets it anew.
+    /// A flag without a meaning since Linux 3.8. The next program that attaches replaces this setting.
     pub one_queue: bool,
 }
 
@@ -44,11 +44,11 @@ pub struct Owner {
 }
 
 impl Persistent {
-    /// Makes the device and returns its name. It stays down.
+    /// Makes the device and returns its name. The device stays down.
     ///
     /// # Errors
     ///
-    /// When the driver or a privilege is missing, or an interface of that name exists.
+    /// If the driver or a privilege is missing, or an interface of that name exists.
     pub fn create(&self) -> Result<String, PersistError> {
         let name = self.name.as_deref().unwrap_or_else(|| self.kind.pattern());
         check_new_name(name)?;
@@ -99,7 +99,7 @@ impl Display for Owner {
     }
 }
 
-/// Makes the device `name`, to which `attached` is attached, persistent. It takes no privilege.
+/// Makes the device `name`, to which `attached` is attached, persistent. This needs no privilege.
 ///
 /// # Errors
 ///
@@ -108,19 +108,19 @@ pub fn keep(attached: impl AsFd, name: &str) -> Result<(), PersistError> {
     ioctl::set_persistent(attached.as_fd(), true).map_err(refused("persistence", name))
 }
 
-/// Removes the device `name`: at once if nobody is attached, otherwise when the last descriptor is closed. If
-/// `kind` is given, the device must be of that kind.
+/// Removes the device `name`: at once if no descriptor is attached, and otherwise when the last descriptor is
+/// closed. If `kind` is given, the device must be of that kind.
 ///
 /// # Errors
 ///
-/// When there is no such device, its only queue is in use, or a privilege is missing.
+/// If there is no such device, its only queue is in use, or a privilege is missing.
 pub fn remove(name: &str, kind: Option<Mode>) -> Result<(), PersistError> {
     let is = kind_of(name)?;
     if kind.is_some_and(|kind| kind != is) {
         return Err(PersistError::OtherKind { name: name.to_owned(), is });
     }
     let file = open_driver(name)?;
-    // Attaching sets these two flags anew, which no longer matters for this device.
+    // Attaching replaces these two flags of the device, which no longer matters because it is removed.
     let flags = is.flag() | libc::IFF_NO_PI;
     let attached = match ioctl::attach(file.as_fd(), name, flags) {
         // A multi-queue device refuses a plain attach.
@@ -133,12 +133,12 @@ pub fn remove(name: &str, kind: Option<Mode>) -> Result<(), PersistError> {
     ioctl::set_persistent(file.as_fd(), false).map_err(refused("end", name))
 }
 
-/// The kind of the interface `name` in this network namespace. It does not attach, as that would change the
-/// device.
+/// The kind of the interface `name` in this network namespace. This does not attach to the device, because that
+/// would change it.
 ///
 /// # Errors
 ///
-/// When there is none, or it is not a device of the TUN driver.
+/// If there is no such interface, or it is not a device of the TUN driver.
 pub fn kind_of(name: &str) -> Result<Mode, PersistError> {
     check_name(name)?;
     let socket = any_socket().map_err(refused("driver", name))?;
@@ -160,7 +160,7 @@ pub enum PersistError {
     /// The driver cannot be opened, or the name is invalid.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The name is taken.
+    /// An interface has this name already.
     #[error("there is an interface {name:?} already; delete it or choose another name")]
     Exists {
         /// The interface.
@@ -169,7 +169,7 @@ pub enum PersistError {
     /// No interface has that name.
     #[error("there is no device {name:?} in this network namespace")]
     Missing {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
     },
     /// It is an interface of another driver.
@@ -193,12 +193,12 @@ pub enum PersistError {
         what: &'static str,
         /// The device.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// Checks a name in which `%d` may stand for a number of the kernel's choice.
+/// Checks a name in which `%d` may stand for a number that the kernel chooses.
 fn check_new_name(name: &str) -> Result<(), PersistError> {
     if name.replacen("%d", "", 1).contains('%') {
         return Err(OpenError::Name { name: name.to_owned() }.into());

@@ -1,8 +1,8 @@
 //! Finds out which super-packets the kernel accepts, without sending any.
 //!
-//! Some kernels (6.6.44, 6.10.3 and vendor kernels with the same fix) reject valid ones with EINVAL. The kernel
-//! checks the header before it notices that the device is down: so on a device that is down, EIO means that it
-//! accepts the header.
+//! Some kernels (6.6.44, 6.10.3 and vendor kernels with the same fix) reject valid super-packets with EINVAL.
+//! The kernel checks the header before it notices that the device is down. So EIO from a device that is down
+//! means that the kernel accepts the header.
 
 use std::io::{self, IoSlice, Write};
 
@@ -10,7 +10,7 @@ use crate::layout::{Layout, Transport, Version};
 use crate::vnet::{NEEDS_CSUM, VnetHeader};
 use crate::wire::{IPV4_HEADER, TCP_HEADER, UDP_HEADER, low16, put16};
 
-/// Whether the device accepts a write of two and a half segments of `transport`. It must be down.
+/// Whether the device accepts a write of two and a half segments of `transport`. The device must be down.
 pub(crate) fn accepts(mut device: impl Write, transport: Transport) -> io::Result<bool> {
     let mut packet = [0; PACKET];
     let (header, len) = super_packet(transport, &mut packet);

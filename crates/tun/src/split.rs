@@ -1,4 +1,4 @@
-//! Splits a super-packet exactly as the kernel's own segmentation would.
+//! Splits a super-packet exactly as the kernel's own segmentation would split it.
 
 use thiserror::Error;
 
@@ -17,7 +17,7 @@ use crate::wire::{
 ///
 /// # Errors
 ///
-/// How the header and the packet contradict each other; the packet can only be dropped.
+/// How the header and the packet contradict each other; the packet has to be dropped.
 pub fn split(header: VnetHeader, packet: &[u8], prefix: usize) -> Result<Segments<'_>, SplitError> {
     if header.gso_type == GSO_NONE {
         return Segments::plain(header, packet);
@@ -28,24 +28,24 @@ pub fn split(header: VnetHeader, packet: &[u8], prefix: usize) -> Result<Segment
 /// Why a packet was not split. Only a kernel that contradicts itself causes such an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SplitError {
-    /// A kind of super-packet that was not asked for.
+    /// A type of super-packet that vpnd did not ask for.
     #[error("super-packet of a type that was not asked for")]
     UnknownType,
-    /// The checksum lies beyond the packet, or elsewhere than its protocol has it.
+    /// The checksum is beyond the packet, or not where the protocol has it.
     #[error("checksum position does not fit the packet")]
     Checksum,
     /// A super-packet without a segment size.
     #[error("super-packet with segments of no length")]
     SegmentSize,
-    /// The headers are cut off or are not those of the super-packet's type.
+    /// The headers are incomplete, or do not match the super-packet's type.
     #[error("headers do not fit the super-packet's type")]
     Headers,
-    /// Longer than any IP packet.
+    /// The super-packet is longer than any IP packet.
     #[error("super-packet longer than 65535 bytes")]
     TooLong,
 }
 
-/// The packets of one read that are still to be taken.
+/// The remaining packets of one read.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
     headers: &'a [u8],
@@ -56,29 +56,29 @@ pub struct Segments<'a> {
     completion: Completion,
 }
 
-/// What has to be completed in a segment after the copy.
+/// What has to be completed in a segment after it is copied.
 #[derive(Clone, Copy, Debug)]
 enum Completion {
     Nothing,
     /// A plain packet whose checksum is not complete yet.
     Checksum(Field),
-    /// One of several segments, whose headers are adapted too. The sum is the pseudo header's without its
-    /// length.
+    /// One of several segments, whose headers are adapted, too. The sum is that of the pseudo header without
+    /// the length.
     Headers(Layout, Sum),
 }
 
-/// Where a checksum's coverage starts, and where it is stored.
+/// Where the bytes begin that a checksum covers, and where it is stored.
 #[derive(Clone, Copy, Debug)]
 struct Field {
     start: usize,
     at: usize,
-    /// Whether a sum of zero is stored as all ones, the same number. UDP needs that, as its zero would mean
-    /// "none"; in a plain packet the kernel does it whatever the protocol.
+    /// Whether a checksum of zero is stored as all ones, which is the same number. UDP needs this, because zero
+    /// would mean that there is no checksum; for a plain packet the kernel does it for every protocol.
     zero_as_ones: bool,
 }
 
 impl<'a> Segments<'a> {
-    /// How many packets are left.
+    /// The number of remaining packets.
     pub const fn remaining(&self) -> usize {
         self.left
     }
@@ -88,12 +88,12 @@ impl<'a> Segments<'a> {
         (self.left > 0).then(|| self.headers.len() + self.payload.len().min(self.size))
     }
 
-    /// Writes the next packet to `out`, the only copy that is made of its payload. Writes nothing after the
-    /// last packet.
+    /// Writes the next packet to `out`, which is the only copy of its payload. Writes nothing after the last
+    /// packet.
     ///
     /// # Panics
     ///
-    /// If `out` is not of [`next_len`](Self::next_len) bytes.
+    /// If `out` does not have [`next_len`](Self::next_len) bytes.
     pub fn write_next(&mut self, out: &mut [u8]) {
         let Some(len) = self.next_len() else { return };
         assert_eq!(out.len(), len, "room for exactly the next packet");
@@ -114,7 +114,7 @@ impl<'a> Segments<'a> {
         self.index += 1;
     }
 
-    /// Copies the payload behind headers already in place and completes the checksum.
+    /// Copies the payload behind the headers, which are already written, and completes the checksum.
     fn write_payload(&self, payload: &[u8], out: &mut [u8], field: Field) {
         let (headers, rest) = out.split_at_mut(self.headers.len());
         let sum = Sum::of(&headers[field.start..]) + Sum::copy(payload, rest);
@@ -186,7 +186,7 @@ impl<'a> Segments<'a> {
         let layout = layout(header, packet, prefix)?;
         let (headers, payload) = packet.split_at(layout.payload);
         let size = usize::from(header.gso_size);
-        // Derived from the checksum field rather than from the addresses: after a routing header, the sum uses
+        // Derived from the checksum field rather than from the addresses: with a routing header, the sum uses
         // another destination.
         let pseudo = Sum::word(word16(headers, layout.checksum_at()))
             - Sum::word(low16(packet.len() - layout.l4));
@@ -214,7 +214,7 @@ impl Field {
     }
 }
 
-/// Finds the headers of a super-packet. It ignores `hdr_len`, which is wrong in forwarded packets.
+/// Finds the headers of a super-packet. Ignores `hdr_len`, which is wrong in forwarded packets.
 fn layout(header: VnetHeader, packet: &[u8], prefix: usize) -> Result<Layout, SplitError> {
     let transport = transport(header.gso_type)?;
     if header.gso_size == 0 {
@@ -247,8 +247,8 @@ fn version(ip: &[u8], gso_type: u8) -> Result<Version, SplitError> {
     }
 }
 
-/// The IP header, and in IPv6 any extension headers, must end where the kernel's header puts the transport
-/// header.
+/// Checks that the IP header, and any IPv6 extension headers, end where the kernel's header says that the
+/// transport header begins.
 fn check_network(version: Version, packet: &[u8], ip: usize, l4: usize) -> Result<(), SplitError> {
     let fits = match version {
         Version::V4 => {
@@ -260,7 +260,7 @@ fn check_network(version: Version, packet: &[u8], ip: usize, l4: usize) -> Resul
     if fits && l4 <= packet.len() { Ok(()) } else { Err(SplitError::Headers) }
 }
 
-/// The length of the transport header, checked to lie within `bytes`.
+/// The length of the transport header, which is checked to be within `bytes`.
 fn transport_header(transport: Transport, bytes: &[u8]) -> Result<usize, SplitError> {
     let len = match transport {
         Transport::Tcp => usize::from(bytes.get(12).ok_or(SplitError::Headers)? >> 4) * 4,

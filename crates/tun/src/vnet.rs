@@ -3,35 +3,35 @@
 /// Bytes of an encoded [`VnetHeader`].
 pub const VNET_LEN: usize = 10;
 
-/// The size of a buffer that holds any packet. The kernel truncates without any sign, so a reader must not
-/// offer less: header, the longest packet, an Ethernet header with a VLAN tag.
+/// The size of a buffer for any packet: header, the longest packet, an Ethernet header with a VLAN tag. A
+/// reader must not use a smaller buffer, because the kernel truncates packets without an error.
 pub const READ_BUFFER: usize = VNET_LEN + 65_535 + 18;
 
-/// Flag: the packet's checksum field holds the folded pseudo-header sum only.
+/// Flag: the packet's checksum field contains only the folded pseudo-header sum.
 pub(crate) const NEEDS_CSUM: u8 = 1;
 pub(crate) const GSO_NONE: u8 = 0;
 pub(crate) const GSO_TCPV4: u8 = 1;
 pub(crate) const GSO_TCPV6: u8 = 4;
 pub(crate) const GSO_UDP_L4: u8 = 5;
-/// A flag bit beside the TCP types: CWR is set in the first segment.
+/// A flag bit in addition to the TCP types: CWR is set in the first segment.
 pub(crate) const GSO_ECN: u8 = 0x80;
 
 /// What the kernel reports about a packet: whether its checksum is complete, and whether it is a super-packet.
 ///
-/// Its numbers are little-endian, as `TUNSETVNETLE` asks.
+/// Its numbers are little-endian, which vpnd requests with `TUNSETVNETLE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
     /// Bit 0: the checksum must still be completed.
     pub flags: u8,
-    /// What kind of super-packet follows; 0 for a plain packet.
+    /// The type of super-packet that follows; 0 for a plain packet.
     pub gso_type: u8,
-    /// The length of all headers in the kernel's opinion; never to be trusted.
+    /// The length of all headers according to the kernel, which is not reliable.
     pub hdr_len: u16,
-    /// Payload bytes of each segment.
+    /// The number of payload bytes of each segment.
     pub gso_size: u16,
-    /// Where the checksum's coverage begins.
+    /// Where the bytes begin that the checksum covers.
     pub csum_start: u16,
-    /// Where the checksum lies, counted from `csum_start`.
+    /// The position of the checksum, counted from `csum_start`.
     pub csum_offset: u16,
 }
 
@@ -56,7 +56,7 @@ impl VnetHeader {
         Some((header, rest))
     }
 
-    /// The header as a write expects it.
+    /// Encodes the header for a write.
     pub fn encode(&self) -> [u8; VNET_LEN] {
         let [h0, h1] = self.hdr_len.to_le_bytes();
         let [g0, g1] = self.gso_size.to_le_bytes();

@@ -1,19 +1,19 @@
-//! Sizes and numbers of the headers that a packet begins with, and the words in them.
+//! Sizes and numbers of the headers at the beginning of a packet, and functions for the words in them.
 
-/// TCP, as an IP header names it.
+/// TCP's protocol number in an IP header.
 pub const TCP: u8 = 6;
-/// UDP.
+/// UDP's protocol number.
 pub const UDP: u8 = 17;
 
-/// An IPv4 header without options.
+/// The length of an IPv4 header without options.
 pub const IPV4_HEADER: usize = 20;
-/// An IPv6 header without extension headers.
+/// The length of an IPv6 header without extension headers.
 pub const IPV6_HEADER: usize = 40;
-/// The longest packet whose header states its length.
+/// The length of the longest packet whose header contains its length.
 pub(crate) const MAX_PACKET: usize = 65_535;
-/// A TCP header without options.
+/// The length of a TCP header without options.
 pub const TCP_HEADER: usize = 20;
-/// A UDP header.
+/// The length of a UDP header.
 pub const UDP_HEADER: usize = 8;
 
 pub(crate) const FIN: u8 = 0x01;
@@ -24,9 +24,9 @@ pub(crate) const PSH: u8 = 0x08;
 pub(crate) const URG: u8 = 0x20;
 pub(crate) const CWR: u8 = 0x80;
 
-/// An Ethernet header: two addresses and a type.
+/// The length of an Ethernet header: two addresses and a type.
 pub const ETHERNET_HEADER: usize = 14;
-/// The tag of a virtual LAN, in front of the type.
+/// The length of the tag of a virtual LAN, before the type.
 pub const VLAN_TAG: usize = 4;
 /// The EtherType of IPv4.
 pub const ETHER_IPV4: u16 = 0x0800;
@@ -41,7 +41,7 @@ pub const ETHER_SERVICE_VLAN: u16 = 0x88a8;
 ///
 /// # Panics
 ///
-/// If it does not lie in `bytes`.
+/// If the word is not within `bytes`.
 #[inline]
 pub fn word16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
@@ -57,13 +57,13 @@ pub(crate) fn word32(bytes: &[u8], at: usize) -> u32 {
 ///
 /// # Panics
 ///
-/// If there is no room for it.
+/// If the word is not within `bytes`.
 #[inline]
 pub fn put16(bytes: &mut [u8], at: usize, word: u16) {
     bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }
 
-/// The low 16 bits of a length that was checked to fit them.
+/// The low 16 bits of a length that is known to fit into 16 bits.
 #[inline]
 pub const fn low16(len: usize) -> u16 {
     let [low, high, ..] = len.to_le_bytes();

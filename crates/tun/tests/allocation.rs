@@ -1,4 +1,4 @@
-//! Neither pass allocates once it is set up.
+//! Neither splitting nor coalescing allocates memory once it is set up.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;

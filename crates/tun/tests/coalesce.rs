@@ -1,5 +1,5 @@
-//! Coalescing: its bounds, its headers, and what it does with garbage. Random flows go through it
-//! in `roundtrip.rs` and `kernel_gro.rs`.
+//! Tests of coalescing: its limits, its headers, and invalid packets. Random flows are tested in `roundtrip.rs`
+//! and `kernel_gro.rs`.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -13,7 +13,7 @@ use vpnd_tun::{Coalescer, Limits, VNET_LEN, VnetHeader, unmerge};
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
-    /// Whatever is pushed: no panic, no packet lost, and unmerged packets unchanged.
+    /// Arbitrary bytes cause no panic, no packet is lost, and unmerged packets are unchanged.
     #[test]
     fn arbitrary_bytes_do_no_harm(
         sent in train(3, 20),

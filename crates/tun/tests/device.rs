@@ -1,4 +1,4 @@
-//! A real device in a network namespace of its own: what the kernel takes and gives.
+//! Tests with a real device in a separate network namespace: which packets the kernel accepts and delivers.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -63,7 +63,7 @@ fn several_queues_and_a_device_that_outlives_us() {
         persist(&device.queues[0].as_fd());
         drop(device);
 
-        // A multi_queue device is opened although it refuses a plain attach, and even though it
+        // A multi_queue device is opened even though it refuses a plain attach, and even though it
         // is up and cannot be probed.
         set_up("vpnd0");
         let again = open(&options("vpnd0")).unwrap();
@@ -92,7 +92,7 @@ fn an_echo_request_is_answered() {
     });
 }
 
-/// Runs without any capability.
+/// Setting the carrier needs no capability.
 #[test]
 fn a_device_without_carrier_takes_packets_and_gives_none() {
     in_namespace("a_device_without_carrier_takes_packets_and_gives_none", || {
@@ -140,8 +140,8 @@ fn echo_request() -> Vec<u8> {
     packet
 }
 
-/// The kernel forwards our super-packets. A device without offloads delivers them split by the kernel; one with
-/// offloads delivers them whole, and we split them ourselves.
+/// The kernel forwards our super-packets. To a device without offloads it delivers them split; to a device with
+/// offloads it delivers them whole, and we split them ourselves.
 #[test]
 fn the_kernel_splits_what_we_merge_and_as_we_do() {
     in_namespace("the_kernel_splits_what_we_merge_and_as_we_do", || {
@@ -163,7 +163,7 @@ fn the_kernel_splits_what_we_merge_and_as_we_do() {
     });
 }
 
-/// Full packets, a short one that ends the GRO batch, and a new batch.
+/// Full packets, a short packet that ends the GRO batch, and a new batch.
 fn stream(v6: bool, udp: bool) -> Vec<Spec> {
     let mut next = Spec::new(v6, udp);
     if !udp {
@@ -181,7 +181,7 @@ fn stream(v6: bool, udp: bool) -> Vec<Spec> {
         .collect()
 }
 
-/// Writes `sent` as the coalescer has it and returns the packets in each write.
+/// Writes `sent` through the coalescer, and returns the number of packets in each write.
 fn merge_into(queue: &Queue, sent: &[Spec]) -> Vec<usize> {
     let mut buffer = Vec::new();
     let mut coalescer = Coalescer::new(Limits { tcp: true, udp: true, prefix: 0 });
@@ -206,7 +206,7 @@ fn merge_into(queue: &Queue, sent: &[Spec]) -> Vec<usize> {
     writes
 }
 
-/// Reads and splits until there are `count` of the `wanted` packets, and then that no more come.
+/// Reads and splits until `count` of the `wanted` packets have arrived, and then checks that no more arrive.
 fn receive(queue: &Queue, count: usize, wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     let mut buffer = vec![0; READ_BUFFER];

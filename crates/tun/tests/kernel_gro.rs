@@ -1,9 +1,9 @@
-//! Coalescing compared with the kernel's own GRO: random flows go through both. Whatever we merge, the kernel
-//! merges too, and into the same super-packet.
+//! Compares coalescing with the kernel's own GRO, with random flows. The kernel has to merge everything that we
+//! merge, and into the same super-packet.
 //!
-//! The kernel merges more, as some packets overtake held packets of their flow, such as an empty UDP datagram
-//! or one with a wrong checksum. Ours keep their order, so GRO batches may end at different packets. If they
-//! do, the test sends the packets of our super-packet through the kernel again, alone.
+//! The kernel merges more, because some packets, such as an empty UDP datagram or one with a wrong checksum,
+//! overtake held packets of their flow. Our packets are never reordered, so GRO batches may end at different
+//! packets. If they do, the test sends the packets of our super-packet through the kernel again, alone.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -42,7 +42,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    /// A clock tick cuts the kernel's batches, so only a difference that repeats counts.
+    /// A clock tick ends a batch of the kernel early, so only a difference that repeats counts.
     fn compare(&mut self, sent: &[Sent]) {
         let ours = Merged::of(sent, merged(&mut Coalescer::new(BOTH), sent, &[]));
         let mut differences = Vec::new();
@@ -107,13 +107,13 @@ impl Merged {
         self.0.iter().filter(|(group, _)| group.len() > 1)
     }
 
-    /// Pairs: each packet that was merged, and the packet before it.
+    /// Each packet that was merged, in a pair with the packet before it.
     fn pairs(&self) -> BTreeSet<(usize, usize)> {
         self.0.keys().flat_map(|group| pairs(group)).collect()
     }
 
-    /// Our super-packets that `theirs` has in pieces, although it merged none of their packets with a packet of
-    /// another one.
+    /// Our super-packets that `theirs` contains in several parts, although it merged none of their packets with
+    /// a packet of another super-packet.
     fn unexplained(&self, theirs: &Self) -> Vec<&Vec<usize>> {
         let theirs = theirs.pairs();
         let more = &theirs - &self.pairs();
@@ -124,16 +124,16 @@ impl Merged {
     }
 }
 
-/// Which packets are in `packet`, with the legitimately different fields of its header removed.
+/// The packets that are in `packet`, and `packet` without the header fields that may differ.
 fn group(sent: &[Sent], mut packet: Vec<u8>) -> (Vec<usize>, Vec<u8>) {
     if let Some(payloads) = payloads(&packet) {
         let find = |payload| sent.iter().position(|s| s.spec.payload == payload).unwrap();
         let group = payloads.into_iter().map(find).collect();
-        // The kernel's hdr_len is the contiguous part of its first packet.
+        // The kernel writes the length of the contiguous part of its first packet to hdr_len.
         packet[2..4].fill(0);
         return (group, packet);
     }
-    // Whether the kernel has verified its checksum differs too.
+    // The header also shows whether the kernel has verified the checksum, so it may differ.
     packet.drain(..VNET_LEN);
     let at = sent.iter().position(|s| s.bytes() == packet);
     (vec![at.expect("a single packet is as it was")], packet)

@@ -1,5 +1,5 @@
-//! Splitting compared with the kernel's own segmentation: random super-packets are written to a device, and the
-//! kernel forwards them to another one. If that has no offloads, the kernel splits them.
+//! Compares splitting with the kernel's own segmentation: random super-packets are written to a device, and the
+//! kernel forwards them to another device. If that device has no offloads, the kernel splits them.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -24,8 +24,8 @@ fn the_kernel_splits_as_we_do() {
     });
 }
 
-/// Then we split a super-packet behind a header that the kernel wrote. CWR is left out, as the kernel does not
-/// leave such a super-packet whole for a device without `TUN_F_TSO_ECN`.
+/// The device has offloads, so we split super-packets whose header the kernel wrote. CWR is not tested, because
+/// the kernel splits such a super-packet itself for a device without `TUN_F_TSO_ECN`.
 #[test]
 fn what_the_kernel_leaves_whole_we_split_alike() {
     in_namespace("what_the_kernel_leaves_whole_we_split_alike", || {
@@ -61,15 +61,15 @@ fn compare(ours: &[Vec<u8>], theirs: &[Vec<u8>]) {
 #[derive(Clone, Debug)]
 struct SuperPacket {
     spec: Spec,
-    /// If the payload is shorter, it is a plain packet without its checksum.
+    /// The segment size. If the payload is shorter, this is a plain packet without its checksum.
     gso_size: usize,
-    /// Whether the header announces CWR, if it is set.
+    /// Whether the header announces CWR, if CWR is set.
     ecn: bool,
     /// Whether there are IPv4 options or an IPv6 extension header.
     options: bool,
 }
 
-/// Only some of `flags` are set among TCP's flags.
+/// TCP flags are chosen from `flags` only.
 fn super_packet(flags: u8) -> impl Strategy<Value = SuperPacket> {
     let gso_size = prop_oneof![1usize..100, 500usize..1500, 1usize..65_535];
     let rare = prop::bool::weighted(0.1);
@@ -89,7 +89,7 @@ fn super_packet(flags: u8) -> impl Strategy<Value = SuperPacket> {
 }
 
 impl SuperPacket {
-    /// With a payload that makes the first segment's checksum zero.
+    /// The same with a payload that makes the first segment's checksum zero.
     fn with_zero_checksum(mut self) -> Self {
         let (header, packet) = self.build(1);
         let at = usize::from(header.csum_start + header.csum_offset);
@@ -109,7 +109,7 @@ impl SuperPacket {
         assert_eq!(entry.writer.write(&write).unwrap(), header.len() + packet.len());
     }
 
-    /// Our own split packets, after one hop.
+    /// The packets that our own splitting returns, after one hop.
     fn forwarded(&self) -> Vec<Vec<u8>> {
         let (header, packet) = self.build(self.spec.ttl - 1);
         segments(header, &packet, 0)
@@ -135,7 +135,7 @@ impl SuperPacket {
     }
 }
 
-/// Splits each read, until there are `count` packets of TCP or UDP and no more arrive.
+/// Splits each read, until `count` packets of TCP or UDP have arrived and no more arrive.
 fn receive(exit: &Queue, count: usize) -> Vec<Vec<Vec<u8>>> {
     let deadline = Instant::now() + Duration::from_millis(500);
     let mut buffer = vec![0; READ_BUFFER];
@@ -161,7 +161,7 @@ fn receive(exit: &Queue, count: usize) -> Vec<Vec<Vec<u8>>> {
     }
 }
 
-/// Whether it is TCP or UDP, perhaps after IPv6 extension headers; the kernel itself sends ICMP.
+/// Whether it is TCP or UDP, perhaps after IPv6 extension headers. The kernel itself sends only ICMP.
 fn is_ours(packet: &[u8]) -> bool {
     let protocol = if packet[0] >> 4 == 6 { packet[6] } else { packet[9] };
     matches!(protocol, 6 | 17 | 60)

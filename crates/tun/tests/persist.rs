@@ -1,4 +1,4 @@
-//! Devices that outlive the program that made them, in a network namespace of their own.
+//! Tests of devices that outlive the program that made them, in a separate network namespace.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 #![allow(unsafe_code, reason = "becoming somebody else")]
 
@@ -88,7 +88,7 @@ fn a_device_that_is_kept_outlives_its_opener() {
     });
 }
 
-/// A new device has no owner at first; once it has its name, it has an owner.
+/// A new device has no owner at first, but it has one before it gets its final name.
 #[test]
 fn a_name_is_taken_last() {
     in_namespace("a_name_is_taken_last", || {
@@ -106,7 +106,7 @@ fn a_name_is_taken_last() {
         }
         let invalid = open(&wanted("t%x")).unwrap_err();
         assert!(matches!(invalid, OpenError::Io { .. }), "{invalid}");
-        // The devices that were made in vain are gone: only these two interfaces are left.
+        // The devices that were deleted again are gone: only these two interfaces are left.
         assert_eq!(interfaces(), ["lo", "vpnd0"]);
     });
 }
@@ -141,11 +141,12 @@ fn flags(multi_queue: bool) -> i32 {
     libc::IFF_TUN | libc::IFF_NO_PI | if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 }
 }
 
-/// In the kernel, each thread has its own user. Giving up root also gives up its capabilities.
+/// Runs `work` as another user: in the kernel, each thread has its own user. The thread also loses root's
+/// capabilities.
 fn as_somebody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let alone = scope.spawn(|| {
-            // SAFETY: the call takes three numbers, and concerns the calling thread alone.
+            // SAFETY: the call takes three numbers, and affects only the calling thread.
             assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
             work()
         });

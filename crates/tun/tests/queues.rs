@@ -1,4 +1,4 @@
-//! A device of several queues: each flow keeps to one of them.
+//! Tests of a device with several queues: each flow stays on one of them.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -28,7 +28,7 @@ fn a_flow_stays_on_its_queue_whatever_is_written() {
         assert_eq!(before.values().collect::<BTreeSet<_>>().len(), 3, "{before:?}");
         answer(&device.writer, &socket);
         assert_eq!(flows(&device, &socket), before);
-        // The reason for the detached writer: an attached queue attracts the flows that are written to it.
+        // This is why the writer is detached: flows that are written to an attached queue move to it.
         answer(&device.queues[0], &socket);
         assert!(flows(&device, &socket).values().all(|queue| *queue == 0));
     });
@@ -73,7 +73,7 @@ fn host(device: &Device) -> UdpSocket {
     socket
 }
 
-/// Sends a packet on each flow; returns, by the peer's port, the queue that it arrived on.
+/// Sends a packet of each flow; returns the queue on which it arrived, by the peer's port.
 fn flows(device: &Device, socket: &UdpSocket) -> BTreeMap<u16, usize> {
     for flow in 0..FLOWS {
         socket.send_to(b"question", (PEER, 0xc000 + u16::from(flow))).unwrap();
@@ -91,7 +91,7 @@ fn flows(device: &Device, socket: &UdpSocket) -> BTreeMap<u16, usize> {
     came
 }
 
-/// Writes the peer's answer on each flow to the host.
+/// Writes the peer's answer of each flow to the host.
 fn answer(queue: &Queue, socket: &UdpSocket) {
     let plain = VnetHeader::PLAIN.encode();
     for flow in 0..FLOWS {

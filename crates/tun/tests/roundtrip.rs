@@ -1,5 +1,5 @@
-//! Proves both passes at once: random flows are merged, and split again into the packets that were pushed, in
-//! the groups that the rules of the kernel's GRO name.
+//! Tests coalescing and splitting together: random flows are merged and split again. The result must be the
+//! packets that were pushed, in the groups that the rules of the kernel's GRO demand.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Compares splitting with packets built one by one.
+//! Compares split packets with packets that are built one by one.
 #![allow(clippy::unwrap_used, reason = "what does not unwrap fails its test")]
 
 mod common;
@@ -8,7 +8,7 @@ use common::{CWR, FIN, PSH, Spec};
 use proptest::prelude::*;
 use vpnd_tun::{SplitError, VnetHeader, split};
 
-/// The segments of a super-packet, each built on its own by the rules of the data path.
+/// The segments of a super-packet, each built separately by the rules of the data path.
 fn expected(spec: &Spec, gso_size: usize) -> Vec<Vec<u8>> {
     let mut payloads: Vec<&[u8]> = spec.payload.chunks(gso_size).collect();
     if payloads.is_empty() {
@@ -64,7 +64,7 @@ proptest! {
         prop_assert_eq!(segments(header, &packet, 0), [packet]);
     }
 
-    /// Whatever the header and the packet claim: no panic, and a packet that is split is split completely.
+    /// Wrong claims of the header or the packet cause no panic, and a packet is split completely or not at all.
     #[test]
     fn lies_do_no_harm(
         (spec, cut) in any_spec().prop_flat_map(|s| (Just(s), 0usize..400)),
@@ -106,7 +106,7 @@ proptest! {
     }
 }
 
-/// With a payload that makes its checksum zero.
+/// A packet whose payload makes its checksum zero.
 fn summing_to_zero(udp: bool) -> Spec {
     let spec = Spec { payload: vec![0, 0], ..Spec::new(false, udp) };
     let at = spec.checksum_at();

@@ -1,9 +1,9 @@
 //! Bounds how far the outbound workers drift apart.
 //!
-//! All of them take counters from one key, a range for each batch. If a worker is delayed between taking its
-//! counters and sending, for want of a processor or of room in the socket, and the others went on, its
-//! datagrams would fall behind the peer's replay window. So the others wait for it. A single worker never
-//! waits.
+//! All outbound workers take counters from one key, a range for each batch. A worker may be delayed between
+//! taking its counters and sending, because it lacks a processor or the socket is full. If the other workers
+//! went on, its datagrams would fall behind the peer's replay window. So the other workers wait for it. A
+//! single worker never waits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use vpnd_protocol::replay::WINDOW;
 
-/// How far a worker may get ahead of another one's batch. The rest of the window is left for reordering on
-/// the path, and for peers whose window is smaller.
+/// How far a worker's counters may be ahead of another worker's batch. The rest of the window is left for
+/// reordering on the path, and for peers with a smaller window.
 const MOST_AHEAD: u64 = WINDOW / 8;
-/// Long enough for the slow worker to get the processor.
+/// The time between two checks, long enough for the slow worker to get a processor.
 const A_MOMENT: Duration = Duration::from_micros(50);
 /// Marks a worker that has no batch in flight.
 const NOTHING: u64 = u64::MAX;
@@ -22,7 +22,7 @@ const NOTHING: u64 = u64::MAX;
 /// The lowest counter that each worker has in flight.
 pub(crate) struct Abreast(Box<[AtomicU64]>);
 
-/// A worker's counters are in flight until this is dropped.
+/// A worker's counters are in flight until this value is dropped.
 pub(crate) struct UnderWay<'a>(&'a AtomicU64);
 
 impl Abreast {
@@ -30,8 +30,8 @@ impl Abreast {
         Self((0..workers).map(|_| AtomicU64::new(NOTHING)).collect())
     }
 
-    /// Waits until `worker` may take counters from `next` on. `next` is called again each time, because the
-    /// key may be replaced meanwhile.
+    /// Waits until `worker` may take counters from `next` on. `next` is called for each check, because the key
+    /// may be replaced in the meantime.
     pub(crate) fn wait(&self, worker: usize, next: impl Fn() -> u64) {
         while self
             .last_of_others(worker)
@@ -41,7 +41,7 @@ impl Abreast {
         }
     }
 
-    /// Notes, before `worker` takes counters, that none of them is lower than `from`.
+    /// Records, before `worker` takes counters, that none of its counters will be lower than `from`.
     pub(crate) fn under_way(&self, worker: usize, from: u64) -> UnderWay<'_> {
         self.0[worker].store(from, Ordering::SeqCst);
         UnderWay(&self.0[worker])
@@ -65,7 +65,8 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    /// How often `worker` asks for the next counter. The answer is `next`, and 0 from the fifth time on.
+    /// The number of times that `worker` asks for the next counter. The answer is `next`, and 0 from the fifth
+    /// time on.
     fn asks(abreast: &Abreast, worker: usize, next: u64) -> u32 {
         let asked = Cell::new(0);
         abreast.wait(worker, || {
@@ -83,7 +84,7 @@ mod tests {
         let second = abreast.under_way(2, 5000);
         assert_eq!(asks(&abreast, 0, 100 + MOST_AHEAD), 1);
         assert_eq!(asks(&abreast, 0, 100 + MOST_AHEAD + 1), 5);
-        // A worker does not wait for itself, and a new key begins at 0 again.
+        // A worker does not wait for itself, nor after a new key has started again at 0.
         assert_eq!(asks(&abreast, 1, 5000 + MOST_AHEAD), 1);
         assert_eq!(asks(&abreast, 0, 3), 1);
         drop(first);

@@ -1,5 +1,5 @@
-//! The datagrams of one send: back to back in one buffer, in GSO runs of one size and one ECN mark. Packets
-//! are written, sealed and sent in the same place, without a copy.
+//! The datagrams of one send: back to back in one buffer, in GSO runs. A run has one datagram size and one ECN
+//! mark. Packets are written, sealed and sent in the same place, without a copy.
 
 use std::num::NonZeroU16;
 
@@ -20,20 +20,20 @@ pub(crate) struct Batch {
     buffer: Box<[u8]>,
     used: usize,
     runs: Vec<Run>,
-    /// What each datagram contains.
+    /// The content of each datagram.
     contents: Vec<Content>,
     max_datagrams: usize,
     framing: Framing,
-    /// The largest datagram, if larger packets may be fragmented.
+    /// The size of the largest datagram, if larger packets may be fragmented.
     largest: Option<usize>,
 }
 
 /// How the plaintext of an unfragmented packet is laid out.
 #[derive(Clone, Copy, Debug)]
 enum Framing {
-    /// IP packets as they are, padded as their device's MTU allows.
+    /// IP packets without an envelope, padded as far as their device's MTU allows.
     Bare { mtu: usize },
-    /// Ethernet frames after their envelope.
+    /// Ethernet frames behind their envelope.
     Ethernet,
 }
 
@@ -45,7 +45,7 @@ impl Framing {
         }
     }
 
-    /// The datagram of a packet of `len` bytes.
+    /// The size of the datagram for a packet of `len` bytes.
     const fn size(self, len: usize) -> usize {
         OVERHEAD
             + match self {
@@ -61,7 +61,8 @@ impl Framing {
         }
     }
 
-    /// Writes the envelope of a packet of `len` bytes, if it has one, and returns the envelope's length.
+    /// Writes the envelope of a packet of `len` bytes, if it has an envelope, and returns the envelope's
+    /// length.
     fn begin(self, len: usize, plaintext: &mut [u8]) -> usize {
         if let Self::Ethernet = self {
             plaintext[..frame::HEADER_LEN].copy_from_slice(&frame::ethernet_header(len));
@@ -70,7 +71,7 @@ impl Framing {
     }
 }
 
-/// What a datagram contains.
+/// The content of a datagram.
 #[derive(Clone, Copy, Debug)]
 enum Content {
     /// A packet of this many bytes, without padding.
@@ -82,20 +83,20 @@ enum Content {
 /// How a packet is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fit {
-    /// In one datagram.
+    /// The packet is sent in one datagram.
     Whole,
-    /// In several, as fragments.
+    /// The packet is sent in fragments.
     Pieces(Plan),
-    /// Not at all.
+    /// The packet cannot be sent.
     Never,
 }
 
-/// Datagrams of one size back to back, the last one possibly shorter.
+/// Datagrams of equal size back to back; the last one may be shorter.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     start: usize,
     end: usize,
-    /// The size of every datagram but the last.
+    /// The size of every datagram except the last.
     segment: usize,
     outer: Outer,
     /// The last datagram is shorter than the others, so none may be appended.
@@ -103,7 +104,7 @@ struct Run {
 }
 
 impl Batch {
-    /// An empty batch of at most `max_datagrams`.
+    /// An empty batch of at most `max_datagrams` datagrams.
     fn new(max_datagrams: usize, framing: Framing) -> Self {
         Self {
             buffer: vec![0; MAX_BATCH].into_boxed_slice(),
@@ -116,20 +117,20 @@ impl Batch {
         }
     }
 
-    /// An empty batch that follows `view`.
+    /// An empty batch with the settings of `view`.
     pub(crate) fn of(max_datagrams: usize, mode: Mode, view: &View) -> Self {
         let mut batch = Self::new(max_datagrams, Framing::of(mode, view.policy.mtu()));
         batch.follow(mode, view);
         batch
     }
 
-    /// Packets written from now on follow `view`.
+    /// Uses the settings of `view` for packets that are written from now on.
     pub(crate) fn follow(&mut self, mode: Mode, view: &View) {
         self.framing = Framing::of(mode, view.policy.mtu());
         self.limit(view.table.largest_datagram());
     }
 
-    /// From now on packets whose datagram would be larger than `largest` bytes are fragmented.
+    /// Fragments packets, from now on, whose datagram would be larger than `largest` bytes.
     fn limit(&mut self, largest: Option<usize>) {
         self.largest = largest;
     }
@@ -147,7 +148,8 @@ impl Batch {
         }
     }
 
-    /// Writes `packet` in fragments, if there is room for all of them: their counters are consecutive.
+    /// Writes `packet` in fragments if there is room for all of them, because their counters must be
+    /// consecutive.
     pub(crate) fn cut(&mut self, packet: &[u8], plan: Plan, outer: Outer) -> bool {
         if self.used + sealed_len(plan) > MAX_BATCH
             || self.contents.len() + plan.count() > self.max_datagrams
@@ -167,8 +169,8 @@ impl Batch {
         true
     }
 
-    /// Room for a packet of `len` bytes, its padding already zero; `None` if the batch has to be
-    /// sent first.
+    /// Room for a packet of `len` bytes, whose padding is already zero; `None` if the batch has to be sent
+    /// first.
     pub(crate) fn room(&mut self, len: usize, outer: Outer) -> Option<&mut [u8]> {
         let size = self.framing.size(len);
         let (start, end) = (self.used + DATA_HEADER_LEN, self.used + size);
@@ -208,7 +210,7 @@ impl Batch {
         true
     }
 
-    /// Seals every datagram; the batch is then ready to send.
+    /// Seals every datagram, so that the batch can be sent.
     pub(crate) fn seal(&mut self, key: &SealingKey, mut counters: Counters) {
         for run in &self.runs {
             let datagrams = self.buffer[run.start..run.end].chunks_mut(run.segment);
@@ -216,7 +218,7 @@ impl Batch {
         }
     }
 
-    /// The sealed batch from byte `sent` on, to be sent along `path`: one send for each run.
+    /// The sealed batch from byte `sent` on, to be sent along `path`: one send per run.
     pub(crate) fn transmits(&self, path: Path, sent: usize) -> impl Iterator<Item = Transmit<'_>> {
         let left = self.runs.iter().filter(move |run| run.end > sent);
         left.map(move |run| Transmit {
@@ -229,7 +231,8 @@ impl Batch {
         })
     }
 
-    /// The packets as they were written, before sealing, each with its ECN mark; fragmented ones in one part.
+    /// Passes each packet to `take` as it was written, before sealing. A fragmented packet is passed as a
+    /// whole.
     pub(crate) fn for_each_packet(&self, mut take: impl FnMut(&[u8])) {
         let starts = self.runs.iter().flat_map(|run| (run.start..run.end).step_by(run.segment));
         let mut whole = Vec::new();
@@ -263,7 +266,7 @@ impl Batch {
         }
     }
 
-    /// Whether a packet in it is fragmented.
+    /// Whether the batch contains a fragmented packet.
     pub(crate) fn has_pieces(&self) -> bool {
         self.contents.iter().any(|content| matches!(content, Content::Piece { .. }))
     }
@@ -282,7 +285,7 @@ impl Batch {
         self.runs.iter().map(|run| run.end).find(|&end| end > sent).unwrap_or(self.used)
     }
 
-    /// The number of datagrams left after the first `sent` bytes.
+    /// The number of datagrams that are left after the first `sent` bytes.
     pub(crate) fn remaining(&self, sent: usize) -> usize {
         self.runs.iter().map(|run| run.remaining(sent)).sum()
     }
@@ -294,7 +297,7 @@ impl Batch {
     }
 }
 
-/// All fragments of a packet, sealed.
+/// The length of all fragments of a packet after sealing.
 fn sealed_len(plan: Plan) -> usize {
     plan.count() * (plan.plaintext_len() + OVERHEAD)
 }
@@ -423,13 +426,13 @@ mod tests {
         assert_eq!(batch.len(), 1 + plan.count());
         assert_eq!(packets(&batch), [vec![7; 100], packet.clone()]);
         batch.clear();
-        // All fragments or none: their counters are reserved together.
+        // A batch contains all fragments or none, because their counters are reserved together.
         while batch.cut(&packet, plan, Outer::default()) {}
         assert!(packets(&batch).iter().all(|whole| *whole == packet));
         assert_eq!(batch.len() % plan.count(), 0);
         batch.limit(Some(1100));
         assert_eq!(batch.fit(9000), Fit::Never);
-        // So large that its fragments do not all fit into one batch.
+        // The fragments are so large that they do not all fit into one batch.
         batch.limit(Some(8972));
         assert_eq!(batch.fit(65_535), Fit::Never);
     }

@@ -1,4 +1,4 @@
-//! Lowers the MSS that TCP connections agree on, so that their segments fit the tunnel even where the ICMP
+//! Lowers the MSS that TCP connections agree on, so that their segments fit into the tunnel even if ICMP
 //! messages about the packet size are lost.
 
 use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER, SYN, TCP, TCP_HEADER, low16, put16, word16};
@@ -6,17 +6,17 @@ use vpnd_tun::{Mode, Sum};
 
 use crate::headers::{Upper, upper};
 
-/// The limit that segments are kept to.
+/// The limit for TCP's segment size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clamp {
-    /// What fits the device's MTU: less for IPv6, whose header is longer.
+    /// The largest segment that fits the device's MTU: smaller for IPv6, whose header is longer.
     Mtu,
-    /// This many bytes, in either family.
+    /// This number of bytes, for IPv4 and IPv6.
     Mss(u16),
 }
 
 impl Clamp {
-    /// The limits over a device of this MTU.
+    /// The limits for a device with this MTU.
     pub(crate) const fn segments(self, mtu: u16) -> Segments {
         match self {
             Self::Mtu => Segments {
@@ -36,7 +36,7 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Clamps the segment size in what crosses a device of this mode.
+    /// Clamps the segment size in a packet or frame that crosses a device of this mode.
     pub fn clamp(self, mode: Mode, packet: &mut [u8]) {
         if let Some(ip) = mode.ip_start(packet) {
             clamp_mss(&mut packet[ip..], self);
@@ -44,10 +44,10 @@ impl Segments {
     }
 }
 
-/// Lowers the MSS option of a TCP SYN to what `segments` allows; leaves every other packet alone.
+/// Lowers the MSS option of a TCP SYN to the limit in `segments`; does not change other packets.
 ///
-/// `packet` is one whole IP packet whose TCP checksum is complete. The checksum is adjusted, not recomputed,
-/// so that a packet that was damaged before remains recognisably damaged.
+/// `packet` is one whole IP packet whose TCP checksum is complete. The checksum is adjusted and not recomputed,
+/// so that the checksum of a damaged packet remains wrong.
 fn clamp_mss(packet: &mut [u8], segments: Segments) {
     let limit = match packet.first().map(|first| first >> 4) {
         Some(4) => segments.v4,
@@ -68,7 +68,7 @@ fn tcp_of(packet: &mut [u8]) -> Option<&mut [u8]> {
     packet.get_mut(start..)
 }
 
-/// The position of a SYN's MSS.
+/// The position of the MSS in a SYN.
 fn mss_of_syn(tcp: &[u8]) -> Option<usize> {
     let header: &[u8; TCP_HEADER] = tcp.first_chunk()?;
     if header[13] & SYN == 0 {
@@ -92,7 +92,7 @@ fn mss_of(options: &[u8]) -> Option<usize> {
     }
 }
 
-/// At an odd offset the two bytes belong to two words of the sum, in swapped order.
+/// Adjusts the checksum. At an odd offset, the two bytes belong to two words of the sum, in swapped order.
 fn adapt_checksum(tcp: &mut [u8], at: usize, old: u16, new: u16) {
     let swap = |word: u16| if at.is_multiple_of(2) { word } else { word.swap_bytes() };
     let checksum = Sum::updated(word16(tcp, 16), swap(old), swap(new));

@@ -1,4 +1,4 @@
-//! Every kind of drop, counted by name. Threads add; `status` reads.
+//! Counts drops by reason. The data threads add to the counters, and `status` reads them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Counts `count` datagrams or packets dropped for `reason`.
+    /// Adds `count` datagrams or packets that were dropped for `reason`.
     pub fn count(&self, reason: DropReason, count: usize) {
         if count > 0 {
             self.0[reason as usize].fetch_add(count as u64, Ordering::Relaxed);

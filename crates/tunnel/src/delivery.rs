@@ -1,5 +1,4 @@
-//! The last step of the inbound path: packets of a flow are merged, and each super-packet is written in one
-//! call.
+//! The last step of the inbound path: merges packets of a flow, and writes each super-packet in one call.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -13,9 +12,9 @@ use crate::shared::{Shared, is_gone};
 pub(crate) struct Delivery {
     shared: Arc<Shared>,
     coalescer: Coalescer,
-    /// From this offset on the buffer is free for reassembled packets …
+    /// From this offset on, the buffer is for reassembled packets …
     aside: usize,
-    /// … and this many bytes of it are used by those that were pushed.
+    /// … and this number of bytes is in use by packets that were pushed.
     used: usize,
 }
 
@@ -28,16 +27,16 @@ impl Delivery {
         Self { shared, coalescer: Coalescer::new(limits), aside, used: 0 }
     }
 
-    /// Takes the packet that lies at this place in `buffer`.
+    /// Adds the packet at this place in `buffer`.
     pub(crate) fn push(&mut self, buffer: &[u8], packet: Range<usize>) {
         self.coalescer.push(buffer, packet);
     }
 
-    /// Takes a packet from other memory. It is copied into the buffer, so that it merges with others in the
-    /// same way.
+    /// Adds a packet that is stored elsewhere. The packet is copied into the buffer, so that it can be merged
+    /// with others in the same way.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) fn push_from_elsewhere(
         &mut self,
         buffer: &mut [u8],
@@ -54,10 +53,10 @@ impl Delivery {
         Ok(())
     }
 
-    /// Writes what was pushed.
+    /// Writes the packets that were pushed.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) fn flush(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let (shared, mut outcome) = (&self.shared, Outcome::default());
         self.used = 0;
@@ -69,9 +68,12 @@ impl Delivery {
             result => outcome.note(shared, result, packets),
         });
         if let Some(header) = outcome.refused {
-            // The kernel accepted such super-packets when it was asked, and now refuses them.
+            // The kernel accepted such super-packets when it was probed, but refuses them now.
             self.coalescer.limits_mut().forbid(header);
-            tracing::warn!(?header, "the device refuses super-packets; merging stops");
+            tracing::warn!(
+                ?header,
+                "the device refuses super-packets: packets of this kind are no longer merged"
+            );
         }
         outcome.gone.map_or(Ok(()), Err)
     }
@@ -143,7 +145,7 @@ mod tests {
         train
     }
 
-    /// The packets that a device received, as the kernel counts them: a super-packet counts as one.
+    /// The number of packets that a device received, according to the kernel. A super-packet counts as one.
     fn taken(device: &str) -> u64 {
         let shown = ip(&format!("-s link show dev {device}"));
         let mut lines = shown.lines().skip_while(|line| !line.trim().starts_with("RX:"));
@@ -163,7 +165,7 @@ mod tests {
             }
             delivery.flush(&mut buffer).unwrap();
             assert_eq!(taken(&device), 1, "one super-packet");
-            // As much as there is room for, and what comes behind it: nothing is lost.
+            // More packets than the buffer has room for: none is lost.
             for packet in train().iter().chain(&train()) {
                 delivery.push_from_elsewhere(&mut buffer, packet).unwrap();
             }

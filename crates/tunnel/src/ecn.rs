@@ -1,8 +1,9 @@
-//! Explicit congestion notification through the tunnel (RFC 6040): a datagram bears the mark of the packet
-//! inside, and a mark set on the path is copied to that packet.
+//! Explicit congestion notification through the tunnel (RFC 6040): a datagram has the mark of the packet
+//! inside, and a mark that is set on the path is copied to that packet.
 //!
-//! Some paths write "congestion experienced" into everything. Such a mark means nothing, and dropping every
-//! packet without ECN for it would block the tunnel: [`Marks`] recognises these paths.
+//! Some paths mark every datagram with "congestion experienced". Such marks are meaningless, and if vpnd
+//! dropped every packet without ECN because of them, the tunnel would not work: [`Marks`] recognises these
+//! paths.
 
 use std::time::Duration;
 
@@ -11,13 +12,13 @@ use vpnd_protocol::time::BootTime;
 use vpnd_tun::Sum;
 use vpnd_tun::wire::{put16, word16};
 
-/// The two bits of an IP header.
+/// The two ECN bits of an IP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Ecn {
     /// The transport does not support ECN.
     #[default]
     NotEct = 0,
-    /// The transport supports ECN; the second of two equal code points.
+    /// The transport supports ECN; the second of two code points with the same meaning.
     Ect1 = 1,
     /// The transport supports ECN.
     Ect0 = 2,
@@ -26,7 +27,7 @@ pub(crate) enum Ecn {
 }
 
 impl Ecn {
-    /// The mark of a TOS byte or traffic class.
+    /// The mark in a TOS byte or traffic class.
     pub(crate) const fn of_tos(tos: u8) -> Self {
         match tos & 3 {
             1 => Self::Ect1,
@@ -36,7 +37,7 @@ impl Ecn {
         }
     }
 
-    /// The mark of an IP packet; "not ECN-capable" for anything else.
+    /// The mark of an IP packet; "not ECN-capable" for other contents.
     pub(crate) fn of_packet(packet: &[u8]) -> Self {
         match packet {
             [first, tos, ..] if first >> 4 == 4 => Self::of_tos(*tos),
@@ -45,13 +46,13 @@ impl Ecn {
         }
     }
 
-    /// The mark as a TOS byte has it.
+    /// The mark as bits of a TOS byte.
     pub(crate) const fn bits(self) -> u8 {
         self as u8
     }
 
-    /// The new inner mark of a packet with this mark whose outer header had the mark `outer` (RFC 6040 §4.2).
-    /// `None`: the packet must be dropped, because a transport without ECN notices congestion only by loss.
+    /// The new mark of a packet with this mark, after an outer header with the mark `outer` (RFC 6040 §4.2).
+    /// `None`: the packet must be dropped, because a transport without ECN notices congestion only by losses.
     const fn emerging(self, outer: Self) -> Option<Self> {
         match (self, outer) {
             (Self::NotEct, Self::Ce) => None,
@@ -63,10 +64,10 @@ impl Ecn {
 }
 
 /// Copies the mark of the outer header to the IP packet inside. `believed` is false if congestion marks of
-/// this path mean nothing.
+/// this path are meaningless.
 ///
 /// # Errors
-/// [`DropReason::Congestion`], if the packet cannot bear the mark and the mark is believed.
+/// [`DropReason::Congestion`], if the packet's transport does not support ECN and the mark is believed.
 pub(crate) fn decapsulate(outer: Ecn, believed: bool, packet: &mut [u8]) -> Result<(), DropReason> {
     if outer == Ecn::NotEct {
         return Ok(());
@@ -95,17 +96,17 @@ fn remark(packet: &mut [u8], ecn: Ecn) {
     }
 }
 
-/// How many of the datagrams that arrived lately bore a mark for congestion.
+/// Counts how many of the recently received datagrams had a mark for congestion.
 ///
-/// A router marks only datagrams whose sender supports ECN, and few of those. If more than half of all
-/// datagrams bear the mark, something on the path writes it into everything. Too few datagrams allow no
-/// conclusion, and then no packet is dropped.
+/// A router marks only datagrams whose sender supports ECN, and only a few of them. If more than half of all
+/// datagrams have the mark, something on the path marks all of them. From too few datagrams nothing can be
+/// concluded, and then no packet is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     /// When `current` began to count.
     since: BootTime,
     current: Count,
-    /// The count of the interval before: together they cover five to ten seconds.
+    /// The count of the previous interval: both intervals together are five to ten seconds long.
     previous: Count,
     everything: bool,
 }
@@ -116,17 +117,18 @@ struct Count {
     marked: u64,
 }
 
-/// How a batch has changed the opinion of the path.
+/// How a batch has changed the judgement of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It marks everything.
+    /// The path marks everything.
     Everything,
-    /// It no longer marks more than other paths do.
+    /// The path no longer marks more datagrams than other paths do.
     Sane,
 }
 
 impl Marks {
-    /// Counts datagrams of one batch, which bear one mark: only authentic ones that were not received before.
+    /// Counts the datagrams of one batch, which have one mark. Only authentic datagrams that were not received
+    /// before count.
     pub(crate) fn note(&mut self, outer: Ecn, datagrams: u64, now: BootTime) -> Option<Verdict> {
         self.age(now);
         self.current.datagrams += datagrams;
@@ -140,7 +142,7 @@ impl Marks {
         Some(if everything { Verdict::Everything } else { Verdict::Sane })
     }
 
-    /// Whether a mark means congestion.
+    /// Whether a congestion mark of this path is believed.
     pub(crate) fn believed(&self) -> bool {
         let (datagrams, marked) = self.sum();
         datagrams >= FEW && marked * 2 <= datagrams
@@ -151,7 +153,7 @@ impl Marks {
         (current.datagrams + previous.datagrams, current.marked + previous.marked)
     }
 
-    /// Forgets what was counted more than ten seconds ago.
+    /// Forgets datagrams that were counted more than ten seconds ago.
     pub(crate) fn age(&mut self, now: BootTime) {
         let age = now.saturating_since(self.since);
         if age < HALF {
@@ -164,7 +166,7 @@ impl Marks {
 }
 
 const HALF: Duration = Duration::from_secs(5);
-/// Fewer datagrams allow no conclusion: a tunnel that has just come up has received a few unmarked ones.
+/// From fewer datagrams nothing is concluded: a tunnel that has just started has received a few unmarked ones.
 const FEW: u64 = 64;
 
 #[cfg(test)]
@@ -271,7 +273,7 @@ mod tests {
         assert_eq!(marks.note(Ecn::Ce, 40, at(6)), None);
         assert_eq!(marks.note(Ecn::Ce, 40, at(11)), Some(Verdict::Everything));
         assert!(!marks.believed());
-        // Idle, and then a path that nothing is known of yet.
+        // After an idle time, nothing is known about the path yet.
         assert_eq!(marks.note(Ecn::NotEct, 63, at(60)), None);
         assert!(!marks.believed());
         assert_eq!(marks.note(Ecn::NotEct, 1, at(60)), Some(Verdict::Sane));

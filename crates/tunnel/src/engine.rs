@@ -1,4 +1,4 @@
-//! Starts and stops the data threads, and is their interface to the control plane.
+//! Starts and stops the data threads, and connects them with the control plane.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -27,19 +27,19 @@ use crate::urgent::Urgent;
 use crate::view::{Policy, Published};
 use crate::watch::Watch;
 
-/// The length of the queue of handshake messages for the control plane; a further message is dropped and
-/// counted.
+/// The length of the queue of handshake messages for the control plane. A message for which there is no room is
+/// dropped and counted.
 pub const HANDSHAKE_QUEUE: usize = 512;
 /// The length of the queue of control frames from the peer; a peer has no reason to send more at once.
 pub const FRAME_QUEUE: usize = 64;
-/// If at least this many handshake messages wait, the daemon is under load.
+/// If at least this many handshake messages are queued, the daemon is under load.
 pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
 
 /// How packets are treated.
 pub struct Options {
-    /// What crosses the device.
+    /// Whether packets or frames cross the device.
     pub mode: Mode,
-    /// Which messages of routers and DHCP servers the peer may not send.
+    /// The messages of routers and DHCP servers that the peer may not send.
     pub guard: Guard,
     /// The settings that may change while the threads run.
     pub policy: Policy,
@@ -52,13 +52,13 @@ pub struct Engine {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the data threads send to the control plane.
+/// The messages of the data threads to the control plane.
 pub struct Reports {
-    /// Handshake messages that [`Table::admit`] let pass.
+    /// Handshake messages that [`Table::admit`] has accepted.
     pub handshakes: mpsc::Receiver<Admitted>,
     /// Control frames, all of them authentic.
     pub frames: mpsc::Receiver<Framed>,
-    /// Why a thread ended by itself: the device is gone.
+    /// Why a thread ended without being stopped: the device is gone.
     pub ended: mpsc::Receiver<io::Error>,
 }
 
@@ -66,7 +66,7 @@ impl Engine {
     /// Starts an outbound thread for each queue of `device`, and one inbound thread.
     ///
     /// # Errors
-    /// When the kernel has no thread or eventfd left.
+    /// If the kernel can create no further thread or eventfd.
     pub fn start(
         device: Device,
         socket: Socket,
@@ -111,27 +111,28 @@ impl Engine {
         self.watch.raise();
     }
 
-    /// Publishes `policy` in the same way; it replaces the previous one.
+    /// Publishes `policy`, which replaces the previous one, in the same way.
     pub fn set_policy(&self, policy: &Policy) {
         self.shared.view.set_policy(policy);
         self.watch.raise();
     }
 
-    /// Sends one datagram of the control plane, or keeps it until there is room; returns whether it has left. This
-    /// never blocks. Data threads send what is kept ahead of their own; call [`Engine::send_kept`] when there is room.
+    /// Sends one datagram of the control plane, or queues it until the socket has room; returns whether it was
+    /// sent. This never blocks. Data threads send queued datagrams before their own; call [`Engine::send_kept`]
+    /// when the socket has room.
     ///
     /// # Errors
-    /// As [`Socket::send`]; `WouldBlock` if too many are kept.
+    /// Like [`Socket::send`]; `WouldBlock` if too many datagrams are queued.
     pub fn send(&self, to: SocketAddr, from: Option<IpAddr>, datagram: &[u8]) -> io::Result<bool> {
         self.shared.urgent.send(&self.shared.socket, to, from, datagram)
     }
 
-    /// Whether a datagram of the control plane waits for room.
+    /// Whether a datagram of the control plane is queued.
     pub fn keeps_any(&self) -> bool {
         self.shared.urgent.is_waiting()
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends the queued datagrams, as far as the socket has room.
     pub fn send_kept(&self) {
         self.shared.send_urgent();
     }
@@ -141,10 +142,10 @@ impl Engine {
         self.shared.socket.as_fd()
     }
 
-    /// Sends larger packets over IPv6 in fragments of this size; `None` means the MTU of the first link.
+    /// Over IPv6, sends larger packets in fragments of this size; `None` means the MTU of the first link.
     ///
     /// # Errors
-    /// As [`Socket::fragment_at`].
+    /// Like [`Socket::fragment_at`].
     pub fn fragment_at(&self, mtu: Option<u16>) -> io::Result<()> {
         self.shared.socket.fragment_at(mtu)
     }
@@ -167,7 +168,7 @@ impl Engine {
         self.shared.refused_sources.seen()
     }
 
-    /// Whether the path sets the congestion mark on everything, so that its marks are ignored.
+    /// Whether the path marks everything with "congestion experienced", so that its marks are ignored.
     pub fn marks_everything(&self) -> bool {
         self.shared.marks_everything.load(Relaxed)
     }
@@ -177,36 +178,36 @@ impl Engine {
         self.shared.socket.local_port()
     }
 
-    /// Changes to another source port, if the port is chosen by the kernel, and returns it.
+    /// Changes to another source port, if the kernel chooses the port, and returns it.
     ///
     /// # Errors
-    /// As [`Socket::change_port`].
+    /// Like [`Socket::change_port`].
     pub fn change_port(&self) -> io::Result<Option<u16>> {
         self.shared.socket.change_port()
     }
 
-    /// If another interface has the configured name now, binds the socket to that one; returns whether it
-    /// did.
+    /// If another interface has the configured name now, binds the socket to that interface. Returns whether it
+    /// has.
     ///
     /// # Errors
-    /// As [`Socket::follow_device`].
+    /// Like [`Socket::follow_device`].
     pub fn follow_device(&self) -> io::Result<bool> {
         self.shared.socket.follow_device()
     }
 
-    /// Why this host refused to send a datagram of a data thread, if it did since the last call. Only the
-    /// first refusal wakes the control plane.
+    /// Why this host refused to send a data thread's datagram, if it has refused one since the last
+    /// [`Engine::take_refusal`]. Only the first refusal wakes the control plane.
     pub fn refusal(&self) -> Option<Refusal> {
         Refusal::from_errno(self.shared.refused.load(Relaxed))
     }
 
-    /// As [`Engine::refusal`], and lets the next refusal wake the control plane again.
+    /// Like [`Engine::refusal`], and also resets it, so that the next refusal wakes the control plane again.
     pub fn take_refusal(&self) -> Option<Refusal> {
         Refusal::from_errno(self.shared.refused.swap(0, Relaxed))
     }
 
-    /// Readable when a data thread wants the control plane. Call [`Engine::drain`] before reading what
-    /// changed.
+    /// Readable when a data thread wakes the control plane. Call [`Engine::drain`] before reading the changed
+    /// state.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.shared.control.as_fd()
     }
@@ -216,13 +217,15 @@ impl Engine {
         self.shared.control.drain();
     }
 
-    /// Stops all threads and waits for them, after which they hold no keys. The device stays open.
+    /// Stops all threads and waits for them; afterwards they hold no keys. The device stays open.
     pub fn stop(&mut self) {
         let mac1 = self.shared.view.load().table.mac1.clone();
         self.publish(stopped(mac1));
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                tracing::error!("a data thread panicked; please report what was logged before");
+                tracing::error!(
+                    "a data thread panicked; please report the log lines before this one"
+                );
             }
         }
     }
@@ -251,7 +254,8 @@ fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
     }
 }
 
-/// Runs one worker. If its thread ends by itself or panics, the control plane receives the reason.
+/// Runs one worker on a thread. If the thread ends without being stopped, or panics, the control plane receives
+/// the reason.
 fn spawn(
     name: &str,
     ended: mpsc::Sender<io::Error>,
@@ -265,7 +269,7 @@ fn spawn(
     })
 }
 
-/// Reports when its thread unwinds, so that no worker dies unnoticed.
+/// Reports when its thread unwinds, so that no worker ends unnoticed.
 struct LastWords {
     name: String,
     ended: mpsc::Sender<io::Error>,
@@ -273,7 +277,7 @@ struct LastWords {
 
 impl LastWords {
     fn say(&self, error: io::Error) {
-        // If the queue is full, other threads have reported already.
+        // If the queue is full, other threads have already reported.
         let _said = self.ended.try_send(error);
     }
 }

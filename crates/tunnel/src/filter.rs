@@ -1,23 +1,23 @@
-//! Which sources the peer's packets may have: inner IP addresses, or the hardware addresses of frames.
+//! Filters the peer's packets by source: by inner IP address, or by hardware address for frames.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The addresses in some networks, except those that no packet of the peer may come from.
+/// The addresses in some networks, except for addresses that no packet of the peer may come from.
 #[derive(Clone, Debug)]
 pub struct Filter {
     v4: Ranges<u32>,
     v6: Ranges<u128>,
-    /// The addresses excluded, whatever the networks are.
+    /// Addresses that are excluded even if a network contains them.
     left_out: Vec<IpNet>,
 }
 
 impl Filter {
-    /// Covers `networks`; nothing if there are none. Addresses that belong to no other host of the internet
-    /// are always excluded: those of this host, multicast, and IPv4-mapped IPv6. Link-local addresses of IPv6
-    /// are covered only by networks within `fe80::/10`, because the messages by which routers configure hosts
-    /// come from them.
+    /// Covers `networks`; nothing if there are none. Some addresses are always excluded, because no other host
+    /// of the internet has them: those of this host, multicast, and IPv4-mapped IPv6. Link-local addresses of
+    /// IPv6 are covered only by networks within `fe80::/10`, because they are the source of the messages by
+    /// which routers configure hosts.
     pub fn new(networks: &[IpNet]) -> Self {
         let (local, wide): (Vec<IpNet>, Vec<IpNet>) =
             networks.iter().partition(|network| is_link_local(network));
@@ -25,7 +25,7 @@ impl Filter {
         wide.and(Self::of(&local)).without(NEVER)
     }
 
-    /// Excludes `networks` too.
+    /// Also excludes `networks`.
     #[must_use]
     pub fn without(self, networks: &[IpNet]) -> Self {
         let Self { mut v4, mut v6, mut left_out } = self;
@@ -39,8 +39,8 @@ impl Filter {
         Self { v4, v6, left_out }
     }
 
-    /// Whether wider networks would have covered `address`. False for an address that no host sends from, or
-    /// that is valid on one link only: the user needs no report about those.
+    /// Whether a wider configuration would have covered `address`. False for an address that no host sends
+    /// from, and for one that is valid only on one link: the user needs no report about these.
     pub fn could_allow(&self, address: IpAddr) -> bool {
         let of_a_link = match address {
             IpAddr::V4(address) => address.is_link_local(),
@@ -63,7 +63,7 @@ impl Filter {
         filter
     }
 
-    /// Both, which have no address in common.
+    /// The union of two filters, which must have no address in common.
     fn and(mut self, other: Self) -> Self {
         self.v4.0.extend(other.v4.0);
         self.v6.0.extend(other.v6.0);
@@ -88,8 +88,8 @@ pub fn is_link_local(network: &IpNet) -> bool {
 
 const LINK_LOCAL: Ipv6Net = v6([0xfe80, 0, 0, 0, 0, 0], 10);
 
-/// No host sends from these: "this network", loopback, multicast, the broadcast address (RFC 1122 §3.2.1.3),
-/// their IPv6 counterparts, and v4-mapped addresses (RFC 4291 §2.5, RFC 4942 §2.2).
+/// Addresses that no host sends from: "this network", loopback, multicast, the broadcast address
+/// (RFC 1122 §3.2.1.3), their IPv6 counterparts, and v4-mapped addresses (RFC 4291 §2.5, RFC 4942 §2.2).
 const NEVER: &[IpNet] = &[
     v4([0, 0, 0, 0], 8),
     v4([127, 0, 0, 0], 8),
@@ -113,7 +113,7 @@ const fn v6([a, b, c, d, e, f]: [u16; 6], len: u8) -> Ipv6Net {
 pub struct Macs(Vec<[u8; 6]>);
 
 impl Macs {
-    /// Only these addresses.
+    /// Allows only these addresses.
     pub fn new(macs: &[[u8; 6]]) -> Self {
         let mut macs = macs.to_vec();
         macs.sort_unstable();
@@ -127,8 +127,8 @@ impl Macs {
     }
 }
 
-/// First and last address of disjoint networks in ascending order, so that one binary search
-/// decides, for one network as for hundreds.
+/// First and last address of disjoint networks in ascending order: one binary search finds an address, in one
+/// network as in hundreds.
 #[derive(Clone, Debug)]
 struct Ranges<T>(Vec<(T, T)>);
 
@@ -140,7 +140,7 @@ impl<T: Copy + Ord> Ranges<T> {
 }
 
 impl<T: Address> Ranges<T> {
-    /// Removes the addresses from `first` to `last`; those below and above stay.
+    /// Removes the addresses from `first` to `last`, but not those below or above.
     fn without(self, first: T, last: T) -> Self {
         let left = self.0.into_iter().flat_map(|(from, to)| {
             let before = first.previous().map(|end| (from, to.min(end)));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn network() -> impl Strategy<Value = IpNet> {
-        // Few distinct addresses, so that networks nest, touch and repeat.
+        // Only few different addresses, so that networks contain each other, touch and repeat.
         let v4 = (0u32..1 << 12, 0u8..=32)
             .prop_map(|(a, p)| IpNet::new(IpAddr::V4((a << 20 | a).into()), p).unwrap());
         let v6 = (0u128..1 << 12, 0u8..=128)

@@ -1,5 +1,5 @@
-//! Accepts opened datagrams in the order of arrival: all state that affects the next datagram changes here.
-//! That is the replay window, the peer's address, fragments of packets, and the filter in front of the
+//! Accepts opened datagrams in the order of arrival. All state that affects the next datagram changes here:
+//! the replay window, the peer's address, incomplete packets, and the state of the filter in front of the
 //! device.
 
 use std::io;
@@ -28,11 +28,11 @@ pub(crate) struct Gate {
     unpack: Unpack,
 }
 
-/// Control frames go to the control plane; a full queue drops.
+/// Sends control frames to the control plane; a frame is dropped if the queue is full.
 struct Frames(mpsc::Sender<Framed>);
 
 impl Frames {
-    /// Checks for room first, so that a flood costs no copies.
+    /// Checks for room first, so that frames that do not fit are not copied.
     fn hand_over<'a>(&self, frame: impl FnOnce() -> Framed) -> Result<Found<'a>, DropReason> {
         let room = self.0.try_reserve().map_err(|_full| DropReason::FrameQueueFull)?;
         room.send(frame());
@@ -46,10 +46,10 @@ impl Gate {
         Self { shared, frames: Frames(frames), turn: Turn::default(), unpack }
     }
 
-    /// Accepts a batch that was opened with the same `view`, and passes its packets on.
+    /// Accepts a batch that was opened with the same `view`, and delivers its packets.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) fn accept(
         &mut self,
         view: &View,
@@ -69,8 +69,8 @@ impl Gate {
             for (slot, opened) in run.iter().zip(&mut opened) {
                 let datagram = &mut buffer[slot.datagram.clone()];
                 let found = opened.and_then(|opened| {
-                    // The key may have retired between the table that opened the datagram and the one loaded
-                    // since.
+                    // The table may have been replaced since the datagram was opened, and the new table may
+                    // lack the key.
                     let (key, window) = key.zip(window.as_mut()).ok_or(DropReason::Expired)?;
                     let inner = accepting.accept(key, window, &opened, datagram)?;
                     if let Inner::Control { len, .. } = inner {
@@ -86,7 +86,7 @@ impl Gate {
             }
         }
         drop(opened);
-        // Copies of what was accepted before do not count: anybody on the path can send them, with any mark.
+        // Replayed datagrams do not count: anybody on the path can send them, with any mark.
         self.unpack.note_mark(outer, accepting.datagrams(), now);
         self.shared.wake(accepting.end(now));
         self.shared.counters.count(DropReason::Unassembled, self.unpack.purge(now));
@@ -94,7 +94,7 @@ impl Gate {
     }
 }
 
-/// Passes on what was found in the datagram that begins at `start`.
+/// Delivers the packet that was found in the datagram that begins at `start`.
 #[inline]
 fn pass_on(
     found: Found<'_>,

@@ -1,10 +1,10 @@
-//! Stops messages from the peer's side that would configure hosts here: those of routers and of DHCP servers.
+//! Drops messages of routers and of DHCP servers on the peer's side, which would configure hosts on this side.
 //!
-//! The check looks behind IPv6 extension headers. If the first fragment of a packet does not contain the
-//! upper-layer header, or the extension headers do not end, the packet is stopped: hosts would drop it anyway
-//! (RFC 7112 §5). The same applies to a packet whose version differs from its EtherType, or whose IPv4 header
-//! is too short: a kernel drops it, but a DHCP client that reads raw frames may check only the EtherType and
-//! the port.
+//! The check skips IPv6 extension headers. If the first fragment of a packet does not contain the upper-layer
+//! header, or there are too many extension headers, the packet is dropped: hosts would drop it anyway
+//! (RFC 7112 §5). A packet is also dropped if its version differs from its EtherType, or if its IPv4 header is
+//! too short. A kernel would drop such a packet, but a DHCP client that reads raw frames may check only the
+//! EtherType and the port.
 
 use vpnd_tun::wire::{
     ETHER_IPV4, ETHER_IPV6, ETHER_SERVICE_VLAN, ETHER_VLAN, ETHERNET_HEADER, IPV6_HEADER, TCP, UDP,
@@ -13,19 +13,19 @@ use vpnd_tun::wire::{
 
 use crate::headers::{ICMP, ICMPV6, Upper, upper};
 
-/// Which messages from the peer's side are stopped.
+/// The kinds of messages from the peer's side that are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Guard {
     /// Router advertisements and redirects, of IPv6 (ICMPv6 134 and 137) and IPv4 (ICMP 9 and 5).
     pub advertisements: bool,
-    /// Messages that solicit advertisements: ICMPv6 133, ICMP 10.
+    /// Messages that request advertisements: ICMPv6 133, ICMP 10.
     pub solicitations: bool,
     /// Messages that DHCP servers and relays send to clients.
     pub dhcp: bool,
 }
 
 impl Guard {
-    /// Whether the IP packet at the beginning of `packet` is stopped. Padding may follow it.
+    /// Whether the IP packet at the beginning of `packet` is to be dropped. Padding may follow it.
     pub(crate) fn stops(self, packet: &[u8]) -> bool {
         if self == Self::default() || !self.concerns(packet) {
             return false;
@@ -40,7 +40,7 @@ impl Guard {
         }
     }
 
-    /// Whether the IP packet in an Ethernet frame is stopped, behind any number of VLAN tags.
+    /// Whether the IP packet in an Ethernet frame is to be dropped, behind any number of VLAN tags.
     pub(crate) fn stops_frame(self, frame: &[u8]) -> bool {
         if self == Self::default() {
             return false;
@@ -54,17 +54,17 @@ impl Guard {
                 ETHER_IPV4 => return !is_ipv4(&frame[at..]) || self.stops(&frame[at..]),
                 ETHER_IPV6 => return !is_ipv6(&frame[at..]) || self.stops(&frame[at..]),
                 ETHER_VLAN | ETHER_SERVICE_VLAN | ETHER_OLD_SERVICE_VLAN => at += VLAN_TAG,
-                // A length: some hosts and radio bridges accept the payload behind a SNAP header as if it
-                // were the EtherType's.
+                // A length: some hosts and radio bridges accept the payload behind a SNAP header as if an
+                // EtherType preceded it.
                 len if len <= MAX_LENGTH && is_snap(&frame[at..]) => at += SNAP.len() + 2,
                 _ => return false,
             }
         }
-        // The kernel removes any number of tags of VLAN 0; no sender needs this many.
+        // The kernel removes any number of tags of VLAN 0, but no sender needs this many.
         true
     }
 
-    /// Cheap, and false for nearly all packets.
+    /// A cheap first check, which is false for nearly all packets.
     fn concerns(self, packet: &[u8]) -> bool {
         let at = if packet.first().is_some_and(|first| first >> 4 == 6) { 6 } else { 9 };
         match packet.get(at) {
@@ -96,7 +96,7 @@ fn is_ipv6(packet: &[u8]) -> bool {
     packet.first().is_some_and(|first| first >> 4 == 6)
 }
 
-/// The packet, of the length in its header, or all bytes available.
+/// The packet without padding: its length is that in its header, or all available bytes.
 fn trimmed(packet: &[u8]) -> &[u8] {
     let word = |at| packet.get(at..).and_then(|rest| rest.first_chunk()).copied();
     let len = match packet.first().map(|first| first >> 4) {
@@ -106,18 +106,19 @@ fn trimmed(packet: &[u8]) -> &[u8] {
     len.and_then(|len| packet.get(..len)).unwrap_or(packet)
 }
 
-/// IEEE 802.3: up to this value the field is the length of a frame, not an EtherType.
+/// IEEE 802.3: up to this value, the field is the length of a frame and not an EtherType.
 const MAX_LENGTH: u16 = 1500;
-/// RFC 1042: precedes an EtherType. The last byte is 0xf8 in IEEE 802.1H.
+/// RFC 1042: this header precedes an EtherType. In IEEE 802.1H the last byte is 0xf8.
 const SNAP: [u8; 6] = [0xaa, 0xaa, 0x03, 0, 0, 0];
 
 fn is_snap(body: &[u8]) -> bool {
     body.starts_with(&SNAP) || body.starts_with(&[0xaa, 0xaa, 0x03, 0, 0, 0xf8])
 }
 
-/// The ports where clients listen (RFC 2131, RFC 8415). A client does not check the source port of an answer.
+/// The ports on which clients listen (RFC 2131, RFC 8415). A client does not check the source port of an
+/// answer.
 const DHCP_CLIENTS: [u16; 2] = [68, 546];
-/// In units of four bytes.
+/// The shortest IPv4 header, in units of four bytes.
 const IPV4_MIN_IHL: u8 = 5;
 const MAX_TAGS: usize = 8;
 const ETHER_OLD_SERVICE_VLAN: u16 = 0x9100;
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn everything_else_passes() {
-        // Too big, echo, MLD, neighbours.
+        // Packet too big, echo, MLD, neighbour discovery.
         for kind in [1, 2, 3, 4, 128, 129, 130, 131, 132, 135, 136, 143] {
             assert!(!TUN.stops(&icmpv6(kind)), "{kind}");
         }
@@ -236,7 +237,7 @@ mod tests {
                     (ETHER_IPV6, behind(&[], UDP, &udp(53, 5353)), first >> 4 == 6),
                 ] {
                     packet[0] = first;
-                    // Options of IPv4, up to the largest header: then the ports are zero.
+                    // IPv4 options, up to the longest header; in this case the ports are zero.
                     packet.resize(80, 0);
                     if ether_type == ETHER_IPV4 {
                         packet[3] = 80;
@@ -270,7 +271,7 @@ mod tests {
             assert!(TAP.stops_frame(&frame(tags, &ipv4(UDP, &udp(67, 68)))), "{tags:x?}");
         }
         assert!(TAP.stops_frame(&frame(&[0x8100; 30], &icmpv6(135))), "tags without end");
-        // Behind a length and a SNAP header.
+        // The message follows a length and a SNAP header.
         let plain = frame(&[], &icmpv6(134));
         let snap = [&plain[..12], &[0, 100, 0xaa, 0xaa, 3, 0, 0, 0], &plain[12..]].concat();
         assert!(TAP.stops_frame(&snap));

@@ -1,4 +1,4 @@
-//! Finds the upper-layer header of an IP packet: behind the options of IPv4, or the extension headers of IPv6
+//! Finds the upper-layer header of an IP packet, behind the options of IPv4 or the extension headers of IPv6
 //! (RFC 8200 §4).
 
 use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER};
@@ -6,9 +6,9 @@ use vpnd_tun::wire::{IPV4_HEADER, IPV6_HEADER};
 /// What follows the IP headers of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upper {
-    /// The header of this protocol begins at this byte. A first fragment may cut it off.
+    /// The header of this protocol begins at this byte. In a first fragment it may be incomplete.
     At { protocol: u8, start: usize },
-    /// Data: the headers are in an earlier fragment.
+    /// Data: the header is in an earlier fragment.
     LaterFragment,
     /// The IPv6 extension headers continue beyond this first fragment, or there are more of them than any
     /// sender needs. Hosts drop such packets (RFC 7112 §5).
@@ -17,7 +17,7 @@ pub(crate) enum Upper {
     Unknown,
 }
 
-/// Finds the upper-layer header. It reads at most [`MAX_EXTENSIONS`] headers.
+/// Finds the upper-layer header. Reads at most [`MAX_EXTENSIONS`] extension headers.
 pub(crate) fn upper(packet: &[u8]) -> Upper {
     match packet.first().map(|first| first >> 4) {
         Some(4) => ipv4(packet).unwrap_or(Upper::Unknown),
@@ -55,16 +55,16 @@ fn ipv6(packet: &[u8]) -> Upper {
 /// How an extension header encodes its length.
 #[derive(Clone, Copy)]
 enum Extension {
-    /// In units of eight bytes, less the first.
+    /// In units of eight bytes, not counting the first unit.
     Eights,
     /// Always eight bytes.
     Fragment,
-    /// In units of four bytes, less two (RFC 4302 §2.2).
+    /// In units of four bytes, minus two (RFC 4302 §2.2).
     Authentication,
 }
 
 impl Extension {
-    /// `None` if this is no extension header, or one that hides what follows (ESP).
+    /// `None` if this is not an extension header, or if it encrypts the following headers (ESP).
     const fn of(protocol: u8) -> Option<Self> {
         match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HIP | SHIM6 => {
@@ -84,13 +84,14 @@ impl Extension {
         }
     }
 
-    /// A fragment at offset zero is the first, or an atomic one, which is whole (RFC 6946).
+    /// Whether this is a fragment at an offset other than zero. A fragment at offset zero is the first one, or
+    /// an atomic fragment, which is a whole packet (RFC 6946).
     const fn is_later_fragment(self, header: &[u8; 8]) -> bool {
         matches!(self, Self::Fragment) && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0
     }
 }
 
-/// RFC 8200 §4.1 recommends at most seven: each once, and destination options twice.
+/// RFC 8200 §4.1 recommends at most seven: each kind once, and destination options twice.
 const MAX_EXTENSIONS: usize = 8;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 pub(crate) const HOP_BY_HOP: u8 = 0;
@@ -112,7 +113,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Extension headers, each with its number: eight bytes, or as many more as `eights` says.
+    /// An extension header and its number. It has eight bytes, and `eights` units of eight more bytes.
     pub(crate) fn extension(protocol: u8, eights: u8) -> (u8, Vec<u8>) {
         let len = match protocol {
             FRAGMENT => 8,
@@ -131,7 +132,7 @@ pub(crate) mod tests {
         protocols.iter().flat_map(|&p| [extension(p, 0), extension(p, 2)]).collect()
     }
 
-    /// A packet of IPv6 whose upper-layer header stands behind `extensions`.
+    /// An IPv6 packet whose upper-layer header is behind `extensions`.
     pub(crate) fn behind(extensions: &[(u8, Vec<u8>)], protocol: u8, upper: &[u8]) -> Vec<u8> {
         let mut next = extensions.iter().map(|(number, _)| *number).chain([protocol]);
         let len: usize = extensions.iter().map(|(_, header)| header.len()).sum();

@@ -1,14 +1,14 @@
-//! From the socket to the device:
+//! The inbound path, from the socket to the device:
 //!
 //! 1. *receive* batches: each consists of datagrams of one sender, back to back (`intake`);
-//! 2. *open* each where it lies; handshake messages go to the control plane (`intake`);
-//! 3. *accept*, in the order of arrival: replay window, the peer's address, the inner source (`gate`);
-//! 4. *coalesce* the packets of a flow, across batches too (`delivery`);
+//! 2. *open* each datagram in place, and pass handshake messages to the control plane (`intake`);
+//! 3. *accept* datagrams in the order of arrival: replay window, the peer's address, inner source (`gate`);
+//! 4. *coalesce* the packets of a flow, also across batches (`delivery`);
 //! 5. *write* each super-packet to the device in one call (`delivery`).
 //!
-//! One thread does all of it, with buffers of its own. It allocates nothing per packet, and the only lock is
-//! that of the replay window: taken once per batch, never contended. While the device yields few packets, the
-//! same thread also forwards those (`watch`).
+//! One thread does all of it, with its own buffers. It allocates no memory per packet. Its only lock is that of
+//! the replay window, which it takes once per batch, and which no other thread holds. While the device delivers
+//! few packets, the same thread also forwards these (`watch`).
 
 use std::io;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(crate) struct Inbound {
     delivery: Delivery,
 }
 
-/// Messages for the control plane; if the queue is full they are dropped.
+/// The queues to the control plane; a message is dropped if its queue is full.
 pub(crate) struct Queues {
     pub(crate) handshakes: mpsc::Sender<Admitted>,
     pub(crate) frames: mpsc::Sender<Framed>,
@@ -50,10 +50,10 @@ impl Inbound {
         }
     }
 
-    /// Moves packets until the table says to stop.
+    /// Moves packets until the table tells the threads to stop.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) fn run(mut self) -> io::Result<()> {
         while !self.shared.view.load().table.stop {
             match self.intake.receive() {
@@ -64,7 +64,7 @@ impl Inbound {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.watch.wait_inbound()?;
                 }
-                // An ICMP error about an earlier datagram. It may be forged, so it is ignored.
+                // The error is an ICMP error about an earlier datagram. It may be forged, so it is ignored.
                 Err(_) => {}
             }
         }
@@ -94,7 +94,7 @@ mod tests {
     use crate::tests::{ends, inbound, lines, read_packet, send};
     use crate::udp::tests::in_namespace;
 
-    /// Delivers received datagrams with the mark `tos`, and then unmarked copies of them.
+    /// Delivers the received datagrams with the mark `tos`, and then the same datagrams again without a mark.
     fn deliver_twice(inbound: &mut Inbound, tos: u8) {
         while let Ok(count) = inbound.intake.receive() {
             let (buffer, most) = (inbound.intake.buffer.clone(), inbound.intake.most);

@@ -1,5 +1,5 @@
 //! Receives batches, and opens the datagrams in place. This changes no state that affects the next datagram,
-//! so it needs no order.
+//! so the datagrams may be opened in any order.
 
 use std::io;
 use std::mem;
@@ -19,30 +19,30 @@ use crate::shared::Shared;
 use crate::udp::{MAX_RECEIVED, RECEIVE_BUFFER, Received};
 use crate::view::View;
 
-/// The most bytes that one receive may return.
+/// The maximum number of bytes that one receive returns.
 pub(crate) const DATAGRAMS: usize = MAX_RECEIVED * RECEIVE_BUFFER;
-/// More datagrams than one batch usually holds.
+/// More datagrams than a batch usually contains.
 const SLOTS: usize = 1024;
-/// After a batch longer than this, batches are received one at a time: it is a large GRO batch, and the next
-/// one then reuses memory that is still in the processor's cache.
+/// After a batch that is longer than this, which is a large GRO batch, one batch is received at a time. The
+/// next batch then reuses memory that is still in the processor's cache.
 const LARGE: usize = 16 * 1024;
 
-/// Receives and opens datagrams, with buffers of its own.
+/// Receives and opens datagrams in its own buffers.
 pub(crate) struct Intake {
     shared: Arc<Shared>,
-    /// For handshake messages; a full queue drops.
+    /// The queue of handshake messages; a message is dropped if the queue is full.
     handshakes: mpsc::Sender<Admitted>,
-    /// [`RECEIVE_BUFFER`] bytes for each of `received`, and as many for reassembled packets.
+    /// [`RECEIVE_BUFFER`] bytes for each of `received`, and the same number for reassembled packets.
     pub(crate) buffer: Box<[u8]>,
     pub(crate) received: [Received; MAX_RECEIVED],
-    /// How many batches the next receive may return.
+    /// The maximum number of batches that the next receive returns.
     pub(crate) most: usize,
     slots: Vec<Slot>,
     /// The result of opening each slot.
     opened: Vec<Result<Opened, DropReason>>,
 }
 
-/// Transport data: its place in the buffer, and the fields of its header.
+/// A datagram of transport data: its place in the buffer, and the fields of its header.
 pub(crate) struct Slot {
     pub(crate) datagram: Range<usize>,
     pub(crate) receiver: Index,
@@ -61,7 +61,7 @@ pub(crate) struct OpenedBatch<'a> {
     pub(crate) slots: &'a [Slot],
     /// The result of opening each slot.
     pub(crate) opened: Drain<'a, Result<Opened, DropReason>>,
-    /// The places of all slots.
+    /// The buffer that contains the datagrams of all slots.
     pub(crate) buffer: &'a mut [u8],
 }
 
@@ -87,8 +87,8 @@ impl Intake {
         Ok(count)
     }
 
-    /// Opens the transport data of a received batch, and hands handshake messages to the control plane.
-    /// Returns the view whose keys opened it.
+    /// Opens the transport data of a received batch, and passes handshake messages to the control plane.
+    /// Returns the view whose keys were used.
     pub(crate) fn open(
         &mut self,
         mut view: Guard<Arc<View>>,
@@ -98,7 +98,7 @@ impl Intake {
         self.sort(&view.table, batch);
         for run in self.slots.chunk_by(Slot::same_session) {
             if view.table.opening(run[0].receiver).is_none() {
-                // The key may have been published since this batch began.
+                // The key may have been published after the view was loaded.
                 view = self.shared.view.load();
             }
             let opened = &mut self.opened;
@@ -120,7 +120,8 @@ impl Intake {
         }
     }
 
-    /// Separates transport data, which gets a slot per datagram, from handshake messages and garbage.
+    /// Sorts the datagrams: transport data gets one slot per datagram, handshake messages and invalid datagrams
+    /// get none.
     fn sort(&mut self, table: &Table, batch: usize) {
         let (start, received) = (batch * RECEIVE_BUFFER, self.received[batch]);
         self.slots.clear();
@@ -153,7 +154,7 @@ impl Intake {
     }
 }
 
-/// The slots' datagrams, in their order and without overlap.
+/// The datagrams of the slots, which must be in ascending order without overlap.
 fn places<'a>(
     buffer: &'a mut [u8],
     slots: &'a [Slot],

@@ -1,8 +1,8 @@
-//! Moves packets between the device and the UDP socket: two straight paths, each handled by one thread from
+//! Moves packets between the device and the UDP socket on two straight paths. One thread handles a packet from
 //! end to end.
 //!
-//! Start with `outbound`, then `inbound`: the steps of a packet, top to bottom. [`engine`] starts and stops
-//! the threads and is their interface to the control plane.
+//! Start reading with `outbound`, then `inbound`: they contain the steps of a packet from top to bottom.
+//! [`engine`] starts and stops the threads, and connects them with the control plane.
 
 mod abreast;
 mod batch;

@@ -1,13 +1,14 @@
-//! Tunnels inside the tunnel: recognises WireGuard datagrams among the packets that come from the device.
+//! Handles tunnels inside the tunnel: recognises WireGuard datagrams among the packets from the device.
 //!
-//! Our own datagrams never belong there. If the route to the peer leads into the device, each of them would
-//! come back as a packet, be sealed, sent, and come back again. They are dropped. They are recognised by the
-//! session or handshake that they name ([`Table::sent`](vpnd_protocol::table::Table::sent)), not by addresses
-//! alone: another tunnel may well have our peer's address and our port, if it runs on a machine behind us.
+//! This tunnel's own datagrams never belong there. If the route to the peer leads into the device, each
+//! datagram would return as a packet, be sealed and sent, and return again. Such datagrams are dropped. They
+//! are recognised by the session or handshake that they name
+//! ([`Table::sent`](vpnd_protocol::table::Table::sent)). Addresses alone are not enough: another tunnel on a
+//! machine behind us may have our peer's address and our port.
 //!
-//! Datagrams of other tunnels may pass. But two tunnels can lead into each other, and neither recognises what
-//! the other has sealed. So the hop limit of a datagram that carries another tunnel's datagram is lower than
-//! the inner one: after a few rounds it reaches zero, and the packet is dropped.
+//! Datagrams of other tunnels may pass. But the routes of two tunnels can lead into each other, and neither
+//! tunnel recognises what the other has sealed. So a datagram that carries another tunnel's datagram has a
+//! lower hop limit than the inner datagram: after a few rounds it reaches zero, and the packet is dropped.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
@@ -23,21 +24,21 @@ use crate::outer::Outer;
 /// Checks the packets from one queue.
 #[derive(Debug, Default)]
 pub(crate) struct Watcher {
-    /// The datagrams recently seen in fragments, with the decision about their first fragment.
+    /// The recently seen fragmented datagrams, with the decision about their first fragment.
     lately: [Option<(Fragment, Treatment)>; LATELY],
     next: usize,
 }
 
-/// The number of fragmented datagrams that are remembered. The kernel sends all fragments of a datagram
-/// before the next one's.
+/// The number of fragmented datagrams that are remembered. The kernel sends all fragments of one datagram
+/// before those of the next.
 const LATELY: usize = 4;
 
 /// What to do with a tunnel's datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Treatment {
-    /// It is ours: dropped.
+    /// The datagram is this tunnel's: drop it.
     Drop,
-    /// It is another tunnel's: carried.
+    /// The datagram is another tunnel's: carry it.
     Carry,
 }
 
@@ -46,7 +47,7 @@ impl Watcher {
     /// recognises the datagrams of this tunnel; it is called only for datagrams in WireGuard's format.
     ///
     /// # Errors
-    /// The reason to drop it.
+    /// The reason why it is dropped.
     pub(crate) fn admit(
         &mut self,
         mode: Mode,
@@ -63,7 +64,7 @@ impl Watcher {
         Ok(Outer { ecn: Ecn::of_packet(ip), hops })
     }
 
-    /// The hop limit of the datagram that carries it.
+    /// The hop limit of the datagram that is to carry `nested`.
     fn treat(
         &mut self,
         nested: &Nested<'_>,
@@ -81,7 +82,7 @@ impl Watcher {
         match treatment {
             Some(Treatment::Drop) => Err(DropReason::OwnDatagram),
             Some(Treatment::Carry) => nested.carried().map(Some).ok_or(DropReason::NestedTooDeep),
-            // A fragment of something else, such as a long answer of a name server.
+            // A fragment of other traffic, such as a long answer of a name server.
             None => Ok(None),
         }
     }
@@ -98,11 +99,11 @@ pub(crate) struct Nested<'a> {
     /// The packet's TTL or hop limit.
     hops: u8,
     pub(crate) part: Part<'a>,
-    /// Which fragment of which datagram this is, if it is a fragment.
+    /// The fragmented datagram that this fragment belongs to, if this is a fragment.
     pub(crate) fragment: Option<Fragment>,
 }
 
-/// How much of the datagram the packet holds.
+/// The part of the datagram that the packet contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part<'a> {
     /// Its ports and its first bytes.
@@ -119,7 +120,7 @@ pub(crate) struct Datagram<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// What the fragments of one datagram have in common: addresses and identification.
+/// Identifies a fragmented datagram: addresses and identification, which all its fragments share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fragment {
     from: IpAddr,
@@ -127,22 +128,22 @@ pub(crate) struct Fragment {
     id: u32,
 }
 
-/// A tunnel's datagram begins with its type and three zeros.
+/// The types of WireGuard messages: a tunnel's datagram begins with its type and three zero bytes.
 const MESSAGES: std::ops::RangeInclusive<u32> = 1..=4;
-/// The bytes of a message up to and including its index.
+/// The length of a message's beginning, including its index.
 const HEAD: usize = 8;
 /// The hop limit decreases by this each time one tunnel carries another.
 const STEP: u8 = 8;
-/// The highest hop limit it starts from: the usual one of a new packet.
+/// The highest inner hop limit that is used: the usual one of a new packet.
 const MOST: u8 = 64;
 
-/// The extension headers, besides a fragment's, that a host may put before UDP.
+/// The extension headers, other than the fragment header, that a host may put before UDP.
 const EXTENSIONS: [u8; 3] = [HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS];
-/// The number of extension headers that are read.
+/// The maximum number of extension headers that are read.
 const MOST_EXTENSIONS: usize = 4;
 
 impl<'a> Nested<'a> {
-    /// Reads the beginning of an IP packet, or of a super-packet; `None` if it carries no tunnel.
+    /// Parses the beginning of an IP packet or super-packet; `None` if it contains no datagram of a tunnel.
     pub(crate) fn read(ip: &'a [u8]) -> Option<Self> {
         match ip.first()? >> 4 {
             4 => Self::read_v4(ip),
@@ -151,12 +152,12 @@ impl<'a> Nested<'a> {
         }
     }
 
-    /// Whether the packet shows that this is a tunnel's datagram, and whose.
+    /// Whether the packet shows that this is a tunnel's datagram, and which tunnel's.
     pub(crate) const fn is_head(&self) -> bool {
         matches!(self.part, Part::Head(_))
     }
 
-    /// The hop limit of the datagram that is to carry this one; `None` if it would be zero.
+    /// The hop limit of a datagram that carries this one; `None` if it would be zero.
     pub(crate) fn carried(&self) -> Option<NonZeroU8> {
         NonZeroU8::new(self.hops.min(MOST).saturating_sub(STEP))
     }
@@ -208,7 +209,7 @@ impl<'a> Nested<'a> {
         Self::assemble(header[7], place, rest, addresses)
     }
 
-    /// Reads the addresses only of packets that may be a tunnel's: almost none.
+    /// Reads the addresses only if the packet may contain a tunnel's datagram, which is rare.
     fn assemble(
         hops: u8,
         place: Place,
@@ -241,7 +242,7 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// Which part of a datagram a packet holds, and the identification that its fragments share.
+/// The part of a datagram that a packet contains, and the identification that the datagram's fragments share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Whole,
@@ -250,7 +251,7 @@ enum Place {
 }
 
 impl Place {
-    /// From the offset with the "more fragments" flag, the offset alone, and the identification.
+    /// Decodes the offset together with the "more fragments" flag, the offset alone, and the identification.
     const fn of(place: u16, offset: u16, id: u32) -> Self {
         match (place, offset) {
             (0, _) => Self::Whole,
@@ -279,7 +280,7 @@ mod tests {
         Later,
     }
 
-    /// A packet to build.
+    /// A packet that is to be built.
     #[derive(Clone, Debug)]
     struct Wanted {
         v6: bool,
@@ -363,7 +364,7 @@ mod tests {
         watcher.admit(Mode::Tun, &wanted.packet(), ours)
     }
 
-    /// The table of an end with a session, and a datagram that this end has sealed.
+    /// The table of one end of a session, and a datagram that this end has sealed.
     fn near(v6: bool) -> (Table, Vec<u8>) {
         let at = |addresses: [&str; 2]| {
             SocketAddr::new(addresses[usize::from(v6)].parse().unwrap(), PORT)
@@ -464,7 +465,7 @@ mod tests {
             if tunnel {
                 wanted.payload = data(index);
             }
-            // A machine behind us, or one behind a NAT.
+            // Such a datagram is from a machine behind us, or one behind a NAT.
             prop_assume!(wanted.payload.get(4..8) != Some(&ours[4..8]));
             prop_assert!(admit(&mut Watcher::default(), &table, &wanted).is_ok());
         }

@@ -1,14 +1,14 @@
-//! From the device to the socket:
+//! The outbound path, from the device to the socket:
 //!
 //! 1. *read* the device until it is empty, one packet or super-packet at a time;
 //! 2. *split* it into the batch, so that each packet is sealed in place;
 //! 3. *seal* the batch, or stage it if there is no key;
 //! 4. *send* it in one call: one GSO send for each run of datagrams of equal size.
 //!
-//! One thread at a time does all of it (`watch` decides which one). It never allocates, locks or waits for more
-//! packets, except for packets that are staged because there is no key.
+//! One thread at a time does all of it (`watch` selects the thread). It never allocates memory, takes a lock or
+//! waits for more packets, except for packets that are staged because there is no key.
 //!
-//! A device with several queues has a worker for each.
+//! A device with several queues has one worker per queue.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -34,30 +34,30 @@ use crate::udp::Sent;
 
 pub(crate) struct Outbound {
     shared: Arc<Shared>,
-    /// The device queue that it reads.
+    /// The device queue that this worker reads.
     line: usize,
     read: Box<[u8]>,
     batch: Batch,
-    /// The limit of TCP's segment size in this batch.
+    /// The limits of TCP's segment size in this batch.
     segments: Option<Segments>,
-    /// Holds a complete packet before it is cut into fragments.
+    /// A complete packet before it is cut into fragments.
     uncut: Box<[u8]>,
     staging: Staging,
-    /// The batch that sends staged packets.
+    /// The batch for sending staged packets.
     staged: Batch,
     nested: Watcher,
 }
 
-/// How much one poll of the device found.
+/// How many packets one poll of the device found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
     /// A few small packets at most.
     Light,
-    /// More, or the device may have more.
+    /// More packets, or the device may have more.
     Heavy,
 }
 
-/// A poll that reads more bytes than this is heavy; acknowledgments and keystrokes stay below.
+/// A poll that reads more bytes than this is heavy; acknowledgments and keystrokes are below this limit.
 const LIGHT: usize = 4096;
 
 impl Outbound {
@@ -74,17 +74,17 @@ impl Outbound {
         Self { shared, line, read, batch, segments, uncut, staging, staged, nested }
     }
 
-    /// The next batch follows the policy published now.
+    /// Uses the policy that is published now for the next batch.
     fn follow(&mut self) {
         let view = self.shared.view.load();
         self.batch.follow(self.shared.mode, &view);
         self.segments = view.policy.segments();
     }
 
-    /// Moves packets from the device, in at most `limit` reads; staged packets go first.
+    /// Moves packets from the device, in at most `limit` reads. Staged packets are sent first.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) fn turn(&mut self, limit: usize) -> io::Result<Load> {
         self.send_staged()?;
         self.follow();
@@ -111,7 +111,7 @@ impl Outbound {
     }
 
     fn split(&mut self, len: usize) -> io::Result<()> {
-        // Taken out for the duration of the loop, so that sending may borrow the other fields.
+        // Taken out of `self` during the loop, so that sending may borrow the other fields.
         let read = std::mem::take(&mut self.read);
         let result = self.split_packet(&read[..len]);
         self.read = read;
@@ -179,14 +179,16 @@ impl Outbound {
         }
         self.send_staged()?;
         let now = clock::boot();
-        // Packets that are still staged go before this batch, even if a key has been published meanwhile.
+        // Packets that are still staged are sent before this batch, even if a key was published in the
+        // meantime.
         let first = self.staging.is_empty();
         if !(first && leave(&self.shared, self.line, &mut self.batch, now)?) {
             self.stage(now);
         }
         self.batch.clear();
         self.follow();
-        // A key may have been published since, or fragments cut for one session are cut anew for the next.
+        // A key may have been published in the meantime; or packets that were fragmented for one session are
+        // staged, and are fragmented again for the next session.
         self.send_staged()
     }
 
@@ -197,7 +199,7 @@ impl Outbound {
         self.shared.wake(self.shared.activity.want_handshake.raise());
     }
 
-    /// Packets staged for one session may be larger than the next can carry.
+    /// Drops packets that were staged for one session and are too large for the next.
     fn drop_too_big(&mut self) {
         let staged = &self.staged;
         while self.staging.peek().is_some_and(|packet| staged.fit(packet.len()) == Fit::Never) {
@@ -206,7 +208,7 @@ impl Outbound {
         }
     }
 
-    /// Sends staged packets, oldest first. Packets that cannot be sealed stay staged.
+    /// Sends staged packets, the oldest first. Packets that cannot be sealed remain staged.
     fn send_staged(&mut self) -> io::Result<()> {
         while !self.staging.is_empty() {
             let now = clock::boot();
@@ -218,7 +220,7 @@ impl Outbound {
             let mode = self.shared.mode;
             self.staged.clear();
             self.staged.follow(mode, &view);
-            // No key is held while a send waits.
+            // Dropped, so that this thread holds no key while a send waits.
             drop(view);
             self.drop_too_big();
             let (packets, staged) = (self.staging.packets(), &mut self.staged);
@@ -245,14 +247,14 @@ fn leave(shared: &Shared, line: usize, batch: &mut Batch, now: BootTime) -> io::
     Ok(true)
 }
 
-/// Reserves counters and seals; `None` if there is no key that still seals, or no path.
+/// Reserves counters and seals the batch; `None` if there is no path, or no key that may still seal.
 fn seal<'a>(
     shared: &'a Shared,
     line: usize,
     batch: &mut Batch,
     now: BootTime,
 ) -> Option<(Path, UnderWay<'a>)> {
-    // The guard ends with this function: no key is held while a send waits.
+    // The guard is dropped with this function, so that this thread holds no key while a send waits.
     let view = shared.view.load();
     let (key, path) = view.table.send.as_ref()?;
     if batch.has_pieces() && !key.carries_frames() {
@@ -287,7 +289,7 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
             }
             Err(error) => {
                 shared.refuse(&error);
-                // The kernel may refuse one run and accept the next.
+                // The kernel may refuse one run and accept the next run.
                 let next = batch.run_end(sent);
                 let refused = batch.remaining(sent) - batch.remaining(next);
                 shared.counters.count(DropReason::SendFailed, refused);
@@ -295,13 +297,13 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
             }
         }
     }
-    // The time before the send, not after it: the answer may arrive while this thread still waits for a
-    // processor, and would then seem older than the question.
+    // This is the time before the send and not after it: the answer may arrive while this thread still waits
+    // for a processor, and would then seem to be older than the sent datagrams.
     shared.wake(shared.activity.sent(at, batch.tally()));
     Ok(())
 }
 
-/// What a successful send reveals about the path.
+/// Records what a successful send shows about the path.
 fn note(shared: &Shared, sent: &Sent) {
     shared.counters.count(DropReason::TooBig, sent.skipped);
     if sent.too_big {
@@ -312,8 +314,8 @@ fn note(shared: &Shared, sent: &Sent) {
     }
 }
 
-/// Whether a packet is IP and of the length in its header. For a super-packet only the former, because the
-/// length is written anew for each segment. For an Ethernet frame: whether it has a header.
+/// Whether a packet is IP and has the length that its header states. For a super-packet, only whether it is IP,
+/// because each segment gets a new length. For an Ethernet frame, whether it has a header.
 fn is_whole(mode: Mode, packet: &[u8], segments: usize) -> bool {
     if mode == Mode::Tap {
         return packet.len() >= mode.prefix();
@@ -335,7 +337,7 @@ mod tests {
     use std::thread;
     use vpnd_protocol::replay::WINDOW;
 
-    /// What a device returns for a SYN that offers this MSS.
+    /// The read of a device for a SYN that offers this MSS.
     fn read_syn(mss: u16) -> Vec<u8> {
         let mut read = read_packet(44);
         let tcp = &mut read[VNET_LEN + 20..];
@@ -345,7 +347,7 @@ mod tests {
         read
     }
 
-    /// The MSS of a packet's SYN as it is sealed after a policy with this clamp was published.
+    /// The MSS of a SYN that is sealed after a policy with this clamp was published.
     fn clamped(near: &Shared, line: &mut Outbound, mtu: u16, clamp: Option<Clamp>) -> u16 {
         let policy = Policy::new(Mode::Tun, mtu, Filter::new(&[])).with_clamp(clamp);
         near.view.set_policy(&policy);
@@ -388,7 +390,7 @@ mod tests {
                     (0..WINDOW * 2).for_each(|_| other[0].split_packet(&packet).unwrap());
                     other[0].flush().unwrap();
                 });
-                // Long enough for it to have sent them all.
+                // The wait is long enough for all packets to be sent.
                 for _ in 0..100 {
                     receive(&mut inbound);
                     thread::sleep(std::time::Duration::from_millis(1));

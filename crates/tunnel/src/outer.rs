@@ -7,11 +7,11 @@ use vpnd_tun::Mode;
 use crate::ecn::Ecn;
 use crate::nested::Nested;
 
-/// What the datagrams of one run have in common, apart from their size.
+/// The properties, apart from their size, that the datagrams of one run share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outer {
     pub(crate) ecn: Ecn,
-    /// The hop limit of a datagram that carries another tunnel's; the host's own for all others.
+    /// The hop limit of a datagram that carries another tunnel's datagram; `None` for the host's default.
     pub(crate) hops: Option<NonZeroU8>,
 }
 

@@ -1,5 +1,5 @@
-//! Counts inner packets that were dropped because `allowed_ips` lacks their source address, and keeps the
-//! last such address. Sources that no configuration would allow are not counted.
+//! Counts inner packets that were dropped because `allowed_ips` does not contain their source address, and
+//! records the last such address. Sources that no configuration would allow are not counted.
 
 use std::net::IpAddr;
 use std::sync::Mutex;
@@ -15,15 +15,15 @@ pub(crate) struct RefusedSources {
 /// Packets of the peer whose source address is not in `allowed_ips`, since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefusedPackets {
-    /// Packets dropped.
+    /// The number of dropped packets.
     pub packets: u64,
-    /// Where the last one of them came from, or one shortly before.
+    /// The source of the last of them, or of one shortly before.
     pub source: IpAddr,
 }
 
 impl RefusedSources {
-    /// Notes a packet that was dropped. It never waits: if the control plane is reading, the earlier address
-    /// stays.
+    /// Records a packet that was dropped. This never waits: while the control plane is reading, the previous
+    /// address remains.
     #[cold]
     pub(crate) fn note(&self, source: IpAddr) {
         self.packets.fetch_add(1, Relaxed);
@@ -38,7 +38,7 @@ impl RefusedSources {
         if packets == 0 {
             return None;
         }
-        // Nothing panics while it holds the lock.
+        // No thread panics while it holds the lock.
         let source = (*self.last.lock().ok()?)?;
         Some(RefusedPackets { packets, source })
     }

@@ -1,4 +1,4 @@
-//! The state that the data threads and the control plane share, and how a thread sleeps.
+//! The state that the data threads and the control plane share, and functions to wait for events.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,34 +22,34 @@ use crate::udp::{Refusal, Socket};
 use crate::urgent::Urgent;
 use crate::view::Published;
 
-/// One tunnel, as all its threads see it: the fixed settings, the signals and counters, and the published
+/// The state of one tunnel for all its threads: the fixed settings, the signals and counters, and the published
 /// view, which may change.
 pub(crate) struct Shared {
-    /// Each of its queues has a worker.
+    /// The device; each of its queues has a worker.
     pub(crate) device: Device,
     pub(crate) abreast: Abreast,
     pub(crate) socket: Socket,
-    /// The control plane's datagrams that wait for room in it.
+    /// The control plane's datagrams that wait until the socket has room.
     pub(crate) urgent: Urgent,
     pub(crate) view: Published,
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
-    /// Packets refused by the filter that another configuration would let pass.
+    /// Packets that the filter has refused, and that another configuration would allow.
     pub(crate) refused_sources: RefusedSources,
-    /// Which messages of routers and DHCP servers are stopped.
+    /// The kinds of messages of routers and DHCP servers that are dropped.
     pub(crate) guard: Guard,
-    /// The path sets the congestion mark on everything, so its marks are ignored.
+    /// Whether the path marks everything with "congestion experienced", so that its marks are ignored.
     pub(crate) marks_everything: AtomicBool,
-    /// What crosses the device.
+    /// Whether packets or frames cross the device.
     pub(crate) mode: Mode,
     /// Wakes the control plane.
     pub(crate) control: Signal,
-    /// The error number of the first send that this host refused, until the control plane takes it.
+    /// The error number of the first send that this host refused; the control plane resets it.
     pub(crate) refused: AtomicI32,
 }
 
 impl Shared {
-    /// Notes that this host refused to send. Only the first refusal wakes the control plane.
+    /// Records that this host refused to send. Only the first refusal wakes the control plane.
     pub(crate) fn refuse(&self, error: &io::Error) {
         let errno = error.raw_os_error().unwrap_or_default();
         if Refusal::from_errno(errno).is_some()
@@ -60,7 +60,7 @@ impl Shared {
         }
     }
 
-    /// Sends the control plane's datagrams that wait, as far as there is room.
+    /// Sends the control plane's datagrams that wait, as far as the socket has room.
     pub(crate) fn send_urgent(&self) {
         self.urgent.flush(&self.socket, |error| {
             self.counters.count(DropReason::SendFailed, 1);
@@ -74,19 +74,19 @@ impl Shared {
         }
     }
 
-    /// The next counter to be taken; 0 if no key can seal.
+    /// The next counter of the key; 0 if no key can seal.
     pub(crate) fn next_counter(&self) -> u64 {
         self.view.load().table.send.as_ref().map_or(0, |(key, _)| key.used())
     }
 
-    /// Whether a datagram that came from the device was sent by this very tunnel.
+    /// Whether this tunnel itself has sent a datagram that came from the device.
     pub(crate) fn sent(&self, datagram: &Datagram<'_>) -> bool {
         let Datagram { from, to, payload } = *datagram;
         self.view.load().table.sent(self.socket.local_port(), from, to, payload)
     }
 }
 
-/// An eventfd: raised by one thread, waited for by another.
+/// An eventfd: one thread raises it, and another thread waits for it.
 pub(crate) struct Signal(EventFd);
 
 impl Signal {
@@ -96,16 +96,17 @@ impl Signal {
     }
 
     pub(crate) fn raise(&self) {
-        // Full means raised 2⁶⁴ − 1 times and not yet drained: it is raised all the same.
+        // The counter is full if the signal was raised 2⁶⁴ − 1 times since it was drained; then it is raised
+        // anyway.
         let _full = self.0.write(1);
     }
 
     pub(crate) fn drain(&self) {
-        // Empty means that it was not raised since.
+        // The counter is empty if the signal was not raised.
         let _empty = self.0.read();
     }
 
-    /// Sleeps until it is raised, and drains it.
+    /// Sleeps until the signal is raised, and drains it.
     pub(crate) fn wait(&self) -> io::Result<()> {
         poll_all(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
         self.drain();
@@ -119,8 +120,8 @@ impl AsFd for Signal {
     }
 }
 
-/// Sleeps until `fd` is ready for `flags` or `signal` is raised. The signal is drained, so that the next
-/// publication raises it anew.
+/// Sleeps until `fd` is ready for `flags` or `signal` is raised. Drains the signal, so that the next
+/// publication raises it again.
 pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io::Result<()> {
     let mut fds = [PollFd::new(fd, flags), PollFd::new(signal.as_fd(), PollFlags::POLLIN)];
     poll_all(&mut fds, PollTimeout::NONE)?;
@@ -130,7 +131,7 @@ pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io:
     Ok(())
 }
 
-/// As [`wait`], for either of two descriptors to be readable; returns whether the second is.
+/// Like [`wait`], until one of two descriptors is readable; returns whether the second one is.
 pub(crate) fn wait_for_either(
     first: BorrowedFd<'_>,
     second: BorrowedFd<'_>,
@@ -144,7 +145,7 @@ pub(crate) fn wait_for_either(
     Ok(fds[1].any() == Some(true))
 }
 
-/// A signal to the process is no error: the next poll shows what is ready.
+/// Polls the descriptors. A signal to the process is not an error: the next poll shows which ones are ready.
 fn poll_all(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {
     match poll(fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -152,7 +153,7 @@ fn poll_all(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {
     }
 }
 
-/// Waits up to 100 ms for room to send.
+/// Waits up to 100 ms until the socket has room to send.
 pub(crate) fn await_room(fd: BorrowedFd<'_>) -> io::Result<()> {
     const MILLISECONDS: u8 = 100;
     poll_all(&mut [PollFd::new(fd, PollFlags::POLLOUT)], MILLISECONDS.into())

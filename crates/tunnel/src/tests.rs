@@ -1,4 +1,4 @@
-//! Both directions between two devices and two sockets, and the allocations they cause.
+//! Tests of both directions, between two devices and two sockets, and of the memory that they allocate.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ fn a_packet_crosses_without_a_single_allocation() {
             let (near, far) = ends(queues);
             let mut lines = lines(&near);
             let mut inbound = inbound(&far);
-            // The first batches may still allocate: the kernel's and the runtime's own first times.
+            // The first batches may still allocate memory: one-time allocations of the kernel and the runtime.
             let packet = read_packet(1400);
             cross(&mut lines, &mut inbound, &packet, 10);
             let allocated = measure(|| cross(&mut lines, &mut inbound, &packet, 200));
@@ -85,7 +85,7 @@ fn what_was_staged_leaves_without_an_allocation() {
         let (near, far) = ends(1);
         let (table, keyless) = (Arc::clone(&near.view.load().table), Arc::new(keyless()));
         let (mut line, mut inbound) = (lines(&near).remove(0), inbound(&far));
-        // In the first round the staging grows, and other code makes its one-time allocations.
+        // In the first round the staging queue grows, and other code makes its one-time allocations.
         for round in 1..=2 {
             near.view.set_table(&keyless);
             send(&mut line, &read_packet(400), 100);
@@ -98,7 +98,7 @@ fn what_was_staged_leaves_without_an_allocation() {
     });
 }
 
-/// Two ends with a session; the first has this many queues.
+/// Two ends with a session; the first end has this many queues.
 pub(crate) fn ends(queues: u16) -> (Arc<Shared>, Arc<Shared>) {
     let (sender, receiver) = (socket(), socket());
     let (from, to) = (at(&sender), at(&receiver));
@@ -125,7 +125,7 @@ fn cross(lines: &mut [Outbound], inbound: &mut Inbound, packet: &[u8], batches: 
     }
 }
 
-/// Sends a packet this many times.
+/// Sends a packet `times` times.
 pub(crate) fn send(line: &mut Outbound, packet: &[u8], times: usize) {
     for _ in 0..times {
         line.split_packet(packet).unwrap();
@@ -133,7 +133,7 @@ pub(crate) fn send(line: &mut Outbound, packet: &[u8], times: usize) {
     line.flush().unwrap();
 }
 
-/// Takes whatever has arrived.
+/// Delivers all datagrams that have arrived.
 pub(crate) fn receive(inbound: &mut Inbound) {
     while let Ok(count) = inbound.intake.receive() {
         inbound.deliver(count).unwrap();
@@ -174,7 +174,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
     })
 }
 
-/// Allows the sources in one network, over a device of this MTU.
+/// A policy that allows the sources in one network, for a device with this MTU.
 pub(crate) fn policy(mtu: u16, allowed: &str) -> Policy {
     let filter = Filter::new(&[allowed.parse().unwrap()]);
     Policy::new(Mode::Tun, mtu, filter).with_clamp(Some(Clamp::Mtu))
@@ -192,7 +192,7 @@ fn keyless() -> Table {
     }
 }
 
-/// The packet that a device returns for a complete UDP packet of `len` bytes.
+/// The read of a device for a complete UDP packet of `len` bytes.
 pub(crate) fn read_packet(len: u16) -> Vec<u8> {
     let mut packet = vec![0; usize::from(len)];
     packet[0] = 0x45;
@@ -202,7 +202,7 @@ pub(crate) fn read_packet(len: u16) -> Vec<u8> {
     [&VnetHeader::PLAIN.encode()[..], &packet].concat()
 }
 
-/// The tables of two peers after a handshake: one that seals, one that opens.
+/// The tables of two peers after a handshake: the first seals, the second opens.
 pub(crate) fn tables(a_at: SocketAddr, b_at: SocketAddr) -> [Table; 2] {
     let (a_key, b_key) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
     let (a_public, b_public) = (a_key.public(), b_key.public());

@@ -1,8 +1,8 @@
-//! The UDP socket: one descriptor for both families, one file per kernel feature.
+//! The UDP socket: one descriptor for both families, and one file per kernel feature.
 //!
-//! `bind` opens it, `gso` and `gro` move whole batches, `pktinfo` keeps the local address, `tos` the outer
-//! TOS byte, `hops` its hop limit. `way` holds the settings that decide on routes. `cmsg` encodes the control
-//! messages of the last four, and `sys` has the system calls.
+//! `bind` opens the socket. `gso` and `gro` move whole batches; `pktinfo` handles the local address, `tos` the
+//! outer TOS byte, and `hops` the outer hop limit. `way` contains the settings that decide on routes. `cmsg`
+//! encodes and decodes control messages, and `sys` contains the system calls.
 
 mod bind;
 mod cmsg;
@@ -34,13 +34,13 @@ pub use way::Way;
 
 use gso::Oversize;
 
-/// The largest batch.
+/// The length of the largest batch.
 pub const MAX_BATCH: usize = MAX_DATAGRAM as usize;
 
 /// The number of batches that one call can send.
 pub const MAX_RUNS: usize = 32;
 
-/// The longest batch that can be received.
+/// The length of the longest batch that can be received.
 pub const RECEIVE_BUFFER: usize = 65_535;
 /// The number of batches that one call can receive.
 pub const MAX_RECEIVED: usize = 16;
@@ -49,22 +49,22 @@ pub const MAX_RECEIVED: usize = 16;
 #[derive(Debug)]
 pub struct Socket {
     inner: socket2::Socket,
-    /// An `AF_INET6` socket takes IPv4 addresses in their v4-mapped form only.
+    /// Whether it is an `AF_INET6` socket for both families, which needs IPv4 addresses in v4-mapped form.
     dual_stack: bool,
     local_port: AtomicU16,
-    /// The address it was bound to; port 0 lets the kernel choose.
+    /// The address that the socket was bound to; port 0 lets the kernel choose.
     bound_to: SocketAddr,
-    /// The name of the interface that it is bound to.
+    /// The name of the interface that the socket is bound to.
     device: Option<String>,
     gso: gso::Gso,
-    /// Held while the kernel is to make fragments.
+    /// Held while the kernel is set to make fragments.
     fragmenting: Mutex<()>,
 }
 
-/// One batch to send: datagrams of one size, the last one possibly shorter, to one destination.
+/// One batch to send: datagrams of equal size to one destination; the last one may be shorter.
 #[derive(Clone, Copy, Debug)]
 pub struct Transmit<'a> {
-    /// The destination; a link-local address carries its scope.
+    /// The destination; a link-local address includes its scope.
     pub destination: SocketAddr,
     /// The local address to send from; the kernel chooses if absent.
     pub source: Option<IpAddr>,
@@ -74,35 +74,35 @@ pub struct Transmit<'a> {
     pub hops: Option<NonZeroU8>,
     /// The datagrams, back to back.
     pub contents: &'a [u8],
-    /// The size of each datagram but the last; absent if `contents` is one datagram.
+    /// The size of every datagram except the last; absent if `contents` is one datagram.
     pub segment_size: Option<NonZeroU16>,
 }
 
 /// The result of sending a [`Transmit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// The number of bytes that were sent or skipped: less than all if the socket became full.
+    /// The number of bytes that were sent or skipped: less than all if the socket became full during the send.
     pub len: usize,
-    /// Datagrams that were not sent at all, because each of them is too big.
+    /// The number of datagrams that were not sent because they are too big.
     pub skipped: usize,
-    /// A datagram was larger than the first link's MTU: it was fragmented, or not sent at all.
+    /// Whether a datagram was larger than the first link's MTU: it was fragmented, or not sent.
     pub too_big: bool,
-    /// The wanted source address is no longer ours; the kernel chose another.
+    /// Whether the wanted source address is no longer ours: then the kernel chose another one.
     pub source_lost: bool,
 }
 
-/// One batch received: datagrams of `stride` bytes, the last one possibly shorter, from one source.
+/// One received batch: datagrams of `stride` bytes from one source; the last one may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
     /// The source; never in v4-mapped form.
     pub from: SocketAddr,
-    /// The local address it was sent to, for the answer.
+    /// The local address that the batch was sent to, which is the source for the answer.
     pub local: Option<IpAddr>,
     /// The outer TOS byte or traffic class of every datagram of the batch.
     pub tos: u8,
-    /// Bytes received.
+    /// The number of bytes received.
     pub len: usize,
-    /// The size of each datagram but the last; never zero.
+    /// The size of every datagram except the last; never zero.
     pub stride: usize,
 }
 
@@ -133,7 +133,7 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// If the address is taken or is not ours, the mark or interface cannot be set, or the kernel lacks an
+    /// If the address is in use or is not ours, the mark or interface cannot be set, or the kernel lacks an
     /// option that the data path needs.
     pub fn bind(listen: Listen, options: &Options) -> Result<Self, BindError> {
         let bound = bind::bind(listen, options)?;
@@ -148,30 +148,31 @@ impl Socket {
         })
     }
 
-    /// The port it is bound to.
+    /// The port that the socket is bound to.
     pub fn local_port(&self) -> u16 {
         self.local_port.load(Relaxed)
     }
 
-    /// The number of datagrams that one [`Transmit`] may hold and still leave in one call.
+    /// The maximum number of datagrams in a [`Transmit`] that can be sent in one call.
     pub fn max_segments(&self) -> usize {
         self.gso.max_segments()
     }
 
-    /// Sends a batch: with segmentation offload in one call, or one by one if the kernel refuses that.
+    /// Sends a batch: in one call with segmentation offload, or one datagram at a time if the kernel refuses
+    /// that.
     ///
     /// # Errors
     ///
-    /// As `sendmsg(2)`, and only if nothing at all was sent; `WouldBlock` means poll for room.
+    /// Like `sendmsg(2)`, and only if nothing at all was sent. After `WouldBlock`, poll until there is room.
     pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<Sent> {
         self.send_or(transmit, Oversize::Fragment)
     }
 
-    /// As [`Socket::send`], but over IPv6 datagrams larger than the first link's MTU are not sent.
+    /// Like [`Socket::send`], but over IPv6, datagrams that are larger than the first link's MTU are not sent.
     ///
     /// # Errors
     ///
-    /// As [`Socket::send`].
+    /// Like [`Socket::send`].
     pub fn send_whole(&self, transmit: &Transmit<'_>) -> io::Result<Sent> {
         self.send_or(transmit, Oversize::Skip)
     }
@@ -186,12 +187,12 @@ impl Socket {
         }
     }
 
-    /// Over IPv6, packets larger than this are sent in fragments of this size; `None` means the first link's
-    /// MTU.
+    /// Over IPv6, sends packets that are larger than this in fragments of this size; `None` means the first
+    /// link's MTU.
     ///
     /// # Errors
     ///
-    /// If the kernel rejects the size: it is less than 1280, or this is an IPv4 socket.
+    /// If the kernel rejects the size, because it is less than 1280 or this is an IPv4 socket.
     pub fn fragment_at(&self, mtu: Option<u16>) -> io::Result<()> {
         sys::set(&self.inner, bind::FRAGMENTS, mtu.unwrap_or(0).into())
     }
@@ -206,7 +207,7 @@ impl Socket {
         sys::set(&self.inner, option, value)
     }
 
-    /// Lets the kernel fragment over IPv6 until the returned guard is dropped.
+    /// Makes the kernel fragment over IPv6 until the returned guard is dropped.
     fn fragmenting(&self) -> io::Result<Fragmenting<'_>> {
         let alone = self.fragmenting.lock().unwrap_or_else(PoisonError::into_inner);
         let (option, value) = bind::FRAGMENTING;
@@ -214,12 +215,12 @@ impl Socket {
         Ok(Fragmenting { socket: &self.inner, _alone: alone })
     }
 
-    /// Sends several batches in as few calls as possible, and returns how far it got: it ends early if the
-    /// kernel takes a batch only in parts, or has no room for more.
+    /// Sends several batches in as few calls as possible, and returns how much was sent. It ends early if the
+    /// kernel accepts only a part of a batch, or has no room for more.
     ///
     /// # Errors
     ///
-    /// As [`Socket::send`], and only if nothing at all was sent.
+    /// Like [`Socket::send`], and only if nothing at all was sent.
     pub fn send_all<'a>(
         &self,
         transmits: impl IntoIterator<Item = Transmit<'a>>,
@@ -234,7 +235,8 @@ impl Socket {
             for transmit in all.take(MAX_RUNS).take_while(|one| gso::takes_whole(self, one)) {
                 outbox.push(self.message(&transmit, gso::segment_size(&transmit)));
             }
-            // A batch that the kernel refuses is sent again below, by itself, which also records the refusal.
+            // A batch that the kernel refuses is sent again below, separately, and that send records the
+            // refusal.
             if let Ok(len @ 1..) = sys::send_messages(&self.inner, &outbox) {
                 return Ok(Sent { len, ..Sent::default() });
             }
@@ -242,13 +244,13 @@ impl Socket {
         self.send(&first)
     }
 
-    /// Receives the batches that have arrived, at most one for each [`RECEIVE_BUFFER`] bytes of `buffer` and
-    /// each of `received`, and returns their number. Each batch lies at the beginning of its part of
-    /// `buffer`.
+    /// Receives the batches that have arrived, and returns their number: at most one for each
+    /// [`RECEIVE_BUFFER`] bytes of `buffer`, and for each element of `received`. Each batch is at the beginning
+    /// of its part of `buffer`.
     ///
     /// # Errors
     ///
-    /// As `recvmmsg(2)`; `WouldBlock` means there is nothing more.
+    /// Like `recvmmsg(2)`; `WouldBlock` means that no more batches have arrived.
     pub fn receive(&self, buffer: &mut [u8], received: &mut [Received]) -> io::Result<usize> {
         match received {
             [one] => self.receive_up_to::<1>(buffer, std::slice::from_mut(one)),
@@ -269,7 +271,8 @@ impl Socket {
         Ok(count)
     }
 
-    /// One `sendmsg`: the contents whole, or cut by the kernel into datagrams of `segment_size`.
+    /// Calls `sendmsg` once. The kernel sends the contents whole, or cuts them into datagrams of
+    /// `segment_size`.
     fn send_once(
         &self,
         transmit: &Transmit<'_>,
@@ -311,7 +314,7 @@ impl Socket {
     }
 }
 
-/// A socket that makes fragments. Sends of other threads meanwhile still work.
+/// Makes the kernel fragment. Sends of other threads still work in the meantime.
 struct Fragmenting<'a> {
     socket: &'a socket2::Socket,
     _alone: MutexGuard<'a, ()>,
@@ -320,7 +323,7 @@ struct Fragmenting<'a> {
 impl Drop for Fragmenting<'_> {
     fn drop(&mut self) {
         let (option, value) = bind::HEARING;
-        // The kernel accepted this value before, so it accepts it again.
+        // The kernel has accepted this value before, so it accepts it again.
         let _taken = sys::set(self.socket, option, value);
     }
 }
@@ -331,7 +334,7 @@ impl AsFd for Socket {
     }
 }
 
-/// Converts an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) to IPv4; returns others unchanged.
+/// Converts an IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) to IPv4; returns other addresses unchanged.
 pub fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),

@@ -1,5 +1,5 @@
-//! Turns an accepted datagram into a packet for the device, if the peer may send it; a fragment waits for the
-//! others of its packet.
+//! Turns an accepted datagram into a packet for the device, if the peer may send it. A fragment is stored until
+//! the other fragments of its packet have arrived.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -21,16 +21,16 @@ use crate::view::Policy;
 
 pub(crate) struct Unpack {
     shared: Arc<Shared>,
-    /// Packets of which some fragments have arrived.
+    /// Packets of which only some fragments have arrived.
     pieces: Reassembly,
-    /// The generation of the policy that the buffers were sized for.
+    /// The generation of the policy for which the buffers were sized.
     generation: u64,
     marks: Marks,
-    /// When the log last reported a path that marks everything.
+    /// When a path that marks everything was last logged.
     told: Option<BootTime>,
 }
 
-/// A datagram's place in the buffer, its outer mark, and the policy of its batch.
+/// The properties of a datagram that the unpacking depends on: policy, key, counter, outer mark and time.
 pub(crate) struct Place<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) key: &'a OpeningKey,
@@ -39,12 +39,12 @@ pub(crate) struct Place<'a> {
     pub(crate) now: BootTime,
 }
 
-/// What is to be delivered.
+/// What a datagram contains for delivery.
 pub(crate) enum Found<'a> {
     Nothing,
-    /// A packet in the plaintext itself: its range.
+    /// A packet in the plaintext itself, with its range.
     Packet(Range<usize>),
-    /// A packet whose last missing fragment this was.
+    /// A packet that is complete with this fragment.
     Whole(&'a [u8]),
 }
 
@@ -57,8 +57,8 @@ impl Unpack {
         Self { shared, pieces, generation, marks: Marks::default(), told: None }
     }
 
-    /// Begins a batch: makes room for the packets that its policy allows, and forgets old marks, before
-    /// packets are judged by the remaining ones.
+    /// Begins a batch: makes room for the packets that its policy allows, and forgets old marks before the
+    /// remaining marks decide about packets.
     pub(crate) fn begin(&mut self, policy: &Policy, now: BootTime) {
         if self.generation != policy.generation() {
             self.generation = policy.generation();
@@ -67,7 +67,7 @@ impl Unpack {
         self.marks.age(now);
     }
 
-    /// Counts the mark of a batch, of which `datagrams` were authentic and not received before.
+    /// Counts the mark of a batch; `datagrams` of its datagrams were authentic and not received before.
     pub(crate) fn note_mark(&mut self, outer: Ecn, datagrams: u64, now: BootTime) {
         let Some(verdict) = self.marks.note(outer, datagrams, now) else { return };
         let everything = verdict == Verdict::Everything;
@@ -75,16 +75,16 @@ impl Unpack {
         if everything && self.told.is_none_or(|at| now.saturating_since(at) >= TOLD_EVERY) {
             self.told = Some(now);
             tracing::warn!(
-                "more than half of what arrives bears the mark \"congestion experienced\": something on \
-                 the path writes it into everything. It is ignored for packets without ECN"
+                "more than half of the received datagrams are marked \"congestion experienced\": something on the \
+                 path marks all of them. vpnd ignores the mark for packets without ECN"
             );
         }
     }
 
-    /// Processes the contents of `plaintext`.
+    /// Processes the inner packet or fragment in `plaintext`.
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason why it is dropped.
     pub(crate) fn packet(
         &mut self,
         inner: Inner,
@@ -116,7 +116,7 @@ impl Unpack {
         Mark { outer, believed: self.marks.believed() }
     }
 
-    /// A congestion mark on one fragment applies to its packet.
+    /// Processes a fragment. A congestion mark on one fragment applies to its whole packet.
     fn piece(&mut self, place: Place<'_>, plaintext: &[u8]) -> Result<Found<'_>, DropReason> {
         let Frame::Fragment(piece) = frame::parse(plaintext)? else {
             return Err(DropReason::UnknownFrame);
@@ -139,17 +139,17 @@ impl Unpack {
     }
 }
 
-/// The outer mark of a datagram, and whether it is believed.
+/// The outer mark of a datagram, and whether vpnd believes it.
 #[derive(Clone, Copy)]
 struct Mark {
     outer: Ecn,
     believed: bool,
 }
 
-/// A path that marks everything is logged at most this often.
+/// The least time between two log lines about a path that marks everything.
 const TOLD_EVERY: Duration = Duration::from_secs(3600);
 
-/// Lets a packet pass if the peer may send it, after the changes for delivery.
+/// Lets a packet pass if the peer may send it, and adapts it for delivery.
 fn admit(
     shared: &Shared,
     policy: &Policy,
@@ -177,8 +177,8 @@ fn clamp(shared: &Shared, policy: &Policy, packet: &mut [u8]) {
     }
 }
 
-/// A bridge accepts every sender that `allowed_macs` does not exclude; congestion marks and the segment size
-/// are handled all the same.
+/// Like [`admit`], for a frame. On a bridge the peer may use every hardware address that `allowed_macs` does
+/// not exclude; congestion marks and the segment size are handled as for packets.
 fn admit_frame(
     shared: &Shared,
     policy: &Policy,
@@ -188,7 +188,7 @@ fn admit_frame(
     if frame.len() < shared.mode.prefix() {
         return Err(DropReason::InnerMalformed);
     }
-    // A network card drops it too; a bridge would drop it without a trace.
+    // A network card would drop the frame, too, but a bridge would drop it without counting it.
     if frame.len() > usize::from(policy.largest_packet()) {
         return Err(DropReason::LargerThanMtu);
     }

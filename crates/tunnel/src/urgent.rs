@@ -1,5 +1,6 @@
-//! Datagrams of the control plane that found the socket full. Data that is sent all the time would keep it full for ever,
-//! and without handshakes and answers the tunnel ends: so whoever sends next sends these first, data threads too.
+//! Datagrams of the control plane that could not be sent because the socket was full. A constant stream of data
+//! could keep the socket full for ever, and without handshakes and answers the tunnel ends. So the next thread
+//! that sends, even a data thread, sends these datagrams first.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,13 +10,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::udp::{Sent, Socket, Transmit};
 
-/// The most that wait. A further one is lost, as on a busy network.
+/// The maximum number of waiting datagrams. A further one is lost, as on a busy network.
 const MOST: usize = 64;
 
-/// Datagrams that wait for room, in their order.
+/// Datagrams that wait until the socket has room, in their order.
 #[derive(Debug, Default)]
 pub(crate) struct Urgent {
-    /// Whether any wait: what a data thread looks at for each batch.
+    /// Whether any datagram waits. Data threads read this flag for each batch.
     waiting: AtomicBool,
     queue: Mutex<VecDeque<Datagram>>,
 }
@@ -28,15 +29,15 @@ struct Datagram {
 }
 
 impl Urgent {
-    /// Whether any wait.
+    /// Whether any datagram waits.
     pub(crate) fn is_waiting(&self) -> bool {
         self.waiting.load(Relaxed)
     }
 
-    /// Sends a datagram, or keeps it behind those that wait; returns whether it has left.
+    /// Sends a datagram, or queues it behind the waiting ones; returns whether it was sent.
     ///
     /// # Errors
-    /// As [`Socket::send_whole`]; `WouldBlock` if too many wait.
+    /// Like [`Socket::send_whole`]; `WouldBlock` if too many datagrams wait.
     pub(crate) fn send(
         &self,
         socket: &Socket,
@@ -59,7 +60,8 @@ impl Urgent {
         Ok(false)
     }
 
-    /// Sends those that wait, as far as there is room. What the kernel refuses is handed to `failed`, and lost.
+    /// Sends the waiting datagrams, as far as the socket has room. A datagram that the kernel refuses is lost,
+    /// and the error is passed to `failed`.
     pub(crate) fn flush(&self, socket: &Socket, mut failed: impl FnMut(&io::Error)) {
         let mut queue = self.lock();
         while let Some(Datagram { to, from, contents }) = queue.front() {
@@ -73,7 +75,7 @@ impl Urgent {
         self.waiting.store(false, Relaxed);
     }
 
-    /// Whoever panicked had it locked for a send, which leaves it whole.
+    /// Locks the queue. A thread that panicked while it held the lock was only sending, so the queue is intact.
     fn lock(&self) -> MutexGuard<'_, VecDeque<Datagram>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,5 +1,6 @@
 //! The data threads' settings, as one published value: the [`Table`] of keys and the path, and the [`Policy`]
-//! of the configuration. A thread loads it once per batch, so that a packet never meets one half of a change.
+//! of the configuration. A thread loads the value once per batch, so that no packet is handled with half of a
+//! change.
 
 use std::sync::Arc;
 
@@ -10,13 +11,13 @@ use vpnd_tun::Mode;
 use crate::clamp::{Clamp, Segments};
 use crate::filter::{Filter, Macs};
 
-/// The published value. The half that did not change is shared with the previous view.
+/// The published value. A new view shares the half that did not change with the previous view.
 pub(crate) struct View {
     pub(crate) table: Arc<Table>,
     pub(crate) policy: Arc<Policy>,
 }
 
-/// Where the view is published. Concurrent writers are safe: neither loses the other's half.
+/// The place where the view is published. Concurrent writers are safe: neither overwrites the other's half.
 pub(crate) struct Published(ArcSwap<View>);
 
 impl Published {
@@ -24,17 +25,17 @@ impl Published {
         Self(ArcSwap::from_pointee(View { table: Arc::new(table), policy: Arc::new(policy) }))
     }
 
-    /// The current view. A thread drops it before it blocks, because it holds keys.
+    /// The current view. A thread must drop it before it blocks, because it contains keys.
     pub(crate) fn load(&self) -> arc_swap::Guard<Arc<View>> {
         self.0.load()
     }
 
-    /// Replaces the table and keeps the policy.
+    /// Replaces the table, but not the policy.
     pub(crate) fn set_table(&self, table: &Arc<Table>) {
         self.0.rcu(|view| View { table: Arc::clone(table), policy: Arc::clone(&view.policy) });
     }
 
-    /// Replaces the policy, under a new generation, and keeps the table.
+    /// Replaces the policy, with a new generation, but not the table.
     pub(crate) fn set_policy(&self, policy: &Policy) {
         self.0.rcu(|view| View {
             table: Arc::clone(&view.table),
@@ -43,7 +44,7 @@ impl Published {
     }
 }
 
-/// The configuration of packets, as far as it may change while the tunnel runs.
+/// The settings for packets that may change while the tunnel runs.
 #[derive(Clone, Debug)]
 pub struct Policy {
     mode: Mode,
@@ -58,8 +59,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// For a device of this mode and MTU, over which the peer may use the inner source addresses of `filter`. It
-    /// limits nothing else.
+    /// A policy for a device of this mode and MTU, over which the peer may use the inner source addresses of
+    /// `filter`. It limits nothing else.
     pub const fn new(mode: Mode, mtu: u16, filter: Filter) -> Self {
         Self {
             mode,
@@ -99,7 +100,7 @@ impl Policy {
         self.mtu
     }
 
-    /// The longest packet that crosses the device: for Ethernet frames longer than the MTU.
+    /// The length of the longest packet that crosses the device; for Ethernet frames it exceeds the MTU.
     pub const fn largest_packet(&self) -> u16 {
         self.mode.largest_packet(self.mtu)
     }
@@ -109,28 +110,28 @@ impl Policy {
         self.largest_accepted
     }
 
-    /// The clamp of TCP's segment size; `None` leaves it alone.
+    /// The limits of TCP's segment size; `None` means no limit.
     pub const fn segments(&self) -> Option<Segments> {
         self.segments
     }
 
-    /// Inner source addresses that the peer may use.
+    /// The inner source addresses that the peer may use.
     pub const fn filter(&self) -> &Filter {
         &self.filter
     }
 
-    /// Hardware addresses that the peer's frames may come from; `None` allows any.
+    /// The hardware addresses that the peer's frames may come from; `None` allows any address.
     pub(crate) const fn macs(&self) -> Option<&Macs> {
         self.macs.as_ref()
     }
 
-    /// Differs between any two published policies. State that depends on a policy's sizes is renewed when it
-    /// changes.
+    /// Differs between any two published policies. When it changes, state that depends on the sizes in a policy
+    /// is renewed.
     pub(crate) const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The same policy, to be published after `former`.
+    /// The same policy, with the generation after that of `former`.
     fn after(self, former: &Self) -> Self {
         Self { generation: former.generation + 1, ..self }
     }
@@ -222,7 +223,7 @@ mod tests {
             let (near, far) = ends(1);
             let (mut lines, mut inbound) = (lines(&near), inbound(&far));
             let line = &mut lines[0];
-            // Padded to 16, but never past the MTU.
+            // Padded to a multiple of 16, but never beyond the MTU.
             for (mtu, len, padded) in [
                 (MTU, 1290, 1296),
                 (MTU, 1420, 1420),

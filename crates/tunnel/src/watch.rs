@@ -1,12 +1,12 @@
 //! Decides which thread reads the device.
 //!
-//! While it yields few packets, the inbound thread reads it, beside the socket: the kernel's reply to a
-//! packet that was just written then leaves at once, from the same thread, and no other thread has to be
-//! woken. If the device yields more than the inbound thread handles in passing, it wakes the outbound thread,
-//! which reads the device until several polls in a row have found little.
+//! While the device delivers few packets, the inbound thread reads it together with the socket: the kernel's
+//! reply to a packet that was just written is then sent at once by the same thread, and no other thread has to
+//! be woken. If the device delivers more than the inbound thread handles in passing, the inbound thread wakes
+//! the outbound thread, which reads the device until several polls in a row have found little.
 //!
-//! If the device has several queues, each has an outbound thread that always reads it: the one inbound thread
-//! has enough to do.
+//! If the device has several queues, each queue has an outbound thread that always reads it, because the single
+//! inbound thread already has enough work.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,25 +18,25 @@ use nix::poll::PollFlags;
 use crate::outbound::{Load, Outbound};
 use crate::shared::{Shared, Signal, wait, wait_for_either};
 
-/// After this many light polls in a row the outbound thread hands the device to the inbound one.
+/// After this many light polls in a row, the outbound thread hands the device over to the inbound thread.
 const LIGHT_TURNS: u32 = 8;
-/// The reads that the inbound thread does in passing.
+/// The maximum number of reads that the inbound thread does in passing.
 const IN_PASSING: usize = 8;
 
-/// The outbound workers, and which thread reads the only queue.
+/// The outbound workers, and which thread reads a device with a single queue.
 pub(crate) struct Watch {
     shared: Arc<Shared>,
     lines: Vec<Line>,
-    /// The inbound thread reads the device; the thread that sets this wakes it.
+    /// Whether the inbound thread reads the device. The thread that sets this flag wakes the inbound thread.
     inbound_watches: AtomicBool,
-    /// Wakes the inbound thread: something was published, or it is to read the device.
+    /// Wakes the inbound thread after a publication, or when it has to read the device.
     inbound: Signal,
 }
 
 /// The worker of one device queue.
 struct Line {
     outbound: Mutex<Outbound>,
-    /// Wakes its outbound thread: something was published, or the inbound thread hands the device over.
+    /// Wakes the outbound thread after a publication, or when the inbound thread hands the device over.
     signal: Signal,
 }
 
@@ -48,7 +48,7 @@ impl Line {
 }
 
 impl Watch {
-    /// At first the outbound threads read.
+    /// At first the outbound threads read the device.
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let lines = (0..shared.device.queues.len()).map(|queue| Line::new(&shared, queue));
         let (lines, inbound) = (lines.collect::<Result<_, _>>()?, Signal::new()?);
@@ -61,10 +61,10 @@ impl Watch {
         self.inbound.raise();
     }
 
-    /// The outbound thread of a queue: sends the packets from it until the table says to stop.
+    /// Runs the outbound thread of a queue: sends the queue's packets until the table tells it to stop.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) fn run(&self, queue: usize) -> io::Result<()> {
         let (line, alone) = (&self.lines[queue], self.lines.len() == 1);
         let mut light = 0;
@@ -87,11 +87,11 @@ impl Watch {
         Ok(())
     }
 
-    /// Called by the inbound thread when it has written to the device or found it readable: forwards a few
-    /// packets, if it is the one that reads the device.
+    /// The inbound thread calls this after it has written to the device or found it readable. Forwards a few
+    /// packets if the inbound thread reads the device.
     ///
     /// # Errors
-    /// When the device is gone.
+    /// If the device is gone.
     pub(crate) fn answer(&self) -> io::Result<()> {
         if !self.inbound_watches.load(Relaxed) {
             return Ok(());
@@ -108,11 +108,11 @@ impl Watch {
         Ok(())
     }
 
-    /// Called by the inbound thread when nothing has arrived: sleeps until something does, or, if it reads
-    /// the device, until the device is readable.
+    /// The inbound thread calls this when nothing has arrived. Sleeps until a datagram arrives or, if the
+    /// inbound thread reads the device, until the device is readable.
     ///
     /// # Errors
-    /// When the device is gone, or the kernel has no memory to wait with.
+    /// If the device is gone, or the kernel has no memory for the wait.
     pub(crate) fn wait_inbound(&self) -> io::Result<()> {
         let socket = self.shared.socket.as_fd();
         if !self.inbound_watches.load(Relaxed) {

@@ -2,7 +2,7 @@
 
 use super::{AeadKey, Algorithm, Backend, GROUP, Message, TAG_LEN};
 
-/// Lengths around which the implementation branches.
+/// Lengths near which the implementation takes different branches.
 const LENGTHS: [usize; 16] =
     [0, 1, 15, 16, 48, 64, 112, 113, 192, 193, 960, 1420, 1472, 1473, 1984, 3100];
 const COUNTS: [usize; 6] = [1, 2, 3, 5, GROUP - 1, GROUP];

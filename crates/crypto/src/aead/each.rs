@@ -1,5 +1,5 @@
-//! Several messages under one key. [`Backend::Wide`](super::Backend::Wide) computes messages of one length
-//! together, in less than half the time; the other back ends compute one after the other.
+//! Seals and opens several messages under one key. [`Backend::Wide`](super::Backend::Wide) computes messages of
+//! equal length together, in less than half the time; the other back ends compute one message after the other.
 
 use std::mem::take;
 
@@ -13,15 +13,15 @@ pub(crate) const GROUP: usize = 8;
 /// One of several messages.
 #[derive(Default)]
 pub struct Message<'a> {
-    /// To be used only once in the life of a key, as with [`AeadKey::seal`].
+    /// A counter must be used only once in the life of a key, as with [`AeadKey::seal`].
     pub counter: u64,
-    /// The text, followed by [`TAG_LEN`] bytes: its tag, or the room for it.
+    /// The text, followed by [`TAG_LEN`] bytes for its tag.
     pub buffer: &'a mut [u8],
 }
 
 impl AeadKey {
-    /// Encrypts each message in place, without associated data, and writes its tag behind it. Quickest
-    /// where messages of one length follow each other.
+    /// Encrypts each message in place, without associated data, and writes its tag behind it. This is fastest
+    /// if messages of equal length follow each other.
     ///
     /// # Panics
     ///
@@ -30,9 +30,9 @@ impl AeadKey {
         each_group(messages, |group| self.seal_group(group));
     }
 
-    /// Decrypts each message in place, without associated data. Calls `opened` for each, in their order, with
-    /// its counter and its plaintext, or with [`Forged`]: the contents of that buffer must then not be used;
-    /// the other messages are not affected.
+    /// Decrypts each message in place, without associated data. Calls `opened` for each message, in their
+    /// order, with the counter and either the plaintext or [`Forged`]. The buffer of a forged message must not
+    /// be used; the other messages are not affected.
     pub fn open_each<'a>(
         &self,
         messages: impl IntoIterator<Item = Message<'a>>,
@@ -116,7 +116,7 @@ impl AeadKey {
     }
 }
 
-/// Splits the messages into groups of up to [`GROUP`] neighbours of one length.
+/// Splits the messages into groups of up to [`GROUP`] consecutive messages of equal length.
 fn each_group<'a>(
     messages: impl IntoIterator<Item = Message<'a>>,
     mut take: impl FnMut(&mut [Message<'a>]),

@@ -1,4 +1,4 @@
-//! RustCrypto's portable AEADs, which share no code with the back ends: what the tests compare those with.
+//! The reference for the tests: RustCrypto's portable AEADs, which share no code with the back ends.
 
 use aes_gcm::Aes256Gcm;
 use chacha20poly1305::aead::{AeadInOut, Nonce};
@@ -7,7 +7,7 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
 
 use super::{Algorithm, TAG_LEN};
 
-/// As [`AeadKey::seal`](super::AeadKey::seal).
+/// Like [`AeadKey::seal`](super::AeadKey::seal).
 pub(super) fn seal(
     algorithm: Algorithm,
     key: &[u8; 32],

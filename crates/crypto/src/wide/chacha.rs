@@ -1,8 +1,8 @@
-//! The key stream of ChaCha20 (RFC 8439 §2.3 and §2.4) for a group of messages: each register holds one word of
-//! the state, for sixteen blocks side by side.
+//! The key stream of ChaCha20 (RFC 8439 §2.3 and §2.4) for a group of messages. Each register holds one word of
+//! the state for sixteen blocks.
 //!
-//! A quarter round then needs no shuffle. Two passes of sixteen blocks, computed step by step at the same time,
-//! fill the 32 registers, and no step has to wait for the one before it.
+//! In this layout a quarter round needs no shuffle. Two passes of sixteen blocks are computed step by step at
+//! the same time: they fill the 32 registers, and no step has to wait for the one before it.
 
 use std::arch::x86_64::{
     __m512i, _mm_cvtsi32_si128, _mm512_add_epi32, _mm512_and_si512, _mm512_permutex2var_epi32,
@@ -16,16 +16,16 @@ use zerocopy::transmute;
 use super::transpose::transpose;
 use crate::aead::GROUP;
 
-/// Bytes of a block.
+/// The number of bytes of a block.
 pub(super) const BLOCK: usize = 64;
-/// Blocks side by side.
+/// The number of blocks in one register.
 const LANES: usize = 16;
 
 /// The words of sixteen states, as rows and columns.
 type State = [[__m512i; 4]; 4];
 
-/// The key stream of up to [`GROUP`] messages. They take turns at the sixteen lanes: with four messages, a pass
-/// makes four blocks of each.
+/// The key stream of up to [`GROUP`] messages, which share the sixteen lanes: with four messages, a pass
+/// computes four blocks of each.
 pub(super) struct Stream {
     /// The state before the first round.
     state: State,
@@ -62,7 +62,7 @@ impl Stream {
         self.block
     }
 
-    /// Computes as many of the next blocks as the registers hold, or half as many if that reaches the block
+    /// Computes as many of the next blocks as the registers hold. Computes half as many if they reach the block
     /// `end`.
     #[target_feature(enable = "avx512f")]
     pub(super) fn next(&mut self, end: usize, pass: &mut Pass) {
@@ -108,7 +108,7 @@ impl Stream {
     }
 }
 
-/// This number of lanes, as a value in each lane.
+/// This number in every lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn all(number: usize) -> __m512i {
@@ -121,7 +121,7 @@ fn broadcast(words: [i32; 4]) -> [__m512i; 4] {
     words.map(|word| _mm512_set1_epi32(word))
 }
 
-/// The last row of the state without its first word: each lane holds its message's nonce.
+/// The last row of the state without its first word: each lane contains the nonce of its message.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn nonce_words(nonces: &[[u8; 12]], width: usize) -> [__m512i; 4] {
@@ -226,7 +226,7 @@ fn add_xor_rotate<
     }
 }
 
-/// Rotates the rows so that diagonals become columns. Only the names change: no register moves.
+/// Rotates the rows so that diagonals become columns. Only the names change: no value moves between registers.
 fn diagonalise<const N: usize>(states: &mut [State; N]) {
     for [_, b, c, d] in states {
         *b = [b[1], b[2], b[3], b[0]];
@@ -258,7 +258,7 @@ fn blocks_of(state: &State) -> [__m512i; LANES] {
     blocks
 }
 
-/// Transposes four words of each block: each result holds them for four blocks.
+/// Transposes four words of each block: each result contains the words of four blocks.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn fours([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {

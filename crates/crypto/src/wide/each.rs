@@ -1,8 +1,8 @@
-//! Poly1305 (RFC 8439 §2.5, in the form of §2.8) of several ciphertexts of one length: one per lane, each with
-//! its own r.
+//! Poly1305 (RFC 8439 §2.5, with the padding of §2.8) of several ciphertexts of one length: one ciphertext per
+//! lane, each with its own r.
 //!
-//! Each step adds four blocks to the sum: (sum + b₀)·r⁴ + b₁·r³ + b₂·r² + b₃·r. Only the first product waits
-//! for the previous sum, and all four share one carry.
+//! Each step adds four blocks to the sum: (sum + b₀)·r⁴ + b₁·r³ + b₂·r² + b₃·r. Only the first product has to
+//! wait for the previous sum, and the four products need only one carry.
 
 use std::arch::x86_64::{
     __m512i, _mm512_and_si512, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_unpackhi_epi64,
@@ -15,9 +15,9 @@ use super::limbs::{CLAMP, Factor, LANES, Limbs, Products};
 use super::transpose::transpose;
 use crate::aead::TAG_LEN;
 
-/// Bytes of a block.
+/// The number of bytes of a block.
 const BLOCK: usize = 16;
-/// Blocks that one step adds.
+/// The number of blocks that one step adds.
 const STEP: usize = 4;
 
 /// The tags of `texts`. The first half of each block of `keys` is the one-time key.
@@ -35,7 +35,7 @@ pub(super) fn authenticate(
     })
 }
 
-/// From r⁴ down to r.
+/// The powers of r from r⁴ down to r.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn powers([low, high]: [__m512i; 2]) -> [Factor; STEP] {
@@ -74,7 +74,7 @@ fn sum(texts: [&[u8]; LANES], powers: &[Factor; STEP]) -> Limbs {
     step(sum, &[lengths], &powers[STEP - 1..])
 }
 
-/// Adds as many blocks to the sum as there are powers.
+/// Adds a block to the sum for each of the powers.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn step(sum: Limbs, blocks: &[[__m512i; 2]], powers: &[Factor]) -> Limbs {
@@ -85,7 +85,7 @@ fn step(sum: Limbs, blocks: &[[__m512i; 2]], powers: &[Factor]) -> Limbs {
     products.plus(sum.plus(Limbs::of_blocks(blocks[0])), &powers[0]).carry()
 }
 
-/// From four blocks of each message to the lower and upper halves of each block, one message per lane.
+/// Converts four blocks of each message to the lower and upper halves of each block, one message per lane.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn halves(messages: [__m512i; LANES]) -> [[__m512i; 2]; STEP] {

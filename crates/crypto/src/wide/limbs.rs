@@ -1,5 +1,5 @@
-//! Arithmetic modulo 2¹³⁰ − 5 for Poly1305 (RFC 8439 §2.5): eight numbers side by side, each of three
-//! limbs of 44, 44 and 42 bits.
+//! Arithmetic modulo 2¹³⁰ − 5 for Poly1305 (RFC 8439 §2.5): eight numbers in parallel, each of three limbs of
+//! 44, 44 and 42 bits.
 
 use std::arch::x86_64::{
     __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64,
@@ -8,12 +8,12 @@ use std::arch::x86_64::{
 
 use zerocopy::transmute;
 
-/// Numbers side by side.
+/// The number of numbers in parallel.
 pub(super) const LANES: usize = 8;
 
 const BITS_44: u64 = (1 << 44) - 1;
 const BITS_42: u64 = (1 << 42) - 1;
-/// The bits of r that clamping keeps (RFC 8439 §2.5.1).
+/// The bits of r that clamping does not clear (RFC 8439 §2.5.1).
 pub(super) const CLAMP: u128 = 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
 
 /// Eight numbers. Limbs may exceed their width by a few bits until [`Limbs::totals`].
@@ -21,7 +21,7 @@ pub(super) const CLAMP: u128 = 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
 pub(super) struct Limbs(pub(super) [__m512i; 3]);
 
 impl Limbs {
-    /// From the lower and upper halves of 128-bit numbers.
+    /// Splits 128-bit numbers, given by their lower and upper halves, into limbs.
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn of([low, high]: [__m512i; 2]) -> Self {
@@ -34,7 +34,7 @@ impl Limbs {
         ])
     }
 
-    /// Like [`Limbs::of`], for blocks of a message: adds the bit above the 128 (RFC 8439 §2.5.1).
+    /// Like [`Limbs::of`], for blocks of a message: sets bit 128 (RFC 8439 §2.5.1).
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn of_blocks(halves: [__m512i; 2]) -> Self {
@@ -112,7 +112,7 @@ pub(super) fn total(a: u64, b: u64, c: u64) -> u128 {
     let (a, b) = ((a & BITS_44) + 5 * (c >> 42), b & BITS_44);
     let b = b + (a >> 44);
     let c = (c & BITS_42) + (b >> 44);
-    // Below 2¹³⁰ + 2¹²⁸ now, and below 2¹³⁰ − 5 after one more subtraction.
+    // The number is below 2¹³⁰ + 2¹²⁸ now, and below 2¹³⁰ − 5 after one more subtraction.
     let (a, b) = ((a & BITS_44) + 5 * (c >> 42), b & BITS_44);
     reduce(a, b, c & BITS_42)
 }
@@ -123,7 +123,7 @@ fn reduce(a: u64, b: u64, c: u64) -> u128 {
         let b = b + ((a + 5) >> 44);
         c + (b >> 44)
     };
-    // The number has to be reduced exactly if the number plus 5 reaches 2¹³⁰; the result is that sum less 2¹³⁰.
+    // If the number plus 5 reaches 2¹³⁰, it has to be reduced; the result is then that sum minus 2¹³⁰.
     let five = 5 * (less >> 42);
     u128::from(a)
         .wrapping_add(u128::from(five))
@@ -131,7 +131,7 @@ fn reduce(a: u64, b: u64, c: u64) -> u128 {
         .wrapping_add(u128::from(c) << 88)
 }
 
-/// A number to multiply by, and its upper limbs times 20: their contribution beyond 2¹³².
+/// A factor, and its upper limbs times 20, because 2¹³² is 20 modulo 2¹³⁰ − 5.
 pub(super) struct Factor {
     limbs: Limbs,
     wrapped: [__m512i; 2],
@@ -145,8 +145,8 @@ impl Factor {
     }
 }
 
-/// Sums of products whose carries are deferred: the lower 52 bits of each, and the bits above. There is room
-/// for a hundred products.
+/// Sums of products whose carries are deferred: the lower 52 bits of each product, and the bits above. There
+/// is room for a hundred products.
 pub(super) struct Products {
     low: [__m512i; 3],
     high: [__m512i; 3],
@@ -167,7 +167,7 @@ impl Products {
         let rows = [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]];
         let [a, b, c] = number.0;
         let [mut low, mut high] = [self.low, self.high];
-        // The first limb comes last, because a carry takes longest to reach it.
+        // The first limb comes last, because it is the last to be ready after a carry.
         for (limb, column) in [(b, 1), (c, 2), (a, 0)] {
             for (i, row) in rows.iter().enumerate() {
                 low[i] = _mm512_madd52lo_epu64(low[i], limb, row[column]);

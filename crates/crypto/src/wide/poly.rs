@@ -1,10 +1,10 @@
-//! Poly1305 (RFC 8439 §2.5) of a ciphertext without associated data, in the form that ChaCha20-Poly1305 gives
-//! it (§2.8): padded to a whole block, then a block of lengths.
+//! Poly1305 (RFC 8439 §2.5) of a ciphertext without associated data, in the form that ChaCha20-Poly1305 uses
+//! (§2.8): padded to a whole block, then a block of lengths.
 //!
-//! Numbers modulo 2¹³⁰ − 5 are three limbs of 44, 44 and 42 bits, in eight lanes side by side. The message's
-//! blocks are dealt to the lanes in turn. For each further block a lane is multiplied by r⁸. At the end, the
-//! lane whose last block is the k-th from the end is multiplied by rᵏ. As blocks are counted from the end, a
-//! number that is no multiple of eight leaves lanes empty at the beginning, where zeroes do no harm.
+//! Numbers modulo 2¹³⁰ − 5 are three limbs of 44, 44 and 42 bits, in eight parallel lanes. The message's blocks
+//! are distributed over the lanes in turn. A lane is multiplied by r⁸ before each further block. At the end,
+//! the lane whose last block is the k-th from the end is multiplied by rᵏ. Blocks are counted from the end: if
+//! their number is not a multiple of eight, some lanes start empty, and their zeroes do no harm.
 
 use std::arch::x86_64::{
     __m512i, _mm512_cmpge_epi64_mask, _mm512_mask_mov_epi64, _mm512_maskz_set1_epi64,
@@ -16,9 +16,9 @@ use zerocopy::transmute;
 use super::limbs::{self, CLAMP, Factor, LANES, Limbs};
 use crate::aead::TAG_LEN;
 
-/// Bytes of a block.
+/// The number of bytes of a block.
 const BLOCK: usize = 16;
-/// Bytes of one block for each lane.
+/// The number of bytes of one block for each lane.
 const GROUP: usize = BLOCK * LANES;
 
 /// The tag of `text`. The first half of `key` is the one-time key.
@@ -30,8 +30,8 @@ pub(super) fn authenticate(key: &[u8; 64], text: &[u8]) -> [u8; TAG_LEN] {
     total(sum).wrapping_add(u128::from_le_bytes(s)).to_le_bytes()
 }
 
-/// Adds up the blocks of each lane, without the last multiplication: first the group that may lack blocks, then
-/// the groups of text only, then the group that ends in the lengths.
+/// Adds up the blocks of each lane, without the last multiplication: first the group in which blocks may be
+/// missing, then the groups that contain only text, then the group that ends with the lengths.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn sum(text: &[u8], powers: &Powers) -> Limbs {
@@ -52,7 +52,7 @@ fn sum(text: &[u8], powers: &Powers) -> Limbs {
     sum.times_plus(&powers.eighth, blocks(&bytes, 0))
 }
 
-/// Adds two groups at a time, in two sums that do not wait for each other.
+/// Adds two groups at a time, in two sums that can be computed in parallel.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn sum_whole(first: Limbs, whole: &[[u8; GROUP]], powers: &Powers) -> Limbs {
@@ -71,8 +71,8 @@ fn put_lengths(group: &mut [u8; GROUP], len: usize) {
     group[GROUP - 8..].copy_from_slice(&(len as u64).to_le_bytes());
 }
 
-/// Blocks as numbers. The first `missing` do not exist and lack the bit above the 128. The order is that of
-/// [`ORDER`].
+/// Converts blocks to numbers. The first `missing` blocks do not exist, so their bit 128 is not set. The order
+/// of the lanes is [`ORDER`].
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn blocks(bytes: &[u8; GROUP], missing: usize) -> Limbs {
@@ -123,7 +123,7 @@ impl Powers {
     }
 }
 
-/// The lanes whose block number lacks this bit.
+/// The lanes in whose block number this bit is not set.
 const fn lanes_without(bit: u64) -> u8 {
     let (mut lanes, mut lane) = (0, 0);
     while lane < LANES {

@@ -1,12 +1,12 @@
-//! Compares every length with ring, and the authenticator with a textbook version for inputs that fill its
-//! limbs.
+//! Compares every length with ring, and the authenticator with a textbook version for inputs whose limbs are
+//! full.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::aead::{AeadKey, Algorithm, Backend};
 
-/// Longer than any two passes, and than a jumbo frame.
+/// Longer than two passes, and longer than a jumbo frame.
 const LONGEST: usize = 9100;
 
 /// `None` if this processor cannot run the tests.
@@ -37,7 +37,7 @@ fn every_length_seals_and_opens_as_with_ring() {
     }
 }
 
-/// Poly1305 of RFC 8439 §2.5.1 with 26-bit limbs, over the message as §2.8 lays it out.
+/// Poly1305 of RFC 8439 §2.5.1 with 26-bit limbs, of the message in the form of §2.8.
 fn textbook(key: [u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
     let (r, s) = key.split_at(16);
     let r = limbs_of(u128::from_le_bytes(r.try_into().unwrap()) & limbs::CLAMP, 0);
@@ -92,7 +92,7 @@ fn authenticate(key: [u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
     unsafe { poly::authenticate(&block(key), text) }
 }
 
-/// Bytes of which long runs are all ones or all zeroes.
+/// Bytes with long runs of ones or zeroes.
 fn extreme(len: usize) -> impl Strategy<Value = Vec<u8>> {
     let run = (prop_oneof![Just(0), Just(0xff), any::<u8>()], 1..40usize);
     prop::collection::vec(run, 1..40).prop_map(move |runs| {
@@ -143,8 +143,8 @@ proptest! {
     }
 }
 
-/// Sums just below, at and above 2¹³⁰ − 5, where the last subtraction is decided: with r = 1 the sum is that of
-/// the blocks themselves.
+/// Tests sums just below, at and above 2¹³⁰ − 5, for which the last subtraction is decided: with r = 1, the sum
+/// is the sum of the blocks themselves.
 #[test]
 fn sums_around_the_modulus_are_reduced() {
     if wide(&[0; 32]).is_none() {

@@ -8,7 +8,7 @@ use super::wire::{Announced, CONFIG};
 use crate::config::{self, Handed};
 use crate::keys::{self, HandedKeys, KEY_FILES};
 
-/// Reads into `buffer` until there is a line; returns it and the bytes after it.
+/// Reads into `buffer` until it contains a line; returns the line and the bytes after it.
 pub(super) async fn read_line<'b>(
     client: &mut UnixStream,
     buffer: &'b mut [u8],
@@ -49,7 +49,8 @@ pub(super) async fn receive(
     Ok(Handed { source, keys })
 }
 
-/// Reads into memory that is wiped and never grows, because growing would leave a copy behind.
+/// Reads a text into memory that is wiped later. The memory never grows, because that would leave a copy
+/// behind.
 async fn read_text(
     from: &mut (impl AsyncRead + Unpin),
     file: &Announced,

@@ -1,10 +1,10 @@
-//! The control protocol: one line of JSON each way. The files of a `reload` follow its line unencoded.
+//! The control protocol: one line of JSON in each direction. The files of a `reload` follow its line unencoded.
 
 use serde::{Deserialize, Serialize};
 
 use crate::status::SCHEMA;
 
-/// The longest request with its newline, in bytes, without the files that follow it.
+/// The maximum length of a request with its newline, in bytes, without the files that follow it.
 pub(super) const MAX_REQUEST: usize = 4096;
 
 /// A request.
@@ -25,13 +25,13 @@ pub(crate) struct Ask {
 /// A file that follows the request's line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Announced {
-    /// `config`, or the configuration key that contains its path.
+    /// `config`, or the configuration key that contains the file's path.
     pub(crate) name: String,
-    /// Its length.
+    /// The file's length.
     pub(crate) bytes: usize,
 }
 
-/// The name of the configuration among the files.
+/// The name of the configuration among the announced files.
 pub(crate) const CONFIG: &str = "config";
 
 impl Ask {
@@ -65,7 +65,8 @@ pub(crate) struct Refusal {
 /// The reason for a refusal when the control plane has ended.
 pub(crate) const STOPPING: &str = "the tunnel is about to stop";
 
-/// One line of JSON. Every message has text for keys and no number that JSON lacks, so this never fails.
+/// Encodes a message as one line of JSON. This never fails, because every message has only text keys and no
+/// number that JSON lacks.
 pub(super) fn line(message: &impl Serialize) -> String {
     let mut line = serde_json::to_string(message).unwrap_or_default();
     line.push('\n');

@@ -1,5 +1,5 @@
-//! Network namespaces without names: each exists as long as its descriptor or a process in it, so none can be
-//! left behind.
+//! Network namespaces without names. Each exists only as long as its descriptor or a process in it, so none can
+//! be left behind.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -23,17 +23,17 @@ use vpnd_device::{Link, Netlink, Undo};
 
 use super::common::{DemoError, OUTER_A, OUTER_B};
 
-/// The wire's end at site A.
+/// The device at site A's end of the wire.
 pub(super) const DEVICE_A: &str = "wire-a";
-/// The wire's end at site B.
+/// The device at site B's end of the wire.
 pub(super) const DEVICE_B: &str = "wire-b";
 
 /// The privilege to make namespaces.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Privilege {
-    /// We have the capabilities.
+    /// This process has the capabilities.
     Held,
-    /// We have them in a user namespace, where we are root.
+    /// This process has the capabilities in a user namespace, in which it is root.
     UserNamespace(Uid),
 }
 
@@ -46,8 +46,8 @@ impl fmt::Display for Privilege {
     }
 }
 
-/// Makes sure that namespaces can be made: enters a user namespace unless the process has the capabilities.
-/// Only a single-threaded process can.
+/// Gets the privilege to make namespaces: enters a user namespace unless the process has the capabilities. Only
+/// a single-threaded process can enter one.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub(super) fn acquire() -> anyhow::Result<Privilege> {
     Ok(Privilege::UserNamespace(uid))
 }
 
-/// A process can map its group only after it has given up the right to change its groups.
+/// Maps this user to root. A process can map its group only after it has lost the right to change its groups.
 fn become_root(uid: Uid, gid: Gid) -> io::Result<()> {
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
@@ -76,9 +76,9 @@ fn become_root(uid: Uid, gid: Gid) -> io::Result<()> {
 /// Two namespaces, connected by a veth pair.
 #[derive(Debug)]
 pub(super) struct Wire {
-    /// Site A's.
+    /// Site A's namespace.
     pub(super) a: Namespace,
-    /// Site B's.
+    /// Site B's namespace.
     pub(super) b: Namespace,
 }
 
@@ -115,7 +115,7 @@ impl Namespace {
         Ok(Self(Arc::new(file)))
     }
 
-    /// Runs `work` inside. Whatever it opens stays in the namespace, wherever it is used.
+    /// Runs `work` inside the namespace. An object that it opens belongs to the namespace, wherever it is used.
     ///
     /// # Errors
     ///
@@ -127,7 +127,8 @@ impl Namespace {
         entered.context("cannot enter a network namespace")
     }
 
-    /// A program to be run inside; it dies with the thread that starts it.
+    /// A command that runs a program inside the namespace. The program is killed when the thread that started
+    /// it ends.
     pub(super) fn command(&self, program: &Path) -> Command {
         let namespace = Arc::clone(&self.0);
         let enter = move || {
@@ -135,8 +136,8 @@ impl Namespace {
             Ok(setns(&*namespace, CloneFlags::CLONE_NEWNET)?)
         };
         let mut command = Command::new(program);
-        // SAFETY: the closure makes two system calls and only uses its descriptor: nothing in it allocates or
-        // takes a lock between fork and exec.
+        // SAFETY: the closure makes two system calls and uses only its descriptor: it allocates no memory and
+        // takes no lock between fork and exec.
         unsafe { command.pre_exec(enter) };
         command
     }
@@ -155,7 +156,7 @@ fn add_pair(far: i32) -> anyhow::Result<()> {
 fn configure(device: &str, address: IpNet) -> anyhow::Result<()> {
     let link = Link { name: device.to_owned(), addresses: vec![address], ..Link::default() };
     runtime()?.block_on(async {
-        // It vanishes with its namespace, so nobody needs to undo it.
+        // The device vanishes with its namespace, so nothing has to be reverted.
         let _undo = Netlink::connect()?.configure(&link, Undo::default()).await?;
         Ok(())
     })

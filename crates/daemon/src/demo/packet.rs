@@ -1,5 +1,5 @@
-//! A packet socket: receives every frame of one device, each behind a virtio header, so that super-packets can
-//! be distinguished from frames.
+//! A packet socket, which receives every frame of one device. A virtio header precedes each frame and shows
+//! whether it is a super-packet.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -26,10 +26,11 @@ impl PacketSocket {
     /// If there is no such device, or CAP_NET_RAW is missing.
     pub(super) fn open(device: &str) -> io::Result<Self> {
         let device = c_int::try_from(if_nametoindex(device)?).map_err(io::Error::other)?;
-        // Opened without a protocol: otherwise it would receive frames of other devices before it is bound.
+        // Opened without a protocol, because it would otherwise receive frames of other devices before it is
+        // bound.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         set_option(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
-        // If the system's limit applies to us too, use as much as it allows.
+        // If the system's limit also applies to this process, use as much as it allows.
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)
             .or_else(|_| set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, BUFFER))?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -41,16 +42,16 @@ impl PacketSocket {
     ///
     /// # Errors
     ///
-    /// If nothing came, or the device is gone.
+    /// If no frame arrived, or the device is gone.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.0).read(buffer)
     }
 
-    /// The number of frames since the last call that did not fit the buffer.
+    /// The number of frames since the last call that did not fit into the buffer.
     ///
     /// # Errors
     ///
-    /// If the kernel does not report it.
+    /// If the kernel does not report the number.
     pub(super) fn missed(&self) -> io::Result<u32> {
         let mut stats = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
         let mut len = size_of_val(&stats) as socklen_t;
@@ -94,5 +95,5 @@ fn every_frame_of(device: c_int) -> io::Result<SockAddr> {
     unsafe { SockAddr::try_init(fill).map(|((), address)| address) }
 }
 
-/// Buffers frames while the reader is busy.
+/// The size of the kernel's buffer for frames that arrive while the reader is busy.
 const BUFFER: c_int = 16 << 20;

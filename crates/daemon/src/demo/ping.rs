@@ -1,4 +1,4 @@
-//! Echo requests of both families, one after another, each with its round-trip time.
+//! Sends echo requests of both families, one after another, and measures their round-trip times.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ use vpnd_tun::Sum;
 use super::common::on_thread;
 use super::netns::Namespace;
 
-/// The result of a series.
+/// The result of a series of requests.
 #[derive(Debug)]
 pub(super) struct Pings {
     sent: u16,
@@ -20,7 +20,7 @@ pub(super) struct Pings {
 }
 
 impl Pings {
-    /// Whether none was lost.
+    /// Whether every request was answered.
     pub(super) fn all_answered(&self) -> bool {
         self.times.len() == usize::from(self.sent)
     }
@@ -37,10 +37,10 @@ impl fmt::Display for Pings {
     }
 }
 
-/// Sends `count` requests that carry `payload`, and times the answers.
+/// Sends `count` requests that contain `payload`, and measures the time until each answer.
 ///
 /// # Errors
-///
+/// If a raw socket cannot be opened, or a request cannot be sent. A missing answer is not an error.
 /// If a raw socket cannot be opened, or a request cannot be sent. A missing answer is no error.
 pub(super) async fn series(
     from: &Namespace,
@@ -57,7 +57,7 @@ pub(super) async fn series(
     Ok(Pings { sent: count, times: times.with_context(|| format!("cannot ping {to}"))? })
 }
 
-/// A raw socket, because in a new namespace nobody may use a ping socket.
+/// Opens a raw socket, because in a new namespace no user may use a ping socket.
 fn echo_socket(to: IpAddr) -> io::Result<Socket> {
     let (domain, protocol) = match to {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
@@ -78,7 +78,7 @@ fn once(mut socket: &Socket, to: IpAddr, n: u16, payload: &[u8]) -> io::Result<O
     while sent.elapsed() < PATIENCE {
         match socket.read(&mut buffer) {
             Ok(len) if answers(&buffer[..len], &request, to) => return Ok(Some(sent.elapsed())),
-            // Neighbour discovery and other messages arrive here too.
+            // Neighbour discovery and other messages also arrive here.
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -88,7 +88,7 @@ fn once(mut socket: &Socket, to: IpAddr, n: u16, payload: &[u8]) -> io::Result<O
     Ok(None)
 }
 
-/// The kernel writes the checksum of ICMPv6, but not of ICMP.
+/// An echo request. The kernel writes the checksum of ICMPv6, but not that of ICMP.
 fn request(to: IpAddr, n: u16, payload: &[u8]) -> Vec<u8> {
     let kind = if to.is_ipv4() { 8 } else { 128 };
     let [high, low] = n.to_be_bytes();
@@ -99,7 +99,7 @@ fn request(to: IpAddr, n: u16, payload: &[u8]) -> Vec<u8> {
     request
 }
 
-/// A raw socket gets the IP header only for IPv4.
+/// Whether the packet answers the request. Packets from a raw socket contain the IP header only for IPv4.
 fn answers(packet: &[u8], request: &[u8], to: IpAddr) -> bool {
     let (kind, header) = match (to, packet.first()) {
         (IpAddr::V4(_), Some(first)) => (0, usize::from(first & 15) * 4),
@@ -109,9 +109,9 @@ fn answers(packet: &[u8], request: &[u8], to: IpAddr) -> bool {
     answer.first() == Some(&kind) && answer.get(4..) == request.get(4..)
 }
 
-/// How long an answer may take.
+/// How long to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Any number: nobody else pings in the namespace.
+/// An arbitrary number: no other program pings in the namespace.
 const IDENTIFIER: u8 = 0x76;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One side of the tunnel: its files as `pair` writes them, and its daemon.
+//! One side of the tunnel: the files that `pair` writes for it, and its daemon.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -18,29 +18,29 @@ use crate::config::Endpoint;
 use crate::pair;
 use crate::pair::{PairOptions, Site, inner_network};
 
-/// Opens a device like those that the daemons need, to report early what is missing.
+/// Opens a device like those that the daemons will open, so that a missing requirement is reported early.
 ///
 /// # Errors
 ///
-/// If it cannot be opened.
+/// If the device cannot be opened.
 pub(super) fn try_device() -> Result<Device, OpenError> {
     let (adopt, owner) = (Adopt::Never, Owner::default());
     let mode = Mode::Tun;
     vpnd_tun::open(&Options { name: None, mode, offload: true, queues: 1, adopt, owner })
 }
 
-/// Both sites' files in a directory that is removed when this is dropped.
+/// The files of both sites, in a directory that is removed when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Files {
     directory: PathBuf,
 }
 
 impl Files {
-    /// Writes the files of `pair`, and the paths of state and control socket for this demonstration.
+    /// Writes the files of `pair`, and adds the paths of state and control socket for this demonstration.
     ///
     /// # Errors
     ///
-    /// If they cannot be written.
+    /// If the files cannot be written.
     pub(super) fn write() -> anyhow::Result<Self> {
         let template = std::env::temp_dir().join("vpnd-demo-XXXXXX");
         let directory = mkdtemp(&template)
@@ -80,17 +80,17 @@ impl Files {
         Ok(Daemon { name: name.to_owned(), program, directory, child })
     }
 
-    /// Removes the files, and reports a failure.
+    /// Removes the files, and reports an error if that fails.
     ///
     /// # Errors
     ///
-    /// If something is left.
+    /// If a file could not be removed.
     pub(super) fn remove(self) -> anyhow::Result<()> {
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("cannot remove {}", self.directory.display()))
     }
 
-    /// Puts state and control socket beside the configuration; relative paths start there.
+    /// Puts state and control socket beside the configuration, to which relative paths refer.
     fn place_service(&self, name: &str) -> anyhow::Result<()> {
         let path = self.directory.join(name).join(format!("{name}.toml"));
         let mut config = OpenOptions::new().append(true).open(&path)?;
@@ -102,7 +102,7 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // Fails if they were removed already.
+        // This fails if the files were already removed.
         let _gone = fs::remove_dir_all(&self.directory);
     }
 }
@@ -117,17 +117,17 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// The name of its site.
+    /// The name of the daemon's site.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process id.
+    /// The daemon's process id.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its control socket.
+    /// The daemon's control socket.
     pub(super) fn control(&self) -> PathBuf {
         self.directory.join(CONTROL)
     }
@@ -145,11 +145,11 @@ impl Daemon {
         Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
     }
 
-    /// Waits until it reports that the tunnel is up.
+    /// Waits until the daemon reports that the tunnel is up.
     ///
     /// # Errors
     ///
-    /// If it ends instead, or takes too long.
+    /// If the daemon ends instead, or takes too long.
     pub(super) async fn up(&mut self) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
@@ -165,11 +165,11 @@ impl Daemon {
         }
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Asks the daemon to stop, and waits until it has ended.
     ///
     /// # Errors
     ///
-    /// If it has ended before, does not end, or fails.
+    /// If the daemon ended before, does not end, or fails.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         let start = Instant::now();
         if let Some(status) = self.child.try_wait()? {
@@ -197,7 +197,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Both fail if it has ended already.
+        // Both calls fail if the daemon has already ended.
         let _killed = self.child.kill();
         let _ended = self.child.wait();
     }

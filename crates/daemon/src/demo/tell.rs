@@ -1,5 +1,5 @@
-//! The output of the demonstration: numbered steps, plain lines, and progress that is updated in place on a
-//! terminal.
+//! The output of the demonstration: numbered steps, lines of text, and on a terminal a progress that is updated
+//! in place.
 
 use std::cell::Cell;
 use std::fmt;
@@ -58,7 +58,8 @@ struct Progress<'a> {
     name: &'a str,
     limit: Limit,
     start: Instant,
-    /// On a terminal each report overwrites the previous one; elsewhere only a few lines are printed.
+    /// Whether the output is a terminal. There each report overwrites the previous one; elsewhere only a few
+    /// lines are printed.
     terminal: bool,
     quarters: u8,
 }
@@ -83,12 +84,12 @@ impl<'a> Progress<'a> {
         say(format_args!("   {text}\n"))
     }
 
-    /// Clears the line, for the result to be printed.
+    /// Clears the line, so that the result can be printed there.
     fn end(&self) -> anyhow::Result<()> {
         if self.terminal { say(format_args!("\r\x1b[K")) } else { Ok(()) }
     }
 
-    /// The progress towards the limit of bytes or the limit of time, whichever is higher.
+    /// The progress in percent: of the byte limit or of the time limit, whichever is higher.
     fn percent(&self, bytes: u64) -> u8 {
         let of_bytes = u128::from(bytes) * 100 / u128::from(self.limit.bytes);
         let of_time = self.start.elapsed().as_nanos() * 100 / self.limit.time.as_nanos();
@@ -96,7 +97,7 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// Bits per second, in decimal units.
+/// Formats a rate in bits per second, with decimal units.
 pub(super) fn rate(bytes_per_second: f64) -> String {
     let bits = bytes_per_second * 8.0;
     if bits >= 1e9 {
@@ -106,7 +107,7 @@ pub(super) fn rate(bytes_per_second: f64) -> String {
     }
 }
 
-/// Bytes, in binary units.
+/// Formats a number of bytes, with binary units.
 pub(super) fn size(bytes: u64) -> String {
     let kib = bytes as f64 / 1024.0;
     match bytes {

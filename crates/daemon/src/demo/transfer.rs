@@ -12,12 +12,12 @@ use anyhow::{Context, ensure};
 use super::common::on_thread;
 use super::netns::Namespace;
 
-/// The limits of a transfer; the first one to be reached ends it.
+/// The limits of a transfer; it ends when one of them is reached.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
-    /// The most bytes.
+    /// The maximum number of bytes.
     pub(super) bytes: u64,
-    /// The longest time.
+    /// The maximum time.
     pub(super) time: Duration,
 }
 
@@ -26,16 +26,16 @@ pub(super) struct Limit {
 pub(super) struct Transfer {
     /// The number of bytes that arrived.
     pub(super) bytes: u64,
-    /// From the connection to the last byte, as measured by the receiver.
+    /// The time from the connection to the last byte, as measured by the receiver.
     pub(super) time: Duration,
-    /// Of the sent bytes.
+    /// The checksum of the sent bytes.
     pub(super) sent: Checksum,
-    /// Of the received bytes.
+    /// The checksum of the received bytes.
     pub(super) received: Checksum,
 }
 
 impl Transfer {
-    /// Checks that the received bytes are the sent bytes.
+    /// Checks that the received bytes equal the sent bytes.
     ///
     /// # Errors
     ///
@@ -51,7 +51,7 @@ impl Transfer {
     }
 }
 
-/// Sends `text` again and again until a limit is reached; `progress` counts the bytes that arrive.
+/// Sends `text` repeatedly until a limit is reached; `progress` counts the bytes that arrive.
 ///
 /// # Errors
 ///
@@ -75,8 +75,8 @@ pub(super) async fn run(
     Ok(Transfer { bytes: received.bytes, time, sent, received })
 }
 
-/// A checksum over whole blocks: any changed byte or changed order changes it. It is so cheap that it does not
-/// slow the transfer.
+/// A checksum of whole blocks, which changes if any byte or the order of the blocks changes. It is so cheap
+/// that it does not slow the transfer down.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Checksum {
     bytes: u64,
@@ -109,7 +109,7 @@ fn connect(target: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Each block begins with its number, so that no two blocks are equal.
+/// Sends blocks until a limit is reached. Each block begins with its number, so that no two blocks are equal.
 fn send(mut stream: TcpStream, limit: Limit, text: &[u8]) -> io::Result<Checksum> {
     let mut block = Box::new([0; BLOCK]);
     for (byte, letter) in block.iter_mut().zip(text.iter().cycle()) {
@@ -144,7 +144,7 @@ fn fill(stream: &mut impl Read, block: &mut [u8]) -> io::Result<bool> {
             Ok(0) if len == 0 => return Ok(false),
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => len += read,
-            // The kernel does not restart a read with a timeout.
+            // After a signal, the kernel does not restart a read that has a timeout.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -156,7 +156,7 @@ fn fill(stream: &mut impl Read, block: &mut [u8]) -> io::Result<bool> {
 const BLOCK: usize = 64 << 10;
 /// How long either end waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Odd, so that multiplying loses no bit, and without a pattern: 2^64 divided by the golden ratio.
+/// The number is odd, so that multiplying loses no bit, and has no pattern: 2^64 divided by the golden ratio.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]

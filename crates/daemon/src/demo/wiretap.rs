@@ -1,4 +1,4 @@
-//! The eavesdropper: reads every frame that crosses one end of the wire.
+//! The wiretap: reads every frame that crosses one end of the wire.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -14,7 +14,7 @@ use super::netns::Namespace;
 use super::packet::PacketSocket;
 use super::tell::size;
 
-/// Reads until it is stopped or dropped.
+/// Reads frames until it is stopped or dropped.
 #[derive(Debug)]
 pub(super) struct Wiretap {
     socket: Arc<PacketSocket>,
@@ -23,7 +23,7 @@ pub(super) struct Wiretap {
 }
 
 impl Wiretap {
-    /// Starts at a device, and counts how often `secret` appears in its frames.
+    /// Starts to read at a device, and counts how often `secret` appears in its frames.
     ///
     /// # Errors
     ///
@@ -41,11 +41,11 @@ impl Wiretap {
         Ok(Self { socket, stop, thread })
     }
 
-    /// Stops when no frame is waiting.
+    /// Stops the wiretap after it has read all waiting frames.
     ///
     /// # Errors
     ///
-    /// If it could not read.
+    /// If the wiretap could not read.
     pub(super) fn stop(mut self) -> anyhow::Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().context("a wiretap stops once")?;
@@ -62,18 +62,18 @@ impl Drop for Wiretap {
     }
 }
 
-/// What was seen on the wire.
+/// What the wiretap has seen.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// How often the secret was readable.
+    /// The number of times that the secret was readable.
     pub(super) sightings: usize,
     /// The first datagram of transport data that is more than a keepalive.
     pub(super) sample: Option<Vec<u8>>,
-    /// Frames that did not fit the buffer.
+    /// The number of frames that did not fit into the buffer.
     pub(super) missed: u32,
     bytes: u64,
     frames: u64,
-    /// UDP datagrams by the type that their first four bytes give.
+    /// The number of UDP datagrams by type, which is in their first four bytes.
     datagrams: BTreeMap<u32, u64>,
 }
 
@@ -86,14 +86,14 @@ impl Seen {
         }
     }
 
-    /// The kinds of frames, as far as they can be distinguished without keys.
+    /// The number of frames of each kind, as far as kinds can be distinguished without keys.
     pub(super) fn kinds(&self) -> String {
         let known = self.datagrams.iter().map(|(kind, n)| format!("{} {n}", name(*kind)));
         let udp: u64 = self.datagrams.values().sum();
         known.chain([format!("other frames {}", self.frames - udp)]).collect::<Vec<_>>().join(", ")
     }
 
-    /// Records one frame or super-packet, behind its virtio header.
+    /// Records one frame or super-packet, which follows its virtio header.
     fn record(&mut self, read: &[u8], secret: &[u8]) {
         let Some((header, frame)) = VnetHeader::decode(read) else { return };
         self.bytes += frame.len() as u64;
@@ -117,7 +117,7 @@ impl Seen {
     }
 }
 
-/// In the format of `hexdump -C`.
+/// Formats bytes like `hexdump -C`.
 pub(super) fn hexdump(bytes: &[u8]) -> Vec<String> {
     let line = |(n, row): (usize, &[u8])| {
         let hex: String = row.iter().map(|byte| format!(" {byte:02x}")).collect();
@@ -160,17 +160,17 @@ fn name(kind: u32) -> String {
 const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
 /// A super-packet of UDP datagrams (linux/virtio_net.h).
 const GSO_UDP_L4: u8 = 5;
-/// A flag bit beside the kind of a super-packet.
+/// A flag bit in addition to the kind of super-packet.
 const GSO_ECN: u8 = 0x80;
 const TRANSPORT_DATA: u32 = 4;
-/// Header and tag without payload.
+/// The length of a datagram with header and tag, but without payload.
 const KEEPALIVE_LEN: usize = 32;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A frame behind its virtio header.
+    /// A frame that follows its virtio header.
     fn udp(gso_size: u16, payload: &[u8]) -> Vec<u8> {
         let gso_type = if gso_size == 0 { 0 } else { GSO_UDP_L4 };
         let header = VnetHeader { gso_type, gso_size, ..VnetHeader::PLAIN };

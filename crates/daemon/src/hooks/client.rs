@@ -14,12 +14,12 @@ use super::plan::{Argv, Plan};
 use super::runner;
 use super::talk::{End, Order, Receiver, Report, Sender, split};
 
-/// After a command's limit, the time that the runner may take to kill it and report.
+/// The time that the runner has after a command's limit, to kill the command and report.
 const REPORT_TIME: Duration = Duration::from_secs(5);
-/// How long to wait for the runner's end.
+/// How long to wait until the runner ends.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A running runner.
+/// A runner that was started.
 pub(super) struct Runner {
     receiver: Receiver,
     sender: Sender,
@@ -31,25 +31,26 @@ impl Runner {
     ///
     /// # Errors
     ///
-    /// If the kernel does not let us execute ourselves.
+    /// If this process cannot execute itself.
     pub(super) fn start() -> io::Result<Self> {
         let (ours, theirs) = Pair::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(runner::WORD).env_clear().current_dir("/");
-        // Not in vpnd's process group: it ends with vpnd, not with a signal from the terminal.
+        // Not in vpnd's process group, because a signal from the terminal must not end the runner; it ends with
+        // vpnd.
         command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).process_group(0);
         let process = command.spawn()?;
         ours.set_nonblocking(true)?;
         Ok(Self { process: Some(process), ..Self::over(UnixStream::from_std(ours)?) })
     }
 
-    /// A runner at the other end of `stream`.
+    /// A runner that is already connected to the other end of `stream`.
     pub(super) fn over(stream: UnixStream) -> Self {
         let (receiver, sender) = split(stream);
         Self { receiver, sender, process: None }
     }
 
-    /// Sends the plan, which holds every command that the runner may run. Call it once, and first.
+    /// Sends the plan, which contains every command that the runner may run. Call this once, before all else.
     ///
     /// # Errors
     ///
@@ -84,7 +85,7 @@ impl Runner {
         end.await?
     }
 
-    /// Asks the runner to end, and waits: none of its commands outlives it.
+    /// Asks the runner to end, and waits until it has. No command outlives the runner.
     pub(super) async fn end(self) {
         let Self { receiver, sender, process } = self;
         drop((receiver, sender));

@@ -1,6 +1,6 @@
 //! The commands that set systemd-resolved's name servers behind the device. Syntax and meaning are those of
-//! `resolvectl`: a domain is searched, and its names are resolved there; with `~` in front, its names are only
-//! resolved there.
+//! `resolvectl`: a domain is a search domain, and its names are resolved by these servers. With a leading `~`,
+//! its names are only resolved there, and the domain is not searched.
 
 use std::net::IpAddr;
 
@@ -17,8 +17,8 @@ const EVERY_NAME: &str = "~.";
 
 /// The commands that make systemd-resolved use `servers` behind `device`.
 ///
-/// If everything is routed into the tunnel, all names are resolved there and nowhere else. Otherwise only those
-/// in `domains` are; without `domains`, all names whose domain no other device claims.
+/// If everything is routed into the tunnel, these servers alone resolve all names. Otherwise they resolve only
+/// the names in `domains`; without `domains`, all names whose domain no other device claims.
 pub(super) fn set(
     device: &str,
     servers: &[IpAddr],
@@ -41,12 +41,12 @@ pub(super) fn set(
     commands
 }
 
-/// The commands that make systemd-resolved forget them.
+/// The commands that make systemd-resolved forget the servers and domains.
 pub(super) fn revert(device: &str) -> Vec<Argv> {
     command("revert", device, Vec::new())
 }
 
-/// Whether the routes cover a whole family: one network, or its two halves.
+/// Whether the routes cover a whole family, with one network or with its two halves.
 pub(super) fn is_everything(routes: impl Iterator<Item = IpNet> + Clone) -> bool {
     [true, false].into_iter().any(|v4| {
         let family = routes.clone().filter(|to| to.addr().is_ipv4() == v4);

@@ -1,4 +1,5 @@
-//! Runs one command: in a process group of its own, inheriting only the environment, no longer than its limit.
+//! Runs one command: in a separate process group, with nothing inherited but the environment, and with a time
+//! limit.
 
 use std::ffi::CString;
 use std::io;
@@ -23,15 +24,15 @@ use crate::program;
 
 /// The highest number of a signal (`_NSIG`).
 const LAST_SIGNAL: libc::c_int = 64;
-/// How long a command may take to end before it is killed.
+/// How long a command may take to end after SIGTERM; then it is killed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs the command until it ends or `limit` is over, and sends its output to `sender`. Dropping the future kills
-/// the command.
+/// Runs the command until it ends or `limit` is over, and sends its output to `sender`. Dropping the future
+/// kills the command.
 ///
 /// # Errors
 ///
-/// If the other end of `sender` is gone; the command is then killed.
+/// If the receiver of `sender` is gone; then the command is killed.
 pub(super) async fn execute(
     argv: &Argv,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -53,11 +54,11 @@ pub(super) async fn execute(
     Ok(end)
 }
 
-/// A command, and all of its children that stayed in its group.
+/// A command, with all of its children that are still in its group.
 struct Running {
     child: Child,
     group: Pid,
-    /// Whether it ended by itself: its background processes are then left alone.
+    /// Whether the command ended without being killed; then its background processes are not killed.
     ended: bool,
     output: Option<pipe::Receiver>,
     lines: Lines,
@@ -77,14 +78,14 @@ impl Running {
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         reset_inherited(&mut command);
         execute_descriptor(&mut command, Image::of(argv, &environment)?);
-        // The command object holds our ends of the pipe, and is dropped here.
+        // The command value contains our ends of the pipe; they are closed when it is dropped here.
         let child = Command::from(command).spawn()?;
         let id = child.id().and_then(|id| i32::try_from(id).ok());
         let group = Pid::from_raw(id.ok_or_else(|| io::Error::from(Errno::ESRCH))?);
         Ok(Self { child, group, ended: false, output: Some(output), lines: Lines::default() })
     }
 
-    /// Waits for its end, and passes its output on until then.
+    /// Waits until the command ends, and passes its output on until then.
     async fn end(&mut self, sender: &mut Sender) -> io::Result<ExitStatus> {
         let mut buffer = [0; 4096];
         loop {
@@ -95,27 +96,27 @@ impl Running {
                 }
                 read = read(&mut self.output, &mut buffer) => match read {
                     Ok(len @ 1..) => pass(self.lines.take(&buffer[..len]), sender).await?,
-                    // It has closed its output, but may still run.
+                    // The command has closed its output, but may still run.
                     _ => self.output = None,
                 },
             }
         }
     }
 
-    /// Asks the whole group to end, then kills it.
+    /// Asks the whole group to end, and then kills it.
     async fn stop(&mut self, sender: &mut Sender) -> io::Result<()> {
         self.signal(Signal::SIGTERM);
         let obeyed = timeout(GRACE, self.end(sender)).await.is_ok();
-        // Its children may have stayed when it ended.
+        // The command's children may still run after it has ended.
         self.signal(Signal::SIGKILL);
         if !obeyed {
-            // A process stuck in the kernel is left alone.
+            // A process that is stuck in the kernel cannot be killed.
             let _stuck = timeout(GRACE, self.end(sender)).await;
         }
         Ok(())
     }
 
-    /// Passes on what is still in the pipe. Does not wait for background processes that keep the pipe open.
+    /// Passes on the rest of the pipe's contents. Does not wait for background processes with the pipe open.
     async fn pass_rest(&mut self, sender: &mut Sender) -> io::Result<()> {
         let mut buffer = [0; 4096];
         while let Some(output) = &self.output {
@@ -127,7 +128,7 @@ impl Running {
         pass(self.lines.rest(), sender).await
     }
 
-    /// Sends no signal to a group that is gone.
+    /// Sends a signal to the group; does nothing if the group is gone.
     fn signal(&self, signal: Signal) {
         let _gone = killpg(self.group, signal);
     }
@@ -155,33 +156,34 @@ async fn pass(lines: Vec<String>, sender: &mut Sender) -> io::Result<()> {
     Ok(())
 }
 
-/// Resets what the kernel passes on to a new program, as if the system had just started it: no signal is
-/// blocked or ignored. The program is killed when the runner ends.
+/// Resets the properties that a new program inherits, as if the system had just started it: no signal is
+/// blocked or ignored. Also makes the kernel kill the program when the runner ends.
 fn reset_inherited(command: &mut std::process::Command) {
     let anew = || {
         set_pdeathsig(Signal::SIGKILL)?;
         for signal in 1..=LAST_SIGNAL {
-            // SAFETY: no handler is installed. The kernel and the C library refuse to change some.
+            // SAFETY: no handler is installed. The kernel and the C library refuse to change some signals.
             let _fixed = unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
         SigSet::empty().thread_set_mask()?;
         Ok(())
     };
     command.process_group(0);
-    // SAFETY: the closure makes system calls and touches no memory but its own stack: nothing in it
-    // allocates or takes a lock between fork and exec.
+    // SAFETY: the closure makes system calls and uses no memory except its own stack: it allocates no memory
+    // and takes no lock between fork and exec.
     unsafe { command.pre_exec(anew) };
 }
 
-/// Executes the file that was opened and checked, not whatever has its name by then. A script has to be
-/// executed by its name, which its interpreter needs (and nobody else can change). The kernel reports a script
-/// with ENOENT, as its descriptor is closed on exec, and one that names no interpreter with ENOEXEC.
+/// Executes the file that was opened and checked, and not another file that may have its name by then. Only a
+/// script is executed by its name, because its interpreter needs the name (and no other user can change the
+/// file). The kernel reports a script with ENOENT, because its descriptor is closed on exec, and a script
+/// without an interpreter with ENOEXEC.
 fn execute_descriptor(command: &mut std::process::Command, image: Image) {
     let executed = move || match image.execute() {
         Errno::ENOENT | Errno::ENOEXEC => Ok(()),
         error => Err(error.into()),
     };
-    // SAFETY: the closure makes one system call, on memory that was made ready before the fork.
+    // SAFETY: the closure makes one system call, on memory that was prepared before the fork.
     unsafe { command.pre_exec(executed) };
 }
 
@@ -203,7 +205,7 @@ impl Image {
         })
     }
 
-    /// Returns only if the kernel refuses to execute it.
+    /// Executes the program. Returns only if the kernel refuses.
     fn execute(&self) -> Errno {
         // SAFETY: both arrays end with a null pointer, and own the strings that they point to.
         unsafe {
@@ -254,7 +256,7 @@ mod tests {
         (receiver, sender)
     }
 
-    /// How `sh -c script` ends, and its output.
+    /// Runs `sh -c script`; returns how it ended, and its output.
     async fn run(script: &str, limit: Duration) -> (End, Vec<String>) {
         let (mut receiver, mut sender) = ends();
         let environment = [("PATH", "/usr/bin:/bin"), ("A", "b c")];
@@ -356,7 +358,7 @@ mod tests {
         assert_eq!(receiver.next().await.unwrap(), Some(Report::Line(link)));
     }
 
-    /// Whether it is dead, or only waits to be reaped.
+    /// Whether the process has ended, even if it was not reaped yet.
     fn is_dead(id: i32) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))

@@ -1,11 +1,12 @@
-//! Whether systemd-resolved still has the name servers that vpnd set. Another program may have removed them
-//! (`resolvectl revert`, an agent that sets up links), or systemd-resolved may have been restarted without its
-//! state.
+//! Checks whether systemd-resolved still has the name servers that vpnd set. Another program may have removed
+//! them (`resolvectl revert`, an agent that sets up links), or systemd-resolved may have been restarted without
+//! its state.
 //!
-//! Its state of a link is in a directory that only it can read. But it writes a `resolv.conf` that everybody
-//! can read, with the servers of links that resolve every name: the loss of such a server is noticed within
-//! [`CHECK_INTERVAL`]. A link that resolves only its own domains is not listed there. So vpnd also sets everything again
-//! every [`RENEWAL_INTERVAL`]; if nothing is missing, systemd-resolved neither changes nor logs anything.
+//! systemd-resolved stores the state of a link in a directory that only it can read. But it writes a
+//! `resolv.conf` that everybody can read, with the servers of links that resolve every name, so the loss of
+//! such a server is noticed within [`CHECK_INTERVAL`]. That file does not list a link that resolves only its
+//! own domains. So vpnd also sets everything again every [`RENEWAL_INTERVAL`]; if nothing is missing,
+//! systemd-resolved neither changes nor logs anything.
 
 use std::fs;
 use std::net::IpAddr;
@@ -20,9 +21,9 @@ use super::plan::Argv;
 const LIST: &str = "/run/systemd/resolve/resolv.conf";
 /// How often the list is read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// How often everything is set again, whatever the list says.
+/// How often everything is set again, even if the list contains all servers.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
-/// If setting again fails or does not last, the pauses grow up to this.
+/// If setting the servers fails, or they are soon removed again, the pauses grow up to this time.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// The servers that were set, and when to check them.
@@ -30,7 +31,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct Names {
     servers: Vec<IpAddr>,
     list: PathBuf,
-    /// Whether the list had all of them when they were set; only then can the list show that one is missing.
+    /// Whether the list contained all servers after they were set. Only then can it show that one is missing.
     listed: bool,
     pause: Duration,
     due: Instant,
@@ -44,12 +45,12 @@ pub(super) enum Found {
     Kept,
     /// A server is gone: set all of them again.
     Gone,
-    /// The state cannot be seen: set all of them again.
+    /// The list cannot show the state: set all of them again.
     Unknown,
 }
 
 impl Names {
-    /// To be called after these commands have run.
+    /// The servers in these commands, which have just been run.
     pub(super) fn new(commands: &[Argv]) -> Self {
         let words = commands.iter().flat_map(Argv::words);
         let servers = words.filter_map(|word| word.parse().ok()).collect();
@@ -63,7 +64,7 @@ impl Names {
         names
     }
 
-    /// When to check next.
+    /// When the next check is due.
     pub(super) const fn due(&self) -> Instant {
         self.due
     }
@@ -81,7 +82,7 @@ impl Names {
         Found::Kept
     }
 
-    /// Records that the servers were set again after `found`, or that setting them failed.
+    /// Records that the servers were set again after `found`, or that this failed.
     pub(super) fn set_again(&mut self, now: Instant, found: Found, is_set: bool) {
         if is_set {
             self.listed = self.are_listed();
@@ -93,7 +94,7 @@ impl Names {
     }
 
     fn are_listed(&self) -> bool {
-        // A missing list, or one that is being replaced, counts as empty.
+        // A list that is missing, or is being replaced, counts as empty.
         let list = fs::read_to_string(&self.list).unwrap_or_default();
         let listed: Vec<_> = list.lines().filter_map(name_server).collect();
         self.servers.iter().all(|server| listed.contains(server))
@@ -118,7 +119,7 @@ mod tests {
         Names::listed_in(list.to_owned(), servers.into(), now)
     }
 
-    /// Checks when it is due, and sets again by writing `list`.
+    /// Makes the next check when it is due, and sets the servers again by writing `list`.
     fn check_when_due(names: &mut Names, list: &str) -> (Found, Duration) {
         let now = names.due();
         let found = names.check(now);

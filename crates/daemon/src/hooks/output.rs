@@ -1,11 +1,11 @@
-//! Turns a command's output into log lines: limited in length and number, and without control characters. So no
-//! command can fill the log or forge other lines.
+//! Turns a command's output into log lines, with a limited length and number and without control characters. So
+//! a command can neither fill the log nor forge other lines.
 
 use crate::terminal::Printable;
 
-/// A line is cut after this many bytes.
+/// The number of bytes after which a line is cut.
 const MAX_LINE: usize = 400;
-/// Lines of one command that are logged; further ones are counted.
+/// The number of lines of one command that are logged; further ones are only counted.
 const MAX_LINES: usize = 50;
 
 /// Splits output into lines.
@@ -17,7 +17,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// The lines that these bytes complete.
+    /// Adds output, and returns the lines that it completes.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut lines = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -31,7 +31,7 @@ impl Lines {
         lines
     }
 
-    /// The last, incomplete line, when the output has ended.
+    /// The last, incomplete line, after the output has ended.
     pub(super) fn rest(&mut self) -> Vec<String> {
         let mut lines: Vec<_> = self.end_line().into_iter().collect();
         if self.left_out > 0 {

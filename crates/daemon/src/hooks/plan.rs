@@ -1,5 +1,5 @@
-//! Which commands run at which event. The runner gets the plan before anything is read from the network; after
-//! that, vpnd only names a command's position in it.
+//! Which commands run at which event. The runner gets the plan before vpnd reads anything from the network.
+//! After that, vpnd only sends the position of a command in the plan.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::program::look_at;
 
-/// When commands are run.
+/// The events at which commands run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Event {
@@ -42,20 +42,22 @@ impl Event {
     }
 }
 
-/// A command: a program whose file was checked, and its arguments. No shell is involved.
+/// A command: a program whose file was checked, and its arguments. It is run without a shell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Argv {
-    /// The program's name, also for its own `argv[0]`: a path, or a word that was looked up in `PATH`.
+    /// The program as it was named, which is also its `argv[0]`: a path, or a word that was looked up in
+    /// `PATH`.
     program: String,
-    /// The file to be executed, or why there is none. It is not looked up again.
+    /// The file to execute, or why there is none. The name is not looked up again.
     file: Result<String, String>,
     arguments: Vec<String>,
-    /// Which argument is the device's name, which may have changed by the time the command runs.
+    /// The position of the argument that is the device's name, which may have changed when the command runs.
     device: Option<usize>,
 }
 
 impl Argv {
-    /// A command of these words, the first of which is the program; `None` without words. Checks the program.
+    /// Builds a command from these words, the first of which is the program, and checks the program; `None`
+    /// without words.
     pub(crate) fn new(words: impl IntoIterator<Item = impl Into<String>>) -> Option<Self> {
         let mut words = words.into_iter().map(Into::into);
         let program = words.next()?;
@@ -63,7 +65,7 @@ impl Argv {
         Some(Self { program, file, arguments: words.collect(), device: None })
     }
 
-    /// Marks the argument `at` as the device's name.
+    /// Marks the argument at position `at` as the device's name.
     pub(super) fn naming_device(mut self, at: usize) -> Self {
         self.device = Some(at);
         self
@@ -78,16 +80,16 @@ impl Argv {
         argv
     }
 
-    /// The file to be executed.
+    /// The file to execute.
     ///
     /// # Errors
     ///
-    /// Why it must not be executed.
+    /// Why the file must not be executed.
     pub(super) fn file(&self) -> io::Result<&str> {
         self.file.as_deref().map_err(|why| io::Error::other(why.clone()))
     }
 
-    /// All words. A multi-call program (busybox) behaves according to the name it is called by.
+    /// All words. The program's name is included, because a multi-call program (busybox) depends on it.
     pub(super) fn words(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.program).chain(&self.arguments).map(String::as_str)
     }
@@ -109,7 +111,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Every command that the tunnel's runner will ever run, and their environment.
+/// Every command that the tunnel's runner will ever run, and the environment of the commands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     /// The commands of each event, in the order in which they run.

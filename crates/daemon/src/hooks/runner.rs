@@ -1,6 +1,6 @@
-//! The process that runs commands: vpnd, executed once more before it has opened anything or dropped any
-//! privilege. So it holds none of vpnd's keys and keeps the privileges that vpnd was started with. It reads a
-//! plan from its standard input, then runs commands of that plan on request, one at a time. When vpnd is gone,
+//! The process that runs commands: vpnd, executed again before it has opened anything or dropped any privilege.
+//! So the runner has none of vpnd's keys, and keeps the privileges that vpnd was started with. It reads a plan
+//! from its standard input, and then runs commands of that plan on request, one at a time. When vpnd has ended,
 //! it kills the running command and ends.
 
 use std::ffi::CStr;
@@ -21,7 +21,7 @@ use crate::privilege;
 /// The internal subcommand.
 pub(crate) const WORD: &str = "hook-runner";
 
-/// Runs commands until vpnd is gone.
+/// Runs commands until vpnd has ended.
 ///
 /// # Errors
 ///
@@ -38,8 +38,8 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     Ok(Exit::Success.into())
 }
 
-/// Drops everything that was inherited from vpnd's parent. A signal that asks vpnd to end also reaches the
-/// runner if it is sent to the whole group or service; it is blocked, as commands are still to run.
+/// Drops everything that was inherited from vpnd's parent. Signals are blocked: a signal that asks vpnd to end
+/// may be sent to the whole group or service, but the runner still has commands to run.
 fn begin() -> io::Result<()> {
     isolate(c"vpnd-hooks")?;
     // vpnd may have been started with a high priority for its packets; hooks do not need it.
@@ -47,8 +47,8 @@ fn begin() -> io::Result<()> {
     Ok(())
 }
 
-/// The first steps of a process that vpnd starts with a socket as its standard input: it closes everything that
-/// was inherited from vpnd's parent, blocks every signal but SIGCHLD, and gets a name.
+/// The first steps of a process that vpnd starts with a socket as its standard input. It closes all descriptors
+/// that were inherited from vpnd's parent, blocks every signal except SIGCHLD, and gets a name.
 ///
 /// # Errors
 ///
@@ -65,13 +65,13 @@ pub(crate) fn isolate(name: &CStr) -> io::Result<()> {
 
 /// Closes every descriptor from `first` on.
 fn close_from(first: libc::c_uint) -> io::Result<()> {
-    // SAFETY: the call takes three numbers, and no descriptor from `first` on has an owner here: the
+    // SAFETY: the call takes three numbers, and no value owns a descriptor from `first` on, because the
     // process has only begun.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
     if closed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Runs the requested commands until the other end is gone.
+/// Runs the requested commands until vpnd has closed its end.
 async fn serve(socket: UnixStream) -> anyhow::Result<()> {
     let (mut receiver, mut sender) = split(socket);
     let Some(plan) = receiver.plan().await? else { return Ok(()) };
@@ -87,7 +87,7 @@ async fn serve(socket: UnixStream) -> anyhow::Result<()> {
         let environment = plan.environment.iter().cloned().chain(event_variables(&order));
         let end = tokio::select! {
             end = execute(argv, environment, plan.limit, &mut sender) => end?,
-            // vpnd sends nothing before it has the result, so a message can only be its end.
+            // vpnd sends nothing before it has the result, so this can only mean that vpnd has ended.
             _gone = receiver.next::<Order>() => return Ok(()),
         };
         sender.send(&Report::Ended(end)).await?;
@@ -106,7 +106,7 @@ fn event_variables(order: &Order) -> Vec<(String, String)> {
     told.into_iter().chain(device).chain(mtu).collect()
 }
 
-/// Whether the kernel allows this name for a device, and no program takes it for an option.
+/// Whether the kernel allows this name for a device, and no program parses it as an option.
 fn is_device_name(name: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_graphic() && !"/:".contains(c);
     (1..libc::IFNAMSIZ).contains(&name.len())
@@ -126,7 +126,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A runner in this process.
+    /// Runs a runner in this process.
     pub(crate) fn pretend(socket: UnixStream) {
         tokio::spawn(async { serve(socket).await.unwrap() });
     }

@@ -1,5 +1,6 @@
-//! The messages between vpnd and its runner: one line of JSON each, over a socket pair. The first line is the
-//! [`Plan`]; then come an [`Order`], any number of output lines, the end of the command, and the next order.
+//! The messages between vpnd and its runner, one line of JSON each, over a socket pair. vpnd sends the [`Plan`]
+//! first. For each [`Order`] that follows, the runner sends any number of output lines and the end of the
+//! command.
 
 use std::fmt;
 use std::io;
@@ -18,10 +19,10 @@ use super::plan::{Event, Plan};
 
 /// The maximum length of an order or a report, in bytes.
 const MAX_LINE: usize = 64 << 10;
-/// The maximum length of a plan: the kernel's limit for the arguments of one program is lower.
+/// The maximum length of a plan. The kernel's limit for the arguments of one program is lower.
 const MAX_PLAN: usize = 4 << 20;
 
-/// Which command of the plan to run.
+/// An order to run one command of the plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) event: Event,
@@ -31,7 +32,7 @@ pub(super) struct Order {
     pub(super) changed: Changed,
 }
 
-/// The properties of the device that differ from the plan's.
+/// The properties of the device that have changed since the plan was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Changed {
     /// Its name.
@@ -43,9 +44,9 @@ pub(super) struct Changed {
 /// The runner's report about a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Report {
-    /// It printed this line.
+    /// The command printed this line.
     Line(String),
-    /// It has ended.
+    /// The command has ended.
     Ended(End),
 }
 
@@ -110,7 +111,7 @@ pub(super) fn split(stream: UnixStream) -> (Receiver, Sender) {
 }
 
 impl Receiver {
-    /// The next message; `None` when the other end is gone. It is cancel-safe.
+    /// The next message; `None` if the other end is closed. This is cancel-safe.
     ///
     /// # Errors
     ///
@@ -128,7 +129,7 @@ impl Receiver {
         self.next_within(MAX_PLAN).await
     }
 
-    /// The limit keeps a compromised vpnd from filling the runner's memory, and a compromised runner from
+    /// The limit prevents a compromised vpnd from filling the runner's memory, and a compromised runner from
     /// filling vpnd's.
     async fn next_within<T: for<'a> Deserialize<'a>>(
         &mut self,
@@ -160,7 +161,7 @@ impl Sender {
     ///
     /// # Errors
     ///
-    /// If the other end is gone.
+    /// If the other end is closed.
     pub(super) async fn send(&mut self, what: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(what)?;
         line.push(b'\n');

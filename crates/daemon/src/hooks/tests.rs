@@ -36,7 +36,7 @@ impl Site {
         Self { directory, hooks, plan }
     }
 
-    /// Brings it up, and returns where the commands write to.
+    /// Brings the site up, and returns the directory in which its commands write.
     async fn up(self) -> (Result<Option<Following>, HookError>, TempDir) {
         (self.hooks.up(self.plan, pending()).await, self.directory)
     }
@@ -155,7 +155,7 @@ async fn what_flaps_is_told_no_sooner_than_some_seconds_apart() {
     }
     until("the last state", || written(&out).len() == 3).await;
     assert!(begin.elapsed() >= SAME_EVENT_INTERVAL, "it is told after {:?}", begin.elapsed());
-    // A stop does not wait for the pauses.
+    // A stop does not wait for the pauses between commands.
     following.news().peer(false, None);
     following.news().peer(true, None);
     following.end().await;

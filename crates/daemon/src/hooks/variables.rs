@@ -1,5 +1,5 @@
-//! The plan of a configuration: its commands, and the variables that describe the tunnel to them. No secret is
-//! among these.
+//! The plan of a configuration: its commands, and the variables that describe the tunnel to them. The variables
+//! contain no secret.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::plan::{Argv, Event, Plan};
 use crate::config::Config;
 use crate::program;
 
-/// The facts that are known once the device exists.
+/// Properties of the tunnel that are known once the device exists.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts<'a> {
     /// The device's name.
@@ -22,7 +22,7 @@ pub(crate) struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// The facts as far as they are known before the device exists.
+    /// The properties, as far as they are known before the device exists.
     pub(crate) fn expected(config: &'a Config) -> Self {
         Self {
             device: config.interface.name.as_deref().unwrap_or("tunN"),
@@ -99,7 +99,7 @@ fn joined(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// An absolute path, because commands run in the root directory.
+/// Makes the path absolute, because commands run in the root directory.
 fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
 }
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::config::{self, tests::site};
 
-    /// The commands of a file with these lines, and the directory of the file.
+    /// The commands of a configuration with these lines, and the directory of the configuration.
     fn planned(lines: &str, change: fn(&mut Config)) -> (Vec<String>, String) {
         let (directory, file) = site(lines);
         let mut config = config::load(&file).unwrap().config;

@@ -1,4 +1,4 @@
-//! The expressions of a rule. All of them use one register: they load a value into it, or compare its contents.
+//! The expressions of a rule. All of them use one register: they load a value into it, or compare its value.
 
 use super::{Encoded, NESTED, attribute, joined, zero_ended};
 
@@ -9,7 +9,7 @@ const REGISTER: u32 = 1;
 /// Metadata of a packet (`nft_meta_keys`).
 #[derive(Clone, Copy)]
 pub(crate) enum Meta {
-    /// Its mark.
+    /// The packet's mark.
     Mark = 3,
     /// The number of the input device.
     Device = 4,
@@ -19,18 +19,18 @@ pub(crate) enum Meta {
     DeviceName = 6,
     /// The name of the output device.
     OutDeviceName = 7,
-    /// The version of IP, by its `NFPROTO` number.
+    /// The IP version, by its `NFPROTO` number.
     Family = 15,
     /// The transport protocol.
     Protocol = 16,
 }
 
-/// Which header (`nft_payload_bases`).
+/// A header of the packet (`nft_payload_bases`).
 #[derive(Clone, Copy)]
 pub(crate) enum Header {
     /// The IP header.
     Network = 1,
-    /// The header after it.
+    /// The transport header.
     Transport = 2,
 }
 
@@ -65,12 +65,12 @@ pub(crate) fn kind_of(address: Address) -> Encoded {
     named("fib", [number(1, REGISTER), number(2, KIND), number(3, address as u32)])
 }
 
-/// Continues if the loaded value is this one.
+/// Continues if the loaded value equals this value.
 pub(crate) fn is(value: &[u8]) -> Encoded {
     named("cmp", [number(1, REGISTER), number(2, 0), data(3, value)])
 }
 
-/// Continues if the loaded value is another one.
+/// Continues if the loaded value differs from this value.
 pub(crate) fn is_not(value: &[u8]) -> Encoded {
     named("cmp", [number(1, REGISTER), number(2, 1), data(3, value)])
 }
@@ -80,8 +80,8 @@ pub(crate) fn set_bits(value: u32, mask: u32) -> Encoded {
     bitwise(4, &(!mask).to_ne_bytes(), &value.to_ne_bytes())
 }
 
-/// Clears all bits of the loaded value except those of `mask`, which is four or sixteen bytes in the order in
-/// which they are compared.
+/// Clears all bits of the loaded value except those of `mask`. The mask has four or sixteen bytes, in the order
+/// in which they are compared.
 pub(crate) fn masked(mask: &[u8]) -> Encoded {
     bitwise(if mask.len() == 4 { 4 } else { 16 }, mask, &vec![0; mask.len()])
 }
@@ -91,13 +91,13 @@ fn bitwise(len: u32, and: &[u8], xor: &[u8]) -> Encoded {
     named("bitwise", parts.into_iter().chain([data(4, and), data(5, xor)]))
 }
 
-/// Continues if the loaded value is in none of the ranges of this set.
+/// Continues if the loaded value is not in any range of this set.
 pub(crate) fn is_in_none(set: &str) -> Encoded {
     const INVERTED: u32 = 1;
     named("lookup", [attribute(1, &zero_ended(set)), number(2, REGISTER), number(5, INVERTED)])
 }
 
-/// Counts the packets that reach it.
+/// Counts the packets that reach this expression.
 pub(crate) fn counter() -> Encoded {
     named("counter", [])
 }
@@ -109,7 +109,7 @@ pub(crate) fn drop() -> Encoded {
     named("immediate", [number(1, 0), attribute(2 | NESTED, &verdict)])
 }
 
-/// A device's name as it is compared: padded with zeros to its maximum length.
+/// A device's name in the form for comparisons: padded with zeros to its maximum length.
 pub(crate) fn device(name: &str) -> [u8; libc::IFNAMSIZ] {
     let mut padded = [0; libc::IFNAMSIZ];
     padded.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)).for_each(|(to, from)| *to = from);

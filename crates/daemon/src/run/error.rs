@@ -1,4 +1,4 @@
-//! Why a tunnel does not run, and the exit code of each reason.
+//! Why a tunnel does not run, with the exit code for each reason.
 
 use std::io;
 
@@ -14,13 +14,13 @@ use crate::netns::NetnsError;
 use crate::privilege::PrivilegeError;
 use crate::shell::ShellError;
 
-/// Why a tunnel did not start, or ended without being asked to.
+/// Why a tunnel did not start, or ended without a request.
 #[derive(Debug, Error)]
 pub(crate) enum RunError {
     /// The device cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Another process holds the device.
+    /// Another process has the device open.
     #[error("{error} (attached: {holders})")]
     Held { error: OpenError, holders: String },
     /// The device cannot be configured.
@@ -41,13 +41,13 @@ pub(crate) enum RunError {
     /// A privilege is missing, or cannot be given up.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
-    /// The same tunnel is running already.
+    /// The same tunnel is already running.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A command that it had to run failed.
+    /// A command that had to run failed.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// The tunnel was running and cannot continue.
+    /// The tunnel was running, but cannot continue.
     #[error(transparent)]
     Plane(#[from] ShellError),
     /// The control plane itself panicked.
@@ -55,7 +55,7 @@ pub(crate) enum RunError {
         "a part of vpnd has failed, which is a bug; please report what was logged, and start vpnd again"
     )]
     Panicked,
-    /// The kernel gives no more descriptors, threads or random numbers.
+    /// The kernel provides no further descriptors, threads or random numbers.
     #[error("cannot start: {error}{}", at_the_limit(error))]
     Start { error: io::Error },
 }
@@ -84,7 +84,7 @@ impl From<io::Error> for RunError {
     }
 }
 
-/// The meaning of EAGAIN when the kernel creates no thread.
+/// An explanation if the kernel returns EAGAIN instead of creating a thread.
 fn at_the_limit(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EAGAIN) => {

@@ -1,5 +1,5 @@
-//! Opens what a start needs, before it changes anything except the kill switch: all descriptors in one value,
-//! and the wanted state of the device in another.
+//! Opens the objects that a start needs, before the start changes anything except the kill switch. All
+//! descriptors are in one value, and the wanted state of the device in another.
 
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Heard, Link, Mark, Netlink, Own, SpecificRoutes, Undo, Uplink};
@@ -17,8 +17,8 @@ use crate::netns::Netns;
 use crate::tenancy::Tenancy;
 use crate::{opening, options};
 
-/// A start whose kill switch is closed, if it has one: from here on no packet leaves outside the tunnel that
-/// should not.
+/// A start whose kill switch is in place, if it has one: from here on no packet leaves outside the tunnel
+/// against the configuration.
 pub(super) struct Guarded {
     pub(super) control: Option<Control>,
     /// The network namespace of the device.
@@ -30,19 +30,19 @@ pub(super) struct Guarded {
     /// The network namespace of the socket.
     pub(super) outside: Netns,
     pub(super) way: Way,
-    /// Whether the tunnel's routes would take its own datagrams.
+    /// Whether the tunnel's routes would lead its own datagrams into the tunnel.
     would_loop: bool,
     pub(super) undo: Undo,
     pub(super) opener: Option<Opener>,
 }
 
 impl Guarded {
-    /// Closes the kill switch.
+    /// Sets up the kill switch.
     ///
     /// # Errors
-    /// If the tunnel is running already, or the kernel refuses.
+    /// If the tunnel is already running, or the kernel refuses.
     pub(super) async fn begin(config: &Config) -> Result<Self, RunError> {
-        // First, so that a second start of the same tunnel changes nothing.
+        // This comes first, so that a second start of the same tunnel changes nothing.
         let control = opening::control(config)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (netlink, heard, news) = inside.within(opening::netlink)??;
@@ -51,7 +51,7 @@ impl Guarded {
         let would_loop =
             config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
         let way = changes::way(config, &netlink, would_loop).await;
-        // Before any step that may fail: the kill switch stays closed even if the start fails.
+        // This comes before any step that may fail: the kill switch stays in place even if the start fails.
         let mark = would_loop.then(|| changes::mark(config, &way));
         let mut undo = changes::guard(config, &netlink, mark).await?;
         guard_output(config, &inside, &way, &mut undo).await.inspect_err(|_| stays_shut(config))?;
@@ -61,25 +61,25 @@ impl Guarded {
     }
 }
 
-/// The descriptors that a tunnel works with, all open. Nothing is configured yet.
+/// The objects that a tunnel works with, all of them open. Nothing is configured yet.
 pub(super) struct Opened {
     pub(super) device: Device,
-    /// Held until everything is reverted.
+    /// Kept until everything is reverted.
     pub(super) tenancy: Option<Tenancy>,
     /// The device's carrier, if it follows the peer.
     pub(super) carrier: Option<Carrier>,
     pub(super) socket: Socket,
     pub(super) uplink: Option<Uplink>,
     pub(super) floor: FloorFile,
-    /// The MTU that the device is to get.
+    /// The MTU that the device will get.
     pub(super) mtu: u16,
 }
 
 impl Opened {
-    /// Opens all of them.
+    /// Opens all objects.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// The kernel's error.
     pub(super) async fn open(config: &Config, guarded: &Guarded) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, way, .. } = guarded;
         let device = inside.within(|| opening::device(config))??;
@@ -124,7 +124,7 @@ pub(super) fn own_mark(config: &Config, way: &Way) -> Option<Mark> {
     (way.mark != 0).then(|| changes::mark(config, way))
 }
 
-/// Lets the packet filter drop the packets of a kill switch that no route drops.
+/// Makes the packet filter drop the packets that a kill switch must block and no route blocks.
 async fn guard_output(
     config: &Config,
     inside: &Netns,
@@ -137,7 +137,7 @@ async fn guard_output(
     Ok(inside.within(|| firewall::guard(config, own, specific.as_ref(), undo))??)
 }
 
-/// The routes that a kill switch does not cover, if the packet filter's table has a set of them.
+/// The routes that a kill switch does not cover, if the packet filter's tables need them.
 pub(super) async fn specific_routes(
     config: &Config,
     inside: &Netns,

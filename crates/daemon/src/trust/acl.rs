@@ -1,5 +1,5 @@
-//! POSIX access control lists. A file's mode does not show them: if there is a list, the mode's group bits are
-//! its mask.
+//! POSIX access control lists. A file's mode does not show them: if there is a list, the group bits of the mode
+//! are the list's mask.
 
 use std::ffi::CString;
 use std::io;
@@ -9,20 +9,20 @@ use std::path::Path;
 use super::Who;
 
 const NAME: &std::ffi::CStr = c"system.posix_acl_access";
-/// The kernel's limit (`XATTR_SIZE_MAX`).
+/// The kernel's limit for the length of a list (`XATTR_SIZE_MAX`).
 const MAX_LEN: usize = 64 << 10;
-/// `POSIX_ACL_XATTR_VERSION`, before the entries.
+/// `POSIX_ACL_XATTR_VERSION`, which precedes the entries.
 const VERSION: [u8; 4] = 2_u32.to_le_bytes();
 const WRITE: u16 = 2;
 
-/// `ACL_USER_OBJ` and its like (`linux/posix_acl.h`).
+/// `ACL_USER_OBJ` and similar constants (`linux/posix_acl.h`).
 const USER: u16 = 0x02;
 const GROUP_OBJ: u16 = 0x04;
 const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// Who may do what, except for the owner.
+/// The permissions of all users and groups except for the owner.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Acl(Vec<Entry>);
 
@@ -34,11 +34,11 @@ struct Entry {
 }
 
 impl Acl {
-    /// The list of a file, if it has one; a link is not followed.
+    /// The list of a file, if it has one. A link is not followed.
     ///
     /// # Errors
     ///
-    /// If it cannot be read, or has an unknown format.
+    /// If the list cannot be read, or has an unknown format.
     pub(super) fn of(path: &Path) -> io::Result<Option<Self>> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         let mut value = vec![0; MAX_LEN];
@@ -55,7 +55,7 @@ impl Acl {
         }
     }
 
-    /// The list that a mode stands for.
+    /// The list that corresponds to a mode.
     pub(super) fn from_mode(mode: u32) -> Self {
         let writes = |bit: u32| if mode & bit != 0 { WRITE } else { 0 };
         let entry = |tag, permissions| Entry { tag, permissions, id: u32::MAX };
@@ -72,7 +72,7 @@ impl Acl {
         Some(Self(entries.iter().copied().map(entry).collect()))
     }
 
-    /// Everybody who may write, except for the owner; `group` is the file's group.
+    /// All users and groups that may write, except for the owner; `group` is the file's group.
     pub(super) fn writers(&self, group: u32) -> impl Iterator<Item = Who> {
         let mask = self.0.iter().find(|entry| entry.tag == MASK);
         let mask = mask.map_or(u16::MAX, |mask| mask.permissions);
@@ -89,7 +89,7 @@ impl Acl {
     }
 }
 
-/// The file has no list, or its file system knows none.
+/// Whether the file has no list, or its file system does not support lists.
 fn is_none(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS))
 }

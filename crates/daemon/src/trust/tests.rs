@@ -1,12 +1,12 @@
-//! Tests who else could change a file, with directories of different owners and modes. Root is trusted as an
-//! owner, so making foreign owners takes root.
+//! Tests which other users could change a file, with directories of different owners and modes. Root is trusted
+//! as an owner, and only root can change owners, so some tests need root.
 
 use super::*;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use tempfile::TempDir;
 
-/// `a/b/file` in a directory of ours.
+/// Makes `a/b/file` in a directory of ours.
 fn tree() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir_all(directory.path().join("a/b")).unwrap();
@@ -95,7 +95,7 @@ fn links_in_a_circle_end() {
 fn an_access_control_list_is_seen() {
     let (directory, path) = tree();
     let a = directory.path().join("a");
-    // Not every file system has lists.
+    // Not every file system supports lists.
     if let_user(&a, 12345, 5).is_none() {
         return;
     }

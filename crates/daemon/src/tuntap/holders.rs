@@ -1,4 +1,5 @@
-//! The processes that are attached to a device: `/proc/PID/fdinfo` names it in a line `iff:`.
+//! Finds the processes that are attached to a device: their `/proc/PID/fdinfo` names the device in a line
+//! `iff:`.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -15,9 +16,9 @@ use crate::terminal::Printable;
 pub(crate) struct Holder {
     pid: u32,
     name: String,
-    /// How many of its descriptors are attached.
+    /// The number of its descriptors that are attached.
     queues: usize,
-    /// Whether it is in another network namespace: it may be attached to another device of that name.
+    /// Whether it is in another network namespace. Then it may be attached to another device of the same name.
     pub(crate) elsewhere: bool,
 }
 
@@ -35,7 +36,7 @@ impl Display for Holder {
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
     by_device: BTreeMap<String, Vec<Holder>>,
-    /// Whether there are processes that we may not inspect.
+    /// Whether there are processes that this process may not inspect.
     pub(crate) hidden: bool,
 }
 
@@ -76,7 +77,7 @@ impl Holders {
     }
 }
 
-/// Describes the processes of one device; `hidden` as in [`Holders::hidden`].
+/// Describes the processes of one device; `hidden` has the meaning of [`Holders::hidden`].
 pub(crate) fn in_words(processes: &[Holder], hidden: bool) -> String {
     let (far, near): (Vec<_>, Vec<_>) = processes.iter().partition(|it| it.elsewhere);
     let mut holders: Vec<String> = near.into_iter().map(Holder::to_string).collect();
@@ -96,13 +97,13 @@ pub(crate) fn in_words(processes: &[Holder], hidden: bool) -> String {
     holders.join(", ")
 }
 
-/// The devices that a process is attached to, and by how many descriptors.
+/// The devices that a process is attached to, with the number of its descriptors for each.
 fn devices(process: &Path) -> io::Result<BTreeMap<String, usize>> {
     let mut devices = BTreeMap::new();
     for entry in fs::read_dir(process.join("fd"))? {
         let entry = entry?;
         let info = match fs::read_link(entry.path()) {
-            // In a container the driver may be elsewhere than at /dev/net/tun.
+            // In a container, the driver's path may differ from /dev/net/tun.
             Ok(path) if path.ends_with("tun") => process.join("fdinfo").join(entry.file_name()),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(error),
             Ok(_) | Err(_) => continue,
@@ -115,7 +116,7 @@ fn devices(process: &Path) -> io::Result<BTreeMap<String, usize>> {
     Ok(devices)
 }
 
-/// The device in a descriptor's `fdinfo`; `None` if it is attached to none.
+/// The device in a descriptor's `fdinfo`; `None` if the descriptor is attached to no device.
 fn device(fdinfo: &str) -> Option<&str> {
     let name = fdinfo.lines().find_map(|line| line.strip_prefix("iff:"))?.trim();
     (!name.is_empty()).then_some(name)

@@ -1,4 +1,4 @@
-//! The existing devices, and what they mean for the next program that opens them.
+//! Lists the existing devices, and what the next program that opens them has to know.
 
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
@@ -21,7 +21,7 @@ pub(crate) enum ListError {
     /// The interfaces cannot be listed.
     #[error("listing the interfaces: {0}")]
     Names(io::Error),
-    /// The flags are of devices in another namespace.
+    /// sysfs shows the flags of devices in another network namespace.
     #[error(
         "/sys shows the devices of another network namespace, or none at all: {0} is not there as \
          we know it; mount a sysfs here, as `ip netns exec` does"
@@ -29,12 +29,12 @@ pub(crate) enum ListError {
     OtherSys(String),
 }
 
-/// The output of `list --json`; keys are added to it, never renamed.
+/// The output of `list --json`; keys may be added to it, but are never renamed.
 #[derive(Serialize)]
 pub(crate) struct Listing {
     schema: u32,
     devices: Vec<Device>,
-    /// Whether there are processes that we may not inspect.
+    /// Whether there are processes that this process may not inspect.
     processes_hidden: bool,
 }
 
@@ -42,12 +42,12 @@ pub(crate) struct Listing {
 struct Device {
     name: String,
     mode: &'static str,
-    /// As `ip tuntap` names them.
+    /// The flags by their names in `ip tuntap`.
     flags: Vec<&'static str>,
     user: Option<Account>,
     group: Option<Account>,
     processes: Vec<Holder>,
-    /// What the next program has to ask for too; empty for a device that will be gone by then.
+    /// Flags that the next program has to request, too; empty for a device that will not exist by then.
     fixed: Vec<&'static str>,
     /// Settings that the next program overwrites.
     overwritten: Vec<&'static str>,
@@ -64,7 +64,7 @@ impl Listing {
     ///
     /// # Errors
     ///
-    /// If the kernel does not show them.
+    /// If the kernel does not report them.
     pub(crate) fn all() -> Result<Self, ListError> {
         let names = if_nameindex().map_err(|error| ListError::Names(error.into()))?;
         let names = names.iter().map(|name| name.name().to_string_lossy().into_owned());
@@ -76,7 +76,7 @@ impl Listing {
     ///
     /// # Errors
     ///
-    /// If there is none, or the kernel does not show it.
+    /// If there is no such device, or the kernel does not report it.
     pub(crate) fn of(name: &str) -> Result<Self, ListError> {
         Self::collect([(kind_of(name)?, name.to_owned())])
     }
@@ -114,7 +114,7 @@ impl Properties {
     fn read(name: &str) -> Option<Self> {
         let directory = Path::new("/sys/class/net").join(name);
         let read = |what| fs::read_to_string(directory.join(what)).ok();
-        // -1 means nobody.
+        // -1 means no owner.
         let id = |text: String| text.trim().parse().ok();
         Some(Self {
             index: read("ifindex")?.trim().parse().ok()?,
@@ -124,7 +124,8 @@ impl Properties {
         })
     }
 
-    /// False if sysfs shows another network namespace: that in which it was mounted.
+    /// Whether sysfs describes this device. False if sysfs was mounted in another network namespace, which it
+    /// shows.
     fn describes(&self, kind: Mode, name: &str) -> bool {
         let mode = if self.has(libc::IFF_TUN) { Mode::Tun } else { Mode::Tap };
         mode == kind && if_nametoindex(name) == Ok(self.index)
@@ -159,8 +160,8 @@ impl Properties {
         words.into_iter().filter(|(_, set)| *set).map(|(word, _)| word).collect()
     }
 
-    /// `tun_set_iff` of drivers/net/tun.c compares the mode and `multi_queue`, and copies the other flags of
-    /// the next program.
+    /// The flags that the next program must match, and those that it overwrites: `tun_set_iff` of
+    /// drivers/net/tun.c compares the mode and `multi_queue`, and copies the other flags from the program.
     fn for_the_next(&self, kind: Mode) -> (Vec<&'static str>, Vec<&'static str>) {
         if !self.has(libc::IFF_PERSIST) {
             return (Vec::new(), Vec::new());
@@ -195,7 +196,7 @@ impl Display for Account {
     }
 }
 
-/// A line for each device like that of `ip tuntap`, and further lines below it.
+/// Prints a line per device, as `ip tuntap` does, and further lines below it.
 impl Display for Listing {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for device in &self.devices {
@@ -243,7 +244,7 @@ mod tests {
         Listing { schema: 1, devices: vec![device], processes_hidden }.to_string()
     }
 
-    /// The numbers are those that Linux 6.18 shows for `ip tuntap add`.
+    /// The numbers are those that Linux 6.18 shows for devices made with `ip tuntap add`.
     #[test]
     fn flags_have_the_words_of_ip() {
         let flags = |text| device(hexadecimal(text).unwrap(), None).flags;

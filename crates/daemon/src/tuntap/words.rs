@@ -16,7 +16,7 @@ Words, in any order:
                        shown until somebody opens the device, who says all three anew: a program
                        gets what it asks for, whatever stands here";
 
-/// The words that a mistyped word is compared with.
+/// The known words, with which a mistyped word is compared.
 const KNOWN: [&str; 9] =
     ["dev", "name", "mode", "user", "group", "multi_queue", "pi", "vnet_hdr", "one_queue"];
 
@@ -70,7 +70,7 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// For the first invalid argument.
+    /// The first invalid argument.
     pub(crate) fn parse(words: &[String]) -> Result<Self, WordError> {
         let mut said = Self::default();
         let mut words = words.iter().map(String::as_str);
@@ -104,7 +104,7 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// Without a mode.
+    /// If there is no mode.
     pub(crate) fn into_device(self) -> Result<Persistent, WordError> {
         Ok(Persistent {
             name: self.name,
@@ -119,11 +119,11 @@ impl Arguments {
     }
 
     /// The device that `del` deletes, and the mode that it must have. As with `ip`, the flags of `add` may be
-    /// repeated; they have no effect.
+    /// repeated; they have no effect here.
     ///
     /// # Errors
     ///
-    /// Without a name, or with an owner.
+    /// If there is no name, or an owner is given.
     pub(crate) fn into_target(self) -> Result<(String, Option<Mode>), WordError> {
         let idle = |word| WordError::Idle { word, command: "del" };
         match self {
@@ -138,7 +138,7 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// With any argument but a name.
+    /// If any argument other than a name is given.
     pub(crate) fn into_filter(self) -> Result<Option<String>, WordError> {
         let others = [
             ("mode", self.kind.is_some()),
@@ -162,7 +162,8 @@ fn put<T>(
     value: &str,
     read: impl FnOnce(&str) -> Result<T, WordError>,
 ) -> Result<(), WordError> {
-    // Checked first: a mistyped word is in the position of a name, and should be reported as such.
+    // The value is parsed first, because a mistyped word is in the position of a name, and should be reported
+    // as such.
     let read = read(value)?;
     if slot.is_some() {
         return Err(WordError::Twice { word, value: value.to_owned() });
@@ -186,12 +187,12 @@ fn group(word: &str) -> Result<u32, WordError> {
     id(word).or_else(by_name).ok_or_else(|| WordError::Group(word.to_owned()))
 }
 
-/// A number that is an id; the highest number means nobody.
+/// Parses an id; the highest number means no user or group, and is invalid.
 fn id(word: &str) -> Option<u32> {
     word.parse().ok().filter(|id| *id != u32::MAX)
 }
 
-/// A name without `dev` before it, unless it looks like a mistyped word.
+/// A name without `dev` before it; an error if it looks like a mistyped word.
 fn bare(name: &str) -> Result<String, WordError> {
     let slips = |known: &str| strsim::osa_distance(known, &name.replace('-', "_"));
     match KNOWN.into_iter().find(|known| slips(known) <= known.len() / 4) {

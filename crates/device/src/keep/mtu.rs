@@ -1,4 +1,4 @@
-//! The MTU of the running device: set when the configuration changes it, and checked when others may have
+//! The MTU of the running device: set when the configuration changes it, and compared when others may have
 //! changed it.
 
 use rtnetlink::packet_route::link::LinkMessage;
@@ -9,7 +9,7 @@ use crate::error::{Error, Step};
 use crate::link::{self, Device};
 use crate::undo::Change;
 
-/// Sets the MTU of the device that a [`Keeper`](super::Keeper) keeps.
+/// Sets the MTU of the device of a running [`Keeper`](super::Keeper).
 #[derive(Clone, Debug)]
 pub struct DeviceMtu(pub(super) mpsc::Sender<NewMtu>);
 
@@ -21,12 +21,12 @@ pub(super) struct NewMtu {
 }
 
 impl DeviceMtu {
-    /// Returns when the kernel has confirmed the change. The MTU that the device had at the start is restored
-    /// at the end.
+    /// Returns when the kernel has confirmed the change. At the end the device gets the MTU again that it had
+    /// at the start.
     ///
     /// # Errors
     ///
-    /// The kernel's refusal, or that the device is no longer kept. The MTU is unchanged then.
+    /// The kernel's error, or that the keeper has stopped. In both cases the MTU is unchanged.
     pub async fn set(&self, mtu: u32) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
         self.0.send(NewMtu { mtu, done }).await.map_err(|_stopped| Error::NotKept)?;
@@ -37,7 +37,7 @@ impl DeviceMtu {
 impl Keeping {
     pub(super) async fn set_mtu(&mut self, NewMtu { mtu, done }: NewMtu) {
         let result = self.change_mtu(mtu).await;
-        // The requester may have stopped.
+        // The requester may no longer wait for the result.
         let _gone = done.send(result);
     }
 
@@ -54,7 +54,7 @@ impl Keeping {
                 }
                 _ => false,
             };
-            // The first change determines what to restore.
+            // Only the first change records the MTU that has to be restored.
             if !self.undo.changes().iter().any(is_of_mtu) {
                 self.undo.extend([Change::Link(link::message(device.index, Step::Mtu(before)))]);
             }
@@ -63,7 +63,7 @@ impl Keeping {
         Ok(())
     }
 
-    /// If others set another MTU, they have a reason: it is logged once and left alone.
+    /// If others set another MTU, vpnd assumes that it is intended: logs it once and does not change it.
     pub(super) fn compare_mtu(&mut self, link: &LinkMessage) {
         let Some(configured) = self.plan.mtu else { return };
         let (device, mtu) = (&self.plan.device, link::mtu(link));
@@ -75,8 +75,8 @@ impl Keeping {
             return;
         }
         tracing::warn!(
-            "the MTU of {device} was changed from {configured} to {mtu}; vpnd leaves it so, but the tunnel \
-             still uses the configured one"
+            "the MTU of {device} was changed from {configured} to {mtu}; vpnd does not change it back, but the \
+             tunnel still uses the configured MTU"
         );
     }
 }

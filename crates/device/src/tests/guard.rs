@@ -1,4 +1,4 @@
-//! A kill switch: what remains after a flush, and how soon the rest is restored.
+//! Tests of the kill switch: what remains after a flush, and how soon the rest is restored.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ async fn uplink() {
         "route add default via 192.0.2.254",
         "-6 route add default via 2001:db8:a::fe",
         "route add 203.0.113.0/24 via 192.0.2.253",
-        // Unless its other end is up, the uplink has no carrier.
+        // The uplink has no carrier unless its other end is up.
         "link set there up",
     ] {
         ip(command);
     }
-    // The objects that the kernel adds come with the carrier, a little later.
+    // The kernel adds its objects when the carrier appears, a little later.
     let mut now = state();
     loop {
         sleep(Duration::from_millis(300)).await;
@@ -40,7 +40,7 @@ fn ours() -> Vec<String> {
     state().into_iter().filter(|line| line.contains("proto 11")).collect()
 }
 
-/// Whether a packet to each of these addresses would leave by the uplink.
+/// The addresses to which a packet would leave by the uplink.
 fn leaks() -> Vec<&'static str> {
     let to = ["198.18.77.1", "198.51.100.1", "2001:db8:77::1"];
     let leaves = |to: &&str| {
@@ -50,7 +50,7 @@ fn leaks() -> Vec<&'static str> {
     to.into_iter().filter(leaves).collect()
 }
 
-/// Each flush by itself, without a keeper to restore anything.
+/// Tests each flush by itself, without a keeper that would restore anything.
 #[test]
 fn no_flush_opens_a_kill_switch() {
     in_namespace(|netlink, _news| async move {
@@ -118,7 +118,7 @@ fn whoever_insists_does_not_open_a_kill_switch() {
     });
 }
 
-/// Later steps may fail: even the device is missing.
+/// The kill switch must exist even if later steps fail; here even the device is missing.
 #[test]
 fn a_kill_switch_is_there_before_the_device() {
     in_namespace(|netlink, _news| async move {
@@ -146,7 +146,7 @@ fn a_kill_switch_is_there_before_the_device() {
     });
 }
 
-/// A kill switch that was handed on is removed in time, or taken over; either way nothing of it is left in
+/// A kill switch that was handed on is removed in time, or taken over. In both cases nothing of it is left at
 /// the end.
 #[test]
 fn a_stop_that_may_be_a_restart_hands_it_on() {
@@ -258,7 +258,7 @@ fn guarded() -> Link {
     link
 }
 
-/// Waits until the routes that take packets past the kill switch are these.
+/// Waits until the routes through which packets bypass the kill switch are these.
 async fn bypassed(keeper: &Keeper, by: &[(&str, bool)]) {
     let began = Instant::now();
     loop {
@@ -288,11 +288,11 @@ fn a_route_past_a_kill_switch_is_reported() {
         ip("route del 198.18.4.0/22 via 192.0.2.254 metric 7");
         bypassed(&keeper, &[v6]).await;
 
-        // With our route's metric: while the peer is dead, this one comes first.
+        // This route has the metric of our route, so it comes first while the peer is dead.
         ip("route add 198.18.4.0/22 via 192.0.2.254 metric 100");
         let same = ("route 198.18.4.0/22 via 192.0.2.254 dev other metric 100", false);
         bypassed(&keeper, &[same, v6]).await;
-        // The kernel deletes routes of both families, and sends no message about that of IPv4.
+        // The kernel deletes the routes of both families, and sends no message about the IPv4 route.
         ip("link set other down");
         bypassed(&keeper, &[]).await;
         netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
@@ -303,8 +303,8 @@ fn a_route_past_a_kill_switch_is_reported() {
 fn routes_that_do_not_leak_are_not_reported() {
     in_namespace(|netlink, news| async move {
         uplink().await;
-        // A network of this host, a blackhole, a route behind ours, one of another table, one of another
-        // tunnel, and that of the tunnel's own datagrams.
+        // A network of this host, a blackhole, a route with a higher metric than ours, a route of another
+        // table, a route of another tunnel, and the route of the tunnel's own datagrams.
         for command in [
             "addr add 198.18.6.1/24 dev other",
             "route add blackhole 198.18.5.0/24",
@@ -337,7 +337,7 @@ fn a_local_network_that_is_too_large_for_one_is_reported() {
         let link = Link { routes, own: Some(OWN), ..link() };
         let setup = netlink.configure(&link, Undo::default()).await.unwrap();
         let keeper = Keeper::spawn(&netlink, news, setup);
-        // As the kernel adds it for an on-link prefix of a router advertisement.
+        // The kernel adds such a route for an on-link prefix of a router advertisement.
         ip("-6 route add 2000::/3 dev other proto kernel metric 256");
         bypassed(&keeper, &[("route 2000::/3 dev other metric 256", true)]).await;
         ip("-6 route del 2000::/3 dev other proto kernel metric 256");

@@ -1,4 +1,4 @@
-//! Objects that the kernel drops, forgets and recreates by itself.
+//! Tests with objects that the kernel drops, forgets and recreates by itself.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn disable_ipv6(on: &str, disabled: bool) {
     sysctl(&format!("ipv6/conf/{on}/disable_ipv6"), if disabled { "1" } else { "0" });
 }
 
-/// Waits until the keeper reports that nothing is missing, or that something is.
+/// Waits until the keeper reports missing objects, or reports that no object is missing.
 async fn reported(keeper: &Keeper, missing: bool) -> Vec<Missing> {
     let mut reports = keeper.missing();
     let wanted = reports.wait_for(|all| all.is_empty() != missing);
@@ -42,7 +42,7 @@ fn ipv6_that_was_switched_off_comes_back_with_all_of_ours() {
             let since = Instant::now();
             until("-6 addr show there", ADDRESS, true).await;
             until("-6 route show table 51820", "default dev there", true).await;
-            // It is noticed by the kernel's message, not by the timer.
+            // The keeper reacts to the kernel's message, not to the timer.
             assert!(since.elapsed() < Duration::from_millis(900), "{:?}", since.elapsed());
             reported(&keeper, false).await;
         }
@@ -96,7 +96,7 @@ fn what_ipv4_needs_does_not_fail_over_ipv6() {
         let keeper = Keeper::spawn(&netlink, news, setup);
         let missing = reported(&keeper, true).await;
         assert!(missing.iter().any(|one| one.what == format!("address {ADDRESS}")), "{missing:?}");
-        // IPv6 may be there on other devices.
+        // IPv6 may be configured on other devices.
         assert!(ip("-6 route show table 51820").contains("blackhole default"));
         assert!(ip("-6 rule").contains("lookup 51820"));
         disable_ipv6("all", false);
@@ -162,7 +162,7 @@ fn a_network_of_ours_is_reached_again_after_a_flush() {
     });
 }
 
-/// Without link-local routes, which a tunnel does not need.
+/// The routes without link-local routes, which a tunnel does not need.
 fn sorted(routes: String) -> Vec<String> {
     let lines = routes.lines().filter(|line| !line.contains("fe80::"));
     let mut lines: Vec<_> = lines.map(|line| line.trim().to_owned()).collect();

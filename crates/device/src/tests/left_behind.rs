@@ -10,13 +10,13 @@ use tokio::time::sleep;
 use super::routes::everything;
 use super::*;
 
-/// A file for one test, removed with it.
+/// A journal file for one test, which is deleted with this value.
 pub(crate) struct Notes(pub(crate) PathBuf);
 
 impl Notes {
     pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("vpnd-{name}-{}", std::process::id()));
-        // The file of a killed test run.
+        // A killed test run may have left its file.
         let _none = fs::remove_file(&path);
         Self(path)
     }
@@ -36,7 +36,7 @@ impl Drop for Notes {
     }
 }
 
-/// Another object blocks the next start; the blackhole, and the rules that lead to it, stay all the time.
+/// Another object blocks the next start. The blackhole, and the rules that lead to it, exist all the time.
 #[test]
 fn a_start_that_fails_after_a_crash_keeps_what_drops() {
     in_namespace(|netlink, _news| async move {
@@ -50,7 +50,7 @@ fn a_start_that_fails_after_a_crash_keeps_what_drops() {
             routes + &ip("-6 route show table all type blackhole") + &ip("-4 rule") + &ip("-6 rule")
         };
         let left = guards();
-        // Three routes and a last resort, and a rule of each family.
+        // Three blackhole routes and one of last resort, and a blackhole rule of each family.
         assert_eq!(left.matches("blackhole").count(), 6, "{left}");
         ip("route del 203.0.113.0/24 dev there");
         ip("addr add 192.0.2.1/24 dev other");
@@ -82,7 +82,7 @@ fn a_start_that_fails_after_a_crash_keeps_what_drops() {
     });
 }
 
-/// A blackhole has the place of the new route into the tunnel.
+/// A leftover blackhole has the place of the new route into the tunnel.
 #[test]
 fn what_drops_gives_way_to_a_route_in_its_place() {
     in_namespace(|netlink, _news| async move {
@@ -105,15 +105,15 @@ fn a_killed_run_is_taken_over_or_taken_back() {
         let before = state();
         let notes = Notes::new("killed");
         let kept = everything(WhenDown::Blackhole);
-        // No code runs at its end, as after a kill -9.
+        // Nothing is reverted at its end, as after a kill -9.
         drop(netlink.configure(&kept, notes.resume()).await.unwrap());
         assert!(ip("-4 route show").contains("blackhole 198.51.100.0/24"));
 
-        // The same again: all objects are its own.
+        // The same configuration again: all objects are its own.
         drop(netlink.configure(&kept, notes.resume()).await.unwrap());
         assert_eq!(ip("-4 rule").matches("proto 118").count(), 7);
 
-        // With another mark, port and network, and a device without those addresses.
+        // Now with another mark, port and network, and a device without those addresses.
         let mut other =
             Link { own: Some(Own { mark: Mark::exact(7), port: 9, peers: vec![] }), ..kept };
         other.routes[2].to = "198.18.0.0/15".parse().unwrap();
@@ -151,7 +151,7 @@ fn an_end_that_nobody_asked_for_keeps_what_drops() {
     });
 }
 
-/// The index of a device that was killed with its process is reused by another device.
+/// The device was deleted with its process, and another device has its index now.
 #[test]
 fn what_was_done_to_another_device_is_forgotten() {
     in_namespace(|netlink, _news| async move {
@@ -185,8 +185,8 @@ fn a_connection_knows_the_namespace_it_was_opened_in() {
     });
 }
 
-/// A device that keeps its settings keeps them over the next start too: no second table is added, and all are
-/// removed on request.
+/// A device that keeps its settings also keeps them over the next start: no second table is added, and all
+/// settings are removed on request.
 #[test]
 fn what_stays_is_known_again() {
     in_namespace(|netlink, _news| async move {
@@ -275,7 +275,7 @@ fn a_journal_that_others_may_write_is_refused() {
     }
 }
 
-/// Each of these would do to a device what vpnd never does.
+/// Each of these journal entries would change a device in a way in which vpnd never changes one.
 #[test]
 fn a_journal_takes_back_nothing_that_vpnd_does_not_do() {
     in_namespace(|netlink, _news| async move {

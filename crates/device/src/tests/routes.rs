@@ -77,7 +77,8 @@ fn numbers_of_others_are_left_alone() {
         let link = Link { own: Some(Own { mark, ..OWN }), ..everything(WhenDown::Keep) };
         let first = netlink.configure(&link, Undo::default()).await.unwrap();
         assert!(ip("route show table 51822").contains("default dev there"));
-        // A second tunnel uses the same mark, because vpnd's rules are not foreign, but another table.
+        // A second tunnel uses the same mark, because vpnd does not treat its own rules as foreign, but another
+        // table.
         assert_eq!(netlink.free_mark().await, mark);
         let second = Link { name: "other".into(), addresses: vec![], mtu: None, ..link.clone() };
         let routes = second.routes.iter().filter(|route| route.is_default()).cloned().collect();
@@ -104,7 +105,7 @@ fn a_start_that_fails_half_way_leaves_no_trace() {
         assert!(error.starts_with("adding route 198.51.100.0/24 to there: File exists"), "{error}");
         assert_eq!(state(), before);
         assert_eq!(notes.resume().len(), 0);
-        // A blackhole blocks a route's place just as well.
+        // A blackhole blocks the place of a route just as well.
         link.routes[2].when_down = WhenDown::Blackhole;
         ip("route del 198.51.100.0/24 dev other");
         ip("route add 198.51.100.0/24 dev other metric 1");
@@ -148,7 +149,7 @@ fn routes_come_and_go_with_the_peer() {
     });
 }
 
-/// If the peer comes and goes many times a second, routes change less often; the final state counts.
+/// If the peer's liveness changes many times a second, the routes change less often; the final state counts.
 #[test]
 fn a_peer_that_flaps_does_not_make_routes_flap() {
     in_namespace(|netlink, news| async move {
@@ -180,7 +181,7 @@ fn a_peer_that_flaps_does_not_make_routes_flap() {
     });
 }
 
-/// It would silently take precedence over the route that comes with the peer.
+/// Another route with the same place would silently take precedence over the route that depends on the peer.
 #[test]
 fn a_route_that_waits_for_the_peer_is_tried_out() {
     in_namespace(|netlink, _news| async move {
@@ -226,7 +227,7 @@ fn what_is_removed_comes_back() {
         until("-4 rule", "lookup 51820", true).await;
         ip("-6 addr del 2001:db8:1::1/64 dev there");
         until("-6 addr show there", "2001:db8:1::1/64", true).await;
-        // The kernel takes the routes, and the IPv6 addresses.
+        // The kernel removes the routes and the IPv6 addresses.
         ip("link set there down");
         sleep(Duration::from_millis(500)).await;
         assert!(ip("link show there").contains("state DOWN"), "it stays as it was put");
@@ -244,7 +245,7 @@ fn who_insists_has_his_way() {
     in_namespace(|netlink, news| async move {
         let setup = netlink.configure(&everything(WhenDown::Keep), Undo::default()).await.unwrap();
         let keeper = Keeper::spawn(&netlink, news, setup);
-        // The first removal is attributed to the kernel, which has only just set the device up.
+        // The first removal is attributed to the kernel, because the device has only just been set up.
         for _ in 0..6 {
             until("-4 route show", "198.51.100.0/24", true).await;
             ip("route del 198.51.100.0/24 dev there");
@@ -257,8 +258,8 @@ fn who_insists_has_his_way() {
     });
 }
 
-/// The lookup of a packet filter (`fib saddr . iif`) has neither mark nor ports. `ip route get` always sets a
-/// protocol: UDP, without a port.
+/// The lookup of a packet filter (`fib saddr . iif`) has neither a mark nor ports. `ip route get` cannot omit
+/// the protocol: it sets UDP, without a port.
 #[test]
 fn a_question_about_the_peer_goes_past_the_table_and_no_packet_to_it_does() {
     in_namespace(|netlink, news| async move {
@@ -290,7 +291,7 @@ fn a_question_about_the_peer_goes_past_the_table_and_no_packet_to_it_does() {
         for address in near {
             assert!(ip(&format!("route get {address} uid 0")).contains("dev there table 51820"));
         }
-        // A new port is followed too.
+        // The rules also follow a new port.
         keeper.own().set(OwnTraffic { port: 4501, peers: peers(far) });
         until("route get 203.0.113.1 ipproto udp sport 4501", "dev other", true).await;
         assert!(ip("route get 203.0.113.1 ipproto udp sport 4500").contains("dev there"));

@@ -1,4 +1,4 @@
-//! Devices of this crate, as the tests use them.
+//! Devices for the tests.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -12,8 +12,8 @@ pub(crate) fn options(name: &str) -> Options {
     Options { name, mode: Mode::Tun, offload: true, queues: 1, adopt: Adopt::Auto, owner }
 }
 
-/// A device into which packets are written, and the one that the kernel forwards them to. It accepts packets of
-/// any length.
+/// A device into which packets are written, and another to which the kernel forwards them. The second accepts
+/// packets of any length.
 pub(crate) fn router(offload: bool) -> (Device, Device) {
     let entry = open(&options("entry")).unwrap();
     let exit = open(&Options { offload, ..options("exit") }).unwrap();
@@ -33,7 +33,7 @@ pub(crate) fn router(offload: bool) -> (Device, Device) {
     (entry, exit)
 }
 
-/// A single-queue device to be made, without an owner.
+/// A single-queue device that is to be made, without an owner.
 pub(crate) fn device(name: Option<&str>, kind: Mode) -> Persistent {
     Persistent {
         name: name.map(str::to_owned),

@@ -1,4 +1,4 @@
-//! The kernel's own GRO, for comparison: a TUN device that hands written packets to NAPI, and a packet socket
+//! The kernel's own GRO, for comparison: a TUN device that passes written packets to NAPI, and a packet socket
 //! behind it.
 #![allow(unsafe_code, reason = "an ioctl, a mount and a packet socket")]
 
@@ -20,13 +20,13 @@ use super::namespace::{check, index, named, set_up};
 pub(crate) struct Gro {
     device: File,
     tap: Socket,
-    /// UDP is merged only for a socket that asked for it.
+    /// The kernel merges UDP only for a socket that asked for it.
     _udp: Socket,
 }
 
 impl Gro {
-    /// Sets everything up in the caller's network namespace, which must belong to the initial user namespace,
-    /// as only there GRO's delay can be set.
+    /// Sets everything up in the caller's network namespace. It must belong to the initial user namespace,
+    /// because GRO's delay can be set only there.
     pub(crate) fn open() -> Self {
         let device = open_device(NAME);
         hold_back(NAME);
@@ -35,16 +35,15 @@ impl Gro {
     }
 
     /// The packets that the device receives when `packets` are written one by one, each behind its header.
-    /// Packets that are not IP are missing, as the device rejects them.
+    /// Packets that are not IP are missing, because the device rejects them.
     ///
-    /// `None` if a tick of the kernel's clock fell into the batch, as GRO then flushed the packets that it
-    /// held.
+    /// `None` if the kernel's clock ticked during the batch, because GRO then flushed the packets that it held.
     pub(crate) fn merge(&self, packets: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
         let tick = next_tick();
         let written = packets.iter().filter(|packet| self.write(packet)).count();
         let whole = tick == this_tick();
         next_tick();
-        // At the next packet, GRO flushes whatever it has held since the last tick.
+        // At the next packet, GRO flushes all packets that it has held since the last tick.
         assert!(self.write(&MARKER));
         let merged = self.read(written + 1);
         whole.then_some(merged)
@@ -59,7 +58,7 @@ impl Gro {
         }
     }
 
-    /// Reads until there are `count` packets, counting those that were merged and the marker.
+    /// Reads until `count` packets have arrived, where merged packets and the marker count, too.
     fn read(&self, mut count: usize) -> Vec<Vec<u8>> {
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut buffer = vec![0; READ_BUFFER];
@@ -82,7 +81,7 @@ impl Gro {
     }
 }
 
-/// The payload of each packet that was merged into what was read or is to be written; `None` if it
+/// The payloads of all packets that were merged into `packet`, which was read or is to be written; `None` if it
 /// is a single packet.
 pub(crate) fn payloads(packet: &[u8]) -> Option<Vec<&[u8]>> {
     let (header, packet) = VnetHeader::decode(packet)?;
@@ -109,7 +108,7 @@ fn open_device(name: &str) -> File {
     device
 }
 
-/// Lets GRO hold packets until the clock ticks, although each poll of the device finds only one packet.
+/// Makes GRO hold packets until the clock ticks, although each poll of the device finds only one packet.
 fn hold_back(name: &str) {
     mount_sysfs();
     for (setting, value) in [("napi_defer_hard_irqs", "1000"), ("gro_flush_timeout", "30000000")] {
@@ -118,7 +117,7 @@ fn hold_back(name: &str) {
     }
 }
 
-/// Makes the devices of its network namespace visible to this thread only.
+/// Mounts a sysfs that shows the devices of this network namespace, for this thread only.
 fn mount_sysfs() {
     let private = libc::MS_REC | libc::MS_PRIVATE;
     let none = std::ptr::null();
@@ -194,14 +193,14 @@ fn this_tick() -> i64 {
 }
 
 const NAME: &str = "gro";
-/// The port that the tests' packets go to.
+/// The destination port of the tests' packets.
 const UDP_PORT: u16 = 9;
 /// The shortest possible tick.
 const TICK: Duration = Duration::from_millis(1);
-/// IPv4 with an experimental protocol number.
+/// An IPv4 packet with an experimental protocol number.
 const MARKER: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
 const ETH_P_ALL: u16 = 3;
-/// From linux/if_packet.h; libc lacks some.
+/// From linux/if_packet.h; libc lacks some of these.
 const SOL_PACKET: c_int = 263;
 const PACKET_VNET_HDR: c_int = 15;
 const PACKET_IGNORE_OUTGOING: c_int = 23;

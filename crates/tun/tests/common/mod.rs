@@ -1,5 +1,5 @@
-//! Builds packets from a description with the plainest correct code. The tests compare the crate's passes with
-//! it.
+//! Builds packets from a description with the simplest correct code. The tests compare the crate's results with
+//! these packets.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod devices;
@@ -76,7 +76,7 @@ impl Spec {
         packet
     }
 
-    /// The packet as a super-packet: its checksum is the pseudo header's, not inverted.
+    /// The packet as a super-packet: its checksum field contains the pseudo header's sum, not inverted.
     pub(crate) fn build_super(&self) -> Vec<u8> {
         let mut packet = self.build();
         let at = self.checksum_at();

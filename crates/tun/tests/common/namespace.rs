@@ -1,4 +1,4 @@
-//! Network namespaces for tests, and the little set-up a link in one needs.
+//! Network namespaces for tests, and the set-up that a link in a namespace needs.
 #![allow(clippy::print_stdout, reason = "what a test of its own process said is passed on")]
 #![allow(unsafe_code, reason = "namespaces and interface ioctls")]
 
@@ -13,8 +13,8 @@ use std::{env, fs, io};
 
 use socket2::{Domain, Socket, Type};
 
-/// Runs `body`, the whole of the test `name`, in a process of its own with a fresh network
-/// namespace; without root, in a user namespace too. Both go when it ends.
+/// Runs `body`, which is the whole test `name`, in a separate process with a new network namespace; without
+/// root, in a new user namespace, too. Both namespaces disappear when the process ends.
 pub(crate) fn in_namespace(name: &str, body: fn()) {
     if env::var_os(INSIDE).is_some() {
         return body();
@@ -59,7 +59,7 @@ pub(crate) fn sysctl(name: &str, value: &str) {
     fs::write(&path, value).unwrap_or_else(|e| panic!("{path}: {e}"));
 }
 
-/// Brings a link up.
+/// Sets a link up.
 pub(crate) fn set_up(link: &str) {
     let mut request = named(link);
     request.ifr_ifru.ifru_flags = c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap();
@@ -74,7 +74,7 @@ pub(crate) fn is_running(link: &str) -> bool {
     c_int::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_RUNNING != 0
 }
 
-/// Runs `work` on a thread that has given up all its capabilities.
+/// Runs `work` on a thread without capabilities.
 pub(crate) fn without_capabilities(work: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -91,14 +91,14 @@ pub(crate) fn without_capabilities(work: impl FnOnce() + Send) {
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// Sets the longest packet that a link takes.
+/// Sets the MTU of a link.
 pub(crate) fn set_mtu(link: &str, mtu: c_int) {
     let mut request = named(link);
     request.ifr_ifru.ifru_mtu = mtu;
     interface_ioctl(libc::SIOCSIFMTU, &mut request);
 }
 
-/// Gives a link an address whose network is a /24.
+/// Adds an address with a /24 network to a link.
 pub(crate) fn add_ipv4(link: &str, address: Ipv4Addr) {
     for (request, address) in
         [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, Ipv4Addr::new(255, 255, 255, 0))]
@@ -116,14 +116,14 @@ pub(crate) fn add_ipv4(link: &str, address: Ipv4Addr) {
     }
 }
 
-/// A sockaddr_in: family, port, address, padding.
+/// The bytes of a sockaddr_in: family, port, address, padding.
 fn ifru_bytes(address: Ipv4Addr) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[4..8].copy_from_slice(&address.octets());
     bytes
 }
 
-/// Gives a link an address whose network is a /64.
+/// Adds an address with a /64 network to a link.
 pub(crate) fn add_ipv6(link: &str, address: Ipv6Addr) {
     let mut argument = libc::in6_ifreq {
         ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
@@ -136,12 +136,12 @@ pub(crate) fn add_ipv6(link: &str, address: Ipv6Addr) {
         .unwrap();
 }
 
-/// A descriptor of the driver, which is attached to nothing.
+/// A descriptor of the driver that is not attached to a device.
 pub(crate) fn driver() -> File {
     File::options().read(true).write(true).open("/dev/net/tun").unwrap()
 }
 
-/// Attaches to a device as any program may try to.
+/// Tries to attach to a device, as any program may.
 pub(crate) fn attach(driver: &File, name: &str, flags: c_int) -> io::Result<()> {
     let mut request = named(name);
     request.ifr_ifru.ifru_flags = c_short::try_from(flags).map_err(io::Error::other)?;

@@ -1,5 +1,5 @@
-//! The rules of the kernel's GRO over descriptions of packets, and a check that the crate follows them: the
-//! written packets split into the pushed packets, in the groups that the rules name.
+//! The rules of the kernel's GRO, applied to descriptions of packets, and a check that the crate follows them:
+//! the written packets split into the pushed packets, in the groups that the rules demand.
 
 use std::ops::Range;
 
@@ -30,7 +30,7 @@ pub(crate) fn written(
     merged(coalescer, sent, prefix).into_iter().map(resplit).collect()
 }
 
-/// The writes: headers and packets.
+/// The writes: each consists of a header and a packet.
 pub(crate) fn merged(coalescer: &mut Coalescer, sent: &[Sent], prefix: &[u8]) -> Vec<Vec<u8>> {
     let (mut buffer, ranges) = buffer(sent, prefix);
     for range in ranges {
@@ -48,7 +48,7 @@ pub(crate) fn merged(coalescer: &mut Coalescer, sent: &[Sent], prefix: &[u8]) ->
     writes
 }
 
-/// A receive buffer with gaps between the packets, as the tunnel has them.
+/// A receive buffer with gaps between the packets, like the tunnel's receive buffer.
 pub(crate) fn buffer(sent: &[Sent], prefix: &[u8]) -> (Vec<u8>, Vec<Range<usize>>) {
     let mut buffer = Vec::new();
     let mut ranges = Vec::new();
@@ -62,7 +62,7 @@ pub(crate) fn buffer(sent: &[Sent], prefix: &[u8]) -> (Vec<u8>, Vec<Range<usize>
     (buffer, ranges)
 }
 
-/// The groups by the rules: indices into `sent`, in the order of writing.
+/// The groups according to the rules: indices into `sent`, in the order of writing.
 pub(crate) fn groups(sent: &[Sent], limits: Limits) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut open: Vec<usize> = Vec::new();
@@ -131,7 +131,7 @@ fn joins(sent: &[Sent], group: &[usize], packet: &Sent) -> bool {
         && next.header_len() + total + next.payload.len() <= 65_535
 }
 
-/// The options without the fields that the packet does not have.
+/// The description without the fields that the packet does not have.
 fn relevant(spec: &Spec) -> Spec {
     let mut spec = spec.clone();
     if spec.v6 {
@@ -157,7 +157,8 @@ fn ends(sent: &[Sent], group: &[usize]) -> bool {
     short || pushed || group.len() == if last.udp { 64 } else { 128 }
 }
 
-/// What splitting a group returns: equal IPv4 identifications, merged only if DF is set, come back incremented.
+/// The expected result of splitting a group. Equal IPv4 identifications, which are merged only if DF is set,
+/// are incremented.
 fn expected(sent: &[Sent], group: &[usize]) -> Vec<Vec<u8>> {
     let first = &sent[group[0]].spec;
     let number = |(nth, at): (usize, &usize)| {

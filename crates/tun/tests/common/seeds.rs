@@ -1,6 +1,6 @@
-//! Draws from proptest's strategies seed by seed, until enough packets went through a test.
+//! Draws values from proptest's strategies, seed by seed, until a test has processed enough packets.
 //!
-//! `VPND_TESTS=long` asks for the full counts; `VPND_SEED=n` draws that one alone.
+//! `VPND_TESTS=long` selects the full counts; `VPND_SEED=n` selects a single seed.
 
 use std::cell::Cell;
 use std::env;
@@ -8,8 +8,8 @@ use std::env;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestError, TestRng, TestRunner};
 
-/// Hands values to `check` until there were `enough` packets; `check` returns how many it checked and panics at
-/// a difference. Returns their number.
+/// Passes values to `check` until at least `enough` packets were checked. `check` returns the number of packets
+/// it checked, and panics at a difference. Returns the total number.
 pub(crate) fn each_seed<S: Strategy>(
     strategy: &S,
     enough: usize,
@@ -33,7 +33,7 @@ pub(crate) fn each_seed<S: Strategy>(
     packets.get()
 }
 
-/// One of two numbers, by the requested size of the tests.
+/// Returns `short` or `long`, depending on the requested length of the tests.
 pub(crate) fn sized(short: usize, long: usize) -> usize {
     if env::var("VPND_TESTS").is_ok_and(|tests| tests == "long") { long } else { short }
 }

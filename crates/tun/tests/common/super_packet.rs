@@ -1,4 +1,4 @@
-//! Super-packets, and the packets that splitting makes of them.
+//! Super-packets, and the packets that result from splitting them.
 
 use proptest::prelude::*;
 use vpnd_tun::{VnetHeader, split};
@@ -15,7 +15,8 @@ pub(crate) fn header(spec: &Spec, gso_size: usize) -> VnetHeader {
     VnetHeader {
         flags: 1,
         gso_type,
-        // Not the length of the headers: the kernel puts its linear part here, which must not matter.
+        // Not the length of the headers: the kernel writes the length of its linear part here, which must not
+        // matter.
         hdr_len: 17,
         gso_size: u16::try_from(gso_size).unwrap(),
         csum_start: u16::try_from(spec.ip_len()).unwrap(),
@@ -23,7 +24,7 @@ pub(crate) fn header(spec: &Spec, gso_size: usize) -> VnetHeader {
     }
 }
 
-/// The packets that [`split()`] makes of a packet.
+/// The packets that result when [`split()`] splits a packet.
 pub(crate) fn segments(header: VnetHeader, packet: &[u8], prefix: usize) -> Vec<Vec<u8>> {
     let mut segments = split(header, packet, prefix).unwrap();
     let mut out = Vec::new();

@@ -67,7 +67,7 @@ impl Sent {
         match self.twist {
             Twist::BadChecksum => true,
             Twist::BadIpChecksum => !self.spec.v6,
-            // Zero may happen to be right.
+            // Zero may happen to be the right checksum.
             Twist::NoChecksum => !self.spec.udp && self.bytes() != self.spec.build(),
             _ => false,
         }
@@ -80,8 +80,8 @@ impl Sent {
     }
 }
 
-/// Packets of `flows` flows between four pairs of hosts, interleaved: fewer than `len` steps; a quarter of the
-/// flows have hardly anything unusual.
+/// Packets of `flows` flows between four pairs of hosts, interleaved, in fewer than `len` steps. A quarter of
+/// the cases contain hardly any change.
 pub(crate) fn train(flows: usize, len: usize) -> impl Strategy<Value = Vec<Sent>> {
     let steps = |usual| prop::collection::vec((0..flows, change(usual), any::<u8>()), 0..len);
     let steps = prop_oneof![3 => steps(20), 1 => steps(2000)];
@@ -106,21 +106,21 @@ fn number(sent: &mut [Sent]) {
     }
 }
 
-/// One flow's sender.
+/// The sender of one flow.
 #[derive(Clone, Debug)]
 pub(crate) struct Flow {
     /// Its next packet, without the payload.
     next: Spec,
     /// The step from one IPv4 identification to the next.
     id_step: u16,
-    /// Bytes of payload in a full packet.
+    /// The number of bytes of payload in a full packet.
     size: usize,
     last: Option<Sent>,
-    /// Overtaken by the next packet.
+    /// A packet that is sent after its successor.
     late: Option<Sent>,
 }
 
-/// What the next packet of a flow does differently.
+/// What is different about the next packet of a flow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Change {
     Nothing,
@@ -129,7 +129,7 @@ pub(crate) enum Change {
     Id(u16),
     /// Flags of this packet only.
     Flags(u8),
-    /// A header field, from now on.
+    /// A new value of a header field, from this packet on.
     Field(u8),
     Twist(Twist),
     /// The last packet is sent once more.
@@ -143,7 +143,7 @@ impl Flow {
         Self { next, id_step, size, last: None, late: None }
     }
 
-    /// Sends the packets that `change` leads to: none, one or two.
+    /// Sends the packets that result from `change`: none, one or two.
     pub(crate) fn step(&mut self, change: Change, fill: u8) -> Vec<Sent> {
         match change {
             Change::Again => self.last.clone().into_iter().collect(),

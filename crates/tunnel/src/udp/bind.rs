@@ -1,4 +1,4 @@
-//! Opening the socket: family, options at both levels, buffers, address.
+//! Opens the socket: family, options of both levels, buffers, address.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,14 +12,14 @@ use super::{Way, gro, pktinfo, tos};
 /// Where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// On every address of both families; 0 is any free port.
+    /// On every address of both families; port 0 is any free port.
     Port(u16),
     /// On one address.
     Address(SocketAddr),
 }
 
 impl Listen {
-    /// Whether the port is configured, rather than left to the kernel.
+    /// Whether the port is configured, and not chosen by the kernel.
     pub const fn is_fixed(self) -> bool {
         match self {
             Self::Port(port) => port != 0,
@@ -35,16 +35,16 @@ pub struct Options {
     pub receive_buffer: usize,
     /// Size of the send buffer in bytes.
     pub send_buffer: usize,
-    /// Send and receive whole batches if the kernel can; otherwise each datagram by itself.
+    /// Whether to send and receive whole batches if the kernel can; otherwise each datagram separately.
     pub offload: bool,
-    /// The settings that decide on routes.
+    /// The settings that affect routes.
     pub way: Way,
 }
 
 /// Why the socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The port is taken.
+    /// The port is in use.
     #[error("UDP {at} is already in use: stop what listens there, or choose another `listen`")]
     InUse {
         /// The requested address.
@@ -58,7 +58,7 @@ pub enum BindError {
         /// The requested address.
         at: SocketAddr,
     },
-    /// A port below 1024, and no privilege for it.
+    /// The port is below 1024, and the privilege for it is missing.
     #[error(
         "cannot listen on UDP {at}: ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or \
          choose another `listen`"
@@ -103,7 +103,7 @@ pub enum BindError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The address to send from is not one of ours.
+    /// The source address is not one of ours.
     #[error(
         "cannot send from {address}: no interface has this address; add it to one first, or correct \
          [socket] source"
@@ -112,7 +112,7 @@ pub enum BindError {
         /// The requested address.
         address: IpAddr,
     },
-    /// The kernel refused the address to send from for another reason.
+    /// The kernel refused the source address for another reason.
     #[error("cannot send from {address}: {source}; correct [socket] source, or remove it")]
     Source {
         /// The requested address.
@@ -120,7 +120,7 @@ pub enum BindError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel gives no socket at all.
+    /// The kernel refuses to open any socket.
     #[error("cannot open a UDP socket: {0}")]
     Open(#[source] io::Error),
     /// The kernel lacks an option that the data path needs.
@@ -155,9 +155,9 @@ const RECEIVE_FORCE: IntOption =
 const SEND_FORCE: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_SNDBUFFORCE, label: "SO_SNDBUFFORCE" };
 
-/// Set on every socket: the IPv4 options also apply to the v4-mapped traffic of a dual-stack socket. With
-/// `OMIT` the outer DF bit stays clear, as with WireGuard, and path MTU values that the kernel learnt from
-/// ICMP, perhaps for another program, make no send fail. With `DONT`, batches would be refused for ten
+/// Options for every socket; the IPv4 options also apply to the v4-mapped traffic of a dual-stack socket. With
+/// `OMIT` the outer DF bit stays clear, as with WireGuard, and no send fails because of a path MTU that the
+/// kernel learnt from ICMP, perhaps for another program. With `DONT`, the kernel would refuse batches for ten
 /// minutes after an ICMP message. [`WHOLE`] replaces it once the path is probed.
 const OPTIONS: [(IntOption, c_int); 3] =
     [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_OMIT)];
@@ -174,10 +174,10 @@ pub(super) const WHOLE: (IntOption, c_int) = (DISCOVER_V4, libc::IP_PMTUDISC_PRO
 /// The DF bit is clear: routers on the path may fragment.
 pub(super) const IN_PARTS: (IntOption, c_int) = (DISCOVER_V4, libc::IP_PMTUDISC_OMIT);
 
-/// Over IPv6 only the sender fragments. `PROBE` ignores ICMPv6 when sending, as `OMIT` does, and leaves what
-/// ICMPv6 reported in the routing table, where it can be looked up; but it makes no fragments.
+/// Over IPv6 only the sender fragments. `PROBE` ignores ICMPv6 when sending, as `OMIT` does, and stores what
+/// ICMPv6 reported in the routing table, where it can be looked up. But it makes no fragments.
 pub(super) const HEARING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE);
-/// Makes fragments.
+/// The value that makes fragments.
 pub(super) const FRAGMENTING: (IntOption, c_int) = (DISCOVER_V6, libc::IPV6_PMTUDISC_OMIT);
 /// The largest IPv6 packet that is sent unfragmented; 0 means the MTU of the first link.
 pub(super) const FRAGMENTS: IntOption =
@@ -201,8 +201,9 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()), at })
 }
 
-/// Binds even to an address that this host does not have yet: nothing is received or sent until it does. The
-/// option is switched off again, because otherwise datagrams could leave from an address that is not ours.
+/// Binds the socket, even to an address that this host does not have yet; then nothing is received or sent
+/// until the host has it. The option for that is switched off again, because datagrams could otherwise leave
+/// from an address that is not ours.
 fn bind_to(socket: &Socket, at: SocketAddr) -> Result<(), BindError> {
     let bind = || socket.bind(&SockAddr::from(at)).map_err(|source| BindError::at(at, source));
     match bind() {
@@ -211,14 +212,14 @@ fn bind_to(socket: &Socket, at: SocketAddr) -> Result<(), BindError> {
             set(socket, free, 1)?;
             bind()?;
             set(socket, free, 0)?;
-            tracing::warn!("{error}. Until one has it, nothing arrives");
+            tracing::warn!("{error}. Nothing arrives until an interface has it");
             Ok(())
         }
         bound => bound,
     }
 }
 
-/// The socket and the address for it: IPv4 alone where the kernel has no IPv6.
+/// The socket and the address to bind it to: IPv4 only if the kernel has no IPv6.
 fn open(listen: Listen) -> Result<(Socket, SocketAddr), BindError> {
     let at = match listen {
         Listen::Address(at) => at,
@@ -234,14 +235,15 @@ fn open(listen: Listen) -> Result<(Socket, SocketAddr), BindError> {
     }
 }
 
-/// Sets the buffer sizes: beyond the administrator's limit if we are allowed to, up to it otherwise.
+/// Sets the buffer sizes: without a limit if this process has the privilege, or up to the administrator's
+/// limit.
 fn make_room(socket: &Socket, wanted: &Options) -> Result<(), BindError> {
     let bytes = wanted.receive_buffer;
     if sys::set(socket, RECEIVE_FORCE, whole(bytes)).is_err() {
         socket.set_recv_buffer_size(bytes).map_err(BindError::Open)?;
         tracing::info!(
             bytes,
-            "no privilege for a larger receive buffer: net.core.rmem_max limits it"
+            "the receive buffer is limited by net.core.rmem_max: a larger one needs CAP_NET_ADMIN"
         );
     }
     let bytes = wanted.send_buffer;

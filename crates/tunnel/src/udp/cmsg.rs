@@ -1,6 +1,6 @@
 //! Control messages: the metadata of the datagrams in one `sendmsg` or `recvmsg`.
 //!
-//! Each is the kernel's `cmsghdr` (length as a word, level, type), then its value, padded to a word.
+//! Each message is the kernel's `cmsghdr` (length as a word, level, type) and then its value, padded to a word.
 
 use std::ffi::c_int;
 use std::mem::size_of;
@@ -9,8 +9,8 @@ const WORD: usize = size_of::<usize>();
 const INT: usize = size_of::<c_int>();
 const HEADER: usize = WORD + 2 * INT;
 
-/// Room for one of each kind we send or ask for, and both families' address at once: an IPv4 datagram
-/// on a dual-stack socket brings `IP_PKTINFO` and `IPV6_PKTINFO`.
+/// Room for one message of each kind that we send or ask for, and for the address messages of both families at
+/// once: an IPv4 datagram on a dual-stack socket has `IP_PKTINFO` and `IPV6_PKTINFO`.
 const ROOM: usize = space(PKTINFO_V4) + space(PKTINFO_V6) + 4 * space(INT);
 /// `struct in_pktinfo`: interface, local address, address in the header.
 pub(super) const PKTINFO_V4: usize = 12;
@@ -32,7 +32,7 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// Appends one message; [`ROOM`] holds one of each kind, so it fits.
+    /// Appends one message. It always fits, because [`ROOM`] is enough for one message of each kind.
     pub(super) fn push(&mut self, kind: Kind, value: &[u8]) {
         let out = &mut self.buffer.0[self.len..];
         out[..WORD].copy_from_slice(&(HEADER + value.len()).to_ne_bytes());
@@ -78,13 +78,13 @@ pub(super) struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// The value as an `int`, if it is at least that long.
+    /// The value as an `int`, if it is long enough.
     pub(super) fn int(&self) -> Option<c_int> {
         self.value.first_chunk().copied().map(c_int::from_ne_bytes)
     }
 }
 
-/// Iterates over the messages received; ends at the first that is not whole.
+/// Iterates over the received messages, and ends at the first incomplete one.
 #[derive(Debug)]
 pub(super) struct Messages<'a> {
     rest: &'a [u8],
@@ -105,7 +105,7 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// The bytes that a value of `len` bytes takes, header and padding included (`CMSG_SPACE`).
+/// The number of bytes for a value of `len` bytes, including header and padding (`CMSG_SPACE`).
 const fn space(len: usize) -> usize {
     HEADER + len.next_multiple_of(WORD)
 }

@@ -9,7 +9,7 @@ pub(super) const OPTION: IntOption =
 
 const STRIDE: Kind = Kind { level: libc::SOL_UDP, name: libc::UDP_GRO };
 
-/// Takes the size of the datagrams; the message is absent where nothing was merged.
+/// Reads the size of the datagrams from the message, which is absent if nothing was merged.
 pub(super) fn decode(message: &Message<'_>, received: &mut Received) {
     if message.kind != STRIDE {
         return;

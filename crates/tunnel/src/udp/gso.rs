@@ -1,11 +1,11 @@
-//! `UDP_SEGMENT`: one send, cut into datagrams by the kernel or the network card; and the fallback if that is
-//! refused.
+//! `UDP_SEGMENT`: the kernel or the network card cuts one send into datagrams. Also the fallback if the kernel
+//! refuses that.
 //!
-//! A refused batch is always sent again, one datagram at a time. What is remembered depends on the error.
-//! `EIO` (the outgoing interface cannot checksum, or uses IPsec) is remembered for that route. `EINVAL`,
-//! which kernels before 6.14 return for "larger than the MTU", is remembered only if it comes twice for a
-//! size that always fits. `EMSGSIZE` (the path's MTU has shrunk) is never remembered. A route may change
-//! under the same addresses, so segmentation is tried again after [`RETRY_AFTER`] batches.
+//! A refused batch is always sent again, one datagram at a time. Whether the refusal is remembered depends on
+//! the error. `EIO` (the outgoing interface cannot checksum, or uses IPsec) is remembered for that route.
+//! Kernels before 6.14 return `EINVAL` if a datagram is larger than the MTU, so `EINVAL` is remembered only if
+//! it occurs twice for a size that always fits. `EMSGSIZE` (the path's MTU has shrunk) is never remembered. The
+//! route to an address may change, so segmentation is tried again after [`RETRY_AFTER`] batches.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -20,28 +20,28 @@ use vpnd_protocol::limits::LEAST_DATAGRAM;
 use super::cmsg::{Encoder, Kind};
 use super::{Sent, Socket, Transmit, sys};
 
-/// Since Linux 6.9, and in stable kernels of that time.
+/// The limit since Linux 6.9, and in stable kernels of that time.
 const MANY: usize = 128;
-/// `UDP_MAX_SEGMENTS` in earlier kernels.
+/// The limit (`UDP_MAX_SEGMENTS`) of earlier kernels.
 const FEW: usize = 64;
-/// After this many `EINVAL` for a size that fits, the size is not the reason.
+/// After this many `EINVAL` for a size that fits, something other than the size must be the reason.
 const STRIKES: u32 = 2;
-/// One wasted call in this many batches costs nothing.
+/// One refused call in this many batches costs practically nothing.
 const RETRY_AFTER: u32 = 4096;
 
 const SEGMENT: Kind = Kind { level: libc::SOL_UDP, name: libc::UDP_SEGMENT };
 
-/// The value must be a `u16`: an `int` is `EINVAL`.
+/// The value must be a `u16`: for an `int` the kernel returns `EINVAL`.
 pub(super) fn encode(control: &mut Encoder, segment_size: NonZeroU16) {
     control.push(SEGMENT, &segment_size.get().to_ne_bytes());
 }
 
-/// The segment size for the kernel; `None` for a single datagram, which the kernel refuses to segment.
+/// The segment size for the kernel; `None` for a single datagram, because the kernel refuses to segment it.
 pub(super) fn segment_size(transmit: &Transmit<'_>) -> Option<NonZeroU16> {
     transmit.segment_size.filter(|size| usize::from(size.get()) < transmit.contents.len())
 }
 
-/// Whether one call is expected to send all of it.
+/// Whether one call can probably send the whole batch.
 pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
     segment_size(transmit).is_none_or(|size| {
         let segments = transmit.contents.len().div_ceil(size.get().into());
@@ -49,16 +49,16 @@ pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
     })
 }
 
-/// What to do with a datagram that is larger than the first link's MTU.
+/// How to handle a datagram that is larger than the first link's MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Oversize {
-    /// Send it in fragments.
+    /// Send the datagram in fragments.
     Fragment,
-    /// Over IPv6, do not send it.
+    /// Do not send the datagram over IPv6.
     Skip,
 }
 
-/// Sends a batch in one call if the kernel accepts that, else one by one.
+/// Sends a batch in one call if the kernel accepts that, and otherwise one datagram at a time.
 pub(super) fn send(
     socket: &Socket,
     transmit: &Transmit<'_>,
@@ -77,13 +77,13 @@ pub(super) fn send(
     };
     let Some(refusal) = Refusal::from_error(&error, segment) else { return Err(error) };
     let sent = send_each(socket, transmit, segment, oversize)?;
-    // Only now is it clear that the refusal concerned segmentation, not the destination.
+    // Only now it is certain that the kernel refused the segmentation and not the destination.
     socket.gso.learn(Route::of(transmit), refusal);
     Ok(Sent { too_big: sent.too_big || refusal == Refusal::TooBig, ..sent })
 }
 
-/// Sends each datagram by itself. A datagram that is too big is skipped, so that the others are sent. Any
-/// other error ends the batch early, and is returned only if nothing was sent.
+/// Sends each datagram separately. A datagram that is too big is skipped, so that the others are sent. Any
+/// other error ends the send early, and is returned only if nothing was sent.
 fn send_each(
     socket: &Socket,
     transmit: &Transmit<'_>,
@@ -96,7 +96,7 @@ fn send_each(
         let transmit = Transmit { contents: datagram, ..*transmit };
         let mut result = socket.send_once(&transmit, None);
         if may_fragment && fragmenting.is_none() && is_too_big(&result) {
-            // From here to the end of the batch.
+            // The kernel makes fragments from here to the end of the batch.
             fragmenting = Some(socket.fragmenting()?);
             sent.too_big = true;
             result = socket.send_once(&transmit, None);
@@ -122,7 +122,7 @@ fn is_too_big(result: &io::Result<()>) -> bool {
 /// Why the kernel refused to segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
-    /// Impossible on this route.
+    /// Segmentation is impossible on this route.
     Route,
     /// The datagram is larger than the MTU.
     TooBig,
@@ -141,7 +141,7 @@ impl Refusal {
     }
 }
 
-/// Identifies a route by its addresses, as the key of a refusal. Zero stands for none.
+/// Identifies a route by its addresses, to recognise it after a refusal. Zero means no route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Route(u64);
 
@@ -153,8 +153,8 @@ impl Route {
     }
 }
 
-/// What the kernel supports, and the route it last refused. Threads share it; a lost update costs one more
-/// refused send.
+/// The capabilities of the kernel, and the route that it last refused. The threads share this; if an update is
+/// lost, one more send is refused.
 #[derive(Debug)]
 pub(super) struct Gso {
     enabled: bool,
@@ -165,8 +165,8 @@ pub(super) struct Gso {
 }
 
 impl Gso {
-    /// Asks the kernel, over the loopback device, how many datagrams one send may hold. If that device is
-    /// down, it falls back to the smaller number.
+    /// Asks the kernel, over the loopback device, how many datagrams one send may contain. If that device is
+    /// down, this uses the smaller number.
     pub(super) fn probe() -> Self {
         Self::new(if probe_segments(MANY).is_ok() { MANY } else { FEW })
     }
@@ -212,7 +212,7 @@ impl Gso {
                 self.batches_left.store(RETRY_AFTER, Relaxed);
                 if self.refused.swap(route.0, Relaxed) != route.0 {
                     tracing::info!(
-                        "the kernel refuses segmentation offload on the way out: sending singly"
+                        "the kernel refuses segmentation offload on this route: datagrams are sent one at a time"
                     );
                 }
             }

@@ -1,4 +1,4 @@
-//! The local address of a datagram: the one it was sent to, which is the source of the answer.
+//! The local address of a datagram: the address that it was sent to, which is the source of the answer.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,7 +15,7 @@ pub(super) const OPTION_V6: IntOption =
 const V4: Kind = Kind { level: libc::SOL_IP, name: libc::IP_PKTINFO };
 const V6: Kind = Kind { level: libc::SOL_IPV6, name: libc::IPV6_PKTINFO };
 
-/// Asks the kernel to send from `source`, on whichever interface the route gives.
+/// Asks the kernel to send from `source`; the route determines the interface.
 pub(super) fn encode(control: &mut Encoder, source: IpAddr) {
     match source {
         IpAddr::V4(v4) => {
@@ -31,8 +31,8 @@ pub(super) fn encode(control: &mut Encoder, source: IpAddr) {
     }
 }
 
-/// Reads the local address. An IPv4 datagram on a dual-stack socket has messages of both families. The IPv4
-/// one comes last and is the better one: for a broadcast it contains the address to answer from.
+/// Reads the local address. An IPv4 datagram on a dual-stack socket has a message of each family. The IPv4
+/// message comes last and is better: for a broadcast it contains the address to answer from.
 pub(super) fn decode(message: &Message<'_>, received: &mut Received) {
     let local = match message.kind {
         V4 => message.value.get(4..8).and_then(|v| v.first_chunk::<4>()).map(local_v4),
@@ -42,8 +42,8 @@ pub(super) fn decode(message: &Message<'_>, received: &mut Received) {
     received.local = local.filter(|address| !address.is_multicast() && !address.is_unspecified());
 }
 
-/// Whether this error means that the source address is gone: `EINVAL` over IPv6, `ENETUNREACH` over IPv4; the
-/// other errors mean that a route went with it.
+/// Whether this error may mean that the source address is gone: the kernel returns `EINVAL` over IPv6 and
+/// `ENETUNREACH` over IPv4; the other errors are returned if a route is gone together with the address.
 pub(super) fn source_may_be_lost(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

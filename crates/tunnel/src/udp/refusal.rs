@@ -1,4 +1,4 @@
-//! Why this host itself refuses to send a datagram, as far as the error number shows.
+//! Why this host itself refuses to send a datagram, as far as the error number shows it.
 
 use std::fmt;
 use std::io;
@@ -6,30 +6,30 @@ use std::io;
 /// Why a datagram did not leave this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A rule of the packet filter drops or rejects it.
+    /// A rule of the packet filter drops or rejects the datagram.
     Filter,
-    /// A `prohibit` route or rule.
+    /// A `prohibit` route or rule matches.
     Prohibit,
-    /// A `blackhole` route or rule; over IPv6 also an address that is valid only on another link.
+    /// A `blackhole` route or rule matches; over IPv6 also an address that is valid only on another link.
     Blackhole,
-    /// An `unreachable` route.
+    /// An `unreachable` route matches.
     Unreachable,
-    /// No route at all.
+    /// There is no route.
     NoRoute,
     /// The link is down.
     LinkDown,
     /// The interface is gone.
     NoDevice,
-    /// No address of ours to send from.
+    /// This host has no source address for the datagram.
     NoSource,
     /// The socket supports only the other version of IP.
     Family,
-    /// Anything else, by its error number.
+    /// Another error, with its number.
     Other(i32),
 }
 
 impl Refusal {
-    /// The meaning of a send error; `None` if the same datagram may succeed a moment later.
+    /// The meaning of a send error; `None` if sending the same datagram may succeed shortly afterwards.
     pub fn of(error: &io::Error) -> Option<Self> {
         error.raw_os_error().and_then(Self::from_errno)
     }

@@ -1,9 +1,8 @@
-//! Renews the port or the interface of a socket while threads send and receive on it.
+//! Changes the port or the interface of a socket while threads send and receive on it.
 //!
-//! `connect(2)` with the address family `AF_UNSPEC` makes the kernel forget what it chose: the port, if
-//! `bind(2)` named none, and the interface (`__udp_disconnect`). Both can then be set again on the same
-//! descriptor, without a privilege. All other options stay, and threads that wait on the socket notice
-//! nothing.
+//! `connect(2)` with the address family `AF_UNSPEC` makes the kernel forget the port, if `bind(2)` did not
+//! specify one, and the interface (`__udp_disconnect`). Both can then be set again on the same descriptor,
+//! without a privilege. All other options remain set, and threads that wait on the socket are not disturbed.
 
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -18,7 +17,7 @@ const BOUND_INDEX: IntOption =
     IntOption { level: libc::SOL_SOCKET, name: libc::SO_BINDTOIFINDEX, label: "SO_BINDTOIFINDEX" };
 
 impl Socket {
-    /// Changes to another source port, if the port is chosen by the kernel, and returns it.
+    /// Changes to another source port, if the kernel chooses the port, and returns it.
     ///
     /// # Errors
     ///
@@ -31,7 +30,7 @@ impl Socket {
         Ok(Some(self.local_port()))
     }
 
-    /// If another interface has the configured name now, binds to that one; returns whether it did.
+    /// If another interface has the configured name now, binds to that interface. Returns whether it has.
     ///
     /// # Errors
     ///
@@ -39,7 +38,7 @@ impl Socket {
     pub fn follow_device(&self) -> io::Result<bool> {
         let Some(device) = &self.device else { return Ok(false) };
         let bound = sys::get(&self.inner, BOUND_INDEX)?;
-        // While no interface has the name, the socket stays bound to the deleted one, and sends nothing.
+        // While no interface has the name, the socket stays bound to the deleted interface, and sends nothing.
         let Ok(index) = if_nametoindex(device.as_str()) else { return Ok(false) };
         if u32::try_from(bound) == Ok(index) {
             return Ok(false);
@@ -55,7 +54,7 @@ impl Socket {
         }
         if self.bound_to.port() == 0 {
             match self.inner.bind(&SockAddr::from(self.bound_to)) {
-                // A thread that sent in between has bound the socket already.
+                // A thread that sent in the meantime has already bound the socket.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 bound => bound?,
             }

@@ -1,4 +1,4 @@
-//! The largest datagram that the route carries whole, according to the routing table.
+//! The size of the largest datagram that the route carries unfragmented, according to the routing table.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,8 +13,9 @@ const MTU_V4: IntOption = IntOption { level: libc::SOL_IP, name: libc::IP_MTU, l
 const MTU_V6: IntOption =
     IntOption { level: libc::SOL_IPV6, name: libc::IPV6_MTU, label: "IPV6_MTU" };
 
-/// The largest UDP payload that leaves for `to` in one packet, with these socket settings and from `source`
-/// if that address is ours. It is asked again when the peer moves. Links beyond the first are unknown here.
+/// The largest UDP payload that leaves for `to` in one packet, with these socket settings, and from `source` if
+/// that address is ours. The caller repeats the query when the peer moves. Links beyond the first are unknown
+/// here.
 ///
 /// # Errors
 ///
@@ -24,10 +25,10 @@ pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, way: &Way) -> io:
         if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = way.throwaway(source.unwrap_or(any)).or_else(|_not_ours| way.throwaway(any));
     let socket = socket.map_err(io::Error::other)?;
-    // A connected socket has looked up its route; nothing is sent.
+    // When a socket is connected, the kernel looks up its route, but sends nothing.
     socket.connect(&SockAddr::from(to))?;
     let mtu = sys::get(&socket, if to.is_ipv4() { MTU_V4 } else { MTU_V6 })?;
-    // The kernel may report less after an ICMP message, which anybody can forge.
+    // After an ICMP message, which anybody can forge, the kernel may report a smaller value.
     Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU_V6), to))
 }
 
@@ -36,7 +37,7 @@ pub fn payload_within(mtu: u16, to: SocketAddr) -> u16 {
     mtu.saturating_sub(headers(to))
 }
 
-/// The size of the packet to `to` with a UDP payload of this size.
+/// The size of a packet to `to` with a UDP payload of this size.
 pub fn packet_around(payload: u16, to: SocketAddr) -> u16 {
     payload.saturating_add(headers(to))
 }

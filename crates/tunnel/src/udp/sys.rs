@@ -1,4 +1,4 @@
-//! The system calls that `socket2` lacks, and, apart from tests, the only unsafe code of this crate.
+//! The system calls that `socket2` lacks. Apart from tests, this is the only unsafe code of this crate.
 
 use std::ffi::c_int;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -41,7 +41,7 @@ pub(super) fn get(socket: &impl AsRawFd, option: IntOption) -> io::Result<c_int>
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Resets the port and the interface chosen for a socket, as `connect(2)` does for `AF_UNSPEC`.
+/// Resets the port and the interface that were chosen for a socket, as `connect(2)` does for `AF_UNSPEC`.
 pub(super) fn disconnect(socket: &Socket) -> io::Result<()> {
     /// The size of `sockaddr`, which is enough for the family.
     const LEN: libc::socklen_t = 16;
@@ -62,7 +62,7 @@ pub(super) struct Outgoing<'a> {
     pub(super) control: cmsg::Encoder,
 }
 
-/// Messages that leave in one call.
+/// Messages that are sent in one call.
 #[derive(Debug)]
 pub(super) struct Outbox<'a> {
     messages: [Option<Outgoing<'a>>; MAX_RUNS],
@@ -76,7 +76,7 @@ impl Default for Outbox<'_> {
 }
 
 impl<'a> Outbox<'a> {
-    /// Appends a message; one more than [`MAX_RUNS`] is a bug of the caller.
+    /// Appends a message; the caller must not append more than [`MAX_RUNS`].
     pub(super) fn push(&mut self, message: Outgoing<'a>) {
         self.messages[self.len] = Some(message);
         self.len += 1;
@@ -90,7 +90,7 @@ pub(super) fn send_message(socket: &Socket, message: &Outgoing<'_>) -> io::Resul
     socket.sendmsg(&header, 0).map(drop)
 }
 
-/// Sends as many messages as the kernel takes in one `sendmmsg`, and returns their total length in bytes. An
+/// Sends as many messages as the kernel accepts in one `sendmmsg`, and returns their total length in bytes. An
 /// error is returned only if it concerns the first message.
 pub(super) fn send_messages(socket: &Socket, outbox: &Outbox<'_>) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); MAX_RUNS];
@@ -161,11 +161,12 @@ impl<const N: usize> Inbox<N> {
         usize::try_from(got).map_err(|_negative| io::Error::last_os_error())
     }
 
-    /// The messages received, followed by empty places.
+    /// The received messages, followed by empty elements.
     pub(super) fn messages(self) -> impl Iterator<Item = Incoming> {
         let each = self.headers.into_iter().zip(self.senders).zip(self.controls);
         each.map(|((header, sender), control)| Incoming {
-            // SAFETY: the kernel wrote the address and its length; if nothing was received, it is all zeroes.
+            // SAFETY: the kernel has written the address and its length; if nothing was received, all bytes are
+            // zero.
             from: unsafe { SockAddr::new(sender, header.msg_hdr.msg_namelen) }.as_socket(),
             len: header.msg_len as usize,
             control,
@@ -174,7 +175,7 @@ impl<const N: usize> Inbox<N> {
     }
 }
 
-/// What the kernel reports of a message beside its bytes.
+/// What the kernel reports about a message in addition to its bytes.
 pub(super) struct Incoming {
     pub(super) from: Option<SocketAddr>,
     pub(super) len: usize,

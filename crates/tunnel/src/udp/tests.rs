@@ -1,4 +1,4 @@
-//! The socket against a real kernel, each test in a network namespace of its own.
+//! Tests of the socket with a real kernel, each in a separate network namespace.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -13,7 +13,7 @@ use crate::namespace::{self, ip};
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const ROOM: usize = 8 << 20;
-/// IPv4 packets only, as a packet socket names them: in network order.
+/// The protocol number for IPv4 packets in a packet socket, in network byte order.
 const ETH_P_IP: u16 = 0x0800_u16.to_be();
 
 /// Runs `test` in a namespace whose loopback device is up.
@@ -24,7 +24,7 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// Its number in `ip -o link`: "2: left@right: <…>".
+/// The number of a link in `ip -o link`: "2: left@right: <…>".
 fn link_index(name: &str) -> u32 {
     let line = ip(&format!("-o link show {name}"));
     line.split_once(':').unwrap().0.parse().unwrap()
@@ -122,7 +122,7 @@ fn a_batch_travels_whole() {
     });
 }
 
-/// GSO batches and single datagrams of several sizes and marks, in one call each way.
+/// GSO batches and single datagrams of several sizes and marks, in one call per direction.
 #[test]
 fn batches_of_different_sizes_leave_and_arrive_together() {
     in_namespace(|| {
@@ -145,8 +145,8 @@ fn batches_of_different_sizes_leave_and_arrive_together() {
     });
 }
 
-/// If one call refuses a batch in the middle of several, that one is sent singly, and the following ones are
-/// not lost.
+/// If a call refuses a batch in the middle of several, that batch is sent one datagram at a time, and the
+/// following batches are not lost.
 #[test]
 fn a_batch_that_is_refused_among_others_goes_out_all_the_same() {
     in_namespace(|| {
@@ -346,7 +346,7 @@ fn a_bind_error_says_what_to_do() {
     });
 }
 
-/// The socket waits for an address that is added later, and does not use it before.
+/// The socket waits for an address that is added later, and does not send from it before.
 #[test]
 fn an_address_that_is_not_there_yet_is_listened_on() {
     in_namespace(|| {
@@ -381,7 +381,7 @@ fn an_address_that_is_not_there_yet_is_listened_on() {
     });
 }
 
-/// Two links with no host at their far ends, and the same destination beyond each.
+/// Two links without a host at the far end; each has a route to the same destination.
 fn two_cables() {
     for (near, far, address) in
         [("one", "far1", "192.0.2.1/24"), ("two", "far2", "198.51.100.1/24")]
@@ -390,14 +390,14 @@ fn two_cables() {
         ip(&format!("link set {near} up"));
         ip(&format!("link set {far} up"));
         ip(&format!("addr add {address} dev {near}"));
-        // No host answers the neighbour solicitation or ARP request.
+        // No host would answer a neighbour solicitation or an ARP request.
         ip(&format!("neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev {near}"));
     }
     ip("route add 203.0.113.9 dev one mtu 1400");
     ip("route add 203.0.113.9 dev two table 77 mtu 1300");
 }
 
-/// All IPv4 packets that leave by an interface.
+/// A socket that receives all IPv4 packets that leave by an interface.
 fn listen_on(device: &str) -> socket2::Socket {
     let protocol = i32::from(ETH_P_IP).into();
     let wire = socket2::Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();

@@ -1,5 +1,5 @@
-//! The settings that decide on the route of datagrams: the mark that routing rules and packet filters match,
-//! the interface, and the source address.
+//! The settings that affect the route of datagrams: the mark that routing rules and packet filters match, the
+//! interface, and the source address.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,17 +7,17 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::bind::BindError;
 
-/// The settings of a socket that decide on its routes. Sockets that ask the routing table use the same ones.
+/// The settings of a socket that affect its routes. Sockets that query the routing table use the same settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Way {
     /// The mark of every datagram (`SO_MARK`); 0 is none.
     pub mark: u32,
-    /// The name of the interface that all datagrams leave and arrive by (`SO_BINDTODEVICE`).
+    /// The name of the interface by which all datagrams leave and arrive (`SO_BINDTODEVICE`).
     pub device: Option<String>,
 }
 
 impl Way {
-    /// Applies the settings to a socket. The interface is the one that has the name now.
+    /// Applies the settings to a socket. The socket is bound to the interface that has the name now.
     pub(super) fn set(&self, socket: &Socket) -> Result<(), BindError> {
         if self.mark != 0 {
             let refused = |source| BindError::Mark { mark: self.mark, source };
@@ -28,7 +28,7 @@ impl Way {
         socket.bind_device(Some(device.as_bytes())).map_err(refused)
     }
 
-    /// A separate socket for a question to the kernel, bound to any port of `address`.
+    /// A separate socket for a query to the kernel, bound to any port of `address`.
     pub(super) fn throwaway(&self, address: IpAddr) -> Result<Socket, BindError> {
         let at = SocketAddr::new(address, 0);
         let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None);
@@ -39,7 +39,7 @@ impl Way {
         Ok(socket)
     }
 
-    /// Makes sure that datagrams can leave from `address`.
+    /// Checks that datagrams can leave from `address`.
     ///
     /// # Errors
     ///

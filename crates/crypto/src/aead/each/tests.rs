@@ -1,13 +1,13 @@
-//! Compares groups of every size with single messages sealed by ring, and those with the reference.
+//! Compares groups of every size with single messages sealed by ring, and these with the reference.
 
 use super::*;
 use crate::aead::{Algorithm, Backend, reference};
 
 const BACKENDS: [Backend; 2] = [Backend::Wide, Backend::Ring];
 const KEY: [u8; 32] = [0x37; 32];
-/// Two whole groups and one more.
+/// Two whole groups and one more message.
 const MOST: usize = 2 * GROUP + 1;
-/// Does not fit 32 bits, and carries from one byte to the next within a group.
+/// A counter that does not fit 32 bits, and carries from one byte to the next within a group.
 const FIRST: u64 = 0x0102_0304_ffff_fff8;
 
 fn keys() -> [AeadKey; 2] {
@@ -90,7 +90,7 @@ fn lengths_that_change_are_sealed_and_opened_too() {
     }
 }
 
-/// Alters the text or the tag, at each place of groups of each size.
+/// Alters the text or the tag of each message in groups of each size.
 #[test]
 fn what_is_forged_gives_nothing_away_and_the_others_open() {
     let [wide, ..] = keys();
