@@ -14,9 +14,6 @@ use crate::plane::Plane;
 /// The size is asked for this often, at the most.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 
-/// What a packet in a datagram grows by.
-const ENVELOPE: u16 = OVERHEAD as u16;
-
 /// What is known of the size.
 #[derive(Debug, Default)]
 pub(crate) struct Size {
@@ -62,7 +59,7 @@ impl Plane {
     /// needs 1280 bytes, whatever the path carries.
     pub(crate) fn follow_path(&mut self, payload: u16) {
         let Some(most) = self.settings.mtu_follows else { return };
-        let fits = payload.saturating_sub(ENVELOPE).max(LEAST_MTU_V6).min(most);
+        let fits = inner(payload).max(LEAST_MTU_V6).min(most);
         let policy = self.policies.wanted();
         if policy.mtu() != fits {
             self.set_policy(policy.clone().with_mtu(fits));
@@ -88,4 +85,9 @@ impl Plane {
     pub fn fragments_at(&mut self, size: Option<u16>) {
         self.size.fragments = size;
     }
+}
+
+/// The longest packet in a datagram with this UDP payload.
+fn inner(payload: u16) -> u16 {
+    u16::try_from(usize::from(payload).saturating_sub(OVERHEAD)).unwrap_or(u16::MAX)
 }

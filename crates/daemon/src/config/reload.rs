@@ -1,6 +1,7 @@
 //! What may change while a tunnel runs, and what takes a restart.
 
 use thiserror::Error;
+use vpnd_tun::Mode;
 
 use super::hooks::{Dns, Hooks};
 use super::model::{Config, Interface, Path, Peer, Service, Socket};

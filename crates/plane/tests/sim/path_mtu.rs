@@ -43,7 +43,8 @@ fn carry(world: &mut World, mtu: u16, reports: bool) {
 
 /// The MTU of the device over a path of this MTU.
 fn inside(mtu: u16) -> u16 {
-    (mtu - HEADERS_V4 - u16::try_from(OVERHEAD).unwrap()).max(1280)
+    let payload = usize::from(mtu - HEADERS_V4);
+    u16::try_from(payload - OVERHEAD).expect("an MTU").max(1280)
 }
 
 fn ensure_mtu(world: &World, mtu: u16) {
@@ -62,7 +63,7 @@ fn stall(world: &World, since: Duration) -> Duration {
         times.retain(|at| *at >= since);
         times.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(Duration::MAX)
     };
-    Side::BOTH.map(longest).into_iter().max().unwrap()
+    Side::BOTH.map(longest).into_iter().max().expect("two ends")
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn probes_count_for_no_loss() {
     world.run_for(seconds(20));
     for side in Side::BOTH {
         let now = world.now;
-        let quality = world[side].status(now).quality.unwrap();
+        let quality = world[side].status(now).quality.expect("it was measured");
         assert_eq!(quality.outward.sent, quality.outward.arrived, "{side:?}");
         assert_eq!(quality.inward.sent, quality.inward.arrived, "{side:?}");
     }
