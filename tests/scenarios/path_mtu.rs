@@ -97,7 +97,7 @@ fn ensure_mtu(path: &Routed, ends: &[Vpnd; 2], expected: u16) -> Result<()> {
     Ok(())
 }
 
-/// The longest time without progress until `done` has been true for a while.
+/// The longest time without progress, until `done` has been true for a while.
 fn stall(transfer: &Transfer, until: impl Fn() -> Result<()>) -> Result<Duration> {
     let (mut longest, mut since, mut last) = (Duration::ZERO, Instant::now(), transfer.progress());
     let begin = Instant::now();
@@ -118,8 +118,16 @@ fn stall(transfer: &Transfer, until: impl Fn() -> Result<()>) -> Result<Duration
     Ok(longest)
 }
 
-fn changes(lab: &Lab, outside: Outside, router: Router) -> Result<String> {
+/// A path on which the router sees the datagrams themselves, not batches of them.
+fn path(lab: &Lab) -> Result<Routed> {
     let path = Routed::new(lab)?;
+    port(&path.a, "eth0").no_offload()?;
+    port(&path.b, "eth0").no_offload()?;
+    Ok(path)
+}
+
+fn changes(lab: &Lab, outside: Outside, router: Router) -> Result<String> {
+    let path = path(lab)?;
     let ends = start(&path, outside)?;
     ensure_mtu(&path, &ends, 1500 - outside.overhead)?;
     let transfer = Transfer::start(&path.a, &path.b, INNER_B4, 1 << 40)?;
@@ -163,7 +171,7 @@ fn jumbo(lab: &Lab) -> Result<String> {
 
 /// Packets as long as the device takes them cross in fragments of the size that the path carries.
 fn pinned(lab: &Lab) -> Result<String> {
-    let path = Routed::new(lab)?;
+    let path = path(lab)?;
     nft::black_hole(&path.router, 1300)?;
     let (a, b) = site::pair()?;
     let _b = Vpnd::start(&path.b, &b.speaking_vpnd(&[]))?;
