@@ -25,6 +25,7 @@ mod session;
 mod size;
 mod status;
 mod upgrade;
+mod window;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -57,10 +58,12 @@ use paths::Paths;
 use reach::Port;
 use responder::{Answered, Initiations};
 use upgrade::Answering;
+use window::Window;
 
 pub use event::{Change, Command, Diagnosis, Event};
 pub use frames::{Greeting, Loss, Quality};
-pub use status::{Liveness, PeerStatus, Standing};
+pub use status::{PeerStatus, Standing};
+pub use window::{BothWays, Recent, RoundTrip};
 
 /// What a tunnel is made of.
 pub struct Config {
@@ -175,6 +178,8 @@ pub struct Peer {
     last_minute_asked: Generation,
 
     paths: Paths,
+    /// Round trip and loss of the last minutes, whatever the session.
+    window: Window,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer began.
@@ -225,6 +230,7 @@ impl Peer {
             handshakes: 0,
             last_minute_asked: Generation::default(),
             paths,
+            window: Window::default(),
             attempt: None,
             answering: None,
             wanted: false,

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::window::Counted;
 use super::{Change, Diagnosis, Peer};
 use crate::drop_reason::DropReason;
 use crate::frame::{self, ControlFrame, Frame, Hello, Ping, Pong, Record, Release};
@@ -140,16 +141,18 @@ impl Gauge {
         Ping::new(sequence, now.as_nanos(), sent)
     }
 
-    /// Takes the answer to the last question; `arrived` are the datagrams of the session until then.
-    fn take(&mut self, now: BootTime, pong: &Pong, arrived: u64) {
+    /// Takes the answer to the last question; `arrived` are the datagrams of the session until then. Returns what it
+    /// shows.
+    fn take(&mut self, now: BootTime, pong: &Pong, arrived: u64) -> Option<Quality> {
         let answers = |asked: &mut Asked| asked.sequence == pong.sequence.get();
-        let Some(asked) = self.asked.take_if(answers) else { return };
+        let asked = self.asked.take_if(answers)?;
         let loss = |sent: u64, arrived: u64| Loss { sent, arrived: arrived.min(sent) };
         self.quality = Some(Quality {
             round_trip: now.saturating_since(asked.at),
             outward: loss(asked.sent, pong.received.get()),
             inward: loss(pong.sent.get(), arrived),
         });
+        self.quality
     }
 }
 
@@ -272,7 +275,12 @@ impl Peer {
         self.take_size_answer(now, pong.sequence.get());
         self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
-        self.paths.gauge.take(now.boot, pong, framed.accepted);
+        let found = self.paths.gauge.take(now.boot, pong, framed.accepted);
+        if let (Some(found), Some(to)) = (found, self.endpoint()) {
+            let current = self.keyring.current().map(|current| current.opening.generation());
+            let of = Counted { outward: current.unwrap_or_default(), inward: framed.generation };
+            self.window.take(now.boot, to, of, found);
+        }
         Ok(())
     }
 

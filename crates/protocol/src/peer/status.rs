@@ -5,31 +5,16 @@ use std::time::Duration;
 
 use vpnd_crypto::key::PublicKey;
 
-use super::{Attempt, Greeting, Peer, Quality};
+use super::{Attempt, BothWays, Greeting, Peer, Quality, Recent};
 use crate::activity::Traffic;
 use crate::session::Role;
 use crate::terms::Protocol;
 use crate::time::{BootTime, Now};
 use crate::timers::{ANSWER_EXPECTED_WITHIN, Timer};
 
-/// Whether packets get through, as far as this end can know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Liveness {
-    /// No session, and no packet requires one.
-    Idle,
-    /// No session; a handshake is in progress.
-    Connecting,
-    /// A session is established, and sent data was answered.
-    Up,
-    /// A session is established, but sent data is unanswered.
-    Unresponsive,
-}
-
 /// A snapshot of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Whether packets get through.
-    pub liveness: Liveness,
     /// Whether the peer is alive, and how long that has been so.
     pub alive: (bool, Duration),
     /// The peer's address, or the one that a handshake is sent to.
@@ -52,47 +37,65 @@ pub struct PeerStatus {
     pub unconfirmed_answers: u32,
     /// The peer's own announcement.
     pub greeting: Option<Greeting>,
-    /// Round trip and loss.
+    /// Round trip and loss of the current session.
     pub quality: Option<Quality>,
+    /// Round trip and loss of the last minutes.
+    pub recent: Recent,
     /// The traffic so far.
     pub traffic: Traffic,
     /// The next deadline and its reason.
     pub next: Option<(Duration, Timer)>,
 }
 
-/// A summary of the tunnel's state.
+/// What the state of a tunnel derives from, as far as only the peer knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether packets get through.
-    pub liveness: Liveness,
+    /// Whether the peer is alive.
+    pub alive: bool,
+    /// Whether a session is established.
+    pub in_session: bool,
+    /// Whether a session is established, but sent data or calls for the next session are unanswered.
+    pub is_unanswered: bool,
+    /// The tries of the handshake attempt in progress.
+    pub tries: Option<u32>,
     /// The peer's address, or the one that a handshake is sent to.
     pub endpoint: Option<SocketAddr>,
-    /// When the last authentic datagram came.
-    pub last_received: Option<BootTime>,
+    /// The largest datagram that the path carries, if that is known.
+    pub largest: Option<u16>,
+    /// The loss of the last minute.
+    pub loss: BothWays,
+    /// When the last measurement of it leaves the last minute.
+    pub loss_until: BootTime,
 }
 
 impl Peer {
-    /// A summary of the tunnel's state.
+    /// What the state of the tunnel derives from.
     pub fn standing(&mut self, now: Now) -> Standing {
         let moments = self.activity.moments();
         self.timers.observe(moments);
         self.life.observe(moments);
         let called = self.attempt.as_ref().map(Attempt::to);
+        let in_session = self.is_in_session(now);
         Standing {
-            liveness: self.liveness(now),
+            alive: self.life.state().0,
+            in_session,
+            is_unanswered: in_session && self.is_unanswered(now),
+            tries: self.attempt.as_ref().map(Attempt::tries),
             endpoint: self.endpoint().or(called),
-            last_received: moments.received.max(moments.called),
+            largest: self.path_payload(),
+            loss: self.window.minute(now.boot),
+            loss_until: self.window.minute_ends(),
         }
     }
 
     /// The tunnel's state.
     pub fn status(&mut self, now: Now) -> PeerStatus {
-        let Standing { liveness, endpoint, last_received } = self.standing(now);
+        let Standing { tries, endpoint, .. } = self.standing(now);
+        let moments = self.activity.moments();
         let ago = |at: BootTime| now.boot.saturating_since(at);
         let (alive, since) = self.life.state();
         let (current, pair) = (self.keyring.current(), self.identities.calling());
         PeerStatus {
-            liveness,
             alive: (alive, ago(since)),
             endpoint,
             session: current.map(|session| (session.role, ago(session.birth))),
@@ -100,31 +103,25 @@ impl Peer {
             keys: [*self.identities.identity(pair).public(), *self.identities.remote(pair)],
             handshakes: self.handshakes,
             last_handshake: self.established.map(ago),
-            last_received: last_received.map(ago),
-            attempt: self.attempt.as_ref().map(Attempt::tries),
+            last_received: moments.received.max(moments.called).map(ago),
+            attempt: tries,
             unconfirmed_answers: self.unconfirmed_answers,
             greeting: self.greeting.clone(),
             quality: self.paths.gauge.quality,
+            recent: self.window.recent(now.boot),
             traffic: self.activity.traffic(),
             next: self.poll_timeout().map(|(at, why)| (at.saturating_since(now.boot), why)),
         }
     }
 
-    fn liveness(&self, now: Now) -> Liveness {
-        let current = self.keyring.current().filter(|s| now.boot < s.opening.dead_from());
-        let Some(session) = current else {
-            return if self.attempt.is_some() { Liveness::Connecting } else { Liveness::Idle };
-        };
-        let (alive, since) = self.life.state();
-        let died_on_it = !alive && session.birth <= since;
-        let unanswered = self.life.unanswered_since();
+    fn is_in_session(&self, now: Now) -> bool {
+        self.keyring.current().is_some_and(|session| now.boot < session.opening.dead_from())
+    }
+
+    fn is_unanswered(&self, now: Now) -> bool {
         let late = |since: BootTime| now.boot.saturating_since(since) >= ANSWER_EXPECTED_WITHIN;
         // The first retry of a rekey may be chance; the second means silence.
         let calling_again = self.attempt.as_ref().is_some_and(|attempt| attempt.tries() > 2);
-        if died_on_it || unanswered.is_some_and(late) || calling_again {
-            Liveness::Unresponsive
-        } else {
-            Liveness::Up
-        }
+        self.life.unanswered_since().is_some_and(late) || calling_again
     }
 }
