@@ -173,6 +173,13 @@ impl Engine {
         self.shared.marks_everything.load(Relaxed)
     }
 
+    /// Whether the kernel refuses to segment what is sent to the peer, so that each datagram is sent by itself.
+    pub fn sends_singly(&self) -> bool {
+        let view = self.shared.view.load();
+        let path = view.table.send.as_ref().map(|(_, path)| path);
+        path.is_some_and(|path| self.shared.socket.sends_singly(path.to, path.from))
+    }
+
     /// The socket's port.
     pub fn local_port(&self) -> u16 {
         self.shared.socket.local_port()

@@ -158,6 +158,11 @@ impl Socket {
         self.gso.max_segments()
     }
 
+    /// Whether the kernel refuses to segment what is sent to `to` from this address of ours.
+    pub fn sends_singly(&self, to: SocketAddr, source: Option<IpAddr>) -> bool {
+        self.gso.is_refused(to.ip(), source)
+    }
+
     /// Sends a batch: in one call with segmentation offload, or one datagram at a time if the kernel refuses
     /// that.
     ///

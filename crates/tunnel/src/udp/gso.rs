@@ -10,7 +10,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -147,8 +147,12 @@ struct Route(u64);
 
 impl Route {
     fn of(transmit: &Transmit<'_>) -> Self {
+        Self::towards(transmit.destination.ip(), transmit.source)
+    }
+
+    fn towards(to: IpAddr, source: Option<IpAddr>) -> Self {
         let mut hasher = DefaultHasher::new();
-        (transmit.destination.ip(), transmit.source).hash(&mut hasher);
+        (to, source).hash(&mut hasher);
         Self(hasher.finish().max(1))
     }
 }
@@ -188,6 +192,15 @@ impl Gso {
 
     pub(super) fn max_segments(&self) -> usize {
         self.max_segments
+    }
+
+    /// Whether the kernel refuses to segment what is sent there from this address of ours.
+    pub(super) fn is_refused(&self, to: IpAddr, source: Option<IpAddr>) -> bool {
+        self.is_known_to_refuse(Route::towards(to, source))
+    }
+
+    fn is_known_to_refuse(&self, route: Route) -> bool {
+        self.refused.load(Relaxed) == route.0 && self.batches_left.load(Relaxed) > 0
     }
 
     fn allows(&self, route: Route, segments: usize) -> bool {
@@ -240,10 +253,13 @@ mod tests {
     #[test]
     fn a_refused_route_is_tried_again_later_and_no_other_is_affected() {
         let gso = Gso::new(FEW);
+        assert!(!gso.is_known_to_refuse(HERE));
         gso.learn(HERE, Refusal::Route);
+        assert!(gso.is_known_to_refuse(HERE) && !gso.is_known_to_refuse(THERE));
         assert!(gso.allows(THERE, 2));
         let refused = (0..2 * RETRY_AFTER).take_while(|_| !gso.allows(HERE, 2)).count();
         assert_eq!(refused, RETRY_AFTER as usize);
+        assert!(!gso.is_known_to_refuse(HERE), "it is tried again");
         gso.learn(HERE, Refusal::Route);
         assert!(!gso.allows(HERE, 2));
     }
