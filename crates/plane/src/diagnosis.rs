@@ -17,6 +17,7 @@ use crate::effect::Notice;
 use crate::outlook::Outlook;
 use crate::plane::Plane;
 use crate::reach::Refused;
+use crate::state::Found;
 
 use came_back::CameBack;
 use duplicate::Duplicate;
@@ -32,9 +33,9 @@ pub use trouble::Trouble;
 const BAD_MAC1_FORGOTTEN: Duration = Duration::from_secs(20);
 
 /// Unanswered tries of a handshake before silence is a fault.
-const TRIES_BEFORE_HINT: u32 = 3;
+pub(crate) const TRIES_BEFORE_HINT: u32 = 3;
 
-/// What the data threads only count and never queue, so that garbage wakes nobody. All since the start.
+/// What the data threads only count and never queue, so that garbage wakes nobody. Numbers are those since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
     /// Handshake messages that were made for another key.
@@ -45,6 +46,10 @@ pub struct Counted {
     pub nested: u64,
     /// Packets of the peer that the source filter has dropped, if it has.
     pub refused_sources: Option<RefusedPackets>,
+    /// Whether the kernel refuses to segment what is sent to the peer.
+    pub sends_singly: bool,
+    /// Whether the path marks everything for congestion.
+    pub marks_everything: bool,
 }
 
 /// The faults that stand, except for those that the routes show and for a refusal of this host.
@@ -177,7 +182,9 @@ impl Plane {
     /// What the data threads have counted by now. To be called after everything else that has happened, and before
     /// [`Plane::trouble`].
     pub fn counters_seen(&mut self, now: BootTime, counted: Counted) {
-        let Counted { bad_mac1, own_datagrams, nested, refused_sources } = counted;
+        let Counted { bad_mac1, own_datagrams, nested, refused_sources, .. } = counted;
+        let Counted { sends_singly, marks_everything, .. } = counted;
+        self.states.found(Found { sends_singly, marks_everything });
         let connected = self.is_connected();
         let notices = [
             self.diagnoses.watch_bad_mac1(now, bad_mac1, connected),

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 
 use vpnd_device::Found;
-use vpnd_protocol::peer::{Change, Diagnosis, Liveness, Transmit};
+use vpnd_protocol::peer::{Change, Diagnosis, Transmit};
 use vpnd_protocol::table::Table;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tunnel::engine::RefusedPackets;
 use vpnd_tunnel::view::Policy;
 
-use crate::{InnerSource, Loop, Refused, Unresolved};
+use crate::{InnerSource, Loop, Refused, State, Unresolved};
 
 /// What is to be done next. The order is part of it: what the peer may use is published before the datagram leaves
 /// that lets it, and what other programs are told is true by then.
@@ -67,8 +67,8 @@ pub enum Effect {
         /// Where it is.
         endpoint: Option<SocketAddr>,
     },
-    /// Tell the service manager how the tunnel stands.
-    Standing(Liveness, Option<SocketAddr>),
+    /// Tell the service manager the state of the tunnel, and where the peer is.
+    Standing(State, Option<SocketAddr>),
     /// Tell people.
     Notify(Notice),
 }
@@ -108,10 +108,8 @@ pub enum Notice {
     Unresolved(Unresolved),
     /// Packets of the peer come from where `allowed_ips` lets none come from.
     RefusedSource(RefusedPackets),
-    /// A session stands, but what is sent goes unanswered.
-    Silent,
-    /// The peer answers again.
-    Answers,
+    /// The state of the tunnel is another one.
+    State(State),
     /// Our port is fixed: nothing is sent for a while, so that a NAT on the path forgets the flow.
     FallsSilent,
     /// The route to the peer has changed.

@@ -13,10 +13,11 @@ mod path;
 mod plane;
 mod policy;
 mod reach;
-mod standing;
+mod state;
 
 pub use diagnosis::{Counted, Failure, Trouble, Unresolved};
 pub use effect::{Effect, Notice};
 pub use outlook::{InnerSource, Loop, Outlook};
 pub use plane::{Plane, RotateError, Settings};
 pub use reach::{Port, Refused};
+pub use state::{Kind, Reason, Reasons, State};

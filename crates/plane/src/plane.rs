@@ -22,7 +22,7 @@ use crate::outlook::Outlook;
 use crate::path::Size;
 use crate::policy::Policies;
 use crate::reach::Reach;
-use crate::standing::Told;
+use crate::state::States;
 
 /// What the configuration says of decisions that are not the peer's.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,8 @@ pub struct Settings {
     pub mtu_follows: Option<u16>,
     /// Whether the device's carrier follows the peer.
     pub carrier_follows: bool,
+    /// The endpoints in the order of preference: of each the address, unless it is a name.
+    pub endpoints: Vec<Option<SocketAddr>>,
 }
 
 /// Why keys were not rotated.
@@ -53,7 +55,7 @@ pub struct Plane {
     pub(crate) reach: Reach,
     pub(crate) size: Size,
     pub(crate) policies: Policies,
-    pub(crate) told: Told,
+    pub(crate) states: States,
     pub(crate) diagnoses: Diagnoses,
     /// The datagram whose route is followed, if that was asked for.
     pub(crate) followed: Option<Option<Transmit>>,
@@ -75,7 +77,7 @@ impl Plane {
             reach: Reach::default(),
             size: Size::default(),
             policies: Policies::new(policy),
-            told: Told::default(),
+            states: States::default(),
             diagnoses: Diagnoses::default(),
             followed: None,
             handshakes: Handshakes::default(),
@@ -201,18 +203,25 @@ impl Plane {
     /// What follows from the state that the peer is in by now.
     fn follow_up(&mut self, now: Now) -> Option<Effect> {
         let effect = self.follow_route().or_else(|| self.set_fragmentation());
-        effect.or_else(|| self.tell_standing(now))
+        effect.or_else(|| self.last_effect(now))
     }
 
     /// When [`Plane::wake`] must be called at the latest.
     pub fn deadline(&self) -> Option<BootTime> {
         let peer = self.peer.poll_timeout().map(|(at, _)| at);
-        [peer, self.reach.deadline(), self.carrier.deadline()].into_iter().flatten().min()
+        let own = [self.reach.deadline(), self.carrier.deadline(), self.states.deadline()];
+        own.into_iter().chain([peer]).flatten().min()
     }
 
-    /// How the peer stands.
+    /// What is known of the peer.
     pub fn status(&mut self, now: Now) -> PeerStatus {
         self.peer.status(now)
+    }
+
+    /// When all else is done, the state is reported.
+    fn last_effect(&mut self, now: Now) -> Option<Effect> {
+        self.tell_state(now);
+        self.effects.pop_front()
     }
 
     fn attend(&mut self, now: Now, event: Event) {
@@ -230,6 +239,7 @@ impl Plane {
 
     /// The peer's state has changed.
     fn follow(&mut self, now: Now, change: Change) {
+        self.states.changed(&change);
         match change {
             Change::Alive => return self.alive(now, true),
             Change::Dead => return self.alive(now, false),
@@ -259,6 +269,7 @@ impl Plane {
     /// The peer has come to life, or has died.
     fn alive(&mut self, now: Now, alive: bool) {
         self.push(Effect::Routes { alive });
+        self.tell_state(now);
         self.notify(Notice::Alive(alive));
         self.carrier.follow(alive);
         self.set_carrier(now.boot);

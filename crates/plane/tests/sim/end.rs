@@ -8,7 +8,9 @@ use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vpnd_crypto::key::{PresharedKey, PublicKey, SecretKey};
-use vpnd_plane::{Counted, Effect, Loop, Notice, Outlook, Plane, Port, Settings, Trouble};
+use vpnd_plane::{
+    Counted, Effect, Kind, Loop, Notice, Outlook, Plane, Port, Settings, State, Trouble,
+};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::endpoint::{Roam, Sources};
@@ -224,6 +226,11 @@ pub(crate) struct End {
     pub(crate) writes: Vec<(Duration, Timestamp)>,
     pub(crate) outbox: Vec<Datagram>,
     pub(crate) events: Vec<(Duration, Event)>,
+    /// What the service manager was told of the state, and what the log was.
+    pub(crate) told: Vec<(Duration, State)>,
+    pub(crate) logged: Vec<(Duration, State)>,
+    /// What the data path counts beside its drops.
+    pub(crate) counted: Counted,
     /// What people were to know of faults that the protocol does not find.
     pub(crate) notices: Vec<Notice>,
     /// When a timer called the control plane.
@@ -269,6 +276,9 @@ impl End {
             writes: Vec::new(),
             outbox: Vec::new(),
             events: Vec::new(),
+            told: Vec::new(),
+            logged: Vec::new(),
+            counted: Counted::default(),
             notices: Vec::new(),
             wakes: Vec::new(),
             checked: Checked::default(),
@@ -463,10 +473,16 @@ impl End {
     }
 
     /// A hook that runs because the peer is alive finds routes that lead to it, and the key that it was heard under.
-    fn check_hooks(&mut self, alive: bool) {
+    fn check_hooks(&mut self, now: Duration, alive: bool) {
         assert_eq!(self.alive, alive, "{:?}: routes come first", self.side);
         let has_key = self.data.table().open.iter().any(Option::is_some);
         assert!(!alive || has_key, "{:?}: the key is not published", self.side);
+        let kind = self.state(now).kind;
+        let lives = kind.works() || kind == Kind::Unresponsive;
+        let agrees = if alive { lives } else { kind == Kind::Down };
+        assert!(agrees, "{:?}: {kind:?}, and the hook is told {alive}", self.side);
+        let told = self.told.last().map(|(_, state)| state.kind);
+        assert_eq!(told, Some(kind), "{:?}: the service manager comes first", self.side);
         self.checked.hooks += 1;
     }
 
@@ -511,11 +527,13 @@ impl End {
             Effect::Carrier { on } => {
                 assert_eq!(self.alive, on, "{:?}: routes come first", self.side)
             }
-            Effect::Hooks { alive, .. } => self.check_hooks(alive),
+            Effect::Hooks { alive, .. } => self.check_hooks(now, alive),
             Effect::Notify(Notice::Change(change)) => self.events.push((now, change.into())),
             Effect::Notify(Notice::Diagnosis(found) | Notice::Again(found)) => {
                 self.events.push((now, found.into()))
             }
+            Effect::Standing(state, _) => self.told.push((now, state)),
+            Effect::Notify(Notice::State(state)) => self.logged.push((now, state)),
             Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
             Effect::Notify(notice) => self.notices.push(notice),
             _ => {}
@@ -539,7 +557,7 @@ impl End {
     /// The control plane reads what the data path has counted, and then the fault that stands.
     pub(crate) fn trouble(&mut self, now: Duration) -> Option<Trouble> {
         let bad_mac1 = self.drops(DropReason::BadMac1) as u64;
-        let counted = Counted { bad_mac1, ..Counted::default() };
+        let counted = Counted { bad_mac1, ..self.counted };
         self.plane.counters_seen(self.clock(now).boot, counted);
         self.flush(now);
         self.plane.trouble()
@@ -570,6 +588,11 @@ impl End {
         self.alive = alive;
         let change = if alive { Change::Alive } else { Change::Dead };
         self.events.push((now, change.into()));
+    }
+
+    /// The state of the tunnel.
+    pub(crate) fn state(&mut self, now: Duration) -> State {
+        self.plane.state(self.clock(now))
     }
 
     /// How the peer stands.
@@ -626,8 +649,12 @@ fn start(
     let own_rng = StdRng::seed_from_u64(rng.next_u64());
     let config = options.config(side, floor);
     let peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
-    let settings =
-        Settings { mtu_max: None, mtu_follows: options.mtu_follows, carrier_follows: true };
+    let settings = Settings {
+        mtu_max: None,
+        mtu_follows: options.mtu_follows,
+        carrier_follows: true,
+        endpoints: options.endpoint.into_iter().chain(options.also_at.clone()).map(Some).collect(),
+    };
     let policy = policy(MTU, None, &["10.99.0.0/16"]);
     let mut plane = Plane::new(peer, policy.clone(), settings);
     let first = plane.poll(now, &mut Vec::new());

@@ -5,7 +5,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use vpnd_crypto::aead::Algorithm;
-use vpnd_protocol::peer::{Change, Liveness};
+use vpnd_plane::Kind as State;
+use vpnd_protocol::peer::Change;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -225,7 +226,7 @@ fn a_silent_peer_is_asked_twice_a_minute() {
 }
 
 #[test]
-fn who_is_gone_counts_as_unresponsive_until_it_is_heard() {
+fn who_is_gone_counts_as_unresponsive_until_it_is_dead() {
     for (protocol, watch) in protocols().into_iter().flat_map(|one| [(one, false), (one, true)]) {
         let mut world = World::with(1, |side, options| {
             options.protocol = protocol;
@@ -234,28 +235,31 @@ fn who_is_gone_counts_as_unresponsive_until_it_is_heard() {
         world.resolve(Side::A);
         world.offer_every(Side::A, seconds(1));
         world.run_until(seconds(30));
-        assert_eq!(liveness(&mut world), Liveness::Up);
+        assert_eq!(kind(&mut world), State::Up);
         world.suspend(Side::B);
-        let (gone, mut unresponsive) = (world.now, None);
+        let (gone, mut changes) = (world.now, vec![(Duration::ZERO, State::Up)]);
         while world.now < gone + seconds(140) {
             world.run_for(millis(100));
-            match liveness(&mut world) {
-                Liveness::Unresponsive => unresponsive = unresponsive.or(Some(world.now - gone)),
-                other => assert_eq!((other, unresponsive), (Liveness::Up, None), "{protocol}"),
+            let (after, is) = (world.now - gone, kind(&mut world));
+            if changes.last().is_some_and(|last| last.1 != is) {
+                changes.push((after, is));
             }
         }
-        let after = unresponsive.expect("it is noticed");
-        assert!(after <= seconds(16) + A_LOOK, "{protocol} {watch}: after {after:?}");
+        let [_, (silent, State::Unresponsive), (dead, State::Down)] = changes[..] else {
+            panic!("{protocol} {watch}: {changes:?}")
+        };
+        assert!(silent <= seconds(16) + A_LOOK, "{protocol} {watch}: after {silent:?}");
+        assert!(dead <= DEAD_AFTER + A_LOOK, "{protocol} {watch}: after {dead:?}");
         world.resume(Side::B);
         world.restart(Side::B, Floor::Kept);
         world.resolve(Side::B);
         world.offer(Side::B);
         world.run_for(seconds(11));
-        assert_eq!(liveness(&mut world), Liveness::Up, "{protocol} {watch}");
+        assert_eq!(kind(&mut world), State::Up, "{protocol} {watch}");
     }
 }
 
-fn liveness(world: &mut World) -> Liveness {
+fn kind(world: &mut World) -> State {
     let now = world.now;
-    world[Side::A].status(now).liveness
+    world[Side::A].state(now).kind
 }

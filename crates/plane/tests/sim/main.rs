@@ -30,5 +30,6 @@ mod rekey;
 mod restart;
 mod roaming;
 mod stamps;
+mod states;
 mod upgrade;
 mod world;

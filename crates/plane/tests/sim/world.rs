@@ -116,6 +116,11 @@ impl World {
         }
     }
 
+    /// Nobody offers packets any more.
+    pub(crate) fn stop_offers(&mut self) {
+        self.traffic = [None; 3];
+    }
+
     /// Does something with the end of `side`, now.
     pub(crate) fn at(&mut self, side: Side, act: impl FnOnce(&mut End, Duration)) {
         let now = self.now;

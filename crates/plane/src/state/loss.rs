@@ -1,0 +1,136 @@
+//! Whether the path loses so much that the tunnel is degraded.
+
+use std::time::Duration;
+
+use vpnd_protocol::peer::{Loss, Standing};
+use vpnd_protocol::time::BootTime;
+
+/// More lost datagrams in a hundred than this begin it, ...
+const BEGINS_ABOVE: u64 = 2;
+/// ... if they are at least this many, because one of a few datagrams is chance, ...
+const LEAST: u64 = 5;
+/// ... and if it stays so for this time: on a path that reorders, a count may be short for a moment.
+const CONFIRMED_AFTER: Duration = Duration::from_secs(3);
+/// Fewer than these in a hundred end it.
+const ENDS_BELOW: u64 = 1;
+
+/// Whether it does, with hysteresis.
+#[derive(Debug, Default)]
+pub(crate) struct Lossy {
+    /// Since when it seems to begin.
+    suspected: Option<BootTime>,
+    /// When it is known no longer, if the path loses too much.
+    until: Option<BootTime>,
+}
+
+impl Lossy {
+    /// Takes note of the loss of the last minute. A direction that was not measured is not lossy.
+    pub(super) fn watch(&mut self, now: BootTime, peer: &Standing) {
+        let ways = [peer.loss.outward, peer.loss.inward];
+        let mut measured = ways.into_iter().flatten();
+        let stays = match self.until {
+            Some(_) => measured
+                .any(|loss| lost(loss).saturating_mul(100) >= loss.sent.saturating_mul(ENDS_BELOW)),
+            None => self.confirm(now, measured.any(exceeds)),
+        };
+        self.until = (stays && now < peer.loss_until).then_some(peer.loss_until);
+    }
+
+    /// Whether it has seemed to begin for long enough.
+    fn confirm(&mut self, now: BootTime, seems: bool) -> bool {
+        let since = self.suspected.filter(|_| seems).unwrap_or(now);
+        self.suspected = seems.then_some(since);
+        let is_confirmed = seems && now >= since + CONFIRMED_AFTER;
+        self.suspected.take_if(|_| is_confirmed);
+        is_confirmed
+    }
+
+    pub(super) const fn is_lossy(&self) -> bool {
+        self.until.is_some()
+    }
+
+    pub(super) fn deadline(&self) -> Option<BootTime> {
+        self.until.or_else(|| Some(self.suspected? + CONFIRMED_AFTER))
+    }
+}
+
+const fn exceeds(loss: Loss) -> bool {
+    let lost = lost(loss);
+    lost >= LEAST && lost.saturating_mul(100) > loss.sent.saturating_mul(BEGINS_ABOVE)
+}
+
+const fn lost(loss: Loss) -> u64 {
+    loss.sent.saturating_sub(loss.arrived)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use vpnd_protocol::peer::BothWays;
+
+    fn at(seconds: u64) -> BootTime {
+        BootTime::default() + Duration::from_secs(seconds)
+    }
+
+    fn standing(outward: Option<(u64, u64)>, inward: Option<(u64, u64)>) -> Standing {
+        let loss = |(sent, lost)| Loss { sent, arrived: sent - lost };
+        Standing {
+            alive: true,
+            in_session: true,
+            is_unanswered: false,
+            tries: None,
+            endpoint: None,
+            largest: None,
+            loss: BothWays { outward: outward.map(loss), inward: inward.map(loss) },
+            loss_until: at(1000),
+        }
+    }
+
+    #[test]
+    fn it_begins_above_two_in_a_hundred_and_ends_below_one() {
+        let (mut lossy, mut second) = (Lossy::default(), 0);
+        let mut watch = |outward, inward| {
+            // Twice, as far apart as is necessary.
+            lossy.watch(at(second), &standing(outward, inward));
+            second += 3;
+            lossy.watch(at(second), &standing(outward, inward));
+            lossy.is_lossy()
+        };
+        let none = Some((1000, 0));
+        for (lost, expected) in
+            [(0, false), (20, false), (21, true), (20, true), (10, true), (9, false), (20, false)]
+        {
+            assert_eq!(watch(Some((1000, lost)), none), expected, "{lost} of what we send");
+        }
+        assert!(watch(none, Some((1000, 21))), "in the other direction alone");
+        assert!(!watch(none, none));
+        assert!(!watch(Some((10, 4)), None), "so few are chance");
+        assert!(watch(Some((10, 5)), None));
+        assert!(watch(Some((u64::MAX, u64::MAX)), None), "an impossible count is survived");
+    }
+
+    #[test]
+    fn a_count_that_is_short_for_a_moment_is_nothing() {
+        let mut lossy = Lossy::default();
+        for second in 0..100 {
+            lossy.watch(
+                at(second),
+                &standing(Some((100, if second % 3 == 2 { 0 } else { 50 })), None),
+            );
+            assert!(!lossy.is_lossy(), "after {second} s");
+        }
+        assert_eq!(lossy.deadline(), Some(at(102)));
+    }
+
+    #[test]
+    fn it_ends_when_nothing_is_known_of_the_last_minute() {
+        let mut lossy = Lossy::default();
+        lossy.watch(at(0), &standing(Some((100, 50)), None));
+        assert_eq!(lossy.deadline(), Some(at(3)));
+        lossy.watch(at(3), &standing(Some((100, 50)), None));
+        assert_eq!(lossy.deadline(), Some(at(1000)));
+        lossy.watch(at(1000), &standing(None, None));
+        assert_eq!((lossy.is_lossy(), lossy.deadline()), (false, None));
+    }
+}
