@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
 use vpnd_device::Found;
-use vpnd_plane::{InnerSource, Loop, Notice, Refused, Unresolved};
+use vpnd_plane::{InnerSource, Kind, Loop, Notice, Refused, State, Unresolved};
 use vpnd_protocol::peer::{Change, Diagnosis};
 use vpnd_protocol::session::Role;
 use vpnd_protocol::time::BootTime;
 
 use crate::config::Mac;
 use crate::logging::RateLimit;
+use crate::status::{explanation, summary};
 use crate::zone::Zones;
 
 pub(crate) use sentences::{duplicate_key, inner_source, refused_source, unresolved};
@@ -101,8 +102,7 @@ impl Diagnostics {
             Notice::OuterSource => self.outer_source(now),
             Notice::Unresolved(names) => self.unresolved(now, names),
             Notice::RefusedSource(refused) => tracing::warn!("{}", refused_source(*refused)),
-            Notice::Silent => tracing::warn!("the peer is silent"),
-            Notice::Answers => tracing::info!("the peer answers again"),
+            Notice::State(state) => report_state(state),
             Notice::FallsSilent => tracing::info!(
                 "no answer for long: nothing is sent for half a minute, so that a NAT on the path forgets this \
                  flow. [interface] listen fixes the port, so another port cannot be tried"
@@ -352,5 +352,15 @@ impl Diagnostics {
                  but one of the two clocks is wrong{more}"
             );
         }
+    }
+}
+
+/// Logs the state. How often that may be the control plane decides.
+fn report_state(state: &State) {
+    let summary = summary(state);
+    match explanation(state) {
+        Some(why) => tracing::warn!("the tunnel is {summary}: {why}"),
+        None if state.kind == Kind::Down => tracing::warn!("the tunnel is {summary}"),
+        None => tracing::info!("the tunnel is {summary}"),
     }
 }

@@ -1,8 +1,11 @@
 //! Translates the configuration into the option types of the lower crates.
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 use vpnd_crypto::{PublicKey, hash};
 use vpnd_device::{Families, Link, Own};
+use vpnd_plane::Settings;
 use vpnd_protocol::limits::{LEAST_DATAGRAM, MAX_DATAGRAM};
 use vpnd_protocol::peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -23,6 +26,18 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
         mode: config.interface.mode,
         guard: guard(config),
         policy: policy(config, mtu),
+    }
+}
+
+/// The decisions of the control plane that are not the peer's.
+pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
+    let literal =
+        |one: &config::Endpoint| one.address().map(|address| SocketAddr::new(address, one.port));
+    Settings {
+        mtu_max: config.path.mtu_max,
+        mtu_follows: mtu_follows(config),
+        carrier_follows,
+        endpoints: config.peer.endpoints.iter().map(literal).collect(),
     }
 }
 

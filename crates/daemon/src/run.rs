@@ -17,7 +17,7 @@ use rand::rngs::SysRng;
 use tokio::sync::watch;
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
-use vpnd_plane::{Plane, Settings};
+use vpnd_plane::Plane;
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
@@ -302,11 +302,7 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
-        let settings = Settings {
-            mtu_max: config.path.mtu_max,
-            mtu_follows: options::mtu_follows(config),
-            carrier_follows: around.carrier.is_some(),
-        };
+        let settings = options::settings(config, around.carrier.is_some());
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }

@@ -151,7 +151,6 @@ impl Shell {
     pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), ShellError> {
         tokio::pin!(stop);
         self.around.service.ready();
-        self.begin();
         loop {
             self.settle().await?;
             let connected = self.plane.is_connected();

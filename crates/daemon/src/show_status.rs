@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::ask::{self, AskError, Conversation, SOCKETS, socket};
 use crate::control::Ask;
 use crate::exit::Exit;
-use crate::status::{State, Status, text};
+use crate::status::{Status, text};
 use crate::terminal::{self, Printable};
 
 /// Options of `status`.
@@ -68,7 +68,7 @@ fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exi
                 } else {
                     write!(out, "{}", text::render(&status))?;
                 }
-                if status.state == State::Up { Exit::Success } else { Exit::Down }
+                if status.state.works() { Exit::Success } else { Exit::Down }
             }
             Err(error) => {
                 writeln!(io::stderr(), "vpnd: {}", Printable(error))?;
@@ -93,6 +93,7 @@ fn ask(path: &Path) -> Result<(Value, Status), AskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::State;
     use crate::status::tests::sample;
     use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
@@ -146,8 +147,10 @@ mod tests {
         let later = line(&sample()).replace("\"up\"", "\"asleep\"");
         for (answer, expected) in [
             (line(&sample()), Exit::Success),
+            (line(&Status { state: State::Degraded, ..sample() }), Exit::Success),
+            (line(&Status { state: State::Down, ..sample() }), Exit::Down),
             (later, Exit::Down),
-            ("{\"schema\":2,\"error\":\"no\"}\n".to_owned(), Exit::Unknown),
+            ("{\"schema\":3,\"error\":\"no\"}\n".to_owned(), Exit::Unknown),
             ("nonsense\n".to_owned(), Exit::Unknown),
             (String::new(), Exit::Unknown),
         ] {

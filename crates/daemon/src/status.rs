@@ -2,6 +2,8 @@
 //! changed or removed.
 
 mod hint;
+mod recent;
+mod state;
 pub(crate) mod text;
 
 use std::collections::BTreeMap;
@@ -9,9 +11,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vpnd_device::Bypass;
-use vpnd_plane::{Loop, Trouble};
+use vpnd_plane::{self as plane, Loop, Trouble};
 use vpnd_protocol::activity;
-use vpnd_protocol::peer::{Liveness, Loss, PeerStatus, Quality};
+use vpnd_protocol::peer::{Loss, PeerStatus, Quality};
 use vpnd_protocol::session::Role;
 use vpnd_protocol::terms::Protocol;
 use vpnd_protocol::timers::Timer;
@@ -20,9 +22,11 @@ use vpnd_tunnel::counters::Counters;
 use hint::hint;
 
 pub(crate) use hint::Fault;
+pub(crate) use recent::Recent;
+pub(crate) use state::{State, explanation, summary};
 
 /// The version of the schema.
-pub(crate) const SCHEMA: u32 = 2;
+pub(crate) const SCHEMA: u32 = 3;
 
 /// One tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +37,12 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) uptime_s: f64,
     pub(crate) state: State,
+    /// For how long it has been this one.
+    #[serde(default)]
+    pub(crate) state_changed_s: f64,
+    /// Why it is `degraded`.
+    #[serde(default)]
+    pub(crate) reasons: Vec<String>,
     /// Whether it was asked to stop and is shutting down.
     pub(crate) stopping: bool,
     pub(crate) device: Device,
@@ -48,6 +58,9 @@ pub(crate) struct Status {
     pub(crate) attempt: Option<u32>,
     pub(crate) unconfirmed_answers: u32,
     pub(crate) path: Option<Path>,
+    /// The quality of the path in the last minutes, whatever the session.
+    #[serde(default)]
+    pub(crate) recent: Recent,
     /// The path marks every packet for congestion, so its marks are ignored.
     pub(crate) ecn_ignored: bool,
     pub(crate) traffic: Traffic,
@@ -78,23 +91,6 @@ pub(crate) struct Bypassed {
 pub(crate) struct Missing {
     pub(crate) what: String,
     pub(crate) why: String,
-}
-
-/// Whether packets get through, as far as this end can know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum State {
-    /// There is a session, and the peer answers.
-    Up,
-    /// There is a session, but the peer does not answer.
-    Unresponsive,
-    /// There is no session; handshakes are being initiated.
-    Connecting,
-    /// There is no session, and no reason to start one.
-    Idle,
-    /// A state that only a later release knows.
-    #[serde(other)]
-    Unknown,
 }
 
 /// The device and the port.
@@ -218,13 +214,13 @@ impl Status {
     pub(crate) fn new(
         about: &About,
         uptime: Duration,
+        (state, age): (plane::State, Duration),
         peer: &PeerStatus,
         drops: &Counters,
         fault: Option<Fault<'_>>,
     ) -> Self {
         let [own, remote] = peer.keys;
         let unresolved = peer.endpoint.is_none() && !about.endpoints.is_empty();
-        let state = State::of(peer.liveness, unresolved);
         let drops = drops.iter().map(|(reason, count)| (reason.name().to_owned(), count));
         Self {
             schema: SCHEMA,
@@ -232,7 +228,9 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: uptime.as_secs_f64(),
-            state,
+            state: state.kind.into(),
+            state_changed_s: age.as_secs_f64(),
+            reasons: state::names(state.reasons),
             stopping: false,
             device: Device { public_key: own.to_string(), ..about.device.clone() },
             peer: Peer::new(about, peer),
@@ -245,6 +243,7 @@ impl Status {
             attempt: peer.attempt,
             unconfirmed_answers: peer.unconfirmed_answers,
             path: peer.quality.map(Path::from),
+            recent: peer.recent.into(),
             ecn_ignored: false,
             traffic: Traffic::from(peer.traffic),
             drops: drops.collect(),
@@ -253,7 +252,7 @@ impl Status {
                 in_s: wait.as_secs_f64(),
             }),
             leads_back: fault.and_then(|fault| LeadsBack::of(fault.trouble)),
-            hint: hint(state, fault, &remote.to_string())
+            hint: hint(&state, fault, &remote.to_string())
                 .or_else(|| unresolved.then(|| hint::unresolved(&about.endpoints))),
             missing: Vec::new(),
             bypassed: Vec::new(),
@@ -262,12 +261,9 @@ impl Status {
 }
 
 impl Status {
-    /// The same status with this value; adds a hint if the path marks every packet for congestion.
+    /// The same status with this value.
     pub(crate) fn with_ecn_ignored(self, ecn_ignored: bool) -> Self {
-        const HINT: &str = "the path marks everything for congestion, so its marks are ignored: ECN does \
-                            not work across the tunnel; somebody on the way rewrites the TOS byte";
-        let hint = self.hint.or_else(|| ecn_ignored.then(|| HINT.to_owned()));
-        Self { ecn_ignored, hint, ..self }
+        Self { ecn_ignored, ..self }
     }
 
     /// The same status with missing addresses, rules and routes.
@@ -329,38 +325,6 @@ impl Session {
     }
 }
 
-impl From<Liveness> for State {
-    fn from(liveness: Liveness) -> Self {
-        match liveness {
-            Liveness::Up => Self::Up,
-            Liveness::Unresponsive => Self::Unresponsive,
-            Liveness::Connecting => Self::Connecting,
-            Liveness::Idle => Self::Idle,
-        }
-    }
-}
-
-impl State {
-    /// Without an address of the peer no handshake can be initiated, but its name is looked up.
-    fn of(liveness: Liveness, unresolved: bool) -> Self {
-        match Self::from(liveness) {
-            Self::Idle if unresolved => Self::Connecting,
-            state => state,
-        }
-    }
-
-    /// Its name.
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Unresponsive => "unresponsive",
-            Self::Connecting => "connecting",
-            Self::Idle => "idle",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 const fn timer_name(timer: Timer) -> &'static str {
     match timer {
         Timer::Initiate => "initiate",
@@ -382,15 +346,24 @@ pub(crate) mod tests {
     use super::*;
     use serde_json::json;
     use vpnd_crypto::PublicKey;
+    use vpnd_plane::{Kind, Reasons};
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
-    use vpnd_protocol::peer::Greeting;
+    use vpnd_protocol::peer::{self, BothWays, Greeting, RoundTrip};
+    use vpnd_protocol::time::BootTime;
 
     /// A tunnel that has run for three hours and twelve minutes.
     pub(crate) fn sample() -> Status {
         let counters = Counters::default();
         counters.count(DropReason::Replayed, 2);
-        let mut status = Status::new(&about(), Duration::from_secs(11_520), &up(), &counters, None);
+        let mut status = Status::new(
+            &about(),
+            Duration::from_secs(11_520),
+            state(Kind::Up),
+            &up(),
+            &counters,
+            None,
+        );
         status.pid = 17;
         status.version = "0.1.0".into();
         status
@@ -414,9 +387,13 @@ pub(crate) mod tests {
         }
     }
 
+    fn state(kind: Kind) -> (plane::State, Duration) {
+        let (reasons, since) = (Reasons::default(), BootTime::default());
+        (plane::State { kind, reasons, since }, Duration::from_secs(9000))
+    }
+
     fn up() -> PeerStatus {
         PeerStatus {
-            liveness: Liveness::Up,
             alive: (true, Duration::from_secs(9000)),
             endpoint: Some("198.51.100.7:51820".parse().unwrap()),
             session: Some((Role::Initiator, Duration::from_secs(71))),
@@ -445,6 +422,20 @@ pub(crate) mod tests {
                 outward: Loss { sent: 200, arrived: 199 },
                 inward: Loss { sent: 100, arrived: 100 },
             }),
+            recent: peer::Recent {
+                round_trip: Some(RoundTrip {
+                    smoothed: Duration::from_millis(12),
+                    jitter: Duration::from_micros(500),
+                }),
+                minute: BothWays {
+                    outward: Some(Loss { sent: 70, arrived: 69 }),
+                    inward: Some(Loss { sent: 60, arrived: 60 }),
+                },
+                ten_minutes: BothWays {
+                    outward: Some(Loss { sent: 500, arrived: 498 }),
+                    inward: None,
+                },
+            },
             next: Some((Duration::from_secs(3), Timer::PersistentKeepalive)),
         }
     }
@@ -453,12 +444,14 @@ pub(crate) mod tests {
     fn the_schema_stands() {
         let shown = serde_json::to_value(sample()).unwrap();
         let expected = json!({
-            "schema": 2,
+            "schema": 3,
             "name": "site-a",
             "version": "0.1.0",
             "pid": 17,
             "uptime_s": 11520.0,
             "state": "up",
+            "state_changed_s": 9000.0,
+            "reasons": [],
             "stopping": false,
             "device": {
                 "name": "vpn-site-a",
@@ -492,6 +485,12 @@ pub(crate) mod tests {
                 "rx_sent": 100,
                 "rx_lost": 0,
             },
+            "recent": {
+                "round_trip_ms": 12.0,
+                "jitter_ms": 0.5,
+                "minute": { "tx_sent": 70, "tx_lost": 1, "rx_sent": 60, "rx_lost": 0 },
+                "ten_minutes": { "tx_sent": 500, "tx_lost": 2, "rx_sent": null, "rx_lost": null },
+            },
             "ecn_ignored": false,
             "traffic": {
                 "rx_bytes": 1 << 30,
@@ -524,17 +523,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_name_that_does_not_resolve_is_said() {
-        let peer = PeerStatus { endpoint: None, liveness: Liveness::Idle, ..up() };
-        let status =
-            Status::new(&about(), Duration::from_secs(1), &peer, &Counters::default(), None);
+        let peer = PeerStatus { endpoint: None, ..up() };
+        let (state, uptime) = (state(Kind::Connecting), Duration::from_secs(1));
+        let status = Status::new(&about(), uptime, state, &peer, &Counters::default(), None);
         assert_eq!(status.state, State::Connecting);
         assert!(status.hint.unwrap().contains("b.example.net:51820 does not resolve"));
-    }
-
-    #[test]
-    fn states_have_the_words_that_scripts_know() {
-        for state in [State::Up, State::Unresponsive, State::Connecting, State::Idle] {
-            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.word()));
-        }
     }
 }

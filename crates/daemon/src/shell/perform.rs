@@ -2,22 +2,17 @@
 
 use std::io;
 
-use vpnd_plane::{Counted, Effect, Notice, Port};
+use vpnd_plane::{Counted, Effect, Notice, Port, State};
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::peer::{Liveness, Transmit};
+use vpnd_protocol::peer::Transmit;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::udp::Refusal;
 
 use super::Shell;
 use crate::diagnostics::Facts;
-use crate::status::State;
+use crate::status::summary;
 
 impl Shell {
-    /// Tells the service manager how it stands before anything has happened.
-    pub(super) fn begin(&mut self) {
-        self.around.service.status(&line(Liveness::Idle, None));
-    }
-
     /// Carries out everything that is to be done by now.
     pub(super) async fn settle(&mut self) -> io::Result<()> {
         self.perform_all().await;
@@ -67,9 +62,9 @@ impl Shell {
             Effect::Routes { alive } => self.around.routes.set(alive),
             Effect::Carrier { on } => self.set_carrier(on),
             Effect::Hooks { alive, endpoint } => self.around.hooks.peer(alive, endpoint),
-            Effect::Standing(liveness, endpoint) => {
+            Effect::Standing(state, endpoint) => {
                 let endpoint = endpoint.map(|at| self.diagnostics.zones.show(at));
-                self.around.service.status(&line(liveness, endpoint));
+                self.around.service.status(&line(&state, endpoint));
             }
             Effect::Notify(notice) => self.notify(&notice),
         }
@@ -140,25 +135,34 @@ impl Shell {
             own_datagrams: counters.dropped(DropReason::OwnDatagram),
             nested: counters.dropped(DropReason::NestedTooDeep),
             refused_sources: self.engine.refused_sources(),
+            sends_singly: self.engine.sends_singly(),
+            marks_everything: self.engine.marks_everything(),
         };
         self.plane.counters_seen(clock::boot(), counted);
     }
 }
 
-/// How the tunnel stands, for the service manager.
-fn line(liveness: Liveness, endpoint: Option<String>) -> String {
-    let state = State::from(liveness).word();
-    endpoint.map_or_else(|| state.to_owned(), |at| format!("{state}, peer at {at}"))
+/// The state for the service manager.
+fn line(state: &State, endpoint: Option<String>) -> String {
+    let state = summary(state);
+    endpoint.map_or_else(|| state.clone(), |at| format!("{state}, peer at {at}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vpnd_plane::{Kind, Reason};
+    use vpnd_protocol::time::BootTime;
 
     #[test]
     fn one_line_for_systemd() {
         let at = Some("198.51.100.7:51820".to_owned());
-        assert_eq!(line(Liveness::Up, at), "up, peer at 198.51.100.7:51820");
-        assert_eq!(line(Liveness::Idle, None), "idle");
+        let state = |kind, reason: Option<Reason>| {
+            let reasons = reason.into_iter().collect();
+            State { kind, reasons, since: BootTime::default() }
+        };
+        let degraded = state(Kind::Degraded, Some(Reason::Loss));
+        assert_eq!(line(&degraded, at), "degraded (loss), peer at 198.51.100.7:51820");
+        assert_eq!(line(&state(Kind::Idle, None), None), "idle");
     }
 }

@@ -40,11 +40,14 @@ impl Shell {
         let now = clock::now();
         let peer = self.plane.status(now);
         self.see_counters();
+        let state = self.plane.state(now);
+        let age = now.boot.saturating_since(state.since);
         let (trouble, zones) = (self.plane.trouble(), &self.diagnostics.zones);
         let fault = trouble.as_ref().map(|trouble| Fault { trouble, zones });
         let mut status = Status::new(
             &self.around.about,
             now.boot.saturating_since(self.started),
+            (state, age),
             &peer,
             self.engine.counters(),
             fault,

@@ -1,9 +1,9 @@
 //! What a person can do about the fault that stands.
 
 use vpnd_device::Found;
-use vpnd_plane::{Loop, Refused, Trouble};
+use vpnd_plane::{Kind, Loop, Refused, State, Trouble};
 
-use super::State;
+use super::explanation;
 use crate::config::Mac;
 use crate::diagnostics;
 use crate::zone::Zones;
@@ -19,11 +19,12 @@ const NO_ANSWER: &str = "no answer: the peer is down, UDP does not get through, 
                          wrong; `vpnd status` over there shows which";
 
 /// What a person can do about the tunnel's state.
-pub(super) fn hint(state: State, fault: Option<Fault<'_>>, peer: &str) -> Option<String> {
+pub(super) fn hint(state: &State, fault: Option<Fault<'_>>, peer: &str) -> Option<String> {
     // If the tunnel works, problems that strangers can cause are not reported.
-    let matters = |trouble: &Trouble| state != State::Up || trouble.outlasts_a_session();
+    let matters = |trouble: &Trouble| !state.kind.works() || trouble.outlasts_a_session();
     let said = fault.filter(|fault| matters(fault.trouble)).map(|fault| sentence(fault, peer));
-    said.or_else(|| (state == State::Unresponsive).then(|| "what we send is not answered".into()))
+    let silent = || (state.kind == Kind::Down).then(|| "what we send is not answered".into());
+    said.or_else(|| explanation(state)).or_else(silent)
 }
 
 /// The peer has no address, because none of its names resolves.
@@ -108,19 +109,23 @@ fn shown(route: Option<&Found>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vpnd_plane::Reasons;
+    use vpnd_protocol::time::BootTime;
     use vpnd_tunnel::udp::Refusal;
 
     #[test]
     fn a_tunnel_that_works_needs_no_hint() {
         let zones = Zones::default();
-        let of =
-            |state, trouble: &Trouble| hint(state, Some(Fault { trouble, zones: &zones }), "K");
-        assert_eq!(hint(State::Up, None, "K"), None);
-        assert_eq!(of(State::Up, &Trouble::StaleInitiation), None);
+        let state = |kind| State { kind, reasons: Reasons::default(), since: BootTime::default() };
+        let of = |kind, trouble: &Trouble| {
+            hint(&state(kind), Some(Fault { trouble, zones: &zones }), "K")
+        };
+        assert_eq!(hint(&state(Kind::Up), None, "K"), None);
+        assert_eq!(of(Kind::Up, &Trouble::StaleInitiation), None);
         let to = "192.0.2.1:1".parse().unwrap();
         let refused = Trouble::Refused(Refused { to, why: Refusal::Prohibit });
-        assert!(of(State::Up, &refused).unwrap().contains("`prohibit` route"));
-        let psk = of(State::Connecting, &Trouble::AnswerDoesNotOpen).unwrap();
+        assert!(of(Kind::Up, &refused).unwrap().contains("`prohibit` route"));
+        let psk = of(Kind::Connecting, &Trouble::AnswerDoesNotOpen).unwrap();
         assert!(psk.contains("PSK differs"), "{psk}");
     }
 }

@@ -28,9 +28,13 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     writeln!(text, "  peer     {}  {}", status.peer.public_key, endpoint(status))?;
     writeln!(text, "  session  {}", session(status))?;
+    writeln!(text, "  state    {}", state(status))?;
     writeln!(text, "  alive    {}", alive(status))?;
     if let Some(path) = &status.path {
         writeln!(text, "  path     {}", describe(path))?;
+    }
+    if let Some(recent) = status.recent.text() {
+        writeln!(text, "  recent   {recent}")?;
     }
     let traffic = &status.traffic;
     writeln!(
@@ -88,6 +92,14 @@ fn session(status: &Status) -> String {
     }
 }
 
+fn state(status: &Status) -> String {
+    let (word, span) = (status.state.word(), span(status.state_changed_s));
+    match status.reasons.as_slice() {
+        [] => format!("{word}, for {span}"),
+        reasons => format!("{word}, for {span}: {}", reasons.join(", ")),
+    }
+}
+
 fn alive(status: &Status) -> String {
     let since = span(status.alive_changed_s);
     if status.alive {
@@ -139,6 +151,18 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_state_has_its_reasons() {
+        let status = super::super::tests::sample();
+        assert_eq!(state(&status), "up, for 2h 30m");
+        let reasons = vec!["loss".to_owned(), "ecn".to_owned()];
+        let degraded = Status { state: State::Degraded, reasons, ..status };
+        assert_eq!(state(&degraded), "degraded, for 2h 30m: loss, ecn");
+        let line = "\n  recent   round trip 12.0 ms, jitter 0.5 ms; lost in 1 min: 1.4 % of what we sent, \
+                    0.0 % of what came; in 10 min: 0.4 % of what we sent\n";
+        assert!(render(&degraded).contains(line), "{}", render(&degraded));
+    }
 
     #[test]
     fn alive_or_not_and_since_when() {
