@@ -42,10 +42,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 /// A script on a host, and what it has written beside itself.
-struct Script(PathBuf);
+pub(crate) struct Script(PathBuf);
 
 impl Script {
-    fn new(host: &Host, name: &str, body: &str) -> Result<Self> {
+    pub(crate) fn new(host: &Host, name: &str, body: &str) -> Result<Self> {
         let path = host.directory().join(name);
         fs::write(&path, format!("#!/bin/sh\n{body}\n"))?;
         fs::set_permissions(&path, Permissions::from_mode(0o755))?;
@@ -53,7 +53,7 @@ impl Script {
     }
 
     /// As a hook of the configuration.
-    fn hook(&self, moment: &str) -> String {
+    pub(crate) fn hook(&self, moment: &str) -> String {
         format!("{moment} = [{:?}]", self.0)
     }
 
@@ -64,7 +64,7 @@ impl Script {
         fs::read_to_string(path).unwrap_or_default()
     }
 
-    fn lines(&self, name: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, name: &str) -> Vec<String> {
         self.wrote(name).lines().map(str::to_owned).collect()
     }
 
@@ -78,7 +78,7 @@ impl Script {
     }
 }
 
-fn with_hooks(mut site: Site, lines: &[String]) -> Site {
+pub(crate) fn with_hooks(mut site: Site, lines: &[String]) -> Site {
     site.tables.push(format!("[hooks]\n{}", lines.join("\n")));
     site
 }

@@ -46,6 +46,7 @@ mod sites;
 mod socket;
 mod spanning;
 mod speed;
+mod states;
 mod system;
 mod tap;
 mod tunnel;
@@ -106,6 +107,7 @@ fn main() -> ExitCode {
         examples::scenarios(),
         exact::scenarios(),
         speed::scenarios(),
+        states::scenarios(),
     ];
     runner::main(rooms.into_iter().flatten().collect())
 }

@@ -23,9 +23,27 @@ impl Status {
         Ok(Self(json))
     }
 
-    /// Whether it has a session it can send with.
+    /// Whether packets get through.
     pub fn is_up(&self) -> bool {
-        self.field("/state").and_then(Value::as_str) == Some("up")
+        matches!(self.state(), "up" | "degraded")
+    }
+
+    /// Its state.
+    pub fn state(&self) -> &str {
+        self.field("/state").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Why it is degraded.
+    pub fn reasons(&self) -> Vec<&str> {
+        let all = self.field("/reasons").and_then(Value::as_array).into_iter().flatten();
+        all.filter_map(Value::as_str).collect()
+    }
+
+    /// How many datagrams were sent to the peer in the last minute, and how many of them were lost, if that was
+    /// measured.
+    pub fn lost_in_a_minute(&self) -> Option<(u64, u64)> {
+        let field = |name: &str| self.field(&format!("/recent/minute/{name}"))?.as_u64();
+        field("tx_sent").zip(field("tx_lost"))
     }
 
     /// The daemon's process id.
