@@ -228,7 +228,7 @@ mod tests {
         let daemon = thread::spawn(move || {
             let (mut client, _) = listener.accept().unwrap();
             client.read_exact(&mut [0; 20]).unwrap();
-            client.write_all(b"{\"schema\":2,\"error\":\"not known here\"}\n").unwrap();
+            client.write_all(b"{\"schema\":3,\"error\":\"not known here\"}\n").unwrap();
         });
         let long = "x".repeat(1 << 20);
         let error = hand_over(&path, &Ask::new("reload"), &[&long], &[]).unwrap_err();
@@ -315,7 +315,7 @@ mod tests {
 
         let answering = thread::spawn(move || {
             let (mut client, _) = listener.accept().unwrap();
-            client.write_all(b"{\"schema\":2,\"ok\":true}\n").unwrap();
+            client.write_all(b"{\"schema\":3,\"ok\":true}\n").unwrap();
             client.read_to_end(&mut Vec::new()).unwrap();
         });
         hand(&[12345]).unwrap();

@@ -370,7 +370,7 @@ mod tests {
     #[tokio::test]
     async fn a_status_crosses() {
         let (_directory, path, mut control) = bound();
-        let request = b"{\"schema\":2,\"command\":\"status\",\"later\":true}\n";
+        let request = b"{\"schema\":3,\"command\":\"status\",\"later\":true}\n";
         let asking = tokio::spawn(async move { exchange(&path, request).await });
         let Request::Status(reply) = control.next().await else { panic!("another request") };
         reply.send(sample()).unwrap();
@@ -382,10 +382,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_request_is_refused_with_a_reason() {
         let (_directory, path, _control) = bound();
-        let unknown = error_of(&path, b"{\"schema\":2,\"command\":\"dance\"}\n").await;
+        let unknown = error_of(&path, b"{\"schema\":3,\"command\":\"dance\"}\n").await;
         assert_eq!(unknown, "command \"dance\" is not known here");
-        let newer = error_of(&path, b"{\"schema\":3,\"command\":\"status\"}\n").await;
-        assert_eq!(newer, "schema 3 is not known here");
+        let newer = error_of(&path, b"{\"schema\":4,\"command\":\"status\"}\n").await;
+        assert_eq!(newer, "schema 4 is not known here");
         assert!(error_of(&path, b"\xff\xfe\n").await.starts_with("this is no request"));
         assert!(error_of(&path, &[b'x'; 4096]).await.contains("4096 bytes"));
     }
@@ -394,21 +394,21 @@ mod tests {
     async fn a_rotation_crosses() {
         let (_directory, path, mut control) = bound();
         for (request, expected) in [
-            (&b"{\"schema\":2,\"command\":\"rotate\"}\n"[..], false),
-            (b"{\"schema\":2,\"command\":\"rotate\",\"finish\":true}\n", true),
+            (&b"{\"schema\":3,\"command\":\"rotate\"}\n"[..], false),
+            (b"{\"schema\":3,\"command\":\"rotate\",\"finish\":true}\n", true),
         ] {
             let path = path.clone();
             let asking = tokio::spawn(async move { exchange(&path, request).await });
             let Request::Rotate { finish, reply } = control.next().await else { panic!() };
             assert_eq!(finish, expected);
             reply.send(Ok(())).unwrap();
-            assert_eq!(asking.await.unwrap(), "{\"schema\":2,\"ok\":true}\n");
+            assert_eq!(asking.await.unwrap(), "{\"schema\":3,\"ok\":true}\n");
         }
     }
 
     /// A request to reload with these announced files, followed by `behind`.
     fn reload(files: &str, behind: &[u8]) -> Vec<u8> {
-        let line = format!("{{\"schema\":2,\"command\":\"reload\",\"files\":[{files}]}}\n");
+        let line = format!("{{\"schema\":3,\"command\":\"reload\",\"files\":[{files}]}}\n");
         [line.as_bytes(), behind].concat()
     }
 
