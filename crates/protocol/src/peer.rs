@@ -382,6 +382,8 @@ impl Peer {
         self.handshakes += 1;
         self.unconfirmed_answers = 0;
         self.greeting = None;
+        // A session of another protocol has none, whatever was answered before.
+        self.paths.alternatives.answers &= self.frames_flow();
         self.paths.gauge.begin();
         let current = self.keyring.current().map(|s| (s.opening.generation(), s.pair));
         if let Some((generation, pair)) = current {

@@ -452,3 +452,49 @@ impl Peer {
         !self.life.is_watched() && data.is_none_or(|at| now >= at + AT_REST_AFTER)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: u32 = 120;
+
+    fn at(millis: u64) -> BootTime {
+        BootTime::from_nanos(1) + Duration::from_millis(millis)
+    }
+
+    /// When an address is good enough whose probes, two a second, are answered like this.
+    fn good_at(is_answered: impl Fn(u64) -> bool) -> Option<u64> {
+        let mut samples = Samples::default();
+        (0..1200).find(|n| {
+            samples.add(at(n * 500), is_answered(*n), MOST);
+            samples.are_good_for(at(n * 500), Duration::from_secs(60), MOST)
+        })
+    }
+
+    #[test]
+    fn an_address_is_good_after_a_minute_without_much_loss() {
+        assert_eq!(good_at(|_| true), Some(120));
+        assert_eq!(good_at(|n| n >= 100), Some(220), "silent at first");
+        assert_eq!(good_at(|n| n % 40 != 7), Some(120), "one in forty is lost");
+        assert_eq!(good_at(|n| n % 20 != 7), None, "one in twenty is lost");
+        assert_eq!(good_at(|n| n % 60 < 50), None, "it comes and goes");
+    }
+
+    #[test]
+    fn an_address_that_dies_again_soon_has_to_be_good_for_longer() {
+        let mut alternatives = Alternatives::new(Duration::from_secs(60));
+        let mut now = at(0);
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            alternatives.moved(now, None, true);
+            now = now + Duration::from_secs(100);
+            alternatives.moved(now, None, false);
+            waits.push(alternatives.patience().as_secs() / 60);
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 16, 16]);
+        alternatives.moved(now, None, true);
+        alternatives.moved(now + Duration::from_secs(3600), None, false);
+        assert_eq!(alternatives.patience(), Duration::from_secs(60));
+    }
+}
