@@ -145,7 +145,7 @@ impl Attempt {
 
     /// Where the try has been sent to.
     fn asked(&self) -> &[SocketAddr] {
-        self.call().map_or(std::slice::from_ref(&self.called.to), |call| &call.asked)
+        self.call().map_or_else(|| std::slice::from_ref(&self.called.to), |call| &call.asked)
     }
 
     /// The next address of the try.
