@@ -110,6 +110,7 @@ pub(crate) fn peer(
         dead_after: config.peer.dead_after,
         watch: config.watches(),
         roam: config.peer.roam,
+        return_after: config.peer.return_after,
         sources: config.socket.sources(),
         fixed_port: config.interface.listen.is_fixed(),
         dscp: config.socket.dscp,

@@ -302,10 +302,12 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
+        let has_names = config.peer.endpoints.iter().any(|one| one.address().is_none());
         let settings = Settings {
             mtu_max: config.path.mtu_max,
             mtu_follows: options::mtu_follows(config),
             carrier_follows: around.carrier.is_some(),
+            resolve_every: has_names.then_some(config.peer.resolve_every),
         };
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)

@@ -108,6 +108,8 @@ pub(crate) struct Options {
     /// It may not, and the peer knows.
     pub(crate) fixed_port: bool,
     pub(crate) roam: Roam,
+    pub(crate) return_after: Duration,
+    pub(crate) resolve_every: Option<Duration>,
     pub(crate) sources: Sources,
     pub(crate) protocol: Protocol,
     pub(crate) preshared: Vec<[u8; 32]>,
@@ -137,6 +139,8 @@ impl Options {
             free_port: false,
             fixed_port: false,
             roam: Roam::Any,
+            return_after: Duration::from_secs(60),
+            resolve_every: None,
             sources: Sources::default(),
             protocol: Protocol::WireGuard,
             preshared: vec![[0; 32]],
@@ -175,6 +179,7 @@ impl Options {
             fixed_port: self.fixed_port,
             watch: self.watch,
             roam: self.roam,
+            return_after: self.return_after,
             sources: self.sources,
             dscp: 46,
             floor,
@@ -226,6 +231,8 @@ pub(crate) struct End {
     pub(crate) events: Vec<(Duration, Event)>,
     /// What people were to know of faults that the protocol does not find.
     pub(crate) notices: Vec<Notice>,
+    /// When names were to be looked up.
+    pub(crate) lookups: Vec<Duration>,
     /// When a timer called the control plane.
     pub(crate) wakes: Vec<Duration>,
     /// How often the order of effects was checked.
@@ -270,6 +277,7 @@ impl End {
             outbox: Vec::new(),
             events: Vec::new(),
             notices: Vec::new(),
+            lookups: Vec::new(),
             wakes: Vec::new(),
             checked: Checked::default(),
         };
@@ -516,6 +524,7 @@ impl End {
             Effect::Notify(Notice::Diagnosis(found) | Notice::Again(found)) => {
                 self.events.push((now, found.into()))
             }
+            Effect::LookUpNames => self.lookups.push(now),
             Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
             Effect::Notify(notice) => self.notices.push(notice),
             _ => {}
@@ -626,8 +635,12 @@ fn start(
     let own_rng = StdRng::seed_from_u64(rng.next_u64());
     let config = options.config(side, floor);
     let peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
-    let settings =
-        Settings { mtu_max: None, mtu_follows: options.mtu_follows, carrier_follows: true };
+    let settings = Settings {
+        mtu_max: None,
+        mtu_follows: options.mtu_follows,
+        carrier_follows: true,
+        resolve_every: options.resolve_every,
+    };
     let policy = policy(MTU, None, &["10.99.0.0/16"]);
     let mut plane = Plane::new(peer, policy.clone(), settings);
     let first = plane.poll(now, &mut Vec::new());
