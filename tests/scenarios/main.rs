@@ -13,6 +13,7 @@ mod ecn;
 mod exact;
 mod examples;
 mod expiry;
+mod failover;
 mod files;
 mod firewall;
 mod flood;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
     let rooms = [
         rekey::scenarios(),
         expiry::scenarios(),
+        failover::scenarios(),
         interop::scenarios(),
         bridges::scenarios(),
         carrier::scenarios(),

@@ -130,7 +130,7 @@ fn nexthop(lab: &Lab) -> Result<String> {
 }
 
 /// Puts a file of this text in the place of another one of the host's.
-fn replace_file(host: &Host, path: &str, text: &str) -> Result<()> {
+pub(crate) fn replace_file(host: &Host, path: &str, text: &str) -> Result<()> {
     let name = path.replace('/', "-");
     host.run_with_input(&format!("tee /run/{name}"), text)?;
     host.run(&format!("mount --bind /run/{name} {path}"))?;

@@ -35,6 +35,7 @@ enum Class {
     Stale,
     Ahead,
     Moved,
+    Switched,
     BadMac1,
     Loop,
     Unlooped,
@@ -133,6 +134,7 @@ impl Diagnostics {
                 self.zones.learn(*to);
                 self.moved(now, &self.zones.show(*to));
             }
+            Change::Switched { from, to, returns } => self.switched(now, [*from, *to], *returns),
         }
     }
 
@@ -279,6 +281,18 @@ impl Diagnostics {
     fn moved(&mut self, now: BootTime, to: &str) {
         if let Some(more) = self.limit.allow(Class::Moved, now) {
             tracing::info!("the peer is at {to}{more}");
+        }
+    }
+
+    fn switched(&mut self, now: BootTime, addresses: [SocketAddr; 2], returns: bool) {
+        let [from, to] = addresses.map(|at| self.zones.show(at));
+        let Some(more) = self.limit.allow(Class::Switched, now) else { return };
+        if returns {
+            tracing::info!(
+                "{to} is preferred to {from} and has answered for long enough: using it again{more}"
+            );
+        } else {
+            tracing::warn!("no answer at {from}, and an answer at {to}: using that one{more}");
         }
     }
 

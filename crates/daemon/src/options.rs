@@ -33,11 +33,13 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
 pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
     let literal =
         |one: &config::Endpoint| one.address().map(|address| SocketAddr::new(address, one.port));
+    let has_names = config.peer.endpoints.iter().any(|one| one.address().is_none());
     Settings {
         mtu_max: config.path.mtu_max,
         mtu_follows: mtu_follows(config),
         carrier_follows,
         endpoints: config.peer.endpoints.iter().map(literal).collect(),
+        resolve_every: has_names.then_some(config.peer.resolve_every),
     }
 }
 
@@ -125,6 +127,7 @@ pub(crate) fn peer(
         dead_after: config.peer.dead_after,
         watch: config.watches(),
         roam: config.peer.roam,
+        return_after: config.peer.return_after,
         sources: config.socket.sources(),
         fixed_port: config.interface.listen.is_fixed(),
         dscp: config.socket.dscp,

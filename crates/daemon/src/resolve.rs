@@ -1,9 +1,11 @@
-//! The addresses at which the peer may be: resolves the configured endpoints again and again. DNS that fails at
-//! boot, or a peer whose address changes, only delays the tunnel.
+//! The addresses at which the peer may be: resolves the configured endpoints. DNS that fails at boot only delays the
+//! tunnel: a lookup that fails is repeated, and the addresses of the last one that succeeded stay in use. When a lookup that
+//! has succeeded is repeated is the control plane's decision.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -14,18 +16,16 @@ use vpnd_tunnel::udp::unmapped;
 use crate::config::Endpoint;
 use crate::worker::Worker;
 
-/// The maximum duration of one lookup.
+/// A lookup that takes longer is reported as failed; its result is used all the same when it comes.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before a failed lookup is repeated. It doubles with each failure …
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// … up to this.
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// The pause after a successful lookup.
-const REFRESH: Duration = Duration::from_secs(5 * 60);
-/// The shortest time between two lookups of a name, however often [`Resolver::nudge`] is called.
-const NUDGE_INTERVAL: Duration = Duration::from_secs(10);
-/// The shortest time between two lookups after a failure, if the network has changed.
-const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest time between two lookups of a name, whatever asks for them.
+const LOOKUPS_APART: Duration = Duration::from_secs(1);
+/// The number of addresses of one name that are used.
+const MAX_ADDRESSES: usize = 8;
 
 /// Looks the endpoints up for as long as it exists.
 pub(crate) struct Resolver {
@@ -80,7 +80,7 @@ impl Resolver {
         }
     }
 
-    /// Asks for a lookup soon: the tunnel does not work, so the peer may have another address.
+    /// Asks for a lookup now.
     pub(crate) fn nudge(&self) {
         self.nudge.send_replace(());
     }
@@ -174,45 +174,50 @@ struct Name {
 }
 
 impl Name {
-    /// Looks the name up for as long as the receiver exists. If a lookup fails, the previous addresses stay.
+    /// Looks the name up for as long as the receiver exists: when asked to, and until it works. If a lookup fails, the
+    /// previous addresses stay.
     async fn follow(self, mut nudges: Nudges, answer: mpsc::Sender<Answer>) {
         let mut retry = FIRST_RETRY;
         loop {
             nudges.forget();
-            let result = self.lookup().await;
-            let (wait, on_change) = match &result {
-                Ok(addresses) => {
-                    tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
-                    retry = FIRST_RETRY;
-                    (REFRESH, NUDGE_INTERVAL)
-                }
-                Err(error) => {
-                    let wait = retry;
-                    self.log_failure(error, wait);
-                    retry = (retry * 2).min(LAST_RETRY);
-                    (wait, CHANGE_INTERVAL)
-                }
-            };
-            let result = result.map_err(|error| self.failure(&error));
-            if answer.send((self.place, result)).await.is_err() {
-                return;
+            let result = self.lookup(retry, &answer).await;
+            let found = result.is_ok();
+            let wait = if found { Duration::MAX } else { retry };
+            if let Err(error) = &result {
+                self.log_failure(error, wait);
             }
-            let listened = tokio::select! {
-                listened = rest(&mut nudges.nudged, NUDGE_INTERVAL, wait) => listened,
-                listened = rest(&mut nudges.changed, on_change, wait) => listened,
-            };
-            if !listened {
+            retry = if found { FIRST_RETRY } else { (retry * 2).min(LAST_RETRY) };
+            let result = result.map_err(|error| self.failure(&error));
+            if answer.send((self.place, result)).await.is_err() || !nudges.wait(wait, found).await {
                 return;
             }
         }
     }
 
-    async fn lookup(&self) -> io::Result<Vec<SocketAddr>> {
+    /// Waits for the result, however long that takes. A name server that is slow is reported in the meantime.
+    async fn lookup(
+        &self,
+        retry: Duration,
+        answer: &mpsc::Sender<Answer>,
+    ) -> io::Result<Vec<SocketAddr>> {
         let Endpoint { host, port } = self.endpoint.clone();
-        // A hosts file may contain an IPv4 address in IPv6 notation.
-        let query = move || (host, port).to_socket_addrs().map(|all| all.map(unmapped).collect());
-        let addresses: Vec<_> = timeout(LOOKUP_TIMEOUT, self.thread.run(query)).await???;
-        if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
+        let query = move || (host, port).to_socket_addrs().map(usable);
+        let mut lookup = pin!(self.thread.run(query));
+        let addresses = match timeout(LOOKUP_TIMEOUT, &mut lookup).await {
+            Ok(result) => result??,
+            Err(late) => {
+                let error = io::Error::from(late);
+                self.log_failure(&error, retry);
+                // If nobody listens any more, the caller finds out.
+                let _gone = answer.send((self.place, Err(self.failure(&error)))).await;
+                lookup.await??
+            }
+        };
+        if addresses.is_empty() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        tracing::debug!(endpoint = %self.endpoint, ?addresses, "resolved");
+        Ok(addresses)
     }
 
     fn failure(&self, error: &io::Error) -> Failure {
@@ -236,6 +241,34 @@ impl Nudges {
         self.nudged.borrow_and_update();
         self.changed.borrow_and_update();
     }
+
+    /// Waits until the next lookup, at most for `wait`; returns whether anybody is left who could ask for one. A change of the
+    /// network helps only a name that was not `found`.
+    async fn wait(&mut self, wait: Duration, found: bool) -> bool {
+        if found {
+            return rest(&mut self.nudged, LOOKUPS_APART, wait).await;
+        }
+        tokio::select! {
+            listened = rest(&mut self.nudged, LOOKUPS_APART, wait) => listened,
+            listened = rest(&mut self.changed, LOOKUPS_APART, wait) => listened,
+        }
+    }
+}
+
+/// The addresses to use of an answer: the families in turn, beginning with that of the first address, so that one family that
+/// is dead costs little (RFC 8305); and a bounded number, whatever a name server returns. No datagram can be sent to the others.
+fn usable(answer: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    // A hosts file may contain an IPv4 address in IPv6 notation.
+    let sendable = |at: &SocketAddr| !at.ip().is_unspecified() && !at.ip().is_multicast();
+    let all: Vec<_> = answer.map(unmapped).filter(sendable).collect();
+    let first_is_v4 = all.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, other): (Vec<_>, Vec<_>) = all.iter().partition(|at| at.is_ipv4() == first_is_v4);
+    let mut in_turn = Vec::new();
+    for place in 0..first.len().max(other.len()) {
+        in_turn.extend(first.get(place).into_iter().chain(other.get(place)));
+    }
+    in_turn.truncate(MAX_ADDRESSES);
+    in_turn
 }
 
 /// Waits for `wait`; when nudged, only for `apart`. Returns whether a sender is left that could nudge.
@@ -322,7 +355,19 @@ mod tests {
     async fn an_ipv4_address_in_ipv6_spelling_is_found_as_what_it_is() {
         let endpoint = Endpoint { host: "::ffff:127.0.0.1".into(), port: 9 };
         let name = Name { endpoint, place: 0, thread: Worker::start("names").unwrap() };
-        assert_eq!(name.lookup().await.unwrap(), addresses(&["127.0.0.1:9"]));
+        let (answer, _answers) = mpsc::channel(1);
+        let found = name.lookup(FIRST_RETRY, &answer).await;
+        assert_eq!(found.unwrap(), addresses(&["127.0.0.1:9"]));
+    }
+
+    #[test]
+    fn the_families_take_turns_and_an_answer_is_cut() {
+        let answer = ["[2001:db8::1]:1", "[2001:db8::2]:1", "[::]:1", "192.0.2.1:1", "224.0.0.1:1"];
+        let found = usable(addresses(&answer).into_iter());
+        assert_eq!(found, addresses(&["[2001:db8::1]:1", "192.0.2.1:1", "[2001:db8::2]:1"]));
+        let many = (1..=64).map(|last| SocketAddr::from(([192, 0, 2, last], 1)));
+        assert_eq!(usable(many).len(), MAX_ADDRESSES);
+        assert_eq!(usable(std::iter::empty()), []);
     }
 
     #[test]

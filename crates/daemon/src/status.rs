@@ -335,6 +335,7 @@ const fn timer_name(timer: Timer) -> &'static str {
         Timer::KeepaliveOwed => "keepalive_owed",
         Timer::PersistentKeepalive => "persistent_keepalive",
         Timer::Silence => "silence",
+        Timer::Probe => "probe",
         Timer::KeyExpiry => "key_expiry",
         Timer::PathMtu => "path_mtu",
         Timer::Look => "look",

@@ -108,7 +108,8 @@ impl Diagnoses {
             | Change::Alive
             | Change::Dead
             | Change::PathCarries { .. }
-            | Change::Moved { .. } => {}
+            | Change::Moved { .. }
+            | Change::Switched { .. } => {}
         }
         false
     }

@@ -8,6 +8,7 @@ mod carrier;
 mod diagnosis;
 mod effect;
 mod load;
+mod lookups;
 mod outlook;
 mod path;
 mod plane;

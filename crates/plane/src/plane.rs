@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
 use vpnd_protocol::drop_reason::DropReason;
@@ -18,11 +19,15 @@ use crate::carrier::Carrier;
 use crate::diagnosis::Diagnoses;
 use crate::effect::{Effect, Notice};
 use crate::load::Handshakes;
+use crate::lookups::Lookups;
 use crate::outlook::Outlook;
 use crate::path::Size;
 use crate::policy::Policies;
 use crate::reach::Reach;
 use crate::state::States;
+
+/// The number of addresses of the peer that are used. Each costs a lookup of its route, and a datagram with each try.
+pub(crate) const MAX_ADDRESSES: usize = 32;
 
 /// What the configuration says of decisions that are not the peer's.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +40,8 @@ pub struct Settings {
     pub carrier_follows: bool,
     /// The endpoints in the order of preference: of each the address, unless it is a name.
     pub endpoints: Vec<Option<SocketAddr>>,
+    /// How often names of the peer are looked up while the tunnel works; `None` if it has none.
+    pub resolve_every: Option<Duration>,
 }
 
 /// Why keys were not rotated.
@@ -57,6 +64,7 @@ pub struct Plane {
     pub(crate) policies: Policies,
     pub(crate) states: States,
     pub(crate) diagnoses: Diagnoses,
+    pub(crate) lookups: Lookups,
     /// The datagram whose route is followed, if that was asked for.
     pub(crate) followed: Option<Option<Transmit>>,
     handshakes: Handshakes,
@@ -71,6 +79,7 @@ impl Plane {
     pub fn new(peer: Peer, policy: Policy, settings: Settings) -> Self {
         Self {
             carrier: Carrier::new(settings.carrier_follows),
+            lookups: Lookups::new(settings.resolve_every),
             peer,
             settings,
             outlook: Outlook::default(),
@@ -114,6 +123,7 @@ impl Plane {
         self.measure_path_again(now.boot);
         self.check_reach(now.boot);
         self.set_carrier(now.boot);
+        self.look_up_names(now.boot);
     }
 
     /// The timestamp of [`Effect::KeepFloor`] is kept, or is known not to be.
@@ -121,8 +131,10 @@ impl Plane {
         self.peer.floor_kept(now, stamp);
     }
 
-    /// The peer's names and addresses were looked up. They are used once their routes are known.
-    pub fn resolved(&mut self, addresses: Vec<SocketAddr>) {
+    /// The peer's names and addresses were looked up; the first ones are preferred, and no more than a bounded number is used.
+    /// That is done once their routes are known.
+    pub fn resolved(&mut self, mut addresses: Vec<SocketAddr>) {
+        addresses.truncate(MAX_ADDRESSES);
         self.addresses = addresses;
         self.push(Effect::AskRoutes { at_once: true });
     }
@@ -142,6 +154,7 @@ impl Plane {
         let avoided: Vec<_> = outlook.loops.iter().map(|one| one.to).collect();
         let before = std::mem::replace(&mut self.outlook, outlook);
         self.compare_routes(&before);
+        self.lookups.begin(now.boot);
         let mut usable = self.addresses.clone();
         usable.retain(|address| !avoided.contains(address));
         // Where all of them lead back, calling is how the first one that no longer does is noticed.
@@ -209,8 +222,8 @@ impl Plane {
     /// When [`Plane::wake`] must be called at the latest.
     pub fn deadline(&self) -> Option<BootTime> {
         let peer = self.peer.poll_timeout().map(|(at, _)| at);
-        let own = [self.reach.deadline(), self.carrier.deadline(), self.states.deadline()];
-        own.into_iter().chain([peer]).flatten().min()
+        let own = [self.reach.deadline(), self.carrier.deadline(), self.lookups.deadline()];
+        own.into_iter().chain([peer, self.states.deadline()]).flatten().min()
     }
 
     /// What is known of the peer.
@@ -243,13 +256,23 @@ impl Plane {
         match change {
             Change::Alive => return self.alive(now, true),
             Change::Dead => return self.alive(now, false),
-            Change::Initiating { attempt, .. } if attempt > 1 => self.push(Effect::LookUpNames),
-            Change::Moved { .. } | Change::Established(_) => self.moved(),
+            Change::Initiating { attempt, .. } if attempt > 1 => {
+                self.lookups.follow(now.boot, false);
+            }
+            Change::Established(_) => {
+                self.lookups.follow(now.boot, true);
+                self.moved();
+            }
+            Change::Moved { .. } => self.moved(),
+            // The address that is dead may be out of date.
+            Change::Switched { returns: false, .. } => self.lookups.soon(now.boot),
+            Change::Switched { returns: true, .. } => {}
             Change::PathCarries { payload } => self.follow_path(payload),
             // Of a peer that is not reached this would say nothing true.
             Change::GaveUp if self.reach.refusal().is_some() => return,
             Change::Initiating { .. } | Change::GaveUp | Change::Lost | Change::Closed => {}
         }
+        self.look_up_names(now.boot);
         let is_silent = self.diagnoses.changed(&change, self.reach.refusal().is_some());
         self.notify(Notice::Change(change));
         if is_silent {
@@ -268,6 +291,8 @@ impl Plane {
 
     /// The peer has come to life, or has died.
     fn alive(&mut self, now: Now, alive: bool) {
+        self.lookups.follow(now.boot, alive);
+        self.look_up_names(now.boot);
         self.push(Effect::Routes { alive });
         self.tell_state(now);
         self.notify(Notice::Alive(alive));

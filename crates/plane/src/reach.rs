@@ -165,6 +165,8 @@ impl Plane {
             self.peer.path_changed(now);
             self.measure_path();
         }
+        self.lookups.soon(now.boot);
+        self.look_up_names(now.boot);
         self.peer.retry_refused(now);
         if self.reach.refused.is_some() {
             self.peer.try_sending(now);

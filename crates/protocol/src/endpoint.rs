@@ -89,7 +89,23 @@ impl Candidates {
         self.all(last).count()
     }
 
-    fn all(&self, last: Option<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
+    /// The next address of this try, given where the peer last was and where the try has been sent to already.
+    pub(crate) fn untried(
+        &self,
+        last: Option<SocketAddr>,
+        asked: &[SocketAddr],
+    ) -> Option<SocketAddr> {
+        let count = self.count(last);
+        let from_cursor = self.all(last).cycle().skip(self.cursor.checked_rem(count)?).take(count);
+        { from_cursor }.find(|address| !asked.contains(address))
+    }
+
+    /// The place of an address among the configured ones; the first is preferred.
+    pub(crate) fn rank(&self, address: SocketAddr) -> Option<usize> {
+        self.configured.iter().position(|one| *one == address)
+    }
+
+    fn all(&self, last: Option<SocketAddr>) -> impl Iterator<Item = SocketAddr> + Clone {
         let seemed = self.seemed.filter(|at| !self.configured.contains(at));
         let others = self.configured.iter().copied().chain(seemed);
         let others = others.filter(move |&a| Some(a) != last);
@@ -152,6 +168,20 @@ mod tests {
         assert_eq!(tries, [Some(at(2)), Some(at(1)), Some(at(2)), Some(at(1))]);
         candidates.settle();
         assert_eq!(candidates.target(Some(at(3))), Some(at(3)));
+    }
+
+    #[test]
+    fn one_try_goes_to_each_address_once() {
+        let mut candidates = Candidates::default();
+        candidates.configure(vec![at(1), at(2), at(3)]);
+        candidates.advance();
+        let mut asked = Vec::new();
+        while let Some(next) = candidates.untried(Some(at(2)), &asked) {
+            asked.push(next);
+        }
+        assert_eq!(asked, [at(1), at(3), at(2)]);
+        assert_eq!((candidates.rank(at(2)), candidates.rank(at(9))), (Some(1), None));
+        assert_eq!(Candidates::default().untried(None, &[]), None);
     }
 
     #[test]

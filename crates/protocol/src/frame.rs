@@ -41,7 +41,7 @@ use crate::drop_reason::DropReason;
 use crate::fragment::Piece;
 
 pub use self::pq::{PqInit, PqInitAssembly, PqInitChunk, PqInitError, PqResp};
-pub use self::record::{Hello, Ping, Pong, Record, Records, Release};
+pub use self::record::{ANSWERS_PROBES, Hello, Ping, Pong, ProbeToken, Record, Records, Release};
 
 /// Bytes of the envelope in front of a body.
 pub const HEADER_LEN: usize = 2;
@@ -140,6 +140,16 @@ impl ControlFrame {
     /// Answers.
     pub fn pong(self, pong: &Pong) -> Self {
         self.record(record::PONG, &[pong.as_bytes()])
+    }
+
+    /// Tests a path.
+    pub fn probe(self, token: &ProbeToken) -> Self {
+        self.record(record::PROBE, &[token])
+    }
+
+    /// Answers a PROBE.
+    pub fn probed(self, token: &ProbeToken) -> Self {
+        self.record(record::PROBED, &[token])
     }
 
     /// One half of the initiator's post-quantum key.

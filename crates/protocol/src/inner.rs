@@ -35,6 +35,8 @@ pub enum Inner {
         len: usize,
         /// The peer announces that it stops.
         closes: bool,
+        /// It only tests a path that is not in use: it counts neither as traffic nor as a sign of where the peer is.
+        aside: bool,
     },
     /// A fragment, in the first `len` bytes.
     Piece {
@@ -89,8 +91,12 @@ impl Inner {
     fn frame(contents: Contents, plaintext: &[u8]) -> Result<Self, DropReason> {
         let len = plaintext.len();
         match frame::parse(plaintext)? {
-            Frame::Control(mut records) => {
-                Ok(Self::Control { len, closes: records.any(|record| record == Record::Close) })
+            Frame::Control(records) => {
+                let closes = records.clone().any(|record| record == Record::Close);
+                let first = records.clone().next();
+                let aside = first.is_some_and(|record| record.is_aside())
+                    && records.clone().all(|record| record.is_aside());
+                Ok(Self::Control { len, closes, aside })
             }
             _ if contents == Contents::Bootstrap => Err(DropReason::NotUpgraded),
             Frame::Fragment(piece) => Ok(Self::Piece { len, first: piece.is_first() }),

@@ -125,6 +125,16 @@ impl Life {
         [self.question_due(), self.dead_from()].into_iter().flatten().min()
     }
 
+    /// Since when the peer is asked whether it is alive, without an answer.
+    pub(crate) fn asked_since(&self) -> Option<BootTime> {
+        self.asked.map(|asked| asked.first)
+    }
+
+    /// Whether silence alone is evidence.
+    pub(crate) const fn is_watched(&self) -> bool {
+        self.watched
+    }
+
     /// Whether to initiate handshakes without a limit.
     pub(crate) const fn is_missed(&self) -> bool {
         self.watched && !self.alive

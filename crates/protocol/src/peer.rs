@@ -5,6 +5,7 @@
 //! The caller, after every call in: [`Peer::poll_table`] (publish), then [`Peer::poll_transmit`]
 //! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
 
+mod alternatives;
 mod change;
 mod contest;
 mod detours;
@@ -17,6 +18,7 @@ mod life;
 mod pace;
 mod parts;
 mod paths;
+mod race;
 mod reach;
 mod responder;
 mod roaming;
@@ -89,6 +91,8 @@ pub struct Config {
     pub watch: bool,
     /// Which new addresses of the peer are followed.
     pub roam: Roam,
+    /// A configured address earlier than the one in use has to be good for this long before it is used again.
+    pub return_after: Duration,
     /// What to send from until the peer has written to another address of ours.
     pub sources: Sources,
     /// Whether the port that is sent from stays, whatever comes of it.
@@ -123,6 +127,7 @@ impl Config {
             dead_after: Duration::from_secs(60),
             watch: false,
             roam: Roam::default(),
+            return_after: Duration::from_secs(60),
             sources: Sources::default(),
             fixed_port: false,
             dscp: 0,
@@ -262,6 +267,7 @@ impl Peer {
     pub fn handle_endpoints(&mut self, now: Now, addresses: Vec<SocketAddr>) {
         if self.paths.candidates.configure(addresses) && self.keyring.current().is_none() {
             self.wanted = true;
+            self.spread_now(now);
         }
         if let (None, Some(_), Some(to)) =
             (self.paths.current, self.keyring.current(), self.paths.target())
@@ -299,6 +305,7 @@ impl Peer {
         self.follow_life(now);
         self.pursue_handshake(now);
         self.pursue_upgrade(now);
+        self.follow_alternatives(now);
         self.measure(now);
         self.probe_size(now);
         self.schedule_look(now, moved);
@@ -329,6 +336,7 @@ impl Peer {
     pub fn poll_timeout(&self) -> Option<(BootTime, Timer)> {
         let deadlines = [
             (self.initiation_deadline(), Timer::Initiate),
+            (self.spread_deadline(), Timer::Initiate),
             (self.upgrade_deadline(), Timer::Upgrade),
             (self.floor_deadline(), Timer::Floor),
             (self.roaming_deadline(), Timer::Roam),
@@ -338,6 +346,7 @@ impl Peer {
             (self.keyring.next_expiry(), Timer::KeyExpiry),
             (self.life.deadline(), Timer::Silence),
             (self.size_deadline(), Timer::PathMtu),
+            (self.alternatives_deadline(), Timer::Probe),
             (self.next_look, Timer::Look),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
@@ -379,6 +388,8 @@ impl Peer {
         self.handshakes += 1;
         self.unconfirmed_answers = 0;
         self.greeting = None;
+        // A session of another protocol has none, whatever was answered before.
+        self.paths.alternatives.answers &= self.frames_flow();
         self.paths.gauge.begin();
         let current = self.keyring.current().map(|s| (s.opening.generation(), s.pair));
         if let Some((generation, pair)) = current {

@@ -159,6 +159,8 @@ pub struct SealingKey {
     receiver: Index,
     contents: Contents,
     next: AtomicU64,
+    /// How many of the datagrams only tested paths that are not in use.
+    aside: AtomicU64,
     limits: Limits,
     seals_until: BootTime,
     rekey_from: BootTime,
@@ -178,6 +180,7 @@ impl SealingKey {
             receiver: origin.remote,
             contents: origin.contents,
             next: AtomicU64::new(0),
+            aside: AtomicU64::new(0),
             limits: Limits::of(origin.protocol.cipher(), origin.largest),
             seals_until: origin.birth + seals_for,
             rekey_from: origin.birth + origin.rekey_after.unwrap_or(REJECT_AFTER_TIME),
@@ -258,6 +261,17 @@ impl SealingKey {
     /// Datagrams sealed so far.
     pub fn used(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams sealed so far, without those that only tested a path that is not in use: such a datagram may well be lost,
+    /// and says nothing of the path in use.
+    pub(crate) fn counted(&self) -> u64 {
+        self.used().saturating_sub(self.aside.load(Ordering::Relaxed))
+    }
+
+    /// One of them only tests a path that is not in use.
+    pub(crate) fn set_aside(&self) {
+        self.aside.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Sets the counter near its end, which a test cannot reach otherwise.

@@ -46,6 +46,8 @@ pub enum Timer {
     PersistentKeepalive,
     /// The peer is silent: a probe is due, or it counts as dead.
     Silence,
+    /// A preferred address of the peer is to be probed.
+    Probe,
     /// A key has reached its age.
     KeyExpiry,
     /// A probe of the path's MTU is due.

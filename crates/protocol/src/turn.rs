@@ -136,7 +136,8 @@ impl Accepting<'_> {
     ///
     /// # Errors
     /// [`DropReason::Replayed`], with nothing changed; or [`DropReason::InnerMalformed`] after the session
-    /// was confirmed and the peer's address noted, because the datagram was authentic all the same.
+    /// was confirmed and the peer's address noted, because the datagram was authentic all the same. A datagram
+    /// that only tests a path changes nothing but the window.
     pub fn accept(
         &mut self,
         key: &OpeningKey,
@@ -147,9 +148,12 @@ impl Accepting<'_> {
         let freshness = window.accept(opened.counter);
         let freshness = freshness.inspect_err(|_replayed| self.note_copy(key, opened.counter))?;
         self.note_run(key.generation(), freshness, opened.counter);
-        key.count_accepted();
         let plaintext = &datagram[DATA_HEADER_LEN..][..opened.plaintext_len];
         let inner = Inner::read(key.contents(), plaintext);
+        if matches!(inner, Ok(Inner::Control { aside: true, .. })) {
+            return inner;
+        }
+        key.count_accepted();
         if key.contents() != Contents::Bootstrap {
             self.note(key, freshness, !matches!(inner, Ok(Inner::Control { closes: true, .. })));
         }

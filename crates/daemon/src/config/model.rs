@@ -204,6 +204,12 @@ pub(crate) struct Peer {
     /// Whether the endpoint follows the peer when its address changes.
     #[serde(serialize_with = "as_word")]
     pub(crate) roam: Roam,
+    /// How long an earlier endpoint has to answer before it is used again.
+    #[serde(serialize_with = "super::hooks::as_span")]
+    pub(crate) return_after: Duration,
+    /// How often names in `endpoint` are looked up while the tunnel works.
+    #[serde(serialize_with = "super::hooks::as_span")]
+    pub(crate) resolve_every: Duration,
 }
 
 /// Messages that configure hosts; they are dropped if they come from the peer.

@@ -111,7 +111,7 @@ fn in_interface(now: &Interface, then: &Interface) -> [(&'static str, bool); 18]
     ]
 }
 
-fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 6] {
+fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
     let Peer {
         public_key,
         endpoints,
@@ -121,6 +121,8 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 6] {
         keepalive,
         dead_after,
         roam,
+        return_after,
+        resolve_every,
         next_public_key,
         protocol: _,
         cipher: _,
@@ -138,6 +140,8 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 6] {
         ("[peer] keepalive", *keepalive != then.keepalive),
         ("[peer] dead_after", *dead_after != then.dead_after),
         ("[peer] roam", *roam != then.roam),
+        ("[peer] return_after", *return_after != then.return_after),
+        ("[peer] resolve_every", *resolve_every != then.resolve_every),
     ]
 }
 

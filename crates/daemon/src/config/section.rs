@@ -61,6 +61,8 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "keepalive",
             "dead_after",
             "roam",
+            "return_after",
+            "resolve_every",
         ],
     ),
     ("[[route]]", &["to", "metric", "table", "when_down"]),

@@ -34,6 +34,12 @@ use crate::keys::Keys;
 /// the usual user namespaces of containers map it.
 const OWN_ID: u32 = 65521;
 
+/// The default of `return_after`.
+const RETURN_AFTER: Duration = Duration::from_secs(60);
+
+/// The default of `resolve_every`.
+const RESOLVE_EVERY: Duration = Duration::from_secs(5 * 60);
+
 /// The longest path a Unix socket may have (`sun_path`, less the zero at its end).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -181,6 +187,8 @@ fn peer(
         keepalive: s.or("keepalive", None, value::keepalive),
         dead_after: s.or("dead_after", Duration::from_secs(60), value::duration("1s", "1h")),
         roam: s.or("roam", Roam::Any, text(word)),
+        return_after: s.or("return_after", RETURN_AFTER, value::duration("1s", "1d")),
+        resolve_every: s.or("resolve_every", RESOLVE_EVERY, value::duration("10s", "1d")),
         public_key: key?,
     };
     Some((peer, preshared.unwrap_or_default(), next))

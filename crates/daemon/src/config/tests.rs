@@ -106,13 +106,13 @@ fn defaults() {
             "also_accept": [], "public_key": PEER, "next_public_key": null,
             "preshared_key_file": null, "next_preshared_key_file": null, "endpoint": [],
             "allowed_ips": ["10.99.0.0/30"], "allowed_macs": [], "guard": ["ra"], "keepalive": "off",
-            "dead_after": "1m", "roam": "any",
+            "dead_after": "1m", "roam": "any", "return_after": "1m", "resolve_every": "5m",
         })
     );
     assert_eq!(
         json["path"],
         serde_json::json!({
-            "mss_clamp": "auto", "mtu_max": null, "gso": "auto", "offload": "auto",
+            "mss_clamp": "auto", "mtu_max": null, "raise_every": "10m", "gso": "auto", "offload": "auto",
         })
     );
     assert_eq!(

@@ -110,6 +110,8 @@ pub(crate) struct Options {
     /// It may not, and the peer knows.
     pub(crate) fixed_port: bool,
     pub(crate) roam: Roam,
+    pub(crate) return_after: Duration,
+    pub(crate) resolve_every: Option<Duration>,
     pub(crate) sources: Sources,
     pub(crate) protocol: Protocol,
     pub(crate) preshared: Vec<[u8; 32]>,
@@ -139,6 +141,8 @@ impl Options {
             free_port: false,
             fixed_port: false,
             roam: Roam::Any,
+            return_after: Duration::from_secs(60),
+            resolve_every: None,
             sources: Sources::default(),
             protocol: Protocol::WireGuard,
             preshared: vec![[0; 32]],
@@ -177,6 +181,7 @@ impl Options {
             fixed_port: self.fixed_port,
             watch: self.watch,
             roam: self.roam,
+            return_after: self.return_after,
             sources: self.sources,
             dscp: 46,
             floor,
@@ -233,6 +238,8 @@ pub(crate) struct End {
     pub(crate) counted: Counted,
     /// What people were to know of faults that the protocol does not find.
     pub(crate) notices: Vec<Notice>,
+    /// When names were to be looked up.
+    pub(crate) lookups: Vec<Duration>,
     /// When a timer called the control plane.
     pub(crate) wakes: Vec<Duration>,
     /// How often the order of effects was checked.
@@ -280,6 +287,7 @@ impl End {
             logged: Vec::new(),
             counted: Counted::default(),
             notices: Vec::new(),
+            lookups: Vec::new(),
             wakes: Vec::new(),
             checked: Checked::default(),
         };
@@ -534,6 +542,7 @@ impl End {
             }
             Effect::Standing(state, _) => self.told.push((now, state)),
             Effect::Notify(Notice::State(state)) => self.logged.push((now, state)),
+            Effect::LookUpNames => self.lookups.push(now),
             Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
             Effect::Notify(notice) => self.notices.push(notice),
             _ => {}
@@ -654,6 +663,7 @@ fn start(
         mtu_follows: options.mtu_follows,
         carrier_follows: true,
         endpoints: options.endpoint.into_iter().chain(options.also_at.clone()).map(Some).collect(),
+        resolve_every: options.resolve_every,
     };
     let policy = policy(MTU, None, &["10.99.0.0/16"]);
     let mut plane = Plane::new(peer, policy.clone(), settings);

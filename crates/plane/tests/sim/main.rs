@@ -16,6 +16,7 @@ mod data;
 mod diagnosis;
 mod duplicate;
 mod end;
+mod failover;
 mod handshake;
 mod hostile;
 mod keepalive;

@@ -320,5 +320,5 @@ fn a_bootstrap_session_carries_nothing_else() {
     assert_eq!(read(&[]), Ok(Inner::Keepalive));
     let close = ControlFrame::begin().close().end();
     // A control frame goes to the control plane, which takes nothing but the upgrade's records.
-    assert_eq!(read(&close), Ok(Inner::Control { len: close.len(), closes: true }));
+    assert_eq!(read(&close), Ok(Inner::Control { len: close.len(), closes: true, aside: false }));
 }

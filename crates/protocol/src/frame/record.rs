@@ -14,11 +14,13 @@
 //! | 4 | PONG | 28 or more | sequence 0 (4), timestamp 4 (8), received 12 (8), sent 20 (8) |
 //! | 5 | PQ_INIT | 641 or 550 | part, 0 or 1, 0 (1), that chunk of [`PqInit`](super::PqInit) 1 (640 or 549) |
 //! | 6 | PQ_RESP | 1108 | index 0 (4), ciphertext 4 (1088), MAC 1092 (16) |
+//! | 7 | PROBE | 16 or more | random bytes 0 (16) |
+//! | 8 | PROBED | 16 or more | the bytes of the PROBE 0 (16) |
 //!
 //! Numbers are little-endian. A value may be as long as its frame has room for; today's senders
 //! stay below 1400 bytes, so that a record never needs a second datagram.
 //!
-//! - Bytes after the fields of a HELLO, PING or PONG are ignored: a later release may add fields.
+//! - Bytes after the fields of a HELLO, PING, PONG, PROBE or PROBED are ignored: a later release may add fields.
 //! - An unknown type is ignored, as long as its record ends within the frame.
 //! - A value of a known type that is too short, or has a length its type cannot have, makes the
 //!   whole frame [malformed](crate::drop_reason::DropReason::FrameMalformed).
@@ -74,11 +76,23 @@ pub enum Record<'a> {
     PqInit(PqInitChunk<'a>),
     /// The responder's answer to that key.
     PqResp(&'a PqResp),
+    /// The peer tests a path, and wants an answer on that path.
+    Probe(ProbeToken),
+    /// The answer to a PROBE of ours.
+    Probed(ProbeToken),
     /// A type of a later release.
     Unknown(u8),
 }
 
+/// What a PROBE contains and its answer repeats. It is random, so that nobody can answer a PROBE without receiving it.
+pub type ProbeToken = [u8; 16];
+
 impl<'a> Record<'a> {
+    /// Whether it tests a path that is not in use: then it says nothing of where the peer is.
+    pub(crate) const fn is_aside(&self) -> bool {
+        matches!(self, Self::Probe(_) | Self::Probed(_))
+    }
+
     fn read(kind: u8, value: &'a [u8]) -> Option<Self> {
         match kind {
             HELLO => Hello::read(value).map(Self::Hello),
@@ -86,6 +100,8 @@ impl<'a> Record<'a> {
             PING => prefix(value).map(Self::Ping),
             PONG => prefix(value).map(Self::Pong),
             PQ_INIT => PqInitChunk::read(value).map(Self::PqInit),
+            PROBE => prefix(value).map(Self::Probe),
+            PROBED => prefix(value).map(Self::Probed),
             PQ_RESP => PqResp::ref_from_bytes(value).ok().map(Self::PqResp),
             _ => Some(Self::Unknown(kind)),
         }
@@ -102,7 +118,7 @@ fn prefix<T: FromBytes>(value: &[u8]) -> Option<T> {
 pub struct Hello<'a> {
     /// Its name, for people.
     pub release: Release<'a>,
-    /// Optional features, one bit each. No bit has a meaning yet.
+    /// Optional features, one bit each: see [`ANSWERS_PROBES`].
     pub features: u32,
     /// The MTU of its device, in bytes.
     pub mtu: u16,
@@ -213,6 +229,9 @@ pub(super) struct HelloFields {
     release_len: u8,
 }
 
+/// The bit of [`Hello::features`] of an end that answers PROBE.
+pub const ANSWERS_PROBES: u32 = 1;
+
 /// In front of each value: type and length.
 pub(super) const HEAD_LEN: usize = size_of::<Head>();
 pub(super) const HELLO: u8 = 1;
@@ -221,6 +240,8 @@ pub(super) const PING: u8 = 3;
 pub(super) const PONG: u8 = 4;
 pub(super) const PQ_INIT: u8 = 5;
 pub(super) const PQ_RESP: u8 = 6;
+pub(super) const PROBE: u8 = 7;
+pub(super) const PROBED: u8 = 8;
 const RELEASE_MAX: usize = 32;
 
 const _: () = assert!(size_of::<HelloFields>() == 7 && size_of::<Head>() == 3);

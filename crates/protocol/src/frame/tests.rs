@@ -16,6 +16,8 @@ enum Said {
     Pong(Pong),
     PqInit(Box<PqInit>, usize),
     PqResp(Box<PqResp>),
+    Probe(ProbeToken),
+    Probed(ProbeToken),
     Unknown(u8, Vec<u8>),
 }
 
@@ -30,6 +32,8 @@ impl Said {
                 Record::Pong(pong) => frame.pong(&pong),
                 Record::PqInit(chunk) => frame.pq_init(chunk),
                 Record::PqResp(answer) => frame.pq_resp(answer),
+                Record::Probe(token) => frame.probe(&token),
+                Record::Probed(token) => frame.probed(&token),
                 Record::Unknown(_) => unreachable!("it is known"),
             },
         }
@@ -43,6 +47,8 @@ impl Said {
             Self::Pong(pong) => Record::Pong(*pong),
             Self::PqInit(init, part) => Record::PqInit(init.chunks()[*part]),
             Self::PqResp(answer) => Record::PqResp(answer),
+            Self::Probe(token) => Record::Probe(*token),
+            Self::Probed(token) => Record::Probed(*token),
             Self::Unknown(kind, _) => Record::Unknown(*kind),
         }
     }
@@ -78,8 +84,10 @@ fn said() -> impl Strategy<Value = Said> {
         init.prop_map(|(index, key, part)| {
             Said::PqInit(Box::new(PqInit::new(Index::new(index), key)), part)
         }),
+        bytes::<16>().prop_map(Said::Probe),
+        bytes::<16>().prop_map(Said::Probed),
         bytes::<1108>().prop_map(|b| Said::PqResp(Box::new(PqResp::read_from_bytes(&b).unwrap()))),
-        (7..=u8::MAX, prop::collection::vec(any::<u8>(), 0..1400))
+        (9..=u8::MAX, prop::collection::vec(any::<u8>(), 0..1400))
             .prop_map(|(kind, value)| Said::Unknown(kind, value)),
     ]
 }

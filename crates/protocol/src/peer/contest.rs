@@ -155,12 +155,14 @@ impl Contests {
 }
 
 impl Peer {
-    /// Whether the peer is not to be followed to `address`, because it was found not to be there. That ends where the peer
+    /// Whether the peer is not to be followed to `address`, because it was found not to be there, or because the path has
+    /// just left that address for a better one. That ends where the peer
     /// is missing at its present address: copies sent ahead do not keep the originals away, but a move does.
     pub(super) fn shuns(&self, now: BootTime, address: SocketAddr) -> bool {
         let absent = self.activity.absent_since();
         let is_missing = absent.is_some_and(|since| now >= since + MISSING_AFTER);
-        self.paths.contests.is_rejected(now, address) && !is_missing
+        let rejected = self.paths.contests.is_rejected(now, address);
+        (rejected || self.paths.alternatives.has_left(now, address)) && !is_missing
     }
 
     /// The same datagram arrived twice, from two addresses.
@@ -188,7 +190,7 @@ impl Peer {
         self.paths.roaming.wait(check.until);
         let Some(current) = self.keyring.current() else { return };
         let sealing = std::sync::Arc::clone(&current.sealing);
-        let ping = check.challenge.ping(sealing.used() + 1);
+        let ping = check.challenge.ping(sealing.counted() + 1);
         let Arrival { from: to, local: from } = contest.former;
         let frame = ControlFrame::begin().ping(&ping).end();
         self.send_sealed(now, &sealing, Transmit { to, from }, &frame);

@@ -58,6 +58,15 @@ pub enum Change {
         /// The largest UDP payload.
         payload: u16,
     },
+    /// The path now leads to another configured address.
+    Switched {
+        /// Where it led.
+        from: SocketAddr,
+        /// Where it leads.
+        to: SocketAddr,
+        /// That is an earlier one, which was good for long enough; otherwise the path was dead.
+        returns: bool,
+    },
     /// The peer's address changed.
     Moved {
         /// Where it is now.

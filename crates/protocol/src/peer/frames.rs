@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::window::Counted;
 use super::{Change, Diagnosis, Peer};
 use crate::drop_reason::DropReason;
-use crate::frame::{self, ControlFrame, Frame, Hello, Ping, Pong, Record, Release};
+use crate::frame::{self, ANSWERS_PROBES, ControlFrame, Frame, Hello, Ping, Pong, Record, Release};
 use crate::session::{Contents, Generation};
 use crate::time::{BootTime, Now};
 use crate::turn::Framed;
@@ -188,7 +188,8 @@ impl Peer {
         let (mut taken, mut asked, mut greeted) = (Ok(()), false, false);
         for record in records {
             // One answer to a frame, so that none is larger than what it answers.
-            if matches!(record, Record::Ping(_)) && std::mem::replace(&mut asked, true) {
+            let asks = matches!(record, Record::Ping(_) | Record::Probe(_));
+            if asks && std::mem::replace(&mut asked, true) {
                 continue;
             }
             // Who greets more than once in a breath has no more to say.
@@ -219,6 +220,8 @@ impl Peer {
             Record::Hello(hello) => self.take_hello(framed.generation, &hello),
             Record::Ping(ping) => self.answer_ping(now, framed, &ping),
             Record::Pong(pong) => self.take_pong(now, framed, &pong),
+            Record::Probe(token) => self.answer_probe(now, framed, &token),
+            Record::Probed(token) => self.take_probed(now, framed, &token),
             Record::Unknown(_) => Err(DropReason::UnknownFrame),
         }
     }
@@ -240,6 +243,7 @@ impl Peer {
         }
         let Hello { features, mtu, mac, .. } = *hello;
         let release = hello.release.as_str().to_owned();
+        self.paths.alternatives.answers = features & ANSWERS_PROBES != 0;
         self.greeting = Some(Greeting { release, features, mtu, mac });
         self.compare_devices(mtu, mac);
         Ok(())
@@ -265,13 +269,14 @@ impl Peer {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return Ok(());
         };
-        let sent = self.paths.gauge.counted(current.sealing.used() + 1);
+        let sent = self.paths.gauge.counted(current.sealing.counted() + 1);
         let pong = ping.answer(framed.accepted, sent);
         self.send_on_current(now, &ControlFrame::begin().pong(&pong).end());
         Ok(())
     }
 
     fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
+        self.paths.answered(now.boot, framed.at.from);
         self.take_size_answer(now, pong.sequence.get());
         self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
@@ -313,7 +318,7 @@ impl Peer {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return self.send_keepalive(now);
         };
-        let sent = self.paths.gauge.counted(current.sealing.used() + 1);
+        let sent = self.paths.gauge.counted(current.sealing.counted() + 1);
         let ping = self.paths.gauge.ask(now.boot, sent);
         let mut frame = ControlFrame::begin().ping(&ping);
         if self.greeting.is_none() {
@@ -339,7 +344,10 @@ impl Peer {
     fn hello(&self, frame: ControlFrame) -> ControlFrame {
         let (mtu, mac) = (self.device.mtu, self.device.mac);
         match Release::new(RELEASE) {
-            Some(release) => frame.hello(&Hello { release, features: 0, mtu, mac }),
+            Some(release) => {
+                let features = ANSWERS_PROBES;
+                frame.hello(&Hello { release, features, mtu, mac })
+            }
             None => frame,
         }
     }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use zerocopy::IntoBytes;
 
+use super::race::APART;
 use super::session::Names;
 use super::upgrade::Asking;
 use super::{Change, Command, Diagnosis, Peer, Transmit};
@@ -22,6 +23,9 @@ use crate::timestamp::Timestamp;
 const FLOOR_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
 /// So many tries go unanswered before another pair of keys is tried.
 const TRIES_UNDER_THE_NEXT: u32 = 3;
+/// While the peer is heard, fewer unanswered tries than this may have been lost by chance, and the next goes to the same
+/// address.
+const TRIES_LOST_BY_CHANCE: u32 = 3;
 /// After a crossing both ends are initiators; the one with the smaller public key rekeys this
 /// much later, so that they do not cross again.
 const CROSSING_YIELDS: std::time::Duration = std::time::Duration::from_secs(10);
@@ -47,6 +51,8 @@ pub(super) struct Called {
     to: SocketAddr,
     begun: BootTime,
     pair: Pair,
+    /// It only finds out whether the peer answers there, and does not move the path.
+    scouts: bool,
 }
 
 /// How far it has come.
@@ -68,10 +74,12 @@ pub(super) struct Call {
     datagram: Vec<u8>,
     /// Our own host refused to send it.
     pub(super) refused: bool,
-    /// When it left, or should have.
+    /// When it left last, or should have.
     pub(super) at: BootTime,
-    /// To how many more addresses it may go before the next try is due.
-    pub(super) untried: usize,
+    /// Where it has been sent to.
+    pub(super) asked: Vec<SocketAddr>,
+    /// When it goes to the next address as well.
+    pub(super) spreads_at: Option<BootTime>,
 }
 
 impl Attempt {
@@ -116,7 +124,7 @@ impl Attempt {
         self.called
     }
 
-    fn call(&self) -> Option<&Call> {
+    pub(super) fn call(&self) -> Option<&Call> {
         match &self.step {
             Step::Calling { call, .. } => Some(call),
             Step::Upgrading(_) | Step::Lapsed => None,
@@ -133,6 +141,35 @@ impl Attempt {
     /// The initiation that has left, or should have, and waits for its answer.
     pub(super) fn unanswered_call(&mut self) -> Option<&mut Call> {
         self.call_mut().filter(|call| call.held_until.is_none())
+    }
+
+    /// Where the try has been sent to.
+    fn asked(&self) -> &[SocketAddr] {
+        self.call().map_or_else(|| std::slice::from_ref(&self.called.to), |call| &call.asked)
+    }
+
+    /// The next address of the try.
+    pub(super) const fn go_to(&mut self, to: SocketAddr) {
+        self.called.to = to;
+    }
+
+    /// It only finds out whether the peer answers.
+    pub(super) const fn scout(&mut self) {
+        self.called.scouts = true;
+    }
+
+    /// It is for a path to use, whatever it was begun for.
+    pub(super) const fn be_earnest(&mut self) {
+        self.called.scouts = false;
+    }
+
+    /// The answer has come from there. It may come from another address than the one that was asked; of several that were
+    /// asked, the latest is then the likeliest.
+    fn answered_from(&mut self, from: SocketAddr) {
+        let asked = self.asked();
+        let same_host = |to: &&SocketAddr| to.ip() == from.ip();
+        let known = asked.iter().find(|to| **to == from).or_else(|| asked.iter().find(same_host));
+        self.called.to = known.copied().unwrap_or(self.called.to);
     }
 
     /// When the first of its tries began.
@@ -190,15 +227,16 @@ impl Peer {
     /// When the next initiation is due.
     pub(super) fn initiation_deadline(&self) -> Option<BootTime> {
         match &self.attempt {
-            Some(attempt) => Some(attempt.retry_at.max(self.may_initiate_from())),
+            Some(attempt) => Some(attempt.retry_at.max(self.initiation_from())),
             None => {
                 let wanted = self.wanted || self.life.is_missed();
-                (wanted && self.paths.target().is_some()).then_some(self.may_initiate_from())
+                (wanted && self.paths.target().is_some()).then_some(self.initiation_from())
             }
         }
     }
 
-    fn may_initiate_from(&self) -> BootTime {
+    /// Before this time none is due.
+    pub(super) fn initiation_from(&self) -> BootTime {
         self.initiate_from.max(self.yields_until)
     }
 
@@ -212,6 +250,7 @@ impl Peer {
         if self.floor_deadline().is_some_and(|until| now.boot >= until) {
             self.release(now);
         }
+        self.spread(now);
         // Twice, where an attempt that has become needless ends and another is wanted.
         while self.initiation_deadline().is_some_and(|due| now.boot >= due) {
             match self.attempt.take() {
@@ -225,6 +264,9 @@ impl Peer {
     }
 
     fn retry(&mut self, now: Now, unanswered: &Attempt) {
+        if unanswered.called.scouts {
+            return self.scouted(now, unanswered.to(), false);
+        }
         if self.established >= Some(unanswered.called.begun) && self.renewing.is_none() {
             return;
         }
@@ -237,13 +279,26 @@ impl Peer {
             return;
         }
         self.choose_keys(unanswered.tries);
+        self.doubt_where_it_went(now, unanswered);
+        let next = Try { begun: unanswered.called.begun, number: unanswered.tries + 1 };
+        self.initiate(now, self.paths.target(), self.identities.calling(), next);
+    }
+
+    /// The address it went to, and the one it left from, may be why it is unanswered; or it has just been lost.
+    fn doubt_where_it_went(&mut self, now: Now, unanswered: &Attempt) {
+        let sent_at = unanswered.call().map(|call| call.at);
+        let in_use = self.keyring.current().is_some() && self.endpoint() == Some(unanswered.to());
+        if in_use && sent_at.is_some_and(|at| self.paths.answered_at >= Some(at)) {
+            return;
+        }
         self.want_other_port(now, unanswered);
-        if !self.paths.turn_back(unanswered.to()) {
+        let turned_back = unanswered.asked().iter().any(|to| self.paths.turn_back(*to));
+        let heard = sent_at.is_some_and(|at| self.activity.moments().received >= Some(at));
+        let chance = in_use && heard && unanswered.tries < TRIES_LOST_BY_CHANCE;
+        if !turned_back && !chance {
             self.paths.candidates.advance();
         }
         self.paths.forget_source(now.boot);
-        let next = Try { begun: unanswered.called.begun, number: unanswered.tries + 1 };
-        self.initiate(now, self.paths.target(), self.identities.calling(), next);
     }
 
     /// A next key that the peer does not know must not cost the session there is; and where the pair that
@@ -261,7 +316,7 @@ impl Peer {
     /// so we do, with as many bytes as it sent, unless an initiation of ours is under way already.
     pub(super) fn should_call_back(&self, now: Now, to: SocketAddr) -> bool {
         let may = self.attempt.is_none()
-            && now.boot >= self.may_initiate_from()
+            && now.boot >= self.initiation_from()
             && self.paths.may_be_at(to);
         self.adapts() && self.unconfirmed_answers > 0 && may
     }
@@ -289,27 +344,34 @@ impl Peer {
             datagram: initiation.as_bytes().to_vec(),
             refused: false,
             at: now.boot,
-            untried: 0,
+            asked: Vec::new(),
+            spreads_at: None,
         };
         let retry_at = now.boot + (REKEY_TIMEOUT + self.jitter());
         let step = Step::Calling { initiator, call };
-        self.attempt = Some(Attempt { step, called: Called { to, begun, pair }, tries, retry_at });
+        self.attempt = Some(Attempt {
+            step,
+            called: Called { to, begun, pair, scouts: false },
+            tries,
+            retry_at,
+        });
         self.events.push_back(Command::KeepFloor(stamp).into());
     }
 
     fn release(&mut self, now: Now) {
-        let others = self.paths.addresses().saturating_sub(1);
         let Some(call) = self.attempt.as_mut().and_then(Attempt::call_mut) else { return };
-        (call.held_until, call.untried) = (None, others);
+        call.held_until = None;
         self.send_call(now);
     }
 
     /// Sends the initiation of the attempt that is under way to where the attempt goes by now.
     pub(super) fn send_call(&mut self, now: Now) {
+        let spreads_at = self.spreads().then_some(now.boot + APART);
         let Some(attempt) = &mut self.attempt else { return };
         let (to, number) = (attempt.to(), attempt.tries);
         let Some(call) = attempt.call_mut() else { return };
-        (call.refused, call.at) = (false, now.boot);
+        (call.refused, call.at, call.spreads_at) = (false, now.boot, spreads_at);
+        call.asked.push(to);
         let datagram = call.datagram.clone();
         let from = self.paths.current.filter(|path| path.to == to).and_then(|path| path.from);
         self.transmit(now, Transmit { to, from }, datagram);
@@ -336,7 +398,10 @@ impl Peer {
         response: &Response,
     ) -> Result<(), DropReason> {
         let Answer { agreed, remote_index, candidate } = self.open_answer(response)?;
-        let Some(attempt) = self.attempt.take() else { return Err(DropReason::UnexpectedResponse) };
+        let Some(mut attempt) = self.attempt.take() else {
+            return Err(DropReason::UnexpectedResponse);
+        };
+        attempt.answered_from(at.from);
         self.note_received(now, RESPONSE_LEN);
         let pair = attempt.called.pair;
         self.identities.jar(pair).answered();
@@ -386,8 +451,13 @@ impl Peer {
             *after += CROSSING_YIELDS;
         }
         self.keyring.initiated(Session::new(&origin, keys));
-        // It was reached where we asked, wherever its answer came from.
-        self.paths.settle_at(now.boot, called.to, local);
+        if called.scouts {
+            self.scouted(now, called.to, true);
+        } else {
+            self.note_choice(now.boot, called.to);
+            // It was reached where we asked, wherever its answer came from.
+            self.paths.settle_at(now.boot, called.to, local);
+        }
         self.establish(now, Role::Initiator);
         // Confirms the session to the peer, which may not send before.
         self.greet(now);

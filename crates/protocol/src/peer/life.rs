@@ -10,7 +10,10 @@ impl Peer {
         self.life.observe(self.activity.moments());
         match self.life.turn(now.boot, self.keyring.current().is_some()) {
             Some(Turn::Alive) => self.events.push_back(Change::Alive.into()),
-            Some(Turn::Dead) => self.events.push_back(Change::Dead.into()),
+            Some(Turn::Dead) => {
+                self.events.push_back(Change::Dead.into());
+                self.call_others(now);
+            }
             None => {}
         }
         if let Some(question) = self.life.question(now.boot) {
@@ -36,6 +39,11 @@ impl Peer {
 
     /// A PING is answered by who knows the session, an initiation by everybody.
     fn ask_for_life(&mut self, now: Now, question: Question) {
+        self.probe_others(now);
+        let since = self.life.asked_since().filter(|_| question == Question::Urgent);
+        if since.is_some_and(|since| self.fail_over(now, since)) {
+            return;
+        }
         let asked = self.frames_flow() && self.speak(now);
         if !asked || question == Question::Urgent {
             self.wanted |= self.attempt.is_none();

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::Config;
+use super::alternatives::Alternatives;
 use super::contest::Contests;
 use super::detours::Detours;
 use super::duplicate::Origins;
@@ -32,6 +33,8 @@ pub(super) struct Paths {
     /// The largest UDP payload to send.
     pub(super) max_datagram: u16,
     pub(super) current: Option<Path>,
+    /// When a PING was last answered from where the path leads.
+    pub(super) answered_at: Option<BootTime>,
     /// A change of the path that was not reported yet.
     pub(super) moved: Option<SocketAddr>,
     /// The source address abandoned last, and until when a peer that writes to it does not bring it back.
@@ -39,6 +42,7 @@ pub(super) struct Paths {
     pub(super) candidates: Candidates,
     pub(super) roaming: Roaming,
     pub(super) contests: Contests,
+    pub(super) alternatives: Alternatives,
     pub(super) detours: Detours,
     pub(super) origins: Origins,
     pub(super) size: Size,
@@ -53,11 +57,13 @@ impl Paths {
             dscp: config.dscp,
             max_datagram: config.max_datagram,
             current: None,
+            answered_at: None,
             moved: None,
             given_up: None,
             candidates: Candidates::default(),
             roaming: Roaming::default(),
             contests: Contests::default(),
+            alternatives: Alternatives::new(config.return_after),
             detours: Detours::default(),
             origins: Origins::default(),
             size: Size::new(config.raise_after),
@@ -75,9 +81,21 @@ impl Paths {
         self.current.and_then(|path| path.from)
     }
 
+    /// The peer has answered a PING, from this address.
+    pub(super) fn answered(&mut self, now: BootTime, from: SocketAddr) {
+        if self.endpoint() == Some(from) {
+            self.answered_at = Some(now);
+        }
+    }
+
     /// The destination of the next initiation.
     pub(super) fn target(&self) -> Option<SocketAddr> {
         self.candidates.target(self.endpoint())
+    }
+
+    /// The next address for an initiation that has been sent to these.
+    pub(super) fn untried(&self, asked: &[SocketAddr]) -> Option<SocketAddr> {
+        self.candidates.untried(self.endpoint(), asked)
     }
 
     /// The number of addresses where the peer may be.

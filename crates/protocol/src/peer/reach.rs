@@ -49,6 +49,9 @@ impl Peer {
     /// itself and leads back to the last that has.
     pub fn send_refused(&mut self, now: Now, to: SocketAddr) -> bool {
         let called = self.attempt.as_ref().is_some_and(|attempt| attempt.to() == to);
+        if !called && self.endpoint() != Some(to) && self.paths.alternatives.refused(to) {
+            return false;
+        }
         if !called && self.endpoint() != Some(to) && self.paths.roaming.give_up_probe(to) {
             return false;
         }
@@ -73,24 +76,17 @@ impl Peer {
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         let Some(call) = call else { return };
         call.refused = true;
-        if let Some(left) = call.untried.checked_sub(1) {
-            call.untried = left;
-            self.paths.candidates.advance();
-            self.redirect();
-            self.send_call(now);
-        }
+        self.call_next(now);
     }
 
     /// Something about this host's routes, addresses or links has changed: what it refused before may
     /// leave now.
     pub fn retry_refused(&mut self, now: Now) {
-        let others = self.paths.addresses().saturating_sub(1);
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         if let Some(call) = call.filter(|call| call.refused) {
-            call.untried = others;
+            call.asked.clear();
             self.paths.candidates.settle();
-            self.redirect();
-            self.send_call(now);
+            self.call_next(now);
         }
     }
 
@@ -136,7 +132,10 @@ impl Peer {
     /// The peer calls again, and has not used our answer: it does not hear us. Whatever we send from, or
     /// to, may be why.
     pub(super) fn doubt_path(&mut self, now: Now) {
-        if self.unconfirmed_answers > 0 && self.attempt.is_none() {
+        let answered = self.answered.as_ref().map(|answered| answered.at());
+        // A PING that was answered since: the answer has just been lost.
+        let works = self.endpoint().is_some() && self.paths.answered_at > answered;
+        if self.unconfirmed_answers > 0 && self.attempt.is_none() && !works {
             self.paths.forget_source(now.boot);
             self.paths.candidates.advance();
             self.wanted = true;

@@ -44,6 +44,11 @@ pub(super) struct Answered {
 }
 
 impl Answered {
+    /// When the answer left.
+    pub(super) const fn at(&self) -> BootTime {
+        self.at
+    }
+
     /// Whether the same initiation has come again. Its mac2 may differ: without load anybody can change that.
     fn is_copied_by(&self, now: BootTime, admitted: &Admitted) -> bool {
         let soon = now.saturating_since(self.at) < COPIES_WITHIN;

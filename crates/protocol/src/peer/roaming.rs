@@ -251,7 +251,7 @@ impl Peer {
         let sealing = std::sync::Arc::clone(&current.sealing);
         let unused = self.next_challenge();
         let challenge = self.paths.roaming.probe(now.boot, from, local, unused);
-        let ping = challenge.ping(sealing.used() + 1);
+        let ping = challenge.ping(sealing.counted() + 1);
         let frame = ControlFrame::begin().ping(&ping).end();
         self.send_sealed(now, &sealing, super::Transmit { to: from, from: local }, &frame);
     }

@@ -279,9 +279,9 @@ impl Search {
         }
     }
 
-    /// Whether this round was of a search: it was not only to confirm the size in use.
+    /// Whether the round that is over was part of a search: it did not only confirm the size in use.
     fn is_searching(&self, round: &Round) -> bool {
-        self.found != Some(self.confirmed) || round.asked.len() > 1
+        self.found != Some(self.confirmed) || round.largest() > Some(self.confirmed)
     }
 
     /// The search is complete.

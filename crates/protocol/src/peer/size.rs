@@ -137,7 +137,7 @@ impl Peer {
         let Some(search) = self.paths.size.search(now.boot) else { return };
         for probe in search.probes(now.boot, sent, pace) {
             let Some(current) = self.keyring.current() else { break };
-            let sent = self.paths.gauge.counted(current.sealing.used() + 1);
+            let sent = self.paths.gauge.counted(current.sealing.counted() + 1);
             let ping = Ping::new(NUMBERED_FROM | probe.number, now.boot.as_nanos(), sent);
             let len = usize::from(probe.size).saturating_sub(OVERHEAD);
             if self.send_on_current(now, &ControlFrame::ping_of(&ping, len)) {

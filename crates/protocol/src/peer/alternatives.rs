@@ -1,0 +1,500 @@
+//! The other configured addresses of a peer that answers PROBEs: which of them to use when the path is dead, and when to
+//! return to an earlier one.
+//!
+//! A PROBE is sent to that address alone, carries random bytes, and is answered to where it came from. Neither it nor
+//! its answer moves the path, at either end, or counts as traffic, as a sign of life or as loss. An answer proves the path
+//! in both directions.
+//!
+//! - *The path is silent*: with each PING that asks whether the peer is alive, the other addresses are probed. If the silence
+//!   lasts three quarters of `dead_after`, the path moves to the first address that has answered since, on the
+//!   session there is. So the peer does not count as dead because of one dead path.
+//! - *The path leads to a later address*: the earlier ones are probed all the time, while they answer [`SAMPLES`] times in
+//!   `return_after`, otherwise less and less often. The path returns to the first one that was good for all
+//!   of `return_after`. An address is good while it loses at most one probe in [`ONE_LOST_IN`]: an estimate from so
+//!   few samples has to be stricter than the five per cent it stands for.
+//!
+//! A `WireGuard` peer answers no PROBE. Handshakes find a path that works when the present one is dead (see the module `race`), and
+//! whether an earlier address is good: the peer is called there [`CALLS`] times in `return_after`, and has to answer each time.
+//! Such a handshake makes a session, and moves nothing here; over there the first datagram of that session puts the path right.
+//!
+//! A path that has moved goes on hearing the peer at its former address, until the peer has heard of the new one. So
+//! that address is not followed for [`NOT_FOLLOWED_FOR`].
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::initiator::{Attempt, Try};
+use super::{Change, Peer, Transmit};
+use crate::drop_reason::DropReason;
+use crate::frame::{ControlFrame, ProbeToken};
+use crate::message::DATA_HEADER_LEN;
+use crate::session::OVERHEAD;
+use crate::time::{BootTime, Now};
+use crate::turn::Framed;
+
+/// Probes in `return_after` that decide whether an address is good.
+const SAMPLES: u32 = 120;
+/// One of so many probes may be lost.
+const ONE_LOST_IN: u32 = 30;
+/// Two probes to one address are at least this far apart, however short `return_after` is.
+const PROBES_APART: Duration = Duration::from_millis(250);
+/// An address that does not answer is probed this seldom in the end, or this many times more seldom than one that answers.
+const PROBES_APART_AT_MOST: Duration = Duration::from_secs(10);
+const MORE_SELDOM: u32 = 8;
+/// A probe that is not answered within this time is lost.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
+/// The same for a peer that answers no PROBE, and is called instead.
+const CALLS: u32 = 6;
+/// Two such calls are at least this far apart, so that one is over before the next.
+const CALLS_APART: Duration = Duration::from_secs(6);
+/// Probes to one address that wait for an answer; an older one is lost.
+const PENDING: usize = 16;
+/// An address that the path has left is not followed for this long, unless the peer is missing at the new one.
+const NOT_FOLLOWED_FOR: Duration = Duration::from_secs(10);
+/// Without data for this long an unwatched tunnel is at rest, and nothing is probed.
+const AT_REST_AFTER: Duration = Duration::from_secs(60);
+/// An address that dies sooner than this many times `return_after` after the path has returned to it has to be good for twice as
+/// long the next time …
+const DIES_SOON: u32 = 10;
+/// … but only so many times.
+const DOUBLINGS: u32 = 4;
+
+/// What is known of the addresses that the path does not lead to.
+#[derive(Debug)]
+pub(super) struct Alternatives {
+    return_after: Duration,
+    /// The peer answers PROBEs.
+    pub(super) answers: bool,
+    known: Vec<Alternative>,
+    /// The address that the path has left, or where the peer was only called, and until when it is not followed.
+    left: Option<(SocketAddr, BootTime)>,
+    /// When the path last moved from one configured address to another.
+    moved_at: Option<BootTime>,
+    /// When the path last returned to an earlier address.
+    returned_at: Option<BootTime>,
+    /// How often in a row an address died soon after such a return.
+    relapses: u32,
+}
+
+/// One address.
+#[derive(Debug)]
+struct Alternative {
+    to: SocketAddr,
+    pending: VecDeque<(ProbeToken, BootTime)>,
+    next_at: BootTime,
+    pause: Duration,
+    answered_at: Option<BootTime>,
+    samples: Samples,
+}
+
+/// The fate of the last probes to one address.
+#[derive(Debug, Default)]
+struct Samples {
+    /// One bit for each probe, the last one lowest: it was answered.
+    answered: u128,
+    count: u32,
+    /// Since when the address is good.
+    good_since: Option<BootTime>,
+}
+
+impl Samples {
+    /// Adds the fate of one probe; `most` are enough.
+    fn add(&mut self, now: BootTime, answered: bool, most: u32) {
+        if answered && self.good_since.is_none() {
+            *self = Self { good_since: Some(now), ..Self::default() };
+        }
+        self.answered = self.answered << 1 | u128::from(answered);
+        self.count = (self.count + 1).min(most);
+        let last = u128::MAX >> (u128::BITS - self.count);
+        let lost = self.count - (self.answered & last).count_ones();
+        if lost > most / ONE_LOST_IN {
+            *self = Self::default();
+        }
+    }
+
+    /// Whether the address was good for all of `time`, by nearly as many probes as belong there.
+    fn are_good_for(&self, now: BootTime, time: Duration, most: u32) -> bool {
+        let long = self.good_since.is_some_and(|since| now >= since + time);
+        long && self.count >= most - most / 4
+    }
+}
+
+impl Alternative {
+    fn new(to: SocketAddr, now: BootTime, pause: Duration) -> Self {
+        Self {
+            to,
+            pending: VecDeque::new(),
+            next_at: now,
+            pause,
+            answered_at: None,
+            samples: Samples::default(),
+        }
+    }
+
+    /// Probes that went unanswered for too long are lost.
+    fn expire(&mut self, now: BootTime, most: u32) {
+        while self.pending.len() > PENDING
+            || self.pending.front().is_some_and(|(_, at)| now >= *at + ANSWERED_WITHIN)
+        {
+            self.pending.pop_front();
+            self.samples.add(now, false, most);
+        }
+    }
+
+    /// A probe leaves, or the peer is called. The next is due after a pause, which grows while none is answered.
+    fn asked(&mut self, now: BootTime, pause: Duration) {
+        let is_good = self.samples.good_since.is_some();
+        let longest = PROBES_APART_AT_MOST.max(pause * MORE_SELDOM);
+        self.pause = if is_good { pause } else { (self.pause * 2).min(longest) };
+        self.next_at = now + self.pause.max(pause);
+    }
+
+    /// Whether this answers a pending probe.
+    fn answer(&mut self, now: BootTime, token: &ProbeToken, pause: Duration, most: u32) -> bool {
+        let place = self.pending.iter().position(|(pending, _)| pending == token);
+        let Some((_, asked_at)) = place.and_then(|place| self.pending.remove(place)) else {
+            return false;
+        };
+        self.answered_at = Some(now);
+        self.samples.add(now, true, most);
+        (self.pause, self.next_at) = (pause, self.next_at.min(asked_at + pause).max(now));
+        true
+    }
+}
+
+impl Alternatives {
+    pub(super) const fn new(return_after: Duration) -> Self {
+        Self {
+            return_after,
+            answers: false,
+            known: Vec::new(),
+            left: None,
+            moved_at: None,
+            returned_at: None,
+            relapses: 0,
+        }
+    }
+
+    /// The time between two probes of an address that answers.
+    fn pause(&self) -> Duration {
+        match self.answers {
+            true => (self.return_after / SAMPLES).max(PROBES_APART),
+            false => (self.return_after / CALLS).max(CALLS_APART),
+        }
+    }
+
+    /// The number of probes that decide.
+    fn samples(&self) -> u32 {
+        let fit = self.return_after.as_millis() / self.pause().as_millis();
+        u32::try_from(fit).map_or(SAMPLES, |fit| fit.clamp(1, SAMPLES))
+    }
+
+    /// How long an address has to be good before the path returns to it.
+    fn patience(&self) -> Duration {
+        self.return_after * 2_u32.pow(self.relapses)
+    }
+
+    /// Whether the path has left this address, and the peer is not followed there for now.
+    pub(super) fn has_left(&self, now: BootTime, address: SocketAddr) -> bool {
+        self.left.is_some_and(|(left, until)| left == address && now < until)
+    }
+
+    /// Our own host refuses to send to this address; returns whether it is only being probed.
+    pub(super) fn refused(&mut self, to: SocketAddr) -> bool {
+        let known = self.known.iter_mut().find(|one| one.to == to && !one.pending.is_empty());
+        known.is_some_and(|one| {
+            one.pending.clear();
+            one.samples = Samples::default();
+            true
+        })
+    }
+
+    /// What is known of `to`.
+    fn of(&mut self, now: BootTime, to: SocketAddr) -> &mut Alternative {
+        let pause = self.pause();
+        let place = self.known.iter().position(|one| one.to == to).unwrap_or_else(|| {
+            self.known.push(Alternative::new(to, now, pause));
+            self.known.len() - 1
+        });
+        &mut self.known[place]
+    }
+
+    /// Forgets every address that is not among these.
+    fn keep(&mut self, addresses: &[SocketAddr]) {
+        self.known.retain(|one| addresses.contains(&one.to));
+    }
+
+    /// Probes that went unanswered for too long are lost.
+    fn expire(&mut self, now: BootTime) {
+        let most = self.samples();
+        self.known.iter_mut().for_each(|one| one.expire(now, most));
+    }
+
+    /// The addresses among these that are due to be probed.
+    fn due(&mut self, now: BootTime, among: &[SocketAddr]) -> Vec<SocketAddr> {
+        among.iter().copied().filter(|to| now >= self.of(now, *to).next_at).collect()
+    }
+
+    /// When the next of these is due.
+    fn next_at(&self, among: &[SocketAddr]) -> Option<BootTime> {
+        let of = |to| self.known.iter().find(|one| one.to == to).map(|one| one.next_at);
+        among.iter().map(|to| of(*to).unwrap_or_default()).min()
+    }
+
+    /// The first of these that has answered since then.
+    fn answering(&self, among: &[SocketAddr], since: BootTime) -> Option<SocketAddr> {
+        let answers = |one: &Alternative| one.answered_at >= Some(since);
+        let known = |to: &SocketAddr| self.known.iter().any(|one| one.to == *to && answers(one));
+        among.iter().copied().find(known)
+    }
+
+    /// The first of these that was good for long enough.
+    fn good(&self, now: BootTime, among: &[SocketAddr]) -> Option<SocketAddr> {
+        let (time, most) = (self.patience(), self.samples());
+        let is_good = |one: &&Alternative| one.samples.are_good_for(now, time, most);
+        let known = |to: &SocketAddr| self.known.iter().filter(is_good).any(|one| one.to == *to);
+        among.iter().copied().find(known)
+    }
+
+    /// The path moves from `left` because that is dead, or back to an earlier address.
+    fn moved(&mut self, now: BootTime, left: Option<SocketAddr>, returns: bool) {
+        self.left = left.map(|left| (left, now + NOT_FOLLOWED_FOR));
+        self.moved_at = Some(now);
+        if returns {
+            self.returned_at = Some(now);
+        } else if let Some(returned) = self.returned_at.take() {
+            let soon = now < returned + self.return_after * DIES_SOON;
+            self.relapses = if soon { (self.relapses + 1).min(DOUBLINGS) } else { 0 };
+        }
+        // What was known of them was known beside another path.
+        self.known.clear();
+    }
+}
+
+impl Peer {
+    /// When an address is to be probed.
+    pub(super) fn alternatives_deadline(&self) -> Option<BootTime> {
+        // Otherwise data has them probed while it flows.
+        let watched = self.life.is_watched();
+        watched.then(|| self.paths.alternatives.next_at(&self.better())).flatten()
+    }
+
+    /// Probes earlier addresses, and returns to one that was good for long enough.
+    pub(super) fn follow_alternatives(&mut self, now: Now) {
+        let better = self.better();
+        if better.is_empty() || self.is_at_rest(now.boot) {
+            return;
+        }
+        let configured: Vec<_> = self.paths.candidates.configured().collect();
+        let alternatives = &mut self.paths.alternatives;
+        alternatives.keep(&configured);
+        alternatives.expire(now.boot);
+        let due = alternatives.due(now.boot, &better);
+        if self.paths.alternatives.answers {
+            due.into_iter().for_each(|to| self.send_probe(now, to));
+        } else if let Some(to) = due.first() {
+            self.call_there(now, *to);
+        }
+        if let Some(to) = self.paths.alternatives.good(now.boot, &better) {
+            self.move_to(now, to, true);
+        }
+    }
+
+    /// The path is silent: asks all other addresses whether they are better.
+    pub(super) fn probe_others(&mut self, now: Now) {
+        if self.can_probe() {
+            self.others().into_iter().for_each(|to| self.send_probe(now, to));
+        }
+    }
+
+    /// The path has been silent for long: moves it to the first address that answers, on the session there is; returns whether
+    /// there is one. `since` is when the silence was first asked about.
+    pub(super) fn fail_over(&mut self, now: Now, since: BootTime) -> bool {
+        let moved_at = self.paths.alternatives.moved_at;
+        let others = self.others();
+        let answering = self.paths.alternatives.answering(&others, since);
+        match answering.filter(|_| self.can_probe() && moved_at < Some(since)) {
+            Some(to) => self.move_to(now, to, false),
+            None => return false,
+        }
+        true
+    }
+
+    /// The peer tests a path from its end: the answer goes where the PROBE came from, and nowhere else.
+    pub(super) fn answer_probe(
+        &mut self,
+        now: Now,
+        framed: &Framed,
+        token: &ProbeToken,
+    ) -> Result<(), DropReason> {
+        if self.frames_flow() {
+            let transmit = Transmit { to: framed.at.from, from: framed.at.local };
+            self.send_aside(now, transmit, &ControlFrame::begin().probed(token).end());
+        }
+        Ok(())
+    }
+
+    /// An answer proves a path if it comes from where the PROBE went.
+    pub(super) fn take_probed(
+        &mut self,
+        now: Now,
+        framed: &Framed,
+        token: &ProbeToken,
+    ) -> Result<(), DropReason> {
+        let alternatives = &mut self.paths.alternatives;
+        let (pause, most) = (alternatives.pause(), alternatives.samples());
+        if let Some(one) = alternatives.known.iter_mut().find(|one| one.to == framed.at.from) {
+            one.answer(now.boot, token, pause, most);
+        }
+        Ok(())
+    }
+
+    /// Calls a peer that answers no PROBE at an address that is preferred to the one in use.
+    fn call_there(&mut self, now: Now, to: SocketAddr) {
+        let pause = self.paths.alternatives.pause();
+        self.paths.alternatives.of(now.boot, to).asked(now.boot, pause);
+        let (alive, _) = self.life.state();
+        let is_busy = self.attempt.is_some() || self.wanted || self.answering.is_some();
+        if alive && !is_busy && now.boot >= self.initiation_from() {
+            let first = Try { begun: now.boot, number: 1 };
+            self.initiate(now, Some(to), self.identities.calling(), first);
+            self.attempt.iter_mut().for_each(Attempt::scout);
+        }
+    }
+
+    /// The peer has answered such a call, or has not.
+    pub(super) fn scouted(&mut self, now: Now, to: SocketAddr, answered: bool) {
+        let alternatives = &mut self.paths.alternatives;
+        let (pause, most) = (alternatives.pause(), alternatives.samples());
+        let one = alternatives.of(now.boot, to);
+        one.samples.add(now.boot, answered, most);
+        if answered {
+            (one.pause, one.next_at) = (pause, now.boot + pause);
+            // Until the peer hears of the session on the path in use, it answers from there.
+            alternatives.left = Some((to, now.boot + NOT_FOLLOWED_FOR));
+        }
+    }
+
+    fn move_to(&mut self, now: Now, to: SocketAddr, returns: bool) {
+        let left = self.endpoint();
+        self.paths.alternatives.moved(now.boot, left, returns);
+        self.paths.roaming.settle();
+        self.paths.set(to, None);
+        if let Some(left) = left {
+            self.events.push_back(Change::Switched { from: left, to, returns }.into());
+        }
+        // The peer learns from this where it is reached, and answers.
+        self.speak(now);
+    }
+
+    fn send_probe(&mut self, now: Now, to: SocketAddr) {
+        let mut token = ProbeToken::default();
+        self.rng.fill_bytes(&mut token);
+        let alternatives = &mut self.paths.alternatives;
+        let (pause, most) = (alternatives.pause(), alternatives.samples());
+        let one = alternatives.of(now.boot, to);
+        one.pending.push_back((token, now.boot));
+        one.asked(now.boot, pause);
+        one.expire(now.boot, most);
+        let transmit = Transmit { to, from: self.paths.sources.towards(to) };
+        self.send_aside(now, transmit, &ControlFrame::begin().probe(&token).end());
+    }
+
+    /// Seals a frame that only tests a path: it is no sign of life, and may be lost.
+    fn send_aside(&mut self, now: Now, transmit: Transmit, plaintext: &[u8]) {
+        let Some(session) = self.keyring.current() else { return };
+        let key = Arc::clone(&session.sealing);
+        let Some(counter) = key.reserve(1, now.boot).ok().and_then(|mut one| one.next()) else {
+            return;
+        };
+        key.set_aside();
+        let mut datagram = vec![0; plaintext.len() + OVERHEAD];
+        datagram[DATA_HEADER_LEN..][..plaintext.len()].copy_from_slice(plaintext);
+        key.seal(counter, &mut datagram);
+        self.transmits.push_back((transmit, datagram));
+    }
+
+    /// A handshake at `to` moves the path there from another configured address.
+    pub(super) fn note_choice(&mut self, now: BootTime, to: SocketAddr) {
+        let candidates = &self.paths.candidates;
+        let rank = |at: SocketAddr| candidates.rank(at);
+        let ranks = self.endpoint().filter(|left| *left != to).and_then(rank).zip(rank(to));
+        if let Some((left, to)) = ranks {
+            self.paths.alternatives.moved(now, None, to < left);
+        }
+    }
+
+    /// The configured addresses that are preferred to the one in use. If the peer is followed elsewhere, that is where it is,
+    /// and none is better.
+    fn better(&self) -> Vec<SocketAddr> {
+        let candidates = &self.paths.candidates;
+        let rank = self.endpoint().and_then(|to| candidates.rank(to));
+        let usable = self.keyring.current().is_some() && (self.can_probe() || !self.frames_flow());
+        candidates.configured().take(rank.filter(|_| usable).unwrap_or(0)).collect()
+    }
+
+    /// The configured addresses other than the one in use.
+    fn others(&self) -> Vec<SocketAddr> {
+        let here = self.endpoint();
+        self.paths.candidates.configured().filter(|to| Some(*to) != here).collect()
+    }
+
+    fn can_probe(&self) -> bool {
+        self.paths.alternatives.answers && self.frames_flow()
+    }
+
+    /// Whether nobody watches the tunnel and it carries no data: then it is left at rest.
+    pub(super) fn is_at_rest(&self, now: BootTime) -> bool {
+        let seen = self.timers.seen();
+        let data = seen.data_sent.max(seen.data_received);
+        !self.life.is_watched() && data.is_none_or(|at| now >= at + AT_REST_AFTER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: u32 = 120;
+
+    fn at(millis: u64) -> BootTime {
+        BootTime::from_nanos(1) + Duration::from_millis(millis)
+    }
+
+    /// When an address is good enough whose probes, two a second, are answered like this.
+    fn good_at(is_answered: impl Fn(u64) -> bool) -> Option<u64> {
+        let mut samples = Samples::default();
+        (0..1200).find(|n| {
+            samples.add(at(n * 500), is_answered(*n), MOST);
+            samples.are_good_for(at(n * 500), Duration::from_secs(60), MOST)
+        })
+    }
+
+    #[test]
+    fn an_address_is_good_after_a_minute_without_much_loss() {
+        assert_eq!(good_at(|_| true), Some(120));
+        assert_eq!(good_at(|n| n >= 100), Some(220), "silent at first");
+        assert_eq!(good_at(|n| n % 40 != 7), Some(120), "one in forty is lost");
+        assert_eq!(good_at(|n| n % 20 != 7), None, "one in twenty is lost");
+        assert_eq!(good_at(|n| n % 60 < 50), None, "it comes and goes");
+    }
+
+    #[test]
+    fn an_address_that_dies_again_soon_has_to_be_good_for_longer() {
+        let mut alternatives = Alternatives::new(Duration::from_secs(60));
+        let mut now = at(0);
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            alternatives.moved(now, None, true);
+            now = now + Duration::from_secs(100);
+            alternatives.moved(now, None, false);
+            waits.push(alternatives.patience().as_secs() / 60);
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 16, 16]);
+        alternatives.moved(now, None, true);
+        alternatives.moved(now + Duration::from_secs(3600), None, false);
+        assert_eq!(alternatives.patience(), Duration::from_secs(60));
+    }
+}
