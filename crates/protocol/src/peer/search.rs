@@ -7,7 +7,8 @@
 //!
 //! While data flows, the size in use is probed every [`CONFIRM_EVERY`], and in each round of a search. If
 //! [`PROBES`] such probes are lost in succession, the path is a black hole for it: data returns to
-//! [`LEAST_DATAGRAM`] at once, and the search starts again.
+//! [`LEAST_DATAGRAM`] at once, and the search starts again. From the second try on a probe of the least size goes
+//! along: if it is not answered either, the peer is not reached at all, and nothing is concluded.
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ const MOST_PROBES: i32 = 7;
 const SIZES: usize = 4;
 /// The least time that an answer is waited for.
 const LEAST_WAIT: Duration = Duration::from_millis(200);
+/// If the peer is not reached, the round is repeated after this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(2);
 /// How often the size in use is probed while much data flows, and while little does.
 const CONFIRM_EVERY: Duration = Duration::from_millis(500);
 const CONFIRM_SELDOM: Duration = Duration::from_secs(5);
@@ -101,7 +104,7 @@ pub(super) struct Search {
     numbers: u32,
 }
 
-/// Probes that are sent together. The smallest is of the size in use, unless every path carries that.
+/// Probes that are sent together: of the least size, of the size in use, and of new sizes.
 #[derive(Debug)]
 struct Round {
     /// In ascending order.
@@ -171,6 +174,9 @@ impl Search {
         }
         if self.round.as_ref().is_some_and(|round| round.sent >= pace.probes) {
             self.conclude(now, pace.raise_after);
+            if self.deadline(sent).is_none_or(|at| now < at) {
+                return Vec::new();
+            }
         }
         if self.round.is_none() && self.confirmed < self.link && now >= self.raise_at {
             self.look_for_more(now);
@@ -182,7 +188,8 @@ impl Search {
         let Some(round) = &mut self.round else { return Vec::new() };
         round.sent += 1;
         self.next = now + pace.wait;
-        round.asked.iter().filter(|asked| !asked.answered).map(|asked| asked.probe).collect()
+        let is_due = |asked: &&Asked| !asked.answered && (round.sent > 1 || !asked.is_control());
+        round.asked.iter().filter(is_due).map(|asked| asked.probe).collect()
     }
 
     /// A probe was answered; returns whether it was one of the pending.
@@ -245,8 +252,8 @@ impl Search {
 
     /// Asks for the size in use, and for these.
     fn begin(&mut self, now: BootTime, sizes: &[u16]) {
-        let in_use = Some(self.confirmed).filter(|size| *size > LEAST_DATAGRAM);
-        let mut sizes: Vec<_> = in_use.into_iter().chain(sizes.iter().copied()).collect();
+        let known = [LEAST_DATAGRAM, self.confirmed];
+        let mut sizes: Vec<_> = known.into_iter().chain(sizes.iter().copied()).collect();
         sizes.sort_unstable();
         sizes.dedup();
         let mut ask = |size| {
@@ -259,9 +266,14 @@ impl Search {
 
     /// The round is over: what was not answered is too large.
     fn conclude(&mut self, now: BootTime, raise_after: Duration) {
-        let Some(round) = self.round.take() else { return };
+        let Some(mut round) = self.round.take() else { return };
+        let Some(arrived) = round.arrived() else {
+            round.sent = 0;
+            self.round = Some(round);
+            self.next = now + REPEAT_AFTER;
+            return;
+        };
         let hint = self.hint.take();
-        let arrived = round.arrived().unwrap_or(LEAST_DATAGRAM);
         // What a router reported does not hold.
         self.distrusts |= hint.is_some_and(|size| size < arrived);
         self.confirmed = arrived;
@@ -293,6 +305,13 @@ impl Search {
     fn rest(&mut self, now: BootTime) {
         self.found = Some(self.confirmed);
         self.confirmed_at = now;
+    }
+}
+
+impl Asked {
+    /// Whether this probe only shows that the peer is reached at all.
+    const fn is_control(&self) -> bool {
+        self.probe.size == LEAST_DATAGRAM
     }
 }
 
@@ -424,7 +443,7 @@ mod tests {
         assert_eq!(path.search.size(), 1333);
         let sent = path.sent;
         path.run(3 * LEAST_WAIT, || true);
-        assert_eq!((path.search.found(), path.sent), (Some(1333), sent + 4));
+        assert_eq!((path.search.found(), path.sent), (Some(1333), sent + 5));
     }
 
     #[test]
@@ -461,6 +480,16 @@ mod tests {
         path.carries = 8972;
         path.search.set_link(path.now, 8972);
         assert_eq!(path.search.size(), 1372, "until a larger one is confirmed");
+        path.settle();
+    }
+
+    #[test]
+    fn an_outage_says_nothing_about_the_size() {
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        path.run(Duration::from_secs(60), || false);
+        assert_eq!(path.search.size(), LINK);
+        path.carries = 1400;
         path.settle();
     }
 
