@@ -116,7 +116,7 @@ impl States {
                 self.calls_unanswered |= *attempt > TRIES_BEFORE_HINT;
             }
             Change::Dead | Change::Lost | Change::Closed => {}
-            Change::Moved { .. } | Change::PathCarries { .. } => {}
+            Change::Moved { .. } | Change::Switched { .. } | Change::PathCarries { .. } => {}
         }
     }
 
