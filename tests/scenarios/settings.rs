@@ -131,6 +131,9 @@ fn mtu(lab: &Lab, mode: &str) -> Result<String> {
     flow.ensure_whole()
 }
 
+/// The payload that the first link carries, and so the length of a probe of the path's MTU.
+const PROBE: usize = 1472;
+
 /// Both devices have it, packets as long as that cross, and no datagram is longer than it makes them.
 fn ensure_mtu(wire: &Wire, mode: &str, mtu: u16) -> Result<()> {
     let shown = |host: &Host| host.run("ip link show dev tun0");
@@ -151,12 +154,11 @@ fn ensure_mtu(wire: &Wire, mode: &str, mtu: u16) -> Result<()> {
     tcp::transfer(&wire.a, &wire.b, INNER_B4, 4 << 20)?;
     // A frame has a header of 14 bytes and an envelope of two before it, and is padded to 16.
     let envelope = if mode == "tap" { 14 + 2 + 15 } else { 0 };
-    const PROBE: usize = 1472;
     let most = (usize::from(mtu) + envelope + 32).min(PROBE);
     // Streams cross all the time, so that the capture never runs dry: it is asked while it goes on.
-    // A probe of the path's MTU is as large as the first link carries.
-    let larger = |than: usize| seen.count(|datagram| datagram.len > than && datagram.len != PROBE);
-    ensure!(larger(most) == 0, "{} datagrams have more than {most} bytes", larger(most));
+    let larger = |than: usize| seen.count(|datagram| datagram.len > than);
+    let wrong = seen.count(|datagram| datagram.len > most && datagram.len != PROBE);
+    ensure!(wrong == 0, "{wrong} datagrams have more than {most} bytes");
     ensure!(mtu > 1420 || larger(mtu.into()) > 0, "no datagram has {mtu} bytes");
     Ok(())
 }
