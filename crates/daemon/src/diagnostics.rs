@@ -36,6 +36,7 @@ enum Class {
     Ahead,
     Moved,
     Switched,
+    Size,
     BadMac1,
     Loop,
     Unlooped,
@@ -127,9 +128,7 @@ impl Diagnostics {
             ),
             Change::Lost => self.lost(now),
             Change::Closed => self.closed(now),
-            Change::PathCarries { payload } => {
-                tracing::info!("datagrams of up to {payload} bytes reach the peer");
-            }
+            Change::PathCarries { payload } => self.path_carries(now, *payload),
             Change::Moved { to } => {
                 self.zones.learn(*to);
                 self.moved(now, &self.zones.show(*to));
@@ -293,6 +292,12 @@ impl Diagnostics {
             );
         } else {
             tracing::warn!("no answer at {from}, and an answer at {to}: using that one{more}");
+        }
+    }
+
+    fn path_carries(&mut self, now: BootTime, payload: u16) {
+        if let Some(more) = self.limit.allow(Class::Size, now) {
+            tracing::info!("datagrams of up to {payload} bytes reach the peer{more}");
         }
     }
 

@@ -98,6 +98,7 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
     use std::thread::{self, JoinHandle};
+    use vpnd_plane::Kind;
 
     /// A daemon that gives this number of clients the same answer.
     fn daemon(path: &Path, answer: String, clients: usize) -> JoinHandle<()> {
@@ -127,7 +128,7 @@ mod tests {
     fn all_that_run_are_asked_and_the_worst_decides() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let down = Status { name: "site-b".into(), state: State::Idle, ..sample() };
+        let down = Status { name: "site-b".into(), state: State(Some(Kind::Idle)), ..sample() };
         let daemons = [
             daemon(&at("site-a.sock"), line(&sample()), 2),
             daemon(&at("site-b.sock"), line(&down), 2),
@@ -147,8 +148,8 @@ mod tests {
         let later = line(&sample()).replace("\"up\"", "\"asleep\"");
         for (answer, expected) in [
             (line(&sample()), Exit::Success),
-            (line(&Status { state: State::Degraded, ..sample() }), Exit::Success),
-            (line(&Status { state: State::Down, ..sample() }), Exit::Down),
+            (line(&Status { state: State(Some(Kind::Degraded)), ..sample() }), Exit::Success),
+            (line(&Status { state: State(Some(Kind::Down)), ..sample() }), Exit::Down),
             (later, Exit::Down),
             ("{\"schema\":3,\"error\":\"no\"}\n".to_owned(), Exit::Unknown),
             ("nonsense\n".to_owned(), Exit::Unknown),

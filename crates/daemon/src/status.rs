@@ -228,7 +228,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: uptime.as_secs_f64(),
-            state: state.kind.into(),
+            state: State(Some(state.kind)),
             state_changed_s: age.as_secs_f64(),
             reasons: state::names(state.reasons),
             stopping: false,
@@ -519,7 +519,7 @@ pub(crate) mod tests {
         shown["state"] = "asleep".into();
         shown["rtt_ms"] = 14.into();
         let status: Status = serde_json::from_value(shown).unwrap();
-        assert_eq!(status, Status { state: State::Unknown, ..sample() });
+        assert_eq!(status, Status { state: State(None), ..sample() });
     }
 
     #[test]
@@ -527,7 +527,7 @@ pub(crate) mod tests {
         let peer = PeerStatus { endpoint: None, ..up() };
         let (state, uptime) = (state(Kind::Connecting), Duration::from_secs(1));
         let status = Status::new(&about(), uptime, state, &peer, &Counters::default(), None);
-        assert_eq!(status.state, State::Connecting);
+        assert_eq!(status.state, State(Some(Kind::Connecting)));
         assert!(status.hint.unwrap().contains("b.example.net:51820 does not resolve"));
     }
 }

@@ -48,6 +48,22 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Up, Self::Degraded, Self::Unresponsive, Self::Connecting, Self::Down, Self::Idle];
+
+    /// The name in the status and in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Unresponsive => "unresponsive",
+            Self::Connecting => "connecting",
+            Self::Down => "down",
+            Self::Idle => "idle",
+        }
+    }
+
     /// Whether packets get through.
     pub const fn works(self) -> bool {
         matches!(self, Self::Up | Self::Degraded)
@@ -164,9 +180,9 @@ impl Plane {
     pub(crate) fn tell_state(&mut self, now: Now) {
         let peer = self.peer.standing(now);
         let state = self.state_of(now, &peer);
-        let telling = Some((state.kind, state.reasons, peer.endpoint));
-        if self.states.told != telling {
-            self.states.told = telling;
+        let shown = Some((state.kind, state.reasons, peer.endpoint));
+        if self.states.told != shown {
+            self.states.told = shown;
             self.push(Effect::Standing(state, peer.endpoint));
         }
         if self.states.news.is_due(now.boot, &state) {

@@ -127,13 +127,12 @@ impl ControlFrame {
         self.record(record::PING, &[ping.as_bytes()])
     }
 
-    /// A frame with a PING, of exactly `len` bytes or the least possible length: zeros after the fields of
-    /// the PING fill it, and its PONG has none.
-    pub fn ping_of(ping: &Ping, len: usize) -> Vec<u8> {
-        let fields = ping.as_bytes();
-        let filling = len.saturating_sub(HEADER_LEN + record::HEAD_LEN + fields.len());
+    /// A frame with a PROBE, of exactly `len` bytes or the least possible length: zeros after the token fill it,
+    /// and its answer has none.
+    pub fn probe_of(token: &ProbeToken, len: usize) -> Vec<u8> {
+        let filling = len.saturating_sub(HEADER_LEN + record::HEAD_LEN + token.len());
         let Self(plaintext) =
-            Self::begin().record(record::PING, &[fields, &vec![0; filling.min(MAX_FILLING)]]);
+            Self::begin().record(record::PROBE, &[token, &vec![0; filling.min(MAX_FILLING)]]);
         [&[CONTROL, 0], &plaintext[HEADER_LEN..]].concat()
     }
 

@@ -101,7 +101,7 @@ pub struct Config {
     pub dscp: u8,
     /// The last timestamp ever sent under our key, if it was kept.
     pub floor: Option<Timestamp>,
-    /// The largest UDP payload to send.
+    /// The largest UDP payload to send while nothing is known of a path.
     pub max_datagram: u16,
     /// How often a path that carries less than its first link is probed for more.
     pub raise_after: Duration,

@@ -3,63 +3,38 @@
 use serde::{Deserialize, Serialize};
 use vpnd_plane::{self as plane, Kind, Reason, Reasons};
 
-/// What kind of state: the words are part of the schema.
+/// What kind of state, by the name that is part of the schema; `None` is one that only a later release knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum State {
-    /// There is a session, the peer answers, and nothing is wrong that vpnd knows of.
-    Up,
-    /// The same, but the tunnel carries less than it should.
-    Degraded,
-    /// There is a session, but the peer has not answered for a while. It is not dead yet.
-    Unresponsive,
-    /// There is no session; handshakes are being initiated.
-    Connecting,
-    /// The peer is dead, or nobody answers.
-    Down,
-    /// There is no session, and no reason to start one.
-    Idle,
-    /// A state that only a later release knows.
-    #[serde(other)]
-    Unknown,
+#[serde(from = "String", into = "&'static str")]
+pub(crate) struct State(pub(crate) Option<Kind>);
+
+impl From<String> for State {
+    fn from(name: String) -> Self {
+        Self(Kind::ALL.into_iter().find(|kind| kind.name() == name))
+    }
 }
 
-impl From<Kind> for State {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Up => Self::Up,
-            Kind::Degraded => Self::Degraded,
-            Kind::Unresponsive => Self::Unresponsive,
-            Kind::Connecting => Self::Connecting,
-            Kind::Down => Self::Down,
-            Kind::Idle => Self::Idle,
-        }
+impl From<State> for &'static str {
+    fn from(state: State) -> Self {
+        state.word()
     }
 }
 
 impl State {
     /// Its name.
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Degraded => "degraded",
-            Self::Unresponsive => "unresponsive",
-            Self::Connecting => "connecting",
-            Self::Down => "down",
-            Self::Idle => "idle",
-            Self::Unknown => "unknown",
-        }
+    pub(crate) fn word(self) -> &'static str {
+        self.0.map_or("unknown", Kind::name)
     }
 
     /// Whether packets get through.
-    pub(crate) const fn works(self) -> bool {
-        matches!(self, Self::Up | Self::Degraded)
+    pub(crate) fn works(self) -> bool {
+        self.0.is_some_and(Kind::works)
     }
 }
 
 /// The state in a few words, with its reasons.
 pub(crate) fn summary(state: &plane::State) -> String {
-    let word = State::from(state.kind).word();
+    let word = state.kind.name();
     match names(state.reasons).as_slice() {
         [] => word.to_owned(),
         names => format!("{word} ({})", names.join(", ")),
@@ -103,15 +78,6 @@ mod tests {
     use super::*;
     use vpnd_protocol::time::BootTime;
 
-    pub(crate) const ALL: [State; 6] = [
-        State::Up,
-        State::Degraded,
-        State::Unresponsive,
-        State::Connecting,
-        State::Down,
-        State::Idle,
-    ];
-
     fn state(kind: Kind, reasons: &[Reason]) -> plane::State {
         let reasons = reasons.iter().copied().collect();
         plane::State { kind, reasons, since: BootTime::default() }
@@ -119,10 +85,14 @@ mod tests {
 
     #[test]
     fn states_have_the_words_that_scripts_know() {
-        for state in ALL {
-            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{}\"", state.word()));
+        for kind in Kind::ALL {
+            let (state, text) = (State(Some(kind)), format!("\"{}\"", kind.name()));
+            assert_eq!(serde_json::to_string(&state).unwrap(), text);
+            assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
         }
-        assert_eq!(ALL.map(State::works), [true, true, false, false, false, false]);
+        assert_eq!(serde_json::from_str::<State>("\"asleep\"").unwrap(), State(None));
+        let works = Kind::ALL.map(|kind| State(Some(kind)).works());
+        assert_eq!(works, [true, true, false, false, false, false]);
     }
 
     #[test]

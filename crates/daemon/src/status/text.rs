@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use vpnd_plane::Kind;
+
 use super::{Bypassed, Device, Path, State, Status};
 
 /// The status, one line for each topic.
@@ -72,7 +74,9 @@ fn endpoint(status: &Status) -> String {
     match (&status.peer.endpoint, status.attempt) {
         (Some(endpoint), Some(attempt)) => format!("{endpoint}  (calling, try {attempt})"),
         (Some(endpoint), None) => endpoint.clone(),
-        (None, _) if status.state == State::Connecting => "endpoint not found yet".to_owned(),
+        (None, _) if status.state == State(Some(Kind::Connecting)) => {
+            "endpoint not found yet".to_owned()
+        }
         (None, _) => "endpoint unknown until the peer initiates".to_owned(),
     }
 }
@@ -157,7 +161,7 @@ mod tests {
         let status = super::super::tests::sample();
         assert_eq!(state(&status), "up, for 2h 30m");
         let reasons = vec!["loss".to_owned(), "ecn".to_owned()];
-        let degraded = Status { state: State::Degraded, reasons, ..status };
+        let degraded = Status { state: State(Some(Kind::Degraded)), reasons, ..status };
         assert_eq!(state(&degraded), "degraded, for 2h 30m: loss, ecn");
         let line = "\n  recent   round trip 12.0 ms, jitter 0.5 ms; lost in 1 min: 1.4 % of what we sent, \
                     0.0 % of what came; in 10 min: 0.4 % of what we sent\n";

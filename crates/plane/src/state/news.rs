@@ -26,9 +26,9 @@ impl News {
     /// Whether this state is to be told now. A tunnel without traffic has a session now and then: that it is idle, and
     /// that it connects, is no news.
     pub(super) fn is_due(&mut self, now: BootTime, state: &State) -> bool {
-        let telling = Some((state.kind, state.reasons));
+        let current = Some((state.kind, state.reasons));
         self.due = None;
-        if matches!(state.kind, Kind::Idle | Kind::Connecting) || self.told == telling {
+        if matches!(state.kind, Kind::Idle | Kind::Connecting) || self.told == current {
             return false;
         }
         let may_tell_at = BootTime::from_nanos(self.full_at.as_nanos().saturating_sub(debt()));
@@ -37,7 +37,7 @@ impl News {
             return false;
         }
         self.full_at = self.full_at.max(now) + APART;
-        self.told = telling;
+        self.told = current;
         true
     }
 

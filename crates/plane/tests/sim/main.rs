@@ -22,6 +22,7 @@ mod hostile;
 mod keepalive;
 mod liveness;
 mod network;
+mod options;
 mod oracle;
 mod path_mtu;
 mod policy;

@@ -55,15 +55,15 @@ impl Said {
 }
 
 #[test]
-fn a_ping_fills_a_datagram_and_is_read_as_any_other() {
-    let ping = Ping::new(7, 8, 9);
-    for len in [33, 34, 100, 1200, 1420, 8972] {
-        let plaintext = ControlFrame::ping_of(&ping, len);
+fn a_probe_fills_a_datagram_and_is_read_as_any_other() {
+    let token = [7; 16];
+    for len in [21, 22, 100, 1200, 1420, 8972] {
+        let plaintext = ControlFrame::probe_of(&token, len);
         assert_eq!(plaintext.len(), len);
         let Ok(Frame::Control(records)) = parse(&plaintext) else { panic!("{len}") };
-        assert_eq!(records.collect::<Vec<_>>(), [Record::Ping(ping)]);
+        assert_eq!(records.collect::<Vec<_>>(), [Record::Probe(token)]);
     }
-    assert_eq!(ControlFrame::ping_of(&ping, 0).len(), 33, "as few as there must be");
+    assert_eq!(ControlFrame::probe_of(&token, 0).len(), 21, "as few as there must be");
 }
 
 fn hello(release: &str, features: u32, mtu: u16) -> Hello<'_> {

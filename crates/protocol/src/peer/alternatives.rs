@@ -336,13 +336,14 @@ impl Peer {
         Ok(())
     }
 
-    /// An answer proves a path if it comes from where the PROBE went.
+    /// An answer proves a path if it comes from where the PROBE went. One of the path in use may be of its size.
     pub(super) fn take_probed(
         &mut self,
         now: Now,
         framed: &Framed,
         token: &ProbeToken,
     ) -> Result<(), DropReason> {
+        self.take_size_answer(now, token);
         let alternatives = &mut self.paths.alternatives;
         let (pause, most) = (alternatives.pause(), alternatives.samples());
         if let Some(one) = alternatives.known.iter_mut().find(|one| one.to == framed.at.from) {
@@ -403,7 +404,7 @@ impl Peer {
     }
 
     /// Seals a frame that only tests a path: it is no sign of life, and may be lost.
-    fn send_aside(&mut self, now: Now, transmit: Transmit, plaintext: &[u8]) {
+    pub(super) fn send_aside(&mut self, now: Now, transmit: Transmit, plaintext: &[u8]) {
         let Some(session) = self.keyring.current() else { return };
         let key = Arc::clone(&session.sealing);
         let Some(counter) = key.reserve(1, now.boot).ok().and_then(|mut one| one.next()) else {

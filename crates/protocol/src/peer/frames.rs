@@ -70,10 +70,6 @@ pub(super) struct Gauge {
     sequence: u32,
     asked: Option<Asked>,
     measured_at: Option<BootTime>,
-    /// Probes of the path's MTU on this session that were not answered: being lost is what they are for.
-    probes: u64,
-    /// The smallest number of those probes.
-    first_probe: Option<u32>,
     pub(super) quality: Option<Quality>,
 }
 
@@ -108,24 +104,6 @@ impl Gauge {
     /// A session has become current: what is counted begins anew.
     pub(super) fn begin(&mut self) {
         *self = Self { sequence: self.sequence, measured_at: self.measured_at, ..Self::default() };
-    }
-
-    /// The probe with this number leaves.
-    pub(super) fn probed(&mut self, number: u32) {
-        self.probes += 1;
-        self.first_probe = Some(self.first_probe.map_or(number, |first| first.min(number)));
-    }
-
-    /// The probe with this number was answered. Those of the session before are not among those counted.
-    pub(super) fn probe_answered(&mut self, number: u32) {
-        if self.first_probe.is_some_and(|first| number >= first) {
-            self.probes = self.probes.saturating_sub(1);
-        }
-    }
-
-    /// How many of these datagrams count for loss.
-    pub(super) const fn counted(&self, sent: u64) -> u64 {
-        sent.saturating_sub(self.probes)
     }
 
     /// A number that no PING had before.
@@ -269,7 +247,7 @@ impl Peer {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return Ok(());
         };
-        let sent = self.paths.gauge.counted(current.sealing.counted() + 1);
+        let sent = current.sealing.counted() + 1;
         let pong = ping.answer(framed.accepted, sent);
         self.send_on_current(now, &ControlFrame::begin().pong(&pong).end());
         Ok(())
@@ -277,7 +255,6 @@ impl Peer {
 
     fn take_pong(&mut self, now: Now, framed: &Framed, pong: &Pong) -> Result<(), DropReason> {
         self.paths.answered(now.boot, framed.at.from);
-        self.take_size_answer(now, pong.sequence.get());
         self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
         let found = self.paths.gauge.take(now.boot, pong, framed.accepted);
@@ -318,7 +295,7 @@ impl Peer {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return self.send_keepalive(now);
         };
-        let sent = self.paths.gauge.counted(current.sealing.counted() + 1);
+        let sent = current.sealing.counted() + 1;
         let ping = self.paths.gauge.ask(now.boot, sent);
         let mut frame = ControlFrame::begin().ping(&ping);
         if self.greeting.is_none() {

@@ -30,8 +30,6 @@ pub(super) struct Paths {
     /// The source address until the peer has written to another address of ours.
     pub(super) sources: Sources,
     dscp: u8,
-    /// The largest UDP payload to send.
-    pub(super) max_datagram: u16,
     pub(super) current: Option<Path>,
     /// When a PING was last answered from where the path leads.
     pub(super) answered_at: Option<BootTime>,
@@ -55,7 +53,6 @@ impl Paths {
             roam: config.roam,
             sources: config.sources,
             dscp: config.dscp,
-            max_datagram: config.max_datagram,
             current: None,
             answered_at: None,
             moved: None,
@@ -66,7 +63,7 @@ impl Paths {
             alternatives: Alternatives::new(config.return_after),
             detours: Detours::default(),
             origins: Origins::default(),
-            size: Size::new(config.raise_after),
+            size: Size::new(config.max_datagram, config.raise_after),
             gauge: Gauge::default(),
         }
     }
@@ -118,7 +115,7 @@ impl Paths {
         let path = Path {
             to,
             from: from.or_else(|| self.sources.towards(to)),
-            max_datagram: self.max_datagram,
+            max_datagram: self.size.towards(to.ip()),
             dscp: self.dscp,
         };
         if self.current.is_none_or(|old| old.to != to) {
@@ -215,11 +212,10 @@ impl Paths {
         freed
     }
 
-    /// Sends datagrams of at most this size.
-    pub(super) const fn set_max_datagram(&mut self, most: u16) {
-        self.max_datagram = most;
+    /// Sends datagrams of the largest size that the path is known to carry.
+    pub(super) fn follow_size(&mut self) {
         if let Some(path) = &mut self.current {
-            path.max_datagram = most;
+            path.max_datagram = self.size.towards(path.to.ip());
         }
     }
 }

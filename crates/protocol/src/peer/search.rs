@@ -192,10 +192,15 @@ impl Search {
         round.asked.iter().filter(is_due).map(|asked| asked.probe).collect()
     }
 
-    /// A probe was answered; returns whether it was one of the pending.
-    pub(super) fn answered(&mut self, now: BootTime, number: u32, raise_after: Duration) -> bool {
+    /// The probe with this number was answered; returns whether it was one of the pending.
+    pub(super) fn answered(
+        &mut self,
+        now: BootTime,
+        is_it: impl Fn(u32) -> bool,
+        raise_after: Duration,
+    ) -> bool {
         let Some(round) = &mut self.round else { return false };
-        let Some(place) = round.asked.iter().position(|asked| asked.probe.number == number) else {
+        let Some(place) = round.asked.iter().position(|asked| is_it(asked.probe.number)) else {
             return false;
         };
         round.asked[place].answered = true;
@@ -380,7 +385,7 @@ mod tests {
                 for Probe { number, size } in self.search.probes(self.now, sent, pace) {
                     self.sent += 1;
                     if size <= self.carries && arrives() {
-                        self.search.answered(self.now, number, RAISE);
+                        self.search.answered(self.now, |asked| asked == number, RAISE);
                     }
                 }
                 if self.now + step > end {

@@ -10,14 +10,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::search::{Pace, Search, Sent};
-use super::{Change, Peer};
-use crate::frame::{ControlFrame, Ping};
+use super::{Change, Peer, Transmit};
+use crate::frame::{ControlFrame, ProbeToken};
 use crate::limits::LEAST_DATAGRAM;
 use crate::session::OVERHEAD;
+use crate::table::Path;
 use crate::time::{BootTime, Now};
-
-/// Distinguishes the numbers of probes from those of other PINGs.
-const NUMBERED_FROM: u32 = 1 << 31;
 
 /// What is known of one path.
 #[derive(Debug)]
@@ -32,12 +30,14 @@ pub(super) struct Size {
     /// The result that was reported last.
     reported: Option<u16>,
     raise_after: Duration,
+    /// What a path is taken to carry before anything is known of it.
+    initial: u16,
 }
 
 impl Size {
     /// Nothing is known yet. A path that carries less than its first link is probed for more every `raise_after`.
-    pub(super) const fn new(raise_after: Duration) -> Self {
-        Self { to: None, link: 0, hint: None, search: None, reported: None, raise_after }
+    pub(super) const fn new(initial: u16, raise_after: Duration) -> Self {
+        Self { to: None, link: 0, hint: None, search: None, reported: None, raise_after, initial }
     }
 
     /// According to the routing table, payloads of `most` bytes leave for this address in one packet.
@@ -45,7 +45,12 @@ impl Size {
         let most = most.max(LEAST_DATAGRAM);
         if self.to != Some(to) {
             let reported = self.reported;
-            *self = Self { to: Some(to), link: most, reported, ..Self::new(self.raise_after) };
+            *self = Self {
+                to: Some(to),
+                link: most,
+                reported,
+                ..Self::new(self.initial, self.raise_after)
+            };
             return;
         }
         let hint = (most < self.link).then_some(most);
@@ -74,8 +79,13 @@ impl Size {
         self.search.as_mut()
     }
 
-    /// The largest UDP payload to send.
-    pub(super) fn most(&self) -> Option<u16> {
+    /// The largest UDP payload to send to this address.
+    pub(super) fn towards(&self, to: IpAddr) -> u16 {
+        let known = (self.to == Some(to)).then(|| self.most()).flatten();
+        known.unwrap_or(self.initial)
+    }
+
+    fn most(&self) -> Option<u16> {
         let routed = (self.link > 0).then(|| self.hint.unwrap_or(self.link));
         self.search.as_ref().map(Search::size).or(routed)
     }
@@ -89,13 +99,18 @@ impl Size {
     }
 }
 
+/// The token of the probe with this number. It needs no random bits: who answers a probe that was not received harms only the
+/// tunnel that it is an end of.
+fn token(number: u32) -> ProbeToken {
+    let mut token = ProbeToken::default();
+    token[..4].copy_from_slice(&number.to_le_bytes());
+    token
+}
+
 impl Peer {
     /// According to the routing table, UDP payloads of this size leave for the peer unfragmented.
     pub fn path_carries(&mut self, now: Now, most: u16) {
-        let Some(path) = self.paths.current else {
-            self.paths.max_datagram = most;
-            return;
-        };
+        let Some(path) = self.paths.current else { return };
         self.paths.size.learn(path.to.ip(), most, now.boot);
         self.probe_size(now);
     }
@@ -135,14 +150,12 @@ impl Peer {
         }
         let (sent, pace) = (self.data_sent(), self.probe_pace());
         let Some(search) = self.paths.size.search(now.boot) else { return };
-        for probe in search.probes(now.boot, sent, pace) {
-            let Some(current) = self.keyring.current() else { break };
-            let sent = self.paths.gauge.counted(current.sealing.counted() + 1);
-            let ping = Ping::new(NUMBERED_FROM | probe.number, now.boot.as_nanos(), sent);
+        let probes = search.probes(now.boot, sent, pace);
+        let Some(Path { to, from, .. }) = self.paths.current else { return };
+        for probe in probes {
             let len = usize::from(probe.size).saturating_sub(OVERHEAD);
-            if self.send_on_current(now, &ControlFrame::ping_of(&ping, len)) {
-                self.paths.gauge.probed(probe.number);
-            }
+            let plaintext = ControlFrame::probe_of(&token(probe.number), len);
+            self.send_aside(now, Transmit { to, from }, &plaintext);
         }
         self.follow_size();
     }
@@ -153,13 +166,12 @@ impl Peer {
         self.paths.size.search.as_ref()?.deadline(self.data_sent())
     }
 
-    /// A PING was answered, perhaps a probe.
-    pub(super) fn take_size_answer(&mut self, now: Now, number: u32) {
-        let Some(number) = number.checked_sub(NUMBERED_FROM) else { return };
-        self.paths.gauge.probe_answered(number);
+    /// A PROBE was answered, perhaps one of the path's size.
+    pub(super) fn take_size_answer(&mut self, now: Now, answer: &ProbeToken) {
         let raise_after = self.paths.size.raise_after;
-        if let Some(search) = &mut self.paths.size.search {
-            search.answered(now.boot, number, raise_after);
+        if let Some(search) = &mut self.paths.size.search
+            && search.answered(now.boot, |number| token(number) == *answer, raise_after)
+        {
             self.probe_size(now);
         }
     }
@@ -177,8 +189,7 @@ impl Peer {
 
     /// Data is as large as is known to arrive; a result is reported.
     fn follow_size(&mut self) {
-        let Some(most) = self.paths.size.most() else { return };
-        self.paths.set_max_datagram(most);
+        self.paths.follow_size();
         let found = self.paths.size.found();
         if found.is_some() && found != self.paths.size.reported {
             self.paths.size.reported = found;
@@ -203,7 +214,7 @@ mod tests {
     }
 
     fn known() -> Size {
-        let mut size = Size::new(Duration::from_secs(600));
+        let mut size = Size::new(LEAST_DATAGRAM, Duration::from_secs(600));
         size.learn(to(), LINK, at(0));
         assert_eq!(size.most(), Some(LINK));
         size
