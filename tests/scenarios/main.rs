@@ -42,6 +42,7 @@ mod restart;
 mod roaming;
 mod routes;
 mod routing;
+mod segmentation;
 mod settings;
 mod sites;
 mod socket;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         reach::scenarios(),
         refusal::scenarios(),
         roaming::scenarios(),
+        segmentation::scenarios(),
         routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),

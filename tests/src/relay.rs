@@ -42,6 +42,8 @@ pub struct Faults {
     pub delay: Range<Duration>,
     /// Longer ones are dropped; none means no limit.
     pub longest: Option<usize>,
+    /// The last datagram of a run of equal ones is dropped, as by a host that segments wrongly.
+    pub spoils_runs: bool,
 }
 
 /// The direction of a datagram.
@@ -184,16 +186,19 @@ struct Shared {
 }
 
 impl Shared {
-    fn receive(&self, way: Way, buffer: &mut [u8]) -> Option<usize> {
+    /// Receives a run of datagrams, as long as the sender made it.
+    fn receive(&self, way: Way, buffer: &mut [u8]) -> Option<sys::Run> {
         match way {
             Way::ToTarget => {
-                let (len, from) = self.front.recv_from(buffer).ok()?;
-                *lock(&self.client) = Some(from);
-                Some(len)
+                let run = sys::receive_run(&self.front, buffer).ok()?;
+                if run.from.is_some() {
+                    *lock(&self.client) = run.from;
+                }
+                Some(run)
             }
             Way::ToClient => {
                 let back = Arc::clone(&lock(&self.back));
-                back.recv(buffer).ok()
+                sys::receive_run(&back, buffer).ok()
             }
         }
     }
@@ -235,11 +240,20 @@ impl Direction {
     fn run(&mut self) {
         let mut buffer = vec![0; 65_536];
         while !self.shared.stop.load(Ordering::Relaxed) {
-            if let Some(len) = self.shared.receive(self.way, &mut buffer) {
-                self.shared.keep(self.way, &buffer[..len]);
-                self.pass(buffer[..len].to_vec());
+            if let Some(run) = self.shared.receive(self.way, &mut buffer) {
+                self.pass_run(&buffer[..run.len], run.stride);
             }
             self.release();
+        }
+    }
+
+    fn pass_run(&mut self, run: &[u8], stride: usize) {
+        let spoils = lock(&self.shared.faults).spoils_runs;
+        let is_equal = run.len() > stride && run.len().is_multiple_of(stride);
+        let passes = if spoils && is_equal { run.len() - stride } else { run.len() };
+        for datagram in run[..passes].chunks(stride) {
+            self.shared.keep(self.way, datagram);
+            self.pass(datagram.to_vec());
         }
     }
 
@@ -291,6 +305,7 @@ fn bind(host: &Host, address: SocketAddr) -> Result<Arc<UdpSocket>> {
     })?;
     socket.set_read_timeout(Some(LOOK))?;
     sys::receive_buffer(&socket, 16 << 20)?;
+    sys::receive_runs(&socket)?;
     Ok(Arc::new(socket))
 }
 

@@ -2,9 +2,10 @@
 //! virtual machines.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Seek, Write};
 use std::mem::zeroed;
-use std::os::fd::AsRawFd;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -16,6 +17,9 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
+};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::host::Namespaces;
@@ -83,6 +87,41 @@ pub(crate) fn packet_socket(interface: u32) -> io::Result<Socket> {
 /// Makes room for `bytes` in a socket's queue, whatever the system's limit.
 pub(crate) fn receive_buffer(socket: &impl AsRawFd, bytes: i32) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
+}
+
+/// Datagrams of equal size from one sender, back to back; the last one may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// All bytes.
+    pub(crate) len: usize,
+    /// The size of each datagram but the last; never zero.
+    pub(crate) stride: usize,
+    pub(crate) from: Option<SocketAddr>,
+}
+
+/// Lets a UDP socket receive runs of datagrams.
+pub(crate) fn receive_runs(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::UdpGroSegment, &true)?)
+}
+
+/// Receives one run.
+pub(crate) fn receive_run(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Run> {
+    let (mut control, mut parts) = (nix::cmsg_space!(i32), [IoSliceMut::new(buffer)]);
+    let received = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut control),
+        MsgFlags::empty(),
+    )?;
+    let stride = received.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::UdpGroSegments(stride) => usize::try_from(stride).ok(),
+        _ => None,
+    });
+    let from = received.address.and_then(|from| {
+        let v4 = from.as_sockaddr_in().map(|v4| SocketAddrV4::from(*v4).into());
+        v4.or_else(|| from.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into()))
+    });
+    Ok(Run { len: received.bytes, stride: stride.unwrap_or(received.bytes).max(1), from })
 }
 
 /// Frames that were lost since the last call because a packet socket had no room.

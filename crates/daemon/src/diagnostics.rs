@@ -37,6 +37,7 @@ enum Class {
     Moved,
     Switched,
     Size,
+    Segmentation,
     BadMac1,
     Loop,
     Unlooped,
@@ -129,6 +130,7 @@ impl Diagnostics {
             Change::Lost => self.lost(now),
             Change::Closed => self.closed(now),
             Change::PathCarries { payload } => self.path_carries(now, *payload),
+            Change::Segmentation { works } => self.segmentation(now, *works),
             Change::Moved { to } => {
                 self.zones.learn(*to);
                 self.moved(now, &self.zones.show(*to));
@@ -298,6 +300,20 @@ impl Diagnostics {
     fn path_carries(&mut self, now: BootTime, payload: u16) {
         if let Some(more) = self.limit.allow(Class::Size, now) {
             tracing::info!("datagrams of up to {payload} bytes reach the peer{more}");
+        }
+    }
+
+    fn segmentation(&mut self, now: BootTime, works: bool) {
+        let Some(more) = self.limit.allow(Class::Segmentation, now) else { return };
+        if works {
+            tracing::info!(
+                "datagrams in batches (GSO) arrive again as well as single ones: they are used{more}"
+            );
+        } else {
+            tracing::warn!(
+                "datagrams in batches (GSO) are lost much more often than single ones: for an hour each leaves singly. \
+                 A kernel, network card or router on the path spoils them{more}"
+            );
         }
     }
 

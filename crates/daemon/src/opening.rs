@@ -181,7 +181,7 @@ pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
     let options = udp::Options {
         receive_buffer: wanted.rcvbuf,
         send_buffer: wanted.sndbuf,
-        offload: config.path.gso,
+        gso: config.path.gso,
         way: way.clone(),
     };
     Socket::bind(config.interface.listen, &options)

@@ -14,6 +14,7 @@ use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::engine;
 use vpnd_tunnel::filter::{Filter, Macs, is_link_local};
 use vpnd_tunnel::guard::Guard;
+use vpnd_tunnel::udp::Gso;
 use vpnd_tunnel::view::Policy;
 
 use crate::config::{self, Config, MssClamp};
@@ -134,6 +135,7 @@ pub(crate) fn peer(
         floor,
         max_datagram: LEAST_DATAGRAM,
         raise_after: config.path.raise_every,
+        tests_segmentation: config.path.gso == Gso::Auto,
     }
 }
 

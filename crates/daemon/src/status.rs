@@ -338,6 +338,7 @@ const fn timer_name(timer: Timer) -> &'static str {
         Timer::Probe => "probe",
         Timer::KeyExpiry => "key_expiry",
         Timer::PathMtu => "path_mtu",
+        Timer::Segmentation => "segmentation",
         Timer::Look => "look",
     }
 }

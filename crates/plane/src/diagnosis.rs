@@ -108,6 +108,7 @@ impl Diagnoses {
             | Change::Alive
             | Change::Dead
             | Change::PathCarries { .. }
+            | Change::Segmentation { .. }
             | Change::Moved { .. }
             | Change::Switched { .. } => {}
         }

@@ -268,6 +268,7 @@ impl Plane {
             Change::Switched { returns: false, .. } => self.lookups.soon(now.boot),
             Change::Switched { returns: true, .. } => {}
             Change::PathCarries { payload } => self.follow_path(payload),
+            Change::Segmentation { .. } => {}
             // Of a peer that is not reached this would say nothing true.
             Change::GaveUp if self.reach.refusal().is_some() => return,
             Change::Initiating { .. } | Change::GaveUp | Change::Lost | Change::Closed => {}

@@ -132,7 +132,8 @@ impl States {
                 self.calls_unanswered |= *attempt > TRIES_BEFORE_HINT;
             }
             Change::Dead | Change::Lost | Change::Closed => {}
-            Change::Moved { .. } | Change::Switched { .. } | Change::PathCarries { .. } => {}
+            Change::Moved { .. } | Change::Switched { .. } => {}
+            Change::PathCarries { .. } | Change::Segmentation { .. } => {}
         }
     }
 
@@ -209,7 +210,7 @@ impl Plane {
         let all = [
             (Reason::Loss, self.states.lossy.is_lossy()),
             (Reason::PathMtu, peer.largest.is_some_and(|largest| self.exceeds(largest))),
-            (Reason::Segmentation, found.sends_singly),
+            (Reason::Segmentation, found.sends_singly || peer.sends_singly),
             (Reason::Endpoint, peer.endpoint.is_some_and(|at| self.is_second_choice(at))),
             (Reason::Ecn, found.marks_everything),
         ];

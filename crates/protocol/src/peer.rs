@@ -23,6 +23,7 @@ mod reach;
 mod responder;
 mod roaming;
 mod search;
+mod segmentation;
 mod session;
 mod size;
 mod status;
@@ -105,6 +106,8 @@ pub struct Config {
     pub max_datagram: u16,
     /// How often a path that carries less than its first link is probed for more.
     pub raise_after: Duration,
+    /// Whether datagrams leave singly on a path where runs lose more.
+    pub tests_segmentation: bool,
 }
 
 impl Config {
@@ -134,6 +137,7 @@ impl Config {
             floor: None,
             max_datagram: LEAST_DATAGRAM,
             raise_after: Duration::from_secs(600),
+            tests_segmentation: true,
         }
     }
 }
@@ -346,6 +350,7 @@ impl Peer {
             (self.keyring.next_expiry(), Timer::KeyExpiry),
             (self.life.deadline(), Timer::Silence),
             (self.size_deadline(), Timer::PathMtu),
+            (self.segmentation_deadline(), Timer::Segmentation),
             (self.alternatives_deadline(), Timer::Probe),
             (self.next_look, Timer::Look),
         ];

@@ -30,6 +30,8 @@ pub struct Path {
     pub max_datagram: u16,
     /// The differentiated services code point of sent datagrams.
     pub dscp: u8,
+    /// Each datagram is sent by itself, because runs arrive less well.
+    pub singly: bool,
 }
 
 /// The data threads' settings.

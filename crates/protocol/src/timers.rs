@@ -52,6 +52,8 @@ pub enum Timer {
     KeyExpiry,
     /// A probe of the path's MTU is due.
     PathMtu,
+    /// A PING is due that shows how well runs of datagrams arrive.
+    Segmentation,
     /// Traffic flows: time to poll it.
     Look,
 }

@@ -228,6 +228,7 @@ impl Batch {
             hops: run.outer.hops,
             contents: &self.buffer[run.start.max(sent)..run.end],
             segment_size: u16::try_from(run.segment).ok().and_then(NonZeroU16::new),
+            singly: path.singly,
         })
     }
 
@@ -364,8 +365,13 @@ mod tests {
             assert!(batch.room(100, ecn.into()).is_some());
         }
         assert_eq!(runs(&batch), [vec![144, 144], vec![144], vec![144]]);
-        let path =
-            Path { to: ([192, 0, 2, 1], 1).into(), from: None, max_datagram: 1500, dscp: 10 };
+        let path = Path {
+            to: ([192, 0, 2, 1], 1).into(),
+            from: None,
+            max_datagram: 1500,
+            dscp: 10,
+            singly: false,
+        };
         let tos: Vec<u8> = batch.transmits(path, 0).map(|transmit| transmit.tos).collect();
         assert_eq!(tos, [42, 43, 42]);
     }
@@ -374,7 +380,13 @@ mod tests {
     fn sending_goes_on_in_the_middle_of_a_run() {
         let mut batch = batch();
         fill(&mut batch, &[100, 100, 200, 200]);
-        let path = Path { to: ([192, 0, 2, 1], 1).into(), from: None, max_datagram: 1500, dscp: 0 };
+        let path = Path {
+            to: ([192, 0, 2, 1], 1).into(),
+            from: None,
+            max_datagram: 1500,
+            dscp: 0,
+            singly: false,
+        };
         let left = |sent| batch.transmits(path, sent).map(|t| t.contents.len()).collect::<Vec<_>>();
         assert_eq!(left(0), [288, 480]);
         assert_eq!(left(144), [144, 480]);

@@ -27,7 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use socket2::SockAddr;
 use vpnd_protocol::limits::MAX_DATAGRAM;
 
-pub use bind::{BindError, Listen, Options};
+pub use bind::{BindError, Gso, Listen, Options};
 pub use refusal::Refusal;
 pub use route::{largest_payload, packet_around, payload_within};
 pub use way::Way;
@@ -56,7 +56,7 @@ pub struct Socket {
     bound_to: SocketAddr,
     /// The name of the interface that the socket is bound to.
     device: Option<String>,
-    gso: gso::Gso,
+    segmentation: gso::Segmentation,
     /// Held while the kernel is set to make fragments.
     fragmenting: Mutex<()>,
 }
@@ -76,6 +76,8 @@ pub struct Transmit<'a> {
     pub contents: &'a [u8],
     /// The size of every datagram except the last; absent if `contents` is one datagram.
     pub segment_size: Option<NonZeroU16>,
+    /// Each datagram is sent by itself.
+    pub singly: bool,
 }
 
 /// The result of sending a [`Transmit`].
@@ -144,7 +146,7 @@ impl Socket {
             bound_to: bound.at,
             device: options.way.device.clone(),
             fragmenting: Mutex::new(()),
-            gso: if options.offload { gso::Gso::probe() } else { gso::Gso::off() },
+            segmentation: gso::Segmentation::new(options.gso),
         })
     }
 
@@ -155,12 +157,12 @@ impl Socket {
 
     /// The maximum number of datagrams in a [`Transmit`] that can be sent in one call.
     pub fn max_segments(&self) -> usize {
-        self.gso.max_segments()
+        self.segmentation.max_segments()
     }
 
     /// Whether the kernel refuses to segment what is sent to `to` from this address of ours.
     pub fn sends_singly(&self, to: SocketAddr, source: Option<IpAddr>) -> bool {
-        self.gso.is_refused(to.ip(), source)
+        self.segmentation.is_refused(to.ip(), source)
     }
 
     /// Sends a batch: in one call with segmentation offload, or one datagram at a time if the kernel refuses

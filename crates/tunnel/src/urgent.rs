@@ -94,5 +94,6 @@ fn send(
         hops: None,
         contents,
         segment_size: None,
+        singly: false,
     })
 }

@@ -11,7 +11,7 @@ use vpnd_crypto::{Algorithm, PublicKey};
 use vpnd_device::WhenDown;
 use vpnd_protocol::endpoint::{Roam, Sources};
 use vpnd_tun::{Adopt, Mode};
-use vpnd_tunnel::udp::{self, Listen};
+use vpnd_tunnel::udp::{self, Gso, Listen};
 
 use super::device::{Carrier, Holder, Mac, Queues};
 use super::endpoint::Endpoint;
@@ -250,8 +250,8 @@ pub(crate) struct Path {
     #[serde(serialize_with = "as_period")]
     pub(crate) raise_every: Duration,
     /// UDP segmentation offload (GSO and GRO), if the kernel has it.
-    #[serde(serialize_with = "as_switch")]
-    pub(crate) gso: bool,
+    #[serde(serialize_with = "as_gso")]
+    pub(crate) gso: Gso,
     /// The device's segmentation offload, if the kernel has it.
     #[serde(serialize_with = "as_switch")]
     pub(crate) offload: bool,
@@ -363,6 +363,14 @@ fn as_text_if_any<S: Serializer, T: std::fmt::Display>(
 /// In the format of the file: `"auto"` or `false`.
 fn as_switch<S: Serializer>(value: &bool, to: S) -> Result<S::Ok, S::Error> {
     if *value { to.serialize_str("auto") } else { to.serialize_bool(false) }
+}
+
+fn as_gso<S: Serializer>(value: &Gso, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Gso::Auto => to.serialize_str("auto"),
+        Gso::On => to.serialize_bool(true),
+        Gso::Off => to.serialize_bool(false),
+    }
 }
 
 /// In the format of the file: a port, or an address and a port.

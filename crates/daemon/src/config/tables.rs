@@ -12,7 +12,7 @@ use vpnd_device::WhenDown;
 use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::limits::{LEAST_MTU_V6, USUAL_MTU};
 use vpnd_tun::{Adopt, Mode};
-use vpnd_tunnel::udp::{Listen, unmapped};
+use vpnd_tunnel::udp::{Gso, Listen, unmapped};
 
 use super::device::{self, Carrier, Queues};
 use super::hooks;
@@ -223,7 +223,7 @@ fn path(s: &mut Section<'_>) -> Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
         mtu_max: s.take("mtu_max", integer(LEAST_MTU_V6.into()..=65535)),
         raise_every: s.or("raise_every", Duration::from_secs(600), value::duration("1s", "1d")),
-        gso: s.or("gso", true, value::switch),
+        gso: s.or("gso", Gso::Auto, value::gso),
         offload: s.or("offload", true, value::switch),
     }
 }

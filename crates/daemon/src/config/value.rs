@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::de::DeValue;
+use vpnd_tunnel::udp::Gso;
 
 use super::problem::Problem;
 use super::section::{Parsed, Value, nearest};
@@ -66,6 +67,16 @@ pub(super) fn switch(value: &Value<'_>) -> Parsed<bool> {
         DeValue::Boolean(false) => Ok(false),
         DeValue::String(text) if text == "auto" => Ok(true),
         _ => Err(vec![expected("\"auto\" or false", value)]),
+    }
+}
+
+/// "auto" decides by the kernel and by what arrives.
+pub(super) fn gso(value: &Value<'_>) -> Parsed<Gso> {
+    match value.get_ref() {
+        DeValue::Boolean(false) => Ok(Gso::Off),
+        DeValue::Boolean(true) => Ok(Gso::On),
+        DeValue::String(text) if text == "auto" => Ok(Gso::Auto),
+        _ => Err(vec![expected("\"auto\", true or false", value)]),
     }
 }
 

@@ -82,6 +82,7 @@ mod tests {
             tries: None,
             endpoint: None,
             largest: None,
+            sends_singly: false,
             loss: BothWays { outward: outward.map(loss), inward: inward.map(loss) },
             loss_until: at(1000),
         }

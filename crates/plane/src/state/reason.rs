@@ -7,7 +7,7 @@ pub enum Reason {
     Loss,
     /// The path carries less than a packet of the device's pinned MTU.
     PathMtu,
-    /// The kernel refuses to segment what is sent to the peer, so each datagram is sent by itself.
+    /// The kernel refuses to segment what is sent to the peer, or does it wrongly, so each datagram is sent singly.
     Segmentation,
     /// The configuration names a better address of the peer than the one in use.
     Endpoint,

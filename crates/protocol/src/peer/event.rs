@@ -58,6 +58,11 @@ pub enum Change {
         /// The largest UDP payload.
         payload: u16,
     },
+    /// Datagrams that leave in runs arrive as well as others on this path; or they do not, and leave singly.
+    Segmentation {
+        /// Whether they do.
+        works: bool,
+    },
     /// The path now leads to another configured address.
     Switched {
         /// Where it led.

@@ -59,7 +59,7 @@ impl Quality {
 impl Loss {
     /// The share that arrived.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    fn arriving(self) -> f64 {
+    pub(super) fn arriving(self) -> f64 {
         if self.sent == 0 { 1.0 } else { self.arrived as f64 / self.sent as f64 }
     }
 }
@@ -262,6 +262,7 @@ impl Peer {
             let current = self.keyring.current().map(|current| current.opening.generation());
             let of = Counted { outward: current.unwrap_or_default(), inward: framed.generation };
             self.window.take(now.boot, to, of, found);
+            self.compare_segmentation(now, of.outward, found.outward);
         }
         Ok(())
     }
@@ -310,10 +311,9 @@ impl Peer {
         let data = seen.data_sent.max(seen.data_received);
         let due = |at: BootTime| now.boot.saturating_since(at) >= MEASURE_EVERY;
         let flows = |at: BootTime| now.boot.saturating_since(at) < MEASURE_EVERY;
-        if self.frames_flow()
-            && data.is_some_and(flows)
-            && self.paths.gauge.measured_at.is_none_or(due)
-        {
+        let is_due = data.is_some_and(flows) && self.paths.gauge.measured_at.is_none_or(due);
+        let is_asked = self.asks_for_segmentation(now.boot);
+        if self.frames_flow() && (is_due || is_asked) {
             self.speak(now);
         }
     }

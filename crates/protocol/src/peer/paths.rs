@@ -13,6 +13,7 @@ use super::detours::Detours;
 use super::duplicate::Origins;
 use super::frames::Gauge;
 use super::roaming::Roaming;
+use super::segmentation::Segmentation;
 use super::size::Size;
 use crate::activity::Source;
 use crate::endpoint::{Candidates, Roam, Sources};
@@ -44,6 +45,7 @@ pub(super) struct Paths {
     pub(super) detours: Detours,
     pub(super) origins: Origins,
     pub(super) size: Size,
+    pub(super) segmentation: Segmentation,
     pub(super) gauge: Gauge,
 }
 
@@ -64,6 +66,7 @@ impl Paths {
             detours: Detours::default(),
             origins: Origins::default(),
             size: Size::new(config.max_datagram, config.raise_after),
+            segmentation: Segmentation::new(config.tests_segmentation),
             gauge: Gauge::default(),
         }
     }
@@ -117,6 +120,7 @@ impl Paths {
             from: from.or_else(|| self.sources.towards(to)),
             max_datagram: self.size.towards(to.ip()),
             dscp: self.dscp,
+            singly: self.segmentation.sends_singly(to.ip()),
         };
         if self.current.is_none_or(|old| old.to != to) {
             self.detours.left(self.current);
@@ -216,6 +220,13 @@ impl Paths {
     pub(super) fn follow_size(&mut self) {
         if let Some(path) = &mut self.current {
             path.max_datagram = self.size.towards(path.to.ip());
+        }
+    }
+
+    /// Sends runs of datagrams, or each datagram singly.
+    pub(super) fn follow_segmentation(&mut self) {
+        if let Some(path) = &mut self.current {
+            path.singly = self.segmentation.sends_singly(path.to.ip());
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct Standing {
     pub endpoint: Option<SocketAddr>,
     /// The largest datagram that the path carries, if that is known.
     pub largest: Option<u16>,
+    /// Runs of datagrams arrive less well on this path, so each leaves singly.
+    pub sends_singly: bool,
     /// The loss of the last minute.
     pub loss: BothWays,
     /// When the last measurement of it leaves the last minute.
@@ -83,6 +85,7 @@ impl Peer {
             tries: self.attempt.as_ref().map(Attempt::tries),
             endpoint: self.endpoint().or(called),
             largest: self.path_payload(),
+            sends_singly: self.paths.segmentation.is_off(),
             loss: self.window.minute(now.boot),
             loss_until: self.window.minute_ends(),
         }

@@ -28,6 +28,18 @@ impl Listen {
     }
 }
 
+/// Whether several datagrams are sent and received in one call (GSO, GRO).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gso {
+    /// If the kernel can; not for a batch that this kernel is known to segment wrongly.
+    #[default]
+    Auto,
+    /// If the kernel can.
+    On,
+    /// Never: each datagram is sent and received by itself.
+    Off,
+}
+
 /// The settings of a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -35,8 +47,8 @@ pub struct Options {
     pub receive_buffer: usize,
     /// Size of the send buffer in bytes.
     pub send_buffer: usize,
-    /// Whether to send and receive whole batches if the kernel can; otherwise each datagram separately.
-    pub offload: bool,
+    /// Whether to send and receive whole batches if the kernel can.
+    pub gso: Gso,
     /// The settings that affect routes.
     pub way: Way,
 }
@@ -189,7 +201,7 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     let options = OPTIONS
         .iter()
         .chain(OPTIONS_V6.iter().filter(|_| dual_stack))
-        .chain(OPTIONS_OFFLOAD.iter().filter(|_| wanted.offload));
+        .chain(OPTIONS_OFFLOAD.iter().filter(|_| wanted.gso != Gso::Off));
     for (option, value) in options {
         set(&socket, *option, *value)?;
     }

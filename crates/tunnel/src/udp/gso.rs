@@ -6,6 +6,10 @@
 //! Kernels before 6.14 return `EINVAL` if a datagram is larger than the MTU, so `EINVAL` is remembered only if
 //! it occurs twice for a size that always fits. `EMSGSIZE` (the path's MTU has shrunk) is never remembered. The
 //! route to an address may change, so segmentation is tried again after [`RETRY_AFTER`] batches.
+//!
+//! Linux 7.0 to 7.1.4 accept every batch, but segment one of equal datagrams wrongly before some network cards: the length or
+//! the checksum is wrong. To leave out the last datagram would not help, because the others are equal as well. On these
+//! kernels such a batch is sent one datagram at a time, and a batch whose last datagram is shorter in one call.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -14,11 +18,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use nix::sys::utsname;
 use socket2::{Domain, SockAddr, Type};
 use vpnd_protocol::limits::LEAST_DATAGRAM;
 
 use super::cmsg::{Encoder, Kind};
-use super::{Sent, Socket, Transmit, sys};
+use super::{Gso, Sent, Socket, Transmit, sys};
 
 /// The limit since Linux 6.9, and in stable kernels of that time.
 const MANY: usize = 128;
@@ -44,8 +49,10 @@ pub(super) fn segment_size(transmit: &Transmit<'_>) -> Option<NonZeroU16> {
 /// Whether one call can probably send the whole batch.
 pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
     segment_size(transmit).is_none_or(|size| {
-        let segments = transmit.contents.len().div_ceil(size.get().into());
-        socket.gso.allows(Route::of(transmit), segments)
+        let (len, size) = (transmit.contents.len(), usize::from(size.get()));
+        let is_equal = len.is_multiple_of(size);
+        !transmit.singly
+            && socket.segmentation.allows(Route::of(transmit), len.div_ceil(size), is_equal)
     })
 }
 
@@ -78,7 +85,7 @@ pub(super) fn send(
     let Some(refusal) = Refusal::from_error(&error, segment) else { return Err(error) };
     let sent = send_each(socket, transmit, segment, oversize)?;
     // Only now it is certain that the kernel refused the segmentation and not the destination.
-    socket.gso.learn(Route::of(transmit), refusal);
+    socket.segmentation.learn(Route::of(transmit), refusal);
     Ok(Sent { too_big: sent.too_big || refusal == Refusal::TooBig, ..sent })
 }
 
@@ -160,29 +167,40 @@ impl Route {
 /// The capabilities of the kernel, and the route that it last refused. The threads share this; if an update is
 /// lost, one more send is refused.
 #[derive(Debug)]
-pub(super) struct Gso {
+pub(super) struct Segmentation {
     enabled: bool,
+    /// This kernel segments a batch of equal datagrams wrongly.
+    spoils_equal: bool,
     max_segments: usize,
     refused: AtomicU64,
     batches_left: AtomicU32,
     strikes: AtomicU32,
 }
 
-impl Gso {
+impl Segmentation {
     /// Asks the kernel, over the loopback device, how many datagrams one send may contain. If that device is
     /// down, this uses the smaller number.
-    pub(super) fn probe() -> Self {
-        Self::new(if probe_segments(MANY).is_ok() { MANY } else { FEW })
+    pub(super) fn new(wanted: Gso) -> Self {
+        if wanted == Gso::Off {
+            return Self { enabled: false, ..Self::of(FEW) };
+        }
+        let kernel = utsname::uname().ok();
+        let release =
+            kernel.as_ref().and_then(|kernel| kernel.release().to_str()).unwrap_or_default();
+        let spoils_equal = wanted == Gso::Auto && spoils_equal(release);
+        if spoils_equal {
+            tracing::info!(
+                "Linux {release} may send batches of equal datagrams wrongly, so these leave singly; Linux 7.1.5 has \
+                 the correction, and [path] gso = true is right if this kernel has it as well"
+            );
+        }
+        Self { spoils_equal, ..Self::of(if probe_segments(MANY).is_ok() { MANY } else { FEW }) }
     }
 
-    /// Segmentation switched off.
-    pub(super) fn off() -> Self {
-        Self { enabled: false, ..Self::new(FEW) }
-    }
-
-    fn new(max_segments: usize) -> Self {
+    fn of(max_segments: usize) -> Self {
         Self {
             enabled: true,
+            spoils_equal: false,
             max_segments,
             refused: AtomicU64::new(0),
             batches_left: AtomicU32::new(0),
@@ -203,8 +221,11 @@ impl Gso {
         self.refused.load(Relaxed) == route.0 && self.batches_left.load(Relaxed) > 0
     }
 
-    fn allows(&self, route: Route, segments: usize) -> bool {
-        self.enabled && segments <= self.max_segments && !self.refuses(route)
+    fn allows(&self, route: Route, segments: usize, is_equal: bool) -> bool {
+        self.enabled
+            && segments <= self.max_segments
+            && !(is_equal && self.spoils_equal)
+            && !self.refuses(route)
     }
 
     fn refuses(&self, route: Route) -> bool {
@@ -233,6 +254,15 @@ impl Gso {
     }
 }
 
+/// Whether this release of Linux segments a batch of equal datagrams wrongly: 7.0 to 7.1.4.
+fn spoils_equal(release: &str) -> bool {
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    let version: [u32; 3] = [next(), next(), next()];
+    ([7, 0, 0]..=[7, 1, 4]).contains(&version)
+}
+
 /// Sends `segments` one-byte datagrams to a socket that nobody reads.
 fn probe_segments(segments: usize) -> io::Result<()> {
     let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, None)?;
@@ -252,33 +282,58 @@ mod tests {
 
     #[test]
     fn a_refused_route_is_tried_again_later_and_no_other_is_affected() {
-        let gso = Gso::new(FEW);
+        let gso = Segmentation::of(FEW);
         assert!(!gso.is_known_to_refuse(HERE));
         gso.learn(HERE, Refusal::Route);
         assert!(gso.is_known_to_refuse(HERE) && !gso.is_known_to_refuse(THERE));
-        assert!(gso.allows(THERE, 2));
-        let refused = (0..2 * RETRY_AFTER).take_while(|_| !gso.allows(HERE, 2)).count();
+        assert!(gso.allows(THERE, 2, true));
+        let refused = (0..2 * RETRY_AFTER).take_while(|_| !gso.allows(HERE, 2, true)).count();
         assert_eq!(refused, RETRY_AFTER as usize);
         assert!(!gso.is_known_to_refuse(HERE), "it is tried again");
         gso.learn(HERE, Refusal::Route);
-        assert!(!gso.allows(HERE, 2));
+        assert!(!gso.allows(HERE, 2, true));
     }
 
     #[test]
     fn a_path_that_shrank_is_not_held_against_it() {
-        let gso = Gso::new(FEW);
+        let gso = Segmentation::of(FEW);
         (0..100).for_each(|_| gso.learn(HERE, Refusal::TooBig));
-        assert!(gso.allows(HERE, FEW));
-        assert!(!gso.allows(HERE, FEW + 1));
+        assert!(gso.allows(HERE, FEW, true));
+        assert!(!gso.allows(HERE, FEW + 1, true));
     }
 
     #[test]
     fn one_unclear_refusal_is_forgiven_two_are_not() {
-        let gso = Gso::new(FEW);
+        let gso = Segmentation::of(FEW);
         gso.learn(HERE, Refusal::Unclear);
-        assert!(gso.allows(HERE, 2));
+        assert!(gso.allows(HERE, 2, true));
         gso.learn(HERE, Refusal::Unclear);
-        assert!(!gso.allows(HERE, 2));
+        assert!(!gso.allows(HERE, 2, true));
+    }
+
+    #[test]
+    fn a_batch_that_this_kernel_spoils_is_not_segmented() {
+        let gso = Segmentation { spoils_equal: true, ..Segmentation::of(FEW) };
+        assert!(!gso.allows(HERE, 2, true));
+        assert!(gso.allows(HERE, 2, false));
+    }
+
+    #[test]
+    fn the_kernels_that_spoil_batches() {
+        for (release, expected) in [
+            ("6.18.44", false),
+            ("7.0.0-1-generic", true),
+            ("7.0", true),
+            ("7.1-rc4", true),
+            ("7.1.4-arch1-1", true),
+            ("7.1.5", false),
+            ("7.2.0", false),
+            ("17.0.1", false),
+            ("", false),
+            ("seven", false),
+        ] {
+            assert_eq!(spoils_equal(release), expected, "{release}");
+        }
     }
 
     #[test]

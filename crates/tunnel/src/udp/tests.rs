@@ -35,14 +35,22 @@ fn dual() -> Socket {
 }
 
 pub(crate) fn bound(listen: Listen, way: Way) -> Result<Socket, BindError> {
-    let options = Options { receive_buffer: ROOM, send_buffer: ROOM, offload: true, way };
+    let options = Options { receive_buffer: ROOM, send_buffer: ROOM, gso: Gso::Auto, way };
     Socket::bind(listen, &options)
 }
 
 /// A batch with default settings, segmented at `segment` if that is not zero.
 fn batch(destination: SocketAddr, contents: &[u8], segment: u16) -> Transmit<'_> {
     let segment_size = NonZeroU16::new(segment);
-    Transmit { destination, source: None, tos: 0, hops: None, contents, segment_size }
+    Transmit {
+        destination,
+        source: None,
+        tos: 0,
+        hops: None,
+        contents,
+        segment_size,
+        singly: false,
+    }
 }
 
 fn receive(socket: &Socket) -> (Received, Vec<u8>) {
@@ -510,7 +518,7 @@ fn each_direction_has_the_room_asked_for() {
         let options = Options {
             receive_buffer: ROOM,
             send_buffer: ROOM / 4,
-            offload: true,
+            gso: Gso::Auto,
             way: Way::default(),
         };
         let socket = Socket::bind(Listen::Port(0), &options).unwrap();
