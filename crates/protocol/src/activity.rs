@@ -40,7 +40,7 @@ impl Since {
         }
     }
 
-    /// Stores only if that changes the value: the data path calls this most of the time without need.
+    /// Stores only if that changes the value, because the data path calls this for nearly every batch.
     fn end(&self) {
         if self.get().is_some() {
             self.0.store(0, Ordering::Relaxed);

@@ -179,7 +179,7 @@ pub struct Peer {
     generation: Generation,
     established: Option<BootTime>,
     handshakes: u64,
-    /// The newest session that already requested a rekey at its last minute.
+    /// Sessions up to this generation no longer request a rekey at their last minute: they already have.
     last_minute_asked: Generation,
 
     paths: Paths,

@@ -165,8 +165,8 @@ impl Roaming {
         self.sources.changed(now, from, to);
     }
 
-    /// Whether this proves that the peer is at the address it came from, and hears us from the address it
-    /// came to.
+    /// Whether this PONG proves that the peer is at the PONG's source address, and receives what we send from
+    /// the PONG's destination address.
     fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
         let proves = |probe: &Probe| {
             (probe.to, probe.from) == (at.from, at.local) && probe.challenge.is_met_by(pong)
