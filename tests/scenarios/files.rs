@@ -274,7 +274,7 @@ fn outcome(process: &mut Process, runs: bool) -> Result<&'static str> {
     eventually("it calls the peer", SOON, || {
         let ended = process.ended()?;
         ensure!(
-            ended.is_none() && process.log().contains("calling"),
+            ended.is_none() && process.log().contains("sending an initiation"),
             "{ended:?}: {}",
             process.log()
         );

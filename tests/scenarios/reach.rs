@@ -72,7 +72,7 @@ fn is_named(host: &Host, vpnd: &Vpnd, word: &str) -> Result<()> {
     ensure!(pings.answered == 0, "{word}: {pings:?}");
     let named = |hint: Option<&str>| hint.is_some_and(|hint| hint.contains(word));
     vpnd.wait_for(word, SOON, |status| named(status.hint()))?;
-    vpnd.wait_for_log("does not leave this host", SOON)
+    vpnd.wait_for_log("do not leave this host", SOON)
 }
 
 fn is_over(host: &Host, vpnd: &Vpnd) -> Result<()> {

@@ -31,7 +31,7 @@ pub(crate) enum AskError {
     #[error("nobody answers at {}: that tunnel does not run", .0.display())]
     NotRunning(PathBuf),
     /// This process may not open the socket.
-    #[error("{} is closed to us: ask as root", .0.display())]
+    #[error("no permission to open {}: run this as root", .0.display())]
     Permission(PathBuf),
     /// Another user listens at the socket.
     #[error(
@@ -52,7 +52,7 @@ pub(crate) enum AskError {
     #[error("{}: {reason}", path.display())]
     Refused { path: PathBuf, reason: String },
     /// The answer does not fit this request.
-    #[error("{}: an answer of an unknown shape: {error}", path.display())]
+    #[error("{}: an answer in an unknown format: {error}", path.display())]
     Shape { path: PathBuf, error: serde_json::Error },
 }
 

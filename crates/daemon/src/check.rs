@@ -78,14 +78,14 @@ fn as_text(Loaded { config, keys, warnings }: &Loaded) -> anyhow::Result<ExitCod
 fn summary(config: &Config, keys: &Keys) -> String {
     let peer = &config.peer;
     let summary = format!(
-        "ok        {}\ndevice    {}\nspeaks    {}\nour key   {}\npeer key  {}\nendpoint  {}\nlets in   \
+        "ok        {}\ndevice    {}\nprotocol  {}\nour key   {}\npeer key  {}\nendpoint  {}\naccepts   \
          {}",
         config.name,
         device(config),
         profile(peer),
         keys.secret.public(),
         peer.public_key,
-        joined(&peer.endpoints, "wherever the peer speaks from"),
+        joined(&peer.endpoints, "unknown until the peer initiates"),
         lets_in(config),
     ) + &config.routes.iter().map(route).collect::<String>();
     summary + &commands(&hooks::plan(config, Facts::expected(config)))
@@ -95,8 +95,8 @@ fn summary(config: &Config, keys: &Keys) -> String {
 fn route(route: &Route) -> String {
     let when_down = match route.when_down {
         WhenDown::Keep => "",
-        WhenDown::Remove => ", while the peer is there",
-        WhenDown::Blackhole => ", which drops while the peer is not there",
+        WhenDown::Remove => ", while the peer is alive",
+        WhenDown::Blackhole => ", which drops packets while the peer is dead",
     };
     format!("\nroutes    {}{when_down}", route.to)
 }
@@ -122,7 +122,7 @@ fn device(config: &Config) -> String {
     let Interface { name, mode, mtu, bridge, carrier, .. } = &config.interface;
     let name = name.as_deref().unwrap_or("named by the kernel");
     let carrier = match carrier {
-        Carrier::Peer => ", a carrier only while the peer is there",
+        Carrier::Peer => ", a carrier only while the peer is alive",
         Carrier::Always if config.peer.keepalive.is_some() => ", always a carrier",
         Carrier::Always => "",
     };

@@ -50,7 +50,7 @@ pub(crate) enum ControlError {
     #[error("{} is in use: this tunnel is already running", .0.display())]
     Running(PathBuf),
     /// A file of another kind has that name.
-    #[error("{} is in the way: it is no socket, and vpnd will not remove it", .0.display())]
+    #[error("{} exists and is not a socket; vpnd does not remove it", .0.display())]
     InTheWay(PathBuf),
     /// The kernel refused.
     #[error("control socket {}: {what}: {error}; [service] control names another place", path.display())]
@@ -266,7 +266,7 @@ impl Desk {
         Ok(match ask.command.as_str() {
             "status" => self.status().await,
             "reload" | "rotate" if rights != Rights::Change => {
-                Err("only root and who started the tunnel may change it".to_owned())
+                Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
             "rotate" => self.rotate(ask.finish).await,

@@ -1,5 +1,5 @@
-//! Log lines about the peer and the path to it, limited where the network can cause them. Which fault stands the control
-//! plane knows; here is what is said of it.
+//! Log lines about the peer and the path to it. Lines that the network can cause are rate-limited. The control
+//! plane detects the faults, and this module words the messages.
 
 mod sentences;
 
@@ -20,7 +20,7 @@ use crate::zone::Zones;
 
 pub(crate) use sentences::{duplicate_key, inner_source, refused_source, unresolved};
 
-/// Lines of which the network can cause any number.
+/// The classes of lines that the network can cause in any number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Session,
@@ -52,7 +52,7 @@ enum Class {
     Misfit,
 }
 
-/// Writes the log lines, and knows how addresses are shown.
+/// Writes the log lines.
 pub(crate) struct Diagnostics {
     peer: PublicKey,
     limit: RateLimit<Class>,
@@ -60,7 +60,7 @@ pub(crate) struct Diagnostics {
     pub(crate) zones: Zones,
 }
 
-/// What the configuration says that is part of some lines.
+/// Values of the configuration that are part of some lines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts<'a> {
     /// The name of the tunnel's device.
@@ -70,7 +70,7 @@ pub(crate) struct Facts<'a> {
 }
 
 impl Diagnostics {
-    /// Nothing reported yet of the tunnel to `peer`.
+    /// Reports on the tunnel to `peer`; nothing has been reported yet.
     pub(crate) fn new(peer: PublicKey) -> Self {
         Self { peer, limit: RateLimit::default(), zones: Zones::default() }
     }
@@ -86,7 +86,7 @@ impl Diagnostics {
         match notice {
             Notice::Change(change) => self.changed(now, change),
             Notice::Diagnosis(found) => self.diagnosed(now, found),
-            // The log has it already.
+            // It is in the log already.
             Notice::Again(_) => {}
             Notice::Alive(alive) => self.alive(now, *alive, dead_after),
             Notice::NoAnswer => {
@@ -116,16 +116,18 @@ impl Diagnostics {
 
     fn changed(&mut self, now: BootTime, change: &Change) {
         match change {
-            // What they bring about is reported by a notice of its own.
+            // Another notice reports these.
             Change::Alive | Change::Dead => {}
-            Change::Initiating { to, attempt: 1 } => tracing::debug!("calling {to}"),
+            Change::Initiating { to, attempt: 1 } => {
+                tracing::debug!("sending an initiation to {to}")
+            }
             Change::Initiating { to, attempt } => {
-                tracing::debug!("calling {to}: no answer yet, try {attempt}");
+                tracing::debug!("sending an initiation to {to}: no answer yet, try {attempt}");
             }
             Change::Established(role) => self.established(now, *role),
             Change::GaveUp => tracing::warn!(
                 "no answer from the peer: it is down, UDP does not get through, or its public_key \
-                 for us is wrong; it is called again, at the latest with the next packet or keepalive"
+                 for us is wrong; vpnd tries again, at the latest with the next packet or keepalive"
             ),
             Change::Lost => self.lost(now),
             Change::Closed => self.closed(now),
@@ -173,7 +175,7 @@ impl Diagnostics {
     fn loops_over(&mut self, now: BootTime, device: &str, over: &[SocketAddr]) {
         for to in over {
             let Some(more) = self.limit.allow(Class::Unlooped, now) else { break };
-            tracing::info!("the route to the peer at {to} leads past {device} again{more}");
+            tracing::info!("the route to the peer at {to} no longer leads into {device}{more}");
         }
     }
 
@@ -219,26 +221,27 @@ impl Diagnostics {
         self.zones.learn(to);
         let to = self.zones.show(to);
         if let Some(more) = self.limit.allow(Class::Refused, now) {
-            tracing::warn!("what is sent to {to} does not leave this host: {why}{more}");
+            tracing::warn!("datagrams to {to} do not leave this host: {why}{more}");
         }
     }
 
     fn leaves(&mut self, now: BootTime) {
         if let Some(more) = self.limit.allow(Class::Leaves, now) {
-            tracing::info!("what is sent leaves this host again{more}");
+            tracing::info!("datagrams to the peer leave this host again{more}");
         }
     }
 
     fn bad_mac1(&mut self, now: BootTime, count: u64) {
         if let Some(more) = self.limit.allow(Class::BadMac1, now) {
             tracing::warn!(
-                "handshake messages come whose mac1 was not made for our public key ({count} so \
+                "handshake messages arrive whose mac1 was not made for our public key ({count} so \
                  far): the other side's public_key for us is wrong, or it is a scan{more}"
             );
         }
     }
 
-    /// The peer has come to life, or is gone. Of a peer that keeps doing both, `status` has the last word.
+    /// The peer became alive or dead. If that changes often, not every change is logged, and `status` shows the
+    /// latest one.
     fn alive(&mut self, now: BootTime, alive: bool, dead_after: Duration) {
         let class = if alive { Class::Alive } else { Class::Dead };
         let Some(more) = self.limit.allow(class, now) else { return };
@@ -247,21 +250,21 @@ impl Diagnostics {
         } else {
             let dead_after = humantime::format_duration(dead_after);
             tracing::warn!(
-                "the peer is dead: no sign of life for {dead_after}, or it has stopped{more}"
+                "the peer is dead: no sign of life for {dead_after}, or it announced that it is shutting down{more}"
             );
         }
     }
 
     fn established(&mut self, now: BootTime, role: Role) {
         if let Some(more) = self.limit.allow(Class::Session, now) {
-            let role = if role == Role::Initiator { "we called" } else { "the peer called" };
+            let role = if role == Role::Initiator { "we initiated" } else { "the peer initiated" };
             tracing::info!("session with {} established: {role}{more}", self.peer);
         }
     }
 
     fn lost(&mut self, now: BootTime) {
         if let Some(more) = self.limit.allow(Class::Lost, now) {
-            tracing::info!("the session is too old; the next packet begins another{more}");
+            tracing::info!("the session has expired; the next packet starts a new one{more}");
         }
     }
 
@@ -274,7 +277,7 @@ impl Diagnostics {
     fn upgrade_failed(&mut self, now: BootTime) {
         if let Some(more) = self.limit.allow(Class::Upgrade, now) {
             tracing::warn!(
-                "the post-quantum upgrade fails: what the peer sends of it does not fit together{more}"
+                "the post-quantum upgrade failed: the peer's messages for it are invalid{more}"
             );
         }
     }
@@ -345,13 +348,13 @@ impl Diagnostics {
         }
     }
 
-    /// The peer's device does not fit ours.
+    /// The devices of both ends do not match.
     fn misfits(&mut self, now: BootTime, mac: Option<[u8; 6]>, mtus: Option<(u16, u16)>) {
         if let Some(mac) = mac.map(Mac)
             && let Some(more) = self.limit.allow(Class::Misfit, now)
         {
             tracing::error!(
-                "both ends have the hardware address {mac}, and will not hear each other: give one another \
+                "both ends have the hardware address {mac}, and cannot communicate: give one another \
                  [interface] mac, or none{more}"
             );
         }
@@ -374,7 +377,7 @@ impl Diagnostics {
     fn stale(&mut self, now: BootTime, got: &str, last: &str) {
         if let Some(more) = self.limit.allow(Class::Stale, now) {
             tracing::warn!(
-                "an initiation of the peer is stamped {got}, not after {last}: a replay, or its \
+                "an initiation of the peer has the timestamp {got}, not after {last}: a replay, or its \
                  clock was set back and its state directory lost, or two machines use its key{more}"
             );
         }
@@ -383,14 +386,14 @@ impl Diagnostics {
     fn stamp_ahead(&mut self, now: BootTime, got: &str) {
         if let Some(more) = self.limit.allow(Class::Ahead, now) {
             tracing::warn!(
-                "the peer's initiation is stamped {got}, more than a day ahead of our clock: it is answered, \
+                "the peer's initiation has the timestamp {got}, more than a day ahead of our clock: it is answered, \
                  but one of the two clocks is wrong{more}"
             );
         }
     }
 }
 
-/// Logs the state. How often that may be the control plane decides.
+/// Logs the state. The control plane limits how often.
 fn report_state(state: &State) {
     let summary = summary(state);
     match explanation(state) {

@@ -126,7 +126,7 @@ pub(crate) enum KeyFileError {
     #[error("{} holds no key: {error}", path.display())]
     Content { path: PathBuf, error: KeyError },
     /// The process that sent the configuration did not send this file.
-    #[error("what stands in {} was not handed over", path.display())]
+    #[error("the contents of {} were not handed over", path.display())]
     Withheld { path: PathBuf },
     /// The file cannot be created.
     #[error("cannot create {}: {error}", path.display())]

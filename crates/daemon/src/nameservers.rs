@@ -60,7 +60,7 @@ fn warning(name: &Endpoint, at: IpAddr, route: &Route) -> Problem {
 }
 
 /// The advice for the warning.
-pub(crate) const HELP: &str = "give the name server a route of its own past the tunnel, or write the peer's address into \
+pub(crate) const HELP: &str = "give the name server a route of its own outside the tunnel, or write the peer's address into \
                                [peer] endpoint or /etc/hosts";
 
 /// The host's name servers, except for servers on the host itself or on one of its links.

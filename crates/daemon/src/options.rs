@@ -30,7 +30,7 @@ pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
     }
 }
 
-/// The decisions of the control plane that are not the peer's.
+/// The options of the control plane, except those of the protocol.
 pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
     let literal =
         |one: &config::Endpoint| one.address().map(|address| SocketAddr::new(address, one.port));

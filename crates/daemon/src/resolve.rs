@@ -1,6 +1,6 @@
-//! The addresses at which the peer may be: resolves the configured endpoints. DNS that fails at boot only delays the
-//! tunnel: a lookup that fails is repeated, and the addresses of the last one that succeeded stay in use. When a lookup that
-//! has succeeded is repeated is the control plane's decision.
+//! Resolves the configured endpoints to the addresses at which the peer may be. If DNS fails at boot, that only
+//! delays the tunnel: a failed lookup is repeated, and the last addresses that were found stay in use. The
+//! control plane decides when to repeat a successful lookup.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -16,18 +16,18 @@ use vpnd_tunnel::udp::unmapped;
 use crate::config::Endpoint;
 use crate::worker::Worker;
 
-/// A lookup that takes longer is reported as failed; its result is used all the same when it comes.
+/// A lookup that takes longer is reported as failed; its result is still used when it arrives.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before a failed lookup is repeated. It doubles with each failure …
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// … up to this.
+/// … up to this time.
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// The shortest time between two lookups of a name, whatever asks for them.
+/// The shortest time between two lookups of a name, regardless of the reason.
 const LOOKUPS_APART: Duration = Duration::from_secs(1);
 /// The number of addresses of one name that are used.
 const MAX_ADDRESSES: usize = 8;
 
-/// Looks the endpoints up for as long as it exists.
+/// Looks up the endpoints for as long as this value exists.
 pub(crate) struct Resolver {
     lookups: mpsc::Receiver<Lookup>,
     nudge: watch::Sender<()>,
@@ -174,8 +174,8 @@ struct Name {
 }
 
 impl Name {
-    /// Looks the name up for as long as the receiver exists: when asked to, and until it works. If a lookup fails, the
-    /// previous addresses stay.
+    /// Looks up the name for as long as the receiver exists: on request, and repeatedly until it succeeds. If a
+    /// lookup fails, the previous addresses stay.
     async fn follow(self, mut nudges: Nudges, answer: mpsc::Sender<Answer>) {
         let mut retry = FIRST_RETRY;
         loop {
@@ -242,8 +242,8 @@ impl Nudges {
         self.changed.borrow_and_update();
     }
 
-    /// Waits until the next lookup, at most for `wait`; returns whether anybody is left who could ask for one. A change of the
-    /// network helps only a name that was not `found`.
+    /// Waits until the next lookup, at most for `wait`; returns whether the resolver still exists. A change of
+    /// the network shortens the pause only if the name was not `found`.
     async fn wait(&mut self, wait: Duration, found: bool) -> bool {
         if found {
             return rest(&mut self.nudged, LOOKUPS_APART, wait).await;
@@ -255,8 +255,9 @@ impl Nudges {
     }
 }
 
-/// The addresses to use of an answer: the families in turn, beginning with that of the first address, so that one family that
-/// is dead costs little (RFC 8305); and a bounded number, whatever a name server returns. No datagram can be sent to the others.
+/// The usable addresses of an answer, in a limited number. The families alternate, beginning with that of the
+/// first address, so that a family that does not work costs little time (RFC 8305). Addresses to which no
+/// datagram can be sent are left out.
 fn usable(answer: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     // A hosts file may contain an IPv4 address in IPv6 notation.
     let sendable = |at: &SocketAddr| !at.ip().is_unspecified() && !at.ip().is_multicast();
@@ -271,7 +272,8 @@ fn usable(answer: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     in_turn
 }
 
-/// Waits for `wait`; when nudged, only for `apart`. Returns whether a sender is left that could nudge.
+/// Waits for `wait`, or only for `apart` if a lookup is requested. Returns whether the sender of requests still
+/// exists.
 async fn rest(nudged: &mut watch::Receiver<()>, apart: Duration, wait: Duration) -> bool {
     let nudge = async {
         sleep(apart).await;

@@ -14,7 +14,7 @@ use sd_notify::NotifyState;
 /// change.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The service manager, and the state that it was told.
+/// The service manager, and the state that was reported to it.
 #[derive(Debug, Default)]
 pub(crate) struct Service {
     /// The state to report, and the state that was reported.

@@ -37,7 +37,7 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     pub(crate) uptime_s: f64,
     pub(crate) state: State,
-    /// For how long it has been this one.
+    /// For how long it has been in this state.
     #[serde(default)]
     pub(crate) state_changed_s: f64,
     /// Why it is `degraded`.
@@ -58,7 +58,7 @@ pub(crate) struct Status {
     pub(crate) attempt: Option<u32>,
     pub(crate) unconfirmed_answers: u32,
     pub(crate) path: Option<Path>,
-    /// The quality of the path in the last minutes, whatever the session.
+    /// The quality of the path in the last minutes, over all sessions.
     #[serde(default)]
     pub(crate) recent: Recent,
     /// The path marks every packet for congestion, so its marks are ignored.
@@ -203,7 +203,7 @@ pub(crate) struct About {
     pub(crate) device: Device,
     pub(crate) protocol: String,
     pub(crate) preshared_key: bool,
-    /// The endpoints as the configuration has them.
+    /// The endpoints as written in the configuration.
     pub(crate) endpoints: Vec<String>,
     /// After this time of silence the peer counts as dead.
     pub(crate) dead_after: Duration,

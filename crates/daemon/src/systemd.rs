@@ -42,7 +42,7 @@ pub(crate) async fn job() -> Option<Job> {
         Ok(Ok(kind)) if is_restart(&kind) => Job::Restart,
         Ok(Ok(_stop)) => Job::Other,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "systemd does not say whether this is a restart");
+            tracing::debug!(%error, "systemd does not report whether this is a restart");
             Job::Other
         }
         Err(_late) => Job::Other,
@@ -230,7 +230,7 @@ impl Body {
 }
 
 fn strange() -> io::Error {
-    io::Error::other("the bus answers in an unknown shape")
+    io::Error::other("the bus answers in an unknown format")
 }
 
 #[cfg(test)]

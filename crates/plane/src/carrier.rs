@@ -1,14 +1,14 @@
-//! The device's carrier follows the peer, but not so often that the peer keeps the host busy: routing daemons and
-//! hooks of others act on each change.
+//! Sets the device's carrier by the peer's liveness, with a limited rate: routing daemons and hooks of other
+//! programs act on each change, so an unstable peer would keep the host busy.
 
 use std::time::Duration;
 
 use vpnd_protocol::time::BootTime;
 
-/// From one change to the next.
+/// The least time between two changes.
 const APART: Duration = Duration::from_secs(1);
 
-/// A carrier that changes once in this time; of what the peer does meanwhile the last counts. It begins off.
+/// A carrier that changes at most once in [`APART`], to the latest state of the peer. It begins off.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     follows: bool,
@@ -18,7 +18,7 @@ pub(crate) struct Carrier {
 }
 
 impl Carrier {
-    /// A carrier that is off, if it follows the peer at all.
+    /// A carrier that is off. It never changes if it does not follow the peer.
     pub(crate) const fn new(follows: bool) -> Self {
         Self { follows, is_on: false, wanted: false, changed: None }
     }
@@ -28,7 +28,7 @@ impl Carrier {
         self.wanted = alive;
     }
 
-    /// What to set it to, if a change is due. The first change after a rest is due at once.
+    /// The state to set, if a change is due. After a pause the first change is due at once.
     pub(crate) fn due(&mut self, now: BootTime) -> Option<bool> {
         if self.deadline().is_none_or(|at| now < at) {
             return None;
@@ -37,7 +37,7 @@ impl Carrier {
         Some(self.is_on)
     }
 
-    /// When it may become what it should be, if it is not.
+    /// When the next change is due, if one is wanted.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         let differs = self.follows && self.is_on != self.wanted;
         differs.then(|| self.changed.map_or_else(BootTime::default, |changed| changed + APART))

@@ -1,4 +1,4 @@
-//! Which fault stands, what is news of it, and when it is forgotten. The sentences are the daemon's.
+//! Which fault is current, when it is reported, and when it is forgotten. The daemon words the messages.
 
 mod came_back;
 mod duplicate;
@@ -28,23 +28,24 @@ use refused_sources::RefusedSources;
 pub use names::{Failure, Unresolved};
 pub use trouble::Trouble;
 
-/// The hint at a wrong public key at the other end goes after this time without another such message. Tries are five
-/// seconds apart.
+/// The hint at a wrong public key at the other end disappears after this time without another such message.
+/// Tries are five seconds apart.
 const BAD_MAC1_FORGOTTEN: Duration = Duration::from_secs(20);
 
-/// Unanswered tries of a handshake before silence is a fault.
+/// The number of unanswered handshake tries before silence counts as a fault.
 pub(crate) const TRIES_BEFORE_HINT: u32 = 3;
 
-/// What the data threads only count and never queue, so that garbage wakes nobody. Numbers are those since the start.
+/// Counters of the data threads since the start. The data threads do not queue these events, so that garbage
+/// does not wake the control plane.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counted {
     /// Handshake messages that were made for another key.
     pub bad_mac1: u64,
-    /// Own datagrams that came out of the device.
+    /// Datagrams of this tunnel that came out of its own device.
     pub own_datagrams: u64,
-    /// Datagrams that have been through tunnels of this host too often.
+    /// Datagrams that have passed through tunnels of this host too often.
     pub nested: u64,
-    /// Packets of the peer that the source filter has dropped, if it has.
+    /// Packets of the peer that the source filter has dropped, if any.
     pub refused_sources: Option<RefusedPackets>,
     /// Whether the kernel refuses to segment what is sent to the peer.
     pub sends_singly: bool,
@@ -52,13 +53,13 @@ pub struct Counted {
     pub marks_everything: bool,
 }
 
-/// The faults that stand, except for those that the routes show and for a refusal of this host.
+/// The current faults, except those that the routes show, and a refusal of this host to send.
 #[derive(Debug, Default)]
 pub(crate) struct Diagnoses {
-    /// The latest that a session ends.
+    /// The latest fault of those that end when a session is established.
     latest: Option<Trouble>,
     bad_mac1: u64,
-    /// When that last changed.
+    /// When `bad_mac1` last changed.
     bad_mac1_at: BootTime,
     misfits: Misfits,
     refused_sources: RefusedSources,
@@ -68,8 +69,8 @@ pub(crate) struct Diagnoses {
 }
 
 impl Diagnoses {
-    /// The latest fault, which a session that stands ends, or else what does not fit. What leads the tunnel into
-    /// itself comes first, and what our own host refuses: anybody may send what looks like another tunnel's datagram.
+    /// The most important fault. Routing loops and refusals of our own host come first, because anybody can
+    /// cause the faults that messages from the network show.
     fn trouble(&self, outlook: &Outlook, refused: Option<Refused>) -> Option<Trouble> {
         let inner_source = || outlook.inner_source.clone().map(Trouble::InnerSource);
         let looped = outlook.loops.first().cloned().map(Trouble::Loop);
@@ -81,14 +82,14 @@ impl Diagnoses {
         first.or_else(|| self.refused_sources.current().map(Trouble::RefusedSource))
     }
 
-    /// A name that cannot be looked up explains why nobody answers, and nothing else.
+    /// A name that cannot be looked up. It only explains that nobody answers, so it does not hide other faults.
     fn unresolved(&self) -> Option<Trouble> {
         let explains = matches!(self.latest, None | Some(Trouble::NoAnswer));
         self.names.unresolved().filter(|_| explains).cloned().map(Trouble::Unresolved)
     }
 
-    /// Takes note of a change of the peer's state. Returns whether it is news that nobody answers. Where this host
-    /// refuses to send, nobody can.
+    /// Records a change of the peer's state. Returns whether to report that nobody answers. This is not
+    /// reported if this host refuses to send, because then nobody can answer.
     pub(crate) fn changed(&mut self, change: &Change, is_refused: bool) -> bool {
         match change {
             Change::Established(_) => self.latest = None,
@@ -115,7 +116,7 @@ impl Diagnoses {
         false
     }
 
-    /// Takes note of what the protocol has found. Returns what people should know.
+    /// Records a diagnosis of the protocol. Returns what to report.
     pub(crate) fn found(
         &mut self,
         now: BootTime,
@@ -123,7 +124,7 @@ impl Diagnoses {
         is_refused: bool,
     ) -> Option<Notice> {
         match found {
-            // Of a peer that is not reached this would say nothing true.
+            // The peer cannot confirm what this host did not send.
             Diagnosis::NeverConfirms(_) if is_refused => return None,
             Diagnosis::NeverConfirms(count) => self.latest = Some(Trouble::NeverConfirms(count)),
             Diagnosis::AnswerDoesNotOpen => self.latest = Some(Trouble::AnswerDoesNotOpen),
@@ -145,8 +146,8 @@ impl Diagnoses {
         Some(Notice::Diagnosis(found))
     }
 
-    /// Takes note of handshake messages that were made for another key: the only sign of a wrong public key at the
-    /// other end. The hint goes when no more of them come.
+    /// Records handshake messages that were made for another key, which are the only sign of a wrong public key
+    /// at the other end. The hint disappears when no more of them arrive.
     fn watch_bad_mac1(&mut self, now: BootTime, count: u64, connected: bool) -> Option<Notice> {
         if count == self.bad_mac1 || connected {
             self.bad_mac1 = count;
@@ -164,7 +165,7 @@ impl Diagnoses {
         Some(Notice::BadMac1(count))
     }
 
-    /// The interface of link-local addresses has another number.
+    /// The interface of link-local addresses has changed its index.
     pub(crate) fn renumber(&mut self, old: u32, new: u32) {
         self.duplicate.renumber(old, new);
     }
@@ -176,13 +177,12 @@ impl Diagnoses {
 }
 
 impl Plane {
-    /// The fault that a person should know of first, if one stands.
+    /// The fault to show, if there is one.
     pub fn trouble(&self) -> Option<Trouble> {
         self.diagnoses.trouble(&self.outlook, self.reach.refusal())
     }
 
-    /// What the data threads have counted by now. To be called after everything else that has happened, and before
-    /// [`Plane::trouble`].
+    /// Takes the data threads' counters. Call it after all other events, and before [`Plane::trouble`].
     pub fn counters_seen(&mut self, now: BootTime, counted: Counted) {
         let Counted { bad_mac1, own_datagrams, nested, refused_sources, .. } = counted;
         let Counted { sends_singly, marks_everything, .. } = counted;
@@ -197,15 +197,15 @@ impl Plane {
         notices.into_iter().flatten().for_each(|notice| self.notify(notice));
     }
 
-    /// Names of the peer cannot be looked up, or can be again if there are none. That a name server is reached through
-    /// the tunnel is reported when it is new; the resolver reports the rest.
+    /// Some names of the peer cannot be looked up; or all can again, if there are no failures. Only a name
+    /// server that is reached through the tunnel is reported here, once. The resolver reports everything else.
     pub fn lookups_failed(&mut self, unresolved: Unresolved) {
         if self.diagnoses.names.failed(unresolved.clone()) {
             self.notify(Notice::Unresolved(unresolved));
         }
     }
 
-    /// Reports how the routes to the peer have changed, and forgets what the former ones explain.
+    /// Reports how the routes to the peer have changed, and forgets the faults of the former ones.
     pub(crate) fn compare_routes(&mut self, before: &Outlook) {
         let news = self.outlook.news(before);
         news.into_iter().for_each(|notice| self.notify(notice));

@@ -1,4 +1,4 @@
-//! What the control plane wants done.
+//! What the daemon has to do for the control plane.
 
 use std::net::SocketAddr;
 
@@ -11,44 +11,47 @@ use vpnd_tunnel::view::Policy;
 
 use crate::{InnerSource, Loop, Refused, State, Unresolved};
 
-/// What is to be done next. The order is part of it: what the peer may use is published before the datagram leaves
-/// that lets it, and what other programs are told is true by then.
+/// The next action. The order matters: a key is published before the datagram is sent that lets the peer use
+/// it, and other programs are informed of a state only after it was reached.
 pub enum Effect {
-    /// Have the data threads work by this table.
+    /// Publish this table to the data threads.
     Publish(Box<Table>),
-    /// Have the data threads go by this policy, the next batch first.
+    /// Publish this policy to the data threads, from the next batch on.
     PublishPolicy(Policy),
-    /// Give the device this MTU. Answered by [`Plane::mtu_set`](crate::Plane::mtu_set).
+    /// Set the device's MTU. Answered by [`Plane::mtu_set`](crate::Plane::mtu_set).
     SetMtu(u16),
-    /// Tell hooks and people that this is the MTU now.
+    /// Report the new MTU to hooks and in the log.
     MtuIs(u16),
     /// Send the datagram. Answered by [`Plane::datagram_left`](crate::Plane::datagram_left), or by
     /// [`Plane::datagram_refused`](crate::Plane::datagram_refused).
     Transmit(Transmit),
-    /// Write this timestamp where it survives. Answered by [`Plane::floor_kept`](crate::Plane::floor_kept).
+    /// Store this timestamp so that it survives a reboot. Answered by
+    /// [`Plane::floor_kept`](crate::Plane::floor_kept).
     KeepFloor(Timestamp),
-    /// Ask how large a datagram to this address may be. Answered by [`Plane::path_measured`](crate::Plane::path_measured).
+    /// Ask the kernel how large a datagram to this address may be. Answered by
+    /// [`Plane::path_measured`](crate::Plane::path_measured).
     MeasurePath(SocketAddr),
-    /// Have packets larger than this fragmented where they leave, or only those larger than the first link's if none.
-    /// Answered by [`Plane::fragments_at`](crate::Plane::fragments_at), if it could be done.
+    /// Have the kernel fragment packets that are larger than this, or if `None`, larger than the MTU of the
+    /// first link. Answered by [`Plane::fragments_at`](crate::Plane::fragments_at), if it succeeded.
     Fragment(Option<u16>),
     /// Set the DF bit of IPv4 datagrams, or clear it.
     DontFragment(bool),
-    /// From now on listen for changes of the route of such a datagram; of none, if there is none.
+    /// Listen for changes of the route of this datagram, and no longer for others.
     FollowRoute(Option<Transmit>),
-    /// Ask for the routes to the peer's addresses. Answered by [`Plane::routes_seen`](crate::Plane::routes_seen).
+    /// Look up the routes to the peer's addresses. Answered by
+    /// [`Plane::routes_seen`](crate::Plane::routes_seen).
     AskRoutes {
-        /// Now; or as soon as it was not done a moment ago, since such changes come in crowds.
+        /// Look them up now. Otherwise some time after the last lookup, because many changes may come at once.
         at_once: bool,
     },
-    /// Look the peer's names up again.
+    /// Look up the peer's names again.
     LookUpNames,
     /// Send from another port. Answered by [`Plane::port_is`](crate::Plane::port_is).
     ChangePort,
     /// Ask whether the data threads' sends were refused since the last time. Answered by
     /// [`Plane::sending_checked`](crate::Plane::sending_checked).
     CheckSending,
-    /// Forget a refusal of the data threads' sends: it was for an address that the path has just left.
+    /// Forget that a send of the data threads was refused: it was to an address that the path has just left.
     ForgetRefusal,
     /// Set the routes that depend on the peer.
     Routes {
@@ -60,55 +63,56 @@ pub enum Effect {
         /// On or off.
         on: bool,
     },
-    /// Run the hooks of a peer that has come to life or has died.
+    /// Run the hooks for a peer that became alive or dead.
     Hooks {
         /// Whether it is alive.
         alive: bool,
-        /// Where it is.
+        /// Its address.
         endpoint: Option<SocketAddr>,
     },
-    /// Tell the service manager the state of the tunnel, and where the peer is.
+    /// Report the state of the tunnel and the peer's address to the service manager.
     Standing(State, Option<SocketAddr>),
-    /// Tell people.
+    /// Log this.
     Notify(Notice),
 }
 
-/// What people should know.
+/// An event for the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The peer's state has changed otherwise than by coming to life or dying.
+    /// The peer's state has changed, but not its liveness.
     Change(Change),
-    /// The protocol has found a fault. Of one that is found over and over, only what is new.
+    /// The protocol has found a fault. If it was found before, this contains only what is new.
     Diagnosis(Diagnosis),
-    /// The protocol has found a fault once more that is known already.
+    /// The protocol has found a known fault again.
     Again(Diagnosis),
-    /// The peer has come to life, or has died.
+    /// The peer became alive, or dead.
     Alive(bool),
-    /// Nobody has answered several tries.
+    /// Several tries of a handshake were unanswered.
     NoAnswer,
-    /// Handshake messages arrive that were made for another key: so many so far.
+    /// The number of handshake messages so far that were made for another key.
     BadMac1(u64),
-    /// This host refuses to send.
+    /// This host refuses to send to the peer.
     Refused(Refused),
-    /// It no longer does.
+    /// This host no longer refuses to send to the peer.
     Leaves,
     /// The routes to these addresses of the peer lead into the tunnel.
     Loops(Vec<Loop>),
     /// The routes to these addresses of the peer no longer lead into the tunnel.
     LoopsOver(Vec<SocketAddr>),
-    /// Own datagrams come out of the device, though the route to the peer, if there is one, leads elsewhere.
+    /// Datagrams of this tunnel come out of its own device, although the given route to the peer does not lead
+    /// there.
     Back(Option<Found>),
-    /// What is sent by the route to the peer comes back through other tunnels of this host.
+    /// Datagrams sent by this route to the peer come back through other tunnels of this host.
     Nested(Option<Found>),
-    /// What is sent to the peer is sent from an address of the tunnel.
+    /// The kernel sends datagrams to the peer from an address of the tunnel.
     InnerSource(InnerSource),
-    /// It no longer is.
+    /// The kernel no longer sends them from an address of the tunnel.
     OuterSource,
-    /// Names of the peer cannot be looked up, because a name server is reached through the tunnel.
+    /// Names of the peer cannot be looked up, because a name server is only reached through the tunnel.
     Unresolved(Unresolved),
-    /// Packets of the peer come from where `allowed_ips` lets none come from.
+    /// Packets of the peer have source addresses that are not in `allowed_ips`.
     RefusedSource(RefusedPackets),
-    /// The state of the tunnel is another one.
+    /// The state of the tunnel has changed.
     State(State),
     /// Our port is fixed: nothing is sent for a while, so that a NAT on the path forgets the flow.
     FallsSilent,

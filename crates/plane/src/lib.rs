@@ -1,6 +1,7 @@
-//! The control plane of one tunnel: every decision above a packet, and no I/O. The daemon tells a [`Plane`] what has
-//! happened, and carries out the [`Effect`]s that it answers with, in their order. It has no socket, no clock and no
-//! thread, so that a simulator can drive two of them through hours of a hostile network in milliseconds.
+//! The control plane of one tunnel: all decisions that do not concern a single packet, without I/O. The daemon
+//! reports events to a [`Plane`], and carries out the returned [`Effect`]s in order. A [`Plane`] has no socket,
+//! no clock and no thread, so that a simulator can run two of them through hours of a hostile network in
+//! milliseconds.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! Whether so many handshakes arrive that only senders that prove their address are answered.
+//! Detects whether too many handshakes arrive. If so, only senders that prove their address are
+//! answered.
 
 use std::time::Duration;
 
@@ -6,19 +7,19 @@ use vpnd_protocol::peer::Load;
 use vpnd_protocol::time::BootTime;
 use vpnd_tunnel::engine::LOAD_THRESHOLD;
 
-/// Load lasts this long after it was last seen.
+/// The load state lasts this long after the queue was last too long.
 const LINGERS: Duration = Duration::from_secs(1);
 
-/// The load that handshakes make.
+/// The load by handshakes.
 #[derive(Debug, Default)]
 pub(crate) struct Handshakes {
     until: BootTime,
 }
 
 impl Handshakes {
-    /// The load when one is taken and `waiting` more are queued.
+    /// The load when a handshake message is taken and `waiting` more are queued.
     pub(crate) fn load(&mut self, now: BootTime, waiting: usize) -> Load {
-        // The one in hand was queued too.
+        // The message in hand was queued too.
         if waiting + 1 >= LOAD_THRESHOLD {
             self.until = now + LINGERS;
         }

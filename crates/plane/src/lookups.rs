@@ -1,5 +1,5 @@
-//! When the peer's names are looked up again: now and then; at once and then less and less often while the tunnel does not
-//! work; and when the network has changed. The daemon only performs the lookups.
+//! Decides when the peer's names are looked up again: at an interval while the tunnel works; at once and then
+//! less and less often while it does not; and when the network has changed. The daemon performs the lookups.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::plane::Plane;
 
 /// The first pause while the tunnel does not work. It doubles with each lookup …
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-/// … up to this.
+/// … up to this time.
 const LAST_PAUSE: Duration = Duration::from_secs(300);
-/// Whatever happens, and however often, two lookups are at least this far apart.
+/// The least time between two lookups, regardless of the reason.
 const APART: Duration = FIRST_PAUSE;
 
 /// The schedule of lookups.
@@ -39,7 +39,7 @@ impl Lookups {
         }
     }
 
-    /// The tunnel does not work, or does again.
+    /// The tunnel does not work, or works again.
     pub(crate) fn follow(&mut self, now: BootTime, works: bool) {
         match (works, self.pause) {
             (true, Some(_)) => {
@@ -55,7 +55,7 @@ impl Lookups {
         }
     }
 
-    /// An address may have changed: one lookup, as soon as may be.
+    /// An address may have changed: schedules a lookup as soon as possible.
     pub(crate) fn soon(&mut self, now: BootTime) {
         let at = self.last.map_or(now, |last| now.max(last + APART));
         self.next_at = self.every.map(|_| self.next_at.map_or(at, |next| next.min(at)));
@@ -65,7 +65,7 @@ impl Lookups {
         self.next_at
     }
 
-    /// Whether a lookup is due. The next is scheduled.
+    /// Whether a lookup is due. If so, schedules the next one.
     fn due(&mut self, now: BootTime) -> bool {
         if self.next_at.is_none_or(|at| now < at) {
             return false;
@@ -79,7 +79,7 @@ impl Lookups {
 }
 
 impl Plane {
-    /// Has the names looked up, if that is due.
+    /// Requests a lookup of the names, if that is due.
     pub(crate) fn look_up_names(&mut self, now: BootTime) {
         if self.lookups.due(now) {
             self.push(Effect::LookUpNames);

@@ -15,38 +15,39 @@ pub struct Loop {
     pub route: Found,
 }
 
-/// An address of the peer that the kernel would send to from an address of the tunnel itself, as it does where the
-/// uplink has none: it takes one of any device. What is sent to that address enters the tunnel at the peer's end.
+/// An address of the peer to which the kernel would send from an address of the tunnel itself. The kernel does
+/// this if the uplink has no address: it then takes one of any device. The peer's answers to that address would
+/// be routed into the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InnerSource {
     /// The peer's address.
     pub to: SocketAddr,
     /// The address of the tunnel.
     pub source: IpAddr,
-    /// The device that has none.
+    /// The device without an address.
     pub uplink: String,
 }
 
-/// What is known of the routes to the peer.
+/// The routes to the peer's addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outlook {
-    /// Those that lead into the tunnel.
+    /// The routes that lead into the tunnel.
     pub loops: Vec<Loop>,
-    /// One of them leads to a router.
+    /// Whether any route leads to a router.
     pub is_routed: bool,
-    /// That of where the peer is.
+    /// The route to the peer's current address.
     pub current: Option<Found>,
-    /// The first address of the peer that would be sent to from an address of the tunnel.
+    /// The first address of the peer to which the kernel would send from an address of the tunnel.
     pub inner_source: Option<InnerSource>,
 }
 
 impl Outlook {
-    /// Whether what is sent to this address comes back.
+    /// Whether the route to this address leads into the tunnel.
     pub fn leads_back(&self, to: SocketAddr) -> bool {
         self.loops.iter().any(|one| one.to == to)
     }
 
-    /// What has changed since `before` that people should know.
+    /// The changes since `before` that are to be reported.
     pub(crate) fn news(&self, before: &Self) -> Vec<Notice> {
         let new = self.loops.iter().filter(|one| !before.loops.contains(one)).cloned();
         let over = before.loops.iter().map(|one| one.to).filter(|to| !self.leads_back(*to));

@@ -1,4 +1,4 @@
-//! How large a datagram may be on the path to the peer.
+//! The largest datagram on the path to the peer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use vpnd_tunnel::udp::{packet_around, payload_within};
 use crate::effect::Effect;
 use crate::plane::Plane;
 
-/// The size is asked for this often, at the most.
+/// The least time between two queries of the size.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 
-/// What is known of the size.
+/// The state of the size.
 #[derive(Debug, Default)]
 pub(crate) struct Size {
     measured: BootTime,
-    /// The size that larger packets are fragmented at, where it is not the first link's.
+    /// The kernel fragments packets that are larger than this, if it is not the MTU of the first link.
     fragments: Option<u16>,
-    /// IPv4 datagrams leave with the DF bit.
+    /// IPv4 datagrams are sent with the DF bit.
     dont_fragment: bool,
 }
 
@@ -31,8 +31,8 @@ impl Plane {
         }
     }
 
-    /// Routers report that a path carries less, to an IPv6 host and where DF is set, and the kernel keeps it with the route
-    /// without a notification. While data flows it is asked for as often as everything else.
+    /// Queries the size again. Over IPv6, and if DF is set, routers report that a path carries less, and the
+    /// kernel stores this with the route without a notification. So the size is polled while data flows.
     pub(crate) fn measure_path_again(&mut self, now: BootTime) {
         let due = now.saturating_since(self.size.measured) >= MEASURE_EVERY;
         let is_reported = |to: SocketAddr| to.is_ipv6() || self.peer.probes_path();
@@ -42,8 +42,8 @@ impl Plane {
         }
     }
 
-    /// The answer to [`Effect::MeasurePath`]: the largest UDP payload that the route to `to` takes in one packet.
-    /// Without a route nothing is sent, whatever its size.
+    /// The answer to [`Effect::MeasurePath`]: the largest UDP payload that fits one packet on the route to
+    /// `to`. `None` without a route; then nothing can be sent anyway.
     pub fn path_measured(&mut self, now: Now, to: SocketAddr, routed: Option<u16>) {
         let configured = self.settings.mtu_max.map(|mtu| payload_within(mtu, to));
         if let Some(largest) = configured.into_iter().chain(routed).min() {
@@ -55,8 +55,8 @@ impl Plane {
         }
     }
 
-    /// Datagrams of this size reach the peer: a device whose MTU follows the path gets the MTU that fits. An inner IPv6 link
-    /// needs 1280 bytes, whatever the path carries.
+    /// The path carries datagrams with this payload: sets the device's MTU accordingly, if it follows the path.
+    /// The MTU is at least 1280 bytes, which IPv6 requires of every link.
     pub(crate) fn follow_path(&mut self, payload: u16) {
         let Some(most) = self.settings.mtu_follows else { return };
         let fits = inner(payload).max(LEAST_MTU_V6).min(most);
@@ -66,7 +66,7 @@ impl Plane {
         }
     }
 
-    /// Has the device's MTU follow the path up to `most` bytes, or no longer.
+    /// Makes the device's MTU follow the path, up to `most` bytes; with `None` it no longer follows.
     pub fn follow_path_mtu(&mut self, most: Option<u16>) {
         self.settings.mtu_follows = most;
         if let Some(payload) = self.peer.path_payload() {
@@ -74,7 +74,8 @@ impl Plane {
         }
     }
 
-    /// The DF bit, if it is to change: probes say nothing if routers may fragment them.
+    /// Sets or clears the DF bit, if that has to change. Probes need it: they measure nothing if routers
+    /// fragment them.
     pub(crate) fn set_fragmentation(&mut self) -> Option<Effect> {
         let set = self.peer.probes_path();
         let changed = std::mem::replace(&mut self.size.dont_fragment, set) != set;

@@ -1,4 +1,4 @@
-//! The control plane itself: what goes in, and in which order what is to be done comes out.
+//! The control plane itself: takes events, and returns effects in the required order.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -26,10 +26,11 @@ use crate::policy::Policies;
 use crate::reach::Reach;
 use crate::state::States;
 
-/// The number of addresses of the peer that are used. Each costs a lookup of its route, and a datagram with each try.
+/// The number of addresses of the peer that are used. Each costs a lookup of its route, and a datagram for each
+/// try.
 pub(crate) const MAX_ADDRESSES: usize = 32;
 
-/// What the configuration says of decisions that are not the peer's.
+/// The settings of the control plane, except those of [`Peer`].
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The largest packet to send outside, if the configuration limits it.
@@ -38,9 +39,9 @@ pub struct Settings {
     pub mtu_follows: Option<u16>,
     /// Whether the device's carrier follows the peer.
     pub carrier_follows: bool,
-    /// The endpoints in the order of preference: of each the address, unless it is a name.
+    /// The endpoints in order of preference; `None` for a name.
     pub endpoints: Vec<Option<SocketAddr>>,
-    /// How often names of the peer are looked up while the tunnel works; `None` if it has none.
+    /// How often names of the peer are looked up while the tunnel works; `None` if there are no names.
     pub resolve_every: Option<Duration>,
 }
 
@@ -49,12 +50,12 @@ pub struct Settings {
 pub enum RotateError {
     /// There is no next key to move to.
     NoNextKey,
-    /// No session stands under a next key yet.
+    /// No session was established under a next key yet.
     NotMoved,
 }
 
-/// The control plane of one tunnel. After each call in, [`Plane::poll`] is called until it returns nothing; then the
-/// caller sleeps until [`Plane::deadline`] at the latest, and calls [`Plane::wake`].
+/// The control plane of one tunnel. After each call of another method the caller calls [`Plane::poll`] until it
+/// returns nothing. Then it sleeps, until [`Plane::deadline`] at the latest, and calls [`Plane::wake`].
 pub struct Plane {
     pub(crate) peer: Peer,
     pub(crate) settings: Settings,
@@ -65,17 +66,17 @@ pub struct Plane {
     pub(crate) states: States,
     pub(crate) diagnoses: Diagnoses,
     pub(crate) lookups: Lookups,
-    /// The datagram whose route is followed, if that was asked for.
+    /// The datagram whose route changes were last subscribed to, if any were.
     pub(crate) followed: Option<Option<Transmit>>,
     handshakes: Handshakes,
     carrier: Carrier,
-    /// Where name resolution and the configuration have the peer.
+    /// The peer's addresses from name resolution and the configuration.
     addresses: Vec<SocketAddr>,
     effects: VecDeque<Effect>,
 }
 
 impl Plane {
-    /// The control plane of `peer`, over a data path that goes by `policy`.
+    /// The control plane of `peer`, whose data path has the policy `policy`.
     pub fn new(peer: Peer, policy: Policy, settings: Settings) -> Self {
         Self {
             carrier: Carrier::new(settings.carrier_follows),
@@ -95,10 +96,10 @@ impl Plane {
         }
     }
 
-    /// Takes a handshake message, behind which `waiting` more are queued.
+    /// Takes a handshake message, after which `waiting` more are queued.
     ///
     /// # Errors
-    /// Why it was dropped, for the counters.
+    /// The reason for dropping it, for the counters.
     pub fn handshake(
         &mut self,
         now: Now,
@@ -112,12 +113,12 @@ impl Plane {
     /// Takes a control frame.
     ///
     /// # Errors
-    /// Why it was dropped, for the counters.
+    /// The reason for dropping it, for the counters.
     pub fn frame(&mut self, now: Now, framed: &Framed) -> Result<(), DropReason> {
         self.peer.handle_frame(now, framed)
     }
 
-    /// The data threads want attention, or a deadline has passed.
+    /// The data threads set a wake flag, or a deadline has passed.
     pub fn wake(&mut self, now: Now) {
         self.peer.handle_wake(now);
         self.measure_path_again(now.boot);
@@ -126,25 +127,25 @@ impl Plane {
         self.look_up_names(now.boot);
     }
 
-    /// The timestamp of [`Effect::KeepFloor`] is kept, or is known not to be.
+    /// The timestamp of [`Effect::KeepFloor`] is stored, or could not be.
     pub fn floor_kept(&mut self, now: Now, stamp: Timestamp) {
         self.peer.floor_kept(now, stamp);
     }
 
-    /// The peer's names and addresses were looked up; the first ones are preferred, and no more than a bounded number is used.
-    /// That is done once their routes are known.
+    /// The peer's endpoints were resolved, in order of preference. A limited number of the addresses is used,
+    /// after their routes were looked up.
     pub fn resolved(&mut self, mut addresses: Vec<SocketAddr>) {
         addresses.truncate(MAX_ADDRESSES);
         self.addresses = addresses;
         self.push(Effect::AskRoutes { at_once: true });
     }
 
-    /// The peer's addresses, as far as they are known: where it is, if that is known, and what was looked up.
+    /// The peer's current address, if it is known, and all resolved ones.
     pub fn addresses(&self) -> (Option<SocketAddr>, &[SocketAddr]) {
         (self.peer.endpoint(), &self.addresses)
     }
 
-    /// The address of ours that datagrams to the peer leave from, if that is known.
+    /// The source address of datagrams to the peer, if it is known.
     pub fn source(&self) -> Option<IpAddr> {
         self.peer.source()
     }
@@ -157,13 +158,14 @@ impl Plane {
         self.lookups.begin(now.boot);
         let mut usable = self.addresses.clone();
         usable.retain(|address| !avoided.contains(address));
-        // Where all of them lead back, calling is how the first one that no longer does is noticed.
+        // If all routes lead into the tunnel, still try all addresses, so that the tunnel recovers when a route
+        // changes.
         let usable = if usable.is_empty() { self.addresses.clone() } else { usable };
         self.peer.handle_endpoints(now, usable);
         self.peer.avoid(now, avoided);
     }
 
-    /// Takes up other terms and keys, by a handshake at once.
+    /// Changes to other terms and keys, with an immediate handshake.
     pub fn adopt(
         &mut self,
         now: Now,
@@ -175,10 +177,10 @@ impl Plane {
         self.diagnoses.reloaded();
     }
 
-    /// Moves to the next keys, or gives the previous ones up to `finish`.
+    /// Moves to the next keys, or if `finish` is set, drops the previous ones.
     ///
     /// # Errors
-    /// If there are none to move to, or the tunnel has not moved yet.
+    /// If there is no next key, or no session was established under it yet.
     pub fn rotate(&mut self, now: Now, finish: bool) -> Result<(), RotateError> {
         let (done, why_not) = if finish {
             (self.peer.finish_rotation(), RotateError::NotMoved)
@@ -188,13 +190,13 @@ impl Plane {
         if done { Ok(()) } else { Err(why_not) }
     }
 
-    /// Ends the session, and tells the peer.
+    /// Ends the session, and informs the peer.
     pub fn close(&mut self, now: Now) {
         self.peer.close(now);
     }
 
-    /// What is to be done next: publish, then transmit, then tell. The bytes of a datagram replace what `datagram`
-    /// holds.
+    /// The next effect: first tables to publish, then datagrams, then reports. The bytes of a datagram replace
+    /// the contents of `datagram`.
     pub fn poll(&mut self, now: Now, datagram: &mut Vec<u8>) -> Option<Effect> {
         loop {
             if let Some(table) = self.peer.poll_table() {
@@ -213,7 +215,7 @@ impl Plane {
         }
     }
 
-    /// What follows from the state that the peer is in by now.
+    /// The effects that follow from the peer's new state.
     fn follow_up(&mut self, now: Now) -> Option<Effect> {
         let effect = self.follow_route().or_else(|| self.set_fragmentation());
         effect.or_else(|| self.last_effect(now))
@@ -226,12 +228,12 @@ impl Plane {
         own.into_iter().chain([peer, self.states.deadline()]).flatten().min()
     }
 
-    /// What is known of the peer.
+    /// The peer's state.
     pub fn status(&mut self, now: Now) -> PeerStatus {
         self.peer.status(now)
     }
 
-    /// When all else is done, the state is reported.
+    /// Reports the state, after all other effects.
     fn last_effect(&mut self, now: Now) -> Option<Effect> {
         self.tell_state(now);
         self.effects.pop_front()
@@ -264,12 +266,12 @@ impl Plane {
                 self.moved();
             }
             Change::Moved { .. } => self.moved(),
-            // The address that is dead may be out of date.
+            // The address that does not answer may be outdated.
             Change::Switched { returns: false, .. } => self.lookups.soon(now.boot),
             Change::Switched { returns: true, .. } => {}
             Change::PathCarries { payload } => self.follow_path(payload),
             Change::Segmentation { .. } => {}
-            // Of a peer that is not reached this would say nothing true.
+            // The peer is not to blame if this host refuses to send.
             Change::GaveUp if self.reach.refusal().is_some() => return,
             Change::Initiating { .. } | Change::GaveUp | Change::Lost | Change::Closed => {}
         }
@@ -281,7 +283,7 @@ impl Plane {
         }
     }
 
-    /// The peer is elsewhere, or a session stands.
+    /// The peer's address has changed, or a session was established.
     fn moved(&mut self) {
         self.push(Effect::AskRoutes { at_once: false });
         if self.reach.reached(self.peer.endpoint()) {
@@ -290,7 +292,7 @@ impl Plane {
         self.measure_path();
     }
 
-    /// The peer has come to life, or has died.
+    /// The peer became alive, or dead.
     fn alive(&mut self, now: Now, alive: bool) {
         self.lookups.follow(now.boot, alive);
         self.look_up_names(now.boot);

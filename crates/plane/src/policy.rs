@@ -1,5 +1,6 @@
-//! Another MTU, filter or clamp while the tunnel runs. A packet that the device takes never meets a smaller limit in
-//! the data path: a lower MTU is set at the device first, a higher one in the data path first.
+//! Changes of MTU, filter or MSS clamping while the tunnel runs. The data path never has a smaller limit than
+//! the device, so that it can carry every packet of the device: a lower MTU is set at the device first, a
+//! higher one in the data path first.
 
 use vpnd_protocol::time::Now;
 use vpnd_tunnel::view::Policy;
@@ -7,19 +8,20 @@ use vpnd_tunnel::view::Policy;
 use crate::effect::Effect;
 use crate::plane::Plane;
 
-/// What the data path goes by, and what it is about to.
+/// The data path's policy, and the pending one.
 #[derive(Debug)]
 pub(crate) struct Policies {
     current: Policy,
     changing: Option<Changing>,
 }
 
-/// The device is being given another MTU.
+/// A change that waits for the device's new MTU.
 #[derive(Debug)]
 enum Changing {
-    /// A lower one: this policy follows it.
+    /// The MTU becomes lower: this policy is published afterwards.
     Lower(Policy),
-    /// A higher one: the current policy has it already, and this one returns if the device refuses.
+    /// The MTU becomes higher: the current policy has it already, and this previous one returns if the device
+    /// refuses.
     Higher(Policy),
 }
 
@@ -28,7 +30,7 @@ impl Policies {
         Self { current, changing: None }
     }
 
-    /// The policy that the data path goes by once the device has taken its MTU.
+    /// The policy of the data path after the device has accepted its MTU.
     pub(crate) const fn wanted(&self) -> &Policy {
         match &self.changing {
             Some(Changing::Lower(policy)) => policy,
@@ -38,13 +40,13 @@ impl Policies {
 }
 
 impl Plane {
-    /// The policy that the data path goes by.
+    /// The current policy of the data path.
     pub const fn policy(&self) -> &Policy {
         &self.policies.current
     }
 
-    /// Has the data path go by `policy`, and gives the device its MTU. It takes the place of one whose MTU the device
-    /// has not confirmed yet.
+    /// Gives the data path the policy `policy`, and the device its MTU. It replaces a policy whose MTU the
+    /// device has not confirmed yet.
     pub fn set_policy(&mut self, policy: Policy) {
         let (before, mtu) = (self.policies.current.mtu(), policy.mtu());
         if mtu < before {
@@ -59,7 +61,7 @@ impl Plane {
         }
     }
 
-    /// The answer to [`Effect::SetMtu`]: whether the kernel has confirmed it.
+    /// The answer to [`Effect::SetMtu`]: whether the kernel has accepted the MTU.
     pub fn mtu_set(&mut self, now: Now, confirmed: bool) {
         match (self.policies.changing.take(), confirmed) {
             (Some(Changing::Lower(policy)), true) | (Some(Changing::Higher(policy)), false) => {

@@ -1,4 +1,5 @@
-//! Whether this host sends what we give it: which refusal stands, and what is tried when nothing comes back.
+//! Whether this host sends our datagrams: the current refusal, if there is one, and what to try when the peer
+//! does not answer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,64 +12,65 @@ use vpnd_tunnel::udp::Refusal;
 use crate::effect::{Effect, Notice};
 use crate::plane::Plane;
 
-/// While a refusal stands, it is checked this often whether it still does.
+/// How often a refusal is checked while it lasts.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// Data threads may still send to an address this long after the path has left it. A refusal that lasts is seen
-/// again with the next packet.
+/// Data threads may still send to an address for this long after the path has left it, so refusals in this time
+/// are ignored. If a refusal lasts, the next packet shows it again.
 const IN_FLIGHT: Duration = Duration::from_millis(100);
 
-/// What this host refuses to send, and where to.
+/// A refusal of this host to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// The destination.
     pub to: SocketAddr,
-    /// Who refuses.
+    /// The kind of refusal.
     pub why: Refusal,
 }
 
-/// What became of [`Effect::ChangePort`].
+/// The result of [`Effect::ChangePort`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
-    /// Datagrams leave from another port now.
+    /// Datagrams are now sent from another port.
     Changed,
     /// The configuration fixes the port.
     Fixed,
-    /// The kernel gave no other.
+    /// The kernel could not provide another port.
     Kept,
 }
 
-/// The refusal that stands, if one does.
+/// The current refusal, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
     refused: Option<Refused>,
     check_at: Option<BootTime>,
-    /// Since the last check a datagram to the same address was refused.
+    /// Whether a datagram to the same address was refused since the last check.
     again: bool,
-    /// Since the last check a datagram left for that address.
+    /// Whether a datagram to that address was sent since the last check.
     left: bool,
-    /// When the path last left an address that this host refuses to send to.
+    /// When the path last left an address because this host refused to send to it.
     pub(crate) turned_back: BootTime,
 }
 
 impl Reach {
-    /// A datagram was refused; returns whether that is news.
+    /// A datagram was refused; returns whether this refusal is new.
     fn refused(&mut self, now: BootTime, refused: Refused) -> bool {
         self.again = true;
         self.check_at.get_or_insert(now + CHECK_EVERY);
         self.refused.replace(refused) != Some(refused)
     }
 
-    /// A datagram left for `to`.
+    /// A datagram was sent to `to`.
     fn left(&mut self, to: SocketAddr) {
         self.left |= self.refused.is_some_and(|refused| refused.to == to);
     }
 
-    /// The peer is reached at `to`; returns whether that ends a refusal: one of another address no longer matters.
+    /// The peer is reached at `to`; returns whether that ends a refusal. A refusal of another address no longer
+    /// matters.
     pub(crate) fn reached(&mut self, to: Option<SocketAddr>) -> bool {
         self.refused.is_some_and(|refused| Some(refused.to) != to) && self.end()
     }
 
-    /// The refusal that stands.
+    /// The current refusal.
     pub(crate) const fn refusal(&self) -> Option<Refused> {
         self.refused
     }
@@ -84,7 +86,7 @@ impl Reach {
         self.check_at
     }
 
-    /// Returns whether the refusal is over: something has left since the last check, and nothing was refused.
+    /// Returns whether the refusal is over: since the last check a datagram was sent, and none was refused.
     fn check(&mut self, now: BootTime) -> bool {
         let over = self.left && !self.again;
         (self.left, self.again) = (false, false);
@@ -99,13 +101,13 @@ impl Reach {
 }
 
 impl Plane {
-    /// A datagram of ours has left for `to`.
+    /// The control plane's datagram to `to` was sent.
     pub fn datagram_left(&mut self, to: SocketAddr) {
         self.reach.left(to);
     }
 
-    /// Our own host did not send a datagram to `to`; without a reason the next one may leave. That is reported, and
-    /// other addresses are tried.
+    /// Our own host refused to send a datagram to `to`: reports that, and tries other addresses. Without `why`
+    /// it was not a lasting refusal, and nothing is done.
     pub fn datagram_refused(&mut self, now: Now, to: SocketAddr, why: Option<Refusal>) {
         let Some(why) = why else { return };
         let (refused, endpoint) = (Refused { to, why }, self.peer.endpoint());
@@ -114,13 +116,13 @@ impl Plane {
                 self.notify(Notice::Refused(refused));
             }
         } else if self.peer.endpoint() != endpoint {
-            // What was refused to the data threads, they sent to the address that was just left.
+            // The data threads' refused sends were to the address that the path has just left.
             self.reach.turned_back = now.boot;
             self.push(Effect::ForgetRefusal);
         }
     }
 
-    /// Data threads have wanted attention; `why` is the refusal of what they sent, if there was one.
+    /// A data thread has set a wake flag; `why` is the refusal of its send, if there was one.
     pub fn data_refused(&mut self, now: Now, why: Option<Refusal>) {
         if why.is_none() {
             return;
@@ -130,13 +132,13 @@ impl Plane {
             return;
         }
         let known = self.reach.refused.map(|refused| (refused.to, Some(refused.why)));
-        // Once known, it is asked for again when it is checked.
+        // A known refusal is handled when it is checked.
         if let Some(to) = self.peer.endpoint().filter(|to| known != Some((*to, why))) {
             self.datagram_refused(now, to, why);
         }
     }
 
-    /// Asks whether a refusal that is due to be checked still stands.
+    /// Checks whether the refusal still lasts, if that is due.
     pub(crate) fn check_reach(&mut self, now: BootTime) {
         if self.reach.deadline().is_some_and(|at| now >= at) {
             self.reach.check_at = Some(now + CHECK_EVERY);
@@ -144,7 +146,7 @@ impl Plane {
         }
     }
 
-    /// The answer to [`Effect::CheckSending`]. Where nothing has left, something harmless is sent to find out.
+    /// The answer to [`Effect::CheckSending`]. If that does not end the refusal, a keepalive is sent as a test.
     pub fn sending_checked(&mut self, now: Now, why: Option<Refusal>) {
         if let Some(to) = self.peer.endpoint() {
             self.datagram_refused(now, to, why);
@@ -156,8 +158,8 @@ impl Plane {
         }
     }
 
-    /// Routes, rules, addresses or links have changed, and perhaps the route to the peer: what was not possible may be
-    /// possible now.
+    /// Routes, rules, addresses or links have changed, and if `route` is set, also the route to the peer: what
+    /// failed before may succeed now.
     pub fn network_changed(&mut self, now: Now, route: bool) {
         if route {
             self.notify(Notice::RouteChanged);
@@ -173,19 +175,19 @@ impl Plane {
         }
     }
 
-    /// The interface of link-local addresses has another number.
+    /// The interface of link-local addresses has changed its index.
     pub fn renumber(&mut self, now: Now, old: u32, new: u32) {
         let before = self.peer.endpoint();
         self.peer.renumber(now, old, new);
         self.diagnoses.renumber(old, new);
-        // A path that has moved ends a refusal.
+        // If the path has moved, the refusal is over.
         if self.peer.endpoint() == before {
             self.reach.renumber(old, new);
         }
     }
 
-    /// The answer to [`Effect::ChangePort`]. Where the port is fixed and a router is on the path, it may translate
-    /// addresses, and forgets a flow only when nothing is sent.
+    /// The answer to [`Effect::ChangePort`]. If the port is fixed and the path has a router, that may be a NAT,
+    /// which forgets a flow only if nothing is sent on it.
     pub fn port_is(&mut self, now: Now, port: Port) {
         match port {
             Port::Changed => self.socket_changed(),
@@ -196,14 +198,15 @@ impl Plane {
         }
     }
 
-    /// Datagrams leave from another port or by another interface. The rules of a default route name the port, for
-    /// hosts with a strict `rp_filter`.
+    /// Datagrams are now sent from another port or interface. The rules of a default route contain the port,
+    /// for hosts with a strict `rp_filter`.
     pub fn socket_changed(&mut self) {
         self.followed = None;
         self.push(Effect::AskRoutes { at_once: false });
     }
 
-    /// The route of the datagrams to where the peer is, or is called, if that is another than before.
+    /// Subscribes to changes of the route to the peer's address, or to the address that a handshake is sent to,
+    /// if that has changed.
     pub(crate) fn follow_route(&mut self) -> Option<Effect> {
         let heading: Option<Transmit> = self.peer.heading();
         let changed = self.followed != Some(heading);

@@ -1,5 +1,5 @@
-//! The state of the tunnel. [`Plane::state`] alone decides it; the log, `status`, the service manager, the hooks and
-//! the carrier follow it.
+//! The state of the tunnel. [`Plane::state`] alone determines it; the log, `status`, the service manager, the
+//! hooks and the carrier follow it.
 //!
 //! ```text
 //!   idle ──> connecting ──> up <──> degraded      the peer is alive
@@ -30,14 +30,14 @@ use news::News;
 
 pub use reason::{Reason, Reasons};
 
-/// What kind of state.
+/// The kind of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A session is established, the peer answers, and nothing is wrong that vpnd knows of.
+    /// A session is established, the peer answers, and vpnd knows of no fault.
     Up,
-    /// The same, but the tunnel carries less than it should; there are reasons.
+    /// The same, but the tunnel carries less than it should, for at least one [`Reason`].
     Degraded,
-    /// A session is established, but what is sent has been unanswered for a while. The peer is not dead yet.
+    /// A session is established, but data has been unanswered for a while. The peer does not count as dead yet.
     Unresponsive,
     /// No session. A handshake is in progress, or a name is being looked up.
     Connecting,
@@ -73,27 +73,27 @@ impl Kind {
 /// The state of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {
-    /// What kind of state.
+    /// Its kind.
     pub kind: Kind,
     /// Why it is degraded; none in any other state.
     pub reasons: Reasons,
-    /// When it became one of this kind.
+    /// Since when it is of this kind.
     pub since: BootTime,
 }
 
-/// What the state derives from beside what the peer knows, and what it was last.
+/// The current state, and what it derives from besides the peer's [`Standing`].
 #[derive(Debug)]
 pub(crate) struct States {
     current: State,
-    /// The peer has been alive.
+    /// The peer has been alive before.
     lived: bool,
-    /// Several calls were unanswered, and no session has been established since.
+    /// Several initiations were unanswered, and no session has been established since.
     calls_unanswered: bool,
     lossy: Lossy,
-    /// What the data path has found.
+    /// The faults that the data path has found.
     found: Found,
     in_session: bool,
-    /// What the service manager was told last.
+    /// What was last reported to the service manager.
     told: Option<(Kind, Reasons, Option<SocketAddr>)>,
     news: News,
 }
@@ -122,7 +122,7 @@ impl Default for States {
 }
 
 impl States {
-    /// Takes note of a change of the peer's state.
+    /// Records a change of the peer's state.
     pub(crate) fn changed(&mut self, change: &Change) {
         match change {
             Change::Alive => self.lived = true,
@@ -141,7 +141,7 @@ impl States {
         self.found = found;
     }
 
-    /// When the state changes by itself, or is to be reported.
+    /// When the state changes without an event, or is to be reported.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         self.lossy.deadline().into_iter().chain(self.news.deadline()).min()
     }
@@ -153,14 +153,14 @@ impl States {
             (true, true) if is_unanswered => Kind::Unresponsive,
             (true, true) => Kind::Up,
             (false, _) if self.lived || self.calls_unanswered => Kind::Down,
-            // The peer comes to life with the first datagram on the session.
+            // The peer becomes alive with the first datagram on the session.
             (false, true) => Kind::Connecting,
             (_, false) if searches => Kind::Connecting,
             (_, false) => Kind::Idle,
         }
     }
 
-    /// The state is this one now.
+    /// Changes to this state.
     fn enter(&mut self, now: BootTime, kind: Kind, reasons: Reasons) -> State {
         if self.current.kind != kind {
             self.current.since = now;
@@ -191,7 +191,7 @@ impl Plane {
         }
     }
 
-    /// Whether a session stands.
+    /// Whether a session is established.
     pub const fn is_connected(&self) -> bool {
         self.states.in_session
     }
@@ -217,8 +217,8 @@ impl Plane {
         all.into_iter().filter_map(|(reason, stands)| stands.then_some(reason)).collect()
     }
 
-    /// Whether the device's MTU is pinned, and a packet of that size does not fit into one datagram. On a bridge that is by
-    /// design: it keeps the MTU of its other links.
+    /// Whether the device's MTU is pinned, and a packet of that size does not fit into one datagram. This is
+    /// normal on a bridge, whose MTU is that of its other links.
     fn exceeds(&self, largest: u16) -> bool {
         let policy = self.policy();
         let (mtu, is_bridge) = (policy.mtu().into(), policy.largest_packet() > policy.mtu());
@@ -226,8 +226,8 @@ impl Plane {
         self.settings.mtu_follows.is_none() && !is_bridge && whole > usize::from(largest)
     }
 
-    /// Whether the configuration names a better address. Only addresses tell: which name one was looked up from is
-    /// not known here.
+    /// Whether the configuration contains a better address. Only literal addresses are compared, because it is
+    /// not known here which name an address was resolved from.
     fn is_second_choice(&self, endpoint: SocketAddr) -> bool {
         let mut all = self.settings.endpoints.iter();
         let first = all.next().copied().flatten();

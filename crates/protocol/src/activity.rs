@@ -1,5 +1,5 @@
-//! The data threads' reports to the control plane: a few atomics, stored at most once per batch, and flags
-//! for what cannot wait for the next poll.
+//! The data threads' reports to the control plane: a few atomics, stored at most once per batch, and wake flags
+//! for events that cannot wait for the next poll.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use crate::edge::{Edge, Wake};
 use crate::session::Generation;
 use crate::time::BootTime;
 
-/// Where an authentic datagram came from, and to which of our addresses.
+/// The source of an authentic datagram, and the address of ours that it was sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The peer's address.
@@ -23,13 +23,13 @@ pub struct Source {
 /// A datagram of the peer came twice, from two addresses: somebody on the path sends copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contested {
-    /// Where it came from first and was accepted.
+    /// The source of the first one, which was accepted.
     pub first: SocketAddr,
-    /// Where it came from the second time.
+    /// The source of the second one.
     pub copy: SocketAddr,
 }
 
-/// Since when something is so; zero stands for not at all.
+/// The start of a condition that lasts; zero if the condition does not hold.
 #[derive(Debug, Default)]
 struct Since(AtomicU64);
 
@@ -40,7 +40,7 @@ impl Since {
         }
     }
 
-    /// Stores only what changes something: who asks most often is the data path.
+    /// Stores only if that changes the value, because the data path calls this for nearly every batch.
     fn end(&self) {
         if self.get().is_some() {
             self.0.store(0, Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl Since {
     }
 }
 
-/// A timestamp that threads share; zero stands for never.
+/// A timestamp that threads share; zero means never.
 #[derive(Debug, Default)]
 struct Moment(AtomicU64);
 
@@ -74,7 +74,7 @@ pub struct Activity {
     sent: Moment,
     data_received: Moment,
     received: Moment,
-    /// Last initiation of the peer. It proves less than a datagram of a session.
+    /// When an initiation of the peer was last received. It proves less than a datagram of a session.
     called: Moment,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
@@ -85,17 +85,17 @@ pub struct Activity {
     /// Raised by outbound when it has packets and no key; lowered when a key is published or the attempt is
     /// given up.
     pub want_handshake: Edge,
-    /// Raised by outbound when the source address it should use is gone.
+    /// Raised by outbound when the path's source address no longer exists on this host.
     pub source_lost: Edge,
-    /// Raised by inbound when the peer is heard from another address.
+    /// Raised by inbound when a datagram of the peer came from another address.
     new_source: Edge,
-    /// Where the peer was heard last, if that is not where it is taken to be.
+    /// The source of the peer's last datagram, if it differs from the path.
     source: Mutex<Option<Source>>,
-    /// Since when the peer is heard at other addresses only.
+    /// Since when datagrams of the peer come only from other addresses than the path's.
     unheard: Since,
-    /// The same, and no copy comes from where it is taken to be either.
+    /// The same, but a copy from the path's address also ends it.
     absent: Since,
-    /// Raised by inbound when a copy came from another address.
+    /// Raised by inbound when a copy of a datagram came from another address.
     new_contest: Edge,
     contest: Mutex<Option<Contested>>,
 }
@@ -103,16 +103,16 @@ pub struct Activity {
 /// The timestamps that all timer rules derive from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moments {
-    /// Last transport data sent that was no keepalive.
+    /// When transport data other than a keepalive was last sent.
     pub data_sent: Option<BootTime>,
-    /// Last authenticated datagram sent, of any kind.
+    /// When an authenticated datagram of any kind was last sent.
     pub sent: Option<BootTime>,
-    /// Last transport data received that was no keepalive.
+    /// When transport data other than a keepalive was last received.
     pub data_received: Option<BootTime>,
-    /// Last datagram received on a session, or response to an initiation of ours.
+    /// When a datagram of a session, or a response to an initiation of ours, was last received.
     pub received: Option<BootTime>,
-    /// Last initiation of the peer. It does not prove that the peer hears us; it rather suggests the
-    /// opposite.
+    /// When an initiation of the peer was last received. It does not prove that the peer receives our
+    /// datagrams; it rather suggests the opposite.
     pub called: Option<BootTime>,
 }
 
@@ -143,7 +143,7 @@ pub struct Tally {
 }
 
 impl Activity {
-    /// Notes a batch of sealed datagrams.
+    /// Records a batch of sealed datagrams.
     pub fn sent(&self, now: BootTime, tally: Tally) -> Wake {
         self.sent.set(now);
         if tally.packets > 0 {
@@ -154,7 +154,7 @@ impl Activity {
         self.stir()
     }
 
-    /// Notes a batch of datagrams that opened and passed their windows.
+    /// Records a batch of datagrams that opened and passed their windows.
     pub fn received(&self, now: BootTime, tally: Tally) -> Wake {
         if tally.datagrams == 0 {
             return Wake::NO;
@@ -168,14 +168,14 @@ impl Activity {
         self.stir()
     }
 
-    /// Notes an initiation of the peer.
+    /// Records an initiation of the peer.
     pub(crate) fn called(&self, now: BootTime, bytes: usize) -> Wake {
         self.called.set(now);
         self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
         self.stir()
     }
 
-    /// Notes that the path refused a datagram for its size.
+    /// Counts a datagram that was too large for the path.
     pub fn path_too_small(&self) {
         self.too_big.fetch_add(1, Ordering::Relaxed);
     }
@@ -186,36 +186,37 @@ impl Activity {
         self.new_source.raise()
     }
 
-    /// Notes that such a datagram came from an address where the peer is not taken to be.
+    /// Records that an authentic, newest datagram came from another address than the path's.
     pub(crate) fn heard_elsewhere(&self, now: BootTime) {
         self.unheard.begin(now);
         self.absent.begin(now);
     }
 
-    /// Notes that such a datagram came from the address where the peer is taken to be.
+    /// Records that an authentic, newest datagram came from the path's address.
     pub(crate) fn heard_there(&self) {
         self.unheard.end();
         self.absent.end();
     }
 
-    /// Notes that a copy of what had come from elsewhere came from the address where the peer is taken to be.
+    /// Records that a copy of a datagram from another address came from the path's address.
     pub(crate) fn copied_there(&self) {
         self.absent.end();
     }
 
-    /// Since when the peer is heard at other addresses only.
+    /// Since when datagrams of the peer come only from other addresses than the path's.
     pub(crate) fn unheard_since(&self) -> Option<BootTime> {
         self.unheard.get()
     }
 
-    /// Since when nothing comes from where the peer is taken to be, not even a copy, while it is heard elsewhere.
+    /// Since when nothing comes from the path's address, not even a copy, while datagrams of the peer come from
+    /// other addresses.
     pub(crate) fn absent_since(&self) -> Option<BootTime> {
         self.absent.get()
     }
 
-    /// Notes that an authentic, newest datagram came from where the peer is taken to be, and to the address of ours that
-    /// we send from: what was heard from elsewhere before is out of date. The flag stays up, so that a peer heard from two
-    /// addresses in turn does not wake the control plane each time.
+    /// Records that an authentic, newest datagram came from the path's address, and to our source address. An
+    /// earlier report of another source is then out of date. Its flag stays raised, so that a peer that sends
+    /// from two addresses in turn does not wake the control plane each time.
     pub(crate) fn heard_here(&self) {
         self.heard_there();
         if self.has_source() {
@@ -245,13 +246,13 @@ impl Activity {
         }
     }
 
-    /// Whether a reported source was not taken yet. Until it is, newer ones replace it and wake nobody.
+    /// Whether there is a reported source that was not taken yet. Until it is taken, newer ones replace it
+    /// without a wake-up.
     pub(crate) fn has_source(&self) -> bool {
         self.new_source.is_raised()
     }
 
-    /// The newest source, which stays to be taken. None if the peer was heard where
-    /// it is taken to be since.
+    /// The newest source, without taking it. None if a later datagram came from the path's address.
     pub(crate) fn newest_source(&self) -> Option<Source> {
         if !self.has_source() {
             return None;
@@ -270,7 +271,8 @@ impl Activity {
         self.new_contest.raise()
     }
 
-    /// Whether a contest was not taken yet. Until it is, newer ones replace it and wake nobody.
+    /// Whether there is a contest that was not taken yet. Until it is taken, newer ones replace it without a
+    /// wake-up.
     pub(crate) fn has_contest(&self) -> bool {
         self.new_contest.is_raised()
     }
@@ -286,7 +288,8 @@ impl Activity {
     }
 
     /// Declares the tunnel idle, unless there was traffic since `seen`. The caller then sleeps until its next
-    /// deadline; the next batch wakes it. Both sides store, then load, so one of them always sees the other.
+    /// deadline, and the next batch wakes it. Both sides store, then load, so at least one of them sees the
+    /// other's store.
     pub(crate) fn rest(&self, seen: Moments) {
         self.active.store(false, Ordering::SeqCst);
         if self.moments() != seen {
@@ -301,7 +304,7 @@ impl Activity {
     }
 }
 
-/// The contents of a poisoned lock are valid all the same.
+/// The contents of a poisoned lock are still valid: they are only replaced as a whole.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

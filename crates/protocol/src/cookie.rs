@@ -1,6 +1,6 @@
 //! Protects us from doing Diffie-Hellman work for strangers. mac1 requires knowledge of our public key. Under
-//! load, mac2 requires a cookie, and so an address at which the sender receives; and each of those addresses
-//! has a token bucket.
+//! load, mac2 requires a cookie, which proves that the sender receives datagrams at its address. Each such
+//! address has a token bucket.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -193,7 +193,7 @@ impl Jar {
         }
     }
 
-    /// The fresh one, but not twice in a row if there is another that was good.
+    /// The fresh cookie, but not twice in a row if there is also a proven one.
     fn choose(&self) -> Option<Kind> {
         let after_fresh = self.carried == Some(Kind::Fresh);
         match (&self.proven, &self.fresh) {
@@ -222,12 +222,12 @@ fn split_macs(datagram: &[u8]) -> Option<(&[u8], Macs)> {
     Some((body, zerocopy::transmute!(*macs)))
 }
 
-/// What one handshake costs its source, as a time: 20 a second.
+/// The time until a source gets back the token of one handshake: 20 a second.
 const COST: Duration = Duration::from_millis(50);
 /// Handshakes a source may send at once after a pause.
 const BURST: u32 = 5;
-/// Sources remembered. Each has proved its address by a cookie, so more are a flood by one owner of many
-/// addresses.
+/// The number of sources remembered. Each has proved its address by a cookie, so more than these are a flood
+/// by an owner of many addresses.
 const MAX_SOURCES: usize = 4096;
 
 /// A token bucket per IPv4 address or IPv6 /64, which limits its handshakes under load. Addresses at which

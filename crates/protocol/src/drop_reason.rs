@@ -19,7 +19,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// No WireGuard message: wrong type, reserved bytes or length; or from source port 0.
+    /// Not a WireGuard message: wrong type, reserved bytes or length; or from source port 0.
     Malformed => "malformed",
     /// A handshake message whose first MAC was not made for our public key.
     BadMac1 => "bad_mac1",
@@ -37,7 +37,7 @@ drop_reasons! {
     CookieDemanded => "cookie_demanded",
     /// Under load, and more than 20 handshakes a second from one address.
     RateLimited => "rate_limited",
-    /// An initiation of somebody who is not our peer.
+    /// An initiation under a public key that is not the peer's.
     UnknownPeer => "unknown_peer",
     /// An initiation whose timestamp is not newer than the last one's.
     ReplayedInitiation => "replayed_initiation",
@@ -47,7 +47,7 @@ drop_reasons! {
     ResponseDoesNotOpen => "response_does_not_open",
     /// A cookie reply that does not decrypt.
     BadCookie => "bad_cookie",
-    /// An inner packet that is neither IPv4 nor IPv6, or cut short.
+    /// An inner packet that is neither IPv4 nor IPv6, or truncated.
     InnerMalformed => "inner_malformed",
     /// An inner packet whose source address is not in `allowed_ips`.
     SourceNotAllowed => "source_not_allowed",
@@ -61,14 +61,14 @@ drop_reasons! {
     UnknownFrame => "unknown_frame",
     /// A frame whose layout is invalid for its kind.
     FrameMalformed => "frame_malformed",
-    /// A fragment that no packet of the device can have.
+    /// A fragment that cannot belong to any packet of the device.
     FragmentMalformed => "fragment_malformed",
     /// A fragment that contradicts earlier ones of the same packet.
     FragmentConflicts => "fragment_conflicts",
-    /// A packet whose fragments did not all arrive in time, or that newer ones pushed out.
+    /// A packet whose fragments did not all arrive in time, or that was replaced by newer ones.
     Unassembled => "unassembled",
-    /// Marked for congestion on the path, and the only sign that its transport understands is a loss (RFC
-    /// 6040).
+    /// Marked for congestion on the path, but the inner packet does not support ECN, so congestion is
+    /// signalled by dropping it (RFC 6040).
     Congestion => "congestion",
     /// Any message but the upgrade itself on a session that is not upgraded yet.
     NotUpgraded => "not_upgraded",
@@ -85,7 +85,7 @@ drop_reasons! {
     NestedTooDeep => "nested_too_deep",
     /// A packet larger than one datagram.
     TooBig => "too_big",
-    /// Staged for a session that was not established in time, or pushed out by newer packets.
+    /// Staged for a session that was not established in time, or replaced by newer packets.
     StagingDropped => "staging_dropped",
     /// The kernel refused to send it.
     SendFailed => "send_failed",

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the control plane must be woken; the caller that gets this must act on it.
+/// Whether the control plane must be woken. The caller that gets this must do so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "a wake that is not passed on leaves the control plane asleep"]
 pub struct Wake(bool);

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-/// Which new addresses of the peer are followed.
+/// The new addresses to which the peer is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Roam {
     /// Any address that an authentic datagram with the newest counter came from.
     #[default]
     Any,
-    /// Other ports of the same host, for a NAT that changes the mapping.
+    /// Other ports of the same host, for a NAT that changes its mapping.
     SameIp,
     /// None; only the configured endpoints are used.
     Off,
@@ -25,7 +25,7 @@ impl Roam {
     }
 }
 
-/// Our source addresses until the peer has written to another one: at most one of each family.
+/// Our source addresses until the peer has sent to another one: at most one of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
     /// For IPv4 destinations.
@@ -35,13 +35,13 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The one of the family of `to`; `None` lets the kernel choose.
+    /// The source address for `to`, of the same family; `None` lets the kernel choose.
     pub fn towards(self, to: SocketAddr) -> Option<IpAddr> {
         if to.is_ipv4() { self.v4.map(IpAddr::from) } else { self.v6.map(IpAddr::from) }
     }
 }
 
-/// The address once the interface of link-local addresses that had the number `old` has the number `new`.
+/// Replaces the interface index `old` by `new` in a link-local address.
 pub fn renumbered(address: SocketAddr, old: u32, new: u32) -> SocketAddr {
     match address {
         SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == old => {
@@ -56,7 +56,7 @@ pub fn renumbered(address: SocketAddr, old: u32, new: u32) -> SocketAddr {
 #[derive(Debug, Default)]
 pub(crate) struct Candidates {
     configured: Vec<SocketAddr>,
-    /// Addresses where the peer seemed to be, but did not answer; they are tried last.
+    /// An address where the peer seemed to be, but did not answer; it is tried last.
     seemed: Option<SocketAddr>,
     cursor: usize,
 }
@@ -89,7 +89,7 @@ impl Candidates {
         self.all(last).count()
     }
 
-    /// The next address of this try, given where the peer last was and where the try has been sent to already.
+    /// The next address of this try, given the peer's last address and those that the try was sent to already.
     pub(crate) fn untried(
         &self,
         last: Option<SocketAddr>,
@@ -100,7 +100,7 @@ impl Candidates {
         { from_cursor }.find(|address| !asked.contains(address))
     }
 
-    /// The place of an address among the configured ones; the first is preferred.
+    /// The position of an address among the configured ones, which is its order of preference.
     pub(crate) fn rank(&self, address: SocketAddr) -> Option<usize> {
         self.configured.iter().position(|one| *one == address)
     }
@@ -116,7 +116,8 @@ impl Candidates {
     pub(crate) fn permit(&self, roam: Roam, heard: SocketAddr) -> bool {
         let near =
             |&configured: &SocketAddr| configured == heard || roam.permits(configured, heard);
-        // "None yet" and "none ever" are treated alike here; only `Off` requires one to come.
+        // Without configured addresses any is permitted, whether or not some will follow. Only `Off` requires
+        // one.
         (self.configured.is_empty() && roam != Roam::Off) || self.configured.iter().any(near)
     }
 
@@ -135,12 +136,12 @@ impl Candidates {
         self.configured.contains(&address)
     }
 
-    /// No answer: the next attempt uses the next address.
+    /// An attempt was unanswered: the next one uses the next address.
     pub(crate) fn advance(&mut self) {
         self.cursor = self.cursor.wrapping_add(1);
     }
 
-    /// An answer: attempts begin with the peer's address again.
+    /// An attempt was answered: attempts begin with the peer's last address again.
     pub(crate) fn settle(&mut self) {
         (self.cursor, self.seemed) = (0, None);
     }

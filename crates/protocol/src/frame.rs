@@ -17,17 +17,15 @@
 //! | 2 | an Ethernet frame of 14 bytes or more, without its check sequence |
 //! | 3 | a [`Piece`] of a packet too large for one datagram |
 //!
-//! Two bytes of envelope and 14 of Ethernet put the IP packet inside at a multiple of 16. Kinds
-//! whose first nibble is 4 or 6 can never be given out: they are IP packets.
+//! With two bytes of envelope and 14 of Ethernet header, the IP packet inside starts at a multiple of 16. Kinds
+//! whose first nibble is 4 or 6 can never be assigned, because they are IP packets.
 //!
 //! How a receiver treats contents that no sender of this release sends:
 //!
-//! - A kind it does not know is [`DropReason::UnknownFrame`], whatever follows: a later release may
-//!   lay it out as it likes.
-//! - A `pad_len` up to 255 is taken if the plaintext has room for it, and the plaintext need be no
-//!   multiple of 16: a later release may pad more, or less.
-//!   The contents of padding are not checked. They are as authentic as the rest, and padding behind an IP
-//!   packet is not checked either.
+//! - An unknown kind is [`DropReason::UnknownFrame`], whatever follows it: a later release may use any layout.
+//! - A `pad_len` up to 255 is accepted if the plaintext is long enough, and the plaintext need not be a
+//!   multiple of 16: a later release may pad more, or less. The contents of padding are not checked. They are
+//!   as authentic as the rest, and padding behind an IP packet is not checked either.
 //! - A `pad_len` that leaves less than the two bytes of envelope is [`DropReason::FrameMalformed`].
 
 mod pq;
@@ -102,7 +100,7 @@ pub(crate) const fn envelope(kind: u8, len: usize) -> [u8; HEADER_LEN] {
 
 /// A control frame under construction, record by record.
 #[derive(Debug)]
-#[must_use = "records that are never sealed tell nobody anything"]
+#[must_use = "records have no effect unless they are sealed and sent"]
 pub struct ControlFrame(Vec<u8>);
 
 impl ControlFrame {
@@ -111,24 +109,24 @@ impl ControlFrame {
         Self(vec![0; HEADER_LEN])
     }
 
-    /// Announces this end's properties.
+    /// Adds a HELLO, which announces this end's properties.
     pub fn hello(self, hello: &Hello<'_>) -> Self {
         let (fixed, release, mac) = hello.wire();
         self.record(record::HELLO, &[fixed.as_bytes(), release.as_bytes(), mac])
     }
 
-    /// Ends the session.
+    /// Adds a CLOSE, which ends the session.
     pub fn close(self) -> Self {
         self.record(record::CLOSE, &[])
     }
 
-    /// Asks for an answer.
+    /// Adds a PING.
     pub fn ping(self, ping: &Ping) -> Self {
         self.record(record::PING, &[ping.as_bytes()])
     }
 
-    /// A frame with a PROBE, of exactly `len` bytes or the least possible length: zeros after the token fill it,
-    /// and its answer has none.
+    /// A frame with a PROBE, of exactly `len` bytes or the least possible length. It is filled with zeros after
+    /// the token, which the answer does not repeat.
     pub fn probe_of(token: &ProbeToken, len: usize) -> Vec<u8> {
         let filling = len.saturating_sub(HEADER_LEN + record::HEAD_LEN + token.len());
         let Self(plaintext) =
@@ -136,17 +134,17 @@ impl ControlFrame {
         [&[CONTROL, 0], &plaintext[HEADER_LEN..]].concat()
     }
 
-    /// Answers.
+    /// Adds a PONG.
     pub fn pong(self, pong: &Pong) -> Self {
         self.record(record::PONG, &[pong.as_bytes()])
     }
 
-    /// Tests a path.
+    /// Adds a PROBE, which tests a path.
     pub fn probe(self, token: &ProbeToken) -> Self {
         self.record(record::PROBE, &[token])
     }
 
-    /// Answers a PROBE.
+    /// Adds the answer to a PROBE.
     pub fn probed(self, token: &ProbeToken) -> Self {
         self.record(record::PROBED, &[token])
     }
@@ -182,7 +180,7 @@ impl ControlFrame {
 const CONTROL: u8 = 1;
 const ETHERNET: u8 = 2;
 pub(crate) const FRAGMENT: u8 = 3;
-/// Keeps the length of a record within its two bytes.
+/// Limits the length of a record, which is stored in two bytes.
 const MAX_FILLING: usize = 0xff00;
 /// Two addresses and a type.
 const ETHERNET_HEADER: usize = 14;

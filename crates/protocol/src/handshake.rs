@@ -78,11 +78,11 @@ impl Initiator {
         self.index
     }
 
-    /// Reads message 2 under the first of the preshared keys that decrypts it. After a failure we still wait:
-    /// the true response may come later.
+    /// Reads message 2 under the first of the preshared keys that decrypts it. After a failure we continue to
+    /// wait, because the real response may come later.
     ///
     /// # Errors
-    /// Why this is not the response.
+    /// The reason why this is not the response.
     pub fn open_response<'a>(
         &self,
         identity: &Identity,
@@ -120,7 +120,7 @@ pub struct Answer {
 ///
 /// # Errors
 ///
-/// Why the sender's key cannot be read.
+/// The reason why the sender's key cannot be read.
 pub fn read_initiation(
     identity: &Identity,
     initiation: &Initiation,
@@ -246,7 +246,8 @@ impl SessionKeys {
     }
 }
 
-/// A secret of both ends that cannot be derived from the session's own keys: for [`crate::upgrade`], once.
+/// A secret of both ends that cannot be derived from the session's own keys. It is for one use, by
+/// [`crate::upgrade`].
 pub struct Exporter(Box<Zeroizing<[u8; 32]>>);
 
 impl Exporter {
@@ -266,16 +267,16 @@ pub enum HandshakeError {
     #[error("initiation does not open: it was sealed for another public key than ours, or forged")]
     NotForUs,
     /// The initiation's timestamp does not decrypt.
-    #[error("initiation's stamp does not open: its sender lacks the secret key of who it names")]
+    #[error("initiation's timestamp does not open: its sender lacks the secret key")]
     Impostor,
     /// The response is not to our latest initiation.
-    #[error("answer to another initiation: it came late, or its sender misbehaves")]
+    #[error("response to another initiation: it came late, or its sender misbehaves")]
     OtherReceiver,
     /// The response decrypts under none of our preshared keys.
-    #[error("answer does not open: PSK differs, or it was forged")]
+    #[error("response does not open: PSK differs, or it was forged")]
     AnswerDoesNotOpen,
     /// A cookie reply to no message of ours.
-    #[error("cookie reply to nothing we sent: it came twice, or its sender misbehaves")]
+    #[error("unexpected cookie reply: it came twice, or its sender misbehaves")]
     UnexpectedCookie,
     /// A cookie that is not sealed for our last message.
     #[error("cookie reply does not open: it answers an older message, or was forged")]

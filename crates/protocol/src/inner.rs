@@ -33,9 +33,10 @@ pub enum Inner {
     Control {
         /// The plaintext's length.
         len: usize,
-        /// The peer announces that it stops.
+        /// The peer announces that it is shutting down.
         closes: bool,
-        /// It only tests a path that is not in use: it counts neither as traffic nor as a sign of where the peer is.
+        /// It only tests a path that is not in use: it does not count as traffic, and its source is not the
+        /// peer's current address.
         aside: bool,
     },
     /// A fragment, in the first `len` bytes.
@@ -80,7 +81,7 @@ impl Inner {
         .ok_or(DropReason::InnerMalformed)
     }
 
-    /// Whether a packet begins in it: this is what timers and counters take for traffic.
+    /// Whether a packet begins in it. Only such contents count as data, for timers and counters.
     pub(crate) const fn is_data(&self) -> bool {
         matches!(
             self,

@@ -1,5 +1,5 @@
-//! The sessions, and which of them seals. As in the reference only *current* seals. Keys that open retire by
-//! age, so that crossed initiations never drop a key that the peer seals with.
+//! The sessions, and which of them seals. As in the reference implementation only *current* seals. Keys that
+//! open are kept until they expire, so that crossed initiations never drop a key that the peer seals with.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,13 +12,13 @@ use crate::terms::Protocol;
 use crate::time::BootTime;
 use crate::timers::REKEY_TIMEOUT;
 
-/// Both directions of one handshake.
+/// A session: the keys of both directions from one handshake.
 pub(crate) struct Session {
     pub(crate) role: Role,
     pub(crate) birth: BootTime,
     pub(crate) pair: Pair,
     pub(crate) protocol: Protocol,
-    /// The session from a crossed handshake: the other end seals on that one and opens this.
+    /// The other session of a crossed handshake: the peer seals on that one and opens this one.
     crossed: Option<Generation>,
     /// The addresses that our response was sent to: a peer that uses the session was reached at one of them.
     pub(crate) reached: Vec<Arrival>,
@@ -42,7 +42,7 @@ impl Session {
 }
 
 impl Session {
-    /// The same pair, made by a response of ours to this address.
+    /// The same session, made by a response of ours to these addresses.
     pub(crate) fn answered_to(self, reached: Vec<Arrival>) -> Self {
         Self { reached, ..self }
     }

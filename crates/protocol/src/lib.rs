@@ -1,6 +1,6 @@
-//! The sans-IO tunnel protocol: datagrams, `now` and an RNG go in; datagrams, events and the
-//! next deadline come out. [`peer::Peer`] is the control plane; [`session`], [`turn`],
-//! [`staging`] and [`activity`] are what the data threads work with.
+//! The sans-IO tunnel protocol: datagrams, `now` and an RNG go in; datagrams, events and the next
+//! deadline come out. [`peer::Peer`] is the control plane. The data threads use [`session`],
+//! [`turn`], [`staging`] and [`activity`].
 #![forbid(unsafe_code)]
 
 pub mod activity;

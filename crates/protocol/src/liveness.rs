@@ -1,12 +1,13 @@
 //! Whether the peer is alive, by one of two rules:
 //!
-//! - *watched*: silence is evidence. If nothing was heard for half of `dead_after`, the peer is probed, and after
-//!   all of it the peer is dead. The probe is necessary because a keepalive of ours requires no answer: a live
-//!   peer without traffic would otherwise count as dead;
+//! - *watched*: silence is evidence. If nothing was received for half of `dead_after`, the peer is probed, and
+//!   after all of `dead_after` it is dead. Without the probe a live peer without traffic would count as dead,
+//!   because our keepalives require no answer;
 //! - *unwatched*: an idle tunnel may be silent, so only an unanswered packet is evidence.
 //!
-//! A sign of life proves that the peer hears us too: a datagram of a session, or a response to an initiation of
-//! ours. An initiation of the peer is none: it may be old, or be made with another preshared key.
+//! A sign of life also proves that the peer receives our datagrams: it is a datagram of a session, or a
+//! response to an initiation of ours. An initiation of the peer is none: it may be old, or made with another
+//! preshared key.
 
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub(crate) struct Life {
     dead_after: Duration,
     watched: bool,
     alive: bool,
-    /// When it came to life or died.
+    /// When the peer became alive or dead.
     since: BootTime,
     heard: Option<BootTime>,
     asked: Option<Asked>,
@@ -56,7 +57,7 @@ struct Asked {
 }
 
 impl Life {
-    /// Nothing has been heard yet.
+    /// A peer of which nothing was received yet.
     pub(crate) fn new(dead_after: Duration, watched: bool, now: BootTime) -> Self {
         Self {
             dead_after,
@@ -70,21 +71,21 @@ impl Life {
         }
     }
 
-    /// Takes note of the traffic.
+    /// Records the traffic.
     pub(crate) fn observe(&mut self, moments: Moments) {
         self.heard = self.heard.max(moments.received);
         self.unanswered.observe(moments.data_sent, self.heard);
         self.asked.take_if(|asked| self.heard > Some(asked.first));
     }
 
-    /// A session was established: the peer has just been heard, whether the traffic shows it yet or not.
+    /// A session was established, which is a sign of life even if the traffic does not show it yet.
     pub(crate) fn hear(&mut self, now: BootTime) {
         self.heard = self.heard.max(Some(now));
         self.asked = None;
     }
 
-    /// The change of liveness since the last call. Without a session no data gets through, and the peer does
-    /// not come to life.
+    /// The change of liveness since the last call. A peer becomes alive only with a session, because data needs
+    /// one.
     pub(crate) fn turn(&mut self, now: BootTime, in_session: bool) -> Option<Turn> {
         if self.alive {
             let dead = self.dead_from().is_some_and(|at| now >= at);
@@ -97,7 +98,7 @@ impl Life {
         Some(Turn::Alive)
     }
 
-    /// The peer is gone, whatever the traffic shows; returns whether it was alive.
+    /// The peer is dead, regardless of the traffic; returns whether it was alive.
     pub(crate) fn end(&mut self, now: BootTime) -> bool {
         if !self.alive {
             return false;
@@ -106,7 +107,7 @@ impl Life {
         true
     }
 
-    /// No handshake of an attempt was answered; returns whether the peer is dead because of it.
+    /// All tries of an attempt are unanswered; returns whether the peer became dead because of that.
     pub(crate) fn give_up(&mut self, now: BootTime, begun: BootTime) -> bool {
         !self.watched && self.heard < Some(begun) && self.end(now)
     }
@@ -120,12 +121,12 @@ impl Life {
         Some(if urgent { Question::Urgent } else { Question::Gentle })
     }
 
-    /// When something is due.
+    /// When a probe is due, or the peer counts as dead.
     pub(crate) fn deadline(&self) -> Option<BootTime> {
         [self.question_due(), self.dead_from()].into_iter().flatten().min()
     }
 
-    /// Since when the peer is asked whether it is alive, without an answer.
+    /// When the first unanswered probe was sent.
     pub(crate) fn asked_since(&self) -> Option<BootTime> {
         self.asked.map(|asked| asked.first)
     }
@@ -140,7 +141,7 @@ impl Life {
         self.watched && !self.alive
     }
 
-    /// Since when data has been unanswered, regardless of what was done about it meanwhile.
+    /// Since when data has been unanswered, even if handshakes were tried meanwhile.
     pub(crate) const fn unanswered_since(&self) -> Option<BootTime> {
         self.unanswered.since()
     }

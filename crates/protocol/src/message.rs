@@ -98,10 +98,12 @@ pub enum Message<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
     /// The type is unknown, or a reserved byte is set.
-    #[error("datagram of unknown type: its sender does not speak this protocol")]
+    #[error("datagram of unknown type: its sender does not use this protocol")]
     Type,
     /// Too short, or not of the length its type requires.
-    #[error("datagram of a length its type cannot have: truncated on the way, or forged")]
+    #[error(
+        "datagram of a length that its type cannot have: it was truncated on the path, or forged"
+    )]
     Length,
 }
 

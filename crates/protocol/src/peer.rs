@@ -1,9 +1,9 @@
-//! The control plane of one tunnel: handshakes, timers, sessions and the way to the peer, in one
-//! value that is only ever `&mut`. Transport data never enters it; the data threads work by the
-//! [`Table`] it publishes and report through [`Activity`].
+//! The control plane of one tunnel: handshakes, timers, sessions and the path to the peer, in one value that is
+//! only used as `&mut`. Transport data bypasses it: the data threads follow the [`Table`] that the control
+//! plane publishes, and report through [`Activity`].
 //!
-//! The caller, after every call in: [`Peer::poll_table`] (publish), then [`Peer::poll_transmit`]
-//! (send), then [`Peer::poll_event`], and sleeps until [`Peer::poll_timeout`].
+//! After every call of another method the caller calls [`Peer::poll_table`] and publishes the table, then
+//! [`Peer::poll_transmit`] and sends, then [`Peer::poll_event`]. Then it sleeps until [`Peer::poll_timeout`].
 
 mod alternatives;
 mod change;
@@ -68,51 +68,51 @@ pub use frames::{Greeting, Loss, Quality};
 pub use status::{PeerStatus, Standing};
 pub use window::{BothWays, Recent, RoundTrip};
 
-/// What a tunnel is made of.
+/// The settings of a tunnel.
 pub struct Config {
-    /// Our static key pair, and perhaps the one that is to replace it.
+    /// Our static key pair, followed by the next one if a key rotation is planned.
     pub identities: Vec<Identity>,
-    /// The peer's static public key, and perhaps the one that is to replace it.
+    /// The peer's static public key, followed by the next one if it plans a key rotation.
     pub remotes: Vec<PublicKey>,
-    /// What an answer may have been made under. The first are ours, and what we answer under; there
-    /// is always one.
+    /// The terms that we accept in a response to our initiation. Our own responses use the first. There is
+    /// always at least one.
     pub terms: Vec<Terms>,
-    /// The device's MTU, which the peer is told.
+    /// The device's MTU, which is announced to the peer.
     pub mtu: u16,
-    /// The hardware address of the device, which the peer is told, where frames cross it.
+    /// The device's hardware address, which is announced to the peer. Only for TAP devices.
     pub mac: Option<[u8; 6]>,
-    /// The longest that crosses the device: with Ethernet frames more than the MTU.
+    /// The longest packet of the device. Ethernet frames are longer than the MTU.
     pub largest_packet: u16,
-    /// How often to speak when nothing else does.
+    /// If nothing else is sent or received for this long, a keepalive is sent.
     pub keepalive: Option<Duration>,
-    /// Who gives no sign of life for so long is dead.
+    /// A peer without any sign of life for this long counts as dead.
     pub dead_after: Duration,
-    /// Whether silence alone is a sign of death: the peer is then asked when it is silent, and called
-    /// without end while it is not alive. Otherwise only what goes unanswered is a sign.
+    /// Whether silence alone shows that the peer is dead. If so, a silent peer is probed, and handshakes with a
+    /// dead one are attempted without end. Otherwise only an unanswered packet shows it.
     pub watch: bool,
-    /// Which new addresses of the peer are followed.
+    /// The new addresses to which the peer is followed.
     pub roam: Roam,
-    /// A configured address earlier than the one in use has to be good for this long before it is used again.
+    /// The path returns to an earlier configured address once that address has worked for this long.
     pub return_after: Duration,
-    /// What to send from until the peer has written to another address of ours.
+    /// The source address until the peer has sent to another address of ours.
     pub sources: Sources,
-    /// Whether the port that is sent from stays, whatever comes of it.
+    /// Whether the source port must not change, even if the peer cannot be reached from it.
     pub fixed_port: bool,
     /// The differentiated services code point of data that leaves, 0 to 63.
     pub dscp: u8,
-    /// The last timestamp ever sent under our key, if it was kept.
+    /// The last timestamp ever sent under our key, if it was stored.
     pub floor: Option<Timestamp>,
-    /// The largest UDP payload to send while nothing is known of a path.
+    /// The largest UDP payload to send before the path's MTU is known.
     pub max_datagram: u16,
-    /// How often a path that carries less than its first link is probed for more.
+    /// How often a larger MTU is probed for on a path whose MTU is smaller than that of its first link.
     pub raise_after: Duration,
     /// Whether datagrams leave singly on a path where runs lose more.
     pub tests_segmentation: bool,
 }
 
 impl Config {
-    /// Both ends and their terms, over a device of IP packets with this MTU; the rest is as a configuration has it
-    /// that does not name it.
+    /// A tunnel of IP packets between these ends, with this MTU. All other settings have the configuration's
+    /// defaults.
     pub fn new(
         identities: Vec<Identity>,
         remotes: Vec<PublicKey>,
@@ -142,7 +142,7 @@ impl Config {
     }
 }
 
-/// Whether more handshakes queue than can be answered.
+/// Whether more handshakes arrive than can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
     /// All are answered.
@@ -151,7 +151,7 @@ pub enum Load {
     Under,
 }
 
-/// A datagram to send: where, and from which of our addresses.
+/// The destination and source of a datagram to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
     /// The destination.
@@ -160,7 +160,7 @@ pub struct Transmit {
     pub from: Option<IpAddr>,
 }
 
-/// The device, as the peer is told of it.
+/// The properties of the device that are announced to the peer.
 #[derive(Clone, Copy, Debug)]
 struct DeviceFacts {
     mtu: u16,
@@ -170,7 +170,7 @@ struct DeviceFacts {
 
 /// One peer. See the module's documentation for the order of calls.
 pub struct Peer {
-    /// What an answer may have been made under; ours first.
+    /// The terms that we accept in a response; the first are also those of our own responses.
     terms: Vec<Terms>,
     device: DeviceFacts,
     rng: Box<dyn CryptoRng + Send>,
@@ -183,23 +183,23 @@ pub struct Peer {
     generation: Generation,
     established: Option<BootTime>,
     handshakes: u64,
-    /// A session older than this rekeys no more at the last minute: it has already asked.
+    /// Sessions up to this generation no longer request a rekey at their last minute: they already have.
     last_minute_asked: Generation,
 
     paths: Paths,
-    /// Round trip and loss of the last minutes, whatever the session.
+    /// Round trip and loss of the last minutes, over all sessions.
     window: Window,
 
     attempt: Option<Attempt>,
-    /// A bootstrap session that the peer began.
+    /// A bootstrap session that the peer initiated.
     answering: Option<Answering>,
-    /// An initiation is wanted and has not begun.
+    /// An initiation is wanted but was not started yet.
     wanted: bool,
-    /// Terms or keys have changed: a session of this generation or an older one is not what is wanted.
+    /// Terms or keys have changed: a session of this generation or an older one has to be replaced.
     renewing: Option<Generation>,
-    /// Two initiations of ours stand this far apart.
+    /// The earliest time of our next initiation, because of the least interval between two.
     initiate_from: BootTime,
-    /// An answer of ours that the peer may still use puts our own initiation off until then.
+    /// The peer may still confirm our last response, so we do not initiate before this time.
     yields_until: BootTime,
     stamper: Stamper,
 
@@ -209,17 +209,17 @@ pub struct Peer {
     answered: Option<Answered>,
     unconfirmed_answers: u32,
     port: Port,
-    /// What the peer said of itself on the current session.
+    /// What the peer announced on the current session.
     greeting: Option<Greeting>,
 
-    /// What the table that was published last is made of.
+    /// The parts of the last published table.
     published: Option<Parts>,
     transmits: VecDeque<(Transmit, Vec<u8>)>,
     events: VecDeque<Event>,
 }
 
 impl Peer {
-    /// A peer that nothing is known of yet but its configuration.
+    /// A peer of which only the configuration is known.
     pub fn new(
         config: Config,
         activity: Arc<Activity>,
@@ -266,8 +266,8 @@ impl Peer {
         peer
     }
 
-    /// Takes the addresses that name resolution found for the configured endpoints. The first
-    /// ones begin a handshake: whoever waits for the tunnel then learns at once how it stands.
+    /// Takes the addresses that name resolution found for the configured endpoints. The first ones start a
+    /// handshake at once, so that whoever waits for the tunnel soon knows whether it works.
     pub fn handle_endpoints(&mut self, now: Now, addresses: Vec<SocketAddr>) {
         if self.paths.candidates.configure(addresses) && self.keyring.current().is_none() {
             self.wanted = true;
@@ -276,7 +276,8 @@ impl Peer {
         if let (None, Some(_), Some(to)) =
             (self.paths.current, self.keyring.current(), self.paths.target())
         {
-            // The peer spoke before its name was resolved, and only its name says where it is.
+            // A session was established before the peer's name was resolved, from an address that may not be
+            // followed.
             self.paths.set(to, None);
         }
         self.handle_wake(now);
@@ -285,21 +286,21 @@ impl Peer {
     /// Takes a handshake message.
     ///
     /// # Errors
-    /// Why it was dropped, for the counters.
+    /// The reason for dropping it, for the counters.
     pub fn handle_handshake(
         &mut self,
         now: Now,
         load: Load,
         admitted: &Admitted,
     ) -> Result<(), DropReason> {
-        // Edges first: a confirmation that came before this message must not be undone by it.
+        // Handle wake flags first: a session that was confirmed before this message must not be lost to it.
         self.follow_edges(now);
         let result = self.dispatch(now, load, admitted);
         self.handle_wake(now);
         result
     }
 
-    /// Looks at everything: an edge was raised, a deadline passed, or it is time to look.
+    /// Checks everything: call it when a wake flag was set, a deadline has passed or a poll is due.
     pub fn handle_wake(&mut self, now: Now) {
         self.follow_edges(now);
         self.retire_keys(now);
@@ -315,7 +316,7 @@ impl Peer {
         self.schedule_look(now, moved);
     }
 
-    /// The new table, if there is one. Publish it before anything else is sent.
+    /// The new table, if it has changed. The caller must publish it before it sends anything else.
     pub fn poll_table(&mut self) -> Option<Table> {
         let parts = Parts::of(self);
         let changed = self.published.as_ref() != Some(&parts);
@@ -357,12 +358,12 @@ impl Peer {
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
     }
 
-    /// Where packets for the peer go.
+    /// The destination of packets for the peer.
     pub fn endpoint(&self) -> Option<SocketAddr> {
         self.paths.endpoint()
     }
 
-    /// The address of ours that they leave from, if that is known.
+    /// Their source address, if it is known.
     pub fn source(&self) -> Option<IpAddr> {
         self.paths.source()
     }
@@ -376,13 +377,14 @@ impl Peer {
         }
         self.follow_contest(now);
         self.follow_source(now);
-        // A move makes a contest due that was put off.
+        // If the peer has moved, a delayed contest is due now.
         self.follow_contest(now);
         if confirmed {
             self.greet_back(now);
         }
         if self.activity.source_lost.take() {
-            // Not ours any more, be it the configured one: the kernel knows which are.
+            // The source address was removed from this host, even if it is the configured one. The kernel
+            // chooses another.
             self.paths.change_source(None);
         }
     }
@@ -393,7 +395,7 @@ impl Peer {
         self.handshakes += 1;
         self.unconfirmed_answers = 0;
         self.greeting = None;
-        // A session of another protocol has none, whatever was answered before.
+        // A session of the `WireGuard` protocol has no PROBE, even if the last session had.
         self.paths.alternatives.answers &= self.frames_flow();
         self.paths.gauge.begin();
         let current = self.keyring.current().map(|s| (s.opening.generation(), s.pair));
@@ -406,7 +408,7 @@ impl Peer {
         self.wanted = self.renewing.is_some();
         self.activity.want_handshake.take();
         self.paths.candidates.settle();
-        // The peer hears us, from wherever we answered.
+        // The peer receives what we send from the present source address.
         self.paths.given_up = None;
         self.port.renew(now.boot);
         self.timers.jitter = self.jitter();
@@ -419,12 +421,12 @@ impl Peer {
         let had_session = self.keyring.current().is_some();
         self.keyring.expire(now.boot);
         if had_session && self.keyring.current().is_none() {
-            self.forget_what_was_said();
+            self.forget_announcements();
             self.events.push_back(Change::Lost.into());
         }
     }
 
-    /// What traffic itself asks for: packets without a key, a key that nears its end.
+    /// Requests a handshake if packets wait for a key, or if the current key is nearly used up.
     fn follow_traffic(&mut self, now: Now) {
         let Some(current) = self.keyring.current() else {
             self.wanted |= self.activity.want_handshake.is_raised();
@@ -432,13 +434,13 @@ impl Peer {
         };
         let seals = current.sealing.seals_at(now.boot);
         if seals {
-            // Raised in the moment before the key was published: its packets find the key.
+            // The flag was set just before the key was published: its packets now find the key.
             self.activity.want_handshake.take();
         }
         let asked = !seals && self.activity.want_handshake.is_raised()
             || current.sealing.wants_successor()
             || self.is_last_minute(current, now);
-        // A successor that waits for its confirmation puts this off, by `yields_until`.
+        // While a next session waits for its confirmation, `yields_until` delays this.
         if asked && self.attempt.is_none() {
             self.last_minute_asked = current.opening.generation();
             self.wanted = true;
@@ -466,12 +468,12 @@ impl Peer {
         }
         if due(self.timers.persistent_deadline()) {
             self.timers.settle_persistent(now.boot);
-            self.wanted |= !self.speak(now);
+            self.wanted |= !self.send_sign_of_life(now);
         }
     }
 
-    /// Queues an authenticated datagram of our own making. One that need not leave from where the peer
-    /// last wrote to leaves from the configured address, which may be ours again by now.
+    /// Queues an authenticated datagram of the control plane. Without a required source address it is sent from
+    /// the configured one, which this host may have regained.
     fn transmit(&mut self, now: Now, mut transmit: Transmit, datagram: Vec<u8>) {
         let configured = || self.paths.sources.towards(transmit.to);
         transmit.from = transmit.from.or_else(configured);
@@ -479,7 +481,7 @@ impl Peer {
         self.transmits.push_back((transmit, datagram));
     }
 
-    /// The control plane's own traffic counts like everybody's; it is awake already.
+    /// Counts the control plane's own traffic. No wake-up is needed: it is awake already.
     fn note_sent(&self, now: Now, bytes: usize) {
         let tally = Tally { datagrams: 1, packets: 0, bytes: bytes as u64 };
         let _awake = self.activity.sent(now.boot, tally);
@@ -490,7 +492,7 @@ impl Peer {
         let _awake = self.activity.received(now.boot, tally);
     }
 
-    /// While traffic flows, four looks a second; one that sees nothing new is the last.
+    /// Polls four times a second while traffic flows, and stops after a poll without new traffic.
     fn schedule_look(&mut self, now: Now, moved: bool) {
         if !moved && self.next_look.is_some_and(|at| now.boot >= at) {
             self.activity.rest(self.timers.seen());
@@ -502,7 +504,7 @@ impl Peer {
         }
     }
 
-    /// What the data threads should work by now; for their start.
+    /// The table that the data threads should use now; also for their start.
     pub fn table(&self) -> Table {
         let sealing = self.keyring.current().map(|session| Arc::clone(&session.sealing));
         let mut open = [const { None }; OPENING_SLOTS + BOOTSTRAP_SLOTS];
@@ -520,7 +522,7 @@ impl Peer {
         }
     }
 
-    /// The names of the handshakes of ours that a cookie reply may answer.
+    /// The indices of our pending handshakes that a cookie reply may answer.
     fn awaiting_cookie(&self) -> [Option<Index>; 2] {
         let answered = self.answering.as_ref().map(Answering::opening);
         let answered = answered.or_else(|| self.keyring.next().map(|session| &session.opening));

@@ -21,7 +21,7 @@ pub enum Mode {
     Tap = 1,
 }
 
-/// The secrets of a session's keys besides Diffie-Hellman.
+/// The key exchange that is used in addition to Diffie-Hellman.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kem {
@@ -38,7 +38,7 @@ pub struct Profile {
     pub mode: Mode,
     /// The cipher of data. The handshake has its own cipher, always the same.
     pub cipher: Algorithm,
-    /// The kind of key exchange.
+    /// The additional key exchange.
     pub kem: Kem,
 }
 
@@ -57,7 +57,7 @@ impl Profile {
     }
 }
 
-/// In the configuration's words, so that a log line of one end can be compared with the other's file.
+/// In the configuration's terms, so that a log line of one end can be compared with the other end's file.
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mode = match self.mode {

@@ -31,8 +31,8 @@ const GCM_BLOCKS: u64 = 1 << 36;
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// The age at which a key expires.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// The initiator stops sealing earlier: the responder's key is older than ours by the transit time of the
-/// response, and sealed datagrams must still be accepted there.
+/// The initiator stops sealing earlier. The responder's key is older than ours by the transit time of the
+/// response, and our datagrams have to arrive before it expires.
 const INITIATOR_SEALS_FOR: Duration = Duration::from_secs(170);
 
 /// The order in which this end's sessions were made. Never sent.
@@ -153,18 +153,18 @@ impl Iterator for Counters {
     }
 }
 
-/// Seals datagrams to the peer. It cannot be copied, printed or stored.
+/// Seals datagrams to the peer. The key cannot be copied, printed or stored.
 pub struct SealingKey {
     aead: AeadKey,
     receiver: Index,
     contents: Contents,
     next: AtomicU64,
-    /// How many of the datagrams only tested paths that are not in use.
+    /// The number of datagrams that only tested other paths than the one in use.
     aside: AtomicU64,
     limits: Limits,
     seals_until: BootTime,
     rekey_from: BootTime,
-    /// Raised once, when a new session is due; irrelevant once the key is replaced.
+    /// Raised once, when a new session is due; it has no effect after the key was replaced.
     rekey_due: Edge,
 }
 
@@ -243,7 +243,7 @@ impl SealingKey {
         }));
     }
 
-    /// Whether the key is young enough to seal, and has a counter left.
+    /// Whether the key may still seal: it is not too old, and has a counter left.
     pub(crate) fn seals_at(&self, now: BootTime) -> bool {
         now < self.seals_until && self.used() < self.limits.reject
     }
@@ -263,13 +263,13 @@ impl SealingKey {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Datagrams sealed so far, without those that only tested a path that is not in use: such a datagram may well be lost,
-    /// and says nothing of the path in use.
+    /// Datagrams sealed so far, without those that only tested another path: their loss does not count for the
+    /// path in use.
     pub(crate) fn counted(&self) -> u64 {
         self.used().saturating_sub(self.aside.load(Ordering::Relaxed))
     }
 
-    /// One of them only tests a path that is not in use.
+    /// Excludes one datagram from [`SealingKey::counted`], because it only tests another path.
     pub(crate) fn set_aside(&self) {
         self.aside.fetch_add(1, Ordering::Relaxed);
     }
@@ -392,7 +392,7 @@ impl OpeningKey {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Counts one more; the caller holds the window.
+    /// Counts one more accepted datagram; the caller holds the window.
     pub(crate) fn count_accepted(&self) {
         self.accepted.store(self.accepted() + 1, Ordering::Relaxed);
     }

@@ -24,7 +24,7 @@ pub const IDENTITIES: usize = 2;
 pub struct Path {
     /// The peer's address.
     pub to: SocketAddr,
-    /// Our address that the peer last wrote to, or the configured one; `None` lets the kernel choose.
+    /// Our address that the peer last sent to, or the configured one; `None` lets the kernel choose.
     pub from: Option<IpAddr>,
     /// The largest UDP payload to send.
     pub max_datagram: u16,
@@ -44,7 +44,7 @@ pub struct Table {
     pub mac1: [Option<Mac1Key>; IDENTITIES],
     /// Our pending handshakes that a cookie reply may answer.
     pub awaiting_cookie: [Option<Index>; 2],
-    /// Which new addresses of the peer are followed.
+    /// The new addresses to which the peer is followed.
     pub roam: Roam,
     /// The peer's address before its last move.
     pub left: Option<SocketAddr>,
@@ -112,15 +112,15 @@ impl Table {
         self.send.as_ref().is_some_and(|(_, path)| path.to == address)
     }
 
-    /// Whether it matters that a datagram came from `first`, and a copy of it from `copy`: the copy came from where
-    /// the peer is, or one of the two from where it was.
+    /// Whether a copy matters, if a datagram came from `first` and its copy from `copy`: the copy came from the
+    /// peer's current address, or one of the two came from its former address.
     pub(crate) fn is_contested(&self, first: SocketAddr, copy: SocketAddr) -> bool {
         let current = self.send.as_ref().map(|(_, path)| path.to);
         current == Some(copy) || self.left.is_some_and(|left| left == first || left == copy)
     }
 
-    /// Admits a handshake message to the control plane if it is plausible: a first or second message whose
-    /// first MAC was made for us, or a cookie reply that we wait for.
+    /// Admits a handshake message to the control plane if it is plausible: a message 1 or 2 whose mac1 was made
+    /// for us, or a cookie reply that we wait for.
     ///
     /// # Errors
     /// The reason to drop it; nothing has changed.

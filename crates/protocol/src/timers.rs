@@ -4,7 +4,7 @@
 //! 1. data sent and nothing heard for 15 s: initiate;
 //! 2. data received and nothing sent for 10 s: one keepalive;
 //! 3. nothing sent or heard for the configured keepalive: one keepalive;
-//! 4. heard on an initiator's session older than 165 s: initiate, once;
+//! 4. a datagram received on a session older than 165 s that we initiated: initiate, once;
 //! 5. an initiation unanswered for 5 s: again, 20 times in all.
 
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(crate) const MAX_JITTER_MS: u32 = 333;
 /// The poll interval while traffic flows.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Why the control plane wants to be polled.
+/// Why the control plane has to be polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// An initiation is due, or due again.
@@ -54,15 +54,15 @@ pub enum Timer {
     PathMtu,
     /// A PING is due that shows how well runs of datagrams arrive.
     Segmentation,
-    /// Traffic flows: time to poll it.
+    /// Traffic flows, so its timestamps have to be polled.
     Look,
 }
 
-/// A wait that one kind of event begins and another ends.
+/// A wait that one kind of event starts and another ends.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wait {
     since: Option<BootTime>,
-    /// Beginnings up to here have been handled.
+    /// Starts up to this time have been handled.
     settled: Option<BootTime>,
 }
 

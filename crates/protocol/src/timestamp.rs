@@ -1,5 +1,6 @@
-//! TAI64N timestamps, which make each initiation newer than the last; and the high-water mark that ours never
-//! fall below, so that a clock that was set back does not lock us out.
+//! TAI64N timestamps, which make each initiation newer than the last; and the high-water mark of our own
+//! ones. Our timestamps always exceed it, so that the peer still accepts our initiations after our clock was
+//! set back.
 
 use std::fmt;
 use std::str::FromStr;
@@ -108,14 +109,14 @@ impl FromStr for Timestamp {
     }
 }
 
-/// Why a text is no timestamp.
+/// Why a text is not a timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NotATimestamp {
     /// Not the external form.
-    #[error("not a TAI64N stamp: expected @ and 24 hexadecimal digits")]
+    #[error("not a TAI64N timestamp: expected @ and 24 hexadecimal digits")]
     Form,
     /// The form is right, but the values are out of range.
-    #[error("not a TAI64N stamp: its seconds or nanoseconds are out of range")]
+    #[error("not a TAI64N timestamp: its seconds or nanoseconds are out of range")]
     Range,
 }
 

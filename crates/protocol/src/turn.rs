@@ -17,14 +17,14 @@ use crate::time::BootTime;
 /// The state of the in-order section.
 #[derive(Debug)]
 pub struct Turn {
-    /// The session whose first datagram arrived most recently: it is the one that the peer seals with,
-    /// whichever of two crossed ones that is. Only its newest counter moves the endpoint.
+    /// The session whose first datagram arrived most recently. The peer seals with this one, even after
+    /// crossed handshakes. Only its newest counter moves the endpoint.
     newest: Option<Generation>,
-    /// Which addresses recent counters first came from.
+    /// The addresses that recent counters first came from.
     runs: VecDeque<Run>,
 }
 
-/// From this counter of the session up to the next entry, counters first came from this address.
+/// Counters of the session from `since` up to the next entry first came from this address.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     generation: Generation,
@@ -78,8 +78,8 @@ impl Turn {
         self.runs.push_back(Run { generation, since, from });
     }
 
-    /// A counter that was overtaken came from `from`. If later ones did too, those in between may have as
-    /// well.
+    /// A counter that was overtaken came from `from`. If later ones did too, assume the same for those in
+    /// between.
     fn extend_run(&mut self, generation: Generation, counter: u64, from: SocketAddr) {
         if self.first_from(generation, counter).is_none_or(|first| first == from) {
             return;
@@ -124,20 +124,20 @@ pub struct Accepting<'a> {
     run: Option<Generation>,
     /// A datagram of this batch is a copy of one from another address.
     contested: Option<Contested>,
-    /// What came in this batch shows that the peer may have left the address where it is taken to be.
+    /// A datagram of this batch came from another address than the path's: the peer may have moved.
     elsewhere: bool,
     tally: Tally,
     wake: Wake,
 }
 
 impl Accepting<'_> {
-    /// Passes an opened datagram through its window and returns its contents, which must not be read before.
-    /// `datagram` is the whole message as [`OpeningKey::open`] left it.
+    /// Passes an opened datagram through its replay window and returns its contents, which must not be read
+    /// before. `datagram` is the whole message as [`OpeningKey::open`] left it.
     ///
     /// # Errors
-    /// [`DropReason::Replayed`], with nothing changed; or [`DropReason::InnerMalformed`] after the session
-    /// was confirmed and the peer's address noted, because the datagram was authentic all the same. A datagram
-    /// that only tests a path changes nothing but the window.
+    /// [`DropReason::Replayed`], with nothing changed. Or [`DropReason::InnerMalformed`]: such a datagram is
+    /// authentic, so it still confirms the session and its source is recorded. A datagram that only tests a
+    /// path changes only the window.
     pub fn accept(
         &mut self,
         key: &OpeningKey,
@@ -195,7 +195,7 @@ impl Accepting<'_> {
         self.wake
     }
 
-    /// Once per batch, except for overtaken datagrams.
+    /// Records the source address, once per batch except for overtaken datagrams.
     fn note_run(&mut self, generation: Generation, freshness: Freshness, counter: u64) {
         match freshness {
             Freshness::Late => self.turn.extend_run(generation, counter, self.at.from),
@@ -207,8 +207,8 @@ impl Accepting<'_> {
         }
     }
 
-    /// A datagram that was accepted before came again. Did it come from another address than at first, and is
-    /// one of the two the peer's current or former address?
+    /// A datagram that was accepted before came again: records a contest if it came from another address than
+    /// the first time, and one of the two is the peer's current or former address.
     #[cold]
     fn note_copy(&mut self, key: &OpeningKey, counter: u64) {
         let copy = self.at.from;
@@ -218,7 +218,7 @@ impl Accepting<'_> {
         }
     }
 
-    /// The address is stored before the key is confirmed: a thread that sees the confirmation sees the
+    /// Stores the address before it confirms the key, so that a thread that sees the confirmation sees the
     /// address too.
     fn note(&mut self, key: &OpeningKey, freshness: Freshness, moves: bool) {
         let generation = key.generation();

@@ -89,7 +89,7 @@ impl UpgradedKeys {
 /// The responder has other keys. Its answer was authenticated, so neither the path nor an attacker can be the
 /// cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("post-quantum answer confirms other keys than ours: the peer misbehaves")]
+#[error("post-quantum answer confirms other session keys than ours: the peer misbehaves")]
 pub struct Unconfirmed;
 
 #[cfg(test)]

@@ -246,7 +246,7 @@ pub(crate) struct Path {
     pub(crate) mss_clamp: MssClamp,
     /// The largest packet to send outside; if absent, the route's MTU.
     pub(crate) mtu_max: Option<u16>,
-    /// How often a path that carries less than its first link is probed for more.
+    /// How often a larger MTU is probed for on a path whose MTU is smaller than that of its first link.
     #[serde(serialize_with = "as_period")]
     pub(crate) raise_every: Duration,
     /// UDP segmentation offload (GSO and GRO), if the kernel has it.
@@ -277,7 +277,7 @@ pub(crate) struct Socket {
     pub(crate) fwmark: u32,
     /// The only interface for sending and receiving.
     pub(crate) bind_device: Option<String>,
-    /// The source addresses until the peer has written to another address of ours; one for each family.
+    /// The source addresses until the peer has sent to another address of ours; one for each family.
     #[serde(rename = "source")]
     pub(crate) sources: Vec<IpAddr>,
     /// The differentiated services code point of sealed data, 0 to 63.
@@ -291,7 +291,7 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// How datagrams leave the host.
+    /// The settings that affect the route of datagrams.
     pub(crate) fn way(&self) -> udp::Way {
         udp::Way { mark: self.fwmark, device: self.bind_device.clone() }
     }

@@ -1,4 +1,4 @@
-//! What may change while a tunnel runs, and what takes a restart.
+//! Which keys may change while a tunnel runs, and which require a restart.
 
 use thiserror::Error;
 use vpnd_tun::Mode;
@@ -6,7 +6,7 @@ use vpnd_tun::Mode;
 use super::hooks::{Dns, Hooks};
 use super::model::{Config, Interface, Path, Peer, Service, Socket};
 
-/// What differs and cannot change while the tunnel runs.
+/// Differences that cannot be applied while the tunnel runs.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(crate) enum NeedsRestart {
     /// These keys.
@@ -17,21 +17,22 @@ pub(crate) enum NeedsRestart {
         if .0.len() == 1 { "differs" } else { "differ" }
     )]
     Keys(Vec<&'static str>),
-    /// The MTU is left to the bridge or the device, which are asked at the start alone.
+    /// The MTU is that of the bridge or the device, which vpnd reads only at the start.
     #[error(
-        "`[interface] mtu` is left out: a reload can change it, but what the bridge or the device \
-         has instead is looked up at the start; write the MTU, or restart"
+        "`[interface] mtu` was removed: a reload can change it, but the MTU of the bridge or the \
+         device is read only at the start; write the MTU, or restart"
     )]
     Mtu,
 }
 
 impl Config {
-    /// Whether a tunnel that runs with this can go on with `wanted`: what the peer is spoken to with may change,
-    /// the MTU and what is let in, and the keys, whose files are known by what is in them.
+    /// Whether a tunnel that runs with this configuration can change to `wanted`. The following may change: the
+    /// terms of the sessions, the MTU, the filters, and the keys. Key files are compared by their contents, not
+    /// by their paths.
     ///
     /// # Errors
     ///
-    /// Each key that cannot.
+    /// The keys that cannot change.
     pub(crate) fn can_become(&self, wanted: &Self) -> Result<(), NeedsRestart> {
         let named = compared(self, wanted).into_iter();
         let differing: Vec<_> = named.filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
@@ -49,8 +50,8 @@ fn quoted(keys: &[&str]) -> String {
     keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Each key that takes a restart, and whether it differs. A field that is added is named here or
-/// does not compile.
+/// Each key that requires a restart, and whether it differs. The compiler rejects a new field that is missing
+/// here.
 pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)> {
     let Config { name: _, file: _, interface, peer, routes, path, socket, dns, hooks, service } =
         now;
@@ -131,7 +132,7 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
         preshared_key_file: _,
         next_preshared_key_file: _,
     } = now;
-    // The peer has become who it was going to be.
+    // A change to the configured next key is not a difference.
     let next = *next_public_key == Some(then.public_key);
     [
         ("[peer] public_key", *public_key != then.public_key && !next),

@@ -1,4 +1,4 @@
-//! Rules between keys that are valid each by itself.
+//! Rules about combinations of keys, each of which is valid by itself.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -204,8 +204,8 @@ fn also_accept(config: &Config, found: &mut Found<'_>) {
     let candidates = 1 + next + other.len();
     if candidates > MAX_CANDIDATES {
         let problem = Problem::error(format!(
-            "with next_preshared_key_file there are {candidates} ways to take the peer's answer, \
-             and {MAX_CANDIDATES} are the most"
+            "with next_preshared_key_file there are {candidates} alternatives for the peer's answer, \
+             but at most {MAX_CANDIDATES} are possible"
         ));
         let help = "finish one change before the next";
         found.at("[peer]", "also_accept", problem.help(help));
@@ -311,7 +311,7 @@ fn carrier(config: &Config, found: &mut Found<'_>) {
         found.at("[interface]", "carrier", Problem::error(problem).help(help));
     } else if config.interface.carrier == Carrier::Peer && names {
         let problem = "systemd-resolved asks other links' servers for the names of a link without carrier, so \
-                       while the peer is not there [dns] has no effect, and names leave beside the tunnel";
+                       while the peer is dead [dns] has no effect, and queries leave outside the tunnel";
         let help = "leave `carrier` out: with [dns] it is \"always\"";
         found.at("[interface]", "carrier", Problem::warning(problem).help(help));
     }
@@ -341,7 +341,7 @@ fn something_allowed(config: &Config, found: &mut Found<'_>) {
     // A bridge accepts all addresses.
     if config.peer.allowed_ips.is_empty() && config.interface.mode == Mode::Tun {
         let problem =
-            Problem::error("no source address is accepted: nothing would pass the tunnel");
+            Problem::error("no source address is accepted: no packet would pass the tunnel");
         let help = "set [interface] address, from which it follows, or allowed_ips itself";
         found.at("[peer]", "allowed_ips", problem.help(help));
     }
@@ -395,7 +395,7 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
         // A default route covers any address that a name may resolve to.
         let anywhere = default.then(|| to.addr());
         if endpoints.iter().copied().chain(anywhere).any(|address| config.loops(route, address)) {
-            let problem = format!("{to} also covers the way to the peer itself");
+            let problem = format!("{to} also covers the path to the peer itself");
             let help = if default {
                 "leave `table` out, and vpnd keeps the tunnel's own datagrams out of it"
             } else {
@@ -410,7 +410,11 @@ fn device_outside(config: &Config, found: &mut Found<'_>) {
     let device = &config.socket.bind_device;
     if device.is_some() && *device == config.interface.name {
         let problem = Problem::error("this is the tunnel's own device");
-        found.at("[socket]", "bind_device", problem.help("name the one that the tunnel leaves by"));
+        found.at(
+            "[socket]",
+            "bind_device",
+            problem.help("name the device that sends the tunnel's datagrams"),
+        );
     }
 }
 

@@ -170,7 +170,7 @@ fn with_name_servers_the_carrier_stays_on() {
     let told = with("carrier = 'peer'", servers);
     assert_eq!(told.config.interface.carrier, super::Carrier::Peer);
     let warning = told.warnings.to_string();
-    assert!(warning.contains("names leave beside the tunnel"), "{warning}");
+    assert!(warning.contains("queries leave outside the tunnel"), "{warning}");
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn what_is_handed_over_is_checked_like_a_file() {
     assert!(said(private, "x", "").contains("/nowhere/site.key holds no key: "));
     assert!(said(preshared, &key, "").ends_with("in /nowhere/site.key was not handed over"));
     let file = said(private, &key, "preshared_key_file = '/etc/hostname'");
-    assert!(file.ends_with("what stands in /etc/hostname was not handed over"), "{file}");
+    assert!(file.ends_with("the contents of /etc/hostname were not handed over"), "{file}");
     let place = said(private, &key, "mtu = 1");
     assert!(place.starts_with("site.toml:8:1: unknown key `mtu` in [peer]"), "{place}");
 }
@@ -375,7 +375,7 @@ fn a_reload_changes_what_the_data_path_goes_by() {
     let (set, bare) = (tap("mtu = 1400", "allowed_macs = '02:00:00:00:00:07'"), tap("", ""));
     assert_eq!(bare.can_become(&set), Ok(()));
     let refused = set.can_become(&bare).unwrap_err().to_string();
-    assert!(refused.starts_with("`[interface] mtu` is left out: "), "{refused}");
+    assert!(refused.starts_with("`[interface] mtu` was removed: "), "{refused}");
 }
 
 #[test]

@@ -118,7 +118,7 @@ pub(super) fn source(text: &str) -> TextResult<IpAddr> {
     })?;
     match address {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-            let problem = Problem::error(format!("`{text}` is good on one link alone"));
+            let problem = Problem::error(format!("`{text}` is valid on one link only"));
             Err(problem.help("bind_device chooses a link"))
         }
         _ => Ok(address),

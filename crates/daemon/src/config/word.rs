@@ -1,5 +1,5 @@
-//! The words that the file has for the values of an enum. An enum that another crate acts on has them here, one of
-//! the configuration's own beside it.
+//! The names of enum values in the file. The names for enums of other crates are in this module; those for the
+//! configuration's own enums are next to the enum.
 
 use serde::Serializer;
 use tracing::level_filters::LevelFilter;
@@ -10,7 +10,7 @@ use vpnd_tun::{Adopt, Mode};
 
 use super::value::{TextResult, choice};
 
-/// A type that the file names the values of.
+/// A type whose values have names in the file.
 pub(super) trait Word: Copy + PartialEq + 'static {
     /// Every value, and its name.
     const WORDS: &'static [(&'static str, Self)];
@@ -26,12 +26,12 @@ pub(super) fn name<T: Word>(value: T) -> &'static str {
     T::WORDS.iter().find(|(_, known)| *known == value).map_or("", |(name, _)| name)
 }
 
-/// As the file has it.
+/// Serializes a value as its name in the file.
 pub(super) fn as_word<T: Word, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(name(*value))
 }
 
-/// A list of them.
+/// Serializes a list of values as their names.
 pub(super) fn as_words<T: Word, S: Serializer>(values: &[T], to: S) -> Result<S::Ok, S::Error> {
     to.collect_seq(values.iter().map(|value| name(*value)))
 }

@@ -33,7 +33,7 @@ pub(crate) enum DemoError {
     )]
     Forbidden { step: &'static str, error: io::Error },
     /// A daemon ended without being stopped.
-    #[error("the daemon of {name} ended ({status}); it said:\n{log}")]
+    #[error("the daemon of {name} ended ({status}); its log:\n{log}")]
     Ended { name: String, status: ExitStatus, log: String },
 }
 

@@ -1,4 +1,4 @@
-//! Sentences that both the log and the hint of `status` have.
+//! Sentences that are used both in the log and in the hint of `status`.
 
 use vpnd_plane::{InnerSource, Unresolved};
 use vpnd_tunnel::engine::RefusedPackets;
@@ -11,7 +11,7 @@ pub(crate) fn unresolved(Unresolved { failures, inside }: &Unresolved) -> String
     let names = list(failures.iter().map(|one| one.endpoint.clone()).collect());
     if inside.is_empty() {
         let why = failures.first().map(|one| one.error.as_str()).unwrap_or_default();
-        return format!("{names} cannot be looked up, it is tried again: {why}");
+        return format!("{names} cannot be looked up, vpnd keeps trying: {why}");
     }
     let servers = list(inside.iter().map(ToString::to_string).collect());
     let help = nameservers::HELP;
@@ -20,7 +20,7 @@ pub(crate) fn unresolved(Unresolved { failures, inside }: &Unresolved) -> String
     )
 }
 
-/// The peer's key on two machines, at these addresses.
+/// Two machines at these addresses use the peer's key.
 pub(crate) fn duplicate_key([one, other]: &[String; 2]) -> String {
     format!(
         "the peer's key is used at two addresses in turn, {one} and {other}: is its configuration on two machines? \

@@ -1,4 +1,5 @@
-//! Names, routes and the path to the peer: what the kernel and the resolver say of them.
+//! Passes the reports of the kernel and the resolver about names, routes and the path to the
+//! control plane.
 
 use std::net::SocketAddr;
 
@@ -29,7 +30,8 @@ impl Shell {
         }
     }
 
-    /// A peer known by name shows only by its addresses that a route leads the tunnel into itself.
+    /// Warns if a route leads the tunnel into itself. If the endpoint is a name, this can only be
+    /// checked with its addresses.
     fn warn_of_loops(&self, addresses: &[SocketAddr]) {
         let config = &self.around.running;
         for route in &config.routes {
@@ -44,7 +46,7 @@ impl Shell {
         }
     }
 
-    /// Asks the kernel by which routes datagrams to the peer would leave.
+    /// Looks up the routes of datagrams to the peer.
     pub(super) async fn ask_routes(&mut self) {
         let (peer, all) = self.plane.addresses();
         let (learnt, sources) = (self.plane.source(), self.around.running.socket.sources());
@@ -53,7 +55,7 @@ impl Shell {
         self.plane.routes_seen(clock::now(), outlook);
     }
 
-    /// Has changes of this route reported.
+    /// Subscribes to changes of this route.
     pub(super) fn follow_route(&self, heading: Option<Transmit>) {
         let Some(uplink) = &self.around.uplink else { return };
         let Way { mark, device } = self.around.way.clone();
@@ -70,7 +72,7 @@ impl Shell {
         match self.engine.follow_device() {
             Ok(false) => {}
             Ok(true) => {
-                tracing::info!("the socket is bound to the interface that has the name now");
+                tracing::info!("the socket is now bound to the new interface of that name");
                 self.around.about.device.listen_port = self.engine.local_port();
                 self.plane.socket_changed();
             }
@@ -80,7 +82,7 @@ impl Shell {
         self.around.resolver.network_changed();
     }
 
-    /// Asks the kernel how large a datagram to there may be.
+    /// Asks the kernel for the largest datagram to this address.
     pub(super) fn measure_path(&mut self, to: SocketAddr) {
         let source = self.around.running.socket.sources().towards(to);
         let routed = largest_payload(to, source, &self.around.way).ok();
@@ -88,7 +90,7 @@ impl Shell {
     }
 }
 
-/// Waits until routes change; for ever where the kernel does not tell.
+/// Waits until routes change; forever if the kernel does not report that.
 pub(super) async fn shifted(uplink: &mut Option<Uplink>) -> Shift {
     match uplink {
         Some(uplink) => uplink.shifted().await,

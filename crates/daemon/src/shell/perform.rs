@@ -1,4 +1,4 @@
-//! Carries out what the control plane wants done.
+//! Carries out the effects that the control plane returns.
 
 use std::io;
 
@@ -13,10 +13,10 @@ use crate::diagnostics::Facts;
 use crate::status::summary;
 
 impl Shell {
-    /// Carries out everything that is to be done by now.
+    /// Carries out all pending effects, and sets the timer.
     pub(super) async fn settle(&mut self) -> io::Result<()> {
         self.perform_all().await;
-        // What a session explains that was just established is no fault.
+        // This comes after the effects, because a session that was just established ends faults.
         self.see_counters();
         self.perform_all().await;
         self.alarm.set(self.plane.deadline())
@@ -45,7 +45,7 @@ impl Shell {
             Effect::DontFragment(set) => {
                 if let Err(error) = self.engine.set_dont_fragment(set) {
                     tracing::warn!(
-                        "cannot change the DF bit: {error}; the path's MTU is not found out"
+                        "cannot change the DF bit: {error}; the path's MTU stays unknown"
                     );
                 }
             }
@@ -70,7 +70,7 @@ impl Shell {
         }
     }
 
-    /// Sends the datagram that was polled. One that finds no room leaves later.
+    /// Sends the polled datagram. If the socket is full, the datagram is sent later.
     fn transmit(&mut self, Transmit { to, from }: Transmit) {
         match self.engine.send(to, from, &self.datagram) {
             Ok(true) => self.plane.datagram_left(to),
@@ -116,7 +116,7 @@ impl Shell {
 
     fn mtu_is(&mut self, mtu: u16) {
         let device = &mut self.around.about.device;
-        tracing::info!("the MTU of {} is {mtu} now, it was {}", device.name, device.mtu);
+        tracing::info!("the MTU of {} is now {mtu}, it was {}", device.name, device.mtu);
         device.mtu = mtu;
         self.around.hooks.mtu(mtu);
     }
@@ -127,7 +127,7 @@ impl Shell {
         self.diagnostics.report(clock::boot(), facts, notice);
     }
 
-    /// Tells the control plane what is only counted, and never queued.
+    /// Passes the counters of events that are never queued to the control plane.
     pub(super) fn see_counters(&mut self) {
         let counters = self.engine.counters();
         let counted = Counted {

@@ -1,4 +1,4 @@
-//! Requests that come by the control socket.
+//! Handles requests from the control socket.
 
 use std::io;
 
@@ -17,12 +17,13 @@ impl Shell {
     /// Answers a request; the client may have left.
     ///
     /// # Errors
-    /// When the event loop does not work.
+    /// If the event loop fails.
     pub(super) async fn answer(&mut self, request: Request) -> io::Result<()> {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Reload(mut wanted, reply) => {
-                // What is moved out of a box leaves its bytes there, and nobody wipes them.
+                // Keys that are moved out of a box leave a copy of their bytes there, which nobody
+                // wipes.
                 let keys = std::mem::replace(&mut wanted.1, Keys::blank());
                 let config = wanted.0;
                 let reloaded = self.become_new(config, keys).await?;
@@ -60,13 +61,13 @@ impl Shell {
         status
     }
 
-    /// Goes on with another configuration, where that differs in nothing else than what may change.
-    /// Otherwise nothing has changed, and the reason is returned.
+    /// Changes to another configuration. If a key differs that cannot change, nothing changes, and
+    /// the reason is returned.
     async fn become_new(&mut self, config: Config, keys: Keys) -> io::Result<Result<(), String>> {
         if let Err(error) = self.around.running.can_become(&config) {
             return Ok(Err(error.to_string()));
         }
-        // The kernel may refuse the MTU, and nothing else: it comes first.
+        // The MTU comes first, because it is the only change that the kernel may refuse.
         let mtu = config.interface.mtu.unwrap_or_else(|| self.plane.policy().mtu());
         self.mtu_refused = None;
         self.plane.set_policy(options::policy(&config, mtu));
@@ -80,7 +81,7 @@ impl Shell {
         Ok(Ok(()))
     }
 
-    /// Takes up other terms and keys, by a handshake at once.
+    /// Changes to other terms and keys, with an immediate handshake.
     fn adopt(&mut self, config: &Config, keys: Keys) {
         let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
         self.plane.adopt(clock::now(), terms, identities, remotes);
@@ -91,14 +92,14 @@ impl Shell {
 
     fn rotate(&mut self, finish: bool) -> Result<(), String> {
         let why_not = |error| match error {
-            RotateError::NotMoved => "no session stands under a next key yet",
+            RotateError::NotMoved => "no session was established under a next key yet",
             RotateError::NoNextKey => "name the key in `next_private_key_file`, and reload",
         };
         self.plane.rotate(clock::now(), finish).map_err(|error| why_not(error).to_owned())
     }
 }
 
-/// Logs what a request has changed, or why it has not.
+/// Logs what a request has changed, or why it failed.
 fn logged(what: &str, result: Result<(), String>) -> Result<(), String> {
     match &result {
         Ok(()) => tracing::info!("{what}, as asked"),

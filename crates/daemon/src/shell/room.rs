@@ -1,5 +1,5 @@
-//! Waits for room in the socket, for datagrams of the control plane that found it full. While data flows its threads
-//! send them; this is for when they have nothing to send.
+//! Waits for room in the socket, for datagrams of the control plane that were kept because the socket was full.
+//! While data flows the data threads send them; otherwise this module waits.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -11,10 +11,10 @@ use vpnd_tunnel::engine::Engine;
 
 use crate::watch::watch_for;
 
-/// Without a descriptor to wait with, it is tried again after this time.
+/// If no descriptor is left to wait with, retry after this time.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Waits until there is room, if anything waits for it.
+/// Waits until there is room, if any datagram was kept; otherwise forever.
 pub(super) async fn room(engine: &Engine) {
     if !engine.keeps_any() {
         return std::future::pending().await;
@@ -25,8 +25,8 @@ pub(super) async fn room(engine: &Engine) {
     }
 }
 
-/// The socket is watched only while something waits: with each batch that the data path has sent it would report
-/// room.
+/// The socket is watched only while a datagram was kept, because it reports room after each batch that the data
+/// path has sent.
 async fn room_in(socket: BorrowedFd<'_>) -> io::Result<()> {
     watch_for(socket, Interest::WRITABLE)?.writable().await.map(drop)
 }

@@ -1,4 +1,4 @@
-//! What a person can do about the fault that stands.
+//! What a user can do about the current fault.
 
 use vpnd_device::Found;
 use vpnd_plane::{Kind, Loop, Refused, State, Trouble};
@@ -8,7 +8,7 @@ use crate::config::Mac;
 use crate::diagnostics;
 use crate::zone::Zones;
 
-/// The fault that stands, and how addresses are shown.
+/// The current fault, and how addresses are shown.
 #[derive(Clone, Copy)]
 pub(crate) struct Fault<'a> {
     pub(crate) trouble: &'a Trouble,
@@ -16,14 +16,15 @@ pub(crate) struct Fault<'a> {
 }
 
 const NO_ANSWER: &str = "no answer: the peer is down, UDP does not get through, or its public_key for us is \
-                         wrong; `vpnd status` over there shows which";
+                         wrong; `vpnd status` on the peer shows which";
 
-/// What a person can do about the tunnel's state.
+/// What a user can do about the tunnel's state.
 pub(super) fn hint(state: &State, fault: Option<Fault<'_>>, peer: &str) -> Option<String> {
     // If the tunnel works, problems that strangers can cause are not reported.
     let matters = |trouble: &Trouble| !state.kind.works() || trouble.outlasts_a_session();
     let said = fault.filter(|fault| matters(fault.trouble)).map(|fault| sentence(fault, peer));
-    let silent = || (state.kind == Kind::Down).then(|| "what we send is not answered".into());
+    let silent =
+        || (state.kind == Kind::Down).then(|| "the peer does not answer our packets".into());
     said.or_else(|| explanation(state)).or_else(silent)
 }
 
@@ -45,10 +46,10 @@ fn sentence(Fault { trouble, zones }: Fault<'_>, peer: &str) -> String {
             format!("unknown peer {key} initiates; [peer] public_key here is {peer}")
         }
         Trouble::StaleInitiation => "the peer's clock was set back and its state directory lost: \
-             it is heard again when its clock has caught up, or when vpnd restarts here"
+             it is accepted again when its clock has caught up, or when vpnd restarts here"
             .to_owned(),
         Trouble::BadMac1(count) => format!(
-            "{count} handshake messages came that were not made for our public key: the other \
+            "{count} handshake messages arrived that were not made for our public key: the other \
              side's public_key for us is wrong, or it is a scan"
         ),
         Trouble::DuplicateKey(addresses) => {
@@ -69,7 +70,7 @@ fn sentence(Fault { trouble, zones }: Fault<'_>, peer: &str) -> String {
         Trouble::RefusedSource(refused) => diagnostics::refused_source(*refused),
         Trouble::Unresolved(names) => diagnostics::unresolved(names),
         Trouble::Refused(Refused { to, why }) => {
-            format!("what is sent to {} does not leave this host: {why}", zones.show(*to))
+            format!("datagrams to {} do not leave this host: {why}", zones.show(*to))
         }
         Trouble::Closed => "the peer announced that it was shutting down".to_owned(),
         Trouble::NoAnswer => NO_ANSWER.to_owned(),

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use vpnd_protocol::peer::{self, BothWays, Loss};
 
-/// The figures. One of a time without a measurement is null, never zero.
+/// The measurements. A value without any measurement is null, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Recent {
-    /// There and back, smoothed.
+    /// The smoothed round trip time.
     pub(crate) round_trip_ms: Option<f64>,
     /// The mean difference between consecutive round trips.
     pub(crate) jitter_ms: Option<f64>,

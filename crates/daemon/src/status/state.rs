@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vpnd_plane::{self as plane, Kind, Reason, Reasons};
 
-/// What kind of state, by the name that is part of the schema; `None` is one that only a later release knows.
+/// The kind of a state, by its name in the schema; `None` if only a later release knows the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "&'static str")]
 pub(crate) struct State(pub(crate) Option<Kind>);
@@ -46,10 +46,10 @@ pub(crate) fn names(reasons: Reasons) -> Vec<String> {
     reasons.iter().map(|reason| reason.name().to_owned()).collect()
 }
 
-/// What a state means, where its name does not say so; in the words of the log and of the hint.
+/// The explanation of a state whose name needs one, for the log and the hint.
 pub(crate) fn explanation(state: &plane::State) -> Option<String> {
     if state.kind == Kind::Unresponsive {
-        return Some("what we send is not answered".to_owned());
+        return Some("the peer does not answer our packets".to_owned());
     }
     let all: Vec<_> = state.reasons.iter().map(sentence).collect();
     (!all.is_empty()).then(|| all.join("; "))
@@ -57,18 +57,18 @@ pub(crate) fn explanation(state: &plane::State) -> Option<String> {
 
 const fn sentence(reason: Reason) -> &'static str {
     match reason {
-        Reason::Loss => "more than 2 % of the datagrams was lost in the last minute",
+        Reason::Loss => "more than 2 % of the datagrams were lost in the last minute",
         Reason::PathMtu => {
             "the path carries less than the device's MTU, so full packets are sent in fragments; a lower \
              [interface] mtu avoids that"
         }
         Reason::Segmentation => {
-            "the kernel refuses to segment what is sent to the peer, so it takes more processor time"
+            "the kernel refuses GSO for datagrams to the peer, so sending takes more processor time"
         }
         Reason::Endpoint => "the peer is not at its first endpoint",
         Reason::Ecn => {
             "the path marks everything for congestion, so its marks are ignored: ECN does not work across \
-             the tunnel; somebody on the way rewrites the TOS byte"
+             the tunnel; a device on the path rewrites the TOS byte"
         }
     }
 }

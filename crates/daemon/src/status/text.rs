@@ -1,4 +1,4 @@
-//! Formats a status for people: only fields that are known.
+//! Formats a status for people, without the fields that are unknown.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -72,7 +72,7 @@ fn kind(device: &Device) -> String {
 
 fn endpoint(status: &Status) -> String {
     match (&status.peer.endpoint, status.attempt) {
-        (Some(endpoint), Some(attempt)) => format!("{endpoint}  (calling, try {attempt})"),
+        (Some(endpoint), Some(attempt)) => format!("{endpoint}  (initiating, try {attempt})"),
         (Some(endpoint), None) => endpoint.clone(),
         (None, _) if status.state == State(Some(Kind::Connecting)) => {
             "endpoint not found yet".to_owned()
@@ -89,7 +89,7 @@ fn session(status: &Status) -> String {
             "{} as {}{psk}{}; heard {}",
             ago(session.age_s),
             session.role,
-            session.protocol.as_ref().map_or(String::new(), |spoken| format!(", {spoken}")),
+            session.protocol.as_ref().map_or(String::new(), |protocol| format!(", {protocol}")),
             age(status.last_received_s)
         ),
         None => format!("none; last handshake {}", age(status.last_handshake_s)),
@@ -127,7 +127,7 @@ fn write_drops(text: &mut String, status: &Status) -> std::fmt::Result {
         .map(|(name, count)| format!("{name} {count}"))
         .collect();
     if status.traffic.too_big > 0 {
-        writeln!(text, "  path     {} batches did not fit whole", status.traffic.too_big)?;
+        writeln!(text, "  path     {} batches with too large datagrams", status.traffic.too_big)?;
     }
     if drops.is_empty() { Ok(()) } else { writeln!(text, "  drops    {}", drops.join("  ")) }
 }

@@ -95,7 +95,7 @@ fn is_none(error: &io::Error) -> bool {
 }
 
 fn unknown() -> io::Error {
-    io::Error::other("its access control list is of an unknown shape")
+    io::Error::other("its access control list has an unknown format")
 }
 
 #[cfg(test)]

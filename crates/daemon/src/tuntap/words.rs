@@ -42,10 +42,10 @@ pub(crate) enum WordError {
     #[error("`{word}`: did you mean {like}? A device of that name is `dev {word}`")]
     Like { word: String, like: &'static str },
     /// `add` needs a mode.
-    #[error("which mode? say `mode tun` for IP packets or `mode tap` for Ethernet frames")]
+    #[error("which mode? write `mode tun` for IP packets or `mode tap` for Ethernet frames")]
     NoMode,
     /// `del` needs a name.
-    #[error("which device? say `dev NAME`")]
+    #[error("which device? write `dev NAME`")]
     NoName,
     /// The word does not apply to this command.
     #[error("`{word}` has no meaning for {command}")]

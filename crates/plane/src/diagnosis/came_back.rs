@@ -1,5 +1,5 @@
-//! Datagrams that come out of the device and must not: own ones, and those that have been through tunnels of this host
-//! too often.
+//! Datagrams that must not come out of the device: those of this tunnel itself, and those that have passed
+//! through tunnels of this host too often.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use super::trouble::Trouble;
 use crate::effect::Notice;
 use crate::outlook::Outlook;
 
-/// A loop of which nothing more is seen is over.
+/// A loop is over if no such datagram was seen for this time.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
-/// How many came back, and what the latest of them mean.
+/// The numbers of such datagrams, and the latest fault that they show.
 #[derive(Debug, Default)]
 pub(super) struct CameBack {
     own: u64,
@@ -21,7 +21,8 @@ pub(super) struct CameBack {
 }
 
 impl CameBack {
-    /// Takes note of how many came back by now. A route into the tunnel explains own ones already.
+    /// Takes the new numbers. If a route leads into the tunnel, that already explains the tunnel's own
+    /// datagrams.
     pub(super) fn watch(
         &mut self,
         now: BootTime,
@@ -43,7 +44,7 @@ impl CameBack {
         None
     }
 
-    /// The route to the peer is another one: what came back by the former says nothing of it.
+    /// The route to the peer has changed, so the datagrams that came back on the former one no longer matter.
     pub(super) fn forget(&mut self) {
         self.latest = None;
     }

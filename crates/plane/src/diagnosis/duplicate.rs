@@ -1,4 +1,4 @@
-//! The peer's key on two machines: for how long that stands.
+//! How long the fault lasts that two machines use the peer's key.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use vpnd_protocol::endpoint::renumbered;
 use vpnd_protocol::time::BootTime;
 
-/// Of two machines that send data the protocol finds one more sign at least every minute or two. After this time without
-/// one, only one of them is left.
+/// If two machines send data, the protocol finds a new sign of it at least every minute or two. After this time
+/// without one, only one machine is left.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
 /// The two addresses at which the peer's key was used last, and when.
@@ -15,7 +15,7 @@ const FORGOTTEN: Duration = Duration::from_secs(300);
 pub(super) struct Duplicate(Option<([SocketAddr; 2], BootTime)>);
 
 impl Duplicate {
-    /// Notes one more sign of it. Returns whether these two addresses are new.
+    /// Records a sign of two machines. Returns whether these two addresses are new.
     pub(super) fn note(&mut self, now: BootTime, addresses: [SocketAddr; 2]) -> bool {
         self.forget(now);
         let is_new = self.addresses() != Some(addresses);
@@ -23,12 +23,12 @@ impl Duplicate {
         is_new
     }
 
-    /// Forgets it when there has been no sign for some minutes.
+    /// Forgets the fault after [`FORGOTTEN`] without a new sign.
     pub(super) fn forget(&mut self, now: BootTime) {
         self.0.take_if(|(_, at)| now.saturating_since(*at) >= FORGOTTEN);
     }
 
-    /// The interface of link-local addresses has another number: they are the same addresses.
+    /// The interface of link-local addresses has changed its index: the addresses are still the same.
     pub(super) fn renumber(&mut self, old: u32, new: u32) {
         if let Some((addresses, _)) = &mut self.0 {
             *addresses = addresses.map(|at| renumbered(at, old, new));

@@ -1,10 +1,10 @@
-//! What of the peer's device does not fit ours, where frames cross it.
+//! Differences between the TAP devices of both ends.
 
 use vpnd_protocol::peer::Diagnosis;
 
 use super::trouble::Trouble;
 
-/// What does not fit by the peer's latest word.
+/// The differences according to the peer's latest HELLO.
 #[derive(Debug, Default)]
 pub(super) struct Misfits {
     same_mac: Option<[u8; 6]>,
@@ -12,7 +12,7 @@ pub(super) struct Misfits {
 }
 
 impl Misfits {
-    /// Takes note of it. Every session finds it once more; returns what of it is new.
+    /// Records the differences, which every session reports again. Returns the new ones.
     pub(super) fn compare(
         &mut self,
         same_mac: Option<[u8; 6]>,

@@ -1,17 +1,17 @@
-//! Packets of the peer that the source filter drops: a network that nobody has named in the configuration looks to its
-//! hosts like a tunnel that does not work.
+//! Packets of the peer that the source filter drops. If a network behind the peer is missing in the
+//! configuration, the tunnel seems not to work for its hosts.
 
 use std::time::Duration;
 
 use vpnd_protocol::time::BootTime;
 use vpnd_tunnel::engine::RefusedPackets;
 
-/// Fewer such packets are no sign of a missing network, ...
+/// Fewer such packets than this do not indicate a missing network, ...
 const BEFORE_HINT: u64 = 3;
-/// ... and the hint goes when no more of them come for this time.
+/// ... and the hint disappears if no more of them arrive for this time.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(600);
 
-/// How many there were, when that last changed, and whether more of them come.
+/// The number of such packets, when it last changed, and the current fault.
 #[derive(Debug, Default)]
 pub(super) struct RefusedSources {
     packets: u64,
@@ -21,17 +21,18 @@ pub(super) struct RefusedSources {
 }
 
 impl RefusedSources {
-    /// The last of them, while more come.
+    /// The packets of the current fault, while more of them arrive.
     pub(super) const fn current(&self) -> Option<RefusedPackets> {
         self.current
     }
 
-    /// The configuration was reloaded. It may let in what was refused, so earlier refusals are forgotten.
+    /// The configuration was reloaded. The new one may allow the refused sources, so earlier refusals are
+    /// forgotten.
     pub(super) const fn reloaded(&mut self) {
         (self.current, self.is_reported) = (None, false);
     }
 
-    /// Takes note of how many there are by now. Returns them if they are the first ones of a configuration.
+    /// Takes the new number. Returns the packets if they are the first ones of this configuration.
     pub(super) fn watch(
         &mut self,
         now: BootTime,

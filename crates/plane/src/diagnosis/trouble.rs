@@ -1,4 +1,4 @@
-//! The faults that may stand.
+//! The possible faults.
 
 use std::net::SocketAddr;
 
@@ -10,47 +10,48 @@ use super::names::Unresolved;
 use crate::outlook::{InnerSource, Loop};
 use crate::reach::Refused;
 
-/// What keeps a tunnel from coming up or from carrying all that it should, as far as one can know.
+/// A known fault that prevents a tunnel from coming up, or from carrying all that it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The peer answers under another preshared key.
+    /// The peer's response was made with another preshared key.
     AnswerDoesNotOpen,
-    /// The peer initiates, and never uses our answers.
+    /// The peer initiates this number of times, and never confirms our responses.
     NeverConfirms(u32),
-    /// Somebody with this key initiates with us.
+    /// An initiation arrived under this unknown public key.
     UnknownPeer(PublicKey),
-    /// The peer's clock is behind what it once said.
+    /// The peer's timestamp is older than an earlier one: its clock was probably set back.
     StaleInitiation,
-    /// The peer stopped, and said so.
+    /// The peer announced that it was shutting down.
     Closed,
-    /// Nobody answers at all.
+    /// The peer does not answer at all.
     NoAnswer,
-    /// Handshake messages arrive that were made for another key: so many.
+    /// The number of handshake messages that were made for another key.
     BadMac1(u64),
-    /// What is sent to the peer comes back out of the device.
+    /// The route to the peer leads into the tunnel.
     Loop(Loop),
-    /// Own datagrams come out of the device, though the route to the peer, if there is one, leads elsewhere.
+    /// Datagrams of this tunnel come out of its own device, although the given route to the peer does not
+    /// lead there.
     Back(Option<Found>),
-    /// What is sent to the peer goes through other tunnels of this host, and comes back.
+    /// Datagrams to the peer pass through other tunnels of this host, and come back.
     Nested(Option<Found>),
-    /// Names of the peer cannot be looked up.
+    /// Endpoints of the peer cannot be resolved.
     Unresolved(Unresolved),
-    /// What is sent to the peer is sent from an address of the tunnel.
+    /// The kernel sends datagrams to the peer from an address of the tunnel.
     InnerSource(InnerSource),
     /// The peer's key is used at these two addresses in turn.
     DuplicateKey([SocketAddr; 2]),
     /// Both ends have this hardware address.
     SameMac([u8; 6]),
-    /// Frames of one end are too long for the other: ours, theirs.
+    /// The MTUs of the two ends differ: ours, theirs.
     MtuDiffers(u16, u16),
-    /// Packets of the peer come from where `allowed_ips` lets none come from.
+    /// Packets of the peer have source addresses that are not in `allowed_ips`.
     RefusedSource(RefusedPackets),
-    /// Our own host refuses to send. It hides what silence would seem to say of the peer.
+    /// Our own host refuses to send. It hides the faults that silence would suggest.
     Refused(Refused),
 }
 
 impl Trouble {
-    /// Whether it keeps a tunnel that is up from carrying all that it should.
+    /// Whether the fault prevents a tunnel that is up from carrying all that it should.
     pub const fn outlasts_a_session(&self) -> bool {
         matches!(
             self,

@@ -1,30 +1,31 @@
-//! Whether the path loses so much that the tunnel is degraded.
+//! Detects whether the path loses so many datagrams that the tunnel is degraded.
 
 use std::time::Duration;
 
 use vpnd_protocol::peer::{Loss, Standing};
 use vpnd_protocol::time::BootTime;
 
-/// More lost datagrams in a hundred than this begin it, ...
+/// The state begins if more datagrams in a hundred than this are lost, ...
 const BEGINS_ABOVE: u64 = 2;
-/// ... if they are at least this many, because one of a few datagrams is chance, ...
+/// ... and at least this number, because the loss of one in a few is chance, ...
 const LEAST: u64 = 5;
-/// ... and if it stays so for this time: on a path that reorders, a count may be short for a moment.
+/// ... and this lasts for this time: on a path that reorders, datagrams may seem to be lost for a
+/// moment.
 const CONFIRMED_AFTER: Duration = Duration::from_secs(3);
-/// Fewer than these in a hundred end it.
+/// The state ends if fewer in a hundred than this are lost.
 const ENDS_BELOW: u64 = 1;
 
-/// Whether it does, with hysteresis.
+/// Whether the loss is too high, with hysteresis.
 #[derive(Debug, Default)]
 pub(crate) struct Lossy {
-    /// Since when it seems to begin.
+    /// Since when the loss seems to be too high.
     suspected: Option<BootTime>,
-    /// When it is known no longer, if the path loses too much.
+    /// While the loss is too high: when its measurements become too old.
     until: Option<BootTime>,
 }
 
 impl Lossy {
-    /// Takes note of the loss of the last minute. A direction that was not measured is not lossy.
+    /// Takes the loss of the last minute. A direction without a measurement is not lossy.
     pub(super) fn watch(&mut self, now: BootTime, peer: &Standing) {
         let ways = [peer.loss.outward, peer.loss.inward];
         let mut measured = ways.into_iter().flatten();
@@ -36,7 +37,7 @@ impl Lossy {
         self.until = (stays && now < peer.loss_until).then_some(peer.loss_until);
     }
 
-    /// Whether it has seemed to begin for long enough.
+    /// Whether the loss has seemed to be too high for long enough.
     fn confirm(&mut self, now: BootTime, seems: bool) -> bool {
         let since = self.suspected.filter(|_| seems).unwrap_or(now);
         self.suspected = seems.then_some(since);

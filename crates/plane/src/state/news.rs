@@ -1,5 +1,5 @@
-//! Which states the log is told of. A state that alternates fills no log: after a few lines the next ones are minutes
-//! apart, and each reports the state of that time.
+//! Decides which states are logged. A state that alternates does not fill the log: after a few lines further
+//! ones are minutes apart, and each reports the state at that time.
 
 use std::time::Duration;
 
@@ -7,24 +7,24 @@ use vpnd_protocol::time::BootTime;
 
 use super::{Kind, Reasons, State};
 
-/// Lines that may follow each other at once, ...
+/// The number of lines that may be logged at once, ...
 const AT_ONCE: u32 = 10;
 /// ... and the time after which there may be one more.
 const APART: Duration = Duration::from_secs(360);
 
-/// What the log was told last, and how many lines it may still have.
+/// The state that was last logged, and when further lines may be logged.
 #[derive(Debug, Default)]
 pub(crate) struct News {
     told: Option<(Kind, Reasons)>,
-    /// When all lines that were logged so far are made up for.
+    /// When the full number of lines may be logged at once again.
     full_at: BootTime,
-    /// When the state may be told that was not told yet.
+    /// When a state that was not logged yet may be logged.
     due: Option<BootTime>,
 }
 
 impl News {
-    /// Whether this state is to be told now. A tunnel without traffic has a session now and then: that it is idle, and
-    /// that it connects, is no news.
+    /// Whether to log this state now. A tunnel without much traffic has a session only at times, so that it is
+    /// idle or connecting is not logged.
     pub(super) fn is_due(&mut self, now: BootTime, state: &State) -> bool {
         let current = Some((state.kind, state.reasons));
         self.due = None;
@@ -46,7 +46,7 @@ impl News {
     }
 }
 
-/// How far ahead the lines may be of what is allowed in the long run.
+/// How far the lines may be ahead of the long-term rate.
 fn debt() -> u64 {
     (BootTime::default() + APART * (AT_ONCE - 1)).as_nanos()
 }

@@ -3,15 +3,15 @@
 /// A reason why a tunnel carries less than it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// More than 2 % was lost in the last minute, in either direction.
+    /// More than 2 % of the datagrams were lost in the last minute, in either direction.
     Loss,
-    /// The path carries less than a packet of the device's pinned MTU.
+    /// A packet of the device's pinned MTU does not fit into one datagram on the path.
     PathMtu,
-    /// The kernel refuses to segment what is sent to the peer, or does it wrongly, so each datagram is sent singly.
+    /// The kernel refuses GSO for sends to the peer, or batches are lost, so each datagram is sent on its own.
     Segmentation,
-    /// The configuration names a better address of the peer than the one in use.
+    /// The configuration contains a better address of the peer than the one in use.
     Endpoint,
-    /// The path marks everything for congestion.
+    /// The path marks every datagram for congestion.
     Ecn,
 }
 
@@ -47,7 +47,7 @@ impl Reasons {
         self.0 & 1 << reason as u8 != 0
     }
 
-    /// Those that stand, in the order of [`Reason::ALL`].
+    /// The reasons in the set, in the order of [`Reason::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Reason> {
         Reason::ALL.into_iter().filter(move |reason| self.contains(*reason))
     }

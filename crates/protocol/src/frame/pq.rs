@@ -127,7 +127,9 @@ pub enum PqInitError {
     #[error("the peer sent a second, different post-quantum key on one session: it is ignored")]
     Differs,
     /// Not ML-KEM-768.
-    #[error("the peer wants post-quantum suite {0}, which this release does not know: upgrade it")]
+    #[error(
+        "the peer requests post-quantum suite {0}, which this vpnd does not support: upgrade it"
+    )]
     UnknownSuite(u8),
 }
 

@@ -17,8 +17,8 @@
 //! | 7 | PROBE | 16 or more | random bytes 0 (16) |
 //! | 8 | PROBED | 16 or more | the bytes of the PROBE 0 (16) |
 //!
-//! Numbers are little-endian. A value may be as long as its frame has room for; today's senders
-//! stay below 1400 bytes, so that a record never needs a second datagram.
+//! Numbers are little-endian. A value may be as long as its frame allows. Senders of this release stay below
+//! 1400 bytes, so that a record never needs a second datagram.
 //!
 //! - Bytes after the fields of a HELLO, PING, PONG, PROBE or PROBED are ignored: a later release may add fields.
 //! - An unknown type is ignored, as long as its record ends within the frame.
@@ -35,7 +35,7 @@ use super::pq::{PqInitChunk, PqResp};
 pub struct Records<'a>(&'a [u8]);
 
 impl<'a> Records<'a> {
-    /// Takes a control frame's body if every record in it is valid.
+    /// Reads a control frame's body if every record in it is valid.
     pub(super) fn read(body: &'a [u8]) -> Option<Self> {
         let mut rest = body;
         while !rest.is_empty() {
@@ -88,7 +88,7 @@ pub enum Record<'a> {
 pub type ProbeToken = [u8; 16];
 
 impl<'a> Record<'a> {
-    /// Whether it tests a path that is not in use: then it says nothing of where the peer is.
+    /// Whether it tests a path that is not in use, so that its source is not the peer's current address.
     pub(crate) const fn is_aside(&self) -> bool {
         matches!(self, Self::Probe(_) | Self::Probed(_))
     }
@@ -132,7 +132,7 @@ impl<'a> Hello<'a> {
         let (release, later) = rest.split_at_checked(fixed.release_len.into())?;
         let release = Release::new(str::from_utf8(release).ok()?)?;
         let (features, mtu) = (fixed.features.get(), fixed.mtu.get());
-        // Zeros stand for none, in case later fields follow.
+        // Zeros mean that there is none, in case later fields follow.
         let mac = later.first_chunk().copied().filter(|mac| *mac != [0; 6]);
         Some(Self { release, features, mtu, mac })
     }
@@ -164,7 +164,7 @@ impl<'a> Release<'a> {
     }
 }
 
-/// Asks whether and when the peer hears us, and how many of our datagrams it received.
+/// Measures whether the peer receives our datagrams, how many of them, and the round trip time.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -172,7 +172,7 @@ impl<'a> Release<'a> {
 pub struct Ping {
     /// The number of this PING; the PONG repeats it.
     pub sequence: U32,
-    /// The sender's own clock, in its own unit; the PONG repeats it.
+    /// A timestamp of the sender's own clock and unit; the PONG repeats it.
     pub timestamp: U64,
     /// Datagrams that the sender has sealed on this session, including this one.
     pub sent: U64,
@@ -195,8 +195,8 @@ impl Ping {
     }
 }
 
-/// Answers a [`Ping`]. The PING's `sent` minus `received` is the loss on the way there; `sent` minus the
-/// datagrams accepted is the loss on the way back.
+/// Answers a [`Ping`]. The PING's `sent` minus `received` is the loss in the direction of the PING; `sent`
+/// minus the number of datagrams accepted is the loss in the direction of the PONG.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]

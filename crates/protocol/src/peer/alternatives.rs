@@ -1,24 +1,25 @@
-//! The other configured addresses of a peer that answers PROBEs: which of them to use when the path is dead, and when to
-//! return to an earlier one.
+//! The other configured addresses of the peer: which of them to use when the path is dead, and when to return
+//! to an earlier one.
 //!
-//! A PROBE is sent to that address alone, carries random bytes, and is answered to where it came from. Neither it nor
-//! its answer moves the path, at either end, or counts as traffic, as a sign of life or as loss. An answer proves the path
-//! in both directions.
+//! A PROBE with random bytes is sent to one such address, and the answer returns to the PROBE's source address.
+//! PROBEs and their answers do not move the path of either end, and do not count as traffic, as a sign of life
+//! or as loss. An answer proves that the path works in both directions.
 //!
-//! - *The path is silent*: with each PING that asks whether the peer is alive, the other addresses are probed. If the silence
-//!   lasts three quarters of `dead_after`, the path moves to the first address that has answered since, on the
-//!   session there is. So the peer does not count as dead because of one dead path.
-//! - *The path leads to a later address*: the earlier ones are probed all the time, while they answer [`SAMPLES`] times in
-//!   `return_after`, otherwise less and less often. The path returns to the first one that was good for all
-//!   of `return_after`. An address is good while it loses at most one probe in [`ONE_LOST_IN`]: an estimate from so
-//!   few samples has to be stricter than the five per cent it stands for.
+//! - *The path is silent*: with each PING that checks whether the peer is alive, the other addresses are
+//!   probed. If the silence lasts three quarters of `dead_after`, the current session moves to the first
+//!   address that has answered since. So one dead path does not make the peer count as dead.
+//! - *The path uses a later address*: the earlier ones are probed, [`SAMPLES`] times in `return_after` while
+//!   they answer, otherwise less and less often. The path returns to the first one that was good for all of
+//!   `return_after`. An address is good while it loses at most one probe in [`ONE_LOST_IN`]. The limit meant is
+//!   five per cent, but with so few samples the estimate has to be stricter.
 //!
-//! A `WireGuard` peer answers no PROBE. Handshakes find a path that works when the present one is dead (see the module `race`), and
-//! whether an earlier address is good: the peer is called there [`CALLS`] times in `return_after`, and has to answer each time.
-//! Such a handshake makes a session, and moves nothing here; over there the first datagram of that session puts the path right.
+//! A `WireGuard` peer answers no PROBE. If its path is dead, handshakes find another one (see the module
+//! `race`). To test an earlier address, a *test handshake* is sent there [`CALLS`] times in `return_after`, and
+//! each has to be answered. It makes a session but does not move our path. The peer's path moves, until it
+//! receives the first datagram of that session from the path in use.
 //!
-//! A path that has moved goes on hearing the peer at its former address, until the peer has heard of the new one. So
-//! that address is not followed for [`NOT_FOLLOWED_FOR`].
+//! After the path has moved, the peer sends from its former address until it has learned of the move. So the
+//! peer is not followed back to that address for [`NOT_FOLLOWED_FOR`].
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -34,47 +35,50 @@ use crate::session::OVERHEAD;
 use crate::time::{BootTime, Now};
 use crate::turn::Framed;
 
-/// Probes in `return_after` that decide whether an address is good.
+/// The number of probes in `return_after` that decide whether an address is good.
 const SAMPLES: u32 = 120;
-/// One of so many probes may be lost.
+/// One in this number of probes may be lost.
 const ONE_LOST_IN: u32 = 30;
-/// Two probes to one address are at least this far apart, however short `return_after` is.
+/// The least time between two probes to one address, however short `return_after` is.
 const PROBES_APART: Duration = Duration::from_millis(250);
-/// An address that does not answer is probed this seldom in the end, or this many times more seldom than one that answers.
+/// The longest time between two probes to an address that does not answer: this time, or this multiple of the
+/// time for one that answers, whichever is longer.
 const PROBES_APART_AT_MOST: Duration = Duration::from_secs(10);
 const MORE_SELDOM: u32 = 8;
 /// A probe that is not answered within this time is lost.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
-/// The same for a peer that answers no PROBE, and is called instead.
+/// The number of test handshakes in `return_after`, with a peer that answers no PROBE.
 const CALLS: u32 = 6;
-/// Two such calls are at least this far apart, so that one is over before the next.
+/// The least time between two test handshakes, so that one is over before the next.
 const CALLS_APART: Duration = Duration::from_secs(6);
-/// Probes to one address that wait for an answer; an older one is lost.
+/// The number of pending probes to one address. A further one makes the oldest count as lost.
 const PENDING: usize = 16;
-/// An address that the path has left is not followed for this long, unless the peer is missing at the new one.
+/// The peer is not followed to the address that the path has left for this long, unless the peer is missing at
+/// the new one.
 const NOT_FOLLOWED_FOR: Duration = Duration::from_secs(10);
-/// Without data for this long an unwatched tunnel is at rest, and nothing is probed.
+/// An unwatched tunnel without data for this long is idle, and nothing is probed.
 const AT_REST_AFTER: Duration = Duration::from_secs(60);
-/// An address that dies sooner than this many times `return_after` after the path has returned to it has to be good for twice as
-/// long the next time …
+/// If an address fails within this many times `return_after` after the path has returned to it, it has to be
+/// good for twice as long the next time …
 const DIES_SOON: u32 = 10;
-/// … but only so many times.
+/// … but the time is doubled at most this often.
 const DOUBLINGS: u32 = 4;
 
-/// What is known of the addresses that the path does not lead to.
+/// The state of the configured addresses that are not in use.
 #[derive(Debug)]
 pub(super) struct Alternatives {
     return_after: Duration,
     /// The peer answers PROBEs.
     pub(super) answers: bool,
     known: Vec<Alternative>,
-    /// The address that the path has left, or where the peer was only called, and until when it is not followed.
+    /// The address that the path has left, or that a test handshake was sent to, and until when the peer is not
+    /// followed there.
     left: Option<(SocketAddr, BootTime)>,
     /// When the path last moved from one configured address to another.
     moved_at: Option<BootTime>,
     /// When the path last returned to an earlier address.
     returned_at: Option<BootTime>,
-    /// How often in a row an address died soon after such a return.
+    /// How often in a row an address failed soon after such a return.
     relapses: u32,
 }
 
@@ -89,18 +93,18 @@ struct Alternative {
     samples: Samples,
 }
 
-/// The fate of the last probes to one address.
+/// Which of the last probes to one address were answered.
 #[derive(Debug, Default)]
 struct Samples {
-    /// One bit for each probe, the last one lowest: it was answered.
+    /// One bit for each probe, the last one lowest; set if the probe was answered.
     answered: u128,
     count: u32,
-    /// Since when the address is good.
+    /// When the address began to be good.
     good_since: Option<BootTime>,
 }
 
 impl Samples {
-    /// Adds the fate of one probe; `most` are enough.
+    /// Adds the result of one probe. At most the last `most` results count.
     fn add(&mut self, now: BootTime, answered: bool, most: u32) {
         if answered && self.good_since.is_none() {
             *self = Self { good_since: Some(now), ..Self::default() };
@@ -114,7 +118,8 @@ impl Samples {
         }
     }
 
-    /// Whether the address was good for all of `time`, by nearly as many probes as belong there.
+    /// Whether the address was good for all of `time`, with at least three quarters of the probes for that
+    /// time.
     fn are_good_for(&self, now: BootTime, time: Duration, most: u32) -> bool {
         let long = self.good_since.is_some_and(|since| now >= since + time);
         long && self.count >= most - most / 4
@@ -143,7 +148,7 @@ impl Alternative {
         }
     }
 
-    /// A probe leaves, or the peer is called. The next is due after a pause, which grows while none is answered.
+    /// A probe or a test handshake was sent. The pause until the next one grows while none is answered.
     fn asked(&mut self, now: BootTime, pause: Duration) {
         let is_good = self.samples.good_since.is_some();
         let longest = PROBES_APART_AT_MOST.max(pause * MORE_SELDOM);
@@ -151,7 +156,7 @@ impl Alternative {
         self.next_at = now + self.pause.max(pause);
     }
 
-    /// Whether this answers a pending probe.
+    /// Takes an answer; returns whether its probe was pending.
     fn answer(&mut self, now: BootTime, token: &ProbeToken, pause: Duration, most: u32) -> bool {
         let place = self.pending.iter().position(|(pending, _)| pending == token);
         let Some((_, asked_at)) = place.and_then(|place| self.pending.remove(place)) else {
@@ -185,7 +190,7 @@ impl Alternatives {
         }
     }
 
-    /// The number of probes that decide.
+    /// The number of probes that decide whether an address is good.
     fn samples(&self) -> u32 {
         let fit = self.return_after.as_millis() / self.pause().as_millis();
         u32::try_from(fit).map_or(SAMPLES, |fit| fit.clamp(1, SAMPLES))
@@ -196,12 +201,12 @@ impl Alternatives {
         self.return_after * 2_u32.pow(self.relapses)
     }
 
-    /// Whether the path has left this address, and the peer is not followed there for now.
+    /// Whether the path has just left this address, so that the peer is not followed there yet.
     pub(super) fn has_left(&self, now: BootTime, address: SocketAddr) -> bool {
         self.left.is_some_and(|(left, until)| left == address && now < until)
     }
 
-    /// Our own host refuses to send to this address; returns whether it is only being probed.
+    /// Our own host refused to send to this address. Returns whether a probe was pending there.
     pub(super) fn refused(&mut self, to: SocketAddr) -> bool {
         let known = self.known.iter_mut().find(|one| one.to == to && !one.pending.is_empty());
         known.is_some_and(|one| {
@@ -211,7 +216,7 @@ impl Alternatives {
         })
     }
 
-    /// What is known of `to`.
+    /// The state of the address `to`.
     fn of(&mut self, now: BootTime, to: SocketAddr) -> &mut Alternative {
         let pause = self.pause();
         let place = self.known.iter().position(|one| one.to == to).unwrap_or_else(|| {
@@ -221,7 +226,7 @@ impl Alternatives {
         &mut self.known[place]
     }
 
-    /// Forgets every address that is not among these.
+    /// Forgets all addresses but these.
     fn keep(&mut self, addresses: &[SocketAddr]) {
         self.known.retain(|one| addresses.contains(&one.to));
     }
@@ -258,7 +263,7 @@ impl Alternatives {
         among.iter().copied().find(known)
     }
 
-    /// The path moves from `left` because that is dead, or back to an earlier address.
+    /// The path moves away from the dead address `left`, or back to an earlier address.
     fn moved(&mut self, now: BootTime, left: Option<SocketAddr>, returns: bool) {
         self.left = left.map(|left| (left, now + NOT_FOLLOWED_FOR));
         self.moved_at = Some(now);
@@ -268,7 +273,7 @@ impl Alternatives {
             let soon = now < returned + self.return_after * DIES_SOON;
             self.relapses = if soon { (self.relapses + 1).min(DOUBLINGS) } else { 0 };
         }
-        // What was known of them was known beside another path.
+        // The results were measured while another path was in use.
         self.known.clear();
     }
 }
@@ -276,7 +281,7 @@ impl Alternatives {
 impl Peer {
     /// When an address is to be probed.
     pub(super) fn alternatives_deadline(&self) -> Option<BootTime> {
-        // Otherwise data has them probed while it flows.
+        // An unwatched tunnel probes only while data flows, and then polls anyway.
         let watched = self.life.is_watched();
         watched.then(|| self.paths.alternatives.next_at(&self.better())).flatten()
     }
@@ -295,22 +300,22 @@ impl Peer {
         if self.paths.alternatives.answers {
             due.into_iter().for_each(|to| self.send_probe(now, to));
         } else if let Some(to) = due.first() {
-            self.call_there(now, *to);
+            self.test_address(now, *to);
         }
         if let Some(to) = self.paths.alternatives.good(now.boot, &better) {
             self.move_to(now, to, true);
         }
     }
 
-    /// The path is silent: asks all other addresses whether they are better.
+    /// The path is silent: probes all other addresses.
     pub(super) fn probe_others(&mut self, now: Now) {
         if self.can_probe() {
             self.others().into_iter().for_each(|to| self.send_probe(now, to));
         }
     }
 
-    /// The path has been silent for long: moves it to the first address that answers, on the session there is; returns whether
-    /// there is one. `since` is when the silence was first asked about.
+    /// The path has been silent for long: moves the current session to the first other address that answered a
+    /// probe since `since`, when the silence was first probed. Returns whether there is one.
     pub(super) fn fail_over(&mut self, now: Now, since: BootTime) -> bool {
         let moved_at = self.paths.alternatives.moved_at;
         let others = self.others();
@@ -322,7 +327,7 @@ impl Peer {
         true
     }
 
-    /// The peer tests a path from its end: the answer goes where the PROBE came from, and nowhere else.
+    /// The peer tests a path: the answer goes to the PROBE's source address only.
     pub(super) fn answer_probe(
         &mut self,
         now: Now,
@@ -336,7 +341,8 @@ impl Peer {
         Ok(())
     }
 
-    /// An answer proves a path if it comes from where the PROBE went. One of the path in use may be of its size.
+    /// An answer proves a path if it comes from the address that the PROBE was sent to. It may also answer a
+    /// probe of the path's MTU.
     pub(super) fn take_probed(
         &mut self,
         now: Now,
@@ -352,8 +358,9 @@ impl Peer {
         Ok(())
     }
 
-    /// Calls a peer that answers no PROBE at an address that is preferred to the one in use.
-    fn call_there(&mut self, now: Now, to: SocketAddr) {
+    /// Sends a test handshake to an address that is preferred to the one in use, because the peer answers no
+    /// PROBE.
+    fn test_address(&mut self, now: Now, to: SocketAddr) {
         let pause = self.paths.alternatives.pause();
         self.paths.alternatives.of(now.boot, to).asked(now.boot, pause);
         let (alive, _) = self.life.state();
@@ -361,19 +368,20 @@ impl Peer {
         if alive && !is_busy && now.boot >= self.initiation_from() {
             let first = Try { begun: now.boot, number: 1 };
             self.initiate(now, Some(to), self.identities.calling(), first);
-            self.attempt.iter_mut().for_each(Attempt::scout);
+            self.attempt.iter_mut().for_each(Attempt::make_test);
         }
     }
 
-    /// The peer has answered such a call, or has not.
-    pub(super) fn scouted(&mut self, now: Now, to: SocketAddr, answered: bool) {
+    /// A test handshake was answered, or was not.
+    pub(super) fn note_test(&mut self, now: Now, to: SocketAddr, answered: bool) {
         let alternatives = &mut self.paths.alternatives;
         let (pause, most) = (alternatives.pause(), alternatives.samples());
         let one = alternatives.of(now.boot, to);
         one.samples.add(now.boot, answered, most);
         if answered {
             (one.pause, one.next_at) = (pause, now.boot + pause);
-            // Until the peer hears of the session on the path in use, it answers from there.
+            // The peer sends to and from that address until it receives data of the new session on the path in
+            // use.
             alternatives.left = Some((to, now.boot + NOT_FOLLOWED_FOR));
         }
     }
@@ -386,8 +394,8 @@ impl Peer {
         if let Some(left) = left {
             self.events.push_back(Change::Switched { from: left, to, returns }.into());
         }
-        // The peer learns from this where it is reached, and answers.
-        self.speak(now);
+        // From this datagram the peer learns the new path, and it answers.
+        self.send_sign_of_life(now);
     }
 
     fn send_probe(&mut self, now: Now, to: SocketAddr) {
@@ -403,7 +411,7 @@ impl Peer {
         self.send_aside(now, transmit, &ControlFrame::begin().probe(&token).end());
     }
 
-    /// Seals a frame that only tests a path: it is no sign of life, and may be lost.
+    /// Sends a frame that only tests a path: it is no sign of life, and its loss is not counted.
     pub(super) fn send_aside(&mut self, now: Now, transmit: Transmit, plaintext: &[u8]) {
         let Some(session) = self.keyring.current() else { return };
         let key = Arc::clone(&session.sealing);
@@ -417,7 +425,7 @@ impl Peer {
         self.transmits.push_back((transmit, datagram));
     }
 
-    /// A handshake at `to` moves the path there from another configured address.
+    /// A handshake moves the path to `to`: records it, if both that and the address in use are configured ones.
     pub(super) fn note_choice(&mut self, now: BootTime, to: SocketAddr) {
         let candidates = &self.paths.candidates;
         let rank = |at: SocketAddr| candidates.rank(at);
@@ -427,8 +435,8 @@ impl Peer {
         }
     }
 
-    /// The configured addresses that are preferred to the one in use. If the peer is followed elsewhere, that is where it is,
-    /// and none is better.
+    /// The configured addresses that are preferred to the one in use. None if the peer was followed to an
+    /// address that is not configured.
     fn better(&self) -> Vec<SocketAddr> {
         let candidates = &self.paths.candidates;
         let rank = self.endpoint().and_then(|to| candidates.rank(to));
@@ -446,7 +454,7 @@ impl Peer {
         self.paths.alternatives.answers && self.frames_flow()
     }
 
-    /// Whether nobody watches the tunnel and it carries no data: then it is left at rest.
+    /// Whether the tunnel is unwatched and carries no data, so that nothing should be sent.
     pub(super) fn is_at_rest(&self, now: BootTime) -> bool {
         let seen = self.timers.seen();
         let data = seen.data_sent.max(seen.data_received);

@@ -1,18 +1,18 @@
-//! Copies: one datagram of the peer that arrives from two addresses.
+//! Detects copies: one datagram of the peer that arrives from two addresses.
 //!
 //! An attacker on the path can send copies of the peer's datagrams from an address of its own, ahead of the
 //! originals. It can also carry our PING or handshake response to the peer, and send the peer's answer ahead.
 //! So the attacker's address may pass the tests of a new address. But the originals still arrive, as copies
 //! of the datagrams received first: they show that the peer may still be at its former address.
 //!
-//! They do not prove it, because the source of a copy can be forged as well: after the peer has really moved,
-//! somebody could send copies from the address that it has left. So the former address is *checked*: a PING
-//! is sent to it alone. If the peer answers it, from any address, then datagrams to the former address reach
-//! the peer. The path returns there if it had been changed, and the other address is not followed for a
-//! while. If the peer does not answer, copies from the former address are ignored for a while. Data keeps its
-//! current path until then.
+//! Copies are no proof, because their source can be forged as well: after the peer has really moved, somebody
+//! could send copies from the address that it has left. So the former address is *checked*: a PING is sent to
+//! it alone. If the peer answers the PING, from any address, then datagrams to the former address reach the
+//! peer. The path returns there if it had been changed, and the peer is not followed to the other address for a
+//! while. If the peer does not answer, copies from the former address are ignored for a while. Until then data
+//! keeps its current path.
 //!
-//! A `WireGuard` peer answers no PING, and is taken to be at the former address without a check.
+//! A `WireGuard` peer answers no PING, so it is assumed to be at the former address without a check.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -31,21 +31,22 @@ use crate::time::{BootTime, Now};
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// The least time between contests that are acted on, unless the peer has moved in between.
 const CONTESTS_APART: Duration = Duration::from_millis(250);
-/// A former address answers within this time, or the check has failed. Until then no new address is
-/// considered, because an attacker who sends copies may have many.
+/// A check without an answer fails after this time. Until then no new address is considered, because an
+/// attacker who sends copies may have many.
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
-/// An address that failed its check is not checked again for this long.
+/// A former address whose check failed is not checked again for this long.
 const UNPROVEN_FOR: Duration = Duration::from_secs(5);
-/// A contested address is not followed for this long the first time, and for twice as long each further time.
+/// The peer is not followed to a contested address for this long the first time, and for twice as long each
+/// further time.
 const REJECTED_FOR: Duration = Duration::from_secs(60);
 const REJECTED_FOR_AT_MOST: Duration = Duration::from_secs(960);
-/// The number of addresses that are not followed; a newer one replaces the oldest.
+/// The number of such addresses that are remembered; a newer one replaces the oldest.
 const REJECTED: usize = 8;
 
 /// The state of contests.
 #[derive(Debug, Default)]
 pub(super) struct Contests {
-    /// Before this time no further contest is acted on.
+    /// When the next contest may be acted on.
     pub(super) next_at: BootTime,
     before: Option<Before>,
     check: Option<Check>,
@@ -62,13 +63,13 @@ struct Before {
 /// Two addresses, one of which is the peer's.
 #[derive(Clone, Copy, Debug)]
 struct Contest {
-    /// The one where it was known to be first.
+    /// The address where the peer was known to be first.
     former: Arrival,
-    /// The one where it seems to be.
+    /// The address where the peer seems to be now.
     other: SocketAddr,
 }
 
-/// A PING to the former address. It stays the same when it is sent again.
+/// A PING to the former address. A retransmission has the same challenge.
 #[derive(Clone, Copy, Debug)]
 struct Check {
     contest: Contest,
@@ -76,7 +77,7 @@ struct Check {
     until: BootTime,
 }
 
-/// An address that the peer was not at, although its datagrams came from there.
+/// An address where the peer was not, although its datagrams came from there.
 #[derive(Clone, Copy, Debug)]
 struct Rejected {
     address: SocketAddr,
@@ -115,7 +116,7 @@ impl Contests {
         self.rejected.push_back(Rejected { address, pause, until: now + pause });
     }
 
-    /// The contest that a copy raises under the current path.
+    /// The contest, if any, that a copy causes on the current path.
     fn weigh(
         &self,
         now: BootTime,
@@ -127,13 +128,13 @@ impl Contests {
         let here = Arrival { from: path.to, local: path.from };
         match before.filter(|at| at.from != path.to) {
             Some(former) => Some(Contest { former, other: path.to }),
-            // An address that is not followed anyway raises no contest.
+            // The peer is not followed to a rejected address anyway, so there is no contest.
             None if path.to != copy || self.is_rejected(now, first) => None,
             None => Some(Contest { former: here, other: first }),
         }
     }
 
-    /// The check of the former address that is under way, or one that begins; none if that address has just failed one.
+    /// The pending check of the former address, or a new one; none if that address has just failed a check.
     fn check(&mut self, now: BootTime, contest: Contest, unused: Challenge) -> Option<Check> {
         let same = |check: &Check| check.contest.former.from == contest.former.from;
         match self.check.filter(same) {
@@ -155,9 +156,9 @@ impl Contests {
 }
 
 impl Peer {
-    /// Whether the peer is not to be followed to `address`, because it was found not to be there, or because the path has
-    /// just left that address for a better one. That ends where the peer
-    /// is missing at its present address: copies sent ahead do not keep the originals away, but a move does.
+    /// Whether the peer must not be followed to `address`: it was found not to be there, or the path has just
+    /// left that address for a better one. This ends if nothing arrives from the peer's present address any
+    /// more. Then the peer has moved: an attacker who sends copies ahead cannot stop the originals.
     pub(super) fn shuns(&self, now: BootTime, address: SocketAddr) -> bool {
         let absent = self.activity.absent_since();
         let is_missing = absent.is_some_and(|since| now >= since + MISSING_AFTER);
@@ -196,19 +197,19 @@ impl Peer {
         self.send_sealed(now, &sealing, Transmit { to, from }, &frame);
     }
 
-    /// A PONG arrived. It only proves that the peer received the PING: its answer can be sent ahead from any
-    /// address.
+    /// A PONG arrived. It only proves that the peer received the PING: anybody on the path can send a copy of
+    /// the PONG ahead, from any address.
     pub(super) fn settle_contest(&mut self, now: Now, pong: &Pong) {
         if let Some(contest) = self.paths.contests.settle(now.boot, pong) {
             self.return_to(now, contest);
         }
     }
 
-    /// The peer is at the former address, so the other one is not followed for a while.
+    /// The peer is at the former address, so it is not followed to the other one for a while.
     fn return_to(&mut self, now: Now, Contest { former, other }: Contest) {
         if self.endpoint() != Some(former.from) {
             self.paths.settle_at(now.boot, former.from, former.local);
-            // Returning to it is no move of the peer.
+            // The peer did not move: the path was wrong.
             self.paths.contests.before = None;
         }
         self.paths.contests.reject(now.boot, other);

@@ -1,11 +1,12 @@
 //! Detects that two machines use the peer's key, as happens when its configuration is copied.
 //!
-//! Each machine's handshake takes the tunnel over from the other. Data of the other is then answered on a session that it
-//! does not have, so it initiates again after some 15 s. New sessions come much more often than rekeys, and from the same
-//! few addresses in turn.
+//! Each machine's handshake takes the tunnel over from the other machine. Data of the other machine is then
+//! answered on a session that it does not have, so it initiates again after some 15 s. So there are new
+//! sessions much more often than rekeys, and their initiations come from the same few addresses in turn.
 //!
-//! A peer that moves takes its session along, so it needs no handshake. One that restarts, or changes its port because
-//! nobody answers, gets a port that it did not have before. Neither returns to a former address again and again.
+//! A single machine does not look like this. If it moves, it keeps its session and needs no handshake. If it
+//! restarts, or changes its port because nobody answers, the port is a new one. In neither case does it return
+//! to a former address again and again.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,19 +18,19 @@ use crate::time::{BootTime, Now};
 
 /// Sessions older than this do not count. The peer rekeys every two minutes, so in this time it makes two sessions.
 const WITHIN: Duration = Duration::from_secs(180);
-/// The last sessions that are remembered.
+/// The number of sessions that are remembered.
 const SESSIONS: usize = 8;
-/// Returns to a former address that show two machines. A peer that really moves with a handshake each time, for example
-/// between two networks, may return once.
+/// The number of returns to a former address that shows two machines. A single machine that makes a handshake
+/// at each move, for example between two networks, may return once.
 const RETURNS: usize = 2;
 
-/// From which addresses the peer has begun its last sessions.
+/// The addresses from which the peer initiated its last sessions.
 #[derive(Debug, Default)]
 pub(super) struct Origins(VecDeque<(BootTime, SocketAddr)>);
 
 impl Origins {
-    /// Notes that the peer has begun a session from `at`. Returns the last two addresses, in their order, if the peer
-    /// alternates.
+    /// Records that the peer initiated a session from `at`. If the peer alternates between addresses, returns
+    /// the last two, the smaller one first.
     fn note(&mut self, now: BootTime, at: SocketAddr) -> Option<[SocketAddr; 2]> {
         self.0.retain(|(since, _)| now.saturating_since(*since) < WITHIN);
         if self.0.len() == SESSIONS {
@@ -41,7 +42,7 @@ impl Origins {
         Some([previous.min(at), previous.max(at)])
     }
 
-    /// How many sessions were begun from an address that had been left.
+    /// How many sessions were initiated from an address that the peer had left before.
     fn returns(&self) -> usize {
         let addresses: Vec<_> = self.0.iter().map(|(_, at)| *at).collect();
         let is_return = |n: &usize| {
@@ -53,8 +54,8 @@ impl Origins {
 }
 
 impl Peer {
-    /// The peer has confirmed a session that it began. Where the response went to several addresses, all but one of
-    /// them forged, the session says nothing.
+    /// The peer has confirmed a session that it initiated. If the response went to several addresses, all but
+    /// one of them are forged, and the session is ignored here.
     pub(super) fn watch_for_duplicates(&mut self, now: Now) {
         let Some(session) = self.keyring.current() else { return };
         if let [Arrival { from, .. }] = session.reached[..]

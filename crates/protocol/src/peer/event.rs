@@ -1,5 +1,5 @@
-//! What the peer's state machine reports: commands, which must be obeyed, changes of its state, and what it has found
-//! out about a fault.
+//! The reports of the peer's state machine: commands to the caller, changes of its state, and diagnoses of a
+//! fault.
 
 use std::net::SocketAddr;
 
@@ -8,10 +8,10 @@ use vpnd_crypto::key::PublicKey;
 use crate::session::Role;
 use crate::timestamp::Timestamp;
 
-/// One report. All three kinds come from one queue, in the order in which they arose.
+/// One report. All three kinds come from one queue, in the order in which they occurred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Must be obeyed.
+    /// The caller must do this.
     Command(Command),
     /// The state has changed.
     Change(Change),
@@ -22,38 +22,39 @@ pub enum Event {
 /// What the caller must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Write this timestamp where it survives, then call [`Peer::floor_kept`](super::Peer::floor_kept).
+    /// Store this timestamp so that it survives a reboot, then call
+    /// [`Peer::floor_kept`](super::Peer::floor_kept).
     KeepFloor(Timestamp),
-    /// Nothing has been heard for long: what we send may be caught in a translation of addresses that
-    /// leads nowhere, and every datagram from the same port keeps it alive. Send from another port; or where
-    /// that is fixed, and a router is on the path, call [`Peer::fall_silent`](super::Peer::fall_silent).
+    /// Nothing was received for long: a NAT may have a useless mapping for our flow, and every datagram from
+    /// the same port keeps that mapping alive. Send from another port. If the port is fixed and a router is on
+    /// the path, call [`Peer::fall_silent`](super::Peer::fall_silent) instead.
     ChangePort,
 }
 
 /// How the state of the peer has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// An initiation leaves.
+    /// An initiation is sent.
     Initiating {
-        /// Where to.
+        /// Its destination.
         to: SocketAddr,
-        /// Which try of this attempt, from 1.
+        /// The number of the try in this attempt, from 1.
         attempt: u32,
     },
-    /// A session stands; data may flow.
+    /// A session is established; data may flow.
     Established(Role),
-    /// Nobody answered any of the tries; the next packet or keepalive begins anew.
+    /// All tries of an attempt are unanswered. The next packet or keepalive starts a new attempt.
     GaveUp,
-    /// The session is too old and none has taken its place.
+    /// The session has expired and no other has replaced it.
     Lost,
-    /// The peer stops, and says so.
+    /// The peer announced that it is shutting down.
     Closed,
     /// The first sign of life since the start, or since [`Change::Dead`].
     Alive,
-    /// No sign of life for [`Config::dead_after`](super::Config::dead_after), or the peer stops. Follows
-    /// [`Change::Alive`] always.
+    /// No sign of life for [`Config::dead_after`](super::Config::dead_after), or the peer announced that it is
+    /// shutting down. There is always a [`Change::Alive`] before it.
     Dead,
-    /// It is known how much the path carries, or has changed.
+    /// The size that the path carries is now known, or has changed.
     PathCarries {
         /// The largest UDP payload.
         payload: u16,
@@ -65,35 +66,36 @@ pub enum Change {
     },
     /// The path now leads to another configured address.
     Switched {
-        /// Where it led.
+        /// The former address.
         from: SocketAddr,
-        /// Where it leads.
+        /// The new address.
         to: SocketAddr,
-        /// That is an earlier one, which was good for long enough; otherwise the path was dead.
+        /// The new address is an earlier configured one, which worked for long enough. Otherwise the path
+        /// switched because it was dead.
         returns: bool,
     },
     /// The peer's address changed.
     Moved {
-        /// Where it is now.
+        /// Its new address.
         to: SocketAddr,
     },
 }
 
-/// A fault that the protocol lets one recognize.
+/// A fault that the protocol can recognize.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Diagnosis {
-    /// The answer to our initiation does not open: the preshared keys differ.
+    /// The response to our initiation does not decrypt: the preshared keys differ.
     AnswerDoesNotOpen,
-    /// The peer has initiated so many times in a row without ever using the answer.
+    /// The peer has initiated this number of times in a row without confirming our response.
     NeverConfirms(u32),
-    /// Somebody else's key initiated with us.
+    /// We received an initiation under a key that is not the peer's.
     UnknownPeer {
-        /// Its public key.
+        /// The initiator's public key.
         key: PublicKey,
-        /// Its address.
+        /// The initiator's address.
         from: SocketAddr,
     },
-    /// An authentic initiation that is no newer than the last: a replay, or the peer's clock was
+    /// An authentic initiation whose timestamp is not newer than the last: a replay, or the peer's clock was
     /// set back.
     StaleInitiation {
         /// The timestamp it carries.
@@ -106,21 +108,22 @@ pub enum Diagnosis {
         /// The timestamp it carries.
         got: Timestamp,
     },
-    /// Nobody answered handshakes under our next key: they go on under the old one.
+    /// Handshakes under our next key are unanswered, so we use the previous one again.
     RotationUnanswered,
-    /// The peer answered the upgrade of a session with what does not fit: it misbehaves.
+    /// The peer's answer to the upgrade of a session is invalid: the peer misbehaves.
     UpgradeFailed,
-    /// The peer begins sessions at two addresses in turn, much more often than it rekeys: two machines use its key.
+    /// The peer initiates sessions from two addresses in turn, much more often than it rekeys: two machines use
+    /// its key.
     DuplicateKey {
         /// The two addresses, the smaller one first.
         addresses: [SocketAddr; 2],
     },
-    /// The peer has said how its device is, where frames cross it. Comes with every session, so that a fault that is
-    /// gone is known to be.
+    /// The comparison of the TAP devices of both ends. It is reported for every session, so that the caller
+    /// also learns when a fault is gone.
     Devices {
-        /// The hardware address, if both have the same.
+        /// The hardware address, if both devices have the same.
         same_mac: Option<[u8; 6]>,
-        /// The MTUs, ours first, if they differ: longer frames get through in one direction alone.
+        /// The MTUs, ours first, if they differ: longer frames then arrive in one direction only.
         mtus: Option<(u16, u16)>,
     },
 }

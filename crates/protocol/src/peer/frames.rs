@@ -1,5 +1,5 @@
-//! What the two ends tell each other inside a session: who they are, how long the way takes and what
-//! it loses, and that one of them stops. Nothing that protects hangs on any of it.
+//! Control frames: the two ends announce their properties and a shutdown, and measure round trip and loss. The
+//! security of the tunnel depends on none of these.
 
 use std::time::Duration;
 
@@ -11,37 +11,37 @@ use crate::session::{Contents, Generation};
 use crate::time::{BootTime, Now};
 use crate::turn::Framed;
 
-/// While data flows the way is measured this often at the most.
+/// The least time between two measurements while data flows.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
-/// Our name to the peer.
+/// The name of this release, as announced to the peer.
 const RELEASE: &str = concat!("vpnd ", env!("CARGO_PKG_VERSION"));
 
-/// What the peer says of itself.
+/// What the peer announces about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
-    /// Its release, printable.
+    /// The name of its release, in printable characters.
     pub release: String,
-    /// What it can do beside what every release does.
+    /// Its optional features, one bit each.
     pub features: u32,
     /// The MTU of its device.
     pub mtu: u16,
-    /// The hardware address of its device, if it said one.
+    /// The hardware address of its device, if it announced one.
     pub mac: Option<[u8; 6]>,
 }
 
 /// How many of the datagrams sent in one direction of a session arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
-    /// How many were sent.
+    /// The number of datagrams sent.
     pub sent: u64,
-    /// How many of them had arrived.
+    /// The number of these that arrived.
     pub arrived: u64,
 }
 
-/// How the way fares, as the last answered PING of the current session found it.
+/// The quality of the path, according to the last answered PING of the current session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quality {
-    /// There and back.
+    /// The round trip time.
     pub round_trip: Duration,
     /// From us to the peer.
     pub outward: Loss,
@@ -50,7 +50,7 @@ pub struct Quality {
 }
 
 impl Quality {
-    /// The share of PINGs or their answers that is lost, by these figures.
+    /// The estimated share of PINGs that get no answer because they or their answers are lost.
     pub(super) fn loss_there_and_back(&self) -> f64 {
         1.0 - self.outward.arriving() * self.inward.arriving()
     }
@@ -64,7 +64,7 @@ impl Loss {
     }
 }
 
-/// PING and PONG of the current session.
+/// The measurements by PING and PONG on the current session.
 #[derive(Debug, Default)]
 pub(super) struct Gauge {
     sequence: u32,
@@ -81,8 +81,8 @@ struct Asked {
     sent: u64,
 }
 
-/// A PING that only who receives it can answer. The number alone could be guessed: it is a counter, and the peer itself may
-/// be the one who claims to be where it is not.
+/// A PING that can only be answered by an end that received it. Its sequence number alone could be guessed,
+/// because it is a counter; and the peer itself might pretend to be at an address where it is not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Challenge {
     sequence: u32,
@@ -90,7 +90,7 @@ pub(super) struct Challenge {
 }
 
 impl Challenge {
-    /// The random bits take the place of the clock, which comes back as it is and is read by nobody.
+    /// The random bits replace the timestamp, which the PONG repeats unchanged and the peer does not interpret.
     pub(super) fn ping(self, sent: u64) -> Ping {
         Ping::new(self.sequence, self.random, sent)
     }
@@ -101,12 +101,12 @@ impl Challenge {
 }
 
 impl Gauge {
-    /// A session has become current: what is counted begins anew.
+    /// A session has become current: starts counting again.
     pub(super) fn begin(&mut self) {
         *self = Self { sequence: self.sequence, measured_at: self.measured_at, ..Self::default() };
     }
 
-    /// A number that no PING had before.
+    /// A sequence number that no PING had before.
     fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
@@ -119,8 +119,8 @@ impl Gauge {
         Ping::new(sequence, now.as_nanos(), sent)
     }
 
-    /// Takes the answer to the last question; `arrived` are the datagrams of the session until then. Returns what it
-    /// shows.
+    /// Takes the answer to the last PING. `arrived` is the number of datagrams received on the session so far.
+    /// Returns the measurement.
     fn take(&mut self, now: BootTime, pong: &Pong, arrived: u64) -> Option<Quality> {
         let answers = |asked: &mut Asked| asked.sequence == pong.sequence.get();
         let asked = self.asked.take_if(answers)?;
@@ -138,7 +138,8 @@ impl Peer {
     /// Takes a control frame that the data path has authenticated.
     ///
     /// # Errors
-    /// Why it, or a record of it, was passed over, for the counters. The others were taken.
+    /// The reason why the frame or one of its records was ignored, for the counters. The other records took
+    /// effect.
     pub fn handle_frame(&mut self, now: Now, framed: &Framed) -> Result<(), DropReason> {
         self.follow_edges(now);
         let result = self.take_frame(now, framed);
@@ -146,13 +147,13 @@ impl Peer {
         result
     }
 
-    /// One that no PING had before, for a PING that is to show where the peer is.
+    /// A new challenge, for a PING that checks the peer's address.
     pub(super) fn next_challenge(&mut self) -> Challenge {
         let sequence = self.paths.gauge.next_sequence();
         Challenge { sequence, random: self.rng.next_u64() }
     }
 
-    /// Says that we stop, to a peer that is told such things.
+    /// Announces that we are shutting down, if the session carries frames.
     pub fn close(&mut self, now: Now) {
         if self.frames_flow() {
             self.send_on_current(now, &ControlFrame::begin().close().end());
@@ -165,16 +166,16 @@ impl Peer {
         };
         let (mut taken, mut asked, mut greeted) = (Ok(()), false, false);
         for record in records {
-            // One answer to a frame, so that none is larger than what it answers.
+            // One answer to each frame, so that the answer is never longer than the frame.
             let asks = matches!(record, Record::Ping(_) | Record::Probe(_));
             if asks && std::mem::replace(&mut asked, true) {
                 continue;
             }
-            // Who greets more than once in a breath has no more to say.
+            // Only the first HELLO of a frame counts.
             if matches!(record, Record::Hello(_)) && std::mem::replace(&mut greeted, true) {
                 continue;
             }
-            // Each is taken, whatever became of those before it.
+            // A bad record does not prevent the following ones from being handled.
             let one = self.take_record(now, framed, record);
             taken = taken.and(one);
         }
@@ -204,13 +205,14 @@ impl Peer {
         }
     }
 
-    /// The peer stops: that session and older ones are over. A newer one is of a newer life of its.
+    /// The peer is shutting down: this session and older ones are over. A newer one belongs to the peer after
+    /// its restart.
     fn take_close(&mut self, now: Now, closed: Generation) -> Result<(), DropReason> {
         if self.keyring.close(closed) {
-            self.forget_what_was_said();
+            self.forget_announcements();
             self.timers.settle_answer();
             self.events.push_back(Change::Closed.into());
-            self.bury(now);
+            self.declare_dead(now);
         }
         Ok(())
     }
@@ -227,8 +229,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Two ends of one Ethernet: a longer frame of one is lost at the other, and two stations of one address
-    /// never hear each other.
+    /// Compares the TAP devices of both ends. With different MTUs, longer frames are lost at the end with the
+    /// smaller one. Two stations with the same hardware address cannot communicate.
     pub(super) fn compare_devices(&mut self, mtu: u16, mac: Option<[u8; 6]>) {
         let Some(own) = self.device.mac else { return };
         let ours = self.device.mtu;
@@ -241,8 +243,8 @@ impl Peer {
         );
     }
 
-    /// What has arrived is of the session that it came on, what was sent of the one we seal on: after a
-    /// crossing, and at a rekey, they are not the same.
+    /// The number of received datagrams is that of the PING's session, the number of sent ones that of the
+    /// session we seal on. These sessions differ after crossed handshakes and during a rekey.
     fn answer_ping(&mut self, now: Now, framed: &Framed, ping: &Ping) -> Result<(), DropReason> {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return Ok(());
@@ -267,13 +269,13 @@ impl Peer {
         Ok(())
     }
 
-    /// What the peer said of itself and of the way was said on a session that is over.
-    pub(super) fn forget_what_was_said(&mut self) {
+    /// Forgets what the peer announced, and the measurements: their session is over.
+    pub(super) fn forget_announcements(&mut self) {
         self.greeting = None;
         self.paths.gauge.begin();
     }
 
-    /// The first word on a session: it confirms the session to the peer.
+    /// Sends the first datagram of a session, which confirms the session to the peer.
     pub(super) fn greet(&mut self, now: Now) -> bool {
         if self.frames_flow() {
             let hello = ControlFrame::begin();
@@ -283,16 +285,16 @@ impl Peer {
         self.send_keepalive(now)
     }
 
-    /// The responder's first word, where the peer has an ear for it.
+    /// Sends the responder's HELLO, if the session carries frames.
     pub(super) fn greet_back(&mut self, now: Now) {
         if self.frames_flow() {
             self.greet(now);
         }
     }
 
-    /// A sign of life: a question where the peer answers such, an empty datagram elsewhere. Says
-    /// whether there was a session to give it on.
-    pub(super) fn speak(&mut self, now: Now) -> bool {
+    /// Sends a sign of life: a PING if the session carries frames, otherwise a keepalive. Returns whether there
+    /// was a session to send it on.
+    pub(super) fn send_sign_of_life(&mut self, now: Now) -> bool {
         let Some(current) = self.keyring.current().filter(|_| self.frames_flow()) else {
             return self.send_keepalive(now);
         };
@@ -305,7 +307,7 @@ impl Peer {
         self.send_on_current(now, &frame.end())
     }
 
-    /// While data flows the way is measured; a tunnel at rest is left at rest.
+    /// Measures the path while data flows. An idle tunnel stays silent.
     pub(super) fn measure(&mut self, now: Now) {
         let seen = self.timers.seen();
         let data = seen.data_sent.max(seen.data_received);
@@ -314,7 +316,7 @@ impl Peer {
         let is_due = data.is_some_and(flows) && self.paths.gauge.measured_at.is_none_or(due);
         let is_asked = self.asks_for_segmentation(now.boot);
         if self.frames_flow() && (is_due || is_asked) {
-            self.speak(now);
+            self.send_sign_of_life(now);
         }
     }
 
@@ -329,6 +331,7 @@ impl Peer {
         }
     }
 
+    /// Whether the current session carries frames, which is so between two vpnd.
     pub(super) fn frames_flow(&self) -> bool {
         let current = self.keyring.current();
         current.is_some_and(|session| session.sealing.carries_frames())

@@ -1,4 +1,4 @@
-//! Our side of a handshake we begin: one attempt, its tries, and the answer.
+//! Our side of a handshake that we initiate: one attempt, its tries, and the response.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,18 +19,18 @@ use crate::time::{BootTime, Now};
 use crate::timers::{MAX_TRIES, REKEY_TIMEOUT};
 use crate::timestamp::Timestamp;
 
-/// How long an initiation waits for its timestamp to be written down.
+/// How long an initiation waits for its timestamp to be stored.
 const FLOOR_WITHIN: std::time::Duration = std::time::Duration::from_millis(500);
-/// So many tries go unanswered before another pair of keys is tried.
+/// The number of unanswered tries before another pair of keys is tried.
 const TRIES_UNDER_THE_NEXT: u32 = 3;
-/// While the peer is heard, fewer unanswered tries than this may have been lost by chance, and the next goes to the same
-/// address.
+/// While datagrams of the peer arrive, fewer unanswered tries than this may have been lost by chance, and the
+/// next one is sent to the same address.
 const TRIES_LOST_BY_CHANCE: u32 = 3;
 /// After a crossing both ends are initiators; the one with the smaller public key rekeys this
 /// much later, so that they do not cross again.
 const CROSSING_YIELDS: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A handshake of ours on its way to a session that data may flow on.
+/// A handshake that we initiate, up to the session on which data may flow.
 pub(super) struct Attempt {
     step: Step,
     called: Called,
@@ -45,45 +45,45 @@ pub(super) struct Try {
     pub(super) number: u32,
 }
 
-/// Where an attempt goes, and since when.
+/// The destination, start and keys of an attempt.
 #[derive(Clone, Copy)]
 pub(super) struct Called {
     to: SocketAddr,
     begun: BootTime,
     pair: Pair,
-    /// It only finds out whether the peer answers there, and does not move the path.
-    scouts: bool,
+    /// It only tests whether the peer answers at this address, and does not move the path.
+    is_test: bool,
 }
 
-/// How far it has come.
+/// The progress of an attempt.
 enum Step {
-    /// Message 1 waits for its answer.
+    /// Message 1 waits for message 2.
     Calling { initiator: Initiator, call: Call },
-    /// Message 2 has come; the session waits for its upgrade.
+    /// Message 2 has arrived; the session waits for its upgrade.
     Upgrading(Box<Asking>),
-    /// The upgrade came to nothing; the next try is due.
+    /// The upgrade failed; the next try is due.
     Lapsed,
 }
 
-/// An initiation. It is kept until it is answered: where our own host refuses it, it has not left, and may
-/// go to another address.
+/// An initiation. It is kept until it is answered: if our own host refuses to send it, it may be sent to
+/// another address.
 pub(super) struct Call {
     stamp: Timestamp,
-    /// It leaves once its timestamp is written, or this is over.
+    /// It is sent once its timestamp is stored, or at this time at the latest.
     held_until: Option<BootTime>,
     datagram: Vec<u8>,
     /// Our own host refused to send it.
     pub(super) refused: bool,
-    /// When it left last, or should have.
+    /// When it was last sent, even if the host refused it.
     pub(super) at: BootTime,
-    /// Where it has been sent to.
+    /// The addresses that it was sent to.
     pub(super) asked: Vec<SocketAddr>,
-    /// When it goes to the next address as well.
+    /// When it is sent to the next address as well.
     pub(super) spreads_at: Option<BootTime>,
 }
 
 impl Attempt {
-    /// Our name for what is to come of it.
+    /// Our index of the handshake or session.
     pub(super) fn index(&self) -> Option<Index> {
         match &self.step {
             Step::Calling { initiator, .. } => Some(initiator.index()),
@@ -92,7 +92,7 @@ impl Attempt {
         }
     }
 
-    /// The upgrade that it waits for.
+    /// The upgrade that the attempt waits for.
     pub(super) fn asking(&self) -> Option<&Asking> {
         match &self.step {
             Step::Calling { .. } | Step::Lapsed => None,
@@ -107,12 +107,12 @@ impl Attempt {
         }
     }
 
-    /// Whether its upgrade has come to nothing by now.
+    /// Whether its upgrade took too long.
     pub(super) fn is_late(&self, now: BootTime) -> bool {
         self.asking().is_some_and(|asking| now >= asking.given_up_at())
     }
 
-    /// Ends the wait for an upgrade: with the upgrade, or without.
+    /// Ends the wait for an upgrade, whether it succeeded or not.
     pub(super) fn lapse(&mut self) -> Option<Box<Asking>> {
         match std::mem::replace(&mut self.step, Step::Lapsed) {
             Step::Upgrading(asking) => Some(asking),
@@ -138,33 +138,33 @@ impl Attempt {
         }
     }
 
-    /// The initiation that has left, or should have, and waits for its answer.
+    /// The initiation that was sent and waits for its response.
     pub(super) fn unanswered_call(&mut self) -> Option<&mut Call> {
         self.call_mut().filter(|call| call.held_until.is_none())
     }
 
-    /// Where the try has been sent to.
+    /// The addresses that the try was sent to.
     fn asked(&self) -> &[SocketAddr] {
         self.call().map_or_else(|| std::slice::from_ref(&self.called.to), |call| &call.asked)
     }
 
-    /// The next address of the try.
+    /// Sets the next address of the try.
     pub(super) const fn go_to(&mut self, to: SocketAddr) {
         self.called.to = to;
     }
 
-    /// It only finds out whether the peer answers.
-    pub(super) const fn scout(&mut self) {
-        self.called.scouts = true;
+    /// Makes this a test handshake, which only tests whether the peer answers.
+    pub(super) const fn make_test(&mut self) {
+        self.called.is_test = true;
     }
 
-    /// It is for a path to use, whatever it was begun for.
-    pub(super) const fn be_earnest(&mut self) {
-        self.called.scouts = false;
+    /// Makes this a regular handshake, which moves the path, even if it began as a test.
+    pub(super) const fn make_regular(&mut self) {
+        self.called.is_test = false;
     }
 
-    /// The answer has come from there. It may come from another address than the one that was asked; of several that were
-    /// asked, the latest is then the likeliest.
+    /// The response came from the address `from`. If the initiation was sent neither there nor to that host,
+    /// the last address that it was sent to is the most likely one.
     fn answered_from(&mut self, from: SocketAddr) {
         let asked = self.asked();
         let same_host = |to: &&SocketAddr| to.ip() == from.ip();
@@ -172,7 +172,7 @@ impl Attempt {
         self.called.to = known.copied().unwrap_or(self.called.to);
     }
 
-    /// When the first of its tries began.
+    /// The number of this try, and when the first one began.
     pub(super) const fn this_try(&self) -> Try {
         Try { begun: self.called.begun, number: self.tries }
     }
@@ -186,12 +186,12 @@ impl Attempt {
         self.tries
     }
 
-    /// The next try is due after `wait`.
+    /// Sets when the next try is due.
     pub(super) fn wait(&mut self, until: BootTime) {
         self.retry_at = until;
     }
 
-    /// The next try is due.
+    /// The next try is due now.
     pub(super) fn hurry(&mut self, now: BootTime) {
         self.retry_at = self.retry_at.min(now);
     }
@@ -200,12 +200,12 @@ impl Attempt {
         self.called.to
     }
 
-    /// The same attempt, once message 2 has come.
+    /// The same attempt, after message 2 has arrived.
     pub(super) fn upgrading(self, asking: Asking, retry_at: BootTime) -> Self {
         Self { step: Step::Upgrading(Box::new(asking)), retry_at, ..self }
     }
 
-    /// Our name for a session that is only promised yet.
+    /// Our index of a session that does not exist yet.
     pub(super) fn promised(&self) -> Option<Index> {
         match &self.step {
             Step::Calling { initiator, .. } => Some(initiator.index()),
@@ -216,7 +216,7 @@ impl Attempt {
 }
 
 impl Peer {
-    /// The timestamp of [`Command::KeepFloor`] is written, or never will be; its initiation leaves.
+    /// The timestamp of [`Command::KeepFloor`] is stored, or cannot be: its initiation is sent.
     pub fn floor_kept(&mut self, now: Now, stamp: Timestamp) {
         if self.held().is_some_and(|call| call.stamp == stamp) {
             self.release(now);
@@ -235,23 +235,23 @@ impl Peer {
         }
     }
 
-    /// Before this time none is due.
+    /// The earliest time of the next initiation.
     pub(super) fn initiation_from(&self) -> BootTime {
         self.initiate_from.max(self.yields_until)
     }
 
-    /// When an initiation leaves without its timestamp being written.
+    /// When an initiation is sent although its timestamp is not stored yet.
     pub(super) fn floor_deadline(&self) -> Option<BootTime> {
         self.held()?.held_until
     }
 
-    /// Begins, repeats or ends an attempt, whichever is due.
+    /// Starts, repeats or ends an attempt, whichever is due.
     pub(super) fn pursue_handshake(&mut self, now: Now) {
         if self.floor_deadline().is_some_and(|until| now.boot >= until) {
             self.release(now);
         }
         self.spread(now);
-        // Twice, where an attempt that has become needless ends and another is wanted.
+        // This loops twice if an attempt that is no longer needed ends and another one is wanted.
         while self.initiation_deadline().is_some_and(|due| now.boot >= due) {
             match self.attempt.take() {
                 None => {
@@ -264,8 +264,8 @@ impl Peer {
     }
 
     fn retry(&mut self, now: Now, unanswered: &Attempt) {
-        if unanswered.called.scouts {
-            return self.scouted(now, unanswered.to(), false);
+        if unanswered.called.is_test {
+            return self.note_test(now, unanswered.to(), false);
         }
         if self.established >= Some(unanswered.called.begun) && self.renewing.is_none() {
             return;
@@ -275,7 +275,7 @@ impl Peer {
             self.identities.fall_back();
             self.activity.want_handshake.take();
             self.events.push_back(Change::GaveUp.into());
-            self.despair(now, unanswered.called.begun);
+            self.give_up_on_peer(now, unanswered.called.begun);
             return;
         }
         self.choose_keys(unanswered.tries);
@@ -284,7 +284,8 @@ impl Peer {
         self.initiate(now, self.paths.target(), self.identities.calling(), next);
     }
 
-    /// The address it went to, and the one it left from, may be why it is unanswered; or it has just been lost.
+    /// An unanswered initiation may have been lost by chance, or its source or destination address may not
+    /// work: chooses others for the next try.
     fn doubt_where_it_went(&mut self, now: Now, unanswered: &Attempt) {
         let sent_at = unanswered.call().map(|call| call.at);
         let in_use = self.keyring.current().is_some() && self.endpoint() == Some(unanswered.to());
@@ -301,8 +302,8 @@ impl Peer {
         self.paths.forget_source(now.boot);
     }
 
-    /// A next key that the peer does not know must not cost the session there is; and where the pair that
-    /// worked works no more, one of the keys may have been forgotten over there.
+    /// If the peer does not know our next key, returns to the previous one, so that the session is not lost. If
+    /// the pair that worked is unanswered too, the peer may have removed one of the keys, so others are tried.
     fn choose_keys(&mut self, unanswered: u32) {
         if unanswered == TRIES_UNDER_THE_NEXT && self.identities.fall_back() {
             self.renewing = None;
@@ -312,9 +313,10 @@ impl Peer {
         }
     }
 
-    /// The peer initiates again, for our answer was not what it expects. Only who initiates can adapt:
-    /// so we do, with as many bytes as it sent, unless an initiation of ours is under way already.
-    pub(super) fn should_call_back(&self, now: Now, to: SocketAddr) -> bool {
+    /// Whether to answer an initiation with one of ours. If the peer initiates again, our response was not
+    /// under the terms that it expects. Only the initiator can adapt to the other's terms, so we initiate,
+    /// unless we do so already. Our initiation is as long as the peer's.
+    pub(super) fn should_initiate_back(&self, now: Now, to: SocketAddr) -> bool {
         let may = self.attempt.is_none()
             && now.boot >= self.initiation_from()
             && self.paths.may_be_at(to);
@@ -335,7 +337,7 @@ impl Peer {
         let stamp = self.stamper.next(now.wall);
         let (identity, remote) = (self.identities.identity(pair), self.identities.remote(pair));
         let begun_handshake = Initiator::initiate(identity, remote, index, stamp, &mut self.rng);
-        // A key without a contribution is refused by the configuration already.
+        // The configuration already rejects public keys for which this fails.
         let Ok((initiator, mut initiation)) = begun_handshake else { return };
         self.identities.jar(pair).seal_macs(now.boot, initiation.as_mut_bytes());
         let call = Call {
@@ -351,7 +353,7 @@ impl Peer {
         let step = Step::Calling { initiator, call };
         self.attempt = Some(Attempt {
             step,
-            called: Called { to, begun, pair, scouts: false },
+            called: Called { to, begun, pair, is_test: false },
             tries,
             retry_at,
         });
@@ -364,7 +366,7 @@ impl Peer {
         self.send_call(now);
     }
 
-    /// Sends the initiation of the attempt that is under way to where the attempt goes by now.
+    /// Sends the pending initiation to the attempt's current address.
     pub(super) fn send_call(&mut self, now: Now) {
         let spreads_at = self.spreads().then_some(now.boot + APART);
         let Some(attempt) = &mut self.attempt else { return };
@@ -378,7 +380,7 @@ impl Peer {
         self.events.push_back(Change::Initiating { to, attempt: number }.into());
     }
 
-    /// The attempt that is under way goes to the address that is next.
+    /// Directs the pending attempt to the address of the next try.
     pub(super) fn redirect(&mut self) {
         let target = self.paths.target();
         if let (Some(attempt), Some(to)) = (&mut self.attempt, target) {
@@ -390,7 +392,7 @@ impl Peer {
         self.attempt.as_ref()?.call().filter(|call| call.held_until.is_some())
     }
 
-    /// Takes the answer to our initiation.
+    /// Takes the response to our initiation.
     pub(super) fn conclude(
         &mut self,
         now: Now,
@@ -426,14 +428,14 @@ impl Peer {
         let psks = self.terms.iter().map(Terms::psk);
         initiator.open_response(self.identities.identity(called.pair), psks, response).map_err(
             |_| {
-                // It proves nothing: the real answer may still come.
+                // It may be forged, and the real response may still arrive.
                 self.events.push_back(Diagnosis::AnswerDoesNotOpen.into());
                 DropReason::ResponseDoesNotOpen
             },
         )
     }
 
-    /// The session that we began stands: it becomes current.
+    /// The session that we initiated is established: it becomes current.
     pub(super) fn take_up(
         &mut self,
         now: Now,
@@ -442,7 +444,7 @@ impl Peer {
         origin: &Origin,
         keys: &SessionKeys,
     ) {
-        // The peer's own session may be confirmed already, if it overtook this answer.
+        // The peer's own session may be confirmed already, if its datagrams overtook this response.
         let crossed = self.keyring.next().is_some() || self.established >= Some(called.begun);
         let own = self.identities.identity(called.pair).public();
         let yields = crossed && own < self.identities.remote(called.pair);
@@ -451,15 +453,15 @@ impl Peer {
             *after += CROSSING_YIELDS;
         }
         self.keyring.initiated(Session::new(&origin, keys));
-        if called.scouts {
-            self.scouted(now, called.to, true);
+        if called.is_test {
+            self.note_test(now, called.to, true);
         } else {
             self.note_choice(now.boot, called.to);
-            // It was reached where we asked, wherever its answer came from.
+            // The peer received our initiation at this address, no matter where its response came from.
             self.paths.settle_at(now.boot, called.to, local);
         }
         self.establish(now, Role::Initiator);
-        // Confirms the session to the peer, which may not send before.
+        // Confirms the session to the peer, which must not send data before.
         self.greet(now);
     }
 }

@@ -1,18 +1,19 @@
-//! What the peer's life and death bring about: events, questions, and calls to one that is missed.
+//! Acts on the peer's liveness: reports changes, probes a silent peer, and tries its other
+//! addresses when it is dead.
 
 use super::{Change, Peer};
 use crate::liveness::{Question, Turn};
 use crate::time::{BootTime, Now};
 
 impl Peer {
-    /// Tells when the peer has come to life or has died, and asks it when it is silent.
+    /// Reports when the peer becomes alive or dead, and probes it when it is silent.
     pub(super) fn follow_life(&mut self, now: Now) {
         self.life.observe(self.activity.moments());
         match self.life.turn(now.boot, self.keyring.current().is_some()) {
             Some(Turn::Alive) => self.events.push_back(Change::Alive.into()),
             Some(Turn::Dead) => {
                 self.events.push_back(Change::Dead.into());
-                self.call_others(now);
+                self.try_other_addresses(now);
             }
             None => {}
         }
@@ -21,30 +22,31 @@ impl Peer {
         }
     }
 
-    /// The peer says that it is gone.
-    pub(super) fn bury(&mut self, now: Now) {
+    /// The peer announced that it is shutting down.
+    pub(super) fn declare_dead(&mut self, now: Now) {
         self.life.observe(self.activity.moments());
         if self.life.end(now.boot) {
             self.events.push_back(Change::Dead.into());
         }
     }
 
-    /// Nobody answered the attempt that began then.
-    pub(super) fn despair(&mut self, now: Now, begun: BootTime) {
+    /// All tries of the attempt that began at `begun` are unanswered.
+    pub(super) fn give_up_on_peer(&mut self, now: Now, begun: BootTime) {
         self.life.observe(self.activity.moments());
         if self.life.give_up(now.boot, begun) {
             self.events.push_back(Change::Dead.into());
         }
     }
 
-    /// A PING is answered by who knows the session, an initiation by everybody.
+    /// Sends a PING. A restarted peer has lost the session and cannot answer that, so an urgent
+    /// probe also initiates.
     fn ask_for_life(&mut self, now: Now, question: Question) {
         self.probe_others(now);
         let since = self.life.asked_since().filter(|_| question == Question::Urgent);
         if since.is_some_and(|since| self.fail_over(now, since)) {
             return;
         }
-        let asked = self.frames_flow() && self.speak(now);
+        let asked = self.frames_flow() && self.send_sign_of_life(now);
         if !asked || question == Question::Urgent {
             self.wanted |= self.attempt.is_none();
         }

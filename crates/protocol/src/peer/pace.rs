@@ -1,22 +1,22 @@
-//! Damps values that alternate.
+//! Slows down changes of a value that alternates.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::time::BootTime;
 
-/// A value that lasted this long after its pause does not alternate.
+/// If a value lasts this long after its pause, it does not alternate.
 const STAYS: Duration = Duration::from_secs(2);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(60);
 /// The number of recent values that count as former ones.
 const FORMER: usize = 4;
-/// The first pause doubles at most this often: more than needed to reach the longest.
+/// The first pause doubles at most this often, which is more than needed to reach the longest.
 const DOUBLINGS: u32 = 8;
 
-/// When a value may change again. The pause after a change doubles while changes lead back to former values,
-/// each soon after the one before. A new value, and one that has lasted a while, start over; the first return
-/// costs nothing.
+/// Decides when a value may change again. The pause after a change doubles while the value keeps returning to
+/// former values, each time soon after the last change. A new value, or one that has lasted a while, resets
+/// the pause. The first return does not double it.
 #[derive(Debug)]
 pub(super) struct Pace<T> {
     first: Duration,
@@ -31,7 +31,7 @@ impl<T: Copy + PartialEq> Pace<T> {
         Self { first, former: VecDeque::new(), returns: 0, changed_at: BootTime::default() }
     }
 
-    /// Notes a change.
+    /// Records a change.
     pub(super) fn changed(&mut self, now: BootTime, from: T, to: T) {
         let soon = now.saturating_since(self.changed_at) < self.pause() + STAYS;
         let is_return = self.former.contains(&to);

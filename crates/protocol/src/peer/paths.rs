@@ -1,7 +1,8 @@
-//! Everything known of how to reach the peer: the configured addresses, the current path and source address,
-//! new and former addresses, the largest datagram, round trip and loss.
+//! Everything that is known about reaching the peer: the configured addresses, the current path and source
+//! address, new and former addresses, the largest datagram, round trip and loss.
 //!
-//! It alone decides where the path leads. The [`Peer`](super::Peer) asks and sends on its behalf.
+//! [`Paths`] alone decides which path is used. The [`Peer`](super::Peer) asks for it, and sends PINGs and
+//! PROBEs for it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -20,23 +21,24 @@ use crate::endpoint::{Candidates, Roam, Sources};
 use crate::table::{Arrival, Path};
 use crate::time::BootTime;
 
-/// If the peer keeps writing to the abandoned source address for this long, that address is used again.
+/// If the peer keeps sending to an abandoned source address for this long, we use that address again.
 const TAKEN_BACK_AFTER: Duration = Duration::from_secs(10);
 
-/// How the peer is reached.
+/// The addresses of both ends, and what is known of the path between them.
 #[derive(Debug)]
 pub(super) struct Paths {
-    /// Which new addresses of the peer are followed.
+    /// The new addresses to which the peer is followed.
     pub(super) roam: Roam,
-    /// The source address until the peer has written to another address of ours.
+    /// The source address until the peer has sent to another address of ours.
     pub(super) sources: Sources,
     dscp: u8,
     pub(super) current: Option<Path>,
-    /// When a PING was last answered from where the path leads.
+    /// When a PING was last answered from the path's destination.
     pub(super) answered_at: Option<BootTime>,
     /// A change of the path that was not reported yet.
     pub(super) moved: Option<SocketAddr>,
-    /// The source address abandoned last, and until when a peer that writes to it does not bring it back.
+    /// The source address abandoned last. It is not used again before the given time, even if the peer sends
+    /// to it.
     pub(super) given_up: Option<(IpAddr, BootTime)>,
     pub(super) candidates: Candidates,
     pub(super) roaming: Roaming,
@@ -98,7 +100,7 @@ impl Paths {
         self.candidates.untried(self.endpoint(), asked)
     }
 
-    /// The number of addresses where the peer may be.
+    /// The number of addresses at which the peer may be.
     pub(super) fn addresses(&self) -> usize {
         self.candidates.count(self.endpoint())
     }
@@ -136,12 +138,12 @@ impl Paths {
         self.set(to, from);
     }
 
-    /// The first path.
+    /// Sets the first path.
     pub(super) fn begin_at(&mut self, now: BootTime, at: Arrival) {
         if self.may_be_at(at.from) {
             self.settle_at(now, at.from, at.local);
         } else if let Some(configured) = self.target() {
-            // The peer wrote first, from an address that may not be followed.
+            // The peer sent first, from an address to which it may not be followed.
             self.set(configured, None);
         }
     }
@@ -155,10 +157,10 @@ impl Paths {
         self.set(from, local);
     }
 
-    /// The initiation to `called` was unanswered. If that is the path's address, the path returns to the last
-    /// validated one; returns whether it does.
+    /// The initiation to `called` was unanswered. If that is the path's destination, the path returns to the
+    /// last validated address. Returns whether it does.
     pub(super) fn turn_back(&mut self, called: SocketAddr) -> bool {
-        // The peer may have been heard from another address since, to which nothing was sent yet.
+        // Otherwise the peer was heard from another address since, to which nothing was sent yet.
         let Some(path) = self.current.filter(|path| path.to == called) else { return false };
         let Some(left) = self.roaming.take_left() else { return false };
         self.candidates.remember(path.to);
@@ -186,8 +188,8 @@ impl Paths {
         }
     }
 
-    /// The source address that the peer last wrote to may not work any more: start again with the configured
-    /// one, or let the kernel choose.
+    /// The source address in use may not work any more: returns to the configured one, or lets the kernel
+    /// choose.
     pub(super) fn forget_source(&mut self, now: BootTime) {
         let Some(path) = self.current else { return };
         let configured = self.sources.towards(path.to);
@@ -196,16 +198,16 @@ impl Paths {
         self.change_source(configured);
     }
 
-    /// Whether the peer wrote to a source address that was just abandoned, as it does until it has heard us
-    /// from another one.
-    pub(super) fn is_of_the_past(&mut self, now: BootTime, source: &Source) -> bool {
+    /// Whether the peer sent to a source address that was just abandoned, as it does until it has received a
+    /// datagram from another one.
+    pub(super) fn was_abandoned(&mut self, now: BootTime, source: &Source) -> bool {
         self.given_up.take_if(|(_, until)| now >= *until);
         let given_up = self.given_up.map(|(from, _)| from);
         given_up.is_some() && source.local == given_up && self.endpoint() == Some(source.from)
     }
 
     /// The routes to these addresses lead into the tunnel. If the peer's address is one of them, the path
-    /// returns to its former or configured address. Returns whether another address is no longer avoided.
+    /// returns to a former or configured address. Returns whether an address is no longer among them.
     pub(super) fn avoid(&mut self, addresses: Vec<SocketAddr>) -> bool {
         let freed = self.detours.avoid(addresses);
         if self.endpoint().is_some_and(|to| self.detours.lead_to(to))
@@ -216,7 +218,7 @@ impl Paths {
         freed
     }
 
-    /// Sends datagrams of the largest size that the path is known to carry.
+    /// Applies the largest datagram size that the path is known to carry.
     pub(super) fn follow_size(&mut self) {
         if let Some(path) = &mut self.current {
             path.max_datagram = self.size.towards(path.to.ip());

@@ -1,5 +1,5 @@
-//! Whether our datagrams leave this host and reach the peer: what is done when the host refuses to send
-//! them, when routes change, and when nothing comes back.
+//! What to do when this host refuses to send our datagrams, when routes change, and when the peer does not
+//! answer.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,24 +9,25 @@ use super::{Command, Peer, Transmit};
 use crate::endpoint::renumbered;
 use crate::time::{BootTime, Now};
 
-/// An initiation that has left is not repeated sooner, whatever becomes of routes.
+/// An initiation that was sent is not repeated sooner than this, even if routes change.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
-/// Nothing is heard for this long, and another port may help: what translates addresses forgets an
-/// unanswered flow after 30 s, but only if nothing more is sent.
+/// If nothing is received for this long, another source port may help: a NAT forgets an unanswered flow after
+/// 30 s, but only if nothing more is sent on it.
 const OTHER_PORT_AFTER: Duration = Duration::from_secs(30);
-/// The same where the port is fixed, and only silence helps.
+/// The same if the port is fixed, so that only a pause in sending helps.
 const SILENT_AFTER: Duration = Duration::from_secs(15);
-/// After this much silence the flow is forgotten.
+/// After a pause of this length the NAT has forgotten the flow.
 const SILENT_FOR: Duration = Duration::from_secs(31);
-/// A peer that starts meanwhile, and does not know where we are, waits for us: so it is done only this often.
+/// The least time between such pauses: a peer that starts during one, and does not know our address, has to
+/// wait for us.
 const SILENCES_APART: Duration = Duration::from_secs(600);
 
-/// The port that we send from.
+/// The source port of our datagrams.
 #[derive(Debug)]
 pub(super) struct Port {
-    /// Since when it was good, or is tried.
+    /// When it last worked, or when it was first tried.
     since: BootTime,
-    /// How long nothing may be heard until another one, or silence, may help.
+    /// How long nothing is received until another port, or a pause, may help.
     patience: Duration,
 }
 
@@ -36,17 +37,17 @@ impl Port {
         Self { since: now, patience }
     }
 
-    /// It is good, or tried anew, from `since` on.
+    /// The port works, or is tried anew, from `since` on.
     pub(super) const fn renew(&mut self, since: BootTime) {
         self.since = since;
     }
 }
 
 impl Peer {
-    /// Our own host refused to send a datagram to `to`. An initiation goes to the next address at once,
-    /// to each at most once before the next try is due. Returns whether the tunnel is impaired: it is not
-    /// where only a PING to a new address was refused, nor where the path to a new address has not proved
-    /// itself and leads back to the last that has.
+    /// Our own host refused to send a datagram to `to`. A pending initiation is sent to the next address at
+    /// once, to each address at most once until the next try is due. Returns whether the tunnel is impaired. It
+    /// is not if only a probe or a PING to a new address was refused, nor if the path returns from a new
+    /// address that was not validated to the last validated one.
     pub fn send_refused(&mut self, now: Now, to: SocketAddr) -> bool {
         let called = self.attempt.as_ref().is_some_and(|attempt| attempt.to() == to);
         if !called && self.endpoint() != Some(to) && self.paths.alternatives.refused(to) {
@@ -56,7 +57,7 @@ impl Peer {
             return false;
         }
         let turned_back = self.paths.turn_back(to);
-        // An answer that never left says nothing about the peer.
+        // Our response may not have been sent at all, so the peer is not to blame for not confirming it.
         self.unconfirmed_answers = 0;
         if called {
             self.call_elsewhere(now);
@@ -71,7 +72,7 @@ impl Peer {
         !turned_back
     }
 
-    /// The initiation was refused: it goes to the next address that it has not been sent to.
+    /// The initiation was refused: sends it to the next address that it was not sent to yet.
     fn call_elsewhere(&mut self, now: Now) {
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         let Some(call) = call else { return };
@@ -79,8 +80,8 @@ impl Peer {
         self.call_next(now);
     }
 
-    /// Something about this host's routes, addresses or links has changed: what it refused before may
-    /// leave now.
+    /// This host's routes, addresses or links have changed: a datagram that it refused to send may be accepted
+    /// now.
     pub fn retry_refused(&mut self, now: Now) {
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         if let Some(call) = call.filter(|call| call.refused) {
@@ -90,8 +91,8 @@ impl Peer {
         }
     }
 
-    /// The route to where the peer is called has changed. Goes on from whichever address of ours the
-    /// kernel chooses now, and lets the peer know.
+    /// The route to the peer has changed. Continues with the source address that the kernel chooses now, and
+    /// sends a datagram so that the peer learns it.
     pub fn route_changed(&mut self, now: Now) {
         self.paths.forget_source(now.boot);
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
@@ -100,17 +101,17 @@ impl Peer {
             let (to, pair) = (attempt.to(), self.identities.calling());
             self.initiate(now, Some(to), pair, attempt.this_try());
         }
-        self.speak(now);
+        self.send_sign_of_life(now);
         self.handle_wake(now);
     }
 
-    /// Sends something harmless on the session, if there is one: whether it leaves is what matters.
+    /// Sends a sign of life, if there is a session, only to see whether this host can send.
     pub fn try_sending(&mut self, now: Now) {
-        self.speak(now);
+        self.send_sign_of_life(now);
         self.handle_wake(now);
     }
 
-    /// The interface of link-local addresses has another number.
+    /// The interface of link-local addresses has changed its index from `old` to `new`.
     pub fn renumber(&mut self, now: Now, old: u32, new: u32) {
         let renumbered = |address| renumbered(address, old, new);
         self.paths.candidates.change(renumbered);
@@ -123,17 +124,17 @@ impl Peer {
         self.handle_wake(now);
     }
 
-    /// Where the peer is, and what is sent there from; or where it is called.
+    /// The path's destination and source, or else the destination of the pending handshake.
     pub fn heading(&self) -> Option<Transmit> {
         let path = self.paths.current.map(|path| Transmit { to: path.to, from: path.from });
         path.or_else(|| Some(Transmit { to: self.attempt.as_ref()?.to(), from: None }))
     }
 
-    /// The peer calls again, and has not used our answer: it does not hear us. Whatever we send from, or
-    /// to, may be why.
+    /// The peer initiates again without having used our response, so it does not receive our datagrams. The
+    /// reason may be their source or destination address.
     pub(super) fn doubt_path(&mut self, now: Now) {
         let answered = self.answered.as_ref().map(|answered| answered.at());
-        // A PING that was answered since: the answer has just been lost.
+        // If a PING was answered since, the path works and only the response was lost.
         let works = self.endpoint().is_some() && self.paths.answered_at > answered;
         if self.unconfirmed_answers > 0 && self.attempt.is_none() && !works {
             self.paths.forget_source(now.boot);
@@ -142,9 +143,10 @@ impl Peer {
         }
     }
 
-    /// Our tries have gone unheard for so long that another port may help, or silence where the port is fixed.
+    /// If our tries have been unanswered for long, requests another source port, or a pause if the port is
+    /// fixed.
     pub(super) fn want_other_port(&mut self, now: Now, unanswered: &Attempt) {
-        // What still comes on a session does not say that we are heard; an answer would.
+        // Datagrams on a session do not show that the peer receives ours. Only a response does.
         let since = self.port.since.max(unanswered.this_try().begun);
         if !unanswered.was_refused() && now.boot >= since + self.port.patience {
             self.port.renew(now.boot);
@@ -152,8 +154,8 @@ impl Peer {
         }
     }
 
-    /// Sends no initiation for a while, after [`Command::ChangePort`] where the port is fixed; says whether it does. With a
-    /// session data goes on to be sent, and waiting would be in vain.
+    /// Sends no initiation for a while, as the answer to [`Command::ChangePort`] if the port is fixed. Returns
+    /// whether it does: while there is a session, data is sent anyway, so a pause would be useless.
     pub fn fall_silent(&mut self, now: Now) -> bool {
         let Some(attempt) = self.attempt.as_mut().filter(|_| self.keyring.current().is_none())
         else {

@@ -1,4 +1,4 @@
-//! Our side of a handshake the peer begins, and what stands before any handshake is looked at.
+//! Our side of a handshake that the peer initiates, and the checks before any handshake message is handled.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,22 +21,23 @@ use crate::time::{BootTime, Now};
 use crate::timers::REKEY_TIMEOUT;
 use crate::timestamp::Timestamp;
 
-/// Initiations with newer stamps are accepted at this interval in the long run.
+/// The mean interval at which initiations with newer timestamps are accepted.
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
-/// And this many at once: recorded ones that come just ahead of the peer's own must not keep that out.
+/// The number accepted at once: an attacker who sends recorded initiations just ahead of the peer's new one
+/// must not block that one.
 const INITIATION_BURST: u32 = 32;
-/// What may be a replay never takes the place of an answer that the peer may still use: a peer waits
+/// An initiation that may be a replay must not replace a response that the peer may still confirm. A peer waits
 /// this long before it initiates again.
 const DOUBTFUL_INTERVAL: Duration = REKEY_TIMEOUT;
-/// So many answers in a row without a confirmation are worth a word.
-const UNCONFIRMED_WORTH_TELLING: u32 = 3;
+/// The number of consecutive unconfirmed responses from which on they are reported.
+const UNCONFIRMED_REPORTED_FROM: u32 = 3;
 
-/// A copy of the last initiation is answered for this long.
+/// A copy of the last initiation is answered if it arrives within this time.
 const COPIES_WITHIN: Duration = Duration::from_secs(1);
-/// Unexpected addresses that one initiation is answered at.
+/// The number of unexpected source addresses at which copies of one initiation are answered.
 const ANSWERED_AT: usize = 4;
 
-/// The last initiation that was answered, and its answer.
+/// The last initiation that was answered, and our response.
 pub(super) struct Answered {
     initiation: Admitted,
     response: Vec<u8>,
@@ -44,12 +45,13 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    /// When the answer left.
+    /// When the response was sent.
     pub(super) const fn at(&self) -> BootTime {
         self.at
     }
 
-    /// Whether the same initiation has come again. Its mac2 may differ: without load anybody can change that.
+    /// Whether this is the same initiation again. Its mac2 may differ: without load it is not checked, so
+    /// anybody can change it.
     fn is_copied_by(&self, now: BootTime, admitted: &Admitted) -> bool {
         let soon = now.saturating_since(self.at) < COPIES_WITHIN;
         soon && without_mac2(&self.initiation) == without_mac2(admitted)
@@ -104,7 +106,7 @@ impl Peer {
         }
     }
 
-    /// Under load only those pass who have proved their address, and not too often.
+    /// Under load, admits only senders that have proved their address, and limits their rate.
     fn gate(
         &mut self,
         now: Now,
@@ -133,12 +135,12 @@ impl Peer {
         if allowed { Ok(()) } else { Err(DropReason::RateLimited) }
     }
 
-    /// Where the peer was last, or is configured to be.
+    /// Whether the peer is expected at this address: it is the path's destination or a configured one.
     pub(super) fn is_expected_at(&self, from: SocketAddr) -> bool {
         self.paths.current.is_some_and(|path| path.to == from) || self.paths.candidates.name(from)
     }
 
-    /// Answers an initiation. Nothing changes before its timestamp is proved and newer.
+    /// Answers an initiation. Nothing changes before its timestamp is authenticated and found to be newer.
     fn answer(
         &mut self,
         now: Now,
@@ -153,7 +155,7 @@ impl Peer {
         let (claim, pair) = self.verify(at, own, initiation)?;
         let stamp = claim.timestamp();
         self.check_stamp(now, pair, stamp)?;
-        if self.should_call_back(now, at.from) {
+        if self.should_initiate_back(now, at.from) {
             self.accept_stamp(now, pair, stamp);
             let first = Try { begun: now.boot, number: 1 };
             self.initiate(now, Some(at.from), pair, first);
@@ -177,10 +179,11 @@ impl Peer {
         Ok(())
     }
 
-    /// Answers the last initiation that was answered, if this is the same. An attacker beside the path can copy
-    /// it and have the copy arrive first, from a forged source: so where it comes from now gets the same
-    /// answer, unless that address had it already or the session is in use. No state is added but the
-    /// address, and the answer is shorter than the copy. Returns whether it was answered.
+    /// If this is a copy of the last answered initiation, sends the same response to its source. An attacker
+    /// beside the path can have a copy from a forged source arrive before the original, so that only the forged
+    /// address got the response. Nothing is sent if the address has had the response already, or if the session
+    /// is in use. Only the address is stored, and the response is shorter than the copy. Returns whether the
+    /// response was sent.
     fn answer_copy(&mut self, now: Now, admitted: &Admitted) -> bool {
         let at = admitted.at();
         let expected = self.is_expected_at(at.from);
@@ -258,11 +261,12 @@ impl Peer {
                 self.keyring.answered(session);
             }
         }
-        // The peer has the first word, but only once: recorded initiations must not keep us silent.
+        // Give the peer time to confirm before we initiate, but only for the first response in a row: recorded
+        // initiations must not keep us from initiating.
         let hold_back = if self.unconfirmed_answers == 0 { REKEY_TIMEOUT } else { Duration::ZERO };
         self.yields_until = now.boot + hold_back;
         self.unconfirmed_answers += 1;
-        if self.unconfirmed_answers >= UNCONFIRMED_WORTH_TELLING {
+        if self.unconfirmed_answers >= UNCONFIRMED_REPORTED_FROM {
             self.events.push_back(Diagnosis::NeverConfirms(self.unconfirmed_answers).into());
         }
     }

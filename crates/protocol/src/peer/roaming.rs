@@ -1,17 +1,19 @@
 //! Follows the peer's address, and chooses the source address of datagrams.
 //!
-//! An authentic datagram with the newest counter proves who made it, not where it was sent from: anybody who
-//! sees it on the path can send it again from any source address, and faster. So a new address is not used
-//! until it has been validated, in one of two ways:
+//! An authentic datagram with the newest counter proves who made it, but not where it was sent from: anybody on
+//! the path can send a copy from any source address, and the copy may arrive first. So a new address is not
+//! used until it has been validated, in one of two ways:
 //!
-//! - by a handshake: an initiation that we sent there was answered, or a response that we sent there was used from there.
-//!   That the response was used is not enough, because whoever sees it can bring it to the peer;
-//! - by a PING that was sent only there, and a PONG that came from there. Until then nothing but that PING is sent to the
-//!   new address, once for each time that something came from it. The PING carries random bits, so that not even the peer
-//!   itself can answer without having received it, and lead our data to somebody else. It is no longer than three of the shortest datagrams.
+//! - by a handshake: an initiation that we sent there was answered, or a response that we sent there was
+//!   confirmed from there. A confirmation from another address is not enough, because anybody who sees the
+//!   response can forward it to the peer;
+//! - by a PING that was sent only there, and a PONG that came from there. Until then nothing but that PING is
+//!   sent to the new address, at most once for each datagram from it. The PING carries random bits. Otherwise
+//!   the peer itself could answer it without having received it, and direct our data to somebody else. The PING
+//!   is no longer than three of the shortest datagrams.
 //!
-//! The same holds for our address that the peer writes to: somebody who delivers a datagram of the peer to
-//! another address of this host must not decide on our source address.
+//! The same holds for our own addresses: somebody who redirects a datagram of the peer to another address of
+//! this host must not decide on our source address.
 //!
 //! An attacker can pass the PING test from an address of its own if it sends copies of the peer's datagrams
 //! ahead and carries our datagrams to the peer. The module `contest` describes how that is detected.
@@ -19,8 +21,8 @@
 //! A `WireGuard` peer answers no PING, and expects to be followed at once. If an initiation to such an
 //! address is unanswered, the path returns to the last validated address.
 //!
-//! The peer's addresses are considered every [`MOVES_APART`], ours every [`SOURCES_APART`], and alternating
-//! ones are slowed down by [`Pace`].
+//! The peer's address changes at most every [`MOVES_APART`], ours every [`SOURCES_APART`], and [`Pace`] slows
+//! down alternating ones.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -42,10 +44,11 @@ const MOVES_APART: Duration = Duration::from_millis(250);
 /// The same for our source address. It is longer, because the peer searches as well: if both ends have
 /// several working addresses, they must not change at the same times.
 const SOURCES_APART: Duration = Duration::from_millis(500);
-/// Where nothing is heard for this long from where the peer is taken to be, but elsewhere, the path is doubtful: neither that
-/// it alternated nor that an address was rejected holds a move up any more. This is not done for addresses of ours, so that one of two ends that look for each other waits.
+/// If datagrams arrive only from other addresses than the path's for this long, the path is probably wrong.
+/// Then a move is no longer delayed because the address alternated or was rejected. This does not apply to our
+/// own addresses: if both ends search for each other, one of them should wait.
 pub(super) const MISSING_AFTER: Duration = Duration::from_secs(1);
-/// A PING to a new address is answered within this, or was not.
+/// A PING to a new address counts as unanswered after this time.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// The number of new addresses with a pending PING.
 const PROBES: usize = 4;
@@ -87,12 +90,12 @@ impl Default for Roaming {
 }
 
 impl Roaming {
-    /// When `source` may be attended to, given the path and since when the peer is not heard there.
+    /// When `source` may be considered, given the path and since when nothing arrives from its destination.
     fn due(&self, path: Option<Path>, source: &Source, unheard: Option<BootTime>) -> BootTime {
         let held_until = match path {
             Some(path) if path.to != source.from => {
                 let paced = self.moves.next_at();
-                // It may be from before the last move.
+                // The silence may have begun before the last move.
                 let unheard = unheard.map(|since| since.max(self.moves.changed_at()));
                 unheard.map_or(paced, |since| paced.min(since + MISSING_AFTER))
             }
@@ -103,7 +106,7 @@ impl Roaming {
         held_until.max(self.next_at)
     }
 
-    /// What to ask `to` for, from `from`.
+    /// The challenge for a PING to `to` from `from`: that of the pending one, or `unused`.
     fn probe(
         &mut self,
         now: BootTime,
@@ -162,8 +165,8 @@ impl Roaming {
         self.sources.changed(now, from, to);
     }
 
-    /// Whether this proves that the peer is at the address it came from, and hears us from the address it
-    /// came to.
+    /// Whether this PONG proves that the peer is at the PONG's source address, and receives what we send from
+    /// the PONG's destination address.
     fn is_proof(&self, now: BootTime, at: Arrival, pong: &Pong) -> bool {
         let proves = |probe: &Probe| {
             (probe.to, probe.from) == (at.from, at.local) && probe.challenge.is_met_by(pong)
@@ -189,12 +192,12 @@ impl Peer {
     /// The peer was heard from another address, on a session that is still ours. The newest address waits in
     /// `activity`, without waking anybody, until the last move is long enough ago.
     pub(super) fn follow_source(&mut self, now: Now) {
-        // What is out of date is taken as well, so that the next one wakes us; but not each time.
+        // An outdated source is taken too, so that the next one wakes us; but at most once in each interval.
         if now.boot < self.source_deadline().unwrap_or(self.paths.roaming.next_at) {
             return;
         }
         let Some(source) = self.activity.take_source() else { return };
-        if self.paths.is_of_the_past(now.boot, &source) {
+        if self.paths.was_abandoned(now.boot, &source) {
             // It is considered again later, and wakes nobody until then.
             let _later = self.activity.heard_from(source);
             self.paths.roaming.next_at = now.boot + MOVES_APART;
@@ -205,14 +208,15 @@ impl Peer {
         }
         let at = Arrival { from: source.from, local: source.local };
         if self.shuns(now.boot, at.from) {
-            // Unless something comes from where the peer is taken to be, it is followed there soon.
+            // It is kept: if nothing arrives from the path's destination, the peer is followed to this address
+            // soon.
             if self.activity.absent_since().is_some() {
                 let _later = self.activity.heard_from(source);
             }
             self.paths.roaming.next_at = now.boot + MOVES_APART;
             return;
         }
-        // Finding the peer at its former address is no move: it may move at once.
+        // If the peer is still at the path's address, its next move is not delayed.
         if self.paths.current.is_none_or(|path| path.to != at.from || path.from != at.local) {
             self.paths.roaming.next_at = now.boot + MOVES_APART;
         }
@@ -264,8 +268,8 @@ impl Peer {
         }
     }
 
-    /// The peer has used the session that our response made. If the data path has no other report, it did so
-    /// from its current address.
+    /// The peer has confirmed the session of our response. If the data path reported no other address, the
+    /// confirmation came from the path's destination.
     pub(super) fn follow_answer(&mut self, now: Now) {
         let Some(session) = self.keyring.current() else { return };
         let generation = session.opening.generation();

@@ -18,18 +18,19 @@ use crate::time::BootTime;
 /// The number of probes of one size that are lost before the size counts as too large, on a path that loses
 /// nothing else.
 pub(super) const PROBES: u32 = 3;
-/// The same on a path that loses much.
+/// The same on a path that loses many datagrams.
 const MOST_PROBES: i32 = 7;
 /// How many new sizes are probed at the same time.
 const SIZES: usize = 4;
-/// The least time that an answer is waited for.
+/// The least time to wait for an answer.
 const LEAST_WAIT: Duration = Duration::from_millis(200);
-/// If the peer is not reached, the round is repeated after this time.
+/// If the peer answers none of the probes, the round is repeated after this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(2);
 /// How often the size in use is probed while much data flows, and while little does.
 const CONFIRM_EVERY: Duration = Duration::from_millis(500);
 const CONFIRM_SELDOM: Duration = Duration::from_secs(5);
-/// Less than this between two probes is little: the probes should not be the greater part of what is sent.
+/// If fewer bytes than this are sent between two probes, little data flows. Otherwise the probes would be the
+/// greater part of the traffic.
 const LITTLE: u64 = 32 * 1024;
 /// Payload sizes of common links and tunnels: over Ethernet, `PPPoE`, `DS-Lite`, GRE, IPsec, `WireGuard`, mobile
 /// networks, each over IPv4 and IPv6.
@@ -45,30 +46,30 @@ pub(super) struct Probe {
     pub(super) size: u16,
 }
 
-/// The data that was sent so far.
+/// The data sent so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sent {
-    /// When last.
+    /// When data was last sent.
     pub(super) at: Option<BootTime>,
-    /// How many bytes, from any fixed time on.
+    /// The total number of bytes; only differences are used.
     pub(super) bytes: u64,
 }
 
 /// How probes are sent on a path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// How long an answer is waited for.
+    /// How long to wait for an answer.
     pub(super) wait: Duration,
-    /// How many probes of a size may be lost.
+    /// How many probes of one size are lost before the size counts as too large.
     pub(super) probes: u32,
-    /// After this time a path that carries less than its first link is probed for more.
+    /// The time until a larger size is probed again, on a path that carries less than its first link.
     pub(super) raise_after: Duration,
 }
 
 impl Pace {
-    /// For a path with this round trip, on which this share of probes or their answers is lost.
+    /// The pace on a path with this round trip, where this share of probes or their answers is lost.
     pub(super) fn on(round_trip: Duration, loss: f64, raise_after: Duration) -> Self {
-        // One wrong result in a thousand.
+        // At most one wrong result in a thousand.
         let enough = (1..MOST_PROBES).find(|n| loss.powi(*n) <= 0.001).unwrap_or(MOST_PROBES);
         Self {
             wait: (round_trip * 2).max(LEAST_WAIT),
@@ -78,28 +79,28 @@ impl Pace {
     }
 }
 
-/// What is known of the sizes that a path carries.
+/// The state of the search on one path.
 #[derive(Debug)]
 pub(super) struct Search {
     /// The largest payload that the first link carries.
     link: u16,
-    /// The largest that arrived.
+    /// The largest payload that arrived.
     confirmed: u16,
-    /// The smallest that did not.
+    /// The smallest payload that did not arrive.
     lost: Option<u16>,
-    /// What a router reported, until that is confirmed or refuted.
+    /// The size that a router reported, until probes confirm or refute it.
     hint: Option<u16>,
-    /// A report was wrong, so data no longer follows one before it is confirmed.
+    /// A report was wrong: from now on data follows a report only after probes have confirmed it.
     distrusts: bool,
     /// The size that the last completed search found.
     found: Option<u16>,
     round: Option<Round>,
-    /// When to send the probes of a round again.
+    /// When the probes of the round are sent next.
     next: BootTime,
-    /// When the size in use was found to arrive, or was not in question, and what had been sent by then.
+    /// When the size in use was last confirmed, and how many bytes had been sent by then.
     confirmed_at: BootTime,
     confirmed_bytes: u64,
-    /// When to probe for more.
+    /// When to probe for larger sizes.
     raise_at: BootTime,
     numbers: u32,
 }
@@ -145,7 +146,7 @@ impl Search {
         followed.map_or(self.confirmed, |hint| self.confirmed.min(hint))
     }
 
-    /// What the last completed search found.
+    /// The size that the last completed search found.
     pub(super) const fn found(&self) -> Option<u16> {
         self.found
     }
@@ -159,7 +160,7 @@ impl Search {
         raise.into_iter().chain(self.confirm_at(sent)).min()
     }
 
-    /// When the size in use is to be probed. Every path carries the least size.
+    /// When the size in use is to be probed. The least size needs no probe, because every path carries it.
     fn confirm_at(&self, sent: Sent) -> Option<BootTime> {
         let is_used = sent.at > Some(self.confirmed_at) && self.confirmed > LEAST_DATAGRAM;
         let bytes = sent.bytes.saturating_sub(self.confirmed_bytes);
@@ -192,7 +193,7 @@ impl Search {
         round.asked.iter().filter(is_due).map(|asked| asked.probe).collect()
     }
 
-    /// The probe with this number was answered; returns whether it was one of the pending.
+    /// A probe was answered: `is_it` recognizes its number. Returns whether it was pending.
     pub(super) fn answered(
         &mut self,
         now: BootTime,
@@ -211,8 +212,9 @@ impl Search {
         true
     }
 
-    /// A router reports that the path carries no more than `size`, which anybody can forge. Data is no larger
-    /// from now on, until the size in use is found to arrive. One report is checked at a time.
+    /// A router reports that the path carries no more than `size`. Anybody can forge such a report: data
+    /// follows it at once, but only until a probe shows that a larger size still arrives. One report is checked
+    /// at a time.
     pub(super) fn hint(&mut self, now: BootTime, size: u16) {
         let size = size.max(LEAST_DATAGRAM);
         let searched = self.round.as_ref().and_then(Round::largest).unwrap_or(self.confirmed);
@@ -223,14 +225,14 @@ impl Search {
         self.begin(now, &[size, searched]);
     }
 
-    /// The size in use may not arrive any more.
+    /// The path may no longer carry the size in use.
     pub(super) fn doubt(&mut self, now: BootTime) {
         if self.confirmed > LEAST_DATAGRAM && self.round.is_none() {
             self.begin(now, &[]);
         }
     }
 
-    /// The first link carries larger payloads now, or only smaller ones.
+    /// The largest payload of the first link has changed.
     pub(super) fn set_link(&mut self, now: BootTime, link: u16) {
         if link == self.link {
             return;
@@ -244,7 +246,7 @@ impl Search {
         }
     }
 
-    /// Starts again with the largest size.
+    /// Starts the search again, with the largest size.
     pub(super) fn look_for_more(&mut self, now: BootTime) {
         self.lost = None;
         if self.confirmed < self.link {
@@ -255,7 +257,7 @@ impl Search {
         }
     }
 
-    /// Asks for the size in use, and for these.
+    /// Starts a round that probes the least size, the size in use and `sizes`.
     fn begin(&mut self, now: BootTime, sizes: &[u16]) {
         let known = [LEAST_DATAGRAM, self.confirmed];
         let mut sizes: Vec<_> = known.into_iter().chain(sizes.iter().copied()).collect();
@@ -269,7 +271,7 @@ impl Search {
         self.next = now;
     }
 
-    /// The round is over: what was not answered is too large.
+    /// The round is over: the sizes that were not answered are too large.
     fn conclude(&mut self, now: BootTime, raise_after: Duration) {
         let Some(mut round) = self.round.take() else { return };
         let Some(arrived) = round.arrived() else {
@@ -279,13 +281,13 @@ impl Search {
             return;
         };
         let hint = self.hint.take();
-        // What a router reported does not hold.
+        // A larger size arrived than the router reported.
         self.distrusts |= hint.is_some_and(|size| size < arrived);
         self.confirmed = arrived;
         let sizes = round.asked.iter().map(|asked| asked.probe.size);
         self.lost = sizes.chain(self.lost).filter(|size| *size > arrived).min();
         match self.lost {
-            // Between what the router reported and the next size nothing is expected.
+            // The report is confirmed, so sizes above it need no probe.
             _ if hint == Some(arrived) => self.settle(now, raise_after),
             Some(lost) if lost > arrived + 1 && self.is_searching(&round) => {
                 self.begin(now, &between(arrived, lost));
@@ -296,7 +298,7 @@ impl Search {
         }
     }
 
-    /// Whether the round that is over was part of a search: it did not only confirm the size in use.
+    /// Whether the completed round was part of a search, and did not only confirm the size in use.
     fn is_searching(&self, round: &Round) -> bool {
         self.found != Some(self.confirmed) || round.largest() > Some(self.confirmed)
     }
@@ -314,14 +316,14 @@ impl Search {
 }
 
 impl Asked {
-    /// Whether this probe only shows that the peer is reached at all.
+    /// Whether this is the probe of the least size, which only shows whether the peer is reached at all.
     const fn is_control(&self) -> bool {
         self.probe.size == LEAST_DATAGRAM
     }
 }
 
 impl Round {
-    /// The largest size that was asked for.
+    /// The largest size that was probed.
     fn largest(&self) -> Option<u16> {
         self.asked.last().map(|asked| asked.probe.size)
     }
@@ -342,7 +344,7 @@ fn between(arrives: u16, lost: u16) -> Vec<u16> {
     spread(&sizes)
 }
 
-/// At most [`SIZES`] of these, evenly spaced.
+/// At most [`SIZES`] of `sizes`, evenly spaced.
 fn spread(sizes: &[u16]) -> Vec<u16> {
     if sizes.len() <= SIZES {
         return sizes.to_vec();

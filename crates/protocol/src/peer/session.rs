@@ -1,4 +1,4 @@
-//! How a session is established, and the control plane's own datagrams on it.
+//! New sessions, and the control plane's own datagrams on them.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ impl Peer {
         self.terms.len() > 1
     }
 
-    /// A random index that names no other handshake or session of ours.
+    /// A random index that no other handshake or session of ours has.
     pub(super) fn unused_index(&mut self) -> Index {
         loop {
             let index = Index::new(self.rng.next_u32());
@@ -66,7 +66,7 @@ impl Peer {
         }
     }
 
-    /// As above, but also different from this index of a session that is currently stored nowhere.
+    /// As above, but also different from `taken`, the index of a session that is not stored at the moment.
     pub(super) fn unused_index_but(&mut self, taken: Index) -> Index {
         loop {
             let index = self.unused_index();
@@ -86,7 +86,7 @@ impl Peer {
         self.send_on_current(now, &[])
     }
 
-    /// Sends `plaintext` unchanged on the session that seals; returns whether there is one.
+    /// Sends `plaintext` on the current session; returns whether there is one.
     pub(super) fn send_on_current(&mut self, now: Now, plaintext: &[u8]) -> bool {
         let (Some(session), Some(path)) = (self.keyring.current(), self.paths.current) else {
             return false;

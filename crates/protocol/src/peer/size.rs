@@ -1,10 +1,10 @@
 //! The largest datagram that the path to the peer carries.
 //!
-//! It starts as what the first link carries, according to the routing table. Routers that carry less report
-//! it by ICMP, or do not. The report can be forged, and the kernel keeps it with the route. Between two vpnd
-//! the size is searched for by probes ([`Search`]), and reports only speed the search up. A `WireGuard` peer
-//! answers no probe. Over IPv4 its datagrams are fragmented on the way; over IPv6 only the sender fragments,
-//! so there reports are followed until the kernel has forgotten them.
+//! The first assumption is the MTU of the first link, from the routing table. A router with a smaller MTU
+//! should report it by ICMP, but not all do. A report can be forged, and the kernel stores it with the route.
+//! Between two vpnd, probes search for the size ([`Search`]), and reports only make the search faster. A
+//! `WireGuard` peer answers no probes. Over IPv4, routers fragment the datagrams to it. Over IPv6 only the
+//! sender can fragment, so reports are followed until the kernel has forgotten them.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -17,30 +17,31 @@ use crate::session::OVERHEAD;
 use crate::table::Path;
 use crate::time::{BootTime, Now};
 
-/// What is known of one path.
+/// What is known about the size on one path.
 #[derive(Debug)]
 pub(super) struct Size {
     to: Option<IpAddr>,
     /// The largest payload that the first link carries.
     link: u16,
-    /// The routing table says that the path carries less.
+    /// The smaller size that the routing table has for the path, from an ICMP report.
     hint: Option<u16>,
     /// Runs if the peer answers probes.
     search: Option<Search>,
     /// The result that was reported last.
     reported: Option<u16>,
     raise_after: Duration,
-    /// What a path is taken to carry before anything is known of it.
+    /// The size that is used before anything is known about the path.
     initial: u16,
 }
 
 impl Size {
-    /// Nothing is known yet. A path that carries less than its first link is probed for more every `raise_after`.
+    /// Nothing is known yet. On a path that carries less than its first link, a larger size is probed every
+    /// `raise_after`.
     pub(super) const fn new(initial: u16, raise_after: Duration) -> Self {
         Self { to: None, link: 0, hint: None, search: None, reported: None, raise_after, initial }
     }
 
-    /// According to the routing table, payloads of `most` bytes leave for this address in one packet.
+    /// According to the routing table, payloads of up to `most` bytes are sent to this address in one packet.
     fn learn(&mut self, to: IpAddr, most: u16, now: BootTime) {
         let most = most.max(LEAST_DATAGRAM);
         if self.to != Some(to) {
@@ -63,7 +64,7 @@ impl Size {
         search.set_link(now, self.link);
         match hint {
             Some(size) => search.hint(now, size),
-            // A link's MTU may have been raised again.
+            // The MTU of a link on the path may have become larger again.
             None if is_forgotten => search.look_for_more(now),
             None => {}
         }
@@ -90,7 +91,8 @@ impl Size {
         self.search.as_ref().map(Search::size).or(routed)
     }
 
-    /// What the path carries: the result of the last completed search, or what the routing table says.
+    /// The size that the path carries: the result of the last completed search, or the value of the routing
+    /// table.
     pub(super) fn found(&self) -> Option<u16> {
         match &self.search {
             Some(search) => search.found(),
@@ -99,8 +101,8 @@ impl Size {
     }
 }
 
-/// The token of the probe with this number. It needs no random bits: who answers a probe that was not received harms only the
-/// tunnel that it is an end of.
+/// The token of the probe with this number. It needs no random bits: only the peer can send an authentic
+/// answer, and a peer that answers without having received the probe harms only its own tunnel.
 fn token(number: u32) -> ProbeToken {
     let mut token = ProbeToken::default();
     token[..4].copy_from_slice(&number.to_le_bytes());
@@ -108,7 +110,7 @@ fn token(number: u32) -> ProbeToken {
 }
 
 impl Peer {
-    /// According to the routing table, UDP payloads of this size leave for the peer unfragmented.
+    /// According to the routing table, UDP payloads of up to this size are sent to the peer unfragmented.
     pub fn path_carries(&mut self, now: Now, most: u16) {
         let Some(path) = self.paths.current else { return };
         self.paths.size.learn(path.to.ip(), most, now.boot);
@@ -123,15 +125,15 @@ impl Peer {
         self.probe_size(now);
     }
 
-    /// The largest UDP payload to send unfragmented, if the peer does not reassemble fragments and the kernel
-    /// has to fragment.
+    /// The largest UDP payload to send unfragmented, if the kernel has to fragment larger ones because the peer
+    /// does not reassemble our own fragments.
     pub fn fragments_of(&self) -> Option<u16> {
         let size = &self.paths.size;
         let is_v6 = size.to.is_some_and(|to| to.is_ipv6());
         size.hint.filter(|_| is_v6 && size.search.is_none())
     }
 
-    /// Whether the path is probed: datagrams then must not be fragmented on the way.
+    /// Whether the path is probed: routers must then not fragment datagrams.
     pub const fn probes_path(&self) -> bool {
         self.paths.size.search.is_some()
     }
@@ -166,7 +168,7 @@ impl Peer {
         self.paths.size.search.as_ref()?.deadline(self.data_sent())
     }
 
-    /// A PROBE was answered, perhaps one of the path's size.
+    /// A PROBE was answered; it may be a probe of the path's size.
     pub(super) fn take_size_answer(&mut self, now: Now, answer: &ProbeToken) {
         let raise_after = self.paths.size.raise_after;
         if let Some(search) = &mut self.paths.size.search
@@ -187,7 +189,7 @@ impl Peer {
         Pace::on(round_trip, loss, self.paths.size.raise_after)
     }
 
-    /// Data is as large as is known to arrive; a result is reported.
+    /// Applies the known size to data, and reports a new result.
     fn follow_size(&mut self) {
         self.paths.follow_size();
         let found = self.paths.size.found();

@@ -23,7 +23,7 @@ pub struct PeerStatus {
     pub session: Option<(Role, Duration)>,
     /// The protocol of the current session.
     pub protocol: Option<Protocol>,
-    /// Our public key and the peer's that our handshakes use, if there are two of either.
+    /// The public keys that our handshakes use: ours, then the peer's.
     pub keys: [PublicKey; 2],
     /// Handshakes completed since the start, in either role.
     pub handshakes: u64,
@@ -33,9 +33,9 @@ pub struct PeerStatus {
     pub last_received: Option<Duration>,
     /// The handshake attempt in progress.
     pub attempt: Option<u32>,
-    /// Consecutive responses of ours that the peer never used.
+    /// Consecutive responses of ours that the peer did not confirm.
     pub unconfirmed_answers: u32,
-    /// The peer's own announcement.
+    /// What the peer announced about itself.
     pub greeting: Option<Greeting>,
     /// Round trip and loss of the current session.
     pub quality: Option<Quality>,
@@ -47,14 +47,15 @@ pub struct PeerStatus {
     pub next: Option<(Duration, Timer)>,
 }
 
-/// What the state of a tunnel derives from, as far as only the peer knows it.
+/// The part of a tunnel's state that only [`Peer`] knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Whether the peer is alive.
     pub alive: bool,
     /// Whether a session is established.
     pub in_session: bool,
-    /// Whether a session is established, but sent data or calls for the next session are unanswered.
+    /// Whether a session is established, but data that we sent, or initiations of the next session,
+    /// are unanswered.
     pub is_unanswered: bool,
     /// The tries of the handshake attempt in progress.
     pub tries: Option<u32>,
@@ -66,12 +67,12 @@ pub struct Standing {
     pub sends_singly: bool,
     /// The loss of the last minute.
     pub loss: BothWays,
-    /// When the last measurement of it leaves the last minute.
+    /// When the newest loss measurement is older than a minute.
     pub loss_until: BootTime,
 }
 
 impl Peer {
-    /// What the state of the tunnel derives from.
+    /// The part of the tunnel's state that only [`Peer`] knows.
     pub fn standing(&mut self, now: Now) -> Standing {
         let moments = self.activity.moments();
         self.timers.observe(moments);
@@ -123,7 +124,8 @@ impl Peer {
 
     fn is_unanswered(&self, now: Now) -> bool {
         let late = |since: BootTime| now.boot.saturating_since(since) >= ANSWER_EXPECTED_WITHIN;
-        // The first retry of a rekey may be chance; the second means silence.
+        // A rekey's first try may have been lost by chance. If the second is unanswered too, the
+        // peer is silent.
         let calling_again = self.attempt.as_ref().is_some_and(|attempt| attempt.tries() > 2);
         self.life.unanswered_since().is_some_and(late) || calling_again
     }

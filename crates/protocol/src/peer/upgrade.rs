@@ -1,6 +1,6 @@
-//! The post-quantum upgrade. What a handshake makes is then only a *bootstrap* session: the initiator
-//! sends an ML-KEM key on it, the responder a ciphertext, and data flows on the session that both
-//! derive from the handshake and the ciphertext together. Nothing else is ever sent or taken on a
+//! The post-quantum upgrade. With it, a handshake makes only a *bootstrap* session, on which the initiator
+//! sends an ML-KEM key and the responder a ciphertext. Data flows on the upgraded session, whose keys both
+//! ends derive from the handshake and the ciphertext together. Nothing else is ever sent or accepted on a
 //! bootstrap session, and its sealing key is never published.
 
 use std::net::IpAddr;
@@ -25,12 +25,12 @@ use crate::time::{BootTime, Now};
 use crate::turn::Framed;
 use crate::upgrade::Transcript;
 
-/// A bootstrap session that has led to nothing for this long is given up.
+/// A bootstrap session that was not upgraded within this time is given up.
 pub(super) const UPGRADE_WITHIN: Duration = Duration::from_secs(15);
-/// The age of the bootstrap session at which the key is sent again; each time after, it is twice that.
+/// The age of the bootstrap session at which the key is sent again. The age doubles for each further time.
 const RESEND_AFTER: Duration = Duration::from_secs(1);
 
-/// What the handshake leaves for the upgrade, to be used once.
+/// The results of the handshake for the upgrade, to be used once.
 struct Bootstrap {
     profile: Profile,
     exporter: Exporter,
@@ -43,7 +43,7 @@ pub(super) struct Asking {
     bootstrap: Bootstrap,
     private: DecapsulationKey,
     init: Box<PqInit>,
-    /// The address of ours that the answer to the handshake came to.
+    /// Our address at which message 2 arrived.
     local: Option<IpAddr>,
     resend_at: BootTime,
     pause: Duration,
@@ -54,9 +54,9 @@ pub(super) struct Answering {
     session: Session,
     bootstrap: Option<Bootstrap>,
     key: PqInitAssembly,
-    /// The answer to the key, to be repeated as often as the key is, and what it made.
+    /// The answer to the key, which is repeated whenever the key is, and the session that it made.
     answer: Option<(Vec<u8>, Generation)>,
-    /// Which chunks have come since it was last sent.
+    /// Which chunks of the key have arrived since the answer was last sent.
     asked: [bool; 2],
 }
 
@@ -69,7 +69,7 @@ impl Asking {
         self.session.birth + UPGRADE_WITHIN
     }
 
-    /// Our name for the session that is to come of it.
+    /// Our index of the upgraded session.
     pub(super) fn promised(&self) -> Index {
         self.init.index
     }
@@ -84,7 +84,7 @@ impl Answering {
         &mut self.session
     }
 
-    /// Whether this is the session that came of it.
+    /// Whether this is the upgraded session.
     pub(super) fn made(&self, generation: Generation) -> bool {
         self.answer.as_ref().is_some_and(|(_, made)| *made == generation)
     }
@@ -96,7 +96,7 @@ impl Answering {
 
 /// The initiator.
 impl Peer {
-    /// Message 2 has come: takes up the bootstrap session; the key is sent at once.
+    /// Message 2 has arrived: creates the bootstrap session and sends the key at once.
     pub(super) fn ask(
         &mut self,
         now: Now,
@@ -113,7 +113,7 @@ impl Peer {
         self.attempt = Some(attempt.upgrading(asking, now.boot + UPGRADE_WITHIN));
     }
 
-    /// Sends the key again when its answer takes too long; forgets what nobody uses.
+    /// Sends the key again if the answer takes too long, and drops upgrades that were given up.
     pub(super) fn pursue_upgrade(&mut self, now: Now) {
         if self.resend_deadline().is_some_and(|at| now.boot >= at) {
             self.send_key(now);
@@ -140,7 +140,7 @@ impl Peer {
         let Some(attempt) = &mut self.attempt else { return };
         let to = attempt.to();
         let Some(asking) = attempt.asking_mut() else { return };
-        // What a suspend has slept through is not made up for.
+        // Skip the times that passed while the host was suspended.
         while asking.session.birth + asking.pause <= now.boot {
             asking.pause *= 2;
         }
@@ -152,7 +152,7 @@ impl Peer {
         }
     }
 
-    /// Takes the responder's answer: the upgraded session stands.
+    /// Takes the responder's answer, and establishes the upgraded session.
     pub(super) fn take_answer(
         &mut self,
         now: Now,
@@ -178,7 +178,7 @@ impl Peer {
         let upgraded =
             transcript.upgrade(bootstrap.exporter, private.decapsulate(&answer.ciphertext));
         let Ok(keys) = upgraded.confirm(&answer.mac) else {
-            // The attempt goes on with its next try.
+            // The attempt continues with its next try.
             self.events.push_back(Diagnosis::UpgradeFailed.into());
             return Err(DropReason::UpgradeFailed);
         };
@@ -192,7 +192,7 @@ impl Peer {
 
 /// The responder.
 impl Peer {
-    /// Message 2 leaves: waits for the initiator's key.
+    /// Message 2 is about to be sent: waits for the initiator's key.
     pub(super) fn listen(
         &mut self,
         now: Now,
@@ -207,7 +207,7 @@ impl Peer {
         self.answering = Some(Answering { session, bootstrap, key, answer: None, asked });
     }
 
-    /// Takes a chunk of the initiator's key, and answers once there are both.
+    /// Takes a chunk of the initiator's key, and answers once both have arrived.
     pub(super) fn take_key(
         &mut self,
         now: Now,
@@ -226,11 +226,12 @@ impl Peer {
         result.map(drop)
     }
 
-    /// Where the answer to the key goes: to where message 2 went, because an initiator that sends a key has
-    /// received it there. Where message 2 went to several addresses, all but one of them are forged: of
-    /// those, to the ones at which the peer is expected. A key that comes from elsewhere may be a copy that
-    /// an attacker sent ahead of it, or the initiator may have moved: the answer goes there as well, if the
-    /// peer may be there. It is less than twice as long as the shorter chunk.
+    /// The destinations of the answer to the key. First, the address that message 2 was sent to, because an
+    /// initiator that sends a key has received message 2 there. If message 2 was sent to several addresses,
+    /// all but one are forged, so only those of them count at which the peer is expected. If the key came
+    /// from another address, the initiator may have moved, or an attacker has sent a copy ahead: the answer
+    /// goes there as well, if the peer may be there. The answer is less than twice as long as the shorter
+    /// chunk.
     fn answer_to(&self, session: &Session, at: Arrival) -> Vec<Arrival> {
         let came_from = session.reached_at(at.from) || self.paths.may_be_at(at.from);
         let alone = session.reached.len() == 1;
@@ -240,7 +241,7 @@ impl Peer {
         reached.chain(Some(at).filter(|_| came_from)).collect()
     }
 
-    /// Says whether the whole key is there, and so its answer.
+    /// Returns whether the whole key has arrived and can be answered.
     fn answer_key(
         &mut self,
         answering: &mut Answering,
@@ -249,8 +250,8 @@ impl Peer {
         let inserted = answering.key.insert(chunk).map_err(|_| DropReason::UpgradeFailed)?;
         answering.asked[chunk.number()] = true;
         let Some(init) = inserted.copied() else { return Ok(false) };
-        // One key is answered, and once: what it made is repeated, for a whole key each time, so that
-        // nobody gets more bytes than it sent.
+        // Only one key is answered, and only once. The answer is repeated for each further copy of the
+        // whole key, so that nobody gets more bytes than it sent.
         if let Some(bootstrap) = answering.bootstrap.take() {
             answering.answer = Some(self.upgrade(&answering.session, bootstrap, &init)?);
         }
@@ -282,14 +283,15 @@ impl Peer {
         let (keys, mac) = transcript.upgrade(bootstrap.exporter, secret).answer();
         let names = Names { local: index, remote: init.index, pair: session.pair };
         let origin = self.upgraded(session, Role::Responder, names, bootstrap.profile);
-        // Who uses this one has received message 2, or else had sent no key.
+        // A peer that uses this session has received message 2, because otherwise it would not have sent a
+        // key.
         self.keyring.answered(Session::new(&origin, &keys).answered_to(session.reached.clone()));
         let answer = PqResp { index, ciphertext, mac };
         Ok((ControlFrame::begin().pq_resp(&answer).end(), origin.generation))
     }
 }
 
-/// Both.
+/// Both roles.
 impl Peer {
     fn bootstrap(
         &mut self,
@@ -306,12 +308,12 @@ impl Peer {
         (Session::new(&origin, &keys), Bootstrap { profile, exporter, handshake_hash })
     }
 
-    /// The session that a bootstrap session becomes: as old as that.
+    /// The upgraded session, which counts as old as its bootstrap session.
     fn upgraded(&mut self, from: &Session, role: Role, names: Names, profile: Profile) -> Origin {
         self.origin(role, from.birth, names, Protocol::Vpnd(profile))
     }
 
-    /// The sessions that wait for their upgrade.
+    /// The bootstrap sessions, which wait for their upgrade.
     pub(super) fn bootstraps(&self) -> impl Iterator<Item = &Arc<OpeningKey>> {
         let asking = self.attempt.as_ref().and_then(Attempt::asking).map(Asking::opening);
         asking.into_iter().chain(self.answering.as_ref().map(Answering::opening))

@@ -1,10 +1,10 @@
 //! Round trip and loss over the last minute and the last ten, from the answered PINGs of all sessions.
 //!
-//! A PONG reports how many datagrams of a session have arrived. Those that are under way at that time, or were
-//! overtaken, have not, so a datagram counts as lost only if it is still missing at the next PONG: what was sent
-//! before one PING is judged by the answer to the following one. The first PING of a session is where counting begins:
-//! on a path that reorders, some datagrams are always under way. A session that ends takes what is not judged with it:
-//! whoever loses a session (a restart, a rekey) loses datagrams for another reason than the path.
+//! A PONG reports how many datagrams of a session have arrived. Some are still in flight at that time, or were
+//! overtaken. So a datagram counts as lost only if it is still missing at the next PONG: datagrams sent before
+//! one PING are judged by the answer to the following PING. Counting begins with the first PING of a session,
+//! because on a path that reorders some datagrams are always in flight. When a session ends, its datagrams that
+//! are not judged yet are ignored: at a restart or a rekey, datagrams are lost for other reasons than the path.
 //!
 //! The memory is allocated once: a slot for each of the last 600 seconds.
 
@@ -24,10 +24,10 @@ const ROUND_TRIP_GAIN: u32 = 8;
 /// ... and of a new difference (RFC 3550 §6.4.1).
 const JITTER_GAIN: u32 = 16;
 
-/// What the last minutes were like. A figure of a time without a measurement is absent.
+/// Round trip and loss of the last minutes. A value without any measurement is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recent {
-    /// There and back, and how much it varies.
+    /// The round trip time and its variation.
     pub round_trip: Option<RoundTrip>,
     /// Loss of the last minute.
     pub minute: BothWays,
@@ -53,12 +53,12 @@ pub struct RoundTrip {
     pub jitter: Duration,
 }
 
-/// The sessions that a PONG counts datagrams of. After a crossing they are two.
+/// The sessions whose datagrams a PONG counts. After crossed handshakes they are two.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counted {
-    /// The one that the PING left on.
+    /// The session that the PING was sent on.
     pub(super) outward: Generation,
-    /// The one that the PONG came on.
+    /// The session that the PONG arrived on.
     pub(super) inward: Generation,
 }
 
@@ -73,14 +73,15 @@ pub(super) struct Window {
     trip: Option<Trip>,
 }
 
-/// One second, each direction by itself.
+/// The counts of one second, for each direction.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     outward: Tally,
     inward: Tally,
 }
 
-/// A part of what was sent, and how much of it is missing. That may be negative: what was missing arrived late.
+/// A number of datagrams sent, and how many of them were lost. This may be negative, because datagrams that
+/// counted as lost can still arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tally {
     sent: u64,
@@ -99,18 +100,18 @@ impl Tally {
     }
 }
 
-/// How far one direction has been judged.
+/// The judged and unjudged datagrams of one direction.
 #[derive(Debug, Default)]
 struct Direction {
     session: Generation,
-    /// None before the first count is judged.
+    /// The counts that were last judged. None before the first.
     judged: Option<Loss>,
-    /// The last count, and when it was taken: the next one judges it.
+    /// The last counts, and when they were taken. The next PONG judges them.
     last: Option<(BootTime, Loss)>,
 }
 
 impl Direction {
-    /// Takes the next count of a session; returns what it judges, and when that was sent.
+    /// Takes the next counts of a session; returns the datagrams that they judge, and when those were counted.
     fn take(
         &mut self,
         now: BootTime,
@@ -196,7 +197,7 @@ impl Window {
         }
     }
 
-    /// The figures as of now.
+    /// The measurements as of now.
     pub(super) fn recent(&self, now: BootTime) -> Recent {
         let fresh = |trip: &Trip| now.saturating_since(trip.at) < Duration::from_secs(MINUTE);
         Recent {
@@ -228,7 +229,7 @@ impl Window {
         (self.newest - second < SECONDS).then(|| &mut self.slots[place(second)])
     }
 
-    /// What the slots of the last `seconds` contain.
+    /// The sum over the slots of the last `seconds`.
     fn sum(&self, now: BootTime, seconds: u64) -> BothWays {
         let from = (second(now) + 1).saturating_sub(seconds);
         let remembered = (self.newest + 1).saturating_sub(SECONDS);
@@ -246,7 +247,7 @@ fn second(at: BootTime) -> u64 {
     at.as_nanos() / 1_000_000_000
 }
 
-/// Where the slot of a second is.
+/// The position of the slot of a second.
 fn place(second: u64) -> usize {
     // A remainder of 600 fits every integer.
     usize::try_from(second % SECONDS).unwrap_or_default()
