@@ -26,16 +26,15 @@ const FOUND: Duration = Duration::from_secs(10);
 const WHILE: Duration = Duration::from_secs(3);
 
 /// Two sites, and the relay between them.
-struct Path {
-    net: Routed,
+struct Path<'a> {
+    net: &'a Routed,
     relay: Relay,
     a: Vpnd,
     _b: Vpnd,
 }
 
-impl Path {
-    fn new(lab: &Lab, gso: &str) -> Result<Self> {
-        let net = Routed::new(lab)?;
+impl<'a> Path<'a> {
+    fn new(net: &'a Routed, gso: &str) -> Result<Self> {
         let front = format!("{}:{PORT}", Routed::ROUTER_A4);
         let relay = Relay::start(&net.router, &front, Routed::B4, 1)?;
         let (a, b) = site::pair()?;
@@ -68,14 +67,15 @@ fn throughput(transfer: &Transfer) -> u64 {
 }
 
 fn spoilt(lab: &Lab) -> Result<String> {
+    let net = Routed::new(lab)?;
     let [trusted, forbidden] = ["true", "false"].map(|gso| -> Result<u64> {
-        let path = Path::new(lab, gso)?;
+        let path = Path::new(&net, gso)?;
         path.set(0.0, true);
         let transfer = path.transfer()?;
         sleep(WHILE);
         Ok(throughput(&transfer))
     });
-    let path = Path::new(lab, "\"auto\"")?;
+    let path = Path::new(&net, "\"auto\"")?;
     path.set(0.0, true);
     let (begin, transfer) = (Instant::now(), path.transfer()?);
     eventually("batches are found to be spoilt", FOUND, || {
@@ -99,7 +99,8 @@ fn spoilt(lab: &Lab) -> Result<String> {
 const LOSS: f64 = 0.03;
 
 fn chance(lab: &Lab) -> Result<String> {
-    let path = Path::new(lab, "\"auto\"")?;
+    let net = Routed::new(lab)?;
+    let path = Path::new(&net, "\"auto\"")?;
     path.set(LOSS, false);
     let transfer = path.transfer()?;
     let end = Instant::now() + if vpnd_tests::long() { FOUND * 60 } else { FOUND * 2 };

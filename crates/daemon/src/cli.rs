@@ -12,7 +12,7 @@ use crate::pair::PairOptions;
 use crate::release::ReleaseOptions;
 use crate::reload::{ReloadOptions, RotateOptions};
 use crate::run::RunOptions;
-use crate::show_status::StatusOptions;
+use crate::show_status::{MtuOptions, StatusOptions};
 use crate::tuntap::TuntapOptions;
 use crate::{hooks, linger, tenancy};
 
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Check(CheckOptions),
     /// Shows the state of running tunnels
     Status(StatusOptions),
+    /// Shows how large packets on the path may be, and how that is known
+    Mtu(MtuOptions),
     /// Reloads the configuration and keys of a running tunnel
     Reload(ReloadOptions),
     /// Removes the kill switch of a tunnel that does not run

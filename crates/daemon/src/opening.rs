@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::AtFlags;
 use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
-use vpnd_protocol::limits::USUAL_MTU;
+use vpnd_protocol::limits::{ETHERNET_MTU, USUAL_MTU};
 use vpnd_tun::{Carrier, Mode, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Socket, Way};
 
@@ -163,9 +163,6 @@ pub(crate) async fn mtu(
     };
     Ok(u16::try_from(there).unwrap_or(u16::MAX))
 }
-
-/// The MTU of a LAN if nothing else is set.
-const ETHERNET_MTU: u16 = 1500;
 
 /// Opens the UDP socket. If its address is not ours yet, this reports the error before the first send does.
 pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {

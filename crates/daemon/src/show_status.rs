@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::ask::{self, AskError, Conversation, SOCKETS, socket};
 use crate::control::Ask;
 use crate::exit::Exit;
-use crate::status::{Status, text};
+use crate::status::{Status, size, text};
 use crate::terminal::{self, Printable};
 
 /// Options of `status`.
@@ -24,13 +24,37 @@ pub(crate) struct StatusOptions {
     pub(crate) json: bool,
 }
 
+/// Options of `mtu`.
+#[derive(Debug, Args)]
+pub(crate) struct MtuOptions {
+    /// The tunnel, or the path of its control socket [default: every tunnel that runs]
+    name: Option<String>,
+}
+
+/// What is printed for each tunnel.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Text,
+    Json,
+    PathMtu,
+}
+
 /// Asks one tunnel, or all that run, and prints their status. The exit code is the worst one of them.
-pub(crate) fn run(options: StatusOptions) -> anyhow::Result<ExitCode> {
-    let sockets = match &options.name {
+pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<ExitCode> {
+    print(options.name.as_deref(), if options.json { Form::Json } else { Form::Text })
+}
+
+/// Like [`run`], for the size of packets on the path.
+pub(crate) fn mtu(options: &MtuOptions) -> anyhow::Result<ExitCode> {
+    print(options.name.as_deref(), Form::PathMtu)
+}
+
+fn print(name: Option<&str>, form: Form) -> anyhow::Result<ExitCode> {
+    let sockets = match name {
         Some(name) => vec![socket(name)],
         None => live_sockets(Path::new(SOCKETS)),
     };
-    match show(&sockets, options.json, &mut io::stdout()) {
+    match show(&sockets, form, &mut io::stdout()) {
         Ok(exit) => Ok(exit.into()),
         // The reader has closed the pipe, which is not an error.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Success.into()),
@@ -54,7 +78,7 @@ fn is_dead(path: &Path) -> bool {
     Conversation::begin(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exit> {
+fn show(sockets: &[PathBuf], form: Form, out: &mut impl Write) -> io::Result<Exit> {
     if sockets.is_empty() {
         writeln!(io::stderr(), "vpnd: no tunnel runs here (nobody answers in {SOCKETS})")?;
         return Ok(Exit::Unknown);
@@ -63,10 +87,10 @@ fn show(sockets: &[PathBuf], json: bool, out: &mut impl Write) -> io::Result<Exi
     for path in sockets {
         let exit = match ask(path) {
             Ok((answer, status)) => {
-                if json {
-                    writeln!(out, "{}", terminal::json(&answer)?)?;
-                } else {
-                    write!(out, "{}", text::render(&status))?;
+                match form {
+                    Form::Json => writeln!(out, "{}", terminal::json(&answer)?)?,
+                    Form::Text => write!(out, "{}", text::render(&status))?,
+                    Form::PathMtu => write!(out, "{}", size::render(&status))?,
                 }
                 if status.state.works() { Exit::Success } else { Exit::Down }
             }
@@ -120,7 +144,7 @@ mod tests {
 
     fn shown(sockets: &[PathBuf]) -> (Exit, String) {
         let mut out = Vec::new();
-        let exit = show(sockets, true, &mut out).unwrap();
+        let exit = show(sockets, Form::Json, &mut out).unwrap();
         (exit, String::from_utf8(out).unwrap())
     }
 
@@ -167,18 +191,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("site-a.sock");
         let hint = Some("\x1b[2J\u{202e}\nsite-a  UP".to_owned());
-        let status = Status { hint: hint.clone(), ..sample() };
-        for json in [false, true] {
+        let name = "\x1b[2J".to_owned();
+        let status = Status { hint: hint.clone(), name, ..sample() };
+        for form in [Form::Text, Form::Json, Form::PathMtu] {
             let daemon = daemon(&path, line(&status), 1);
             let mut out = Vec::new();
-            show(std::slice::from_ref(&path), json, &mut out).unwrap();
+            show(std::slice::from_ref(&path), form, &mut out).unwrap();
             let out = String::from_utf8(out).unwrap();
             assert!(!out.contains(|c| terminal::is_unfit(c) && c != '\n'), "{out:?}");
-            if json {
-                let read: Status = serde_json::from_str(&out).unwrap();
-                assert_eq!(read.hint, hint);
-            } else {
-                assert!(out.contains(r"\u{1b}[2J\u{202e}\nsite-a  UP"), "{out}");
+            match form {
+                Form::Json => {
+                    let read: Status = serde_json::from_str(&out).unwrap();
+                    assert_eq!(read.hint, hint);
+                }
+                Form::Text => assert!(out.contains(r"\u{1b}[2J\u{202e}\nsite-a  UP"), "{out}"),
+                Form::PathMtu => assert!(out.contains(r"\u{1b}[2J"), "{out}"),
             }
             daemon.join().unwrap();
             fs::remove_file(&path).unwrap();

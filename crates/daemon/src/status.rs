@@ -3,6 +3,7 @@
 
 mod hint;
 mod recent;
+pub(crate) mod size;
 mod state;
 pub(crate) mod text;
 
@@ -23,6 +24,7 @@ use hint::hint;
 
 pub(crate) use hint::Fault;
 pub(crate) use recent::Recent;
+pub(crate) use size::PathMtu;
 pub(crate) use state::{State, explanation, summary};
 
 /// The version of the schema.
@@ -61,6 +63,9 @@ pub(crate) struct Status {
     /// The quality of the path in the last minutes, over all sessions.
     #[serde(default)]
     pub(crate) recent: Recent,
+    /// How large packets on the path may be.
+    #[serde(default)]
+    pub(crate) path_mtu: Option<PathMtu>,
     /// The path marks every packet for congestion, so its marks are ignored.
     pub(crate) ecn_ignored: bool,
     pub(crate) traffic: Traffic,
@@ -244,6 +249,7 @@ impl Status {
             unconfirmed_answers: peer.unconfirmed_answers,
             path: peer.quality.map(Path::from),
             recent: peer.recent.into(),
+            path_mtu: None,
             ecn_ignored: false,
             traffic: Traffic::from(peer.traffic),
             drops: drops.collect(),
@@ -264,6 +270,11 @@ impl Status {
     /// The same status with this value.
     pub(crate) fn with_ecn_ignored(self, ecn_ignored: bool) -> Self {
         Self { ecn_ignored, ..self }
+    }
+
+    /// The same status with the size of packets on the path.
+    pub(crate) fn with_path_mtu(self, path_mtu: Option<PathMtu>) -> Self {
+        Self { path_mtu, ..self }
     }
 
     /// The same status with missing addresses, rules and routes.
@@ -338,7 +349,6 @@ const fn timer_name(timer: Timer) -> &'static str {
         Timer::Probe => "probe",
         Timer::KeyExpiry => "key_expiry",
         Timer::PathMtu => "path_mtu",
-        Timer::Segmentation => "segmentation",
         Timer::Look => "look",
     }
 }
@@ -438,6 +448,7 @@ pub(crate) mod tests {
                     inward: None,
                 },
             },
+            path_size: None,
             next: Some((Duration::from_secs(3), Timer::PersistentKeepalive)),
         }
     }
@@ -493,6 +504,7 @@ pub(crate) mod tests {
                 "minute": { "tx_sent": 70, "tx_lost": 1, "rx_sent": 60, "rx_lost": 0 },
                 "ten_minutes": { "tx_sent": 500, "tx_lost": 2, "rx_sent": null, "rx_lost": null },
             },
+            "path_mtu": null,
             "ecn_ignored": false,
             "traffic": {
                 "rx_bytes": 1 << 30,

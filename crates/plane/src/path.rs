@@ -46,8 +46,9 @@ impl Plane {
     /// `to`. `None` without a route; then nothing can be sent anyway.
     pub fn path_measured(&mut self, now: Now, to: SocketAddr, routed: Option<u16>) {
         let configured = self.settings.mtu_max.map(|mtu| payload_within(mtu, to));
-        if let Some(largest) = configured.into_iter().chain(routed).min() {
-            self.peer.path_carries(now, largest.min(MAX_DATAGRAM));
+        if let Some(largest) = routed.or(configured) {
+            let permitted = configured.unwrap_or(MAX_DATAGRAM).min(MAX_DATAGRAM);
+            self.peer.path_carries(now, largest, permitted);
         }
         let fragments = self.peer.fragments_of().map(|payload| packet_around(payload, to));
         if self.size.fragments != fragments {
@@ -64,6 +65,11 @@ impl Plane {
         if policy.mtu() != fits {
             self.set_policy(policy.clone().with_mtu(fits));
         }
+    }
+
+    /// Whether the device's MTU follows the path.
+    pub const fn mtu_follows(&self) -> bool {
+        self.settings.mtu_follows.is_some()
     }
 
     /// Makes the device's MTU follow the path, up to `most` bytes; with `None` it no longer follows.

@@ -195,12 +195,16 @@ impl Plane {
         self.peer.close(now);
     }
 
-    /// The next effect: first tables to publish, then datagrams, then reports. The bytes of a datagram replace
+    /// The next effect: first tables to publish, then the DF bit, then datagrams, then reports. The bytes of a datagram replace
     /// the contents of `datagram`.
     pub fn poll(&mut self, now: Now, datagram: &mut Vec<u8>) -> Option<Effect> {
         loop {
             if let Some(table) = self.peer.poll_table() {
                 return Some(Effect::Publish(Box::new(table)));
+            }
+            // Probes say nothing if routers may fragment them, so this comes before the first one.
+            if let Some(effect) = self.set_fragmentation() {
+                return Some(effect);
             }
             if let Some(transmit) = self.peer.poll_transmit(datagram) {
                 return Some(Effect::Transmit(transmit));
@@ -217,8 +221,7 @@ impl Plane {
 
     /// The effects that follow from the peer's new state.
     fn follow_up(&mut self, now: Now) -> Option<Effect> {
-        let effect = self.follow_route().or_else(|| self.set_fragmentation());
-        effect.or_else(|| self.last_effect(now))
+        self.follow_route().or_else(|| self.last_effect(now))
     }
 
     /// When [`Plane::wake`] must be called at the latest.

@@ -3,6 +3,9 @@
 /// The least MTU of every IPv6 link (RFC 8200 §5), in bytes.
 pub const LEAST_MTU_V6: u16 = 1280;
 
+/// The MTU of Ethernet.
+pub const ETHERNET_MTU: u16 = 1500;
+
 /// The MTU of a TUN device over a path with the MTU of Ethernet, with IPv4 or IPv6. It is used until the path's
 /// MTU is known.
 pub const USUAL_MTU: u16 = 1420;

@@ -65,6 +65,8 @@ use window::Window;
 
 pub use event::{Change, Command, Diagnosis, Event};
 pub use frames::{Greeting, Loss, Quality};
+pub use search::Probed;
+pub use size::{Known, PathSize};
 pub use status::{PeerStatus, Standing};
 pub use window::{BothWays, Recent, RoundTrip};
 
@@ -351,7 +353,6 @@ impl Peer {
             (self.keyring.next_expiry(), Timer::KeyExpiry),
             (self.life.deadline(), Timer::Silence),
             (self.size_deadline(), Timer::PathMtu),
-            (self.segmentation_deadline(), Timer::Segmentation),
             (self.alternatives_deadline(), Timer::Probe),
             (self.next_look, Timer::Look),
         ];

@@ -52,8 +52,6 @@ pub enum Timer {
     KeyExpiry,
     /// A probe of the path's MTU is due.
     PathMtu,
-    /// A PING is due that shows how well runs of datagrams arrive.
-    Segmentation,
     /// Traffic flows, so its timestamps have to be polled.
     Look,
 }

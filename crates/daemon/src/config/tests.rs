@@ -308,7 +308,10 @@ fn what_is_handed_over_is_checked_like_a_file() {
     let said = |named_by, text, peer| said(handed(named_by, text, minimal("", peer))).unwrap();
     let (private, preshared) = ("private_key_file", "preshared_key_file");
     assert!(said(private, "x", "").contains("/nowhere/site.key holds no key: "));
-    assert!(said(preshared, &key, "").ends_with("in /nowhere/site.key was not handed over"));
+    assert!(
+        said(preshared, &key, "")
+            .ends_with("the contents of /nowhere/site.key were not handed over")
+    );
     let file = said(private, &key, "preshared_key_file = '/etc/hostname'");
     assert!(file.ends_with("the contents of /etc/hostname were not handed over"), "{file}");
     let place = said(private, &key, "mtu = 1");

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::control::Request;
 use crate::keys::Keys;
 use crate::options;
-use crate::status::{Fault, Status};
+use crate::status::{Fault, PathMtu, Status};
 use crate::terms::Agreement;
 
 impl Shell {
@@ -54,6 +54,9 @@ impl Shell {
             fault,
         )
         .with_ecn_ignored(self.engine.marks_everything())
+        .with_path_mtu(
+            peer.path_size.as_ref().map(|size| PathMtu::new(size, self.plane.mtu_follows())),
+        )
         .lacking(&self.around.missing.borrow())
         .bypassed_by(&self.around.bypassed.borrow());
         status.peer.endpoint = peer.endpoint.map(|at| self.diagnostics.zones.show(at));

@@ -63,7 +63,7 @@ const fn sentence(reason: Reason) -> &'static str {
              [interface] mtu avoids that"
         }
         Reason::Segmentation => {
-            "the kernel refuses GSO for datagrams to the peer, so sending takes more processor time"
+            "the kernel refuses GSO for datagrams to the peer, or GSO batches are lost on the path, so sending takes more processor time"
         }
         Reason::Endpoint => "the peer is not at its first endpoint",
         Reason::Ecn => {

@@ -35,6 +35,9 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     if let Some(path) = &status.path {
         writeln!(text, "  path     {}", describe(path))?;
     }
+    if let Some(size) = &status.path_mtu {
+        writeln!(text, "  packets  {}", size.text())?;
+    }
     if let Some(recent) = status.recent.text() {
         writeln!(text, "  recent   {recent}")?;
     }
@@ -136,7 +139,7 @@ fn ago(seconds: f64) -> String {
     format!("{} ago", span(seconds))
 }
 
-fn span(seconds: f64) -> String {
+pub(super) fn span(seconds: f64) -> String {
     let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
     humantime::format_duration(Duration::from_secs(whole)).to_string()
 }

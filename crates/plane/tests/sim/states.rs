@@ -222,6 +222,8 @@ fn a_path_that_is_narrower_than_the_pinned_mtu() {
     let mut world = world(5, |side, options| {
         options.link = Some(if side == Side::A { 1400 } else { 1472 });
     });
+    world.network.loses =
+        Some(Box::new(|sent| sent.by == Side::A && sent.datagram.bytes.len() > 1400));
     world.resolve(Side::A);
     world.run_until(seconds(2));
     assert_eq!(kind(&mut world, Side::B), Kind::Up);
@@ -231,6 +233,7 @@ fn a_path_that_is_narrower_than_the_pinned_mtu() {
     world.at(Side::A, |a, now| a.set_policy(now, policy(MTU, None, &["10.99.0.0/16"])));
     degraded(&mut world, Reason::PathMtu, |world| {
         world[Side::A].options.link = Some(1472);
+        world.network.loses = None;
         world.at(Side::A, |end, now| end.route_changed(now));
     });
 }
@@ -241,6 +244,7 @@ fn an_mtu_that_follows_the_path_is_no_reason() {
         options.link = Some(1400);
         options.mtu_follows = Some(MTU);
     });
+    world.network.most = Some(1400);
     world.resolve(Side::A);
     world.run_until(seconds(2));
     assert_eq!(kind(&mut world, Side::A), Kind::Up);

@@ -10,10 +10,16 @@
 //! [`LEAST_DATAGRAM`] at once, and the search starts again. From the second try on a probe of the least size goes
 //! along: if it is not answered either, the peer is not reached at all, and nothing is concluded.
 
+mod history;
+
 use std::time::Duration;
 
 use crate::limits::LEAST_DATAGRAM;
 use crate::time::BootTime;
+
+use history::History;
+
+pub use history::Probed;
 
 /// The number of probes of one size that are lost before the size counts as too large, on a path that loses
 /// nothing else.
@@ -24,8 +30,12 @@ const MOST_PROBES: i32 = 7;
 const SIZES: usize = 4;
 /// The least time to wait for an answer.
 const LEAST_WAIT: Duration = Duration::from_millis(200);
-/// If the peer answers none of the probes, the round is repeated after this time.
+/// The most: one late answer must not delay the next probes for long.
+const MOST_WAIT: Duration = Duration::from_secs(3);
+/// If the peer answers none of the probes, the round is repeated after this time, and then after twice the time, ...
 const REPEAT_AFTER: Duration = Duration::from_secs(2);
+/// ... at most this number of times.
+const REPEAT_DOUBLED: u32 = 4;
 /// How often the size in use is probed while much data flows, and while little does.
 const CONFIRM_EVERY: Duration = Duration::from_millis(500);
 const CONFIRM_SELDOM: Duration = Duration::from_secs(5);
@@ -72,7 +82,7 @@ impl Pace {
         // At most one wrong result in a thousand.
         let enough = (1..MOST_PROBES).find(|n| loss.powi(*n) <= 0.001).unwrap_or(MOST_PROBES);
         Self {
-            wait: (round_trip * 2).max(LEAST_WAIT),
+            wait: (round_trip * 2).clamp(LEAST_WAIT, MOST_WAIT),
             probes: enough.cast_unsigned().max(PROBES),
             raise_after,
         }
@@ -102,7 +112,12 @@ pub(super) struct Search {
     confirmed_bytes: u64,
     /// When to probe for larger sizes.
     raise_at: BootTime,
+    /// The number of the last probe.
     numbers: u32,
+    /// Consecutive rounds of which no probe was answered, and when the last one ended.
+    unanswered: u32,
+    unanswered_at: BootTime,
+    history: History,
 }
 
 /// Probes that are sent together: of the least size, of the size in use, and of new sizes.
@@ -121,7 +136,10 @@ struct Asked {
 
 impl Search {
     /// A search on a path whose first link carries payloads of `link` bytes.
-    pub(super) fn new(link: u16, now: BootTime) -> Self {
+    ///
+    /// `numbers` is the number of the last probe of an earlier search: its late answers are not taken for answers to
+    /// probes of this one.
+    pub(super) fn new(link: u16, numbers: u32, now: BootTime) -> Self {
         let mut search = Self {
             link,
             confirmed: LEAST_DATAGRAM.min(link),
@@ -134,7 +152,10 @@ impl Search {
             confirmed_at: now,
             confirmed_bytes: 0,
             raise_at: now,
-            numbers: 0,
+            numbers,
+            unanswered: 0,
+            unanswered_at: now,
+            history: History::default(),
         };
         search.look_for_more(now);
         search
@@ -151,10 +172,36 @@ impl Search {
         self.found
     }
 
-    /// When [`Search::probes`] has something to send.
+    /// The number of the last probe.
+    pub(super) const fn numbers(&self) -> u32 {
+        self.numbers
+    }
+
+    /// The smallest payload that did not arrive.
+    pub(super) const fn too_large(&self) -> Option<u16> {
+        self.lost
+    }
+
+    /// When a larger size is probed, if the path carries less than its first link and no search is under way.
+    pub(super) fn raise_at(&self) -> Option<BootTime> {
+        (self.confirmed < self.link && !self.looks_for_more()).then_some(self.raise_at)
+    }
+
+    /// Whether a larger size is being probed.
+    pub(super) fn looks_for_more(&self) -> bool {
+        self.round.as_ref().is_some_and(|round| round.largest() > Some(self.confirmed))
+    }
+
+    /// The last probes, the newest first.
+    pub(super) fn last_probes(&self) -> impl Iterator<Item = Probed> {
+        self.history.newest()
+    }
+
+    /// When [`Search::probes`] has something to send. If the peer is not reached, that is only while data is sent.
     pub(super) fn deadline(&self, sent: Sent) -> Option<BootTime> {
-        if self.round.is_some() {
-            return Some(self.next);
+        if let Some(round) = &self.round {
+            let waits = self.unanswered > 0 && round.sent == 0;
+            return (!waits || sent.at > Some(self.unanswered_at)).then_some(self.next);
         }
         let raise = (self.confirmed < self.link).then_some(self.raise_at);
         raise.into_iter().chain(self.confirm_at(sent)).min()
@@ -190,7 +237,9 @@ impl Search {
         round.sent += 1;
         self.next = now + pace.wait;
         let is_due = |asked: &&Asked| !asked.answered && (round.sent > 1 || !asked.is_control());
-        round.asked.iter().filter(is_due).map(|asked| asked.probe).collect()
+        let due: Vec<_> = round.asked.iter().filter(is_due).map(|asked| asked.probe).collect();
+        due.iter().for_each(|probe| self.history.sent(now, *probe));
+        due
     }
 
     /// A probe was answered: `is_it` recognizes its number. Returns whether it was pending.
@@ -205,6 +254,7 @@ impl Search {
             return false;
         };
         round.asked[place].answered = true;
+        self.history.answered(round.asked[place].probe.number);
         self.confirmed = self.confirmed.max(round.asked[place].probe.size);
         if place + 1 == round.asked.len() {
             self.conclude(now, raise_after);
@@ -222,7 +272,8 @@ impl Search {
             return;
         }
         self.hint = Some(size);
-        self.begin(now, &[size, searched]);
+        // If the report is right, the next larger size does not arrive, and the search is complete.
+        self.begin(now, &[size, size + 1, searched]);
     }
 
     /// The path may no longer carry the size in use.
@@ -277,9 +328,11 @@ impl Search {
         let Some(arrived) = round.arrived() else {
             round.sent = 0;
             self.round = Some(round);
-            self.next = now + REPEAT_AFTER;
+            self.next = now + REPEAT_AFTER * (1 << self.unanswered.min(REPEAT_DOUBLED));
+            (self.unanswered, self.unanswered_at) = (self.unanswered.saturating_add(1), now);
             return;
         };
+        self.unanswered = 0;
         let hint = self.hint.take();
         // A larger size arrived than the router reported.
         self.distrusts |= hint.is_some_and(|size| size < arrived);
@@ -287,8 +340,6 @@ impl Search {
         let sizes = round.asked.iter().map(|asked| asked.probe.size);
         self.lost = sizes.chain(self.lost).filter(|size| *size > arrived).min();
         match self.lost {
-            // The report is confirmed, so sizes above it need no probe.
-            _ if hint == Some(arrived) => self.settle(now, raise_after),
             Some(lost) if lost > arrived + 1 && self.is_searching(&round) => {
                 self.begin(now, &between(arrived, lost));
             }
@@ -374,7 +425,7 @@ mod tests {
     impl Simulation {
         fn new(carries: u16) -> Self {
             let now = BootTime::from_nanos(1_000_000_000);
-            Self { search: Search::new(LINK, now), now, carries, sent: 0 }
+            Self { search: Search::new(LINK, 0, now), now, carries, sent: 0 }
         }
 
         /// Lets time pass; each probe arrives if it fits and `arrives` agrees.
@@ -403,7 +454,11 @@ mod tests {
         }
 
         fn settle(&mut self) {
-            self.run(Duration::from_secs(20), || true);
+            self.settle_within(Duration::from_secs(20));
+        }
+
+        fn settle_within(&mut self, time: Duration) {
+            self.run(time, || true);
             assert_eq!(
                 (self.search.size(), self.search.found()),
                 (self.carries, Some(self.carries))
@@ -450,7 +505,8 @@ mod tests {
         assert_eq!(path.search.size(), 1333);
         let sent = path.sent;
         path.run(3 * LEAST_WAIT, || true);
-        assert_eq!((path.search.found(), path.sent), (Some(1333), sent + 5));
+        // 1232, 1333, and three times 1334 and 1472.
+        assert_eq!((path.search.found(), path.sent), (Some(1333), sent + 8));
     }
 
     #[test]
@@ -476,6 +532,47 @@ mod tests {
             path.search.hint(path.now, size);
             assert!(path.search.round.is_none());
         }
+    }
+
+    #[test]
+    fn a_forged_report_does_not_end_a_search() {
+        let mut path = Simulation::new(1372);
+        path.run(Duration::ZERO, || true);
+        for size in [1242, 1300, 1371] {
+            path.search.hint(path.now, size);
+        }
+        path.settle();
+    }
+
+    #[test]
+    fn a_peer_that_answers_nothing_is_probed_ever_more_seldom_and_not_without_data() {
+        let mut path = Simulation::new(LINK);
+        path.run(Duration::from_secs(60), || false);
+        let sent = path.sent;
+        path.run(Duration::from_secs(600), || false);
+        assert!(path.sent - sent < 20 * 6, "{}", path.sent - sent);
+        assert_eq!(path.search.deadline(Sent::default()), None);
+        path.settle_within(Duration::from_secs(40));
+    }
+
+    #[test]
+    fn a_late_answer_does_not_put_the_next_probes_off() {
+        let pace = Pace::on(Duration::from_secs(170), 0.0, RAISE);
+        assert_eq!(pace.wait, MOST_WAIT);
+    }
+
+    #[test]
+    fn an_answer_to_a_probe_of_another_path_is_not_taken() {
+        let now = BootTime::from_nanos(0);
+        let mut here = Search::new(LINK, 0, now);
+        let pace = Pace::on(LEAST_WAIT, 0.0, RAISE);
+        let probes = here.probes(now, Sent::default(), pace);
+        let mut there = Search::new(LINK, here.numbers(), now);
+        there.probes(now, Sent::default(), pace);
+        for Probe { number, .. } in probes {
+            assert!(!there.answered(now, |asked| asked == number, RAISE));
+        }
+        assert_eq!(there.size(), LEAST_DATAGRAM);
     }
 
     #[test]

@@ -19,7 +19,7 @@ const SUSPICIOUS: u64 = 2;
 /// A phase lasts this long ...
 const PHASE: Duration = Duration::from_millis(200);
 /// ... and until so many datagrams were sent in it.
-const LEAST_SENT: u64 = 6;
+const LEAST_SENT: u64 = 4;
 /// The phases of each kind.
 const PHASES: usize = 8;
 /// A trial without a result ends after this time: hardly anything is sent.
@@ -27,7 +27,7 @@ const GIVE_UP: Duration = Duration::from_secs(30);
 /// How long datagrams leave singly.
 const OFF: Duration = Duration::from_secs(3600);
 /// After the first trial that found no difference, the next one begins this much later; then twice as late, ...
-const FIRST_REST: Duration = Duration::from_secs(60);
+const FIRST_REST: Duration = Duration::from_secs(20);
 /// ... up to this.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 /// An unanswered PING of a trial is repeated after this time.
@@ -126,14 +126,6 @@ impl Segmentation {
         (was_off != self.is_off).then_some(!self.is_off)
     }
 
-    /// When a trial needs the next PING.
-    fn ask_at(&self) -> Option<BootTime> {
-        match &self.state {
-            State::Trial(trial) => Some(trial.ask_at),
-            State::Rest(_) => None,
-        }
-    }
-
     /// Whether a PING is due for a trial. The caller sends it.
     fn asks(&mut self, now: BootTime) -> bool {
         match &mut self.state {
@@ -208,9 +200,9 @@ impl Trial {
         let (all_runs, all_single) = (total(runs), total(single));
         let pairs = runs.iter().flat_map(|run| single.iter().map(move |one| (run, one)));
         let inverted = pairs.filter(|(run, one)| share(**run) <= share(**one)).count();
-        let is_large = share(all_runs) > 2.0 * share(all_single) + 0.02;
+        let is_large = median(runs) > 2.0 * median(single) + 0.01;
         if is_large
-            && inverted * 16 <= runs.len() * single.len()
+            && inverted * 10 <= runs.len() * single.len()
             && deviations(all_runs, all_single) > 4.0
         {
             Verdict::RunsLoseMore
@@ -232,6 +224,13 @@ fn share(loss: Loss) -> f64 {
     1.0 - loss.arriving()
 }
 
+/// The share that was lost in the middle one of the phases.
+fn median(phases: &[Loss]) -> f64 {
+    let mut shares: Vec<_> = phases.iter().map(|phase| share(*phase)).collect();
+    shares.sort_by(f64::total_cmp);
+    shares.get(shares.len() / 2).copied().unwrap_or_default()
+}
+
 /// How far two shares are apart, in standard deviations of their difference if both were the same.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn deviations(one: Loss, other: Loss) -> f64 {
@@ -251,14 +250,10 @@ impl Peer {
         self.paths.follow_segmentation();
     }
 
-    /// Whether a trial needs a PING now. Without data there is nothing to compare.
+    /// Whether a trial needs a PING now. It is asked at each look at the traffic: without data there is nothing to
+    /// compare.
     pub(super) fn asks_for_segmentation(&mut self, now: BootTime) -> bool {
         self.activity.is_active() && self.paths.segmentation.asks(now)
-    }
-
-    /// When a trial needs a PING.
-    pub(super) fn segmentation_deadline(&self) -> Option<BootTime> {
-        self.paths.segmentation.ask_at().filter(|_| self.activity.is_active())
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vpnd_crypto::key::PublicKey;
 
-use super::{Attempt, BothWays, Greeting, Peer, Quality, Recent};
+use super::{Attempt, BothWays, Greeting, PathSize, Peer, Quality, Recent};
 use crate::activity::Traffic;
 use crate::session::Role;
 use crate::terms::Protocol;
@@ -41,6 +41,8 @@ pub struct PeerStatus {
     pub quality: Option<Quality>,
     /// Round trip and loss of the last minutes.
     pub recent: Recent,
+    /// The size of datagrams on the path.
+    pub path_size: Option<PathSize>,
     /// The traffic so far.
     pub traffic: Traffic,
     /// The next deadline and its reason.
@@ -113,6 +115,7 @@ impl Peer {
             greeting: self.greeting.clone(),
             quality: self.paths.gauge.quality,
             recent: self.window.recent(now.boot),
+            path_size: self.path_size(now.boot),
             traffic: self.activity.traffic(),
             next: self.poll_timeout().map(|(at, why)| (at.saturating_since(now.boot), why)),
         }
