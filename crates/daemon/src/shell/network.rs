@@ -30,16 +30,11 @@ impl Shell {
     }
 
     /// A peer known by name shows only by its addresses that a route leads the tunnel into itself.
-    fn warn_of_loops(&self, addresses: &[SocketAddr]) {
+    fn warn_of_loops(&mut self, addresses: &[SocketAddr]) {
         let config = &self.around.running;
         for route in &config.routes {
             if let Some(at) = addresses.iter().find(|at| config.loops(route, at.ip())) {
-                tracing::warn!(
-                    "route {} also covers the peer's own address {}: add a more specific route to that \
-                     address, or give the route a table of its own",
-                    route.to,
-                    at.ip()
-                );
+                self.diagnostics.covered(clock::boot(), &route.to, at.ip());
             }
         }
     }
