@@ -365,6 +365,7 @@ impl Peer {
     fn follow_edges(&mut self, now: Now) {
         let confirmed = self.keyring.confirm();
         if confirmed {
+            self.reached(now);
             self.establish(now, Role::Responder);
             self.watch_for_duplicates(now);
             self.follow_answer(now);
@@ -386,7 +387,6 @@ impl Peer {
     fn establish(&mut self, now: Now, role: Role) {
         self.established = Some(now.boot);
         self.handshakes += 1;
-        self.unconfirmed_answers = 0;
         self.greeting = None;
         // A session of another protocol has none, whatever was answered before.
         self.paths.alternatives.answers &= self.frames_flow();
@@ -400,14 +400,19 @@ impl Peer {
         }
         self.wanted = self.renewing.is_some();
         self.activity.want_handshake.take();
-        self.paths.candidates.settle();
-        // The peer hears us, from wherever we answered.
-        self.paths.given_up = None;
-        self.port.renew(now.boot);
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
-        self.life.hear(now.boot);
         self.events.push_back(Change::Established(role).into());
+    }
+
+    /// The peer hears us on the path in use. A handshake at another address does not show that.
+    fn reached(&mut self, now: Now) {
+        self.unconfirmed_answers = 0;
+        self.paths.candidates.settle();
+        // From wherever we answered.
+        self.paths.given_up = None;
+        self.port.renew(now.boot);
+        self.life.hear(now.boot);
     }
 
     fn retire_keys(&mut self, now: Now) {
@@ -467,10 +472,15 @@ impl Peer {
 
     /// Queues an authenticated datagram of our own making. One that need not leave from where the peer
     /// last wrote to leaves from the configured address, which may be ours again by now.
-    fn transmit(&mut self, now: Now, mut transmit: Transmit, datagram: Vec<u8>) {
+    fn transmit(&mut self, now: Now, transmit: Transmit, datagram: Vec<u8>) {
+        self.note_sent(now, datagram.len());
+        self.transmit_aside(transmit, datagram);
+    }
+
+    /// The same, but it does not count as traffic.
+    fn transmit_aside(&mut self, mut transmit: Transmit, datagram: Vec<u8>) {
         let configured = || self.paths.sources.towards(transmit.to);
         transmit.from = transmit.from.or_else(configured);
-        self.note_sent(now, datagram.len());
         self.transmits.push_back((transmit, datagram));
     }
 

@@ -158,6 +158,11 @@ impl Attempt {
         self.called.scouts = true;
     }
 
+    /// Whether it only finds out whether the peer answers.
+    pub(super) const fn scouts(&self) -> bool {
+        self.called.scouts
+    }
+
     /// It is for a path to use, whatever it was begun for.
     pub(super) const fn be_earnest(&mut self) {
         self.called.scouts = false;
@@ -373,8 +378,14 @@ impl Peer {
         (call.refused, call.at, call.spreads_at) = (false, now.boot, spreads_at);
         call.asked.push(to);
         let datagram = call.datagram.clone();
+        let scouts = attempt.scouts();
         let from = self.paths.current.filter(|path| path.to == to).and_then(|path| path.from);
-        self.transmit(now, Transmit { to, from }, datagram);
+        if scouts {
+            // The peer hears nothing of it on the path in use.
+            self.transmit_aside(Transmit { to, from }, datagram);
+        } else {
+            self.transmit(now, Transmit { to, from }, datagram);
+        }
         self.events.push_back(Change::Initiating { to, attempt: number }.into());
     }
 
@@ -402,7 +413,9 @@ impl Peer {
             return Err(DropReason::UnexpectedResponse);
         };
         attempt.answered_from(at.from);
-        self.note_received(now, RESPONSE_LEN);
+        if !attempt.scouts() {
+            self.note_received(now, RESPONSE_LEN);
+        }
         let pair = attempt.called.pair;
         self.identities.jar(pair).answered();
         let names = Names { local: response.receiver, remote: remote_index, pair };
@@ -451,14 +464,18 @@ impl Peer {
             *after += CROSSING_YIELDS;
         }
         self.keyring.initiated(Session::new(&origin, keys));
+        // That the path in use seems dead may be why another handshake is wanted.
+        let wanted = called.scouts && self.wanted;
         if called.scouts {
             self.scouted(now, called.to, true);
         } else {
             self.note_choice(now.boot, called.to);
             // It was reached where we asked, wherever its answer came from.
             self.paths.settle_at(now.boot, called.to, local);
+            self.reached(now);
         }
         self.establish(now, Role::Initiator);
+        self.wanted |= wanted;
         // Confirms the session to the peer, which may not send before.
         self.greet(now);
     }
