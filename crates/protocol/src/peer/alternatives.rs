@@ -322,7 +322,7 @@ impl Peer {
         true
     }
 
-    /// The peer tests a path from its end: the answer goes where the PROBE came from, and nowhere else.
+    /// The peer tests a path from its end: the answer goes where the PROBE came from.
     pub(super) fn answer_probe(
         &mut self,
         now: Now,
@@ -330,10 +330,21 @@ impl Peer {
         token: &ProbeToken,
     ) -> Result<(), DropReason> {
         if self.frames_flow() {
-            let transmit = Transmit { to: framed.at.from, from: framed.at.local };
-            self.send_aside(now, transmit, &ControlFrame::begin().probed(token).end());
+            let answer = ControlFrame::begin().probed(token).end();
+            let back = Transmit { to: framed.at.from, from: framed.at.local };
+            for transmit in [Some(back), self.overtaken(framed, &answer)].into_iter().flatten() {
+                self.send_aside(now, transmit, &answer);
+            }
         }
         Ok(())
+    }
+
+    /// Where the answer to a PROBE of the path's size goes as well, if the PROBE came from elsewhere: it may be a copy that
+    /// somebody sent ahead, and the PROBE itself is then taken for a replay. Both answers together are no longer than the PROBE.
+    fn overtaken(&self, framed: &Framed, answer: &[u8]) -> Option<Transmit> {
+        let is_long = framed.plaintext.len() + OVERHEAD >= 2 * (answer.len() + OVERHEAD);
+        let path = self.paths.current.filter(|path| is_long && path.to != framed.at.from)?;
+        Some(Transmit { to: path.to, from: path.from })
     }
 
     /// An answer proves a path if it comes from where the PROBE went. One of the path in use may be of its size.
