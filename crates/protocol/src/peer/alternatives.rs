@@ -68,6 +68,8 @@ pub(super) struct Alternatives {
     /// The peer answers PROBEs.
     pub(super) answers: bool,
     known: Vec<Alternative>,
+    /// Before this time a peer that answers no PROBE is not called.
+    calls_from: BootTime,
     /// The address that the path has left, or where the peer was only called, and until when it is not followed.
     left: Option<(SocketAddr, BootTime)>,
     /// When the path last moved from one configured address to another.
@@ -170,6 +172,7 @@ impl Alternatives {
             return_after,
             answers: false,
             known: Vec::new(),
+            calls_from: BootTime::from_nanos(0),
             left: None,
             moved_at: None,
             returned_at: None,
@@ -237,10 +240,20 @@ impl Alternatives {
         among.iter().copied().filter(|to| now >= self.of(now, *to).next_at).collect()
     }
 
+    /// When this one is due.
+    fn next_at_of(&self, to: SocketAddr) -> BootTime {
+        self.known.iter().find(|one| one.to == to).map(|one| one.next_at).unwrap_or_default()
+    }
+
     /// When the next of these is due.
     fn next_at(&self, among: &[SocketAddr]) -> Option<BootTime> {
-        let of = |to| self.known.iter().find(|one| one.to == to).map(|one| one.next_at);
-        among.iter().map(|to| of(*to).unwrap_or_default()).min()
+        let next = among.iter().map(|to| self.next_at_of(*to)).min()?;
+        Some(if self.answers { next } else { next.max(self.calls_from) })
+    }
+
+    /// The one of these that has been due for longest, or the first of several.
+    fn longest_due(&self, among: &[SocketAddr]) -> Option<SocketAddr> {
+        among.iter().copied().min_by_key(|to| self.next_at_of(*to))
     }
 
     /// The first of these that has answered since then.
@@ -294,8 +307,8 @@ impl Peer {
         let due = alternatives.due(now.boot, &better);
         if self.paths.alternatives.answers {
             due.into_iter().for_each(|to| self.send_probe(now, to));
-        } else if let Some(to) = due.first() {
-            self.call_there(now, *to);
+        } else {
+            self.call_there(now, &due);
         }
         if let Some(to) = self.paths.alternatives.good(now.boot, &better) {
             self.move_to(now, to, true);
@@ -363,17 +376,35 @@ impl Peer {
         Ok(())
     }
 
-    /// Calls a peer that answers no PROBE at an address that is preferred to the one in use.
-    fn call_there(&mut self, now: Now, to: SocketAddr) {
-        let pause = self.paths.alternatives.pause();
-        self.paths.alternatives.of(now.boot, to).asked(now.boot, pause);
+    /// Calls a peer that answers no PROBE at one of these addresses, which are due and preferred to the one in use. While
+    /// another handshake is under way it is called later.
+    fn call_there(&mut self, now: Now, due: &[SocketAddr]) {
+        let alternatives = &mut self.paths.alternatives;
+        if due.is_empty() || now.boot < alternatives.calls_from {
+            return;
+        }
+        alternatives.calls_from = now.boot + CALLS_APART;
         let (alive, _) = self.life.state();
         let is_busy = self.attempt.is_some() || self.wanted || self.answering.is_some();
-        if alive && !is_busy && now.boot >= self.initiation_from() {
-            let first = Try { begun: now.boot, number: 1 };
-            self.initiate(now, Some(to), self.identities.calling(), first);
-            self.attempt.iter_mut().for_each(Attempt::scout);
+        if !alive || is_busy || now.boot < self.initiation_from() {
+            return;
         }
+        let alternatives = &mut self.paths.alternatives;
+        let Some(to) = alternatives.longest_due(due) else { return };
+        let pause = alternatives.pause();
+        alternatives.of(now.boot, to).asked(now.boot, pause);
+        let first = Try { begun: now.boot, number: 1 };
+        self.initiate(now, Some(to), self.identities.calling(), first);
+        self.attempt.iter_mut().for_each(Attempt::scout);
+    }
+
+    /// Our own host refuses to send an initiation; returns whether that was such a call, which then is over.
+    pub(super) fn call_refused(&mut self, now: Now) -> bool {
+        let call = self.attempt.take_if(|attempt| attempt.scouts());
+        if let Some(call) = &call {
+            self.scouted(now, call.to(), false);
+        }
+        call.is_some()
     }
 
     /// The peer has answered such a call, or has not.
