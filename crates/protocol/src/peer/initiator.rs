@@ -144,7 +144,7 @@ impl Attempt {
     }
 
     /// Where the try has been sent to.
-    fn asked(&self) -> &[SocketAddr] {
+    pub(super) fn asked(&self) -> &[SocketAddr] {
         self.call().map_or_else(|| std::slice::from_ref(&self.called.to), |call| &call.asked)
     }
 

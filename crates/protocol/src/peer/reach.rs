@@ -45,14 +45,11 @@ impl Port {
 impl Peer {
     /// Our own host refused to send a datagram to `to`. An initiation goes to the next address at once,
     /// to each at most once before the next try is due. Returns whether the tunnel is impaired: it is not
-    /// where only a PING to a new address was refused, nor where the path to a new address has not proved
-    /// itself and leads back to the last that has.
+    /// where only a test of another address was refused, or an answer to a stranger, nor where the path to a new
+    /// address has not proved itself and leads back to the last that has.
     pub fn send_refused(&mut self, now: Now, to: SocketAddr) -> bool {
         let called = self.attempt.as_ref().is_some_and(|attempt| attempt.to() == to);
-        if !called && self.endpoint() != Some(to) && self.paths.alternatives.refused(to) {
-            return false;
-        }
-        if !called && self.endpoint() != Some(to) && self.paths.roaming.give_up_probe(to) {
+        if self.endpoint() != Some(to) && self.refused_aside(now, to, called) {
             return false;
         }
         let turned_back = self.paths.turn_back(to);
@@ -69,6 +66,18 @@ impl Peer {
             self.handle_wake(now);
         }
         !turned_back
+    }
+
+    /// Whether what was refused at an address other than the path's did not serve to reach the peer: it tested that address,
+    /// or answered what came from there, which anybody can send. Without a path and a call of ours such an answer is all there is.
+    fn refused_aside(&mut self, now: Now, to: SocketAddr, called: bool) -> bool {
+        if called {
+            return self.call_refused(now);
+        }
+        let is_tested = self.paths.alternatives.refused(to) || self.paths.roaming.give_up_probe(to);
+        let is_asked = self.attempt.as_ref().is_some_and(|attempt| attempt.asked().contains(&to));
+        let is_called = self.attempt.is_some() || self.endpoint().is_some();
+        is_tested || is_called && !is_asked
     }
 
     /// The initiation was refused: it goes to the next address that it has not been sent to.
