@@ -9,6 +9,7 @@ mod alternatives;
 mod change;
 mod contest;
 mod detours;
+mod doubt;
 mod duplicate;
 mod event;
 mod frames;
@@ -305,6 +306,7 @@ impl Peer {
         self.follow_life(now);
         self.pursue_handshake(now);
         self.pursue_upgrade(now);
+        self.follow_doubt(now);
         self.follow_alternatives(now);
         self.measure(now);
         self.probe_size(now);
@@ -347,6 +349,7 @@ impl Peer {
             (self.life.deadline(), Timer::Silence),
             (self.size_deadline(), Timer::PathMtu),
             (self.alternatives_deadline(), Timer::Probe),
+            (self.doubt_deadline(), Timer::Probe),
             (self.next_look, Timer::Look),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)

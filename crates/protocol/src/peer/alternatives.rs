@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::doubt::Doubt;
 use super::initiator::{Attempt, Try};
 use super::{Change, Peer, Transmit};
 use crate::drop_reason::DropReason;
@@ -257,7 +258,7 @@ impl Alternatives {
     }
 
     /// The first of these that has answered since then.
-    fn answering(&self, among: &[SocketAddr], since: BootTime) -> Option<SocketAddr> {
+    pub(super) fn answering(&self, among: &[SocketAddr], since: BootTime) -> Option<SocketAddr> {
         let answers = |one: &Alternative| one.answered_at >= Some(since);
         let known = |to: &SocketAddr| self.known.iter().any(|one| one.to == *to && answers(one));
         among.iter().copied().find(known)
@@ -300,9 +301,8 @@ impl Peer {
         if better.is_empty() || self.is_at_rest(now.boot) {
             return;
         }
-        let configured: Vec<_> = self.paths.candidates.configured().collect();
+        self.forget_others();
         let alternatives = &mut self.paths.alternatives;
-        alternatives.keep(&configured);
         alternatives.expire(now.boot);
         let due = alternatives.due(now.boot, &better);
         if self.paths.alternatives.answers {
@@ -420,7 +420,7 @@ impl Peer {
         }
     }
 
-    fn move_to(&mut self, now: Now, to: SocketAddr, returns: bool) {
+    pub(super) fn move_to(&mut self, now: Now, to: SocketAddr, returns: bool) {
         let left = self.endpoint();
         self.paths.alternatives.moved(now.boot, left, returns);
         self.paths.roaming.settle();
@@ -432,7 +432,7 @@ impl Peer {
         self.speak(now);
     }
 
-    fn send_probe(&mut self, now: Now, to: SocketAddr) {
+    pub(super) fn send_probe(&mut self, now: Now, to: SocketAddr) {
         let mut token = ProbeToken::default();
         self.rng.fill_bytes(&mut token);
         let alternatives = &mut self.paths.alternatives;
@@ -484,8 +484,15 @@ impl Peer {
         self.paths.candidates.configured().filter(|to| Some(*to) != here).collect()
     }
 
-    fn can_probe(&self) -> bool {
+    pub(super) fn can_probe(&self) -> bool {
         self.paths.alternatives.answers && self.frames_flow()
+    }
+
+    /// Forgets every address that is neither configured nor asked because of a doubt: a name may have others by now.
+    fn forget_others(&mut self) {
+        let doubted = self.paths.doubt.iter().flat_map(Doubt::asked);
+        let kept: Vec<_> = self.paths.candidates.configured().chain(doubted).collect();
+        self.paths.alternatives.keep(&kept);
     }
 
     /// Whether nobody watches the tunnel and it carries no data: then it is left at rest.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use zerocopy::IntoBytes;
 
+use super::doubt::Doubt;
 use super::race::APART;
 use super::session::Names;
 use super::upgrade::Asking;
@@ -423,6 +424,7 @@ impl Peer {
         match protocol.upgrade() {
             Some(profile) => self.ask(now, attempt, profile, (agreed, names, at.local)),
             None => {
+                self.paths.doubt = Doubt::of(now.boot, attempt.to(), attempt.asked());
                 let origin = self.origin(Role::Initiator, now.boot, names, protocol);
                 self.take_up(now, attempt.called, at.local, &origin, &agreed.keys());
             }
@@ -473,6 +475,7 @@ impl Peer {
             // It was reached where we asked, wherever its answer came from.
             self.paths.settle_at(now.boot, called.to, local);
             self.reached(now);
+            self.greet_others(now);
         }
         self.establish(now, Role::Initiator);
         self.wanted |= wanted;
