@@ -318,6 +318,7 @@ impl Peer {
     /// The path is silent: asks all other addresses whether they are better.
     pub(super) fn probe_others(&mut self, now: Now) {
         if self.can_probe() {
+            self.forget_others();
             self.others().into_iter().for_each(|to| self.send_probe(now, to));
         }
     }
@@ -411,10 +412,13 @@ impl Peer {
     pub(super) fn scouted(&mut self, now: Now, to: SocketAddr, answered: bool) {
         let alternatives = &mut self.paths.alternatives;
         let (pause, most) = (alternatives.pause(), alternatives.samples());
-        let one = alternatives.of(now.boot, to);
-        one.samples.add(now.boot, answered, most);
+        if let Some(one) = alternatives.known.iter_mut().find(|one| one.to == to) {
+            one.samples.add(now.boot, answered, most);
+            if answered {
+                (one.pause, one.next_at) = (pause, now.boot + pause);
+            }
+        }
         if answered {
-            (one.pause, one.next_at) = (pause, now.boot + pause);
             // Until the peer hears of the session on the path in use, it answers from there.
             alternatives.left = Some((to, now.boot + NOT_FOLLOWED_FOR));
         }
@@ -505,12 +509,49 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use vpnd_crypto::aead::Algorithm;
+    use vpnd_crypto::{PresharedKey, SecretKey};
+
     use super::*;
+    use crate::activity::Activity;
+    use crate::handshake::{Identity, SessionKeys};
+    use crate::keyring::Session;
+    use crate::message::Index;
+    use crate::peer::Config;
+    use crate::peer::session::Names;
+    use crate::profile::{Kem, Mode, Profile};
+    use crate::session::{Pair, Role};
+    use crate::terms::{Protocol, Terms};
+    use crate::time::WallTime;
 
     const MOST: u32 = 120;
 
     fn at(millis: u64) -> BootTime {
         BootTime::from_nanos(1) + Duration::from_millis(millis)
+    }
+
+    /// A peer that answers PROBEs, with a session.
+    fn connected(now: Now) -> Peer {
+        let secret = |owner| SecretKey::from_bytes([owner; 32]);
+        let (mode, cipher) = (Mode::Tun, Algorithm::ChaCha20Poly1305);
+        let protocol = Protocol::Vpnd(Profile { mode, cipher, kem: Kem::None });
+        let terms = vec![Terms::new(protocol, &PresharedKey::from_bytes([0; 32]))];
+        let ends = (vec![Identity::new(secret(1))], vec![secret(2).public()]);
+        let config = Config::new(ends.0, ends.1, terms, 1420);
+        let rng = Box::new(StdRng::seed_from_u64(1));
+        let mut peer = Peer::new(config, Arc::new(Activity::default()), rng, now);
+        let (local, remote, pair) = (Index::new(1), Index::new(2), Pair::default());
+        let names = Names { local, remote, pair };
+        let origin = peer.origin(Role::Initiator, now.boot, names, protocol);
+        let (sealing, opening) = ([1; 32].into(), [2; 32].into());
+        let keys = SessionKeys { sealing, opening, handshake_hash: [0; 32] };
+        peer.keyring.initiated(Session::new(&origin, &keys));
+        peer.paths.alternatives.answers = true;
+        peer
     }
 
     /// When an address is good enough whose probes, two a second, are answered like this.
@@ -546,5 +587,21 @@ mod tests {
         alternatives.moved(now, None, true);
         alternatives.moved(now + Duration::from_secs(3600), None, false);
         assert_eq!(alternatives.patience(), Duration::from_secs(60));
+    }
+
+    /// The path leads to the first address, and stays silent.
+    #[test]
+    fn a_name_with_ever_new_addresses_costs_no_more_memory_than_it_has_addresses() {
+        let now = Now { boot: at(0), wall: WallTime::from_unix(Duration::ZERO) };
+        let mut peer = connected(now);
+        let first = SocketAddr::from(([192, 0, 2, 1], 1));
+        for n in 0..1000 {
+            let others = (0..7).map(|k| (Ipv4Addr::from_bits(n * 7 + k), 1).into());
+            peer.handle_endpoints(now, [first].into_iter().chain(others).collect());
+            peer.probe_others(now);
+            let known = peer.paths.alternatives.known.len();
+            assert!((7..=8).contains(&known), "{known} after {n}");
+        }
+        assert_eq!(peer.endpoint(), Some(first));
     }
 }
