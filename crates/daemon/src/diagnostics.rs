@@ -2,8 +2,11 @@
 //! plane detects the faults, and this module words the messages.
 
 mod sentences;
+#[cfg(test)]
+mod tests;
 
-use std::net::SocketAddr;
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use vpnd_crypto::PublicKey;
@@ -50,6 +53,11 @@ enum Class {
     Leaves,
     Duplicate,
     Misfit,
+    Mtu,
+    MtuRefused,
+    Fragmentation,
+    Covered,
+    Port,
 }
 
 /// Writes the log lines.
@@ -111,6 +119,46 @@ impl Diagnostics {
                  flow. [interface] listen fixes the port, so another port cannot be tried"
             ),
             Notice::RouteChanged => tracing::debug!("the route to the peer has changed"),
+        }
+    }
+
+    /// The MTU of the device has changed from `before`: it follows the path, which others can make smaller.
+    pub(crate) fn mtu_is(&mut self, now: BootTime, device: &str, before: u16, mtu: u16) {
+        if let Some(more) = self.limit.allow(Class::Mtu, now) {
+            tracing::info!("the MTU of {device} is {mtu} now, it was {before}{more}");
+        }
+    }
+
+    /// The kernel refuses an MTU of the device.
+    pub(crate) fn mtu_refused(&mut self, now: BootTime, error: &dyn Display) {
+        if let Some(more) = self.limit.allow(Class::MtuRefused, now) {
+            tracing::warn!("{error}{more}");
+        }
+    }
+
+    /// The kernel refuses to set or clear the DF bit.
+    pub(crate) fn fragmentation_stays(&mut self, now: BootTime, error: &dyn Display) {
+        if let Some(more) = self.limit.allow(Class::Fragmentation, now) {
+            tracing::warn!(
+                "cannot change the DF bit: {error}; the path's MTU is not found out{more}"
+            );
+        }
+    }
+
+    /// A route into the tunnel also covers an address that the peer's name has.
+    pub(crate) fn covered(&mut self, now: BootTime, route: &dyn Display, at: IpAddr) {
+        if let Some(more) = self.limit.allow(Class::Covered, now) {
+            tracing::warn!(
+                "route {route} also covers the peer's own address {at}: add a more specific route to that \
+                 address, or give the route a table of its own{more}"
+            );
+        }
+    }
+
+    /// Nobody has answered, and datagrams are sent from another port.
+    pub(crate) fn port_changed(&mut self, now: BootTime, port: u16) {
+        if let Some(more) = self.limit.allow(Class::Port, now) {
+            tracing::info!("no answer for long: sending from another port, {port}{more}");
         }
     }
 

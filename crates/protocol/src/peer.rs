@@ -9,6 +9,7 @@ mod alternatives;
 mod change;
 mod contest;
 mod detours;
+mod doubt;
 mod duplicate;
 mod event;
 mod frames;
@@ -312,6 +313,7 @@ impl Peer {
         self.follow_life(now);
         self.pursue_handshake(now);
         self.pursue_upgrade(now);
+        self.follow_doubt(now);
         self.follow_alternatives(now);
         self.measure(now);
         self.probe_size(now);
@@ -354,6 +356,7 @@ impl Peer {
             (self.life.deadline(), Timer::Silence),
             (self.size_deadline(), Timer::PathMtu),
             (self.alternatives_deadline(), Timer::Probe),
+            (self.doubt_deadline(), Timer::Probe),
             (self.next_look, Timer::Look),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
@@ -372,6 +375,7 @@ impl Peer {
     fn follow_edges(&mut self, now: Now) {
         let confirmed = self.keyring.confirm();
         if confirmed {
+            self.reached(now);
             self.establish(now, Role::Responder);
             self.watch_for_duplicates(now);
             self.follow_answer(now);
@@ -394,7 +398,6 @@ impl Peer {
     fn establish(&mut self, now: Now, role: Role) {
         self.established = Some(now.boot);
         self.handshakes += 1;
-        self.unconfirmed_answers = 0;
         self.greeting = None;
         // A session of the `WireGuard` protocol has no PROBE, even if the last session had.
         self.paths.alternatives.answers &= self.frames_flow();
@@ -408,14 +411,19 @@ impl Peer {
         }
         self.wanted = self.renewing.is_some();
         self.activity.want_handshake.take();
-        self.paths.candidates.settle();
-        // The peer receives what we send from the present source address.
-        self.paths.given_up = None;
-        self.port.renew(now.boot);
         self.timers.jitter = self.jitter();
         self.life.jitter = self.timers.jitter;
-        self.life.hear(now.boot);
         self.events.push_back(Change::Established(role).into());
+    }
+
+    /// The peer hears us on the path in use. A handshake at another address does not show that.
+    fn reached(&mut self, now: Now) {
+        self.unconfirmed_answers = 0;
+        self.paths.candidates.settle();
+        // From wherever we answered.
+        self.paths.given_up = None;
+        self.port.renew(now.boot);
+        self.life.hear(now.boot);
     }
 
     fn retire_keys(&mut self, now: Now) {
@@ -475,10 +483,15 @@ impl Peer {
 
     /// Queues an authenticated datagram of the control plane. Without a required source address it is sent from
     /// the configured one, which this host may have regained.
-    fn transmit(&mut self, now: Now, mut transmit: Transmit, datagram: Vec<u8>) {
+    fn transmit(&mut self, now: Now, transmit: Transmit, datagram: Vec<u8>) {
+        self.note_sent(now, datagram.len());
+        self.transmit_aside(transmit, datagram);
+    }
+
+    /// Like [`Peer::transmit`], for a datagram that does not count as traffic.
+    fn transmit_aside(&mut self, mut transmit: Transmit, datagram: Vec<u8>) {
         let configured = || self.paths.sources.towards(transmit.to);
         transmit.from = transmit.from.or_else(configured);
-        self.note_sent(now, datagram.len());
         self.transmits.push_back((transmit, datagram));
     }
 

@@ -32,16 +32,11 @@ impl Shell {
 
     /// Warns if a route leads the tunnel into itself. If the endpoint is a name, this can only be
     /// checked with its addresses.
-    fn warn_of_loops(&self, addresses: &[SocketAddr]) {
+    fn warn_of_loops(&mut self, addresses: &[SocketAddr]) {
         let config = &self.around.running;
         for route in &config.routes {
             if let Some(at) = addresses.iter().find(|at| config.loops(route, at.ip())) {
-                tracing::warn!(
-                    "route {} also covers the peer's own address {}: add a more specific route to that \
-                     address, or give the route a table of its own",
-                    route.to,
-                    at.ip()
-                );
+                self.diagnostics.covered(clock::boot(), &route.to, at.ip());
             }
         }
     }

@@ -44,9 +44,7 @@ impl Shell {
             }
             Effect::DontFragment(set) => {
                 if let Err(error) = self.engine.set_dont_fragment(set) {
-                    tracing::warn!(
-                        "cannot change the DF bit: {error}; the path's MTU stays unknown"
-                    );
+                    self.diagnostics.fragmentation_stays(clock::boot(), &error);
                 }
             }
             Effect::FollowRoute(heading) => self.follow_route(heading),
@@ -85,7 +83,7 @@ impl Shell {
     fn change_port(&mut self) {
         let port = match self.engine.change_port() {
             Ok(Some(port)) => {
-                tracing::info!("no answer for long: sending from another port, {port}");
+                self.diagnostics.port_changed(clock::boot(), port);
                 self.around.about.device.listen_port = port;
                 Port::Changed
             }
@@ -109,14 +107,14 @@ impl Shell {
         let set = self.around.device_mtu.set(mtu.into()).await;
         self.plane.mtu_set(clock::now(), set.is_ok());
         if let Err(error) = &set {
-            tracing::warn!("{error}");
+            self.diagnostics.mtu_refused(clock::boot(), error);
         }
         self.mtu_refused = set.err();
     }
 
     fn mtu_is(&mut self, mtu: u16) {
         let device = &mut self.around.about.device;
-        tracing::info!("the MTU of {} is now {mtu}, it was {}", device.name, device.mtu);
+        self.diagnostics.mtu_is(clock::boot(), &device.name, device.mtu, mtu);
         device.mtu = mtu;
         self.around.hooks.mtu(mtu);
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use vpnd_crypto::aead::Algorithm;
+use vpnd_protocol::endpoint::Roam;
 use vpnd_protocol::peer::Change;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
@@ -17,6 +18,11 @@ const DEAD_AFTER: Duration = seconds(3);
 /// B's second address.
 fn second() -> SocketAddr {
     SocketAddr::from(([203, 0, 113, 2], 51820))
+}
+
+/// B's third address.
+fn third() -> SocketAddr {
+    SocketAddr::from(([203, 0, 113, 3], 51820))
 }
 
 /// Nobody is there.
@@ -247,4 +253,173 @@ fn names_are_looked_up_when_it_does_not_work_and_seldom_when_it_does() {
     let lookups = &world[Side::A].lookups[1..];
     assert!((4..=6).contains(&lookups.len()), "{lookups:?}");
     assert!(lookups[0] < seconds(405), "{lookups:?}");
+}
+
+/// When A has called B at its first address since then, and B has answered.
+fn answered_at_home(world: &mut World, since: Duration) -> Duration {
+    let is_home = |sent: &&Captured| sent.at >= since && sent.datagram.from == Side::B.home();
+    while world.captured(Side::B, Kind::Response).filter(is_home).count() == 0 {
+        world.run_for(millis(100));
+        assert!(world.now < since + seconds(200), "it is not called there");
+    }
+    world.now
+}
+
+/// The path in use dies while the peer is called at an earlier address, and answers there each time.
+#[test]
+fn a_dead_path_is_found_though_calls_at_an_earlier_address_are_answered() {
+    for (seed, offers) in (0..10).flat_map(|seed| [true, false].map(|offers| (seed, offers))) {
+        let mut world = world(seed, protocols()[0], |_, options| options.dead_after = seconds(60));
+        world.resolve(Side::A);
+        if offers {
+            world.offer_every(Side::A, millis(200));
+        }
+        world.run_until(seconds(10));
+        world.network.loses = Some(dead(Side::B.home()));
+        world.run_until(seconds(100));
+        assert_eq!(path(&world), Some(second()), "{seed}");
+        world.network.loses = None;
+        let died = answered_at_home(&mut world, seconds(100)) + seconds(2);
+        world.run_until(died);
+        // Another WireGuard does not look for A because it is called twice.
+        let mut is_dead = dead(second());
+        let answers =
+            |sent: &Captured| sent.by == Side::A || sent.datagram.kind() == Kind::Response;
+        world.network.loses = Some(Box::new(move |sent| is_dead(sent) || !answers(sent)));
+        // Rule 1, or half of `dead_after`; then two tries.
+        let within = if offers { seconds(28) } else { seconds(43) };
+        world.run_until(died + within);
+        assert_eq!(path(&world), Some(Side::B.home()), "{seed} {offers}");
+        let moved = *moves(&world).last().expect("it has moved");
+        assert!(moved > died, "{seed} {offers}: {moved:?}, dead since {died:?}");
+    }
+}
+
+/// The peer goes on speaking from the address that we use.
+#[test]
+fn a_call_at_an_earlier_address_moves_neither_end_of_an_idle_tunnel() {
+    for seed in 0..10 {
+        let mut world = world(seed, protocols()[0], |_, options| options.dead_after = seconds(60));
+        world.resolve(Side::A);
+        world.run_until(seconds(10));
+        world.network.loses = Some(dead(Side::B.home()));
+        world.run_until(seconds(100));
+        world.network.loses = None;
+        let called = answered_at_home(&mut world, seconds(100));
+        world.run_until(called + seconds(30));
+        assert_eq!(path(&world), Some(second()), "{seed}");
+        let at = world[Side::B].data.table().send.as_ref().expect("a path").1;
+        assert_eq!((at.to, at.from), (Side::A.home(), Some(second().ip())), "{seed}");
+    }
+}
+
+/// A call at another address is no sign of life for the peer, which hears nothing of it.
+#[test]
+fn calls_at_an_earlier_address_put_off_no_keepalive() {
+    for seed in 0..10 {
+        let mut world = world(seed, protocols()[0], |_, _| ());
+        world.resolve(Side::A);
+        world.offer_every(Side::B, millis(100));
+        world.run_until(seconds(10));
+        world.network.loses = Some(dead(Side::B.home()));
+        world.run_until(seconds(40));
+        assert_eq!(path(&world), Some(second()), "{seed}");
+        world.run_until(seconds(150));
+        let to_path = |sent: &&Captured| sent.datagram.to == second() && sent.at > seconds(40);
+        let times: Vec<_> = world.network.wire.iter().filter(to_path).map(|sent| sent.at).collect();
+        let longest = times.windows(2).map(|two| two[1] - two[0]).max().expect("keepalives");
+        assert!(longest < millis(10_600), "{seed}: {longest:?} without a keepalive");
+    }
+}
+
+/// B is called at both addresses that are preferred to its third, and answers at one of them.
+#[test]
+fn a_dead_address_does_not_keep_the_path_from_the_next_better_one() {
+    for (seed, protocol) in (0..10).flat_map(|seed| protocols().map(|one| (seed, one))) {
+        let mut world = world(seed, protocol, |side, options| {
+            options.also_at.extend((side == Side::A).then_some(third()));
+        });
+        world[Side::B].others.push(third());
+        world.resolve(Side::A);
+        world.offer_every(Side::A, millis(200));
+        world.offer_every(Side::B, millis(200));
+        world.run_until(seconds(10));
+        let (mut first, mut next) = (dead(Side::B.home()), dead(second()));
+        world.network.loses = Some(Box::new(move |sent| first(sent) || next(sent)));
+        world.run_until(seconds(40));
+        assert_eq!(path(&world), Some(third()), "{seed} {protocol}");
+        world.network.loses = Some(dead(Side::B.home()));
+        world.run_until(seconds(240));
+        assert_eq!(path(&world), Some(second()), "{seed} {protocol}");
+        world.network.loses = None;
+        world.run_until(seconds(440));
+        assert_eq!(path(&world), Some(Side::B.home()), "{seed} {protocol}");
+    }
+}
+
+/// Where the host has no route to the preferred address, the one in use is as good as before.
+#[test]
+fn a_refused_call_at_an_earlier_address_does_not_impair_the_tunnel() {
+    for (seed, protocol) in (0..5).flat_map(|seed| protocols().map(|one| (seed, one))) {
+        let mut world = world(seed, protocol, |_, _| ());
+        world.resolve(Side::A);
+        world.offer_every(Side::A, millis(200));
+        world.offer_every(Side::B, millis(200));
+        world.run_until(seconds(10));
+        world.network.loses = Some(dead(Side::B.home()));
+        world.run_until(seconds(30));
+        assert_eq!(path(&world), Some(second()), "{seed} {protocol}");
+        world[Side::A].refuses = Some(Box::new(|sent| sent.to == Side::B.home()));
+        world.run_until(seconds(300));
+        assert!(!world[Side::A].refused.is_empty(), "{seed} {protocol}");
+        assert_eq!(world[Side::A].impaired, [], "{seed} {protocol}");
+        for side in Side::BOTH {
+            let (offered, arrived) = world.oracle.tally(side, seconds(30), seconds(299));
+            assert_eq!(offered, arrived, "{seed} {protocol} {side:?}");
+        }
+    }
+}
+
+/// Somebody on the path holds the first response until another address was asked as well, and delivers it from there. Nobody
+/// is at that address.
+#[test]
+fn a_response_that_was_held_back_does_not_choose_the_address() {
+    for (seed, roam) in (0..10).flat_map(|seed| [Roam::Any, Roam::Off].map(|one| (seed, one))) {
+        let mut world = world(seed, protocols()[1], |side, options| {
+            options.dead_after = seconds(60);
+            options.roam = if side == Side::A { roam } else { Roam::Any };
+        });
+        world[Side::B].others.clear();
+        let is_first =
+            |sent: &Captured| sent.datagram.kind() == Kind::Response && sent.at < seconds(1);
+        world.network.loses = Some(Box::new(is_first));
+        world.network.spoofed_after = millis(300);
+        world.network.spoofs = Some(Box::new(move |sent| is_first(sent).then(second)));
+        world.resolve(Side::A);
+        world.offer_every(Side::A, millis(100));
+        world.run_until(millis(325));
+        assert_eq!(path(&world), Some(second()), "{seed} {roam:?}: it is misled at first");
+        world.run_until(seconds(3));
+        assert_eq!(path(&world), Some(Side::B.home()), "{seed} {roam:?}");
+        world.run_until(seconds(30));
+        let (offered, arrived) = world.oracle.tally(Side::A, seconds(3), seconds(29));
+        assert_eq!(offered, arrived, "{seed} {roam:?}");
+        world.at(Side::B, |end, now| {
+            assert!(end.status(now).greeting.is_some(), "{seed} {roam:?}: B knows what A is");
+        });
+    }
+}
+
+/// Both addresses were asked, and both work: the one that answered first stays.
+#[test]
+fn of_several_that_were_asked_the_chosen_one_stays_while_it_works() {
+    for (seed, delay) in (0..10).flat_map(|seed| [200, 400, 800].map(|delay| (seed, delay))) {
+        let mut world = world(seed, protocols()[1], |_, options| options.dead_after = seconds(60));
+        world.network.weather.delay = millis(delay)..=millis(delay + 20);
+        world.resolve(Side::A);
+        world.run_until(seconds(30));
+        let chosen = path(&world);
+        assert!(chosen.is_some(), "{seed} {delay}");
+        assert_eq!(moves(&world).len(), 1, "{seed} {delay}: {:?}", moves(&world));
+    }
 }

@@ -1,5 +1,8 @@
 //! The path's MTU: found, followed by the device, and lost again.
 
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -169,4 +172,25 @@ fn a_path_that_carries_the_least_size_alone_is_used_at_that_size() {
     ensure_mtu(&world, 1280);
     let (offered, arrived) = world.oracle.tally(Side::A, seconds(1), seconds(19));
     assert!(arrived == offered && offered > 1000, "{arrived} of {offered}");
+}
+
+/// Somebody on the path sends each datagram ahead from another address, so that answers to probes go there. It drops nothing.
+#[test]
+fn copies_that_are_sent_ahead_do_not_keep_it_from_the_right_size() {
+    let mut world = flowing(6, seconds(10));
+    let stranger = SocketAddr::from(([198, 51, 100, 66], 666));
+    let most = Rc::new(Cell::new(LINK));
+    let fits = Rc::clone(&most);
+    world.network.spoofs = Some(Box::new(move |sent| {
+        (sent.datagram.bytes.len() <= fits.get().into()).then_some(stranger)
+    }));
+    world.run_for(seconds(5));
+    ensure_mtu(&world, 1500);
+    for mtu in [1400, 1300] {
+        carry(&mut world, mtu, false);
+        most.set(mtu - HEADERS_V4);
+        world.run_for(seconds(20));
+        ensure_mtu(&world, mtu);
+    }
+    world.oracle.spares(|at| at == stranger);
 }

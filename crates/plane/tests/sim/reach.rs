@@ -272,3 +272,31 @@ fn a_datagram_brought_to_another_address_of_ours_turns_nothing_unless_that_works
         assert!(moves <= 4, "{moves} moves: the ends pass each other by");
     }
 }
+
+/// Somebody sends copies ahead, from an address that B's host sends nothing to.
+#[test]
+fn a_refused_answer_to_a_stranger_does_not_impair_the_tunnel() {
+    for (seed, protocol) in (0..5).flat_map(|seed| protocols().map(|one| (seed, one))) {
+        let stranger = SocketAddr::from(([198, 51, 100, 66], 666));
+        let mut world = world(seed, |_, options| {
+            (options.protocol, options.link) = (protocol, Some(1472));
+        });
+        world.resolve(Side::A);
+        world.offer_every(Side::A, millis(500));
+        world.run_until(seconds(1));
+        world[Side::B].refuses = Some(Box::new(move |sent| sent.to == stranger));
+        // Handshakes, and probes of the path's size.
+        world.network.spoofs = Some(Box::new(move |sent| {
+            let is_large = sent.datagram.bytes.len() > 1000;
+            let is_chosen =
+                sent.by == Side::A && (is_large || sent.datagram.kind() == Kind::Initiation);
+            is_chosen.then_some(stranger)
+        }));
+        world.at(Side::A, |end, now| end.route_changed(now));
+        world.run_until(seconds(300));
+        assert!(!world[Side::B].refused.is_empty(), "{seed} {protocol}");
+        assert_eq!(world[Side::B].impaired, [], "{seed} {protocol}");
+        let (offered, arrived) = tally(&world, Side::A, Duration::ZERO, seconds(299));
+        assert_eq!(offered, arrived, "{seed} {protocol}");
+    }
+}

@@ -26,6 +26,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::doubt::Doubt;
 use super::initiator::{Attempt, Try};
 use super::{Change, Peer, Transmit};
 use crate::drop_reason::DropReason;
@@ -71,6 +72,8 @@ pub(super) struct Alternatives {
     /// The peer answers PROBEs.
     pub(super) answers: bool,
     known: Vec<Alternative>,
+    /// Before this time no test handshake is sent to a peer that answers no PROBE.
+    calls_from: BootTime,
     /// The address that the path has left, or that a test handshake was sent to, and until when the peer is not
     /// followed there.
     left: Option<(SocketAddr, BootTime)>,
@@ -175,6 +178,7 @@ impl Alternatives {
             return_after,
             answers: false,
             known: Vec::new(),
+            calls_from: BootTime::from_nanos(0),
             left: None,
             moved_at: None,
             returned_at: None,
@@ -242,14 +246,24 @@ impl Alternatives {
         among.iter().copied().filter(|to| now >= self.of(now, *to).next_at).collect()
     }
 
+    /// When this one is due.
+    fn next_at_of(&self, to: SocketAddr) -> BootTime {
+        self.known.iter().find(|one| one.to == to).map(|one| one.next_at).unwrap_or_default()
+    }
+
     /// When the next of these is due.
     fn next_at(&self, among: &[SocketAddr]) -> Option<BootTime> {
-        let of = |to| self.known.iter().find(|one| one.to == to).map(|one| one.next_at);
-        among.iter().map(|to| of(*to).unwrap_or_default()).min()
+        let next = among.iter().map(|to| self.next_at_of(*to)).min()?;
+        Some(if self.answers { next } else { next.max(self.calls_from) })
+    }
+
+    /// The one of these that has been due for longest, or the first of several.
+    fn longest_due(&self, among: &[SocketAddr]) -> Option<SocketAddr> {
+        among.iter().copied().min_by_key(|to| self.next_at_of(*to))
     }
 
     /// The first of these that has answered since then.
-    fn answering(&self, among: &[SocketAddr], since: BootTime) -> Option<SocketAddr> {
+    pub(super) fn answering(&self, among: &[SocketAddr], since: BootTime) -> Option<SocketAddr> {
         let answers = |one: &Alternative| one.answered_at >= Some(since);
         let known = |to: &SocketAddr| self.known.iter().any(|one| one.to == *to && answers(one));
         among.iter().copied().find(known)
@@ -292,15 +306,14 @@ impl Peer {
         if better.is_empty() || self.is_at_rest(now.boot) {
             return;
         }
-        let configured: Vec<_> = self.paths.candidates.configured().collect();
+        self.forget_others();
         let alternatives = &mut self.paths.alternatives;
-        alternatives.keep(&configured);
         alternatives.expire(now.boot);
         let due = alternatives.due(now.boot, &better);
         if self.paths.alternatives.answers {
             due.into_iter().for_each(|to| self.send_probe(now, to));
-        } else if let Some(to) = due.first() {
-            self.test_address(now, *to);
+        } else {
+            self.test_address(now, &due);
         }
         if let Some(to) = self.paths.alternatives.good(now.boot, &better) {
             self.move_to(now, to, true);
@@ -310,6 +323,7 @@ impl Peer {
     /// The path is silent: probes all other addresses.
     pub(super) fn probe_others(&mut self, now: Now) {
         if self.can_probe() {
+            self.forget_others();
             self.others().into_iter().for_each(|to| self.send_probe(now, to));
         }
     }
@@ -327,7 +341,7 @@ impl Peer {
         true
     }
 
-    /// The peer tests a path: the answer goes to the PROBE's source address only.
+    /// The peer tests a path: the answer goes to the PROBE's source address.
     pub(super) fn answer_probe(
         &mut self,
         now: Now,
@@ -335,10 +349,22 @@ impl Peer {
         token: &ProbeToken,
     ) -> Result<(), DropReason> {
         if self.frames_flow() {
-            let transmit = Transmit { to: framed.at.from, from: framed.at.local };
-            self.send_aside(now, transmit, &ControlFrame::begin().probed(token).end());
+            let answer = ControlFrame::begin().probed(token).end();
+            let back = Transmit { to: framed.at.from, from: framed.at.local };
+            for transmit in [Some(back), self.overtaken(framed, &answer)].into_iter().flatten() {
+                self.send_aside(now, transmit, &answer);
+            }
         }
         Ok(())
+    }
+
+    /// Where the answer to a PROBE of the path's size is sent as well, if the PROBE came from another address than
+    /// the path's: it may be a copy that somebody has sent ahead, and the PROBE itself is then taken for a replay.
+    /// Both answers together are no longer than the PROBE.
+    fn overtaken(&self, framed: &Framed, answer: &[u8]) -> Option<Transmit> {
+        let is_long = framed.plaintext.len() + OVERHEAD >= 2 * (answer.len() + OVERHEAD);
+        let path = self.paths.current.filter(|path| is_long && path.to != framed.at.from)?;
+        Some(Transmit { to: path.to, from: path.from })
     }
 
     /// An answer proves a path if it comes from the address that the PROBE was sent to. It may also answer a
@@ -358,35 +384,55 @@ impl Peer {
         Ok(())
     }
 
-    /// Sends a test handshake to an address that is preferred to the one in use, because the peer answers no
-    /// PROBE.
-    fn test_address(&mut self, now: Now, to: SocketAddr) {
-        let pause = self.paths.alternatives.pause();
-        self.paths.alternatives.of(now.boot, to).asked(now.boot, pause);
+    /// Sends a test handshake to one of these addresses, which are due and preferred to the one in use, because the
+    /// peer answers no PROBE. If another handshake is under way, it is sent later.
+    fn test_address(&mut self, now: Now, due: &[SocketAddr]) {
+        let alternatives = &mut self.paths.alternatives;
+        if due.is_empty() || now.boot < alternatives.calls_from {
+            return;
+        }
+        alternatives.calls_from = now.boot + CALLS_APART;
         let (alive, _) = self.life.state();
         let is_busy = self.attempt.is_some() || self.wanted || self.answering.is_some();
-        if alive && !is_busy && now.boot >= self.initiation_from() {
-            let first = Try { begun: now.boot, number: 1 };
-            self.initiate(now, Some(to), self.identities.calling(), first);
-            self.attempt.iter_mut().for_each(Attempt::make_test);
+        if !alive || is_busy || now.boot < self.initiation_from() {
+            return;
         }
+        let alternatives = &mut self.paths.alternatives;
+        let Some(to) = alternatives.longest_due(due) else { return };
+        let pause = alternatives.pause();
+        alternatives.of(now.boot, to).asked(now.boot, pause);
+        let first = Try { begun: now.boot, number: 1 };
+        self.initiate(now, Some(to), self.identities.calling(), first);
+        self.attempt.iter_mut().for_each(Attempt::make_test);
+    }
+
+    /// Our own host refuses to send an initiation; returns whether that was such a call, which then is over.
+    pub(super) fn call_refused(&mut self, now: Now) -> bool {
+        let call = self.attempt.take_if(|attempt| attempt.is_test());
+        if let Some(call) = &call {
+            self.note_test(now, call.to(), false);
+        }
+        call.is_some()
     }
 
     /// A test handshake was answered, or was not.
     pub(super) fn note_test(&mut self, now: Now, to: SocketAddr, answered: bool) {
         let alternatives = &mut self.paths.alternatives;
         let (pause, most) = (alternatives.pause(), alternatives.samples());
-        let one = alternatives.of(now.boot, to);
-        one.samples.add(now.boot, answered, most);
+        if let Some(one) = alternatives.known.iter_mut().find(|one| one.to == to) {
+            one.samples.add(now.boot, answered, most);
+            if answered {
+                (one.pause, one.next_at) = (pause, now.boot + pause);
+            }
+        }
         if answered {
-            (one.pause, one.next_at) = (pause, now.boot + pause);
             // The peer sends to and from that address until it receives data of the new session on the path in
             // use.
             alternatives.left = Some((to, now.boot + NOT_FOLLOWED_FOR));
         }
     }
 
-    fn move_to(&mut self, now: Now, to: SocketAddr, returns: bool) {
+    pub(super) fn move_to(&mut self, now: Now, to: SocketAddr, returns: bool) {
         let left = self.endpoint();
         self.paths.alternatives.moved(now.boot, left, returns);
         self.paths.roaming.settle();
@@ -398,7 +444,7 @@ impl Peer {
         self.send_sign_of_life(now);
     }
 
-    fn send_probe(&mut self, now: Now, to: SocketAddr) {
+    pub(super) fn send_probe(&mut self, now: Now, to: SocketAddr) {
         let mut token = ProbeToken::default();
         self.rng.fill_bytes(&mut token);
         let alternatives = &mut self.paths.alternatives;
@@ -450,8 +496,15 @@ impl Peer {
         self.paths.candidates.configured().filter(|to| Some(*to) != here).collect()
     }
 
-    fn can_probe(&self) -> bool {
+    pub(super) fn can_probe(&self) -> bool {
         self.paths.alternatives.answers && self.frames_flow()
+    }
+
+    /// Forgets every address that is neither configured nor asked because of a doubt: a name may have others by now.
+    fn forget_others(&mut self) {
+        let doubted = self.paths.doubt.iter().flat_map(Doubt::asked);
+        let kept: Vec<_> = self.paths.candidates.configured().chain(doubted).collect();
+        self.paths.alternatives.keep(&kept);
     }
 
     /// Whether the tunnel is unwatched and carries no data, so that nothing should be sent.
@@ -464,12 +517,49 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+    use vpnd_crypto::aead::Algorithm;
+    use vpnd_crypto::{PresharedKey, SecretKey};
+
     use super::*;
+    use crate::activity::Activity;
+    use crate::handshake::{Identity, SessionKeys};
+    use crate::keyring::Session;
+    use crate::message::Index;
+    use crate::peer::Config;
+    use crate::peer::session::Names;
+    use crate::profile::{Kem, Mode, Profile};
+    use crate::session::{Pair, Role};
+    use crate::terms::{Protocol, Terms};
+    use crate::time::WallTime;
 
     const MOST: u32 = 120;
 
     fn at(millis: u64) -> BootTime {
         BootTime::from_nanos(1) + Duration::from_millis(millis)
+    }
+
+    /// A peer that answers PROBEs, with a session.
+    fn connected(now: Now) -> Peer {
+        let secret = |owner| SecretKey::from_bytes([owner; 32]);
+        let (mode, cipher) = (Mode::Tun, Algorithm::ChaCha20Poly1305);
+        let protocol = Protocol::Vpnd(Profile { mode, cipher, kem: Kem::None });
+        let terms = vec![Terms::new(protocol, &PresharedKey::from_bytes([0; 32]))];
+        let ends = (vec![Identity::new(secret(1))], vec![secret(2).public()]);
+        let config = Config::new(ends.0, ends.1, terms, 1420);
+        let rng = Box::new(StdRng::seed_from_u64(1));
+        let mut peer = Peer::new(config, Arc::new(Activity::default()), rng, now);
+        let (local, remote, pair) = (Index::new(1), Index::new(2), Pair::default());
+        let names = Names { local, remote, pair };
+        let origin = peer.origin(Role::Initiator, now.boot, names, protocol);
+        let (sealing, opening) = ([1; 32].into(), [2; 32].into());
+        let keys = SessionKeys { sealing, opening, handshake_hash: [0; 32] };
+        peer.keyring.initiated(Session::new(&origin, &keys));
+        peer.paths.alternatives.answers = true;
+        peer
     }
 
     /// When an address is good enough whose probes, two a second, are answered like this.
@@ -505,5 +595,21 @@ mod tests {
         alternatives.moved(now, None, true);
         alternatives.moved(now + Duration::from_secs(3600), None, false);
         assert_eq!(alternatives.patience(), Duration::from_secs(60));
+    }
+
+    /// The path leads to the first address, and stays silent.
+    #[test]
+    fn a_name_with_ever_new_addresses_costs_no_more_memory_than_it_has_addresses() {
+        let now = Now { boot: at(0), wall: WallTime::from_unix(Duration::ZERO) };
+        let mut peer = connected(now);
+        let first = SocketAddr::from(([192, 0, 2, 1], 1));
+        for n in 0..1000 {
+            let others = (0..7).map(|k| (Ipv4Addr::from_bits(n * 7 + k), 1).into());
+            peer.handle_endpoints(now, [first].into_iter().chain(others).collect());
+            peer.probe_others(now);
+            let known = peer.paths.alternatives.known.len();
+            assert!((7..=8).contains(&known), "{known} after {n}");
+        }
+        assert_eq!(peer.endpoint(), Some(first));
     }
 }

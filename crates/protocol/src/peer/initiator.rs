@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use zerocopy::IntoBytes;
 
+use super::doubt::Doubt;
 use super::race::APART;
 use super::session::Names;
 use super::upgrade::Asking;
@@ -144,7 +145,7 @@ impl Attempt {
     }
 
     /// The addresses that the try was sent to.
-    fn asked(&self) -> &[SocketAddr] {
+    pub(super) fn asked(&self) -> &[SocketAddr] {
         self.call().map_or_else(|| std::slice::from_ref(&self.called.to), |call| &call.asked)
     }
 
@@ -156,6 +157,11 @@ impl Attempt {
     /// Makes this a test handshake, which only tests whether the peer answers.
     pub(super) const fn make_test(&mut self) {
         self.called.is_test = true;
+    }
+
+    /// Whether this only tests whether the peer answers.
+    pub(super) const fn is_test(&self) -> bool {
+        self.called.is_test
     }
 
     /// Makes this a regular handshake, which moves the path, even if it began as a test.
@@ -375,8 +381,14 @@ impl Peer {
         (call.refused, call.at, call.spreads_at) = (false, now.boot, spreads_at);
         call.asked.push(to);
         let datagram = call.datagram.clone();
+        let is_test = attempt.is_test();
         let from = self.paths.current.filter(|path| path.to == to).and_then(|path| path.from);
-        self.transmit(now, Transmit { to, from }, datagram);
+        if is_test {
+            // The peer hears nothing of it on the path in use.
+            self.transmit_aside(Transmit { to, from }, datagram);
+        } else {
+            self.transmit(now, Transmit { to, from }, datagram);
+        }
         self.events.push_back(Change::Initiating { to, attempt: number }.into());
     }
 
@@ -404,7 +416,9 @@ impl Peer {
             return Err(DropReason::UnexpectedResponse);
         };
         attempt.answered_from(at.from);
-        self.note_received(now, RESPONSE_LEN);
+        if !attempt.is_test() {
+            self.note_received(now, RESPONSE_LEN);
+        }
         let pair = attempt.called.pair;
         self.identities.jar(pair).answered();
         let names = Names { local: response.receiver, remote: remote_index, pair };
@@ -412,6 +426,7 @@ impl Peer {
         match protocol.upgrade() {
             Some(profile) => self.ask(now, attempt, profile, (agreed, names, at.local)),
             None => {
+                self.paths.doubt = Doubt::of(now.boot, attempt.to(), attempt.asked());
                 let origin = self.origin(Role::Initiator, now.boot, names, protocol);
                 self.take_up(now, attempt.called, at.local, &origin, &agreed.keys());
             }
@@ -453,14 +468,19 @@ impl Peer {
             *after += CROSSING_YIELDS;
         }
         self.keyring.initiated(Session::new(&origin, keys));
+        // Another handshake may be wanted because the path in use seems dead.
+        let wanted = called.is_test && self.wanted;
         if called.is_test {
             self.note_test(now, called.to, true);
         } else {
             self.note_choice(now.boot, called.to);
             // The peer received our initiation at this address, no matter where its response came from.
             self.paths.settle_at(now.boot, called.to, local);
+            self.reached(now);
+            self.greet_others(now);
         }
         self.establish(now, Role::Initiator);
+        self.wanted |= wanted;
         // Confirms the session to the peer, which must not send data before.
         self.greet(now);
     }

@@ -11,6 +11,7 @@ use super::Config;
 use super::alternatives::Alternatives;
 use super::contest::Contests;
 use super::detours::Detours;
+use super::doubt::Doubt;
 use super::duplicate::Origins;
 use super::frames::Gauge;
 use super::roaming::Roaming;
@@ -44,6 +45,8 @@ pub(super) struct Paths {
     pub(super) roaming: Roaming,
     pub(super) contests: Contests,
     pub(super) alternatives: Alternatives,
+    /// The path was chosen among several addresses, and may be wrong.
+    pub(super) doubt: Option<Doubt>,
     pub(super) detours: Detours,
     pub(super) origins: Origins,
     pub(super) size: Size,
@@ -65,6 +68,7 @@ impl Paths {
             roaming: Roaming::default(),
             contests: Contests::default(),
             alternatives: Alternatives::new(config.return_after),
+            doubt: None,
             detours: Detours::default(),
             origins: Origins::default(),
             size: Size::new(config.max_datagram, config.raise_after),

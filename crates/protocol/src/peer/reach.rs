@@ -46,14 +46,11 @@ impl Port {
 impl Peer {
     /// Our own host refused to send a datagram to `to`. A pending initiation is sent to the next address at
     /// once, to each address at most once until the next try is due. Returns whether the tunnel is impaired. It
-    /// is not if only a probe or a PING to a new address was refused, nor if the path returns from a new
-    /// address that was not validated to the last validated one.
+    /// is not if only a test of another address or an answer to a stranger was refused, nor if the path returns
+    /// from a new address that was not validated to the last validated one.
     pub fn send_refused(&mut self, now: Now, to: SocketAddr) -> bool {
         let called = self.attempt.as_ref().is_some_and(|attempt| attempt.to() == to);
-        if !called && self.endpoint() != Some(to) && self.paths.alternatives.refused(to) {
-            return false;
-        }
-        if !called && self.endpoint() != Some(to) && self.paths.roaming.give_up_probe(to) {
+        if self.endpoint() != Some(to) && self.refused_aside(now, to, called) {
             return false;
         }
         let turned_back = self.paths.turn_back(to);
@@ -70,6 +67,19 @@ impl Peer {
             self.handle_wake(now);
         }
         !turned_back
+    }
+
+    /// Whether a datagram that was refused at another address than the path's did not serve to reach the peer: it tested
+    /// that address, or answered a datagram from there, which anybody can send. Without a path and a handshake of ours,
+    /// such an answer is the only sign of a fault.
+    fn refused_aside(&mut self, now: Now, to: SocketAddr, called: bool) -> bool {
+        if called {
+            return self.call_refused(now);
+        }
+        let is_tested = self.paths.alternatives.refused(to) || self.paths.roaming.give_up_probe(to);
+        let is_asked = self.attempt.as_ref().is_some_and(|attempt| attempt.asked().contains(&to));
+        let is_called = self.attempt.is_some() || self.endpoint().is_some();
+        is_tested || is_called && !is_asked
     }
 
     /// The initiation was refused: sends it to the next address that it was not sent to yet.

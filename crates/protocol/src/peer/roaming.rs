@@ -278,7 +278,9 @@ impl Peer {
         let used_from = source.map(|s| s.from).or_else(|| self.endpoint());
         match session.reached[..] {
             [Arrival { from: to, local }] if used_from == Some(to) && self.paths.may_be_at(to) => {
-                self.paths.settle_at(now.boot, to, local);
+                // Without a report it came to the address of ours that we send from.
+                let here = self.source().filter(|_| source.is_none());
+                self.paths.settle_at(now.boot, to, here.or(local));
             }
             [] | [_] => {}
             _ => self.choose_answered(now, generation, used_from),

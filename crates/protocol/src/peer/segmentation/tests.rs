@@ -60,7 +60,7 @@ impl Flow {
             self.follow(lost);
         }
         // The peer looks at the traffic four times a second, and when an answer arrives.
-        let looks = self.millis % 240 == 0 || self.millis == self.pinged + TRIP;
+        let looks = self.millis.is_multiple_of(240) || self.millis == self.pinged + TRIP;
         let due = looks && self.segmentation.asks(self.now()) || self.millis >= self.pinged + 1000;
         if !due || self.rng.random_bool(self.loss) {
             return None;
