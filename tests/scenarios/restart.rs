@@ -1,15 +1,19 @@
 //! Ends that stop, crash and return, with a TCP connection through them.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket,
+};
 use vpnd_tests::relay::{Relay, Way};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
 use vpnd_tests::traffic::{ping, tcp};
-use vpnd_tests::{Lab, Routed, Vpnd, Wire};
+use vpnd_tests::{Lab, Routed, Vpnd, Wire, eventually};
 
 use crate::tunnel::Tunnel;
 
@@ -30,6 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             crash(lab, false)
         }),
         Scenario::new("restart::recorded initiations", Cost::Works, replayed),
+        Scenario::new("restart::a virtual machine is copied", Cost::Works, copied),
     ]
 }
 
@@ -55,6 +60,34 @@ fn responder(lab: &Lab) -> Result<String> {
     let took = start.elapsed();
     ping::once(&tunnel.wire.b, INNER_A4)?;
     Ok(format!("traffic after {took:.1?}"))
+}
+
+/// The kernel reports a new generation ID of A's machine, as after a snapshot.
+fn copied(lab: &Lab) -> Result<String> {
+    let tunnel = Tunnel::new(lab)?;
+    ping::until_answered(&tunnel.wire.a, INNER_B4, NOTICED)?;
+    let before = tunnel.a.status()?.handshakes();
+    tunnel.wire.a.enter(|| uevent(b"change@/devices/LNXSYSTM:00/VMGENCTR:00\0NEW_VMGENID=1\0"))?;
+    let start = Instant::now();
+    eventually("another session", NOTICED, || {
+        let handshakes = tunnel.a.status()?.handshakes();
+        ensure!(handshakes > before, "{handshakes} handshakes");
+        Ok(())
+    })?;
+    ping::until_answered(&tunnel.wire.a, INNER_B4, NOTICED)?;
+    let took = start.elapsed();
+    let log = tunnel.a.as_process().log();
+    ensure!(log.matches("was copied").count() == 1, "{log}");
+    Ok(format!("traffic on another session after {took:.1?}"))
+}
+
+/// Sends a uevent to the listeners of this network namespace.
+fn uevent(text: &[u8]) -> Result<()> {
+    const GROUP: u32 = 1;
+    let protocol = SockProtocol::NetlinkKObjectUEvent;
+    let sender = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::empty(), protocol)?;
+    sendto(sender.as_raw_fd(), text, &NetlinkAddr::new(0, GROUP), MsgFlags::empty())?;
+    Ok(())
 }
 
 /// Whoever has recorded A's initiations plays them to a B that has just started, and wants to call A.

@@ -12,7 +12,8 @@ use crate::pair::PairOptions;
 use crate::release::ReleaseOptions;
 use crate::reload::{ReloadOptions, RotateOptions};
 use crate::run::RunOptions;
-use crate::show_status::{MtuOptions, StatusOptions};
+use crate::show_mtu::MtuOptions;
+use crate::show_status::StatusOptions;
 use crate::tuntap::TuntapOptions;
 use crate::{hooks, linger, tenancy};
 

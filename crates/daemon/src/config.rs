@@ -23,7 +23,7 @@ pub(crate) use crate::account::Account;
 pub(crate) use device::{Carrier, Holder, Mac, Queues};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use model::{
-    Config, Guard, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route, Service,
+    Config, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route, Service,
     default_control,
 };
 pub(crate) use problem::{Finding, Problem, Report};

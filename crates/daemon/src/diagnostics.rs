@@ -362,8 +362,9 @@ impl Diagnostics {
             );
         } else {
             tracing::warn!(
-                "datagrams in batches (GSO) are lost much more often than single ones: for an hour each leaves singly. \
-                 A kernel, network card or router on the path spoils them{more}"
+                "datagrams in batches (GSO) are lost much more often than single ones, so each leaves singly: a kernel, \
+                 network card or router on the path spoils batches. They are tried again in half a minute, and then \
+                 every hour{more}"
             );
         }
     }

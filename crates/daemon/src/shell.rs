@@ -29,6 +29,7 @@ use vpnd_tunnel::udp::Way;
 use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::control::{Control, Request};
+use crate::copied::Copied;
 use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
 use crate::hooks::News;
@@ -39,6 +40,7 @@ use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::About;
 use crate::stop::Asked;
+use crate::suspend::Suspend;
 use crate::watch::watch;
 
 use network::shifted;
@@ -111,6 +113,9 @@ pub(crate) struct Shell {
     started: BootTime,
     wake: AsyncFd<OwnedFd>,
     alarm: Alarm,
+    suspend: Suspend,
+    /// Absent where the kernel reports no copies.
+    copied: Option<Copied>,
     watchdog: Option<tokio::time::Interval>,
     datagram: Vec<u8>,
     /// Why the device's MTU could not be changed.
@@ -132,6 +137,8 @@ impl Shell {
         Ok(Self {
             wake: watch(engine.wake_fd())?,
             alarm: Alarm::new()?,
+            suspend: Suspend::new()?,
+            copied: Copied::new().ok(),
             watchdog: Service::watchdog_interval().map(tokio::time::interval),
             started: clock::boot(),
             datagram: Vec::new(),
@@ -170,6 +177,8 @@ impl Shell {
                     expired?;
                     self.plane.wake(clock::now());
                 }
+                slept = self.suspend.ended() => self.resumed(slept?),
+                () = Copied::noticed(&mut self.copied) => self.copied(),
                 () = room(&self.engine) => self.engine.send_kept(),
                 lookup = self.around.resolver.changed() => self.looked_up(lookup).await,
                 () = self.around.loops.due() => self.ask_routes().await,
@@ -215,6 +224,22 @@ impl Shell {
             Fate::Gone => return Err(self.gone()),
         }
         Ok(())
+    }
+
+    fn resumed(&mut self, slept: Duration) {
+        tracing::info!(
+            "the host was suspended for {} s: a new session is established",
+            slept.as_secs()
+        );
+        self.plane.resumed(clock::now());
+    }
+
+    fn copied(&mut self) {
+        tracing::warn!(
+            "this virtual machine was copied or set back: its sessions are dropped, and a new one is established. Two \
+             machines must not run with the same key"
+        );
+        self.plane.copied(clock::now());
     }
 
     fn handshake(&mut self, admitted: &Admitted) {

@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::ask::{self, AskError, Conversation, SOCKETS, socket};
 use crate::control::Ask;
 use crate::exit::Exit;
-use crate::status::{Status, size, text};
+use crate::show_mtu::{self, MtuOptions};
+use crate::status::{Status, text};
 use crate::terminal::{self, Printable};
 
 /// Options of `status`.
@@ -22,13 +23,6 @@ pub(crate) struct StatusOptions {
     /// Prints one JSON object a tunnel
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Options of `mtu`.
-#[derive(Debug, Args)]
-pub(crate) struct MtuOptions {
-    /// The tunnel, or the path of its control socket [default: every tunnel that runs]
-    name: Option<String>,
 }
 
 /// What is printed for each tunnel.
@@ -90,7 +84,7 @@ fn show(sockets: &[PathBuf], form: Form, out: &mut impl Write) -> io::Result<Exi
                 match form {
                     Form::Json => writeln!(out, "{}", terminal::json(&answer)?)?,
                     Form::Text => write!(out, "{}", text::render(&status))?,
-                    Form::PathMtu => write!(out, "{}", size::render(&status))?,
+                    Form::PathMtu => write!(out, "{}", show_mtu::render(&status))?,
                 }
                 if status.state.works() { Exit::Success } else { Exit::Down }
             }

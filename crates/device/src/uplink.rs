@@ -2,10 +2,13 @@
 //! lookup is repeated whenever routes, rules, addresses or links change.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -15,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::Netlink;
 use crate::error::errno;
 use crate::heard::{Heard, Told};
+use crate::link;
 
 /// The first change is handled at once. Until then datagrams leave by the new route with the old source
 /// address, and the neighbour table may wait a second for the answer to a request from the old address. More
@@ -71,6 +75,7 @@ impl Route {
 pub struct Uplink {
     query: watch::Sender<Option<Query>>,
     shifts: mpsc::Receiver<Shift>,
+    mtu: Arc<AtomicU32>,
 }
 
 impl Uplink {
@@ -79,8 +84,16 @@ impl Uplink {
     pub fn follow(netlink: Netlink, heard: Heard) -> Self {
         let (query, asked) = watch::channel(None);
         let (send, shifts) = mpsc::channel(1);
-        tokio::spawn(follow(netlink.handle, heard, asked, send));
-        Self { query, shifts }
+        let mtu = Arc::new(AtomicU32::new(0));
+        tokio::spawn(follow(netlink.handle, heard, asked, send, Arc::clone(&mtu)));
+        Self { query, shifts, mtu }
+    }
+
+    /// The MTU of the interface that the datagrams leave by, if it is known. Unlike the route's, it does not depend on
+    /// ICMP messages.
+    pub fn link_mtu(&self) -> Option<u16> {
+        let mtu = self.mtu.load(Ordering::Relaxed);
+        (mtu > 0).then(|| u16::try_from(mtu).unwrap_or(u16::MAX))
     }
 
     /// Replaces the query.
@@ -165,6 +178,7 @@ async fn follow(
     mut heard: Heard,
     mut asked: watch::Receiver<Option<Query>>,
     shifts: mpsc::Sender<Shift>,
+    mtu: Arc<AtomicU32>,
 ) {
     let mut known: Option<(Query, Route)> = None;
     let mut pace = Pace::default();
@@ -174,6 +188,8 @@ async fn follow(
             Some(query) => Some(ask(&handle, query).await),
             None => None,
         };
+        let link = route.and_then(|route| route.kept.ok());
+        mtu.store(link_mtu(&handle, link).await.unwrap_or(0), Ordering::Relaxed);
         let before = known.take();
         known = query.zip(route);
         let shift = match (&before, &known) {
@@ -211,6 +227,14 @@ fn concerns(told: &Told) -> bool {
         Told::Nexthop | Told::Lost => true,
         Told::Configured { .. } | Told::Unconfigured { .. } => false,
     }
+}
+
+async fn link_mtu(handle: &Handle, index: Option<u32>) -> Option<u32> {
+    let link = link::at(handle, index?).await?;
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 async fn ask(handle: &Handle, query: &Query) -> Route {

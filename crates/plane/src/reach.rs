@@ -175,6 +175,20 @@ impl Plane {
         }
     }
 
+    /// The host was suspended. The names of the peer and the routes to it may have changed.
+    pub fn resumed(&mut self, now: Now) {
+        self.peer.resumed(now);
+        self.lookups.soon(now.boot);
+        self.look_up_names(now.boot);
+        self.measure_path();
+        self.push(Effect::AskRoutes { at_once: true });
+    }
+
+    /// This virtual machine was copied.
+    pub fn copied(&mut self, now: Now) {
+        self.peer.copied(now);
+    }
+
     /// The interface of link-local addresses has changed its index.
     pub fn renumber(&mut self, now: Now, old: u32, new: u32) {
         let before = self.peer.endpoint();

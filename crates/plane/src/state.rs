@@ -212,6 +212,7 @@ impl Plane {
             (Reason::PathMtu, peer.largest.is_some_and(|largest| self.exceeds(largest))),
             (Reason::Segmentation, found.sends_singly || peer.sends_singly),
             (Reason::Endpoint, peer.endpoint.is_some_and(|at| self.is_second_choice(at))),
+            (Reason::Family, peer.is_other_family),
             (Reason::Ecn, found.marks_everything),
         ];
         all.into_iter().filter_map(|(reason, stands)| stands.then_some(reason)).collect()

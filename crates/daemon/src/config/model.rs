@@ -249,12 +249,29 @@ pub(crate) struct Path {
     /// How often a larger MTU is probed for on a path whose MTU is smaller than that of its first link.
     #[serde(serialize_with = "as_period")]
     pub(crate) raise_every: Duration,
+    /// Whether reports of routers about the path's MTU are followed.
+    #[serde(serialize_with = "as_word")]
+    pub(crate) icmp: Icmp,
     /// UDP segmentation offload (GSO and GRO), if the kernel has it.
     #[serde(serialize_with = "as_gso")]
     pub(crate) gso: Gso,
     /// The device's segmentation offload, if the kernel has it.
     #[serde(serialize_with = "as_switch")]
     pub(crate) offload: bool,
+}
+
+/// How to handle ICMP messages of routers that a packet is too big. Anybody can forge them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Icmp {
+    /// Between two vpnd they speed the search up. Towards a WireGuard peer they are followed, never below 1280 bytes.
+    Hint,
+    /// They are not used: the MTU of the first link counts, and what probes find.
+    Ignore,
+}
+
+impl Word for Icmp {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("hint", Self::Hint), ("ignore", Self::Ignore)];
 }
 
 /// The largest MSS that SYNs crossing the tunnel may announce.

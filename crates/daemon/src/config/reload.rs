@@ -146,11 +146,12 @@ fn in_peer(now: &Peer, then: &Peer) -> [(&'static str, bool); 8] {
     ]
 }
 
-fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 4] {
-    let Path { mss_clamp: _, mtu_max, raise_every, gso, offload } = now;
+fn in_path(now: &Path, then: &Path) -> [(&'static str, bool); 5] {
+    let Path { mss_clamp: _, mtu_max, raise_every, icmp, gso, offload } = now;
     [
         ("[path] mtu_max", *mtu_max != then.mtu_max),
         ("[path] raise_every", *raise_every != then.raise_every),
+        ("[path] icmp", *icmp != then.icmp),
         ("[path] gso", *gso != then.gso),
         ("[path] offload", *offload != then.offload),
     ]

@@ -67,7 +67,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ),
     ("[[route]]", &["to", "metric", "table", "when_down"]),
     ("[socket]", &["fwmark", "bind_device", "source", "dscp", "rcvbuf", "sndbuf", "netns"]),
-    ("[path]", &["mss_clamp", "mtu_max", "raise_every", "gso", "offload"]),
+    ("[path]", &["mss_clamp", "mtu_max", "raise_every", "icmp", "gso", "offload"]),
     ("[dns]", &["servers", "domains"]),
     ("[hooks]", &["up", "established", "lost", "down", "timeout"]),
     ("[service]", &["state_dir", "control", "user", "nice", "firewall", "log_level", "log_format"]),

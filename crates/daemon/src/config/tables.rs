@@ -17,8 +17,8 @@ use vpnd_tunnel::udp::{Gso, Listen, unmapped};
 use super::device::{self, Carrier, Queues};
 use super::hooks;
 use super::model::{
-    self, Config, Guard, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer, Route, Service,
-    Socket,
+    self, Config, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer, Route,
+    Service, Socket,
 };
 use super::problem::Problem;
 use super::profile::{Protocol, also_accept};
@@ -223,6 +223,7 @@ fn path(s: &mut Section<'_>) -> Path {
         mss_clamp: s.or("mss_clamp", MssClamp::Auto, mss_clamp),
         mtu_max: s.take("mtu_max", integer(LEAST_MTU_V6.into()..=65535)),
         raise_every: s.or("raise_every", Duration::from_secs(600), value::duration("1s", "1d")),
+        icmp: s.or("icmp", Icmp::Hint, text(word)),
         gso: s.or("gso", Gso::Auto, value::gso),
         offload: s.or("offload", true, value::switch),
     }

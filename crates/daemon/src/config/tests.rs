@@ -112,7 +112,7 @@ fn defaults() {
     assert_eq!(
         json["path"],
         serde_json::json!({
-            "mss_clamp": "auto", "mtu_max": null, "raise_every": "10m", "gso": "auto", "offload": "auto",
+            "mss_clamp": "auto", "mtu_max": null, "raise_every": "10m", "icmp": "hint", "gso": "auto", "offload": "auto",
         })
     );
     assert_eq!(

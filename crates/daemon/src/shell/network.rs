@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 
 use vpnd_device::{Query, Shift, Uplink};
 use vpnd_plane::Unresolved;
+use vpnd_protocol::limits::LEAST_MTU_V6;
 use vpnd_protocol::peer::Transmit;
 use vpnd_tunnel::clock;
-use vpnd_tunnel::udp::{Way, largest_payload};
+use vpnd_tunnel::udp::{Way, largest_payload, payload_within};
 
 use super::Shell;
+use crate::config::Icmp;
 use crate::resolve::Lookup;
 
 impl Shell {
@@ -80,7 +82,14 @@ impl Shell {
     /// Asks the kernel for the largest datagram to this address.
     pub(super) fn measure_path(&mut self, to: SocketAddr) {
         let source = self.around.running.socket.sources().towards(to);
-        let routed = largest_payload(to, source, &self.around.way).ok();
+        let hinted = || largest_payload(to, source, &self.around.way).ok();
+        let routed = match self.around.running.path.icmp {
+            Icmp::Hint => hinted(),
+            Icmp::Ignore => {
+                let link = self.around.uplink.as_ref().and_then(Uplink::link_mtu);
+                link.map(|mtu| payload_within(mtu.max(LEAST_MTU_V6), to)).or_else(hinted)
+            }
+        };
         self.plane.path_measured(clock::now(), to, routed);
     }
 }

@@ -1,14 +1,14 @@
 //! How large packets on the path may be, and how that is known.
 
-use std::fmt::{self, Write};
+use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vpnd_protocol::peer::{Known, PathSize, Probed};
 use vpnd_protocol::session::OVERHEAD;
 use vpnd_tunnel::udp::packet_around;
 
-use super::Status;
-use super::text::span;
+use crate::span::span;
 
 /// Sizes of packets between the two ends, in bytes with IP and UDP headers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub(crate) struct Probe {
 impl PathMtu {
     pub(crate) fn new(size: &PathSize, device_follows: bool) -> Self {
         let packet = |payload| packet_around(payload, size.to);
-        let probe = |(age, one): &(std::time::Duration, Probed)| Probe {
+        let probe = |(age, one): &(Duration, Probed)| Probe {
             packet: packet(one.size),
             age_s: age.as_secs_f64(),
             sent: one.sent,
@@ -67,7 +67,7 @@ impl PathMtu {
     }
 
     /// One line of `vpnd status`.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!(
             "{} bytes, {} inside; {}, for {}",
             self.packet,
@@ -76,26 +76,6 @@ impl PathMtu {
             span(self.since_s)
         )
     }
-
-    fn write(&self, text: &mut String, status: &Status) -> fmt::Result {
-        let device = &status.device;
-        let follows = if self.device_follows { "follows the path" } else { "is fixed" };
-        let endpoint = status.peer.endpoint.as_deref().unwrap_or("an unknown address");
-        writeln!(text, "{}  path to {endpoint}", status.name)?;
-        writeln!(text, "  packets  {}", self.text())?;
-        writeln!(text, "  device   {}, mtu {}, {follows}", device.name, device.mtu)?;
-        writeln!(text, "  bounds   1280 to {} bytes", self.most)?;
-        if let Some(too_large) = self.too_large {
-            writeln!(text, "  lost     {too_large} bytes do not arrive")?;
-        }
-        match self.next_search_s {
-            _ if self.searching => writeln!(text, "  search   under way")?,
-            Some(wait) => writeln!(text, "  search   again in {}", span(wait))?,
-            None if self.known == name(Known::Probed) => writeln!(text, "  search   complete")?,
-            None => writeln!(text, "  search   none: the peer answers no probes")?,
-        }
-        self.probes.iter().try_for_each(|probe| writeln!(text, "  probe    {probe}"))
-    }
 }
 
 impl fmt::Display for Probe {
@@ -103,17 +83,6 @@ impl fmt::Display for Probe {
         let result = if self.answered { "answered" } else { "not answered" };
         write!(f, "{} bytes, {} ago, sent {}×, {result}", self.packet, span(self.age_s), self.sent)
     }
-}
-
-/// The answer of `vpnd mtu`, for people.
-pub(crate) fn render(status: &Status) -> String {
-    let mut text = String::new();
-    // Writing to a string never fails.
-    let _written = match &status.path_mtu {
-        Some(size) => size.write(&mut text, status),
-        None => writeln!(text, "{}  no path to the peer is known yet", status.name),
-    };
-    text
 }
 
 const fn name(known: Known) -> &'static str {
@@ -127,14 +96,12 @@ const fn name(known: Known) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
+pub(crate) mod tests {
     use super::*;
-    use crate::status::tests::sample;
     use vpnd_protocol::time::BootTime;
 
-    fn probed() -> PathMtu {
+    /// A path of 1400 bytes, found by probes.
+    pub(crate) fn probed() -> PathMtu {
         let at = BootTime::from_nanos(0);
         let size = PathSize {
             to: "198.51.100.7:51820".parse().unwrap(),
@@ -154,19 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_shown() {
-        let status = Status { path_mtu: Some(probed()), ..sample() };
-        assert_eq!(
-            render(&status),
-            "site-a  path to 198.51.100.7:51820\n  \
-             packets  1400 bytes, 1340 inside; probed, for 3m\n  \
-             device   vpn-site-a, mtu 1420, follows the path\n  \
-             bounds   1280 to 1500 bytes\n  \
-             lost     1401 bytes do not arrive\n  \
-             search   again in 9m\n  \
-             probe    1401 bytes, 3s ago, sent 3×, not answered\n  \
-             probe    1400 bytes, 5s ago, sent 1×, answered\n"
-        );
+    fn the_schema_stands() {
         let shown = serde_json::to_value(probed()).unwrap();
         let expected = serde_json::json!({
             "packet": 1400, "inner": 1340, "known": "probed", "since_s": 180.0, "most": 1500,
@@ -177,7 +132,6 @@ mod tests {
             ],
         });
         assert_eq!(shown, expected);
-        let status = Status { path_mtu: None, ..sample() };
-        assert_eq!(render(&status), "site-a  no path to the peer is known yet\n");
+        assert_eq!(probed().text(), "1400 bytes, 1340 inside; probed, for 3m");
     }
 }

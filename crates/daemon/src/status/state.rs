@@ -66,6 +66,9 @@ const fn sentence(reason: Reason) -> &'static str {
             "the kernel refuses GSO for datagrams to the peer, or GSO batches are lost on the path, so sending takes more processor time"
         }
         Reason::Endpoint => "the peer is not at its first endpoint",
+        Reason::Family => {
+            "the peer does not answer at its preferred address, but at one of the other family (IPv4, IPv6)"
+        }
         Reason::Ecn => {
             "the path marks everything for congestion, so its marks are ignored: ECN does not work across \
              the tunnel; a device on the path rewrites the TOS byte"

@@ -1,9 +1,10 @@
 //! Formats a status for people, without the fields that are unknown.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use vpnd_plane::Kind;
+
+use crate::span::span;
 
 use super::{Bypassed, Device, Path, State, Status};
 
@@ -137,11 +138,6 @@ fn write_drops(text: &mut String, status: &Status) -> std::fmt::Result {
 
 fn ago(seconds: f64) -> String {
     format!("{} ago", span(seconds))
-}
-
-pub(super) fn span(seconds: f64) -> String {
-    let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
-    humantime::format_duration(Duration::from_secs(whole)).to_string()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]

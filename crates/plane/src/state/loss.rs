@@ -84,6 +84,7 @@ mod tests {
             endpoint: None,
             largest: None,
             sends_singly: false,
+            is_other_family: false,
             loss: BothWays { outward: outward.map(loss), inward: inward.map(loss) },
             loss_until: at(1000),
         }

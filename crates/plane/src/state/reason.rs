@@ -11,14 +11,16 @@ pub enum Reason {
     Segmentation,
     /// The configuration contains a better address of the peer than the one in use.
     Endpoint,
+    /// The peer is not reached at its preferred address, but at one of the other address family.
+    Family,
     /// The path marks every datagram for congestion.
     Ecn,
 }
 
 impl Reason {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 5] =
-        [Self::Loss, Self::PathMtu, Self::Segmentation, Self::Endpoint, Self::Ecn];
+    pub const ALL: [Self; 6] =
+        [Self::Loss, Self::PathMtu, Self::Segmentation, Self::Endpoint, Self::Family, Self::Ecn];
 
     /// The name in the status and in the log.
     pub const fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Reason {
             Self::PathMtu => "path_mtu",
             Self::Segmentation => "segmentation",
             Self::Endpoint => "endpoint",
+            Self::Family => "family",
             Self::Ecn => "ecn",
         }
     }

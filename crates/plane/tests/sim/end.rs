@@ -13,7 +13,7 @@ use vpnd_plane::{
 };
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::message::{self, Message};
+use vpnd_protocol::message::{self, Index, Message};
 use vpnd_protocol::peer::{Change, Command, Event, Load, Peer, PeerStatus, Transmit};
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::time::{BootTime, Now, WallTime};
@@ -524,6 +524,23 @@ impl End {
     pub(crate) fn route_changed(&mut self, now: Duration) {
         self.plane.network_changed(self.clock(now), true);
         self.flush(now);
+    }
+
+    /// The host was suspended until now.
+    pub(crate) fn resumed(&mut self, now: Duration) {
+        self.plane.resumed(self.clock(now));
+        self.flush(now);
+    }
+
+    /// This end's machine was copied.
+    pub(crate) fn copied(&mut self, now: Duration) {
+        self.plane.copied(self.clock(now));
+        self.flush(now);
+    }
+
+    /// The sessions that open datagrams.
+    pub(crate) fn opening_indices(&self) -> Vec<Index> {
+        self.data.table().open.iter().flatten().map(|key| key.index()).collect()
     }
 
     /// Moves to another address.

@@ -50,6 +50,42 @@ fn a_restarted_end_that_knows_its_peer_is_back_after_one_round_trip() {
 }
 
 #[test]
+fn a_peer_that_restarted_while_the_host_was_suspended_is_found_at_once() {
+    let mut world = one_sided();
+    world.suspend(Side::A);
+    world.restart(Side::B, Floor::Kept);
+    world.run_for(seconds(30));
+    world.resume(Side::A);
+    let resumed = world.now;
+    world.at(Side::A, |end, now| end.resumed(now));
+    world.run_for(seconds(20));
+    let back = delivered_at(&world, resumed);
+    assert!(back <= Some(resumed + millis(600)), "{resumed:?} {back:?}");
+}
+
+/// Both copies of a virtual machine would use the same keys and counters.
+#[test]
+fn a_copied_machine_forgets_its_sessions_and_establishes_another() {
+    let mut world = World::new(1);
+    for side in Side::BOTH {
+        world.offer_every(side, millis(100));
+        world.resolve(side);
+    }
+    world.run_until(millis(30_050));
+    let copied = world.now;
+    let indices = world[Side::A].opening_indices();
+    world.at(Side::A, |end, now| end.copied(now));
+    assert!(world[Side::A].opening_indices().is_empty());
+    world.run_for(seconds(2));
+    for side in Side::BOTH {
+        let back = world.oracle.first_delivery(side, copied);
+        assert!(back <= Some(copied + millis(400)), "{side:?} {back:?}");
+    }
+    let now = world[Side::A].opening_indices();
+    assert!(!now.is_empty() && now.iter().all(|index| !indices.contains(index)));
+}
+
+#[test]
 fn a_restarted_end_that_does_not_is_found_by_its_peers_silence_rule() {
     let mut world = one_sided();
     world.restart(Side::B, Floor::Lost);

@@ -271,6 +271,27 @@ fn what_the_data_path_finds() {
 }
 
 #[test]
+fn a_family_that_does_not_reach_the_peer() {
+    let other: SocketAddr = "[2001:db8::2]:51820".parse().unwrap();
+    let mut world = world(9, |side, options| {
+        options.also_at = if side == Side::A { vec![other] } else { Vec::new() };
+        options.watch = true;
+        options.dead_after = seconds(10);
+    });
+    world[Side::B].others.push(other);
+    world.resolve(Side::A);
+    world.run_until(seconds(2));
+    assert_eq!(reasons(&mut world, Side::A), []);
+    world.network.loses = Some(Box::new(|sent| sent.datagram.to == Side::B.home()));
+    world.offer_every(Side::A, millis(500));
+    world.run_for(seconds(60));
+    assert_eq!(reasons(&mut world, Side::A), [Reason::Endpoint, Reason::Family]);
+    world.network.loses = Some(Box::new(move |sent| sent.datagram.to == other));
+    world.run_for(seconds(60));
+    assert_eq!(reasons(&mut world, Side::A), []);
+}
+
+#[test]
 fn the_second_endpoint_is_not_the_first() {
     let other = SocketAddr::from(([203, 0, 113, 2], 51820));
     let mut world = world(8, |side, options| {

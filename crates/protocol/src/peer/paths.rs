@@ -82,6 +82,14 @@ impl Paths {
         self.current.map(|path| path.to)
     }
 
+    /// Whether the path leads to a configured address, and the preferred one is of the other family.
+    pub(super) fn is_other_family(&self) -> bool {
+        let Some(current) = self.endpoint() else { return false };
+        let first = self.candidates.configured().next();
+        self.candidates.configured().any(|one| one == current)
+            && first.is_some_and(|first| first.is_ipv4() != current.is_ipv4())
+    }
+
     /// Their source address, if it is known.
     pub(super) fn source(&self) -> Option<IpAddr> {
         self.current.and_then(|path| path.from)

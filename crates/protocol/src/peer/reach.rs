@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::initiator::Attempt;
 use super::{Command, Peer, Transmit};
 use crate::endpoint::renumbered;
+use crate::keyring::Keyring;
 use crate::time::{BootTime, Now};
 
 /// An initiation that was sent is not repeated sooner than this, even if routes change.
@@ -112,6 +113,28 @@ impl Peer {
             self.initiate(now, Some(to), pair, attempt.this_try());
         }
         self.send_sign_of_life(now);
+        self.handle_wake(now);
+    }
+
+    /// This host was suspended. The network may be another one, the peer may have given the session up, and a PING that
+    /// was under way would measure the suspend: a handshake is started at once, and the path is measured anew.
+    pub fn resumed(&mut self, now: Now) {
+        self.follow_edges(now);
+        self.wanted |= self.keyring.current().is_some();
+        self.paths.gauge.begin();
+        self.window.forget_round_trip();
+        self.path_changed(now);
+        self.handle_wake(now);
+    }
+
+    /// This machine was copied, and the copy may use the same session keys with the same counters. All sessions are dropped,
+    /// and a handshake is started at once.
+    pub fn copied(&mut self, now: Now) {
+        self.follow_edges(now);
+        self.wanted |= self.keyring.current().is_some();
+        self.keyring = Keyring::default();
+        (self.attempt, self.answering, self.answered) = (None, None, None);
+        self.forget_announcements();
         self.handle_wake(now);
     }
 

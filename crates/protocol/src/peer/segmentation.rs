@@ -3,7 +3,8 @@
 //! Some kernels and network cards segment wrongly, of this host or of the one that it is a guest of, and some paths lose
 //! long runs. No system call reports it; the peer receives less than was sent. So after a loss that PONGs report,
 //! a trial alternates between runs and single datagrams, phase by phase, and compares what arrives. Loss that hits both
-//! is the path's. If runs lose markedly more, datagrams leave singly on this path, and runs are tried again after an hour.
+//! is the path's. If runs lose markedly more, datagrams leave singly on this path. The next trial is half a minute
+//! later, and if it has the same result, the others are an hour apart.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -24,7 +25,9 @@ const LEAST_SENT: u64 = 4;
 const PHASES: usize = 8;
 /// A trial without a result ends after this time: hardly anything is sent.
 const GIVE_UP: Duration = Duration::from_secs(30);
-/// How long datagrams leave singly.
+/// How long datagrams leave singly after the first trial in which runs lost more: bursts of losses may have misled it.
+const DOUBTFUL: Duration = Duration::from_secs(30);
+/// The same after the next trial with the same result.
 const OFF: Duration = Duration::from_secs(3600);
 /// After the first trial that found no difference, the next one begins this much later; then twice as late, ...
 const FIRST_REST: Duration = Duration::from_secs(20);
@@ -121,7 +124,12 @@ impl Segmentation {
 
     fn conclude(&mut self, now: BootTime, verdict: Verdict) -> Option<bool> {
         let was_off = std::mem::replace(&mut self.is_off, verdict == Verdict::RunsLoseMore);
-        self.state = State::Rest(now + if self.is_off { OFF } else { self.rest });
+        let rest = match (was_off, self.is_off) {
+            (false, true) => DOUBTFUL,
+            (true, true) => OFF,
+            (_, false) => self.rest,
+        };
+        self.state = State::Rest(now + rest);
         self.rest = if self.is_off { FIRST_REST } else { (self.rest * 2).min(LONGEST_REST) };
         (was_off != self.is_off).then_some(!self.is_off)
     }

@@ -65,6 +65,8 @@ pub struct Standing {
     pub endpoint: Option<SocketAddr>,
     /// The largest datagram that the path carries, if that is known.
     pub largest: Option<u16>,
+    /// The path leads to a configured address, and the preferred one is of the other family.
+    pub is_other_family: bool,
     /// Runs of datagrams arrive less well on this path, so each leaves singly.
     pub sends_singly: bool,
     /// The loss of the last minute.
@@ -88,6 +90,7 @@ impl Peer {
             tries: self.attempt.as_ref().map(Attempt::tries),
             endpoint: self.endpoint().or(called),
             largest: self.path_payload(),
+            is_other_family: self.paths.is_other_family(),
             sends_singly: self.paths.segmentation.is_off(),
             loss: self.window.minute(now.boot),
             loss_until: self.window.minute_ends(),

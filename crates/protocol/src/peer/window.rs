@@ -197,6 +197,11 @@ impl Window {
         }
     }
 
+    /// The path may be another one.
+    pub(super) const fn forget_round_trip(&mut self) {
+        self.trip = None;
+    }
+
     /// The measurements as of now.
     pub(super) fn recent(&self, now: BootTime) -> Recent {
         let fresh = |trip: &Trip| now.saturating_since(trip.at) < Duration::from_secs(MINUTE);

@@ -126,18 +126,33 @@ fn spoilt_runs_are_found_within_ten_seconds() {
             late += u32::from(found > Some(10));
             assert!(flow.singly() && flow.segmentation.is_off());
         }
-        assert!(late <= 2, "{late} of 200 with loss {loss}");
+        assert!(late <= 10, "{late} of 200 with loss {loss}");
     }
 }
 
 #[test]
 fn loss_that_hits_everything_is_not_blamed_on_runs() {
-    for (loss, bursts) in [(0.0, 0.0), (0.03, 0.0), (0.2, 0.0), (0.001, 0.02), (0.03, 0.05)] {
+    for loss in [0.0, 0.03, 0.2] {
+        for seed in 0..100 {
+            let mut flow = Flow::new(seed, loss, false);
+            let found = flow.until_changed(false, 600);
+            assert_eq!(found, None, "seed {seed}, loss {loss}");
+        }
+    }
+}
+
+#[test]
+fn bursts_of_losses_mislead_it_seldom_and_not_for_long() {
+    for (loss, bursts) in [(0.001, 0.02), (0.03, 0.05)] {
+        let (mut off, seconds) = (0, 100 * 600);
         for seed in 0..100 {
             let mut flow = Flow { bursts, ..Flow::new(seed, loss, false) };
-            let found = flow.until_changed(false, 600);
-            assert_eq!(found, None, "seed {seed}, loss {loss}, bursts {bursts}");
+            while flow.until_changed(false, 600_u64.saturating_sub(flow.millis / 1000)).is_some() {
+                let ends = flow.until_changed(true, 120);
+                off += ends.unwrap_or_else(|| panic!("seed {seed}: twice in a row"));
+            }
         }
+        assert!(off * 100 < seconds, "{off} of {seconds} s with loss {loss}, bursts {bursts}");
     }
 }
 
