@@ -45,7 +45,8 @@ fn state() -> Vec<String> {
         let text = ip(what);
         let lines =
             text.lines().filter(|line| !line.contains("fe80::") && !line.contains("ff00::"));
-        state.extend(lines.map(str::to_owned));
+        // The kernel notes a link without carrier a moment later.
+        state.extend(lines.map(|line| line.replace(" linkdown", "")));
     }
     state
 }
