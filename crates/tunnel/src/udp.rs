@@ -236,19 +236,19 @@ impl Socket {
         let (Some(first), second) = (transmits.next(), transmits.next()) else {
             return Ok(Sent::default());
         };
-        if let Some(second) = second {
-            let mut outbox = sys::Outbox::default();
-            let all = [first, second].into_iter().chain(transmits);
-            for transmit in all.take(MAX_RUNS).take_while(|one| gso::takes_whole(self, one)) {
-                outbox.push(self.message(&transmit, gso::segment_size(&transmit)));
-            }
-            // A batch that the kernel refuses is sent again below, separately, and that send records the
-            // refusal.
-            if let Ok(len @ 1..) = sys::send_messages(&self.inner, &outbox) {
-                return Ok(Sent { len, ..Sent::default() });
-            }
+        if second.is_none() && gso::takes_whole(self, &first) {
+            return self.send(&first);
         }
-        self.send(&first)
+        let mut outbox = sys::Outbox::default();
+        let all = [Some(first), second].into_iter().flatten().chain(transmits);
+        for part in all.flat_map(|transmit| gso::parts(self, transmit)).take(MAX_RUNS) {
+            outbox.push(self.message(&part, gso::segment_size(&part)));
+        }
+        // A batch that the kernel refuses is sent again below, separately, and that send records the refusal.
+        match sys::send_messages(&self.inner, &outbox) {
+            Ok(len @ 1..) => Ok(Sent { len, ..Sent::default() }),
+            _ => self.send(&first),
+        }
     }
 
     /// Receives the batches that have arrived, and returns their number: at most one for each

@@ -56,6 +56,16 @@ pub(super) fn takes_whole(socket: &Socket, transmit: &Transmit<'_>) -> bool {
     })
 }
 
+/// What one message each takes: the whole batch, or each of its datagrams.
+pub(super) fn parts<'a>(
+    socket: &Socket,
+    transmit: Transmit<'a>,
+) -> impl Iterator<Item = Transmit<'a>> + use<'a> {
+    let segment = segment_size(&transmit).filter(|_| !takes_whole(socket, &transmit));
+    let len = segment.map_or(transmit.contents.len(), |segment| segment.get().into());
+    transmit.contents.chunks(len.max(1)).map(move |contents| Transmit { contents, ..transmit })
+}
+
 /// How to handle a datagram that is larger than the first link's MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Oversize {

@@ -130,6 +130,24 @@ fn a_batch_travels_whole() {
     });
 }
 
+/// A batch that must not be segmented costs a call for each [`MAX_RUNS`] datagrams.
+#[test]
+fn single_datagrams_leave_together() {
+    in_namespace(|| {
+        let (a, b) = (dual(), dual());
+        let contents = numbered(40 * 1200);
+        let one = Transmit { singly: true, ..batch(at(V4, &b), &contents, 1200) };
+        assert_eq!(a.send_all([one]).unwrap().len, MAX_RUNS * 1200);
+        let rest = Transmit { contents: &contents[MAX_RUNS * 1200..], ..one };
+        assert_eq!(a.send_all([rest]).unwrap().len, (40 - MAX_RUNS) * 1200);
+        let mut got = Vec::new();
+        while got.len() < contents.len() {
+            got.extend(receive(&b).1);
+        }
+        assert!(got == contents);
+    });
+}
+
 /// GSO batches and single datagrams of several sizes and marks, in one call per direction.
 #[test]
 fn batches_of_different_sizes_leave_and_arrive_together() {
