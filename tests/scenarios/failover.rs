@@ -21,6 +21,9 @@ const FIRST4: &str = "192.0.2.1";
 const PACE: Pace = Pace { per_second: 100, payload: 200 };
 /// How long a switch may take on a busy machine; it is printed how long it took.
 const SWITCHED_WITHIN: Duration = Duration::from_secs(15);
+/// How long nothing may flap.
+const QUICK: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(600);
 const RETURNED_WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -30,6 +33,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("failover::to the second address and back", Cost::Waits, with(None)),
         Scenario::new("failover::a dead AAAA beside a good A", Cost::Works, dead_family),
         Scenario::new(to_go, Cost::Waits, with(Some(Kind::WireguardGo))),
+        Scenario::new("failover::no flap under loss, with traffic", Cost::Waits, |lab| {
+            no_flap(lab, true)
+        }),
+        Scenario::new("failover::no flap under loss, idle", Cost::Waits, |lab| no_flap(lab, false)),
     ]
 }
 
@@ -81,6 +88,36 @@ fn there_and_back(lab: &Lab, peer: Option<Kind>) -> Result<String> {
         returned.as_millis(),
         there_again.lost(),
         back_again.lost(),
+    ))
+}
+
+/// Both paths to A lose one datagram in ten, in each direction: no reason to leave the first one.
+fn no_flap(lab: &Lab, busy: bool) -> Result<String> {
+    let net = Uplinks::new(lab)?;
+    net.a.run(&format!("ip rule add from {SECOND4} lookup 100"))?;
+    let (a, b) = site::pair()?;
+    let [a, b] = [a, b].map(|site| watching(site.keepalive(1)).speaking_vpnd(&[]));
+    let a = Vpnd::start(&net.a, &a)?;
+    let b = Vpnd::start(&net.b, &towards_both(b))?;
+    ping::until_answered(&net.b, INNER_A4, SWITCHED_WITHIN)?;
+    until_at(&b, FIRST4, SWITCHED_WITHIN)?;
+    nft::lose(&net.router, PORT, 10)?;
+    let stream = busy.then(|| Stream::start(&net.b, &net.a, INNER_A4, PACE)).transpose()?;
+    let (span, at) = (if vpnd_tests::long() { LONG } else { QUICK }, format!("{FIRST4}:{PORT}"));
+    let start = Instant::now();
+    while start.elapsed() < span {
+        let status = b.status()?;
+        ensure!(status.endpoint() == Some(&at), "after {:?}: {status}", start.elapsed());
+        thread::sleep(Duration::from_millis(250));
+    }
+    // A short stay elsewhere may be missed by the looks, but not by the log.
+    let [of_a, of_b] = [&a, &b].map(|vpnd| vpnd.as_process().log());
+    ensure!(!of_b.contains("using that one") && !of_b.contains("the peer is dead"), "B: {of_b}");
+    ensure!(!of_a.contains("the peer is dead"), "A: {of_a}");
+    let lost = stream.map(Stream::stop).transpose()?.map(|tally| (tally.lost(), tally.sent));
+    Ok(format!(
+        "{span:?}: always at {at}; (lost, sent) {lost:?}, {} dropped",
+        nft::dropped(&net.router)?
     ))
 }
 

@@ -28,6 +28,8 @@ mod lans;
 mod left;
 mod logs;
 mod loops;
+mod lossy;
+mod moves;
 mod multicast;
 mod narrow;
 mod nested;
@@ -65,6 +67,8 @@ fn main() -> ExitCode {
         rekey::scenarios(),
         expiry::scenarios(),
         failover::scenarios(),
+        lossy::scenarios(),
+        moves::scenarios(),
         interop::scenarios(),
         bridges::scenarios(),
         carrier::scenarios(),

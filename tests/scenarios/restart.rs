@@ -1,11 +1,11 @@
 //! Ends that stop, crash and return, with a TCP connection through them.
 
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket,
 };
@@ -32,6 +32,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("restart::kill -9 of A in mid-transfer", Cost::Works, |lab| crash(lab, true)),
         Scenario::new("restart::kill -9 of B in mid-transfer", Cost::Works, |lab| {
             crash(lab, false)
+        }),
+        Scenario::new("restart::kill -9 of A again and again", Cost::Works, |lab| {
+            crashes(lab, true)
+        }),
+        Scenario::new("restart::kill -9 of B again and again", Cost::Works, |lab| {
+            crashes(lab, false)
         }),
         Scenario::new("restart::recorded initiations", Cost::Works, replayed),
         Scenario::new("restart::a virtual machine is copied", Cost::Works, copied),
@@ -151,4 +157,71 @@ fn crash(lab: &Lab, of_a: bool) -> Result<String> {
     let _restarted = killed.restart()?;
     let done = transfer.finish()?;
     Ok(format!("killed after {arrived} bytes; all {} arrived, {:.1?}", done.bytes, done.elapsed))
+}
+
+/// The same end is killed many times under one connection, at other moments of it each time.
+fn crashes(lab: &Lab, of_a: bool) -> Result<String> {
+    let Tunnel { wire, a, b } = Tunnel::with(lab, |a, b| {
+        (a.towards(Wire::B4).speaking_vpnd(&[]), b.towards(Wire::A4).speaking_vpnd(&[]))
+    })?;
+    let (killed, _other) = if of_a { (a, b) } else { (b, a) };
+    let mut killed = Some(killed);
+    let transfer = tcp::Transfer::start(&wire.a, &wire.b, INNER_B4, 1 << 40)?;
+    let times = if vpnd_tests::long() { 50 } else { 5 };
+    let watch = Watch::default();
+    let gaps = thread::scope(|scope| -> Result<Vec<Duration>> {
+        scope.spawn(|| watch.look_at(&transfer));
+        let gaps = (0..times).map(|n| watch.kill(&transfer, &mut killed, n)).collect();
+        watch.over.store(true, Ordering::Relaxed);
+        gaps
+    })?;
+    let done = transfer.stop()?;
+    let mut sorted = gaps;
+    sorted.sort();
+    Ok(format!(
+        "{times} kills, {} MB in {:.0} s arrived whole; without progress at worst {} ms, median {} ms",
+        done.bytes >> 20,
+        done.elapsed.as_secs_f64(),
+        sorted.last().map_or(0, Duration::as_millis),
+        sorted[sorted.len() / 2].as_millis()
+    ))
+}
+
+/// The longest time without progress of a transfer, in milliseconds.
+#[derive(Default)]
+struct Watch {
+    longest: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Watch {
+    fn look_at(&self, transfer: &tcp::Transfer) {
+        let (mut moved, mut before) = (Instant::now(), 0);
+        while !self.over.load(Ordering::Relaxed) {
+            let now = transfer.progress();
+            if now != before {
+                (moved, before) = (Instant::now(), now);
+            }
+            let gap = u64::try_from(moved.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.longest.fetch_max(gap, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Kills one end for the `n`th time, and returns how long nothing arrived.
+    fn kill(&self, transfer: &tcp::Transfer, end: &mut Option<Vpnd>, n: u64) -> Result<Duration> {
+        let goes_on =
+            || transfer.reach(transfer.progress() + MIDDLE).with_context(|| format!("kill {n}"));
+        goes_on()?;
+        thread::sleep(Duration::from_millis(n * 37 % 200));
+        self.take();
+        *end = end.take().map(Vpnd::restart).transpose()?;
+        goes_on()?;
+        Ok(self.take())
+    }
+
+    /// The longest since this was called last.
+    fn take(&self) -> Duration {
+        Duration::from_millis(self.longest.swap(0, Ordering::Relaxed))
+    }
 }

@@ -69,7 +69,8 @@ fn start(net: &Uplinks, tunnel: u16, line: &str) -> Result<[Vpnd; 2]> {
     Ok([a, b])
 }
 
-fn numbered(mut site: Site, tunnel: u16, last: u8) -> Site {
+/// One of several tunnels between two hosts: with its own name, device, network and port.
+pub(crate) fn numbered(mut site: Site, tunnel: u16, last: u8) -> Site {
     let network = tunnel + 1;
     site.addresses = vec![format!("10.99.{network}.{last}/30")];
     site.remote.allowed_ips = vec![format!("10.99.{network}.0/30")];

@@ -1,5 +1,6 @@
 //! Traffic through a tunnel in a scenario, with an exact account of what arrived.
 
+pub mod echo;
 pub mod iperf;
 pub mod ping;
 pub mod stream;

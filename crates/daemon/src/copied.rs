@@ -10,9 +10,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::watch::watch;
+use crate::watch::watch_for;
 
 /// The kernel's multicast group of uevents.
 const GROUP: u32 = 1;
@@ -33,31 +34,32 @@ impl Copied {
         let protocol = SockProtocol::NetlinkKObjectUEvent;
         let socket = socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
-        Ok(Self { ready: watch(socket.as_fd())?, socket })
+        Ok(Self { ready: watch_for(socket.as_fd(), Interest::READABLE)?, socket })
     }
 
-    /// Waits until the machine has been copied.
-    pub(crate) async fn noticed(copied: &mut Option<Self>) {
-        if let Some(uevents) = copied {
-            match uevents.next().await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(%error, "a copy of this machine will not be noticed"),
+    /// Waits until there are uevents to read.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be watched.
+    pub(crate) async fn heard(copied: &Option<Self>) -> io::Result<()> {
+        match copied {
+            Some(uevents) => {
+                uevents.ready.readable().await?.clear_ready();
+                Ok(())
             }
+            None => std::future::pending().await,
         }
-        *copied = None;
-        std::future::pending().await
     }
 
-    async fn next(&mut self) -> io::Result<()> {
-        let mut uevent = [0; LONGEST];
+    /// Whether the machine was copied since the last call. Does not wait.
+    pub(crate) fn has_happened(&self) -> bool {
+        let (mut uevent, mut found) = ([0; LONGEST], false);
         loop {
-            let mut ready = self.ready.readable().await?;
             match recv(self.socket.as_raw_fd(), &mut uevent, MsgFlags::empty()) {
-                Ok(len) if is_copy(&uevent[..len]) => return Ok(()),
+                Ok(len) => found |= is_copy(&uevent[..len]),
                 // Some were lost: one of a copy would have been alone.
-                Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(error) => return Err(error.into()),
+                Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                Err(_none_left) => return found,
             }
         }
     }

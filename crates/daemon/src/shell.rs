@@ -159,6 +159,10 @@ impl Shell {
         tokio::pin!(stop);
         self.around.service.ready();
         loop {
+            // Before anything is sent: it may be encrypted under keys that the copy has too.
+            if self.copied.as_ref().is_some_and(Copied::has_happened) {
+                self.copied();
+            }
             self.settle().await?;
             let connected = self.plane.is_connected();
             tokio::select! {
@@ -177,8 +181,8 @@ impl Shell {
                     expired?;
                     self.plane.wake(clock::now());
                 }
-                slept = self.suspend.ended() => self.resumed(slept?),
-                () = Copied::noticed(&mut self.copied) => self.copied(),
+                slept = self.suspend.ended() => slept?.into_iter().for_each(|slept| self.resumed(slept)),
+                heard = Copied::heard(&self.copied) => heard?,
                 () = room(&self.engine) => self.engine.send_kept(),
                 lookup = self.around.resolver.changed() => self.looked_up(lookup).await,
                 () = self.around.loops.due() => self.ask_routes().await,

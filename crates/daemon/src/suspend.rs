@@ -19,7 +19,7 @@ use crate::watch::watch;
 /// The clocks are not read at the same moment, so a smaller difference is not a suspend.
 const LEAST: Duration = Duration::from_secs(1);
 /// The timer never expires: it is only cancelled.
-const NEVER: Duration = Duration::from_secs(i32::MAX as u64 * 2);
+const NEVER: TimeSpec = TimeSpec::new(libc::time_t::MAX, 0);
 
 /// Waits for the end of each suspend.
 pub(crate) struct Suspend {
@@ -42,14 +42,18 @@ impl Suspend {
     fn arm(&self) -> io::Result<()> {
         let flags =
             TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
-        Ok(self.timer.set(Expiration::OneShot(TimeSpec::from_duration(NEVER)), flags)?)
+        match self.timer.set(Expiration::OneShot(NEVER), flags) {
+            // The clock was set since the last read. The timer is armed all the same.
+            Ok(()) | Err(Errno::ECANCELED) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    /// Waits for the end of a suspend; returns how long it was.
+    /// Waits until the host may have been suspended; returns for how long, if it was.
     ///
     /// # Errors
     /// Like `read(2)` and `timerfd_settime(2)` of a timerfd.
-    pub(crate) async fn ended(&mut self) -> io::Result<Duration> {
+    pub(crate) async fn ended(&mut self) -> io::Result<Option<Duration>> {
         loop {
             let mut ready = self.ready.readable().await?;
             let read = ready.try_io(|_| match self.timer.wait() {
@@ -60,9 +64,7 @@ impl Suspend {
             if let Ok(result) = read {
                 result?;
                 self.arm()?;
-                if let Some(slept) = self.slept.since_last(asleep()) {
-                    return Ok(slept);
-                }
+                return Ok(self.slept.since_last(asleep()));
             }
         }
     }

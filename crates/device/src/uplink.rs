@@ -189,7 +189,8 @@ async fn follow(
             None => None,
         };
         let link = route.and_then(|route| route.kept.ok());
-        mtu.store(link_mtu(&handle, link).await.unwrap_or(0), Ordering::Relaxed);
+        let carried = link_mtu(&handle, link).await.unwrap_or(0);
+        let is_other_mtu = mtu.swap(carried, Ordering::Relaxed) != carried;
         let before = known.take();
         known = query.zip(route);
         let shift = match (&before, &known) {
@@ -198,7 +199,7 @@ async fn follow(
             {
                 Shift::Route
             }
-            _ if cause == Cause::Told => Shift::Elsewhere,
+            _ if cause == Cause::Told || is_other_mtu => Shift::Elsewhere,
             _ => continue,
         };
         if shifts.send(shift).await.is_err() {

@@ -165,8 +165,8 @@ impl Plane {
             self.notify(Notice::RouteChanged);
             self.peer.route_changed(now);
             self.peer.path_changed(now);
-            self.measure_path();
         }
+        self.measure_path();
         self.lookups.soon(now.boot);
         self.look_up_names(now.boot);
         self.peer.retry_refused(now);

@@ -47,6 +47,7 @@ impl Transferred {
 pub struct Transfer {
     total: u64,
     start: Instant,
+    stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
     connection: Connection,
     sender: JoinHandle<Result<u64>>,
@@ -60,15 +61,16 @@ impl Transfer {
     /// When the connection is not made in two minutes.
     pub fn start(from: &Host, to: &Host, address: &str, bytes: u64) -> Result<Self> {
         let (client, server) = pair(from, to, address)?;
-        let received = Arc::new(AtomicU64::new(0));
-        let progress = Arc::clone(&received);
+        let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, progress) = (Arc::clone(&stop), Arc::clone(&received));
         let connection = Connection([client.try_clone()?, server.try_clone()?]);
         Ok(Self {
             total: bytes,
             start: Instant::now(),
+            stop,
             received,
             connection,
-            sender: thread::spawn(move || send(client, bytes)),
+            sender: thread::spawn(move || send(client, bytes, &stopped)),
             receiver: thread::spawn(move || receive(server, &progress)),
         })
     }
@@ -99,13 +101,28 @@ impl Transfer {
     /// # Errors
     /// When the connection broke or stalled, or the two ends' hashes differ.
     pub fn finish(self) -> Result<Transferred> {
+        let total = self.total;
+        let done = self.join()?;
+        ensure!(done.bytes == total, "{} of {total} bytes arrived", done.bytes);
+        Ok(done)
+    }
+
+    /// Sends no more, and waits until everything that was sent has arrived.
+    ///
+    /// # Errors
+    /// As [`Transfer::finish`].
+    pub fn stop(self) -> Result<Transferred> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.join()
+    }
+
+    fn join(self) -> Result<Transferred> {
         let sent = self.sender.join().map_err(|_panic| anyhow!("the sender panicked"))?;
         let received = self.receiver.join().map_err(|_panic| anyhow!("the receiver panicked"))?;
         drop(self.connection);
         let bytes = self.received.load(Ordering::Relaxed);
         let sent = sent.with_context(|| format!("sending broke, {bytes} bytes had arrived"))?;
         let received = received.with_context(|| format!("broke after {bytes} bytes"))?;
-        ensure!(bytes == self.total, "{bytes} of {} bytes arrived", self.total);
         ensure!(sent == received, "the hashes of both ends differ");
         Ok(Transferred { bytes, elapsed: self.start.elapsed() })
     }
@@ -219,13 +236,13 @@ fn connect(target: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-fn send(mut stream: TcpStream, bytes: u64) -> Result<u64> {
+fn send(mut stream: TcpStream, bytes: u64, stop: &AtomicBool) -> Result<u64> {
     stream.set_write_timeout(Some(STALLED))?;
     let mut rng = StdRng::seed_from_u64(bytes);
     let mut block = vec![0; BLOCK];
     let mut hash = Fnv::default();
     let mut left = usize::try_from(bytes)?;
-    while left > 0 {
+    while left > 0 && !stop.load(Ordering::Relaxed) {
         let part = &mut block[..left.min(BLOCK)];
         rng.fill_bytes(part);
         hash.add(part);

@@ -501,7 +501,7 @@ impl Peer {
     }
 
     /// Forgets every address that is neither configured nor asked because of a doubt: a name may have others by now.
-    fn forget_others(&mut self) {
+    pub(super) fn forget_others(&mut self) {
         let doubted = self.paths.doubt.iter().flat_map(Doubt::asked);
         let kept: Vec<_> = self.paths.candidates.configured().chain(doubted).collect();
         self.paths.alternatives.keep(&kept);

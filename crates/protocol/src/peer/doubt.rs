@@ -70,7 +70,10 @@ impl Peer {
         let others = self.paths.doubt.as_ref().map(|doubt| doubt.others.clone());
         let Some((sealing, others)) = sealing.zip(others) else { return };
         for to in others {
-            self.send_sealed(now, &sealing, Transmit { to, from: None }, &[]);
+            // Most of them are lost, and that is not the path's loss.
+            if self.send_sealed(now, &sealing, Transmit { to, from: None }, &[]) {
+                sealing.set_aside();
+            }
         }
     }
 
@@ -94,10 +97,17 @@ impl Peer {
         }
         if now.boot >= doubt.next_at {
             doubt.next_at = now.boot + PROBES_APART;
-            let probed = doubt.asked().filter(|_| self.can_probe()).collect::<Vec<_>>();
-            probed.into_iter().for_each(|to| self.send_probe(now, to));
+            self.probe_doubted(now, doubt);
+        } else {
+            self.paths.doubt = Some(doubt);
         }
+    }
+
+    fn probe_doubted(&mut self, now: Now, doubt: Doubt) {
+        let asked: Vec<_> = doubt.asked().filter(|_| self.can_probe()).collect();
         self.paths.doubt = Some(doubt);
+        self.forget_others();
+        asked.into_iter().for_each(|to| self.send_probe(now, to));
     }
 
     /// Whether the chosen address has answered, or nothing can be found out.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::initiator::Attempt;
 use super::{Command, Peer, Transmit};
 use crate::endpoint::renumbered;
-use crate::keyring::Keyring;
 use crate::time::{BootTime, Now};
 
 /// An initiation that was sent is not repeated sooner than this, even if routes change.
@@ -130,9 +129,11 @@ impl Peer {
     /// This machine was copied, and the copy may use the same session keys with the same counters. All sessions are dropped,
     /// and a handshake is started at once.
     pub fn copied(&mut self, now: Now) {
-        self.follow_edges(now);
-        self.wanted |= self.keyring.current().is_some();
-        self.keyring = Keyring::default();
+        // First of all: what is sent from here on is not encrypted under a key that the copy has too.
+        let keyring = std::mem::take(&mut self.keyring);
+        self.transmits.clear();
+        let was_wanted = self.attempt.is_some() || self.answering.is_some();
+        self.wanted |= keyring.opening().next().is_some() || was_wanted;
         (self.attempt, self.answering, self.answered) = (None, None, None);
         self.forget_announcements();
         self.handle_wake(now);

@@ -137,6 +137,11 @@ impl Segmentation {
     /// Whether a PING is due for a trial. The caller sends it.
     fn asks(&mut self, now: BootTime) -> bool {
         match &mut self.state {
+            // The peer no longer answers.
+            State::Trial(trial) if now >= trial.began + GIVE_UP => {
+                self.state = State::Rest(now + self.rest);
+                false
+            }
             State::Trial(trial) if now >= trial.ask_at => {
                 trial.ask_at = now + ASK_AGAIN;
                 true
@@ -261,7 +266,9 @@ impl Peer {
     /// Whether a trial needs a PING now. It is asked at each look at the traffic: without data there is nothing to
     /// compare.
     pub(super) fn asks_for_segmentation(&mut self, now: BootTime) -> bool {
-        self.activity.is_active() && self.paths.segmentation.asks(now)
+        let asks = self.activity.is_active() && self.paths.segmentation.asks(now);
+        self.paths.follow_segmentation();
+        asks
     }
 }
 

@@ -187,6 +187,18 @@ fn another_session_counts_anew() {
 }
 
 #[test]
+fn a_trial_that_nobody_answers_ends() {
+    let mut flow = Flow::new(1, 0.0, true);
+    while !flow.singly() {
+        flow.step();
+    }
+    // The session is one without PINGs now.
+    let later = flow.now() + GIVE_UP;
+    assert!(!flow.segmentation.asks(later));
+    assert!(!flow.singly());
+}
+
+#[test]
 fn nothing_is_tried_if_the_configuration_forbids_it() {
     let mut flow = Flow { segmentation: Segmentation::new(false), ..Flow::new(1, 0.0, true) };
     assert_eq!(flow.until_changed(false, 60), None);
