@@ -28,7 +28,7 @@ const MAX_ANSWER: u64 = 64 << 10;
 #[derive(Debug, Error)]
 pub(crate) enum AskError {
     /// No process listens at the socket.
-    #[error("nobody answers at {}: that tunnel does not run", .0.display())]
+    #[error("nobody answers at {}: that tunnel does not run, or its configuration names another `control`: give that path", .0.display())]
     NotRunning(PathBuf),
     /// This process may not open the socket.
     #[error("no permission to open {}: run this as root", .0.display())]

@@ -209,7 +209,8 @@ mod tests {
     #[test]
     fn what_went_wrong_is_said() {
         let error = ask(Path::new("/nowhere/site-a.sock")).unwrap_err();
-        let expected = "nobody answers at /nowhere/site-a.sock: that tunnel does not run";
+        let expected = "nobody answers at /nowhere/site-a.sock: that tunnel does not run, or its configuration \
+                    names another `control`: give that path";
         assert_eq!(error.to_string(), expected);
     }
 }

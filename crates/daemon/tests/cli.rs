@@ -228,7 +228,8 @@ fn a_name_is_checked_where_reload_looks_for_it() {
 fn a_tunnel_that_does_not_run_is_neither_reloaded_nor_rotated() {
     let here = tempfile::tempdir().unwrap();
     stdout(here.path(), &["pair", "a=a.example.net:51820", "b"]);
-    let expected = "vpnd: nobody answers at ./a.sock: that tunnel does not run\n";
+    let expected = "vpnd: nobody answers at ./a.sock: that tunnel does not run, or its configuration \
+                    names another `control`: give that path\n";
     for arguments in [
         &["reload", "./a.sock", "--config", "a/a.toml"][..],
         &["rotate", "./a.sock"],

@@ -35,7 +35,8 @@ impl Plane {
     /// kernel stores this with the route without a notification. So the size is polled while data flows.
     pub(crate) fn measure_path_again(&mut self, now: BootTime) {
         let due = now.saturating_since(self.size.measured) >= MEASURE_EVERY;
-        let is_reported = |to: SocketAddr| to.is_ipv6() || self.peer.probes_path();
+        let is_followed = self.peer.probes_path() || self.settings.mtu_follows.is_some();
+        let is_reported = |to: SocketAddr| to.is_ipv6() || is_followed;
         if due && self.peer.endpoint().is_some_and(is_reported) {
             self.size.measured = now;
             self.measure_path();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use vpnd_crypto::aead::Algorithm;
 use vpnd_plane::{Counted, Kind, Reason, State};
+use vpnd_protocol::peer::Change;
 use vpnd_protocol::profile::{Kem, Mode, Profile};
 use vpnd_protocol::terms::Protocol;
 
@@ -268,6 +269,35 @@ fn what_the_data_path_finds() {
     world[Side::A].counted = counted;
     world.trouble(Side::A);
     assert_eq!(reasons(&mut world, Side::A), [Reason::Segmentation, Reason::Ecn]);
+}
+
+/// An attempt of our own that was under way says nothing about the session that the peer's has established.
+#[test]
+fn a_session_after_an_outage_is_not_unresponsive() {
+    for seed in 0..40 {
+        let mut world = world(seed, |_, options| {
+            options.watch = true;
+            options.dead_after = seconds(60);
+        });
+        world.resolve(Side::A);
+        world.resolve(Side::B);
+        for side in Side::BOTH {
+            world.offer_every(side, millis(700));
+        }
+        world.run_until(seconds(30) + millis(seed * 117));
+        world.network.loses = Some(Box::new(|sent| sent.by == Side::A));
+        world.run_for(seconds(18) + millis(seed * 201));
+        world.network.loses = None;
+        world.run_for(seconds(10));
+        for side in Side::BOTH {
+            let established =
+                world.changed(side, |change| matches!(change, Change::Established(_)));
+            let last = *established.last().expect("a session");
+            let since = world[side].logged.iter().filter(|(at, _)| *at >= last);
+            let kinds: Vec<_> = since.map(|(_, state)| state.kind).collect();
+            assert!(!kinds.contains(&Kind::Unresponsive), "seed {seed}, {side:?}: {kinds:?}");
+        }
+    }
 }
 
 #[test]

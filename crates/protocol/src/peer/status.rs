@@ -132,7 +132,9 @@ impl Peer {
         let late = |since: BootTime| now.boot.saturating_since(since) >= ANSWER_EXPECTED_WITHIN;
         // A rekey's first try may have been lost by chance. If the second is unanswered too, the
         // peer is silent.
-        let calling_again = self.attempt.as_ref().is_some_and(|attempt| attempt.tries() > 2);
+        let calling_again = self.attempt.as_ref().is_some_and(|attempt| {
+            attempt.tries() > 2 && self.established < Some(attempt.this_try().begun)
+        });
         self.life.unanswered_since().is_some_and(late) || calling_again
     }
 }
