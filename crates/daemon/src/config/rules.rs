@@ -395,7 +395,7 @@ fn routes_without_loop(config: &Config, found: &mut Found<'_>) {
         // A default route covers any address that a name may resolve to.
         let anywhere = default.then(|| to.addr());
         if endpoints.iter().copied().chain(anywhere).any(|address| config.loops(route, address)) {
-            let problem = format!("{to} also covers the path to the peer itself");
+            let problem = format!("{to} also covers the way to the peer itself");
             let help = if default {
                 "leave `table` out, and vpnd keeps the tunnel's own datagrams out of it"
             } else {
