@@ -22,8 +22,8 @@ pub(crate) struct Alarm {
 impl Alarm {
     /// An alarm that is not set.
     ///
+    /// # Errors
     /// If the process has no descriptor left.
-    /// When the kernel has no descriptor left.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
@@ -34,7 +34,6 @@ impl Alarm {
     ///
     /// # Errors
     /// Like `timerfd_settime(2)`.
-    /// As `timerfd_settime(2)`.
     pub(crate) fn set(&mut self, deadline: Option<BootTime>) -> io::Result<()> {
         if deadline == self.set_to {
             return Ok(());

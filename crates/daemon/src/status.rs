@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use vpnd_device::Bypass;
 use vpnd_plane::{self as plane, Loop, Trouble};
 use vpnd_protocol::activity;
-use vpnd_protocol::peer::{Loss, PeerStatus, Quality};
+use vpnd_protocol::peer::{PeerStatus, Quality};
 use vpnd_protocol::session::Role;
 use vpnd_protocol::terms::Protocol;
 use vpnd_protocol::timers::Timer;
@@ -137,13 +137,12 @@ pub(crate) struct Path {
 
 impl From<Quality> for Path {
     fn from(quality: Quality) -> Self {
-        let lost = |loss: Loss| loss.sent - loss.arrived;
         Self {
             round_trip_ms: quality.round_trip.as_secs_f64() * 1000.0,
             tx_sent: quality.outward.sent,
-            tx_lost: lost(quality.outward),
+            tx_lost: quality.outward.missing(),
             rx_sent: quality.inward.sent,
-            rx_lost: lost(quality.inward),
+            rx_lost: quality.inward.missing(),
         }
     }
 }
@@ -361,7 +360,7 @@ pub(crate) mod tests {
     use vpnd_plane::{Kind, Reasons};
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
-    use vpnd_protocol::peer::{self, BothWays, Greeting, RoundTrip};
+    use vpnd_protocol::peer::{self, BothWays, Greeting, Loss, RoundTrip};
     use vpnd_protocol::time::BootTime;
 
     /// A tunnel that has run for three hours and twelve minutes.

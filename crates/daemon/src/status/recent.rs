@@ -37,12 +37,11 @@ impl From<peer::Recent> for Recent {
 
 impl From<BothWays> for Lost {
     fn from(BothWays { outward, inward }: BothWays) -> Self {
-        let lost = |loss: Loss| loss.sent.saturating_sub(loss.arrived);
         Self {
             tx_sent: outward.map(|loss| loss.sent),
-            tx_lost: outward.map(lost),
+            tx_lost: outward.map(Loss::missing),
             rx_sent: inward.map(|loss| loss.sent),
-            rx_lost: inward.map(lost),
+            rx_lost: inward.map(Loss::missing),
         }
     }
 }

@@ -30,8 +30,9 @@ impl Lossy {
         let ways = [peer.loss.outward, peer.loss.inward];
         let mut measured = ways.into_iter().flatten();
         let stays = match self.until {
-            Some(_) => measured
-                .any(|loss| lost(loss).saturating_mul(100) >= loss.sent.saturating_mul(ENDS_BELOW)),
+            Some(_) => measured.any(|loss| {
+                loss.missing().saturating_mul(100) >= loss.sent.saturating_mul(ENDS_BELOW)
+            }),
             None => self.confirm(now, measured.any(exceeds)),
         };
         self.until = (stays && now < peer.loss_until).then_some(peer.loss_until);
@@ -56,12 +57,8 @@ impl Lossy {
 }
 
 const fn exceeds(loss: Loss) -> bool {
-    let lost = lost(loss);
+    let lost = loss.missing();
     lost >= LEAST && lost.saturating_mul(100) > loss.sent.saturating_mul(BEGINS_ABOVE)
-}
-
-const fn lost(loss: Loss) -> u64 {
-    loss.sent.saturating_sub(loss.arrived)
 }
 
 #[cfg(test)]

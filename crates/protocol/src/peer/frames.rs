@@ -57,6 +57,11 @@ impl Quality {
 }
 
 impl Loss {
+    /// How many of them have not arrived.
+    pub const fn missing(self) -> u64 {
+        self.sent.saturating_sub(self.arrived)
+    }
+
     /// The share that arrived.
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(super) fn arriving(self) -> f64 {

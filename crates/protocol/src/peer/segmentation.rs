@@ -158,12 +158,8 @@ fn between(first: Loss, second: Loss) -> Loss {
     Loss { sent, arrived: second.arrived.saturating_sub(first.arrived).min(sent) }
 }
 
-const fn lost(loss: Loss) -> u64 {
-    loss.sent.saturating_sub(loss.arrived)
-}
-
 const fn is_suspicious(loss: Loss) -> bool {
-    let lost = lost(loss);
+    let lost = loss.missing();
     lost >= LEAST_LOST && lost.saturating_mul(100) > loss.sent.saturating_mul(SUSPICIOUS)
 }
 

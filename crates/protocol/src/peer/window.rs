@@ -122,17 +122,13 @@ impl Direction {
             *self = Self { session, ..Self::default() };
         }
         let (then, before) = self.last.replace((now, count))?;
-        let missing = missing(before).min(missing(count));
+        let missing = before.missing().min(count.missing());
         let settled = Loss { sent: before.sent, arrived: before.sent - missing };
         let judged = self.judged.replace(settled)?;
         let sent = settled.sent.saturating_sub(judged.sent);
-        let (was, is) = (signed(self::missing(judged)), signed(missing));
+        let (was, is) = (signed(judged.missing()), signed(missing));
         Some((then, Tally { sent, lost: is.saturating_sub(was) }))
     }
-}
-
-const fn missing(loss: Loss) -> u64 {
-    loss.sent.saturating_sub(loss.arrived)
 }
 
 fn signed(count: u64) -> i64 {

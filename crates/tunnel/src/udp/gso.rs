@@ -62,6 +62,9 @@ pub(super) fn parts<'a>(
     transmit: Transmit<'a>,
 ) -> impl Iterator<Item = Transmit<'a>> + use<'a> {
     let segment = segment_size(&transmit).filter(|_| !takes_whole(socket, &transmit));
+    if segment.is_some() {
+        socket.segmentation.sent_singly(Route::of(&transmit));
+    }
     let len = segment.map_or(transmit.contents.len(), |segment| segment.get().into());
     transmit.contents.chunks(len.max(1)).map(move |contents| Transmit { contents, ..transmit })
 }
@@ -87,6 +90,7 @@ pub(super) fn send(
     };
     let segment = usize::from(size.get());
     if !takes_whole(socket, transmit) {
+        socket.segmentation.sent_singly(Route::of(transmit));
         return send_each(socket, transmit, segment, oversize);
     }
     let Err(error) = socket.send_once(transmit, Some(size)) else {
@@ -235,16 +239,15 @@ impl Segmentation {
         self.enabled
             && segments <= self.max_segments
             && !(is_equal && self.spoils_equal)
-            && !self.refuses(route)
+            && !self.is_known_to_refuse(route)
     }
 
-    fn refuses(&self, route: Route) -> bool {
-        if self.refused.load(Relaxed) != route.0 {
-            return false;
+    /// Counts a batch that was not segmented because this route refused it.
+    fn sent_singly(&self, route: Route) {
+        if self.is_known_to_refuse(route) {
+            let left = self.batches_left.load(Relaxed);
+            self.batches_left.store(left.saturating_sub(1), Relaxed);
         }
-        let left = self.batches_left.load(Relaxed);
-        self.batches_left.store(left.saturating_sub(1), Relaxed);
-        left > 0
     }
 
     fn learn(&self, route: Route, refusal: Refusal) {
@@ -297,7 +300,12 @@ mod tests {
         gso.learn(HERE, Refusal::Route);
         assert!(gso.is_known_to_refuse(HERE) && !gso.is_known_to_refuse(THERE));
         assert!(gso.allows(THERE, 2, true));
-        let refused = (0..2 * RETRY_AFTER).take_while(|_| !gso.allows(HERE, 2, true)).count();
+        let is_refused = |gso: &Segmentation| !gso.allows(HERE, 2, true);
+        let refused = (0..2 * RETRY_AFTER).take_while(|_| {
+            gso.sent_singly(THERE);
+            is_refused(&gso) && is_refused(&gso)
+        });
+        let refused = refused.inspect(|_| gso.sent_singly(HERE)).count();
         assert_eq!(refused, RETRY_AFTER as usize);
         assert!(!gso.is_known_to_refuse(HERE), "it is tried again");
         gso.learn(HERE, Refusal::Route);
