@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use vpnd_crypto::{PublicKey, hash, mac};
-use vpnd_tests::relay::{Relay, Way};
+use vpnd_tests::relay::{Direction, Relay};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
 use vpnd_tests::traffic::stream::{Pace, Stream};
@@ -105,7 +105,7 @@ struct Garbage {
 
 impl Garbage {
     fn new(relay: &Relay, target: &Key) -> Result<Self> {
-        let own = relay.recorded().into_iter().filter(|one| one.way == Way::ToTarget);
+        let own = relay.recorded().into_iter().filter(|one| one.direction == Direction::ToTarget);
         let genuine: Vec<Vec<u8>> = own.map(|one| one.datagram).collect();
         let data = genuine.iter().rfind(|datagram| datagram[0] == 4).context("no data was sent")?;
         let index = *data[4..].first_chunk().context("no index")?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use vpnd_tests::link::port;
-use vpnd_tests::relay::{Faults, Relay, Way};
+use vpnd_tests::relay::{Direction, Faults, Relay};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
 use vpnd_tests::traffic::stream::{Pace, Stream};
@@ -91,9 +91,9 @@ fn replay(lab: &Lab) -> Result<String> {
     thread::sleep(Duration::from_secs(1));
     let recorded = bad.relay.recorded();
     let before = bad.b.status()?;
-    let own = recorded.iter().filter(|one| one.way == Way::ToTarget);
+    let own = recorded.iter().filter(|one| one.direction == Direction::ToTarget);
     let replayed =
-        own.map(|one| bad.relay.inject(one.way, &one.datagram)).filter(Result::is_ok).count();
+        own.map(|one| bad.relay.inject(one.direction, &one.datagram)).filter(Result::is_ok).count();
     let tally = stream.stop()?;
     tally.ensure_perfect()?;
     ping::once(&bad.net.b, INNER_A4)?;

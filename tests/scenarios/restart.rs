@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket,
 };
-use vpnd_tests::relay::{Relay, Way};
+use vpnd_tests::relay::{Direction, Relay};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT};
 use vpnd_tests::traffic::{ping, tcp};
@@ -112,7 +112,7 @@ fn replayed(lab: &Lab) -> Result<String> {
         running = running.restart()?;
     }
     ping::until_answered(&net.a, INNER_B4, NOTICED)?;
-    let all = relay.recorded().into_iter().filter(|one| one.way == Way::ToTarget);
+    let all = relay.recorded().into_iter().filter(|one| one.direction == Direction::ToTarget);
     let recorded: Vec<_> =
         all.map(|one| one.datagram).filter(|datagram| datagram[0] == 1).collect();
     ensure!(recorded.len() >= RECORDINGS, "only {} initiations", recorded.len());
@@ -139,7 +139,7 @@ fn play(relay: &Relay, recorded: &[Vec<u8>], calm: &AtomicBool) {
                 return;
             }
             // A target that is not there hears the next.
-            let _ = relay.inject(Way::ToTarget, datagram);
+            let _ = relay.inject(Direction::ToTarget, datagram);
             thread::sleep(Duration::from_millis(10));
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use vpnd_tests::link::port;
-use vpnd_tests::relay::{Faults, Relay, Way};
+use vpnd_tests::relay::{Direction, Faults, Relay};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT, Site};
 use vpnd_tests::traffic::ping;
@@ -148,7 +148,7 @@ fn forged(lab: &Lab) -> Result<String> {
     ensure!(ping::once(&net.a, INNER_B4).is_err(), "nothing passes");
     let third = net.router.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
     third.set_read_timeout(Some(SOON))?;
-    let captured = relay.recorded().into_iter().filter(|one| one.way == Way::ToTarget);
+    let captured = relay.recorded().into_iter().filter(|one| one.direction == Direction::ToTarget);
     let mut sent = 0;
     for one in captured {
         sent += third.send_to(&one.datagram, Routed::B4)?;

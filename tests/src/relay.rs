@@ -48,7 +48,7 @@ pub struct Faults {
 
 /// The direction of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// From the client.
     ToTarget,
     /// From the target.
@@ -59,7 +59,7 @@ pub enum Way {
 #[derive(Debug, Clone)]
 pub struct Recorded {
     /// Its direction.
-    pub way: Way,
+    pub direction: Direction,
     /// Its contents.
     pub datagram: Vec<u8>,
 }
@@ -92,9 +92,11 @@ impl Relay {
             passed: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
-        let threads = [Way::ToTarget, Way::ToClient]
-            .map(|way| (way, Arc::clone(&shared)))
-            .map(|(way, shared)| thread::spawn(move || Direction::new(way, shared, seed).run()));
+        let threads = [Direction::ToTarget, Direction::ToClient]
+            .map(|direction| (direction, Arc::clone(&shared)))
+            .map(|(direction, shared)| {
+                thread::spawn(move || Forwarder::new(direction, shared, seed).run())
+            });
         Ok(Self { host: host.clone(), shared, threads: threads.into() })
     }
 
@@ -151,8 +153,8 @@ impl Relay {
     ///
     /// # Errors
     /// When it cannot be sent, or no client is known yet.
-    pub fn inject(&self, way: Way, datagram: &[u8]) -> Result<()> {
-        self.shared.send(way, datagram).map(drop).context("cannot inject")
+    pub fn inject(&self, direction: Direction, datagram: &[u8]) -> Result<()> {
+        self.shared.send(direction, datagram).map(drop).context("cannot inject")
     }
 
     /// Datagrams delivered so far, injected ones included.
@@ -187,60 +189,62 @@ struct Shared {
 
 impl Shared {
     /// Receives a run of datagrams, as long as the sender made it.
-    fn receive(&self, way: Way, buffer: &mut [u8]) -> Option<sys::Run> {
-        match way {
-            Way::ToTarget => {
+    fn receive(&self, direction: Direction, buffer: &mut [u8]) -> Option<sys::Run> {
+        match direction {
+            Direction::ToTarget => {
                 let run = sys::receive_run(&self.front, buffer).ok()?;
                 if run.from.is_some() {
                     *lock(&self.client) = run.from;
                 }
                 Some(run)
             }
-            Way::ToClient => {
+            Direction::ToClient => {
                 let back = Arc::clone(&lock(&self.back));
                 sys::receive_run(&back, buffer).ok()
             }
         }
     }
 
-    fn keep(&self, way: Way, datagram: &[u8]) {
+    fn keep(&self, direction: Direction, datagram: &[u8]) {
         if let Some(recorded) = &mut *lock(&self.recorded) {
-            recorded.push(Recorded { way, datagram: datagram.to_vec() });
+            recorded.push(Recorded { direction, datagram: datagram.to_vec() });
         }
     }
 
-    fn send(&self, way: Way, datagram: &[u8]) -> Result<usize> {
+    fn send(&self, direction: Direction, datagram: &[u8]) -> Result<usize> {
         let odd = self.passed.fetch_add(1, Ordering::Relaxed) % 2 == 1;
         let second = lock(&self.second).clone().filter(|_| odd);
         let client = *lock(&self.client);
-        Ok(match way {
-            Way::ToTarget => {
+        Ok(match direction {
+            Direction::ToTarget => {
                 let socket = second.unwrap_or_else(|| Arc::clone(&lock(&self.back)));
                 socket.send_to(datagram, self.target)?
             }
-            Way::ToClient => self.front.send_to(datagram, client.context("no client yet")?)?,
+            Direction::ToClient => {
+                self.front.send_to(datagram, client.context("no client yet")?)?
+            }
         })
     }
 }
 
 /// One direction, on its own thread, with its own random numbers.
-struct Direction {
-    way: Way,
+struct Forwarder {
+    direction: Direction,
     shared: Arc<Shared>,
     rng: StdRng,
     late: BinaryHeap<Reverse<(Instant, Vec<u8>)>>,
 }
 
-impl Direction {
-    fn new(way: Way, shared: Arc<Shared>, seed: u64) -> Self {
-        let rng = StdRng::seed_from_u64(seed ^ u64::from(way == Way::ToClient));
-        Self { way, shared, rng, late: BinaryHeap::new() }
+impl Forwarder {
+    fn new(direction: Direction, shared: Arc<Shared>, seed: u64) -> Self {
+        let rng = StdRng::seed_from_u64(seed ^ u64::from(direction == Direction::ToClient));
+        Self { direction, shared, rng, late: BinaryHeap::new() }
     }
 
     fn run(&mut self) {
         let mut buffer = vec![0; 65_536];
         while !self.shared.stop.load(Ordering::Relaxed) {
-            if let Some(run) = self.shared.receive(self.way, &mut buffer) {
+            if let Some(run) = self.shared.receive(self.direction, &mut buffer) {
                 self.pass_run(&buffer[..run.len], run.stride);
             }
             self.release();
@@ -252,7 +256,7 @@ impl Direction {
         let is_equal = run.len() > stride && run.len().is_multiple_of(stride);
         let passes = if spoils && is_equal { run.len() - stride } else { run.len() };
         for datagram in run[..passes].chunks(stride) {
-            self.shared.keep(self.way, datagram);
+            self.shared.keep(self.direction, datagram);
             self.pass(datagram.to_vec());
         }
     }
@@ -295,7 +299,7 @@ impl Direction {
 
     fn send(&self, datagram: &[u8]) {
         // A missing target is just another fault.
-        let _ = self.shared.send(self.way, datagram);
+        let _ = self.shared.send(self.direction, datagram);
     }
 }
 

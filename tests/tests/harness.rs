@@ -6,7 +6,7 @@ use anyhow::Result;
 use vpnd_tests::capture::Capture;
 use vpnd_tests::link::{Switch, port};
 use vpnd_tests::peer::{Kind, Peer};
-use vpnd_tests::relay::{Faults, Relay, Way};
+use vpnd_tests::relay::{Direction, Faults, Relay};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, INNER_B6, PORT};
 use vpnd_tests::traffic::stream::{Pace, Stream};
 use vpnd_tests::traffic::{iperf, ping, tcp};
@@ -127,7 +127,7 @@ fn the_relay_does_what_its_seed_says() -> Result<()> {
             arrived.push(buffer[..len].to_vec());
         }
         assert_eq!(relay.recorded().len(), 100);
-        assert!(relay.recorded().iter().all(|one| one.way == Way::ToTarget));
+        assert!(relay.recorded().iter().all(|one| one.direction == Direction::ToTarget));
         Ok(arrived)
     };
     let first = run(7)?;
@@ -161,7 +161,7 @@ fn the_relay_reorders_rebinds_and_replays() -> Result<()> {
     assert_eq!(buffer[0], b'1');
 
     relay.rebind()?;
-    relay.inject(Way::ToTarget, b"3")?;
+    relay.inject(Direction::ToTarget, b"3")?;
     let (_, after) = inbox.recv_from(&mut buffer)?;
     assert_eq!((before.ip(), after.port()), (after.ip(), relay.back_port()?));
     assert_ne!(before, after);

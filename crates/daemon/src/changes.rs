@@ -10,7 +10,7 @@ use vpnd_device::{
     Bypass, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace,
     Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
 };
-use vpnd_tunnel::udp::Way;
+use vpnd_tunnel::udp::Egress;
 
 use crate::config::Config;
 use crate::firewall::Firewall;
@@ -127,12 +127,12 @@ pub(crate) struct HandedOn {
 
 /// The settings that affect the route of datagrams. If the tunnel's routes would lead even these datagrams into
 /// the tunnel, they get a mark; vpnd chooses one if the configuration has none.
-pub(crate) async fn way(config: &Config, netlink: &Netlink, would_loop: bool) -> Way {
-    let mut way = config.socket.way();
-    if way.mark == 0 && would_loop {
-        way.mark = netlink.free_mark().await.value;
+pub(crate) async fn egress(config: &Config, netlink: &Netlink, would_loop: bool) -> Egress {
+    let mut egress = config.socket.egress();
+    if egress.mark == 0 && would_loop {
+        egress.mark = netlink.free_mark().await.value;
     }
-    way
+    egress
 }
 
 /// Adds the kill switch's routes and rules, if the configuration has one, and returns the leftovers of an
@@ -158,8 +158,8 @@ pub(crate) async fn guard(
 
 /// How rules match the mark of the tunnel's own datagrams. If the configuration sets the mark, other programs
 /// may use each of its bits. If vpnd chose the mark, no other program uses its bits.
-pub(crate) fn mark(config: &Config, way: &Way) -> Mark {
-    if config.socket.fwmark == 0 { Mark::bits(way.mark) } else { Mark::exact(way.mark) }
+pub(crate) fn mark(config: &Config, egress: &Egress) -> Mark {
+    if config.socket.fwmark == 0 { Mark::bits(egress.mark) } else { Mark::exact(egress.mark) }
 }
 
 /// The leftovers of an earlier run, read from the file beside the control socket. Both the file's directory and

@@ -219,7 +219,7 @@ enum Rights {
     /// All requests.
     Change,
     /// Only the request for the tunnel's state. Other programs may also run as the daemon's user.
-    Look,
+    Read,
     Nothing,
 }
 
@@ -227,7 +227,7 @@ impl Rights {
     fn of(uid: Uid, owner: Uid, daemon: Uid) -> Self {
         match uid {
             uid if uid.is_root() || uid == owner => Self::Change,
-            uid if uid == daemon => Self::Look,
+            uid if uid == daemon => Self::Read,
             _ => Self::Nothing,
         }
     }
@@ -470,7 +470,7 @@ mod tests {
         let [root, owner, daemon, other] = [0, 1000, 65534, 1001].map(Uid::from_raw);
         assert_eq!(Rights::of(root, owner, daemon), Rights::Change);
         assert_eq!(Rights::of(owner, owner, daemon), Rights::Change);
-        assert_eq!(Rights::of(daemon, owner, daemon), Rights::Look);
+        assert_eq!(Rights::of(daemon, owner, daemon), Rights::Read);
         assert_eq!(Rights::of(other, owner, daemon), Rights::Nothing);
         assert_eq!(Rights::of(daemon, daemon, daemon), Rights::Change);
     }

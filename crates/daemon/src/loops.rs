@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use vpnd_device::{Found, Heard, Netlink, OwnState, OwnTraffic, Question, WhenDown};
 use vpnd_plane::{InnerSource, Loop, Outlook};
-use vpnd_tunnel::udp::Way;
+use vpnd_tunnel::udp::Egress;
 
 use crate::config::Config;
 use crate::nameservers;
@@ -24,7 +24,7 @@ const MOST: usize = 16;
 pub(crate) struct Loops {
     asking: Netlink,
     heard: Heard,
-    way: Way,
+    egress: Egress,
     uid: u32,
     /// The tunnel's device, if it is in the socket's network namespace.
     device: Option<u32>,
@@ -37,16 +37,16 @@ impl Loops {
     /// Looks up routes in the network namespace of the socket, in which `asking` and `heard` were opened.
     pub(crate) fn new(
         (asking, heard): (Netlink, Heard),
-        way: Way,
+        egress: Egress,
         device: Option<u32>,
         own: OwnState,
     ) -> Self {
         let uid = nix::unistd::geteuid().as_raw();
-        Self { asking, heard, way, uid, device, own, due: Some(Instant::now()), last: None }
+        Self { asking, heard, egress, uid, device, own, due: Some(Instant::now()), last: None }
     }
 
     /// Schedules a lookup, because the peer's address or our source port may have changed.
-    pub(crate) fn look_soon(&mut self) {
+    pub(crate) fn poll_soon(&mut self) {
         self.due.get_or_insert_with(Instant::now);
     }
 
@@ -117,7 +117,7 @@ impl Loops {
     }
 
     fn question(&self, to: SocketAddr, from: Option<IpAddr>, port: u16) -> Question {
-        let Way { mark, device } = self.way.clone();
+        let Egress { mark, device } = self.egress.clone();
         Question { to, from, port, mark, device, uid: self.uid }
     }
 }

@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
 use vpnd_protocol::limits::{ETHERNET_MTU, USUAL_MTU};
 use vpnd_tun::{Carrier, Mode, OpenError, Options, Owner};
-use vpnd_tunnel::udp::{self, BindError, Socket, Way};
+use vpnd_tunnel::udp::{self, BindError, Egress, Socket};
 
 use crate::ask::{self, AskError};
 use crate::config::{self, Account, Config, Holder, Interface, Queues};
@@ -165,10 +165,10 @@ pub(crate) async fn mtu(
 }
 
 /// Opens the UDP socket. If its address is not ours yet, this reports the error before the first send does.
-pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
+pub(crate) fn socket(config: &Config, egress: &Egress) -> Result<Socket, BindError> {
     let wanted = &config.socket;
     for source in &wanted.sources {
-        match way.check_source(*source) {
+        match egress.check_source(*source) {
             Err(error @ BindError::SourceNotOurs { .. }) => {
                 tracing::warn!("{error}. Nothing is sent until an interface has it");
             }
@@ -179,7 +179,7 @@ pub(crate) fn socket(config: &Config, way: &Way) -> Result<Socket, BindError> {
         receive_buffer: wanted.rcvbuf,
         send_buffer: wanted.sndbuf,
         gso: config.path.gso,
-        way: way.clone(),
+        egress: egress.clone(),
     };
     Socket::bind(config.interface.listen, &options)
 }

@@ -24,17 +24,17 @@ use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::Engine;
-use vpnd_tunnel::udp::{Socket, Way};
+use vpnd_tunnel::udp::{Egress, Socket};
 
 use crate::changes::{self, Changes, HandedOn};
 use crate::config::Config;
 use crate::control::Control;
+use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
 use crate::hooks::{self, Facts, Following, Hooks, News};
 use crate::keys::Keys;
-use crate::life::Life;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
 use crate::netns::Netns;
@@ -132,11 +132,11 @@ struct Host {
     device_mtu: DeviceMtu,
     /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
-    life: Life,
+    life: DeviceWatch,
     /// The device's carrier, if it follows the peer.
     carrier: Option<Carrier>,
     socket: Socket,
-    way: Way,
+    egress: Egress,
     uplink: Option<Uplink>,
     /// The network namespace of the socket, where routes are looked up.
     outside: Netns,
@@ -172,14 +172,16 @@ impl Host {
     ) -> Result<Prepared, RunError> {
         let opened = Opened::open(config, &guarded).await?;
         let link = opened.wanted(config, public_key, &guarded)?;
-        let Guarded { control, inside, netlink, heard, news, outside, way, undo, opener, .. } =
-            guarded;
+        let Guarded {
+            control, inside, netlink, heard, news, outside, egress, undo, opener, ..
+        } = guarded;
         let Opened { device, tenancy, carrier, socket, uplink, floor, mtu } = opened;
         let presence = Presence::of(&device.queues[0])?;
-        let life = Life::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
+        let life =
+            DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
         // This comes before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
-        let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &way) };
+        let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &egress) };
         let specific = specific_routes(config, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
@@ -187,7 +189,7 @@ impl Host {
         let asking = outside.within(routes_of_datagrams)??;
         let index = inside.is(&outside).then(|| life.index());
         let host = Self {
-            loops: Loops::new(asking, way.clone(), index, changes.own()),
+            loops: Loops::new(asking, egress.clone(), index, changes.own()),
             device_mtu: changes.mtu(),
             routes: changes.peer(),
             missing: changes.missing(),
@@ -199,7 +201,7 @@ impl Host {
             mac,
             life,
             socket,
-            way,
+            egress,
             uplink,
             outside,
             floor,
@@ -286,7 +288,7 @@ impl Host {
             about,
             device_mtu: self.device_mtu,
             life: self.life,
-            way: self.way,
+            egress: self.egress,
             uplink: self.uplink,
             routes: self.routes,
             missing: self.missing,

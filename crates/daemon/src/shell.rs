@@ -18,22 +18,22 @@ use tokio::sync::watch as channel;
 use vpnd_device::{Bypass, DeviceMtu, Missing, PeerState, Seen, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::time::BootTime;
-use vpnd_protocol::turn::Framed;
 use vpnd_tun::Carrier;
 use vpnd_tunnel::clock;
 use vpnd_tunnel::engine::{Engine, Reports, is_gone};
-use vpnd_tunnel::udp::Way;
+use vpnd_tunnel::udp::Egress;
 
 use crate::alarm::Alarm;
 use crate::config::Config;
 use crate::control::{Control, Request};
 use crate::copied::Copied;
+use crate::device_watch::{DeviceChange, DeviceWatch};
 use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
 use crate::hooks::News;
-use crate::life::{Fate, Life};
 use crate::loops::Loops;
 use crate::panics::Panics;
 use crate::resolve::Resolver;
@@ -78,9 +78,9 @@ pub(crate) struct Surroundings {
     pub(crate) about: About,
     /// Sets the device's MTU.
     pub(crate) device_mtu: DeviceMtu,
-    pub(crate) life: Life,
+    pub(crate) life: DeviceWatch,
     /// The settings that affect the route of datagrams: mark and device.
-    pub(crate) way: Way,
+    pub(crate) egress: Egress,
     /// Reports changes of the route to the peer; `None` if the kernel does not report them.
     pub(crate) uplink: Option<Uplink>,
     /// Adds and removes the routes that depend on the peer.
@@ -220,12 +220,12 @@ impl Shell {
     /// Reacts to a change that somebody made to the device.
     fn device(&mut self, seen: Seen) -> Result<(), ShellError> {
         match self.around.life.attend(seen) {
-            Fate::Stays => {}
-            Fate::Renamed(name) => {
+            DeviceChange::Stays => {}
+            DeviceChange::Renamed(name) => {
                 self.around.hooks.renamed(&name);
                 self.around.about.device.name = name;
             }
-            Fate::Gone => return Err(self.gone()),
+            DeviceChange::Gone => return Err(self.gone()),
         }
         Ok(())
     }

@@ -348,7 +348,7 @@ const fn timer_name(timer: Timer) -> &'static str {
         Timer::Probe => "probe",
         Timer::KeyExpiry => "key_expiry",
         Timer::PathMtu => "path_mtu",
-        Timer::Look => "look",
+        Timer::Poll => "poll",
     }
 }
 
@@ -360,7 +360,7 @@ pub(crate) mod tests {
     use vpnd_plane::{Kind, Reasons};
     use vpnd_protocol::activity;
     use vpnd_protocol::drop_reason::DropReason;
-    use vpnd_protocol::peer::{self, BothWays, Greeting, Loss, RoundTrip};
+    use vpnd_protocol::peer::{self, BothDirections, Greeting, Loss, RoundTrip};
     use vpnd_protocol::time::BootTime;
 
     /// A tunnel that has run for three hours and twelve minutes.
@@ -438,11 +438,11 @@ pub(crate) mod tests {
                     smoothed: Duration::from_millis(12),
                     jitter: Duration::from_micros(500),
                 }),
-                minute: BothWays {
+                minute: BothDirections {
                     outward: Some(Loss { sent: 70, arrived: 69 }),
                     inward: Some(Loss { sent: 60, arrived: 60 }),
                 },
-                ten_minutes: BothWays {
+                ten_minutes: BothDirections {
                     outward: Some(Loss { sent: 500, arrived: 498 }),
                     inward: None,
                 },

@@ -53,8 +53,8 @@ mod tests {
         let mut carrier = Carrier::new(true);
         let at = |ms: u64| BootTime::default() + Duration::from_millis(100_000 + ms);
         let mut changes = Vec::new();
-        for turn in 0..100_u64 {
-            carrier.follow(turn % 2 == 0);
+        for step in 0..100_u64 {
+            carrier.follow(step % 2 == 0);
             changes.extend(carrier.due(at(turn)));
         }
         assert_eq!(changes, [true], "the first at once");

@@ -8,11 +8,11 @@ use vpnd_crypto::PublicKey;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::peer::{Change, Command, Event, Peer, PeerStatus, Transmit};
+use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::terms::Terms;
 use vpnd_protocol::time::{BootTime, Now};
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_protocol::turn::Framed;
 use vpnd_tunnel::view::Policy;
 
 use crate::carrier::Carrier;

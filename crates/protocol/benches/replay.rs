@@ -10,9 +10,9 @@ use std::time::Duration;
 use common::{NOW, Session, arrival};
 use criterion::{BatchSize, Criterion, Throughput};
 use vpnd_protocol::activity::Activity;
+use vpnd_protocol::receive_order::ReceiveOrder;
 use vpnd_protocol::replay::{WINDOW, Window};
 use vpnd_protocol::session::{OVERHEAD, Opened};
-use vpnd_protocol::turn::Turn;
 
 const DATAGRAMS: u64 = 1024;
 
@@ -35,9 +35,9 @@ fn accept(criterion: &mut Criterion, name: &str, step: u64, reorder: fn(&mut [Op
     let first = session.sealing.used();
     let mut opened: Vec<_> = (0..DATAGRAMS).map(|n| session.keepalive(first + n * step)).collect();
     reorder(&mut opened);
-    let (mut turn, activity) = (Turn::default(), Activity::default());
+    let (mut order, activity) = (ReceiveOrder::default(), Activity::default());
     let mut pass = |window: &mut Window| {
-        let mut batch = turn.begin(&session.table, &activity, arrival());
+        let mut batch = order.begin(&session.table, &activity, arrival());
         for opened in &opened {
             batch.accept(&session.opening, window, opened, &[0; OVERHEAD]).unwrap();
         }

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::edge::{Edge, Wake};
 use crate::session::Generation;
 use crate::time::BootTime;
+use crate::wake_flag::{Wake, WakeFlag};
 
 /// The source of an authentic datagram, and the address of ours that it was sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,11 +84,11 @@ pub struct Activity {
     active: AtomicBool,
     /// Raised by outbound when it has packets and no key; lowered when a key is published or the attempt is
     /// given up.
-    pub want_handshake: Edge,
+    pub want_handshake: WakeFlag,
     /// Raised by outbound when the path's source address no longer exists on this host.
-    pub source_lost: Edge,
+    pub source_lost: WakeFlag,
     /// Raised by inbound when a datagram of the peer came from another address.
-    new_source: Edge,
+    new_source: WakeFlag,
     /// The source of the peer's last datagram, if it differs from the path.
     source: Mutex<Option<Source>>,
     /// Since when datagrams of the peer come only from other addresses than the path's.
@@ -96,13 +96,13 @@ pub struct Activity {
     /// The same, but a copy from the path's address also ends it.
     absent: Since,
     /// Raised by inbound when a copy of a datagram came from another address.
-    new_contest: Edge,
+    new_contest: WakeFlag,
     contest: Mutex<Option<Contested>>,
 }
 
 /// The timestamps that all timer rules derive from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moments {
+pub struct Timestamps {
     /// When transport data other than a keepalive was last sent.
     pub data_sent: Option<BootTime>,
     /// When an authenticated datagram of any kind was last sent.
@@ -225,8 +225,8 @@ impl Activity {
     }
 
     /// The timestamps, for the timer rules.
-    pub fn moments(&self) -> Moments {
-        Moments {
+    pub fn timestamps(&self) -> Timestamps {
+        Timestamps {
             data_sent: self.data_sent.get(),
             sent: self.sent.get(),
             data_received: self.data_received.get(),
@@ -290,9 +290,9 @@ impl Activity {
     /// Declares the tunnel idle, unless there was traffic since `seen`. The caller then sleeps until its next
     /// deadline, and the next batch wakes it. Both sides store, then load, so at least one of them sees the
     /// other's store.
-    pub(crate) fn rest(&self, seen: Moments) {
+    pub(crate) fn rest(&self, seen: Timestamps) {
         self.active.store(false, Ordering::SeqCst);
-        if self.moments() != seen {
+        if self.timestamps() != seen {
             self.active.store(true, Ordering::SeqCst);
         }
     }
@@ -319,7 +319,7 @@ mod tests {
         let batch = Tally { datagrams: 1, packets: 1, bytes: 100 };
         assert!(activity.sent(BootTime::from_nanos(1), batch).is_due());
         assert!(!activity.sent(BootTime::from_nanos(2), batch).is_due());
-        activity.rest(activity.moments());
+        activity.rest(activity.timestamps());
         assert!(!activity.is_active());
         assert!(activity.received(BootTime::from_nanos(3), batch).is_due());
     }
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn a_batch_that_slips_in_before_resting_keeps_it_awake() {
         let activity = Activity::default();
-        let seen = activity.moments();
+        let seen = activity.timestamps();
         let _ =
             activity.sent(BootTime::from_nanos(1), Tally { datagrams: 1, packets: 0, bytes: 32 });
         activity.rest(seen);

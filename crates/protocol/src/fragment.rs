@@ -30,20 +30,20 @@ use crate::session::{Generation, OVERHEAD};
 use crate::time::BootTime;
 
 /// The largest number of fragments of a packet.
-pub const MAX_PIECES: u8 = 8;
+pub const MAX_FRAGMENTS: u8 = 8;
 /// The number of packets that wait for fragments; a further one replaces the oldest.
 pub const WAITING_PACKETS: usize = 64;
 /// How long a packet waits for all its fragments.
-pub const PIECES_WITHIN: Duration = Duration::from_secs(2);
+pub const FRAGMENTS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Plans the fragments of a packet of `len` bytes: as few as possible but at least two, so that no datagram
-/// exceeds `max_datagram` bytes. `None` if they would be more than [`MAX_PIECES`], or if the packet has fewer
+/// exceeds `max_datagram` bytes. `None` if they would be more than [`MAX_FRAGMENTS`], or if the packet has fewer
 /// than two bytes.
 pub fn plan(len: usize, max_datagram: usize) -> Option<Plan> {
     let plaintext = max_datagram.checked_sub(OVERHEAD)?;
     let room = (plaintext - plaintext % BLOCK).checked_sub(HEADER_LEN)?;
     let count = u8::try_from(len.div_ceil(room)).ok()?.max(2);
-    if len < 2 || count > MAX_PIECES {
+    if len < 2 || count > MAX_FRAGMENTS {
         return None;
     }
     // Equal fragments that fill their last block: only the last one has padding.
@@ -110,28 +110,28 @@ impl Cut {
     /// of the caller.
     pub fn write(&self, packet: &[u8], plaintext: &mut [u8]) {
         let (header, rest) = plaintext.split_at_mut(HEADER_LEN);
-        let (piece, padding) = rest.split_at_mut(self.bytes.len());
+        let (fragment, padding) = rest.split_at_mut(self.bytes.len());
         // Each other fragment takes less than a block from the last: seven of them.
         let pad_len = u8::try_from(padding.len()).unwrap_or(u8::MAX);
         header.copy_from_slice(&[FRAGMENT, pad_len, self.index, self.count]);
-        piece.copy_from_slice(&packet[self.bytes.clone()]);
+        fragment.copy_from_slice(&packet[self.bytes.clone()]);
         padding.fill(0);
     }
 }
 
 /// A received fragment: one of two to eight, and not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece<'a> {
+pub struct Fragment<'a> {
     index: u8,
     count: u8,
     bytes: &'a [u8],
 }
 
-impl<'a> Piece<'a> {
+impl<'a> Fragment<'a> {
     /// Reads the body of a frame.
     pub(crate) fn read(body: &'a [u8]) -> Option<Self> {
         let (&[index, count], bytes) = body.split_first_chunk()?;
-        let sound = (2..=MAX_PIECES).contains(&count) && index < count && !bytes.is_empty();
+        let sound = (2..=MAX_FRAGMENTS).contains(&count) && index < count && !bytes.is_empty();
         sound.then_some(Self { index, count, bytes })
     }
 
@@ -218,21 +218,22 @@ impl Reassembly {
         &mut self,
         generation: Generation,
         counter: u64,
-        (piece, congested): (Piece<'_>, bool),
+        (fragment, congested): (Fragment<'_>, bool),
         now: BootTime,
     ) -> Result<Option<(&mut [u8], bool)>, DropReason> {
         self.expire(now);
-        let first = counter.checked_sub(piece.index.into()).ok_or(DropReason::FragmentMalformed)?;
-        if piece.least_packet() > self.largest {
+        let first =
+            counter.checked_sub(fragment.index.into()).ok_or(DropReason::FragmentMalformed)?;
+        if fragment.least_packet() > self.largest {
             return Err(DropReason::LargerThanMtu);
         }
         let id = Id { generation, first };
-        let at = self.find(id).unwrap_or_else(|| self.admit(id, piece.count, now));
+        let at = self.find(id).unwrap_or_else(|| self.admit(id, fragment.count, now));
         let packet = &mut self.packets[at];
-        packet.note(&piece, self.largest)?;
+        packet.note(&fragment, self.largest)?;
         let start = packet.slot * self.largest;
         let slot = &mut self.arena[start..start + self.largest];
-        packet.place(&piece, slot);
+        packet.place(&fragment, slot);
         packet.congested |= congested;
         let congested = packet.congested;
         let Some(len) = packet.finish(slot) else { return Ok(None) };
@@ -250,7 +251,7 @@ impl Reassembly {
 
     fn expire(&mut self, now: BootTime) {
         while let Some(oldest) = self.packets[self.unused()..].first()
-            && now.saturating_since(oldest.since) >= PIECES_WITHIN
+            && now.saturating_since(oldest.since) >= FRAGMENTS_WITHIN
         {
             self.waiting -= 1;
             self.died += 1;
@@ -326,27 +327,28 @@ impl Partial {
     }
 
     /// Records a fragment, unless it contradicts the others.
-    fn note(&mut self, piece: &Piece<'_>, largest: usize) -> Result<(), DropReason> {
-        let len = piece.bytes.len();
-        let (each, last) = if piece.is_last() { (self.each, len) } else { (len, self.last) };
-        let agrees = piece.count == self.count
-            && self.have & (1 << piece.index) == 0
+    fn note(&mut self, fragment: &Fragment<'_>, largest: usize) -> Result<(), DropReason> {
+        let len = fragment.bytes.len();
+        let (each, last) = if fragment.is_last() { (self.each, len) } else { (len, self.last) };
+        let agrees = fragment.count == self.count
+            && self.have & (1 << fragment.index) == 0
             && [0, each].contains(&self.each)
             && self.others() * each + last <= largest;
         if !agrees {
             return Err(DropReason::FragmentConflicts);
         }
         (self.each, self.last) = (each, last);
-        self.have |= 1 << piece.index;
+        self.have |= 1 << fragment.index;
         Ok(())
     }
 
     /// Copies a fragment to its place. The last one waits at the end of the slot, because the length of the
     /// others may not be known yet; they never reach it, since the packet is no larger than the slot.
-    fn place(&self, piece: &Piece<'_>, slot: &mut [u8]) {
-        let len = piece.bytes.len();
-        let start = if piece.is_last() { slot.len() - len } else { usize::from(piece.index) * len };
-        slot[start..start + len].copy_from_slice(piece.bytes);
+    fn place(&self, fragment: &Fragment<'_>, slot: &mut [u8]) {
+        let len = fragment.bytes.len();
+        let start =
+            if fragment.is_last() { slot.len() - len } else { usize::from(fragment.index) * len };
+        slot[start..start + len].copy_from_slice(fragment.bytes);
     }
 
     /// Once all fragments have arrived: joins the last one to the others and returns the packet's length.

@@ -15,7 +15,7 @@
 //! |---|---|
 //! | 1 | control: [`Records`], back to back |
 //! | 2 | an Ethernet frame of 14 bytes or more, without its check sequence |
-//! | 3 | a [`Piece`] of a packet too large for one datagram |
+//! | 3 | a [`Fragment`] of a packet too large for one datagram |
 //!
 //! With two bytes of envelope and 14 of Ethernet header, the IP packet inside starts at a multiple of 16. Kinds
 //! whose first nibble is 4 or 6 can never be assigned, because they are IP packets.
@@ -36,7 +36,7 @@ mod tests;
 use zerocopy::IntoBytes;
 
 use crate::drop_reason::DropReason;
-use crate::fragment::Piece;
+use crate::fragment::Fragment;
 
 pub use self::pq::{PqInit, PqInitAssembly, PqInitChunk, PqInitError, PqResp};
 pub use self::record::{ANSWERS_PROBES, Hello, Ping, Pong, ProbeToken, Record, Records, Release};
@@ -52,7 +52,7 @@ pub enum Frame<'a> {
     /// An Ethernet frame, from its destination address on.
     Ethernet(&'a [u8]),
     /// A fragment of a packet.
-    Fragment(Piece<'a>),
+    Fragment(Fragment<'a>),
 }
 
 /// Reads the frame in `plaintext`, which is neither empty nor an IP packet.
@@ -66,7 +66,7 @@ pub fn parse(plaintext: &[u8]) -> Result<Frame<'_>, DropReason> {
     match *kind {
         CONTROL => Records::read(body?).map(Frame::Control).ok_or(DropReason::FrameMalformed),
         ETHERNET => ethernet(body?).map(Frame::Ethernet).ok_or(DropReason::FrameMalformed),
-        FRAGMENT => Piece::read(body?).map(Frame::Fragment).ok_or(DropReason::FragmentMalformed),
+        FRAGMENT => Fragment::read(body?).map(Frame::Fragment).ok_or(DropReason::FragmentMalformed),
         _ => Err(DropReason::UnknownFrame),
     }
 }

@@ -40,7 +40,7 @@ pub enum Inner {
         aside: bool,
     },
     /// A fragment, in the first `len` bytes.
-    Piece {
+    Fragment {
         /// The plaintext's length.
         len: usize,
         /// It is the packet's first fragment.
@@ -85,7 +85,7 @@ impl Inner {
     pub(crate) const fn is_data(&self) -> bool {
         matches!(
             self,
-            Self::Packet { .. } | Self::Ethernet { .. } | Self::Piece { first: true, .. }
+            Self::Packet { .. } | Self::Ethernet { .. } | Self::Fragment { first: true, .. }
         )
     }
 
@@ -100,7 +100,7 @@ impl Inner {
                 Ok(Self::Control { len, closes, aside })
             }
             _ if contents == Contents::Bootstrap => Err(DropReason::NotUpgraded),
-            Frame::Fragment(piece) => Ok(Self::Piece { len, first: piece.is_first() }),
+            Frame::Fragment(fragment) => Ok(Self::Fragment { len, first: fragment.is_first() }),
             Frame::Ethernet(frame) if contents == Contents::Ethernet => {
                 Ok(Self::Ethernet { start: frame::HEADER_LEN, len: frame.len() })
             }

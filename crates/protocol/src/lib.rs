@@ -1,12 +1,11 @@
 //! The sans-IO tunnel protocol: datagrams, `now` and an RNG go in; datagrams, events and the next
 //! deadline come out. [`peer::Peer`] is the control plane. The data threads use [`session`],
-//! [`turn`], [`staging`] and [`activity`].
+//! [`receive_order`], [`staging`] and [`activity`].
 #![forbid(unsafe_code)]
 
 pub mod activity;
 pub mod cookie;
 pub mod drop_reason;
-pub mod edge;
 pub mod endpoint;
 pub mod fragment;
 pub mod frame;
@@ -19,6 +18,7 @@ mod liveness;
 pub mod message;
 pub mod peer;
 pub mod profile;
+pub mod receive_order;
 pub mod replay;
 pub mod session;
 pub mod staging;
@@ -27,7 +27,7 @@ pub mod terms;
 pub mod time;
 pub mod timers;
 pub mod timestamp;
-pub mod turn;
 pub mod upgrade;
 #[cfg(test)]
 mod vectors;
+pub mod wake_flag;

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use crate::activity::Moments;
+use crate::activity::Timestamps;
 use crate::time::BootTime;
 use crate::timers::Wait;
 
@@ -20,7 +20,7 @@ const STEPS: u32 = 16;
 
 /// A change of the peer's liveness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum Transition {
     Alive,
     Dead,
 }
@@ -72,9 +72,9 @@ impl Life {
     }
 
     /// Records the traffic.
-    pub(crate) fn observe(&mut self, moments: Moments) {
-        self.heard = self.heard.max(moments.received);
-        self.unanswered.observe(moments.data_sent, self.heard);
+    pub(crate) fn observe(&mut self, timestamps: Timestamps) {
+        self.heard = self.heard.max(timestamps.received);
+        self.unanswered.observe(timestamps.data_sent, self.heard);
         self.asked.take_if(|asked| self.heard > Some(asked.first));
     }
 
@@ -86,16 +86,16 @@ impl Life {
 
     /// The change of liveness since the last call. A peer becomes alive only with a session, because data needs
     /// one.
-    pub(crate) fn turn(&mut self, now: BootTime, in_session: bool) -> Option<Turn> {
+    pub(crate) fn transition(&mut self, now: BootTime, in_session: bool) -> Option<Transition> {
         if self.alive {
             let dead = self.dead_from().is_some_and(|at| now >= at);
-            return (dead && self.end(now)).then_some(Turn::Dead);
+            return (dead && self.end(now)).then_some(Transition::Dead);
         }
         if !in_session || self.heard <= Some(self.since) {
             return None;
         }
         (self.alive, self.since) = (true, now);
-        Some(Turn::Alive)
+        Some(Transition::Alive)
     }
 
     /// The peer is dead, regardless of the traffic; returns whether it was alive.
@@ -184,7 +184,7 @@ mod tests {
     fn life(watched: bool) -> Life {
         let mut life = Life::new(Duration::from_secs(60), watched, at(1));
         life.hear(at(10));
-        assert_eq!(life.turn(at(10), true), Some(Turn::Alive));
+        assert_eq!(life.transition(at(10), true), Some(Transition::Alive));
         life
     }
 
@@ -195,40 +195,40 @@ mod tests {
         assert_eq!(life.question(at(40)), Some(Question::Gentle));
         assert_eq!(life.question(at(40)), None);
         assert_eq!(life.question(at(55)), Some(Question::Urgent));
-        assert_eq!(life.turn(at(69), true), None);
-        assert_eq!(life.turn(at(70), true), Some(Turn::Dead));
+        assert_eq!(life.transition(at(69), true), None);
+        assert_eq!(life.transition(at(70), true), Some(Transition::Dead));
         assert_eq!(
             (life.deadline(), life.is_missed(), life.state()),
             (None, true, (false, at(70)))
         );
-        assert_eq!(life.turn(at(71), true), None, "what was heard before is no new life");
+        assert_eq!(life.transition(at(71), true), None, "what was heard before is no new life");
     }
 
     #[test]
     fn an_answer_ends_the_questions() {
         let mut life = life(true);
         assert_eq!(life.question(at(41)), Some(Question::Gentle));
-        life.observe(Moments { received: Some(at(42)), ..Moments::default() });
+        life.observe(Timestamps { received: Some(at(42)), ..Timestamps::default() });
         assert_eq!(life.deadline(), Some(at(72)));
     }
 
     #[test]
     fn who_slept_through_the_time_asks_first() {
         let mut life = life(true);
-        assert_eq!(life.turn(at(5000), true), None);
+        assert_eq!(life.transition(at(5000), true), None);
         assert_eq!(life.question(at(5000)), Some(Question::Gentle));
-        assert_eq!(life.turn(at(5029), true), None);
-        assert_eq!(life.turn(at(5030), true), Some(Turn::Dead));
+        assert_eq!(life.transition(at(5029), true), None);
+        assert_eq!(life.transition(at(5030), true), Some(Transition::Dead));
     }
 
     #[test]
     fn unwatched_only_what_goes_unanswered_tells() {
         let mut life = life(false);
         assert_eq!((life.deadline(), life.question(at(5000))), (None, None));
-        life.observe(Moments { data_sent: Some(at(5000)), ..Moments::default() });
-        life.observe(Moments { data_sent: Some(at(5030)), ..Moments::default() });
+        life.observe(Timestamps { data_sent: Some(at(5000)), ..Timestamps::default() });
+        life.observe(Timestamps { data_sent: Some(at(5030)), ..Timestamps::default() });
         assert_eq!(life.deadline(), Some(at(5060)));
-        assert_eq!(life.turn(at(5060), true), Some(Turn::Dead));
+        assert_eq!(life.transition(at(5060), true), Some(Transition::Dead));
         assert!(!life.is_missed());
     }
 
@@ -243,8 +243,8 @@ mod tests {
     fn nobody_comes_to_life_without_a_session() {
         let mut life = life(true);
         assert!(life.end(at(20)) && !life.end(at(20)));
-        life.observe(Moments { received: Some(at(21)), ..Moments::default() });
-        assert_eq!(life.turn(at(21), false), None);
-        assert_eq!(life.turn(at(22), true), Some(Turn::Alive));
+        life.observe(Timestamps { received: Some(at(21)), ..Timestamps::default() });
+        assert_eq!(life.transition(at(21), false), None);
+        assert_eq!(life.transition(at(22), true), Some(Transition::Alive));
     }
 }

@@ -69,7 +69,7 @@ pub use frames::{Greeting, Loss, Quality};
 pub use search::Probed;
 pub use size::{Known, PathSize};
 pub use status::{PeerStatus, Standing};
-pub use window::{BothWays, Recent, RoundTrip};
+pub use window::{BothDirections, Recent, RoundTrip};
 
 /// The settings of a tunnel.
 pub struct Config {
@@ -180,7 +180,7 @@ pub struct Peer {
     activity: Arc<Activity>,
     timers: Timers,
     life: Life,
-    next_look: Option<BootTime>,
+    next_poll: Option<BootTime>,
 
     keyring: Keyring,
     generation: Generation,
@@ -235,7 +235,7 @@ impl Peer {
         let mut peer = Self {
             timers: Timers::new(config.keepalive, now.boot),
             life: Life::new(config.dead_after, config.watch, now.boot),
-            next_look: None,
+            next_poll: None,
             keyring: Keyring::default(),
             generation: Generation::default(),
             established: None,
@@ -307,7 +307,7 @@ impl Peer {
     pub fn handle_wake(&mut self, now: Now) {
         self.follow_edges(now);
         self.retire_keys(now);
-        let moved = self.timers.observe(self.activity.moments());
+        let moved = self.timers.observe(self.activity.timestamps());
         self.follow_traffic(now);
         self.follow_timers(now);
         self.follow_life(now);
@@ -317,7 +317,7 @@ impl Peer {
         self.follow_alternatives(now);
         self.measure(now);
         self.probe_size(now);
-        self.schedule_look(now, moved);
+        self.schedule_poll(now, moved);
     }
 
     /// The new table, if it has changed. The caller must publish it before it sends anything else.
@@ -357,7 +357,7 @@ impl Peer {
             (self.size_deadline(), Timer::PathMtu),
             (self.alternatives_deadline(), Timer::Probe),
             (self.doubt_deadline(), Timer::Probe),
-            (self.next_look, Timer::Look),
+            (self.next_poll, Timer::Poll),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
     }
@@ -460,7 +460,11 @@ impl Peer {
         current.role == Role::Initiator
             && current.opening.generation() > self.last_minute_asked
             && now.boot.saturating_since(current.birth) >= LAST_MINUTE
-            && self.activity.moments().received.is_some_and(|at| at >= current.birth + LAST_MINUTE)
+            && self
+                .activity
+                .timestamps()
+                .received
+                .is_some_and(|at| at >= current.birth + LAST_MINUTE)
     }
 
     fn follow_timers(&mut self, now: Now) {
@@ -507,14 +511,14 @@ impl Peer {
     }
 
     /// Polls four times a second while traffic flows, and stops after a poll without new traffic.
-    fn schedule_look(&mut self, now: Now, moved: bool) {
-        if !moved && self.next_look.is_some_and(|at| now.boot >= at) {
+    fn schedule_poll(&mut self, now: Now, moved: bool) {
+        if !moved && self.next_poll.is_some_and(|at| now.boot >= at) {
             self.activity.rest(self.timers.seen());
         }
         if !self.activity.is_active() {
-            self.next_look = None;
-        } else if self.next_look.is_none_or(|at| now.boot >= at) {
-            self.next_look = Some(now.boot + LOOK_EVERY);
+            self.next_poll = None;
+        } else if self.next_poll.is_none_or(|at| now.boot >= at) {
+            self.next_poll = Some(now.boot + LOOK_EVERY);
         }
     }
 

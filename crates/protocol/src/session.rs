@@ -11,11 +11,11 @@ use vpnd_crypto::aead::{AeadKey, Algorithm, Message, TAG_LEN};
 use zerocopy::IntoBytes;
 
 use crate::drop_reason::DropReason;
-use crate::edge::{Edge, Wake};
 use crate::message::{DATA_HEADER_LEN, DataHeader, Index};
 use crate::replay::Window;
 use crate::terms::Protocol;
 use crate::time::BootTime;
+use crate::wake_flag::{Wake, WakeFlag};
 
 /// Bytes that sealing adds to a padded packet.
 pub const OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
@@ -165,7 +165,7 @@ pub struct SealingKey {
     seals_until: BootTime,
     rekey_from: BootTime,
     /// Raised once, when a new session is due; it has no effect after the key was replaced.
-    rekey_due: Edge,
+    rekey_due: WakeFlag,
 }
 
 impl SealingKey {
@@ -184,7 +184,7 @@ impl SealingKey {
             limits: Limits::of(origin.protocol.cipher(), origin.largest),
             seals_until: origin.birth + seals_for,
             rekey_from: origin.birth + origin.rekey_after.unwrap_or(REJECT_AFTER_TIME),
-            rekey_due: Edge::default(),
+            rekey_due: WakeFlag::default(),
         }
     }
 
@@ -302,7 +302,7 @@ pub struct OpeningKey {
     contents: Contents,
     dead_from: BootTime,
     /// Raised once, by the first datagram that opens and passes the window.
-    confirmed: Edge,
+    confirmed: WakeFlag,
     /// Datagrams that passed the window; only the thread that holds the window adds to it.
     accepted: AtomicU64,
     window: Mutex<Window>,
@@ -317,7 +317,7 @@ impl OpeningKey {
             generation: origin.generation,
             contents: origin.contents,
             dead_from: origin.birth + REJECT_AFTER_TIME,
-            confirmed: Edge::default(),
+            confirmed: WakeFlag::default(),
             accepted: AtomicU64::new(0),
             window: Mutex::new(Window::default()),
         }
@@ -402,7 +402,7 @@ impl OpeningKey {
         self.dead_from
     }
 
-    pub(crate) const fn confirmed(&self) -> &Edge {
+    pub(crate) const fn confirmed(&self) -> &WakeFlag {
         &self.confirmed
     }
 }

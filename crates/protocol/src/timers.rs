@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::activity::Moments;
+use crate::activity::Timestamps;
 use crate::time::BootTime;
 
 /// Rule 1, before its jitter.
@@ -53,7 +53,7 @@ pub enum Timer {
     /// A probe of the path's MTU is due.
     PathMtu,
     /// Traffic flows, so its timestamps have to be polled.
-    Look,
+    Poll,
 }
 
 /// A wait that one kind of event starts and another ends.
@@ -89,7 +89,7 @@ impl Wait {
 #[derive(Debug)]
 pub(crate) struct Timers {
     keepalive: Option<Duration>,
-    seen: Moments,
+    seen: Timestamps,
     answer: Wait,
     owed: Wait,
     /// The configured keepalive counts from here if there was no traffic.
@@ -102,7 +102,7 @@ impl Timers {
     pub(crate) fn new(keepalive: Option<Duration>, now: BootTime) -> Self {
         Self {
             keepalive,
-            seen: Moments::default(),
+            seen: Timestamps::default(),
             answer: Wait::default(),
             owed: Wait::default(),
             quiet_since: now,
@@ -111,11 +111,11 @@ impl Timers {
     }
 
     /// Records the traffic; returns whether there was any since the last call.
-    pub(crate) fn observe(&mut self, moments: Moments) -> bool {
-        let moved = self.seen != moments;
-        self.seen = moments;
-        self.answer.observe(moments.data_sent, moments.received);
-        self.owed.observe(moments.data_received, moments.sent);
+    pub(crate) fn observe(&mut self, timestamps: Timestamps) -> bool {
+        let moved = self.seen != timestamps;
+        self.seen = timestamps;
+        self.answer.observe(timestamps.data_sent, timestamps.received);
+        self.owed.observe(timestamps.data_received, timestamps.sent);
         moved
     }
 
@@ -151,7 +151,7 @@ impl Timers {
     }
 
     /// The timestamps last observed.
-    pub(crate) const fn seen(&self) -> Moments {
+    pub(crate) const fn seen(&self) -> Timestamps {
         self.seen
     }
 }
@@ -171,40 +171,43 @@ mod tests {
     #[test]
     fn unanswered_since_the_first_data_after_the_last_sign_of_life() {
         let mut timers = timers(None);
-        timers.observe(Moments { data_sent: Some(at(10)), ..Moments::default() });
-        timers.observe(Moments { data_sent: Some(at(20)), ..Moments::default() });
+        timers.observe(Timestamps { data_sent: Some(at(10)), ..Timestamps::default() });
+        timers.observe(Timestamps { data_sent: Some(at(20)), ..Timestamps::default() });
         assert_eq!(timers.answer_deadline(), Some(at(25)));
         let both =
-            Moments { data_sent: Some(at(22)), received: Some(at(21)), ..Moments::default() };
+            Timestamps { data_sent: Some(at(22)), received: Some(at(21)), ..Timestamps::default() };
         timers.observe(both);
         assert_eq!(timers.answer_deadline(), Some(at(37)));
-        timers.observe(Moments { received: Some(at(23)), ..both });
+        timers.observe(Timestamps { received: Some(at(23)), ..both });
         assert_eq!(timers.answer_deadline(), None);
     }
 
     #[test]
     fn a_rule_that_acted_waits_for_a_new_cause() {
         let mut timers = timers(None);
-        let sent = Moments { data_sent: Some(at(10)), ..Moments::default() };
+        let sent = Timestamps { data_sent: Some(at(10)), ..Timestamps::default() };
         timers.observe(sent);
         timers.settle_answer();
         timers.observe(sent);
         assert_eq!(timers.answer_deadline(), None);
-        timers.observe(Moments { data_sent: Some(at(30)), ..sent });
+        timers.observe(Timestamps { data_sent: Some(at(30)), ..sent });
         assert_eq!(timers.answer_deadline(), Some(at(45)));
     }
 
     #[test]
     fn a_keepalive_is_owed_for_data_and_paid_by_anything_sent() {
         let mut timers = timers(None);
-        let data =
-            Moments { data_received: Some(at(5)), received: Some(at(5)), ..Moments::default() };
+        let data = Timestamps {
+            data_received: Some(at(5)),
+            received: Some(at(5)),
+            ..Timestamps::default()
+        };
         timers.observe(data);
         assert_eq!(timers.owed_deadline(), Some(at(15)));
-        timers.observe(Moments { sent: Some(at(6)), ..data });
+        timers.observe(Timestamps { sent: Some(at(6)), ..data });
         assert_eq!(timers.owed_deadline(), None);
         // A keepalive of the peer requires no answer.
-        timers.observe(Moments { received: Some(at(9)), sent: Some(at(6)), ..data });
+        timers.observe(Timestamps { received: Some(at(9)), sent: Some(at(6)), ..data });
         assert_eq!(timers.owed_deadline(), None);
     }
 
@@ -212,7 +215,7 @@ mod tests {
     fn the_configured_keepalive_counts_from_traffic_either_way() {
         let mut timers = timers(Some(25));
         assert_eq!(timers.persistent_deadline(), Some(at(25)));
-        timers.observe(Moments { received: Some(at(20)), ..Moments::default() });
+        timers.observe(Timestamps { received: Some(at(20)), ..Timestamps::default() });
         assert_eq!(timers.persistent_deadline(), Some(at(45)));
         timers.settle_persistent(at(45));
         assert_eq!(timers.persistent_deadline(), Some(at(70)));

@@ -20,15 +20,15 @@ fn main() {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
-    merge(&mut criterion, "46 segments of a TCP flow", 1, train(1, 46, false));
-    merge(&mut criterion, "46 datagrams of a UDP flow", 1, train(1, 46, true));
-    merge(&mut criterion, "64 small packets of 16 TCP flows", 16, train(16, 64, false));
-    merge(&mut criterion, "64 small packets of 64 UDP flows", 64, train(64, 64, true));
+    merge(&mut criterion, "46 segments of a TCP flow", 1, packets_of(1, 46, false));
+    merge(&mut criterion, "46 datagrams of a UDP flow", 1, packets_of(1, 46, true));
+    merge(&mut criterion, "64 small packets of 16 TCP flows", 16, packets_of(16, 64, false));
+    merge(&mut criterion, "64 small packets of 64 UDP flows", 64, packets_of(64, 64, true));
     criterion.final_summary();
 }
 
 /// `packets` packets of `flows` flows in turn. The packets of a single flow are large.
-fn train(flows: u8, packets: u16, udp: bool) -> Vec<Spec> {
+fn packets_of(flows: u8, packets: u16, udp: bool) -> Vec<Spec> {
     let len = if flows == 1 { 1380 } else { 24 };
     let packet = |at: u16| {
         let (round, flow) = (at / u16::from(flows), at % u16::from(flows));

@@ -4,8 +4,8 @@
 
 mod common;
 
+use common::flows::{Change, Flow, Sent, packets_of};
 use common::rules::{BOTH, buffer, check, groups, written};
-use common::train::{Change, Flow, Sent, train};
 use common::{ACK, FIN, PSH, Spec};
 use proptest::prelude::*;
 use vpnd_tun::{Coalescer, Limits, VNET_LEN, VnetHeader, unmerge};
@@ -16,7 +16,7 @@ proptest! {
     /// Arbitrary bytes cause no panic, no packet is lost, and unmerged packets are unchanged.
     #[test]
     fn arbitrary_bytes_do_no_harm(
-        sent in train(3, 20),
+        sent in packets_of(3, 20),
         damage in prop::collection::vec((0usize..3000, any::<u8>()), 0..20),
         cuts in prop::collection::vec((0usize..20, 0usize..60), 0..4),
         prefix in prop_oneof![Just(0usize), Just(14), 0usize..40],

@@ -12,11 +12,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use common::flows::{Sent, packets_of};
 use common::gro::{Gro, payloads};
 use common::namespace::{in_namespace, is_root};
 use common::rules::{BOTH, merged, same_flow, same_hosts};
 use common::seeds::{each_seed, sized};
-use common::train::{Sent, train};
 use proptest::prelude::*;
 use vpnd_tun::{Coalescer, VNET_LEN};
 
@@ -27,8 +27,8 @@ fn what_we_merge_the_kernel_merges() {
     }
     in_namespace("what_we_merge_the_kernel_merges", || {
         let comparison = RefCell::new(Comparison { gro: Gro::open(), tally: Tally::default() });
-        let trains = prop_oneof![train(1, 150), train(4, 64)];
-        let packets = each_seed(&trains, sized(8_000, 500_000), |sent| {
+        let streams = prop_oneof![packets_of(1, 150), packets_of(4, 64)];
+        let packets = each_seed(&streams, sized(8_000, 500_000), |sent| {
             comparison.borrow_mut().compare(&sent);
             sent.len()
         });
@@ -117,10 +117,10 @@ impl Merged {
     fn unexplained(&self, theirs: &Self) -> Vec<&Vec<usize>> {
         let theirs = theirs.pairs();
         let more = &theirs - &self.pairs();
-        let in_pieces = |group: &[usize]| pairs(group).any(|pair| !theirs.contains(&pair));
+        let in_fragments = |group: &[usize]| pairs(group).any(|pair| !theirs.contains(&pair));
         let explained =
             |group: &[usize]| more.iter().any(|(a, b)| group.contains(a) || group.contains(b));
-        self.0.keys().filter(|group| in_pieces(group) && !explained(group)).collect()
+        self.0.keys().filter(|group| in_fragments(group) && !explained(group)).collect()
     }
 }
 

@@ -4,17 +4,17 @@
 
 mod common;
 
+use common::flows::packets_of;
 use common::rules::check;
 use common::seeds::{each_seed, sized};
-use common::train::train;
 use proptest::prelude::*;
 use vpnd_tun::Limits;
 
 #[test]
 fn what_is_merged_splits_into_what_was_pushed() {
     let merged = prop::bool::weighted(0.9);
-    let trains = prop_oneof![train(1, 150), train(6, 120)];
-    let packets = each_seed(&(trains, merged, merged), sized(50_000, 1_000_000), |drawn| {
+    let streams = prop_oneof![packets_of(1, 150), packets_of(6, 120)];
+    let packets = each_seed(&(streams, merged, merged), sized(50_000, 1_000_000), |drawn| {
         let (sent, tcp, udp) = drawn;
         check(&sent, Limits { tcp, udp, prefix: 0 });
         sent.len()

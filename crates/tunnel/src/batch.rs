@@ -77,7 +77,7 @@ enum Content {
     /// A packet of this many bytes, without padding.
     Packet(usize),
     /// A fragment: the frame's length, and whether it is the packet's first fragment.
-    Piece { len: usize, first: bool },
+    Fragment { len: usize, first: bool },
 }
 
 /// How a packet is sent.
@@ -86,7 +86,7 @@ pub(crate) enum Fit {
     /// The packet is sent in one datagram.
     Whole,
     /// The packet is sent in fragments.
-    Pieces(Plan),
+    Fragments(Plan),
     /// The packet cannot be sent.
     Never,
 }
@@ -140,7 +140,7 @@ impl Batch {
         let size = self.framing.size(len);
         match self.largest.filter(|&largest| size > largest) {
             Some(largest) => match plan(len, largest) {
-                Some(plan) if sealed_len(plan) <= MAX_BATCH => Fit::Pieces(plan),
+                Some(plan) if sealed_len(plan) <= MAX_BATCH => Fit::Fragments(plan),
                 Some(_) | None => Fit::Never,
             },
             None if size <= MAX_BATCH => Fit::Whole,
@@ -164,7 +164,7 @@ impl Batch {
             }
             cut.write(packet, &mut self.buffer[start..start + cut.plaintext_len()]);
             let len = cut.plaintext_len();
-            self.contents.push(Content::Piece { len, first: cut.bytes().start == 0 });
+            self.contents.push(Content::Fragment { len, first: cut.bytes().start == 0 });
         }
         true
     }
@@ -189,7 +189,7 @@ impl Batch {
             Fit::Whole => {
                 self.room(packet.len(), outer).map(|room| room.copy_from_slice(packet)).is_some()
             }
-            Fit::Pieces(plan) => self.cut(packet, plan, outer),
+            Fit::Fragments(plan) => self.cut(packet, plan, outer),
             Fit::Never => false,
         }
     }
@@ -243,13 +243,14 @@ impl Batch {
                     let start = start + self.framing.header_len();
                     take(&self.buffer[start..start + len]);
                 }
-                Content::Piece { len, .. } => {
-                    let Ok(Frame::Fragment(piece)) = frame::parse(&self.buffer[start..start + len])
+                Content::Fragment { len, .. } => {
+                    let Ok(Frame::Fragment(fragment)) =
+                        frame::parse(&self.buffer[start..start + len])
                     else {
                         continue;
                     };
-                    whole.extend_from_slice(piece.bytes());
-                    if piece.is_last() {
+                    whole.extend_from_slice(fragment.bytes());
+                    if fragment.is_last() {
                         take(&whole);
                         whole.clear();
                     }
@@ -259,7 +260,8 @@ impl Batch {
     }
 
     pub(crate) fn tally(&self) -> Tally {
-        let begins = |content: &&Content| !matches!(content, Content::Piece { first: false, .. });
+        let begins =
+            |content: &&Content| !matches!(content, Content::Fragment { first: false, .. });
         Tally {
             datagrams: self.contents.len() as u64,
             packets: self.contents.iter().filter(begins).count() as u64,
@@ -268,8 +270,8 @@ impl Batch {
     }
 
     /// Whether the batch contains a fragmented packet.
-    pub(crate) fn has_pieces(&self) -> bool {
-        self.contents.iter().any(|content| matches!(content, Content::Piece { .. }))
+    pub(crate) fn has_fragments(&self) -> bool {
+        self.contents.iter().any(|content| matches!(content, Content::Fragment { .. }))
     }
 
     /// The number of datagrams.
@@ -426,12 +428,12 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_larger_than_a_datagram_goes_out_in_pieces_and_comes_back_whole() {
+    fn a_packet_larger_than_a_datagram_goes_out_in_fragments_and_comes_back_whole() {
         let mut batch = Batch::new(64, Framing::Bare { mtu: 9000 });
         assert_eq!(batch.fit(9000), Fit::Whole);
         batch.limit(Some(1472));
         let packet: Vec<u8> = (0..9000).map(|n| (n % 251) as u8).collect();
-        let Fit::Pieces(plan) = batch.fit(packet.len()) else { panic!("not in pieces") };
+        let Fit::Fragments(plan) = batch.fit(packet.len()) else { panic!("not in fragments") };
         batch.room(100, Outer::default()).unwrap().fill(7);
         assert!(batch.cut(&packet, plan, Outer::default()));
         assert!(batch.runs.iter().all(|run| run.segment <= 1472));

@@ -116,7 +116,7 @@ mod tests {
     use crate::udp::tests::in_namespace;
 
     /// 60 segments of one flow, as reassembly returns them.
-    fn train() -> Vec<Vec<u8>> {
+    fn packets_of() -> Vec<Vec<u8>> {
         const PAYLOAD: u16 = 1000;
         let mut packet = vec![0; 40 + 60 * usize::from(PAYLOAD)];
         let len = u16::try_from(packet.len()).unwrap();
@@ -154,19 +154,19 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_came_in_pieces_are_merged_as_others_are() {
+    fn packets_that_came_in_fragments_are_merged_as_others_are() {
         in_namespace(|| {
             let (_near, far) = ends(1);
             let device = far.device.name.clone();
             let mut delivery = Delivery::new(Arc::clone(&far), 100);
             let mut buffer = vec![0; 100 + RECEIVE_BUFFER];
-            for packet in train() {
+            for packet in packets_of() {
                 delivery.push_from_elsewhere(&mut buffer, &packet).unwrap();
             }
             delivery.flush(&mut buffer).unwrap();
             assert_eq!(taken(&device), 1, "one super-packet");
             // More packets than the buffer has room for: none is lost.
-            for packet in train().iter().chain(&train()) {
+            for packet in packets_of().iter().chain(&packets_of()) {
                 delivery.push_from_elsewhere(&mut buffer, packet).unwrap();
             }
             delivery.flush(&mut buffer).unwrap();

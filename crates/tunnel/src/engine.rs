@@ -10,14 +10,14 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc;
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::cookie::Mac1Key;
+use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::{Admitted, IDENTITIES, Table};
-use vpnd_protocol::turn::Framed;
 use vpnd_tun::{Device, Mode};
 
-use crate::abreast::Abreast;
 use crate::counters::Counters;
 use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
+use crate::pacing::Pacing;
 pub use crate::refused::RefusedPackets;
 use crate::refused::RefusedSources;
 pub use crate::shared::is_gone;
@@ -75,7 +75,7 @@ impl Engine {
         options: Options,
     ) -> io::Result<(Self, Reports)> {
         let shared = Arc::new(Shared {
-            abreast: Abreast::new(device.queues.len()),
+            pacing: Pacing::new(device.queues.len()),
             device,
             socket,
             urgent: Urgent::default(),

@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::DATA_HEADER_LEN;
+use vpnd_protocol::receive_order::{Framed, ReceiveOrder};
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::time::BootTime;
-use vpnd_protocol::turn::{Framed, Turn};
 
 use crate::delivery::Delivery;
 use crate::ecn::Ecn;
@@ -24,7 +24,7 @@ use crate::view::View;
 pub(crate) struct Gate {
     shared: Arc<Shared>,
     frames: Frames,
-    turn: Turn,
+    order: ReceiveOrder,
     unpack: Unpack,
 }
 
@@ -43,7 +43,7 @@ impl Frames {
 impl Gate {
     pub(crate) fn new(shared: Arc<Shared>, frames: mpsc::Sender<Framed>) -> Self {
         let unpack = Unpack::new(Arc::clone(&shared));
-        Self { shared, frames: Frames(frames), turn: Turn::default(), unpack }
+        Self { shared, frames: Frames(frames), order: ReceiveOrder::default(), unpack }
     }
 
     /// Accepts a batch that was opened with the same `view`, and delivers its packets.
@@ -62,7 +62,7 @@ impl Gate {
         let (at, outer) =
             (Arrival { from: received.from, local: received.local }, Ecn::of_tos(received.tos));
         self.unpack.begin(policy, now);
-        let mut accepting = self.turn.begin(table, &self.shared.activity, at);
+        let mut accepting = self.order.begin(table, &self.shared.activity, at);
         for run in slots.chunk_by(Slot::same_session) {
             let key = table.opening(run[0].receiver);
             let mut window = key.map(|key| key.window());

@@ -14,8 +14,8 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::Admitted;
-use vpnd_protocol::turn::Framed;
 
 use crate::clock;
 use crate::delivery::Delivery;

@@ -4,7 +4,6 @@
 //! Start reading with `outbound`, then `inbound`: they contain the steps of a packet from top to bottom.
 //! [`engine`] starts and stops the threads, and connects them with the control plane.
 
-mod abreast;
 mod batch;
 pub mod clamp;
 pub mod clock;
@@ -21,6 +20,7 @@ mod intake;
 mod nested;
 mod outbound;
 mod outer;
+mod pacing;
 mod refused;
 mod shared;
 pub mod udp;

@@ -23,12 +23,12 @@ use vpnd_protocol::table::Path;
 use vpnd_protocol::time::BootTime;
 use vpnd_tun::{Mode, READ_BUFFER, VNET_LEN, VnetHeader, split};
 
-use crate::abreast::UnderWay;
 use crate::batch::{Batch, Fit};
 use crate::clamp::Segments;
 use crate::clock;
 use crate::nested::{Datagram, Watcher};
 use crate::outer::Outer;
+use crate::pacing::InFlight;
 use crate::shared::{Shared, await_room, is_gone};
 use crate::udp::Sent;
 
@@ -85,7 +85,7 @@ impl Outbound {
     ///
     /// # Errors
     /// If the device is gone.
-    pub(crate) fn turn(&mut self, limit: usize) -> io::Result<Load> {
+    pub(crate) fn poll(&mut self, limit: usize) -> io::Result<Load> {
         self.send_staged()?;
         self.follow();
         let mut bytes = 0;
@@ -141,7 +141,7 @@ impl Outbound {
             let fit = self.batch.fit(len);
             let packet = match fit {
                 Fit::Whole => self.batch.room(len, outer),
-                Fit::Pieces(_) => Some(&mut self.uncut[..len]),
+                Fit::Fragments(_) => Some(&mut self.uncut[..len]),
                 Fit::Never => {
                     self.shared.counters.count(DropReason::TooBig, segments.remaining());
                     return Ok(());
@@ -156,7 +156,7 @@ impl Outbound {
             if let Some(segments) = self.segments.filter(|_| single) {
                 segments.clamp(mode, packet);
             }
-            if let Fit::Pieces(plan) = fit {
+            if let Fit::Fragments(plan) = fit {
                 self.cut(len, plan, outer)?;
             }
         }
@@ -241,7 +241,7 @@ impl Outbound {
 
 /// Seals and sends a batch; returns whether it could be sealed.
 fn leave(shared: &Shared, line: usize, batch: &mut Batch, now: BootTime) -> io::Result<bool> {
-    shared.abreast.wait(line, || shared.next_counter());
+    shared.pacing.wait(line, || shared.next_counter());
     let Some((path, _under_way)) = seal(shared, line, batch, now) else { return Ok(false) };
     send(shared, batch, &path)?;
     Ok(true)
@@ -253,18 +253,18 @@ fn seal<'a>(
     line: usize,
     batch: &mut Batch,
     now: BootTime,
-) -> Option<(Path, UnderWay<'a>)> {
+) -> Option<(Path, InFlight<'a>)> {
     // The guard is dropped with this function, so that this thread holds no key while a send waits.
     let view = shared.view.load();
     let (key, path) = view.table.send.as_ref()?;
-    if batch.has_pieces() && !key.carries_frames() {
+    if batch.has_fragments() && !key.carries_frames() {
         return None;
     }
-    let under_way = shared.abreast.under_way(line, key.used());
+    let in_flight = shared.pacing.in_flight(line, key.used());
     let counters: Counters = key.reserve(batch.len(), now).ok()?;
     shared.wake(counters.wake());
     batch.seal(key, counters);
-    Some((*path, under_way))
+    Some((*path, in_flight))
 }
 
 /// Sends a sealed batch. No network error stops the worker.
@@ -352,7 +352,7 @@ mod tests {
         let policy = Policy::new(Mode::Tun, mtu, Filter::new(&[])).with_clamp(clamp);
         near.view.set_policy(&policy);
         line.flush().unwrap();
-        line.turn(0).map(drop).unwrap();
+        line.poll(0).map(drop).unwrap();
         line.split_packet(&read_syn(1400)).unwrap();
         let mut mss = 0;
         line.batch.for_each_packet(|packet| mss = u16::from_be_bytes([packet[42], packet[43]]));
@@ -384,7 +384,7 @@ mod tests {
             let (held, other) = lines.split_at_mut(1);
             (0..40).for_each(|_| held[0].split_packet(&packet).unwrap());
             let sealed = seal(&near, 0, &mut held[0].batch, clock::boot());
-            let (path, under_way) = sealed.unwrap();
+            let (path, in_flight) = sealed.unwrap();
             thread::scope(|scope| {
                 let windows = scope.spawn(|| {
                     (0..WINDOW * 2).for_each(|_| other[0].split_packet(&packet).unwrap());
@@ -397,7 +397,7 @@ mod tests {
                 }
                 assert!(!windows.is_finished() && near.next_counter() < WINDOW);
                 send(&near, &held[0].batch, &path).unwrap();
-                drop(under_way);
+                drop(in_flight);
                 while !windows.is_finished() {
                     receive(&mut inbound);
                 }

@@ -10,13 +10,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::edge::Wake;
+use vpnd_protocol::wake_flag::Wake;
 use vpnd_tun::{Device, Mode};
 
-use crate::abreast::Abreast;
 use crate::counters::Counters;
 use crate::guard::Guard;
 use crate::nested::Datagram;
+use crate::pacing::Pacing;
 use crate::refused::RefusedSources;
 use crate::udp::{Refusal, Socket};
 use crate::urgent::Urgent;
@@ -27,7 +27,7 @@ use crate::view::Published;
 pub(crate) struct Shared {
     /// The device; each of its queues has a worker.
     pub(crate) device: Device,
-    pub(crate) abreast: Abreast,
+    pub(crate) pacing: Pacing,
     pub(crate) socket: Socket,
     /// The control plane's datagrams that wait until the socket has room.
     pub(crate) urgent: Urgent,

@@ -19,7 +19,6 @@ use vpnd_protocol::table::{Arrival, Table};
 use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_tun::{Adopt, Mode, Options, Owner, VnetHeader};
 
-use crate::abreast::Abreast;
 use crate::clamp::Clamp;
 use crate::clock;
 use crate::counters::Counters;
@@ -28,9 +27,10 @@ use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 use crate::namespace::ip;
 use crate::outbound::Outbound;
+use crate::pacing::Pacing;
 use crate::shared::{Shared, Signal};
 use crate::udp::tests::{bound, in_namespace};
-use crate::udp::{Listen, Socket, Way};
+use crate::udp::{Egress, Listen, Socket};
 use crate::urgent::Urgent;
 use crate::view::{Policy, Published};
 use crate::watch::Watch;
@@ -71,7 +71,7 @@ fn several_lines_stage_as_much_as_one_and_each_sends_its_own() {
             let lost = near.counters.dropped(DropReason::StagingDropped);
             assert_eq!(lost, 200 * u64::from(queues) - STAGED_PACKETS as u64);
             near.view.set_table(&table);
-            lines.iter_mut().for_each(|line| line.turn(0).map(drop).unwrap());
+            lines.iter_mut().for_each(|line| line.poll(0).map(drop).unwrap());
             let mut inbound = inbound(&far);
             receive(&mut inbound);
             assert_eq!(far.activity.traffic().packets_received, STAGED_PACKETS as u64);
@@ -90,7 +90,7 @@ fn what_was_staged_leaves_without_an_allocation() {
             near.view.set_table(&keyless);
             send(&mut line, &read_packet(400), 100);
             near.view.set_table(&table);
-            let allocated = measure(|| line.turn(0).map(drop).unwrap()).count_total;
+            let allocated = measure(|| line.poll(0).map(drop).unwrap()).count_total;
             assert!(allocated == 0 || round == 1, "{allocated} allocations for 100 packets");
             receive(&mut inbound);
             assert_eq!(far.activity.traffic().packets_received, round * 100);
@@ -145,7 +145,7 @@ fn dropped(shared: &Shared) -> Vec<(DropReason, u64)> {
 }
 
 fn socket() -> Socket {
-    bound(Listen::Port(0), Way::default()).unwrap()
+    bound(Listen::Port(0), Egress::default()).unwrap()
 }
 
 fn at(socket: &Socket) -> SocketAddr {
@@ -158,7 +158,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
     let device = vpnd_tun::open(&options).unwrap();
     ip(&format!("link set {} up", device.name));
     Arc::new(Shared {
-        abreast: Abreast::new(device.queues.len()),
+        pacing: Pacing::new(device.queues.len()),
         device,
         urgent: Urgent::default(),
         socket,

@@ -1,11 +1,12 @@
 //! The UDP socket: one descriptor for both families, and one file per kernel feature.
 //!
 //! `bind` opens the socket. `gso` and `gro` move whole batches; `pktinfo` handles the local address, `tos` the
-//! outer TOS byte, and `hops` the outer hop limit. `way` contains the settings that decide on routes. `cmsg`
+//! outer TOS byte, and `hops` the outer hop limit. `egress` contains the settings that decide on routes. `cmsg`
 //! encodes and decodes control messages, and `sys` contains the system calls.
 
 mod bind;
 mod cmsg;
+mod egress;
 mod gro;
 mod gso;
 mod hops;
@@ -15,7 +16,6 @@ mod renew;
 mod route;
 mod sys;
 mod tos;
-mod way;
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -28,9 +28,9 @@ use socket2::SockAddr;
 use vpnd_protocol::limits::MAX_DATAGRAM;
 
 pub use bind::{BindError, Gso, Listen, Options};
+pub use egress::Egress;
 pub use refusal::Refusal;
 pub use route::{largest_payload, packet_around, payload_within};
-pub use way::Way;
 
 use gso::Oversize;
 
@@ -144,7 +144,7 @@ impl Socket {
             dual_stack: bound.dual_stack,
             local_port: AtomicU16::new(bound.local_port),
             bound_to: bound.at,
-            device: options.way.device.clone(),
+            device: options.egress.device.clone(),
             fragmenting: Mutex::new(()),
             segmentation: gso::Segmentation::new(options.gso),
         })

@@ -22,7 +22,7 @@ use crate::view::Policy;
 pub(crate) struct Unpack {
     shared: Arc<Shared>,
     /// Packets of which only some fragments have arrived.
-    pieces: Reassembly,
+    fragments: Reassembly,
     /// The generation of the policy for which the buffers were sized.
     generation: u64,
     marks: Marks,
@@ -51,10 +51,10 @@ pub(crate) enum Found<'a> {
 impl Unpack {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let view = shared.view.load();
-        let (pieces, generation) =
+        let (fragments, generation) =
             (Reassembly::new(view.policy.largest_packet().into()), view.policy.generation());
         drop(view);
-        Self { shared, pieces, generation, marks: Marks::default(), told: None }
+        Self { shared, fragments, generation, marks: Marks::default(), told: None }
     }
 
     /// Begins a batch: makes room for the packets that its policy allows, and forgets old marks before the
@@ -62,7 +62,7 @@ impl Unpack {
     pub(crate) fn begin(&mut self, policy: &Policy, now: BootTime) {
         if self.generation != policy.generation() {
             self.generation = policy.generation();
-            self.pieces.resize(policy.largest_accepted().into());
+            self.fragments.resize(policy.largest_accepted().into());
         }
         self.marks.age(now);
     }
@@ -102,14 +102,14 @@ impl Unpack {
                 admit_frame(&self.shared, place.policy, mark, &mut plaintext[start..start + len])?;
                 Ok(Found::Packet(start..start + len))
             }
-            Inner::Piece { len, .. } => self.piece(place, &plaintext[..len]),
+            Inner::Fragment { len, .. } => self.fragment(place, &plaintext[..len]),
             Inner::Keepalive | Inner::Control { .. } => Ok(Found::Nothing),
         }
     }
 
     /// Counts the packets whose fragments did not all arrive in time.
     pub(crate) fn purge(&mut self, now: BootTime) -> usize {
-        self.pieces.purge(now)
+        self.fragments.purge(now)
     }
 
     fn mark(&self, outer: Ecn) -> Mark {
@@ -117,14 +117,14 @@ impl Unpack {
     }
 
     /// Processes a fragment. A congestion mark on one fragment applies to its whole packet.
-    fn piece(&mut self, place: Place<'_>, plaintext: &[u8]) -> Result<Found<'_>, DropReason> {
-        let Frame::Fragment(piece) = frame::parse(plaintext)? else {
+    fn fragment(&mut self, place: Place<'_>, plaintext: &[u8]) -> Result<Found<'_>, DropReason> {
+        let Frame::Fragment(fragment) = frame::parse(plaintext)? else {
             return Err(DropReason::UnknownFrame);
         };
         let Place { policy, key, counter, outer, now } = place;
         let believed = self.marks.believed();
-        let piece = (piece, outer == Ecn::Ce);
-        let whole = self.pieces.insert_marked(key.generation(), counter, piece, now)?;
+        let fragment = (fragment, outer == Ecn::Ce);
+        let whole = self.fragments.insert_marked(key.generation(), counter, fragment, now)?;
         let Some((packet, congested)) = whole else { return Ok(Found::Nothing) };
         let mark = Mark { outer: if congested { Ecn::Ce } else { outer }, believed };
         if self.shared.mode == Mode::Tap {

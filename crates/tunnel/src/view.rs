@@ -234,7 +234,7 @@ mod tests {
                 (9000, 8990, 8992),
             ] {
                 near.view.set_policy(&policy(mtu, HERE));
-                line.turn(0).map(drop).unwrap();
+                line.poll(0).map(drop).unwrap();
                 assert_eq!(datagram(&near, line, len), padded + OVERHEAD, "{len} over {mtu}");
                 receive(&mut inbound);
             }

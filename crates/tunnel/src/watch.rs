@@ -26,7 +26,7 @@ const IN_PASSING: usize = 8;
 /// The outbound workers, and which thread reads a device with a single queue.
 pub(crate) struct Watch {
     shared: Arc<Shared>,
-    lines: Vec<Line>,
+    workers: Vec<Worker>,
     /// Whether the inbound thread reads the device. The thread that sets this flag wakes the inbound thread.
     inbound_watches: AtomicBool,
     /// Wakes the inbound thread after a publication, or when it has to read the device.
@@ -34,13 +34,13 @@ pub(crate) struct Watch {
 }
 
 /// The worker of one device queue.
-struct Line {
+struct Worker {
     outbound: Mutex<Outbound>,
     /// Wakes the outbound thread after a publication, or when the inbound thread hands the device over.
     signal: Signal,
 }
 
-impl Line {
+impl Worker {
     fn new(shared: &Arc<Shared>, queue: usize) -> io::Result<Self> {
         let outbound = Mutex::new(Outbound::new(Arc::clone(shared), queue));
         Ok(Self { outbound, signal: Signal::new()? })
@@ -50,14 +50,14 @@ impl Line {
 impl Watch {
     /// At first the outbound threads read the device.
     pub(crate) fn new(shared: Arc<Shared>) -> io::Result<Self> {
-        let lines = (0..shared.device.queues.len()).map(|queue| Line::new(&shared, queue));
-        let (lines, inbound) = (lines.collect::<Result<_, _>>()?, Signal::new()?);
-        Ok(Self { shared, lines, inbound_watches: AtomicBool::new(false), inbound })
+        let workers = (0..shared.device.queues.len()).map(|queue| Worker::new(&shared, queue));
+        let (workers, inbound) = (workers.collect::<Result<_, _>>()?, Signal::new()?);
+        Ok(Self { shared, workers, inbound_watches: AtomicBool::new(false), inbound })
     }
 
     /// Wakes all threads.
     pub(crate) fn raise(&self) {
-        self.lines.iter().for_each(|line| line.signal.raise());
+        self.workers.iter().for_each(|worker| worker.signal.raise());
         self.inbound.raise();
     }
 
@@ -66,21 +66,21 @@ impl Watch {
     /// # Errors
     /// If the device is gone.
     pub(crate) fn run(&self, queue: usize) -> io::Result<()> {
-        let (line, alone) = (&self.lines[queue], self.lines.len() == 1);
+        let (worker, alone) = (&self.workers[queue], self.workers.len() == 1);
         let mut light = 0;
         while !self.shared.view.load().table.stop {
             self.inbound_watches.store(false, Relaxed);
             let load = {
-                let mut outbound = line.outbound.lock().unwrap_or_else(PoisonError::into_inner);
-                outbound.turn(usize::MAX)?
+                let mut outbound = worker.outbound.lock().unwrap_or_else(PoisonError::into_inner);
+                outbound.poll(usize::MAX)?
             };
             light = if load == Load::Light && alone { light + 1 } else { 0 };
             if light < LIGHT_TURNS {
-                wait(self.shared.device.queues[queue].as_fd(), PollFlags::POLLIN, &line.signal)?;
+                wait(self.shared.device.queues[queue].as_fd(), PollFlags::POLLIN, &worker.signal)?;
             } else {
                 self.inbound_watches.store(true, Relaxed);
                 self.inbound.raise();
-                line.signal.wait()?;
+                worker.signal.wait()?;
                 light = 0;
             }
         }
@@ -96,14 +96,14 @@ impl Watch {
         if !self.inbound_watches.load(Relaxed) {
             return Ok(());
         }
-        let line = &self.lines[0];
-        let mut outbound = match line.outbound.try_lock() {
+        let worker = &self.workers[0];
+        let mut outbound = match worker.outbound.try_lock() {
             Ok(outbound) => outbound,
             Err(TryLockError::Poisoned(outbound)) => outbound.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(()),
         };
-        if outbound.turn(IN_PASSING)? == Load::Heavy && self.inbound_watches.swap(false, Relaxed) {
-            line.signal.raise();
+        if outbound.poll(IN_PASSING)? == Load::Heavy && self.inbound_watches.swap(false, Relaxed) {
+            worker.signal.raise();
         }
         Ok(())
     }

@@ -309,8 +309,8 @@ pub(crate) struct Socket {
 
 impl Socket {
     /// The settings that affect the route of datagrams.
-    pub(crate) fn way(&self) -> udp::Way {
-        udp::Way { mark: self.fwmark, device: self.bind_device.clone() }
+    pub(crate) fn egress(&self) -> udp::Egress {
+        udp::Egress { mark: self.fwmark, device: self.bind_device.clone() }
     }
 
     /// The source addresses, by family.

@@ -223,8 +223,8 @@ fn a_socket_as_it_may_be_told() {
     let sources = told.sources();
     assert_eq!(sources.v4, Some([192, 0, 2, 9].into()));
     assert_eq!(sources.v6, "2001:db8::9".parse().ok());
-    let way = told.way();
-    assert_eq!((way.mark, way.device.as_deref()), (51820, Some("eth1")));
+    let egress = told.egress();
+    assert_eq!((egress.mark, egress.device.as_deref()), (51820, Some("eth1")));
     for (name, point) in
         [("cs0", 0), ("cs7", 56), ("af11", 10), ("af43", 38), ("ef", 46), ("le", 1)]
     {
@@ -625,7 +625,7 @@ proptest! {
     }
 }
 
-/// Pieces of real configurations, and what may break them.
+/// Fragments of real configurations, and what may break them.
 fn likely() -> impl Strategy<Value = String> {
     let words = TABLES.iter().flat_map(|(title, keys)| {
         let title = format!("\n{title}\n");

@@ -4,7 +4,7 @@
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Heard, Link, Mark, Netlink, Own, SpecificRoutes, Undo, Uplink};
 use vpnd_tun::{Carrier, Device};
-use vpnd_tunnel::udp::{Socket, Way};
+use vpnd_tunnel::udp::{Egress, Socket};
 
 use super::{RunError, stays_shut};
 use crate::changes;
@@ -29,7 +29,7 @@ pub(super) struct Guarded {
     pub(super) news: Heard,
     /// The network namespace of the socket.
     pub(super) outside: Netns,
-    pub(super) way: Way,
+    pub(super) egress: Egress,
     /// Whether the tunnel's routes would lead its own datagrams into the tunnel.
     would_loop: bool,
     pub(super) undo: Undo,
@@ -50,14 +50,27 @@ impl Guarded {
         // A route in another namespace does not affect our datagrams.
         let would_loop =
             config.leads_everywhere() && outside.as_ref().is_ok_and(|outside| inside.is(outside));
-        let way = changes::way(config, &netlink, would_loop).await;
+        let egress = changes::egress(config, &netlink, would_loop).await;
         // This comes before any step that may fail: the kill switch stays in place even if the start fails.
-        let mark = would_loop.then(|| changes::mark(config, &way));
+        let mark = would_loop.then(|| changes::mark(config, &egress));
         let mut undo = changes::guard(config, &netlink, mark).await?;
-        guard_output(config, &inside, &way, &mut undo).await.inspect_err(|_| stays_shut(config))?;
+        guard_output(config, &inside, &egress, &mut undo)
+            .await
+            .inspect_err(|_| stays_shut(config))?;
         let opener = Opener::start(config, &undo, &inside)?;
         let outside = outside?;
-        Ok(Self { control, inside, netlink, heard, news, outside, way, would_loop, undo, opener })
+        Ok(Self {
+            control,
+            inside,
+            netlink,
+            heard,
+            news,
+            outside,
+            egress,
+            would_loop,
+            undo,
+            opener,
+        })
     }
 }
 
@@ -81,12 +94,12 @@ impl Opened {
     /// # Errors
     /// The kernel's error.
     pub(super) async fn open(config: &Config, guarded: &Guarded) -> Result<Self, RunError> {
-        let Guarded { inside, outside, netlink, way, .. } = guarded;
+        let Guarded { inside, outside, netlink, egress, .. } = guarded;
         let device = inside.within(|| opening::device(config))??;
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
         let (socket, uplink) =
-            outside.within(|| (opening::socket(config, way), opening::uplink()))?;
+            outside.within(|| (opening::socket(config, egress), opening::uplink()))?;
         let socket = socket?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
@@ -104,9 +117,9 @@ impl Opened {
         public_key: &PublicKey,
         guarded: &Guarded,
     ) -> Result<Link, RunError> {
-        let Guarded { inside, way, would_loop, .. } = guarded;
+        let Guarded { inside, egress, would_loop, .. } = guarded;
         let own = || Own {
-            mark: changes::mark(config, way),
+            mark: changes::mark(config, egress),
             port: self.socket.local_port(),
             peers: config.peer.endpoints.iter().filter_map(Endpoint::address).collect(),
         };
@@ -120,20 +133,20 @@ impl Opened {
 }
 
 /// The mark of the tunnel's own datagrams, if they have one.
-pub(super) fn own_mark(config: &Config, way: &Way) -> Option<Mark> {
-    (way.mark != 0).then(|| changes::mark(config, way))
+pub(super) fn own_mark(config: &Config, egress: &Egress) -> Option<Mark> {
+    (egress.mark != 0).then(|| changes::mark(config, egress))
 }
 
 /// Makes the packet filter drop the packets that a kill switch must block and no route blocks.
 async fn guard_output(
     config: &Config,
     inside: &Netns,
-    way: &Way,
+    egress: &Egress,
     undo: &mut Undo,
 ) -> Result<(), RunError> {
     const NO_DEVICE: u32 = 0;
     let specific = specific_routes(config, inside, NO_DEVICE).await?;
-    let own = own_mark(config, way);
+    let own = own_mark(config, egress);
     Ok(inside.within(|| firewall::guard(config, own, specific.as_ref(), undo))??)
 }
 

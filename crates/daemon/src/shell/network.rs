@@ -8,7 +8,7 @@ use vpnd_plane::Unresolved;
 use vpnd_protocol::limits::LEAST_MTU_V6;
 use vpnd_protocol::peer::Transmit;
 use vpnd_tunnel::clock;
-use vpnd_tunnel::udp::{Way, largest_payload, payload_within};
+use vpnd_tunnel::udp::{Egress, largest_payload, payload_within};
 
 use super::Shell;
 use crate::config::Icmp;
@@ -55,7 +55,7 @@ impl Shell {
     /// Subscribes to changes of this route.
     pub(super) fn follow_route(&self, heading: Option<Transmit>) {
         let Some(uplink) = &self.around.uplink else { return };
-        let Way { mark, device } = self.around.way.clone();
+        let Egress { mark, device } = self.around.egress.clone();
         let port = self.engine.local_port();
         uplink.ask(heading.map(|Transmit { to, from }| Query { to, from, mark, device, port }));
     }
@@ -82,7 +82,7 @@ impl Shell {
     /// Asks the kernel for the largest datagram to this address.
     pub(super) fn measure_path(&mut self, to: SocketAddr) {
         let source = self.around.running.socket.sources().towards(to);
-        let hinted = || largest_payload(to, source, &self.around.way).ok();
+        let hinted = || largest_payload(to, source, &self.around.egress).ok();
         let routed = match self.around.running.path.icmp {
             Icmp::Hint => hinted(),
             Icmp::Ignore => {

@@ -49,7 +49,7 @@ impl Shell {
             }
             Effect::FollowRoute(heading) => self.follow_route(heading),
             Effect::AskRoutes { at_once: true } => self.ask_routes().await,
-            Effect::AskRoutes { at_once: false } => self.around.loops.look_soon(),
+            Effect::AskRoutes { at_once: false } => self.around.loops.poll_soon(),
             Effect::LookUpNames => self.around.resolver.nudge(),
             Effect::ChangePort => self.change_port(),
             Effect::CheckSending => {

@@ -1,7 +1,7 @@
 //! Round trip and loss of the last minutes.
 
 use serde::{Deserialize, Serialize};
-use vpnd_protocol::peer::{self, BothWays, Loss};
+use vpnd_protocol::peer::{self, BothDirections, Loss};
 
 /// The measurements. A value without any measurement is null, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,8 +35,8 @@ impl From<peer::Recent> for Recent {
     }
 }
 
-impl From<BothWays> for Lost {
-    fn from(BothWays { outward, inward }: BothWays) -> Self {
+impl From<BothDirections> for Lost {
+    fn from(BothDirections { outward, inward }: BothDirections) -> Self {
         Self {
             tx_sent: outward.map(|loss| loss.sent),
             tx_lost: outward.map(Loss::missing),

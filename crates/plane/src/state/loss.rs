@@ -65,7 +65,7 @@ const fn exceeds(loss: Loss) -> bool {
 mod tests {
     use super::*;
     use std::time::Duration;
-    use vpnd_protocol::peer::BothWays;
+    use vpnd_protocol::peer::BothDirections;
 
     fn at(seconds: u64) -> BootTime {
         BootTime::default() + Duration::from_secs(seconds)
@@ -82,7 +82,7 @@ mod tests {
             largest: None,
             sends_singly: false,
             is_other_family: false,
-            loss: BothWays { outward: outward.map(loss), inward: inward.map(loss) },
+            loss: BothDirections { outward: outward.map(loss), inward: inward.map(loss) },
             loss_until: at(1000),
         }
     }

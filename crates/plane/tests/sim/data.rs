@@ -7,17 +7,17 @@ use std::sync::Arc;
 
 use vpnd_protocol::activity::{Activity, Tally};
 use vpnd_protocol::drop_reason::DropReason;
-use vpnd_protocol::edge::Wake;
 use vpnd_protocol::fragment::{self, Cut, Reassembly};
 use vpnd_protocol::frame::{self, Frame};
 use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, DATA_HEADER_LEN, Index, Message};
 use vpnd_protocol::peer::Transmit;
+use vpnd_protocol::receive_order::{Framed, ReceiveOrder};
 use vpnd_protocol::session::{Contents, Generation, OVERHEAD, Opened, SealingKey, padded_len};
 use vpnd_protocol::staging::Staging;
 use vpnd_protocol::table::{Admitted, Arrival, Path, Table};
 use vpnd_protocol::time::BootTime;
-use vpnd_protocol::turn::{Framed, Turn};
+use vpnd_protocol::wake_flag::Wake;
 use vpnd_tun::Mode;
 use vpnd_tunnel::view::Policy;
 
@@ -31,8 +31,8 @@ pub(crate) struct Data {
     policy: Policy,
     activity: Arc<Activity>,
     staging: Staging,
-    turn: Turn,
-    pieces: Reassembly,
+    order: ReceiveOrder,
+    fragments: Reassembly,
     /// Handshake messages for the control plane.
     pub(crate) handshakes: VecDeque<Admitted>,
     /// Control frames for the control plane.
@@ -66,8 +66,8 @@ impl Data {
             policy,
             activity,
             staging: Staging::default(),
-            turn: Turn::default(),
-            pieces: Reassembly::new(LARGEST),
+            order: ReceiveOrder::default(),
+            fragments: Reassembly::new(LARGEST),
             handshakes: VecDeque::new(),
             frames: VecDeque::new(),
             woken: false,
@@ -213,7 +213,7 @@ impl Data {
 
     fn accept(&mut self, table: &Table, at: Arrival, slots: &[Slot], now: BootTime) {
         let activity = Arc::clone(&self.activity);
-        let mut accepting = self.turn.begin(table, &activity, at);
+        let mut accepting = self.order.begin(table, &activity, at);
         let mut found = Vec::new();
         for run in slots.chunk_by(|a, b| a.receiver == b.receiver) {
             let Some(key) = table.opening(run[0].receiver) else { continue };
@@ -221,7 +221,7 @@ impl Data {
             for Slot { datagram, opened, counter, .. } in run {
                 match accepting.accept(key, &mut window, opened, datagram) {
                     Ok(Inner::Keepalive | Inner::Ethernet { .. }) => {}
-                    Ok(Inner::Piece { len, .. }) => {
+                    Ok(Inner::Fragment { len, .. }) => {
                         let plaintext = &datagram[DATA_HEADER_LEN..][..len];
                         found.push((Some((key.generation(), *counter)), plaintext.to_vec()));
                     }
@@ -259,8 +259,8 @@ impl Data {
         plaintext: &[u8],
         now: BootTime,
     ) -> Option<Vec<u8>> {
-        let Ok(Frame::Fragment(piece)) = frame::parse(plaintext) else { return None };
-        match self.pieces.insert_marked(generation, counter, (piece, false), now) {
+        let Ok(Frame::Fragment(fragment)) = frame::parse(plaintext) else { return None };
+        match self.fragments.insert_marked(generation, counter, (fragment, false), now) {
             Ok(whole) => whole.map(|(packet, _)| packet.to_vec()),
             Err(reason) => {
                 *self.drops.entry(reason).or_default() += 1;

@@ -14,11 +14,11 @@ use vpnd_protocol::inner::Inner;
 use vpnd_protocol::message::{self, Message};
 use vpnd_protocol::peer::{Command, Config, Event, Load, Peer};
 use vpnd_protocol::profile::{Kem, Mode, Profile};
+use vpnd_protocol::receive_order::ReceiveOrder;
 use vpnd_protocol::session::{OpeningKey, SealingKey};
 use vpnd_protocol::table::{Arrival, Table};
 use vpnd_protocol::terms::{Protocol, Terms};
 use vpnd_protocol::time::{BootTime, Now};
-use vpnd_protocol::turn::Turn;
 
 /// The time of all events.
 pub(crate) const NOW: BootTime = BootTime::from_nanos(1);
@@ -65,14 +65,14 @@ fn connected(protocol: Protocol) -> ([End; 2], usize, usize) {
     let mut ends = [End::new(1, 2, protocol), End::new(2, 1, protocol)];
     ends[0].peer.handle_endpoints(now(), vec![arrival().from]);
     let (mut datagrams, mut bytes, mut quiet) = (0, 0, 0);
-    let mut turn = 0;
+    let mut order = 0;
     while quiet < 2 {
         quiet += 1;
-        while let Some(datagram) = ends[turn].poll() {
+        while let Some(datagram) = ends[order].poll() {
             (datagrams, bytes, quiet) = (datagrams + 1, bytes + datagram.len(), 0);
-            ends[1 - turn].take(datagram);
+            ends[1 - order].take(datagram);
         }
-        turn = 1 - turn;
+        order = 1 - order;
     }
     (ends, datagrams, bytes)
 }
@@ -81,14 +81,14 @@ fn connected(protocol: Protocol) -> ([End; 2], usize, usize) {
 struct End {
     peer: Peer,
     activity: Arc<Activity>,
-    turn: Turn,
+    order: ReceiveOrder,
 }
 
 impl End {
     fn new(number: u8, remote: u8, protocol: Protocol) -> Self {
         let activity = Arc::new(Activity::default());
         let peer = peer(number, secret(remote).public(), protocol, Arc::clone(&activity));
-        Self { peer, activity, turn: Turn::default() }
+        Self { peer, activity, order: ReceiveOrder::default() }
     }
 
     fn poll(&mut self) -> Option<Vec<u8>> {
@@ -110,7 +110,7 @@ impl End {
         };
         let key = table.opening(receiver).expect("publish, then transmit");
         let opened = key.open(counter, &mut datagram, NOW).expect("authentic");
-        let mut accepting = self.turn.begin(&table, &self.activity, arrival());
+        let mut accepting = self.order.begin(&table, &self.activity, arrival());
         let inner = accepting.accept(key, &mut key.window(), &opened, &datagram);
         let framed = match inner.expect("fresh and well made") {
             Inner::Control { len, .. } => Some(accepting.frame(key, &datagram, len)),

@@ -28,8 +28,8 @@ fn after(millis: u64) -> BootTime {
     BootTime::from_nanos(1) + Duration::from_millis(millis)
 }
 
-fn piece(index: u8, count: u8, bytes: &[u8]) -> Piece<'_> {
-    Piece { index, count, bytes }
+fn fragment(index: u8, count: u8, bytes: &[u8]) -> Fragment<'_> {
+    Fragment { index, count, bytes }
 }
 
 /// A packet without repetition among neighbouring bytes.
@@ -56,15 +56,15 @@ fn cut(packet: &[u8], plan: Plan) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn parsed(plaintext: &[u8]) -> Piece<'_> {
+fn parsed(plaintext: &[u8]) -> Fragment<'_> {
     match frame::parse(plaintext) {
-        Ok(Frame::Fragment(piece)) => piece,
+        Ok(Frame::Fragment(fragment)) => fragment,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn a_plan_has_the_fewest_pieces_that_fit_and_they_are_even() {
+fn a_plan_has_the_fewest_fragments_that_fit_and_they_are_even() {
     for max_datagram in [48, 49, 63, 64, 100, 576, 1168, 1200, 1280, 1452, DATAGRAM, 8972, 65_507] {
         let room = room(max_datagram);
         let lens = (2..70).chain((70..65_536).step_by(61)).chain([8 * room - 1, 8 * room]);
@@ -102,7 +102,7 @@ fn check(plan: Plan, len: usize, max_datagram: usize) {
 }
 
 #[test]
-fn the_bytes_of_a_piece() {
+fn the_bytes_of_a_fragment() {
     let cuts = cut(&packet(1514, 1), plan(1514, DATAGRAM).unwrap());
     assert_eq!(cuts.iter().map(Vec::len).collect::<Vec<_>>(), [768, 768]);
     assert_eq!(cuts[0], [&[3, 0, 0, 2], &packet(1514, 1)[..764]].concat());
@@ -110,7 +110,7 @@ fn the_bytes_of_a_piece() {
 }
 
 #[test]
-fn a_last_piece_that_is_shorter_by_blocks_is_padded_to_the_others() {
+fn a_last_fragment_that_is_shorter_by_blocks_is_padded_to_the_others() {
     let cuts = cut(&packet(1500, 1), plan(1500, DATAGRAM).unwrap());
     assert_eq!(cuts.iter().map(Vec::len).collect::<Vec<_>>(), [768, 768]);
     assert_eq!(cuts[1], [&[3, 28, 1, 2], &packet(1500, 1)[764..], &[0; 28]].concat());
@@ -118,11 +118,11 @@ fn a_last_piece_that_is_shorter_by_blocks_is_padded_to_the_others() {
 }
 
 #[test]
-fn a_piece_is_one_of_two_to_eight_and_not_empty() {
+fn a_fragment_is_one_of_two_to_eight_and_not_empty() {
     for count in 0..=u8::MAX {
         for index in 0..=u8::MAX {
             let sound = (2..=8).contains(&count) && index < count;
-            let expected = sound.then(|| Frame::Fragment(piece(index, count, b"x")));
+            let expected = sound.then(|| Frame::Fragment(fragment(index, count, b"x")));
             let expected = expected.ok_or(DropReason::FragmentMalformed);
             assert_eq!(frame::parse(&[3, 0, index, count, b'x']), expected);
         }
@@ -156,15 +156,15 @@ fn send(packets: &[(Index, usize, u64)]) -> Vec<Sent> {
 
 /// Every fragment, as the numbers of its packet and its own, in some order.
 fn shuffled(all: &[Sent], seed: u64) -> Vec<(usize, usize)> {
-    let pieces = |(at, sent): (usize, &Sent)| (0..sent.plaintexts.len()).map(move |n| (at, n));
-    let mut order: Vec<_> = all.iter().enumerate().flat_map(pieces).collect();
+    let fragments = |(at, sent): (usize, &Sent)| (0..sent.plaintexts.len()).map(move |n| (at, n));
+    let mut order: Vec<_> = all.iter().enumerate().flat_map(fragments).collect();
     order.shuffle(&mut StdRng::seed_from_u64(seed));
     order
 }
 
 proptest! {
     #[test]
-    fn packets_survive_any_disorder_and_a_lost_piece_costs_its_packet_alone(
+    fn packets_survive_any_disorder_and_a_lost_fragment_costs_its_packet_alone(
         packets in prop::collection::vec((any::<Index>(), 48..400usize, any::<u64>()), 1..=64),
         losses in prop::collection::vec(any::<Index>(), 0..12),
         seed in any::<u64>(),
@@ -174,10 +174,10 @@ proptest! {
         let lost: Vec<_> = losses.iter().map(|loss| order[loss.index(order.len())]).collect();
         let mut reassembly = Reassembly::new(8 * room(400));
         let (mut came, mut delivered) = (vec![0; all.len()], vec![0; all.len()]);
-        for &(at, number) in order.iter().filter(|piece| !lost.contains(piece)) {
-            let (sent, piece) = (&all[at], parsed(&all[at].plaintexts[number]));
+        for &(at, number) in order.iter().filter(|fragment| !lost.contains(fragment)) {
+            let (sent, fragment) = (&all[at], parsed(&all[at].plaintexts[number]));
             let counter = sent.first + number as u64;
-            let whole = reassembly.insert(session(0), counter, piece, after(0));
+            let whole = reassembly.insert(session(0), counter, fragment, after(0));
             came[at] += 1;
             if let Some(whole) = whole.unwrap() {
                 prop_assert_eq!(&*whole, &sent.packet);
@@ -197,9 +197,9 @@ proptest! {
 }
 
 #[test]
-fn pieces_that_come_too_late_meet_nobody() {
+fn fragments_that_come_too_late_meet_nobody() {
     let mut reassembly = Reassembly::new(100);
-    let [first, second] = [piece(0, 2, b"ab"), piece(1, 2, b"c")];
+    let [first, second] = [fragment(0, 2, b"ab"), fragment(1, 2, b"c")];
     assert_eq!(reassembly.insert(session(0), 0, first, after(0)), Ok(None));
     assert_eq!(reassembly.insert(session(0), 1, second, after(1999)).unwrap().unwrap(), b"abc");
     assert_eq!(reassembly.insert(session(0), 2, first, after(0)), Ok(None));
@@ -217,58 +217,59 @@ fn the_sixty_fifth_packet_pushes_out_the_oldest() {
     let mut reassembly = Reassembly::new(100);
     for packet in 0..=64 {
         assert_eq!(
-            reassembly.insert(session(0), packet * 2, piece(0, 2, b"ab"), after(0)),
+            reassembly.insert(session(0), packet * 2, fragment(0, 2, b"ab"), after(0)),
             Ok(None)
         );
     }
     assert_eq!(reassembly.purge(after(0)), 1);
     for packet in 1..=64 {
-        let whole = reassembly.insert(session(0), packet * 2 + 1, piece(1, 2, b"c"), after(0));
+        let whole = reassembly.insert(session(0), packet * 2 + 1, fragment(1, 2, b"c"), after(0));
         assert_eq!(whole.unwrap().unwrap(), b"abc");
     }
-    assert_eq!(reassembly.insert(session(0), 1, piece(1, 2, b"c"), after(0)), Ok(None));
+    assert_eq!(reassembly.insert(session(0), 1, fragment(1, 2, b"c"), after(0)), Ok(None));
     assert_eq!(reassembly.purge(after(2000)), 1);
 }
 
 #[test]
 fn one_session_does_not_complete_what_another_began() {
     let mut reassembly = Reassembly::new(100);
-    assert_eq!(reassembly.insert(session(1), 0, piece(0, 2, b"ab"), after(0)), Ok(None));
-    assert_eq!(reassembly.insert(session(2), 1, piece(1, 2, b"z"), after(0)), Ok(None));
-    let whole = reassembly.insert(session(1), 1, piece(1, 2, b"c"), after(0));
+    assert_eq!(reassembly.insert(session(1), 0, fragment(0, 2, b"ab"), after(0)), Ok(None));
+    assert_eq!(reassembly.insert(session(2), 1, fragment(1, 2, b"z"), after(0)), Ok(None));
+    let whole = reassembly.insert(session(1), 1, fragment(1, 2, b"c"), after(0));
     assert_eq!(whole.unwrap().unwrap(), b"abc");
-    let whole = reassembly.insert(session(2), 0, piece(0, 2, b"xy"), after(0));
+    let whole = reassembly.insert(session(2), 0, fragment(0, 2, b"xy"), after(0));
     assert_eq!(whole.unwrap().unwrap(), b"xyz");
 }
 
 #[test]
-fn pieces_agree_or_are_refused_and_those_before_them_stand() {
+fn fragments_agree_or_are_refused_and_those_before_them_stand() {
     use DropReason::{FragmentConflicts, FragmentMalformed, LargerThanMtu};
     let mut reassembly = Reassembly::new(10);
-    for (counter, piece, outcome) in [
-        (6, piece(1, 3, b"bbb"), Ok(None)),
-        (6, piece(1, 3, b"bbb"), Err(FragmentConflicts)),
-        (5, piece(0, 2, b"aaa"), Err(FragmentConflicts)),
-        (5, piece(0, 3, b"aa"), Err(FragmentConflicts)),
-        (7, piece(2, 3, b"ccccc"), Err(FragmentConflicts)),
-        (7, piece(2, 3, b"cccc"), Ok(None)),
-        (7, piece(2, 3, b"cc"), Err(FragmentConflicts)),
-        (5, piece(0, 3, b"aaa"), Ok(Some(&b"aaabbbcccc"[..]))),
+    for (counter, fragment, outcome) in [
+        (6, fragment(1, 3, b"bbb"), Ok(None)),
+        (6, fragment(1, 3, b"bbb"), Err(FragmentConflicts)),
+        (5, fragment(0, 2, b"aaa"), Err(FragmentConflicts)),
+        (5, fragment(0, 3, b"aa"), Err(FragmentConflicts)),
+        (7, fragment(2, 3, b"ccccc"), Err(FragmentConflicts)),
+        (7, fragment(2, 3, b"cccc"), Ok(None)),
+        (7, fragment(2, 3, b"cc"), Err(FragmentConflicts)),
+        (5, fragment(0, 3, b"aaa"), Ok(Some(&b"aaabbbcccc"[..]))),
         // The last one first: the others have to leave room for it.
-        (11, piece(2, 3, b"cc"), Ok(None)),
-        (10, piece(1, 3, b"bbbbb"), Err(LargerThanMtu)),
-        (10, piece(1, 3, b"bbbb"), Ok(None)),
-        (9, piece(0, 3, b"aaaa"), Ok(Some(b"aaaabbbbcc"))),
-        (20, piece(1, 2, b"ccccccccc"), Ok(None)),
-        (19, piece(0, 2, b"bb"), Err(FragmentConflicts)),
-        (19, piece(0, 2, b"a"), Ok(Some(b"accccccccc"))),
-        (30, piece(1, 2, b"cccccccccc"), Err(LargerThanMtu)),
-        (30, piece(0, 2, b"aaaaaaaaaa"), Err(LargerThanMtu)),
-        (0, piece(1, 2, b"c"), Err(FragmentMalformed)),
+        (11, fragment(2, 3, b"cc"), Ok(None)),
+        (10, fragment(1, 3, b"bbbbb"), Err(LargerThanMtu)),
+        (10, fragment(1, 3, b"bbbb"), Ok(None)),
+        (9, fragment(0, 3, b"aaaa"), Ok(Some(b"aaaabbbbcc"))),
+        (20, fragment(1, 2, b"ccccccccc"), Ok(None)),
+        (19, fragment(0, 2, b"bb"), Err(FragmentConflicts)),
+        (19, fragment(0, 2, b"a"), Ok(Some(b"accccccccc"))),
+        (30, fragment(1, 2, b"cccccccccc"), Err(LargerThanMtu)),
+        (30, fragment(0, 2, b"aaaaaaaaaa"), Err(LargerThanMtu)),
+        (0, fragment(1, 2, b"c"), Err(FragmentMalformed)),
     ] {
-        let got =
-            reassembly.insert(session(0), counter, piece, after(0)).map(|whole| whole.map(|w| &*w));
-        assert_eq!(got, outcome, "{piece:?} of {counter}");
+        let got = reassembly
+            .insert(session(0), counter, fragment, after(0))
+            .map(|whole| whole.map(|w| &*w));
+        assert_eq!(got, outcome, "{fragment:?} of {counter}");
     }
     assert_eq!(reassembly.purge(after(2000)), 0, "what is refused leaves nothing behind");
 }
@@ -285,7 +286,7 @@ struct Outcomes {
 }
 
 #[test]
-fn hostile_pieces_deliver_what_was_sent_or_nothing_and_allocate_nothing() {
+fn hostile_fragments_deliver_what_was_sent_or_nothing_and_allocate_nothing() {
     let long = env::var("VPND_TESTS").is_ok_and(|tests| tests == "long");
     let seeds = match env::var("VPND_SEED").ok().map(|seed| seed.parse().unwrap()) {
         Some(seed) => seed..seed + 1,
@@ -307,22 +308,22 @@ fn survive(seed: u64, outcomes: &mut Outcomes) {
     for number in 0..5000 {
         let (shot, now) = hostility.shoot();
         let (generation, bytes) = (session(shot.session), &hostility.noise[shot.bytes.clone()]);
-        let piece = piece(shot.index, shot.count, bytes);
-        let expected = model.insert(generation, shot.counter, piece, now);
+        let fragment = fragment(shot.index, shot.count, bytes);
+        let expected = model.insert(generation, shot.counter, fragment, now);
         let mut same = false;
         let allocated = measure(|| {
-            let got = reassembly.insert(generation, shot.counter, piece, now);
+            let got = reassembly.insert(generation, shot.counter, fragment, now);
             let expected = expected.as_ref().map(Option::as_deref).map_err(|&reason| reason);
             same = got.map(|whole| whole.map(|whole| &*whole)) == expected;
         });
-        assert!(same, "VPND_SEED={seed}: piece {number}, {shot:?}: not {expected:?}");
-        assert_eq!(allocated.count_total, 0, "VPND_SEED={seed}: piece {number}, {shot:?}");
+        assert!(same, "VPND_SEED={seed}: fragment {number}, {shot:?}: not {expected:?}");
+        assert_eq!(allocated.count_total, 0, "VPND_SEED={seed}: fragment {number}, {shot:?}");
         outcomes.note(&expected);
         if number % 64 == 0 {
             outcomes.unassembled += compare_dead(&mut reassembly, &mut model, now, seed);
         }
     }
-    let end = hostility.now() + PIECES_WITHIN;
+    let end = hostility.now() + FRAGMENTS_WITHIN;
     outcomes.unassembled += compare_dead(&mut reassembly, &mut model, end, seed);
 }
 
@@ -345,15 +346,15 @@ impl Outcomes {
 }
 
 #[test]
-fn congestion_of_any_piece_is_the_packets() {
+fn congestion_of_any_fragment_is_the_packets() {
     for marked in [[true, false], [false, true], [false, false]] {
         let mut reassembly = Reassembly::new(100);
-        let mut take = |counter, piece, mark| {
-            let whole = reassembly.insert_marked(session(0), counter, (piece, mark), after(0));
+        let mut take = |counter, fragment, mark| {
+            let whole = reassembly.insert_marked(session(0), counter, (fragment, mark), after(0));
             whole.unwrap().map(|(_, congested)| congested)
         };
-        assert_eq!(take(0, piece(0, 2, b"ab"), marked[0]), None);
-        assert_eq!(take(1, piece(1, 2, b"c"), marked[1]), Some(marked != [false, false]));
+        assert_eq!(take(0, fragment(0, 2, b"ab"), marked[0]), None);
+        assert_eq!(take(1, fragment(1, 2, b"c"), marked[1]), Some(marked != [false, false]));
     }
 }
 
@@ -363,10 +364,10 @@ impl Reassembly {
         &mut self,
         generation: Generation,
         counter: u64,
-        piece: Piece<'_>,
+        fragment: Fragment<'_>,
         now: BootTime,
     ) -> Result<Option<&mut [u8]>, DropReason> {
-        let whole = self.insert_marked(generation, counter, (piece, false), now)?;
+        let whole = self.insert_marked(generation, counter, (fragment, false), now)?;
         Ok(whole.map(|(packet, _congested)| packet))
     }
 }

@@ -32,9 +32,9 @@ use super::{Change, Peer, Transmit};
 use crate::drop_reason::DropReason;
 use crate::frame::{ControlFrame, ProbeToken};
 use crate::message::DATA_HEADER_LEN;
+use crate::receive_order::Framed;
 use crate::session::OVERHEAD;
 use crate::time::{BootTime, Now};
-use crate::turn::Framed;
 
 /// The number of probes in `return_after` that decide whether an address is good.
 const SAMPLES: u32 = 120;

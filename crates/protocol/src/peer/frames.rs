@@ -7,9 +7,9 @@ use super::window::Counted;
 use super::{Change, Diagnosis, Peer};
 use crate::drop_reason::DropReason;
 use crate::frame::{self, ANSWERS_PROBES, ControlFrame, Frame, Hello, Ping, Pong, Record, Release};
+use crate::receive_order::Framed;
 use crate::session::{Contents, Generation};
 use crate::time::{BootTime, Now};
-use crate::turn::Framed;
 
 /// The least time between two measurements while data flows.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);

@@ -300,7 +300,7 @@ impl Peer {
         }
         self.want_other_port(now, unanswered);
         let turned_back = unanswered.asked().iter().any(|to| self.paths.turn_back(*to));
-        let heard = sent_at.is_some_and(|at| self.activity.moments().received >= Some(at));
+        let heard = sent_at.is_some_and(|at| self.activity.timestamps().received >= Some(at));
         let chance = in_use && heard && unanswered.tries < TRIES_LOST_BY_CHANCE;
         if !turned_back && !chance {
             self.paths.candidates.advance();

@@ -2,16 +2,16 @@
 //! addresses when it is dead.
 
 use super::{Change, Peer};
-use crate::liveness::{Question, Turn};
+use crate::liveness::{Question, Transition};
 use crate::time::{BootTime, Now};
 
 impl Peer {
     /// Reports when the peer becomes alive or dead, and probes it when it is silent.
     pub(super) fn follow_life(&mut self, now: Now) {
-        self.life.observe(self.activity.moments());
-        match self.life.turn(now.boot, self.keyring.current().is_some()) {
-            Some(Turn::Alive) => self.events.push_back(Change::Alive.into()),
-            Some(Turn::Dead) => {
+        self.life.observe(self.activity.timestamps());
+        match self.life.transition(now.boot, self.keyring.current().is_some()) {
+            Some(Transition::Alive) => self.events.push_back(Change::Alive.into()),
+            Some(Transition::Dead) => {
                 self.events.push_back(Change::Dead.into());
                 self.try_other_addresses(now);
             }
@@ -24,7 +24,7 @@ impl Peer {
 
     /// The peer announced that it is shutting down.
     pub(super) fn declare_dead(&mut self, now: Now) {
-        self.life.observe(self.activity.moments());
+        self.life.observe(self.activity.timestamps());
         if self.life.end(now.boot) {
             self.events.push_back(Change::Dead.into());
         }
@@ -32,7 +32,7 @@ impl Peer {
 
     /// All tries of the attempt that began at `begun` are unanswered.
     pub(super) fn give_up_on_peer(&mut self, now: Now, begun: BootTime) {
-        self.life.observe(self.activity.moments());
+        self.life.observe(self.activity.timestamps());
         if self.life.give_up(now.boot, begun) {
             self.events.push_back(Change::Dead.into());
         }

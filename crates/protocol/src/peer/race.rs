@@ -72,7 +72,7 @@ impl Peer {
     fn is_path_dead(&self) -> bool {
         let (alive, _) = self.life.state();
         let unheard = self.attempt.as_ref().is_some_and(|attempt| {
-            let heard = self.activity.moments().received;
+            let heard = self.activity.timestamps().received;
             attempt.tries() > 1 && heard < Some(attempt.this_try().begun)
         });
         !alive || unheard

@@ -33,10 +33,10 @@ use super::frames::Challenge;
 use super::pace::Pace;
 use crate::activity::Source;
 use crate::frame::{ControlFrame, Pong};
+use crate::receive_order::Framed;
 use crate::session::Generation;
 use crate::table::{Arrival, Path};
 use crate::time::{BootTime, Now};
-use crate::turn::Framed;
 
 /// The least time between changes of the peer's address; only the newest address counts. A peer that
 /// alternates between a few addresses is followed less and less often.

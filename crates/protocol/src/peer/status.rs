@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vpnd_crypto::key::PublicKey;
 
-use super::{Attempt, BothWays, Greeting, PathSize, Peer, Quality, Recent};
+use super::{Attempt, BothDirections, Greeting, PathSize, Peer, Quality, Recent};
 use crate::activity::Traffic;
 use crate::session::Role;
 use crate::terms::Protocol;
@@ -70,7 +70,7 @@ pub struct Standing {
     /// Runs of datagrams arrive less well on this path, so each leaves singly.
     pub sends_singly: bool,
     /// The loss of the last minute.
-    pub loss: BothWays,
+    pub loss: BothDirections,
     /// When the newest loss measurement is older than a minute.
     pub loss_until: BootTime,
 }
@@ -78,9 +78,9 @@ pub struct Standing {
 impl Peer {
     /// The part of the tunnel's state that only [`Peer`] knows.
     pub fn standing(&mut self, now: Now) -> Standing {
-        let moments = self.activity.moments();
-        self.timers.observe(moments);
-        self.life.observe(moments);
+        let timestamps = self.activity.timestamps();
+        self.timers.observe(timestamps);
+        self.life.observe(timestamps);
         let called = self.attempt.as_ref().map(Attempt::to);
         let in_session = self.is_in_session(now);
         Standing {
@@ -100,7 +100,7 @@ impl Peer {
     /// The tunnel's state.
     pub fn status(&mut self, now: Now) -> PeerStatus {
         let Standing { tries, endpoint, .. } = self.standing(now);
-        let moments = self.activity.moments();
+        let timestamps = self.activity.timestamps();
         let ago = |at: BootTime| now.boot.saturating_since(at);
         let (alive, since) = self.life.state();
         let (current, pair) = (self.keyring.current(), self.identities.calling());
@@ -112,7 +112,7 @@ impl Peer {
             keys: [*self.identities.identity(pair).public(), *self.identities.remote(pair)],
             handshakes: self.handshakes,
             last_handshake: self.established.map(ago),
-            last_received: moments.received.max(moments.called).map(ago),
+            last_received: timestamps.received.max(timestamps.called).map(ago),
             attempt: tries,
             unconfirmed_answers: self.unconfirmed_answers,
             greeting: self.greeting.clone(),

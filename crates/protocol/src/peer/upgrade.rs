@@ -18,11 +18,11 @@ use crate::handshake::{Agreed, Exporter};
 use crate::keyring::Session;
 use crate::message::Index;
 use crate::profile::Profile;
+use crate::receive_order::Framed;
 use crate::session::{Contents, Generation, OpeningKey, Origin, Role};
 use crate::table::Arrival;
 use crate::terms::Protocol;
 use crate::time::{BootTime, Now};
-use crate::turn::Framed;
 use crate::upgrade::Transcript;
 
 /// A bootstrap session that was not upgraded within this time is given up.

@@ -30,14 +30,14 @@ pub struct Recent {
     /// The round trip time and its variation.
     pub round_trip: Option<RoundTrip>,
     /// Loss of the last minute.
-    pub minute: BothWays,
+    pub minute: BothDirections,
     /// Loss of the last ten minutes.
-    pub ten_minutes: BothWays,
+    pub ten_minutes: BothDirections,
 }
 
 /// The loss in each direction, where it was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BothWays {
+pub struct BothDirections {
     /// From us to the peer.
     pub outward: Option<Loss>,
     /// From the peer to us.
@@ -209,7 +209,7 @@ impl Window {
     }
 
     /// The loss of the last minute.
-    pub(super) fn minute(&self, now: BootTime) -> BothWays {
+    pub(super) fn minute(&self, now: BootTime) -> BothDirections {
         self.sum(now, MINUTE)
     }
 
@@ -231,7 +231,7 @@ impl Window {
     }
 
     /// The sum over the slots of the last `seconds`.
-    fn sum(&self, now: BootTime, seconds: u64) -> BothWays {
+    fn sum(&self, now: BootTime, seconds: u64) -> BothDirections {
         let from = (second(now) + 1).saturating_sub(seconds);
         let remembered = (self.newest + 1).saturating_sub(SECONDS);
         let mut all = Slot::default();
@@ -240,7 +240,7 @@ impl Window {
             all.outward.add(slot.outward);
             all.inward.add(slot.inward);
         }
-        BothWays { outward: all.outward.loss(), inward: all.inward.loss() }
+        BothDirections { outward: all.outward.loss(), inward: all.inward.loss() }
     }
 }
 

@@ -3,12 +3,12 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod devices;
+pub(crate) mod flows;
 pub(crate) mod gro;
 pub(crate) mod namespace;
 pub(crate) mod rules;
 pub(crate) mod seeds;
 pub(crate) mod super_packet;
-pub(crate) mod train;
 
 /// One TCP or UDP packet.
 #[derive(Clone, Debug, PartialEq, Eq)]

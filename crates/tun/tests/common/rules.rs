@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use vpnd_tun::{Coalescer, Limits, VNET_LEN, VnetHeader};
 
+use super::flows::{Sent, Twist};
 use super::super_packet::segments;
-use super::train::{Sent, Twist};
 use super::{FIN, PSH, Spec};
 
 pub(crate) const BOTH: Limits = Limits { tcp: true, udp: true, prefix: 0 };

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::sys::{self, IntOption};
-use super::{Way, gro, pktinfo, tos};
+use super::{Egress, gro, pktinfo, tos};
 
 /// Where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Options {
     /// Whether to send and receive whole batches if the kernel can.
     pub gso: Gso,
     /// The settings that affect routes.
-    pub way: Way,
+    pub egress: Egress,
 }
 
 /// Why the socket could not be opened.
@@ -206,7 +206,7 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
         set(&socket, *option, *value)?;
     }
     make_room(&socket, wanted)?;
-    wanted.way.set(&socket)?;
+    wanted.egress.set(&socket)?;
     socket.set_nonblocking(true).map_err(BindError::Open)?;
     bind_to(&socket, at)?;
     let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();

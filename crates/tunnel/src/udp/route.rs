@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use socket2::SockAddr;
 use vpnd_protocol::limits::{HEADERS_V4, HEADERS_V6, LEAST_MTU_V6};
 
-use super::Way;
+use super::Egress;
 use super::sys::{self, IntOption};
 
 const MTU_V4: IntOption = IntOption { level: libc::SOL_IP, name: libc::IP_MTU, label: "IP_MTU" };
@@ -20,10 +20,10 @@ const MTU_V6: IntOption =
 /// # Errors
 ///
 /// If there is no route to `to`.
-pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, way: &Way) -> io::Result<u16> {
+pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, egress: &Egress) -> io::Result<u16> {
     let any =
         if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = way.throwaway(source.unwrap_or(any)).or_else(|_not_ours| way.throwaway(any));
+    let socket = egress.throwaway(source.unwrap_or(any)).or_else(|_not_ours| egress.throwaway(any));
     let socket = socket.map_err(io::Error::other)?;
     // When a socket is connected, the kernel looks up its route, but sends nothing.
     socket.connect(&SockAddr::from(to))?;

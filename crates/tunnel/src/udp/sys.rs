@@ -140,12 +140,12 @@ impl<const N: usize> Inbox<N> {
         let mut slices = [const { None }; N];
         let mut count = 0;
         let places = self.headers.iter_mut().zip(&mut self.senders).zip(&mut self.controls);
-        let pieces = buffer.chunks_exact_mut(RECEIVE_BUFFER).zip(&mut slices);
-        for (((header, sender), control), (piece, slice)) in places.zip(pieces) {
+        let fragments = buffer.chunks_exact_mut(RECEIVE_BUFFER).zip(&mut slices);
+        for (((header, sender), control), (fragment, slice)) in places.zip(fragments) {
             let header = &mut header.msg_hdr;
             header.msg_name = (&raw mut *sender).cast();
             header.msg_namelen = sender.size_of();
-            header.msg_iov = (&raw mut *slice.insert(IoSliceMut::new(piece))).cast();
+            header.msg_iov = (&raw mut *slice.insert(IoSliceMut::new(fragment))).cast();
             header.msg_iovlen = 1;
             let room = control.bytes_mut();
             header.msg_controllen = room.len();

@@ -31,11 +31,11 @@ fn link_index(name: &str) -> u32 {
 }
 
 fn dual() -> Socket {
-    bound(Listen::Port(0), Way::default()).unwrap()
+    bound(Listen::Port(0), Egress::default()).unwrap()
 }
 
-pub(crate) fn bound(listen: Listen, way: Way) -> Result<Socket, BindError> {
-    let options = Options { receive_buffer: ROOM, send_buffer: ROOM, gso: Gso::Auto, way };
+pub(crate) fn bound(listen: Listen, egress: Egress) -> Result<Socket, BindError> {
+    let options = Options { receive_buffer: ROOM, send_buffer: ROOM, gso: Gso::Auto, egress };
     Socket::bind(listen, &options)
 }
 
@@ -103,7 +103,7 @@ fn both_families_cross_with_addresses_and_tos() {
 #[test]
 fn an_ipv4_socket_speaks_to_a_dual_stack_one() {
     in_namespace(|| {
-        let a = bound(Listen::Address(SocketAddr::new(V4, 0)), Way::default()).unwrap();
+        let a = bound(Listen::Address(SocketAddr::new(V4, 0)), Egress::default()).unwrap();
         let b = dual();
         let wanted = Transmit { source: Some(V4), tos: 1, ..batch(at(V4, &b), &[7; 3000], 1000) };
         a.send(&wanted).unwrap();
@@ -365,7 +365,7 @@ fn an_idle_socket_would_block_and_has_the_room_asked_for() {
 fn a_bind_error_says_what_to_do() {
     in_namespace(|| {
         let taken = dual();
-        let said = |listen| bound(listen, Way::default()).unwrap_err().to_string();
+        let said = |listen| bound(listen, Egress::default()).unwrap_err().to_string();
         let again = said(Listen::Port(taken.local_port()));
         assert!(again.contains(&taken.local_port().to_string()), "{again}");
         assert!(again.contains("already in use"), "{again}");
@@ -380,7 +380,7 @@ fn an_address_that_is_not_there_yet_is_listened_on() {
             [("192.0.2.9:0", "192.0.2.9/32"), ("[2001:db8:9::9]:0", "2001:db8:9::9/128")]
         {
             let listen = Listen::Address(at.parse().unwrap());
-            let socket = bound(listen, Way::default()).unwrap();
+            let socket = bound(listen, Egress::default()).unwrap();
             let to = SocketAddr::new(at.parse::<SocketAddr>().unwrap().ip(), socket.local_port());
             let sender =
                 std::net::UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })
@@ -468,15 +468,15 @@ fn a_mark_is_seen_by_the_rules_of_routing() {
         two_cables();
         ip("rule add fwmark 0x4d2 lookup 77");
         let (one, two) = (listen_on("far1"), listen_on("far2"));
-        let marked = Way { mark: 0x4d2, device: None };
+        let marked = Egress { mark: 0x4d2, device: None };
         let socket = bound(Listen::Port(0), marked.clone()).unwrap();
         socket.send(&batch(beyond(), b"marked", 0)).unwrap();
         assert_eq!(next_on(&two)[28..], *b"marked");
         dual().send(&batch(beyond(), b"plain", 0)).unwrap();
         assert_eq!(next_on(&one)[28..], *b"plain", "and not what is marked");
 
-        let largest = |way: &Way| largest_payload(beyond(), None, way).unwrap();
-        assert_eq!(largest(&Way::default()), 1400 - 28);
+        let largest = |egress: &Egress| largest_payload(beyond(), None, egress).unwrap();
+        assert_eq!(largest(&Egress::default()), 1400 - 28);
         assert_eq!(largest(&marked), 1300 - 28, "asked for the way that is marked");
     });
 }
@@ -487,12 +487,12 @@ fn a_socket_of_one_device_leaves_and_hears_by_no_other() {
         two_cables();
         ip("route add 203.0.113.9 dev two metric 100");
         let two = listen_on("far2");
-        let way = Way { mark: 0, device: Some("two".to_owned()) };
-        let socket = bound(Listen::Port(0), way.clone()).unwrap();
+        let egress = Egress { mark: 0, device: Some("two".to_owned()) };
+        let socket = bound(Listen::Port(0), egress.clone()).unwrap();
         socket.send(&batch(beyond(), b"bound", 0)).unwrap();
         let packet = next_on(&two);
         assert_eq!((&packet[12..16], &packet[28..]), (&[198, 51, 100, 1][..], &b"bound"[..]));
-        assert_eq!(largest_payload(beyond(), None, &way).unwrap(), 1500 - 28);
+        assert_eq!(largest_payload(beyond(), None, &egress).unwrap(), 1500 - 28);
 
         dual().send(&batch(at(V4, &socket), b"by lo", 0)).unwrap();
         let mut received = [Received::NOTHING];
@@ -506,8 +506,8 @@ fn the_largest_payload_is_that_of_the_way_from_a_source() {
     in_namespace(|| {
         two_cables();
         ip("rule add from 198.51.100.1 lookup 77");
-        let way = Way::default();
-        let from = |source: &str| largest_payload(beyond(), source.parse().ok(), &way).unwrap();
+        let egress = Egress::default();
+        let from = |source: &str| largest_payload(beyond(), source.parse().ok(), &egress).unwrap();
         assert_eq!(from("198.51.100.1"), 1300 - 28);
         assert_eq!(from("192.0.2.1"), 1400 - 28);
         assert_eq!(from("192.0.2.77"), 1400 - 28, "not ours any more: the kernel chooses");
@@ -517,14 +517,14 @@ fn the_largest_payload_is_that_of_the_way_from_a_source() {
 #[test]
 fn what_the_kernel_has_against_a_way_is_said() {
     in_namespace(|| {
-        let missing = Way { mark: 0, device: Some("eth9".to_owned()) };
+        let missing = Egress { mark: 0, device: Some("eth9".to_owned()) };
         let said = bound(Listen::Port(0), missing).unwrap_err().to_string();
         assert!(said.contains("`eth9`") && said.contains("no such interface"), "{said}");
 
-        let way = Way::default();
-        assert!(way.check_source(V4).is_ok() && way.check_source(V6).is_ok());
+        let egress = Egress::default();
+        assert!(egress.check_source(V4).is_ok() && egress.check_source(V6).is_ok());
         for gone in ["192.0.2.77", "2001:db8::77"] {
-            let said = way.check_source(gone.parse().unwrap()).unwrap_err().to_string();
+            let said = egress.check_source(gone.parse().unwrap()).unwrap_err().to_string();
             assert!(said.starts_with(&format!("cannot send from {gone}: no interface")), "{said}");
         }
     });
@@ -537,7 +537,7 @@ fn each_direction_has_the_room_asked_for() {
             receive_buffer: ROOM,
             send_buffer: ROOM / 4,
             gso: Gso::Auto,
-            way: Way::default(),
+            egress: Egress::default(),
         };
         let socket = Socket::bind(Listen::Port(0), &options).unwrap();
         // The kernel doubles the value that is set.

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::{DATAGRAM, MAX_PIECES, after, packet, plan};
+use super::{DATAGRAM, MAX_FRAGMENTS, after, packet, plan};
 use crate::time::BootTime;
 
 const SESSIONS: usize = 3;
@@ -131,14 +131,14 @@ impl Hostility {
 
     fn recounted(&mut self) -> Shot {
         let shot = self.repeated();
-        let count = self.rng.random_range(shot.index.max(1) + 1..=MAX_PIECES);
+        let count = self.rng.random_range(shot.index.max(1) + 1..=MAX_FRAGMENTS);
         Shot { count, ..shot }
     }
 
     /// Random values, near the counters in use.
     fn made_up(&mut self) -> Shot {
         let session = self.rng.random_range(0..SESSIONS);
-        let count = self.rng.random_range(2..=MAX_PIECES);
+        let count = self.rng.random_range(2..=MAX_FRAGMENTS);
         let index = self.rng.random_range(0..count);
         let counter = self.next[session].saturating_sub(self.rng.random_range(0..20));
         Shot { session, counter, index, count, bytes: self.some_bytes(count) }

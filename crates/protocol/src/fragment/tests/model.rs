@@ -1,7 +1,7 @@
 //! Reassembly without regard to cost: all fragments are kept apart, and every rule is checked on all of them
 //! each time.
 
-use super::super::{PIECES_WITHIN, Piece, WAITING_PACKETS};
+use super::super::{FRAGMENTS_WITHIN, Fragment, WAITING_PACKETS};
 use crate::drop_reason::DropReason;
 use crate::session::Generation;
 use crate::time::BootTime;
@@ -17,7 +17,7 @@ struct Waiting {
     session: Generation,
     first: u64,
     since: BootTime,
-    pieces: Vec<Told>,
+    fragments: Vec<Told>,
 }
 
 struct Told {
@@ -35,7 +35,7 @@ impl Model {
         &mut self,
         session: Generation,
         counter: u64,
-        Piece { index, count, bytes }: Piece<'_>,
+        Fragment { index, count, bytes }: Fragment<'_>,
         now: BootTime,
     ) -> Result<Option<Vec<u8>>, DropReason> {
         self.expire(now);
@@ -48,18 +48,18 @@ impl Model {
         }
         let first = counter - u64::from(index);
         let at = self.place(session, first, now);
-        let pieces = &mut self.waiting[at].pieces;
-        pieces.push(told);
-        if !is_possible(pieces, self.largest) {
-            pieces.pop();
+        let fragments = &mut self.waiting[at].fragments;
+        fragments.push(told);
+        if !is_possible(fragments, self.largest) {
+            fragments.pop();
             return Err(DropReason::FragmentConflicts);
         }
-        if pieces.len() < count.into() {
+        if fragments.len() < count.into() {
             return Ok(None);
         }
-        let mut pieces = self.waiting.remove(at).pieces;
-        pieces.sort_by_key(|piece| piece.index);
-        Ok(Some(pieces.into_iter().flat_map(|piece| piece.bytes).collect()))
+        let mut fragments = self.waiting.remove(at).fragments;
+        fragments.sort_by_key(|fragment| fragment.index);
+        Ok(Some(fragments.into_iter().flat_map(|fragment| fragment.bytes).collect()))
     }
 
     fn place(&mut self, session: Generation, first: u64, since: BootTime) -> usize {
@@ -71,7 +71,7 @@ impl Model {
             self.waiting.remove(0);
             self.died += 1;
         }
-        self.waiting.push(Waiting { session, first, since, pieces: Vec::new() });
+        self.waiting.push(Waiting { session, first, since, fragments: Vec::new() });
         self.waiting.len() - 1
     }
 
@@ -82,22 +82,23 @@ impl Model {
 
     fn expire(&mut self, now: BootTime) {
         let before = self.waiting.len();
-        self.waiting.retain(|waiting| now.saturating_since(waiting.since) < PIECES_WITHIN);
+        self.waiting.retain(|waiting| now.saturating_since(waiting.since) < FRAGMENTS_WITHIN);
         self.died += before - self.waiting.len();
     }
 }
 
 /// Whether a packet of at most `largest` bytes can have all these fragments.
-fn is_possible(pieces: &[Told], largest: usize) -> bool {
-    let count = pieces[0].count;
-    let twice = |at: usize| pieces[..at].iter().any(|before| before.index == pieces[at].index);
-    if pieces.iter().any(|piece| piece.count != count) || (0..pieces.len()).any(twice) {
+fn is_possible(fragments: &[Told], largest: usize) -> bool {
+    let count = fragments[0].count;
+    let twice =
+        |at: usize| fragments[..at].iter().any(|before| before.index == fragments[at].index);
+    if fragments.iter().any(|fragment| fragment.count != count) || (0..fragments.len()).any(twice) {
         return false;
     }
     let (last, others): (Vec<&Told>, Vec<_>) =
-        pieces.iter().partition(|piece| piece.index == count - 1);
-    let length = |pieces: &[&Told]| pieces.first().map_or(1, |piece| piece.bytes.len());
+        fragments.iter().partition(|fragment| fragment.index == count - 1);
+    let length = |fragments: &[&Told]| fragments.first().map_or(1, |fragment| fragment.bytes.len());
     let (last, each) = (length(&last), length(&others));
-    let alike = others.iter().all(|piece| piece.bytes.len() == each);
+    let alike = others.iter().all(|fragment| fragment.bytes.len() == each);
     alike && usize::from(count - 1) * each + last <= largest
 }

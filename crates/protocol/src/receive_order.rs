@@ -6,17 +6,17 @@ use std::net::SocketAddr;
 
 use crate::activity::{Activity, Contested, Source, Tally};
 use crate::drop_reason::DropReason;
-use crate::edge::Wake;
 use crate::inner::Inner;
 use crate::message::DATA_HEADER_LEN;
 use crate::replay::{Freshness, Window};
 use crate::session::{Contents, Generation, Opened, OpeningKey};
 use crate::table::{Arrival, Table};
 use crate::time::BootTime;
+use crate::wake_flag::Wake;
 
 /// The state of the in-order section.
 #[derive(Debug)]
-pub struct Turn {
+pub struct ReceiveOrder {
     /// The session whose first datagram arrived most recently. The peer seals with this one, even after
     /// crossed handshakes. Only its newest counter moves the endpoint.
     newest: Option<Generation>,
@@ -35,13 +35,13 @@ struct Run {
 /// The number of entries remembered. Only a change of address begins one.
 const RUNS: usize = 64;
 
-impl Default for Turn {
+impl Default for ReceiveOrder {
     fn default() -> Self {
         Self { newest: None, runs: VecDeque::with_capacity(RUNS) }
     }
 }
 
-impl Turn {
+impl ReceiveOrder {
     /// Begins a batch: datagrams of one sender, to be accepted in the order of arrival.
     pub fn begin<'a>(
         &'a mut self,
@@ -52,7 +52,7 @@ impl Turn {
         let (moved, here) = (table.is_elsewhere(at), table.is_here(at));
         let (tally, wake) = (Tally::default(), Wake::NO);
         Accepting {
-            turn: self,
+            order: self,
             table,
             activity,
             at,
@@ -112,7 +112,7 @@ pub struct Framed {
 
 /// One batch being accepted.
 pub struct Accepting<'a> {
-    turn: &'a mut Turn,
+    order: &'a mut ReceiveOrder,
     table: &'a Table,
     activity: &'a Activity,
     at: Arrival,
@@ -198,10 +198,10 @@ impl Accepting<'_> {
     /// Records the source address, once per batch except for overtaken datagrams.
     fn note_run(&mut self, generation: Generation, freshness: Freshness, counter: u64) {
         match freshness {
-            Freshness::Late => self.turn.extend_run(generation, counter, self.at.from),
+            Freshness::Late => self.order.extend_run(generation, counter, self.at.from),
             Freshness::Newest if self.run != Some(generation) => {
                 self.run = Some(generation);
-                self.turn.note_run(generation, counter, self.at.from);
+                self.order.note_run(generation, counter, self.at.from);
             }
             Freshness::Newest => {}
         }
@@ -212,7 +212,7 @@ impl Accepting<'_> {
     #[cold]
     fn note_copy(&mut self, key: &OpeningKey, counter: u64) {
         let copy = self.at.from;
-        let Some(first) = self.turn.first_from(key.generation(), counter) else { return };
+        let Some(first) = self.order.first_from(key.generation(), counter) else { return };
         if first != copy && self.table.is_contested(first, copy) {
             self.contested = Some(Contested { first, copy });
         }
@@ -222,10 +222,10 @@ impl Accepting<'_> {
     /// address too.
     fn note(&mut self, key: &OpeningKey, freshness: Freshness, moves: bool) {
         let generation = key.generation();
-        if !key.confirmed().is_raised() || self.turn.newest.is_none() {
-            self.turn.newest = Some(generation);
+        if !key.confirmed().is_raised() || self.order.newest.is_none() {
+            self.order.newest = Some(generation);
         }
-        let newest = freshness == Freshness::Newest && self.turn.newest == Some(generation);
+        let newest = freshness == Freshness::Newest && self.order.newest == Some(generation);
         if newest && moves && std::mem::take(&mut self.moved) {
             let Arrival { from, local } = self.at;
             self.wake |= self.activity.heard_from(Source { from, local, generation });

@@ -9,14 +9,14 @@ use super::bind::BindError;
 
 /// The settings of a socket that affect its routes. Sockets that query the routing table use the same settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Way {
+pub struct Egress {
     /// The mark of every datagram (`SO_MARK`); 0 is none.
     pub mark: u32,
     /// The name of the interface by which all datagrams leave and arrive (`SO_BINDTODEVICE`).
     pub device: Option<String>,
 }
 
-impl Way {
+impl Egress {
     /// Applies the settings to a socket. The socket is bound to the interface that has the name now.
     pub(super) fn set(&self, socket: &Socket) -> Result<(), BindError> {
         if self.mark != 0 {

@@ -82,7 +82,7 @@ impl Sent {
 
 /// Packets of `flows` flows between four pairs of hosts, interleaved, in fewer than `len` steps. A quarter of
 /// the cases contain hardly any change.
-pub(crate) fn train(flows: usize, len: usize) -> impl Strategy<Value = Vec<Sent>> {
+pub(crate) fn packets_of(flows: usize, len: usize) -> impl Strategy<Value = Vec<Sent>> {
     let steps = |usual| prop::collection::vec((0..flows, change(usual), any::<u8>()), 0..len);
     let steps = prop_oneof![3 => steps(20), 1 => steps(2000)];
     (prop::collection::vec(flow(), flows), steps).prop_map(|(mut flows, steps)| {

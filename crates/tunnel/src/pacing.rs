@@ -15,17 +15,17 @@ use vpnd_protocol::replay::WINDOW;
 /// reordering on the path, and for peers with a smaller window.
 const MOST_AHEAD: u64 = WINDOW / 8;
 /// The time between two checks, long enough for the slow worker to get a processor.
-const A_MOMENT: Duration = Duration::from_micros(50);
+const CHECK_EVERY: Duration = Duration::from_micros(50);
 /// Marks a worker that has no batch in flight.
 const NOTHING: u64 = u64::MAX;
 
 /// The lowest counter that each worker has in flight.
-pub(crate) struct Abreast(Box<[AtomicU64]>);
+pub(crate) struct Pacing(Box<[AtomicU64]>);
 
 /// A worker's counters are in flight until this value is dropped.
-pub(crate) struct UnderWay<'a>(&'a AtomicU64);
+pub(crate) struct InFlight<'a>(&'a AtomicU64);
 
-impl Abreast {
+impl Pacing {
     pub(crate) fn new(workers: usize) -> Self {
         Self((0..workers).map(|_| AtomicU64::new(NOTHING)).collect())
     }
@@ -37,24 +37,24 @@ impl Abreast {
             .last_of_others(worker)
             .is_some_and(|last| next().saturating_sub(last) > MOST_AHEAD)
         {
-            thread::sleep(A_MOMENT);
+            thread::sleep(CHECK_EVERY);
         }
     }
 
     /// Records, before `worker` takes counters, that none of its counters will be lower than `from`.
-    pub(crate) fn under_way(&self, worker: usize, from: u64) -> UnderWay<'_> {
+    pub(crate) fn in_flight(&self, worker: usize, from: u64) -> InFlight<'_> {
         self.0[worker].store(from, Ordering::SeqCst);
-        UnderWay(&self.0[worker])
+        InFlight(&self.0[worker])
     }
 
     fn last_of_others(&self, worker: usize) -> Option<u64> {
         let others = self.0.iter().enumerate().filter(|(other, _)| *other != worker);
-        let under_way = others.map(|(_, from)| from.load(Ordering::SeqCst));
-        under_way.filter(|from| *from != NOTHING).min()
+        let in_flight = others.map(|(_, from)| from.load(Ordering::SeqCst));
+        in_flight.filter(|from| *from != NOTHING).min()
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.store(NOTHING, Ordering::SeqCst);
     }
@@ -67,9 +67,9 @@ mod tests {
 
     /// The number of times that `worker` asks for the next counter. The answer is `next`, and 0 from the fifth
     /// time on.
-    fn asks(abreast: &Abreast, worker: usize, next: u64) -> u32 {
+    fn asks(pacing: &Pacing, worker: usize, next: u64) -> u32 {
         let asked = Cell::new(0);
-        abreast.wait(worker, || {
+        pacing.wait(worker, || {
             asked.set(asked.get() + 1);
             if asked.get() < 5 { next } else { 0 }
         });
@@ -78,25 +78,25 @@ mod tests {
 
     #[test]
     fn nobody_gets_far_ahead_of_a_line_that_has_counters_under_way() {
-        let abreast = Abreast::new(3);
-        assert_eq!(asks(&abreast, 0, u64::MAX - 1), 0, "nothing is under way");
-        let first = abreast.under_way(1, 100);
-        let second = abreast.under_way(2, 5000);
-        assert_eq!(asks(&abreast, 0, 100 + MOST_AHEAD), 1);
-        assert_eq!(asks(&abreast, 0, 100 + MOST_AHEAD + 1), 5);
+        let pacing = Pacing::new(3);
+        assert_eq!(asks(&pacing, 0, u64::MAX - 1), 0, "nothing is under way");
+        let first = pacing.in_flight(1, 100);
+        let second = pacing.in_flight(2, 5000);
+        assert_eq!(asks(&pacing, 0, 100 + MOST_AHEAD), 1);
+        assert_eq!(asks(&pacing, 0, 100 + MOST_AHEAD + 1), 5);
         // A worker does not wait for itself, nor after a new key has started again at 0.
-        assert_eq!(asks(&abreast, 1, 5000 + MOST_AHEAD), 1);
-        assert_eq!(asks(&abreast, 0, 3), 1);
+        assert_eq!(asks(&pacing, 1, 5000 + MOST_AHEAD), 1);
+        assert_eq!(asks(&pacing, 0, 3), 1);
         drop(first);
-        assert_eq!(asks(&abreast, 0, 100 + MOST_AHEAD + 1), 1);
+        assert_eq!(asks(&pacing, 0, 100 + MOST_AHEAD + 1), 1);
         drop(second);
-        assert_eq!(asks(&abreast, 0, u64::MAX - 1), 0);
+        assert_eq!(asks(&pacing, 0, u64::MAX - 1), 0);
     }
 
     #[test]
     fn a_line_alone_never_waits() {
-        let abreast = Abreast::new(1);
-        let _under_way = abreast.under_way(0, 0);
-        assert_eq!(asks(&abreast, 0, u64::MAX - 1), 0);
+        let pacing = Pacing::new(1);
+        let _under_way = pacing.in_flight(0, 0);
+        assert_eq!(asks(&pacing, 0, u64::MAX - 1), 0);
     }
 }

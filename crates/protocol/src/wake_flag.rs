@@ -31,9 +31,9 @@ impl std::ops::BitOrAssign for Wake {
 
 /// A flag that one side raises and the other lowers; only its first raising wakes.
 #[derive(Debug, Default)]
-pub struct Edge(AtomicBool);
+pub struct WakeFlag(AtomicBool);
 
-impl Edge {
+impl WakeFlag {
     /// Raises the flag.
     pub fn raise(&self) -> Wake {
         // The load keeps the cache line shared while the flag stays up.
@@ -57,11 +57,11 @@ mod tests {
 
     #[test]
     fn only_the_first_raising_wakes() {
-        let edge = Edge::default();
-        assert!(edge.raise().is_due());
-        assert!(!edge.raise().is_due());
-        assert!(edge.take());
-        assert!(!edge.take());
-        assert!(edge.raise().is_due());
+        let flag = WakeFlag::default();
+        assert!(flag.raise().is_due());
+        assert!(!flag.raise().is_due());
+        assert!(flag.take());
+        assert!(!flag.take());
+        assert!(flag.raise().is_due());
     }
 }

@@ -6,7 +6,7 @@ use vpnd_device::{Seen, Watch};
 use crate::presence::Presence;
 
 /// Watches the device.
-pub(crate) struct Life {
+pub(crate) struct DeviceWatch {
     watch: Watch,
     presence: Presence,
     name: String,
@@ -16,7 +16,7 @@ pub(crate) struct Life {
 
 /// A change of the device to which the rest of the daemon has to react.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum DeviceChange {
     /// No reaction is needed.
     Stays,
     /// The device was renamed.
@@ -25,7 +25,7 @@ pub(crate) enum Fate {
     Gone,
 }
 
-impl Life {
+impl DeviceWatch {
     /// Watches a device that is configured, or will be.
     pub(crate) fn new(name: &str, watch: Watch, presence: Presence) -> Self {
         Self { watch, presence, name: name.to_owned(), was_down: false }
@@ -42,7 +42,7 @@ impl Life {
     }
 
     /// Logs the change, and returns it for the rest of the daemon.
-    pub(crate) fn attend(&mut self, seen: Seen) -> Fate {
+    pub(crate) fn attend(&mut self, seen: Seen) -> DeviceChange {
         let name = &self.name;
         match seen {
             // Packets pass through the descriptor, even if the device is in another namespace.
@@ -51,7 +51,7 @@ impl Life {
                  addresses and routes must be set there; or name that namespace in [interface] netns and \
                  start vpnd again"
             ),
-            Seen::Gone => return Fate::Gone,
+            Seen::Gone => return DeviceChange::Gone,
             Seen::Down => {
                 tracing::warn!("device {name} was set down: no packet passes until it is up again");
                 self.was_down = true;
@@ -61,9 +61,9 @@ impl Life {
             Seen::Renamed(new) => {
                 tracing::info!("device {name} was renamed to {new}");
                 self.name.clone_from(&new);
-                return Fate::Renamed(new);
+                return DeviceChange::Renamed(new);
             }
         }
-        Fate::Stays
+        DeviceChange::Stays
     }
 }
