@@ -55,7 +55,7 @@ mod tests {
         let mut changes = Vec::new();
         for step in 0..100_u64 {
             carrier.follow(step % 2 == 0);
-            changes.extend(carrier.due(at(turn)));
+            changes.extend(carrier.due(at(step)));
         }
         assert_eq!(changes, [true], "the first at once");
         assert_eq!(carrier.deadline(), Some(at(1000)));
