@@ -23,8 +23,8 @@ pub(crate) use crate::account::Account;
 pub(crate) use device::{Carrier, Holder, Mac, Queues};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use model::{
-    Config, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route, Service,
-    default_control,
+    Config, Confinement, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route,
+    Service, default_control,
 };
 pub(crate) use problem::{Finding, Problem, Report};
 pub(crate) use profile::{AlsoAccept, Protocol};

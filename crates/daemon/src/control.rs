@@ -9,8 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::UnixStream as Probe;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, fchmod};
@@ -28,6 +27,7 @@ use crate::config::{self, Config, Loaded, Report};
 use crate::keys::Keys;
 use crate::status::{SCHEMA, Status};
 use crate::terminal::Printable;
+use crate::worker::Worker;
 
 use read::{read_line, receive};
 use wire::{Done, MAX_REQUEST, line};
@@ -99,10 +99,16 @@ impl Control {
         let listener = listen(path).map_err(refused("binding it"))?;
         let (send, requests) = mpsc::channel(1);
         let (name, file) = (config.name.clone(), config.file.clone());
-        let desk = Desk { name, file, owner: Uid::current(), requests: send };
+        let lookups = OnceLock::new();
+        let desk = Desk { name, file, owner: Uid::current(), requests: send, lookups };
         let desk = Arc::new(desk);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&desk)));
         Ok(Self { path: path.clone(), requests, accepting, desk })
+    }
+
+    /// From now on, configurations are loaded by threads that this one starts: the main thread is confined.
+    pub(crate) fn load_with(&self, lookups: &Worker) {
+        let _set_before = self.desk.lookups.set(lookups.clone());
     }
 
     /// A function that makes the tunnel read its own files again and use them. If the daemon's user may not
@@ -211,6 +217,8 @@ struct Desk {
     /// The user who started the daemon.
     owner: Uid,
     requests: mpsc::Sender<Request>,
+    /// Starts the threads that load configurations.
+    lookups: OnceLock<Worker>,
 }
 
 /// A client's permissions.
@@ -292,6 +300,14 @@ impl Desk {
         self.take_up(move || config::load(&file)).await
     }
 
+    /// The thread that loads configurations, which ends after its work.
+    fn reader(&self) -> io::Result<Worker> {
+        match self.lookups.get() {
+            Some(lookups) => lookups.another("reload"),
+            None => Worker::start("reload", || Ok(())),
+        }
+    }
+
     /// Loads a configuration and sends it to the tunnel. Only the tunnel knows its running configuration, so
     /// the tunnel compares the two, and changes or refuses.
     async fn take_up(
@@ -299,14 +315,10 @@ impl Desk {
         load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
     ) -> Answer {
         // Loading may look up a user, which can take a long time.
-        let (give, loaded) = oneshot::channel();
-        let load = move || {
-            let loaded = load();
-            drop(give.send(loaded.map(|Loaded { config, keys, .. }| Box::new((config, keys)))));
-        };
-        let started = thread::Builder::new().name("reload".to_owned()).spawn(load);
-        started.map_err(|error| format!("no thread to read it with: {error}; try again"))?;
-        let wanted = loaded.await.map_err(|_panicked| STOPPING.to_owned())?;
+        let load = move || load().map(|Loaded { config, keys, .. }| Box::new((config, keys)));
+        let no_thread = |error| format!("no thread to read it with: {error}; try again");
+        let reader = self.reader().map_err(no_thread)?;
+        let wanted = reader.run(load).await.map_err(|_panicked| STOPPING.to_owned())?;
         let problems = |report: Report| report.lines().collect::<Vec<_>>().join("; ");
         let wanted = wanted.map_err(problems)?;
         let (reply, replied) = oneshot::channel();

@@ -1,8 +1,7 @@
-//! `[service] firewall`: vpnd's own nftables tables. They work independently of other tables: they accept
-//! packets to our addresses inside the tunnel only from the tunnel, and they give the peer's datagrams the mark
-//! of our own datagrams.
+//! `[service] firewall`: vpnd's own nftables tables. They drop packets to our inner addresses that do not come from
+//! the tunnel, whatever other tables accept, and they give the peer's datagrams the mark of our own datagrams.
 //!
-//! For a kill switch there is a second table, whose only chain drops packets that would leave outside the
+//! For a kill switch there is a second table, whose only chain drops packets that would bypass the
 //! tunnel. The first table contains this chain, too. The kernel removes the first table when the process ends,
 //! and no other program can remove it before. The second table exists as long as the kill switch, even during a
 //! restart, after a failed start, and after a crash. So at least one of the tables exists at any time, even if

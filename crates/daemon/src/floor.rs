@@ -22,6 +22,7 @@ use vpnd_protocol::time::WallTime;
 use vpnd_protocol::timestamp::{NotATimestamp, Timestamp};
 
 use crate::account::Account;
+use crate::sandbox::{Role, Sandbox};
 use crate::trust;
 use crate::worker::Worker;
 
@@ -78,7 +79,7 @@ impl FloorFile {
     /// process still has the privilege. If that fails, writing the mark reports the error.
     pub(crate) fn open(state_dir: &Path, name: &str, owner: Option<&Account>) -> Self {
         if let Err(error) = prepare(state_dir, owner) {
-            tracing::debug!(%error, "preparing {}", state_dir.display());
+            tracing::debug!(%error, "cannot prepare the state directory {}", state_dir.display());
         }
         Self { path: state_dir.join(format!("{name}.floor")) }
     }
@@ -141,9 +142,9 @@ impl FloorWriter {
     ///
     /// # Errors
     ///
-    /// If the kernel cannot create a thread.
-    pub(crate) fn start(file: FloorFile) -> io::Result<Self> {
-        let (files, written) = (Worker::start("files")?, mpsc::channel(1));
+    /// If the kernel cannot start a thread, or confine it.
+    pub(crate) fn start(file: FloorFile, sandbox: &Sandbox) -> io::Result<Self> {
+        let (files, written) = (sandbox.worker("files", Role::Disk)?, mpsc::channel(1));
         Ok(Self { file, files, written, is_writing: false, next: None, fails: false })
     }
 
@@ -300,7 +301,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_written_is_read() {
-        let files = Worker::start("files").unwrap();
+        let files = Worker::start("files", || Ok(())).unwrap();
         let state = tempfile::tempdir().unwrap();
         let floor = FloorFile::open(&state.path().join("deep/down"), "site-a", None);
         assert_eq!(floor.read(clock(NOW)).unwrap(), None);
@@ -316,7 +317,7 @@ mod tests {
     async fn of_the_stamps_that_wait_only_the_newest_is_written() {
         let state = tempfile::tempdir().unwrap();
         let file = FloorFile::open(state.path(), "site-a", None);
-        let mut writer = FloorWriter::start(file.clone()).unwrap();
+        let mut writer = FloorWriter::start(file.clone(), &Sandbox::off()).unwrap();
         for seconds in [NOW, NOW + 1, NOW + 2] {
             writer.keep(stamp(seconds));
         }
@@ -330,7 +331,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let file = FloorFile::open(state.path(), "site-a", None);
         fs::create_dir(state.path().join("site-a.floor.new")).unwrap();
-        let mut writer = FloorWriter::start(file).unwrap();
+        let mut writer = FloorWriter::start(file, &Sandbox::off()).unwrap();
         writer.keep(stamp(NOW));
         assert_eq!(writer.kept().await, stamp(NOW));
         assert!(writer.fails);
@@ -338,7 +339,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_names_the_file_and_leaves_the_old_floor() {
-        let files = Worker::start("files").unwrap();
+        let files = Worker::start("files", || Ok(())).unwrap();
         let state = tempfile::tempdir().unwrap();
         let floor = FloorFile::open(state.path(), "site-a", None);
         floor.write(&files, stamp(7)).await.unwrap();
@@ -419,7 +420,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_written_through_a_link() {
-        let files = Worker::start("files").unwrap();
+        let files = Worker::start("files", || Ok(())).unwrap();
         let state = tempfile::tempdir().unwrap();
         let floor = FloorFile::open(state.path(), "site-a", None);
         let other = state.path().join("other");

@@ -258,7 +258,7 @@ impl Hooks {
         for index in 0..self.plan.at(Event::RevertDns).len() {
             // If the device is gone, systemd-resolved has already forgotten them, so a failure does not matter.
             let end = self.command(Event::RevertDns, index, None).await;
-            tracing::debug!("names are looked up as before: {end:?}");
+            tracing::debug!("reverting [dns]: {end:?}");
         }
         self.end().await;
     }
@@ -283,7 +283,7 @@ fn report(found: Found, told: Result<(), SetDnsError>) {
             "systemd-resolved had lost the name servers of [dns]: another program removed them, or it was \
              restarted; they are set again"
         ),
-        Ok(()) => tracing::debug!("[dns] is set again, in case that something of it was gone"),
+        Ok(()) => tracing::debug!("[dns] was set again as a precaution"),
         Err(SetDnsError { why, .. }) => {
             tracing::warn!("cannot apply [dns] again: {why}; vpnd keeps trying");
         }

@@ -95,9 +95,13 @@ impl Loops {
 
     /// The name servers of this host that are reached through the tunnel. Those whose queries the tunnel's kill
     /// switch blocks now are included.
-    pub(crate) async fn name_servers_inside(&self, config: &Config) -> Vec<IpAddr> {
+    pub(crate) async fn name_servers_inside(
+        &self,
+        config: &Config,
+        servers: Vec<IpAddr>,
+    ) -> Vec<IpAddr> {
         let mut inside = Vec::new();
-        for at in nameservers::configured() {
+        for at in servers {
             let Some(route) = nameservers::route_to(config, at) else { continue };
             let found = self.asking.route_of(&nameservers::question(at, self.uid)).await;
             let is_inside = match found {

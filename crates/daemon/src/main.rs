@@ -40,6 +40,7 @@ mod release;
 mod reload;
 mod resolve;
 mod run;
+mod sandbox;
 mod service;
 mod shell;
 mod show_mtu;

@@ -1,6 +1,7 @@
 //! Translates the configuration into the option types of the lower crates.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use vpnd_crypto::{PublicKey, hash};
@@ -19,11 +20,13 @@ use vpnd_tunnel::view::Policy;
 
 use crate::config::{self, Config, MssClamp};
 use crate::keys::Keys;
+use crate::sandbox::{Role, Sandbox};
 use crate::terms::Agreement;
 
 /// The options of the data path.
-pub(crate) fn engine(config: &Config, mtu: u16) -> engine::Options {
+pub(crate) fn engine(config: &Config, mtu: u16, sandbox: Sandbox) -> engine::Options {
     engine::Options {
+        confine: Arc::new(move || Ok(sandbox.confine(Role::Data).map(drop)?)),
         mode: config.interface.mode,
         guard: guard(config),
         policy: policy(config, mtu),

@@ -9,7 +9,7 @@ use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use thiserror::Error;
 
@@ -104,6 +104,19 @@ fn alone() -> Result<(), PrivilegeError> {
         Ok(1) | Err(_) => Ok(()),
         Ok(threads) => Err(PrivilegeError::Threads(threads)),
     }
+}
+
+/// Keeps this process's memory out of swap, which may outlive its keys: all that it has touched and will touch,
+/// stacks too. Returns whether it did. Without the privilege to lift the limit nothing is locked, because a limit
+/// that is reached later would make allocations fail.
+pub(crate) fn lock_memory() -> bool {
+    let unlimited = libc::RLIM_INFINITY;
+    // Without the privilege, the limit that the service manager has set counts.
+    let _refused = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
+    let everything = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: the call takes flags, and affects no memory contents.
+    limit == unlimited && unsafe { libc::mlockall(everything) } == 0
 }
 
 /// Ensures that a program executed from now on gets no more privileges than this process has.
@@ -265,6 +278,25 @@ mod tests {
             drop_to(None).unwrap();
             assert_eq!((status("CapPrm"), status("CapEff")), (NONE.into(), NONE.into()));
             assert_eq!(status("NoNewPrivs"), "1");
+        });
+    }
+
+    #[test]
+    fn memory_is_locked_if_the_limit_allows_it() {
+        in_child("privilege::tests::memory_is_locked_if_the_limit_allows_it", &[], || {
+            let locked = lock_memory();
+            assert_eq!(locked, Uid::effective().is_root() && status("VmLck") != "0 kB");
+            // A process with a limit locks nothing, and can allocate.
+            if locked {
+                setrlimit(Resource::RLIMIT_MEMLOCK, 1 << 16, 1 << 16).unwrap();
+                for set in [CapSet::Effective, CapSet::Permitted] {
+                    caps::clear(None, set).unwrap();
+                }
+                // SAFETY: the call takes no arguments.
+                assert_eq!(unsafe { libc::munlockall() }, 0);
+                assert!(!lock_memory());
+                assert_eq!(vec![1_u8; 1 << 22].len(), 1 << 22);
+            }
         });
     }
 

@@ -50,19 +50,19 @@ struct Nudges {
     changed: watch::Receiver<()>,
 }
 
-/// Starts looking up `endpoints`. Each name is looked up by a thread of its own: call this after the privileges
-/// are dropped.
+/// Starts looking up `endpoints`. Each name is looked up by a thread of its own, which `lookups` starts.
 ///
 /// # Errors
 ///
 /// If the kernel cannot start a thread.
-pub(crate) fn spawn(endpoints: Vec<Endpoint>) -> io::Result<Resolver> {
+pub(crate) fn spawn(endpoints: Vec<Endpoint>, lookups: &Worker) -> io::Result<Resolver> {
+    let threads = lookups;
     let (send, lookups) = mpsc::channel(1);
     let ((nudge, nudged), (change, changed)) = (watch::channel(()), watch::channel(()));
     let found = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
     let named = endpoints.into_iter().enumerate().filter(|(_, e)| literal(e).is_none());
     let name = |(place, endpoint)| {
-        let thread = Worker::start("names")?;
+        let thread = threads.another("names")?;
         Ok(Name { endpoint, place, thread })
     };
     let names = named.map(name).collect::<io::Result<_>>()?;
@@ -287,6 +287,10 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
+    fn lookups() -> Worker {
+        Worker::start("lookups", || Ok(())).unwrap()
+    }
+
     fn endpoints(texts: &[&str]) -> Vec<Endpoint> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
@@ -302,13 +306,13 @@ mod tests {
     #[tokio::test]
     async fn literal_addresses_come_at_once_and_in_order() {
         let all = ["[2001:db8::2]:51820", "192.0.2.7:1", "192.0.2.7:1"];
-        let mut resolver = spawn(endpoints(&all)).unwrap();
+        let mut resolver = spawn(endpoints(&all), &lookups()).unwrap();
         assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&all[..2])));
     }
 
     #[tokio::test]
     async fn a_name_keeps_its_place() {
-        let mut resolver = spawn(endpoints(&["localhost:9", "192.0.2.7:1"])).unwrap();
+        let mut resolver = spawn(endpoints(&["localhost:9", "192.0.2.7:1"]), &lookups()).unwrap();
         assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&["192.0.2.7:1"])));
         let Lookup::Addresses(both) = soon(resolver.changed()).await else { panic!("it fails") };
         assert!(both[0].ip().is_loopback() && both[0].port() == 9, "{both:?}");
@@ -334,7 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_to_look_up_stays_silent() {
-        let mut resolver = spawn(Vec::new()).unwrap();
+        let mut resolver = spawn(Vec::new(), &lookups()).unwrap();
         let changed = timeout(Duration::from_millis(50), resolver.changed());
         assert!(changed.await.is_err());
     }
@@ -356,7 +360,7 @@ mod tests {
     #[tokio::test]
     async fn an_ipv4_address_in_ipv6_spelling_is_found_as_what_it_is() {
         let endpoint = Endpoint { host: "::ffff:127.0.0.1".into(), port: 9 };
-        let name = Name { endpoint, place: 0, thread: Worker::start("names").unwrap() };
+        let name = Name { endpoint, place: 0, thread: lookups() };
         let (answer, _answers) = mpsc::channel(1);
         let found = name.lookup(FIRST_RETRY, &answer).await;
         assert_eq!(found.unwrap(), addresses(&["127.0.0.1:9"]));

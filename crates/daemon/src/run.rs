@@ -41,6 +41,7 @@ use crate::netns::Netns;
 use crate::panics::Panics;
 use crate::presence::Presence;
 use crate::privilege;
+use crate::sandbox::{Confined, Role, Sandbox};
 use crate::shell::{Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
@@ -239,6 +240,7 @@ impl Host {
     ) -> Result<(), RunError> {
         // Names and routes are looked up in the namespace in which datagrams leave.
         self.outside.enter()?;
+        let locked = privilege::lock_memory();
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
             vpnd_tun::keep(&self.device.queues[0], &self.device.name)?;
@@ -246,7 +248,7 @@ impl Host {
         if let Some(control) = &self.control {
             stop.on_reload(control.rereads());
         }
-        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
+        let mut shell = self.start(config, keys, hooks.news(), (stop.asked_by(), locked))?;
         // Packets still pass while the `down` hooks run.
         let stop = async {
             stop.asked().await;
@@ -259,8 +261,14 @@ impl Host {
         Facts { device: &self.device.name, mtu: self.mtu, listen_port: self.socket.local_port() }
     }
 
-    fn peer(&self, config: &Config, keys: Keys, activity: &Arc<Activity>) -> Peer {
-        let options = options::peer(config, keys, (self.mtu, self.mac), last_stamp(&self.floor));
+    fn peer(
+        &self,
+        config: &Config,
+        keys: Keys,
+        last_stamp: Option<Timestamp>,
+        activity: &Arc<Activity>,
+    ) -> Peer {
+        let options = options::peer(config, keys, (self.mtu, self.mac), last_stamp);
         // The kernel's generator is used each time. If vpnd had its own generator, the generator's key would
         // reveal every ephemeral secret that it ever generated.
         Peer::new(options, Arc::clone(activity), Box::new(UnwrapErr(SysRng)), clock::now())
@@ -271,13 +279,21 @@ impl Host {
         config: &Config,
         keys: Keys,
         hooks: News,
-        stop: Rc<Cell<Option<Asked>>>,
+        (stop, locked): (Rc<Cell<Option<Asked>>>, bool),
     ) -> Result<Shell, RunError> {
-        let about = about(config, &keys, &self);
+        let sandbox = Sandbox::of(config);
+        // These threads need other files than this one.
+        let lookups = sandbox.worker("lookups", Role::Lookups)?;
+        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups)?;
+        let last_stamp = last_stamp(&self.floor);
+        let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
+        self.control.iter().for_each(|control| control.load_with(&lookups));
+        let confined = Confined { memory_locked: locked, ..sandbox.confine(Role::Main)? };
+        let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
-        let peer = self.peer(config, keys, &activity);
-        let (table, options) = (peer.table(), options::engine(config, mtu));
+        let peer = self.peer(config, keys, last_stamp, &activity);
+        let (table, options) = (peer.table(), options::engine(config, mtu, sandbox));
         let policy = options.policy.clone();
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
         // Processes that are started from here on have the normal priority.
@@ -294,9 +310,10 @@ impl Host {
             missing: self.missing,
             bypassed: self.bypassed,
             loops: self.loops,
-            floor: FloorWriter::start(self.floor)?,
+            floor,
             carrier: self.carrier,
-            resolver: resolve::spawn(config.peer.endpoints.clone())?,
+            resolver,
+            lookups,
             control: self.control,
             service: service::Service::default(),
             hooks,
@@ -321,7 +338,7 @@ fn last_stamp(floor: &FloorFile) -> Option<Timestamp> {
     })
 }
 
-fn about(config: &Config, keys: &Keys, host: &Host) -> About {
+fn about(config: &Config, keys: &Keys, host: &Host, sandbox: Confined) -> About {
     About {
         name: config.name.clone(),
         device: Device {
@@ -336,5 +353,6 @@ fn about(config: &Config, keys: &Keys, host: &Host) -> About {
         preshared_key: config.peer.preshared_key_file.is_some(),
         endpoints: config.peer.endpoints.iter().map(ToString::to_string).collect(),
         dead_after: config.peer.dead_after,
+        sandbox,
     }
 }

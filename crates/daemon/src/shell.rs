@@ -42,6 +42,7 @@ use crate::status::About;
 use crate::stop::Asked;
 use crate::suspend::Suspend;
 use crate::watch::watch;
+use crate::worker::Worker;
 
 use network::shifted;
 use room::room;
@@ -95,6 +96,8 @@ pub(crate) struct Surroundings {
     /// The device's carrier, if it follows the peer.
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
+    /// A thread that may read the files of name lookups.
+    pub(crate) lookups: Worker,
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
@@ -231,10 +234,7 @@ impl Shell {
     }
 
     fn resumed(&mut self, slept: Duration) {
-        tracing::info!(
-            "the host was suspended for {} s: a new session is established",
-            slept.as_secs()
-        );
+        tracing::info!("the host was suspended for {} s: a handshake is started", slept.as_secs());
         self.plane.resumed(clock::now());
     }
 

@@ -22,6 +22,7 @@ use vpnd_tunnel::counters::Counters;
 
 use hint::hint;
 
+pub(crate) use crate::sandbox::Confined;
 pub(crate) use hint::Fault;
 pub(crate) use recent::Recent;
 pub(crate) use size::PathMtu;
@@ -78,6 +79,9 @@ pub(crate) struct Status {
     pub(crate) missing: Vec<Missing>,
     /// Routes of others through which packets bypass a kill switch.
     pub(crate) bypassed: Vec<Bypassed>,
+    /// The rights that the main thread has given up.
+    #[serde(default)]
+    pub(crate) sandbox: Option<Confined>,
 }
 
 /// One of our routes, and the route that takes its packets.
@@ -211,6 +215,7 @@ pub(crate) struct About {
     pub(crate) endpoints: Vec<String>,
     /// After this time of silence the peer counts as dead.
     pub(crate) dead_after: Duration,
+    pub(crate) sandbox: Confined,
 }
 
 impl Status {
@@ -261,6 +266,7 @@ impl Status {
                 .or_else(|| unresolved.then(|| hint::unresolved(&about.endpoints))),
             missing: Vec::new(),
             bypassed: Vec::new(),
+            sandbox: Some(about.sandbox.clone()),
         }
     }
 }
@@ -395,6 +401,11 @@ pub(crate) mod tests {
             preshared_key: true,
             endpoints: vec!["b.example.net:51820".into()],
             dead_after: Duration::from_secs(60),
+            sandbox: Confined {
+                system_calls: "errno".into(),
+                files: crate::sandbox::Files::Restricted,
+                memory_locked: true,
+            },
         }
     }
 
@@ -518,6 +529,7 @@ pub(crate) mod tests {
             "hint": null,
             "missing": [],
             "bypassed": [],
+            "sandbox": { "system_calls": "errno", "files": "restricted", "memory_locked": true },
         });
         assert_eq!(shown, expected);
         let drops = shown["drops"].as_object().unwrap();

@@ -15,21 +15,44 @@ pub(crate) struct Worker(mpsc::Sender<Job>);
 type Job = Box<dyn FnOnce() + Send>;
 
 impl Worker {
-    /// Starts the thread. Call this after the privileges are dropped, because each thread has its own.
+    /// Starts the thread, which gives up rights with `confine` first. Call this after the privileges are
+    /// dropped, because each thread has its own.
     ///
     /// # Errors
     ///
-    /// If the kernel cannot start a thread.
-    pub(crate) fn start(name: &str) -> io::Result<Self> {
+    /// If the kernel cannot start a thread, and if `confine` fails.
+    pub(crate) fn start(
+        name: &str,
+        confine: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
         let (give, jobs) = mpsc::channel::<Job>();
+        let (tell, confined) = mpsc::sync_channel(1);
         let work = move || {
+            let result = confine();
+            let failed = result.is_err();
+            if tell.send(result).is_err() || failed {
+                return;
+            }
             for job in jobs {
                 // If a job panics, its caller gets an error, and the thread goes on with the next job.
                 let _panicked = catch_unwind(AssertUnwindSafe(job));
             }
         };
         thread::Builder::new().name(name.to_owned()).spawn(work)?;
+        confined.recv().unwrap_or_else(|_panicked| Err(lost()))?;
         Ok(Self(give))
+    }
+
+    /// Starts another thread from this one, which has the same rights. The calling thread may have fewer.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot start a thread.
+    pub(crate) fn another(&self, name: &'static str) -> io::Result<Self> {
+        let (tell, started) = mpsc::sync_channel(1);
+        let start = move || drop(tell.send(Self::start(name, || Ok(()))));
+        self.0.send(Box::new(start)).map_err(|_gone| lost())?;
+        started.recv().map_err(|_panicked| lost())?
     }
 
     /// Runs `job` on the thread, and waits for its result. If the caller stops waiting before the job starts,
@@ -48,10 +71,13 @@ impl Worker {
                 drop(done.send(job()));
             }
         });
-        let lost = || io::Error::other("the work was given up");
         self.0.send(job).map_err(|_gone| lost())?;
         result.await.map_err(|_panicked| lost())
     }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("the work was given up")
 }
 
 #[cfg(test)]
@@ -60,7 +86,7 @@ mod tests {
 
     #[tokio::test]
     async fn jobs_are_done_in_order_and_a_panic_ends_only_its_own() {
-        let worker = Worker::start("test").unwrap();
+        let worker = Worker::start("test", || Ok(())).unwrap();
         assert_eq!(worker.run(|| 7).await.unwrap(), 7);
         let name = worker.run(|| thread::current().name().map(str::to_owned)).await.unwrap();
         assert_eq!(name.as_deref(), Some("test"));
@@ -69,8 +95,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_thread_that_cannot_be_confined_does_no_work() {
+        let refused = Worker::start("test", || Err(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[tokio::test]
+    async fn a_thread_is_started_by_another() {
+        let first = Worker::start("first", || Ok(())).unwrap();
+        let second = first.another("second").unwrap();
+        drop(first);
+        let name = second.run(|| thread::current().name().map(str::to_owned)).await.unwrap();
+        assert_eq!(name.as_deref(), Some("second"));
+    }
+
+    #[tokio::test]
     async fn a_job_that_nobody_waits_for_is_left_out() {
-        let worker = Worker::start("test").unwrap();
+        let worker = Worker::start("test", || Ok(())).unwrap();
         let (begin, begun) = mpsc::channel::<()>();
         let first = tokio::spawn({
             let worker = worker.clone();

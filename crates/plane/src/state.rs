@@ -7,8 +7,8 @@
 //!                 └──> down <──────────┘          it is not alive
 //! ```
 //!
-//! The peer is alive in `up`, `degraded` and `unresponsive`, and it is not in `down`: the hooks, the carrier and the
-//! routes change exactly when `down` begins, and when it ends. Without a session it may be either, since a tunnel
+//! The peer is alive in `up`, `degraded` and `unresponsive`, and it is not in `down`. If it was alive before, the
+//! hooks, the carrier and the routes change exactly when `down` begins, and when it ends. Without a session it may be either, since a tunnel
 //! without traffic has none.
 
 mod loss;

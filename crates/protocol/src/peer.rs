@@ -388,8 +388,8 @@ impl Peer {
             self.greet_back(now);
         }
         if self.activity.source_lost.take() {
-            // The source address was removed from this host, even if it is the configured one. The kernel
-            // chooses another.
+            // This host no longer has the source address. The kernel chooses another, even if that one is
+            // configured.
             self.paths.change_source(None);
         }
     }

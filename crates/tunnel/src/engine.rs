@@ -43,7 +43,12 @@ pub struct Options {
     pub guard: Guard,
     /// The settings that may change while the threads run.
     pub policy: Policy,
+    /// Called by each data thread before its work, to give up rights.
+    pub confine: Confine,
 }
+
+/// Confines the calling thread.
+pub type Confine = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// The running data path.
 pub struct Engine {
@@ -95,10 +100,14 @@ impl Engine {
         let (ended, ended_queue) = mpsc::channel(2);
         let inbound =
             Inbound::new(Arc::clone(&shared), Arc::clone(&watch), Queues { handshakes, frames });
-        let mut threads = vec![spawn("inbound", ended.clone(), move || inbound.run())?];
+        let confine = options.confine;
+        let first = Arc::clone(&confine);
+        let inbound = move || first().and_then(|()| inbound.run());
+        let mut threads = vec![spawn("inbound", ended.clone(), inbound)?];
         for queue in 0..shared.device.queues.len() {
-            let watch = Arc::clone(&watch);
-            threads.push(spawn(&outbound(queue), ended.clone(), move || watch.run(queue))?);
+            let (watch, confine) = (Arc::clone(&watch), Arc::clone(&confine));
+            let run = move || confine().and_then(|()| watch.run(queue));
+            threads.push(spawn(&outbound(queue), ended.clone(), run)?);
         }
         let reports =
             Reports { handshakes: handshake_queue, frames: frame_queue, ended: ended_queue };

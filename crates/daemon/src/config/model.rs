@@ -17,7 +17,7 @@ use super::device::{Carrier, Holder, Mac, Queues};
 use super::endpoint::Endpoint;
 use super::hooks::{Dns, Hooks};
 use super::profile::{AlsoAccept, Protocol};
-use super::word::{Word, as_word, as_words};
+use super::word::{self, Word, as_word, as_words};
 use crate::account::Account;
 
 /// The routing table that `ip route` shows (linux/rtnetlink.h).
@@ -55,6 +55,15 @@ impl Config {
     pub(crate) fn leads_everywhere(&self) -> bool {
         self.interface.vrf.is_none()
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
+    }
+
+    /// The files with keys.
+    pub(crate) fn key_files(&self) -> Vec<&std::path::Path> {
+        let (own, peer) = (&self.interface, &self.peer);
+        let others =
+            [&own.next_private_key_file, &peer.preshared_key_file, &peer.next_preshared_key_file];
+        let others = others.into_iter().flatten();
+        [&own.private_key_file].into_iter().chain(others).map(PathBuf::as_path).collect()
     }
 
     /// Whether there is a route that drops its packets while the peer is dead.
@@ -339,12 +348,38 @@ pub(crate) struct Service {
     pub(crate) nice: i32,
     /// Whether vpnd sets an nftables table of its own.
     pub(crate) firewall: bool,
+    /// What happens to a thread that makes a system call which is not on its list.
+    #[serde(serialize_with = "as_word")]
+    pub(crate) sandbox: Confinement,
     /// The log level.
     #[serde(serialize_with = "as_word")]
     pub(crate) log_level: LevelFilter,
     /// The log format.
     #[serde(serialize_with = "as_word")]
     pub(crate) log_format: LogFormat,
+}
+
+/// How the threads of a running tunnel are confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Confinement {
+    /// A forbidden system call fails with `EPERM`.
+    Errno,
+    /// A forbidden system call ends the process.
+    Kill,
+    /// Threads are not confined.
+    Off,
+}
+
+impl Confinement {
+    /// The word in the configuration.
+    pub(crate) fn word(self) -> &'static str {
+        word::name(self)
+    }
+}
+
+impl Word for Confinement {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("errno", Self::Errno), ("kill", Self::Kill), ("off", Self::Off)];
 }
 
 /// The format of log lines.

@@ -70,7 +70,10 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[path]", &["mss_clamp", "mtu_max", "raise_every", "icmp", "gso", "offload"]),
     ("[dns]", &["servers", "domains"]),
     ("[hooks]", &["up", "established", "lost", "down", "timeout"]),
-    ("[service]", &["state_dir", "control", "user", "nice", "firewall", "log_level", "log_format"]),
+    (
+        "[service]",
+        &["state_dir", "control", "user", "nice", "firewall", "sandbox", "log_level", "log_format"],
+    ),
 ];
 
 /// One table, and the problems found in it so far.

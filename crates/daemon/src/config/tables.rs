@@ -17,8 +17,8 @@ use vpnd_tunnel::udp::{Gso, Listen, unmapped};
 use super::device::{self, Carrier, Queues};
 use super::hooks;
 use super::model::{
-    self, Config, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer, Route,
-    Service, Socket,
+    self, Config, Confinement, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer,
+    Route, Service, Socket,
 };
 use super::problem::Problem;
 use super::profile::{Protocol, also_accept};
@@ -255,6 +255,7 @@ fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
         user: s.take("user", text(account)).unwrap_or_else(default_account),
         nice: s.or("nice", -10, integer(-20..=19)),
         firewall: s.or("firewall", false, value::truth),
+        sandbox: s.or("sandbox", Confinement::Errno, text(word)),
         log_level: s.or("log_level", LevelFilter::INFO, text(word)),
         log_format: s.or("log_format", LogFormat::Auto, text(word)),
     }

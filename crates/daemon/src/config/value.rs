@@ -200,7 +200,7 @@ pub(super) fn size(range: RangeInclusive<i64>) -> impl Fn(&Value<'_>) -> Parsed<
     }
 }
 
-/// The problem that another value was expected.
+/// An error that says what was expected and what was found.
 pub(super) fn expected(what: &str, value: &Value<'_>) -> Problem {
     let found = match value.get_ref() {
         DeValue::String(text) => format!("\"{text}\""),

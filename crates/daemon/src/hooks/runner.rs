@@ -25,7 +25,7 @@ pub(crate) const WORD: &str = "hook-runner";
 ///
 /// # Errors
 ///
-/// If vpnd did not start it.
+/// If vpnd did not start this process, or reading and writing fails.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     begin().context("the hook runner is started by vpnd itself, and by nobody else")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -12,6 +12,7 @@ use crate::firewall::FirewallError;
 use crate::hooks::HookError;
 use crate::netns::NetnsError;
 use crate::privilege::PrivilegeError;
+use crate::sandbox::SandboxError;
 use crate::shell::ShellError;
 
 /// Why a tunnel did not start, or ended without a request.
@@ -38,6 +39,9 @@ pub(crate) enum RunError {
     /// A network namespace cannot be used.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// A thread cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A privilege is missing, or cannot be given up.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),

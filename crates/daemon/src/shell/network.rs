@@ -1,7 +1,7 @@
 //! Passes the reports of the kernel and the resolver about names, routes and the path to the
 //! control plane.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use vpnd_device::{Query, Shift, Uplink};
 use vpnd_plane::Unresolved;
@@ -12,6 +12,7 @@ use vpnd_tunnel::udp::{Egress, largest_payload, payload_within};
 
 use super::Shell;
 use crate::config::Icmp;
+use crate::nameservers;
 use crate::resolve::Lookup;
 
 impl Shell {
@@ -25,11 +26,17 @@ impl Shell {
             Lookup::Failed(failures) => {
                 let inside = match failures.is_empty() {
                     true => Vec::new(),
-                    false => self.around.loops.name_servers_inside(&self.around.running).await,
+                    false => self.name_servers_inside().await,
                 };
                 self.plane.lookups_failed(Unresolved { failures, inside });
             }
         }
+    }
+
+    /// The name servers that are reached through the tunnel.
+    async fn name_servers_inside(&self) -> Vec<IpAddr> {
+        let servers = self.around.lookups.run(nameservers::configured).await.unwrap_or_default();
+        self.around.loops.name_servers_inside(&self.around.running, servers).await
     }
 
     /// Warns if a route leads the tunnel into itself. If the endpoint is a name, this can only be

@@ -52,6 +52,9 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
         traffic.tx_packets,
     )?;
     write_drops(text, status)?;
+    if let Some(sandbox) = &status.sandbox {
+        writeln!(text, "  sandbox  {sandbox}")?;
+    }
     let mut missing = status.missing.iter();
     missing.try_for_each(|one| writeln!(text, "  missing  {}: {}", one.what, one.why))?;
     let mut bypassed = status.bypassed.iter();

@@ -1,4 +1,4 @@
-//! One session after another: by age, by count, at the last minute, and what dies of age.
+//! Rekeying by age, by count and after 165 s, and keys that expire.
 
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::Change;

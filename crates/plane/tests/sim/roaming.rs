@@ -456,7 +456,7 @@ fn a_wireguard_peer_that_has_moved_is_found_though_a_call_was_lost() {
     assert_eq!(path(&world, Side::B), world[Side::A].address);
 }
 
-/// As behind an address translation that has two ports for one flow.
+/// A NAT that alternates between two ports for one flow.
 #[test]
 fn who_flaps_between_two_ports_moves_a_few_times_a_second() {
     for protocol in [Protocol::WireGuard, vpnd()] {
