@@ -332,7 +332,7 @@ impl Peer {
     pub fn poll_transmit(&mut self, out: &mut Vec<u8>) -> Option<Transmit> {
         let (transmit, datagram) = self.transmits.pop_front()?;
         *out = datagram;
-        Some(transmit)
+        Some(self.paths.leaving(transmit))
     }
 
     /// The next report.

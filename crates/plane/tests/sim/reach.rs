@@ -247,6 +247,46 @@ fn a_route_that_changed_is_followed_at_once_and_the_peer_knows() {
     }
 }
 
+/// The kernel has two addresses for A, and sends from the second one from now on. What leaves from the first one is lost.
+#[test]
+fn a_source_that_the_kernel_chose_moves_with_the_route_before_anybody_has_noticed() {
+    for protocol in protocols() {
+        let mut world = world(8, |_, options| options.protocol = protocol);
+        world.resolve(Side::A);
+        world.run_until(seconds(2));
+        let home = Side::A.home();
+        world[Side::A].address = other(Side::A);
+        world[Side::A].others = vec![home];
+        world.network.loses = Some(Box::new(move |sent| sent.datagram.from == home));
+        let moved = world.now;
+        world.offer_every(Side::A, millis(10));
+        world.run_for(seconds(3));
+        let (offered, arrived) = tally(&world, Side::A, moved, world.now - millis(100));
+        assert_eq!(offered, arrived, "{protocol}");
+        let to = world[Side::B].data.table().send.as_ref().map(|sent| sent.1.to);
+        assert_eq!(to, Some(other(Side::A)), "{protocol}: the peer follows");
+    }
+}
+
+/// The kernel would send from A's first address, but the peer has written to the second one, and hears only that.
+#[test]
+fn another_source_than_the_kernels_choice_is_pinned() {
+    for protocol in protocols() {
+        let mut world = world(9, |side, options| {
+            options.protocol = protocol;
+            options.endpoint = Some(other(Side::A)).filter(|_| side == Side::B);
+        });
+        world.network.loses = Some(Box::new(|sent| sent.datagram.from == Side::A.home()));
+        world.resolve(Side::B);
+        world.run_until(seconds(2));
+        let start = world.now;
+        Side::BOTH.into_iter().for_each(|side| world.offer_every(side, millis(10)));
+        world.run_for(seconds(3));
+        let (offered, arrived) = tally(&world, Side::A, start, world.now - millis(100));
+        assert_eq!(offered, arrived, "{protocol}");
+    }
+}
+
 /// Somebody on the side brings one datagram of the peer to another address of ours.
 #[test]
 fn a_datagram_brought_to_another_address_of_ours_turns_nothing_unless_that_works() {

@@ -104,6 +104,7 @@ impl Peer {
     /// The route to the peer has changed. Continues with the source address that the kernel chooses now, and
     /// sends a datagram so that the peer learns it.
     pub fn route_changed(&mut self, now: Now) {
+        self.paths.forget_chosen();
         self.paths.forget_source(now.boot);
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         let stale = call.is_some_and(|call| !call.refused && now.boot >= call.at + REPEAT_AFTER);
@@ -113,6 +114,11 @@ impl Peer {
         }
         self.send_sign_of_life(now);
         self.handle_wake(now);
+    }
+
+    /// Whether the kernel itself chooses this source for this destination.
+    pub fn source_chosen(&mut self, way: Transmit, is_kernels: bool) {
+        self.paths.note_chosen(way, is_kernels);
     }
 
     /// This host was suspended. The network may be another one, the peer may have given the session up, and a PING that
