@@ -160,6 +160,47 @@ fn nothing_heard_for_long_wants_another_port() {
     }
 }
 
+/// A, whose port is free, knows where B is, and finds it dead after 3 s.
+fn roaming_watcher(seed: u64) -> World {
+    let mut world = World::with(seed, |side, options| {
+        options.protocol = protocols()[1];
+        options.free_port = side == Side::A;
+        options.dead_after = seconds(3);
+        options.watch = true;
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    world.resolve(Side::A);
+    world.offer_every(Side::A, millis(100));
+    world.run_until(seconds(20));
+    world
+}
+
+/// A's datagrams still reach B, and B's go to an address that is no longer the NAT's.
+#[test]
+fn a_mapping_that_dies_under_a_standing_tunnel_is_left_when_the_peer_is_dead() {
+    for seed in 0..10 {
+        let mut world = roaming_watcher(seed);
+        let home = Side::A.home();
+        world.network.loses = Some(Box::new(move |sent| sent.datagram.to == home));
+        let died = world.now;
+        world.run_for(seconds(10));
+        let up = world.changed(Side::A, |one| matches!(one, Change::Established(_)));
+        let took = up.into_iter().find(|at| *at > died).expect("another port") - died;
+        assert!(took < millis(4500), "seed {seed}: {took:?}");
+        assert_eq!(world.port_changes(Side::A).len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_peer_that_has_announced_its_end_is_awaited_at_the_same_port() {
+    let mut world = roaming_watcher(1);
+    world.at(Side::B, |end, now| end.close(now));
+    world.suspend(Side::B);
+    world.run_for(seconds(2));
+    assert_eq!(world.changed(Side::A, |one| *one == Change::Dead).len(), 1);
+    assert_eq!(world.port_changes(Side::A), []);
+}
+
 /// Of a flow whose translation leads nowhere, which is forgotten after 30 s without a datagram.
 fn stuck(from: SocketAddr) -> impl FnMut(&Captured) -> bool {
     let mut last = None;

@@ -25,6 +25,7 @@ const SILENCES_APART: Duration = Duration::from_secs(600);
 /// The source port of our datagrams.
 #[derive(Debug)]
 pub(super) struct Port {
+    is_fixed: bool,
     /// When it last worked, or when it was first tried.
     since: BootTime,
     /// How long nothing is received until another port, or a pause, may help.
@@ -34,7 +35,7 @@ pub(super) struct Port {
 impl Port {
     pub(super) fn new(is_fixed: bool, dead_after: Duration, now: BootTime) -> Self {
         let patience = if is_fixed { SILENT_AFTER } else { dead_after.min(OTHER_PORT_AFTER) };
-        Self { since: now, patience }
+        Self { is_fixed, since: now, patience }
     }
 
     /// The port works, or is tried anew, from `since` on.
@@ -189,8 +190,34 @@ impl Peer {
         // Datagrams on a session do not show that the peer receives ours. Only a response does.
         let since = self.port.since.max(unanswered.this_try().begun);
         if !unanswered.was_refused() && now.boot >= since + self.port.patience {
-            self.port.renew(now.boot);
-            self.events.push_back(Command::ChangePort.into());
+            self.change_port(now);
+        }
+    }
+
+    /// The peer is dead and has not announced its end: a NAT may translate our flow to an address that leads nowhere, and
+    /// our own datagrams keep that entry alive. The next tries come from another port, the first of them soon.
+    pub(super) fn leave_port(&mut self, now: Now) {
+        let is_refused = self.attempt.as_ref().is_some_and(Attempt::was_refused);
+        let is_new = now.boot < self.port.since + self.port.patience;
+        if !self.port.is_fixed && !is_refused && !is_new {
+            self.change_port(now);
+            self.initiate_soon(now);
+        }
+    }
+
+    fn change_port(&mut self, now: Now) {
+        self.port.renew(now.boot);
+        self.events.push_back(Command::ChangePort.into());
+    }
+
+    /// The next try is due as soon as the last one may be repeated.
+    fn initiate_soon(&mut self, now: Now) {
+        let last = self.attempt.as_ref().and_then(Attempt::call).map(|call| call.at);
+        let at = last.map_or(now.boot, |last| now.boot.max(last + REPEAT_AFTER));
+        self.initiate_from = self.initiate_from.min(at);
+        match &mut self.attempt {
+            Some(attempt) => attempt.hurry(at),
+            None => self.wanted = true,
         }
     }
 
