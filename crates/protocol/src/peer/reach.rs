@@ -22,6 +22,9 @@ const SILENT_FOR: Duration = Duration::from_secs(31);
 /// wait for us.
 const SILENCES_APART: Duration = Duration::from_secs(600);
 
+/// A session that ran out in a suspend is found so at its end, maybe before the suspend itself is.
+const JUST_NOW: Duration = Duration::from_secs(1);
+
 /// The source port of our datagrams.
 #[derive(Debug)]
 pub(super) struct Port {
@@ -126,7 +129,10 @@ impl Peer {
     /// was under way would measure the suspend: a handshake is started at once, and the path is measured anew.
     pub fn resumed(&mut self, now: Now) {
         self.follow_edges(now);
-        self.wanted |= self.keyring.current().is_some();
+        let ran_out_now = self.ran_out.is_some_and(|at| now.boot < at + JUST_NOW);
+        self.wanted |= self.keyring.current().is_some() || ran_out_now;
+        // What was answered a moment ago may have waited through the suspend, and the peer with it.
+        self.yields_until = now.boot;
         self.paths.gauge.begin();
         self.window.forget_round_trip();
         self.path_changed(now);
