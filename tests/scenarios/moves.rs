@@ -44,12 +44,7 @@ const TRACKED: &str = "table ip tracks {\nchain lab {\ntype filter hook forward 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         compared("the source address goes", Cost::Alone, FOLLOWED_WITHIN, address_goes),
-        compared(
-            "the default route moves, the address stays",
-            Cost::Alone,
-            AT_ONCE,
-            route_moves,
-        ),
+        compared("the default route moves, the address stays", Cost::Alone, AT_ONCE, route_moves),
         compared("an IPv6 privacy address rotates", Cost::Works, BACK_WITHIN, privacy),
         compared("the network goes for 5 s", Cost::Waits, BACK_WITHIN, goes_and_comes),
         compared("a NAT that comes late", Cost::Waits, AROUND_A_NAT_WITHIN, nat_comes_late),

@@ -7,7 +7,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Config, Transmit};
 use super::alternatives::Alternatives;
 use super::contest::Contests;
 use super::detours::Detours;
@@ -17,6 +16,7 @@ use super::frames::Gauge;
 use super::roaming::Roaming;
 use super::segmentation::Segmentation;
 use super::size::Size;
+use super::{Config, Transmit};
 use crate::activity::Source;
 use crate::endpoint::{Candidates, Roam, Sources};
 use crate::table::{Arrival, Path};
