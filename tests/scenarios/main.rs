@@ -51,6 +51,7 @@ mod socket;
 mod spanning;
 mod speed;
 mod states;
+mod suspend;
 mod system;
 mod tap;
 mod tunnel;
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
         exact::scenarios(),
         speed::scenarios(),
         states::scenarios(),
+        suspend::scenarios(),
     ];
     runner::main(rooms.into_iter().flatten().collect())
 }

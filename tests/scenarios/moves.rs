@@ -23,8 +23,13 @@ use crate::tunnel::SOON;
 const FOLLOWED_WITHIN: Duration = Duration::from_millis(1500);
 /// A generous limit for the others.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
+/// The limit for a route that moves: the kernel's own choice of the source moves with it. It would take a second to find the
+/// new gateway from the old address.
+const AT_ONCE: Duration = Duration::from_millis(700);
 /// `dead_after` and the 5 s between two tries, and as much again for a busy machine.
 const AROUND_A_NAT_WITHIN: Duration = Duration::from_secs(16);
+/// `dead_after` and at most 2 s until the next handshake, which comes from another port, and more for a busy machine.
+const OFF_A_DEAD_MAPPING_WITHIN: Duration = Duration::from_secs(8);
 /// The time that is waited for a program to which no limit applies.
 const PATIENCE: Duration = Duration::from_secs(40);
 const LONG_PATIENCE: Duration = Duration::from_secs(120);
@@ -39,16 +44,16 @@ const TRACKED: &str = "table ip tracks {\nchain lab {\ntype filter hook forward 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         compared("the source address goes", Cost::Alone, FOLLOWED_WITHIN, address_goes),
-        compared(
-            "the default route moves, the address stays",
-            Cost::Alone,
-            FOLLOWED_WITHIN,
-            route_moves,
-        ),
+        compared("the default route moves, the address stays", Cost::Alone, AT_ONCE, route_moves),
         compared("an IPv6 privacy address rotates", Cost::Works, BACK_WITHIN, privacy),
         compared("the network goes for 5 s", Cost::Waits, BACK_WITHIN, goes_and_comes),
         compared("a NAT that comes late", Cost::Waits, AROUND_A_NAT_WITHIN, nat_comes_late),
-        compared("a NAT whose mapping is dead", Cost::Waits, AROUND_A_NAT_WITHIN, mapping_dies),
+        compared(
+            "a NAT whose mapping is dead",
+            Cost::Waits,
+            OFF_A_DEAD_MAPPING_WITHIN,
+            mapping_dies,
+        ),
         Scenario::new("moves::a route that flaps", Cost::Waits, flapping_route),
         Scenario::new("moves::64 addresses for a name", Cost::Waits, many_addresses),
     ]
@@ -167,7 +172,7 @@ fn in_words(took: Option<Duration>) -> String {
 }
 
 /// The router takes nothing from an address by another uplink than that address's.
-fn strict(net: &Uplinks) -> Result<()> {
+pub(crate) fn strict(net: &Uplinks) -> Result<()> {
     for key in ["all", "one", "two"] {
         net.router.sysctl(&format!("ipv4/conf/{key}/rp_filter"), "1")?;
     }
@@ -184,8 +189,8 @@ fn address_goes(lab: &Lab, program: Program) -> Result<Option<Duration>> {
     Ok(tunnel.flows())
 }
 
-/// The old address stays. What leaves by the new route with it as its source, before the change is noticed, makes the
-/// kernel ask the new gateway for its hardware address from there, in vain, and ask again after a second.
+/// The old address stays. If anything left by the new route with it as its source, the kernel would ask the new gateway for
+/// its hardware address from there, in vain, and ask again after a second.
 fn route_moves(lab: &Lab, program: Program) -> Result<Option<Duration>> {
     let net = Uplinks::new(lab)?;
     strict(&net)?;
@@ -350,7 +355,7 @@ fn flapping_vpnd(lab: &Lab) -> Result<(Flapped, [Spent; 2])> {
     let before = [cost(&a)?, cost(&b)?];
     let seen = flap(&net)?;
     for tally in [&seen.there, &seen.back] {
-        ensure!(tally.received >= tally.sent / 4, "too much is lost: {tally:?}");
+        ensure!(tally.received >= tally.sent * 9 / 10, "too much is lost: {tally:?}");
     }
     ensure!(seen.calm <= BACK_WITHIN, "traffic only {:?} afterwards", seen.calm);
     let of_a = ensure_modest(&a, &before[0], 30, seen.took / 3)?;

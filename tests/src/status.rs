@@ -46,6 +46,11 @@ impl Status {
         field("tx_sent").zip(field("tx_lost"))
     }
 
+    /// The round trip of the last minute, in milliseconds, if it was measured.
+    pub fn round_trip_ms(&self) -> Option<f64> {
+        self.field("/recent/round_trip_ms")?.as_f64()
+    }
+
     /// The daemon's process id.
     pub fn process(&self) -> u64 {
         self.number("/pid")

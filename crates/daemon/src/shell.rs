@@ -190,7 +190,7 @@ impl Shell {
                 lookup = self.around.resolver.changed() => self.looked_up(lookup).await,
                 () = self.around.loops.due() => self.ask_routes().await,
                 stamp = self.around.floor.kept() => self.plane.floor_kept(clock::now(), stamp),
-                shift = shifted(&mut self.around.uplink) => self.network_changed(shift),
+                shift = shifted(&mut self.around.uplink) => self.route_looked_up(shift),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
                 () = tick(&mut self.watchdog) => self.around.service.alive(),

@@ -1,5 +1,12 @@
 //! The uplink of the tunnel's own datagrams: the kernel's answer to a lookup of the route to the peer. The
 //! lookup is repeated whenever routes, rules, addresses or links change.
+//!
+//! The lookup also shows whether our source address is the kernel's own choice. Then it need not be pinned: when the
+//! route moves, the next datagram leaves from the right address, before anybody has looked. A pinned one would leave
+//! by the new route from the old address, and the neighbour table would wait a second for the answer to a request
+//! that it has sent from there.
+
+mod choices;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,12 +27,20 @@ use crate::error::errno;
 use crate::heard::{Heard, Told};
 use crate::link;
 
-/// The first change is handled at once. Until then datagrams leave by the new route with the old source
-/// address, and the neighbour table may wait a second for the answer to a request from the old address. More
-/// changes usually follow, so the lookup is repeated after this time.
+use choices::Choices;
+
+/// The first change is handled at once. More changes usually follow, so the lookup is repeated after this time.
 const SETTLES_WITHIN: Duration = Duration::from_millis(30);
-/// The least time between lookups, however often routes change.
-const APART: Duration = Duration::from_millis(400);
+/// The least times between lookups, in turn, however often routes change. They differ, so that of a route that moves to
+/// and fro at a steady rate both states are seen.
+const APART: [Duration; 4] = [
+    Duration::from_millis(307),
+    Duration::from_millis(401),
+    Duration::from_millis(353),
+    Duration::from_millis(449),
+];
+/// The longest of them.
+const REST: Duration = APART[3];
 
 /// The parameters of the lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +64,15 @@ pub enum Shift {
     Elsewhere,
     /// The datagrams would now leave by another interface or from another address, or can no longer leave.
     Route,
+    /// No change, but the answer to the query that has these addresses.
+    Source {
+        /// The peer's address.
+        to: SocketAddr,
+        /// Our source address.
+        from: IpAddr,
+        /// Whether the kernel chooses it by itself.
+        is_kernels: bool,
+    },
 }
 
 /// The answer to a [`Query`].
@@ -61,12 +85,16 @@ struct Route {
 }
 
 impl Route {
+    /// The source address that the kernel chooses itself.
+    fn chosen(&self) -> Option<IpAddr> {
+        self.free.ok().and_then(|(_, source)| source)
+    }
+
     /// Whether datagrams that were sent from `from` under the answer `before` should be sent differently now.
     /// If the kernel did not choose the current source address, another choice of the kernel does not change
     /// it.
     fn is_other_than(&self, before: &Self, from: Option<IpAddr>) -> bool {
-        let chosen = |route: &Self| route.free.ok().and_then(|(_, source)| source);
-        let was_chosen = from.is_none() || chosen(before) == from;
+        let was_chosen = from.is_none() || before.chosen() == from;
         self.kept != before.kept || was_chosen && self.free != before.free
     }
 }
@@ -85,7 +113,8 @@ impl Uplink {
         let (query, asked) = watch::channel(None);
         let (send, shifts) = mpsc::channel(1);
         let mtu = Arc::new(AtomicU32::new(0));
-        tokio::spawn(follow(netlink.handle, heard, asked, send, Arc::clone(&mtu)));
+        let follower = Follower::new(netlink.handle, Arc::clone(&mtu));
+        tokio::spawn(follow(follower, heard, asked, send));
         Self { query, shifts, mtu }
     }
 
@@ -120,20 +149,29 @@ struct Pace {
     due: Option<Instant>,
     /// The earliest time of the next lookup.
     rested: Option<Instant>,
+    /// The number of lookups.
+    count: usize,
 }
 
 impl Pace {
     /// Records that something has changed.
     fn heard(&mut self, now: Instant) {
         let earliest = self.rested.filter(|rested| now < *rested);
-        self.due.get_or_insert_with(|| earliest.unwrap_or(now));
+        self.repeat(earliest.unwrap_or(now));
+    }
+
+    /// Repeats the lookup at this time, or earlier.
+    fn repeat(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     /// Records that a lookup is made.
     fn asked(&mut self, now: Instant) {
         self.due = None;
-        let is_first = self.rested.is_none_or(|rested| now >= rested + APART);
-        self.rested = Some(now + if is_first { SETTLES_WITHIN } else { APART });
+        let is_first = self.rested.is_none_or(|rested| now >= rested + REST);
+        let apart = APART[self.count % APART.len()];
+        self.rested = Some(now + if is_first { SETTLES_WITHIN } else { apart });
+        self.count += 1;
     }
 
     async fn due(&self) {
@@ -173,38 +211,80 @@ async fn next_lookup(
     }
 }
 
-async fn follow(
+/// Looks routes up, and compares the answers.
+struct Follower {
     handle: Handle,
+    mtu: Arc<AtomicU32>,
+    known: Option<(Query, Route)>,
+    pace: Pace,
+    choices: Choices,
+    /// The last answer about our source address that was told.
+    told: Option<Shift>,
+}
+
+async fn follow(
+    mut follower: Follower,
     mut heard: Heard,
     mut asked: watch::Receiver<Option<Query>>,
     shifts: mpsc::Sender<Shift>,
-    mtu: Arc<AtomicU32>,
 ) {
-    let mut known: Option<(Query, Route)> = None;
-    let mut pace = Pace::default();
-    while let Some(cause) = next_lookup(&mut heard, &mut asked, &mut pace).await {
+    while let Some(cause) = next_lookup(&mut heard, &mut asked, &mut follower.pace).await {
         let query = asked.borrow_and_update().clone();
+        for shift in follower.look(cause, query).await {
+            if shifts.send(shift).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Follower {
+    fn new(handle: Handle, mtu: Arc<AtomicU32>) -> Self {
+        let (pace, choices) = (Pace::default(), Choices::default());
+        Self { handle, mtu, known: None, pace, choices, told: None }
+    }
+
+    /// Looks up the route of `query`; returns what has changed.
+    async fn look(&mut self, cause: Cause, query: Option<Query>) -> impl Iterator<Item = Shift> {
         let route = match &query {
-            Some(query) => Some(ask(&handle, query).await),
+            Some(query) => Some(ask(&self.handle, query).await),
             None => None,
         };
+        let is_other_mtu = self.is_other_mtu(route).await;
+        let is_other = self.is_other(query.zip(route));
+        let elsewhere = (cause == Cause::Told || is_other_mtu).then_some(Shift::Elsewhere);
+        let change = is_other.then_some(Shift::Route).or(elsewhere);
+        // Whoever hears of a change of the route knows nothing of the source address any more.
+        let source = self.source(cause == Cause::Asked || is_other);
+        change.into_iter().chain(source)
+    }
+
+    /// Whether the MTU of the route's interface is no longer the same.
+    async fn is_other_mtu(&self, route: Option<Route>) -> bool {
         let link = route.and_then(|route| route.kept.ok());
-        let carried = link_mtu(&handle, link).await.unwrap_or(0);
-        let is_other_mtu = mtu.swap(carried, Ordering::Relaxed) != carried;
-        let before = known.take();
-        known = query.zip(route);
-        let shift = match (&before, &known) {
-            (Some((asked, before)), Some((query, route)))
-                if asked == query && route.is_other_than(before, query.from) =>
-            {
-                Shift::Route
-            }
-            _ if cause == Cause::Told || is_other_mtu => Shift::Elsewhere,
-            _ => continue,
-        };
-        if shifts.send(shift).await.is_err() {
-            return;
+        let mtu = link_mtu(&self.handle, link).await.unwrap_or(0);
+        self.mtu.swap(mtu, Ordering::Relaxed) != mtu
+    }
+
+    /// Whether the same query is answered otherwise than before.
+    fn is_other(&mut self, known: Option<(Query, Route)>) -> bool {
+        let before = std::mem::replace(&mut self.known, known);
+        let both = before.as_ref().zip(self.known.as_ref());
+        both.is_some_and(|((asked, before), (query, route))| {
+            asked == query && route.is_other_than(before, query.from)
+        })
+    }
+
+    /// The answer about our source address, if it is another one than was told last, or `anew`.
+    fn source(&mut self, anew: bool) -> Option<Shift> {
+        let (now, (query, route)) = (Instant::now(), self.known.as_ref()?);
+        self.choices.note(query, route.chosen(), now);
+        let source = self.choices.source(query, now)?;
+        if let Some(until) = query.from.and_then(|from| self.choices.changes(from, now)) {
+            self.pace.repeat(until);
         }
+        let before = self.told.replace(source);
+        Some(source).filter(|_| anew || before != Some(source))
     }
 }
 
@@ -327,7 +407,7 @@ mod tests {
                 asked.push(millis);
             }
         }
-        assert_eq!(asked, [0, 30, 430, 830, 1230, 1630]);
+        assert_eq!(asked, [0, 30, 431, 784, 1233, 1540, 1941]);
         pace.asked(start + Duration::from_millis(2030));
         pace.heard(start + Duration::from_secs(9));
         assert_eq!(pace.due, Some(start + Duration::from_secs(9)));

@@ -175,6 +175,11 @@ impl Plane {
         }
     }
 
+    /// Whether the kernel itself chooses this source for this destination.
+    pub fn source_chosen(&mut self, way: Transmit, is_kernels: bool) {
+        self.peer.source_chosen(way, is_kernels);
+    }
+
     /// The host was suspended. The names of the peer and the routes to it may have changed.
     pub fn resumed(&mut self, now: Now) {
         self.peer.resumed(now);

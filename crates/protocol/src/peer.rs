@@ -185,6 +185,8 @@ pub struct Peer {
     keyring: Keyring,
     generation: Generation,
     established: Option<BootTime>,
+    /// When the last session ran out.
+    ran_out: Option<BootTime>,
     handshakes: u64,
     /// Sessions up to this generation no longer request a rekey at their last minute: they already have.
     last_minute_asked: Generation,
@@ -239,6 +241,7 @@ impl Peer {
             keyring: Keyring::default(),
             generation: Generation::default(),
             established: None,
+            ran_out: None,
             handshakes: 0,
             last_minute_asked: Generation::default(),
             paths,
@@ -332,7 +335,7 @@ impl Peer {
     pub fn poll_transmit(&mut self, out: &mut Vec<u8>) -> Option<Transmit> {
         let (transmit, datagram) = self.transmits.pop_front()?;
         *out = datagram;
-        Some(transmit)
+        Some(self.paths.leaving(transmit))
     }
 
     /// The next report.
@@ -431,6 +434,7 @@ impl Peer {
         self.keyring.expire(now.boot);
         if had_session && self.keyring.current().is_none() {
             self.forget_announcements();
+            self.ran_out = Some(now.boot);
             self.events.push_back(Change::Lost.into());
         }
     }

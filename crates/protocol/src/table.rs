@@ -26,12 +26,22 @@ pub struct Path {
     pub to: SocketAddr,
     /// Our address that the peer last sent to, or the configured one; `None` lets the kernel choose.
     pub from: Option<IpAddr>,
+    /// Whether datagrams have to leave from there. Otherwise that is the kernel's own choice, so it is left to the kernel:
+    /// when the route moves, the very next datagram leaves from the right address.
+    pub pinned: bool,
     /// The largest UDP payload to send.
     pub max_datagram: u16,
     /// The differentiated services code point of sent datagrams.
     pub dscp: u8,
     /// Each datagram is sent by itself, because runs arrive less well.
     pub singly: bool,
+}
+
+impl Path {
+    /// The source address that the kernel is told; `None` lets it choose.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.from.filter(|_| self.pinned)
+    }
 }
 
 /// The data threads' settings.

@@ -223,7 +223,7 @@ impl Batch {
         let left = self.runs.iter().filter(move |run| run.end > sent);
         left.map(move |run| Transmit {
             destination: path.to,
-            source: path.from,
+            source: path.source(),
             tos: path.dscp << 2 | run.outer.ecn.bits(),
             hops: run.outer.hops,
             contents: &self.buffer[run.start.max(sent)..run.end],
@@ -370,6 +370,7 @@ mod tests {
         let path = Path {
             to: ([192, 0, 2, 1], 1).into(),
             from: None,
+            pinned: false,
             max_datagram: 1500,
             dscp: 10,
             singly: false,
@@ -385,6 +386,7 @@ mod tests {
         let path = Path {
             to: ([192, 0, 2, 1], 1).into(),
             from: None,
+            pinned: false,
             max_datagram: 1500,
             dscp: 0,
             singly: false,

@@ -186,7 +186,7 @@ impl Engine {
     pub fn sends_singly(&self) -> bool {
         let view = self.shared.view.load();
         let path = view.table.send.as_ref().map(|(_, path)| path);
-        path.is_some_and(|path| self.shared.socket.sends_singly(path.to, path.from))
+        path.is_some_and(|path| self.shared.socket.sends_singly(path.to, path.source()))
     }
 
     /// The socket's port.

@@ -67,8 +67,19 @@ impl Shell {
         uplink.ask(heading.map(|Transmit { to, from }| Query { to, from, mark, device, port }));
     }
 
-    /// Routes, rules, addresses or links have changed.
-    pub(super) fn network_changed(&mut self, shift: Shift) {
+    /// What the lookup of the route to the peer has shown.
+    pub(super) fn route_looked_up(&mut self, shift: Shift) {
+        match shift {
+            Shift::Elsewhere => self.network_changed(false),
+            Shift::Route => self.network_changed(true),
+            Shift::Source { to, from, is_kernels } => {
+                self.plane.source_chosen(Transmit { to, from: Some(from) }, is_kernels);
+            }
+        }
+    }
+
+    /// Routes, rules, addresses or links have changed, and if `route` is set, also the route to the peer.
+    fn network_changed(&mut self, route: bool) {
         let now = clock::now();
         for (old, new) in self.diagnostics.zones.renumbered() {
             self.plane.renumber(now, old, new);
@@ -82,7 +93,7 @@ impl Shell {
             }
             Err(error) => tracing::debug!("the socket stays bound as it was: {error}"),
         }
-        self.plane.network_changed(now, shift == Shift::Route);
+        self.plane.network_changed(now, route);
         self.around.resolver.network_changed();
     }
 

@@ -145,7 +145,7 @@ impl Data {
             if let Ok(Message::Data { receiver, .. }) = message::parse(&datagram) {
                 self.sealed_for.push(receiver);
             }
-            self.sealed.push((Transmit { to: path.to, from: path.from }, datagram));
+            self.sealed.push((Transmit { to: path.to, from: path.source() }, datagram));
         }
         self.wake(self.activity.sent(now, tally));
         true

@@ -415,6 +415,10 @@ impl End {
             Effect::Fragment(size) => self.plane.fragments_at(size),
             Effect::AskRoutes { .. } => self.see_routes(now),
             Effect::ChangePort => self.change_port(now),
+            Effect::FollowRoute(Some(way)) => {
+                let is_kernels = way.from == Some(self.address.ip());
+                self.plane.source_chosen(way, is_kernels);
+            }
             Effect::CheckSending => self.plane.sending_checked(clock, None),
             Effect::Routes { alive } => self.watch_life(now, alive),
             Effect::Carrier { on } => {

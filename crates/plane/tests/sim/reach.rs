@@ -160,6 +160,47 @@ fn nothing_heard_for_long_wants_another_port() {
     }
 }
 
+/// A, whose port is free, knows where B is, and finds it dead after 3 s.
+fn roaming_watcher(seed: u64) -> World {
+    let mut world = World::with(seed, |side, options| {
+        options.protocol = protocols()[1];
+        options.free_port = side == Side::A;
+        options.dead_after = seconds(3);
+        options.watch = true;
+        options.endpoint = options.endpoint.filter(|_| side == Side::A);
+    });
+    world.resolve(Side::A);
+    world.offer_every(Side::A, millis(100));
+    world.run_until(seconds(20));
+    world
+}
+
+/// A's datagrams still reach B, and B's go to an address that is no longer the NAT's.
+#[test]
+fn a_mapping_that_dies_under_a_standing_tunnel_is_left_when_the_peer_is_dead() {
+    for seed in 0..10 {
+        let mut world = roaming_watcher(seed);
+        let home = Side::A.home();
+        world.network.loses = Some(Box::new(move |sent| sent.datagram.to == home));
+        let died = world.now;
+        world.run_for(seconds(10));
+        let up = world.changed(Side::A, |one| matches!(one, Change::Established(_)));
+        let took = up.into_iter().find(|at| *at > died).expect("another port") - died;
+        assert!(took < millis(4500), "seed {seed}: {took:?}");
+        assert_eq!(world.port_changes(Side::A).len(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_peer_that_has_announced_its_end_is_awaited_at_the_same_port() {
+    let mut world = roaming_watcher(1);
+    world.at(Side::B, |end, now| end.close(now));
+    world.suspend(Side::B);
+    world.run_for(seconds(2));
+    assert_eq!(world.changed(Side::A, |one| *one == Change::Dead).len(), 1);
+    assert_eq!(world.port_changes(Side::A), []);
+}
+
 /// Of a flow whose translation leads nowhere, which is forgotten after 30 s without a datagram.
 fn stuck(from: SocketAddr) -> impl FnMut(&Captured) -> bool {
     let mut last = None;
@@ -244,6 +285,46 @@ fn a_route_that_changed_is_followed_at_once_and_the_peer_knows() {
             let (offered, arrived) = tally(&world, side, seconds(2), until);
             assert_eq!(offered, arrived, "{protocol} {side:?}");
         }
+    }
+}
+
+/// The kernel has two addresses for A, and sends from the second one from now on. What leaves from the first one is lost.
+#[test]
+fn a_source_that_the_kernel_chose_moves_with_the_route_before_anybody_has_noticed() {
+    for protocol in protocols() {
+        let mut world = world(8, |_, options| options.protocol = protocol);
+        world.resolve(Side::A);
+        world.run_until(seconds(2));
+        let home = Side::A.home();
+        world[Side::A].address = other(Side::A);
+        world[Side::A].others = vec![home];
+        world.network.loses = Some(Box::new(move |sent| sent.datagram.from == home));
+        let moved = world.now;
+        world.offer_every(Side::A, millis(10));
+        world.run_for(seconds(3));
+        let (offered, arrived) = tally(&world, Side::A, moved, world.now - millis(100));
+        assert_eq!(offered, arrived, "{protocol}");
+        let to = world[Side::B].data.table().send.as_ref().map(|sent| sent.1.to);
+        assert_eq!(to, Some(other(Side::A)), "{protocol}: the peer follows");
+    }
+}
+
+/// The kernel would send from A's first address, but the peer has written to the second one, and hears only that.
+#[test]
+fn another_source_than_the_kernels_choice_is_pinned() {
+    for protocol in protocols() {
+        let mut world = world(9, |side, options| {
+            options.protocol = protocol;
+            options.endpoint = Some(other(Side::A)).filter(|_| side == Side::B);
+        });
+        world.network.loses = Some(Box::new(|sent| sent.datagram.from == Side::A.home()));
+        world.resolve(Side::B);
+        world.run_until(seconds(2));
+        let start = world.now;
+        Side::BOTH.into_iter().for_each(|side| world.offer_every(side, millis(10)));
+        world.run_for(seconds(3));
+        let (offered, arrived) = tally(&world, Side::A, start, world.now - millis(100));
+        assert_eq!(offered, arrived, "{protocol}");
     }
 }
 

@@ -186,6 +186,22 @@ fn after_a_suspend_the_data_lines_refuse_the_old_keys_before_any_timer_has_run()
     assert_eq!(delivered_at(&world, seconds(601)), Some(seconds(601) + millis(30)));
 }
 
+#[test]
+fn a_session_that_ran_out_in_a_suspend_is_renewed_though_its_timer_ran_first() {
+    let mut world = World::new(1);
+    world.resolve(Side::A);
+    world.run_until(seconds(1));
+    world.suspend(Side::A);
+    world.run_until(seconds(601));
+    world.resume(Side::A);
+    world.run_for(millis(5));
+    assert_eq!(world.changed(Side::A, |e| *e == Change::Lost), [seconds(601)]);
+    world.at(Side::A, |end, now| end.resumed(now));
+    world.run_for(seconds(1));
+    let sent = world.sent(Side::A, Kind::Initiation);
+    assert_eq!(sent, [seconds(0), seconds(601) + millis(5)]);
+}
+
 /// A try that the peer's own session has made needless ends in the same moment as silence asks
 /// for another.
 #[test]

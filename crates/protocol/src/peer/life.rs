@@ -13,6 +13,7 @@ impl Peer {
             Some(Transition::Alive) => self.events.push_back(Change::Alive.into()),
             Some(Transition::Dead) => {
                 self.events.push_back(Change::Dead.into());
+                self.leave_port(now);
                 self.try_other_addresses(now);
             }
             None => {}

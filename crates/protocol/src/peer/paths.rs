@@ -7,7 +7,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::Config;
 use super::alternatives::Alternatives;
 use super::contest::Contests;
 use super::detours::Detours;
@@ -17,6 +16,7 @@ use super::frames::Gauge;
 use super::roaming::Roaming;
 use super::segmentation::Segmentation;
 use super::size::Size;
+use super::{Config, Transmit};
 use crate::activity::Source;
 use crate::endpoint::{Candidates, Roam, Sources};
 use crate::table::{Arrival, Path};
@@ -34,6 +34,8 @@ pub(super) struct Paths {
     pub(super) sources: Sources,
     dscp: u8,
     pub(super) current: Option<Path>,
+    /// The destination to which the kernel itself sends from that source.
+    chosen: Option<Transmit>,
     /// When a PING was last answered from the path's destination.
     pub(super) answered_at: Option<BootTime>,
     /// A change of the path that was not reported yet.
@@ -61,6 +63,7 @@ impl Paths {
             sources: config.sources,
             dscp: config.dscp,
             current: None,
+            chosen: None,
             answered_at: None,
             moved: None,
             given_up: None,
@@ -129,9 +132,11 @@ impl Paths {
 
     /// Sets the path to `to`, with the source `from` or else the configured one.
     pub(super) fn set(&mut self, to: SocketAddr, from: Option<IpAddr>) {
+        let from = from.or_else(|| self.sources.towards(to));
         let path = Path {
             to,
-            from: from.or_else(|| self.sources.towards(to)),
+            from,
+            pinned: !self.is_chosen(Transmit { to, from }),
             max_datagram: self.size.towards(to.ip()),
             dscp: self.dscp,
             singly: self.segmentation.sends_singly(to.ip()),
@@ -195,9 +200,32 @@ impl Paths {
 
     /// Changes to another source address.
     pub(super) fn change_source(&mut self, from: Option<IpAddr>) {
-        if let Some(path) = &mut self.current {
-            path.from = from;
+        if let Some(path) = self.current {
+            let pinned = !self.is_chosen(Transmit { from, to: path.to });
+            self.current = Some(Path { from, pinned, ..path });
         }
+    }
+
+    /// The kernel itself sends this way, or no longer does so.
+    pub(super) fn note_chosen(&mut self, way: Transmit, is_kernels: bool) {
+        self.chosen = Some(way).filter(|_| is_kernels);
+        self.change_source(self.source());
+    }
+
+    /// No source is known to be the kernel's own choice any more.
+    pub(super) fn forget_chosen(&mut self) {
+        self.chosen = None;
+        self.change_source(self.source());
+    }
+
+    /// Whether the kernel itself would send this way. A configured source is always pinned.
+    fn is_chosen(&self, way: Transmit) -> bool {
+        self.chosen == Some(way) && self.sources.towards(way.to).is_none()
+    }
+
+    /// The same way, with a source only if it has to be pinned.
+    pub(super) fn leaving(&self, way: Transmit) -> Transmit {
+        Transmit { from: way.from.filter(|_| !self.is_chosen(way)), ..way }
     }
 
     /// The source address in use may not work any more: returns to the configured one, or lets the kernel

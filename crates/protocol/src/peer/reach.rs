@@ -22,9 +22,13 @@ const SILENT_FOR: Duration = Duration::from_secs(31);
 /// wait for us.
 const SILENCES_APART: Duration = Duration::from_secs(600);
 
+/// A session that ran out in a suspend is found so at its end, maybe before the suspend itself is.
+const JUST_NOW: Duration = Duration::from_secs(1);
+
 /// The source port of our datagrams.
 #[derive(Debug)]
 pub(super) struct Port {
+    is_fixed: bool,
     /// When it last worked, or when it was first tried.
     since: BootTime,
     /// How long nothing is received until another port, or a pause, may help.
@@ -34,7 +38,7 @@ pub(super) struct Port {
 impl Port {
     pub(super) fn new(is_fixed: bool, dead_after: Duration, now: BootTime) -> Self {
         let patience = if is_fixed { SILENT_AFTER } else { dead_after.min(OTHER_PORT_AFTER) };
-        Self { since: now, patience }
+        Self { is_fixed, since: now, patience }
     }
 
     /// The port works, or is tried anew, from `since` on.
@@ -104,6 +108,7 @@ impl Peer {
     /// The route to the peer has changed. Continues with the source address that the kernel chooses now, and
     /// sends a datagram so that the peer learns it.
     pub fn route_changed(&mut self, now: Now) {
+        self.paths.forget_chosen();
         self.paths.forget_source(now.boot);
         let call = self.attempt.as_mut().and_then(Attempt::unanswered_call);
         let stale = call.is_some_and(|call| !call.refused && now.boot >= call.at + REPEAT_AFTER);
@@ -115,11 +120,19 @@ impl Peer {
         self.handle_wake(now);
     }
 
+    /// Whether the kernel itself chooses this source for this destination.
+    pub fn source_chosen(&mut self, way: Transmit, is_kernels: bool) {
+        self.paths.note_chosen(way, is_kernels);
+    }
+
     /// This host was suspended. The network may be another one, the peer may have given the session up, and a PING that
     /// was under way would measure the suspend: a handshake is started at once, and the path is measured anew.
     pub fn resumed(&mut self, now: Now) {
         self.follow_edges(now);
-        self.wanted |= self.keyring.current().is_some();
+        let ran_out_now = self.ran_out.is_some_and(|at| now.boot < at + JUST_NOW);
+        self.wanted |= self.keyring.current().is_some() || ran_out_now;
+        // What was answered a moment ago may have waited through the suspend, and the peer with it.
+        self.yields_until = now.boot;
         self.paths.gauge.begin();
         self.window.forget_round_trip();
         self.path_changed(now);
@@ -183,8 +196,34 @@ impl Peer {
         // Datagrams on a session do not show that the peer receives ours. Only a response does.
         let since = self.port.since.max(unanswered.this_try().begun);
         if !unanswered.was_refused() && now.boot >= since + self.port.patience {
-            self.port.renew(now.boot);
-            self.events.push_back(Command::ChangePort.into());
+            self.change_port(now);
+        }
+    }
+
+    /// The peer is dead and has not announced its end: a NAT may translate our flow to an address that leads nowhere, and
+    /// our own datagrams keep that entry alive. The next tries come from another port, the first of them soon.
+    pub(super) fn leave_port(&mut self, now: Now) {
+        let is_refused = self.attempt.as_ref().is_some_and(Attempt::was_refused);
+        let is_new = now.boot < self.port.since + self.port.patience;
+        if !self.port.is_fixed && !is_refused && !is_new {
+            self.change_port(now);
+            self.initiate_soon(now);
+        }
+    }
+
+    fn change_port(&mut self, now: Now) {
+        self.port.renew(now.boot);
+        self.events.push_back(Command::ChangePort.into());
+    }
+
+    /// The next try is due as soon as the last one may be repeated.
+    fn initiate_soon(&mut self, now: Now) {
+        let last = self.attempt.as_ref().and_then(Attempt::call).map(|call| call.at);
+        let at = last.map_or(now.boot, |last| now.boot.max(last + REPEAT_AFTER));
+        self.initiate_from = self.initiate_from.min(at);
+        match &mut self.attempt {
+            Some(attempt) => attempt.hurry(at),
+            None => self.wanted = true,
         }
     }
 
