@@ -173,7 +173,7 @@ const PROCESSES: &[c_long] = &[
     libc::SYS_waitid,
 ];
 
-/// The descriptors of which sockets the daemon and the C library's name service use.
+/// The families of the sockets that the daemon and the C library's name service use.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// The calls on the list of `role`, without those that depend on an argument.
@@ -201,15 +201,16 @@ fn quiet(role: Role) -> &'static [(c_long, i32)] {
 
 /// The calls that are allowed with certain arguments.
 fn with_arguments(role: Role) -> Result<Vec<(c_long, Vec<Rule>)>, Error> {
-    let no_code = not_executable()?;
-    let mut rules =
-        vec![(libc::SYS_mprotect, no_code.clone()), (libc::SYS_prctl, prctl_options()?)];
-    // The C library loads the modules of its name service when it first needs them.
-    let mmap = if role == Role::Lookups { Vec::new() } else { no_code };
-    rules.push((libc::SYS_mmap, mmap));
+    let (mut code, mut options) = (not_executable()?, prctl_options()?);
     if role == Role::Lookups {
-        rules[0].1.clear();
+        // The C library loads the modules of its name service when it first needs them.
+        (code, options) = (Vec::new(), Vec::new());
     }
+    let mut rules = vec![
+        (libc::SYS_mmap, code.clone()),
+        (libc::SYS_mprotect, code),
+        (libc::SYS_prctl, options),
+    ];
     if matches!(role, Role::Main | Role::Lookups) {
         rules.push((libc::SYS_clone, one(0, Width::Qword, Compare::MaskedEq(THREADS), THREADS)?));
         rules.push((libc::SYS_socket, any(0, FAMILIES)?));
@@ -247,10 +248,11 @@ fn one(argument: u8, width: Width, compare: Compare, value: u64) -> Result<Vec<R
 /// If the kernel refuses the filter.
 pub(super) fn confine(role: Role, confinement: Confinement) -> Result<bool, Error> {
     let Ok(processor) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(false) };
-    let other = match confinement {
-        Confinement::Off => return Ok(false),
-        Confinement::Errno => Action::Errno(libc::EPERM.unsigned_abs()),
-        Confinement::Kill => Action::KillProcess,
+    let other = match (confinement, role) {
+        (Confinement::Off, _) => return Ok(false),
+        // Modules of the name service are programs of others, which may try any call and go on without it.
+        (Confinement::Errno, _) | (_, Role::Lookups) => Action::Errno(libc::EPERM.unsigned_abs()),
+        (Confinement::Kill, _) => Action::KillProcess,
     };
     // Of two filters the stricter one decides. This one comes first, because it allows the call that sets the other.
     for (call, error) in quiet(role) {
