@@ -4,18 +4,14 @@
 mod read;
 mod wire;
 
-use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::os::unix::net::UnixStream as Probe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::Mode;
 use nix::unistd::Uid;
-use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -26,6 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Loaded, Report};
 use crate::keys::Keys;
+use crate::socket_file::{self, SocketFile, SocketFileError};
 use crate::status::{SCHEMA, Status};
 use crate::terminal::Printable;
 
@@ -40,8 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: usize = 8;
 /// Connections that wait, for root and as many for all other users; a further one is closed.
 const MAX_WAITING: usize = 16;
-/// Connections that the kernel queues until they are accepted.
-const BACKLOG: i32 = 16;
 
 /// Why the control socket could not be bound.
 #[derive(Debug, Error)]
@@ -49,12 +44,18 @@ pub(crate) enum ControlError {
     /// Another daemon listens there.
     #[error("{} is in use: this tunnel is already running", .0.display())]
     Running(PathBuf),
-    /// A file of another kind has that name.
-    #[error("{} exists and is not a socket; vpnd does not remove it", .0.display())]
-    InTheWay(PathBuf),
-    /// The kernel refused.
-    #[error("control socket {}: {what}: {error}; [service] control names another place", path.display())]
-    Bind { path: PathBuf, what: &'static str, error: io::Error },
+    /// A file is in the way, or the kernel refused.
+    #[error("control socket {0}; [service] control names another place")]
+    Bind(SocketFileError),
+}
+
+impl From<SocketFileError> for ControlError {
+    fn from(error: SocketFileError) -> Self {
+        match error {
+            SocketFileError::InUse(path) => Self::Running(path),
+            error => Self::Bind(error),
+        }
+    }
 }
 
 /// A request to the tunnel.
@@ -73,7 +74,7 @@ pub(crate) enum Request {
 
 /// The bound socket, and its clients.
 pub(crate) struct Control {
-    path: PathBuf,
+    _file: SocketFile,
     requests: mpsc::Receiver<Request>,
     accepting: JoinHandle<()>,
     desk: Arc<Desk>,
@@ -90,19 +91,18 @@ impl Control {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn bind(config: &Config) -> Result<Self, ControlError> {
-        let path = &config.service.control;
-        let refused = |what| move |error| ControlError::Bind { path: path.clone(), what, error };
-        let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-        made.map_err(refused("making its directory"))?;
-        remove_stale(path)?;
-        let listener = listen(path).map_err(refused("binding it"))?;
+        let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
+        let (listener, file) = socket_file::bind(&config.service.control, owner_only)?;
         let (send, requests) = mpsc::channel(1);
-        let (name, file) = (config.name.clone(), config.file.clone());
-        let desk = Desk { name, file, owner: Uid::current(), requests: send };
+        let desk = Desk {
+            name: config.name.clone(),
+            file: config.file.clone(),
+            owner: Uid::current(),
+            requests: send,
+        };
         let desk = Arc::new(desk);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&desk)));
-        Ok(Self { path: path.clone(), requests, accepting, desk })
+        Ok(Self { _file: file, requests, accepting, desk })
     }
 
     /// A function that makes the tunnel read its own files again and use them. If the daemon's user may not
@@ -132,39 +132,7 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        // This process may have no access to the directory any more; the next start removes the socket.
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(%error, "{} stays", self.path.display());
-        }
     }
-}
-
-fn remove_stale(path: &Path) -> Result<(), ControlError> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.file_type().is_socket() {
-        return Err(ControlError::InTheWay(path.to_owned()));
-    }
-    match Probe::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        // The socket belongs to another user, whether a daemon is running or not.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let what = "it belongs to another user";
-            return Err(ControlError::Bind { path: path.to_owned(), what, error });
-        }
-        _ => return Err(ControlError::Running(path.to_owned())),
-    }
-    let refused =
-        |error| ControlError::Bind { path: path.to_owned(), what: "removing an old one", error };
-    fs::remove_file(path).map_err(refused)
-}
-
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    // The kernel gives the path the mode of the socket, so at no time may others connect.
-    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    UnixListener::from_std(socket.into())
 }
 
 /// Accepts connections. Those of root have a separate queue, so other users cannot make root wait.
@@ -244,7 +212,7 @@ impl Desk {
             rights => self.answer(&mut client, rights).await?,
         };
         let answer = answer.unwrap_or_else(|error| line(&Refusal { schema: SCHEMA, error }));
-        client.write_all(answer.as_bytes()).await?;
+        timeout(PATIENCE, client.write_all(answer.as_bytes())).await??;
         client.shutdown().await
     }
 
@@ -385,7 +353,9 @@ mod tests {
         let unknown = error_of(&path, b"{\"schema\":3,\"command\":\"dance\"}\n").await;
         assert_eq!(unknown, "command \"dance\" is not known here");
         let newer = error_of(&path, b"{\"schema\":4,\"command\":\"status\"}\n").await;
+    use std::fs;
         assert_eq!(newer, "schema 4 is not known here");
+    use std::path::Path;
         assert!(error_of(&path, b"\xff\xfe\n").await.starts_with("this is no request"));
         assert!(error_of(&path, &[b'x'; 4096]).await.contains("4096 bytes"));
     }
@@ -514,7 +484,10 @@ mod tests {
     async fn a_file_in_the_way_is_kept() {
         let (directory, mut config) = configured();
         config.service.control = directory.path().join("site.psk");
-        assert!(matches!(Control::bind(&config), Err(ControlError::InTheWay(_))));
+        assert!(matches!(
+            Control::bind(&config),
+            Err(ControlError::Bind(SocketFileError::InTheWay(_)))
+        ));
         assert!(config.service.control.exists());
     }
 }

@@ -36,6 +36,7 @@ use crate::floor::FloorWriter;
 use crate::hooks::News;
 use crate::loops::Loops;
 use crate::panics::Panics;
+use crate::metrics::{Metrics, Scrape};
 use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::About;
@@ -98,6 +99,7 @@ pub(crate) struct Surroundings {
     pub(crate) control: Option<Control>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
+    pub(crate) metrics: Option<Metrics>,
     pub(crate) panics: Panics,
     /// Who has asked the tunnel to stop.
     pub(crate) stop: Rc<Cell<Option<Asked>>>,
@@ -194,6 +196,7 @@ impl Shell {
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
+                scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
         }
         self.end().await
     }
@@ -275,5 +278,12 @@ async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
     match watchdog {
         Some(interval) => drop(interval.tick().await),
         None => std::future::pending().await,
+async fn next_scrape(metrics: &mut Option<Metrics>) -> Scrape {
+    match metrics {
+        Some(metrics) => metrics.next().await,
+        None => std::future::pending().await,
+    }
+}
+
     }
 }

@@ -23,7 +23,7 @@ use vpnd_tunnel::counters::Counters;
 use hint::hint;
 
 pub(crate) use hint::Fault;
-pub(crate) use recent::Recent;
+pub(crate) use recent::{Lost, Recent};
 pub(crate) use size::PathMtu;
 pub(crate) use state::{State, explanation, summary};
 

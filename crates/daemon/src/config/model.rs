@@ -16,6 +16,7 @@ use vpnd_tunnel::udp::{self, Gso, Listen};
 use super::device::{Carrier, Holder, Mac, Queues};
 use super::endpoint::Endpoint;
 use super::hooks::{Dns, Hooks};
+use super::metrics::Metrics;
 use super::profile::{AlsoAccept, Protocol};
 use super::word::{Word, as_word, as_words};
 use crate::account::Account;
@@ -45,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     /// `[hooks]`.
     pub(crate) hooks: Hooks,
+    /// `[metrics]`.
+    pub(crate) metrics: Metrics,
     /// `[service]`.
     pub(crate) service: Service,
 }

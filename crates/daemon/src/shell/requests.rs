@@ -9,6 +9,7 @@ use super::Shell;
 use crate::config::Config;
 use crate::control::Request;
 use crate::keys::Keys;
+use crate::metrics::Scrape;
 use crate::options;
 use crate::status::{Fault, PathMtu, Status};
 use crate::terms::Agreement;
@@ -38,6 +39,11 @@ impl Shell {
     }
 
     fn status(&mut self) -> Status {
+    /// Answers a request for the metrics; the client may have left.
+    pub(super) fn scraped(&mut self, scrape: Scrape) {
+        drop(scrape.send(self.status()));
+    }
+
         let now = clock::now();
         let peer = self.plane.status(now);
         self.see_counters();
