@@ -29,10 +29,12 @@ use crate::terminal::Printable;
 use read::{read_line, receive};
 use wire::{Done, MAX_REQUEST, line};
 
-pub(crate) use wire::{Announced, Ask, CONFIG, Refusal, STOPPING};
+pub(crate) use wire::{Announced, Ask, CONFIG, Ping, Refusal, STOPPING};
 
 /// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the peer's answer to a PING is waited for.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections that are served at once, for root and as many for all other users; further ones wait.
 const MAX_CONNECTIONS: usize = 8;
 /// Connections that wait, for root and as many for all other users; a further one is closed.
@@ -62,6 +64,8 @@ impl From<SocketFileError> for ControlError {
 pub(crate) enum Request {
     /// Report the tunnel's state.
     Status(oneshot::Sender<Status>),
+    /// Send a PING to the peer; the reply comes with its answer. The reply is an error if the peer answers none.
+    Ping(oneshot::Sender<Result<Ping, String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
     /// Use the next keys; the reply is an error if that fails.
@@ -163,7 +167,7 @@ fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let desk = Arc::clone(&desk);
             tokio::spawn(async move {
-                let _left = timeout(PATIENCE, desk.serve(client)).await;
+                let _left = desk.serve(client).await;
                 drop(place);
             });
         }
@@ -204,42 +208,65 @@ impl Rights {
 /// The text of the answer, or the reason for the refusal.
 type Answer = Result<String, String>;
 
+/// What a request leads to.
+enum Outcome {
+    Answer(Answer),
+    /// The answer depends on the peer, and may take longer than a client may.
+    Ping(oneshot::Receiver<Result<Ping, String>>),
+}
+
 impl Desk {
     async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
-        let uid = Uid::from_raw(client.peer_cred()?.uid());
-        let answer = match Rights::of(uid, self.owner, Uid::effective()) {
-            Rights::Nothing => Err(format!("uid {uid} may not ask this tunnel")),
-            rights => self.answer(&mut client, rights).await?,
+        let mut more = [0];
+        let answer = match timeout(PATIENCE, self.attend(&mut client)).await?? {
+            Outcome::Answer(answer) => answer,
+            Outcome::Ping(replied) => tokio::select! {
+                answer = pinged(replied) => answer,
+                // A client that has left takes no place of others.
+                _left = client.read(&mut more) => return Ok(()),
+            },
         };
         let answer = answer.unwrap_or_else(|error| line(&Refusal { schema: SCHEMA, error }));
         timeout(PATIENCE, client.write_all(answer.as_bytes())).await??;
         client.shutdown().await
     }
 
-    /// Reads a request and answers it.
-    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Answer> {
+    /// Reads a request, if the client may make one, and carries it out.
+    async fn attend(&self, client: &mut UnixStream) -> io::Result<Outcome> {
+        let uid = Uid::from_raw(client.peer_cred()?.uid());
+        match Rights::of(uid, self.owner, Uid::effective()) {
+            Rights::Nothing => {
+                Ok(Outcome::Answer(Err(format!("uid {uid} may not ask this tunnel"))))
+            }
+            rights => self.answer(client, rights).await,
+        }
+    }
+
+    /// Reads a request and carries it out.
+    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Outcome> {
         // Bytes after the line may have arrived together with it. They may contain keys.
         let mut came = Zeroizing::new([0; MAX_REQUEST]);
         let (line, early) = read_line(client, &mut *came).await?;
-        let ask: Ask = match serde_json::from_slice(line) {
+        let ask = match parse(line) {
             Ok(ask) => ask,
-            Err(_) if line.len() == MAX_REQUEST => {
-                return Ok(Err(format!("a request has at most {MAX_REQUEST} bytes")));
-            }
-            Err(error) => return Ok(Err(format!("this is no request: {error}"))),
+            Err(refused) => return Ok(Outcome::Answer(Err(refused))),
         };
-        if ask.schema != SCHEMA {
-            return Ok(Err(format!("schema {} is not known here", ask.schema)));
-        }
-        Ok(match ask.command.as_str() {
+        Ok(Outcome::Answer(match ask.command.as_str() {
             "status" => self.status().await,
+            "ping" => return Ok(self.ping().await),
             "reload" | "rotate" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
             "rotate" => self.rotate(ask.finish).await,
             _ => Err(format!("command {:?} is not known here", ask.command)),
-        })
+        }))
+    }
+
+    async fn ping(&self) -> Outcome {
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Ping(reply)).await;
+        Outcome::Ping(replied)
     }
 
     async fn status(&self) -> Answer {
@@ -294,6 +321,25 @@ impl Desk {
     }
 }
 
+fn parse(line: &[u8]) -> Result<Ask, String> {
+    let ask: Ask = serde_json::from_slice(line).map_err(|error| match line.len() {
+        MAX_REQUEST => format!("a request has at most {MAX_REQUEST} bytes"),
+        _ => format!("this is no request: {error}"),
+    })?;
+    match ask.schema {
+        SCHEMA => Ok(ask),
+        other => Err(format!("schema {other} is not known here")),
+    }
+}
+
+async fn pinged(replied: oneshot::Receiver<Result<Ping, String>>) -> Answer {
+    match timeout(PING_PATIENCE, replied).await {
+        Ok(Ok(pinged)) => pinged.map(|ping| line(&ping)),
+        Ok(Err(_)) => Err(STOPPING.to_owned()),
+        Err(_) => Ok(line(&Ping::UNANSWERED)),
+    }
+}
+
 async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
     match replied.await {
         Ok(Ok(())) => Ok(line(&Done::OK)),
@@ -307,7 +353,9 @@ mod tests {
     use super::*;
     use crate::config::tests::site;
     use crate::status::tests::sample;
+    use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::Path;
     use tempfile::TempDir;
 
     fn configured() -> (TempDir, Config) {
@@ -353,9 +401,7 @@ mod tests {
         let unknown = error_of(&path, b"{\"schema\":3,\"command\":\"dance\"}\n").await;
         assert_eq!(unknown, "command \"dance\" is not known here");
         let newer = error_of(&path, b"{\"schema\":4,\"command\":\"status\"}\n").await;
-    use std::fs;
         assert_eq!(newer, "schema 4 is not known here");
-    use std::path::Path;
         assert!(error_of(&path, b"\xff\xfe\n").await.starts_with("this is no request"));
         assert!(error_of(&path, &[b'x'; 4096]).await.contains("4096 bytes"));
     }
@@ -373,6 +419,31 @@ mod tests {
             assert_eq!(finish, expected);
             reply.send(Ok(())).unwrap();
             assert_eq!(asking.await.unwrap(), "{\"schema\":3,\"ok\":true}\n");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ping_crosses_even_if_the_peer_takes_longer_than_a_client_may() {
+        let (_directory, path, mut control) = bound();
+        let request = b"{\"schema\":3,\"command\":\"ping\"}\n";
+        let asking = tokio::spawn(async move { exchange(&path, request).await });
+        let Request::Ping(reply) = control.next().await else { panic!("another request") };
+        sleep(PATIENCE + Duration::from_millis(200)).await;
+        let pinged = Ping { round_trip_ms: Some(2200.0), ..Ping::UNANSWERED };
+        reply.send(Ok(pinged.clone())).unwrap();
+        assert_eq!(serde_json::from_str::<Ping>(&asking.await.unwrap()).unwrap(), pinged);
+    }
+
+    #[tokio::test]
+    async fn who_leaves_before_the_peer_has_answered_takes_no_place() {
+        let (_directory, path, mut control) = bound();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(b"{\"schema\":3,\"command\":\"ping\"}\n").await.unwrap();
+            let next = timeout(PATIENCE, control.next()).await.unwrap();
+            let Request::Ping(mut reply) = next else { panic!("another request") };
+            drop(client);
+            timeout(PATIENCE, reply.closed()).await.unwrap();
         }
     }
 

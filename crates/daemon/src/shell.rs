@@ -3,6 +3,7 @@
 
 mod network;
 mod perform;
+mod pings;
 mod requests;
 mod room;
 
@@ -35,8 +36,8 @@ use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
 use crate::hooks::News;
 use crate::loops::Loops;
-use crate::panics::Panics;
 use crate::metrics::{Metrics, Scrape};
+use crate::panics::Panics;
 use crate::resolve::Resolver;
 use crate::service::Service;
 use crate::status::About;
@@ -45,6 +46,7 @@ use crate::suspend::Suspend;
 use crate::watch::watch;
 
 use network::shifted;
+use pings::Pings;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
@@ -97,9 +99,9 @@ pub(crate) struct Surroundings {
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
     pub(crate) control: Option<Control>,
+    pub(crate) metrics: Option<Metrics>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
-    pub(crate) metrics: Option<Metrics>,
     pub(crate) panics: Panics,
     /// Who has asked the tunnel to stop.
     pub(crate) stop: Rc<Cell<Option<Asked>>>,
@@ -120,6 +122,7 @@ pub(crate) struct Shell {
     copied: Option<Copied>,
     watchdog: Option<tokio::time::Interval>,
     datagram: Vec<u8>,
+    pings: Pings,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
 }
@@ -144,6 +147,7 @@ impl Shell {
             watchdog: Service::watchdog_interval().map(tokio::time::interval),
             started: clock::boot(),
             datagram: Vec::new(),
+            pings: Pings::default(),
             mtu_refused: None,
             plane,
             engine,
@@ -192,11 +196,11 @@ impl Shell {
                 shift = shifted(&mut self.around.uplink) => self.network_changed(shift),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
+                scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
-                scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
         }
         self.end().await
     }
@@ -274,10 +278,6 @@ async fn next_request(control: &mut Option<Control>) -> Request {
     }
 }
 
-async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
-    match watchdog {
-        Some(interval) => drop(interval.tick().await),
-        None => std::future::pending().await,
 async fn next_scrape(metrics: &mut Option<Metrics>) -> Scrape {
     match metrics {
         Some(metrics) => metrics.next().await,
@@ -285,5 +285,9 @@ async fn next_scrape(metrics: &mut Option<Metrics>) -> Scrape {
     }
 }
 
+async fn tick(watchdog: &mut Option<tokio::time::Interval>) {
+    match watchdog {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }

@@ -22,6 +22,7 @@ impl Shell {
     pub(super) async fn answer(&mut self, request: Request) -> io::Result<()> {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Ping(reply) => self.ping(reply),
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
                 // wipes.
@@ -38,12 +39,12 @@ impl Shell {
         Ok(())
     }
 
-    fn status(&mut self) -> Status {
     /// Answers a request for the metrics; the client may have left.
     pub(super) fn scraped(&mut self, scrape: Scrape) {
         drop(scrape.send(self.status()));
     }
 
+    fn status(&mut self) -> Status {
         let now = clock::now();
         let peer = self.plane.status(now);
         self.see_counters();
