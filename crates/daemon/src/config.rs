@@ -4,6 +4,7 @@
 mod device;
 mod endpoint;
 mod hooks;
+mod metrics;
 mod model;
 mod problem;
 mod profile;
@@ -22,6 +23,7 @@ pub(crate) mod tests;
 pub(crate) use crate::account::Account;
 pub(crate) use device::{Carrier, Holder, Mac, Queues};
 pub(crate) use endpoint::Endpoint;
+pub(crate) use metrics::MetricsListen;
 pub(crate) use model::{
     Config, Confinement, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route,
     Service, default_control,

@@ -4,17 +4,13 @@
 mod read;
 mod wire;
 
-use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::os::unix::net::UnixStream as Probe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::Mode;
 use nix::unistd::Uid;
-use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -25,6 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Loaded, Report};
 use crate::keys::Keys;
+use crate::socket_file::{self, SocketFile, SocketFileError};
 use crate::status::{SCHEMA, Status};
 use crate::terminal::Printable;
 use crate::worker::Worker;
@@ -32,16 +29,16 @@ use crate::worker::Worker;
 use read::{read_line, receive};
 use wire::{Done, MAX_REQUEST, line};
 
-pub(crate) use wire::{Announced, Ask, CONFIG, Refusal, STOPPING};
+pub(crate) use wire::{Announced, Ask, CONFIG, Ping, Refusal, STOPPING};
 
 /// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the peer's answer to a PING is waited for.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
 /// Connections that are served at once, for root and as many for all other users; further ones wait.
 const MAX_CONNECTIONS: usize = 8;
 /// Connections that wait, for root and as many for all other users; a further one is closed.
 const MAX_WAITING: usize = 16;
-/// Connections that the kernel queues until they are accepted.
-const BACKLOG: i32 = 16;
 
 /// Why the control socket could not be bound.
 #[derive(Debug, Error)]
@@ -49,18 +46,26 @@ pub(crate) enum ControlError {
     /// Another daemon listens there.
     #[error("{} is in use: this tunnel is already running", .0.display())]
     Running(PathBuf),
-    /// A file of another kind has that name.
-    #[error("{} exists and is not a socket; vpnd does not remove it", .0.display())]
-    InTheWay(PathBuf),
-    /// The kernel refused.
-    #[error("control socket {}: {what}: {error}; [service] control names another place", path.display())]
-    Bind { path: PathBuf, what: &'static str, error: io::Error },
+    /// A file is in the way, or the kernel refused.
+    #[error("control socket {0}; [service] control names another place")]
+    Bind(SocketFileError),
+}
+
+impl From<SocketFileError> for ControlError {
+    fn from(error: SocketFileError) -> Self {
+        match error {
+            SocketFileError::InUse(path) => Self::Running(path),
+            error => Self::Bind(error),
+        }
+    }
 }
 
 /// A request to the tunnel.
 pub(crate) enum Request {
     /// Report the tunnel's state.
     Status(oneshot::Sender<Status>),
+    /// Send a PING to the peer; the reply comes with its answer. The reply is an error if the peer answers none.
+    Ping(oneshot::Sender<Result<Ping, String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
     /// Use the next keys; the reply is an error if that fails.
@@ -73,7 +78,7 @@ pub(crate) enum Request {
 
 /// The bound socket, and its clients.
 pub(crate) struct Control {
-    path: PathBuf,
+    _file: SocketFile,
     requests: mpsc::Receiver<Request>,
     accepting: JoinHandle<()>,
     desk: Arc<Desk>,
@@ -90,20 +95,19 @@ impl Control {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn bind(config: &Config) -> Result<Self, ControlError> {
-        let path = &config.service.control;
-        let refused = |what| move |error| ControlError::Bind { path: path.clone(), what, error };
-        let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-        made.map_err(refused("making its directory"))?;
-        remove_stale(path)?;
-        let listener = listen(path).map_err(refused("binding it"))?;
+        let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
+        let (listener, file) = socket_file::bind(&config.service.control, owner_only)?;
         let (send, requests) = mpsc::channel(1);
-        let (name, file) = (config.name.clone(), config.file.clone());
-        let lookups = OnceLock::new();
-        let desk = Desk { name, file, owner: Uid::current(), requests: send, lookups };
+        let desk = Desk {
+            name: config.name.clone(),
+            file: config.file.clone(),
+            owner: Uid::current(),
+            requests: send,
+            lookups: OnceLock::new(),
+        };
         let desk = Arc::new(desk);
         let accepting = tokio::spawn(accept(listener, Arc::clone(&desk)));
-        Ok(Self { path: path.clone(), requests, accepting, desk })
+        Ok(Self { _file: file, requests, accepting, desk })
     }
 
     /// From now on, configurations are loaded by threads that this one starts: the main thread is confined.
@@ -138,39 +142,7 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        // This process may have no access to the directory any more; the next start removes the socket.
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(%error, "{} stays", self.path.display());
-        }
     }
-}
-
-fn remove_stale(path: &Path) -> Result<(), ControlError> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.file_type().is_socket() {
-        return Err(ControlError::InTheWay(path.to_owned()));
-    }
-    match Probe::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        // The socket belongs to another user, whether a daemon is running or not.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let what = "it belongs to another user";
-            return Err(ControlError::Bind { path: path.to_owned(), what, error });
-        }
-        _ => return Err(ControlError::Running(path.to_owned())),
-    }
-    let refused =
-        |error| ControlError::Bind { path: path.to_owned(), what: "removing an old one", error };
-    fs::remove_file(path).map_err(refused)
-}
-
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    // The kernel gives the path the mode of the socket, so at no time may others connect.
-    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    UnixListener::from_std(socket.into())
 }
 
 /// Accepts connections. Those of root have a separate queue, so other users cannot make root wait.
@@ -201,7 +173,7 @@ fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             let desk = Arc::clone(&desk);
             tokio::spawn(async move {
-                let _left = timeout(PATIENCE, desk.serve(client)).await;
+                let _left = desk.serve(client).await;
                 drop(place);
             });
         }
@@ -244,42 +216,65 @@ impl Rights {
 /// The text of the answer, or the reason for the refusal.
 type Answer = Result<String, String>;
 
+/// What a request leads to.
+enum Outcome {
+    Answer(Answer),
+    /// The answer depends on the peer, and may take longer than a client may.
+    Ping(oneshot::Receiver<Result<Ping, String>>),
+}
+
 impl Desk {
     async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
-        let uid = Uid::from_raw(client.peer_cred()?.uid());
-        let answer = match Rights::of(uid, self.owner, Uid::effective()) {
-            Rights::Nothing => Err(format!("uid {uid} may not ask this tunnel")),
-            rights => self.answer(&mut client, rights).await?,
+        let mut more = [0];
+        let answer = match timeout(PATIENCE, self.attend(&mut client)).await?? {
+            Outcome::Answer(answer) => answer,
+            Outcome::Ping(replied) => tokio::select! {
+                answer = pinged(replied) => answer,
+                // A client that has left takes no place of others.
+                _left = client.read(&mut more) => return Ok(()),
+            },
         };
         let answer = answer.unwrap_or_else(|error| line(&Refusal { schema: SCHEMA, error }));
-        client.write_all(answer.as_bytes()).await?;
+        timeout(PATIENCE, client.write_all(answer.as_bytes())).await??;
         client.shutdown().await
     }
 
-    /// Reads a request and answers it.
-    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Answer> {
+    /// Reads a request, if the client may make one, and carries it out.
+    async fn attend(&self, client: &mut UnixStream) -> io::Result<Outcome> {
+        let uid = Uid::from_raw(client.peer_cred()?.uid());
+        match Rights::of(uid, self.owner, Uid::effective()) {
+            Rights::Nothing => {
+                Ok(Outcome::Answer(Err(format!("uid {uid} may not ask this tunnel"))))
+            }
+            rights => self.answer(client, rights).await,
+        }
+    }
+
+    /// Reads a request and carries it out.
+    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Outcome> {
         // Bytes after the line may have arrived together with it. They may contain keys.
         let mut came = Zeroizing::new([0; MAX_REQUEST]);
         let (line, early) = read_line(client, &mut *came).await?;
-        let ask: Ask = match serde_json::from_slice(line) {
+        let ask = match parse(line) {
             Ok(ask) => ask,
-            Err(_) if line.len() == MAX_REQUEST => {
-                return Ok(Err(format!("a request has at most {MAX_REQUEST} bytes")));
-            }
-            Err(error) => return Ok(Err(format!("this is no request: {error}"))),
+            Err(refused) => return Ok(Outcome::Answer(Err(refused))),
         };
-        if ask.schema != SCHEMA {
-            return Ok(Err(format!("schema {} is not known here", ask.schema)));
-        }
-        Ok(match ask.command.as_str() {
+        Ok(Outcome::Answer(match ask.command.as_str() {
             "status" => self.status().await,
+            "ping" => return Ok(self.ping().await),
             "reload" | "rotate" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
             "rotate" => self.rotate(ask.finish).await,
             _ => Err(format!("command {:?} is not known here", ask.command)),
-        })
+        }))
+    }
+
+    async fn ping(&self) -> Outcome {
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Ping(reply)).await;
+        Outcome::Ping(replied)
     }
 
     async fn status(&self) -> Answer {
@@ -338,6 +333,25 @@ impl Desk {
     }
 }
 
+fn parse(line: &[u8]) -> Result<Ask, String> {
+    let ask: Ask = serde_json::from_slice(line).map_err(|error| match line.len() {
+        MAX_REQUEST => format!("a request has at most {MAX_REQUEST} bytes"),
+        _ => format!("this is no request: {error}"),
+    })?;
+    match ask.schema {
+        SCHEMA => Ok(ask),
+        other => Err(format!("schema {other} is not known here")),
+    }
+}
+
+async fn pinged(replied: oneshot::Receiver<Result<Ping, String>>) -> Answer {
+    match timeout(PING_PATIENCE, replied).await {
+        Ok(Ok(pinged)) => pinged.map(|ping| line(&ping)),
+        Ok(Err(_)) => Err(STOPPING.to_owned()),
+        Err(_) => Ok(line(&Ping::UNANSWERED)),
+    }
+}
+
 async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
     match replied.await {
         Ok(Ok(())) => Ok(line(&Done::OK)),
@@ -351,7 +365,9 @@ mod tests {
     use super::*;
     use crate::config::tests::site;
     use crate::status::tests::sample;
+    use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::Path;
     use tempfile::TempDir;
 
     fn configured() -> (TempDir, Config) {
@@ -415,6 +431,31 @@ mod tests {
             assert_eq!(finish, expected);
             reply.send(Ok(())).unwrap();
             assert_eq!(asking.await.unwrap(), "{\"schema\":3,\"ok\":true}\n");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ping_crosses_even_if_the_peer_takes_longer_than_a_client_may() {
+        let (_directory, path, mut control) = bound();
+        let request = b"{\"schema\":3,\"command\":\"ping\"}\n";
+        let asking = tokio::spawn(async move { exchange(&path, request).await });
+        let Request::Ping(reply) = control.next().await else { panic!("another request") };
+        sleep(PATIENCE + Duration::from_millis(200)).await;
+        let pinged = Ping { round_trip_ms: Some(2200.0), ..Ping::UNANSWERED };
+        reply.send(Ok(pinged.clone())).unwrap();
+        assert_eq!(serde_json::from_str::<Ping>(&asking.await.unwrap()).unwrap(), pinged);
+    }
+
+    #[tokio::test]
+    async fn who_leaves_before_the_peer_has_answered_takes_no_place() {
+        let (_directory, path, mut control) = bound();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(b"{\"schema\":3,\"command\":\"ping\"}\n").await.unwrap();
+            let next = timeout(PATIENCE, control.next()).await.unwrap();
+            let Request::Ping(mut reply) = next else { panic!("another request") };
+            drop(client);
+            timeout(PATIENCE, reply.closed()).await.unwrap();
         }
     }
 
@@ -526,7 +567,10 @@ mod tests {
     async fn a_file_in_the_way_is_kept() {
         let (directory, mut config) = configured();
         config.service.control = directory.path().join("site.psk");
-        assert!(matches!(Control::bind(&config), Err(ControlError::InTheWay(_))));
+        assert!(matches!(
+            Control::bind(&config),
+            Err(ControlError::Bind(SocketFileError::InTheWay(_)))
+        ));
         assert!(config.service.control.exists());
     }
 }

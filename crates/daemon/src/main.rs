@@ -20,12 +20,15 @@ mod floor;
 mod forward;
 mod helper;
 mod hooks;
+mod interrupt;
 mod keygen;
 mod keys;
 mod linger;
+mod live;
 mod log_output;
 mod logging;
 mod loops;
+mod metrics;
 mod nameservers;
 mod netns;
 mod nft;
@@ -33,6 +36,7 @@ mod opening;
 mod options;
 mod pair;
 mod panics;
+mod ping;
 mod presence;
 mod privilege;
 mod program;
@@ -45,6 +49,7 @@ mod service;
 mod shell;
 mod show_mtu;
 mod show_status;
+mod socket_file;
 mod span;
 mod status;
 mod stop;
@@ -55,6 +60,7 @@ mod terminal;
 mod terms;
 mod trust;
 mod tuntap;
+mod wait;
 mod watch;
 mod worker;
 mod zone;
@@ -74,6 +80,7 @@ use pair::PairError;
 use run::{RunError, RunOptions};
 use terminal::PrintableLines;
 use tuntap::TuntapError;
+use wait::WaitError;
 
 fn main() -> ExitCode {
     let (command, logging) = Cli::parse().split().unwrap_or_else(|error| error.exit());
@@ -90,6 +97,8 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Genpsk(options) => keygen::genpsk(&options),
         Command::Check(options) => check::run(&options),
         Command::Status(options) => show_status::run(&options),
+        Command::Wait(options) => wait::run(&options),
+        Command::Ping(options) => ping::run(&options),
         Command::Mtu(options) => show_status::mtu(&options),
         Command::Reload(options) => reload::reload(&options),
         Command::Release(options) => release::run(&options),
@@ -137,6 +146,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<PairError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<AskError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<WaitError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<DemoError>() {
         error.exit()

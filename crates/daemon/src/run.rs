@@ -37,6 +37,7 @@ use crate::hooks::{self, Facts, Following, Hooks, News};
 use crate::keys::Keys;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
+use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::panics::Panics;
 use crate::presence::Presence;
@@ -147,6 +148,7 @@ struct Host {
     loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
+    metrics: Option<Metrics>,
     panics: Panics,
 }
 
@@ -176,7 +178,7 @@ impl Host {
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, mtu } = opened;
+        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu } = opened;
         let presence = Presence::of(&device.queues[0])?;
         let life =
             DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
@@ -207,6 +209,7 @@ impl Host {
             outside,
             floor,
             control,
+            metrics,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -315,6 +318,7 @@ impl Host {
             resolver,
             lookups,
             control: self.control,
+            metrics: self.metrics,
             service: service::Service::default(),
             hooks,
             panics: self.panics,

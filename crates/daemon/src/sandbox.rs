@@ -64,8 +64,8 @@ pub(crate) struct Sandbox(Arc<Bounds>);
 struct Bounds {
     confinement: Confinement,
     state: PathBuf,
-    /// The directory of the control socket, which is removed at the end.
-    control: PathBuf,
+    /// The directories of sockets, which are removed at the end.
+    sockets: Vec<PathBuf>,
     /// The directories of the configuration and of its keys, for a reload by signal.
     configuration: Vec<PathBuf>,
 }
@@ -107,7 +107,7 @@ impl Sandbox {
         Self(Arc::new(Bounds {
             confinement: config.service.sandbox,
             state: config.service.state_dir.clone(),
-            control: within(&config.service.control),
+            sockets: config.socket_files().into_iter().map(within).collect(),
             configuration,
         }))
     }
@@ -118,7 +118,7 @@ impl Sandbox {
         Self(Arc::new(Bounds {
             confinement: Confinement::Off,
             state: PathBuf::new(),
-            control: PathBuf::new(),
+            sockets: Vec::new(),
             configuration: Vec::new(),
         }))
     }
@@ -143,12 +143,12 @@ impl Sandbox {
     ///
     /// If the kernel has such a mechanism and refuses. A kernel without it is no error.
     pub(crate) fn confine(&self, role: Role) -> Result<Confined, SandboxError> {
-        let Bounds { confinement, state, control, configuration } = &*self.0;
+        let Bounds { confinement, state, sockets, configuration } = &*self.0;
         if *confinement == Confinement::Off {
             return Ok(Confined::new("off", Files::Off));
         }
         let files = match role {
-            Role::Main => files::confine(&[control.clone(), state.clone()], &[])?,
+            Role::Main => files::confine(&[sockets, slice::from_ref(state)].concat(), &[])?,
             // Started by the main thread, whose rights it has. It opens nothing, as its calls say.
             Role::Data => Files::Inherited,
             Role::Lookups => {
@@ -180,7 +180,7 @@ mod tests {
         Sandbox(Arc::new(Bounds {
             confinement,
             state: state.to_owned(),
-            control: control.to_owned(),
+            sockets: vec![control.to_owned()],
             configuration: Vec::new(),
         }))
     }

@@ -3,6 +3,7 @@
 
 mod network;
 mod perform;
+mod pings;
 mod requests;
 mod room;
 
@@ -35,6 +36,7 @@ use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
 use crate::hooks::News;
 use crate::loops::Loops;
+use crate::metrics::{Metrics, Scrape};
 use crate::panics::Panics;
 use crate::resolve::Resolver;
 use crate::service::Service;
@@ -45,6 +47,7 @@ use crate::watch::watch;
 use crate::worker::Worker;
 
 use network::shifted;
+use pings::Pings;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
@@ -99,6 +102,7 @@ pub(crate) struct Surroundings {
     /// A thread that may read the files of name lookups.
     pub(crate) lookups: Worker,
     pub(crate) control: Option<Control>,
+    pub(crate) metrics: Option<Metrics>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
     pub(crate) panics: Panics,
@@ -121,6 +125,7 @@ pub(crate) struct Shell {
     copied: Option<Copied>,
     watchdog: Option<tokio::time::Interval>,
     datagram: Vec<u8>,
+    pings: Pings,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
 }
@@ -145,6 +150,7 @@ impl Shell {
             watchdog: Service::watchdog_interval().map(tokio::time::interval),
             started: clock::boot(),
             datagram: Vec::new(),
+            pings: Pings::default(),
             mtu_refused: None,
             plane,
             engine,
@@ -193,6 +199,7 @@ impl Shell {
                 shift = shifted(&mut self.around.uplink) => self.route_looked_up(shift),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
+                scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
@@ -267,6 +274,13 @@ impl Shell {
 async fn next_request(control: &mut Option<Control>) -> Request {
     match control {
         Some(control) => control.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_scrape(metrics: &mut Option<Metrics>) -> Scrape {
+    match metrics {
+        Some(metrics) => metrics.next().await,
         None => std::future::pending().await,
     }
 }

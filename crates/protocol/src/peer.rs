@@ -11,6 +11,7 @@ mod contest;
 mod detours;
 mod doubt;
 mod duplicate;
+mod echo;
 mod event;
 mod frames;
 mod identities;
@@ -55,6 +56,7 @@ use crate::time::{BootTime, Now};
 use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
+use echo::Echoes;
 use identities::Identities;
 use initiator::Attempt;
 use parts::Parts;
@@ -64,6 +66,7 @@ use responder::{Answered, Initiations};
 use upgrade::Answering;
 use window::Window;
 
+pub use echo::{Echo, NotAsked};
 pub use event::{Change, Command, Diagnosis, Event};
 pub use frames::{Greeting, Loss, Quality};
 pub use search::Probed;
@@ -194,6 +197,8 @@ pub struct Peer {
     paths: Paths,
     /// Round trip and loss of the last minutes, over all sessions.
     window: Window,
+    /// The PINGs that a user has requested.
+    echoes: Echoes,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer initiated.
@@ -246,6 +251,7 @@ impl Peer {
             last_minute_asked: Generation::default(),
             paths,
             window: Window::default(),
+            echoes: Echoes::default(),
             attempt: None,
             answering: None,
             wanted: false,

@@ -16,6 +16,7 @@ use vpnd_tunnel::udp::{self, Gso, Listen};
 use super::device::{Carrier, Holder, Mac, Queues};
 use super::endpoint::Endpoint;
 use super::hooks::{Dns, Hooks};
+use super::metrics::{Metrics, MetricsListen};
 use super::profile::{AlsoAccept, Protocol};
 use super::word::{self, Word, as_word, as_words};
 use crate::account::Account;
@@ -45,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     /// `[hooks]`.
     pub(crate) hooks: Hooks,
+    /// `[metrics]`.
+    pub(crate) metrics: Metrics,
     /// `[service]`.
     pub(crate) service: Service,
 }
@@ -55,6 +58,15 @@ impl Config {
     pub(crate) fn leads_everywhere(&self) -> bool {
         self.interface.vrf.is_none()
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
+    }
+
+    /// The sockets that are files, for as long as the tunnel runs.
+    pub(crate) fn socket_files(&self) -> Vec<&std::path::Path> {
+        let metrics = match &self.metrics.listen {
+            Some(MetricsListen::Path(path)) => Some(path.as_path()),
+            Some(MetricsListen::Address(_)) | None => None,
+        };
+        [self.service.control.as_path()].into_iter().chain(metrics).collect()
     }
 
     /// The files with keys.

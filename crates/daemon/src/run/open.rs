@@ -13,6 +13,7 @@ use crate::control::Control;
 use crate::firewall;
 use crate::floor::FloorFile;
 use crate::linger::Opener;
+use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::tenancy::Tenancy;
 use crate::{opening, options};
@@ -84,6 +85,7 @@ pub(super) struct Opened {
     pub(super) socket: Socket,
     pub(super) uplink: Option<Uplink>,
     pub(super) floor: FloorFile,
+    pub(super) metrics: Option<Metrics>,
     /// The MTU that the device will get.
     pub(super) mtu: u16,
 }
@@ -95,6 +97,8 @@ impl Opened {
     /// The kernel's error.
     pub(super) async fn open(config: &Config, guarded: &Guarded) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
+        // This comes before the device is created: another program may have the port.
+        let metrics = Metrics::bind(config)?;
         let device = inside.within(|| opening::device(config))??;
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
@@ -104,7 +108,7 @@ impl Opened {
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, netlink).await?;
-        Ok(Self { device, tenancy, carrier, socket, uplink, floor, mtu })
+        Ok(Self { device, tenancy, carrier, socket, uplink, floor, metrics, mtu })
     }
 
     /// The wanted state of the device.

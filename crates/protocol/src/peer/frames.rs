@@ -100,6 +100,10 @@ impl Challenge {
         Ping::new(self.sequence, self.random, sent)
     }
 
+    pub(super) const fn sequence(self) -> u32 {
+        self.sequence
+    }
+
     pub(super) fn is_met_by(self, pong: &Pong) -> bool {
         self.sequence == pong.sequence.get() && self.random == pong.timestamp.get()
     }
@@ -264,6 +268,7 @@ impl Peer {
         self.paths.answered(now.boot, framed.at.from);
         self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
+        self.take_echo(now, pong);
         let found = self.paths.gauge.take(now.boot, pong, framed.accepted);
         if let (Some(found), Some(to)) = (found, self.endpoint()) {
             let current = self.keyring.current().map(|current| current.opening.generation());
