@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(100);
 pub(crate) struct WaitOptions {
     /// The tunnel, or the path of its control socket
     pub(crate) name: String,
-    /// Waits until packets get through: the state is up or degraded [default]
+    /// Waits until packets get through: the state is up or degraded. This is the default
     #[arg(long)]
     pub(crate) up: bool,
     /// How long to wait: "30s", "2m", or a number of seconds

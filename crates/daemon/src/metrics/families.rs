@@ -155,7 +155,8 @@ impl Snapshot {
         let help = "Addresses, rules and routes that the device should have and does not have";
         page.gauge("missing_settings", help, None, Some(missing.len() as f64))?;
         let help = "Routes of other programs through which packets bypass the tunnel";
-        page.gauge("bypassing_routes", help, None, Some(bypassed.len() as f64))
+        let bypassed = bypassed.iter().filter(|one| !one.into_tunnel).count();
+        page.gauge("bypassing_routes", help, None, Some(bypassed as f64))
     }
 
     /// The point in time this many seconds before the status was taken, in seconds since 1970.
