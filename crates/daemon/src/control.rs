@@ -295,12 +295,12 @@ impl Desk {
         self.take_up(move || config::load(&file)).await
     }
 
-    /// The thread that loads configurations, which ends after its work.
-    fn reader(&self) -> io::Result<Worker> {
-        match self.lookups.get() {
-            Some(lookups) => lookups.another("reload"),
-            None => Worker::start("reload", || Ok(())),
-        }
+    /// A thread that loads a configuration, and ends after that. Until the tunnel runs there is none: a thread that is
+    /// started earlier would have all privileges.
+    async fn reader(&self) -> Result<Worker, String> {
+        let lookups = self.lookups.get().ok_or("the tunnel is still starting; try again")?;
+        let started = lookups.run(|| Worker::start("reload", || Ok(()))).await.flatten();
+        started.map_err(|error| format!("no thread to read it with: {error}; try again"))
     }
 
     /// Loads a configuration and sends it to the tunnel. Only the tunnel knows its running configuration, so
@@ -311,8 +311,7 @@ impl Desk {
     ) -> Answer {
         // Loading may look up a user, which can take a long time.
         let load = move || load().map(|Loaded { config, keys, .. }| Box::new((config, keys)));
-        let no_thread = |error| format!("no thread to read it with: {error}; try again");
-        let reader = self.reader().map_err(no_thread)?;
+        let reader = self.reader().await?;
         let wanted = reader.run(load).await.map_err(|_panicked| STOPPING.to_owned())?;
         let problems = |report: Report| report.lines().collect::<Vec<_>>().join("; ");
         let wanted = wanted.map_err(problems)?;
@@ -378,6 +377,7 @@ mod tests {
     fn bound() -> (TempDir, PathBuf, Control) {
         let (directory, config) = configured();
         let control = Control::bind(&config).unwrap();
+        control.load_with(&Worker::start("lookups", || Ok(())).unwrap());
         (directory, config.service.control, control)
     }
 

@@ -115,6 +115,8 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
 fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     // This is done before the file is read, because reading may fail, too.
     changes::announce_start(&config::default_control(&options.config));
+    // Before there is a key in it.
+    privilege::lock_memory();
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
     logging::init(logging.level(config.service.log_level), format);

@@ -66,13 +66,9 @@ impl Metrics {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub(crate) fn bind(config: &Config) -> Result<Option<Self>, MetricsError> {
+    pub(crate) fn bind(config: &Config) -> Result<Option<Bound>, MetricsError> {
         let Some(listen) = &config.metrics.listen else { return Ok(None) };
-        let listener = Listener::bind(listen)?;
-        let (send, scrapes) = mpsc::channel(1);
-        let tunnel = Tunnel { scrapes: send, started: SystemTime::now() };
-        let serving = tokio::spawn(accept(listener, tunnel));
-        Ok(Some(Self { scrapes, serving }))
+        Listener::bind(listen).map(|listener| Some(Bound(listener)))
     }
 
     /// The next request for the tunnel's state.
@@ -81,6 +77,23 @@ impl Metrics {
             Some(scrape) => scrape,
             None => std::future::pending().await,
         }
+    }
+}
+
+/// A bound socket, of which nothing is read yet: clients wait until this process has given up its privileges.
+pub(crate) struct Bound(Listener);
+
+impl Bound {
+    /// Serves the metrics from now on.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) fn serve(self) -> Metrics {
+        let (send, scrapes) = mpsc::channel(1);
+        let tunnel = Tunnel { scrapes: send, started: SystemTime::now() };
+        let serving = tokio::spawn(accept(self.0, tunnel));
+        Metrics { scrapes, serving }
     }
 }
 

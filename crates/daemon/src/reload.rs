@@ -103,6 +103,7 @@ mod tests {
     use crate::config::tests::site;
     use crate::control::{Control, Request};
     use crate::keys::Keys;
+    use crate::worker::Worker;
     use tokio::task::spawn_blocking;
 
     #[test]
@@ -117,6 +118,7 @@ mod tests {
     /// received.
     async fn hand(loaded: &Loaded, answer: Result<(), &str>) -> (Result<(), String>, Config, Keys) {
         let mut control = Control::bind(&loaded.config).unwrap();
+        control.load_with(&Worker::start("lookups", || Ok(())).unwrap());
         let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());
         let asking =
             spawn_blocking(move || hand_over(&path, &handed, &[]).map_err(|e| e.to_string()));

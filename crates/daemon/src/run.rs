@@ -37,7 +37,7 @@ use crate::hooks::{self, Facts, Following, Hooks, News};
 use crate::keys::Keys;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
-use crate::metrics::Metrics;
+use crate::metrics;
 use crate::netns::Netns;
 use crate::panics::Panics;
 use crate::presence::Presence;
@@ -148,7 +148,7 @@ struct Host {
     loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
-    metrics: Option<Metrics>,
+    metrics: Option<metrics::Bound>,
     panics: Panics,
 }
 
@@ -243,7 +243,6 @@ impl Host {
     ) -> Result<(), RunError> {
         // Names and routes are looked up in the namespace in which datagrams leave.
         self.outside.enter()?;
-        let locked = privilege::lock_memory();
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
             vpnd_tun::keep(&self.device.queues[0], &self.device.name)?;
@@ -251,7 +250,7 @@ impl Host {
         if let Some(control) = &self.control {
             stop.on_reload(control.rereads());
         }
-        let mut shell = self.start(config, keys, hooks.news(), (stop.asked_by(), locked))?;
+        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
         // Packets still pass while the `down` hooks run.
         let stop = async {
             stop.asked().await;
@@ -282,7 +281,7 @@ impl Host {
         config: &Config,
         keys: Keys,
         hooks: News,
-        (stop, locked): (Rc<Cell<Option<Asked>>>, bool),
+        stop: Rc<Cell<Option<Asked>>>,
     ) -> Result<Shell, RunError> {
         let sandbox = Sandbox::of(config);
         // These threads need other files than this one.
@@ -291,7 +290,8 @@ impl Host {
         let last_stamp = last_stamp(&self.floor);
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
-        let confined = Confined { memory_locked: locked, ..sandbox.confine(Role::Main)? };
+        let memory_locked = privilege::memory_is_locked();
+        let confined = Confined { memory_locked, ..sandbox.confine(Role::Main)? };
         let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
@@ -318,7 +318,7 @@ impl Host {
             resolver,
             lookups,
             control: self.control,
-            metrics: self.metrics,
+            metrics: self.metrics.map(metrics::Bound::serve),
             service: service::Service::default(),
             hooks,
             panics: self.panics,

@@ -19,10 +19,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::{Config, Confinement};
-use crate::privilege;
+use crate::privilege::{self, PrivilegeError};
 use crate::worker::Worker;
 
 pub(crate) use files::Files;
+use files::Right;
 
 /// The kinds of threads, each with its own rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,9 @@ pub(crate) enum SandboxError {
     /// The kernel refused the rules for files.
     #[error("confining a thread to its files: {0}; [service] sandbox = \"off\" does without")]
     Files(#[from] landlock::RulesetError),
+    /// The kernel refused to take a capability away.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
 }
 
 impl From<SandboxError> for io::Error {
@@ -100,9 +104,11 @@ impl Sandbox {
     /// The rights that the threads of this tunnel need.
     pub(crate) fn of(config: &Config) -> Self {
         let within = |path: &Path| path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
-        let keys = config.key_files().into_iter();
-        let mut configuration: Vec<_> =
-            [config.file.as_path()].into_iter().chain(keys).map(within).collect();
+        let keys = config.key_files().into_iter().map(Path::to_owned);
+        let files: Vec<_> = [config.file.clone()].into_iter().chain(keys).collect();
+        let mut configuration = files::behind(&files);
+        configuration.extend(files.iter().map(|file| within(file)));
+        configuration.sort();
         configuration.dedup();
         Self(Arc::new(Bounds {
             confinement: config.service.sandbox,
@@ -141,24 +147,35 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// If the kernel has such a mechanism and refuses. A kernel without it is no error.
+    /// If the kernel refuses the rules for files, or with `sandbox = "kill"` the filter of system calls. A kernel
+    /// without Landlock is no error.
     pub(crate) fn confine(&self, role: Role) -> Result<Confined, SandboxError> {
         let Bounds { confinement, state, sockets, configuration } = &*self.0;
         if *confinement == Confinement::Off {
             return Ok(Confined::new("off", Files::Off));
         }
+        if role != Role::Main {
+            // All threads share the descriptors, and netlink asks for the capabilities of the thread that sends.
+            privilege::drop_capabilities()?;
+        }
         let files = match role {
-            Role::Main => files::confine(&[sockets, slice::from_ref(state)].concat(), &[])?,
+            Role::Main => files::confine(&[(Right::Remove, sockets)])?,
             // Started by the main thread, whose rights it has. It opens nothing, as its calls say.
             Role::Data => Files::Inherited,
             Role::Lookups => {
-                files::confine(&[], &[files::lookups(), configuration.clone()].concat())?
+                files::confine(&[(Right::Read, &files::lookups()), (Right::Read, configuration)])?
             }
-            Role::Disk => files::confine(slice::from_ref(state), &[])?,
+            Role::Disk => files::confine(&[(Right::Change, slice::from_ref(state))])?,
         };
-        let system_calls = match calls::confine(role, *confinement)? {
-            true => confinement.word(),
-            false => "unsupported",
+        let system_calls = match calls::confine(role, *confinement) {
+            Ok(true) => confinement.word(),
+            Ok(false) => "unsupported",
+            // A container or a service manager may forbid it. Its own filter is in place then.
+            Err(error) if *confinement == Confinement::Errno => {
+                tracing::warn!("cannot confine a thread to its system calls: {error}");
+                "unsupported"
+            }
+            Err(error) => return Err(error.into()),
         };
         Ok(Confined::new(system_calls, files))
     }
@@ -247,6 +264,7 @@ mod tests {
             let confined =
                 sandbox(Confinement::Errno, nowhere, nowhere).confine(Role::Lookups).unwrap();
             assert!(fs::read("/etc/passwd").is_ok());
+            assert!(caps::read(None, caps::CapSet::Permitted).unwrap().is_empty());
             assert!(std::net::ToSocketAddrs::to_socket_addrs("localhost:9").is_ok());
             assert!(fs::write(file, "x").is_err() || confined.files != Files::Restricted);
         });

@@ -56,16 +56,8 @@ impl Snapshot {
     fn identity(&self, page: &mut Page<'_>) -> fmt::Result {
         let Status { version, peer, device, .. } = &self.status;
         page.info("build", "The release of vpnd", &[("version", version)])?;
-        let labels = [
-            ("mode", device.mode.as_str()),
-            ("protocol", &peer.protocol),
-            ("peer", &peer.public_key),
-        ];
-        page.info(
-            "tunnel",
-            "What the tunnel carries and speaks, and the peer's public key",
-            &labels,
-        )?;
+        let labels = [("mode", device.mode.as_str()), ("protocol", &peer.protocol)];
+        page.info("tunnel", "What the tunnel carries and speaks", &labels)?;
         page.instant("start", "When the daemon was started", since_1970(self.started))
     }
 

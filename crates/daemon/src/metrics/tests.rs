@@ -97,7 +97,7 @@ fn configured(listen: MetricsListen) -> (TempDir, Config) {
 }
 
 fn bound(listen: MetricsListen) -> Metrics {
-    Metrics::bind(&configured(listen).1).unwrap().unwrap()
+    Metrics::bind(&configured(listen).1).unwrap().unwrap().serve()
 }
 
 fn refused(listen: MetricsListen) -> MetricsError {

@@ -13,7 +13,7 @@ use crate::control::Control;
 use crate::firewall;
 use crate::floor::FloorFile;
 use crate::linger::Opener;
-use crate::metrics::Metrics;
+use crate::metrics::{Bound, Metrics};
 use crate::netns::Netns;
 use crate::tenancy::Tenancy;
 use crate::{opening, options};
@@ -85,7 +85,7 @@ pub(super) struct Opened {
     pub(super) socket: Socket,
     pub(super) uplink: Option<Uplink>,
     pub(super) floor: FloorFile,
-    pub(super) metrics: Option<Metrics>,
+    pub(super) metrics: Option<Bound>,
     /// The MTU that the device will get.
     pub(super) mtu: u16,
 }
