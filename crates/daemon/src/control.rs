@@ -157,7 +157,7 @@ async fn accept(listener: UnixListener, desk: Arc<Desk>) {
             }
             // No descriptor is free: try again when others have been closed.
             Err(error) => {
-                tracing::debug!(%error, "control socket");
+                tracing::debug!(%error, "cannot accept a connection to the control socket");
                 sleep(PATIENCE).await;
             }
         }

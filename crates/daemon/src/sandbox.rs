@@ -155,7 +155,8 @@ impl Sandbox {
             return Ok(Confined::new("off", Files::Off));
         }
         if role != Role::Main {
-            // All threads share the descriptors, and netlink asks for the capabilities of the thread that sends.
+            // Netlink, whose descriptors all threads share, asks for the capability of the thread that sends. Without
+            // it, this thread cannot change routes through them.
             privilege::drop_capabilities()?;
         }
         let files = match role {

@@ -39,7 +39,7 @@ impl Echoes {
         self.0.push_front((challenge, at));
     }
 
-    /// Takes an answer, of whichever PING.
+    /// Takes the answer to any PING.
     fn answered(&mut self, now: BootTime, pong: &Pong) -> Option<Echo> {
         let at = self.0.iter().position(|(challenge, _)| challenge.is_met_by(pong))?;
         let (_, asked) = self.0.remove(at)?;
