@@ -292,7 +292,7 @@ impl Desk {
     /// Reads the tunnel's own files again, and reloads.
     async fn reread(&self) -> Answer {
         let file = self.file.clone();
-        self.take_up(move || config::load(&file)).await
+        self.take_up(move || config::load_for_running(&file)).await
     }
 
     /// A thread that loads a configuration, and ends after that. Until the tunnel runs there is none: a thread that is

@@ -63,6 +63,12 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     hooks(config, &mut found);
     names(config, &mut found);
     user_of_its_own(config, &mut found);
+    found.problems
+}
+
+/// All problems of a start with this configuration.
+pub(super) fn check_start(config: &Config, places: Places<'_>) -> Vec<Problem> {
+    let mut found = Found { places, problems: vec![] };
     paths_of_root(config, &mut found);
     found.problems
 }

@@ -54,6 +54,9 @@ pub(super) fn all(
     let good = tables(Section::root(file), from, &mut problems);
     if let Some((config, keys)) = good.as_ref().filter(|_| problems.is_empty()) {
         problems = rules::check(config, keys, Places::new(file.get_ref()));
+        if from.starts {
+            problems.extend(rules::check_start(config, Places::new(file.get_ref())));
+        }
         problems.extend(from.trusted.as_ref().err().and_then(|why| rules::file(config, why)));
     }
     (good, problems)
