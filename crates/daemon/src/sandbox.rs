@@ -219,7 +219,6 @@ mod tests {
                 let confined = sandbox(Confinement::Errno, state.path(), control.path());
                 let confined = confined.confine(Role::Main).unwrap();
                 assert_eq!(confined.system_calls, "errno");
-                fs::write(state.path().join("a.floor"), "x").unwrap();
                 fs::remove_file(socket).unwrap();
                 assert!(std::thread::spawn(|| 7).join().is_ok(), "threads are started as before");
                 UdpSocket::bind("127.0.0.1:0").unwrap();
