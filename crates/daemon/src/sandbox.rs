@@ -208,9 +208,9 @@ mod tests {
     }
 
     #[test]
-    fn the_main_thread_changes_its_directories_and_starts_no_program() {
+    fn the_main_thread_removes_its_sockets_and_starts_no_program() {
         in_child(
-            "sandbox::tests::the_main_thread_changes_its_directories_and_starts_no_program",
+            "sandbox::tests::the_main_thread_removes_its_sockets_and_starts_no_program",
             &[],
             || {
                 let (state, control) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -230,10 +230,31 @@ mod tests {
                     (-1, Some(libc::EPERM))
                 );
                 if confined.files == Files::Restricted {
-                    assert!(is_refused(fs::read("/etc/passwd"), &[libc::EACCES]));
+                    let written =
+                        [state.path(), control.path()].map(|at| fs::write(at.join("b"), "x"));
+                    let read = fs::read("/etc/passwd").map(drop);
+                    let all = written.into_iter().chain([read]);
+                    all.for_each(|one| assert!(is_refused(one, &[libc::EACCES])));
                 }
             },
         );
+    }
+
+    #[test]
+    fn the_thread_of_the_disk_changes_the_state_alone() {
+        in_child("sandbox::tests::the_thread_of_the_disk_changes_the_state_alone", &[], || {
+            let (state, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let confined = sandbox(Confinement::Errno, state.path(), other.path());
+            let confined = confined.confine(Role::Disk).unwrap();
+            let floor = state.path().join("a.floor");
+            fs::write(state.path().join("a.new"), "x").unwrap();
+            fs::rename(state.path().join("a.new"), &floor).unwrap();
+            assert_eq!(fs::read(floor).unwrap(), b"x");
+            if confined.files == Files::Restricted {
+                assert!(is_refused(fs::write(other.path().join("b"), "x"), &[libc::EACCES]));
+            }
+            assert!(is_refused(UdpSocket::bind("127.0.0.1:0"), &[libc::EPERM]));
+        });
     }
 
     #[test]
