@@ -68,6 +68,8 @@ pub(crate) enum Request {
     Ping(oneshot::Sender<Result<Ping, String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
+    /// Hand the tunnel on to the process at the other end, and end.
+    HandOn(std::os::unix::net::UnixStream),
     /// Use the next keys; the reply is an error if that fails.
     Rotate {
         /// Whether the previous keys are removed.
@@ -221,6 +223,8 @@ enum Outcome {
     Answer(Answer),
     /// The answer depends on the peer, and may take longer than a client may.
     Ping(oneshot::Receiver<Result<Ping, String>>),
+    /// The client continues with the tunnel.
+    HandOn,
 }
 
 impl Desk {
@@ -228,6 +232,10 @@ impl Desk {
         let mut more = [0];
         let answer = match timeout(PATIENCE, self.attend(&mut client)).await?? {
             Outcome::Answer(answer) => answer,
+            Outcome::HandOn => {
+                self.send(Request::HandOn(client.into_std()?)).await;
+                return Ok(());
+            }
             Outcome::Ping(replied) => tokio::select! {
                 answer = pinged(replied) => answer,
                 // A client that has left takes no place of others.
@@ -262,7 +270,8 @@ impl Desk {
         Ok(Outcome::Answer(match ask.command.as_str() {
             "status" => self.status().await,
             "ping" => return Ok(self.ping().await),
-            "reload" | "rotate" if rights != Rights::Change => {
+            "take-over" if rights == Rights::Change => return Ok(Outcome::HandOn),
+            "reload" | "rotate" | "take-over" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,

@@ -5,6 +5,7 @@ mod error;
 mod open;
 
 use std::cell::Cell;
+use std::os::fd::AsFd;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use vpnd_crypto::PublicKey;
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::activity::Activity;
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Carrier;
@@ -33,7 +35,9 @@ use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
+use crate::hand_on;
 use crate::hooks::{self, Facts, Following, Hooks, News};
+use crate::inherited::Inherited;
 use crate::keys::Keys;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
@@ -43,7 +47,7 @@ use crate::panics::Panics;
 use crate::presence::Presence;
 use crate::privilege;
 use crate::sandbox::{Confined, Role, Sandbox};
-use crate::shell::{Shell, Surroundings};
+use crate::shell::{Ending, Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::tenancy::Tenancy;
@@ -59,6 +63,9 @@ pub(crate) struct RunOptions {
     /// The tunnel's configuration
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
+    /// Continues with the tunnel of this configuration that is running: no packet is lost, and that process ends
+    #[arg(long)]
+    pub(crate) take_over: bool,
 }
 
 /// Runs the tunnel until it is asked to stop.
@@ -66,11 +73,11 @@ pub(crate) struct RunOptions {
 /// # Errors
 ///
 /// If the tunnel cannot start, or cannot continue.
-pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
+pub(crate) fn run(config: Config, keys: Keys, inherited: Inherited) -> Result<(), RunError> {
     changes::announce_start(&config.service.control);
     // The runtime has a single thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(start_to_stop(&config, keys));
+    let result = runtime.block_on(start_to_stop(&config, keys, inherited));
     // The end of the process does not wait for a name lookup or a hanging disk.
     runtime.shutdown_background();
     if let Some((handed_on, opener)) = result? {
@@ -82,22 +89,31 @@ pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
 /// A kill switch that is removed later, and the process that removes it.
 type Later = (HandedOn, Option<Opener>);
 
-async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
+async fn start_to_stop(
+    config: &Config,
+    keys: Keys,
+    inherited: Inherited,
+) -> Result<Option<Later>, RunError> {
     // First, because a command must inherit neither descriptors nor vpnd's scheduling priority.
     let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
-    let Prepared { host, changes, tenancy: _tenancy, opener } =
-        Host::prepare(config, &keys.secret.public()).await?;
+    let Prepared { host, changes, tenancy, opener } =
+        Host::prepare(config, &keys.secret.public(), inherited).await?;
     let asked = stop.asked_by();
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
+    if let Ok(Ending::HandedOn) = result {
+        tenancy.into_iter().for_each(Tenancy::hand_on);
+        changes.leave().await;
+        return Ok(None);
+    }
     let device = config.interface.persist;
     let guards = match &result {
-        Ok(()) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
-        Ok(()) => AfterStop::Open,
+        Ok(_over) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
+        Ok(_over) => AfterStop::Open,
         // After a failure the kill switch stays, during the start as well as afterwards.
         Err(_) => {
             stays_shut(config);
@@ -112,7 +128,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
             None
         }
     };
-    result.map(|()| handed_on.map(|handed_on| (handed_on, opener)))
+    drop(tenancy);
+    result.map(|_over| handed_on.map(|handed_on| (handed_on, opener)))
 }
 
 /// Logs that vpnd blocks packets, because the network does not show the reason.
@@ -150,6 +167,8 @@ struct Host {
     control: Option<Control>,
     metrics: Option<metrics::Bound>,
     panics: Panics,
+    /// What an earlier process has left, if its device is continued with.
+    left: Option<Inheritance>,
 }
 
 /// A tunnel that is ready to run.
@@ -162,9 +181,15 @@ struct Prepared {
 }
 
 impl Host {
-    async fn prepare(config: &Config, public_key: &PublicKey) -> Result<Prepared, RunError> {
+    async fn prepare(
+        config: &Config,
+        public_key: &PublicKey,
+        inherited: Inherited,
+    ) -> Result<Prepared, RunError> {
         let guarded = Guarded::begin(config).await?;
-        Self::configure(config, public_key, guarded).await.inspect_err(|_| stays_shut(config))
+        Self::configure(config, public_key, guarded, inherited)
+            .await
+            .inspect_err(|_| stays_shut(config))
     }
 
     /// Opens all objects first, and then changes the system.
@@ -172,13 +197,14 @@ impl Host {
         config: &Config,
         public_key: &PublicKey,
         guarded: Guarded,
+        inherited: Inherited,
     ) -> Result<Prepared, RunError> {
-        let opened = Opened::open(config, &guarded).await?;
+        let opened = Opened::open(config, &guarded, inherited).await?;
         let link = opened.wanted(config, public_key, &guarded)?;
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu } = opened;
+        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, left } = opened;
         let presence = Presence::of(&device.queues[0])?;
         let life =
             DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
@@ -210,6 +236,7 @@ impl Host {
             floor,
             control,
             metrics,
+            left,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -221,13 +248,20 @@ impl Host {
         keys: Keys,
         mut stop: Stop,
         hooks: Hooks,
-    ) -> Result<(), RunError> {
+    ) -> Result<Ending, RunError> {
         let plan = hooks::plan(config, self.facts());
-        let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
+        let up = match &self.left {
+            Some(left) => hooks.continue_with(plan, left.is_alive()).await.map(Some),
+            None => hooks.up(plan, stop.asked()).await,
+        };
+        let Some(mut hooks) = up? else {
             tracing::info!("stopping on request, before the tunnel was up");
-            return Ok(());
+            return Ok(Ending::Over);
         };
         let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
+        if let Ok(Ending::HandedOn) = result {
+            return result;
+        }
         hooks.end().await;
         result
     }
@@ -240,7 +274,7 @@ impl Host {
         keys: Keys,
         mut stop: Stop,
         hooks: &mut Following,
-    ) -> Result<(), RunError> {
+    ) -> Result<Ending, RunError> {
         // Names and routes are looked up in the namespace in which datagrams leave.
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
@@ -252,9 +286,13 @@ impl Host {
         }
         let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
         // Packets still pass while the `down` hooks run.
+        let asked = stop.asked_by();
         let stop = async {
             stop.asked().await;
-            hooks.end().await;
+            // The next process continues with the tunnel.
+            if asked.get() != Some(Asked::Restart) {
+                hooks.end().await;
+            }
         };
         Ok(shell.run(stop).await?)
     }
@@ -277,7 +315,7 @@ impl Host {
     }
 
     fn start(
-        self,
+        mut self,
         config: &Config,
         keys: Keys,
         hooks: News,
@@ -287,7 +325,9 @@ impl Host {
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
         let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups)?;
-        let last_stamp = last_stamp(&self.floor);
+        let left = self.left.take();
+        let alive = left.as_ref().is_some_and(Inheritance::is_alive);
+        let last_stamp = last_stamp(&self.floor).max(left.as_ref().and_then(Inheritance::stamp));
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
         let memory_locked = privilege::memory_is_locked();
@@ -295,9 +335,17 @@ impl Host {
         let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let activity = Arc::new(Activity::default());
-        let peer = self.peer(config, keys, last_stamp, &activity);
+        let mut peer = self.peer(config, keys, last_stamp, &activity);
+        if let Some(left) = left {
+            tracing::info!(
+                sessions = left.sessions(),
+                "continuing with the device of an earlier process"
+            );
+            peer.inherit(clock::now(), left);
+        }
         let (table, options) = (peer.table(), options::engine(config, mtu, sandbox));
         let policy = options.policy.clone();
+        hand_on::keep(&self.device.descriptors(), self.socket.as_fd());
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
         // Processes that are started from here on have the normal priority.
         privilege::yield_to_others();
@@ -325,7 +373,7 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
-        let settings = options::settings(config, around.carrier.is_some());
+        let settings = options::settings(config, around.carrier.is_some(), alive);
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }
