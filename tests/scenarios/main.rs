@@ -6,6 +6,7 @@
 mod bridges;
 mod carrier;
 mod change;
+mod continuity;
 mod cycles;
 mod device;
 mod duplicate;
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
         routes::scenarios(),
         guard::scenarios(),
         loops::scenarios(),
+        continuity::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),
