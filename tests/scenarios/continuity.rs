@@ -121,6 +121,7 @@ fn orderly(lab: &Lab, protocol: &'static str, by: By) -> Result<String> {
     let [there, back] = streams.stop()?;
     let lost = [there.lost() + there.overflowed, back.lost() + back.overflowed];
     ensure!(lost == [0, 0], "{there:?} {back:?}");
+    ensure!(there.refused.0 + back.refused.0 == 0, "{there:?} {back:?}");
     Ok(format!(
         "{} times: 0 of {} and 0 of {} datagrams lost, the same TCP stream moved {} MiB; the longest restart took {longest:.1?}",
         times(),
