@@ -4,27 +4,22 @@
 mod read;
 mod wire;
 
-use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::os::unix::net::UnixStream as Probe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Uid;
-use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Loaded, Report};
 use crate::keys::Keys;
+use crate::local_socket::{self, LocalError};
 use crate::status::{SCHEMA, Status};
 use crate::terminal::Printable;
 use crate::worker::Worker;
@@ -36,12 +31,6 @@ pub(crate) use wire::{Announced, Ask, CONFIG, Refusal, STOPPING};
 
 /// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Connections that are served at once, for root and as many for all other users; further ones wait.
-const MAX_CONNECTIONS: usize = 8;
-/// Connections that wait, for root and as many for all other users; a further one is closed.
-const MAX_WAITING: usize = 16;
-/// Connections that the kernel queues until they are accepted.
-const BACKLOG: i32 = 16;
 
 /// Why the control socket could not be bound.
 #[derive(Debug, Error)]
@@ -55,6 +44,16 @@ pub(crate) enum ControlError {
     /// The kernel refused.
     #[error("control socket {}: {what}: {error}; [service] control names another place", path.display())]
     Bind { path: PathBuf, what: &'static str, error: io::Error },
+}
+
+impl From<LocalError> for ControlError {
+    fn from(error: LocalError) -> Self {
+        match error {
+            LocalError::InUse(path) => Self::Running(path),
+            LocalError::InTheWay(path) => Self::InTheWay(path),
+            LocalError::Refused { path, what, error } => Self::Bind { path, what, error },
+        }
+    }
 }
 
 /// A request to the tunnel.
@@ -91,18 +90,13 @@ impl Control {
     /// Outside a tokio runtime.
     pub(crate) fn bind(config: &Config) -> Result<Self, ControlError> {
         let path = &config.service.control;
-        let refused = |what| move |error| ControlError::Bind { path: path.clone(), what, error };
-        let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-        made.map_err(refused("making its directory"))?;
-        remove_stale(path)?;
-        let listener = listen(path).map_err(refused("binding it"))?;
+        let listener = local_socket::bind(path, 0o755)?;
         let (send, requests) = mpsc::channel(1);
         let (name, file) = (config.name.clone(), config.file.clone());
         let lookups = OnceLock::new();
         let desk = Desk { name, file, owner: Uid::current(), requests: send, lookups };
         let desk = Arc::new(desk);
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&desk)));
+        let accepting = tokio::spawn(local_socket::accept(listener, Arc::clone(&desk)));
         Ok(Self { path: path.clone(), requests, accepting, desk })
     }
 
@@ -138,75 +132,8 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        // This process may have no access to the directory any more; the next start removes the socket.
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(%error, "{} stays", self.path.display());
-        }
+        local_socket::remove(&self.path);
     }
-}
-
-fn remove_stale(path: &Path) -> Result<(), ControlError> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.file_type().is_socket() {
-        return Err(ControlError::InTheWay(path.to_owned()));
-    }
-    match Probe::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        // The socket belongs to another user, whether a daemon is running or not.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let what = "it belongs to another user";
-            return Err(ControlError::Bind { path: path.to_owned(), what, error });
-        }
-        _ => return Err(ControlError::Running(path.to_owned())),
-    }
-    let refused =
-        |error| ControlError::Bind { path: path.to_owned(), what: "removing an old one", error };
-    fs::remove_file(path).map_err(refused)
-}
-
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    // The kernel gives the path the mode of the socket, so at no time may others connect.
-    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    UnixListener::from_std(socket.into())
-}
-
-/// Accepts connections. Those of root have a separate queue, so other users cannot make root wait.
-async fn accept(listener: UnixListener, desk: Arc<Desk>) {
-    let (root, others) = (queue(Arc::clone(&desk)), queue(desk));
-    loop {
-        match listener.accept().await {
-            Ok((client, _)) => {
-                let is_root = client.peer_cred().is_ok_and(|from| from.uid() == 0);
-                // If the queue is full, the connection is closed.
-                let _full = if is_root { &root } else { &others }.try_send(client);
-            }
-            // No descriptor is free: try again when others have been closed.
-            Err(error) => {
-                tracing::debug!(%error, "control socket");
-                sleep(PATIENCE).await;
-            }
-        }
-    }
-}
-
-/// Starts to serve clients in the order of their connections.
-fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
-    let (send, mut clients) = mpsc::channel(MAX_WAITING);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    tokio::spawn(async move {
-        while let Some(client) = clients.recv().await {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let desk = Arc::clone(&desk);
-            tokio::spawn(async move {
-                let _left = timeout(PATIENCE, desk.serve(client)).await;
-                drop(place);
-            });
-        }
-    });
-    send
 }
 
 /// The state needed to serve clients.
@@ -244,7 +171,9 @@ impl Rights {
 /// The text of the answer, or the reason for the refusal.
 type Answer = Result<String, String>;
 
-impl Desk {
+impl local_socket::Desk for Desk {
+    const PATIENCE: Duration = PATIENCE;
+
     async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
         let uid = Uid::from_raw(client.peer_cred()?.uid());
         let answer = match Rights::of(uid, self.owner, Uid::effective()) {
@@ -255,7 +184,9 @@ impl Desk {
         client.write_all(answer.as_bytes()).await?;
         client.shutdown().await
     }
+}
 
+impl Desk {
     /// Reads a request and answers it.
     async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Answer> {
         // Bytes after the line may have arrived together with it. They may contain keys.
@@ -351,7 +282,10 @@ mod tests {
     use super::*;
     use crate::config::tests::site;
     use crate::status::tests::sample;
+    use crate::local_socket::MAX_CONNECTIONS;
+    use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::Path;
     use tempfile::TempDir;
 
     fn configured() -> (TempDir, Config) {

@@ -1,20 +1,24 @@
 //! Runs one tunnel. A start happens in the order of the lines in [`run`]: first the steps that need privileges,
 //! and the threads last.
 
+mod draft;
 mod error;
 mod open;
+mod waiting;
 
 use std::cell::Cell;
+use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::FutureExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::Plane;
@@ -27,7 +31,7 @@ use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{Egress, Socket};
 
 use crate::changes::{self, Changes, HandedOn};
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::control::Control;
 use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
@@ -46,6 +50,7 @@ use crate::shell::{Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::tenancy::Tenancy;
+use crate::uapi::{Hold, Refused, Uapi};
 use crate::{options, resolve, service};
 
 use open::{Guarded, Opened, own_mark, specific_routes};
@@ -69,7 +74,53 @@ pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
     changes::announce_start(&config.service.control);
     // The runtime has a single thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(start_to_stop(&config, keys));
+    let result = runtime.block_on(start_to_stop(&config, keys, Given::default()));
+    finish(runtime, result)
+}
+
+/// Waits on the WireGuard socket until there is a configuration, and then runs the tunnel with this device.
+///
+/// # Errors
+///
+/// If the tunnel cannot start, or cannot continue.
+pub(crate) fn run_given(device: vpnd_tun::Device, socket: OwnedFd) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let mut uapi = Uapi::inherited(&device.name, socket)?;
+        let Some((Loaded { config, keys, warnings }, started)) =
+            waiting::wait(&device, &mut uapi).await?
+        else {
+            return Ok(None);
+        };
+        warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
+        changes::announce_start(&config.service.control);
+        let given = Given { device: Some(device), uapi: Some(uapi), started: Some(started) };
+        let result = start_to_stop(&config, keys, given).await;
+        if result.is_err() {
+            // The answer to the last request says that it failed.
+            tokio::time::sleep(LAST_ANSWER).await;
+        }
+        result
+    });
+    finish(runtime, result)
+}
+
+/// What a tunnel is given by the process that has waited for its configuration.
+#[derive(Default)]
+struct Given {
+    device: Option<vpnd_tun::Device>,
+    uapi: Option<Uapi>,
+    /// Told once the tunnel runs.
+    started: Option<oneshot::Sender<Result<(), Refused>>>,
+}
+
+/// How long an answer may take to leave.
+const LAST_ANSWER: Duration = Duration::from_millis(50);
+
+fn finish(
+    runtime: tokio::runtime::Runtime,
+    result: Result<Option<Later>, RunError>,
+) -> Result<(), RunError> {
     // The end of the process does not wait for a name lookup or a hanging disk.
     runtime.shutdown_background();
     if let Some((handed_on, opener)) = result? {
@@ -81,14 +132,18 @@ pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
 /// A kill switch that is removed later, and the process that removes it.
 type Later = (HandedOn, Option<Opener>);
 
-async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
+async fn start_to_stop(
+    config: &Config,
+    keys: Keys,
+    given: Given,
+) -> Result<Option<Later>, RunError> {
     // First, because a command must inherit neither descriptors nor vpnd's scheduling priority.
     let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
     let Prepared { host, changes, tenancy: _tenancy, opener } =
-        Host::prepare(config, &keys.secret.public()).await?;
+        Host::prepare(config, &keys.secret.public(), given).await?;
     let asked = stop.asked_by();
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
@@ -147,6 +202,8 @@ struct Host {
     loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
+    uapi: Option<Uapi>,
+    started: Option<oneshot::Sender<Result<(), Refused>>>,
     panics: Panics,
 }
 
@@ -160,9 +217,13 @@ struct Prepared {
 }
 
 impl Host {
-    async fn prepare(config: &Config, public_key: &PublicKey) -> Result<Prepared, RunError> {
+    async fn prepare(
+        config: &Config,
+        public_key: &PublicKey,
+        given: Given,
+    ) -> Result<Prepared, RunError> {
         let guarded = Guarded::begin(config).await?;
-        Self::configure(config, public_key, guarded).await.inspect_err(|_| stays_shut(config))
+        Self::configure(config, public_key, guarded, given).await.inspect_err(|_| stays_shut(config))
     }
 
     /// Opens all objects first, and then changes the system.
@@ -170,13 +231,14 @@ impl Host {
         config: &Config,
         public_key: &PublicKey,
         guarded: Guarded,
+        Given { device, uapi, started }: Given,
     ) -> Result<Prepared, RunError> {
-        let opened = Opened::open(config, &guarded).await?;
+        let opened = Opened::open(config, &guarded, (device, uapi)).await?;
         let link = opened.wanted(config, public_key, &guarded)?;
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, mtu } = opened;
+        let Opened { device, tenancy, carrier, socket, uplink, floor, mtu, uapi } = opened;
         let presence = Presence::of(&device.queues[0])?;
         let life =
             DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
@@ -207,6 +269,8 @@ impl Host {
             outside,
             floor,
             control,
+            uapi,
+            started,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -232,7 +296,7 @@ impl Host {
     /// All threads have ended when this returns. The device is open until then, so that changes can be
     /// reverted.
     async fn run_without_privileges(
-        self,
+        mut self,
         config: &Config,
         keys: Keys,
         mut stop: Stop,
@@ -248,7 +312,12 @@ impl Host {
         if let Some(control) = &self.control {
             stop.on_reload(control.rereads());
         }
+        let started = self.started.take();
         let mut shell = self.start(config, keys, hooks.news(), (stop.asked_by(), locked))?;
+        if let Some(started) = started {
+            // Whoever asked may have left.
+            let _left = started.send(Ok(()));
+        }
         // Packets still pass while the `down` hooks run.
         let stop = async {
             stop.asked().await;
@@ -275,7 +344,7 @@ impl Host {
     }
 
     fn start(
-        self,
+        mut self,
         config: &Config,
         keys: Keys,
         hooks: News,
@@ -291,6 +360,7 @@ impl Host {
         let confined = Confined { memory_locked: locked, ..sandbox.confine(Role::Main)? };
         let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
+        let hold = Hold::new(self.uapi.take(), &keys.preshared, config.peer.keepalive);
         let activity = Arc::new(Activity::default());
         let peer = self.peer(config, keys, last_stamp, &activity);
         let (table, options) = (peer.table(), options::engine(config, mtu, sandbox));
@@ -315,6 +385,7 @@ impl Host {
             resolver,
             lookups,
             control: self.control,
+            hold,
             service: service::Service::default(),
             hooks,
             panics: self.panics,

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::config::{Config, Confinement};
 use crate::privilege;
+use crate::uapi;
 use crate::worker::Worker;
 
 pub(crate) use files::Files;
@@ -66,6 +67,8 @@ struct Bounds {
     state: PathBuf,
     /// The directory of the control socket, which is removed at the end.
     control: PathBuf,
+    /// The directory of the WireGuard socket, likewise.
+    uapi: Option<PathBuf>,
     /// The directories of the configuration and of its keys, for a reload by signal.
     configuration: Vec<PathBuf>,
 }
@@ -108,6 +111,7 @@ impl Sandbox {
             confinement: config.service.sandbox,
             state: config.service.state_dir.clone(),
             control: within(&config.service.control),
+            uapi: config.service.uapi.then(|| uapi::DIRECTORY.into()),
             configuration,
         }))
     }
@@ -119,6 +123,7 @@ impl Sandbox {
             confinement: Confinement::Off,
             state: PathBuf::new(),
             control: PathBuf::new(),
+            uapi: None,
             configuration: Vec::new(),
         }))
     }
@@ -143,12 +148,15 @@ impl Sandbox {
     ///
     /// If the kernel has such a mechanism and refuses. A kernel without it is no error.
     pub(crate) fn confine(&self, role: Role) -> Result<Confined, SandboxError> {
-        let Bounds { confinement, state, control, configuration } = &*self.0;
+        let Bounds { confinement, state, control, uapi, configuration } = &*self.0;
         if *confinement == Confinement::Off {
             return Ok(Confined::new("off", Files::Off));
         }
         let files = match role {
-            Role::Main => files::confine(&[control.clone(), state.clone()], &[])?,
+            Role::Main => {
+                let sockets = [control, state].into_iter().chain(uapi).cloned();
+                files::confine(&sockets.collect::<Vec<_>>(), &[])?
+            }
             // Started by the main thread, whose rights it has. It opens nothing, as its calls say.
             Role::Data => Files::Inherited,
             Role::Lookups => {
@@ -181,6 +189,7 @@ mod tests {
             confinement,
             state: state.to_owned(),
             control: control.to_owned(),
+            uapi: None,
             configuration: Vec::new(),
         }))
     }

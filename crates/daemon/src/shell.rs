@@ -5,6 +5,7 @@ mod network;
 mod perform;
 mod requests;
 mod room;
+mod wireguard;
 
 use std::cell::Cell;
 use std::io;
@@ -41,6 +42,7 @@ use crate::service::Service;
 use crate::status::About;
 use crate::stop::Asked;
 use crate::suspend::Suspend;
+use crate::uapi::Hold;
 use crate::watch::watch;
 use crate::worker::Worker;
 
@@ -99,6 +101,8 @@ pub(crate) struct Surroundings {
     /// A thread that may read the files of name lookups.
     pub(crate) lookups: Worker,
     pub(crate) control: Option<Control>,
+    /// The WireGuard socket.
+    pub(crate) hold: Hold,
     pub(crate) service: Service,
     pub(crate) hooks: News,
     pub(crate) panics: Panics,
@@ -193,6 +197,7 @@ impl Shell {
                 shift = shifted(&mut self.around.uplink) => self.route_looked_up(shift),
                 seen = self.around.life.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
+                asked = self.around.hold.next() => self.answer_wireguard(asked),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}

@@ -71,6 +71,11 @@ impl Life {
         }
     }
 
+    /// Changes the rule by which the peer counts as dead.
+    pub(crate) const fn set_watched(&mut self, watched: bool) {
+        self.watched = watched;
+    }
+
     /// Records the traffic.
     pub(crate) fn observe(&mut self, timestamps: Timestamps) {
         self.heard = self.heard.max(timestamps.received);

@@ -19,6 +19,7 @@ mod open;
 mod persist;
 mod probe;
 mod split;
+mod taken;
 mod vnet;
 pub mod wire;
 
@@ -29,5 +30,6 @@ pub use clear::release;
 pub use coalesce::{Coalescer, Limits, unmerge};
 pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};
 pub use persist::{Owner, PersistError, Persistent, keep, kind_of, remove};
+pub use taken::Taken;
 pub use split::{Segments, SplitError, split};
 pub use vnet::{READ_BUFFER, VNET_LEN, VnetHeader};

@@ -98,9 +98,14 @@ impl Config {
     /// Whether a route, a hook or the carrier depends on the peer being alive, so that a silent peer has to be
     /// probed.
     pub(crate) fn watches(&self) -> bool {
+        self.watches_with(self.peer.keepalive)
+    }
+
+    /// The same with another keepalive.
+    pub(crate) fn watches_with(&self, keepalive: Option<Duration>) -> bool {
         let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();
         let routes = self.routes.iter().any(|route| route.when_down != WhenDown::Keep);
-        self.peer.keepalive.is_some() || hooks || routes
+        keepalive.is_some() || hooks || routes
     }
 }
 
@@ -342,6 +347,8 @@ pub(crate) struct Service {
     pub(crate) state_dir: PathBuf,
     /// The control socket, to which `vpnd status` connects.
     pub(crate) control: PathBuf,
+    /// Whether the tunnel also answers on the socket that WireGuard's tools use.
+    pub(crate) uapi: bool,
     /// The user that the daemon changes to when it no longer needs root; if absent, it keeps its uid.
     pub(crate) user: Option<Account>,
     /// The scheduling priority, from -20 (highest) to 19 (lowest).

@@ -15,6 +15,7 @@ use crate::floor::FloorFile;
 use crate::linger::Opener;
 use crate::netns::Netns;
 use crate::tenancy::Tenancy;
+use crate::uapi::Uapi;
 use crate::{opening, options};
 
 /// A start whose kill switch is in place, if it has one: from here on no packet leaves outside the tunnel
@@ -86,6 +87,8 @@ pub(super) struct Opened {
     pub(super) floor: FloorFile,
     /// The MTU that the device will get.
     pub(super) mtu: u16,
+    /// The WireGuard socket.
+    pub(super) uapi: Option<Uapi>,
 }
 
 impl Opened {
@@ -93,9 +96,16 @@ impl Opened {
     ///
     /// # Errors
     /// The kernel's error.
-    pub(super) async fn open(config: &Config, guarded: &Guarded) -> Result<Self, RunError> {
+    pub(super) async fn open(
+        config: &Config,
+        guarded: &Guarded,
+        (device, uapi): (Option<Device>, Option<Uapi>),
+    ) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
-        let device = inside.within(|| opening::device(config))??;
+        let device = match device {
+            Some(given) => opening::prepared(given)?,
+            None => inside.within(|| opening::device(config))??,
+        };
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device);
         let (socket, uplink) =
@@ -104,7 +114,8 @@ impl Opened {
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, netlink).await?;
-        Ok(Self { device, tenancy, carrier, socket, uplink, floor, mtu })
+        let uapi = uapi.or_else(|| opening::uapi(config, &device.name));
+        Ok(Self { device, tenancy, carrier, socket, uplink, floor, mtu, uapi })
     }
 
     /// The wanted state of the device.

@@ -1,7 +1,10 @@
 //! Changes of terms and keys at run time. No packet is lost: the current session carries data until the next
 //! one is established.
 
-use vpnd_crypto::key::PublicKey;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use vpnd_crypto::key::{PresharedKey, PublicKey};
 
 use super::{DeviceFacts, Peer};
 use crate::handshake::Identity;
@@ -23,12 +26,44 @@ impl Peer {
         self.follow_edges(now);
         self.terms = terms;
         self.identities = self.identities.replaced(identities, remotes);
-        // Pending handshakes refer to keys by index, and use the old terms.
+        self.drop_pending();
+        self.keyring.forget_pairs(self.identities.confirmed());
+        self.renew(now);
+    }
+
+    /// Changes to another preshared key under all terms, with an immediate handshake. Sessions under the old
+    /// key carry data until it completes. While the other end still has the old key, no answer opens, and the
+    /// handshake is tried again as if it were unanswered.
+    pub fn set_preshared(&mut self, now: Now, preshared: &PresharedKey) {
+        self.follow_edges(now);
+        self.terms =
+            self.terms.iter().map(|terms| Terms::new(terms.protocol(), preshared)).collect();
+        self.drop_pending();
+        self.renew(now);
+    }
+
+    /// Pending handshakes refer to keys by index, and use the old terms.
+    fn drop_pending(&mut self) {
         (self.answering, self.attempt) = (None, None);
         self.keyring.demote_next();
-        self.keyring.forget_pairs(self.identities.confirmed());
         self.unconfirmed_answers = 0;
-        self.renew(now);
+    }
+
+    /// Changes the interval of keepalives, and whether silence alone shows that the peer is dead.
+    pub fn set_keepalive(&mut self, now: Now, keepalive: Option<Duration>, watch: bool) {
+        self.timers.set_keepalive(keepalive);
+        self.life.set_watched(watch);
+        self.handle_wake(now);
+    }
+
+    /// Sends to this address from now on, as if the peer had proved it, until the peer is heard from another.
+    /// Without a session only the configured addresses count.
+    pub fn go_to(&mut self, now: Now, to: SocketAddr) {
+        self.follow_edges(now);
+        if self.keyring.current().is_some() && self.endpoint() != Some(to) {
+            self.paths.settle_at(now.boot, to, None);
+        }
+        self.handle_wake(now);
     }
 
     /// The device has another MTU, and `largest_packet` is the longest packet that crosses it. The peer is
