@@ -116,7 +116,8 @@ fn commands(lab: &Lab, tools: Tools) -> Result<String> {
     for command in ["setconf", "syncconf"] {
         host.run(&format!("{wg} {command} tun0 {}", path.display()))?;
     }
-    let whole = file.replace("ListenPort = 51820", &format!("PrivateKey = {}", a.keys.private.as_str()));
+    let whole =
+        file.replace("ListenPort = 51820", &format!("PrivateKey = {}", a.keys.private.as_str()));
     std::fs::write(&path, whole)?;
     for command in ["setconf", "syncconf"] {
         host.run(&format!("{wg} {command} tun0 {}", path.display()))?;
@@ -126,7 +127,8 @@ fn commands(lab: &Lab, tools: Tools) -> Result<String> {
     ensure!(same == file, "after files that change nothing:\n{same}");
 
     let other = Key::preshared()?;
-    let said = refused(host, &format!("{wg} set tun0 peer {} allowed-ips 10.0.0.0/8", other.as_str()))?;
+    let said =
+        refused(host, &format!("{wg} set tun0 peer {} allowed-ips 10.0.0.0/8", other.as_str()))?;
     ensure!(said.contains("Operation not supported"), "{said}");
     for line in [
         "listen-port 7".to_owned(),
@@ -163,9 +165,13 @@ fn two_vpnd(lab: &Lab) -> Result<String> {
     let flow = Flow::start(lab, &a, &b)?;
     for change in 0..CHANGES {
         let key = Key::preshared()?;
-        let (first, second) =
-            if change % 2 == 0 { (&flow.wire().a, &flow.wire().b) } else { (&flow.wire().b, &flow.wire().a) };
-        let peer_of = |host: &Host| if host.name() == "a" { &a.remote.public } else { &b.remote.public };
+        let (first, second) = if change % 2 == 0 {
+            (&flow.wire().a, &flow.wire().b)
+        } else {
+            (&flow.wire().b, &flow.wire().a)
+        };
+        let peer_of =
+            |host: &Host| if host.name() == "a" { &a.remote.public } else { &b.remote.public };
         flow.after(|| {
             set_preshared(first, peer_of(first), &key)?;
             thread::sleep(SKEW);
@@ -283,7 +289,8 @@ fn other_users(lab: &Lab) -> Result<String> {
     let said = refused(host, &format!("{as_nobody} wg show tun0"))?;
     ensure!(said.contains("Operation not permitted"), "{said}");
     let key = a.remote.public.as_str();
-    let said = refused(host, &format!("{as_nobody} wg set tun0 peer {key} persistent-keepalive 1"))?;
+    let said =
+        refused(host, &format!("{as_nobody} wg set tun0 peer {key} persistent-keepalive 1"))?;
     ensure!(said.contains("Operation not permitted"), "{said}");
     Ok("neither by the socket's mode nor without it".to_owned())
 }

@@ -36,7 +36,7 @@ struct Quick<'h> {
 impl<'h> Quick<'h> {
     fn new(host: &'h Host, file: &str) -> Result<Self> {
         // The state of a tunnel without a configuration has its place below it.
-        host.run("mount -t tmpfs tmpfs /var/lib")?;
+        host.run("mount -t tmpfs -o mode=755 tmpfs /var/lib")?;
         let link = host.directory().join("vpnd-wg");
         symlink(vpnd::program()?, &link)?;
         let path = host.directory().join("wg0.conf");
@@ -177,7 +177,10 @@ fn one_by_one(lab: &Lab) -> Result<String> {
     set(&format!("peer {key} endpoint {}", Wire::B4))?;
     let other = KeyPair::generate()?.public;
     let refused = set(&format!("peer {} allowed-ips ::/0", other.as_str()));
-    ensure!(refused.is_err_and(|error| format!("{error:#}").contains("not supported")), "two peers");
+    ensure!(
+        refused.is_err_and(|error| format!("{error:#}").contains("not supported")),
+        "two peers"
+    );
     ensure!(process.log().contains("a second peer, "), "{}", process.log());
     set(&format!("peer {key} allowed-ips 10.99.0.2/32"))?;
     wire.a.run(&format!("ip address add {INNER_A4}/30 dev wg0"))?;

@@ -281,8 +281,8 @@ async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
 mod tests {
     use super::*;
     use crate::config::tests::site;
-    use crate::status::tests::sample;
     use crate::local_socket::MAX_CONNECTIONS;
+    use crate::status::tests::sample;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::path::Path;

@@ -23,8 +23,8 @@ mod hooks;
 mod keygen;
 mod keys;
 mod linger;
-mod log_output;
 mod local_socket;
+mod log_output;
 mod logging;
 mod loops;
 mod nameservers;
@@ -79,7 +79,9 @@ use terminal::PrintableLines;
 use tuntap::TuntapError;
 
 fn main() -> ExitCode {
-    let (command, logging) = Cli::parse_from(wireguard_go::command_line(std::env::args_os())).split().unwrap_or_else(|error| error.exit());
+    let (command, logging) = Cli::parse_from(wireguard_go::command_line(std::env::args_os()))
+        .split()
+        .unwrap_or_else(|error| error.exit());
     let code = dispatch(command, logging).unwrap_or_else(|error| explain(&error).into());
     logging::finish();
     code

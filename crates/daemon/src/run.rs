@@ -223,7 +223,9 @@ impl Host {
         given: Given,
     ) -> Result<Prepared, RunError> {
         let guarded = Guarded::begin(config).await?;
-        Self::configure(config, public_key, guarded, given).await.inspect_err(|_| stays_shut(config))
+        Self::configure(config, public_key, guarded, given)
+            .await
+            .inspect_err(|_| stays_shut(config))
     }
 
     /// Opens all objects first, and then changes the system.

@@ -9,6 +9,7 @@ mod answer;
 mod hold;
 mod judge;
 mod lines;
+mod refused;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,6 +34,7 @@ pub(crate) use answer::Shown;
 pub(crate) use hold::Hold;
 pub(crate) use judge::{Changes, InForce, judge};
 pub(crate) use lines::{PeerLines, Set};
+pub(crate) use refused::Refused;
 
 use lines::Parsed;
 
@@ -45,27 +47,6 @@ const ARRIVES_WITHIN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest request, in bytes: room for about a thousand allowed addresses.
 const MAX_REQUEST: usize = 1 << 16;
-
-/// Why a request is refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    /// A positive number of `errno.h`.
-    pub(crate) errno: i32,
-    /// For the log. It contains no secret.
-    pub(crate) why: String,
-}
-
-impl Refused {
-    /// The request contains something that the protocol does not know.
-    pub(crate) fn invalid(why: impl Into<String>) -> Self {
-        Self { errno: libc::EINVAL, why: why.into() }
-    }
-
-    /// The request is valid, and this daemon cannot do it.
-    pub(crate) fn unsupported(why: impl Into<String>) -> Self {
-        Self { errno: libc::EOPNOTSUPP, why: why.into() }
-    }
-}
 
 /// A request to the tunnel.
 pub(crate) enum Asked {
@@ -151,7 +132,7 @@ struct Desk {
     /// The user who started the daemon.
     owner: Uid,
     requests: mpsc::Sender<Asked>,
-    refusals: Mutex<RateLimit<i32>>,
+    refusals: Mutex<RateLimit<&'static str>>,
 }
 
 /// An answer, which may contain a preshared key.
@@ -178,7 +159,8 @@ impl Desk {
             Ok(0) => return Ok(None),
             Ok(len) => lines::parse(&came[..len]),
             Err(_) => {
-                Err(Refused { errno: libc::ETIMEDOUT, why: "the request has no end".to_owned() })
+                let why = "the request has no end".to_owned();
+                Err(Refused { errno: libc::ETIMEDOUT, about: "time", why })
             }
         };
         drop(came);
@@ -214,7 +196,7 @@ impl Desk {
     /// Logs why a request is refused, which its number alone does not say.
     fn refuse(&self, refused: &Refused) -> Answer {
         let mut limit = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(more) = limit.allow(refused.errno, clock::boot()) {
+        if let Some(more) = limit.allow(refused.about, clock::boot()) {
             tracing::warn!("refused a request on the WireGuard socket: {}{more}", refused.why);
         }
         answer::failed(false, refused.errno)
@@ -306,7 +288,7 @@ mod tests {
         let (_directory, path, mut uapi) = served();
         for (reply, expected) in [
             (Ok(()), "errno=0\n\n"),
-            (Err(Refused::unsupported("")), "errno=-95\n\n"),
+            (Err(Refused::unsupported("", "")), "errno=-95\n\n"),
             (Err(Refused::invalid("")), "errno=-22\n\n"),
         ] {
             let path = path.clone();

@@ -30,6 +30,6 @@ pub use clear::release;
 pub use coalesce::{Coalescer, Limits, unmerge};
 pub use open::{Device, Mode, Offload, OpenError, Options, Queue, open};
 pub use persist::{Owner, PersistError, Persistent, keep, kind_of, remove};
-pub use taken::Taken;
 pub use split::{Segments, SplitError, split};
+pub use taken::Taken;
 pub use vnet::{READ_BUFFER, VNET_LEN, VnetHeader};

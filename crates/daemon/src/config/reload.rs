@@ -187,7 +187,8 @@ fn in_hooks(now: &Hooks, then: &Hooks) -> [(&'static str, bool); 5] {
 }
 
 fn in_service(now: &Service, then: &Service) -> [(&'static str, bool); 9] {
-    let Service { state_dir, control, uapi, user, nice, firewall, sandbox, log_level, log_format } = now;
+    let Service { state_dir, control, uapi, user, nice, firewall, sandbox, log_level, log_format } =
+        now;
     [
         ("[service] state_dir", *state_dir != then.state_dir),
         ("[service] control", *control != then.control),

@@ -72,7 +72,17 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[hooks]", &["up", "established", "lost", "down", "timeout"]),
     (
         "[service]",
-        &["state_dir", "control", "uapi", "user", "nice", "firewall", "sandbox", "log_level", "log_format"],
+        &[
+            "state_dir",
+            "control",
+            "uapi",
+            "user",
+            "nice",
+            "firewall",
+            "sandbox",
+            "log_level",
+            "log_format",
+        ],
     ),
 ];
 

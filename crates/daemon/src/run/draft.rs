@@ -33,6 +33,17 @@ struct Peer {
 }
 
 impl Draft {
+    /// The same settings, to return to if a request turns out to be wrong.
+    pub(super) fn copy(&self) -> Self {
+        let private_key = self.private_key.as_ref().map(SecretKey::to_base64);
+        Self {
+            private_key: private_key.and_then(|key| SecretKey::from_base64(&key).ok()),
+            listen_port: self.listen_port,
+            fwmark: self.fwmark,
+            peer: self.peer.as_ref().map(Peer::copy),
+        }
+    }
+
     /// Takes over a request, or nothing of it.
     ///
     /// # Errors
@@ -138,9 +149,12 @@ fn check_peers(mut kept: Option<PublicKey>, peers: &[PeerLines]) -> Result<(), R
             Some(old) if old == *key => kept = kept.filter(|_| !remove),
             _ if *remove || *update_only => {}
             Some(old) => {
-                return Err(Refused::unsupported(format!(
-                    "a second peer, {key} beside {old}: vpnd has one peer; wireguard-go has many"
-                )));
+                return Err(Refused::unsupported(
+                    "peer",
+                    format!(
+                        "a second peer, {key} beside {old}: vpnd has one peer; wireguard-go has many"
+                    ),
+                ));
             }
             None => kept = Some(*key),
         }
@@ -157,6 +171,13 @@ impl Peer {
             keepalive: 0,
             allowed_ips: BTreeSet::new(),
         }
+    }
+
+    fn copy(&self) -> Self {
+        let Self { key, preshared, endpoint, keepalive, allowed_ips } = self;
+        let preshared = PresharedKey::from_bytes(*preshared.as_bytes());
+        let allowed_ips = allowed_ips.clone();
+        Self { key: *key, preshared, endpoint: *endpoint, keepalive: *keepalive, allowed_ips }
     }
 
     fn take(&mut self, lines: PeerLines) {
@@ -199,7 +220,8 @@ mod tests {
     use super::*;
     use crate::uapi::parse_set;
 
-    const PRIVATE: &str = "private_key=0101010101010101010101010101010101010101010101010101010101010101\n";
+    const PRIVATE: &str =
+        "private_key=0101010101010101010101010101010101010101010101010101010101010101\n";
 
     /// A line for the peer of this private key.
     fn peer(seed: u8) -> String {
@@ -225,7 +247,8 @@ mod tests {
         assert!(!draft.is_complete());
         apply(&mut draft, &lines).unwrap();
         assert!(draft.is_complete());
-        let Loaded { config, keys, .. } = draft.load("wg0").unwrap_or_else(|report| panic!("{report}"));
+        let Loaded { config, keys, .. } =
+            draft.load("wg0").unwrap_or_else(|report| panic!("{report}"));
         assert_eq!(config.name, "wg0");
         assert_eq!(config.interface.name.as_deref(), Some("wg0"));
         assert_eq!(config.socket.fwmark, 51820);
@@ -244,7 +267,8 @@ mod tests {
         let refused = apply(&mut draft, &format!("listen_port=7\n{}", peer(3))).unwrap_err();
         assert!(refused.errno == libc::EOPNOTSUPP && refused.why.starts_with("a second peer"));
         assert!(draft.listen_port == 0 && draft.is_complete());
-        apply(&mut draft, &format!("{}remove=true\n{}allowed_ip=::/0\n", peer(2), peer(3))).unwrap();
+        apply(&mut draft, &format!("{}remove=true\n{}allowed_ip=::/0\n", peer(2), peer(3)))
+            .unwrap();
         assert!(draft.is_complete());
         apply(&mut draft, "replace_peers=true\n").unwrap();
         assert!(!draft.is_complete());

@@ -51,12 +51,13 @@ pub(super) async fn wait(
 
 /// Takes over a request; returns the configuration once it is complete.
 fn take(draft: &mut Draft, set: Set, device: &str) -> Result<Option<Loaded>, Refused> {
+    let before = draft.copy();
     draft.apply(set)?;
     if !draft.is_complete() {
         return Ok(None);
     }
-    let problems = |report: crate::config::Report| {
+    draft.load(device).map(Some).map_err(|report| {
+        *draft = before;
         Refused::invalid(report.lines().collect::<Vec<_>>().join("; "))
-    };
-    draft.load(device).map(Some).map_err(problems)
+    })
 }

@@ -67,6 +67,7 @@ impl Shell {
     fn set_mark(&mut self, mark: u32) -> Result<(), Refused> {
         self.engine.set_mark(mark).map_err(|error| Refused {
             errno: error.raw_os_error().unwrap_or(libc::EIO),
+            about: "fwmark",
             why: format!("the mark cannot be changed to {mark:#x}: {error}"),
         })?;
         tracing::info!("the mark is {mark:#x} now, as asked on the WireGuard socket");

@@ -89,7 +89,7 @@ pub(super) fn failed(is_get: bool, errno: i32) -> Zeroizing<String> {
 }
 
 /// Writing to a string does not fail.
-pub(super) fn put(text: &mut String, key: &str, value: impl std::fmt::Display) {
+fn put(text: &mut String, key: &str, value: impl std::fmt::Display) {
     let _written = writeln!(text, "{key}={value}");
 }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use vpnd_crypto::{PresharedKey, PublicKey};
 
 use super::lines::{PeerLines, Set};
-use super::Refused;
+use super::refused::Refused;
 
 /// What a tunnel runs with.
 pub(crate) struct InForce<'t> {
@@ -63,10 +63,13 @@ pub(crate) fn judge(set: Set, now: &InForce<'_>) -> Result<Changes, Refused> {
             is_named = true;
             wanted.take(peer)?;
         } else if !peer.remove && !peer.update_only {
-            return Err(Refused::unsupported(format!(
-                "peer {} cannot be added: the tunnel's only peer is {}",
-                peer.key, now.peer
-            )));
+            return Err(Refused::unsupported(
+                "peer",
+                format!(
+                    "peer {} cannot be added: the tunnel's only peer is {}",
+                    peer.key, now.peer
+                ),
+            ));
         }
     }
     if set.replace_peers && !is_named {
@@ -76,27 +79,32 @@ pub(crate) fn judge(set: Set, now: &InForce<'_>) -> Result<Changes, Refused> {
 }
 
 fn cannot_remove() -> Refused {
-    Refused::unsupported("the tunnel's only peer cannot be removed; stop vpnd to end the tunnel")
+    let why = "the tunnel's only peer cannot be removed; stop vpnd to end the tunnel";
+    Refused::unsupported("remove", why)
 }
 
 fn device(set: &Set, now: &InForce<'_>) -> Result<(), Refused> {
     if set.private_key.as_ref().is_some_and(|key| key.public() != now.own) {
         let why = "the private key cannot be changed here: change its file, and run `vpnd reload`";
-        return Err(Refused::unsupported(why));
+        return Err(Refused::unsupported("private_key", why));
     }
     // The tools send 0 for a file without a port.
     if let Some(port) = set.listen_port.filter(|port| ![0, now.listen_port].contains(port)) {
-        return Err(Refused::unsupported(format!(
-            "the port cannot be changed to {port} while the tunnel runs; it is {}",
-            now.listen_port
-        )));
+        return Err(Refused::unsupported(
+            "listen_port",
+            format!(
+                "the port cannot be changed to {port} while the tunnel runs; it is {}",
+                now.listen_port
+            ),
+        ));
     }
     match set.fwmark {
-        Some(mark) if mark != now.fwmark && !now.mark_may_change => {
-            Err(Refused::unsupported(format!(
+        Some(mark) if mark != now.fwmark && !now.mark_may_change => Err(Refused::unsupported(
+            "fwmark",
+            format!(
                 "the mark cannot be changed to {mark:#x}: rules or filters of this tunnel contain it"
-            )))
-        }
+            ),
+        )),
         _ => Ok(()),
     }
 }
@@ -146,7 +154,7 @@ impl Wanted {
     fn changes(self, now: &InForce<'_>) -> Result<Changes, Refused> {
         if self.allowed_ips != now.allowed_ips.iter().map(IpNet::trunc).collect() {
             let why = "allowed IPs cannot be changed here: change [peer] allowed_ips, and run `vpnd reload`";
-            return Err(Refused::unsupported(why));
+            return Err(Refused::unsupported("allowed_ip", why));
         }
         let differs = |key: &PresharedKey| key.as_bytes() != now.preshared.as_bytes();
         Ok(Changes {
@@ -247,7 +255,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_replaced_has_only_what_is_told() {
-        let told = "replace_peers=true\npublic_key=PEER\nallowed_ip=10.0.0.0/24\nallowed_ip=2001:db8::/64";
+        let told =
+            "replace_peers=true\npublic_key=PEER\nallowed_ip=10.0.0.0/24\nallowed_ip=2001:db8::/64";
         let changes = judged(told).unwrap();
         assert_eq!(changes.preshared.unwrap().as_bytes(), &[0; 32]);
         assert_eq!(changes.keepalive, Some(None));

@@ -8,7 +8,7 @@ use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
 use vpnd_tunnel::udp::unmapped;
 use zeroize::Zeroizing;
 
-use super::Refused;
+use super::refused::Refused;
 
 /// A request that is valid by itself.
 pub(super) enum Parsed {
@@ -137,11 +137,17 @@ impl PeerLines {
 }
 
 fn unknown(key: &str) -> Refused {
+    let key = start(key);
     Refused::invalid(format!("{key:?} is not known here, or not at this place"))
 }
 
 fn wrong(key: &str, value: &str) -> Refused {
-    Refused::invalid(format!("{key} cannot be {value:?}"))
+    Refused::invalid(format!("{key} cannot be {:?}", start(value)))
+}
+
+/// As much of a text as belongs in a log line.
+fn start(text: &str) -> String {
+    text.chars().take(60).collect()
 }
 
 /// The protocol has no other value: what is not to be is left out.
@@ -233,7 +239,8 @@ mod tests {
         assert_eq!(peer.preshared.as_ref().unwrap().as_bytes(), &[11; 32]);
         assert_eq!(peer.endpoint.unwrap().to_string(), "[2001:db8::1]:7");
         assert_eq!(peer.keepalive, Some(65535));
-        let networks: Vec<_> = peer.allowed_ips.iter().map(|(n, adds)| (n.to_string(), *adds)).collect();
+        let networks: Vec<_> =
+            peer.allowed_ips.iter().map(|(n, adds)| (n.to_string(), *adds)).collect();
         let expected = [("10.0.0.0/8", true), ("2001:db8::/32", false)];
         assert_eq!(networks, expected.map(|(network, adds)| (network.to_owned(), adds)));
     }
