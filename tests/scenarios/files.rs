@@ -250,8 +250,8 @@ fn process_limit(lab: &Lab) -> Result<String> {
     let _b = Vpnd::start(&wire.b, &b)?;
     open_driver(&wire.a)?;
     let mut outcomes = Vec::new();
-    // Itself, what waits for its end, two that move packets and one for files; and one for each name.
-    for (endpoint, needs) in [(Wire::B4, 5), ("localhost:51820", 6)] {
+    // Itself, what waits for its end, two that move packets, one for files and one for lookups; and one for each name.
+    for (endpoint, needs) in [(Wire::B4, 6), ("localhost:51820", 7)] {
         let site = of_somebody(&wire.a, a.clone(), endpoint);
         for most in [1, needs - 1, needs] {
             let mut process = limited(&wire.a, &site, SOMEBODY, most)?;

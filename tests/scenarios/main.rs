@@ -29,6 +29,7 @@ mod left;
 mod logs;
 mod loops;
 mod lossy;
+mod monitoring;
 mod moves;
 mod multicast;
 mod narrow;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         expiry::scenarios(),
         failover::scenarios(),
         lossy::scenarios(),
+        monitoring::scenarios(),
         moves::scenarios(),
         interop::scenarios(),
         bridges::scenarios(),

@@ -1,15 +1,16 @@
 //! The path's MTU: found by probes, followed by the device under a TCP connection, with ICMP and without.
 
+use std::cell::OnceCell;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vpnd_tests::link::port;
 use vpnd_tests::runner::{Cost, Scenario};
-use vpnd_tests::site::{self, INNER_B4, Site};
+use vpnd_tests::site::{self, INNER_A4, INNER_A6, INNER_B4, INNER_B6, Site};
 use vpnd_tests::traffic::tcp::Transfer;
-use vpnd_tests::traffic::{ping, tcp};
-use vpnd_tests::{Lab, Routed, Vpnd, eventually, nft};
+use vpnd_tests::traffic::{ping, tcp, udp};
+use vpnd_tests::{Host, Lab, Routed, Vpnd, eventually, nft};
 
 use crate::tunnel::SOON;
 
@@ -54,6 +55,9 @@ enum Router {
 const STALL: Duration = Duration::from_secs(10);
 /// How long the search may take.
 const FOUND: Duration = Duration::from_secs(20);
+/// How soon after that a connection sends packets of the new size. It notices with the next one that it sends; the rest of the
+/// time is for a busy machine.
+const ADAPTED: Duration = Duration::from_secs(1);
 
 fn start(path: &Routed, outside: Outside) -> Result<[Vpnd; 2]> {
     let (a, b) = site::pair()?;
@@ -97,6 +101,43 @@ fn ensure_mtu(path: &Routed, ends: &[Vpnd; 2], expected: u16) -> Result<()> {
     Ok(())
 }
 
+/// The kernel tells programs on both hosts what the device takes, for both families.
+fn ensure_told(path: &Routed, expected: u16) -> Result<()> {
+    let asked: [(&Host, _); 2] = [(&path.a, [INNER_B4, INNER_B6]), (&path.b, [INNER_A4, INNER_A6])];
+    for (host, addresses) in asked {
+        for to in addresses {
+            let told = udp::mtu_towards(host, to)?;
+            ensure!(told == expected, "{}: {told} to {to}, not {expected}", host.name());
+        }
+    }
+    Ok(())
+}
+
+/// The largest packet of the connection from A, and its largest segment.
+fn connection(path: &Routed) -> Result<[u16; 2]> {
+    let told = path.a.run(&format!("ss -Htin dst {INNER_B4}"))?;
+    let value = |name: &str| {
+        let word = told.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let value = word.with_context(|| format!("no {name} in {told}"))?;
+        Ok::<u16, anyhow::Error>(value.parse()?)
+    };
+    Ok([value("pmtu:")?, value("mss:")?])
+}
+
+/// The headers and options of a segment of TCP over IPv4.
+const TCP_HEADERS: u16 = 20 + 20 + 12;
+
+/// The connection sends packets that the device takes. Returns how long that took.
+fn ensure_adapted(path: &Routed, expected: u16) -> Result<Duration> {
+    let begin = Instant::now();
+    eventually("the connection's packets", ADAPTED, || {
+        let now = connection(path)?;
+        ensure!(now == [expected, expected - TCP_HEADERS], "{now:?}, not {expected}");
+        Ok(())
+    })?;
+    Ok(begin.elapsed())
+}
+
 /// The longest time without progress, until `done` has been true for a while.
 fn stall(transfer: &Transfer, until: impl Fn() -> Result<()>) -> Result<Duration> {
     let (mut longest, mut since, mut last) = (Duration::ZERO, Instant::now(), transfer.progress());
@@ -137,17 +178,23 @@ fn changes(lab: &Lab, outside: Outside, router: Router) -> Result<String> {
         narrow(&path, mtu, router)?;
         let expected = (mtu - outside.overhead).max(1280);
         let begin = Instant::now();
+        let adapted = OnceCell::new();
         let stall = stall(&transfer, || {
             for end in &ends {
                 let mtu = end.status()?.device_mtu();
                 ensure!(mtu == Some(expected.into()), "{mtu:?}, not {expected}");
             }
+            adapted.get_or_init(|| ensure_adapted(&path, expected));
             Ok(())
         })?;
+        let adapted = adapted.into_inner().context("it was never looked at")??;
+        ensure_told(&path, expected)?;
         ensure!(stall < STALL, "path of {mtu}: the connection stood still for {stall:?}");
         ensure_mtu(&path, &ends, expected)?;
         let found = begin.elapsed().saturating_sub(Duration::from_secs(1));
-        told.push(format!("{mtu}: stall {stall:.1?}, found within {found:.1?}"));
+        told.push(format!(
+            "{mtu}: stall {stall:.1?}, found within {found:.1?}, TCP follows within {adapted:.0?}"
+        ));
     }
     drop(transfer);
     Ok(told.join("; "))

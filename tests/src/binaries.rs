@@ -36,8 +36,11 @@ pub fn installed(name: &str) -> Result<PathBuf> {
     places.find(|path| path.is_file()).with_context(|| format!("{name} is not installed"))
 }
 
-/// A peer's program, from the cache that `tests/setup` fills.
-pub(crate) fn cached(name: &str) -> Result<PathBuf> {
+/// A program from the cache that `tests/setup` fills.
+///
+/// # Errors
+/// When it is not there.
+pub fn cached(name: &str) -> Result<PathBuf> {
     let path = cache()?.join("bin").join(name);
     ensure!(path.exists(), "{} is not there: run tests/setup", path.display());
     Ok(path)

@@ -35,6 +35,7 @@ pub mod runner;
 pub mod site;
 pub mod status;
 mod sys;
+pub mod terminal;
 mod topology;
 pub mod traffic;
 pub mod tun;

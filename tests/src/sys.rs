@@ -219,6 +219,14 @@ pub(crate) fn never_fragment(socket: &impl AsRawFd, ipv6: bool) -> io::Result<()
     set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)
 }
 
+/// The largest packet that a connected socket may send unfragmented, as the kernel tells a program.
+pub(crate) fn route_mtu(socket: &impl AsRawFd, ipv6: bool) -> io::Result<i32> {
+    if ipv6 {
+        return get_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU);
+    }
+    get_option(socket, libc::IPPROTO_IP, libc::IP_MTU)
+}
+
 fn contents(file: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.rewind()?;
@@ -278,4 +286,14 @@ fn link_address(protocol: u16, interface: u32) -> io::Result<SockAddr> {
     };
     // SAFETY: `fill` writes a whole, valid address and its length.
     unsafe { SockAddr::try_init(fill).map(|((), address)| address) }
+}
+
+fn get_option(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int) -> io::Result<i32> {
+    let mut value = 0_i32;
+    let mut len = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
+    // SAFETY: the pointers are to live locals, and `len` is the length of `value`.
+    let done = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
+    };
+    if done == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }

@@ -268,10 +268,10 @@ pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
     lines.push(format!("keepalive = {:?}", keepalive(remote.keepalive)));
     lines.extend(remote.roam.iter().map(|roam| format!("roam = {roam:?}")));
     lines.extend(site.routes.iter().map(|network| format!("[[route]]\nto = {network:?}")));
+    lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = {log_level:?}"));
     // A system call that a thread must not make ends the test.
-    lines.push(format!(
-        "[service]\nstate_dir = {state:?}\nlog_level = {log_level:?}\nsandbox = \"kill\""
-    ));
+    let says = site.service.iter().any(|line| line.starts_with("sandbox"));
+    lines.extend((!says).then(|| "sandbox = \"kill\"".to_owned()));
     lines.extend(site.service.iter().cloned());
     lines.extend(site.tables.iter().cloned());
     lines.join("\n") + "\n"

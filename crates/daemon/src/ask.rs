@@ -2,6 +2,7 @@
 //! the answer.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -79,8 +80,55 @@ pub(crate) fn socket(name: &str) -> PathBuf {
 ///
 /// If the tunnel does not answer, or refuses.
 pub(crate) fn ask(path: &Path, ask: &Ask) -> Result<Value, AskError> {
-    let stream = Conversation::begin(path).map_err(|error| explain(path, error))?;
-    converse(path, stream, ask, &[])
+    ask_within(path, ask, PATIENCE)
+}
+
+/// Like [`ask`], but waits at most this long for the answer.
+///
+/// # Errors
+///
+/// Like [`ask`].
+pub(crate) fn ask_within(path: &Path, ask: &Ask, patience: Duration) -> Result<Value, AskError> {
+    let stream = Conversation::begin_within(path, patience.min(PATIENCE));
+    converse(path, stream.map_err(|error| explain(path, error))?, ask, &[])
+}
+
+/// A request that was sent; its answer is awaited with others of the caller's events.
+pub(crate) struct Asked {
+    path: PathBuf,
+    stream: Conversation,
+}
+
+impl Asked {
+    /// Sends the request to the tunnel at `path`, whose answer may take this long.
+    ///
+    /// # Errors
+    ///
+    /// If nobody listens there.
+    pub(crate) fn send(path: &Path, ask: &Ask, patience: Duration) -> Result<Self, AskError> {
+        let begun = Conversation::begin_within(path, patience).and_then(|mut stream| {
+            send(&mut stream, ask, &[])?;
+            Ok(stream)
+        });
+        let stream = begun.map_err(|error| explain(path, error))?;
+        Ok(Self { path: path.to_owned(), stream })
+    }
+
+    /// The answer. Once the descriptor is readable, this does not wait.
+    ///
+    /// # Errors
+    ///
+    /// Like [`ask`].
+    pub(crate) fn answer(self) -> Result<Value, AskError> {
+        let line = heard(self.stream, Ok(())).map_err(|error| explain(&self.path, error))?;
+        read(&self.path, &line)
+    }
+}
+
+impl AsFd for Asked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.socket.as_fd()
+    }
 }
 
 /// Like [`ask`], and sends `files`, but only if the listening user is root, this user, or one of `users`.
@@ -114,7 +162,12 @@ fn converse(
     files: &[&str],
 ) -> Result<Value, AskError> {
     let line = exchange(stream, ask, files).map_err(|error| explain(path, error))?;
-    let answer: Value = serde_json::from_str(&line).map_err(|error| shape(path, error))?;
+    read(path, &line)
+}
+
+/// Reads an answer, or the reason for a refusal.
+fn read(path: &Path, line: &str) -> Result<Value, AskError> {
+    let answer: Value = serde_json::from_str(line).map_err(|error| shape(path, error))?;
     match answer.get("error").and_then(Value::as_str) {
         Some(reason) => {
             let reason = Printable(reason).to_string();
@@ -142,10 +195,14 @@ impl Conversation {
     ///
     /// Like `connect(2)`, or if the connection was not accepted in time.
     pub(crate) fn begin(path: &Path) -> io::Result<Self> {
+        Self::begin_within(path, PATIENCE)
+    }
+
+    fn begin_within(path: &Path, patience: Duration) -> io::Result<Self> {
         let (socket, until) =
-            (Socket::new(Domain::UNIX, Type::STREAM, None)?, Instant::now() + PATIENCE);
-        // The kernel also applies this timeout to `connect`.
-        socket.set_write_timeout(Some(PATIENCE))?;
+            (Socket::new(Domain::UNIX, Type::STREAM, None)?, Instant::now() + patience);
+        // The kernel also applies this timeout to `connect`. Zero would mean none.
+        socket.set_write_timeout(Some(patience.max(Duration::from_millis(1))))?;
         socket.connect(&SockAddr::unix(path)?)?;
         Ok(Self { socket, until })
     }
@@ -183,6 +240,11 @@ impl Write for Conversation {
 
 fn exchange(mut stream: Conversation, ask: &Ask, files: &[&str]) -> io::Result<String> {
     let sent = send(&mut stream, ask, files);
+    heard(stream, sent)
+}
+
+/// The answer to what was sent.
+fn heard(stream: Conversation, sent: io::Result<()>) -> io::Result<String> {
     let mut answer = String::new();
     let heard = BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer);
     // A daemon that refuses may close the connection before it has read everything; then its reason has

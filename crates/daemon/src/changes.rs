@@ -189,6 +189,6 @@ fn journal(config: &Config) -> PathBuf {
 /// switch that it found stays in place.
 pub(crate) fn announce_start(control: &Path) {
     if let Err(error) = Journal::announce_start(&control.with_extension(JOURNAL)) {
-        tracing::debug!(%error, "what an earlier run left may be taken away before this start has it");
+        tracing::debug!(%error, "cannot announce the start: the kill switch of an earlier run may be removed before this one takes it over");
     }
 }

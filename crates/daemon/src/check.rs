@@ -19,7 +19,7 @@ use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
 use crate::reload::usual_file;
 use crate::terminal::{self, Printable, PrintableLines};
-use crate::{firewall, forward, nameservers};
+use crate::{firewall, forward, metrics, nameservers};
 
 /// Options of `check`.
 #[derive(Debug, Args)]
@@ -40,6 +40,7 @@ pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
             .and(forward::problems(&loaded.config))
             .and(firewall::problems(&loaded.config))
             .and(firewall::open_beside(&loaded.config).into_iter().collect())
+            .and(metrics::seen_by_others(&loaded.config).into_iter().collect())
             .and(nameservers::problems(&loaded.config))
             .and(forward::not_forwarded(&loaded.config));
         loaded

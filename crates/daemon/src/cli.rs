@@ -9,12 +9,14 @@ use crate::helper::RunAs;
 use crate::keygen::{OutputOptions, PubkeyOptions};
 use crate::logging::Logging;
 use crate::pair::PairOptions;
+use crate::ping::PingOptions;
 use crate::release::ReleaseOptions;
 use crate::reload::{ReloadOptions, RotateOptions};
 use crate::run::RunOptions;
 use crate::show_mtu::MtuOptions;
 use crate::show_status::StatusOptions;
 use crate::tuntap::TuntapOptions;
+use crate::wait::WaitOptions;
 use crate::wireguard_go::CompatOptions;
 use crate::{hooks, linger, tenancy, wireguard_go};
 
@@ -69,6 +71,10 @@ pub(crate) enum Command {
     Check(CheckOptions),
     /// Shows the state of running tunnels
     Status(StatusOptions),
+    /// Waits until a tunnel is up, also for a daemon that is not started yet
+    Wait(WaitOptions),
+    /// Measures the round trip to the peer's vpnd
+    Ping(PingOptions),
     /// Shows how large packets on the path may be, and how that is known
     Mtu(MtuOptions),
     /// Reloads the configuration and keys of a running tunnel

@@ -4,6 +4,7 @@
 mod device;
 mod endpoint;
 mod hooks;
+mod metrics;
 mod model;
 mod problem;
 mod profile;
@@ -22,10 +23,11 @@ pub(crate) mod tests;
 pub(crate) use crate::account::Account;
 pub(crate) use device::{Carrier, Holder, Mac, Queues};
 pub(crate) use endpoint::Endpoint;
+pub(crate) use metrics::MetricsListen;
 pub(crate) use model::{
     Config, Confinement, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route,
-    Service, default_control,
+    Service, UAPI_DIRECTORY, default_control,
 };
 pub(crate) use problem::{Finding, Problem, Report};
 pub(crate) use profile::{AlsoAccept, Protocol};
-pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_handed};
+pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_for_running, load_handed};

@@ -15,11 +15,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Loaded, Report};
 use crate::keys::Keys;
-use crate::local_socket::{self, LocalError};
+use crate::socket_file::{self, OWNER_ONLY, SocketFile, SocketFileError};
 use crate::status::{SCHEMA, Status};
 use crate::terminal::Printable;
 use crate::worker::Worker;
@@ -27,10 +28,12 @@ use crate::worker::Worker;
 use read::{read_line, receive};
 use wire::{Done, MAX_REQUEST, line};
 
-pub(crate) use wire::{Announced, Ask, CONFIG, Refusal, STOPPING};
+pub(crate) use wire::{Announced, Ask, CONFIG, Ping, Refusal, STOPPING};
 
 /// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the peer's answer to a PING is waited for.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the control socket could not be bound.
 #[derive(Debug, Error)]
@@ -38,20 +41,16 @@ pub(crate) enum ControlError {
     /// Another daemon listens there.
     #[error("{} is in use: this tunnel is already running", .0.display())]
     Running(PathBuf),
-    /// A file of another kind has that name.
-    #[error("{} exists and is not a socket; vpnd does not remove it", .0.display())]
-    InTheWay(PathBuf),
-    /// The kernel refused.
-    #[error("control socket {}: {what}: {error}; [service] control names another place", path.display())]
-    Bind { path: PathBuf, what: &'static str, error: io::Error },
+    /// A file is in the way, or the kernel refused.
+    #[error("control socket {0}; [service] control names another place")]
+    Bind(SocketFileError),
 }
 
-impl From<LocalError> for ControlError {
-    fn from(error: LocalError) -> Self {
+impl From<SocketFileError> for ControlError {
+    fn from(error: SocketFileError) -> Self {
         match error {
-            LocalError::InUse(path) => Self::Running(path),
-            LocalError::InTheWay(path) => Self::InTheWay(path),
-            LocalError::Refused { path, what, error } => Self::Bind { path, what, error },
+            SocketFileError::InUse(path) => Self::Running(path),
+            error => Self::Bind(error),
         }
     }
 }
@@ -60,6 +59,8 @@ impl From<LocalError> for ControlError {
 pub(crate) enum Request {
     /// Report the tunnel's state.
     Status(oneshot::Sender<Status>),
+    /// Send a PING to the peer; the reply comes with its answer. The reply is an error if the peer answers none.
+    Ping(oneshot::Sender<Result<Ping, String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
     /// Use the next keys; the reply is an error if that fails.
@@ -72,7 +73,7 @@ pub(crate) enum Request {
 
 /// The bound socket, and its clients.
 pub(crate) struct Control {
-    path: PathBuf,
+    _file: SocketFile,
     requests: mpsc::Receiver<Request>,
     accepting: JoinHandle<()>,
     desk: Arc<Desk>,
@@ -89,15 +90,18 @@ impl Control {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn bind(config: &Config) -> Result<Self, ControlError> {
-        let path = &config.service.control;
-        let listener = local_socket::bind(path, 0o755)?;
+        let (listener, file) = socket_file::bind(&config.service.control, OWNER_ONLY)?;
         let (send, requests) = mpsc::channel(1);
-        let (name, file) = (config.name.clone(), config.file.clone());
-        let lookups = OnceLock::new();
-        let desk = Desk { name, file, owner: Uid::current(), requests: send, lookups };
+        let desk = Desk {
+            name: config.name.clone(),
+            file: config.file.clone(),
+            owner: Uid::current(),
+            requests: send,
+            lookups: OnceLock::new(),
+        };
         let desk = Arc::new(desk);
-        let accepting = tokio::spawn(local_socket::accept(listener, Arc::clone(&desk)));
-        Ok(Self { path: path.clone(), requests, accepting, desk })
+        let accepting = tokio::spawn(socket_file::serve(listener, Arc::clone(&desk)));
+        Ok(Self { _file: file, requests, accepting, desk })
     }
 
     /// From now on, configurations are loaded by threads that this one starts: the main thread is confined.
@@ -132,7 +136,6 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
-        local_socket::remove(&self.path);
     }
 }
 
@@ -171,46 +174,67 @@ impl Rights {
 /// The text of the answer, or the reason for the refusal.
 type Answer = Result<String, String>;
 
-impl local_socket::Desk for Desk {
-    const PATIENCE: Duration = PATIENCE;
+/// What a request leads to.
+enum Outcome {
+    Answer(Answer),
+    /// The answer depends on the peer, and may take longer than a client may.
+    Ping(oneshot::Receiver<Result<Ping, String>>),
+}
 
+impl socket_file::Desk for Desk {
     async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
-        let uid = Uid::from_raw(client.peer_cred()?.uid());
-        let answer = match Rights::of(uid, self.owner, Uid::effective()) {
-            Rights::Nothing => Err(format!("uid {uid} may not ask this tunnel")),
-            rights => self.answer(&mut client, rights).await?,
+        let mut more = [0];
+        let answer = match timeout(PATIENCE, self.attend(&mut client)).await?? {
+            Outcome::Answer(answer) => answer,
+            Outcome::Ping(replied) => tokio::select! {
+                answer = pinged(replied) => answer,
+                // A client that has left takes no place of others.
+                _left = client.read(&mut more) => return Ok(()),
+            },
         };
         let answer = answer.unwrap_or_else(|error| line(&Refusal { schema: SCHEMA, error }));
-        client.write_all(answer.as_bytes()).await?;
+        timeout(PATIENCE, client.write_all(answer.as_bytes())).await??;
         client.shutdown().await
     }
 }
 
 impl Desk {
-    /// Reads a request and answers it.
-    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Answer> {
+    /// Reads a request, if the client may make one, and carries it out.
+    async fn attend(&self, client: &mut UnixStream) -> io::Result<Outcome> {
+        let uid = Uid::from_raw(client.peer_cred()?.uid());
+        match Rights::of(uid, self.owner, Uid::effective()) {
+            Rights::Nothing => {
+                Ok(Outcome::Answer(Err(format!("uid {uid} may not ask this tunnel"))))
+            }
+            rights => self.answer(client, rights).await,
+        }
+    }
+
+    /// Reads a request and carries it out.
+    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Outcome> {
         // Bytes after the line may have arrived together with it. They may contain keys.
         let mut came = Zeroizing::new([0; MAX_REQUEST]);
         let (line, early) = read_line(client, &mut *came).await?;
-        let ask: Ask = match serde_json::from_slice(line) {
+        let ask = match parse(line) {
             Ok(ask) => ask,
-            Err(_) if line.len() == MAX_REQUEST => {
-                return Ok(Err(format!("a request has at most {MAX_REQUEST} bytes")));
-            }
-            Err(error) => return Ok(Err(format!("this is no request: {error}"))),
+            Err(refused) => return Ok(Outcome::Answer(Err(refused))),
         };
-        if ask.schema != SCHEMA {
-            return Ok(Err(format!("schema {} is not known here", ask.schema)));
-        }
-        Ok(match ask.command.as_str() {
+        Ok(Outcome::Answer(match ask.command.as_str() {
             "status" => self.status().await,
+            "ping" => return Ok(self.ping().await),
             "reload" | "rotate" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
             "rotate" => self.rotate(ask.finish).await,
             _ => Err(format!("command {:?} is not known here", ask.command)),
-        })
+        }))
+    }
+
+    async fn ping(&self) -> Outcome {
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Ping(reply)).await;
+        Outcome::Ping(replied)
     }
 
     async fn status(&self) -> Answer {
@@ -228,15 +252,17 @@ impl Desk {
     /// Reads the tunnel's own files again, and reloads.
     async fn reread(&self) -> Answer {
         let file = self.file.clone();
-        self.take_up(move || config::load(&file)).await
+        self.take_up(move || config::load_for_running(&file)).await
     }
 
-    /// The thread that loads configurations, which ends after its work.
-    fn reader(&self) -> io::Result<Worker> {
-        match self.lookups.get() {
-            Some(lookups) => lookups.another("reload"),
-            None => Worker::start("reload", || Ok(())),
-        }
+    /// A thread that loads a configuration, and ends after that. Until the tunnel runs there is none: a thread that is
+    /// started earlier would have all privileges.
+    async fn reader(&self) -> Result<Worker, String> {
+        let lookups = self.lookups.get().ok_or("the tunnel is still starting; try again")?;
+        lookups
+            .another("reload")
+            .await
+            .map_err(|error| format!("no thread to read it with: {error}; try again"))
     }
 
     /// Loads a configuration and sends it to the tunnel. Only the tunnel knows its running configuration, so
@@ -247,8 +273,7 @@ impl Desk {
     ) -> Answer {
         // Loading may look up a user, which can take a long time.
         let load = move || load().map(|Loaded { config, keys, .. }| Box::new((config, keys)));
-        let no_thread = |error| format!("no thread to read it with: {error}; try again");
-        let reader = self.reader().map_err(no_thread)?;
+        let reader = self.reader().await?;
         let wanted = reader.run(load).await.map_err(|_panicked| STOPPING.to_owned())?;
         let problems = |report: Report| report.lines().collect::<Vec<_>>().join("; ");
         let wanted = wanted.map_err(problems)?;
@@ -269,6 +294,25 @@ impl Desk {
     }
 }
 
+fn parse(line: &[u8]) -> Result<Ask, String> {
+    let ask: Ask = serde_json::from_slice(line).map_err(|error| match line.len() {
+        MAX_REQUEST => format!("a request has at most {MAX_REQUEST} bytes"),
+        _ => format!("this is no request: {error}"),
+    })?;
+    match ask.schema {
+        SCHEMA => Ok(ask),
+        other => Err(format!("schema {other} is not known here")),
+    }
+}
+
+async fn pinged(replied: oneshot::Receiver<Result<Ping, String>>) -> Answer {
+    match timeout(PING_PATIENCE, replied).await {
+        Ok(Ok(pinged)) => pinged.map(|ping| line(&ping)),
+        Ok(Err(_)) => Err(STOPPING.to_owned()),
+        Err(_) => Ok(line(&Ping::UNANSWERED)),
+    }
+}
+
 async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
     match replied.await {
         Ok(Ok(())) => Ok(line(&Done::OK)),
@@ -281,12 +325,13 @@ async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
 mod tests {
     use super::*;
     use crate::config::tests::site;
-    use crate::local_socket::MAX_CONNECTIONS;
+    use crate::socket_file::MAX_CONNECTIONS;
     use crate::status::tests::sample;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::path::Path;
     use tempfile::TempDir;
+    use tokio::time::sleep;
 
     fn configured() -> (TempDir, Config) {
         let (directory, file) = site("preshared_key_file = 'site.psk'");
@@ -296,6 +341,7 @@ mod tests {
     fn bound() -> (TempDir, PathBuf, Control) {
         let (directory, config) = configured();
         let control = Control::bind(&config).unwrap();
+        control.load_with(&Worker::start("lookups", || Ok(())).unwrap());
         (directory, config.service.control, control)
     }
 
@@ -349,6 +395,31 @@ mod tests {
             assert_eq!(finish, expected);
             reply.send(Ok(())).unwrap();
             assert_eq!(asking.await.unwrap(), "{\"schema\":3,\"ok\":true}\n");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ping_crosses_even_if_the_peer_takes_longer_than_a_client_may() {
+        let (_directory, path, mut control) = bound();
+        let request = b"{\"schema\":3,\"command\":\"ping\"}\n";
+        let asking = tokio::spawn(async move { exchange(&path, request).await });
+        let Request::Ping(reply) = control.next().await else { panic!("another request") };
+        sleep(PATIENCE + Duration::from_millis(200)).await;
+        let pinged = Ping { round_trip_ms: Some(2200.0), ..Ping::UNANSWERED };
+        reply.send(Ok(pinged.clone())).unwrap();
+        assert_eq!(serde_json::from_str::<Ping>(&asking.await.unwrap()).unwrap(), pinged);
+    }
+
+    #[tokio::test]
+    async fn who_leaves_before_the_peer_has_answered_takes_no_place() {
+        let (_directory, path, mut control) = bound();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(b"{\"schema\":3,\"command\":\"ping\"}\n").await.unwrap();
+            let next = timeout(PATIENCE, control.next()).await.unwrap();
+            let Request::Ping(mut reply) = next else { panic!("another request") };
+            drop(client);
+            timeout(PATIENCE, reply.closed()).await.unwrap();
         }
     }
 
@@ -460,7 +531,10 @@ mod tests {
     async fn a_file_in_the_way_is_kept() {
         let (directory, mut config) = configured();
         config.service.control = directory.path().join("site.psk");
-        assert!(matches!(Control::bind(&config), Err(ControlError::InTheWay(_))));
+        assert!(matches!(
+            Control::bind(&config),
+            Err(ControlError::Bind(SocketFileError::InTheWay(_)))
+        ));
         assert!(config.service.control.exists());
     }
 }

@@ -12,9 +12,9 @@ pub(crate) enum Exit {
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// `status`: the tunnel is down.
+    /// `status`, `wait`: the tunnel is in no state in which packets get through.
     Down = 3,
-    /// `status`, `reload`, `rotate`: no vpnd answers for this tunnel.
+    /// `status`, `wait`, `ping`, `reload`, `rotate`: no vpnd answers for this tunnel.
     Unknown = 4,
     /// No TUN device is available.
     Unavailable = 69,

@@ -20,13 +20,15 @@ mod floor;
 mod forward;
 mod helper;
 mod hooks;
+mod interrupt;
 mod keygen;
 mod keys;
 mod linger;
-mod local_socket;
+mod live;
 mod log_output;
 mod logging;
 mod loops;
+mod metrics;
 mod nameservers;
 mod netns;
 mod nft;
@@ -34,6 +36,7 @@ mod opening;
 mod options;
 mod pair;
 mod panics;
+mod ping;
 mod presence;
 mod privilege;
 mod program;
@@ -46,6 +49,7 @@ mod service;
 mod shell;
 mod show_mtu;
 mod show_status;
+mod socket_file;
 mod span;
 mod status;
 mod stop;
@@ -57,6 +61,7 @@ mod terms;
 mod trust;
 mod tuntap;
 mod uapi;
+mod wait;
 mod watch;
 mod wireguard_go;
 mod worker;
@@ -77,6 +82,7 @@ use pair::PairError;
 use run::{RunError, RunOptions};
 use terminal::PrintableLines;
 use tuntap::TuntapError;
+use wait::WaitError;
 
 fn main() -> ExitCode {
     let (command, logging) = Cli::parse_from(wireguard_go::command_line(std::env::args_os()))
@@ -95,6 +101,8 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Genpsk(options) => keygen::genpsk(&options),
         Command::Check(options) => check::run(&options),
         Command::Status(options) => show_status::run(&options),
+        Command::Wait(options) => wait::run(&options),
+        Command::Ping(options) => ping::run(&options),
         Command::Mtu(options) => show_status::mtu(&options),
         Command::Reload(options) => reload::reload(&options),
         Command::Release(options) => release::run(&options),
@@ -112,6 +120,8 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
 fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     // This is done before the file is read, because reading may fail, too.
     changes::announce_start(&config::default_control(&options.config));
+    // Before there is a key in it.
+    privilege::lock_memory();
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
     logging::init(logging.level(config.service.log_level), format);
@@ -143,6 +153,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<PairError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<AskError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<WaitError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<DemoError>() {
         error.exit()

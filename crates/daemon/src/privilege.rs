@@ -92,10 +92,20 @@ pub(crate) fn drop_all(user: Option<&Account>) -> Result<(), PrivilegeError> {
     if let Some(user) = user.filter(|user| can_become(user)) {
         become_user(user)?;
     }
+    drop_capabilities()?;
+    hide_memory()
+}
+
+/// Drops every capability of the calling thread, permanently.
+///
+/// # Errors
+///
+/// The kernel's error.
+pub(crate) fn drop_capabilities() -> Result<(), PrivilegeError> {
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
         caps::clear(None, set).map_err(capability("all capabilities"))?;
     }
-    hide_memory()
+    Ok(())
 }
 
 fn alone() -> Result<(), PrivilegeError> {
@@ -107,16 +117,26 @@ fn alone() -> Result<(), PrivilegeError> {
 }
 
 /// Keeps this process's memory out of swap, which may outlive its keys: all that it has touched and will touch,
-/// stacks too. Returns whether it did. Without the privilege to lift the limit nothing is locked, because a limit
-/// that is reached later would make allocations fail.
-pub(crate) fn lock_memory() -> bool {
+/// stacks too. Without the privilege to lift the limit nothing is locked, because a limit that is reached later would
+/// make allocations fail.
+pub(crate) fn lock_memory() {
     let unlimited = libc::RLIM_INFINITY;
     // Without the privilege, the limit that the service manager has set counts.
     let _refused = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
     let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
     let everything = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: the call takes flags, and affects no memory contents.
-    limit == unlimited && unsafe { libc::mlockall(everything) } == 0
+    if limit == unlimited && unsafe { libc::mlockall(everything) } != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "memory is not locked");
+    }
+}
+
+/// Whether memory is locked, as the kernel shows it.
+pub(crate) fn memory_is_locked() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut locked = status.lines().filter_map(|line| line.strip_prefix("VmLck:"));
+    locked.next().is_some_and(|size| size.trim() != "0 kB")
 }
 
 /// Ensures that a program executed from now on gets no more privileges than this process has.
@@ -284,8 +304,10 @@ mod tests {
     #[test]
     fn memory_is_locked_if_the_limit_allows_it() {
         in_child("privilege::tests::memory_is_locked_if_the_limit_allows_it", &[], || {
-            let locked = lock_memory();
-            assert_eq!(locked, Uid::effective().is_root() && status("VmLck") != "0 kB");
+            lock_memory();
+            let locked = memory_is_locked();
+            let limit = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap().0;
+            assert_eq!(locked, limit == libc::RLIM_INFINITY);
             // A process with a limit locks nothing, and can allocate.
             if locked {
                 setrlimit(Resource::RLIMIT_MEMLOCK, 1 << 16, 1 << 16).unwrap();
@@ -294,7 +316,8 @@ mod tests {
                 }
                 // SAFETY: the call takes no arguments.
                 assert_eq!(unsafe { libc::munlockall() }, 0);
-                assert!(!lock_memory());
+                lock_memory();
+                assert!(!memory_is_locked());
                 assert_eq!(vec![1_u8; 1 << 22].len(), 1 << 22);
             }
         });

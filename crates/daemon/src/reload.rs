@@ -43,7 +43,7 @@ const CONFIGURATIONS: &str = "/etc/vpnd";
 pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
     let socket = socket(&options.name);
     let file = options.config.clone().unwrap_or_else(|| usual_file(&socket));
-    let loaded = config::load(&file)?;
+    let loaded = config::load_for_running(&file)?;
     if !loaded.warnings.is_empty() {
         writeln!(io::stderr(), "{}\n", loaded.warnings)
             .context("cannot write to standard error")?;
@@ -103,6 +103,7 @@ mod tests {
     use crate::config::tests::site;
     use crate::control::{Control, Request};
     use crate::keys::Keys;
+    use crate::worker::Worker;
     use tokio::task::spawn_blocking;
 
     #[test]
@@ -117,6 +118,7 @@ mod tests {
     /// received.
     async fn hand(loaded: &Loaded, answer: Result<(), &str>) -> (Result<(), String>, Config, Keys) {
         let mut control = Control::bind(&loaded.config).unwrap();
+        control.load_with(&Worker::start("lookups", || Ok(())).unwrap());
         let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());
         let asking =
             spawn_blocking(move || hand_over(&path, &handed, &[]).map_err(|e| e.to_string()));
@@ -135,6 +137,19 @@ mod tests {
         assert_eq!(config, here.config);
         assert_eq!(keys.secret.public(), here.keys.secret.public());
         assert_eq!(keys.preshared.as_bytes(), here.keys.preshared.as_bytes());
+    }
+
+    /// systemd gives the directory of the sockets to the user that it has made up.
+    #[test]
+    fn a_tunnel_of_a_dynamic_user_is_reloaded_by_root() {
+        let (directory, file) = site("");
+        let sockets = directory.path().join("run");
+        fs::create_dir(&sockets).unwrap();
+        // Only root can give a directory away.
+        if std::os::unix::fs::chown(&sockets, Some(65053), None).is_ok() {
+            assert!(config::load(&file).is_err());
+        }
+        assert!(config::load_for_running(&file).is_ok());
     }
 
     #[tokio::test]

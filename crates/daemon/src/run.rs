@@ -41,6 +41,7 @@ use crate::hooks::{self, Facts, Following, Hooks, News};
 use crate::keys::Keys;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
+use crate::metrics;
 use crate::netns::Netns;
 use crate::panics::Panics;
 use crate::presence::Presence;
@@ -188,7 +189,7 @@ struct Host {
     device_mtu: DeviceMtu,
     /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
-    life: DeviceWatch,
+    device_watch: DeviceWatch,
     /// The device's carrier, if it follows the peer.
     carrier: Option<Carrier>,
     socket: Socket,
@@ -204,6 +205,7 @@ struct Host {
     control: Option<Control>,
     uapi: Option<Uapi>,
     started: Option<oneshot::Sender<Result<(), Refused>>>,
+    metrics: Option<metrics::Bound>,
     panics: Panics,
 }
 
@@ -240,19 +242,19 @@ impl Host {
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, mtu, uapi } = opened;
+        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi } = opened;
         let presence = Presence::of(&device.queues[0])?;
-        let life =
-            DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
+        let watch = netlink.watch(&device.name, heard).await?;
+        let device_watch = DeviceWatch::new(&device.name, watch, presence);
         // This comes before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
-        let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &egress) };
+        let tunnel = Tunnel { index: device_watch.index(), mark, borne: own_mark(config, &egress) };
         let specific = specific_routes(config, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let asking = outside.within(routes_of_datagrams)??;
-        let index = inside.is(&outside).then(|| life.index());
+        let index = inside.is(&outside).then(|| device_watch.index());
         let host = Self {
             loops: Loops::new(asking, egress.clone(), index, changes.own()),
             device_mtu: changes.mtu(),
@@ -264,7 +266,7 @@ impl Host {
             carrier,
             mtu,
             mac,
-            life,
+            device_watch,
             socket,
             egress,
             uplink,
@@ -273,6 +275,7 @@ impl Host {
             control,
             uapi,
             started,
+            metrics,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -306,7 +309,6 @@ impl Host {
     ) -> Result<(), RunError> {
         // Names and routes are looked up in the namespace in which datagrams leave.
         self.outside.enter()?;
-        let locked = privilege::lock_memory();
         privilege::drop_to(config.service.user.as_ref())?;
         if config.interface.persist {
             vpnd_tun::keep(&self.device.queues[0], &self.device.name)?;
@@ -315,7 +317,7 @@ impl Host {
             stop.on_reload(control.rereads());
         }
         let started = self.started.take();
-        let mut shell = self.start(config, keys, hooks.news(), (stop.asked_by(), locked))?;
+        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by()).await?;
         if let Some(started) = started {
             // Whoever asked may have left.
             let _left = started.send(Ok(()));
@@ -345,21 +347,21 @@ impl Host {
         Peer::new(options, Arc::clone(activity), Box::new(UnwrapErr(SysRng)), clock::now())
     }
 
-    fn start(
+    async fn start(
         mut self,
         config: &Config,
         keys: Keys,
         hooks: News,
-        (stop, locked): (Rc<Cell<Option<Asked>>>, bool),
+        stop: Rc<Cell<Option<Asked>>>,
     ) -> Result<Shell, RunError> {
         let sandbox = Sandbox::of(config);
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
-        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups)?;
+        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups).await?;
         let last_stamp = last_stamp(&self.floor);
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
-        let confined = Confined { memory_locked: locked, ..sandbox.confine(Role::Main)? };
+        let confined = sandbox.confine(Role::Main)?;
         let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let hold = Hold::new(self.uapi.take(), &keys.preshared, config.peer.keepalive);
@@ -375,7 +377,7 @@ impl Host {
             running: config.clone(),
             about,
             device_mtu: self.device_mtu,
-            life: self.life,
+            device_watch: self.device_watch,
             egress: self.egress,
             uplink: self.uplink,
             routes: self.routes,
@@ -388,6 +390,7 @@ impl Host {
             lookups,
             control: self.control,
             hold,
+            metrics: self.metrics.map(metrics::Bound::serve),
             service: service::Service::default(),
             hooks,
             panics: self.panics,

@@ -19,11 +19,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::{Config, Confinement};
-use crate::privilege;
-use crate::uapi;
+use crate::privilege::{self, PrivilegeError};
 use crate::worker::Worker;
 
 pub(crate) use files::Files;
+use files::Right;
 
 /// The kinds of threads, each with its own rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,9 @@ pub(crate) enum SandboxError {
     /// The kernel refused the rules for files.
     #[error("confining a thread to its files: {0}; [service] sandbox = \"off\" does without")]
     Files(#[from] landlock::RulesetError),
+    /// The kernel refused to take a capability away.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
 }
 
 impl From<SandboxError> for io::Error {
@@ -65,10 +68,8 @@ pub(crate) struct Sandbox(Arc<Bounds>);
 struct Bounds {
     confinement: Confinement,
     state: PathBuf,
-    /// The directory of the control socket, which is removed at the end.
-    control: PathBuf,
-    /// The directory of the WireGuard socket, likewise.
-    uapi: Option<PathBuf>,
+    /// The directories of sockets, which are removed at the end.
+    sockets: Vec<PathBuf>,
     /// The directories of the configuration and of its keys, for a reload by signal.
     configuration: Vec<PathBuf>,
 }
@@ -87,8 +88,8 @@ pub(crate) struct Confined {
 }
 
 impl Confined {
-    fn new(system_calls: &str, files: Files) -> Self {
-        Self { system_calls: system_calls.into(), files, memory_locked: false }
+    fn new(system_calls: &str, files: Files, memory_locked: bool) -> Self {
+        Self { system_calls: system_calls.into(), files, memory_locked }
     }
 }
 
@@ -103,15 +104,16 @@ impl Sandbox {
     /// The rights that the threads of this tunnel need.
     pub(crate) fn of(config: &Config) -> Self {
         let within = |path: &Path| path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
-        let keys = config.key_files().into_iter();
-        let mut configuration: Vec<_> =
-            [config.file.as_path()].into_iter().chain(keys).map(within).collect();
+        let keys = config.key_files().into_iter().map(Path::to_owned);
+        let files: Vec<_> = [config.file.clone()].into_iter().chain(keys).collect();
+        let mut configuration = files::behind(&files);
+        configuration.extend(files.iter().map(|file| within(file)));
+        configuration.sort();
         configuration.dedup();
         Self(Arc::new(Bounds {
             confinement: config.service.sandbox,
             state: config.service.state_dir.clone(),
-            control: within(&config.service.control),
-            uapi: config.service.uapi.then(|| uapi::DIRECTORY.into()),
+            sockets: config.socket_directories().into_iter().map(|(_, at)| at.to_owned()).collect(),
             configuration,
         }))
     }
@@ -122,8 +124,7 @@ impl Sandbox {
         Self(Arc::new(Bounds {
             confinement: Confinement::Off,
             state: PathBuf::new(),
-            control: PathBuf::new(),
-            uapi: None,
+            sockets: Vec::new(),
             configuration: Vec::new(),
         }))
     }
@@ -146,29 +147,40 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// If the kernel has such a mechanism and refuses. A kernel without it is no error.
+    /// If the kernel refuses the rules for files, or with `sandbox = "kill"` the filter of system calls. A kernel
+    /// without Landlock is no error.
     pub(crate) fn confine(&self, role: Role) -> Result<Confined, SandboxError> {
-        let Bounds { confinement, state, control, uapi, configuration } = &*self.0;
+        let Bounds { confinement, state, sockets, configuration } = &*self.0;
+        // Afterwards this thread may not read what tells it.
+        let memory_locked = privilege::memory_is_locked();
         if *confinement == Confinement::Off {
-            return Ok(Confined::new("off", Files::Off));
+            return Ok(Confined::new("off", Files::Off, memory_locked));
+        }
+        if role != Role::Main {
+            // Netlink, whose descriptors all threads share, asks for the capability of the thread that sends. Without
+            // it, this thread cannot change routes through them.
+            privilege::drop_capabilities()?;
         }
         let files = match role {
-            Role::Main => {
-                let sockets = [control, state].into_iter().chain(uapi).cloned();
-                files::confine(&sockets.collect::<Vec<_>>(), &[])?
-            }
+            Role::Main => files::confine(&[(Right::Remove, sockets)])?,
             // Started by the main thread, whose rights it has. It opens nothing, as its calls say.
             Role::Data => Files::Inherited,
             Role::Lookups => {
-                files::confine(&[], &[files::lookups(), configuration.clone()].concat())?
+                files::confine(&[(Right::Read, &files::lookups()), (Right::Read, configuration)])?
             }
-            Role::Disk => files::confine(slice::from_ref(state), &[])?,
+            Role::Disk => files::confine(&[(Right::Change, slice::from_ref(state))])?,
         };
-        let system_calls = match calls::confine(role, *confinement)? {
-            true => confinement.word(),
-            false => "unsupported",
+        let system_calls = match calls::confine(role, *confinement) {
+            Ok(true) => confinement.word(),
+            Ok(false) => "unsupported",
+            // A container or a service manager may forbid it. Its own filter is in place then.
+            Err(error) if *confinement == Confinement::Errno => {
+                tracing::warn!("cannot confine a thread to its system calls: {error}");
+                "unsupported"
+            }
+            Err(error) => return Err(error.into()),
         };
-        Ok(Confined::new(system_calls, files))
+        Ok(Confined::new(system_calls, files, memory_locked))
     }
 }
 
@@ -188,8 +200,7 @@ mod tests {
         Sandbox(Arc::new(Bounds {
             confinement,
             state: state.to_owned(),
-            control: control.to_owned(),
-            uapi: None,
+            sockets: vec![control.to_owned()],
             configuration: Vec::new(),
         }))
     }
@@ -199,9 +210,9 @@ mod tests {
     }
 
     #[test]
-    fn the_main_thread_changes_its_directories_and_starts_no_program() {
+    fn the_main_thread_removes_its_sockets_and_starts_no_program() {
         in_child(
-            "sandbox::tests::the_main_thread_changes_its_directories_and_starts_no_program",
+            "sandbox::tests::the_main_thread_removes_its_sockets_and_starts_no_program",
             &[],
             || {
                 let (state, control) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -210,7 +221,6 @@ mod tests {
                 let confined = sandbox(Confinement::Errno, state.path(), control.path());
                 let confined = confined.confine(Role::Main).unwrap();
                 assert_eq!(confined.system_calls, "errno");
-                fs::write(state.path().join("a.floor"), "x").unwrap();
                 fs::remove_file(socket).unwrap();
                 assert!(std::thread::spawn(|| 7).join().is_ok(), "threads are started as before");
                 UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -222,10 +232,31 @@ mod tests {
                     (-1, Some(libc::EPERM))
                 );
                 if confined.files == Files::Restricted {
-                    assert!(is_refused(fs::read("/etc/passwd"), &[libc::EACCES]));
+                    let written =
+                        [state.path(), control.path()].map(|at| fs::write(at.join("b"), "x"));
+                    let read = fs::read("/etc/passwd").map(drop);
+                    let all = written.into_iter().chain([read]);
+                    all.for_each(|one| assert!(is_refused(one, &[libc::EACCES])));
                 }
             },
         );
+    }
+
+    #[test]
+    fn the_thread_of_the_disk_changes_the_state_alone() {
+        in_child("sandbox::tests::the_thread_of_the_disk_changes_the_state_alone", &[], || {
+            let (state, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let confined = sandbox(Confinement::Errno, state.path(), other.path());
+            let confined = confined.confine(Role::Disk).unwrap();
+            let floor = state.path().join("a.floor");
+            fs::write(state.path().join("a.new"), "x").unwrap();
+            fs::rename(state.path().join("a.new"), &floor).unwrap();
+            assert_eq!(fs::read(floor).unwrap(), b"x");
+            if confined.files == Files::Restricted {
+                assert!(is_refused(fs::write(other.path().join("b"), "x"), &[libc::EACCES]));
+            }
+            assert!(is_refused(UdpSocket::bind("127.0.0.1:0"), &[libc::EPERM]));
+        });
     }
 
     #[test]
@@ -256,6 +287,7 @@ mod tests {
             let confined =
                 sandbox(Confinement::Errno, nowhere, nowhere).confine(Role::Lookups).unwrap();
             assert!(fs::read("/etc/passwd").is_ok());
+            assert!(caps::read(None, caps::CapSet::Permitted).unwrap().is_empty());
             assert!(std::net::ToSocketAddrs::to_socket_addrs("localhost:9").is_ok());
             assert!(fs::write(file, "x").is_err() || confined.files != Files::Restricted);
         });

@@ -3,6 +3,7 @@
 
 mod network;
 mod perform;
+mod pings;
 mod requests;
 mod room;
 mod wireguard;
@@ -36,6 +37,7 @@ use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
 use crate::hooks::News;
 use crate::loops::Loops;
+use crate::metrics::{Metrics, Scrape};
 use crate::panics::Panics;
 use crate::resolve::Resolver;
 use crate::service::Service;
@@ -47,6 +49,7 @@ use crate::watch::watch;
 use crate::worker::Worker;
 
 use network::shifted;
+use pings::Pings;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
@@ -81,7 +84,7 @@ pub(crate) struct Surroundings {
     pub(crate) about: About,
     /// Sets the device's MTU.
     pub(crate) device_mtu: DeviceMtu,
-    pub(crate) life: DeviceWatch,
+    pub(crate) device_watch: DeviceWatch,
     /// The settings that affect the route of datagrams: mark and device.
     pub(crate) egress: Egress,
     /// Reports changes of the route to the peer; `None` if the kernel does not report them.
@@ -103,6 +106,7 @@ pub(crate) struct Surroundings {
     pub(crate) control: Option<Control>,
     /// The WireGuard socket.
     pub(crate) hold: Hold,
+    pub(crate) metrics: Option<Metrics>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
     pub(crate) panics: Panics,
@@ -125,6 +129,7 @@ pub(crate) struct Shell {
     copied: Option<Copied>,
     watchdog: Option<tokio::time::Interval>,
     datagram: Vec<u8>,
+    pings: Pings,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
 }
@@ -149,6 +154,7 @@ impl Shell {
             watchdog: Service::watchdog_interval().map(tokio::time::interval),
             started: clock::boot(),
             datagram: Vec::new(),
+            pings: Pings::default(),
             mtu_refused: None,
             plane,
             engine,
@@ -195,9 +201,10 @@ impl Shell {
                 () = self.around.loops.due() => self.ask_routes().await,
                 stamp = self.around.floor.kept() => self.plane.floor_kept(clock::now(), stamp),
                 shift = shifted(&mut self.around.uplink) => self.route_looked_up(shift),
-                seen = self.around.life.changed() => self.device(seen)?,
+                seen = self.around.device_watch.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
                 asked = self.around.hold.next() => self.answer_wireguard(asked),
+                scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
@@ -227,7 +234,7 @@ impl Shell {
 
     /// Reacts to a change that somebody made to the device.
     fn device(&mut self, seen: Seen) -> Result<(), ShellError> {
-        match self.around.life.attend(seen) {
+        match self.around.device_watch.attend(seen) {
             DeviceChange::Stays => {}
             DeviceChange::Renamed(name) => {
                 self.around.hooks.renamed(&name);
@@ -272,6 +279,13 @@ impl Shell {
 async fn next_request(control: &mut Option<Control>) -> Request {
     match control {
         Some(control) => control.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_scrape(metrics: &mut Option<Metrics>) -> Scrape {
+    match metrics {
+        Some(metrics) => metrics.next().await,
         None => std::future::pending().await,
     }
 }

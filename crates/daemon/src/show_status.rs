@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::ask::{self, AskError, Conversation, SOCKETS, socket};
 use crate::control::Ask;
 use crate::exit::Exit;
+use crate::live;
 use crate::show_mtu::{self, MtuOptions};
 use crate::status::{Status, text};
 use crate::terminal::{self, Printable};
@@ -23,6 +24,9 @@ pub(crate) struct StatusOptions {
     /// Prints one JSON object a tunnel
     #[arg(long)]
     pub(crate) json: bool,
+    /// Shows the state, rates and losses as they change, until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) watch: bool,
 }
 
 /// What is printed for each tunnel.
@@ -35,6 +39,9 @@ enum Form {
 
 /// Asks one tunnel, or all that run, and prints their status. The exit code is the worst one of them.
 pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<ExitCode> {
+    if options.watch {
+        return live::run(options.name.as_deref());
+    }
     print(options.name.as_deref(), if options.json { Form::Json } else { Form::Text })
 }
 
@@ -57,7 +64,7 @@ fn print(name: Option<&str>, form: Form) -> anyhow::Result<ExitCode> {
 }
 
 /// Sockets of running tunnels; a daemon that was killed leaves its socket behind.
-fn live_sockets(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn live_sockets(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut sockets: Vec<_> = entries
         .map(|entry| entry.path())
@@ -99,7 +106,7 @@ fn show(sockets: &[PathBuf], form: Form, out: &mut impl Write) -> io::Result<Exi
 }
 
 /// The daemon's answer: as it was sent, for JSON, and as far as this release understands it.
-fn ask(path: &Path) -> Result<(Value, Status), AskError> {
+pub(crate) fn ask(path: &Path) -> Result<(Value, Status), AskError> {
     let answer = ask::ask(path, &Ask::new("status"))?;
     let mut shown = answer.clone();
     terminal::escape_within(&mut shown);

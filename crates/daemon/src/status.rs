@@ -24,7 +24,7 @@ use hint::hint;
 
 pub(crate) use crate::sandbox::Confined;
 pub(crate) use hint::Fault;
-pub(crate) use recent::Recent;
+pub(crate) use recent::{Lost, Recent};
 pub(crate) use size::PathMtu;
 pub(crate) use state::{State, explanation, summary};
 

@@ -27,8 +27,9 @@ use tokio::time::timeout;
 use vpnd_tunnel::clock;
 use zeroize::Zeroizing;
 
-use crate::local_socket::{self, LocalError};
+use crate::config::UAPI_DIRECTORY;
 use crate::logging::RateLimit;
+use crate::socket_file::{self, OWNER_ONLY, SocketFile, SocketFileError};
 
 pub(crate) use answer::Shown;
 pub(crate) use hold::Hold;
@@ -38,8 +39,6 @@ pub(crate) use refused::Refused;
 
 use lines::Parsed;
 
-/// The directory of the sockets, which `wg` has compiled in.
-pub(crate) const DIRECTORY: &str = "/var/run/wireguard";
 /// A request must have arrived completely within this time.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(1);
 /// A client that has not read its answer within this time is disconnected. A start of the tunnel may have to finish
@@ -58,14 +57,14 @@ pub(crate) enum Asked {
 
 /// The bound socket, and its clients.
 pub(crate) struct Uapi {
-    path: PathBuf,
+    _file: SocketFile,
     requests: mpsc::Receiver<Asked>,
     accepting: JoinHandle<()>,
 }
 
 /// The socket of this device.
 pub(crate) fn path_of(device: &str) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{device}.sock"))
+    Path::new(UAPI_DIRECTORY).join(format!("{device}.sock"))
 }
 
 /// Binds the socket of `device`, which the daemon then serves.
@@ -77,10 +76,8 @@ pub(crate) fn path_of(device: &str) -> PathBuf {
 /// # Panics
 ///
 /// Outside a tokio runtime.
-pub(crate) fn bind(device: &str) -> Result<Uapi, LocalError> {
-    let path = path_of(device);
-    let listener = local_socket::bind(&path, 0o755)?;
-    Ok(Uapi::serve(path, listener))
+pub(crate) fn bind(device: &str) -> Result<Uapi, SocketFileError> {
+    Ok(Uapi::serve(socket_file::bind(&path_of(device), OWNER_ONLY)?))
 }
 
 impl Uapi {
@@ -96,7 +93,8 @@ impl Uapi {
     pub(crate) fn inherited(device: &str, socket: OwnedFd) -> io::Result<Self> {
         let socket = StdUnixListener::from(socket);
         socket.set_nonblocking(true)?;
-        Ok(Self::serve(path_of(device), UnixListener::from_std(socket)?))
+        let file = SocketFile::inherited(path_of(device));
+        Ok(Self::serve((UnixListener::from_std(socket)?, file)))
     }
 
     /// Serves a socket that is bound already.
@@ -104,11 +102,11 @@ impl Uapi {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub(crate) fn serve(path: PathBuf, listener: UnixListener) -> Self {
+    fn serve((listener, file): (UnixListener, SocketFile)) -> Self {
         let (send, requests) = mpsc::channel(1);
         let desk = Desk { owner: Uid::current(), requests: send, refusals: Mutex::default() };
-        let accepting = tokio::spawn(local_socket::accept(listener, Arc::new(desk)));
-        Self { path, requests, accepting }
+        let accepting = tokio::spawn(socket_file::serve(listener, Arc::new(desk)));
+        Self { _file: file, requests, accepting }
     }
 
     /// The next request.
@@ -123,7 +121,6 @@ impl Uapi {
 impl Drop for Uapi {
     fn drop(&mut self) {
         self.accepting.abort();
-        local_socket::remove(&self.path);
     }
 }
 
@@ -138,19 +135,21 @@ struct Desk {
 /// An answer, which may contain a preshared key.
 type Answer = Zeroizing<String>;
 
-impl local_socket::Desk for Desk {
-    const PATIENCE: Duration = PATIENCE;
+impl socket_file::Desk for Desk {
+    async fn serve(&self, client: UnixStream) -> io::Result<()> {
+        timeout(PATIENCE, self.attend(client)).await?
+    }
+}
 
-    async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
+impl Desk {
+    async fn attend(&self, mut client: UnixStream) -> io::Result<()> {
         let uid = Uid::from_raw(client.peer_cred()?.uid());
         if let Some(answer) = self.answer(&mut client, uid).await? {
             client.write_all(answer.as_bytes()).await?;
         }
         client.shutdown().await
     }
-}
 
-impl Desk {
     /// The answer; `None` for a client that has asked nothing.
     async fn answer(&self, client: &mut UnixStream, uid: Uid) -> io::Result<Option<Answer>> {
         // The full size is reserved at the start, because a growing buffer would leave copies of keys behind.
@@ -232,8 +231,7 @@ mod tests {
     fn served() -> (tempfile::TempDir, PathBuf, Uapi) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("wireguard/wg0.sock");
-        let listener = local_socket::bind(&path, 0o755).unwrap();
-        let uapi = Uapi::serve(path.clone(), listener);
+        let uapi = Uapi::serve(socket_file::bind(&path, OWNER_ONLY).unwrap());
         (directory, path, uapi)
     }
 

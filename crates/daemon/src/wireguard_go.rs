@@ -8,7 +8,7 @@ mod inherit;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
@@ -22,7 +22,8 @@ use crate::exit::Exit;
 use crate::logging;
 use crate::run::{self, RunError};
 use crate::shell::ShellError;
-use crate::{local_socket, opening, uapi};
+use crate::socket_file::{self, OWNER_ONLY};
+use crate::{opening, privilege, uapi};
 
 use inherit::{TUN, UAPI};
 
@@ -106,6 +107,8 @@ fn is_logged() -> bool {
 }
 
 fn serve(options: &CompatOptions) -> anyhow::Result<ExitCode> {
+    // Before there is a key in it.
+    privilege::lock_memory();
     let socket = inherit::take(UAPI)?;
     if socket.is_some() {
         // A terminal that is closed must not end the tunnel. This fails in a session of our own, which is as good.
@@ -126,8 +129,7 @@ fn serve(options: &CompatOptions) -> anyhow::Result<ExitCode> {
 }
 
 fn socket(device: &str) -> anyhow::Result<OwnedFd> {
-    let path: PathBuf = uapi::path_of(device);
-    Ok(local_socket::bind_unserved(&path, 0o755)?.into())
+    Ok(socket_file::bind_for_another(&uapi::path_of(device), OWNER_ONLY)?.into())
 }
 
 /// The device: made anew, or the one of an inherited descriptor.

@@ -31,9 +31,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-const COMMANDS: [&str; 11] = [
-    "run", "genkey", "pubkey", "genpsk", "check", "status", "reload", "rotate", "pair", "tuntap",
-    "demo",
+const COMMANDS: [&str; 14] = [
+    "run", "genkey", "pubkey", "genpsk", "check", "status", "wait", "ping", "mtu", "reload",
+    "rotate", "pair", "tuntap", "demo",
 ];
 
 #[test]
@@ -57,6 +57,13 @@ fn a_wrong_command_line_ends_with_2() {
         &["run"],
         &["-v"],
         &["-c", "f", "genkey"],
+        &["status", "--watch", "--json"],
+        &["wait"],
+        &["wait", "a", "--timeout", "soon"],
+        &["ping"],
+        &["ping", "a", "-c", "0"],
+        &["ping", "a", "-i", "1ms"],
+        &["ping", "a", "-W", "6s"],
         &["reload"],
         &["reload", "a", "--finish"],
         &["rotate"],
@@ -237,6 +244,17 @@ fn a_tunnel_that_does_not_run_is_neither_reloaded_nor_rotated() {
     ] {
         assert_eq!(complaint(here.path(), arguments), (4, expected.to_owned()));
     }
+}
+
+#[test]
+fn a_tunnel_that_does_not_run_is_waited_for_and_not_pinged() {
+    let here = tempfile::tempdir().unwrap();
+    let wait = ["wait", "./a.sock", "--up", "--timeout", "0.2"];
+    let (code, said) = complaint(here.path(), &wait);
+    let expected = "vpnd: ./a.sock is not up after 200ms: nobody answers at ./a.sock: ";
+    assert!(code == 4 && said.starts_with(expected), "{code}: {said}");
+    let (code, said) = complaint(here.path(), &["ping", "./a.sock"]);
+    assert!(code == 4 && said.starts_with("vpnd: nobody answers at ./a.sock: "), "{code}: {said}");
 }
 
 #[test]

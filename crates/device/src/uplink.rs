@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::sync::{mpsc, watch};
@@ -78,23 +78,38 @@ pub enum Shift {
 /// The answer to a [`Query`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Route {
-    /// The interface that is used with our current source address; or the error number.
-    kept: Result<u32, i32>,
-    /// The interface and the source address that the kernel chooses itself; or the error number.
-    free: Result<(u32, Option<IpAddr>), i32>,
+    /// Where datagrams go with our current source address; or the error number.
+    kept: Result<Hop, i32>,
+    /// Where they go if the kernel chooses the source address, and its choice; or the error number.
+    free: Result<(Hop, Option<IpAddr>), i32>,
+}
+
+/// The next hop: the index of the interface, and the router.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Hop {
+    index: u32,
+    gateway: Option<IpAddr>,
 }
 
 impl Route {
     /// The source address that the kernel chooses itself.
-    fn chosen(&self) -> Option<IpAddr> {
+    fn free_source(&self) -> Option<IpAddr> {
         self.free.ok().and_then(|(_, source)| source)
+    }
+
+    /// The same, if it makes no difference to name the current source address: a rule for that address may lead
+    /// elsewhere.
+    fn chosen(&self) -> Option<IpAddr> {
+        let (hop, source) = self.free.ok()?;
+        let is_same = self.kept.map_or(true, |kept| kept == hop);
+        source.filter(|_| is_same)
     }
 
     /// Whether datagrams that were sent from `from` under the answer `before` should be sent differently now.
     /// If the kernel did not choose the current source address, another choice of the kernel does not change
     /// it.
     fn is_other_than(&self, before: &Self, from: Option<IpAddr>) -> bool {
-        let was_chosen = from.is_none() || before.chosen() == from;
+        let was_chosen = from.is_none() || before.free_source() == from;
         self.kept != before.kept || was_chosen && self.free != before.free
     }
 }
@@ -261,7 +276,7 @@ impl Follower {
 
     /// Whether the MTU of the route's interface is no longer the same.
     async fn is_other_mtu(&self, route: Option<Route>) -> bool {
-        let link = route.and_then(|route| route.kept.ok());
+        let link = route.and_then(|route| route.kept.ok()).map(|hop| hop.index);
         let mtu = link_mtu(&self.handle, link).await.unwrap_or(0);
         self.mtu.swap(mtu, Ordering::Relaxed) != mtu
     }
@@ -324,14 +339,14 @@ async fn ask(handle: &Handle, query: &Query) -> Route {
         Some(from) => one(handle, query, Some(from)).await,
         None => free,
     };
-    Route { kept: kept.map(|(index, _)| index), free }
+    Route { kept: kept.map(|(hop, _)| hop), free }
 }
 
 async fn one(
     handle: &Handle,
     query: &Query,
     from: Option<IpAddr>,
-) -> Result<(u32, Option<IpAddr>), i32> {
+) -> Result<(Hop, Option<IpAddr>), i32> {
     let Some(message) = message(query, from) else { return Err(libc::ENODEV) };
     let mut answers = Box::pin(handle.route().get(message).execute());
     match answers.try_next().await {
@@ -379,17 +394,26 @@ fn interface(query: &Query) -> Option<Option<u32>> {
     }
 }
 
-fn read(route: &RouteMessage) -> (u32, Option<IpAddr>) {
-    let (mut index, mut source) = (0, None);
+fn read(route: &RouteMessage) -> (Hop, Option<IpAddr>) {
+    let (mut hop, mut source) = (Hop::default(), None);
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(oif) => index = *oif,
-            RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => source = Some((*v4).into()),
-            RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => source = Some((*v6).into()),
+            RouteAttribute::Oif(oif) => hop.index = *oif,
+            RouteAttribute::Gateway(at) => hop.gateway = address(at),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => hop.gateway = Some((*v6).into()),
+            RouteAttribute::PrefSource(at) => source = address(at),
             _ => {}
         }
     }
-    (index, source)
+    (hop, source)
+}
+
+fn address(at: &RouteAddress) -> Option<IpAddr> {
+    match at {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -417,7 +441,19 @@ mod tests {
     const TWO: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 129));
 
     fn route(kept: u32, free: (u32, IpAddr)) -> Route {
-        Route { kept: Ok(kept), free: Ok((free.0, Some(free.1))) }
+        let hop = |index| Hop { index, gateway: None };
+        Route { kept: Ok(hop(kept)), free: Ok((hop(free.0), Some(free.1))) }
+    }
+
+    #[test]
+    fn a_source_whose_rule_leads_elsewhere_is_not_the_kernels_choice() {
+        assert_eq!(route(1, (1, ONE)).chosen(), Some(ONE));
+        assert_eq!(route(2, (1, ONE)).chosen(), None);
+        let gateway = Some(TWO);
+        let by_router = Route { kept: Ok(Hop { index: 1, gateway }), ..route(1, (1, ONE)) };
+        assert_eq!(by_router.chosen(), None);
+        // An address that is gone leads nowhere.
+        assert_eq!(Route { kept: Err(libc::EINVAL), ..route(1, (1, ONE)) }.chosen(), Some(ONE));
     }
 
     #[test]

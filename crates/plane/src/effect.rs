@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use vpnd_device::Found;
-use vpnd_protocol::peer::{Change, Diagnosis, Transmit};
+use vpnd_protocol::peer::{Change, Diagnosis, Echo, Transmit};
 use vpnd_protocol::table::Table;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tunnel::engine::RefusedPackets;
@@ -72,6 +72,8 @@ pub enum Effect {
     },
     /// Report the state of the tunnel and the peer's address to the service manager.
     Standing(State, Option<SocketAddr>),
+    /// Report the answer to a PING to whoever requested it with [`Plane::ping`](crate::Plane::ping).
+    Echo(Echo),
     /// Log this.
     Notify(Notice),
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vpnd_crypto::{PresharedKey, PublicKey};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::handshake::Identity;
-use vpnd_protocol::peer::{Change, Command, Event, Peer, PeerStatus, Transmit};
+use vpnd_protocol::peer::{Change, Command, Event, NotAsked, Peer, PeerStatus, Transmit};
 use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::terms::Terms;
@@ -207,6 +207,14 @@ impl Plane {
         if done { Ok(()) } else { Err(why_not) }
     }
 
+    /// Sends a PING to the peer; [`Effect::Echo`] reports its answer, if one comes. Returns the number of the PING.
+    ///
+    /// # Errors
+    /// If there is no session that carries a PING.
+    pub fn ping(&mut self, now: Now) -> Result<u32, NotAsked> {
+        self.peer.ping(now)
+    }
+
     /// Ends the session, and informs the peer.
     pub fn close(&mut self, now: Now) {
         self.peer.close(now);
@@ -264,6 +272,7 @@ impl Plane {
             Event::Command(Command::KeepFloor(stamp)) => self.push(Effect::KeepFloor(stamp)),
             Event::Command(Command::ChangePort) => self.push(Effect::ChangePort),
             Event::Change(change) => self.follow(now, change),
+            Event::Echo(echo) => self.push(Effect::Echo(echo)),
             Event::Diagnosis(found) => {
                 let is_refused = self.reach.refusal().is_some();
                 let notice = self.diagnoses.found(now.boot, found, is_refused);

@@ -11,6 +11,7 @@ mod contest;
 mod detours;
 mod doubt;
 mod duplicate;
+mod echo;
 mod event;
 mod frames;
 mod identities;
@@ -55,6 +56,7 @@ use crate::time::{BootTime, Now};
 use crate::timers::{LAST_MINUTE, LOOK_EVERY, MAX_JITTER_MS, Timer, Timers};
 use crate::timestamp::{Stamper, Timestamp};
 
+use echo::Echoes;
 use identities::Identities;
 use initiator::Attempt;
 use parts::Parts;
@@ -64,6 +66,7 @@ use responder::{Answered, Initiations};
 use upgrade::Answering;
 use window::Window;
 
+pub use echo::{Echo, NotAsked};
 pub use event::{Change, Command, Diagnosis, Event};
 pub use frames::{Greeting, Loss, Quality};
 pub use search::Probed;
@@ -194,6 +197,8 @@ pub struct Peer {
     paths: Paths,
     /// Round trip and loss of the last minutes, over all sessions.
     window: Window,
+    /// The PINGs that a user has requested.
+    echoes: Echoes,
 
     attempt: Option<Attempt>,
     /// A bootstrap session that the peer initiated.
@@ -246,6 +251,7 @@ impl Peer {
             last_minute_asked: Generation::default(),
             paths,
             window: Window::default(),
+            echoes: Echoes::default(),
             attempt: None,
             answering: None,
             wanted: false,
@@ -300,7 +306,7 @@ impl Peer {
         admitted: &Admitted,
     ) -> Result<(), DropReason> {
         // Handle wake flags first: a session that was confirmed before this message must not be lost to it.
-        self.follow_edges(now);
+        self.follow_flags(now);
         let result = self.dispatch(now, load, admitted);
         self.handle_wake(now);
         result
@@ -308,7 +314,7 @@ impl Peer {
 
     /// Checks everything: call it when a wake flag was set, a deadline has passed or a poll is due.
     pub fn handle_wake(&mut self, now: Now) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.retire_keys(now);
         let moved = self.timers.observe(self.activity.timestamps());
         self.follow_traffic(now);
@@ -375,7 +381,7 @@ impl Peer {
         self.paths.source()
     }
 
-    fn follow_edges(&mut self, now: Now) {
+    fn follow_flags(&mut self, now: Now) {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.reached(now);

@@ -34,7 +34,14 @@ pub(crate) fn rename(socket: impl AsFd, from: &str, to: &str) -> io::Result<()> 
     let mut request = named(from)?;
     request.ifr_ifru.ifru_newname = named(to)?.ifr_name;
     // SAFETY: SIOCSIFNAME reads one ifreq.
-    unsafe { ioctl(socket.as_fd(), libc::SIOCSIFNAME, &raw mut request) }
+    unsafe { ioctl(socket.as_fd(), socket_request(libc::SIOCSIFNAME), &raw mut request) }
+}
+
+/// A request to a socket as `ioctl` takes it. The C libraries have different types for both.
+#[allow(clippy::cast_possible_truncation, reason = "these requests have 16 bits")]
+#[allow(clippy::unnecessary_cast, reason = "musl's type is another one")]
+const fn socket_request(request: libc::c_ulong) -> libc::Ioctl {
+    request as libc::Ioctl
 }
 
 /// Removes the two eBPF programs that another process may have set on the device: one selects the queue of a
@@ -72,7 +79,7 @@ pub(crate) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn link_flags(socket: impl AsFd, name: &str) -> io::Result<c_int> {
     let mut request = named(name)?;
     // SAFETY: SIOCGIFFLAGS reads and writes one ifreq.
-    unsafe { ioctl(socket.as_fd(), libc::SIOCGIFFLAGS, &raw mut request) }?;
+    unsafe { ioctl(socket.as_fd(), socket_request(libc::SIOCGIFFLAGS), &raw mut request) }?;
     // SAFETY: SIOCGIFFLAGS fills the flags in, and any bits are a valid short.
     Ok(c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
 }
@@ -143,7 +150,7 @@ pub(crate) fn driver(socket: impl AsFd, name: &str) -> io::Result<(String, Strin
     request.ifr_ifru.ifru_data = (&raw mut info).cast();
     // SAFETY: SIOCETHTOOL reads one ifreq, and this command reads and writes the one DriverInfo
     // that it points to, which outlives the call.
-    unsafe { ioctl(socket.as_fd(), libc::SIOCETHTOOL, &raw mut request) }?;
+    unsafe { ioctl(socket.as_fd(), socket_request(libc::SIOCETHTOOL), &raw mut request) }?;
     Ok((text(&info.driver), text(&info.bus)))
 }
 

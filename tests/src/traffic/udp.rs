@@ -16,6 +16,8 @@ use crate::{Host, sys};
 const SILENCE: Duration = Duration::from_millis(1500);
 /// The number sent without a pause.
 const BURST: usize = 16;
+/// Nothing is sent to it.
+const DISCARD: u16 = 9;
 
 /// Sends one datagram of each length, never fragmented by the sender, to an address of `to`.
 ///
@@ -26,6 +28,21 @@ pub fn one_of_each(from: &Host, to: &Host, address: &str, lengths: &[usize]) -> 
     let count = missing.len();
     ensure!(count == 0, "{count} of {} lengths did not arrive: {missing:?}", lengths.len());
     Ok(())
+}
+
+/// The largest packet that the kernel lets a program on `from` send to this address unfragmented.
+///
+/// # Errors
+/// If there is no route.
+pub fn mtu_towards(from: &Host, address: &str) -> Result<u16> {
+    let address: IpAddr = address.parse()?;
+    let any = if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = from.enter(|| {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect((address, DISCARD))?;
+        Ok(socket)
+    })?;
+    Ok(u16::try_from(sys::route_mtu(&socket, address.is_ipv6())?)?)
 }
 
 fn lost(from: &Host, to: &Host, address: &str, lengths: &[usize]) -> Result<BTreeSet<usize>> {

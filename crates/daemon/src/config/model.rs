@@ -16,12 +16,19 @@ use vpnd_tunnel::udp::{self, Gso, Listen};
 use super::device::{Carrier, Holder, Mac, Queues};
 use super::endpoint::Endpoint;
 use super::hooks::{Dns, Hooks};
+use super::metrics::{Metrics, MetricsListen};
 use super::profile::{AlsoAccept, Protocol};
 use super::word::{self, Word, as_word, as_words};
 use crate::account::Account;
 
 /// The routing table that `ip route` shows (linux/rtnetlink.h).
 pub(crate) const MAIN_TABLE: u32 = 254;
+
+/// The directory of the sockets of WireGuard's tools, which they have compiled in.
+pub(crate) const UAPI_DIRECTORY: &str = "/var/run/wireguard";
+
+/// A table of the file, and a key in it.
+type Key = (&'static str, &'static str);
 
 /// One tunnel, as its file describes it; every default is filled in. In JSON it has the keys of the file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     /// `[hooks]`.
     pub(crate) hooks: Hooks,
+    /// `[metrics]`.
+    pub(crate) metrics: Metrics,
     /// `[service]`.
     pub(crate) service: Service,
 }
@@ -55,6 +64,17 @@ impl Config {
     pub(crate) fn leads_everywhere(&self) -> bool {
         self.interface.vrf.is_none()
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
+    }
+
+    /// The directories of the sockets that are files for as long as the tunnel runs, each with the key of that socket.
+    pub(crate) fn socket_directories(&self) -> Vec<(Key, &std::path::Path)> {
+        let control = (("[service]", "control"), directory_of(&self.service.control));
+        let metrics = match &self.metrics.listen {
+            Some(MetricsListen::Path(path)) => Some((("[metrics]", "listen"), directory_of(path))),
+            Some(MetricsListen::Address(_)) | None => None,
+        };
+        let uapi = self.service.uapi.then_some((("[service]", "uapi"), UAPI_DIRECTORY.as_ref()));
+        [control].into_iter().chain(metrics).chain(uapi).collect()
     }
 
     /// The files with keys.
@@ -118,6 +138,10 @@ pub(crate) fn default_control(file: &std::path::Path) -> PathBuf {
 /// The default control socket of the tunnel `name`.
 pub(super) fn control_of(name: &str) -> String {
     format!("/run/vpnd/{name}.sock")
+}
+
+fn directory_of(path: &std::path::Path) -> &std::path::Path {
+    path.parent().unwrap_or_else(|| std::path::Path::new("/"))
 }
 
 /// `[interface]`: the device, its addresses, our key and our port.

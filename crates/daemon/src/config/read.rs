@@ -31,8 +31,23 @@ pub(crate) struct Loaded {
 ///
 /// Everything that is wrong with it, and where.
 pub(crate) fn load(file: &path::Path) -> Result<Loaded, Report> {
+    load_from(file, true)
+}
+
+/// The same, for a tunnel that runs already: its sockets and directories may belong to the user that the service
+/// manager has made up for it.
+///
+/// # Errors
+///
+/// As [`load`].
+pub(crate) fn load_for_running(file: &path::Path) -> Result<Loaded, Report> {
+    load_from(file, false)
+}
+
+fn load_from(file: &path::Path, starts: bool) -> Result<Loaded, Report> {
     let shown = file.display().to_string();
-    let read = Surroundings::of(file).and_then(|from| Ok((read_text(from.opened(file))?, from)));
+    let from = Surroundings::of(file).map(|from| Surroundings { starts, ..from });
+    let read = from.and_then(|from| Ok((read_text(from.opened(file))?, from)));
     match read {
         Ok((source, surroundings)) => parse(shown, source, &surroundings),
         Err(problem) => Err(Report::new(shown, String::new(), vec![problem])),
@@ -63,7 +78,7 @@ impl Loaded {
 pub(crate) fn load_handed(name: &str, file: &path::Path, handed: Handed) -> Result<Loaded, Report> {
     let keys = KeySource::Handed(handed.keys);
     let (name, file) = (name.to_owned(), file.to_owned());
-    let from = Surroundings { name, trusted: Ok(file.clone()), file, keys };
+    let from = Surroundings { name, trusted: Ok(file.clone()), file, keys, starts: false };
     // Only the process that handed it over knows its path.
     parse(format!("{}.toml", from.name), handed.source, &from)
 }

@@ -4,6 +4,7 @@ use thiserror::Error;
 use vpnd_tun::Mode;
 
 use super::hooks::{Dns, Hooks};
+use super::metrics::Metrics;
 use super::model::{Config, Interface, Path, Peer, Service, Socket};
 
 /// Differences that cannot be applied while the tunnel runs.
@@ -53,8 +54,19 @@ fn quoted(keys: &[&str]) -> String {
 /// Each key that requires a restart, and whether it differs. The compiler rejects a new field that is missing
 /// here.
 pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)> {
-    let Config { name: _, file: _, interface, peer, routes, path, socket, dns, hooks, service } =
-        now;
+    let Config {
+        name: _,
+        file: _,
+        interface,
+        peer,
+        routes,
+        path,
+        socket,
+        dns,
+        hooks,
+        metrics,
+        service,
+    } = now;
     let mut keys = in_interface(interface, &then.interface).to_vec();
     keys.extend(in_peer(peer, &then.peer));
     keys.push(("[[route]]", *routes != then.routes));
@@ -62,6 +74,8 @@ pub(super) fn compared(now: &Config, then: &Config) -> Vec<(&'static str, bool)>
     keys.extend(in_socket(socket, &then.socket));
     keys.extend(in_dns(dns, &then.dns));
     keys.extend(in_hooks(hooks, &then.hooks));
+    let Metrics { listen } = metrics;
+    keys.push(("[metrics] listen", *listen != then.metrics.listen));
     keys.extend(in_service(service, &then.service));
     keys
 }

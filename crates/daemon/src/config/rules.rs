@@ -62,6 +62,12 @@ pub(super) fn check(config: &Config, keys: &Keys, places: Places<'_>) -> Vec<Pro
     hooks(config, &mut found);
     names(config, &mut found);
     user_of_its_own(config, &mut found);
+    found.problems
+}
+
+/// All problems of a start with this configuration.
+pub(super) fn check_start(config: &Config, places: Places<'_>) -> Vec<Problem> {
+    let mut found = Found { places, problems: vec![] };
     paths_of_root(config, &mut found);
     found.problems
 }
@@ -479,18 +485,18 @@ fn paths_of_root(config: &Config, found: &mut Found<'_>) {
         return;
     }
     let Config { interface, socket, service, .. } = config;
-    // The socket is given to its user by descriptor, so its directory may belong to that user.
+    // The control socket is given to its user by descriptor, so its directory may belong to that user.
     let users: Vec<u32> = service.user.iter().map(|user| user.uid).collect();
-    let sockets = service.control.parent().unwrap_or_else(|| Path::new("/"));
     let netns =
         |name: &Option<String>| name.as_deref().map(|name| future_place(&netns::path(name)));
-    let checked = [
-        ("[service]", "state_dir", Some(future_place(&service.state_dir))),
-        ("[service]", "control", Some(future_directory(sockets, &users))),
-        ("[interface]", "netns", netns(&interface.netns)),
-        ("[socket]", "netns", netns(&socket.netns)),
+    let files = [
+        (("[service]", "state_dir"), Some(future_place(&service.state_dir))),
+        (("[interface]", "netns"), netns(&interface.netns)),
+        (("[socket]", "netns"), netns(&socket.netns)),
     ];
-    for (table, key, result) in checked {
+    let sockets = config.socket_directories().into_iter();
+    let sockets = sockets.map(|(key, directory)| (key, Some(future_directory(directory, &users))));
+    for ((table, key), result) in files.into_iter().chain(sockets) {
         // A path that does not exist is reported where it is used.
         if let Some(Err(why @ (Untrusted::Owner { .. } | Untrusted::Writable { .. }))) = result {
             let problem = Problem::error(format!("others could replace what is there: {why}"));

@@ -16,7 +16,7 @@ pub(super) type Parsed<T> = Result<T, Vec<Problem>>;
 
 /// Every table and its keys; the first row is the file itself.
 pub(super) const TABLES: &[(&str, &[&str])] = &[
-    ("", &["interface", "peer", "route", "path", "socket", "dns", "hooks", "service"]),
+    ("", &["interface", "peer", "route", "path", "socket", "dns", "hooks", "metrics", "service"]),
     (
         "[interface]",
         &[
@@ -70,6 +70,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[path]", &["mss_clamp", "mtu_max", "raise_every", "icmp", "gso", "offload"]),
     ("[dns]", &["servers", "domains"]),
     ("[hooks]", &["up", "established", "lost", "down", "timeout"]),
+    ("[metrics]", &["listen"]),
     (
         "[service]",
         &[

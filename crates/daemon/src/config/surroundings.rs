@@ -20,6 +20,9 @@ pub(super) struct Surroundings {
     pub(super) keys: KeySource,
     /// The real path of the file, or who else could change it. A handed-over file counts as trusted.
     pub(super) trusted: Result<PathBuf, Untrusted>,
+    /// Whether this process makes the tunnel's files and sockets, or sends the configuration to a tunnel that has
+    /// them.
+    pub(super) starts: bool,
 }
 
 impl Surroundings {
@@ -37,7 +40,7 @@ impl Surroundings {
             Err(Untrusted::Unreachable { .. }) if is_descriptor(&file) => Ok(file.clone()),
             trusted => trusted,
         };
-        Ok(Self { name, file, keys: KeySource::files(), trusted })
+        Ok(Self { name, file, keys: KeySource::files(), trusted, starts: true })
     }
 
     /// The path to open: that of the checked file. An untrusted file is read all the same, so that it can be

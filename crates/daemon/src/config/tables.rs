@@ -1,5 +1,6 @@
 //! A function for each table: its keys, their valid values and their defaults.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use vpnd_tunnel::udp::{Gso, Listen, unmapped};
 
 use super::device::{self, Carrier, Queues};
 use super::hooks;
+use super::metrics::{Metrics, MetricsListen};
 use super::model::{
     self, Config, Confinement, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Path, Peer,
     Route, Service, Socket,
@@ -52,6 +54,9 @@ pub(super) fn all(
     let good = tables(Section::root(file), from, &mut problems);
     if let Some((config, keys)) = good.as_ref().filter(|_| problems.is_empty()) {
         problems = rules::check(config, keys, Places::new(file.get_ref()));
+        if from.starts {
+            problems.extend(rules::check_start(config, Places::new(file.get_ref())));
+        }
         problems.extend(from.trusted.as_ref().err().and_then(|why| rules::file(config, why)));
     }
     (good, problems)
@@ -74,12 +79,14 @@ fn tables(
     let socket = table(&root, "[socket]", problems, socket);
     let dns = table(&root, "[dns]", problems, hooks::dns);
     let hooks = table(&root, "[hooks]", problems, hooks::hooks);
+    let metrics = table(&root, "[metrics]", problems, |s| metrics(s, from));
     let service = table(&root, "[service]", problems, |s| service(s, from));
     problems.extend(root.close());
     let (interface, secret, next_secret) = interface?;
     let (peer, preshared, next_preshared) = peer?;
     let (name, file) = (from.name.clone(), from.file.clone());
-    let config = Config { name, file, interface, peer, routes, path, socket, dns, hooks, service };
+    let config =
+        Config { name, file, interface, peer, routes, path, socket, dns, hooks, metrics, service };
     Some((config, Keys { secret, next_secret, preshared, next_preshared }))
 }
 
@@ -246,6 +253,10 @@ fn buffer(value: &Value<'_>) -> Parsed<usize> {
     value::size(64 << 10..=1 << 30)(value)
 }
 
+fn metrics(s: &mut Section<'_>, from: &Surroundings) -> Metrics {
+    Metrics { listen: s.take("listen", text(|text| metrics_listen(text, from))) }
+}
+
 fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
     let path = |text: &str| from.path(text);
     let control = model::control_of(&from.name);
@@ -374,6 +385,18 @@ fn socket_path(text: &str, from: &Surroundings) -> TextResult<PathBuf> {
         return Ok(path);
     }
     Err(Problem::error(format!("a socket's path has at most {MAX_SOCKET_PATH} bytes")))
+}
+
+/// An address and a port, or the path of a socket, which has a `/`.
+fn metrics_listen(text: &str, from: &Surroundings) -> TextResult<MetricsListen> {
+    if text.contains('/') {
+        return socket_path(text, from).map(MetricsListen::Path);
+    }
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    address.map(MetricsListen::Address).ok_or_else(|| {
+        let problem = format!("expected an address and a port, or a path, found `{text}`");
+        Problem::error(problem).help("write \"127.0.0.1:9586\", or \"/run/vpnd/NAME.metrics\"")
+    })
 }
 
 /// The user with this name; `None` for the empty name, with which the daemon keeps its user.

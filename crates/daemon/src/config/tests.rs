@@ -129,6 +129,7 @@ fn defaults() {
             "up": [], "established": [], "lost": [], "down": [], "timeout": "10s",
         })
     );
+    assert_eq!(json["metrics"], serde_json::json!({ "listen": null }));
     assert_eq!(json["service"]["state_dir"], "/var/lib/vpnd");
     assert_eq!(json["service"]["control"], "/run/vpnd/site.sock");
 }
@@ -586,7 +587,7 @@ fn the_example_shows_the_defaults() {
     // The user `vpnd` is the default only where it exists, what comes next is no key of now, how large
     // packets may be and where they leave the routes say, and the rest is not there by default.
     let others = "user next_ mtu_max bridge stp_cost bind_device source mac vrf owner group netns allowed_macs \
-                  servers domains up established lost down table";
+                  servers domains up established lost down table listen";
     let is_other = |line: &str| others.split(' ').any(|other| line[1..].starts_with(other));
     let has_default = |line: &&str| !is_other(line);
     let spelled_out: Vec<_> = plain

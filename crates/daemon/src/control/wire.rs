@@ -12,7 +12,7 @@ pub(super) const MAX_REQUEST: usize = 4096;
 pub(crate) struct Ask {
     /// Always [`SCHEMA`].
     pub(crate) schema: u32,
-    /// `status`, `reload` or `rotate`.
+    /// `status`, `ping`, `reload` or `rotate`.
     pub(crate) command: String,
     /// For `rotate`: whether the previous keys are removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -51,6 +51,25 @@ pub(super) struct Done {
 
 impl Done {
     pub(super) const OK: Self = Self { schema: SCHEMA, ok: true };
+}
+
+/// The answer to a `ping`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ping {
+    /// Always [`SCHEMA`].
+    pub(crate) schema: u32,
+    /// How long the peer's answer took; `None` if none came in time.
+    pub(crate) round_trip_ms: Option<f64>,
+    /// The peer's address.
+    pub(crate) endpoint: Option<String>,
+    /// Why the peer was not asked.
+    pub(crate) not_asked: Option<String>,
+}
+
+impl Ping {
+    /// No answer has come in time.
+    pub(crate) const UNANSWERED: Self =
+        Self { schema: SCHEMA, round_trip_ms: None, endpoint: None, not_asked: None };
 }
 
 /// The answer to a request that was refused.

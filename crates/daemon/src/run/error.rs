@@ -10,6 +10,7 @@ use crate::control::ControlError;
 use crate::exit::Exit;
 use crate::firewall::FirewallError;
 use crate::hooks::HookError;
+use crate::metrics::MetricsError;
 use crate::netns::NetnsError;
 use crate::privilege::PrivilegeError;
 use crate::sandbox::SandboxError;
@@ -48,6 +49,9 @@ pub(crate) enum RunError {
     /// The same tunnel is already running.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A command that had to run failed.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -75,6 +79,9 @@ impl RunError {
             Self::Netns(error) if error.is_permission() => Exit::Permission,
             Self::Privilege(error) if error.is_permission() => Exit::Permission,
             Self::Bind(BindError::Privilege { .. }) => Exit::Permission,
+            Self::Metrics(MetricsError::Privilege(_)) => Exit::Permission,
+            // Another start would fail as well.
+            Self::Metrics(_) => Exit::Config,
             Self::Firewall(error) if error.is_permission() => Exit::Permission,
             Self::Device(error) if error.is_permission() => Exit::Permission,
             _ => Exit::Failure,

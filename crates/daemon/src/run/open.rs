@@ -13,6 +13,7 @@ use crate::control::Control;
 use crate::firewall;
 use crate::floor::FloorFile;
 use crate::linger::Opener;
+use crate::metrics::{Bound, Metrics};
 use crate::netns::Netns;
 use crate::tenancy::Tenancy;
 use crate::uapi::Uapi;
@@ -85,6 +86,7 @@ pub(super) struct Opened {
     pub(super) socket: Socket,
     pub(super) uplink: Option<Uplink>,
     pub(super) floor: FloorFile,
+    pub(super) metrics: Option<Bound>,
     /// The MTU that the device will get.
     pub(super) mtu: u16,
     /// The WireGuard socket.
@@ -102,6 +104,8 @@ impl Opened {
         (device, uapi): (Option<Device>, Option<Uapi>),
     ) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
+        // This comes before the device is created: another program may have the port.
+        let metrics = Metrics::bind(config)?;
         let device = match device {
             Some(given) => opening::prepared(given)?,
             None => inside.within(|| opening::device(config))??,
@@ -115,7 +119,7 @@ impl Opened {
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, netlink).await?;
         let uapi = uapi.or_else(|| opening::uapi(config, &device.name));
-        Ok(Self { device, tenancy, carrier, socket, uplink, floor, mtu, uapi })
+        Ok(Self { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi })
     }
 
     /// The wanted state of the device.

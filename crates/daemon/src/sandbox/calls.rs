@@ -50,11 +50,12 @@ const THREAD: &[c_long] = &[
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
 ];
 
 /// What starts a thread, and confines it further.
 const START: &[c_long] = &[
+    libc::SYS_capget,
+    libc::SYS_capset,
     libc::SYS_clone3,
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_create_ruleset,
@@ -137,7 +138,6 @@ const SOCKETS: &[c_long] = &[
     libc::SYS_getpeername,
     libc::SYS_getsockname,
     libc::SYS_getsockopt,
-    libc::SYS_ioctl,
     libc::SYS_listen,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
@@ -163,17 +163,10 @@ const EVENTS: &[c_long] = &[
 ];
 
 /// Ends the processes beside the daemon, and asks about this process.
-const PROCESSES: &[c_long] = &[
-    libc::SYS_capget,
-    libc::SYS_getppid,
-    libc::SYS_prlimit64,
-    libc::SYS_sysinfo,
-    libc::SYS_uname,
-    libc::SYS_wait4,
-    libc::SYS_waitid,
-];
+const PROCESSES: &[c_long] =
+    &[libc::SYS_getppid, libc::SYS_sysinfo, libc::SYS_uname, libc::SYS_wait4, libc::SYS_waitid];
 
-/// The descriptors of which sockets the daemon and the C library's name service use.
+/// The families of the sockets that the daemon and the C library's name service use.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// The calls on the list of `role`, without those that depend on an argument.
@@ -201,24 +194,55 @@ fn quiet(role: Role) -> &'static [(c_long, i32)] {
 
 /// The calls that are allowed with certain arguments.
 fn with_arguments(role: Role) -> Result<Vec<(c_long, Vec<Rule>)>, Error> {
-    let no_code = not_executable()?;
-    let mut rules =
-        vec![(libc::SYS_mprotect, no_code.clone()), (libc::SYS_prctl, prctl_options()?)];
-    // The C library loads the modules of its name service when it first needs them.
-    let mmap = if role == Role::Lookups { Vec::new() } else { no_code };
-    rules.push((libc::SYS_mmap, mmap));
+    let mut code = not_executable()?;
     if role == Role::Lookups {
-        rules[0].1.clear();
+        // The C library loads the modules of its name service when it first needs them.
+        code.clear();
     }
+    let process = u64::from(std::process::id());
+    let mut rules = vec![
+        (libc::SYS_mmap, code.clone()),
+        (libc::SYS_mprotect, code),
+        (libc::SYS_prctl, prctl_options()?),
+        // A thread that panics twice ends its own process.
+        (libc::SYS_tgkill, one(0, Width::Dword, Compare::Eq, process)?),
+    ];
     if matches!(role, Role::Main | Role::Lookups) {
-        rules.push((libc::SYS_clone, one(0, Width::Qword, Compare::MaskedEq(THREADS), THREADS)?));
+        rules.push((
+            libc::SYS_clone,
+            one(0, Width::Qword, Compare::MaskedEq(STARTED), THREAD_ONLY)?,
+        ));
         rules.push((libc::SYS_socket, any(0, FAMILIES)?));
+        rules.push((libc::SYS_prlimit64, one(0, Width::Dword, Compare::Eq, 0)?));
+        rules.push((libc::SYS_ioctl, no_terminal()?));
     }
     Ok(rules)
 }
 
-/// `clone` starts a thread of this process, and no process.
-const THREADS: u64 = libc::CLONE_THREAD as u64;
+/// `clone` starts a thread of this process …
+const THREAD_ONLY: u64 = libc::CLONE_THREAD as u64;
+/// … which is in the same namespaces.
+const STARTED: u64 = THREAD_ONLY
+    | (libc::CLONE_NEWNS
+        | libc::CLONE_NEWCGROUP
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET) as u64;
+
+/// The requests that write into a terminal's input (`asm-generic/ioctls.h`).
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
+
+/// Nothing is typed into the terminal that vpnd was started from.
+fn no_terminal() -> Result<Vec<Rule>, Error> {
+    let other = |request: u64| Condition::new(1, Width::Dword, Compare::Ne, request);
+    let conditions = [other(TIOCSTI), other(TIOCLINUX)];
+    let conditions: Result<Vec<_>, _> = conditions.into_iter().collect();
+    let rule = conditions.and_then(Rule::new).map_err(Error::Backend)?;
+    Ok(vec![rule])
+}
 
 /// Memory never becomes code.
 fn not_executable() -> Result<Vec<Rule>, Error> {
@@ -227,7 +251,16 @@ fn not_executable() -> Result<Vec<Rule>, Error> {
 
 /// A thread names itself and its memory, and gives up rights.
 fn prctl_options() -> Result<Vec<Rule>, Error> {
-    any(0, [libc::PR_SET_NAME, libc::PR_SET_VMA, libc::PR_SET_NO_NEW_PRIVS, libc::PR_GET_DUMPABLE])
+    any(
+        0,
+        [
+            libc::PR_SET_NAME,
+            libc::PR_SET_VMA,
+            libc::PR_SET_NO_NEW_PRIVS,
+            libc::PR_GET_DUMPABLE,
+            libc::PR_CAP_AMBIENT,
+        ],
+    )
 }
 
 fn any<const N: usize>(argument: u8, values: [i32; N]) -> Result<Vec<Rule>, Error> {
@@ -247,10 +280,11 @@ fn one(argument: u8, width: Width, compare: Compare, value: u64) -> Result<Vec<R
 /// If the kernel refuses the filter.
 pub(super) fn confine(role: Role, confinement: Confinement) -> Result<bool, Error> {
     let Ok(processor) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(false) };
-    let other = match confinement {
-        Confinement::Off => return Ok(false),
-        Confinement::Errno => Action::Errno(libc::EPERM.unsigned_abs()),
-        Confinement::Kill => Action::KillProcess,
+    let other = match (confinement, role) {
+        (Confinement::Off, _) => return Ok(false),
+        // Modules of the name service are programs of others, which may try any call and go on without it.
+        (Confinement::Errno, _) | (_, Role::Lookups) => Action::Errno(libc::EPERM.unsigned_abs()),
+        (Confinement::Kill, _) => Action::KillProcess,
     };
     // Of two filters the stricter one decides. This one comes first, because it allows the call that sets the other.
     for (call, error) in quiet(role) {

@@ -3,6 +3,7 @@
 //! version, enforces what it can.
 
 use std::fmt;
+use std::fs;
 use std::path::PathBuf;
 
 use landlock::{
@@ -43,26 +44,59 @@ impl fmt::Display for Files {
     }
 }
 
-/// What looking up names and users reads: the C library's settings, the files that they link to, and its modules.
+/// The directories that looking up names and users reads: the C library's settings, the files that they link to, and
+/// its modules.
 pub(super) fn lookups() -> Vec<PathBuf> {
-    ["/etc", "/run", "/usr", "/lib", "/lib64", "/nix/store", "/gnu/store"].map(PathBuf::from).into()
+    let usual = ["/etc", "/run", "/usr", "/lib", "/lib64", "/nix/store", "/gnu/store", "/proc"];
+    let links = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"].map(PathBuf::from);
+    usual.map(PathBuf::from).into_iter().chain(behind(&links)).collect()
 }
 
-/// Lets the calling thread change files beneath `writable`, read files beneath `readable`, and open no others. Paths
-/// that do not exist are left out.
+/// The directories in which these files really are.
+pub(super) fn behind(links: &[PathBuf]) -> Vec<PathBuf> {
+    let files = links.iter().filter_map(|link| fs::canonicalize(link).ok());
+    files.filter_map(|file| Some(file.parent()?.to_owned())).collect()
+}
+
+/// What a thread may do beneath some directories.
+pub(super) enum Right {
+    /// Remove files.
+    Remove,
+    /// Read, write, make and remove files.
+    Change,
+    /// Read files.
+    Read,
+}
+
+impl Right {
+    fn access(&self) -> BitFlags<AccessFs> {
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        match self {
+            Self::Remove => AccessFs::RemoveFile.into(),
+            Self::Read => read,
+            Self::Change => {
+                let write = AccessFs::WriteFile | AccessFs::Truncate;
+                read | write | AccessFs::MakeReg | AccessFs::RemoveFile
+            }
+        }
+    }
+}
+
+/// Lets the calling thread use its rights beneath these directories, and open no other files. Paths that do not exist
+/// are left out.
 ///
 /// # Errors
 ///
 /// If the kernel refuses its own kind of rules.
-pub(super) fn confine(writable: &[PathBuf], readable: &[PathBuf]) -> Result<Files, RulesetError> {
-    let all = AccessFs::from_all(NEWEST);
+pub(super) fn confine(rights: &[(Right, &[PathBuf])]) -> Result<Files, RulesetError> {
     let rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(all)?
+        .handle_access(AccessFs::from_all(NEWEST))?
         .create()?
         .set_compatibility(CompatLevel::BestEffort);
-    let rules = allow(rules, writable, all & !AccessFs::Execute)?;
-    let rules = allow(rules, readable, AccessFs::ReadFile | AccessFs::ReadDir)?;
+    let mut given = rights.iter();
+    let rules =
+        given.try_fold(rules, |rules, (right, paths)| allow(rules, paths, right.access()))?;
     Ok(extent(&rules.restrict_self()?))
 }
 

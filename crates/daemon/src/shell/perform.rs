@@ -64,6 +64,7 @@ impl Shell {
                 let endpoint = endpoint.map(|at| self.diagnostics.zones.show(at));
                 self.around.service.status(&line(&state, endpoint));
             }
+            Effect::Echo(echo) => self.echoed(echo),
             Effect::Notify(notice) => self.notify(&notice),
         }
     }

@@ -9,6 +9,7 @@ use super::Shell;
 use crate::config::Config;
 use crate::control::Request;
 use crate::keys::Keys;
+use crate::metrics::Scrape;
 use crate::options;
 use crate::status::{Fault, PathMtu, Status};
 use crate::terms::Agreement;
@@ -21,6 +22,7 @@ impl Shell {
     pub(super) async fn answer(&mut self, request: Request) -> io::Result<()> {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Ping(reply) => self.ping(reply),
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
                 // wipes.
@@ -35,6 +37,11 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Answers a request for the metrics; the client may have left.
+    pub(super) fn scraped(&mut self, scrape: Scrape) {
+        drop(scrape.send(self.status()));
     }
 
     fn status(&mut self) -> Status {

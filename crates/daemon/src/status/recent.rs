@@ -52,9 +52,16 @@ impl Recent {
         let trip = self.round_trip_ms.zip(self.jitter_ms);
         let trip =
             trip.map(|(trip, jitter)| format!("round trip {trip:.1} ms, jitter {jitter:.1} ms"));
-        let minute = self.minute.text().map(|lost| format!("lost in 1 min: {lost}"));
+        let lost = self.lost_text().map(|lost| format!("lost {lost}"));
+        let all: Vec<_> = [trip, lost].into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// The losses alone.
+    pub(crate) fn lost_text(&self) -> Option<String> {
+        let minute = self.minute.text().map(|lost| format!("in 1 min: {lost}"));
         let ten = self.ten_minutes.text().map(|lost| format!("in 10 min: {lost}"));
-        let all: Vec<_> = [trip, minute, ten].into_iter().flatten().collect();
+        let all: Vec<_> = [minute, ten].into_iter().flatten().collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

@@ -103,7 +103,8 @@ fn session(status: &Status) -> String {
     }
 }
 
-fn state(status: &Status) -> String {
+/// The state, with its reasons and its age.
+pub(crate) fn state(status: &Status) -> String {
     let (word, span) = (status.state.word(), span(status.state_changed_s));
     match status.reasons.as_slice() {
         [] => format!("{word}, for {span}"),
@@ -143,8 +144,9 @@ fn ago(seconds: f64) -> String {
     format!("{} ago", span(seconds))
 }
 
+/// A number of bytes, in a unit that makes it short.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (count as f64, 0);
     while value >= 1024.0 && unit + 1 < UNITS.len() {

@@ -14,7 +14,9 @@ use vpnd_plane::{
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::message::{self, Index, Message};
-use vpnd_protocol::peer::{Change, Command, Event, Load, Peer, PeerStatus, Transmit};
+use vpnd_protocol::peer::{
+    Change, Command, Echo, Event, Load, NotAsked, Peer, PeerStatus, Transmit,
+};
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::time::{BootTime, Now, WallTime};
 use vpnd_protocol::timestamp::Timestamp;
@@ -125,6 +127,8 @@ pub(crate) struct End {
     pub(crate) notices: Vec<Notice>,
     /// When names were to be looked up.
     pub(crate) lookups: Vec<Duration>,
+    /// Answers to PINGs that were requested.
+    pub(crate) echoes: Vec<Echo>,
     /// When a timer called the control plane.
     pub(crate) wakes: Vec<Duration>,
     /// How often the order of effects was checked.
@@ -173,6 +177,7 @@ impl End {
             counted: Counted::default(),
             notices: Vec::new(),
             lookups: Vec::new(),
+            echoes: Vec::new(),
             wakes: Vec::new(),
             checked: Checked::default(),
         };
@@ -258,6 +263,13 @@ impl End {
         let (own, remotes) = (self.options.identities(self.side), self.options.remotes());
         self.plane.adopt(self.clock(now), self.options.terms(), own, remotes);
         self.flush(now);
+    }
+
+    /// Its user pings the peer.
+    pub(crate) fn ping(&mut self, now: Duration) -> Result<u32, NotAsked> {
+        let asked = self.plane.ping(self.clock(now));
+        self.flush(now);
+        asked
     }
 
     /// Its device has another MTU.
@@ -431,6 +443,7 @@ impl End {
             }
             Effect::Standing(state, _) => self.told.push((now, state)),
             Effect::Notify(Notice::State(state)) => self.logged.push((now, state)),
+            Effect::Echo(echo) => self.echoes.push(echo),
             Effect::LookUpNames => self.lookups.push(now),
             Effect::Notify(Notice::Refused(refused)) => self.impaired.push((now, refused.to)),
             Effect::Notify(notice) => self.notices.push(notice),

@@ -15,6 +15,7 @@ mod crossing;
 mod data;
 mod diagnosis;
 mod duplicate;
+mod echo;
 mod end;
 mod failover;
 mod handshake;

@@ -500,7 +500,8 @@ impl Peer {
         self.paths.alternatives.answers && self.frames_flow()
     }
 
-    /// Forgets every address that is neither configured nor asked because of a doubt: a name may have others by now.
+    /// Forgets the addresses that came from names, because a name may have others by now. Those that are being checked
+    /// because of a doubt stay.
     pub(super) fn forget_others(&mut self) {
         let doubted = self.paths.doubt.iter().flat_map(Doubt::asked);
         let kept: Vec<_> = self.paths.candidates.configured().chain(doubted).collect();

@@ -23,7 +23,7 @@ impl Peer {
         remotes: Vec<PublicKey>,
     ) {
         // Earlier sessions were confirmed under the old terms.
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.terms = terms;
         self.identities = self.identities.replaced(identities, remotes);
         self.drop_pending();
@@ -35,7 +35,7 @@ impl Peer {
     /// key carry data until it completes. While the other end still has the old key, no answer opens, and the
     /// handshake is tried again as if it were unanswered.
     pub fn set_preshared(&mut self, now: Now, preshared: &PresharedKey) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.terms =
             self.terms.iter().map(|terms| Terms::new(terms.protocol(), preshared)).collect();
         self.drop_pending();
@@ -59,7 +59,7 @@ impl Peer {
     /// Sends to this address from now on, as if the peer had proved it, until the peer is heard from another.
     /// Without a session only the configured addresses count.
     pub fn go_to(&mut self, now: Now, to: SocketAddr) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         if self.keyring.current().is_some() && self.endpoint() != Some(to) {
             self.paths.settle_at(now.boot, to, None);
         }
@@ -69,7 +69,7 @@ impl Peer {
     /// The device has another MTU, and `largest_packet` is the longest packet that crosses it. The peer is
     /// informed at once; the limits of a key change with the next session.
     pub fn device_changed(&mut self, now: Now, mtu: u16, largest_packet: u16) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.device = DeviceFacts { mtu, largest_packet, ..self.device };
         if self.frames_flow() {
             self.greet(now);
@@ -85,7 +85,7 @@ impl Peer {
     /// Initiates under our next key, and keeps using it once a session is established under it; returns
     /// whether there is a next key.
     pub fn rotate(&mut self, now: Now) -> bool {
-        self.follow_edges(now);
+        self.follow_flags(now);
         if !self.identities.rotate() {
             return false;
         }

@@ -1,14 +1,15 @@
-//! The reports of the peer's state machine: commands to the caller, changes of its state, and diagnoses of a
-//! fault.
+//! The reports of the peer's state machine: commands to the caller, changes of its state, diagnoses of a fault, and
+//! answers that were requested.
 
 use std::net::SocketAddr;
 
 use vpnd_crypto::key::PublicKey;
 
+use super::echo::Echo;
 use crate::session::Role;
 use crate::timestamp::Timestamp;
 
-/// One report. All three kinds come from one queue, in the order in which they occurred.
+/// One report. All kinds come from one queue, in the order in which they occurred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The caller must do this.
@@ -17,6 +18,8 @@ pub enum Event {
     Change(Change),
     /// Something is wrong, here or at the peer.
     Diagnosis(Diagnosis),
+    /// A PING that was requested is answered.
+    Echo(Echo),
 }
 
 /// What the caller must do.

@@ -100,6 +100,10 @@ impl Challenge {
         Ping::new(self.sequence, self.random, sent)
     }
 
+    pub(super) const fn sequence(self) -> u32 {
+        self.sequence
+    }
+
     pub(super) fn is_met_by(self, pong: &Pong) -> bool {
         self.sequence == pong.sequence.get() && self.random == pong.timestamp.get()
     }
@@ -146,7 +150,7 @@ impl Peer {
     /// The reason why the frame or one of its records was ignored, for the counters. The other records took
     /// effect.
     pub fn handle_frame(&mut self, now: Now, framed: &Framed) -> Result<(), DropReason> {
-        self.follow_edges(now);
+        self.follow_flags(now);
         let result = self.take_frame(now, framed);
         self.handle_wake(now);
         result
@@ -264,6 +268,7 @@ impl Peer {
         self.paths.answered(now.boot, framed.at.from);
         self.settle_contest(now, pong);
         self.follow_pong(now, framed, pong);
+        self.take_echo(now, pong);
         let found = self.paths.gauge.take(now.boot, pong, framed.accepted);
         if let (Some(found), Some(to)) = (found, self.endpoint()) {
             let current = self.keyring.current().map(|current| current.opening.generation());

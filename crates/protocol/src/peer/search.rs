@@ -5,10 +5,12 @@
 //! one. If it is lost, up to [`SIZES`] sizes are probed at a time: first the common ones, then evenly spaced
 //! ones, until no byte is left between what arrives and what does not.
 //!
-//! While data flows, the size in use is probed every [`CONFIRM_EVERY`], and in each round of a search. If
-//! [`PROBES`] such probes are lost in succession, the path is a black hole for it: data returns to
-//! [`LEAST_DATAGRAM`] at once, and the search starts again. From the second try on a probe of the least size goes
-//! along: if it is not answered either, the peer is not reached at all, and nothing is concluded.
+//! While data flows, the size in use is probed every [`CONFIRM_EVERY`], and in each round of a search. A round is
+//! [`TRIES`] tries, a wait for an answer apart. If none is answered, the path is a black hole for that size: data returns
+//! to [`LEAST_DATAGRAM`] at once, and the search starts again. From the second try on a probe of the least size goes
+//! along: if it is not answered either, the peer is not reached at all, and nothing is concluded. On a path that loses
+//! many datagrams the tries after the first consist of several copies: more of them would take longer, and data that is
+//! too large is lost all that time.
 
 mod history;
 
@@ -21,10 +23,9 @@ use history::History;
 
 pub use history::Probed;
 
-/// The number of probes of one size that are lost before the size counts as too large, on a path that loses
-/// nothing else.
-pub(super) const PROBES: u32 = 3;
-/// The same on a path that loses many datagrams.
+/// How often a size is tried before it counts as too large.
+const TRIES: u32 = 3;
+/// The most probes of one size in all tries, on a path that loses many datagrams.
 const MOST_PROBES: i32 = 7;
 /// How many new sizes are probed at the same time.
 const SIZES: usize = 4;
@@ -70,8 +71,8 @@ pub(super) struct Sent {
 pub(super) struct Pace {
     /// How long to wait for an answer.
     pub(super) wait: Duration,
-    /// How many probes of one size are lost before the size counts as too large.
-    pub(super) probes: u32,
+    /// How many copies of a probe are sent at once, from the second try on. Mostly the first one is answered.
+    pub(super) copies: u32,
     /// The time until a larger size is probed again, on a path that carries less than its first link.
     pub(super) raise_after: Duration,
 }
@@ -83,7 +84,7 @@ impl Pace {
         let enough = (1..MOST_PROBES).find(|n| loss.powi(*n) <= 0.001).unwrap_or(MOST_PROBES);
         Self {
             wait: (round_trip * 2).clamp(LEAST_WAIT, MOST_WAIT),
-            probes: enough.cast_unsigned().max(PROBES),
+            copies: (enough.cast_unsigned() - 1).div_ceil(TRIES - 1).max(1),
             raise_after,
         }
     }
@@ -125,7 +126,7 @@ pub(super) struct Search {
 struct Round {
     /// In ascending order.
     asked: Vec<Asked>,
-    sent: u32,
+    tries: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +201,7 @@ impl Search {
     /// When [`Search::probes`] has something to send. If the peer is not reached, that is only while data is sent.
     pub(super) fn deadline(&self, sent: Sent) -> Option<BootTime> {
         if let Some(round) = &self.round {
-            let waits = self.unanswered > 0 && round.sent == 0;
+            let waits = self.unanswered > 0 && round.tries == 0;
             return (!waits || sent.at > Some(self.unanswered_at)).then_some(self.next);
         }
         let raise = (self.confirmed < self.link).then_some(self.raise_at);
@@ -220,7 +221,7 @@ impl Search {
         if self.deadline(sent).is_none_or(|at| now < at) {
             return Vec::new();
         }
-        if self.round.as_ref().is_some_and(|round| round.sent >= pace.probes) {
+        if self.round.as_ref().is_some_and(|round| round.tries >= TRIES) {
             self.conclude(now, pace.raise_after);
             if self.deadline(sent).is_none_or(|at| now < at) {
                 return Vec::new();
@@ -234,10 +235,8 @@ impl Search {
             self.begin(now, &[]);
         }
         let Some(round) = &mut self.round else { return Vec::new() };
-        round.sent += 1;
         self.next = now + pace.wait;
-        let is_due = |asked: &&Asked| !asked.answered && (round.sent > 1 || !asked.is_control());
-        let due: Vec<_> = round.asked.iter().filter(is_due).map(|asked| asked.probe).collect();
+        let due = round.try_again(pace.copies);
         due.iter().for_each(|probe| self.history.sent(now, *probe));
         due
     }
@@ -297,8 +296,13 @@ impl Search {
         }
     }
 
-    /// Starts the search again, with the largest size.
+    /// Starts the search again, with the largest size. A round that may be about to find that the path carries less is not
+    /// given up for that: its tries would be lost.
     pub(super) fn look_for_more(&mut self, now: BootTime) {
+        if self.is_confirming() {
+            self.raise_at = now;
+            return;
+        }
         self.lost = None;
         if self.confirmed < self.link {
             self.begin(now, &[self.link]);
@@ -306,6 +310,11 @@ impl Search {
             self.round = None;
             self.settle(now, Duration::ZERO);
         }
+    }
+
+    /// Whether the size in use has been tried, no larger one, and an answer is awaited.
+    fn is_confirming(&self) -> bool {
+        !self.looks_for_more() && self.round.as_ref().is_some_and(|round| round.tries > 0)
     }
 
     /// Starts a round that probes the least size, the size in use and `sizes`.
@@ -318,7 +327,7 @@ impl Search {
             self.numbers = self.numbers.wrapping_add(1);
             Asked { probe: Probe { number: self.numbers, size }, answered: false }
         };
-        self.round = Some(Round { asked: sizes.into_iter().map(&mut ask).collect(), sent: 0 });
+        self.round = Some(Round { asked: sizes.into_iter().map(&mut ask).collect(), tries: 0 });
         self.next = now;
     }
 
@@ -326,7 +335,7 @@ impl Search {
     fn conclude(&mut self, now: BootTime, raise_after: Duration) {
         let Some(mut round) = self.round.take() else { return };
         let Some(arrived) = round.arrived() else {
-            round.sent = 0;
+            round.tries = 0;
             self.round = Some(round);
             self.next = now + REPEAT_AFTER * (1 << self.unanswered.min(REPEAT_DOUBLED));
             (self.unanswered, self.unanswered_at) = (self.unanswered.saturating_add(1), now);
@@ -374,6 +383,22 @@ impl Asked {
 }
 
 impl Round {
+    /// The probes of the next try.
+    fn try_again(&mut self, copies: u32) -> Vec<Probe> {
+        self.tries += 1;
+        let due = self.asked.iter().filter(|asked| !asked.answered);
+        if self.tries == 1 {
+            return due.filter(|asked| !asked.is_control()).map(|asked| asked.probe).collect();
+        }
+        // In turns, so that a short burst of losses does not take all copies of one. The least size has one more chance:
+        // without its answer, the loss of the others proves nothing.
+        let turns = (0..copies).flat_map(|_| due.clone());
+        turns
+            .chain(due.clone().filter(|asked| asked.is_control()))
+            .map(|asked| asked.probe)
+            .collect()
+    }
+
     /// The largest size that was probed.
     fn largest(&self) -> Option<u16> {
         self.asked.last().map(|asked| asked.probe.size)
@@ -505,8 +530,8 @@ mod tests {
         assert_eq!(path.search.size(), 1333);
         let sent = path.sent;
         path.run(3 * LEAST_WAIT, || true);
-        // 1232, 1333, and three times 1334 and 1472.
-        assert_eq!((path.search.found(), path.sent), (Some(1333), sent + 8));
+        // 1333, twice 1232, and three times 1334 and 1472.
+        assert_eq!((path.search.found(), path.sent), (Some(1333), sent + 9));
     }
 
     #[test]
@@ -550,9 +575,46 @@ mod tests {
         path.run(Duration::from_secs(60), || false);
         let sent = path.sent;
         path.run(Duration::from_secs(600), || false);
-        assert!(path.sent - sent < 20 * 6, "{}", path.sent - sent);
+        // Three of the largest size in each round, and four of the least.
+        assert!(path.sent - sent <= 20 * 7, "{}", path.sent - sent);
         assert_eq!(path.search.deadline(Sent::default()), None);
         path.settle_within(Duration::from_secs(40));
+    }
+
+    #[test]
+    fn a_route_that_changes_does_not_put_the_end_of_a_black_hole_off() {
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        path.carries = 1252;
+        path.run(CONFIRM_EVERY + LEAST_WAIT, || true);
+        path.search.look_for_more(path.now);
+        path.run(2 * LEAST_WAIT, || true);
+        assert_eq!(path.search.size(), LEAST_DATAGRAM);
+        path.settle();
+    }
+
+    /// A path that loses 36 of 100 probes or their answers: seven probes in three tries.
+    #[test]
+    fn a_black_hole_is_left_within_three_tries_on_a_path_that_loses_many_datagrams() {
+        let pace = Pace::on(Duration::from_millis(20), 0.36, RAISE);
+        let mut path = Simulation::new(LINK);
+        path.settle();
+        path.now = path.now + CONFIRM_EVERY;
+        let sizes = |probes: Vec<Probe>| {
+            let of = |size| probes.iter().filter(|probe| probe.size == size).count();
+            [of(LINK), of(LEAST_DATAGRAM), probes.len()]
+        };
+        for expected in [[1, 0, 1], [3, 4, 7], [3, 4, 7]] {
+            let sent = path.flow();
+            assert_eq!(sizes(path.search.probes(path.now, sent, pace)), expected);
+            path.now = path.now + LEAST_WAIT;
+        }
+        // One answer, to a small probe. The number of the large one is the last.
+        let numbers = path.search.numbers();
+        path.search.answered(path.now, |number| number + 1 == numbers, RAISE);
+        let sent = path.flow();
+        path.search.probes(path.now, sent, pace);
+        assert_eq!(path.search.size(), LEAST_DATAGRAM);
     }
 
     #[test]
