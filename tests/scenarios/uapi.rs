@@ -77,6 +77,36 @@ fn refused(host: &Host, line: &str) -> Result<String> {
     }
 }
 
+/// One version of `wg` on a host, with a transcript of what was typed and printed.
+struct Prompt<'h> {
+    host: &'h Host,
+    wg: String,
+    transcript: String,
+}
+
+impl Prompt<'_> {
+    /// Runs a command that works; returns what it printed.
+    fn run(&mut self, words: &str) -> Result<String> {
+        let printed = self.host.run(&format!("{} {words}", self.wg))?;
+        self.note(words, &printed);
+        Ok(printed)
+    }
+
+    /// Runs a command that vpnd refuses.
+    fn refused(&mut self, words: &str) -> Result<()> {
+        let said = refused(self.host, &format!("{} {words}", self.wg))?;
+        self.note(words, said.rsplit_once(": Unable").map_or(said.as_str(), |(_, said)| said));
+        ensure!(said.contains("Operation not supported"), "{words}: {said}");
+        Ok(())
+    }
+
+    fn note(&mut self, words: &str, printed: &str) {
+        let lines = printed.trim_end().lines();
+        self.transcript.push_str(&format!("\n    # wg {words}"));
+        lines.for_each(|line| self.transcript.push_str(&format!("\n    {line}")));
+    }
+}
+
 /// Every command, and what it prints.
 fn commands(lab: &Lab, tools: Tools) -> Result<String> {
     let wg = tools.wg()?.display().to_string();
@@ -84,10 +114,21 @@ fn commands(lab: &Lab, tools: Tools) -> Result<String> {
     let psk = Key::preshared()?;
     let (a, b) = (a.with_preshared(&psk).keepalive(25), b.with_preshared(&psk));
     let tunnel = Tunnel::with(lab, |_, _| (a.clone(), b.clone()))?;
-    let (host, vpnd) = (&tunnel.wire.a, &tunnel.a);
-    let key = a.remote.public.as_str();
+    let mut prompt = Prompt { host: &tunnel.wire.a, wg, transcript: String::new() };
+    prompt.run("--version")?;
+    shows(&mut prompt, &a, &psk)?;
+    takes_what_is_in_force(&mut prompt, &a, &psk)?;
+    ensure!(tunnel.a.status()?.listen_port() == Some(51820), "the port has moved");
+    refuses(&mut prompt, &a)?;
+    tunnel.a.wait_for_log("refused a request on the WireGuard socket: peer ", SOON)?;
+    changes(&mut prompt, &a)?;
+    ensure!(tunnel.a.status()?.handshakes() == 1, "{}", tunnel.a.status()?);
+    Ok(prompt.transcript)
+}
 
-    let said = host.run(&format!("{wg} show"))?;
+fn shows(prompt: &mut Prompt<'_>, a: &Site, psk: &Key) -> Result<()> {
+    let key = a.remote.public.as_str();
+    let said = prompt.run("show")?;
     for part in [
         "interface: tun0\n",
         "listening port: 51820\n",
@@ -102,54 +143,58 @@ fn commands(lab: &Lab, tools: Tools) -> Result<String> {
         ensure!(said.contains(part), "`wg show` lacks {part:?}:\n{said}");
     }
     ensure!(!said.contains("private key"), "{said}");
-    let dump = host.run(&format!("{wg} show tun0 dump"))?;
+    let dump = prompt.run("show tun0 dump")?;
     let fields: Vec<_> = dump.split_whitespace().collect();
     ensure!(fields.len() == 12 && fields[..4] == ["(none)", "(none)", "51820", "off"], "{dump}");
     ensure!(fields[4] == key && fields[5] == psk.as_str(), "the dump says {dump}");
-    ensure!(host.run(&format!("{wg} show interfaces"))?.trim() == "tun0", "no interface");
+    ensure!(prompt.run("show interfaces")?.trim() == "tun0", "no interface");
+    Ok(())
+}
 
-    let file = host.run(&format!("{wg} showconf tun0"))?;
+/// The file that `wg` shows, and the same with the private key and without the port.
+fn takes_what_is_in_force(prompt: &mut Prompt<'_>, a: &Site, psk: &Key) -> Result<()> {
+    let file = prompt.run("showconf tun0")?;
     ensure!(!file.contains("PrivateKey") && file.contains(psk.as_str()), "{file}");
-    let path = host.directory().join("wg0.conf");
-    std::fs::write(&path, &file)?;
-    // The same file, and the same file with the private key and without the port.
-    for command in ["setconf", "syncconf"] {
-        host.run(&format!("{wg} {command} tun0 {}", path.display()))?;
+    let path = prompt.host.directory().join("wg0.conf");
+    let private = format!("PrivateKey = {}", a.keys.private.as_str());
+    for text in [file.clone(), file.replace("ListenPort = 51820", &private)] {
+        std::fs::write(&path, text)?;
+        for command in ["setconf", "syncconf"] {
+            prompt.run(&format!("{command} tun0 {}", path.display()))?;
+        }
     }
-    let whole =
-        file.replace("ListenPort = 51820", &format!("PrivateKey = {}", a.keys.private.as_str()));
-    std::fs::write(&path, whole)?;
-    for command in ["setconf", "syncconf"] {
-        host.run(&format!("{wg} {command} tun0 {}", path.display()))?;
-    }
-    ensure!(vpnd.status()?.listen_port() == Some(51820), "the port has moved");
-    let same = host.run(&format!("{wg} showconf tun0"))?;
+    let same = prompt.run("showconf tun0")?;
     ensure!(same == file, "after files that change nothing:\n{same}");
+    Ok(())
+}
 
-    let other = Key::preshared()?;
-    let said =
-        refused(host, &format!("{wg} set tun0 peer {} allowed-ips 10.0.0.0/8", other.as_str()))?;
-    ensure!(said.contains("Operation not supported"), "{said}");
+fn refuses(prompt: &mut Prompt<'_>, a: &Site) -> Result<()> {
+    let (key, other) = (a.remote.public.as_str(), Key::preshared()?);
+    let preshared = prompt.host.directory().join("site-a.psk");
     for line in [
+        format!("peer {} allowed-ips 10.0.0.0/8", other.as_str()),
         "listen-port 7".to_owned(),
-        format!("private-key {}", host.directory().join("site-a.psk").display()),
+        format!("private-key {}", preshared.display()),
         format!("peer {key} remove"),
         format!("peer {key} allowed-ips 10.0.0.0/8"),
     ] {
-        let said = refused(host, &format!("{wg} set tun0 {line}"))?;
-        ensure!(said.contains("Operation not supported"), "{line}: {said}");
+        prompt.refused(&format!("set tun0 {line}"))?;
     }
-    vpnd.wait_for_log("refused a request on the WireGuard socket: peer ", SOON)?;
-    host.run(&format!("{wg} set tun0 peer {key} allowed-ips 10.99.0.2/32,2001:db8:99::2/128"))?;
-    host.run(&format!("{wg} set tun0 peer {key} persistent-keepalive off"))?;
-    host.run(&format!("{wg} set tun0 fwmark 0x77"))?;
-    ensure!(host.run(&format!("{wg} show tun0 fwmark"))?.trim() == "0x77", "the mark");
-    ping::until_answered(host, INNER_B4, SOON)?;
-    host.run(&format!("{wg} set tun0 fwmark 0"))?;
-    ensure!(vpnd.status()?.handshakes() == 1, "{}", vpnd.status()?);
-    let shown = host.run(&format!("{wg} show tun0 persistent-keepalive"))?;
+    Ok(())
+}
+
+fn changes(prompt: &mut Prompt<'_>, a: &Site) -> Result<()> {
+    let key = a.remote.public.as_str();
+    prompt.run(&format!("set tun0 peer {key} allowed-ips 10.99.0.2/32,2001:db8:99::2/128"))?;
+    prompt.run(&format!("set tun0 peer {key} endpoint 192.0.2.2:51820"))?;
+    prompt.run(&format!("set tun0 peer {key} persistent-keepalive off"))?;
+    prompt.run("set tun0 fwmark 0x77")?;
+    ensure!(prompt.run("show tun0 fwmark")?.trim() == "0x77", "the mark");
+    ping::until_answered(prompt.host, INNER_B4, SOON)?;
+    prompt.run("set tun0 fwmark 0")?;
+    let shown = prompt.run("show tun0 persistent-keepalive")?;
     ensure!(shown.trim().ends_with("off"), "{shown}");
-    Ok(host.run(&format!("{wg} --version"))?.trim().to_owned())
+    Ok(())
 }
 
 /// A preshared key, set as Rosenpass sets it: from a file.

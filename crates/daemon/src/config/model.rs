@@ -125,7 +125,9 @@ impl Config {
     pub(crate) fn watches_with(&self, keepalive: Option<Duration>) -> bool {
         let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();
         let routes = self.routes.iter().any(|route| route.when_down != WhenDown::Keep);
-        keepalive.is_some() || hooks || routes
+        // A device without a carrier gets no packet that would start a handshake.
+        let carrier = self.interface.carrier == Carrier::Peer;
+        keepalive.is_some() || hooks || routes || carrier
     }
 }
 

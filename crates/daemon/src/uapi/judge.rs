@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use vpnd_crypto::{PresharedKey, PublicKey};
+use vpnd_crypto::{PresharedKey, PublicKey, verify};
 
 use super::lines::{PeerLines, Set};
 use super::refused::Refused;
@@ -156,7 +156,7 @@ impl Wanted {
             let why = "allowed IPs cannot be changed here: change [peer] allowed_ips, and run `vpnd reload`";
             return Err(Refused::unsupported("allowed_ip", why));
         }
-        let differs = |key: &PresharedKey| key.as_bytes() != now.preshared.as_bytes();
+        let differs = |key: &PresharedKey| !verify(key.as_bytes(), now.preshared.as_bytes());
         Ok(Changes {
             preshared: self.preshared.filter(differs),
             endpoint: self.endpoint.filter(|at| Some(*at) != now.endpoint),

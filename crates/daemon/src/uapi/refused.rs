@@ -17,6 +17,12 @@ impl Refused {
         Self { errno: libc::EINVAL, about: "lines", why: why.into() }
     }
 
+    /// The request did not arrive in time.
+    pub(crate) fn endless() -> Self {
+        let why = "the request has no end".to_owned();
+        Self { errno: libc::ETIMEDOUT, about: "time", why }
+    }
+
     /// The request is valid, and this daemon cannot do it.
     pub(crate) fn unsupported(about: &'static str, why: impl Into<String>) -> Self {
         Self { errno: libc::EOPNOTSUPP, about, why: why.into() }
