@@ -95,7 +95,7 @@ impl Prompt<'_> {
     /// Runs a command that vpnd refuses.
     fn refused(&mut self, words: &str) -> Result<()> {
         let said = refused(self.host, &format!("{} {words}", self.wg))?;
-        self.note(words, said.rsplit_once(": Unable").map_or(said.as_str(), |(_, said)| said));
+        self.note(words, said.find("Unable to").map_or(said.as_str(), |at| &said[at..]));
         ensure!(said.contains("Operation not supported"), "{words}: {said}");
         Ok(())
     }
@@ -187,6 +187,8 @@ fn changes(prompt: &mut Prompt<'_>, a: &Site) -> Result<()> {
     let key = a.remote.public.as_str();
     prompt.run(&format!("set tun0 peer {key} allowed-ips 10.99.0.2/32,2001:db8:99::2/128"))?;
     prompt.run(&format!("set tun0 peer {key} endpoint 192.0.2.2:51820"))?;
+    let preshared = prompt.host.directory().join("site-a.psk");
+    prompt.run(&format!("set tun0 peer {key} preshared-key {}", preshared.display()))?;
     prompt.run(&format!("set tun0 peer {key} persistent-keepalive off"))?;
     prompt.run("set tun0 fwmark 0x77")?;
     ensure!(prompt.run("show tun0 fwmark")?.trim() == "0x77", "the mark");
