@@ -42,6 +42,7 @@ pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
         mtu_max: config.path.mtu_max,
         mtu_follows: mtu_follows(config),
         carrier_follows,
+        alive: false,
         endpoints: config.peer.endpoints.iter().map(literal).collect(),
         resolve_every: has_names.then_some(config.peer.resolve_every),
     }

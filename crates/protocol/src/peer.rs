@@ -14,6 +14,7 @@ mod duplicate;
 mod echo;
 mod event;
 mod frames;
+mod heir;
 mod identities;
 mod initiator;
 mod life;
@@ -541,6 +542,7 @@ impl Peer {
         }
         Table {
             send: sealing.zip(self.paths.current),
+            path: self.paths.current,
             open,
             mac1: self.identities.mac1_keys(),
             awaiting_cookie: self.awaiting_cookie(),
