@@ -58,8 +58,10 @@ mod system;
 mod tap;
 mod tunnel;
 mod tuntap;
+mod uapi;
 mod uplinks;
 mod vm;
+mod wg_quick;
 
 use std::process::ExitCode;
 
@@ -105,6 +107,8 @@ fn main() -> ExitCode {
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        uapi::scenarios(),
+        wg_quick::scenarios(),
         spanning::scenarios(),
         lan::scenarios(),
         multicast::scenarios(),

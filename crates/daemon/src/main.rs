@@ -62,8 +62,10 @@ mod terminal;
 mod terms;
 mod trust;
 mod tuntap;
+mod uapi;
 mod wait;
 mod watch;
+mod wireguard_go;
 mod worker;
 mod zone;
 
@@ -87,7 +89,9 @@ use tuntap::TuntapError;
 use wait::WaitError;
 
 fn main() -> ExitCode {
-    let (command, logging) = Cli::parse().split().unwrap_or_else(|error| error.exit());
+    let (command, logging) = Cli::parse_from(wireguard_go::command_line(std::env::args_os()))
+        .split()
+        .unwrap_or_else(|error| error.exit());
     let code = dispatch(command, logging).unwrap_or_else(|error| explain(&error).into());
     logging::finish();
     code
@@ -110,6 +114,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
+        Command::WireguardGoCompat(options) => wireguard_go::run(&options),
         Command::HookRunner => hooks::run(),
         Command::DeviceCaretaker(user) => tenancy::care(user),
         Command::KillSwitchOpener(user) => linger::wait(user),

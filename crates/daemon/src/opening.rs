@@ -25,6 +25,7 @@ use crate::inherited::{self, Inherited};
 use crate::run::RunError;
 use crate::service;
 use crate::tuntap;
+use crate::uapi::{self, Uapi};
 
 /// The netlink connection for configuring the device, and the kernel's messages about it. The caller opens them
 /// in the device's network namespace, to which they then belong.
@@ -34,7 +35,11 @@ pub(crate) fn netlink() -> Result<(Netlink, Heard, Heard), vpnd_device::Error> {
 
 /// The device, opened in the same namespace.
 pub(crate) fn device(config: &Config) -> Result<vpnd_tun::Device, RunError> {
-    let device = patiently(|| open_device(config)).map_err(held)?;
+    prepared(patiently(|| open_device(config)).map_err(held)?)
+}
+
+/// A device that was just opened, with its settings.
+pub(crate) fn prepared(device: vpnd_tun::Device) -> Result<vpnd_tun::Device, RunError> {
     if let Some(owner) = device.claimed {
         let name = &device.name;
         tracing::info!("anybody could attach to device {name}; from now on only {owner} may");
@@ -78,7 +83,7 @@ pub(crate) fn left(
 }
 
 /// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end.
-fn patiently(
+pub(crate) fn patiently(
     open: impl Fn() -> Result<vpnd_tun::Device, OpenError>,
 ) -> Result<vpnd_tun::Device, OpenError> {
     let begun = Instant::now();
@@ -270,6 +275,14 @@ pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> 
             Ok(None)
         }
     }
+}
+
+/// Binds the WireGuard socket of the device, if the configuration wants one. If it cannot be bound, the tunnel runs
+/// without it.
+pub(crate) fn uapi(config: &Config, device: &str) -> Option<Uapi> {
+    let bound = config.service.uapi.then(|| uapi::bind(device))?;
+    let refused = |error| tracing::warn!("{error}; the tunnel runs, but `wg` cannot find it");
+    bound.map_err(refused).ok()
 }
 
 /// Binds the socket. If an earlier run is still stopping, as in a restart, waits for its end. If the start

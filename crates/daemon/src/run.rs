@@ -1,21 +1,24 @@
 //! Runs one tunnel. A start happens in the order of the lines in [`run`]: first the steps that need privileges,
 //! and the threads last.
 
+mod draft;
 mod error;
 mod open;
+mod waiting;
 
 use std::cell::Cell;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::FutureExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::Plane;
@@ -29,7 +32,7 @@ use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{Egress, Socket};
 
 use crate::changes::{self, Changes, HandedOn};
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::control::Control;
 use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
@@ -51,6 +54,7 @@ use crate::shell::{Ending, Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::tenancy::Tenancy;
+use crate::uapi::{Hold, Refused, Uapi};
 use crate::{options, resolve, service};
 
 use open::{Guarded, Opened, own_mark, specific_routes};
@@ -77,7 +81,56 @@ pub(crate) fn run(config: Config, keys: Keys, inherited: Inherited) -> Result<()
     changes::announce_start(&config.service.control);
     // The runtime has a single thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(start_to_stop(&config, keys, inherited));
+    let result =
+        runtime.block_on(start_to_stop(&config, keys, Given { inherited, ..Given::default() }));
+    finish(runtime, result)
+}
+
+/// Waits on the WireGuard socket until there is a configuration, and then runs the tunnel with this device.
+///
+/// # Errors
+///
+/// If the tunnel cannot start, or cannot continue.
+pub(crate) fn run_given(device: vpnd_tun::Device, socket: OwnedFd) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let mut uapi = Uapi::inherited(&device.name, socket)?;
+        let Some((Loaded { config, keys, warnings }, started)) =
+            waiting::wait(&device, &mut uapi).await?
+        else {
+            return Ok(None);
+        };
+        warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
+        changes::announce_start(&config.service.control);
+        let (device, uapi, started) = (Some(device), Some(uapi), Some(started));
+        let given = Given { device, uapi, started, ..Given::default() };
+        let result = start_to_stop(&config, keys, given).await;
+        if result.is_err() {
+            // The answer to the last request says that it failed.
+            tokio::time::sleep(LAST_ANSWER).await;
+        }
+        result
+    });
+    finish(runtime, result)
+}
+
+/// What a tunnel is given by an earlier process, or by the one that has waited for its configuration.
+#[derive(Default)]
+struct Given {
+    inherited: Inherited,
+    device: Option<vpnd_tun::Device>,
+    uapi: Option<Uapi>,
+    /// Told once the tunnel runs.
+    started: Option<oneshot::Sender<Result<(), Refused>>>,
+}
+
+/// How long an answer may take to leave.
+const LAST_ANSWER: Duration = Duration::from_millis(50);
+
+fn finish(
+    runtime: tokio::runtime::Runtime,
+    result: Result<Option<Later>, RunError>,
+) -> Result<(), RunError> {
     // The end of the process does not wait for a name lookup or a hanging disk.
     runtime.shutdown_background();
     if let Some((handed_on, opener)) = result? {
@@ -92,7 +145,7 @@ type Later = (HandedOn, Option<Opener>);
 async fn start_to_stop(
     config: &Config,
     keys: Keys,
-    inherited: Inherited,
+    given: Given,
 ) -> Result<Option<Later>, RunError> {
     // First, because a command must inherit neither descriptors nor vpnd's scheduling priority.
     let hooks = Hooks::start(config.runs_programs())?;
@@ -100,7 +153,7 @@ async fn start_to_stop(
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
     let Prepared { host, changes, tenancy, opener } =
-        Host::prepare(config, &keys.secret.public(), inherited).await?;
+        Host::prepare(config, &keys.secret.public(), given).await?;
     let asked = stop.asked_by();
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
@@ -151,7 +204,7 @@ struct Host {
     device_mtu: DeviceMtu,
     /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
-    life: DeviceWatch,
+    device_watch: DeviceWatch,
     /// The device's carrier, if it follows the peer.
     carrier: Option<Carrier>,
     socket: Socket,
@@ -165,6 +218,8 @@ struct Host {
     loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
+    uapi: Option<Uapi>,
+    started: Option<oneshot::Sender<Result<(), Refused>>>,
     metrics: Option<metrics::Bound>,
     panics: Panics,
     /// What an earlier process has left, if its device is continued with.
@@ -184,10 +239,10 @@ impl Host {
     async fn prepare(
         config: &Config,
         public_key: &PublicKey,
-        inherited: Inherited,
+        given: Given,
     ) -> Result<Prepared, RunError> {
         let guarded = Guarded::begin(config).await?;
-        Self::configure(config, public_key, guarded, inherited)
+        Self::configure(config, public_key, guarded, given)
             .await
             .inspect_err(|_| stays_shut(config))
     }
@@ -197,26 +252,27 @@ impl Host {
         config: &Config,
         public_key: &PublicKey,
         guarded: Guarded,
-        inherited: Inherited,
+        Given { device, uapi, started, inherited }: Given,
     ) -> Result<Prepared, RunError> {
-        let opened = Opened::open(config, &guarded, inherited).await?;
+        let opened = Opened::open(config, &guarded, (device, uapi, inherited)).await?;
         let link = opened.wanted(config, public_key, &guarded)?;
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, left } = opened;
+        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi, left } =
+            opened;
         let presence = Presence::of(&device.queues[0])?;
-        let life =
-            DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
+        let watch = netlink.watch(&device.name, heard).await?;
+        let device_watch = DeviceWatch::new(&device.name, watch, presence);
         // This comes before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
-        let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &egress) };
+        let tunnel = Tunnel { index: device_watch.index(), mark, borne: own_mark(config, &egress) };
         let specific = specific_routes(config, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let asking = outside.within(routes_of_datagrams)??;
-        let index = inside.is(&outside).then(|| life.index());
+        let index = inside.is(&outside).then(|| device_watch.index());
         let host = Self {
             loops: Loops::new(asking, egress.clone(), index, changes.own()),
             device_mtu: changes.mtu(),
@@ -228,13 +284,15 @@ impl Host {
             carrier,
             mtu,
             mac,
-            life,
+            device_watch,
             socket,
             egress,
             uplink,
             outside,
             floor,
             control,
+            uapi,
+            started,
             metrics,
             left,
         };
@@ -269,7 +327,7 @@ impl Host {
     /// All threads have ended when this returns. The device is open until then, so that changes can be
     /// reverted.
     async fn run_without_privileges(
-        self,
+        mut self,
         config: &Config,
         keys: Keys,
         mut stop: Stop,
@@ -284,7 +342,12 @@ impl Host {
         if let Some(control) = &self.control {
             stop.on_reload(control.rereads());
         }
-        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
+        let started = self.started.take();
+        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by()).await?;
+        if let Some(started) = started {
+            // Whoever asked may have left.
+            let _left = started.send(Ok(()));
+        }
         // Packets still pass while the `down` hooks run.
         let asked = stop.asked_by();
         let stop = async {
@@ -314,7 +377,7 @@ impl Host {
         Peer::new(options, Arc::clone(activity), Box::new(UnwrapErr(SysRng)), clock::now())
     }
 
-    fn start(
+    async fn start(
         mut self,
         config: &Config,
         keys: Keys,
@@ -324,16 +387,16 @@ impl Host {
         let sandbox = Sandbox::of(config);
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
-        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups)?;
+        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups).await?;
         let left = self.left.take();
         let alive = left.as_ref().is_some_and(Inheritance::is_alive);
         let last_stamp = last_stamp(&self.floor).max(left.as_ref().and_then(Inheritance::stamp));
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
-        let memory_locked = privilege::memory_is_locked();
-        let confined = Confined { memory_locked, ..sandbox.confine(Role::Main)? };
+        let confined = sandbox.confine(Role::Main)?;
         let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
+        let hold = Hold::new(self.uapi.take(), &keys.preshared, config.peer.keepalive);
         let activity = Arc::new(Activity::default());
         let mut peer = self.peer(config, keys, last_stamp, &activity);
         if let Some(left) = left {
@@ -354,7 +417,7 @@ impl Host {
             running: config.clone(),
             about,
             device_mtu: self.device_mtu,
-            life: self.life,
+            device_watch: self.device_watch,
             egress: self.egress,
             uplink: self.uplink,
             routes: self.routes,
@@ -366,6 +429,7 @@ impl Host {
             resolver,
             lookups,
             control: self.control,
+            hold,
             metrics: self.metrics.map(metrics::Bound::serve),
             service: service::Service::default(),
             hooks,

@@ -6,6 +6,7 @@ mod perform;
 mod pings;
 mod requests;
 mod room;
+mod wireguard;
 
 use std::cell::Cell;
 use std::io;
@@ -45,6 +46,7 @@ use crate::service::Service;
 use crate::status::About;
 use crate::stop::Asked;
 use crate::suspend::Suspend;
+use crate::uapi::Hold;
 use crate::watch::watch;
 use crate::worker::Worker;
 
@@ -84,7 +86,7 @@ pub(crate) struct Surroundings {
     pub(crate) about: About,
     /// Sets the device's MTU.
     pub(crate) device_mtu: DeviceMtu,
-    pub(crate) life: DeviceWatch,
+    pub(crate) device_watch: DeviceWatch,
     /// The settings that affect the route of datagrams: mark and device.
     pub(crate) egress: Egress,
     /// Reports changes of the route to the peer; `None` if the kernel does not report them.
@@ -104,6 +106,8 @@ pub(crate) struct Surroundings {
     /// A thread that may read the files of name lookups.
     pub(crate) lookups: Worker,
     pub(crate) control: Option<Control>,
+    /// The WireGuard socket.
+    pub(crate) hold: Hold,
     pub(crate) metrics: Option<Metrics>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
@@ -214,8 +218,9 @@ impl Shell {
                 () = self.around.loops.due() => self.ask_routes().await,
                 stamp = self.around.floor.kept() => self.plane.floor_kept(clock::now(), stamp),
                 shift = shifted(&mut self.around.uplink) => self.route_looked_up(shift),
-                seen = self.around.life.changed() => self.device(seen)?,
+                seen = self.around.device_watch.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
+                asked = self.around.hold.next() => self.answer_wireguard(asked),
                 scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
@@ -268,7 +273,7 @@ impl Shell {
 
     /// Reacts to a change that somebody made to the device.
     fn device(&mut self, seen: Seen) -> Result<(), ShellError> {
-        match self.around.life.attend(seen) {
+        match self.around.device_watch.attend(seen) {
             DeviceChange::Stays => {}
             DeviceChange::Renamed(name) => {
                 self.around.hooks.renamed(&name);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use vpnd_crypto::PublicKey;
+use vpnd_crypto::{PresharedKey, PublicKey};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::inheritance::Inheritance;
@@ -178,6 +178,23 @@ impl Plane {
     ) {
         self.peer.adopt(now, terms, identities, remotes);
         self.diagnoses.reloaded();
+    }
+
+    /// Changes to another preshared key, with an immediate handshake.
+    pub fn set_preshared(&mut self, now: Now, preshared: &PresharedKey) {
+        self.peer.set_preshared(now, preshared);
+        self.diagnoses.reloaded();
+    }
+
+    /// Changes the interval of keepalives, and whether a silent peer is probed.
+    pub fn set_keepalive(&mut self, now: Now, keepalive: Option<Duration>, watch: bool) {
+        self.peer.set_keepalive(now, keepalive, watch);
+    }
+
+    /// Somebody has said where the peer is: this is its only address now, until it is heard from another.
+    pub fn go_to(&mut self, now: Now, to: SocketAddr) {
+        self.peer.go_to(now, to);
+        self.resolved(vec![to]);
     }
 
     /// Moves to the next keys, or if `finish` is set, drops the previous ones.

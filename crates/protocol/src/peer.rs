@@ -310,7 +310,7 @@ impl Peer {
         admitted: &Admitted,
     ) -> Result<(), DropReason> {
         // Handle wake flags first: a session that was confirmed before this message must not be lost to it.
-        self.follow_edges(now);
+        self.follow_flags(now);
         let result = self.dispatch(now, load, admitted);
         self.handle_wake(now);
         result
@@ -318,7 +318,7 @@ impl Peer {
 
     /// Checks everything: call it when a wake flag was set, a deadline has passed or a poll is due.
     pub fn handle_wake(&mut self, now: Now) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.retire_keys(now);
         self.follow_hold(now);
         let moved = self.timers.observe(self.activity.timestamps());
@@ -387,7 +387,7 @@ impl Peer {
         self.paths.source()
     }
 
-    fn follow_edges(&mut self, now: Now) {
+    fn follow_flags(&mut self, now: Now) {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.reached(now);

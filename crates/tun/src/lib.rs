@@ -20,6 +20,7 @@ mod open;
 mod persist;
 mod probe;
 mod split;
+mod taken;
 mod vnet;
 pub mod wire;
 
@@ -32,4 +33,5 @@ pub use inherit::{Attached, inherit};
 pub use open::{Descriptors, Device, Mode, Offload, OpenError, Options, Queue, open};
 pub use persist::{Owner, PersistError, Persistent, keep, kind_of, remove};
 pub use split::{Segments, SplitError, split};
+pub use taken::Taken;
 pub use vnet::{READ_BUFFER, VNET_LEN, VnetHeader};

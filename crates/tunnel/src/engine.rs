@@ -202,6 +202,14 @@ impl Engine {
         self.shared.socket.change_port()
     }
 
+    /// Changes the mark of all datagrams.
+    ///
+    /// # Errors
+    /// Like [`Socket::set_mark`].
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.shared.socket.set_mark(mark)
+    }
+
     /// If another interface has the configured name now, binds the socket to that interface. Returns whether it
     /// has.
     ///

@@ -18,6 +18,7 @@ use crate::linger::Opener;
 use crate::metrics::{Bound, Metrics};
 use crate::netns::Netns;
 use crate::tenancy::Tenancy;
+use crate::uapi::Uapi;
 use crate::{opening, options};
 
 /// A start whose kill switch is in place, if it has one: from here on no packet leaves outside the tunnel
@@ -92,6 +93,8 @@ pub(super) struct Opened {
     pub(super) mtu: u16,
     /// What an earlier process has left, if its device is continued with.
     pub(super) left: Option<Inheritance>,
+    /// The WireGuard socket.
+    pub(super) uapi: Option<Uapi>,
 }
 
 impl Opened {
@@ -102,17 +105,18 @@ impl Opened {
     pub(super) async fn open(
         config: &Config,
         guarded: &Guarded,
-        mut inherited: Inherited,
+        (device, uapi, mut inherited): (Option<Device>, Option<Uapi>, Inherited),
     ) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
         // This comes before the device is created: another program may have the port.
         let metrics = Metrics::bind(config)?;
-        let (device, left) = match opening::inherited_device(config, &mut inherited) {
-            Some(device) => {
+        let (device, left) = match (device, opening::inherited_device(config, &mut inherited)) {
+            (Some(given), _) => (opening::prepared(given)?, None),
+            (None, Some(device)) => {
                 let left = inside.within(|| opening::left(config, &device, &mut inherited))?;
                 (device, Some(left))
             }
-            None => (inside.within(|| opening::device(config))??, None),
+            (None, None) => (inside.within(|| opening::device(config))??, None),
         };
         let is_alive = left.as_ref().is_some_and(Inheritance::is_alive);
         let tenancy = Tenancy::begin(config, &device);
@@ -124,7 +128,8 @@ impl Opened {
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, netlink, left.is_some()).await?;
-        Ok(Self { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, left })
+        let uapi = uapi.or_else(|| opening::uapi(config, &device.name));
+        Ok(Self { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi, left })
     }
 
     /// The wanted state of the device.

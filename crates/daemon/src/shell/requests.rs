@@ -94,6 +94,7 @@ impl Shell {
 
     /// Changes to other terms and keys, with an immediate handshake.
     fn adopt(&mut self, config: &Config, keys: Keys) {
+        self.around.hold.keep(&keys.preshared);
         let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
         self.plane.adopt(clock::now(), terms, identities, remotes);
         self.diagnostics.expect(config.peer.public_key);
