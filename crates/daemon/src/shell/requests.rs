@@ -1,6 +1,7 @@
 //! Handles requests from the control socket.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 
 use vpnd_plane::RotateError;
 use vpnd_tunnel::clock;
@@ -8,6 +9,7 @@ use vpnd_tunnel::clock;
 use super::Shell;
 use crate::config::Config;
 use crate::control::Request;
+use crate::hand_on::Successor;
 use crate::keys::Keys;
 use crate::metrics::Scrape;
 use crate::options;
@@ -23,7 +25,7 @@ impl Shell {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Ping(reply) => self.ping(reply),
-            Request::HandOn(successor) => self.successor = Some(successor),
+            Request::HandOn(stream) => self.offer(stream),
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
                 // wipes.
@@ -38,6 +40,14 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Lets the process at the other end continue with the tunnel, if it is still there.
+    fn offer(&mut self, stream: UnixStream) {
+        match Successor::asking(stream, &self.engine.device(), self.engine.socket_fd()) {
+            Ok(successor) => self.successor = Some(successor),
+            Err(error) => tracing::warn!("the process that asked for the tunnel has left: {error}"),
+        }
     }
 
     /// Answers a request for the metrics; the client may have left.
