@@ -8,6 +8,7 @@ mod carrier;
 mod change;
 mod cycles;
 mod device;
+mod doctor;
 mod duplicate;
 mod ecn;
 mod exact;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        doctor::scenarios(),
         duplicate::scenarios(),
         kernel::scenarios(),
         left::scenarios(),
