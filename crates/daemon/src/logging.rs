@@ -141,7 +141,7 @@ impl<W: Write> Write for JsonLines<W> {
 }
 
 /// Whether the output goes to systemd's journal, which adds the time itself.
-fn to_journal() -> bool {
+pub(crate) fn to_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal()
 }
 

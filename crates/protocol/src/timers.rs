@@ -110,6 +110,11 @@ impl Timers {
         }
     }
 
+    /// Changes the configured keepalive.
+    pub(crate) const fn set_keepalive(&mut self, keepalive: Option<Duration>) {
+        self.keepalive = keepalive;
+    }
+
     /// Records the traffic; returns whether there was any since the last call.
     pub(crate) fn observe(&mut self, timestamps: Timestamps) -> bool {
         let moved = self.seen != timestamps;

@@ -200,11 +200,13 @@ fn in_hooks(now: &Hooks, then: &Hooks) -> [(&'static str, bool); 5] {
     ]
 }
 
-fn in_service(now: &Service, then: &Service) -> [(&'static str, bool); 8] {
-    let Service { state_dir, control, user, nice, firewall, sandbox, log_level, log_format } = now;
+fn in_service(now: &Service, then: &Service) -> [(&'static str, bool); 9] {
+    let Service { state_dir, control, uapi, user, nice, firewall, sandbox, log_level, log_format } =
+        now;
     [
         ("[service] state_dir", *state_dir != then.state_dir),
         ("[service] control", *control != then.control),
+        ("[service] uapi", *uapi != then.uapi),
         ("[service] user", *user != then.user),
         ("[service] nice", *nice != then.nice),
         ("[service] firewall", *firewall != then.firewall),

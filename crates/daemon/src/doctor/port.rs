@@ -12,7 +12,7 @@ use crate::terminal::Printable;
 
 /// Binds the socket as a start would, in the network namespace of this thread.
 pub(super) fn before_start(config: &Config, egress: &Egress) -> Option<Finding> {
-    let error = opening::socket(config, egress).err()?;
+    let error = opening::socket(config, egress, None).err()?;
     Some(match &error {
         BindError::InUse { at } => taken(at.port(), config.interface.listen),
         _ => Finding::new(Check::Port, error.to_string())

@@ -23,6 +23,7 @@ impl Shell {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Ping(reply) => self.ping(reply),
+            Request::HandOn(successor) => self.successor = Some(successor),
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
                 // wipes.
@@ -93,6 +94,7 @@ impl Shell {
 
     /// Changes to other terms and keys, with an immediate handshake.
     fn adopt(&mut self, config: &Config, keys: Keys) {
+        self.around.hold.keep(&keys.preshared);
         let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
         self.plane.adopt(clock::now(), terms, identities, remotes);
         self.diagnostics.expect(config.peer.public_key);

@@ -208,10 +208,10 @@ fn changing_sizes_loss_and_reordering_never_keep_it_from_the_right_size() {
             world.run_until(changed + seconds(20));
             let most = usize::from(mtu - HEADERS_V4);
             let late = changed + seconds(8);
-            // Some probes are larger, and each of them is alone.
+            // Each end searches twice in this time, with three tries of up to eighteen sizes. Of data there would be thousands.
             let larger = world.network.wire.iter().filter(|sent| sent.at > late);
             let larger = larger.filter(|sent| sent.datagram.bytes.len() > most).count();
-            assert!(larger < 200, "seed {seed}: {larger} datagrams above {mtu}");
+            assert!(larger < 300, "seed {seed}: {larger} datagrams above {mtu}");
             for side in Side::BOTH {
                 world[side].options.link = Some(LINK);
             }

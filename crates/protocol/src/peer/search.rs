@@ -2,18 +2,19 @@
 //!
 //! Probes are datagrams of a certain size that the peer answers. Data may be as large as the largest answered
 //! probe. The first probe is of the largest size that the first link carries, and on most paths it is the only
-//! one. If it is lost, up to [`SIZES`] sizes are probed at a time: first the common ones, then evenly spaced
-//! ones, until no byte is left between what arrives and what does not.
+//! one. If it is lost, up to [`SIZES`] sizes are probed at a time: first all common ones, so that mostly one more round
+//! is enough, then evenly spaced ones, until no byte is left between what arrives and what does not.
 //!
 //! While data flows, the size in use is probed every [`CONFIRM_EVERY`], and in each round of a search. A round is
 //! [`TRIES`] tries, a wait for an answer apart. If none is answered, the path is a black hole for that size: data returns
-//! to [`LEAST_DATAGRAM`] at once, and the search starts again. From the second try on a probe of the least size goes
+//! to [`LEAST_DATAGRAM`] at once, and the smaller sizes are probed. From the second try on a probe of the least size goes
 //! along: if it is not answered either, the peer is not reached at all, and nothing is concluded. On a path that loses
-//! many datagrams the tries after the first consist of several copies: more of them would take longer, and data that is
-//! too large is lost all that time.
+//! many datagrams the tries of the size in use consist of several copies after the first: more tries would take longer,
+//! and data that is too large is lost all that time. If a new size is lost by chance, the next smaller one is used.
 
 mod history;
 
+use std::mem;
 use std::time::Duration;
 
 use crate::limits::LEAST_DATAGRAM;
@@ -27,8 +28,8 @@ pub use history::Probed;
 const TRIES: u32 = 3;
 /// The most probes of one size in all tries, on a path that loses many datagrams.
 const MOST_PROBES: i32 = 7;
-/// How many new sizes are probed at the same time.
-const SIZES: usize = 4;
+/// How many new sizes are probed at the same time: as many as there are common ones below Ethernet's.
+const SIZES: usize = 17;
 /// The least time to wait for an answer.
 const LEAST_WAIT: Duration = Duration::from_millis(200);
 /// The most: one late answer must not delay the next probes for long.
@@ -43,11 +44,11 @@ const CONFIRM_SELDOM: Duration = Duration::from_secs(5);
 /// If fewer bytes than this are sent between two probes, little data flows. Otherwise the probes would be the
 /// greater part of the traffic.
 const LITTLE: u64 = 32 * 1024;
-/// Payload sizes of common links and tunnels: over Ethernet, `PPPoE`, `DS-Lite`, GRE, IPsec, `WireGuard`, mobile
-/// networks, each over IPv4 and IPv6.
-const COMMON: [u16; 26] = [
-    8972, 8952, 4442, 1472, 1464, 1452, 1444, 1440, 1432, 1424, 1412, 1402, 1392, 1384, 1372, 1352,
-    1332, 1322, 1312, 1302, 1292, 1282, 1272, 1262, 1252, 1242,
+/// MTUs of common links and tunnels: Ethernet, `PPPoE`, `DS-Lite`, GRE, IPsec, `WireGuard`, mobile networks, and the least
+/// of IPv6.
+const COMMON_MTUS: [u16; 20] = [
+    1280, 1300, 1320, 1340, 1350, 1360, 1380, 1400, 1412, 1420, 1430, 1440, 1452, 1460, 1472, 1480,
+    1492, 1500, 4470, 9000,
 ];
 
 /// A datagram to send as a probe: its number, and the size of its UDP payload.
@@ -71,7 +72,8 @@ pub(super) struct Sent {
 pub(super) struct Pace {
     /// How long to wait for an answer.
     pub(super) wait: Duration,
-    /// How many copies of a probe are sent at once, from the second try on. Mostly the first one is answered.
+    /// How many copies of a probe of the size in use are sent at once, from the second try on. Mostly the first one is
+    /// answered.
     pub(super) copies: u32,
     /// The time until a larger size is probed again, on a path that carries less than its first link.
     pub(super) raise_after: Duration,
@@ -95,6 +97,8 @@ impl Pace {
 pub(super) struct Search {
     /// The largest payload that the first link carries.
     link: u16,
+    /// The bytes of a packet on the path that are not payload.
+    headers: u16,
     /// The largest payload that arrived.
     confirmed: u16,
     /// The smallest payload that did not arrive.
@@ -106,6 +110,8 @@ pub(super) struct Search {
     /// The size that the last completed search found.
     found: Option<u16>,
     round: Option<Round>,
+    /// Larger sizes are probed again after this round.
+    again: bool,
     /// When the probes of the round are sent next.
     next: BootTime,
     /// When the size in use was last confirmed, and how many bytes had been sent by then.
@@ -136,19 +142,21 @@ struct Asked {
 }
 
 impl Search {
-    /// A search on a path whose first link carries payloads of `link` bytes.
+    /// A search on a path whose first link carries payloads of `link` bytes, with `headers` bytes before them.
     ///
     /// `numbers` is the number of the last probe of an earlier search: its late answers are not taken for answers to
     /// probes of this one.
-    pub(super) fn new(link: u16, numbers: u32, now: BootTime) -> Self {
+    pub(super) fn new(link: u16, headers: u16, numbers: u32, now: BootTime) -> Self {
         let mut search = Self {
             link,
+            headers,
             confirmed: LEAST_DATAGRAM.min(link),
             lost: None,
             hint: None,
             distrusts: false,
             found: None,
             round: None,
+            again: false,
             next: now,
             confirmed_at: now,
             confirmed_bytes: 0,
@@ -236,7 +244,7 @@ impl Search {
         }
         let Some(round) = &mut self.round else { return Vec::new() };
         self.next = now + pace.wait;
-        let due = round.try_again(pace.copies);
+        let due = round.try_again(self.confirmed, pace.copies);
         due.iter().for_each(|probe| self.history.sent(now, *probe));
         due
     }
@@ -270,6 +278,9 @@ impl Search {
         if self.hint.is_some() || size == self.confirmed || size >= searched {
             return;
         }
+        if self.distrusts && self.is_confirming() {
+            return;
+        }
         self.hint = Some(size);
         // If the report is right, the next larger size does not arrive, and the search is complete.
         self.begin(now, &[size, size + 1, searched]);
@@ -300,7 +311,7 @@ impl Search {
     /// given up for that: its tries would be lost.
     pub(super) fn look_for_more(&mut self, now: BootTime) {
         if self.is_confirming() {
-            self.raise_at = now;
+            self.again = true;
             return;
         }
         self.lost = None;
@@ -312,9 +323,10 @@ impl Search {
         }
     }
 
-    /// Whether the size in use has been tried, no larger one, and an answer is awaited.
+    /// Whether the size in use has been tried and an answer is awaited.
     fn is_confirming(&self) -> bool {
-        !self.looks_for_more() && self.round.as_ref().is_some_and(|round| round.tries > 0)
+        let awaits = |asked: &Asked| asked.probe.size == self.confirmed && !asked.answered;
+        self.round.as_ref().is_some_and(|round| round.tries > 0 && round.asked.iter().any(awaits))
     }
 
     /// Starts a round that probes the least size, the size in use and `sizes`.
@@ -333,6 +345,7 @@ impl Search {
 
     /// The round is over: the sizes that were not answered are too large.
     fn conclude(&mut self, now: BootTime, raise_after: Duration) {
+        let looked_for_more = self.looks_for_more();
         let Some(mut round) = self.round.take() else { return };
         let Some(arrived) = round.arrived() else {
             round.tries = 0;
@@ -348,14 +361,35 @@ impl Search {
         self.confirmed = arrived;
         let sizes = round.asked.iter().map(|asked| asked.probe.size);
         self.lost = sizes.chain(self.lost).filter(|size| *size > arrived).min();
+        if mem::take(&mut self.again) && arrived < self.link {
+            self.lost = None;
+            let mut sizes = self.between(arrived, self.link);
+            sizes.push(self.link);
+            return self.begin(now, &sizes);
+        }
         match self.lost {
             Some(lost) if lost > arrived + 1 && self.is_searching(&round) => {
-                self.begin(now, &between(arrived, lost));
+                if looked_for_more {
+                    // What is larger by more than a few bytes does not arrive, whatever the next round finds.
+                    self.found = self.found.map(|found| found.min(arrived));
+                }
+                self.begin(now, &self.between(arrived, lost));
             }
             None if arrived < self.link => self.begin(now, &[self.link]),
             Some(_) | None if self.is_searching(&round) => self.settle(now, raise_after),
             Some(_) | None => self.rest(now),
         }
+    }
+
+    /// Up to [`SIZES`] sizes to probe between one that arrives and one that does not, in ascending order.
+    fn between(&self, arrives: u16, lost: u16) -> Vec<u16> {
+        let fits = |size: &u16| arrives < *size && *size < lost;
+        let common = COMMON_MTUS.into_iter().map(|mtu| mtu - self.headers);
+        let mut sizes: Vec<_> = common.filter(fits).collect();
+        if sizes.is_empty() {
+            sizes = (arrives + 1..lost).collect();
+        }
+        spread(&sizes)
     }
 
     /// Whether the completed round was part of a search, and did not only confirm the size in use.
@@ -383,8 +417,8 @@ impl Asked {
 }
 
 impl Round {
-    /// The probes of the next try.
-    fn try_again(&mut self, copies: u32) -> Vec<Probe> {
+    /// The probes of the next try: `copies` of each up to the size in use, and one of each new size.
+    fn try_again(&mut self, in_use: u16, copies: u32) -> Vec<Probe> {
         self.tries += 1;
         let due = self.asked.iter().filter(|asked| !asked.answered);
         if self.tries == 1 {
@@ -392,9 +426,11 @@ impl Round {
         }
         // In turns, so that a short burst of losses does not take all copies of one. The least size has one more chance:
         // without its answer, the loss of the others proves nothing.
-        let turns = (0..copies).flat_map(|_| due.clone());
-        turns
-            .chain(due.clone().filter(|asked| asked.is_control()))
+        let known = due.clone().filter(|asked| asked.probe.size <= in_use);
+        let more = (1..copies).flat_map(|_| known.clone());
+        due.clone()
+            .chain(more)
+            .chain(due.filter(|asked| asked.is_control()))
             .map(|asked| asked.probe)
             .collect()
     }
@@ -410,16 +446,6 @@ impl Round {
     }
 }
 
-/// Up to [`SIZES`] sizes to probe between one that arrives and one that does not, in ascending order.
-fn between(arrives: u16, lost: u16) -> Vec<u16> {
-    let mut sizes: Vec<_> =
-        COMMON.into_iter().rev().filter(|size| arrives < *size && *size < lost).collect();
-    if sizes.is_empty() {
-        sizes = (arrives + 1..lost).collect();
-    }
-    spread(&sizes)
-}
-
 /// At most [`SIZES`] of `sizes`, evenly spaced.
 fn spread(sizes: &[u16]) -> Vec<u16> {
     if sizes.len() <= SIZES {
@@ -433,6 +459,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::HEADERS_V4;
 
     const LINK: u16 = 1472;
     const RAISE: Duration = Duration::from_secs(600);
@@ -450,7 +477,7 @@ mod tests {
     impl Simulation {
         fn new(carries: u16) -> Self {
             let now = BootTime::from_nanos(1_000_000_000);
-            Self { search: Search::new(LINK, 0, now), now, carries, sent: 0 }
+            Self { search: Search::new(LINK, HEADERS_V4, 0, now), now, carries, sent: 0 }
         }
 
         /// Lets time pass; each probe arrives if it fits and `arrives` agrees.
@@ -510,15 +537,32 @@ mod tests {
     fn a_black_hole_is_left_within_three_probes_and_growth_found_later() {
         let mut path = Simulation::new(LINK);
         path.settle();
-        path.carries = 1252;
+        path.carries = 1240;
         path.run(CONFIRM_EVERY + 3 * LEAST_WAIT, || true);
         assert_eq!(path.search.size(), LEAST_DATAGRAM);
+        path.settle();
+        path.carries = 1252;
+        path.search.look_for_more(path.now);
         path.settle();
         path.carries = 1400;
         path.run(RAISE - Duration::from_secs(30), || true);
         assert_eq!(path.search.size(), 1252, "it is not probed for more so often");
         path.run(Duration::from_secs(30), || true);
         path.settle();
+    }
+
+    /// The right size is known within one round after the black hole is noticed, for all MTUs that are common.
+    #[test]
+    fn a_common_size_is_found_in_one_round() {
+        for mtu in COMMON_MTUS.into_iter().filter(|mtu| *mtu < 1500) {
+            let mut path = Simulation::new(LINK);
+            path.settle();
+            path.carries = mtu - HEADERS_V4;
+            path.run(CONFIRM_EVERY + 3 * LEAST_WAIT, || true);
+            assert_eq!(path.search.size(), path.carries);
+            path.run(3 * LEAST_WAIT, || true);
+            assert_eq!(path.search.found(), Some(path.carries));
+        }
     }
 
     #[test]
@@ -585,7 +629,7 @@ mod tests {
     fn a_route_that_changes_does_not_put_the_end_of_a_black_hole_off() {
         let mut path = Simulation::new(LINK);
         path.settle();
-        path.carries = 1252;
+        path.carries = 1240;
         path.run(CONFIRM_EVERY + LEAST_WAIT, || true);
         path.search.look_for_more(path.now);
         path.run(2 * LEAST_WAIT, || true);
@@ -626,10 +670,10 @@ mod tests {
     #[test]
     fn an_answer_to_a_probe_of_another_path_is_not_taken() {
         let now = BootTime::from_nanos(0);
-        let mut here = Search::new(LINK, 0, now);
+        let mut here = Search::new(LINK, HEADERS_V4, 0, now);
         let pace = Pace::on(LEAST_WAIT, 0.0, RAISE);
         let probes = here.probes(now, Sent::default(), pace);
-        let mut there = Search::new(LINK, here.numbers(), now);
+        let mut there = Search::new(LINK, HEADERS_V4, here.numbers(), now);
         there.probes(now, Sent::default(), pace);
         for Probe { number, .. } in probes {
             assert!(!there.answered(now, |asked| asked == number, RAISE));

@@ -98,7 +98,8 @@ impl Size {
     /// The search on this path, once its first link is known.
     fn search(&mut self, now: BootTime) -> Option<&mut Search> {
         if self.search.is_none() && self.link > 0 {
-            let mut search = Search::new(self.link, self.numbers, now);
+            let headers = self.to.map_or(HEADERS_V6, headers);
+            let mut search = Search::new(self.link, headers, self.numbers, now);
             self.hint.into_iter().for_each(|size| search.hint(now, size));
             self.search = Some(search);
         }
@@ -181,7 +182,12 @@ pub struct PathSize {
 
 /// The largest UDP payload to this address in an Ethernet frame.
 const fn ethernet(to: IpAddr) -> u16 {
-    ETHERNET_MTU - if to.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 }
+    ETHERNET_MTU - headers(to)
+}
+
+/// The bytes before the UDP payload in a packet to this address.
+const fn headers(to: IpAddr) -> u16 {
+    if to.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 }
 }
 
 /// The token of the probe with this number. It needs no random bits: only the peer can send an authentic

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use super::Probe;
 use crate::time::BootTime;
 
-/// The number of probes that are remembered.
-const MOST: usize = 12;
+/// The number of probes that are remembered: two rounds and more.
+const MOST: usize = 48;
 
 /// One probe; a probe that is not answered is sent several times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
