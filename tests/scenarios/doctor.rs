@@ -262,7 +262,14 @@ fn other_rules(lab: &Lab) -> Result<String> {
         set(&ready.wire.a, &chain("input", policy, rules))?;
         ready.check()?.clean().with_context(|| rules.to_owned())?;
     }
-    Ok(format!("{} rulesets without a finding", rules.len()))
+    // A site that only calls lets in nothing but answers.
+    let calls = Site { listen: None, ..ready.site_a.clone() };
+    set(&ready.wire.a, &chain("input", "drop", "ct state established,related accept"))?;
+    ready.check_as(&calls)?.clean().context("a site that only calls")?;
+    let _a = Vpnd::start(&ready.wire.a, &calls.keepalive(1))?;
+    ping::until_answered(&ready.wire.a, INNER_B4, SOON)?;
+    doctor(&ready.wire.a, "site-a")?.clean().context("a running one")?;
+    Ok(format!("{} rulesets without a finding", rules.len() + 1))
 }
 
 fn no_route(lab: &Lab) -> Result<String> {

@@ -222,7 +222,11 @@ async fn host(
     let outside = place.outside.within(addresses)?;
     routes(place, &targets, device, &outside, found).await;
     match place.outside.within(nftables::rules)? {
-        Ok(rules) => found.findings.extend(nftables::findings(&rules, traffic, &targets)),
+        Ok(rules) => {
+            let (findings, notes) = nftables::findings(&rules, traffic, &targets);
+            found.findings.extend(findings);
+            found.notes.extend(notes);
+        }
         Err(note) => found.notes.push(note),
     }
     let forwarding = |addresses: &[Assigned]| sysctls::forwarding(config, &targets, addresses);
@@ -262,9 +266,8 @@ fn reach(
 ) -> anyhow::Result<()> {
     let Some(mut caller) = Caller::new(config, keys) else { return Ok(()) };
     if config.peer.endpoints.is_empty() {
-        found
-            .notes
-            .push("the peer was not called, because it has no endpoint here: it calls us".into());
+        let note = "the peer was not called, because it has no endpoint here: it calls us";
+        found.notes.push(note.into());
         return Ok(());
     }
     if found.has(&[Check::Port]) {
@@ -308,7 +311,7 @@ fn unanswered(
     for target in filtered.unwrap_or_default() {
         found.findings.extend(strict(target)?);
     }
-    let explained = found.has(&[Check::Firewall, Check::ReversePath]);
+    let explained = found.has(&[Check::Firewall, Check::Route, Check::ReversePath]);
     for (target, outcome) in failures {
         let is_silence = matches!(outcome, Outcome::Silent | Outcome::Refused(_));
         match call::finding(target, outcome, caller.key()) {

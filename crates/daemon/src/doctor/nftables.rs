@@ -44,8 +44,13 @@ pub(super) struct Traffic {
     pub(super) flow: Flow,
 }
 
-/// The chains that drop what comes from the peer or goes there, each once.
-pub(super) fn findings(ruleset: &Ruleset, traffic: Traffic, targets: &[Target]) -> Vec<Finding> {
+/// The chains that drop what comes from the peer or goes there, each once. While the datagrams of one of its addresses
+/// pass, those of the others are worth a note.
+pub(super) fn findings(
+    ruleset: &Ruleset,
+    traffic: Traffic,
+    targets: &[Target],
+) -> (Vec<Finding>, Vec<String>) {
     let known = targets.iter().map(|target| {
         let device = target.found.as_ref().map(|found| found.device.clone());
         (target.to.is_ipv4(), Some(target.to), device)
@@ -55,22 +60,34 @@ pub(super) fn findings(ruleset: &Ruleset, traffic: Traffic, targets: &[Target]) 
         // The peer calls us, from anywhere.
         ends.push((true, None, None));
     }
-    let mut found = Vec::new();
+    let (mut once, mut is_open) = (Vec::<Finding>::new(), false);
     for (is_v4, peer, device) in ends {
-        for way in [Way::In, Way::Out] {
-            let packet = packet(way, traffic, is_v4, peer, device.clone());
-            let droppers = ruleset.droppers(&packet);
-            found
-                .extend(droppers.iter().map(|dropper| finding(dropper, &packet, traffic.is_fixed)));
-        }
+        let found = of_end(ruleset, traffic, is_v4, peer, device.as_deref());
+        is_open |= found.is_empty();
+        let new = found.into_iter().filter(|finding| !once.contains(finding));
+        once.extend(new.collect::<Vec<_>>());
     }
-    let mut once: Vec<Finding> = Vec::new();
-    for finding in found {
-        if !once.contains(&finding) {
-            once.push(finding);
-        }
+    if is_open {
+        (Vec::new(), once.into_iter().map(|finding| finding.cause).collect())
+    } else {
+        (once, Vec::new())
     }
-    once
+}
+
+fn of_end(
+    ruleset: &Ruleset,
+    traffic: Traffic,
+    is_v4: bool,
+    peer: Option<SocketAddr>,
+    device: Option<&str>,
+) -> Vec<Finding> {
+    let ways = [Way::In, Way::Out].into_iter();
+    let packets = ways.map(|way| packet(way, traffic, is_v4, peer, device.map(str::to_owned)));
+    let found = packets.flat_map(|packet| {
+        let droppers = ruleset.droppers(&packet).into_iter();
+        droppers.map(move |dropper| finding(&dropper, &packet, traffic.is_fixed))
+    });
+    found.collect()
 }
 
 fn packet(
@@ -227,12 +244,31 @@ mod tests {
             payload: Ok(1472),
         };
         for targets in [vec![], vec![target("192.0.2.2:9"), target("[2001:db8::2]:9")]] {
-            let found = findings(&ruleset, traffic, &targets);
-            assert_eq!(found.len(), 1, "{found:?}");
+            let (found, notes) = findings(&ruleset, traffic, &targets);
+            assert!(found.len() == 1 && notes.is_empty(), "{found:?} {notes:?}");
             assert!(
                 found[0].cause.contains("chain c drops UDP to port 7 (policy drop"),
                 "{found:?}"
             );
         }
+    }
+
+    #[test]
+    fn one_address_that_passes_is_enough() {
+        let closed = r#"{"nftables": [{"chain": {"family": "ip6", "table": "t", "name": "c",
+            "type": "filter", "hook": "input", "policy": "drop"}}]}"#;
+        let ruleset = Ruleset::parse(closed).unwrap();
+        let traffic = Traffic { port: Some(7), is_fixed: true, flow: Flow::New };
+        let target = |to: &str| Target {
+            to: to.parse().unwrap(),
+            source: None,
+            found: None,
+            egress: vpnd_tunnel::udp::Egress::default(),
+            payload: Ok(1452),
+        };
+        let both = [target("[2001:db8::2]:9"), target("192.0.2.2:9")];
+        let (found, notes) = findings(&ruleset, traffic, &both);
+        assert!(found.is_empty() && notes.len() == 1, "{found:?} {notes:?}");
+        assert_eq!(findings(&ruleset, traffic, &both[..1]).0.len(), 1);
     }
 }

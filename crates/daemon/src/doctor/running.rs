@@ -113,8 +113,13 @@ pub(super) async fn device(config: &Config, status: &Status, seen: &Seen) -> Vec
         let command = format!("ip link set dev {name} up");
         return vec![Finding::new(Check::Device, cause).command(command)];
     }
-    let mut found: Vec<Finding> = lacking(config, name, &seen.addresses).collect();
-    for route in config.routes.iter().filter(|route| is_expected(config, status, route)) {
+    // What the kernel refuses has its own finding.
+    let is_known = |what: &str| status.missing.iter().any(|one| one.what.contains(what));
+    let lacking = lacking(config, name, &seen.addresses);
+    let mut found: Vec<Finding> =
+        lacking.filter(|(address, _)| !is_known(address)).map(|(_, finding)| finding).collect();
+    let expected = config.routes.iter().filter(|route| is_expected(config, status, route));
+    for route in expected.filter(|route| !is_known(&route.to.to_string())) {
         let leads = seen.netlink.devices_to(route.to).await;
         let other = leads.iter().find_map(|index| seen.names.get(index));
         found.extend((!leads.contains(&index)).then(|| no_route(name, route, other)));
@@ -135,7 +140,7 @@ fn lacking<'a>(
     config: &'a Config,
     name: &'a str,
     addresses: &'a [Assigned],
-) -> impl Iterator<Item = Finding> + 'a {
+) -> impl Iterator<Item = (String, Finding)> + 'a {
     let is_port = config.interface.bridge.is_some();
     let wanted = config.interface.addresses.iter().filter(move |_| !is_port);
     let has = move |address: &ipnet::IpNet| {
@@ -144,7 +149,8 @@ fn lacking<'a>(
     wanted.filter(move |address| !has(address)).map(move |address| {
         let cause =
             format!("the device {name} lacks its address {address}: somebody has removed it");
-        Finding::new(Check::Device, cause).command(format!("ip address add {address} dev {name}"))
+        let command = format!("ip address add {address} dev {name}");
+        (address.addr().to_string(), Finding::new(Check::Device, cause).command(command))
     })
 }
 
