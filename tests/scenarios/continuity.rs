@@ -1,9 +1,12 @@
 //! Restarts that nobody notices: the next process continues with the device, the socket and the sessions.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use vpnd_tests::capture::{Capture, Datagram};
+use vpnd_tests::link::port;
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_A4, INNER_B4, Site};
 use vpnd_tests::traffic::ping;
@@ -22,6 +25,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     });
     let mut scenarios: Vec<_> = orderly.collect();
     scenarios.extend([
+        Scenario::new("continuity::no counter is used twice", Cost::Works, counters),
         Scenario::new("continuity::nothing on the host is touched", Cost::Works, untouched),
         Scenario::new("continuity::a crash under a service manager", Cost::Works, crash),
         Scenario::new("continuity::several queues", Cost::Works, queues),
@@ -131,6 +135,40 @@ fn orderly(lab: &Lab, protocol: &'static str, by: By) -> Result<String> {
     ))
 }
 
+/// What is seen on the cable: no two datagrams of one session have the same counter, whichever process sent them. And none of
+/// a session that an earlier process sealed on is sent by a later one.
+fn counters(lab: &Lab) -> Result<String> {
+    let mut ends = ends(lab, By::Process, |site| site.remote.protocol = "vpnd")?;
+    for host in [&ends.wire.a, &ends.wire.b] {
+        port(host, "eth0").no_offload()?;
+    }
+    let capture = Capture::start(&ends.wire.b, "eth0", 16)?;
+    let streams = Streams::start(&ends.wire)?;
+    for _ in 0..5 {
+        ends.a.take_over()?;
+        ping::until_answered(&ends.wire.a, INNER_B4, SOON)?;
+        std::thread::sleep(APART);
+    }
+    streams.stop()?;
+    let seen = capture.stop()?;
+    let named = |datagram: &Datagram| {
+        let session = datagram.head.get(4..8)?.try_into().ok().map(u32::from_le_bytes)?;
+        let counter = datagram.head.get(8..16)?.try_into().ok().map(u64::from_le_bytes)?;
+        Some((datagram.from, session, counter))
+    };
+    let data = seen.datagrams.iter().filter(|datagram| datagram.kind() == Some(4));
+    let mut used = BTreeSet::new();
+    let mut count = 0;
+    for one in data.filter_map(named) {
+        ensure!(used.insert(one), "sent twice: {one:?}");
+        count += 1;
+    }
+    let of_a = used.iter().filter(|(from, ..)| from.to_string() == Wire::A4);
+    let sessions = of_a.map(|(_, session, _)| *session).collect::<BTreeSet<_>>().len();
+    ensure!(sessions >= 6, "{sessions} sessions of A: a process sealed on another's");
+    Ok(format!("{count} datagrams of {sessions} sessions of A and those of B: no counter twice"))
+}
+
 /// Addresses, routes, rules, the device and its carrier: not even a message says that one was touched.
 fn untouched(lab: &Lab) -> Result<String> {
     let mut ends = ends(lab, By::Process, |site| {
@@ -207,7 +245,8 @@ fn queues(lab: &Lab) -> Result<String> {
     ensure!(there.lost() + back.lost() == 0, "{there:?} {back:?}");
     let kept = ends.manager.as_ref().context("there is one")?.kept();
     let queues = kept.iter().filter(|name| *name == "queue").count();
-    ensure!(queues % 3 == 0 && !kept.contains(&"sessions".to_owned()), "{kept:?}");
+    // What another process has stored is stored no more.
+    ensure!(queues == 3 && kept.len() == 6, "{kept:?}");
     Ok(format!("0 of {} and 0 of {} lost", there.sent, back.sent))
 }
 

@@ -71,7 +71,11 @@ pub(crate) fn keep(device: &Descriptors<'_>, socket: BorrowedFd<'_>) {
 /// Gives systemd the text of the configuration to keep, for a next process whose own file is not valid.
 pub(crate) fn keep_configuration(source: &str) {
     match in_memory(source.as_bytes()) {
-        Ok(file) => service::keep(Kept::Configuration.name(), file.as_fd()),
+        Ok(file) => {
+            // That of an earlier process.
+            service::forget(Kept::Configuration.name());
+            service::keep(Kept::Configuration.name(), file.as_fd());
+        }
         Err(error) => tracing::debug!(%error, "the configuration is not kept for the next process"),
     }
 }
