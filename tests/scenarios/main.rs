@@ -9,6 +9,7 @@ mod change;
 mod continuity;
 mod cycles;
 mod device;
+mod doctor;
 mod duplicate;
 mod ecn;
 mod exact;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        doctor::scenarios(),
         duplicate::scenarios(),
         kernel::scenarios(),
         left::scenarios(),

@@ -14,6 +14,7 @@ mod copied;
 mod demo;
 mod device_watch;
 mod diagnostics;
+mod doctor;
 mod exit;
 mod firewall;
 mod floor;
@@ -79,6 +80,7 @@ use ask::AskError;
 use cli::{Cli, Command};
 use config::{Loaded, Report};
 use demo::DemoError;
+use doctor::DoctorError;
 use exit::Exit;
 use inherited::{Inherited, TakeOverError};
 use logging::Logging;
@@ -104,6 +106,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pubkey(options) => keygen::pubkey(&options),
         Command::Genpsk(options) => keygen::genpsk(&options),
         Command::Check(options) => check::run(&options),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Status(options) => show_status::run(&options),
         Command::Wait(options) => wait::run(&options),
         Command::Ping(options) => ping::run(&options),
@@ -188,6 +191,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<WaitError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<DemoError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<DoctorError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<TakeOverError>() {
         error.exit()
