@@ -28,7 +28,6 @@ pub(crate) fn engine(config: &Config, mtu: u16, sandbox: Sandbox) -> engine::Opt
     engine::Options {
         confine: Arc::new(move || Ok(sandbox.confine(Role::Data).map(drop)?)),
         mode: config.interface.mode,
-        guard: guard(config),
         policy: policy(config, mtu),
     }
 }
@@ -52,6 +51,7 @@ pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
     Policy::new(config.interface.mode, mtu, filter(config))
         .with_clamp(clamp(config))
         .with_macs(macs(&config.peer))
+        .with_guard(guard(config))
 }
 
 /// The wanted state of the device. `own` describes the tunnel's own datagrams, if the tunnel's routes would

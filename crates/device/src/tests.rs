@@ -4,6 +4,7 @@ use std::process::Command;
 
 use super::*;
 
+mod change;
 mod guard;
 mod kernel;
 pub(crate) mod left_behind;

@@ -110,6 +110,11 @@ impl Timers {
         }
     }
 
+    /// Another interval of the configured keepalive; it counts from the last traffic.
+    pub(crate) const fn set_keepalive(&mut self, keepalive: Option<Duration>) {
+        self.keepalive = keepalive;
+    }
+
     /// Records the traffic; returns whether there was any since the last call.
     pub(crate) fn observe(&mut self, timestamps: Timestamps) -> bool {
         let moved = self.seen != timestamps;

@@ -205,7 +205,7 @@ pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError>
     for (option, value) in options {
         set(&socket, *option, *value)?;
     }
-    make_room(&socket, wanted)?;
+    make_room(&socket, (wanted.receive_buffer, wanted.send_buffer))?;
     wanted.egress.set(&socket)?;
     socket.set_nonblocking(true).map_err(BindError::Open)?;
     bind_to(&socket, at)?;
@@ -249,8 +249,8 @@ fn open(listen: Listen) -> Result<(Socket, SocketAddr), BindError> {
 
 /// Sets the buffer sizes: without a limit if this process has the privilege, or up to the administrator's
 /// limit.
-fn make_room(socket: &Socket, wanted: &Options) -> Result<(), BindError> {
-    let bytes = wanted.receive_buffer;
+pub(super) fn make_room(socket: &Socket, (receive, send): (usize, usize)) -> Result<(), BindError> {
+    let bytes = receive;
     if sys::set(socket, RECEIVE_FORCE, whole(bytes)).is_err() {
         socket.set_recv_buffer_size(bytes).map_err(BindError::Open)?;
         tracing::info!(
@@ -258,7 +258,7 @@ fn make_room(socket: &Socket, wanted: &Options) -> Result<(), BindError> {
             "the receive buffer is limited by net.core.rmem_max: a larger one needs CAP_NET_ADMIN"
         );
     }
-    let bytes = wanted.send_buffer;
+    let bytes = send;
     if sys::set(socket, SEND_FORCE, whole(bytes)).is_err() {
         socket.set_send_buffer_size(bytes).map_err(BindError::Open)?;
     }
@@ -269,7 +269,7 @@ fn whole(bytes: usize) -> c_int {
     c_int::try_from(bytes).unwrap_or(c_int::MAX)
 }
 
-fn set(socket: &Socket, option: IntOption, value: c_int) -> Result<(), BindError> {
+pub(super) fn set(socket: &Socket, option: IntOption, value: c_int) -> Result<(), BindError> {
     sys::set(socket, option, value)
         .map_err(|source| BindError::Option { label: option.label, source })
 }
