@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use vpnd_device::{
-    Bypass, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace,
-    Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
+    Bypass, DeviceLink, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing,
+    Namespace, Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
 };
 use vpnd_tunnel::udp::Egress;
 
 use crate::config::Config;
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, Rules};
 use crate::nft::Table;
 use crate::options;
 
@@ -85,6 +85,21 @@ impl Changes {
         self.keeper.mtu()
     }
 
+    /// The handle that gives the device another wanted state.
+    pub(crate) fn link(&self) -> DeviceLink {
+        self.keeper.link()
+    }
+
+    /// The handle that gives the packet filter's tables other rules, if there are tables.
+    pub(crate) fn rules(&self) -> Option<Rules> {
+        self.firewall.as_ref().map(Firewall::rules)
+    }
+
+    /// The connection to the kernel in the device's network namespace.
+    pub(crate) fn netlink(&self) -> Netlink {
+        self.netlink.clone()
+    }
+
     /// Reverts the changes, except for those that `stays` names.
     pub(crate) async fn put_back(self, stays: Stays) {
         let table = kill_switch(self.firewall.as_ref());
@@ -128,9 +143,22 @@ pub(crate) struct HandedOn {
 /// The settings that affect the route of datagrams. If the tunnel's routes would lead even these datagrams into
 /// the tunnel, they get a mark; vpnd chooses one if the configuration has none.
 pub(crate) async fn egress(config: &Config, netlink: &Netlink, would_loop: bool) -> Egress {
+    egress_beside(config, netlink, would_loop, None).await
+}
+
+/// The same for a running tunnel, which keeps a mark that vpnd has `chosen`.
+pub(crate) async fn egress_beside(
+    config: &Config,
+    netlink: &Netlink,
+    would_loop: bool,
+    chosen: Option<u32>,
+) -> Egress {
     let mut egress = config.socket.egress();
     if egress.mark == 0 && would_loop {
-        egress.mark = netlink.free_mark().await.value;
+        egress.mark = match chosen {
+            Some(mark) => mark,
+            None => netlink.free_mark().await.value,
+        };
     }
     egress
 }

@@ -15,6 +15,7 @@ mod demo;
 mod device_watch;
 mod diagnostics;
 mod exit;
+mod fingerprint;
 mod firewall;
 mod floor;
 mod forward;
@@ -118,8 +119,7 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     // Before there is a key in it.
     privilege::lock_memory();
     let Loaded { config, keys, warnings } = config::load(&options.config)?;
-    let format = logging.log_format.unwrap_or(config.service.log_format);
-    logging::init(logging.level(config.service.log_level), format);
+    logging::init(logging, &config.service);
     for warning in warnings.and(forward::problems(&config)).and(firewall::problems(&config)).lines()
     {
         tracing::warn!("{warning}");

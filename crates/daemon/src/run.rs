@@ -5,6 +5,7 @@ mod error;
 mod open;
 
 use std::cell::Cell;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -15,7 +16,6 @@ use futures_util::FutureExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use tokio::sync::watch;
-use vpnd_crypto::PublicKey;
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::activity::Activity;
@@ -27,10 +27,11 @@ use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{Egress, Socket};
 
 use crate::changes::{self, Changes, HandedOn};
-use crate::config::Config;
+use crate::config::{Config, Running};
 use crate::control::Control;
 use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
+use crate::fingerprint::Fingerprints;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
 use crate::hooks::{self, Facts, Following, Hooks, News};
@@ -43,7 +44,7 @@ use crate::panics::Panics;
 use crate::presence::Presence;
 use crate::privilege;
 use crate::sandbox::{Confined, Role, Sandbox};
-use crate::shell::{Shell, Surroundings};
+use crate::shell::{Alterable, Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::tenancy::Tenancy;
@@ -89,18 +90,20 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
     let Prepared { host, changes, tenancy: _tenancy, opener } =
-        Host::prepare(config, &keys.secret.public()).await?;
+        Host::prepare(config, &keys).await?;
     let asked = stop.asked_by();
+    // A reload may change it.
+    let kill_switch = Rc::clone(&host.kill_switch);
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
     let device = config.interface.persist;
     let guards = match &result {
-        Ok(()) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
+        Ok(()) if kill_switch.get() => linger::after_stop(asked.get()).await,
         Ok(()) => AfterStop::Open,
         // After a failure the kill switch stays, during the start as well as afterwards.
         Err(_) => {
-            stays_shut(config);
+            stays_shut(config, kill_switch.get());
             AfterStop::Shut
         }
     };
@@ -116,8 +119,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
 }
 
 /// Logs that vpnd blocks packets, because the network does not show the reason.
-fn stays_shut(config: &Config) {
-    if config.has_kill_switch() {
+fn stays_shut(config: &Config, kill_switch: bool) {
+    if kill_switch {
         tracing::warn!(
             "the kill switch stays in place until vpnd starts successfully; `vpnd release {}` removes it",
             config.name
@@ -135,7 +138,7 @@ struct Host {
     /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
     life: DeviceWatch,
-    /// The device's carrier, if it follows the peer.
+    /// The device's carrier, if it can be set.
     carrier: Option<Carrier>,
     socket: Socket,
     egress: Egress,
@@ -150,6 +153,8 @@ struct Host {
     control: Option<Control>,
     metrics: Option<metrics::Bound>,
     panics: Panics,
+    alter: Alterable,
+    kill_switch: Rc<Cell<bool>>,
 }
 
 /// A tunnel that is ready to run.
@@ -162,35 +167,52 @@ struct Prepared {
 }
 
 impl Host {
-    async fn prepare(config: &Config, public_key: &PublicKey) -> Result<Prepared, RunError> {
+    async fn prepare(config: &Config, keys: &Keys) -> Result<Prepared, RunError> {
         let guarded = Guarded::begin(config).await?;
-        Self::configure(config, public_key, guarded).await.inspect_err(|_| stays_shut(config))
+        Self::configure(config, keys, guarded)
+            .await
+            .inspect_err(|_| stays_shut(config, config.has_kill_switch()))
     }
 
     /// Opens all objects first, and then changes the system.
     async fn configure(
         config: &Config,
-        public_key: &PublicKey,
+        keys: &Keys,
         guarded: Guarded,
     ) -> Result<Prepared, RunError> {
         let opened = Opened::open(config, &guarded).await?;
-        let link = opened.wanted(config, public_key, &guarded)?;
+        let link = opened.wanted(config, &keys.secret.public(), &guarded);
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu } = opened;
+        let Opened { device, tenancy, carrier, passed_over, socket, uplink, floor, metrics, mtu } =
+            opened;
         let presence = Presence::of(&device.queues[0])?;
         let life =
             DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
         // This comes before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
         let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &egress) };
-        let specific = specific_routes(config, &inside, tunnel.index).await?;
+        let specific = specific_routes(config.service.firewall, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let asking = outside.within(routes_of_datagrams)??;
-        let index = inside.is(&outside).then(|| life.index());
+        let one_place = inside.is(&outside);
+        let index = one_place.then(|| life.index());
+        let kill_switch = Rc::new(Cell::new(config.has_kill_switch()));
+        let running = Running { adopted: device.adopted, has_runner: config.runs_programs() };
+        let alter = Alterable {
+            link: changes.link(),
+            rules: changes.rules(),
+            netlink: changes.netlink(),
+            first: link,
+            passed_over,
+            one_place,
+            running,
+            keys: Fingerprints::of(keys).map_err(io::Error::other)?,
+            kill_switch: Rc::clone(&kill_switch),
+        };
         let host = Self {
             loops: Loops::new(asking, egress.clone(), index, changes.own()),
             device_mtu: changes.mtu(),
@@ -210,6 +232,8 @@ impl Host {
             floor,
             control,
             metrics,
+            alter,
+            kill_switch,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -286,7 +310,7 @@ impl Host {
         let sandbox = Sandbox::of(config);
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
-        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups)?;
+        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups, None)?;
         let last_stamp = last_stamp(&self.floor);
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
@@ -304,6 +328,7 @@ impl Host {
         tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
             running: config.clone(),
+            alter: self.alter,
             about,
             device_mtu: self.device_mtu,
             life: self.life,
@@ -325,7 +350,8 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
-        let settings = options::settings(config, around.carrier.is_some());
+        let settings =
+            options::settings(config, options::carrier_follows(config, around.carrier.as_ref()));
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }

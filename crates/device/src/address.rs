@@ -140,7 +140,8 @@ fn ends(message: &AddressMessage) -> [Option<IpAddr>; 2] {
 
 /// Whether both are the same IPv6 address of the same device, with any prefix and far end.
 pub(crate) fn is_same_v6(one: &AddressMessage, other: &AddressMessage) -> bool {
-    let is_v6 = one.header.family == AddressFamily::Inet6 && other.header.family == one.header.family;
+    let is_v6 =
+        one.header.family == AddressFamily::Inet6 && other.header.family == one.header.family;
     is_v6 && one.header.index == other.header.index && ends(one)[0] == ends(other)[0]
 }
 

@@ -139,7 +139,12 @@ impl Bypasses {
     }
 
     /// The same check for another plan.
-    pub(crate) fn follow(&mut self, handle: &Handle, plan: &Plan, own: watch::Receiver<OwnTraffic>) {
+    pub(crate) fn follow(
+        &mut self,
+        handle: &Handle,
+        plan: &Plan,
+        own: watch::Receiver<OwnTraffic>,
+    ) {
         self.report.send_replace(Vec::new());
         *self = Self::spawn_reporting(handle, plan, own, self.report.clone());
     }

@@ -43,7 +43,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 pub use bypass::Bypass;
-pub use controller::Kind;
+pub use controller::{DEFAULT_STP_COST, Kind};
 pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, KILL_SWITCH_TABLE, Namespace};
@@ -104,6 +104,8 @@ pub struct Link {
     /// The families for which the kernel ignores routes of a link without carrier, if this device's carrier
     /// depends on the peer: while the link has no carrier, packets for its networks are dropped.
     pub passed_over: Families,
+    /// The packet filter's table of the kill switch, which the journal of a running tunnel names.
+    pub guard_table: Option<String>,
 }
 
 /// IPv4, IPv6, both or none.

@@ -76,7 +76,8 @@ impl Plan {
             index: device.index,
             silent: false,
             alive: false,
-            has_own_mac: link.mac.is_some() || (link.mac_as_port.is_some() && link.bridge.is_some()),
+            has_own_mac: link.mac.is_some()
+                || (link.mac_as_port.is_some() && link.bridge.is_some()),
             mtu: link.mtu,
             table: table::MAIN,
             port_of: controller::wanted(link),

@@ -73,6 +73,7 @@ fn link() -> Link {
         ],
         own: None,
         passed_over: Families::default(),
+        guard_table: None,
     }
 }
 

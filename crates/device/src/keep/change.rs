@@ -52,6 +52,9 @@ impl Keeping {
         link.mtu = None;
         self.know_own(&mut link);
         let before = self.undo.len();
+        if link.guard_table.is_some() {
+            self.undo.set_table(link.guard_table.as_deref());
+        }
         match self.add(&link).await {
             Ok(plan) => {
                 self.take(link, plan).await;
@@ -91,6 +94,7 @@ impl Keeping {
             self.port.forget();
         }
         (self.link, self.plan) = (link, plan);
+        self.undo.set_table(self.link.guard_table.as_deref());
         let plan = &self.plan;
         self.undo.forget(|change| plan.has_replaced(change));
         self.undo.only(|change| plan.wants(change), &self.handle).await;
@@ -102,6 +106,7 @@ impl Keeping {
     /// Removes what was added, and restores what was removed to make way.
     async fn go_back(&mut self, before: usize) {
         self.undo.back_to(before, &self.handle).await;
+        self.undo.set_table(self.link.guard_table.as_deref());
         self.follow_again().await;
         let device = Device { name: &self.plan.device, index: self.plan.index };
         let joined = controller::join(&self.handle, device, &self.link, &mut self.undo).await;

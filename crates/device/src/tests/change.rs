@@ -4,17 +4,16 @@ use super::*;
 
 /// States that differ in everything that may change.
 fn states() -> Vec<Link> {
-    let kill_switch = |to: &str, metric| Route {
-        when_down: WhenDown::Blackhole,
-        ..route(to, metric, None)
-    };
+    let kill_switch =
+        |to: &str, metric| Route { when_down: WhenDown::Blackhole, ..route(to, metric, None) };
     let with = |addresses: &[&str], routes: Vec<Route>| Link {
         addresses: nets(addresses),
         routes,
+        multicast: Some(true),
         ..link()
     };
     vec![
-        link(),
+        Link { multicast: Some(true), ..link() },
         with(&["10.99.0.2/24"], vec![route("198.51.100.0/24", Some(9), None)]),
         with(&["10.99.0.2/24", "10.99.0.3/24"], vec![kill_switch("198.51.100.0/24", None)]),
         with(&["10.97.0.3/24", "2001:db8:1::1/128"], vec![kill_switch("0.0.0.0/0", None)]),
@@ -22,7 +21,10 @@ fn states() -> Vec<Link> {
             peer_addresses: vec!["10.98.0.2".parse().unwrap(), "2001:db8:9::2".parse().unwrap()],
             txqueuelen: Some(77),
             multicast: Some(false),
-            ..with(&["10.98.0.1/32", "2001:db8:1::1/64"], vec![kill_switch("198.18.0.0/15", Some(3))])
+            ..with(
+                &["10.98.0.1/32", "2001:db8:1::1/64"],
+                vec![kill_switch("198.18.0.0/15", Some(3))],
+            )
         },
         with(&[], vec![route("198.18.0.0/15", Some(77), Some(1000)), route("::/0", None, None)]),
         with(&["2001:db8:1::1/64"], Vec::new()),
