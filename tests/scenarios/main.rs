@@ -41,6 +41,7 @@ mod queues;
 mod reach;
 mod refusal;
 mod rekey;
+mod reload;
 mod restart;
 mod roaming;
 mod routes;
@@ -67,6 +68,7 @@ use vpnd_tests::runner;
 fn main() -> ExitCode {
     let rooms = [
         rekey::scenarios(),
+        reload::scenarios(),
         expiry::scenarios(),
         failover::scenarios(),
         lossy::scenarios(),

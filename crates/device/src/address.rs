@@ -138,11 +138,12 @@ fn ends(message: &AddressMessage) -> [Option<IpAddr>; 2] {
     [local.or(far), far]
 }
 
-/// Whether both are the same IPv6 address of the same device, with any prefix and far end.
-pub(crate) fn is_same_v6(one: &AddressMessage, other: &AddressMessage) -> bool {
-    let is_v6 =
-        one.header.family == AddressFamily::Inet6 && other.header.family == one.header.family;
-    is_v6 && one.header.index == other.header.index && ends(one)[0] == ends(other)[0]
+/// Whether the kernel cannot have both: it has an IPv6 address of a device only once, with one prefix and far end, and an
+/// IPv4 address once for each length of the prefix.
+pub(crate) fn excludes(one: &AddressMessage, other: &AddressMessage) -> bool {
+    let same = one.header.index == other.header.index && ends(one)[0] == ends(other)[0];
+    let is_v6 = one.header.family == AddressFamily::Inet6;
+    one != other && same && (is_v6 || one.header.prefix_len == other.header.prefix_len)
 }
 
 pub(crate) fn family(net: IpNet) -> AddressFamily {

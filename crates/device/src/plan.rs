@@ -353,8 +353,8 @@ impl Plan {
     /// would remove the new one.
     pub(crate) fn has_replaced(&self, change: &Change) -> bool {
         let Change::Address(former) = change else { return false };
-        let mut all = self.addresses.iter();
-        !self.addresses.contains(former) && all.any(|one| address::is_same_v6(one, former))
+        let excludes = |one: &AddressMessage| address::excludes(one, former);
+        !self.addresses.contains(former) && self.addresses.iter().any(excludes)
     }
 
     /// Whether the plan contains the object that `change` would remove.
@@ -388,13 +388,12 @@ impl Tables {
     }
 }
 
-/// Removes an address of ours that the kernel cannot have together with this one: IPv6 has an address only once, whatever
-/// its prefix and far end. The record stays, in case the former address has to be restored.
+/// Removes an address of ours that the kernel cannot have together with this one. The record stays, in case the former
+/// address has to be restored.
 async fn make_way(handle: &Handle, message: &AddressMessage, undo: &Undo) {
     for change in undo.changes() {
         if let Change::Address(one) = change
-            && one != message
-            && address::is_same_v6(one, message)
+            && address::excludes(one, message)
         {
             change.clone().take_back(handle).await;
         }

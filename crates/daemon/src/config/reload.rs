@@ -280,7 +280,7 @@ fn in_service(now: &Service, then: &Service) -> Vec<Compared> {
 }
 
 /// Whether an address that stays would be unusable for a moment. The kernel ties the IPv4 addresses of one network to the
-/// first of them, and has an IPv6 address only once, with one prefix and one far end.
+/// first of them, and to give an address another prefix or far end, it has to be removed.
 fn renumbers(now: &Config, then: &Config, _: Running) -> bool {
     let [now, then] = [now, then].map(|config| addresses(&config.interface));
     let firsts = |all: &[(IpNet, Option<IpAddr>)]| {
@@ -297,8 +297,7 @@ fn renumbers(now: &Config, then: &Config, _: Running) -> bool {
         |first: &IpNet| new.iter().any(|other| other.trunc() == first.trunc() && other != first);
     let is_altered = |(address, far): &(IpNet, Option<IpAddr>)| {
         let same = |(other, _): &&(IpNet, Option<IpAddr>)| other.addr() == address.addr();
-        address.addr().is_ipv6()
-            && then.iter().find(same).is_some_and(|other| other != &(*address, *far))
+        then.iter().find(same).is_some_and(|other| other != &(*address, *far))
     };
     old.iter().any(is_moved) || now.iter().any(is_altered)
 }
