@@ -159,7 +159,14 @@ pub(super) fn state(host: &Host) -> Result<String> {
     for (command, dropped) in [
         (
             "ip -j addr show dev tun0",
-            &["ifindex", "valid_life_time", "preferred_life_time", "cacheinfo"][..],
+            &[
+                "ifindex",
+                "valid_life_time",
+                "preferred_life_time",
+                "cacheinfo",
+                "operstate",
+                "flags",
+            ][..],
         ),
         ("ip -j -4 route show table all", &["cache"]),
         ("ip -j -6 route show table all", &["cache", "pref"]),
