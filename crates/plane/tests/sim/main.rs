@@ -31,6 +31,7 @@ mod preshared;
 mod reach;
 mod rekey;
 mod restart;
+mod retune;
 mod roaming;
 mod stamps;
 mod states;
