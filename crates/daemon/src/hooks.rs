@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub(crate) use plan::{Event, Plan};
 pub(crate) use runner::{WORD, isolate, run};
-pub(crate) use variables::{Facts, plan};
+pub(crate) use variables::{Facts, plan, routes_everything};
 
 use client::Runner;
 use names::{Found, Names};

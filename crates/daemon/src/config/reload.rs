@@ -11,6 +11,7 @@ use vpnd_tun::Mode;
 use super::hooks::{Dns, Hooks};
 use super::metrics::{Metrics, MetricsListen};
 use super::model::{Config, Interface, Path, Peer, Service, Socket};
+use crate::hooks;
 
 /// How a changed key takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,7 +165,7 @@ fn compared(now: &Config, then: &Config) -> Vec<Compared> {
     let mut keys = in_interface(interface, &then.interface);
     keys.extend(in_peer(peer, &then.peer));
     let differs = *routes != then.routes;
-    keys.push(Compared { table: "[[route]]", key: "", class: Live, differs });
+    keys.push(Compared { table: "[[route]]", key: "", class: Unless(moves_names), differs });
     keys.extend(in_path(path, &then.path));
     keys.extend(in_socket(socket, &then.socket));
     keys.extend(in_dns(dns, &then.dns));
@@ -316,6 +317,14 @@ fn addresses(interface: &Interface) -> Vec<(IpNet, Option<IpAddr>)> {
 fn forgets_mtu(_: &Config, then: &Config, running: Running) -> bool {
     let Interface { mode, mtu, bridge, .. } = &then.interface;
     *mode == Mode::Tap && mtu.is_none() && bridge.is_none() && running.adopted
+}
+
+/// Whether the routes decide which names are resolved through the tunnel, and decide otherwise now. The name servers of
+/// `[dns]` are set by a process that takes no other commands from the daemon than those of the start.
+fn moves_names(now: &Config, then: &Config, running: Running) -> bool {
+    let has_names = !now.dns.servers.is_empty() || !now.dns.domains.is_empty();
+    let is_everything = |config: &Config| hooks::routes_everything(config);
+    running.has_runner && has_names && is_everything(now) != is_everything(then)
 }
 
 /// Whether the peer is another one. The configured next key is that of the same peer.

@@ -93,6 +93,15 @@ fn some_keys_take_a_restart_on_some_hosts() {
     assert_eq!(takes(&bare, &set, adopted), Takes::Live);
     assert_eq!(takes(&set, &bare, adopted), Takes::Restart, "the MTU that it had is not known");
     assert_eq!(takes(&set, &bare, Running::default()), Takes::Live);
+    let names = |routes: &str| {
+        let more = format!("[dns]\nservers = '10.99.0.2'\n{routes}");
+        good(&minimal("", &more)).config
+    };
+    let runner = Running { adopted: false, has_runner: true };
+    let everything = names("[[route]]\nto = '0.0.0.0/0'");
+    let last = |now: &Config, then: &Config| now.differences(then, runner).pop().unwrap().takes;
+    assert_eq!(last(&names(""), &everything), Takes::Restart, "all names are resolved there");
+    assert_eq!(last(&names(""), &names("[[route]]\nto = '192.168.7.0/24'")), Takes::Live);
     let more = |more: &str| good(&minimal("", more)).config;
     for (now, then, expected) in [
         ("", "[socket]\nfwmark = 7", "live [socket] fwmark"),
