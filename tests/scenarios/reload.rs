@@ -30,6 +30,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("reload::a refused change is taken back whole", Cost::Works, refused),
         Scenario::new("reload::a dry run changes nothing", Cost::Works, dry_run),
         Scenario::new("reload::the peer's new endpoint", Cost::Works, endpoint),
+        Scenario::new("reload::the log follows", Cost::Works, log),
+        Scenario::new("reload::a kill switch that came later outlives a crash", Cost::Works, crash),
         Scenario::new("reload::pairs of configurations", Cost::Waits, pairs::pairs),
     ]
 }
@@ -282,4 +284,51 @@ fn endpoint(lab: &Lab) -> Result<String> {
     }
     ping::until_answered(&ends.wire.b, INNER_A4, SOON)?;
     Ok(format!("there after {} ms, and nothing lost", took.as_millis()))
+}
+
+fn log(lab: &Lab) -> Result<String> {
+    let ends = Ends::start(lab, |a, b| (a, b))?;
+    let json = [("[service] log_format", "\"json\""), ("[service] log_level", "\"trace\"")];
+    ends.reload(&with(&ends.base, &json))?;
+    ends.reload(&ends.base)?;
+    ends.a.wait_for_log("\"message\":\"reloaded, as asked\"", SOON)?;
+    ends.reload(&with(&ends.base, &[("[service] log_level", "\"off\"")]))?;
+    let quiet = ends.a.as_process().log();
+    ends.reload(&ends.base)?;
+    let said = ends.a.as_process().log();
+    let after = said.strip_prefix(quiet.as_str()).context("the log was rewritten")?;
+    ensure!(after.contains("INFO reloaded, as asked"), "{after:?}");
+    Ok("JSON and back, off and on".to_owned())
+}
+
+fn crash(lab: &Lab) -> Result<String> {
+    let firewall = |mut site: Site| {
+        site.service.push("firewall = true".to_owned());
+        site
+    };
+    let ends = Ends::start(lab, |a, b| (firewall(a), b))?;
+    let route = "[[route]]\nto = \"198.18.0.0/15\"\nwhen_down = \"blackhole\"";
+    let host = &ends.wire.a;
+    let guarded = |host: &Host| -> Result<[bool; 2]> {
+        let routes = host.run("ip route show type blackhole")?;
+        let tables = host.run("nft list tables")?;
+        Ok([routes.contains("198.18.0.0/15"), tables.contains("vpnd_killswitch-site-a")])
+    };
+    ensure!(guarded(host)? == [false; 2], "there is a kill switch");
+    ends.reload(&with(&ends.base, &[("[[route]]", route)]))?;
+    ensure!(guarded(host)? == [true; 2], "{:?} after the reload", guarded(host)?);
+    let file = host.directory().join("site-a.toml");
+    let Ends { wire, a, base, b: _b } = ends;
+    a.into_process().kill()?;
+    ensure!(guarded(&wire.a)? == [true; 2], "{:?} after the crash", guarded(&wire.a)?);
+    fs::write(&file, &base)?;
+    let again = Vpnd::start_file(&wire.a, "site-a", file)?;
+    ensure!(guarded(&wire.a)? == [false; 2], "{:?} after the next start", guarded(&wire.a)?);
+    // One that a reload has removed is not left behind either.
+    for text in [with(&base, &[("[[route]]", route)]), base] {
+        let (code, said) = again.reload_text(&text, &[])?;
+        ensure!(code == 0, "{said}");
+    }
+    ensure!(guarded(&wire.a)? == [false; 2], "{:?} after its removal", guarded(&wire.a)?);
+    Ok("it stayed after kill -9, and the next start removed it".to_owned())
 }

@@ -10,9 +10,9 @@ use vpnd_device::{
     Bypass, DeviceLink, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing,
     Namespace, Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
 };
-use vpnd_tunnel::udp::Egress;
+use vpnd_tunnel::udp::{BindError, Egress};
 
-use crate::config::Config;
+use crate::config::{Config, Socket};
 use crate::firewall::{Firewall, Rules};
 use crate::nft::Table;
 use crate::options;
@@ -161,6 +161,19 @@ pub(crate) async fn egress_beside(
         };
     }
     egress
+}
+
+/// Reports a source address that is not ours yet.
+pub(crate) fn check_sources(wanted: &Socket, egress: &Egress) -> Result<(), BindError> {
+    for source in &wanted.sources {
+        match egress.check_source(*source) {
+            Err(error @ BindError::SourceNotOurs { .. }) => {
+                tracing::warn!("{error}. Nothing is sent until an interface has it");
+            }
+            checked => checked?,
+        }
+    }
+    Ok(())
 }
 
 /// Adds the kill switch's routes and rules, if the configuration has one, and returns the leftovers of an

@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub(crate) use plan::{Event, Plan};
 pub(crate) use runner::{WORD, isolate, run};
-pub(crate) use variables::{Facts, plan, routes_everything};
+pub(crate) use variables::{Facts, plan};
 
 use client::Runner;
 use names::{Found, Names};

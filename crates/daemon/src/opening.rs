@@ -16,6 +16,7 @@ use vpnd_tun::{Carrier, Mode, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Egress, Socket};
 
 use crate::ask::{self, AskError};
+use crate::changes;
 use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Ask, Control, ControlError, STOPPING};
 use crate::run::RunError;
@@ -164,7 +165,7 @@ pub(crate) async fn mtu(
 /// Opens the UDP socket. If its address is not ours yet, this reports the error before the first send does.
 pub(crate) fn socket(config: &Config, egress: &Egress) -> Result<Socket, BindError> {
     let wanted = &config.socket;
-    check_sources(wanted, egress)?;
+    changes::check_sources(wanted, egress)?;
     let options = udp::Options {
         receive_buffer: wanted.rcvbuf,
         send_buffer: wanted.sndbuf,
@@ -172,19 +173,6 @@ pub(crate) fn socket(config: &Config, egress: &Egress) -> Result<Socket, BindErr
         egress: egress.clone(),
     };
     Socket::bind(config.interface.listen, &options)
-}
-
-/// Reports a source address that is not ours yet.
-pub(crate) fn check_sources(wanted: &config::Socket, egress: &Egress) -> Result<(), BindError> {
-    for source in &wanted.sources {
-        match egress.check_source(*source) {
-            Err(error @ BindError::SourceNotOurs { .. }) => {
-                tracing::warn!("{error}. Nothing is sent until an interface has it");
-            }
-            checked => checked?,
-        }
-    }
-    Ok(())
 }
 
 /// The kernel's messages about the routes of the socket's datagrams; a tunnel also works without them.

@@ -85,6 +85,8 @@ pub(super) const KEYS: &[Key] = &[
     key("[peer] preshared_key_file", "", Elsewhere("change::preshared key")),
     key("[peer] next_preshared_key_file", "", Elsewhere("change::preshared key")),
     key("[peer] endpoint", "[\"192.0.2.2:51820\", \"[2001:db8::2]:51820\"]", LIVE),
+    // A thread for the name is started by a daemon that is confined.
+    key("[peer] endpoint", "[\"192.0.2.2:51820\", \"localhost:51821\"]", LIVE),
     key(
         "[peer] allowed_ips",
         "[\"10.99.0.2/32\", \"2001:db8:99::2/128\", \"198.51.100.0/24\"]",

@@ -11,7 +11,6 @@ use vpnd_tun::Mode;
 use super::hooks::{Dns, Hooks};
 use super::metrics::{Metrics, MetricsListen};
 use super::model::{Config, Interface, Path, Peer, Service, Socket};
-use crate::hooks;
 
 /// How a changed key takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,18 +88,26 @@ macro_rules! compare {
 }
 
 impl Config {
-    /// Every key that differs from `wanted`, in the order of the documentation. Files with keys are not compared.
-    pub(crate) fn differences(&self, wanted: &Self, running: Running) -> Vec<Difference> {
+    /// Every key that differs from `wanted`. Those of files with keys are `of_keys`, because this does not read the files.
+    pub(crate) fn differences(
+        &self,
+        wanted: &Self,
+        running: Running,
+        of_keys: &[Difference],
+    ) -> Vec<Difference> {
         let [now, then] =
             [self, wanted].map(|config| serde_json::to_value(config).unwrap_or_default());
-        let all = compared(self, wanted).into_iter();
-        let differing = all.filter(|one| one.differs && !matches!(one.class, Contents));
         let difference = |one: Compared| {
             let [was, becomes] = [&now, &then].map(|config| shown(config, &one));
             let takes = one.class.takes(self, wanted, running);
             Difference { key: one.name(), takes, was, becomes }
         };
-        differing.map(difference).collect()
+        let all = compared(self, wanted).into_iter();
+        let differing = all.filter_map(|one| match one.class {
+            Contents => of_keys.iter().find(|known| known.key == one.name()).cloned(),
+            _ => one.differs.then(|| difference(one)),
+        });
+        differing.collect()
     }
 }
 
@@ -141,10 +148,10 @@ fn shown(config: &Value, Compared { table, key, .. }: &Compared) -> String {
 
 /// A route in one line: its network, and what else is set.
 fn one_line(route: &Value) -> String {
-    let all = route.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
     let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let words = all.map(|(key, value)| format!("{key} {}", plain(value)));
-    words.collect::<Vec<_>>().join(" ")
+    let all = ["to", "metric", "table", "when_down"].map(|key| (key, &route[key]));
+    let set = all.iter().filter(|(_, value)| !value.is_null());
+    set.map(|(key, value)| format!("{key} {}", plain(value))).collect::<Vec<_>>().join(" ")
 }
 
 /// All keys in the order of the documentation.
@@ -264,7 +271,7 @@ fn in_hooks(now: &Hooks, then: &Hooks) -> Vec<Compared> {
 }
 
 fn in_metrics(now: &Metrics, then: &Metrics) -> Vec<Compared> {
-    compare!(now, then, "[metrics]", Metrics { listen: "listen" Unless(needs_a_file), })
+    compare!(now, then, "[metrics]", Metrics { listen: "listen" Unless(cannot_be_bound), })
 }
 
 fn in_service(now: &Service, then: &Service) -> Vec<Compared> {
@@ -323,8 +330,7 @@ fn forgets_mtu(_: &Config, then: &Config, running: Running) -> bool {
 /// `[dns]` are set by a process that takes no other commands from the daemon than those of the start.
 fn moves_names(now: &Config, then: &Config, running: Running) -> bool {
     let has_names = !now.dns.servers.is_empty() || !now.dns.domains.is_empty();
-    let is_everything = |config: &Config| hooks::routes_everything(config);
-    running.has_runner && has_names && is_everything(now) != is_everything(then)
+    running.has_runner && has_names && now.routes_everything() != then.routes_everything()
 }
 
 /// Whether the peer is another one. The configured next key is that of the same peer.
@@ -342,9 +348,16 @@ fn loses_port(now: &Config, _: &Config, _: Running) -> bool {
     now.socket.bind_device.is_some() && !now.interface.listen.is_fixed()
 }
 
-/// Whether a socket would have to be made in a directory, which the running daemon must not.
-fn needs_a_file(_: &Config, then: &Config, _: Running) -> bool {
-    matches!(then.metrics.listen, Some(MetricsListen::Path(_)))
+/// Whether a socket would have to be made in a directory, which the running daemon must not, or at a port that the former
+/// socket has.
+fn cannot_be_bound(now: &Config, then: &Config, _: Running) -> bool {
+    match (&now.metrics.listen, &then.metrics.listen) {
+        (_, Some(MetricsListen::Path(_))) => true,
+        (Some(MetricsListen::Address(now)), Some(MetricsListen::Address(then))) => {
+            now.port() == then.port()
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]

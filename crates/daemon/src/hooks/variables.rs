@@ -65,13 +65,8 @@ fn command(words: &[String], from: &Path) -> Option<Argv> {
     Argv::new(std::iter::once(&program).chain(arguments))
 }
 
-/// Whether the routes lead so much into the tunnel that its name servers resolve all names.
-pub(crate) fn routes_everything(config: &Config) -> bool {
-    dns::is_everything(config.routes.iter().map(|route| route.to))
-}
-
 fn add_dns(plan: &mut Plan, config: &Config, device: &str) {
-    let everything = routes_everything(config);
+    let everything = config.routes_everything();
     let set = dns::set(device, &config.dns.servers, &config.dns.domains, everything);
     if !set.is_empty() {
         plan.commands.insert(Event::SetDns, set);

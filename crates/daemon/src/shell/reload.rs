@@ -24,11 +24,11 @@ use crate::config::{Config, Difference, Running, Takes};
 use crate::fingerprint::Fingerprints;
 use crate::firewall::{Rules, Tunnel};
 use crate::keys::Keys;
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::options;
 use crate::resolve::{self, Resolver};
 use crate::terms::Agreement;
-use crate::{logging, opening};
 
 /// The handles with which a reload changes the system, and what it has to know of the start.
 pub(crate) struct Alterable {
@@ -138,9 +138,8 @@ impl Shell {
     /// Every key that differs from these, without a change.
     pub(super) fn compare(&self, config: &Config, keys: &Keys) -> Vec<Difference> {
         let alter = &self.around.alter;
-        let mut all = self.around.running.differences(config, alter.running);
-        all.extend(alter.keys.differences(&alter.keys.of_others(keys)));
-        all
+        let of_keys = alter.keys.differences(&alter.keys.of_others(keys));
+        self.around.running.differences(config, alter.running, &of_keys)
     }
 
     /// Changes to another configuration. If that fails, nothing has changed, and the reason is returned.
@@ -207,7 +206,7 @@ impl Shell {
         let (running, wanted) = (&self.around.running, &to.config);
         let mut prepared = Prepared::default();
         if wanted.socket.sources != running.socket.sources {
-            opening::check_sources(&wanted.socket, &to.egress)
+            changes::check_sources(&wanted.socket, &to.egress)
                 .map_err(|error| Refused::of(socket_key(&error), error))?;
         }
         if wanted.peer.endpoints != running.peer.endpoints {

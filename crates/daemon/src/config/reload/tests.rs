@@ -6,7 +6,7 @@ use crate::config::tests::{PEER, good, minimal};
 
 /// The keys that differ between these configurations, each with how it takes effect.
 fn differing(now: &Config, then: &Config) -> Vec<String> {
-    let all = now.differences(then, Running::default());
+    let all = now.differences(then, Running::default(), &[]);
     all.iter().map(|one| format!("{} {}", one.takes, one.key)).collect()
 }
 
@@ -37,7 +37,7 @@ fn a_difference_is_shown_in_the_words_of_the_file() {
     let running = good(&minimal("", "")).config;
     let routes = "keepalive = '25s'\n[[route]]\nto = '192.168.20.0/24'\nmetric = 50";
     let wanted = good(&minimal("txqueuelen = 9\nname = 'tun7'", routes)).config;
-    let found = running.differences(&wanted, Running::default());
+    let found = running.differences(&wanted, Running::default(), &[]);
     let shown: Vec<_> =
         found.iter().map(|one| format!("{}: {} -> {}", one.key, one.was, one.becomes)).collect();
     assert_eq!(
@@ -75,11 +75,11 @@ fn addresses_change_unless_one_that_stays_would_be_gone_for_a_moment() {
     assert!(restarts(&two, &plain("'10.99.0.9/24'")), "the second goes with the first");
     assert!(!restarts(&two, &plain("'10.99.0.1/24'")));
     assert!(
-        restarts(&plain("'fd00::1/64'"), &plain("'fd00::1/128'")),
+        restarts(&plain("'10.99.0.1/30', 'fd00::1/64'"), &plain("'10.99.0.1/30', 'fd00::1/128'")),
         "the same with another prefix"
     );
-    let far = with("'fd00::1/128'", "peer_address = 'fd00::2'");
-    let other = with("'fd00::1/128'", "peer_address = 'fd00::3'");
+    let far = with("'10.99.0.1/30', 'fd00::1/128'", "peer_address = 'fd00::2'");
+    let other = with("'10.99.0.1/30', 'fd00::1/128'", "peer_address = 'fd00::3'");
     assert_eq!(differing(&far, &other)[0], "restart [interface] peer_address");
 }
 
@@ -89,7 +89,7 @@ fn some_keys_take_a_restart_on_some_hosts() {
         |mtu: &str| good(&minimal(&format!("mode = 'tap'\n{mtu}"), "protocol = 'vpnd'")).config;
     let (set, bare) = (tap("mtu = 1400"), tap(""));
     let adopted = Running { adopted: true, has_runner: false };
-    let takes = |now: &Config, then: &Config, running| now.differences(then, running)[0].takes;
+    let takes = |now: &Config, then: &Config, running| now.differences(then, running, &[])[0].takes;
     assert_eq!(takes(&bare, &set, adopted), Takes::Live);
     assert_eq!(takes(&set, &bare, adopted), Takes::Restart, "the MTU that it had is not known");
     assert_eq!(takes(&set, &bare, Running::default()), Takes::Live);
@@ -99,7 +99,8 @@ fn some_keys_take_a_restart_on_some_hosts() {
     };
     let runner = Running { adopted: false, has_runner: true };
     let everything = names("[[route]]\nto = '0.0.0.0/0'");
-    let last = |now: &Config, then: &Config| now.differences(then, runner).pop().unwrap().takes;
+    let last =
+        |now: &Config, then: &Config| now.differences(then, runner, &[]).pop().unwrap().takes;
     assert_eq!(last(&names(""), &everything), Takes::Restart, "all names are resolved there");
     assert_eq!(last(&names(""), &names("[[route]]\nto = '192.168.7.0/24'")), Takes::Live);
     let more = |more: &str| good(&minimal("", more)).config;
@@ -111,12 +112,37 @@ fn some_keys_take_a_restart_on_some_hosts() {
             "restart [socket] fwmark",
         ),
         ("", "[socket]\nbind_device = 'eth0'", "live [socket] bind_device"),
-        ("[socket]\nbind_device = 'eth0'", "", "restart [socket] bind_device"),
+        ("[socket]\nbind_device = 'eth0'", "", "live [socket] bind_device"),
         ("", "[metrics]\nlisten = '127.0.0.1:9586'", "live [metrics] listen"),
         ("", "[metrics]\nlisten = '/run/vpnd/m'", "restart [metrics] listen"),
+        (
+            "[metrics]\nlisten = '[::1]:9586'",
+            "[metrics]\nlisten = '127.0.0.1:9586'",
+            "restart [metrics] listen",
+        ),
     ] {
         assert_eq!(differing(&more(now), &more(then)), [expected]);
     }
+    let free = |more: &str| good(&minimal("", more).replace("listen = 51820", "")).config;
+    let bound = free("[socket]\nbind_device = 'eth0'");
+    assert_eq!(
+        differing(&bound, &free("")),
+        ["restart [socket] bind_device"],
+        "its port would be lost"
+    );
+    assert_eq!(differing(&free(""), &bound), ["live [socket] bind_device"]);
+}
+
+#[test]
+fn routes_are_everything_with_one_network_or_its_halves() {
+    let of = |routes: &[&str]| {
+        let tables: String = routes.iter().map(|to| format!("[[route]]\nto = '{to}'\n")).collect();
+        good(&minimal("", &tables)).config.routes_everything()
+    };
+    assert!(of(&["192.168.20.0/24", "::/0"]));
+    assert!(of(&["0.0.0.0/1", "128.0.0.0/1"]));
+    assert!(!of(&["0.0.0.0/1", "8000::/1"]));
+    assert!(!of(&["10.0.0.0/8"]));
 }
 
 /// The table in the documentation has every key in the class that the code has it in.
