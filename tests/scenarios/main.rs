@@ -6,6 +6,7 @@
 mod bridges;
 mod carrier;
 mod change;
+mod continuity;
 mod cycles;
 mod device;
 mod duplicate;
@@ -58,8 +59,10 @@ mod system;
 mod tap;
 mod tunnel;
 mod tuntap;
+mod uapi;
 mod uplinks;
 mod vm;
+mod wg_quick;
 
 use std::process::ExitCode;
 
@@ -101,10 +104,13 @@ fn main() -> ExitCode {
         routes::scenarios(),
         guard::scenarios(),
         loops::scenarios(),
+        continuity::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),
         tuntap::scenarios(),
+        uapi::scenarios(),
+        wg_quick::scenarios(),
         spanning::scenarios(),
         lan::scenarios(),
         multicast::scenarios(),

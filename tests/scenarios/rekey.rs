@@ -93,25 +93,25 @@ fn two_vpnd(lab: &Lab) -> Result<String> {
 }
 
 /// A stream each way, and the cable between that tells whose loss a loss is.
-struct Streams {
+pub(crate) struct Streams {
     cable: Capture,
     from_a: Stream,
     from_b: Stream,
 }
 
 /// What became of both.
-struct Losses {
-    sent: u64,
+pub(crate) struct Losses {
+    pub(crate) sent: u64,
     /// Before either end could read it.
     queues: u64,
-    by_a: u64,
-    by_b: u64,
+    pub(crate) by_a: u64,
+    pub(crate) by_b: u64,
     /// From A, and from B.
-    gaps: [Vec<Range<u64>>; 2],
+    pub(crate) gaps: [Vec<Range<u64>>; 2],
 }
 
 impl Streams {
-    fn start(wire: &Wire) -> Result<Self> {
+    pub(crate) fn start(wire: &Wire) -> Result<Self> {
         Ok(Self {
             cable: Capture::start(&wire.b, "eth0", 4)?,
             from_a: Stream::start(&wire.a, &wire.b, INNER_B4, FROM_A)?,
@@ -119,7 +119,7 @@ impl Streams {
         })
     }
 
-    fn stop(self) -> Result<Losses> {
+    pub(crate) fn stop(self) -> Result<Losses> {
         let (a, b) = (self.from_a.stop()?, self.from_b.stop()?);
         let seen = self.cable.stop()?;
         let (left_a, left_b) = (crossed(&seen, Wire::A4, FROM_A), crossed(&seen, Wire::B4, FROM_B));

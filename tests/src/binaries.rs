@@ -46,6 +46,14 @@ pub fn cached(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The newest version of a program, which `tests/setup bench` fetches, or else the system's.
+///
+/// # Errors
+/// When neither is there.
+pub fn newest(name: &str) -> Result<PathBuf> {
+    cached(name).or_else(|_| installed(name))
+}
+
 fn set_up() -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup");
     let output = Command::new(&script).output().context("cannot run tests/setup")?;

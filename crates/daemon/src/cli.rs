@@ -17,7 +17,8 @@ use crate::show_mtu::MtuOptions;
 use crate::show_status::StatusOptions;
 use crate::tuntap::TuntapOptions;
 use crate::wait::WaitOptions;
-use crate::{hooks, linger, tenancy};
+use crate::wireguard_go::CompatOptions;
+use crate::{hooks, linger, tenancy, wireguard_go};
 
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
@@ -88,6 +89,9 @@ pub(crate) enum Command {
     Tuntap(TuntapOptions),
     /// Runs a demonstration: two sites in network namespaces on this machine
     Demo(DemoOptions),
+    /// Takes the place of wireguard-go: waits for the settings that `wg` brings. A link `vpnd-wg` does the same
+    #[command(name = wireguard_go::WORD, hide = true)]
+    WireguardGoCompat(CompatOptions),
     /// Runs the hooks of the vpnd that started it
     #[command(name = hooks::WORD, hide = true)]
     HookRunner,

@@ -9,19 +9,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use nix::sys::stat::Mode;
 use nix::unistd::Uid;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, Difference, Loaded, Report};
 use crate::keys::Keys;
-use crate::socket_file::{self, SocketFile, SocketFileError};
+use crate::socket_file::{self, OWNER_ONLY, SocketFile, SocketFileError};
 use crate::status::{SCHEMA, Status};
 use crate::terminal::Printable;
 use crate::worker::Worker;
@@ -35,10 +34,6 @@ pub(crate) use wire::{Announced, Ask, CONFIG, Differences, Ping, Refusal, STOPPI
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the peer's answer to a PING is waited for.
 const PING_PATIENCE: Duration = Duration::from_secs(5);
-/// Connections that are served at once, for root and as many for all other users; further ones wait.
-const MAX_CONNECTIONS: usize = 8;
-/// Connections that wait, for root and as many for all other users; a further one is closed.
-const MAX_WAITING: usize = 16;
 
 /// Why the control socket could not be bound.
 #[derive(Debug, Error)]
@@ -70,6 +65,8 @@ pub(crate) enum Request {
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
     /// Report which keys differ from this configuration and these keys.
     Compare(Box<(Config, Keys)>, oneshot::Sender<Vec<Difference>>),
+    /// Hand the tunnel on to the process at the other end, and end.
+    HandOn(std::os::unix::net::UnixStream),
     /// Use the next keys; the reply is an error if that fails.
     Rotate {
         /// Whether the previous keys are removed.
@@ -97,8 +94,7 @@ impl Control {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn bind(config: &Config) -> Result<Self, ControlError> {
-        let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
-        let (listener, file) = socket_file::bind(&config.service.control, owner_only)?;
+        let (listener, file) = socket_file::bind(&config.service.control, OWNER_ONLY)?;
         let (send, requests) = mpsc::channel(1);
         let desk = Desk {
             name: config.name.clone(),
@@ -108,7 +104,7 @@ impl Control {
             lookups: OnceLock::new(),
         };
         let desk = Arc::new(desk);
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&desk)));
+        let accepting = tokio::spawn(socket_file::serve(listener, Arc::clone(&desk)));
         Ok(Self { _file: file, requests, accepting, desk })
     }
 
@@ -145,42 +141,6 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.accepting.abort();
     }
-}
-
-/// Accepts connections. Those of root have a separate queue, so other users cannot make root wait.
-async fn accept(listener: UnixListener, desk: Arc<Desk>) {
-    let (root, others) = (queue(Arc::clone(&desk)), queue(desk));
-    loop {
-        match listener.accept().await {
-            Ok((client, _)) => {
-                let is_root = client.peer_cred().is_ok_and(|from| from.uid() == 0);
-                // If the queue is full, the connection is closed.
-                let _full = if is_root { &root } else { &others }.try_send(client);
-            }
-            // No descriptor is free: try again when others have been closed.
-            Err(error) => {
-                tracing::debug!(%error, "cannot accept a connection to the control socket");
-                sleep(PATIENCE).await;
-            }
-        }
-    }
-}
-
-/// Starts to serve clients in the order of their connections.
-fn queue(desk: Arc<Desk>) -> mpsc::Sender<UnixStream> {
-    let (send, mut clients) = mpsc::channel(MAX_WAITING);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    tokio::spawn(async move {
-        while let Some(client) = clients.recv().await {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let desk = Arc::clone(&desk);
-            tokio::spawn(async move {
-                let _left = desk.serve(client).await;
-                drop(place);
-            });
-        }
-    });
-    send
 }
 
 /// The state needed to serve clients.
@@ -223,13 +183,19 @@ enum Outcome {
     Answer(Answer),
     /// The answer depends on the peer, and may take longer than a client may.
     Ping(oneshot::Receiver<Result<Ping, String>>),
+    /// The client continues with the tunnel.
+    HandOn,
 }
 
-impl Desk {
+impl socket_file::Desk for Desk {
     async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
         let mut more = [0];
         let answer = match timeout(PATIENCE, self.attend(&mut client)).await?? {
             Outcome::Answer(answer) => answer,
+            Outcome::HandOn => {
+                self.send(Request::HandOn(client.into_std()?)).await;
+                return Ok(());
+            }
             Outcome::Ping(replied) => tokio::select! {
                 answer = pinged(replied) => answer,
                 // A client that has left takes no place of others.
@@ -240,7 +206,9 @@ impl Desk {
         timeout(PATIENCE, client.write_all(answer.as_bytes())).await??;
         client.shutdown().await
     }
+}
 
+impl Desk {
     /// Reads a request, if the client may make one, and carries it out.
     async fn attend(&self, client: &mut UnixStream) -> io::Result<Outcome> {
         let uid = Uid::from_raw(client.peer_cred()?.uid());
@@ -264,7 +232,8 @@ impl Desk {
         Ok(Outcome::Answer(match ask.command.as_str() {
             "status" => self.status().await,
             "ping" => return Ok(self.ping().await),
-            "reload" | "compare" | "rotate" if rights != Rights::Change => {
+            "take-over" if rights == Rights::Change => return Ok(Outcome::HandOn),
+            "reload" | "compare" | "rotate" | "take-over" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
@@ -312,8 +281,10 @@ impl Desk {
     /// started earlier would have all privileges.
     async fn reader(&self) -> Result<Worker, String> {
         let lookups = self.lookups.get().ok_or("the tunnel is still starting; try again")?;
-        let started = lookups.run(|| Worker::start("reload", || Ok(()))).await.flatten();
-        started.map_err(|error| format!("no thread to read it with: {error}; try again"))
+        lookups
+            .another("reload")
+            .await
+            .map_err(|error| format!("no thread to read it with: {error}; try again"))
     }
 
     /// Loads a configuration and sends it to the tunnel. Only the tunnel knows its running configuration, so
@@ -382,11 +353,13 @@ async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
 mod tests {
     use super::*;
     use crate::config::tests::site;
+    use crate::socket_file::MAX_CONNECTIONS;
     use crate::status::tests::sample;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::path::Path;
     use tempfile::TempDir;
+    use tokio::time::sleep;
 
     fn configured() -> (TempDir, Config) {
         let (directory, file) = site("preshared_key_file = 'site.psk'");

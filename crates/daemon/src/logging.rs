@@ -76,19 +76,29 @@ type Lines = Box<dyn Layer<Registry> + Send + Sync>;
 /// Starts logging as the configuration and the command line say; a second call changes nothing.
 pub(crate) fn init(logging: Logging, service: &Service) {
     let (level, format) = logging.of(service);
-    let (lines, lines_handle) = reload::Layer::new(lines(format));
-    let (level, level_handle) = reload::Layer::new(level);
-    // This fails only if logging has already been started.
-    if tracing_subscriber::registry().with(lines).with(level).try_init().is_err() {
-        return;
-    }
+    let Some(set) = begin(level, format) else { return };
     let change = move |service: &Service| {
         let (level, format) = logging.of(service);
+        set(level, format);
+    };
+    let _once = CHANGE.set(Box::new(change));
+}
+
+/// Starts logging at a level and in a format that no configuration changes.
+pub(crate) fn init_fixed(level: LevelFilter, format: LogFormat) {
+    drop(begin(level, format));
+}
+
+/// Starts logging, and returns what sets another level and format; `None` if logging has already been started.
+fn begin(level: LevelFilter, format: LogFormat) -> Option<impl Fn(LevelFilter, LogFormat)> {
+    let (lines, lines_handle) = reload::Layer::new(lines(format));
+    let (level, level_handle) = reload::Layer::new(level);
+    tracing_subscriber::registry().with(lines).with(level).try_init().ok()?;
+    Some(move |level, format| {
         // These fail only without a log.
         let _gone = lines_handle.reload(self::lines(format));
         let _gone = level_handle.reload(level);
-    };
-    let _once = CHANGE.set(Box::new(change));
+    })
 }
 
 /// Logs as another configuration says from now on. The command line takes precedence still.
@@ -188,7 +198,7 @@ impl<W: Write> Write for JsonLines<W> {
 }
 
 /// Whether the output goes to systemd's journal, which adds the time itself.
-fn to_journal() -> bool {
+pub(crate) fn to_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal()
 }
 

@@ -56,6 +56,12 @@ impl Loops {
         self.due.get_or_insert_with(Instant::now);
     }
 
+    /// The mark of the tunnel's datagrams has changed: routes may depend on it.
+    pub(crate) fn set_mark(&mut self, mark: u32) {
+        self.egress.mark = mark;
+        self.poll_soon();
+    }
+
     /// Waits until it is time for a lookup.
     pub(crate) async fn due(&mut self) {
         if self.due.is_none() {

@@ -49,7 +49,7 @@ pub(crate) fn tuning(config: &Config) -> peer::Tuning {
 }
 
 /// The options of the control plane, except those of the protocol.
-pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
+pub(crate) fn settings(config: &Config, carrier_follows: bool, alive: bool) -> Settings {
     let literal =
         |one: &config::Endpoint| one.address().map(|address| SocketAddr::new(address, one.port));
     let has_names = config.peer.endpoints.iter().any(|one| one.address().is_none());
@@ -57,6 +57,7 @@ pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
         mtu_max: config.path.mtu_max,
         mtu_follows: mtu_follows(config),
         carrier_follows,
+        alive,
         endpoints: config.peer.endpoints.iter().map(literal).collect(),
         resolve_every: has_names.then_some(config.peer.resolve_every),
     }
@@ -93,6 +94,7 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
         vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
         own,
+        alive: false,
         passed_over: Families::default(),
         guard_table: firewall::keeps_in(config).then(|| firewall::usual_table(&config.name)),
     }

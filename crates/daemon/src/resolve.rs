@@ -78,7 +78,7 @@ struct Nudges {
 /// # Errors
 ///
 /// If the kernel cannot start a thread.
-pub(crate) fn spawn(
+pub(crate) async fn spawn(
     endpoints: Vec<Endpoint>,
     lookups: &Worker,
     former: Option<&Resolver>,
@@ -95,11 +95,10 @@ pub(crate) fn spawn(
     let names = endpoints.iter().map(ToString::to_string).collect();
     let known = Arc::new(Mutex::new(Known { names, found: found.clone() }));
     let named = endpoints.into_iter().enumerate().filter(|(_, e)| literal(e).is_none());
-    let name = |(place, endpoint)| {
-        let thread = threads.another("names")?;
-        Ok(Name { endpoint, place, thread })
-    };
-    let names = named.map(name).collect::<io::Result<_>>()?;
+    let mut names = Vec::new();
+    for (place, endpoint) in named {
+        names.push(Name { endpoint, place, thread: threads.another("names").await? });
+    }
     let collected = Collected { found, known: Arc::clone(&known) };
     tokio::spawn(collect(collected, names, Nudges { nudged, changed }, send));
     Ok(Resolver { lookups, nudge, change, known })
@@ -342,14 +341,14 @@ mod tests {
     #[tokio::test]
     async fn literal_addresses_come_at_once_and_in_order() {
         let all = ["[2001:db8::2]:51820", "192.0.2.7:1", "192.0.2.7:1"];
-        let mut resolver = spawn(endpoints(&all), &lookups(), None).unwrap();
+        let mut resolver = spawn(endpoints(&all), &lookups(), None).await.unwrap();
         assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&all[..2])));
     }
 
     #[tokio::test]
     async fn a_name_keeps_its_place() {
         let mut resolver =
-            spawn(endpoints(&["localhost:9", "192.0.2.7:1"]), &lookups(), None).unwrap();
+            spawn(endpoints(&["localhost:9", "192.0.2.7:1"]), &lookups(), None).await.unwrap();
         assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&["192.0.2.7:1"])));
         let Lookup::Addresses(both) = soon(resolver.changed()).await else { panic!("it fails") };
         assert!(both[0].ip().is_loopback() && both[0].port() == 9, "{both:?}");
@@ -376,7 +375,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_to_look_up_stays_silent() {
-        let mut resolver = spawn(Vec::new(), &lookups(), None).unwrap();
+        let mut resolver = spawn(Vec::new(), &lookups(), None).await.unwrap();
         let changed = timeout(Duration::from_millis(50), resolver.changed());
         assert!(changed.await.is_err());
     }

@@ -1,24 +1,29 @@
 //! Runs one tunnel. A start happens in the order of the lines in [`run`]: first the steps that need privileges,
 //! and the threads last.
 
+mod draft;
 mod error;
 mod open;
+mod waiting;
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::FutureExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::activity::Activity;
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Carrier;
@@ -27,14 +32,16 @@ use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{Egress, Socket};
 
 use crate::changes::{self, Changes, HandedOn};
-use crate::config::{Config, Running};
+use crate::config::{Config, Loaded, Running};
 use crate::control::Control;
 use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
 use crate::fingerprint::Fingerprints;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
+use crate::hand_on;
 use crate::hooks::{self, Facts, Following, Hooks, News};
+use crate::inherited::Inherited;
 use crate::keys::Keys;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
@@ -44,10 +51,11 @@ use crate::panics::Panics;
 use crate::presence::Presence;
 use crate::privilege;
 use crate::sandbox::{Confined, Role, Sandbox};
-use crate::shell::{Alterable, Shell, Surroundings};
+use crate::shell::{Alterable, Ending, Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::tenancy::Tenancy;
+use crate::uapi::{Hold, Refused, Uapi};
 use crate::{options, resolve, service};
 
 use open::{Guarded, Opened, own_mark, specific_routes};
@@ -60,6 +68,9 @@ pub(crate) struct RunOptions {
     /// The tunnel's configuration
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
+    /// Continues with the tunnel of this configuration that is running: no packet is lost, and that process ends
+    #[arg(long)]
+    pub(crate) take_over: bool,
 }
 
 /// Runs the tunnel until it is asked to stop.
@@ -67,11 +78,60 @@ pub(crate) struct RunOptions {
 /// # Errors
 ///
 /// If the tunnel cannot start, or cannot continue.
-pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
+pub(crate) fn run(config: Config, keys: Keys, inherited: Inherited) -> Result<(), RunError> {
     changes::announce_start(&config.service.control);
     // The runtime has a single thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(start_to_stop(&config, keys));
+    let result =
+        runtime.block_on(start_to_stop(&config, keys, Given { inherited, ..Given::default() }));
+    finish(runtime, result)
+}
+
+/// Waits on the WireGuard socket until there is a configuration, and then runs the tunnel with this device.
+///
+/// # Errors
+///
+/// If the tunnel cannot start, or cannot continue.
+pub(crate) fn run_given(device: vpnd_tun::Device, socket: OwnedFd) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let mut uapi = Uapi::inherited(&device.name, socket)?;
+        let Some((Loaded { config, keys, warnings }, started)) =
+            waiting::wait(&device, &mut uapi).await?
+        else {
+            return Ok(None);
+        };
+        warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
+        changes::announce_start(&config.service.control);
+        let (device, uapi, started) = (Some(device), Some(uapi), Some(started));
+        let given = Given { device, uapi, started, ..Given::default() };
+        let result = start_to_stop(&config, keys, given).await;
+        if result.is_err() {
+            // The answer to the last request says that it failed.
+            tokio::time::sleep(LAST_ANSWER).await;
+        }
+        result
+    });
+    finish(runtime, result)
+}
+
+/// What a tunnel is given by an earlier process, or by the one that has waited for its configuration.
+#[derive(Default)]
+struct Given {
+    inherited: Inherited,
+    device: Option<vpnd_tun::Device>,
+    uapi: Option<Uapi>,
+    /// Told once the tunnel runs.
+    started: Option<oneshot::Sender<Result<(), Refused>>>,
+}
+
+/// How long an answer may take to leave.
+const LAST_ANSWER: Duration = Duration::from_millis(50);
+
+fn finish(
+    runtime: tokio::runtime::Runtime,
+    result: Result<Option<Later>, RunError>,
+) -> Result<(), RunError> {
     // The end of the process does not wait for a name lookup or a hanging disk.
     runtime.shutdown_background();
     if let Some((handed_on, opener)) = result? {
@@ -83,24 +143,32 @@ pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
 /// A kill switch that is removed later, and the process that removes it.
 type Later = (HandedOn, Option<Opener>);
 
-async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, RunError> {
+async fn start_to_stop(
+    config: &Config,
+    keys: Keys,
+    given: Given,
+) -> Result<Option<Later>, RunError> {
     // First, because a command must inherit neither descriptors nor vpnd's scheduling priority.
     let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
-    let Prepared { host, changes, tenancy: _tenancy, opener } =
-        Host::prepare(config, &keys).await?;
+    let Prepared { host, changes, tenancy, opener } = Host::prepare(config, &keys, given).await?;
     let asked = stop.asked_by();
     // A reload may change it.
     let kill_switch = Rc::clone(&host.kill_switch);
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
+    if let Ok(Ending::HandedOn) = result {
+        tenancy.into_iter().for_each(Tenancy::hand_on);
+        changes.leave().await;
+        return Ok(None);
+    }
     let device = config.interface.persist;
     let guards = match &result {
-        Ok(()) if kill_switch.get() => linger::after_stop(asked.get()).await,
-        Ok(()) => AfterStop::Open,
+        Ok(_over) if kill_switch.get() => linger::after_stop(asked.get()).await,
+        Ok(_over) => AfterStop::Open,
         // After a failure the kill switch stays, during the start as well as afterwards.
         Err(_) => {
             stays_shut(config, kill_switch.get());
@@ -115,7 +183,8 @@ async fn start_to_stop(config: &Config, keys: Keys) -> Result<Option<Later>, Run
             None
         }
     };
-    result.map(|()| handed_on.map(|handed_on| (handed_on, opener)))
+    drop(tenancy);
+    result.map(|_over| handed_on.map(|handed_on| (handed_on, opener)))
 }
 
 /// Logs that vpnd blocks packets, because the network does not show the reason.
@@ -137,7 +206,7 @@ struct Host {
     device_mtu: DeviceMtu,
     /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
-    life: DeviceWatch,
+    device_watch: DeviceWatch,
     /// The device's carrier, if it can be set.
     carrier: Option<Carrier>,
     socket: Socket,
@@ -151,10 +220,14 @@ struct Host {
     loops: Loops,
     floor: FloorFile,
     control: Option<Control>,
+    uapi: Option<Uapi>,
+    started: Option<oneshot::Sender<Result<(), Refused>>>,
     metrics: Option<metrics::Bound>,
     panics: Panics,
     alter: Alterable,
     kill_switch: Rc<Cell<bool>>,
+    /// What an earlier process has left, if its device is continued with.
+    left: Option<Inheritance>,
 }
 
 /// A tunnel that is ready to run.
@@ -167,9 +240,9 @@ struct Prepared {
 }
 
 impl Host {
-    async fn prepare(config: &Config, keys: &Keys) -> Result<Prepared, RunError> {
+    async fn prepare(config: &Config, keys: &Keys, given: Given) -> Result<Prepared, RunError> {
         let guarded = Guarded::begin(config).await?;
-        Self::configure(config, keys, guarded)
+        Self::configure(config, keys, guarded, given)
             .await
             .inspect_err(|_| stays_shut(config, config.has_kill_switch()))
     }
@@ -179,27 +252,39 @@ impl Host {
         config: &Config,
         keys: &Keys,
         guarded: Guarded,
+        Given { device, uapi, started, inherited }: Given,
     ) -> Result<Prepared, RunError> {
-        let opened = Opened::open(config, &guarded).await?;
+        let opened = Opened::open(config, &guarded, (device, uapi, inherited)).await?;
         let link = opened.wanted(config, &keys.secret.public(), &guarded);
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, passed_over, socket, uplink, floor, metrics, mtu } =
-            opened;
+        let Opened {
+            device,
+            tenancy,
+            carrier,
+            passed_over,
+            socket,
+            uplink,
+            floor,
+            metrics,
+            mtu,
+            uapi,
+            left,
+        } = opened;
         let presence = Presence::of(&device.queues[0])?;
-        let life =
-            DeviceWatch::new(&device.name, netlink.watch(&device.name, heard).await?, presence);
+        let watch = netlink.watch(&device.name, heard).await?;
+        let device_watch = DeviceWatch::new(&device.name, watch, presence);
         // This comes before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
-        let tunnel = Tunnel { index: life.index(), mark, borne: own_mark(config, &egress) };
+        let tunnel = Tunnel { index: device_watch.index(), mark, borne: own_mark(config, &egress) };
         let specific = specific_routes(config.service.firewall, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let asking = outside.within(routes_of_datagrams)??;
         let one_place = inside.is(&outside);
-        let index = one_place.then(|| life.index());
+        let index = one_place.then(|| device_watch.index());
         let kill_switch = Rc::new(Cell::new(config.has_kill_switch()));
         let running = Running { adopted: device.adopted, has_runner: config.runs_programs() };
         let alter = Alterable {
@@ -224,16 +309,19 @@ impl Host {
             carrier,
             mtu,
             mac,
-            life,
+            device_watch,
             socket,
             egress,
             uplink,
             outside,
             floor,
             control,
+            uapi,
+            started,
             metrics,
             alter,
             kill_switch,
+            left,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -245,13 +333,20 @@ impl Host {
         keys: Keys,
         mut stop: Stop,
         hooks: Hooks,
-    ) -> Result<(), RunError> {
+    ) -> Result<Ending, RunError> {
         let plan = hooks::plan(config, self.facts());
-        let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
+        let up = match &self.left {
+            Some(left) => hooks.continue_with(plan, left.is_alive()).await.map(Some),
+            None => hooks.up(plan, stop.asked()).await,
+        };
+        let Some(mut hooks) = up? else {
             tracing::info!("stopping on request, before the tunnel was up");
-            return Ok(());
+            return Ok(Ending::Over);
         };
         let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
+        if let Ok(Ending::HandedOn) = result {
+            return result;
+        }
         hooks.end().await;
         result
     }
@@ -259,12 +354,12 @@ impl Host {
     /// All threads have ended when this returns. The device is open until then, so that changes can be
     /// reverted.
     async fn run_without_privileges(
-        self,
+        mut self,
         config: &Config,
         keys: Keys,
         mut stop: Stop,
         hooks: &mut Following,
-    ) -> Result<(), RunError> {
+    ) -> Result<Ending, RunError> {
         // Names and routes are looked up in the namespace in which datagrams leave.
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
@@ -274,11 +369,20 @@ impl Host {
         if let Some(control) = &self.control {
             stop.on_reload(control.rereads());
         }
-        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by())?;
+        let started = self.started.take();
+        let mut shell = self.start(config, keys, hooks.news(), stop.asked_by()).await?;
+        if let Some(started) = started {
+            // Whoever asked may have left.
+            let _left = started.send(Ok(()));
+        }
         // Packets still pass while the `down` hooks run.
+        let asked = stop.asked_by();
         let stop = async {
             stop.asked().await;
-            hooks.end().await;
+            // The next process continues with the tunnel.
+            if asked.get() != Some(Asked::Restart) {
+                hooks.end().await;
+            }
         };
         Ok(shell.run(stop).await?)
     }
@@ -300,8 +404,8 @@ impl Host {
         Peer::new(options, Arc::clone(activity), Box::new(UnwrapErr(SysRng)), clock::now())
     }
 
-    fn start(
-        self,
+    async fn start(
+        mut self,
         config: &Config,
         keys: Keys,
         hooks: News,
@@ -310,18 +414,28 @@ impl Host {
         let sandbox = Sandbox::of(config);
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
-        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups, None)?;
-        let last_stamp = last_stamp(&self.floor);
+        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups, None).await?;
+        let left = self.left.take();
+        let alive = left.as_ref().is_some_and(Inheritance::is_alive);
+        let last_stamp = last_stamp(&self.floor).max(left.as_ref().and_then(Inheritance::stamp));
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
-        let memory_locked = privilege::memory_is_locked();
-        let confined = Confined { memory_locked, ..sandbox.confine(Role::Main)? };
+        let confined = sandbox.confine(Role::Main)?;
         let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
+        let hold = Hold::new(self.uapi.take(), &keys.preshared, config.peer.keepalive);
         let activity = Arc::new(Activity::default());
-        let peer = self.peer(config, keys, last_stamp, &activity);
+        let mut peer = self.peer(config, keys, last_stamp, &activity);
+        if let Some(left) = left {
+            tracing::info!(
+                sessions = left.sessions(),
+                "continuing with the device of an earlier process"
+            );
+            peer.inherit(clock::now(), left);
+        }
         let (table, options) = (peer.table(), options::engine(config, mtu, sandbox));
         let policy = options.policy.clone();
+        hand_on::keep(&self.device.descriptors(), self.socket.as_fd());
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
         // Processes that are started from here on have the normal priority.
         privilege::yield_to_others();
@@ -331,7 +445,7 @@ impl Host {
             alter: self.alter,
             about,
             device_mtu: self.device_mtu,
-            life: self.life,
+            device_watch: self.device_watch,
             egress: self.egress,
             uplink: self.uplink,
             routes: self.routes,
@@ -343,6 +457,7 @@ impl Host {
             resolver,
             lookups,
             control: self.control,
+            hold,
             metrics: self.metrics.map(metrics::Bound::serve),
             service: service::Service::default(),
             hooks,
@@ -350,8 +465,8 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
-        let settings =
-            options::settings(config, options::carrier_follows(config, around.carrier.as_ref()));
+        let follows = options::carrier_follows(config, around.carrier.as_ref());
+        let settings = options::settings(config, follows, alive);
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }

@@ -88,8 +88,8 @@ pub(crate) struct Confined {
 }
 
 impl Confined {
-    fn new(system_calls: &str, files: Files) -> Self {
-        Self { system_calls: system_calls.into(), files, memory_locked: false }
+    fn new(system_calls: &str, files: Files, memory_locked: bool) -> Self {
+        Self { system_calls: system_calls.into(), files, memory_locked }
     }
 }
 
@@ -113,7 +113,7 @@ impl Sandbox {
         Self(Arc::new(Bounds {
             confinement: config.service.sandbox,
             state: config.service.state_dir.clone(),
-            sockets: config.socket_files().into_iter().map(within).collect(),
+            sockets: config.socket_directories().into_iter().map(|(_, at)| at.to_owned()).collect(),
             configuration,
         }))
     }
@@ -151,8 +151,10 @@ impl Sandbox {
     /// without Landlock is no error.
     pub(crate) fn confine(&self, role: Role) -> Result<Confined, SandboxError> {
         let Bounds { confinement, state, sockets, configuration } = &*self.0;
+        // Afterwards this thread may not read what tells it.
+        let memory_locked = privilege::memory_is_locked();
         if *confinement == Confinement::Off {
-            return Ok(Confined::new("off", Files::Off));
+            return Ok(Confined::new("off", Files::Off, memory_locked));
         }
         if role != Role::Main {
             // Netlink, whose descriptors all threads share, asks for the capability of the thread that sends. Without
@@ -178,7 +180,7 @@ impl Sandbox {
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(Confined::new(system_calls, files))
+        Ok(Confined::new(system_calls, files, memory_locked))
     }
 }
 

@@ -7,10 +7,12 @@ mod pings;
 mod reload;
 mod requests;
 mod room;
+mod wireguard;
 
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,6 +37,7 @@ use crate::copied::Copied;
 use crate::device_watch::{DeviceChange, DeviceWatch};
 use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
+use crate::hand_on::{self, Successor};
 use crate::hooks::News;
 use crate::loops::Loops;
 use crate::metrics::{Metrics, Scrape};
@@ -44,6 +47,7 @@ use crate::service::Service;
 use crate::status::About;
 use crate::stop::Asked;
 use crate::suspend::Suspend;
+use crate::uapi::Hold;
 use crate::watch::watch;
 use crate::worker::Worker;
 
@@ -84,7 +88,7 @@ pub(crate) struct Surroundings {
     pub(crate) about: About,
     /// Sets the device's MTU.
     pub(crate) device_mtu: DeviceMtu,
-    pub(crate) life: DeviceWatch,
+    pub(crate) device_watch: DeviceWatch,
     /// The settings that affect the route of datagrams: mark and device.
     pub(crate) egress: Egress,
     /// Reports changes of the route to the peer; `None` if the kernel does not report them.
@@ -106,6 +110,8 @@ pub(crate) struct Surroundings {
     /// A thread that may read the files of name lookups.
     pub(crate) lookups: Worker,
     pub(crate) control: Option<Control>,
+    /// The WireGuard socket.
+    pub(crate) hold: Hold,
     pub(crate) metrics: Option<Metrics>,
     pub(crate) service: Service,
     pub(crate) hooks: News,
@@ -132,6 +138,17 @@ pub(crate) struct Shell {
     pings: Pings,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
+    /// The process that has asked to continue with the tunnel.
+    successor: Option<UnixStream>,
+}
+
+/// How a tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It is over: what it has changed is reverted.
+    Over,
+    /// Another process continues with it: everything stays as it is.
+    HandedOn,
 }
 
 impl Shell {
@@ -156,6 +173,7 @@ impl Shell {
             datagram: Vec::new(),
             pings: Pings::default(),
             mtu_refused: None,
+            successor: None,
             plane,
             engine,
             reports,
@@ -168,7 +186,10 @@ impl Shell {
     ///
     /// # Errors
     /// If the device is gone.
-    pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), ShellError> {
+    pub(crate) async fn run(
+        &mut self,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Ending, ShellError> {
         tokio::pin!(stop);
         self.around.service.ready();
         loop {
@@ -201,19 +222,42 @@ impl Shell {
                 () = self.around.loops.due() => self.ask_routes().await,
                 stamp = self.around.floor.kept() => self.plane.floor_kept(clock::now(), stamp),
                 shift = shifted(&mut self.around.uplink) => self.route_looked_up(shift),
-                seen = self.around.life.changed() => self.device(seen)?,
+                seen = self.around.device_watch.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
+                asked = self.around.hold.next() => self.answer_wireguard(asked),
                 scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
+            if let Some(successor) = self.successor.take() {
+                return Ok(self.hand_on(&Successor::Asking(successor)));
+            }
         }
-        self.end().await
+        if self.around.stop.get() == Some(Asked::Restart) {
+            return Ok(self.hand_on(&Successor::OfService));
+        }
+        self.end().await?;
+        Ok(Ending::Over)
+    }
+
+    /// Lets another process continue with the tunnel. The peer is told nothing. No thread seals or opens any more when the
+    /// sessions are handed on.
+    fn hand_on(&mut self, to: &Successor) -> Ending {
+        tracing::info!("another process of this tunnel continues with it");
+        self.around.service.stopping();
+        self.engine.finish();
+        let left = self.plane.hand_on(clock::now());
+        let (device, socket) = (self.engine.device(), self.engine.socket_fd());
+        if let Err(error) = to.receives(&self.around.running, &left, &device, socket) {
+            tracing::warn!("the next process has to begin with a handshake: {error}");
+        }
+        Ending::HandedOn
     }
 
     async fn end(&mut self) -> Result<(), ShellError> {
         tracing::info!("stopping on request");
+        hand_on::forget();
         self.around.service.stopping();
         self.plane.close(clock::now());
         self.settle().await?;
@@ -233,7 +277,7 @@ impl Shell {
 
     /// Reacts to a change that somebody made to the device.
     fn device(&mut self, seen: Seen) -> Result<(), ShellError> {
-        match self.around.life.attend(seen) {
+        match self.around.device_watch.attend(seen) {
             DeviceChange::Stays => {}
             DeviceChange::Renamed(name) => {
                 self.around.hooks.renamed(&name);

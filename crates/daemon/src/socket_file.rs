@@ -1,10 +1,12 @@
-//! Listening sockets in the file system. One is bound in place of another whose process has ended, and is removed at
-//! the end.
+//! Listening sockets in the file system. One is bound in place of another whose process has ended, while the daemon
+//! still has the privilege to make its directory, and is removed at the end.
+
+mod clients;
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::os::unix::net::UnixStream as Probe;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as Probe};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, fchmod};
@@ -12,8 +14,14 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::net::UnixListener;
 
+#[cfg(test)]
+pub(crate) use clients::MAX_CONNECTIONS;
+pub(crate) use clients::{Desk, serve};
+
 /// Connections that the kernel queues until they are accepted.
 pub(crate) const BACKLOG: i32 = 16;
+/// The mode of a socket to which only its owner and root may connect.
+pub(crate) const OWNER_ONLY: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// Why a socket could not be bound.
 #[derive(Debug, Error)]
@@ -33,6 +41,13 @@ pub(crate) enum SocketFileError {
 #[derive(Debug)]
 pub(crate) struct SocketFile(PathBuf);
 
+impl SocketFile {
+    /// The name of a socket that an earlier process has bound.
+    pub(crate) fn inherited(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
+
 /// Binds a socket at `path` with this mode, and creates its directory.
 ///
 /// # Errors
@@ -43,14 +58,30 @@ pub(crate) struct SocketFile(PathBuf);
 ///
 /// Outside a tokio runtime.
 pub(crate) fn bind(path: &Path, mode: Mode) -> Result<(UnixListener, SocketFile), SocketFileError> {
-    let refused =
-        |what| move |error| SocketFileError::Refused { path: path.to_owned(), what, error };
+    let listener = bind_for_another(path, mode)?;
+    let file = SocketFile(path.to_owned());
+    let refused = |error| refused(path, "serving it", error);
+    Ok((UnixListener::from_std(listener).map_err(refused)?, file))
+}
+
+/// The same for a process that leaves the socket to another, which also removes it.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub(crate) fn bind_for_another(
+    path: &Path,
+    mode: Mode,
+) -> Result<StdUnixListener, SocketFileError> {
     let directory = path.parent().unwrap_or_else(|| Path::new("/"));
     let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-    made.map_err(refused("making its directory"))?;
+    made.map_err(|error| refused(path, "making its directory", error))?;
     remove_stale(path)?;
-    let listener = listen(path, mode).map_err(refused("binding it"))?;
-    Ok((listener, SocketFile(path.to_owned())))
+    listen(path, mode).map_err(|error| refused(path, "binding it", error))
+}
+
+fn refused(path: &Path, what: &'static str, error: io::Error) -> SocketFileError {
+    SocketFileError::Refused { path: path.to_owned(), what, error }
 }
 
 impl Drop for SocketFile {
@@ -71,24 +102,18 @@ fn remove_stale(path: &Path) -> Result<(), SocketFileError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         // The socket belongs to another user, whether a daemon is running or not.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let what = "it belongs to another user";
-            return Err(SocketFileError::Refused { path: path.to_owned(), what, error });
+            return Err(refused(path, "it belongs to another user", error));
         }
         _ => return Err(SocketFileError::InUse(path.to_owned())),
     }
-    let refused = |error| SocketFileError::Refused {
-        path: path.to_owned(),
-        what: "removing an old one",
-        error,
-    };
-    fs::remove_file(path).map_err(refused)
+    fs::remove_file(path).map_err(|error| refused(path, "removing an old one", error))
 }
 
-fn listen(path: &Path, mode: Mode) -> io::Result<UnixListener> {
+fn listen(path: &Path, mode: Mode) -> io::Result<StdUnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     // The kernel gives the path the mode of the socket, so at no time may others connect.
     fchmod(&socket, mode)?;
     socket.bind(&SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
-    UnixListener::from_std(socket.into())
+    Ok(socket.into())
 }

@@ -48,11 +48,8 @@ impl Worker {
     /// # Errors
     ///
     /// If the kernel cannot start a thread.
-    pub(crate) fn another(&self, name: &'static str) -> io::Result<Self> {
-        let (tell, started) = mpsc::sync_channel(1);
-        let start = move || drop(tell.send(Self::start(name, || Ok(()))));
-        self.0.send(Box::new(start)).map_err(|_gone| lost())?;
-        started.recv().map_err(|_panicked| lost())?
+    pub(crate) async fn another(&self, name: &'static str) -> io::Result<Self> {
+        self.run(move || Self::start(name, || Ok(()))).await.flatten()
     }
 
     /// Runs `job` on the thread, and waits for its result. If the caller stops waiting before the job starts,
@@ -103,7 +100,7 @@ mod tests {
     #[tokio::test]
     async fn a_thread_is_started_by_another() {
         let first = Worker::start("first", || Ok(())).unwrap();
-        let second = first.another("second").unwrap();
+        let second = first.another("second").await.unwrap();
         drop(first);
         let name = second.run(|| thread::current().name().map(str::to_owned)).await.unwrap();
         assert_eq!(name.as_deref(), Some("second"));

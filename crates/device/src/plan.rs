@@ -75,7 +75,7 @@ impl Plan {
             device: device.name.to_owned(),
             index: device.index,
             silent: false,
-            alive: false,
+            alive: link.alive,
             has_own_mac: link.mac.is_some()
                 || (link.mac_as_port.is_some() && link.bridge.is_some()),
             mtu: link.mtu,

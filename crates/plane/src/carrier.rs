@@ -8,7 +8,7 @@ use vpnd_protocol::time::BootTime;
 /// The least time between two changes.
 const APART: Duration = Duration::from_secs(1);
 
-/// A carrier that changes at most once in [`APART`], to the latest state of the peer. It begins off.
+/// A carrier that changes at most once in [`APART`], to the latest state of the peer.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     follows: bool,
@@ -18,9 +18,9 @@ pub(crate) struct Carrier {
 }
 
 impl Carrier {
-    /// A carrier that is off. It never changes if it does not follow the peer.
-    pub(crate) const fn new(follows: bool) -> Self {
-        Self { follows, is_on: false, wanted: false, changed: None }
+    /// A carrier that is on if the peer is `alive`. It never changes if it does not follow the peer.
+    pub(crate) const fn new(follows: bool, alive: bool) -> Self {
+        Self { follows, is_on: alive, wanted: alive, changed: None }
     }
 
     /// The carrier follows the peer from now on, or is left on. It is on while it does not follow.
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_comes_and_goes_changes_it_once_a_second() {
-        let mut carrier = Carrier::new(true);
+        let mut carrier = Carrier::new(true, false);
         let at = |ms: u64| BootTime::default() + Duration::from_millis(100_000 + ms);
         let mut changes = Vec::new();
         for step in 0..100_u64 {
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn one_that_does_not_follow_stays() {
-        let mut carrier = Carrier::new(false);
+        let mut carrier = Carrier::new(false, false);
         carrier.follow(true);
         assert_eq!((carrier.due(BootTime::default()), carrier.deadline()), (None, None));
     }

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use vpnd_crypto::PublicKey;
+use vpnd_crypto::{PresharedKey, PublicKey};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::handshake::Identity;
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::peer::{Change, Command, Event, NotAsked, Peer, PeerStatus, Transmit, Tuning};
 use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::Admitted;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub carrier_follows: bool,
     /// The endpoints in order of preference; `None` for a name.
     pub endpoints: Vec<Option<SocketAddr>>,
+    /// The peer is alive: an earlier process of this tunnel has left it so, with its routes and its carrier.
+    pub alive: bool,
     /// How often names of the peer are looked up while the tunnel works; `None` if there are no names.
     pub resolve_every: Option<Duration>,
 }
@@ -90,15 +93,15 @@ impl Plane {
     /// The control plane of `peer`, whose data path has the policy `policy`.
     pub fn new(peer: Peer, policy: Policy, settings: Settings) -> Self {
         Self {
-            carrier: Carrier::new(settings.carrier_follows),
+            carrier: Carrier::new(settings.carrier_follows, settings.alive),
             lookups: Lookups::new(settings.resolve_every),
+            states: States::new(settings.alive),
             peer,
             settings,
             outlook: Outlook::default(),
             reach: Reach::default(),
             size: Size::default(),
             policies: Policies::new(policy),
-            states: States::default(),
             diagnoses: Diagnoses::default(),
             followed: None,
             handshakes: Handshakes::default(),
@@ -218,6 +221,23 @@ impl Plane {
         self.replaced = Replaced::Awaited;
     }
 
+    /// Changes to another preshared key, with an immediate handshake.
+    pub fn set_preshared(&mut self, now: Now, preshared: &PresharedKey) {
+        self.peer.set_preshared(now, preshared);
+        self.diagnoses.reloaded();
+    }
+
+    /// Changes the interval of keepalives, and whether a silent peer is probed.
+    pub fn set_keepalive(&mut self, now: Now, keepalive: Option<Duration>, watch: bool) {
+        self.peer.set_keepalive(now, keepalive, watch);
+    }
+
+    /// Somebody has said where the peer is: this is its only address now, until it is heard from another.
+    pub fn go_to(&mut self, now: Now, to: SocketAddr) {
+        self.peer.go_to(now, to);
+        self.resolved(vec![to]);
+    }
+
     /// Moves to the next keys, or if `finish` is set, drops the previous ones.
     ///
     /// # Errors
@@ -237,6 +257,11 @@ impl Plane {
     /// If there is no session that carries a PING.
     pub fn ping(&mut self, now: Now) -> Result<u32, NotAsked> {
         self.peer.ping(now)
+    }
+
+    /// Ends all sessions without a word to the peer, and returns what the next process of this tunnel continues with.
+    pub fn hand_on(&mut self, now: Now) -> Inheritance {
+        self.peer.hand_on(now)
     }
 
     /// Ends the session, and informs the peer.

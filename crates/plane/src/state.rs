@@ -105,12 +105,13 @@ pub(crate) struct Found {
     pub(crate) marks_everything: bool,
 }
 
-impl Default for States {
-    fn default() -> Self {
+impl States {
+    /// The state of a tunnel that starts, whose peer an earlier process may have left `alive`.
+    pub(crate) fn new(alive: bool) -> Self {
         let since = BootTime::default();
         Self {
             current: State { kind: Kind::Idle, reasons: Reasons::default(), since },
-            lived: false,
+            lived: alive,
             calls_unanswered: false,
             lossy: Lossy::default(),
             found: Found::default(),
@@ -119,9 +120,7 @@ impl Default for States {
             news: News::default(),
         }
     }
-}
 
-impl States {
     /// Records a change of the peer's state.
     pub(crate) fn changed(&mut self, change: &Change) {
         match change {

@@ -61,6 +61,9 @@ impl Session {
     }
 }
 
+/// The number of keys that open datagrams.
+pub(crate) const MAX_KEYS: usize = OPENING_SLOTS;
+
 /// All sessions with the peer.
 #[derive(Default)]
 pub(crate) struct Keyring {
@@ -136,6 +139,19 @@ impl Keyring {
     pub(crate) fn forget_pairs(&mut self, pair: Pair) {
         let sessions = self.current.iter_mut().chain(&mut self.next);
         sessions.for_each(|session| session.pair = pair);
+    }
+
+    /// Takes the keys of an earlier process: they only open.
+    pub(crate) fn inherit(&mut self, keys: Vec<Arc<OpeningKey>>) {
+        self.retired.extend(keys);
+        self.retired.truncate(OPENING_SLOTS - 2);
+    }
+
+    /// Drops all sessions, and returns the keys that open what the peer still sends. No key that seals is left.
+    pub(crate) fn hand_on(&mut self) -> Vec<Arc<OpeningKey>> {
+        let Self { current, next, retired } = std::mem::take(self);
+        let sessions = current.into_iter().chain(next).map(|session| session.opening);
+        sessions.chain(retired).collect()
     }
 
     /// The session that seals.

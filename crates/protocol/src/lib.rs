@@ -11,6 +11,7 @@ pub mod fragment;
 pub mod frame;
 pub mod handshake;
 mod high_water;
+pub mod inheritance;
 pub mod inner;
 mod keyring;
 pub mod limits;

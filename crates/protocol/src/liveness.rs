@@ -78,6 +78,21 @@ impl Life {
         }
     }
 
+    /// Changes the rule by which the peer counts as dead.
+    pub(crate) const fn set_watched(&mut self, watched: bool) {
+        self.watched = watched;
+    }
+
+    /// The peer was alive when an earlier process of this tunnel last heard it.
+    pub(crate) fn inherit(&mut self, since: BootTime, heard: BootTime) {
+        (self.alive, self.since, self.heard) = (true, since, self.heard.max(Some(heard)));
+    }
+
+    /// When the peer was last heard, if it is alive.
+    pub(crate) fn heard_alive(&self) -> Option<BootTime> {
+        self.heard.filter(|_| self.alive)
+    }
+
     /// Records the traffic.
     pub(crate) fn observe(&mut self, timestamps: Timestamps) {
         self.heard = self.heard.max(timestamps.received);

@@ -14,6 +14,7 @@ mod duplicate;
 mod echo;
 mod event;
 mod frames;
+mod heir;
 mod identities;
 mod initiator;
 mod life;
@@ -208,6 +209,8 @@ pub struct Peer {
     wanted: bool,
     /// Terms or keys have changed: a session of this generation or an older one has to be replaced.
     renewing: Option<Generation>,
+    /// Until this time at the latest, packets wait in the device for the first session of this process.
+    holds_until: Option<BootTime>,
     /// The earliest time of our next initiation, because of the least interval between two.
     initiate_from: BootTime,
     /// The peer may still confirm our last response, so we do not initiate before this time.
@@ -257,6 +260,7 @@ impl Peer {
             answering: None,
             wanted: false,
             renewing: None,
+            holds_until: None,
             initiate_from: BootTime::default(),
             yields_until: BootTime::default(),
             stamper: Stamper::new(config.floor),
@@ -323,7 +327,7 @@ impl Peer {
         admitted: &Admitted,
     ) -> Result<(), DropReason> {
         // Handle wake flags first: a session that was confirmed before this message must not be lost to it.
-        self.follow_edges(now);
+        self.follow_flags(now);
         let result = self.dispatch(now, load, admitted);
         self.handle_wake(now);
         result
@@ -331,8 +335,9 @@ impl Peer {
 
     /// Checks everything: call it when a wake flag was set, a deadline has passed or a poll is due.
     pub fn handle_wake(&mut self, now: Now) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.retire_keys(now);
+        self.follow_hold(now);
         let moved = self.timers.observe(self.activity.timestamps());
         self.follow_traffic(now);
         self.follow_timers(now);
@@ -384,6 +389,7 @@ impl Peer {
             (self.alternatives_deadline(), Timer::Probe),
             (self.doubt_deadline(), Timer::Probe),
             (self.next_poll, Timer::Poll),
+            (self.holds_until, Timer::Poll),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
     }
@@ -398,7 +404,7 @@ impl Peer {
         self.paths.source()
     }
 
-    fn follow_edges(&mut self, now: Now) {
+    fn follow_flags(&mut self, now: Now) {
         let confirmed = self.keyring.confirm();
         if confirmed {
             self.reached(now);
@@ -558,11 +564,13 @@ impl Peer {
         }
         Table {
             send: sealing.zip(self.paths.current),
+            path: self.paths.current,
             open,
             mac1: self.identities.mac1_keys(),
             awaiting_cookie: self.awaiting_cookie(),
             roam: self.paths.roam,
             left: self.paths.contests.before(),
+            holds: self.holds_until.is_some(),
             stop: false,
         }
     }

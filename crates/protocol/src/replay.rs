@@ -3,7 +3,8 @@
 
 use crate::drop_reason::DropReason;
 
-const WORDS: usize = 128;
+/// The length of the bitmap in words.
+pub(crate) const WORDS: usize = 128;
 const WORD_BITS: u64 = u64::BITS as u64;
 const BITS: u64 = WORDS as u64 * WORD_BITS;
 
@@ -36,6 +37,16 @@ impl Default for Window {
 }
 
 impl Window {
+    /// The window with this highest counter, if any was seen, and this bitmap.
+    pub(crate) fn of_parts(newest: Option<u64>, seen: [u64; WORDS]) -> Self {
+        Self { newest: newest.unwrap_or_default(), any: newest.is_some(), seen }
+    }
+
+    /// The highest counter that was seen, and the bitmap.
+    pub(crate) fn parts(&self) -> (Option<u64>, [u64; WORDS]) {
+        (self.any.then_some(self.newest), self.seen)
+    }
+
     /// Marks `counter` as seen.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use vpnd_crypto::aead::{AeadKey, Algorithm, Message, TAG_LEN};
 use zerocopy::IntoBytes;
+use zeroize::Zeroizing;
 
 use crate::drop_reason::DropReason;
 use crate::message::{DATA_HEADER_LEN, DataHeader, Index};
@@ -297,6 +298,9 @@ pub struct Opened {
 /// Opens datagrams from the peer. It owns the session's replay window.
 pub struct OpeningKey {
     aead: AeadKey,
+    /// What `aead` was made of: the next process of the tunnel opens with it what the peer still sends.
+    secret: Zeroizing<[u8; 32]>,
+    cipher: Algorithm,
     index: Index,
     generation: Generation,
     contents: Contents,
@@ -311,16 +315,46 @@ pub struct OpeningKey {
 impl OpeningKey {
     /// The opening key of a session.
     pub(crate) fn new(key: &[u8; 32], origin: &Origin) -> Self {
+        let (name, cipher) = ((origin.local, origin.contents), origin.protocol.cipher());
+        let dead_from = origin.birth + REJECT_AFTER_TIME;
+        let new = Self::inherited(cipher, key, name, Window::default());
+        Self { generation: origin.generation, ..new.living_until(dead_from, 0) }
+    }
+
+    /// The key of a session of an earlier process, with its window.
+    pub(crate) fn inherited(
+        cipher: Algorithm,
+        key: &[u8; 32],
+        (index, contents): (Index, Contents),
+        window: Window,
+    ) -> Self {
         Self {
-            aead: AeadKey::new(origin.protocol.cipher(), key),
-            index: origin.local,
-            generation: origin.generation,
-            contents: origin.contents,
-            dead_from: origin.birth + REJECT_AFTER_TIME,
+            aead: AeadKey::new(cipher, key),
+            secret: Zeroizing::new(*key),
+            cipher,
+            index,
+            generation: Generation::default(),
+            contents,
+            dead_from: BootTime::default(),
             confirmed: WakeFlag::default(),
             accepted: AtomicU64::new(0),
-            window: Mutex::new(Window::default()),
+            window: Mutex::new(window),
         }
+    }
+
+    /// The same key, which expires at this time and has accepted so many datagrams.
+    pub(crate) fn living_until(self, dead_from: BootTime, accepted: u64) -> Self {
+        Self { dead_from, accepted: AtomicU64::new(accepted), ..self }
+    }
+
+    /// What the key was made of.
+    pub(crate) fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
+    /// The cipher of the key.
+    pub(crate) const fn cipher(&self) -> Algorithm {
+        self.cipher
     }
 
     /// Opens the transport data message `datagram` in place; its plaintext then begins at

@@ -48,6 +48,8 @@ impl Path {
 pub struct Table {
     /// The key to seal with and the path; without both nothing is sent.
     pub send: Option<(Arc<SealingKey>, Path)>,
+    /// The path, even if there is no key that seals.
+    pub path: Option<Path>,
     /// The keys to open with.
     pub open: [Option<Arc<OpeningKey>>; OPENING_SLOTS + BOOTSTRAP_SLOTS],
     /// The checkers of handshake messages made for us.
@@ -58,11 +60,19 @@ pub struct Table {
     pub roam: Roam,
     /// The peer's address before its last move.
     pub left: Option<SocketAddr>,
+    /// Nothing is read from the device: a session is about to be established, and packets can wait there better than in
+    /// the data threads.
+    pub holds: bool,
     /// The data threads stop.
     pub stop: bool,
 }
 
 impl Table {
+    /// Whether the data threads stop without finishing what they have read.
+    pub const fn stops_at_once(&self) -> bool {
+        self.stop && self.send.is_none()
+    }
+
     /// The key with our index `index`.
     pub fn opening(&self, index: Index) -> Option<&Arc<OpeningKey>> {
         self.open.iter().flatten().find(|key| key.index() == index)
@@ -106,26 +116,26 @@ impl Table {
 
     /// Whether a datagram with these addresses, if it is authentic, changes the path.
     pub(crate) fn is_elsewhere(&self, at: Arrival) -> bool {
-        let Some((_, path)) = &self.send else { return true };
+        let Some(path) = &self.path else { return true };
         let moved = at.from != path.to && self.roam.permits(path.to, at.from);
         moved || (at.from == path.to && at.local.is_some() && at.local != path.from)
     }
 
     /// Whether a datagram with these addresses confirms the current path.
     pub(crate) fn is_here(&self, at: Arrival) -> bool {
-        let path = self.send.as_ref().map(|(_, path)| path);
-        path.is_some_and(|path| at.from == path.to && (at.local.is_none() || at.local == path.from))
+        self.path
+            .is_some_and(|path| at.from == path.to && (at.local.is_none() || at.local == path.from))
     }
 
     /// Whether data goes to this address.
     pub(crate) fn leads_to(&self, address: SocketAddr) -> bool {
-        self.send.as_ref().is_some_and(|(_, path)| path.to == address)
+        self.path.is_some_and(|path| path.to == address)
     }
 
     /// Whether a copy matters, if a datagram came from `first` and its copy from `copy`: the copy came from the
     /// peer's current address, or one of the two came from its former address.
     pub(crate) fn is_contested(&self, first: SocketAddr, copy: SocketAddr) -> bool {
-        let current = self.send.as_ref().map(|(_, path)| path.to);
+        let current = self.path.map(|path| path.to);
         current == Some(copy) || self.left.is_some_and(|left| left == first || left == copy)
     }
 

@@ -110,7 +110,7 @@ impl Timers {
         }
     }
 
-    /// Another interval of the configured keepalive; it counts from the last traffic.
+    /// Changes the configured keepalive.
     pub(crate) const fn set_keepalive(&mut self, keepalive: Option<Duration>) {
         self.keepalive = keepalive;
     }

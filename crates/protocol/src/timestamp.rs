@@ -32,6 +32,11 @@ impl Stamper {
         Self { last: floor }
     }
 
+    /// The last timestamp that was issued, by this run or an earlier one.
+    pub(crate) const fn last(&self) -> Option<Timestamp> {
+        self.last
+    }
+
     /// The timestamp for an initiation at `wall`: that of the clock, or the first one after the last sent,
     /// whichever is later. The last possible timestamp repeats.
     pub fn next(&mut self, wall: WallTime) -> Timestamp {

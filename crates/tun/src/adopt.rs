@@ -169,7 +169,7 @@ fn making(name: &str, mode: Mode, why: MakeError) -> OpenError {
     }
 }
 
-fn flags(mode: Mode, multi_queue: bool) -> i32 {
+pub(crate) fn flags(mode: Mode, multi_queue: bool) -> i32 {
     let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
     mode.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues
 }

@@ -140,6 +140,24 @@ pub struct Device {
     pub claimed: Option<Owner>,
 }
 
+/// The descriptors of a device, for another process that continues with it.
+#[derive(Debug)]
+pub struct Descriptors<'a> {
+    /// The queues to read.
+    pub queues: Vec<BorrowedFd<'a>>,
+    /// The detached queue for writing, if there are several queues.
+    pub writer: Option<BorrowedFd<'a>>,
+}
+
+impl Device {
+    /// The descriptors of the device.
+    pub fn descriptors(&self) -> Descriptors<'_> {
+        let queues: Vec<_> = self.queues.iter().map(Queue::as_fd).collect();
+        let writer = (queues.len() > 1).then(|| self.writer.as_fd());
+        Descriptors { queues, writer }
+    }
+}
+
 /// The offloads that the kernel agreed to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
@@ -158,8 +176,8 @@ pub struct Offload {
 /// One queue of a device, non-blocking; closed when its last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    file: Arc<File>,
-    offload: Offload,
+    pub(crate) file: Arc<File>,
+    pub(crate) offload: Offload,
 }
 
 impl Queue {
@@ -371,7 +389,7 @@ fn writer(queues: &mut Vec<Queue>) -> io::Result<Queue> {
 }
 
 /// Sets the packet header up on every queue and negotiates the offloads.
-fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
+pub(crate) fn agree(files: &[File], name: &str, wanted: bool) -> io::Result<Offload> {
     for file in files {
         ioctl::set_vnet_header(file.as_fd(), true)?;
     }

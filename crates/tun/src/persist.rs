@@ -206,7 +206,7 @@ fn check_new_name(name: &str) -> Result<(), PersistError> {
     Ok(check_name(name)?)
 }
 
-fn refused(what: &'static str, name: &str) -> impl Fn(io::Error) -> PersistError {
+pub(crate) fn refused(what: &'static str, name: &str) -> impl Fn(io::Error) -> PersistError {
     move |source| PersistError::Refused { what, name: name.to_owned(), source }
 }
 

@@ -203,6 +203,14 @@ impl Engine {
         &self.shared.socket
     }
 
+    /// Changes the mark of all datagrams.
+    ///
+    /// # Errors
+    /// Like [`Socket::set_mark`].
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.shared.socket.set_mark(mark)
+    }
+
     /// If another interface has the configured name now, binds the socket to that interface. Returns whether it
     /// has.
     ///
@@ -238,6 +246,24 @@ impl Engine {
     pub fn stop(&mut self) {
         let mac1 = self.shared.view.load().table.mac1.clone();
         self.publish(stopped(mac1));
+        self.join();
+    }
+
+    /// Like [`Engine::stop`], but each thread first finishes what it has read: no packet is lost if another process reads
+    /// the same device and socket from now on.
+    pub fn finish(&mut self) {
+        let last = finishing(&self.shared.view.load().table);
+        self.publish(last);
+        self.join();
+        self.stop();
+    }
+
+    /// The descriptors of the device.
+    pub fn device(&self) -> vpnd_tun::Descriptors<'_> {
+        self.shared.device.descriptors()
+    }
+
+    fn join(&mut self) {
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!(
@@ -262,11 +288,28 @@ fn outbound(queue: usize) -> String {
 fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
     Table {
         send: None,
+        path: None,
         open: Default::default(),
         mac1,
         awaiting_cookie: [None; 2],
         roam: Default::default(),
         left: None,
+        holds: false,
+        stop: true,
+    }
+}
+
+/// The same table, with which the threads finish what they have read, and stop.
+fn finishing(table: &Table) -> Table {
+    Table {
+        send: table.send.clone(),
+        path: table.path,
+        open: table.open.clone(),
+        mac1: table.mac1.clone(),
+        awaiting_cookie: table.awaiting_cookie,
+        roam: table.roam,
+        left: table.left,
+        holds: table.holds,
         stop: true,
     }
 }

@@ -282,7 +282,7 @@ fn send(shared: &Shared, batch: &Batch, path: &Path) -> io::Result<()> {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 await_room(shared.socket.as_fd())?;
-                if shared.view.load().table.stop {
+                if shared.view.load().table.stops_at_once() {
                     return Ok(());
                 }
                 at = clock::boot();

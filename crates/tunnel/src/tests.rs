@@ -181,11 +181,13 @@ pub(crate) fn policy(mtu: u16, allowed: &str) -> Policy {
 fn keyless() -> Table {
     Table {
         send: None,
+        path: None,
         open: Default::default(),
         mac1: Default::default(),
         awaiting_cookie: [None; 2],
         roam: Roam::Any,
         left: None,
+        holds: false,
         stop: false,
     }
 }

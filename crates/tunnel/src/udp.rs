@@ -21,7 +21,7 @@ mod tos;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::num::{NonZeroU8, NonZeroU16};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -139,8 +139,20 @@ impl Socket {
     /// If the address is in use or is not ours, the mark or interface cannot be set, or the kernel lacks an
     /// option that the data path needs.
     pub fn bind(listen: Listen, options: &Options) -> Result<Self, BindError> {
-        let bound = bind::bind(listen, options)?;
-        Ok(Self {
+        bind::bind(listen, options).map(|bound| Self::new(bound, options))
+    }
+
+    /// Continues with the socket of an earlier process, if it is bound where `listen` says.
+    ///
+    /// # Errors
+    ///
+    /// If it is bound to another address, or as [`Socket::bind`].
+    pub fn inherit(socket: OwnedFd, listen: Listen, options: &Options) -> Result<Self, BindError> {
+        bind::inherit(socket, listen, options).map(|bound| Self::new(bound, options))
+    }
+
+    fn new(bound: bind::Bound, options: &Options) -> Self {
+        Self {
             inner: bound.socket,
             dual_stack: bound.dual_stack,
             local_port: AtomicU16::new(bound.local_port),
@@ -148,7 +160,7 @@ impl Socket {
             device: Mutex::new(options.egress.device.clone()),
             fragmenting: Mutex::new(()),
             segmentation: gso::Segmentation::new(options.gso),
-        })
+        }
     }
 
     /// The port that the socket is bound to.

@@ -130,6 +130,7 @@ pub(super) const KEYS: &[Key] = &[
     key("[metrics] listen", "\"127.0.0.1:9587\"", LIVE),
     key("[service] state_dir", "\"/var/lib/vpnd-elsewhere\"", Restart),
     key("[service] control", "\"/run/vpnd/elsewhere.sock\"", Restart),
+    key("[service] uapi", "true", Restart),
     key("[service] user", "\"nobody\"", Restart),
     key("[service] nice", "0", Restart),
     key("[service] firewall", "true", Restart),

@@ -24,6 +24,12 @@ use crate::account::Account;
 /// The routing table that `ip route` shows (linux/rtnetlink.h).
 pub(crate) const MAIN_TABLE: u32 = 254;
 
+/// The directory of the sockets of WireGuard's tools, which they have compiled in.
+pub(crate) const UAPI_DIRECTORY: &str = "/var/run/wireguard";
+
+/// A table of the file, and a key in it.
+type Key = (&'static str, &'static str);
+
 /// One tunnel, as its file describes it; every default is filled in. In JSON it has the keys of the file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Config {
@@ -60,13 +66,15 @@ impl Config {
             && self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.table.is_none())
     }
 
-    /// The sockets that are files, for as long as the tunnel runs.
-    pub(crate) fn socket_files(&self) -> Vec<&std::path::Path> {
+    /// The directories of the sockets that are files for as long as the tunnel runs, each with the key of that socket.
+    pub(crate) fn socket_directories(&self) -> Vec<(Key, &std::path::Path)> {
+        let control = (("[service]", "control"), directory_of(&self.service.control));
         let metrics = match &self.metrics.listen {
-            Some(MetricsListen::Path(path)) => Some(path.as_path()),
+            Some(MetricsListen::Path(path)) => Some((("[metrics]", "listen"), directory_of(path))),
             Some(MetricsListen::Address(_)) | None => None,
         };
-        [self.service.control.as_path()].into_iter().chain(metrics).collect()
+        let uapi = self.service.uapi.then_some((("[service]", "uapi"), UAPI_DIRECTORY.as_ref()));
+        [control].into_iter().chain(metrics).chain(uapi).collect()
     }
 
     /// The files with keys.
@@ -119,9 +127,16 @@ impl Config {
     /// Whether a route, a hook or the carrier depends on the peer being alive, so that a silent peer has to be
     /// probed.
     pub(crate) fn watches(&self) -> bool {
+        self.watches_with(self.peer.keepalive)
+    }
+
+    /// The same with another keepalive.
+    pub(crate) fn watches_with(&self, keepalive: Option<Duration>) -> bool {
         let hooks = !self.hooks.established.is_empty() || !self.hooks.lost.is_empty();
         let routes = self.routes.iter().any(|route| route.when_down != WhenDown::Keep);
-        self.peer.keepalive.is_some() || hooks || routes
+        // A device without a carrier gets no packet that would start a handshake.
+        let carrier = self.interface.carrier == Carrier::Peer;
+        keepalive.is_some() || hooks || routes || carrier
     }
 }
 
@@ -134,6 +149,10 @@ pub(crate) fn default_control(file: &std::path::Path) -> PathBuf {
 /// The default control socket of the tunnel `name`.
 pub(super) fn control_of(name: &str) -> String {
     format!("/run/vpnd/{name}.sock")
+}
+
+fn directory_of(path: &std::path::Path) -> &std::path::Path {
+    path.parent().unwrap_or_else(|| std::path::Path::new("/"))
 }
 
 /// `[interface]`: the device, its addresses, our key and our port.
@@ -363,6 +382,8 @@ pub(crate) struct Service {
     pub(crate) state_dir: PathBuf,
     /// The control socket, to which `vpnd status` connects.
     pub(crate) control: PathBuf,
+    /// Whether the tunnel also answers on the socket that WireGuard's tools use.
+    pub(crate) uapi: bool,
     /// The user that the daemon changes to when it no longer needs root; if absent, it keeps its uid.
     pub(crate) user: Option<Account>,
     /// The scheduling priority, from -20 (highest) to 19 (lowest).

@@ -278,6 +278,7 @@ fn in_service(now: &Service, then: &Service) -> Vec<Compared> {
     compare!(now, then, "[service]", Service {
         state_dir: "state_dir" Restart,
         control: "control" Restart,
+        uapi: "uapi" Restart,
         user: "user" Restart,
         nice: "nice" Restart,
         firewall: "firewall" Restart,

@@ -17,7 +17,6 @@ use vpnd_tun::{Adopt, Mode};
 use vpnd_tunnel::udp::Listen;
 
 use super::device::Carrier;
-use super::metrics::MetricsListen;
 use super::model::{Config, Interface, Peer, Route};
 use super::problem::Problem;
 use super::profile::{AlsoAccept, Protocol};
@@ -486,23 +485,18 @@ fn paths_of_root(config: &Config, found: &mut Found<'_>) {
         return;
     }
     let Config { interface, socket, service, .. } = config;
-    // The socket is given to its user by descriptor, so its directory may belong to that user.
+    // The control socket is given to its user by descriptor, so its directory may belong to that user.
     let users: Vec<u32> = service.user.iter().map(|user| user.uid).collect();
-    let sockets = service.control.parent().unwrap_or_else(|| Path::new("/"));
-    let metrics = match &config.metrics.listen {
-        Some(MetricsListen::Path(path)) => path.parent(),
-        _ => None,
-    };
     let netns =
         |name: &Option<String>| name.as_deref().map(|name| future_place(&netns::path(name)));
-    let checked = [
-        ("[service]", "state_dir", Some(future_place(&service.state_dir))),
-        ("[service]", "control", Some(future_directory(sockets, &users))),
-        ("[metrics]", "listen", metrics.map(|sockets| future_directory(sockets, &users))),
-        ("[interface]", "netns", netns(&interface.netns)),
-        ("[socket]", "netns", netns(&socket.netns)),
+    let files = [
+        (("[service]", "state_dir"), Some(future_place(&service.state_dir))),
+        (("[interface]", "netns"), netns(&interface.netns)),
+        (("[socket]", "netns"), netns(&socket.netns)),
     ];
-    for (table, key, result) in checked {
+    let sockets = config.socket_directories().into_iter();
+    let sockets = sockets.map(|(key, directory)| (key, Some(future_directory(directory, &users))));
+    for ((table, key), result) in files.into_iter().chain(sockets) {
         // A path that does not exist is reported where it is used.
         if let Some(Err(why @ (Untrusted::Owner { .. } | Untrusted::Writable { .. }))) = result {
             let problem = Problem::error(format!("others could replace what is there: {why}"));

@@ -73,7 +73,17 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[metrics]", &["listen"]),
     (
         "[service]",
-        &["state_dir", "control", "user", "nice", "firewall", "sandbox", "log_level", "log_format"],
+        &[
+            "state_dir",
+            "control",
+            "uapi",
+            "user",
+            "nice",
+            "firewall",
+            "sandbox",
+            "log_level",
+            "log_format",
+        ],
     ),
 ];
 

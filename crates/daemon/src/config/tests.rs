@@ -200,6 +200,8 @@ fn who_is_watched() {
     assert!(!watches("") && watches("keepalive = '25s'"));
     let route = "allowed_ips = ['0.0.0.0/0']\n[[route]]\nto = '192.168.20.0/24'\nwhen_down = ";
     assert!(!watches(&format!("{route}'keep'")) && watches(&format!("{route}'remove'")));
+    let silent = |lines: &str| good(&minimal(lines, "keepalive = '25s'")).config.watches_with(None);
+    assert!(silent("") && !silent("carrier = 'always'"), "the carrier follows the peer");
     assert!(!watches("[hooks]\nup = ['true']") && watches("[hooks]\nlost = ['true']"));
 }
 

@@ -13,7 +13,7 @@ pub(super) const MAX_REQUEST: usize = 4096;
 pub(crate) struct Ask {
     /// Always [`SCHEMA`].
     pub(crate) schema: u32,
-    /// `status`, `ping`, `reload`, `compare` or `rotate`.
+    /// `status`, `ping`, `reload`, `compare`, `rotate` or `take-over`.
     pub(crate) command: String,
     /// For `rotate`: whether the previous keys are removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -3,6 +3,7 @@
 
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Families, Heard, Link, Mark, Netlink, Own, SpecificRoutes, Undo, Uplink};
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_tun::{Carrier, Device};
 use vpnd_tunnel::udp::{Egress, Socket};
 
@@ -12,10 +13,12 @@ use crate::config::{Config, Endpoint, Service};
 use crate::control::Control;
 use crate::firewall;
 use crate::floor::FloorFile;
+use crate::inherited::Inherited;
 use crate::linger::Opener;
 use crate::metrics::{Bound, Metrics};
 use crate::netns::Netns;
 use crate::tenancy::Tenancy;
+use crate::uapi::Uapi;
 use crate::{opening, options};
 
 /// A start whose kill switch is in place, if it has one: from here on no packet leaves outside the tunnel
@@ -90,6 +93,10 @@ pub(super) struct Opened {
     pub(super) metrics: Option<Bound>,
     /// The MTU that the device will get.
     pub(super) mtu: u16,
+    /// What an earlier process has left, if its device is continued with.
+    pub(super) left: Option<Inheritance>,
+    /// The WireGuard socket.
+    pub(super) uapi: Option<Uapi>,
 }
 
 impl Opened {
@@ -97,21 +104,47 @@ impl Opened {
     ///
     /// # Errors
     /// The kernel's error.
-    pub(super) async fn open(config: &Config, guarded: &Guarded) -> Result<Self, RunError> {
+    pub(super) async fn open(
+        config: &Config,
+        guarded: &Guarded,
+        (device, uapi, mut inherited): (Option<Device>, Option<Uapi>, Inherited),
+    ) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
         // This comes before the device is created: another program may have the port.
         let metrics = Metrics::bind(config)?;
-        let device = inside.within(|| opening::device(config))??;
+        let (device, left) = match (device, opening::inherited_device(config, &mut inherited)) {
+            (Some(given), _) => (opening::prepared(given)?, None),
+            (None, Some(device)) => {
+                let left = inside.within(|| opening::left(config, &device, &mut inherited))?;
+                (device, Some(left))
+            }
+            (None, None) => (inside.within(|| opening::device(config))??, None),
+        };
+        let is_alive = left.as_ref().is_some_and(Inheritance::is_alive);
         let tenancy = Tenancy::begin(config, &device);
-        let carrier = opening::carrier(config, &device);
+        let carrier = opening::carrier(config, &device, is_alive);
         let passed_over = inside.within(|| opening::passed_over(&device.name))?;
+        let earlier = inherited.socket();
         let (socket, uplink) =
-            outside.within(|| (opening::socket(config, egress), opening::uplink()))?;
+            outside.within(|| (opening::socket(config, egress, earlier), opening::uplink()))?;
         let socket = socket?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        let mtu = opening::mtu(&config.interface, &device, netlink).await?;
-        Ok(Self { device, tenancy, carrier, passed_over, socket, uplink, floor, metrics, mtu })
+        let mtu = opening::mtu(&config.interface, &device, netlink, left.is_some()).await?;
+        let uapi = uapi.or_else(|| opening::uapi(config, &device.name));
+        Ok(Self {
+            device,
+            tenancy,
+            carrier,
+            passed_over,
+            socket,
+            uplink,
+            floor,
+            metrics,
+            mtu,
+            uapi,
+            left,
+        })
     }
 
     /// The wanted state of the device.
@@ -129,6 +162,7 @@ impl Opened {
         };
         let name = &self.device.name;
         let mut link = options::link(config, name, self.mtu, would_loop.then(own));
+        link.alive = self.left.as_ref().is_some_and(Inheritance::is_alive);
         if options::carrier_follows(config, self.carrier.as_ref()) {
             link.passed_over = self.passed_over;
         }

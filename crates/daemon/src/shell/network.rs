@@ -18,6 +18,8 @@ use crate::resolve::Lookup;
 impl Shell {
     pub(super) async fn looked_up(&mut self, lookup: Lookup) {
         match lookup {
+            // The peer was said to be elsewhere.
+            _ if self.around.hold.endpoint.is_some() => {}
             Lookup::Addresses(addresses) => {
                 self.warn_of_loops(&addresses);
                 addresses.iter().for_each(|address| self.diagnostics.zones.learn(*address));

@@ -160,7 +160,7 @@ impl Shell {
             Ok(to) => to,
             Err(refused) => return Ok(Err(refused)),
         };
-        let prepared = match self.prepare(&to) {
+        let prepared = match self.prepare(&to).await {
             Ok(prepared) => prepared,
             Err(refused) => return Ok(Err(refused)),
         };
@@ -202,17 +202,18 @@ impl Shell {
     }
 
     /// Opens what the new configuration needs.
-    fn prepare(&self, to: &Target) -> Result<Prepared, Refused> {
+    async fn prepare(&self, to: &Target) -> Result<Prepared, Refused> {
         let (running, wanted) = (&self.around.running, &to.config);
         let mut prepared = Prepared::default();
         if wanted.socket.sources != running.socket.sources {
             changes::check_sources(&wanted.socket, &to.egress)
                 .map_err(|error| Refused::of(socket_key(&error), error))?;
         }
-        if wanted.peer.endpoints != running.peer.endpoints {
+        let is_elsewhere = self.around.hold.endpoint.is_some();
+        if is_elsewhere || wanted.peer.endpoints != running.peer.endpoints {
             let endpoints = wanted.peer.endpoints.clone();
             let known = Some(&self.around.resolver);
-            let resolver = resolve::spawn(endpoints, &self.around.lookups, known);
+            let resolver = resolve::spawn(endpoints, &self.around.lookups, known).await;
             prepared.resolver =
                 Some(resolver.map_err(|error| Refused::of("[peer] endpoint", error))?);
         }
@@ -340,7 +341,7 @@ impl Shell {
         }
         let mark = (to.egress.mark != 0).then(|| changes::mark(&to.config, &to.egress));
         let routed = mark.filter(|_| self.would_loop(&to.config));
-        let tunnel = Tunnel { index: self.around.life.index(), mark: routed, borne: mark };
+        let tunnel = Tunnel { index: self.around.device_watch.index(), mark: routed, borne: mark };
         let set = rules.become_new(&to.config, tunnel).await;
         set.map_err(|error| Refused::of("[[route]]", error))
     }
@@ -364,6 +365,7 @@ impl Shell {
 
     /// Changes to other terms and keys, with an immediate handshake.
     fn adopt(&mut self, config: &Config, keys: Keys) {
+        self.around.hold.keep(&keys.preshared);
         let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
         self.plane.adopt(clock::now(), terms, identities, remotes);
         self.diagnostics.expect(config.peer.public_key);
@@ -378,7 +380,11 @@ impl Shell {
         let carrier = self.around.carrier.as_ref();
         let followed = options::carrier_follows(&self.around.running, carrier);
         let follows = options::carrier_follows(config, carrier);
-        let (tuning, settings) = (options::tuning(config), options::settings(config, follows));
+        // The last argument is only about the start.
+        let settings = options::settings(config, follows, false);
+        let tuning = options::tuning(config);
+        // What was set on the WireGuard socket is over.
+        (self.around.hold.keepalive, self.around.hold.endpoint) = (config.peer.keepalive, None);
         self.plane.retune(clock::now(), &tuning, settings);
         if followed && !follows {
             self.set_carrier(true);

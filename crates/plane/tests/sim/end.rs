@@ -13,6 +13,7 @@ use vpnd_plane::{
 };
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::message::{self, Index, Message};
 use vpnd_protocol::peer::{
     Change, Command, Echo, Event, Load, NotAsked, Peer, PeerStatus, Transmit, Tuning,
@@ -147,7 +148,7 @@ impl End {
         let mut rng = StdRng::seed_from_u64(seed ^ (side as u64 + 1) << 56);
         let wall = (Duration::ZERO, EPOCH);
         let (plane, data) =
-            start(side, &options, None, &mut rng, clock(side, wall, Duration::ZERO));
+            start(side, &options, None, None, &mut rng, clock(side, wall, Duration::ZERO));
         let mut end = Self {
             side,
             options,
@@ -199,11 +200,31 @@ impl End {
             self.floor = None;
         }
         let clock = self.clock(now);
-        (self.plane, self.data) = start(self.side, &self.options, self.floor, &mut self.rng, clock);
-        self.life += 1;
+        self.begin(clock, None);
         self.alive = false;
         self.flush(now);
         self.resolve(now);
+    }
+
+    /// Ends in order, and the next process of the tunnel continues, at once.
+    pub(crate) fn hand_on(&mut self, now: Duration) {
+        let clock = self.clock(now);
+        let left = self.plane.hand_on(clock).encode();
+        self.take_over(now, Inheritance::decode(&left).expect("it was written by this version"));
+    }
+
+    /// The next process continues with this.
+    pub(crate) fn take_over(&mut self, now: Duration, left: Inheritance) {
+        let clock = self.clock(now);
+        self.begin(clock, Some(left));
+        self.flush(now);
+        self.resolve(now);
+    }
+
+    fn begin(&mut self, clock: Now, left: Option<Inheritance>) {
+        (self.plane, self.data) =
+            start(self.side, &self.options, self.floor, left, &mut self.rng, clock);
+        self.life += 1;
     }
 
     pub(crate) fn set_wall(&mut self, now: Duration, to: Duration) {
@@ -597,14 +618,17 @@ fn start(
     side: Side,
     options: &Options,
     floor: Option<Timestamp>,
+    left: Option<Inheritance>,
     rng: &mut StdRng,
     now: Now,
 ) -> (Plane, Data) {
     let activity = Arc::new(Activity::default());
     let own_rng = StdRng::seed_from_u64(rng.next_u64());
     let config = options.config(side, floor);
-    let peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
-    let settings = settings(options);
+    let mut peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
+    let alive = left.as_ref().is_some_and(Inheritance::is_alive);
+    left.into_iter().for_each(|left| peer.inherit(now, left));
+    let settings = Settings { alive, ..settings(options) };
     let policy = policy(MTU, None, &["10.99.0.0/16"]);
     let mut plane = Plane::new(peer, policy.clone(), settings);
     let first = plane.poll(now, &mut Vec::new());
@@ -616,6 +640,7 @@ fn settings(options: &Options) -> Settings {
     Settings {
         mtu_max: None,
         mtu_follows: options.mtu_follows,
+        alive: false,
         carrier_follows: true,
         endpoints: options.endpoint.into_iter().chain(options.also_at.clone()).map(Some).collect(),
         resolve_every: options.resolve_every,

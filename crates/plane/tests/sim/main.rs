@@ -19,6 +19,7 @@ mod echo;
 mod end;
 mod failover;
 mod handshake;
+mod heir;
 mod hostile;
 mod keepalive;
 mod liveness;

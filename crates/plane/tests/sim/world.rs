@@ -142,6 +142,13 @@ impl World {
         self.settle(side);
     }
 
+    /// `side` ends in order, and the next process of its tunnel continues.
+    pub(crate) fn hand_on(&mut self, side: Side) {
+        let now = self.now;
+        self[side].hand_on(now);
+        self.settle(side);
+    }
+
     /// Nothing reaches `side` until it resumes.
     pub(crate) fn suspend(&mut self, side: Side) {
         self[side].asleep = true;

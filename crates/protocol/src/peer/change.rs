@@ -1,9 +1,10 @@
 //! Changes of terms and keys at run time. No packet is lost: the current session carries data until the next
 //! one is established.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use vpnd_crypto::key::PublicKey;
+use vpnd_crypto::key::{PresharedKey, PublicKey};
 
 #[cfg(doc)]
 use super::Config;
@@ -41,7 +42,7 @@ pub struct Tuning {
 impl Peer {
     /// Uses other settings from now on. Sessions and the path stay.
     pub fn retune(&mut self, now: Now, tuning: &Tuning) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.timers.set_keepalive(tuning.keepalive);
         self.life.retune(tuning.dead_after, tuning.watch);
         self.port.retune(tuning.dead_after);
@@ -59,21 +60,53 @@ impl Peer {
         remotes: Vec<PublicKey>,
     ) {
         // Earlier sessions were confirmed under the old terms.
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.terms = terms;
         self.identities = self.identities.replaced(identities, remotes);
-        // Pending handshakes refer to keys by index, and use the old terms.
+        self.drop_pending();
+        self.keyring.forget_pairs(self.identities.confirmed());
+        self.renew(now);
+    }
+
+    /// Changes to another preshared key under all terms, with an immediate handshake. Sessions under the old
+    /// key carry data until it completes. While the other end still has the old key, no answer opens, and the
+    /// handshake is tried again as if it were unanswered.
+    pub fn set_preshared(&mut self, now: Now, preshared: &PresharedKey) {
+        self.follow_flags(now);
+        self.terms =
+            self.terms.iter().map(|terms| Terms::new(terms.protocol(), preshared)).collect();
+        self.drop_pending();
+        self.renew(now);
+    }
+
+    /// Pending handshakes refer to keys by index, and use the old terms.
+    fn drop_pending(&mut self) {
         (self.answering, self.attempt) = (None, None);
         self.keyring.demote_next();
-        self.keyring.forget_pairs(self.identities.confirmed());
         self.unconfirmed_answers = 0;
-        self.renew(now);
+    }
+
+    /// Changes the interval of keepalives, and whether silence alone shows that the peer is dead.
+    pub fn set_keepalive(&mut self, now: Now, keepalive: Option<Duration>, watch: bool) {
+        self.timers.set_keepalive(keepalive);
+        self.life.set_watched(watch);
+        self.handle_wake(now);
+    }
+
+    /// Sends to this address from now on, as if the peer had proved it, until the peer is heard from another.
+    /// Without a session only the configured addresses count.
+    pub fn go_to(&mut self, now: Now, to: SocketAddr) {
+        self.follow_flags(now);
+        if self.keyring.current().is_some() && self.endpoint() != Some(to) {
+            self.paths.settle_at(now.boot, to, None);
+        }
+        self.handle_wake(now);
     }
 
     /// The device has another MTU, and `largest_packet` is the longest packet that crosses it. The peer is
     /// informed at once; the limits of a key change with the next session.
     pub fn device_changed(&mut self, now: Now, mtu: u16, largest_packet: u16) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         self.device = DeviceFacts { mtu, largest_packet, ..self.device };
         if self.frames_flow() {
             self.greet(now);
@@ -89,7 +122,7 @@ impl Peer {
     /// Initiates under our next key, and keeps using it once a session is established under it; returns
     /// whether there is a next key.
     pub fn rotate(&mut self, now: Now) -> bool {
-        self.follow_edges(now);
+        self.follow_flags(now);
         if !self.identities.rotate() {
             return false;
         }

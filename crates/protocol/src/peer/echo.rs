@@ -54,7 +54,7 @@ impl Peer {
     /// # Errors
     /// If there is no session that carries a PING.
     pub fn ping(&mut self, now: Now) -> Result<u32, NotAsked> {
-        self.follow_edges(now);
+        self.follow_flags(now);
         let asked = self.send_echo(now);
         // Like a packet without a session.
         self.wanted |= asked == Err(NotAsked::NoSession);

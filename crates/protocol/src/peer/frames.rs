@@ -150,7 +150,7 @@ impl Peer {
     /// The reason why the frame or one of its records was ignored, for the counters. The other records took
     /// effect.
     pub fn handle_frame(&mut self, now: Now, framed: &Framed) -> Result<(), DropReason> {
-        self.follow_edges(now);
+        self.follow_flags(now);
         let result = self.take_frame(now, framed);
         self.handle_wake(now);
         result

@@ -14,11 +14,13 @@ use crate::table::{BOOTSTRAP_SLOTS, IDENTITIES, OPENING_SLOTS, Path};
 /// generation, and constant settings are omitted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Parts {
-    send: Option<(Generation, Path)>,
+    sealing: Option<Generation>,
+    path: Option<Path>,
     open: [Option<Generation>; OPENING_SLOTS + BOOTSTRAP_SLOTS],
     identities: [Option<PublicKey>; IDENTITIES],
     awaiting_cookie: [Option<Index>; 2],
     left: Option<SocketAddr>,
+    holds: bool,
 }
 
 impl Parts {
@@ -30,11 +32,13 @@ impl Parts {
             *slot = Some(key.generation());
         }
         Self {
-            send: sealing.zip(peer.paths.current),
+            sealing,
+            path: peer.paths.current,
             open,
             identities: peer.identities.public_keys(),
             awaiting_cookie: peer.awaiting_cookie(),
             left: peer.paths.contests.before(),
+            holds: peer.holds_until.is_some(),
         }
     }
 }

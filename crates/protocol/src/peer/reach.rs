@@ -136,7 +136,7 @@ impl Peer {
     /// This host was suspended. The network may be another one, the peer may have given the session up, and a PING that
     /// was under way would measure the suspend: a handshake is started at once, and the path is measured anew.
     pub fn resumed(&mut self, now: Now) {
-        self.follow_edges(now);
+        self.follow_flags(now);
         let ran_out_now = self.ran_out.is_some_and(|at| now.boot < at + JUST_NOW);
         self.wanted |= self.keyring.current().is_some() || ran_out_now;
         // What was answered a moment ago may have waited through the suspend, and the peer with it.

@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -132,6 +133,9 @@ pub enum BindError {
         /// The kernel's error.
         source: io::Error,
     },
+    /// The socket of an earlier process is bound to another address.
+    #[error("the socket of the earlier process is bound to another address")]
+    Another,
     /// The kernel refuses to open any socket.
     #[error("cannot open a UDP socket: {0}")]
     Open(#[source] io::Error),
@@ -173,13 +177,8 @@ const SEND_FORCE: IntOption =
 /// minutes after an ICMP message. [`WHOLE`] replaces it once the path is probed.
 const OPTIONS: [(IntOption, c_int); 3] =
     [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_OMIT)];
-const OPTIONS_OFFLOAD: [(IntOption, c_int); 1] = [(gro::OPTION, 1)];
-const OPTIONS_V6: [(IntOption, c_int); 4] = [
-    (ONLY_V6, 0),
-    (pktinfo::OPTION_V6, 1),
-    (tos::OPTION_V6, 1),
-    (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE),
-];
+const OPTIONS_V6: [(IntOption, c_int); 3] =
+    [(pktinfo::OPTION_V6, 1), (tos::OPTION_V6, 1), (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE)];
 
 /// The DF bit is set, and like with `OMIT` only the first link's MTU makes a send fail (`ip_sk_use_pmtu`).
 pub(super) const WHOLE: (IntOption, c_int) = (DISCOVER_V4, libc::IP_PMTUDISC_PROBE);
@@ -197,20 +196,63 @@ pub(super) const FRAGMENTS: IntOption =
 
 pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError> {
     let (socket, at) = open(listen)?;
-    let dual_stack = at.is_ipv6();
-    let options = OPTIONS
-        .iter()
-        .chain(OPTIONS_V6.iter().filter(|_| dual_stack))
-        .chain(OPTIONS_OFFLOAD.iter().filter(|_| wanted.gso != Gso::Off));
-    for (option, value) in options {
-        set(&socket, *option, *value)?;
+    if at.is_ipv6() {
+        set(&socket, ONLY_V6, 0)?;
     }
-    make_room(&socket, (wanted.receive_buffer, wanted.send_buffer))?;
+    set_up(&socket, at, wanted)?;
     wanted.egress.set(&socket)?;
     socket.set_nonblocking(true).map_err(BindError::Open)?;
     bind_to(&socket, at)?;
     let local_port = socket.local_addr().map_err(BindError::Open)?.as_socket();
-    Ok(Bound { socket, dual_stack, local_port: local_port.map_or(0, |local| local.port()), at })
+    let local_port = local_port.map_or(0, |local| local.port());
+    Ok(Bound { socket, dual_stack: at.is_ipv6(), local_port, at })
+}
+
+/// Takes over the socket of an earlier process, if it is bound where `listen` says. What waits in its buffer stays.
+///
+/// # Errors
+///
+/// [`BindError::Another`] if it is bound to another address, or as [`bind`].
+pub(super) fn inherit(
+    socket: OwnedFd,
+    listen: Listen,
+    wanted: &Options,
+) -> Result<Bound, BindError> {
+    let socket = Socket::from(socket);
+    let local = socket.local_addr().map_err(BindError::Open)?.as_socket();
+    let local = local.ok_or(BindError::Another)?;
+    let (at, is_there) = match listen {
+        Listen::Address(at) => (at, at.ip() == local.ip()),
+        Listen::Port(port) => {
+            (SocketAddr::new(unspecified(local), port), local.ip().is_unspecified())
+        }
+    };
+    if !is_there || (listen.is_fixed() && at.port() != local.port()) {
+        return Err(BindError::Another);
+    }
+    set_up(&socket, at, wanted)?;
+    wanted.egress.renew(&socket)?;
+    Ok(Bound { socket, dual_stack: at.is_ipv6(), local_port: local.port(), at })
+}
+
+const fn unspecified(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// Sets the options and the buffer sizes.
+fn set_up(socket: &Socket, at: SocketAddr, wanted: &Options) -> Result<(), BindError> {
+    for (option, value) in OPTIONS.iter().chain(OPTIONS_V6.iter().filter(|_| at.is_ipv6())) {
+        set(socket, *option, *value)?;
+    }
+    match (wanted.gso, set(socket, gro::OPTION, (wanted.gso != Gso::Off).into())) {
+        // A kernel without it has nothing to switch off.
+        (Gso::Off, _) => {}
+        (_, result) => result?,
+    }
+    make_room(socket, (wanted.receive_buffer, wanted.send_buffer))
 }
 
 /// Binds the socket, even to an address that this host does not have yet; then nothing is received or sent

@@ -28,6 +28,18 @@ impl Egress {
         socket.bind_device(Some(device.as_bytes())).map_err(refused)
     }
 
+    /// Applies the settings to a socket that may have had others.
+    pub(super) fn renew(&self, socket: &Socket) -> Result<(), BindError> {
+        if self.mark == 0 && socket.mark().is_ok_and(|mark| mark != 0) {
+            socket.set_mark(0).map_err(|source| BindError::Mark { mark: 0, source })?;
+        }
+        if self.device.is_none() && socket.device().is_ok_and(|device| device.is_some()) {
+            let refused = |source| BindError::device(String::new(), source);
+            socket.bind_device(None).map_err(refused)?;
+        }
+        self.set(socket)
+    }
+
     /// A separate socket for a query to the kernel, bound to any port of `address`.
     pub(super) fn throwaway(&self, address: IpAddr) -> Result<Socket, BindError> {
         let at = SocketAddr::new(address, 0);

@@ -47,6 +47,15 @@ impl Socket {
         Ok(true)
     }
 
+    /// Gives every datagram from now on this mark (`SO_MARK`); 0 is none. This takes CAP_NET_ADMIN.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.inner.set_mark(mark)
+    }
+
     pub(super) fn renew(&self) -> io::Result<()> {
         sys::disconnect(&self.inner)?;
         if let Some(device) = self.device() {

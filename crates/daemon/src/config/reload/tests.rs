@@ -123,7 +123,10 @@ fn some_keys_take_a_restart_on_some_hosts() {
     ] {
         assert_eq!(differing(&more(now), &more(then)), [expected]);
     }
-    let free = |more: &str| good(&minimal("", more).replace("listen = 51820", "")).config;
+    let free = |more: &str| {
+        let more = format!("endpoint = '192.0.2.2:7'\n{more}");
+        good(&minimal("", &more).replace("listen = 51820", "")).config
+    };
     let bound = free("[socket]\nbind_device = 'eth0'");
     assert_eq!(
         differing(&bound, &free("")),

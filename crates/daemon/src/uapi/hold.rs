@@ -1,0 +1,47 @@
+//! What the WireGuard socket of a running tunnel needs beside the configuration.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use vpnd_crypto::PresharedKey;
+
+use super::{Asked, Uapi};
+
+/// The socket, and what was set through it.
+pub(crate) struct Hold {
+    uapi: Option<Uapi>,
+    /// The preshared key in force, which only root is shown; all zeros if there is none, or no socket.
+    pub(crate) preshared: PresharedKey,
+    /// The interval of keepalives in force.
+    pub(crate) keepalive: Option<Duration>,
+    /// The address that replaces the configured endpoints.
+    pub(crate) endpoint: Option<SocketAddr>,
+}
+
+impl Hold {
+    /// The socket, if there is one, of a tunnel that starts with these.
+    pub(crate) fn new(
+        uapi: Option<Uapi>,
+        preshared: &PresharedKey,
+        keepalive: Option<Duration>,
+    ) -> Self {
+        let mut hold = Self { uapi, preshared: PresharedKey::default(), keepalive, endpoint: None };
+        hold.keep(preshared);
+        hold
+    }
+
+    /// Another preshared key is in force. Without a socket nobody can ask for it, and there is no copy.
+    pub(crate) fn keep(&mut self, preshared: &PresharedKey) {
+        if self.uapi.is_some() {
+            self.preshared = PresharedKey::from_bytes(*preshared.as_bytes());
+        }
+    }
+
+    /// The next request.
+    pub(crate) async fn next(&mut self) -> Asked {
+        match &mut self.uapi {
+            Some(uapi) => uapi.next().await,
+            None => std::future::pending().await,
+        }
+    }
+}
