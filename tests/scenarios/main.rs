@@ -43,6 +43,7 @@ mod queues;
 mod reach;
 mod refusal;
 mod rekey;
+mod reload;
 mod restart;
 mod roaming;
 mod routes;
@@ -71,6 +72,7 @@ use vpnd_tests::runner;
 fn main() -> ExitCode {
     let rooms = [
         rekey::scenarios(),
+        reload::scenarios(),
         expiry::scenarios(),
         failover::scenarios(),
         lossy::scenarios(),

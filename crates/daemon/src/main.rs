@@ -16,6 +16,7 @@ mod device_watch;
 mod diagnostics;
 mod doctor;
 mod exit;
+mod fingerprint;
 mod firewall;
 mod floor;
 mod forward;
@@ -131,8 +132,7 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     privilege::lock_memory();
     let mut inherited = Inherited::from_service_manager();
     let (Loaded { config, keys, warnings }, invalid) = load(&options.config, &inherited)?;
-    let format = logging.log_format.unwrap_or(config.service.log_format);
-    logging::init(logging.level(config.service.log_level), format);
+    logging::init(logging, &config.service);
     let source = warnings.source().to_owned();
     for warning in warnings.and(forward::problems(&config)).and(firewall::problems(&config)).lines()
     {

@@ -4,6 +4,7 @@
 mod network;
 mod perform;
 mod pings;
+mod reload;
 mod requests;
 mod room;
 mod wireguard;
@@ -51,6 +52,7 @@ use crate::worker::Worker;
 
 use network::shifted;
 use pings::Pings;
+pub(crate) use reload::Alterable;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
@@ -102,7 +104,9 @@ pub(crate) struct Surroundings {
     /// Whether the tunnel leads into itself.
     pub(crate) loops: Loops,
     pub(crate) floor: FloorWriter,
-    /// The device's carrier, if it follows the peer.
+    /// What a reload changes.
+    pub(crate) alter: Alterable,
+    /// The device's carrier, if it can be set.
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
     /// A thread that may read the files of name lookups.

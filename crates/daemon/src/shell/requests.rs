@@ -7,14 +7,11 @@ use vpnd_plane::RotateError;
 use vpnd_tunnel::clock;
 
 use super::Shell;
-use crate::config::Config;
 use crate::control::Request;
 use crate::hand_on::Successor;
 use crate::keys::Keys;
 use crate::metrics::Scrape;
-use crate::options;
 use crate::status::{Fault, PathMtu, Status};
-use crate::terms::Agreement;
 
 impl Shell {
     /// Answers a request; the client may have left.
@@ -32,7 +29,12 @@ impl Shell {
                 let keys = std::mem::replace(&mut wanted.1, Keys::blank());
                 let config = wanted.0;
                 let reloaded = self.become_new(config, keys).await?;
+                let reloaded = reloaded.map_err(|refused| refused.to_string());
                 drop(reply.send(logged("reloaded", reloaded)));
+            }
+            Request::Compare(wanted, reply) => {
+                let (config, keys) = &*wanted;
+                drop(reply.send(self.compare(config, keys)));
             }
             Request::Rotate { finish, reply } => {
                 let what = if finish { "rotation finished" } else { "rotated" };
@@ -80,36 +82,6 @@ impl Shell {
         status.peer.endpoint = peer.endpoint.map(|at| self.diagnostics.zones.show(at));
         status.stopping = self.around.stop.get().is_some();
         status
-    }
-
-    /// Changes to another configuration. If a key differs that cannot change, nothing changes, and
-    /// the reason is returned.
-    async fn become_new(&mut self, config: Config, keys: Keys) -> io::Result<Result<(), String>> {
-        if let Err(error) = self.around.running.can_become(&config) {
-            return Ok(Err(error.to_string()));
-        }
-        // The MTU comes first, because it is the only change that the kernel may refuse.
-        let mtu = config.interface.mtu.unwrap_or_else(|| self.plane.policy().mtu());
-        self.mtu_refused = None;
-        self.plane.set_policy(options::policy(&config, mtu));
-        self.settle().await?;
-        if let Some(error) = self.mtu_refused.take() {
-            return Ok(Err(error.to_string()));
-        }
-        self.adopt(&config, keys);
-        self.plane.follow_path_mtu(options::mtu_follows(&config));
-        self.around.running = config;
-        Ok(Ok(()))
-    }
-
-    /// Changes to other terms and keys, with an immediate handshake.
-    fn adopt(&mut self, config: &Config, keys: Keys) {
-        self.around.hold.keep(&keys.preshared);
-        let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
-        self.plane.adopt(clock::now(), terms, identities, remotes);
-        self.diagnostics.expect(config.peer.public_key);
-        self.around.about.protocol = config.peer.protocol.to_string();
-        self.around.about.preshared_key = config.peer.preshared_key_file.is_some();
     }
 
     fn rotate(&mut self, finish: bool) -> Result<(), String> {
