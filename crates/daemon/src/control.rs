@@ -22,6 +22,7 @@ use crate::config::{self, Config, Difference, Loaded, Report};
 use crate::keys::Keys;
 use crate::socket_file::{self, OWNER_ONLY, SocketFile, SocketFileError};
 use crate::status::{SCHEMA, Status};
+use crate::systemd;
 use crate::terminal::Printable;
 use crate::worker::Worker;
 
@@ -232,8 +233,11 @@ impl Desk {
         Ok(Outcome::Answer(match ask.command.as_str() {
             "status" => self.status().await,
             "ping" => return Ok(self.ping().await),
-            "take-over" if rights == Rights::Change => return Ok(Outcome::HandOn),
-            "reload" | "compare" | "rotate" | "take-over" if rights != Rights::Change => {
+            "take-over" if rights == Rights::Change && may_take_over(client) => {
+                return Ok(Outcome::HandOn);
+            }
+            "take-over" => Err("only root may take the tunnel over".to_owned()),
+            "reload" | "compare" | "rotate" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
@@ -320,6 +324,12 @@ impl Desk {
     async fn send(&self, request: Request) {
         let _stopping = self.requests.send(request).await;
     }
+}
+
+/// Under systemd all tunnels run as one user. None of them may take another one.
+fn may_take_over(client: &UnixStream) -> bool {
+    let is_root = || client.peer_cred().is_ok_and(|from| from.uid() == 0);
+    !systemd::started_us() || is_root()
 }
 
 fn parse(line: &[u8]) -> Result<Ask, String> {

@@ -4,7 +4,7 @@ use rand::rand_core::TryRng;
 use rand::rngs::SysRng;
 use vpnd_crypto::{PresharedKey, PublicKey, hash};
 
-use crate::config::{Difference, Takes};
+use crate::config::{Config, Difference, Takes};
 use crate::keys::Keys;
 
 /// The fingerprints of a tunnel's keys.
@@ -33,6 +33,24 @@ impl Fingerprints {
     /// The fingerprints of other keys, in the same form.
     pub(crate) fn of_others(&self, keys: &Keys) -> Self {
         Self::salted(keys, self.salt)
+    }
+
+    /// What sessions under these keys with this configuration's peer and terms are bound to, after the salt.
+    pub(crate) fn binding(&self, config: &Config) -> [u8; 64] {
+        let Self { salt, own, preshared, .. } = self;
+        let peer = &config.peer;
+        let terms = format!("{} {:?}", peer.protocol, peer.also_accept);
+        let parts = [own.as_bytes(), peer.public_key.as_bytes(), preshared].map(|part| &part[..]);
+        let hashed = hash(&[&[&salt[..]], &parts[..], &[terms.as_bytes()]].concat());
+        let mut binding = [0; 64];
+        binding[..32].copy_from_slice(salt);
+        binding[32..].copy_from_slice(&hashed);
+        binding
+    }
+
+    /// The same for these keys, with the salt of a binding.
+    pub(crate) fn binding_of(keys: &Keys, config: &Config, salt: [u8; 32]) -> [u8; 64] {
+        Self::salted(keys, salt).binding(config)
     }
 
     fn salted(keys: &Keys, salt: [u8; 32]) -> Self {

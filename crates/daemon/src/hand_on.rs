@@ -15,7 +15,6 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vpnd_protocol::inheritance::Inheritance;
 use vpnd_tun::Descriptors;
 
-use crate::config::Config;
 use crate::service;
 
 /// The number of bytes of a record that precedes a descriptor on the control socket.
@@ -77,6 +76,11 @@ pub(crate) fn keep_configuration(source: &str) {
     }
 }
 
+/// Makes systemd forget the configuration, because it is not that of the tunnel any more.
+pub(crate) fn forget_configuration() {
+    service::forget(Kept::Configuration.name());
+}
+
 /// Makes systemd close everything that it keeps: the tunnel ends.
 pub(crate) fn forget() {
     Kept::ALL.into_iter().for_each(|kept| service::forget(kept.name()));
@@ -113,8 +117,8 @@ impl Successor {
     /// # Errors
     ///
     /// If there is no memory for them, or the process has left.
-    pub(crate) fn receives(&self, config: &Config, left: &Inheritance) -> io::Result<()> {
-        let sessions = sessions(config, left)?;
+    pub(crate) fn receives(&self, binding: &[u8; 64], left: &Inheritance) -> io::Result<()> {
+        let sessions = sessions(binding, left)?;
         match self {
             Self::OfService => service::keep(Kept::Sessions.name(), sessions.as_fd()),
             Self::Asking(stream) => send(stream, Kept::Sessions, sessions.as_fd())?,
@@ -147,10 +151,10 @@ fn send(stream: &UnixStream, kept: Kept, descriptor: BorrowedFd<'_>) -> io::Resu
     if sent == RECORD { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// The keys that identify the two ends come first: sessions with another peer are of no use.
-fn sessions(config: &Config, left: &Inheritance) -> io::Result<OwnedFd> {
+/// What the sessions are bound to comes first: those under other keys or terms are of no use.
+fn sessions(binding: &[u8; 64], left: &Inheritance) -> io::Result<OwnedFd> {
     let encoded = left.encode();
-    let mut file = File::from(in_memory(config.peer.public_key.as_bytes())?);
+    let mut file = File::from(in_memory(binding)?);
     file.write_all(&encoded)?;
     Ok(file.into())
 }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,6 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recvmsg};
 use nix::unistd::Uid;
 use thiserror::Error;
-use vpnd_crypto::PublicKey;
 use vpnd_protocol::inheritance::{self, Inheritance};
 use vpnd_tun::Attached;
 use vpnd_tunnel::clock;
@@ -22,7 +22,9 @@ use crate::ask::{AskError, explain};
 use crate::config::{Config, MAX_LEN};
 use crate::control::Ask;
 use crate::exit::Exit;
+use crate::fingerprint::Fingerprints;
 use crate::hand_on::{Kept, RECORD};
+use crate::keys::Keys;
 use crate::service;
 
 /// How long the running tunnel may take to finish its work.
@@ -36,7 +38,8 @@ pub(crate) struct Inherited {
     queues: Vec<OwnedFd>,
     writer: Option<OwnedFd>,
     socket: Option<OwnedFd>,
-    sessions: Option<OwnedFd>,
+    sessions: Vec<OwnedFd>,
+    left: Option<Inheritance>,
     configuration: Option<OwnedFd>,
 }
 
@@ -87,7 +90,7 @@ impl Inherited {
         for (descriptor, name) in kept {
             inherited.take(&name, own(descriptor));
         }
-        if inherited.sessions.is_some() {
+        if !inherited.sessions.is_empty() {
             service::forget(Kept::Sessions.name());
         }
         inherited
@@ -113,7 +116,8 @@ impl Inherited {
                 Received::End => break,
             }
         }
-        if inherited.queues.is_empty() || inherited.socket.is_none() {
+        // The sessions come last, when that process has let go.
+        if inherited.queues.is_empty() || inherited.sessions.is_empty() {
             return Err(TakeOverError::Refused("it handed nothing over".to_owned()));
         }
         Ok(inherited)
@@ -124,7 +128,7 @@ impl Inherited {
             Some(Kept::Queue) => self.queues.push(descriptor),
             Some(Kept::Writer) => self.writer = Some(descriptor),
             Some(Kept::Socket) => self.socket = Some(descriptor),
-            Some(Kept::Sessions) => self.sessions = Some(descriptor),
+            Some(Kept::Sessions) => self.sessions.push(descriptor),
             Some(Kept::Configuration) => self.configuration = Some(descriptor),
             None => tracing::debug!("{name:?} is kept, and nobody knows what it is"),
         }
@@ -149,28 +153,51 @@ impl Inherited {
         self.socket.take()
     }
 
-    /// The sessions with this peer, if the earlier process has ended in order; `None` if it has crashed.
-    pub(crate) fn sessions(&mut self, peer: &PublicKey) -> Option<Inheritance> {
-        let file = self.sessions.take()?;
-        read_sessions(file, peer)
-            .inspect_err(|error| {
+    /// Reads the sessions, and wipes them where they came from, so that no other process can read them any more. They are of
+    /// use only under the keys and terms that they were made with.
+    pub(crate) fn open_sessions(&mut self, config: &Config, keys: &Keys) {
+        let mut read = std::mem::take(&mut self.sessions).into_iter().map(read_sessions);
+        self.left = match (read.next(), read.next()) {
+            (Some(Ok((binding, left))), None) if binding == expected(&binding, config, keys) => {
+                Some(left)
+            }
+            (None, _) => None,
+            (Some(Err(error)), None) => {
                 tracing::warn!("the sessions of the earlier process cannot be continued: {error}");
-            })
-            .ok()
+                None
+            }
+            (Some(_), _) => {
+                tracing::info!("the sessions of the earlier process are of other keys or terms");
+                None
+            }
+        };
+    }
+
+    /// The sessions, if the earlier process has ended in order; `None` if it has crashed.
+    pub(crate) fn sessions(&mut self) -> Option<Inheritance> {
+        self.left.take()
     }
 }
 
-fn read_sessions(file: OwnedFd, peer: &PublicKey) -> io::Result<Inheritance> {
-    const KEY: usize = 32;
-    let most = KEY + inheritance::MAX_LEN;
+type Binding = [u8; 64];
+
+/// The binding of sessions under these keys, with the salt of this one.
+fn expected(binding: &Binding, config: &Config, keys: &Keys) -> Binding {
+    let salt = binding.first_chunk().copied().unwrap_or_default();
+    Fingerprints::binding_of(keys, config, salt)
+}
+
+/// Reads the sessions, and what they are bound to, and wipes the file: all processes that have it share it.
+fn read_sessions(file: OwnedFd) -> io::Result<(Binding, Inheritance)> {
+    let most = size_of::<Binding>() + inheritance::MAX_LEN;
     // With its full capacity from the beginning, so that no copy of a key is left in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(most + 1));
-    read(file, most as u64, |file| file.read_to_end(&mut bytes))?;
-    let (of, left) = bytes.split_at_checked(KEY).ok_or(io::ErrorKind::UnexpectedEof)?;
-    if of != peer.as_bytes() {
-        return Err(io::Error::other("they are with another peer"));
-    }
-    Inheritance::decode(left).map_err(io::Error::other)
+    read(file.try_clone()?, most as u64, |file| file.read_to_end(&mut bytes))?;
+    let file = File::from(file);
+    file.write_all_at(&vec![0; bytes.len()], 0)?;
+    file.set_len(0)?;
+    let (binding, left) = bytes.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok((*binding, Inheritance::decode(left).map_err(io::Error::other)?))
 }
 
 /// Reads at most `most` bytes from the beginning: the position is shared with whoever has written them.
@@ -185,8 +212,8 @@ fn read<T>(
 }
 
 /// The crash of an earlier process leaves its device. The peer counts as alive if the device's carrier says so.
-pub(crate) fn of_a_crash(has_carrier: bool) -> Inheritance {
-    if has_carrier { Inheritance::of_a_crash(clock::boot()) } else { Inheritance::default() }
+pub(crate) fn of_a_crash(carrier_says_so: bool) -> Inheritance {
+    if carrier_says_so { Inheritance::of_a_crash(clock::boot()) } else { Inheritance::default() }
 }
 
 enum Received {
@@ -199,19 +226,21 @@ enum Received {
 fn receive(stream: &UnixStream) -> io::Result<Received> {
     let mut record = [0; RECORD];
     let mut room = nix::cmsg_space!([RawFd; 1]);
-    let (len, descriptor) = {
+    let (len, mut descriptors) = {
         let mut parts = [IoSliceMut::new(&mut record)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
-        let rights = message.cmsgs()?.find_map(|one| match one {
-            ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
-            _ => None,
-        });
-        (message.bytes, rights.map(own))
+        let mut descriptors = Vec::new();
+        for one in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(some) = one {
+                descriptors.extend(some.into_iter().map(own));
+            }
+        }
+        (message.bytes, descriptors)
     };
-    match (len, descriptor) {
+    match (len, descriptors.pop()) {
         (0, _) => Ok(Received::End),
-        (_, Some(descriptor)) => {
+        (RECORD, Some(descriptor)) if descriptors.is_empty() => {
             let name = record.split(|byte| *byte == 0).next().unwrap_or_default();
             Ok(Received::Descriptor(String::from_utf8_lossy(name).into_owned(), descriptor))
         }
@@ -220,6 +249,7 @@ fn receive(stream: &UnixStream) -> io::Result<Received> {
             stream.take(4096).read_to_end(&mut text)?;
             Ok(Received::Text(text))
         }
+        _ => Err(io::Error::other("a record with another number of descriptors than one")),
     }
 }
 

@@ -79,8 +79,10 @@ pub(crate) fn left(
     device: &vpnd_tun::Device,
     inherited: &mut Inherited,
 ) -> Inheritance {
-    let crashed = || inherited::of_a_crash(device.has_carrier().unwrap_or(false));
-    inherited.sessions(&config.peer.public_key).unwrap_or_else(crashed)
+    // A carrier that does not follow the peer says nothing about it.
+    let follows = config.interface.carrier == config::Carrier::Peer;
+    let crashed = || inherited::of_a_crash(follows && device.has_carrier().unwrap_or(false));
+    inherited.sessions().unwrap_or_else(crashed)
 }
 
 /// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end.

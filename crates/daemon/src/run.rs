@@ -146,8 +146,9 @@ type Later = (HandedOn, Option<Opener>);
 async fn start_to_stop(
     config: &Config,
     keys: Keys,
-    given: Given,
+    mut given: Given,
 ) -> Result<Option<Later>, RunError> {
+    given.inherited.open_sessions(config, &keys);
     // First, because a command must inherit neither descriptors nor vpnd's scheduling priority.
     let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
@@ -165,6 +166,8 @@ async fn start_to_stop(
         changes.leave().await;
         return Ok(None);
     }
+    // What follows is reverted, so that no later process may continue with it.
+    hand_on::forget();
     let device = config.interface.persist;
     let guards = match &result {
         Ok(_over) if kill_switch.get() => linger::after_stop(asked.get()).await,

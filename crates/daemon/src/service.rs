@@ -95,6 +95,10 @@ impl Service {
 /// Gives systemd a descriptor to keep over a restart and a crash. It is closed when the unit is stopped. Without
 /// `FDPOLL=0`, a pending ICMP error would make systemd close a socket.
 pub(crate) fn keep(name: &str, descriptor: BorrowedFd<'_>) {
+    // A name in the abstract namespace could be another's in the socket's network namespace.
+    if std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| path.as_bytes().starts_with(b"@")) {
+        return;
+    }
     let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
     done(notify(&state, &[descriptor]));
 }

@@ -36,7 +36,7 @@ use crate::copied::Copied;
 use crate::device_watch::{DeviceChange, DeviceWatch};
 use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
-use crate::hand_on::{self, Successor};
+use crate::hand_on::Successor;
 use crate::hooks::News;
 use crate::loops::Loops;
 use crate::metrics::{Metrics, Scrape};
@@ -233,11 +233,11 @@ impl Shell {
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
             if let Some(successor) = self.successor.take() {
-                return self.hand_on(&successor);
+                return self.hand_on(successor);
             }
         }
         if self.around.stop.get() == Some(Asked::Restart) {
-            return self.hand_on(&Successor::OfService);
+            return self.hand_on(Successor::OfService);
         }
         self.end().await?;
         Ok(Ending::Over)
@@ -248,13 +248,15 @@ impl Shell {
     ///
     /// # Errors
     /// If nobody continues.
-    fn hand_on(&mut self, to: &Successor) -> Result<Ending, ShellError> {
+    fn hand_on(&mut self, to: Successor) -> Result<Ending, ShellError> {
         tracing::info!("another process of this tunnel continues with it");
         self.around.service.stopping();
         self.engine.finish();
         let left = self.plane.hand_on(clock::now());
-        match to.receives(&self.around.running, &left) {
-            Ok(()) => {}
+        let binding = self.around.alter.keys.binding(&self.around.running);
+        match to.receives(&binding, &left) {
+            // The next process waits until the connection is closed, which the end of this process does.
+            Ok(()) => std::mem::forget(to),
             Err(error) if matches!(to, Successor::Asking(_)) => {
                 return Err(ShellError::NoSuccessor(error));
             }
@@ -267,7 +269,6 @@ impl Shell {
 
     async fn end(&mut self) -> Result<(), ShellError> {
         tracing::info!("stopping on request");
-        hand_on::forget();
         self.around.service.stopping();
         self.plane.close(clock::now());
         self.settle().await?;

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::keyring::MAX_KEYS;
 use crate::message::Index;
 use crate::replay::{WORDS, Window};
-use crate::session::{Contents, OpeningKey};
+use crate::session::{Contents, Generation, OpeningKey};
 use crate::time::BootTime;
 use crate::timestamp::Timestamp;
 
@@ -168,7 +168,12 @@ impl Inheritance {
             return Err(Unusable::Damaged);
         }
         let has = |bit| header.has & bit != 0;
-        let keys = keys.iter().map(|key| key.restore().map(Arc::new).ok_or(Unusable::Damaged));
+        // The oldest comes last.
+        let generations = (1..=keys.len() as u64).rev().map(Generation::inherited);
+        let keys = keys.iter().zip(generations).map(|(key, generation)| {
+            let key = key.restore().ok_or(Unusable::Damaged)?;
+            Ok(Arc::new(key.used_in(generation)))
+        });
         let life = Lived { since: nanos(header.since), heard: nanos(header.heard) };
         Ok(Self {
             keys: keys.collect::<Result<_, _>>()?,
@@ -303,6 +308,7 @@ mod tests {
             assert_eq!((one.index().get(), other.index().get()), (5, 6));
             assert_eq!((one.secret(), one.contents()), (&[7; 32], Contents::Frames));
             assert_eq!((one.dead_from(), one.accepted()), (BootTime::from_nanos(99), 3));
+            assert!(one.generation() > other.generation() && one.confirmed().is_raised());
         }
     }
 

@@ -41,6 +41,11 @@ const INITIATOR_SEALS_FOR: Duration = Duration::from_secs(170);
 pub struct Generation(u64);
 
 impl Generation {
+    /// The generation of the `n`th session that an earlier process has left, counted from 1.
+    pub(crate) const fn inherited(n: u64) -> Self {
+        Self(n)
+    }
+
     /// The next generation.
     pub(crate) const fn next(self) -> Self {
         Self(self.0 + 1)
@@ -345,6 +350,13 @@ impl OpeningKey {
     /// The same key, which expires at this time and has accepted so many datagrams.
     pub(crate) fn living_until(self, dead_from: BootTime, accepted: u64) -> Self {
         Self { dead_from, accepted: AtomicU64::new(accepted), ..self }
+    }
+
+    /// The same key, of a session that the peer has used before: its datagrams confirm nothing any more, and none of them
+    /// takes the path from a newer session.
+    pub(crate) fn used_in(self, generation: Generation) -> Self {
+        let _awake = self.confirmed.raise();
+        Self { generation, ..self }
     }
 
     /// What the key was made of.

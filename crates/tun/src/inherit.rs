@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use crate::adopt::flags;
@@ -32,6 +33,9 @@ pub fn inherit(attached: Attached, options: &Options) -> io::Result<Device> {
         return Err(io::Error::other("another number of queues"));
     }
     let files: Vec<_> = queues.into_iter().chain(writer).map(File::from).collect();
+    if !is_here(&files[0])? {
+        return Err(io::Error::other("it is in another network namespace"));
+    }
     let (name, has) = ioctl::attached(files[0].as_fd())?;
     if options.name.as_ref().is_some_and(|wanted| !wanted.contains('%') && *wanted != name) {
         return Err(io::Error::other(format!("it is {name:?}")));
@@ -45,6 +49,14 @@ pub fn inherit(attached: Attached, options: &Options) -> io::Result<Device> {
     let writer = if several { queues.pop() } else { queues.first().cloned() };
     let writer = writer.ok_or(io::ErrorKind::NotFound)?;
     Ok(Device { name, queues, writer, adopted: has & libc::IFF_PERSIST != 0, claimed: None })
+}
+
+/// Whether the device is in the network namespace of this thread. A process that may not ask finds the device by its name.
+fn is_here(file: &File) -> io::Result<bool> {
+    let Ok(there) = ioctl::namespace(file.as_fd()) else { return Ok(true) };
+    let [there, here] =
+        [File::from(there).metadata()?, std::fs::metadata("/proc/thread-self/ns/net")?];
+    Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
 }
 
 impl Device {

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_int, c_short, c_uint};
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::vnet::VNET_LEN;
 use crate::wire::low16;
@@ -105,6 +105,19 @@ pub(crate) fn set_offload(fd: BorrowedFd<'_>, features: c_uint) -> io::Result<()
 pub(crate) fn set_persistent(fd: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its argument by value and touches no memory.
     unsafe { by_value(fd, libc::TUNSETPERSIST, persistent.into()) }
+}
+
+/// The network namespace of the device.
+pub(crate) fn namespace(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `TUNGETDEVNETNS` (`if_tun.h`): `_IO('T', 227)`.
+    const TUNGETDEVNETNS: c_uint = 0x54e3;
+    // SAFETY: TUNGETDEVNETNS takes no argument and returns a new descriptor.
+    let opened = unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETDEVNETNS as _) };
+    if opened < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened) })
 }
 
 /// Lets the user with this id attach without a capability.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use vpnd_protocol::activity::Activity;
@@ -43,6 +44,9 @@ pub struct Options {
     /// Called by each data thread before its work, to give up rights.
     pub confine: Confine,
 }
+
+/// How long the threads may take to finish what they have read.
+const FINISH_WITHIN: Duration = Duration::from_millis(300);
 
 /// Confines the calling thread.
 pub type Confine = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
@@ -254,7 +258,11 @@ impl Engine {
     pub fn finish(&mut self) {
         let last = finishing(&self.shared.view.load().table);
         self.publish(last);
-        self.join();
+        // A link that is stalled has no room for what a thread has read.
+        let begun = Instant::now();
+        while begun.elapsed() < FINISH_WITHIN && !self.threads.iter().all(JoinHandle::is_finished) {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.stop();
     }
 

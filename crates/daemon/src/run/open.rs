@@ -112,7 +112,8 @@ impl Opened {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
         // This comes before the device is created: another program may have the port.
         let metrics = Metrics::bind(config)?;
-        let (device, left) = match (device, opening::inherited_device(config, &mut inherited)) {
+        let earlier = inside.within(|| opening::inherited_device(config, &mut inherited))?;
+        let (device, left) = match (device, earlier) {
             (Some(given), _) => (opening::prepared(given)?, None),
             (None, Some(device)) => {
                 let left = inside.within(|| opening::left(config, &device, &mut inherited))?;

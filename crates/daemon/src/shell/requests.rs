@@ -8,7 +8,7 @@ use vpnd_tunnel::clock;
 
 use super::Shell;
 use crate::control::Request;
-use crate::hand_on::Successor;
+use crate::hand_on::{self, Successor};
 use crate::keys::Keys;
 use crate::metrics::Scrape;
 use crate::status::{Fault, PathMtu, Status};
@@ -30,6 +30,10 @@ impl Shell {
                 let config = wanted.0;
                 let reloaded = self.become_new(config, keys).await?;
                 let reloaded = reloaded.map_err(|refused| refused.to_string());
+                if reloaded.is_ok() {
+                    // A restart must not go back to what it was before.
+                    hand_on::forget_configuration();
+                }
                 drop(reply.send(logged("reloaded", reloaded)));
             }
             Request::Compare(wanted, reply) => {

@@ -30,6 +30,7 @@ impl Peer {
     /// Continues where an earlier process of this tunnel has ended: opens what the peer still sends on its sessions, and
     /// initiates a handshake at once. Until it is complete, nothing else is sent.
     pub fn inherit(&mut self, now: Now, left: Inheritance) {
+        self.generation = left.keys.iter().map(|key| key.generation()).max().unwrap_or_default();
         self.keyring.inherit(left.keys);
         self.keyring.expire(now.boot);
         if let Some(Lived { since, heard }) = left.life {
@@ -40,8 +41,8 @@ impl Peer {
             // It has not moved.
             self.paths.moved = None;
             self.wanted = true;
-            self.holds_until = left.life.map(|_alive| now.boot + HOLDS_FOR);
         }
+        self.holds_until = Some(now.boot + HOLDS_FOR);
         self.handle_wake(now);
     }
 

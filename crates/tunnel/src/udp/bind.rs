@@ -133,8 +133,8 @@ pub enum BindError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The socket of an earlier process is bound to another address.
-    #[error("the socket of the earlier process is bound to another address")]
+    /// The socket of an earlier process is bound to another address, or in another network namespace.
+    #[error("it is bound to another address, or in another network namespace")]
     Another,
     /// The kernel refuses to open any socket.
     #[error("cannot open a UDP socket: {0}")]
@@ -219,6 +219,10 @@ pub(super) fn inherit(
     wanted: &Options,
 ) -> Result<Bound, BindError> {
     let socket = Socket::from(socket);
+    let here = Socket::new(Domain::UNIX, Type::DGRAM, None).map_err(BindError::Open)?;
+    if sys::namespace(&socket).ok() != sys::namespace(&here).ok() {
+        return Err(BindError::Another);
+    }
     let local = socket.local_addr().map_err(BindError::Open)?.as_socket();
     let local = local.ok_or(BindError::Another)?;
     let (at, is_there) = match listen {

@@ -41,6 +41,19 @@ pub(super) fn get(socket: &impl AsRawFd, option: IntOption) -> io::Result<c_int>
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The network namespace of a socket (`SO_NETNS_COOKIE`, Linux 5.14).
+pub(super) fn namespace(socket: &impl AsRawFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: c_int = 71;
+    let (mut cookie, mut len) = (0_u64, u64::BITS / u8::BITS);
+    // SAFETY: the descriptor is open, and the pointers are to eight bytes and their number, both of which live through the
+    // call.
+    let result = unsafe {
+        let place = (&raw mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, place, &raw mut len)
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Resets the port and the interface that were chosen for a socket, as `connect(2)` does for `AF_UNSPEC`.
 pub(super) fn disconnect(socket: &Socket) -> io::Result<()> {
     /// The size of `sockaddr`, which is enough for the family.
