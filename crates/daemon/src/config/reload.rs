@@ -200,13 +200,24 @@ fn in_hooks(now: &Hooks, then: &Hooks) -> [(&'static str, bool); 5] {
     ]
 }
 
-fn in_service(now: &Service, then: &Service) -> [(&'static str, bool); 9] {
-    let Service { state_dir, control, uapi, user, nice, firewall, sandbox, log_level, log_format } =
-        now;
+fn in_service(now: &Service, then: &Service) -> [(&'static str, bool); 10] {
+    let Service {
+        state_dir,
+        control,
+        uapi,
+        allow_key_log,
+        user,
+        nice,
+        firewall,
+        sandbox,
+        log_level,
+        log_format,
+    } = now;
     [
         ("[service] state_dir", *state_dir != then.state_dir),
         ("[service] control", *control != then.control),
         ("[service] uapi", *uapi != then.uapi),
+        ("[service] allow_key_log", *allow_key_log != then.allow_key_log),
         ("[service] user", *user != then.user),
         ("[service] nice", *nice != then.nice),
         ("[service] firewall", *firewall != then.firewall),
