@@ -4,6 +4,7 @@
 //! `VPND_TESTS=long` selects the long tests.
 
 mod bridges;
+mod capture;
 mod carrier;
 mod change;
 mod cycles;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         moves::scenarios(),
         interop::scenarios(),
         bridges::scenarios(),
+        capture::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
