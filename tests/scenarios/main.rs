@@ -7,6 +7,7 @@ mod bridges;
 mod capture;
 mod carrier;
 mod change;
+mod continuity;
 mod cycles;
 mod device;
 mod duplicate;
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
         routes::scenarios(),
         guard::scenarios(),
         loops::scenarios(),
+        continuity::scenarios(),
         cycles::scenarios(),
         system::scenarios(),
         tap::scenarios(),

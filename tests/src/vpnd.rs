@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 
 use crate::site::Site;
 use crate::status::Status;
-use crate::{Host, Process, binaries, eventually};
+use crate::{Host, Manager, Process, binaries, eventually};
 
 /// The time that a start may take on a busy machine.
 const READY: Duration = Duration::from_secs(10);
@@ -27,13 +28,15 @@ pub struct Launch {
     pub environment: Vec<(&'static str, String)>,
     /// The destination of its log, if not a file.
     pub log_to: Option<Arc<OwnedFd>>,
+    /// Starts it as a service.
+    pub manager: Option<Arc<Manager>>,
 }
 
 impl Launch {
     /// Any binary as its users start it, with the default log.
     pub fn plain(program: &Path) -> Self {
         let program = program.to_owned();
-        Self { program, log_level: "info", environment: Vec::new(), log_to: None }
+        Self { program, log_level: "info", environment: Vec::new(), log_to: None, manager: None }
     }
 
     /// The binary under test, with a log that is printed with a failure.
@@ -44,10 +47,18 @@ impl Launch {
         Ok(Self { log_level: "debug", ..Self::plain(binaries::vpnd()?) })
     }
 
-    fn command(&self, host: &Host) -> Command {
-        let mut command = host.command(&self.program);
+    fn command(&self, host: &Host) -> Result<Command> {
+        let mut command = match &self.manager {
+            // Only the process itself knows its number.
+            Some(_) => host.command(Path::new("/bin/sh")),
+            None => host.command(&self.program),
+        };
+        if let Some(manager) = &self.manager {
+            command.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\""]).arg(&self.program);
+            manager.manages(&mut command)?;
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command
+        Ok(command)
     }
 }
 
@@ -94,6 +105,31 @@ impl Vpnd {
     pub fn restart(mut self) -> Result<Self> {
         self.process.kill()?;
         Self::run(&self.host, self.launch.clone(), &self.name, self.config.clone())
+    }
+
+    /// As its service manager does: announces a restart, ends it, and starts it again with the same files.
+    ///
+    /// # Errors
+    /// As [`Vpnd::start`], and if it does not end in order.
+    pub fn restart_service(mut self) -> Result<Self> {
+        self.process.signal(Signal::SIGUSR1)?;
+        let status = self.process.terminate()?;
+        ensure!(status.success(), "{status}: {}", self.process.log());
+        Self::run(&self.host, self.launch.clone(), &self.name, self.config.clone())
+    }
+
+    /// Starts another process that continues with its tunnel, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Vpnd::start`], and if this one does not end in order.
+    pub fn take_over(&mut self) -> Result<()> {
+        let mut command = self.launch.command(&self.host)?;
+        command.arg("--config").arg(&self.config).arg("--take-over");
+        let next = self.host.spawn(&format!("vpnd-{}", self.name), command)?;
+        let status = self.process.wait(READY)?;
+        ensure!(status.success(), "{status}: {}", self.process.log());
+        self.process = next;
+        self.wait_until_ready()
     }
 
     /// Writes other files and makes it reload them.
@@ -157,6 +193,11 @@ impl Vpnd {
         })
     }
 
+    /// Its configuration's file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// The program, for signals or its output.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -173,7 +214,7 @@ impl Vpnd {
     }
 
     fn run(host: &Host, launch: Launch, name: &str, config: PathBuf) -> Result<Self> {
-        let mut command = launch.command(host);
+        let mut command = launch.command(host)?;
         command.arg("--config").arg(&config);
         let log = format!("vpnd-{name}");
         let process = match &launch.log_to {

@@ -286,7 +286,7 @@ fn send(stream: &mut Conversation, ask: &Ask, files: &[&str]) -> io::Result<()> 
     files.iter().try_for_each(|file| stream.write_all(file.as_bytes()))
 }
 
-fn explain(path: &Path, error: io::Error) -> AskError {
+pub(crate) fn explain(path: &Path, error: io::Error) -> AskError {
     let path = path.to_owned();
     match error.kind() {
         // Some daemons end while a request is being sent.

@@ -85,6 +85,11 @@ impl Changes {
         self.keeper.mtu()
     }
 
+    /// Leaves everything as it is: another process of the tunnel continues with it, and finds the journal.
+    pub(crate) async fn leave(self) {
+        drop(self.keeper.stop().await);
+    }
+
     /// Reverts the changes, except for those that `stays` names.
     pub(crate) async fn put_back(self, stays: Stays) {
         let table = kill_switch(self.firewall.as_ref());

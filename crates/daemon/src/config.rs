@@ -30,4 +30,4 @@ pub(crate) use model::{
 };
 pub(crate) use problem::{Finding, Problem, Report};
 pub(crate) use profile::{AlsoAccept, Protocol};
-pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_for_running, load_handed};
+pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_for_running, load_handed, load_text};

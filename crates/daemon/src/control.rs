@@ -67,6 +67,8 @@ pub(crate) enum Request {
     Capture(AskCapture, oneshot::Sender<Result<(Begun, Feed), String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
+    /// Hand the tunnel on to the process at the other end, and end.
+    HandOn(std::os::unix::net::UnixStream),
     /// Use the next keys; the reply is an error if that fails.
     Rotate {
         /// Whether the previous keys are removed.
@@ -185,6 +187,8 @@ enum Outcome {
     Ping(oneshot::Receiver<Result<Ping, String>>),
     /// Records follow the answer until the client leaves.
     Capture(Begun, Feed),
+    /// The client continues with the tunnel.
+    HandOn,
 }
 
 impl socket_file::Desk for Desk {
@@ -192,6 +196,10 @@ impl socket_file::Desk for Desk {
         let mut more = [0];
         let answer = match timeout(PATIENCE, self.attend(&mut client)).await?? {
             Outcome::Answer(answer) => answer,
+            Outcome::HandOn => {
+                self.send(Request::HandOn(client.into_std()?)).await;
+                return Ok(());
+            }
             Outcome::Ping(replied) => tokio::select! {
                 answer = pinged(replied) => answer,
                 // A client that has left takes no place of others.
@@ -248,7 +256,8 @@ impl Desk {
                 Ok((begun, feed)) => return Ok(Outcome::Capture(begun, feed)),
                 Err(refused) => Err(refused),
             },
-            "reload" | "rotate" if rights != Rights::Change => {
+            "take-over" if rights == Rights::Change => return Ok(Outcome::HandOn),
+            "reload" | "rotate" | "take-over" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,

@@ -96,13 +96,32 @@ impl Hooks {
             () = stop => None,
         };
         match done {
-            Some(Ok(())) => Ok(Some(self.follow())),
+            Some(Ok(())) => Ok(Some(self.follow(false))),
             other => {
                 // This kills the running command.
                 self.end().await;
                 other.transpose().map(|_stopped| None)
             }
         }
+    }
+
+    /// Sends the plan to the runner. An earlier process has run the commands of the start, and its peer was `alive`.
+    ///
+    /// # Errors
+    ///
+    /// If the runner is gone.
+    pub(crate) async fn continue_with(
+        mut self,
+        plan: Plan,
+        alive: bool,
+    ) -> Result<Following, HookError> {
+        self.plan = plan;
+        if let Some(runner) = &mut self.runner {
+            runner.plan(&self.plan).await.map_err(HookError::Gone)?;
+        }
+        let names = self.plan.at(Event::SetDns);
+        self.names = (!names.is_empty()).then(|| Names::new(names));
+        Ok(self.follow(alive))
     }
 
     async fn bring_up(&mut self) -> Result<(), HookError> {
@@ -196,15 +215,15 @@ impl Hooks {
         }
     }
 
-    /// Runs commands concurrently with the tunnel from now on.
-    fn follow(self) -> Following {
-        let (changes, seen) = watch::channel(Desired::default());
-        let task = tokio::spawn(self.run(seen));
+    /// Runs commands concurrently with the tunnel from now on. Those for the peer that is `alive` have run.
+    fn follow(self, alive: bool) -> Following {
+        let (changes, seen) = watch::channel(Desired { alive, ..Desired::default() });
+        let task = tokio::spawn(self.run(seen, alive));
         Following { news: News(Arc::new(changes)), task: Some(task) }
     }
 
-    async fn run(mut self, mut changes: watch::Receiver<Desired>) {
-        let (mut alive, mut begun) = (false, [None; 2]);
+    async fn run(mut self, mut changes: watch::Receiver<Desired>, mut alive: bool) {
+        let mut begun = [None; 2];
         loop {
             let Some(desired) = self.next(&mut changes, alive).await else { break };
             let begun = &mut begun[usize::from(desired.alive)];

@@ -19,8 +19,10 @@ mod exit;
 mod firewall;
 mod floor;
 mod forward;
+mod hand_on;
 mod helper;
 mod hooks;
+mod inherited;
 mod interrupt;
 mod keygen;
 mod keys;
@@ -69,6 +71,7 @@ mod worker;
 mod zone;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -78,6 +81,7 @@ use cli::{Cli, Command};
 use config::{Loaded, Report};
 use demo::DemoError;
 use exit::Exit;
+use inherited::{Inherited, TakeOverError};
 use logging::Logging;
 use pair::PairError;
 use run::{RunError, RunOptions};
@@ -124,15 +128,42 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     changes::announce_start(&config::default_control(&options.config));
     // Before there is a key in it.
     privilege::lock_memory();
-    let Loaded { config, keys, warnings } = config::load(&options.config)?;
+    let mut inherited = Inherited::from_service_manager();
+    let (Loaded { config, keys, warnings }, invalid) = load(&options.config, &inherited)?;
     let format = logging.log_format.unwrap_or(config.service.log_format);
     logging::init(logging.level(config.service.log_level), format);
+    let source = warnings.source().to_owned();
     for warning in warnings.and(forward::problems(&config)).and(firewall::problems(&config)).lines()
     {
         tracing::warn!("{warning}");
     }
-    run::run(config, keys)?;
+    match invalid {
+        Some(report) => tracing::error!(
+            "the configuration is not valid, so the tunnel continues with that of the earlier process: {}",
+            report.lines().collect::<Vec<_>>().join("; ")
+        ),
+        None => hand_on::keep_configuration(&source),
+    }
+    if options.take_over {
+        inherited = Inherited::from_process(&config)?;
+    }
+    run::run(config, keys, inherited)?;
     Ok(Exit::Success.into())
+}
+
+/// Loads the configuration. If it is not valid, but an earlier process of the tunnel has left its device and its
+/// configuration, the tunnel continues with that one: a typing error must not end a tunnel that works. Returns also what
+/// is wrong.
+fn load(file: &Path, inherited: &Inherited) -> Result<(Loaded, Option<Report>), Report> {
+    let report = match config::load(file) {
+        Ok(loaded) => return Ok((loaded, None)),
+        Err(report) => report,
+    };
+    let earlier = inherited.configuration().map(|source| config::load_text(file, source));
+    match earlier {
+        Some(Ok(loaded)) => Ok((loaded, Some(report))),
+        Some(Err(_)) | None => Err(report),
+    }
 }
 
 /// Prints an error on standard error, and returns the matching exit code.
@@ -159,6 +190,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<WaitError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<DemoError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<TakeOverError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<TuntapError>() {
         error.exit()

@@ -3,6 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread::{available_parallelism, sleep};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::AtFlags;
 use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::limits::{ETHERNET_MTU, USUAL_MTU};
 use vpnd_tun::{Carrier, Mode, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Egress, Socket};
@@ -18,7 +20,10 @@ use vpnd_tunnel::udp::{self, BindError, Egress, Socket};
 use crate::ask::{self, AskError};
 use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Ask, Control, ControlError, STOPPING};
+use crate::hand_on::{self, Kept};
+use crate::inherited::{self, Inherited};
 use crate::run::RunError;
+use crate::service;
 use crate::tuntap;
 use crate::uapi::{self, Uapi};
 
@@ -44,6 +49,37 @@ pub(crate) fn prepared(device: vpnd_tun::Device) -> Result<vpnd_tun::Device, Run
         KEPT_OUT.into_iter().for_each(set);
     }
     Ok(device)
+}
+
+/// The device of an earlier process, if it is the one of this configuration.
+pub(crate) fn inherited_device(
+    config: &Config,
+    inherited: &mut Inherited,
+) -> Option<vpnd_tun::Device> {
+    let attached = inherited.device()?;
+    let queues = match config.interface.queues {
+        Queues::Fixed(queues) => queues,
+        Queues::Auto => u16::try_from(attached.queues.len()).unwrap_or(u16::MAX),
+    };
+    match vpnd_tun::inherit(attached, &device_options(config, queues)) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            tracing::info!("the device of the earlier process is not continued with: {error}");
+            // Otherwise it would keep the device, and hand it to every later process.
+            hand_on::forget();
+            None
+        }
+    }
+}
+
+/// What the earlier process of this device has left.
+pub(crate) fn left(
+    config: &Config,
+    device: &vpnd_tun::Device,
+    inherited: &mut Inherited,
+) -> Inheritance {
+    let crashed = || inherited::of_a_crash(device.has_carrier().unwrap_or(false));
+    inherited.sessions(&config.peer.public_key).unwrap_or_else(crashed)
 }
 
 /// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end.
@@ -97,22 +133,26 @@ fn refuse_configuration(device: &str, file: &str, value: &str) {
 
 /// Opens the device. If vpnd chooses the number of queues, an existing device may have only one.
 fn open_device(config: &Config) -> Result<vpnd_tun::Device, OpenError> {
-    let Interface { owner, group, .. } = &config.interface;
-    let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
-    let with = |queues| Options {
-        name: config.interface.name.clone(),
-        owner: Owner { user: id(owner), group: id(group) },
-        mode: config.interface.mode,
-        offload: config.path.offload,
-        queues,
-        adopt: config.interface.adopt,
-    };
+    let with = |queues| device_options(config, queues);
     match config.interface.queues {
         Queues::Fixed(queues) => vpnd_tun::open(&with(queues)),
         Queues::Auto => match vpnd_tun::open(&with(processors())) {
             Err(OpenError::SingleQueue { .. }) => vpnd_tun::open(&with(1)),
             opened => opened,
         },
+    }
+}
+
+fn device_options(config: &Config, queues: u16) -> Options {
+    let Interface { owner, group, .. } = &config.interface;
+    let id = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.id);
+    Options {
+        name: config.interface.name.clone(),
+        owner: Owner { user: id(owner), group: id(group) },
+        mode: config.interface.mode,
+        offload: config.path.offload,
+        queues,
+        adopt: config.interface.adopt,
     }
 }
 
@@ -125,11 +165,15 @@ fn processors() -> u16 {
 }
 
 /// The device's carrier, which is off until the peer is alive.
-pub(crate) fn carrier(config: &Config, device: &vpnd_tun::Device) -> Option<Carrier> {
+pub(crate) fn carrier(
+    config: &Config,
+    device: &vpnd_tun::Device,
+    is_alive: bool,
+) -> Option<Carrier> {
     if config.interface.carrier == config::Carrier::Always {
         return None;
     }
-    let off = |carrier: Carrier| carrier.set(false).map(|()| carrier);
+    let off = |carrier: Carrier| carrier.set(is_alive).map(|()| carrier);
     let carrier = Carrier::of(&device.queues[0]).and_then(off);
     let refused = |error| {
         tracing::warn!("the device's carrier stays on, whether the peer is alive or not: {error}")
@@ -157,9 +201,12 @@ pub(crate) async fn mtu(
     interface: &Interface,
     device: &vpnd_tun::Device,
     netlink: &Netlink,
+    is_inherited: bool,
 ) -> Result<u16, vpnd_device::Error> {
     let there = match (interface.mtu, &interface.bridge) {
         (Some(mtu), _) => return Ok(mtu),
+        // The earlier process knew the path.
+        (None, None) if is_inherited => netlink.present(&device.name).await?.mtu,
         // Until the path is known.
         (None, _) if interface.mode == Mode::Tun => return Ok(USUAL_MTU),
         (None, Some(bridge)) => netlink.bridge_mtu(bridge).await?,
@@ -170,7 +217,11 @@ pub(crate) async fn mtu(
 }
 
 /// Opens the UDP socket. If its address is not ours yet, this reports the error before the first send does.
-pub(crate) fn socket(config: &Config, egress: &Egress) -> Result<Socket, BindError> {
+pub(crate) fn socket(
+    config: &Config,
+    egress: &Egress,
+    earlier: Option<OwnedFd>,
+) -> Result<Socket, BindError> {
     let wanted = &config.socket;
     for source in &wanted.sources {
         match egress.check_source(*source) {
@@ -186,7 +237,16 @@ pub(crate) fn socket(config: &Config, egress: &Egress) -> Result<Socket, BindErr
         gso: config.path.gso,
         egress: egress.clone(),
     };
-    Socket::bind(config.interface.listen, &options)
+    let listen = config.interface.listen;
+    match earlier.map(|earlier| Socket::inherit(earlier, listen, &options)) {
+        Some(Ok(socket)) => return Ok(socket),
+        Some(Err(error)) => {
+            tracing::info!("the socket of the earlier process is not continued with: {error}");
+            service::forget(Kept::Socket.name());
+        }
+        None => {}
+    }
+    Socket::bind(listen, &options)
 }
 
 /// The kernel's messages about the routes of the socket's datagrams; a tunnel also works without them.

@@ -34,7 +34,7 @@ pub(crate) fn engine(config: &Config, mtu: u16, sandbox: Sandbox) -> engine::Opt
 }
 
 /// The options of the control plane, except those of the protocol.
-pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
+pub(crate) fn settings(config: &Config, carrier_follows: bool, alive: bool) -> Settings {
     let literal =
         |one: &config::Endpoint| one.address().map(|address| SocketAddr::new(address, one.port));
     let has_names = config.peer.endpoints.iter().any(|one| one.address().is_none());
@@ -42,7 +42,7 @@ pub(crate) fn settings(config: &Config, carrier_follows: bool) -> Settings {
         mtu_max: config.path.mtu_max,
         mtu_follows: mtu_follows(config),
         carrier_follows,
-        alive: false,
+        alive,
         endpoints: config.peer.endpoints.iter().map(literal).collect(),
         resolve_every: has_names.then_some(config.peer.resolve_every),
     }
@@ -73,6 +73,7 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
         vrf: interface.vrf.clone(),
         routes: config.routes.iter().map(route).collect(),
         own,
+        alive: false,
         passed_over: Families::default(),
     }
 }

@@ -7,7 +7,7 @@ mod open;
 mod waiting;
 
 use std::cell::Cell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -23,6 +23,7 @@ use vpnd_crypto::PublicKey;
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::activity::Activity;
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::peer::Peer;
 use vpnd_protocol::timestamp::Timestamp;
 use vpnd_tun::Carrier;
@@ -37,7 +38,9 @@ use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
+use crate::hand_on;
 use crate::hooks::{self, Facts, Following, Hooks, News};
+use crate::inherited::Inherited;
 use crate::keys::Keys;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
@@ -47,7 +50,7 @@ use crate::panics::Panics;
 use crate::presence::Presence;
 use crate::privilege;
 use crate::sandbox::{Confined, Role, Sandbox};
-use crate::shell::{Shell, Surroundings};
+use crate::shell::{Ending, Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::tenancy::Tenancy;
@@ -64,6 +67,9 @@ pub(crate) struct RunOptions {
     /// The tunnel's configuration
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
+    /// Continues with the tunnel of this configuration that is running: no packet is lost, and that process ends
+    #[arg(long)]
+    pub(crate) take_over: bool,
 }
 
 /// Runs the tunnel until it is asked to stop.
@@ -71,11 +77,12 @@ pub(crate) struct RunOptions {
 /// # Errors
 ///
 /// If the tunnel cannot start, or cannot continue.
-pub(crate) fn run(config: Config, keys: Keys) -> Result<(), RunError> {
+pub(crate) fn run(config: Config, keys: Keys, inherited: Inherited) -> Result<(), RunError> {
     changes::announce_start(&config.service.control);
     // The runtime has a single thread, this one; tokio starts others only for blocking work.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(start_to_stop(&config, keys, Given::default()));
+    let result =
+        runtime.block_on(start_to_stop(&config, keys, Given { inherited, ..Given::default() }));
     finish(runtime, result)
 }
 
@@ -95,7 +102,8 @@ pub(crate) fn run_given(device: vpnd_tun::Device, socket: OwnedFd) -> Result<(),
         };
         warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
         changes::announce_start(&config.service.control);
-        let given = Given { device: Some(device), uapi: Some(uapi), started: Some(started) };
+        let (device, uapi, started) = (Some(device), Some(uapi), Some(started));
+        let given = Given { device, uapi, started, ..Given::default() };
         let result = start_to_stop(&config, keys, given).await;
         if result.is_err() {
             // The answer to the last request says that it failed.
@@ -106,9 +114,10 @@ pub(crate) fn run_given(device: vpnd_tun::Device, socket: OwnedFd) -> Result<(),
     finish(runtime, result)
 }
 
-/// What a tunnel is given by the process that has waited for its configuration.
+/// What a tunnel is given by an earlier process, or by the one that has waited for its configuration.
 #[derive(Default)]
 struct Given {
+    inherited: Inherited,
     device: Option<vpnd_tun::Device>,
     uapi: Option<Uapi>,
     /// Told once the tunnel runs.
@@ -143,16 +152,21 @@ async fn start_to_stop(
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
-    let Prepared { host, changes, tenancy: _tenancy, opener } =
+    let Prepared { host, changes, tenancy, opener } =
         Host::prepare(config, &keys.secret.public(), given).await?;
     let asked = stop.asked_by();
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
+    if let Ok(Ending::HandedOn) = result {
+        tenancy.into_iter().for_each(Tenancy::hand_on);
+        changes.leave().await;
+        return Ok(None);
+    }
     let device = config.interface.persist;
     let guards = match &result {
-        Ok(()) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
-        Ok(()) => AfterStop::Open,
+        Ok(_over) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
+        Ok(_over) => AfterStop::Open,
         // After a failure the kill switch stays, during the start as well as afterwards.
         Err(_) => {
             stays_shut(config);
@@ -167,7 +181,8 @@ async fn start_to_stop(
             None
         }
     };
-    result.map(|()| handed_on.map(|handed_on| (handed_on, opener)))
+    drop(tenancy);
+    result.map(|_over| handed_on.map(|handed_on| (handed_on, opener)))
 }
 
 /// Logs that vpnd blocks packets, because the network does not show the reason.
@@ -207,6 +222,8 @@ struct Host {
     started: Option<oneshot::Sender<Result<(), Refused>>>,
     metrics: Option<metrics::Bound>,
     panics: Panics,
+    /// What an earlier process has left, if its device is continued with.
+    left: Option<Inheritance>,
 }
 
 /// A tunnel that is ready to run.
@@ -235,14 +252,15 @@ impl Host {
         config: &Config,
         public_key: &PublicKey,
         guarded: Guarded,
-        Given { device, uapi, started }: Given,
+        Given { device, uapi, started, inherited }: Given,
     ) -> Result<Prepared, RunError> {
-        let opened = Opened::open(config, &guarded, (device, uapi)).await?;
+        let opened = Opened::open(config, &guarded, (device, uapi, inherited)).await?;
         let link = opened.wanted(config, public_key, &guarded)?;
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi } = opened;
+        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi, left } =
+            opened;
         let presence = Presence::of(&device.queues[0])?;
         let watch = netlink.watch(&device.name, heard).await?;
         let device_watch = DeviceWatch::new(&device.name, watch, presence);
@@ -276,6 +294,7 @@ impl Host {
             uapi,
             started,
             metrics,
+            left,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -287,13 +306,20 @@ impl Host {
         keys: Keys,
         mut stop: Stop,
         hooks: Hooks,
-    ) -> Result<(), RunError> {
+    ) -> Result<Ending, RunError> {
         let plan = hooks::plan(config, self.facts());
-        let Some(mut hooks) = hooks.up(plan, stop.asked()).await? else {
+        let up = match &self.left {
+            Some(left) => hooks.continue_with(plan, left.is_alive()).await.map(Some),
+            None => hooks.up(plan, stop.asked()).await,
+        };
+        let Some(mut hooks) = up? else {
             tracing::info!("stopping on request, before the tunnel was up");
-            return Ok(());
+            return Ok(Ending::Over);
         };
         let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
+        if let Ok(Ending::HandedOn) = result {
+            return result;
+        }
         hooks.end().await;
         result
     }
@@ -306,7 +332,7 @@ impl Host {
         keys: Keys,
         mut stop: Stop,
         hooks: &mut Following,
-    ) -> Result<(), RunError> {
+    ) -> Result<Ending, RunError> {
         // Names and routes are looked up in the namespace in which datagrams leave.
         self.outside.enter()?;
         privilege::drop_to(config.service.user.as_ref())?;
@@ -323,9 +349,13 @@ impl Host {
             let _left = started.send(Ok(()));
         }
         // Packets still pass while the `down` hooks run.
+        let asked = stop.asked_by();
         let stop = async {
             stop.asked().await;
-            hooks.end().await;
+            // The next process continues with the tunnel.
+            if asked.get() != Some(Asked::Restart) {
+                hooks.end().await;
+            }
         };
         Ok(shell.run(stop).await?)
     }
@@ -358,7 +388,9 @@ impl Host {
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
         let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups).await?;
-        let last_stamp = last_stamp(&self.floor);
+        let left = self.left.take();
+        let alive = left.as_ref().is_some_and(Inheritance::is_alive);
+        let last_stamp = last_stamp(&self.floor).max(left.as_ref().and_then(Inheritance::stamp));
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
         let confined = sandbox.confine(Role::Main)?;
@@ -366,9 +398,17 @@ impl Host {
         let (name, mtu) = (self.device.name.clone(), self.mtu);
         let hold = Hold::new(self.uapi.take(), &keys.preshared, config.peer.keepalive);
         let activity = Arc::new(Activity::default());
-        let peer = self.peer(config, keys, last_stamp, &activity);
+        let mut peer = self.peer(config, keys, last_stamp, &activity);
+        if let Some(left) = left {
+            tracing::info!(
+                sessions = left.sessions(),
+                "continuing with the device of an earlier process"
+            );
+            peer.inherit(clock::now(), left);
+        }
         let (table, options) = (peer.table(), options::engine(config, mtu, sandbox));
         let policy = options.policy.clone();
+        hand_on::keep(&self.device.descriptors(), self.socket.as_fd());
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
         // Processes that are started from here on have the normal priority.
         privilege::yield_to_others();
@@ -397,7 +437,7 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
-        let settings = options::settings(config, around.carrier.is_some());
+        let settings = options::settings(config, around.carrier.is_some(), alive);
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }

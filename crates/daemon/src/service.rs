@@ -1,13 +1,15 @@
-//! Messages to systemd: ready, status, stopping, watchdog. Without systemd they are not sent. A service manager
+//! Messages to systemd: ready, status, stopping, watchdog, and descriptors that it keeps. Without systemd they are not sent. A service manager
 //! that does not read never blocks the tunnel.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use sd_notify::NotifyState;
 
 /// The shortest time between two status messages: the status contains the peer's address, which the network can
@@ -90,9 +92,25 @@ impl Service {
     }
 }
 
+/// Gives systemd a descriptor to keep over a restart and a crash. It is closed when the unit is stopped. Without
+/// `FDPOLL=0`, a pending ICMP error would make systemd close a socket.
+pub(crate) fn keep(name: &str, descriptor: BorrowedFd<'_>) {
+    let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+    done(notify(&state, &[descriptor]));
+}
+
+/// Makes systemd close every descriptor that it keeps by this name.
+pub(crate) fn forget(name: &str) {
+    send(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
+}
+
 /// Returns whether the message is done with: only a full queue is worth a retry.
 fn send(state: &[NotifyState<'_>]) -> bool {
-    match notify(state) {
+    done(notify(state, &[]))
+}
+
+fn done(result: io::Result<()>) -> bool {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
         // A failure needs no handling here: systemd notices a missing READY or watchdog message by itself.
         Err(error) => {
@@ -104,12 +122,18 @@ fn send(state: &[NotifyState<'_>]) -> bool {
 }
 
 /// Like [`sd_notify::notify`], but does not wait for room in the queue.
-fn notify(state: &[NotifyState<'_>]) -> io::Result<()> {
+fn notify(state: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let message: String = state.iter().map(|one| format!("{one}\n")).collect();
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
-    socket.send_to_addr(message.as_bytes(), &address(&path)?).map(drop)
+    socket.connect_addr(&address(&path)?)?;
+    let descriptors: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let rights = if descriptors.is_empty() { &[] } else { &rights[..] };
+    let parts = [IoSlice::new(message.as_bytes())];
+    sendmsg::<()>(socket.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
 }
 
 /// A path, or a name in the abstract namespace after an `@`.

@@ -12,6 +12,7 @@ mod wireguard;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use crate::copied::Copied;
 use crate::device_watch::{DeviceChange, DeviceWatch};
 use crate::diagnostics::Diagnostics;
 use crate::floor::FloorWriter;
+use crate::hand_on::{self, Successor};
 use crate::hooks::News;
 use crate::loops::Loops;
 use crate::metrics::{Metrics, Scrape};
@@ -135,6 +137,17 @@ pub(crate) struct Shell {
     capture: Option<Running>,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
+    /// The process that has asked to continue with the tunnel.
+    successor: Option<UnixStream>,
+}
+
+/// How a tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It is over: what it has changed is reverted.
+    Over,
+    /// Another process continues with it: everything stays as it is.
+    HandedOn,
 }
 
 impl Shell {
@@ -160,6 +173,7 @@ impl Shell {
             pings: Pings::default(),
             capture: None,
             mtu_refused: None,
+            successor: None,
             plane,
             engine,
             reports,
@@ -172,7 +186,10 @@ impl Shell {
     ///
     /// # Errors
     /// If the device is gone.
-    pub(crate) async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<(), ShellError> {
+    pub(crate) async fn run(
+        &mut self,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Ending, ShellError> {
         tokio::pin!(stop);
         self.around.service.ready();
         loop {
@@ -214,12 +231,34 @@ impl Shell {
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
+            if let Some(successor) = self.successor.take() {
+                return Ok(self.hand_on(&Successor::Asking(successor)));
+            }
         }
-        self.end().await
+        if self.around.stop.get() == Some(Asked::Restart) {
+            return Ok(self.hand_on(&Successor::OfService));
+        }
+        self.end().await?;
+        Ok(Ending::Over)
+    }
+
+    /// Lets another process continue with the tunnel. The peer is told nothing. No thread seals or opens any more when the
+    /// sessions are handed on.
+    fn hand_on(&mut self, to: &Successor) -> Ending {
+        tracing::info!("another process of this tunnel continues with it");
+        self.around.service.stopping();
+        self.engine.finish();
+        let left = self.plane.hand_on(clock::now());
+        let (device, socket) = (self.engine.device(), self.engine.socket_fd());
+        if let Err(error) = to.receives(&self.around.running, &left, &device, socket) {
+            tracing::warn!("the next process has to begin with a handshake: {error}");
+        }
+        Ending::HandedOn
     }
 
     async fn end(&mut self) -> Result<(), ShellError> {
         tracing::info!("stopping on request");
+        hand_on::forget();
         self.around.service.stopping();
         self.plane.close(clock::now());
         self.settle().await?;

@@ -19,12 +19,15 @@ use crate::privilege;
 /// The internal subcommand.
 pub(crate) const WORD: &str = "device-caretaker";
 
+/// Tells the caretaker that another process continues with the device.
+const HANDED_ON: &[u8] = b"handed on";
+
 /// vpnd's use of a persistent device. Dropping this value releases the device.
 pub(crate) struct Tenancy {
     device: vpnd_tun::Queue,
     /// Dropping it also ends the caretaker, so that no process is attached to the device when the next program
     /// opens it.
-    _caretaker: Option<Helper>,
+    caretaker: Option<Helper>,
 }
 
 impl Tenancy {
@@ -48,7 +51,18 @@ impl Tenancy {
             );
             None
         });
-        Some(Self { device: queue.clone(), _caretaker: caretaker })
+        Some(Self { device: queue.clone(), caretaker })
+    }
+}
+
+impl Tenancy {
+    /// Another process continues with the device as it is.
+    pub(crate) fn hand_on(self) {
+        let Self { device: _device, caretaker } = &mut *std::mem::ManuallyDrop::new(self);
+        let left = caretaker.take().map(|caretaker| caretaker.leave(HANDED_ON));
+        if let Some(Err(error)) = left {
+            tracing::debug!(%error, "the helper process {WORD} may take the offloads from the next process");
+        }
     }
 }
 
@@ -69,8 +83,11 @@ impl Drop for Tenancy {
 pub(crate) fn care(user: RunAs) -> anyhow::Result<ExitCode> {
     helper::begin(c"vpnd-device")?;
     privilege::drop_all(user.account().as_ref())?;
-    let mut told = [0];
-    while io::stdin().read(&mut told)? > 0 {}
+    let mut told = Vec::new();
+    io::stdin().read_to_end(&mut told)?;
+    if told == HANDED_ON {
+        return Ok(Exit::Success.into());
+    }
     vpnd_tun::release(io::stdout()).context("the device keeps its offloads")?;
     Ok(Exit::Success.into())
 }

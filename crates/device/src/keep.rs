@@ -100,13 +100,14 @@ impl OwnState {
 }
 
 impl Keeper {
-    /// Starts the keeper as a task. The peer counts as dead at first.
+    /// Starts the keeper as a task.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
     pub fn spawn(netlink: &Netlink, news: Heard, setup: Setup) -> Self {
-        let (peer, alive) = watch::channel(false);
+        let is_alive = setup.plan.alive;
+        let (peer, alive) = watch::channel(is_alive);
         let (report, missing) = watch::channel(Vec::new());
         let (own, traffic) = watch::channel(OwnTraffic::default());
         let (new_mtu, new_mtus) = mpsc::channel(1);
@@ -125,7 +126,7 @@ impl Keeper {
             alive,
             traffic,
             new_mtus,
-            following: Following::default(),
+            following: Following { alive: is_alive, ..Following::default() },
             report,
             said: BTreeMap::new(),
             removals: Removals::default(),

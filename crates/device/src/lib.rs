@@ -99,6 +99,9 @@ pub struct Link {
     pub vrf: Option<String>,
     /// The networks that are reached through the device.
     pub routes: Vec<Route>,
+    /// The peer counts as alive from the beginning, because an earlier process has left it so: the routes that depend on
+    /// it stay.
+    pub alive: bool,
     /// How to recognise the tunnel's own datagrams. Absent: none of our routes can affect them.
     pub own: Option<Own>,
     /// The families for which the kernel ignores routes of a link without carrier, if this device's carrier
@@ -362,7 +365,8 @@ impl Netlink {
         let broadcasts = link::broadcasts(&self.handle, device).await?;
         let vrf = controller::join(&self.handle, device, link, undo).await?;
         let mut plan = Plan::new(device, link);
-        plan.silent = link::up(&self.handle, device, undo).await?;
+        plan.silent =
+            link::up(&self.handle, device, undo).await? || undo.has_silenced(device.index);
         for &(ours, peer) in &pairs {
             let message = address::message(device.index, ours, peer, broadcasts);
             let added = plan.address(&self.handle, message, undo).await;

@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) index: u32,
     /// Whether the kernel is prevented from sending IPv6 packets through the device by itself.
     pub(crate) silent: bool,
+    /// Whether the peer counts as alive at the beginning.
+    pub(crate) alive: bool,
     /// The MTU that was set.
     pub(crate) mtu: Option<u32>,
     /// The table of the routes that the kernel adds for the device.
@@ -71,6 +73,7 @@ impl Plan {
             device: device.name.to_owned(),
             index: device.index,
             silent: false,
+            alive: link.alive,
             mtu: link.mtu,
             table: table::MAIN,
             port_of: controller::wanted(link),
@@ -217,7 +220,7 @@ impl Plan {
         undo: &mut Undo,
     ) -> Result<(), Error> {
         let ours = intend(undo, Change::Route(held.route.clone()));
-        let added = match held.by_peer {
+        let added = match held.by_peer && !self.alive {
             true => self.try_out(handle, wanted, &held.route).await,
             false => self.add_route(handle, wanted, &held.route).await,
         };

@@ -70,6 +70,7 @@ fn link() -> Link {
             route("2001:db8:2::/48", Some(5), None),
             route("::/0", None, None),
         ],
+        alive: false,
         own: None,
         passed_over: Families::default(),
     }

@@ -121,6 +121,17 @@ impl Undo {
         self.journal.name(device);
     }
 
+    /// Whether the changes include that the device sends nothing by itself.
+    pub(crate) fn has_silenced(&self, index: u32) -> bool {
+        let silences = |change: &Change| match change {
+            Change::Link(link) => {
+                link.header.index == index && link::address_generation(link).is_some()
+            }
+            _ => false,
+        };
+        self.changes.iter().any(silences)
+    }
+
     /// Whether the changes are about this device with this name.
     pub(crate) fn knows(&self, device: &Named) -> bool {
         self.journal.devices().contains(device)

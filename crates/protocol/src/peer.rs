@@ -210,6 +210,8 @@ pub struct Peer {
     wanted: bool,
     /// Terms or keys have changed: a session of this generation or an older one has to be replaced.
     renewing: Option<Generation>,
+    /// Until this time at the latest, packets wait in the device for the first session of this process.
+    holds_until: Option<BootTime>,
     /// The earliest time of our next initiation, because of the least interval between two.
     initiate_from: BootTime,
     /// The peer may still confirm our last response, so we do not initiate before this time.
@@ -260,6 +262,7 @@ impl Peer {
             answering: None,
             wanted: false,
             renewing: None,
+            holds_until: None,
             initiate_from: BootTime::default(),
             yields_until: BootTime::default(),
             stamper: Stamper::new(config.floor),
@@ -321,6 +324,7 @@ impl Peer {
     pub fn handle_wake(&mut self, now: Now) {
         self.follow_flags(now);
         self.retire_keys(now);
+        self.follow_hold(now);
         let moved = self.timers.observe(self.activity.timestamps());
         self.follow_traffic(now);
         self.follow_timers(now);
@@ -372,6 +376,7 @@ impl Peer {
             (self.alternatives_deadline(), Timer::Probe),
             (self.doubt_deadline(), Timer::Probe),
             (self.next_poll, Timer::Poll),
+            (self.holds_until, Timer::Poll),
         ];
         deadlines.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at)
     }
@@ -552,6 +557,7 @@ impl Peer {
             awaiting_cookie: self.awaiting_cookie(),
             roam: self.paths.roam,
             left: self.paths.contests.before(),
+            holds: self.holds_until.is_some(),
             stop: false,
         }
     }

@@ -60,6 +60,9 @@ pub struct Table {
     pub roam: Roam,
     /// The peer's address before its last move.
     pub left: Option<SocketAddr>,
+    /// Nothing is read from the device: a session is about to be established, and packets can wait there better than in
+    /// the data threads.
+    pub holds: bool,
     /// The data threads stop.
     pub stop: bool,
 }

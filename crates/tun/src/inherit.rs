@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::adopt::flags;
 use crate::ioctl;
+use crate::make::any_socket;
 use crate::open::{Device, Options, Queue, agree};
 
 /// The descriptors of a device that an earlier process has opened.
@@ -44,6 +45,17 @@ pub fn inherit(attached: Attached, options: &Options) -> io::Result<Device> {
     let writer = if several { queues.pop() } else { queues.first().cloned() };
     let writer = writer.ok_or(io::ErrorKind::NotFound)?;
     Ok(Device { name, queues, writer, adopted: has & libc::IFF_PERSIST != 0, claimed: None })
+}
+
+impl Device {
+    /// Whether the device's carrier is on, in the network namespace of this thread.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error.
+    pub fn has_carrier(&self) -> io::Result<bool> {
+        Ok(ioctl::link_flags(any_socket()?, &self.name)? & libc::IFF_RUNNING != 0)
+    }
 }
 
 /// Checks that the descriptor is attached to this device, with these flags.

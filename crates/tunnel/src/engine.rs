@@ -308,6 +308,7 @@ fn stopped(mac1: [Option<Mac1Key>; IDENTITIES]) -> Table {
         awaiting_cookie: [None; 2],
         roam: Default::default(),
         left: None,
+        holds: false,
         stop: true,
     }
 }
@@ -322,6 +323,7 @@ fn finishing(table: &Table) -> Table {
         awaiting_cookie: table.awaiting_cookie,
         roam: table.roam,
         left: table.left,
+        holds: table.holds,
         stop: true,
     }
 }

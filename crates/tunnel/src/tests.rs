@@ -190,6 +190,7 @@ fn keyless() -> Table {
         awaiting_cookie: [None; 2],
         roam: Roam::Any,
         left: None,
+        holds: false,
         stop: false,
     }
 }

@@ -69,6 +69,10 @@ impl Watch {
         let (worker, alone) = (&self.workers[queue], self.workers.len() == 1);
         let mut light = 0;
         while !self.shared.view.load().table.stop {
+            if self.shared.view.load().table.holds {
+                worker.signal.wait()?;
+                continue;
+            }
             self.inbound_watches.store(false, Relaxed);
             let load = {
                 let mut outbound = worker.outbound.lock().unwrap_or_else(PoisonError::into_inner);

@@ -30,6 +30,8 @@ pub struct Pace {
 pub struct Tally {
     /// Datagrams accepted by the kernel for sending.
     pub sent: u64,
+    /// Datagrams that the kernel refused to send, and its last reason. Their numbers are used again.
+    pub refused: (u64, Option<String>),
     /// Those of them that were dropped because a device's queue was full.
     pub overflowed: u64,
     /// Different datagrams that arrived.
@@ -70,7 +72,7 @@ pub struct Stream {
     from: Host,
     drops_before: u64,
     stop: Arc<AtomicBool>,
-    sender: JoinHandle<u64>,
+    sender: JoinHandle<Sent>,
     receiver: JoinHandle<Arrivals>,
 }
 
@@ -102,7 +104,7 @@ impl Stream {
         let sent = self.sender.join().map_err(|_panic| anyhow!("the sender panicked"))?;
         let arrivals = self.receiver.join().map_err(|_panic| anyhow!("the receiver panicked"))?;
         let overflowed = self.from.queue_drops()?.saturating_sub(self.drops_before);
-        Ok(Tally { overflowed, ..arrivals.tally(sent) })
+        Ok(Tally { overflowed, refused: sent.refused, ..arrivals.tally(sent.number) })
     }
 }
 
@@ -149,17 +151,26 @@ fn gaps(seen: &[bool]) -> Vec<Range<u64>> {
     gaps
 }
 
-fn send(socket: &UdpSocket, target: SocketAddr, pace: Pace, stop: &AtomicBool) -> u64 {
+#[derive(Debug, Default)]
+struct Sent {
+    number: u64,
+    refused: (u64, Option<String>),
+}
+
+fn send(socket: &UdpSocket, target: SocketAddr, pace: Pace, stop: &AtomicBool) -> Sent {
     let interval = Duration::from_secs(1) / pace.per_second;
     let mut due = Instant::now();
-    let mut number = 0;
+    let mut sent = Sent::default();
     while !stop.load(Ordering::Relaxed) {
-        // A datagram refused by the kernel was not sent: its number is used again.
-        number += u64::from(socket.send_to(&datagram(number, pace.payload), target).is_ok());
+        match socket.send_to(&datagram(sent.number, pace.payload), target) {
+            Ok(_) => sent.number += 1,
+            // It was not sent: its number is used again.
+            Err(error) => sent.refused = (sent.refused.0 + 1, Some(error.to_string())),
+        }
         due += interval;
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    number
+    sent
 }
 
 /// Until the sender has stopped and no datagram has come for a while.

@@ -54,6 +54,19 @@ fn load_from(file: &path::Path, starts: bool) -> Result<Loaded, Report> {
     }
 }
 
+/// Loads the text `source` as if it were in `file`, with the key files that are there now.
+///
+/// # Errors
+///
+/// As [`load`].
+pub(crate) fn load_text(file: &path::Path, source: String) -> Result<Loaded, Report> {
+    let shown = file.display().to_string();
+    match Surroundings::of(file) {
+        Ok(from) => parse(shown, source, &from),
+        Err(problem) => Err(Report::new(shown, String::new(), vec![problem])),
+    }
+}
+
 /// A configuration and its keys, read by a process that may read them.
 pub(crate) struct Handed {
     /// The file's text.

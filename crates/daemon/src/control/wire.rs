@@ -14,7 +14,7 @@ pub(super) const MAX_REQUEST: usize = 4096;
 pub(crate) struct Ask {
     /// Always [`SCHEMA`].
     pub(crate) schema: u32,
-    /// `status`, `ping`, `capture`, `reload` or `rotate`.
+    /// `status`, `ping`, `capture`, `reload`, `rotate` or `take-over`.
     pub(crate) command: String,
     /// For `rotate`: whether the previous keys are removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

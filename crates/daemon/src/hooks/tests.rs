@@ -188,5 +188,5 @@ async fn a_lost_runner_is_no_reason_to_stop() {
     let plan = Plan { commands: commands.into(), ..Plan::default() };
     let hooks =
         Hooks { runner: Some(Runner::over(ours)), plan, changed: Changed::default(), names: None };
-    hooks.follow().end().await;
+    hooks.follow(false).end().await;
 }

@@ -3,6 +3,7 @@
 
 use vpnd_crypto::PublicKey;
 use vpnd_device::{Heard, Link, Mark, Netlink, Own, SpecificRoutes, Undo, Uplink};
+use vpnd_protocol::inheritance::Inheritance;
 use vpnd_tun::{Carrier, Device};
 use vpnd_tunnel::udp::{Egress, Socket};
 
@@ -12,6 +13,7 @@ use crate::config::{Config, Endpoint, Service};
 use crate::control::Control;
 use crate::firewall;
 use crate::floor::FloorFile;
+use crate::inherited::Inherited;
 use crate::linger::Opener;
 use crate::metrics::{Bound, Metrics};
 use crate::netns::Netns;
@@ -89,6 +91,8 @@ pub(super) struct Opened {
     pub(super) metrics: Option<Bound>,
     /// The MTU that the device will get.
     pub(super) mtu: u16,
+    /// What an earlier process has left, if its device is continued with.
+    pub(super) left: Option<Inheritance>,
     /// The WireGuard socket.
     pub(super) uapi: Option<Uapi>,
 }
@@ -101,25 +105,31 @@ impl Opened {
     pub(super) async fn open(
         config: &Config,
         guarded: &Guarded,
-        (device, uapi): (Option<Device>, Option<Uapi>),
+        (device, uapi, mut inherited): (Option<Device>, Option<Uapi>, Inherited),
     ) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
         // This comes before the device is created: another program may have the port.
         let metrics = Metrics::bind(config)?;
-        let device = match device {
-            Some(given) => opening::prepared(given)?,
-            None => inside.within(|| opening::device(config))??,
+        let (device, left) = match (device, opening::inherited_device(config, &mut inherited)) {
+            (Some(given), _) => (opening::prepared(given)?, None),
+            (None, Some(device)) => {
+                let left = inside.within(|| opening::left(config, &device, &mut inherited))?;
+                (device, Some(left))
+            }
+            (None, None) => (inside.within(|| opening::device(config))??, None),
         };
+        let is_alive = left.as_ref().is_some_and(Inheritance::is_alive);
         let tenancy = Tenancy::begin(config, &device);
-        let carrier = opening::carrier(config, &device);
+        let carrier = opening::carrier(config, &device, is_alive);
+        let earlier = inherited.socket();
         let (socket, uplink) =
-            outside.within(|| (opening::socket(config, egress), opening::uplink()))?;
+            outside.within(|| (opening::socket(config, egress, earlier), opening::uplink()))?;
         let socket = socket?;
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
-        let mtu = opening::mtu(&config.interface, &device, netlink).await?;
+        let mtu = opening::mtu(&config.interface, &device, netlink, left.is_some()).await?;
         let uapi = uapi.or_else(|| opening::uapi(config, &device.name));
-        Ok(Self { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi })
+        Ok(Self { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi, left })
     }
 
     /// The wanted state of the device.
@@ -141,7 +151,8 @@ impl Opened {
         let (name, follows) = (&self.device.name, self.carrier.is_some());
         let passed_over = inside.within(|| opening::passed_over(name, follows))?;
         let link = options::link(config, name, self.mtu, would_loop.then(own));
-        let mut link = Link { passed_over, ..link };
+        let alive = self.left.as_ref().is_some_and(Inheritance::is_alive);
+        let mut link = Link { passed_over, alive, ..link };
         options::choose_mac(&mut link, config, &self.device, public_key);
         Ok(link)
     }

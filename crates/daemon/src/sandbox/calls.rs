@@ -154,6 +154,7 @@ const EVENTS: &[c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
     libc::SYS_pipe2,
+    libc::SYS_memfd_create,
     libc::SYS_socketpair,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_gettime,

@@ -24,6 +24,7 @@ impl Shell {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Ping(reply) => self.ping(reply),
             Request::Capture(wanted, reply) => drop(reply.send(self.capture(wanted))),
+            Request::HandOn(successor) => self.successor = Some(successor),
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
                 // wipes.

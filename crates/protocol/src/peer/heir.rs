@@ -1,8 +1,13 @@
 //! The sessions of a process that ends, for the next process of the same tunnel.
 
+use std::time::Duration;
+
 use super::Peer;
 use crate::inheritance::{Inheritance, Lived, Reached};
 use crate::time::Now;
+
+/// How long packets wait in the device for the first session: a few tries of a handshake on a long path.
+const HOLDS_FOR: Duration = Duration::from_secs(2);
 
 impl Peer {
     /// Ends all sessions without a word to the peer, and returns what the next process needs to open what the peer still
@@ -35,7 +40,14 @@ impl Peer {
             // It has not moved.
             self.paths.moved = None;
             self.wanted = true;
+            self.holds_until = left.life.map(|_alive| now.boot + HOLDS_FOR);
         }
         self.handle_wake(now);
+    }
+
+    /// There is a session, or none comes soon: packets are read from the device.
+    pub(super) fn follow_hold(&mut self, now: Now) {
+        let has_session = self.keyring.current().is_some();
+        self.holds_until.take_if(|until| has_session || now.boot >= *until);
     }
 }

@@ -20,6 +20,7 @@ pub(super) struct Parts {
     identities: [Option<PublicKey>; IDENTITIES],
     awaiting_cookie: [Option<Index>; 2],
     left: Option<SocketAddr>,
+    holds: bool,
 }
 
 impl Parts {
@@ -37,6 +38,7 @@ impl Parts {
             identities: peer.identities.public_keys(),
             awaiting_cookie: peer.awaiting_cookie(),
             left: peer.paths.contests.before(),
+            holds: peer.holds_until.is_some(),
         }
     }
 }

@@ -177,12 +177,8 @@ const SEND_FORCE: IntOption =
 /// minutes after an ICMP message. [`WHOLE`] replaces it once the path is probed.
 const OPTIONS: [(IntOption, c_int); 3] =
     [(pktinfo::OPTION_V4, 1), (tos::OPTION_V4, 1), (DISCOVER_V4, libc::IP_PMTUDISC_OMIT)];
-const OPTIONS_V6: [(IntOption, c_int); 4] = [
-    (ONLY_V6, 0),
-    (pktinfo::OPTION_V6, 1),
-    (tos::OPTION_V6, 1),
-    (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE),
-];
+const OPTIONS_V6: [(IntOption, c_int); 3] =
+    [(pktinfo::OPTION_V6, 1), (tos::OPTION_V6, 1), (DISCOVER_V6, libc::IPV6_PMTUDISC_PROBE)];
 
 /// The DF bit is set, and like with `OMIT` only the first link's MTU makes a send fail (`ip_sk_use_pmtu`).
 pub(super) const WHOLE: (IntOption, c_int) = (DISCOVER_V4, libc::IP_PMTUDISC_PROBE);
@@ -200,6 +196,9 @@ pub(super) const FRAGMENTS: IntOption =
 
 pub(super) fn bind(listen: Listen, wanted: &Options) -> Result<Bound, BindError> {
     let (socket, at) = open(listen)?;
+    if at.is_ipv6() {
+        set(&socket, ONLY_V6, 0)?;
+    }
     set_up(&socket, at, wanted)?;
     wanted.egress.set(&socket)?;
     socket.set_nonblocking(true).map_err(BindError::Open)?;
