@@ -2,6 +2,7 @@
 //! out the effects that the plane returns. It makes no decisions itself.
 
 mod capture;
+mod captured;
 mod network;
 mod perform;
 mod pings;
@@ -51,7 +52,7 @@ use crate::uapi::Hold;
 use crate::watch::watch;
 use crate::worker::Worker;
 
-use capture::{Running, ended};
+use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
 use room::room;

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tokio::sync::oneshot::error::TryRecvError;
 use vpnd_crypto::Algorithm;
 use vpnd_tun::Mode;
 use vpnd_tunnel::clock;
@@ -10,29 +9,10 @@ use vpnd_tunnel::tap::Wanted;
 use vpnd_tunnel::udp::source_towards;
 
 use super::Shell;
+use super::captured::Running;
 use crate::config::{Peer, Protocol};
-use crate::control::{AskCapture, Begun, Ended, Feed};
+use crate::control::{AskCapture, Begun, Feed};
 use crate::status::{Capture, SCHEMA};
-
-/// The capture that runs.
-pub(super) struct Running {
-    what: Capture,
-    ended: Ended,
-}
-
-impl Running {
-    fn has_ended(&mut self) -> bool {
-        !matches!(self.ended.try_recv(), Err(TryRecvError::Empty))
-    }
-}
-
-/// Waits until the client of a capture has left.
-pub(super) async fn ended(capture: &mut Option<Running>) {
-    match capture {
-        Some(running) => drop((&mut running.ended).await),
-        None => std::future::pending().await,
-    }
-}
 
 impl Shell {
     /// Begins a capture.
@@ -55,7 +35,7 @@ impl Shell {
         }
         let (feed, ended) = Feed::start(self.engine.tap(), Wanted { inner, outer }, snaplen);
         let what = Capture { inner, outer, keys };
-        self.capture = Some(Running { what, ended });
+        self.capture = Some(Running::new(what, ended));
         self.log_capture(what);
         if keys {
             self.plane.start_key_log(clock::now());
@@ -75,7 +55,7 @@ impl Shell {
 
     /// What is captured at present.
     pub(super) fn captured(&self) -> Option<Capture> {
-        self.capture.as_ref().map(|running| running.what)
+        self.capture.as_ref().map(Running::what)
     }
 
     /// Captures a datagram of the control plane that is about to be sent, behind the keys of its handshake.
