@@ -17,6 +17,8 @@ signal.signal(signal.SIGTERM, lambda *_: stopped.set())
 
 
 def send(out):
+    # The other end receives by then.
+    time.sleep(1)
     due = time.time()
     while not stopped.is_set():
         try:

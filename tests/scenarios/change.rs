@@ -157,9 +157,9 @@ fn refused(lab: &Lab) -> Result<String> {
     let a = a.towards(Wire::B4).speaking_vpnd(&[]);
     let tunnel = Tunnel::with(lab, |_, _| (a.clone(), b.speaking_vpnd(&[])))?;
     let mut other = a;
-    other.interface.push("txqueuelen = 77".to_owned());
+    other.interface.push("queues = 2".to_owned());
     let said = tunnel.a.reload(&other).err().map(|error| error.to_string()).unwrap_or_default();
-    ensure!(said.contains("`[interface] txqueuelen` differs"), "it says {said:?}");
+    ensure!(said.contains("`[interface] queues` differs and takes a restart"), "it says {said:?}");
     tunnel.a.wait_for("the tunnel is as it was", SOON, |status| status.is_up())?;
     Ok("the key is named, and nothing changed".to_owned())
 }

@@ -10,6 +10,7 @@ mod change;
 mod continuity;
 mod cycles;
 mod device;
+mod doctor;
 mod duplicate;
 mod ecn;
 mod exact;
@@ -43,6 +44,7 @@ mod queues;
 mod reach;
 mod refusal;
 mod rekey;
+mod reload;
 mod restart;
 mod roaming;
 mod routes;
@@ -71,6 +73,7 @@ use vpnd_tests::runner;
 fn main() -> ExitCode {
     let rooms = [
         rekey::scenarios(),
+        reload::scenarios(),
         expiry::scenarios(),
         failover::scenarios(),
         lossy::scenarios(),
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),
+        doctor::scenarios(),
         duplicate::scenarios(),
         kernel::scenarios(),
         left::scenarios(),

@@ -142,6 +142,25 @@ impl Vpnd {
         self.ask(&["reload", &self.name, "--config", config])
     }
 
+    /// Its configuration, as it was last written.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn text(&self) -> Result<String> {
+        Ok(fs::read_to_string(&self.config)?)
+    }
+
+    /// Writes another configuration and runs `vpnd reload` with more `options`: its exit code and what it printed.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or vpnd cannot be run.
+    pub fn reload_text(&self, text: &str, options: &[&str]) -> Result<(i32, String)> {
+        fs::write(&self.config, text)?;
+        let config = self.config.to_str().context("a path of our own making")?;
+        let words = ["reload", &self.name, "--config", config];
+        run(&self.host, &words.into_iter().chain(options.iter().copied()).collect::<Vec<_>>())
+    }
+
     /// Makes it change to its next key, or remove the previous one.
     ///
     /// # Errors

@@ -165,7 +165,7 @@ pub(crate) fn hand_over(
     ask: &Ask,
     files: &[&str],
     users: &[u32],
-) -> Result<(), AskError> {
+) -> Result<Value, AskError> {
     trust::place_among(path, users).map_err(|why| match why {
         Untrusted::Unreachable { error, .. } => explain(path, error),
         why => AskError::Place { path: path.to_owned(), why },
@@ -176,7 +176,7 @@ pub(crate) fn hand_over(
     if !known {
         return Err(AskError::Stranger { path: path.to_owned(), uid: listener });
     }
-    converse(path, stream, ask, files).map(drop)
+    converse(path, stream, ask, files)
 }
 
 fn converse(

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use vpnd_device::{
-    Bypass, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing, Namespace,
-    Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
+    Bypass, DeviceLink, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing,
+    Namespace, Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
 };
-use vpnd_tunnel::udp::Egress;
+use vpnd_tunnel::udp::{BindError, Egress};
 
-use crate::config::Config;
-use crate::firewall::Firewall;
+use crate::config::{Config, Socket};
+use crate::firewall::{Firewall, Rules};
 use crate::nft::Table;
 use crate::options;
 
@@ -85,6 +85,21 @@ impl Changes {
         self.keeper.mtu()
     }
 
+    /// The handle that gives the device another wanted state.
+    pub(crate) fn link(&self) -> DeviceLink {
+        self.keeper.link()
+    }
+
+    /// The handle that gives the packet filter's tables other rules, if there are tables.
+    pub(crate) fn rules(&self) -> Option<Rules> {
+        self.firewall.as_ref().map(Firewall::rules)
+    }
+
+    /// The connection to the kernel in the device's network namespace.
+    pub(crate) fn netlink(&self) -> Netlink {
+        self.netlink.clone()
+    }
+
     /// Leaves everything as it is: another process of the tunnel continues with it, and finds the journal.
     pub(crate) async fn leave(self) {
         drop(self.keeper.stop().await);
@@ -133,11 +148,37 @@ pub(crate) struct HandedOn {
 /// The settings that affect the route of datagrams. If the tunnel's routes would lead even these datagrams into
 /// the tunnel, they get a mark; vpnd chooses one if the configuration has none.
 pub(crate) async fn egress(config: &Config, netlink: &Netlink, would_loop: bool) -> Egress {
+    egress_beside(config, netlink, would_loop, None).await
+}
+
+/// The same for a running tunnel, which keeps a mark that vpnd has `chosen`.
+pub(crate) async fn egress_beside(
+    config: &Config,
+    netlink: &Netlink,
+    would_loop: bool,
+    chosen: Option<u32>,
+) -> Egress {
     let mut egress = config.socket.egress();
     if egress.mark == 0 && would_loop {
-        egress.mark = netlink.free_mark().await.value;
+        egress.mark = match chosen {
+            Some(mark) => mark,
+            None => netlink.free_mark().await.value,
+        };
     }
     egress
+}
+
+/// Reports a source address that is not ours yet.
+pub(crate) fn check_sources(wanted: &Socket, egress: &Egress) -> Result<(), BindError> {
+    for source in &wanted.sources {
+        match egress.check_source(*source) {
+            Err(error @ BindError::SourceNotOurs { .. }) => {
+                tracing::warn!("{error}. Nothing is sent until an interface has it");
+            }
+            checked => checked?,
+        }
+    }
+    Ok(())
 }
 
 /// Adds the kill switch's routes and rules, if the configuration has one, and returns the leftovers of an

@@ -14,6 +14,8 @@ use crate::ask::socket;
 use crate::config::{
     self, Carrier, Config, Finding, Interface, Loaded, Peer, Protocol, Report, Route,
 };
+use crate::doctor;
+use crate::doctor::finding::{Examination, Page};
 use crate::exit::Exit;
 use crate::hooks::{self, Facts, Plan};
 use crate::keys::Keys;
@@ -30,10 +32,17 @@ pub(crate) struct CheckOptions {
     /// Prints one JSON object: what is wrong, or the configuration with every default filled in
     #[arg(long)]
     pub(crate) json: bool,
+    /// Examines this host and calls the peer, before the tunnel is started: device, port, firewall, routes, names,
+    /// clock, MTU. As root
+    #[arg(long)]
+    pub(crate) online: bool,
 }
 
 /// Reads the configuration and its key files, as `run` would.
 pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    if options.online {
+        return online(options);
+    }
     let loaded = config::load(&file(&options.file)).map(|mut loaded| {
         loaded.warnings = loaded
             .warnings
@@ -50,6 +59,26 @@ pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
         Ok(loaded) => as_text(&loaded),
         Err(report) => Err(report.into()),
     }
+}
+
+/// Like [`run`], and examines the host.
+fn online(options: &CheckOptions) -> anyhow::Result<ExitCode> {
+    let Loaded { config, keys, warnings } = match config::load(&file(&options.file)) {
+        Err(report) if options.json => return as_json(&Err(report)),
+        loaded => loaded?,
+    };
+    let public = keys.secret.public();
+    let found = doctor::online(&config, keys)?;
+    if options.json {
+        let object = Outcome::of(&warnings, Some((&config, public.to_string())), Some(&found));
+        print_json(&object)?;
+    } else {
+        if !warnings.is_empty() {
+            writeln!(io::stderr(), "{warnings}\n").context("cannot write to standard error")?;
+        }
+        terminal::print(Page(&config.name, &found))?;
+    }
+    Ok(found.exit().into())
 }
 
 /// The given file if it exists. If not, a word that can be a tunnel's name is one, as for `reload`.
@@ -163,20 +192,40 @@ struct Outcome<'a> {
     more: usize,
     public_key: Option<String>,
     config: Option<&'a Config>,
+    /// With `--online`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    online: Option<&'a Examination>,
+}
+
+impl<'a> Outcome<'a> {
+    fn of(
+        report: &'a Report,
+        loaded: Option<(&'a Config, String)>,
+        online: Option<&'a Examination>,
+    ) -> Self {
+        let (config, public_key) = loaded.unzip();
+        Self {
+            schema: 1,
+            ok: config.is_some(),
+            problems: report.findings().collect(),
+            more: report.left_out(),
+            public_key,
+            config,
+            online,
+        }
+    }
 }
 
 fn as_json(result: &Result<Loaded, Report>) -> anyhow::Result<ExitCode> {
     let report = result.as_ref().map_or_else(|report| report, |loaded| &loaded.warnings);
     let loaded = result.as_ref().ok();
-    let outcome = Outcome {
-        schema: 1,
-        ok: loaded.is_some(),
-        problems: report.findings().collect(),
-        more: report.left_out(),
-        public_key: loaded.map(|loaded| loaded.keys.secret.public().to_string()),
-        config: loaded.map(|loaded| &loaded.config),
-    };
-    let text = terminal::pretty_json(&outcome).context("cannot write JSON")?;
-    terminal::print(format_args!("{text}\n"))?;
+    let loaded = loaded.map(|it| (&it.config, it.keys.secret.public().to_string()));
+    let outcome = Outcome::of(report, loaded, None);
+    print_json(&outcome)?;
     Ok(if outcome.ok { Exit::Success } else { Exit::Config }.into())
+}
+
+fn print_json(outcome: &Outcome<'_>) -> anyhow::Result<()> {
+    let text = terminal::pretty_json(outcome).context("cannot write JSON")?;
+    terminal::print(format_args!("{text}\n"))
 }

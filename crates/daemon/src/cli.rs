@@ -6,6 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::capture::CaptureOptions;
 use crate::check::CheckOptions;
 use crate::demo::DemoOptions;
+use crate::doctor::DoctorOptions;
 use crate::helper::RunAs;
 use crate::keygen::{OutputOptions, PubkeyOptions};
 use crate::logging::Logging;
@@ -70,6 +71,8 @@ pub(crate) enum Command {
     Genpsk(OutputOptions),
     /// Checks a configuration and its key files
     Check(CheckOptions),
+    /// Finds out what is wrong with a running tunnel and its host, and what mends it
+    Doctor(DoctorOptions),
     /// Shows the state of running tunnels
     Status(StatusOptions),
     /// Waits until a tunnel is up, also for a daemon that is not started yet

@@ -26,8 +26,9 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use metrics::MetricsListen;
 pub(crate) use model::{
     Config, Confinement, Guard, Icmp, Interface, LogFormat, MAIN_TABLE, MssClamp, Peer, Route,
-    Service, UAPI_DIRECTORY, default_control,
+    Service, Socket, UAPI_DIRECTORY, default_control,
 };
 pub(crate) use problem::{Finding, Problem, Report};
 pub(crate) use profile::{AlsoAccept, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_for_running, load_handed, load_text};
+pub(crate) use reload::{Difference, Running, Takes};

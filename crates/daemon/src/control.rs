@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::config::{self, Config, Loaded, Report};
+use crate::config::{self, Config, Difference, Loaded, Report};
 use crate::keys::Keys;
 use crate::socket_file::{self, OWNER_ONLY, SocketFile, SocketFileError};
 use crate::status::{SCHEMA, Status};
@@ -30,7 +30,9 @@ use read::{read_line, receive};
 use wire::{Done, MAX_REQUEST, line};
 
 pub(crate) use feed::{Ended, Feed};
-pub(crate) use wire::{Announced, Ask, AskCapture, Begun, CONFIG, Ping, Refusal, STOPPING};
+pub(crate) use wire::{
+    Announced, Ask, AskCapture, Begun, CONFIG, Differences, Ping, Refusal, STOPPING,
+};
 
 /// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -67,6 +69,8 @@ pub(crate) enum Request {
     Capture(AskCapture, oneshot::Sender<Result<(Begun, Feed), String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
+    /// Report which keys differ from this configuration and these keys.
+    Compare(Box<(Config, Keys)>, oneshot::Sender<Vec<Difference>>),
     /// Hand the tunnel on to the process at the other end, and end.
     HandOn(std::os::unix::net::UnixStream),
     /// Use the next keys; the reply is an error if that fails.
@@ -257,10 +261,11 @@ impl Desk {
                 Err(refused) => Err(refused),
             },
             "take-over" if rights == Rights::Change => return Ok(Outcome::HandOn),
-            "reload" | "rotate" | "take-over" if rights != Rights::Change => {
+            "reload" | "compare" | "rotate" | "take-over" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
+            "compare" => self.compare(early.chain(client), &ask.files).await,
             "rotate" => self.rotate(ask.finish).await,
             _ => Err(format!("command {:?} is not known here", ask.command)),
         }))
@@ -291,6 +296,16 @@ impl Desk {
         self.take_up(move || config::load_handed(&name, &file, handed)).await
     }
 
+    async fn compare(&self, from: impl AsyncRead + Unpin, files: &[Announced]) -> Answer {
+        let handed = receive(from, files).await?;
+        let (name, file) = (self.name.clone(), self.file.clone());
+        let wanted = self.load(move || config::load_handed(&name, &file, handed)).await?;
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Compare(wanted, reply)).await;
+        let differences = replied.await.map_err(|_| STOPPING.to_owned())?;
+        Ok(line(&Differences::of(differences)))
+    }
+
     /// Reads the tunnel's own files again, and reloads.
     async fn reread(&self) -> Answer {
         let file = self.file.clone();
@@ -313,15 +328,21 @@ impl Desk {
         &self,
         load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
     ) -> Answer {
+        let wanted = self.load(load).await?;
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Reload(wanted, reply)).await;
+        done(replied).await
+    }
+
+    async fn load(
+        &self,
+        load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
+    ) -> Result<Box<(Config, Keys)>, String> {
         // Loading may look up a user, which can take a long time.
         let load = move || load().map(|Loaded { config, keys, .. }| Box::new((config, keys)));
         let reader = self.reader().await?;
         let wanted = reader.run(load).await.map_err(|_panicked| STOPPING.to_owned())?;
-        let problems = |report: Report| report.lines().collect::<Vec<_>>().join("; ");
-        let wanted = wanted.map_err(problems)?;
-        let (reply, replied) = oneshot::channel();
-        self.send(Request::Reload(wanted, reply)).await;
-        done(replied).await
+        wanted.map_err(|report| report.lines().collect::<Vec<_>>().join("; "))
     }
 
     async fn rotate(&self, finish: bool) -> Answer {

@@ -8,13 +8,13 @@ use std::process::ExitCode;
 pub(crate) enum Exit {
     /// The command succeeded.
     Success = 0,
-    /// The command failed while it was running.
+    /// The command failed while it was running; `check --online`, `doctor`: something was found.
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
     /// `status`, `wait`: the tunnel is in no state in which packets get through.
     Down = 3,
-    /// `status`, `wait`, `ping`, `reload`, `rotate`: no vpnd answers for this tunnel.
+    /// `status`, `doctor`, `wait`, `ping`, `reload`, `rotate`: no vpnd answers for this tunnel.
     Unknown = 4,
     /// No TUN device is available.
     Unavailable = 69,

@@ -10,16 +10,15 @@
 //! A table cannot accept a packet that another table drops: in nftables every drop is final. [`problems`] warns
 //! of such tables.
 
+mod following;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Weak};
 use std::thread::sleep;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use vpnd_device::{KILL_SWITCH_TABLE, Mark, SpecificRoutes, Undo, WhenDown};
 use vpnd_tunnel::udp::Listen;
 
@@ -28,7 +27,9 @@ use crate::nft::expression::{
     Address, Header, Meta, bytes, counter, device, drop, is, is_in_none, is_not, kind_of, load,
     masked, set_bits, set_mark,
 };
-use crate::nft::{self, Chain, Encoded, Hook, Plan, Set, Table};
+use crate::nft::{self, Chain, Connection, Encoded, Hook, Plan, Set, Table};
+
+pub(crate) use following::{Firewall, Rules};
 
 /// The priority of chains that must run before other tables read the mark or check the source address, which
 /// happens at `raw` (-300) at the earliest.
@@ -67,29 +68,6 @@ fn help(error: &io::Error) -> &'static str {
     }
 }
 
-/// The tables while vpnd runs, and the task that updates their sets of networks when routes change.
-pub(crate) struct Firewall {
-    /// The task, which must end before the tables are dropped.
-    following: Option<JoinHandle<()>>,
-    _table: Arc<Table>,
-    /// This table is not removed when this value is dropped.
-    kill_switch: Option<Arc<Table>>,
-}
-
-impl Firewall {
-    /// The table of the kill switch, if there is one.
-    pub(crate) fn kill_switch(&self) -> Option<Arc<Table>> {
-        self.kill_switch.clone()
-    }
-
-    /// Stops updating and restoring the tables, because they are about to be deleted.
-    pub(crate) fn stop_following(&self) {
-        if let Some(following) = &self.following {
-            following.abort();
-        }
-    }
-}
-
 /// Deletes, by its name, the table of the kill switch of a vpnd that has ended.
 ///
 /// # Errors
@@ -97,12 +75,6 @@ impl Firewall {
 /// The kernel's error; a missing table is not an error.
 pub(crate) fn open_left(table: &str) -> io::Result<()> {
     nft::delete(table).map(|_was_there| ())
-}
-
-impl Drop for Firewall {
-    fn drop(&mut self) {
-        self.stop_following();
-    }
 }
 
 /// The properties of the tunnel that the tables depend on.
@@ -160,6 +132,11 @@ fn open_all_left(config: &Config, undo: &mut Undo) {
     }
 }
 
+/// The name of the table that belongs to the process.
+fn own(config: &Config) -> String {
+    format!("vpnd-{}", config.name)
+}
+
 /// The name of the kill switch's table. Names of vpnd's other tables begin differently.
 fn lasting(config: &Config) -> String {
     usual_table(&config.name)
@@ -192,7 +169,8 @@ fn lasting_plan(
 }
 
 /// Makes the table in the network namespace of this thread, and makes the kill switch's table again, because
-/// the device exists now. `specific` contains the networks to which a kill switch does not apply.
+/// the device exists now. `specific` contains the networks to which a kill switch does not apply; without it there is no
+/// table.
 ///
 /// # Errors
 ///
@@ -202,24 +180,20 @@ pub(crate) fn set(
     tunnel: Tunnel,
     specific: Option<SpecificRoutes>,
 ) -> Result<Option<Firewall>, FirewallError> {
-    if !config.service.firewall {
-        return Ok(None);
-    }
-    let table = format!("vpnd-{}", config.name);
-    let plan = plan(config, &table, tunnel, specific.as_ref());
+    let Some(specific) = specific else { return Ok(None) };
+    let table = own(config);
+    let plan = plan(config, &table, tunnel, &specific);
     let made = plan
         .and_then(|plan| make_with_retries(&plan))
         .map_err(|error| FirewallError { table, error })?;
-    let table = Arc::new(made);
-    let Some(specific) = specific else {
-        return Ok(Some(Firewall { following: None, _table: table, kill_switch: None }));
+    let lasting = match keeps_in(config) {
+        true => Some(make_lasting(config, tunnel, &specific, lasting(config))?),
+        false => None,
     };
-    let lasting = Arc::new(make_lasting(config, tunnel, &specific, lasting(config))?);
-    let (config, [own, kill_switch]) = (config.clone(), [&table, &lasting].map(Arc::downgrade));
-    let updates = Updates::default();
-    let following = Following { config, tunnel, specific, table: own, kill_switch, updates };
-    let following = Some(tokio::spawn(following.run()));
-    Ok(Some(Firewall { following, _table: table, kill_switch: Some(lasting) }))
+    let connection =
+        Connection::open().map_err(|error| FirewallError { table: own(config), error })?;
+    let tables = (made, lasting);
+    Ok(Some(Firewall::follow(tables, connection, config.clone(), tunnel, specific)))
 }
 
 /// Whether the tables need the networks to which a kill switch does not apply.
@@ -239,81 +213,6 @@ fn kill_switch_networks(config: &Config) -> impl Iterator<Item = IpNet> {
 /// Whether the kill switch has IPv4 networks, and whether it has IPv6 networks.
 fn families(config: &Config) -> [bool; 2] {
     [true, false].map(|v4| kill_switch_networks(config).any(|net| net.addr().is_ipv4() == v4))
-}
-
-/// Updates the sets whenever the routes change, and makes the lasting table again if somebody has removed it.
-struct Following {
-    config: Config,
-    tunnel: Tunnel,
-    specific: SpecificRoutes,
-    table: Weak<Table>,
-    kill_switch: Weak<Table>,
-    updates: Updates,
-}
-
-/// Whether the last update of the sets has failed.
-#[derive(Default)]
-struct Updates {
-    failing: bool,
-}
-
-impl Updates {
-    /// Records an update's result. Returns a text for the log at the first of several failures, and at the
-    /// first success after a failure. A log line for each update would let the local network fill the log.
-    fn take(&mut self, result: io::Result<()>) -> Option<String> {
-        let was_failing = std::mem::replace(&mut self.failing, result.is_err());
-        match result {
-            Err(error) if !was_failing => Some(format!(
-                "cannot update the kill switch's nftables tables with this host's new routes: {error}; until \
-                 an update succeeds, the kill switch may drop packets for these routes"
-            )),
-            Ok(()) if was_failing => Some(
-                "the kill switch's nftables tables contain the routes of this host again"
-                    .to_owned(),
-            ),
-            _ => None,
-        }
-    }
-}
-
-/// How often to check that the lasting table exists, and to repeat a failed update. Until the lasting table is
-/// restored, the other table drops packets.
-const CHECKED_EVERY: Duration = Duration::from_secs(5);
-
-impl Following {
-    async fn run(mut self) {
-        loop {
-            let changed = timeout(CHECKED_EVERY, self.specific.changed()).await.is_ok();
-            let tables = (self.table.upgrade(), self.kill_switch.upgrade());
-            let (Some(table), Some(kill_switch)) = tables else { return };
-            self.restore(&kill_switch);
-            if changed || self.updates.failing {
-                // An error of one table does not prevent the update of the other.
-                let results = [table, kill_switch].map(|table| self.update(&table));
-                let said = self.updates.take(results.into_iter().collect());
-                said.iter().for_each(|said| tracing::warn!("{said}"));
-            }
-        }
-    }
-
-    fn restore(&self, kill_switch: &Table) {
-        if kill_switch.is_there().unwrap_or(true) {
-            return;
-        }
-        let name = lasting(&self.config);
-        let plan = lasting_plan(&self.config, &name, self.tunnel, &self.specific);
-        match plan.and_then(|plan| kill_switch.make_again(&plan)) {
-            Ok(()) => {
-                tracing::warn!("restored nftables' table inet {name}, which had been removed")
-            }
-            Err(error) => tracing::debug!(%error, "nftables' table inet {name} cannot be restored"),
-        }
-    }
-
-    fn update(&self, table: &Table) -> io::Result<()> {
-        let sets = sets(self.specific.networks(), families(&self.config));
-        sets.iter().try_for_each(|set| table.replace(set))
-    }
 }
 
 /// The networks as sets of a table, one set for each IP version with a kill switch.
@@ -367,7 +266,7 @@ fn plan(
     config: &Config,
     table: &str,
     tunnel: Tunnel,
-    specific: Option<&SpecificRoutes>,
+    specific: &SpecificRoutes,
 ) -> io::Result<Plan> {
     let Tunnel { index, mark, .. } = tunnel;
     let mut plan = Plan::owned(table)?;
@@ -389,7 +288,7 @@ fn plan(
         rule.extend([counter(), drop()]);
         plan.rule("inside", rule)?;
     }
-    if let Some(specific) = specific {
+    if keeps_in(config) {
         keep_in(&mut plan, config, tunnel, specific)?;
     }
     Ok(plan)
@@ -594,17 +493,6 @@ mod tests {
             sets(&networks, [false, true]),
             [Set { name: "specific6", bytes: 16, ranges: v6 }]
         );
-    }
-
-    #[test]
-    fn an_update_that_keeps_failing_is_reported_once() {
-        let mut updates = Updates::default();
-        let failed = || Err(io::Error::other("busy"));
-        assert_eq!(updates.take(Ok(())), None);
-        assert!(updates.take(failed()).is_some_and(|said| said.contains("busy")));
-        assert!((0..100).all(|_| updates.take(failed()).is_none()) && updates.failing);
-        assert!(updates.take(Ok(())).is_some_and(|said| said.contains("again")));
-        assert!(updates.take(failed()).is_some());
     }
 
     #[test]

@@ -31,7 +31,7 @@ const MAX_LEN: u64 = 64;
 
 /// The time at which this code was written, 2026-01-01. An earlier clock is certainly wrong, and does not show
 /// how late it really is.
-const KNOWN_PAST: Duration = Duration::from_secs(1_767_225_600);
+pub(crate) const KNOWN_PAST: Duration = Duration::from_secs(1_767_225_600);
 /// If our clock may be right, no clock of this machine was ever further ahead of it than this time.
 const FAR_AHEAD: Duration = Duration::from_secs(5 * 366 * 86_400);
 /// The same limit for a wrong clock, as on machines whose clock stops while they are off.
@@ -81,7 +81,17 @@ impl FloorFile {
         if let Err(error) = prepare(state_dir, owner) {
             tracing::debug!(%error, "cannot prepare the state directory {}", state_dir.display());
         }
+        Self::of(state_dir, name)
+    }
+
+    /// The same, for a look from outside: the directory stays as it is.
+    pub(crate) fn of(state_dir: &Path, name: &str) -> Self {
         Self { path: state_dir.join(format!("{name}.floor")) }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The mark, if one was ever stored.
@@ -90,6 +100,38 @@ impl FloorFile {
     ///
     /// If the file cannot be read, may be another user's, or contains no plausible timestamp.
     pub(crate) fn read(&self, clock: WallTime) -> Result<Option<Timestamp>, FloorError> {
+        self.read_among(clock, Uid::effective().as_raw())
+    }
+
+    /// Like [`read`](Self::read), for root: the user to whom the directory belongs may have stored the mark.
+    ///
+    /// # Errors
+    ///
+    /// Like [`read`](Self::read).
+    pub(crate) fn read_of_another(&self, clock: WallTime) -> Result<Option<Timestamp>, FloorError> {
+        let directory = self.path.parent().and_then(|parent| fs::metadata(parent).ok());
+        let owner = directory.map_or(0, |directory| directory.uid());
+        self.read_among(clock, owner)
+    }
+
+    /// Stores a mark for the user to whom the directory belongs. Without a directory no tunnel has run, and
+    /// nothing is stored.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be stored.
+    pub(crate) fn store_for_another(&self, stamp: Timestamp) -> Result<(), FloorError> {
+        let write = || match self.path.parent().map(|parent| (parent, fs::metadata(parent))) {
+            Some((parent, Ok(directory))) => {
+                replace(&self.path, &format!("{stamp}\n"))?;
+                give_away(parent, &self.path, &directory)
+            }
+            _ => Ok(()),
+        };
+        write().map_err(|error| FloorError::Write { path: self.path.clone(), error })
+    }
+
+    fn read_among(&self, clock: WallTime, user: u32) -> Result<Option<Timestamp>, FloorError> {
         let path = || self.path.clone();
         let file = match trust::open_no_link(&self.path, 0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -97,7 +139,7 @@ impl FloorFile {
         };
         let read = file.and_then(|file| Ok((file.metadata()?, read(file)?)));
         let (found, text) = read.map_err(|error| FloorError::Read { path: path(), error })?;
-        if !is_ours(&found) {
+        if !is_of(&found, user) {
             return Err(FloorError::NotOurs { path: path() });
         }
         let stamp = text.trim_end().parse();
@@ -200,8 +242,8 @@ fn read(file: File) -> io::Result<String> {
 }
 
 /// Whether only root and this user can have written the file.
-fn is_ours(found: &Metadata) -> bool {
-    let owner = found.uid() == 0 || found.uid() == Uid::effective().as_raw();
+fn is_of(found: &Metadata, user: u32) -> bool {
+    let owner = found.uid() == 0 || found.uid() == user;
     found.is_file() && owner && found.mode() & 0o022 == 0
 }
 
@@ -250,6 +292,18 @@ fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
         hand_on(&opened, &name, found.uid(), owner)?;
     }
     Ok(())
+}
+
+/// Gives a file that this process has stored to the owner of its directory.
+fn give_away(parent: &Path, file: &Path, directory: &Metadata) -> io::Result<()> {
+    let (Some(name), us) = (file.file_name(), Uid::effective().as_raw()) else { return Ok(()) };
+    if directory.uid() == us {
+        return Ok(());
+    }
+    let (uid, gid) = (directory.uid(), directory.gid());
+    let owner = Account { name: String::new(), uid, gid };
+    let opened = File::open(parent)?;
+    hand_on(&opened, &CString::new(name.as_bytes())?, us, &owner)
 }
 
 /// Gives the files that an earlier start's user stored to the user of this start. A file with a second name is
@@ -311,6 +365,22 @@ mod tests {
         }
         let names: Vec<_> = fs::read_dir(state.path().join("deep/down")).unwrap().collect();
         assert_eq!(names.len(), 1, "nothing but the floor stays");
+    }
+
+    #[test]
+    fn root_reads_and_stores_what_belongs_to_the_daemons_user() {
+        let state = tempfile::tempdir().unwrap();
+        let floor = FloorFile::of(state.path(), "site-a");
+        if chown(state.path(), Some(12345), Some(12345)).is_err() {
+            return;
+        }
+        floor.store_for_another(stamp(NOW)).unwrap();
+        assert_eq!(fs::metadata(floor.path()).unwrap().uid(), 12345);
+        assert!(floor.read(clock(NOW)).is_err(), "the daemon is that user, not root");
+        assert_eq!(floor.read_of_another(clock(NOW)).unwrap(), Some(stamp(NOW)));
+        let nowhere = FloorFile::of(&state.path().join("never"), "site-a");
+        nowhere.store_for_another(stamp(NOW)).unwrap();
+        assert_eq!(nowhere.read_of_another(clock(NOW)).unwrap(), None);
     }
 
     #[tokio::test]

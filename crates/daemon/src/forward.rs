@@ -91,13 +91,20 @@ impl Family {
 /// Notes that this host does not forward packets, if the tunnel leads to networks. Only the administrator knows
 /// whether it should: a host that uses the tunnel only for itself has the same configuration.
 pub(crate) fn not_forwarded(config: &Config) -> Vec<Problem> {
-    // Another network namespace has its own sysctls, and packets that cross a bridge are not routed.
-    if config.interface.netns.is_some() || config.interface.mode == Mode::Tap {
+    // Another network namespace has its own sysctls.
+    if config.interface.netns.is_some() {
         return Vec::new();
     }
+    off(config).map(Forwarding::note).collect()
+}
+
+/// The versions of IP that the tunnel leads to networks of, and that the network namespace of this thread does not
+/// forward. Packets that cross a bridge are not routed.
+pub(crate) fn off(config: &Config) -> impl Iterator<Item = &'static Forwarding> {
+    let is_routed = config.interface.mode == Mode::Tun;
     let leads_to = |is_v4: bool| config.routes.iter().any(|route| is_lan(&route.to, is_v4));
-    let off = FORWARDING.iter().filter(|one| leads_to(one.is_v4) && !one.is_on(Path::new(SYSCTLS)));
-    off.map(Forwarding::note).collect()
+    let needed = FORWARDING.iter().filter(move |one| is_routed && leads_to(one.is_v4));
+    needed.filter(|one| !one.is_on(Path::new(SYSCTLS)))
 }
 
 /// Whether the route's network may contain hosts whose packets would be forwarded. A default route does not
@@ -110,9 +117,9 @@ fn is_lan(net: &IpNet, is_v4: bool) -> bool {
 const SYSCTLS: &str = "/proc/sys/net";
 
 /// The sysctls that decide whether packets of one IP version are forwarded.
-struct Forwarding {
-    is_v4: bool,
-    sysctl: &'static str,
+pub(crate) struct Forwarding {
+    pub(crate) is_v4: bool,
+    pub(crate) sysctl: &'static str,
     /// The sysctls for existing devices and for future ones. A host may forward packets of some devices only.
     files: [&'static str; 2],
 }
@@ -140,7 +147,8 @@ impl Forwarding {
         !self.files.iter().all(|file| is_off(file))
     }
 
-    fn note(&self) -> Problem {
+    /// The note for a host that may need no forwarding.
+    pub(crate) fn note(&self) -> Problem {
         let (version, sysctl) = (if self.is_v4 { "IPv4" } else { "IPv6" }, self.sysctl);
         Problem::note(format!(
             "[[route]]: this host does not forward {version} packets between its LAN and the tunnel ({sysctl} = 0); only \

@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io::{self, IoSlice, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -21,8 +20,6 @@ use crate::service;
 
 /// The number of bytes of a record that precedes a descriptor on the control socket.
 pub(crate) const RECORD: usize = 16;
-/// How long the next process may take to receive a descriptor.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a descriptor is; the store and the control socket name it so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,29 +91,33 @@ pub(crate) enum Successor {
 }
 
 impl Successor {
-    /// Hands on the sessions `left`, and to a process that asked also the device and the socket.
+    /// Sends the device and the socket to the process that has asked. The tunnel still runs, and continues to run if this
+    /// fails. It never waits: what is sent fits the buffer of a new connection.
     ///
     /// # Errors
     ///
-    /// If there is no memory for the sessions, or the process does not receive them.
-    pub(crate) fn receives(
-        &self,
-        config: &Config,
-        left: &Inheritance,
+    /// If the process has left.
+    pub(crate) fn asking(
+        stream: UnixStream,
         device: &Descriptors<'_>,
         socket: BorrowedFd<'_>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Self> {
+        for (kept, descriptor) in of_tunnel(device, socket) {
+            send(&stream, kept, descriptor)?;
+        }
+        Ok(Self::Asking(stream))
+    }
+
+    /// Hands on the sessions `left`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for them, or the process has left.
+    pub(crate) fn receives(&self, config: &Config, left: &Inheritance) -> io::Result<()> {
         let sessions = sessions(config, left)?;
         match self {
             Self::OfService => service::keep(Kept::Sessions.name(), sessions.as_fd()),
-            Self::Asking(stream) => {
-                stream.set_nonblocking(false)?;
-                stream.set_write_timeout(Some(PATIENCE))?;
-                for (kept, descriptor) in of_tunnel(device, socket) {
-                    send(stream, kept, descriptor)?;
-                }
-                send(stream, Kept::Sessions, sessions.as_fd())?;
-            }
+            Self::Asking(stream) => send(stream, Kept::Sessions, sessions.as_fd())?,
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::Args;
@@ -15,9 +16,12 @@ use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 use vpnd_protocol::time::BootTime;
 
-use crate::config::LogFormat;
+use crate::config::{LogFormat, Service};
 use crate::log_output::Output;
 use crate::terminal::{Printable, escape_json};
 
@@ -36,6 +40,12 @@ pub(crate) struct Logging {
 }
 
 impl Logging {
+    /// The level and the format: those of the command line, or else of the configuration.
+    fn of(&self, service: &Service) -> (LevelFilter, LogFormat) {
+        let format = self.log_format.unwrap_or(service.log_format);
+        (self.level(service.log_level), format)
+    }
+
     /// `level`, adjusted by the number of `-v` and `-q`.
     pub(crate) fn level(&self, level: LevelFilter) -> LevelFilter {
         const STEPS: [LevelFilter; 6] = [
@@ -53,30 +63,77 @@ impl Logging {
 }
 
 static OUTPUT: OnceLock<Output> = OnceLock::new();
+static CHANGE: OnceLock<Change> = OnceLock::new();
+/// Whether lines are JSON now.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
 
-/// Starts logging; a second call changes nothing.
-pub(crate) fn init(level: LevelFilter, format: LogFormat) {
-    let note = match format {
-        LogFormat::Json => lost_json,
-        LogFormat::Auto if to_journal() => lost_untimed,
-        LogFormat::Auto | LogFormat::Text => lost_text,
+/// Changes level and format of a log that was started.
+type Change = Box<dyn Fn(&Service) + Send + Sync>;
+
+/// Makes lines of events.
+type Lines = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Starts logging as the configuration and the command line say; a second call changes nothing.
+pub(crate) fn init(logging: Logging, service: &Service) {
+    let (level, format) = logging.of(service);
+    let Some(set) = begin(level, format) else { return };
+    let change = move |service: &Service| {
+        let (level, format) = logging.of(service);
+        set(level, format);
     };
-    let output = move || OUTPUT.get_or_init(|| Output::new(stderr_fd(), note));
+    let _once = CHANGE.set(Box::new(change));
+}
+
+/// Starts logging at a level and in a format that no configuration changes.
+pub(crate) fn init_fixed(level: LevelFilter, format: LogFormat) {
+    drop(begin(level, format));
+}
+
+/// Starts logging, and returns what sets another level and format; `None` if logging has already been started.
+fn begin(level: LevelFilter, format: LogFormat) -> Option<impl Fn(LevelFilter, LogFormat)> {
+    let (lines, lines_handle) = reload::Layer::new(lines(format));
+    let (level, level_handle) = reload::Layer::new(level);
+    tracing_subscriber::registry().with(lines).with(level).try_init().ok()?;
+    Some(move |level, format| {
+        // These fail only without a log.
+        let _gone = lines_handle.reload(self::lines(format));
+        let _gone = level_handle.reload(level);
+    })
+}
+
+/// Logs as another configuration says from now on. The command line takes precedence still.
+pub(crate) fn change(service: &Service) {
+    if let Some(change) = CHANGE.get() {
+        change(service);
+    }
+}
+
+fn lines(format: LogFormat) -> Lines {
+    IS_JSON.store(format == LogFormat::Json, Relaxed);
+    let output = || OUTPUT.get_or_init(|| Output::new(stderr_fd(), lost));
     let lines = || {
-        let lines = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+        let lines = tracing_subscriber::fmt::layer().with_target(false);
         // tracing would report these errors with a macro that panics if it cannot write to standard error.
         lines.log_internal_errors(false)
     };
     let text = lines().with_writer(output).with_ansi(io::stderr().is_terminal());
     let text = text.fmt_fields(fields());
-    // This fails only if logging has already been started.
-    let _already = match format {
+    match format {
         LogFormat::Json => {
-            lines().with_writer(move || JsonLines(output())).json().flatten_event(true).try_init()
+            lines().json().flatten_event(true).with_writer(move || JsonLines(output())).boxed()
         }
-        LogFormat::Auto if to_journal() => text.without_time().try_init(),
-        LogFormat::Auto | LogFormat::Text => text.try_init(),
-    };
+        LogFormat::Auto if to_journal() => text.without_time().boxed(),
+        LogFormat::Auto | LogFormat::Text => text.boxed(),
+    }
+}
+
+/// The line about lines that were lost, in the format of the log.
+fn lost(count: u64) -> String {
+    match IS_JSON.load(Relaxed) {
+        true => lost_json(count),
+        false if to_journal() => lost_untimed(count),
+        false => lost_text(count),
+    }
 }
 
 /// Reports lost log lines, if the reader accepts the report within a second. Call this before the process ends.
@@ -91,7 +148,7 @@ fn stderr_fd() -> BorrowedFd<'static> {
     STDERR.get_or_init(io::stderr).as_fd()
 }
 
-fn lost(count: u64) -> String {
+fn dropped(count: u64) -> String {
     let lines = if count == 1 { "line" } else { "lines" };
     format!("dropped {count} {lines} of the log that could not be written")
 }
@@ -104,7 +161,7 @@ fn now() -> String {
 }
 
 fn lost_untimed(count: u64) -> String {
-    format!(" WARN {}\n", lost(count))
+    format!(" WARN {}\n", dropped(count))
 }
 
 fn lost_text(count: u64) -> String {
@@ -112,7 +169,7 @@ fn lost_text(count: u64) -> String {
 }
 
 fn lost_json(count: u64) -> String {
-    let (now, lost) = (now(), lost(count));
+    let (now, lost) = (now(), dropped(count));
     format!("{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"message\":\"{lost}\"}}\n")
 }
 
@@ -263,7 +320,7 @@ mod tests {
         );
         let json: serde_json::Value = serde_json::from_str(&lost_json(7)).unwrap();
         assert_eq!(json["level"], "WARN");
-        assert_eq!(json["message"], lost(7));
+        assert_eq!(json["message"], dropped(7));
     }
 
     #[test]

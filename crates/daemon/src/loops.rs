@@ -45,6 +45,12 @@ impl Loops {
         Self { asking, heard, egress, uid, device, own, due: Some(Instant::now()), last: None }
     }
 
+    /// The socket's datagrams have another mark, or leave by another interface.
+    pub(crate) fn set_egress(&mut self, egress: Egress) {
+        self.egress = egress;
+        self.poll_soon();
+    }
+
     /// Schedules a lookup, because the peer's address or our source port may have changed.
     pub(crate) fn poll_soon(&mut self) {
         self.due.get_or_insert_with(Instant::now);

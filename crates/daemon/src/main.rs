@@ -15,7 +15,9 @@ mod copied;
 mod demo;
 mod device_watch;
 mod diagnostics;
+mod doctor;
 mod exit;
+mod fingerprint;
 mod firewall;
 mod floor;
 mod forward;
@@ -80,6 +82,7 @@ use ask::AskError;
 use cli::{Cli, Command};
 use config::{Loaded, Report};
 use demo::DemoError;
+use doctor::DoctorError;
 use exit::Exit;
 use inherited::{Inherited, TakeOverError};
 use logging::Logging;
@@ -105,6 +108,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pubkey(options) => keygen::pubkey(&options),
         Command::Genpsk(options) => keygen::genpsk(&options),
         Command::Check(options) => check::run(&options),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Status(options) => show_status::run(&options),
         Command::Wait(options) => wait::run(&options),
         Command::Ping(options) => ping::run(&options),
@@ -130,8 +134,7 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     privilege::lock_memory();
     let mut inherited = Inherited::from_service_manager();
     let (Loaded { config, keys, warnings }, invalid) = load(&options.config, &inherited)?;
-    let format = logging.log_format.unwrap_or(config.service.log_format);
-    logging::init(logging.level(config.service.log_level), format);
+    logging::init(logging, &config.service);
     let source = warnings.source().to_owned();
     for warning in warnings.and(forward::problems(&config)).and(firewall::problems(&config)).lines()
     {
@@ -190,6 +193,8 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<WaitError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<DemoError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<DoctorError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<TakeOverError>() {
         error.exit()

@@ -71,6 +71,16 @@ impl Metrics {
         Listener::bind(listen).map(|listener| Some(Bound(listener)))
     }
 
+    /// Like [`bind`](Self::bind), but does not wait for an address that is in use.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](Self::bind).
+    pub(crate) fn bind_now(config: &Config) -> Result<Option<Bound>, MetricsError> {
+        let Some(listen) = &config.metrics.listen else { return Ok(None) };
+        Listener::bind_now(listen).map(|listener| Some(Bound(listener)))
+    }
+
     /// The next request for the tunnel's state.
     pub(crate) async fn next(&mut self) -> Scrape {
         match self.scrapes.recv().await {

@@ -4,7 +4,7 @@ pub(crate) mod expression;
 
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -160,12 +160,39 @@ fn refusal(message: &[u8]) -> io::Error {
     io::Error::from_raw_os_error(-code)
 }
 
+/// A connection to nftables in the network namespace in which it was opened. A table that is a process's own and was made
+/// through it exists as long as the connection and every table that was made through it.
+#[derive(Debug)]
+pub(crate) struct Connection(Arc<Mutex<Socket>>);
+
+impl Connection {
+    /// Opens a connection in the network namespace of this thread.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no nftables.
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(connect()?))))
+    }
+
+    /// Makes the table with all its parts.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error; then nothing was made.
+    pub(crate) fn make(&self, plan: &Plan) -> io::Result<Table> {
+        let table = Table { name: plan.table.clone(), socket: Arc::clone(&self.0) };
+        table.commit(&plan.messages)?;
+        Ok(table)
+    }
+}
+
 /// A table of vpnd, and the socket through which it was made.
 #[derive(Debug)]
 #[must_use = "a table that is a process's own goes with it"]
 pub(crate) struct Table {
     name: String,
-    socket: Mutex<Socket>,
+    socket: Arc<Mutex<Socket>>,
 }
 
 impl Table {
@@ -211,6 +238,18 @@ impl Table {
     /// The kernel's error.
     pub(crate) fn make_again(&self, plan: &Plan) -> io::Result<()> {
         self.commit(&plan.messages)
+    }
+
+    /// Gives the table, which exists, the content of another plan in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error; then the table is unchanged.
+    pub(crate) fn make_anew(&self, plan: &Plan) -> io::Result<()> {
+        let deleting = deleting(&self.name)?;
+        let messages: Vec<_> =
+            [deleting].into_iter().chain(plan.messages.iter().cloned()).collect();
+        self.commit(&messages)
     }
 
     /// Deletes the table with everything in it.
@@ -383,9 +422,7 @@ impl Plan {
     ///
     /// The kernel's error; then nothing was made.
     pub(crate) fn make(&self) -> io::Result<Table> {
-        let mut socket = connect()?;
-        commit(&mut socket, &self.messages)?;
-        Ok(Table { name: self.table.clone(), socket: Mutex::new(socket) })
+        Connection::open()?.make(self)
     }
 
     fn push(

@@ -18,6 +18,7 @@ use vpnd_tun::{Carrier, Mode, OpenError, Options, Owner};
 use vpnd_tunnel::udp::{self, BindError, Egress, Socket};
 
 use crate::ask::{self, AskError};
+use crate::changes;
 use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Ask, Control, ControlError, STOPPING};
 use crate::hand_on::{self, Kept};
@@ -164,35 +165,32 @@ fn processors() -> u16 {
     u16::try_from(processors).map_or(MOST, |processors| processors.min(MOST))
 }
 
-/// The device's carrier, which is off until the peer is alive.
+/// The device's carrier. If it follows the peer, it is on if the peer `is_alive`.
 pub(crate) fn carrier(
     config: &Config,
     device: &vpnd_tun::Device,
     is_alive: bool,
 ) -> Option<Carrier> {
-    if config.interface.carrier == config::Carrier::Always {
-        return None;
-    }
-    let off = |carrier: Carrier| carrier.set(is_alive).map(|()| carrier);
-    let carrier = Carrier::of(&device.queues[0]).and_then(off);
+    let follows = config.interface.carrier == config::Carrier::Peer;
+    let set = |carrier: Carrier| match follows {
+        true => carrier.set(is_alive).map(|()| carrier),
+        false => Ok(carrier),
+    };
+    let carrier = Carrier::of(&device.queues[0]).and_then(set);
     let refused = |error| {
         tracing::warn!("the device's carrier stays on, whether the peer is alive or not: {error}")
     };
     carrier.map_err(refused).ok()
 }
 
-/// The families for which the kernel ignores the device's routes while it has no carrier, if the carrier
-/// `follows` the peer. The sysctl is `ignore_routes_with_linkdown`. For IPv4 there are two settings, and one of
-/// them is enough.
-pub(crate) fn passed_over(device: &str, follows: bool) -> Families {
+/// The families for which the kernel ignores the device's routes while it has no carrier. The sysctl is
+/// `ignore_routes_with_linkdown`. For IPv4 there are two settings, and one of them is enough.
+pub(crate) fn passed_over(device: &str) -> Families {
     let is_on = |family: &str, of: &str| {
         let path = format!("/proc/sys/net/{family}/conf/{of}/ignore_routes_with_linkdown");
         fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
     };
-    Families {
-        v4: follows && (is_on("ipv4", "all") || is_on("ipv4", device)),
-        v6: follows && is_on("ipv6", device),
-    }
+    Families { v4: is_on("ipv4", "all") || is_on("ipv4", device), v6: is_on("ipv6", device) }
 }
 
 /// The device's MTU. A bridge port gets the bridge's MTU, which never lowers that of the bridge. A device that
@@ -223,14 +221,7 @@ pub(crate) fn socket(
     earlier: Option<OwnedFd>,
 ) -> Result<Socket, BindError> {
     let wanted = &config.socket;
-    for source in &wanted.sources {
-        match egress.check_source(*source) {
-            Err(error @ BindError::SourceNotOurs { .. }) => {
-                tracing::warn!("{error}. Nothing is sent until an interface has it");
-            }
-            checked => checked?,
-        }
-    }
+    changes::check_sources(wanted, egress)?;
     let options = udp::Options {
         receive_buffer: wanted.rcvbuf,
         send_buffer: wanted.sndbuf,

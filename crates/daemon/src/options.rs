@@ -10,7 +10,7 @@ use vpnd_plane::Settings;
 use vpnd_protocol::limits::{LEAST_DATAGRAM, MAX_DATAGRAM};
 use vpnd_protocol::peer;
 use vpnd_protocol::timestamp::Timestamp;
-use vpnd_tun::Mode;
+use vpnd_tun::{Carrier, Mode};
 use vpnd_tunnel::clamp::Clamp;
 use vpnd_tunnel::engine;
 use vpnd_tunnel::filter::{Filter, Macs, is_link_local};
@@ -19,6 +19,7 @@ use vpnd_tunnel::udp::Gso;
 use vpnd_tunnel::view::Policy;
 
 use crate::config::{self, Config, MssClamp};
+use crate::firewall;
 use crate::keys::Keys;
 use crate::sandbox::{Role, Sandbox};
 use crate::terms::Agreement;
@@ -28,8 +29,22 @@ pub(crate) fn engine(config: &Config, mtu: u16, sandbox: Sandbox) -> engine::Opt
     engine::Options {
         confine: Arc::new(move || Ok(sandbox.confine(Role::Data).map(drop)?)),
         mode: config.interface.mode,
-        guard: guard(config),
         policy: policy(config, mtu),
+    }
+}
+
+/// The options of the protocol that may change while the tunnel runs, except terms and keys.
+pub(crate) fn tuning(config: &Config) -> peer::Tuning {
+    peer::Tuning {
+        keepalive: config.peer.keepalive,
+        dead_after: config.peer.dead_after,
+        watch: config.watches(),
+        roam: config.peer.roam,
+        return_after: config.peer.return_after,
+        sources: config.socket.sources(),
+        dscp: config.socket.dscp,
+        raise_after: config.path.raise_every,
+        tests_segmentation: config.path.gso == Gso::Auto,
     }
 }
 
@@ -48,11 +63,17 @@ pub(crate) fn settings(config: &Config, carrier_follows: bool, alive: bool) -> S
     }
 }
 
+/// Whether the device's carrier follows the peer: it is configured to, and can be set.
+pub(crate) fn carrier_follows(config: &Config, carrier: Option<&Carrier>) -> bool {
+    carrier.is_some() && config.interface.carrier == config::Carrier::Peer
+}
+
 /// The options of the data path that may change while the tunnel runs.
 pub(crate) fn policy(config: &Config, mtu: u16) -> Policy {
     Policy::new(config.interface.mode, mtu, filter(config))
         .with_clamp(clamp(config))
         .with_macs(macs(&config.peer))
+        .with_guard(guard(config))
 }
 
 /// The wanted state of the device. `own` describes the tunnel's own datagrams, if the tunnel's routes would
@@ -75,6 +96,7 @@ pub(crate) fn link(config: &Config, name: &str, mtu: u16, own: Option<Own>) -> L
         own,
         alive: false,
         passed_over: Families::default(),
+        guard_table: firewall::keeps_in(config).then(|| firewall::usual_table(&config.name)),
     }
 }
 
@@ -122,6 +144,7 @@ pub(crate) fn peer(
     floor: Option<Timestamp>,
 ) -> peer::Config {
     let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
+    let tuning = tuning(config);
     peer::Config {
         identities,
         remotes,
@@ -129,18 +152,18 @@ pub(crate) fn peer(
         mtu,
         mac,
         largest_packet: config.interface.mode.largest_packet(mtu),
-        keepalive: config.peer.keepalive,
-        dead_after: config.peer.dead_after,
-        watch: config.watches(),
-        roam: config.peer.roam,
-        return_after: config.peer.return_after,
-        sources: config.socket.sources(),
+        keepalive: tuning.keepalive,
+        dead_after: tuning.dead_after,
+        watch: tuning.watch,
+        roam: tuning.roam,
+        return_after: tuning.return_after,
+        sources: tuning.sources,
         fixed_port: config.interface.listen.is_fixed(),
-        dscp: config.socket.dscp,
+        dscp: tuning.dscp,
         floor,
         max_datagram: LEAST_DATAGRAM,
-        raise_after: config.path.raise_every,
-        tests_segmentation: config.path.gso == Gso::Auto,
+        raise_after: tuning.raise_after,
+        tests_segmentation: tuning.tests_segmentation,
     }
 }
 

@@ -9,12 +9,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use serde_json::Value;
 
 use crate::ask::{self, SOCKETS, ask, socket};
-use crate::config::{self, Config, Handed};
-use crate::control::{Announced, Ask, CONFIG};
+use crate::config::{self, Config, Difference, Handed, Takes};
+use crate::control::{Announced, Ask, CONFIG, Differences};
 use crate::exit::Exit;
-use crate::terminal;
+use crate::terminal::{self, PrintableLines};
 
 /// Options of `reload`.
 #[derive(Debug, Args)]
@@ -24,6 +25,9 @@ pub(crate) struct ReloadOptions {
     /// Its configuration [default: /etc/vpnd/NAME.toml]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Prints what differs from the running configuration, and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Options of `rotate`.
@@ -48,8 +52,34 @@ pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
         writeln!(io::stderr(), "{}\n", loaded.warnings)
             .context("cannot write to standard error")?;
     }
-    hand_over(&socket, &loaded.hand_over(), &runs_as(&socket, &loaded.config))?;
+    let users = runs_as(&socket, &loaded.config);
+    if options.dry_run {
+        let answer = hand_over(&socket, "compare", &loaded.hand_over(), &users)?;
+        let Differences { differences, .. } =
+            serde_json::from_value(answer).map_err(|error| ask::shape(&socket, error))?;
+        return show(&differences);
+    }
+    hand_over(&socket, "reload", &loaded.hand_over(), &users)?;
     say(&format!("reloaded {}", file.display()))
+}
+
+/// Prints the differences. A key that takes a restart ends with the exit code that a reload would end with.
+fn show(differences: &[Difference]) -> anyhow::Result<ExitCode> {
+    let text = PrintableLines(listed(differences));
+    terminal::print(format_args!("{text}\n"))?;
+    let restart = differences.iter().any(|one| one.takes == Takes::Restart);
+    Ok(if restart { Exit::Failure } else { Exit::Success }.into())
+}
+
+/// A line for each difference.
+fn listed(differences: &[Difference]) -> String {
+    if differences.is_empty() {
+        return "nothing differs from the running configuration".to_owned();
+    }
+    let line = |Difference { key, takes, was, becomes }: &Difference| {
+        format!("{:<9} {key}: {was} -> {becomes}", takes.to_string())
+    };
+    differences.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Makes a tunnel use its next keys, or stop accepting the previous ones.
@@ -79,7 +109,13 @@ fn runs_as(socket: &Path, config: &Config) -> Vec<u32> {
     named.into_iter().chain(made_up.map(|directory| directory.uid())).collect()
 }
 
-fn hand_over(socket: &Path, handed: &Handed, users: &[u32]) -> anyhow::Result<()> {
+/// Sends the files with this request, and returns the answer.
+fn hand_over(
+    socket: &Path,
+    command: &str,
+    handed: &Handed,
+    users: &[u32],
+) -> anyhow::Result<Value> {
     let keys = handed.keys.0.iter().map(|(named_by, text)| (*named_by, text.as_str()));
     let (names, files): (Vec<_>, Vec<_>) =
         [(CONFIG, handed.source.as_str())].into_iter().chain(keys).unzip();
@@ -87,8 +123,7 @@ fn hand_over(socket: &Path, handed: &Handed, users: &[u32]) -> anyhow::Result<()
     let announced = announced
         .map(|(name, file)| Announced { name: (*name).to_owned(), bytes: file.len() })
         .collect();
-    ask::hand_over(socket, &Ask { files: announced, ..Ask::new("reload") }, &files, users)?;
-    Ok(())
+    Ok(ask::hand_over(socket, &Ask { files: announced, ..Ask::new(command) }, &files, users)?)
 }
 
 fn say(line: &str) -> anyhow::Result<ExitCode> {
@@ -120,8 +155,9 @@ mod tests {
         let mut control = Control::bind(&loaded.config).unwrap();
         control.load_with(&Worker::start("lookups", || Ok(())).unwrap());
         let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());
-        let asking =
-            spawn_blocking(move || hand_over(&path, &handed, &[]).map_err(|e| e.to_string()));
+        let asking = spawn_blocking(move || {
+            hand_over(&path, "reload", &handed, &[]).map(drop).map_err(|e| e.to_string())
+        });
         let Request::Reload(got, reply) = control.next().await else { panic!("another request") };
         reply.send(answer.map_err(str::to_owned)).unwrap();
         let (config, keys) = *got;
@@ -150,6 +186,36 @@ mod tests {
             assert!(config::load(&file).is_err());
         }
         assert!(config::load_for_running(&file).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_lists_what_differs() {
+        let (_directory, file) = site("");
+        let loaded = config::load(&file).unwrap();
+        let mut control = Control::bind(&loaded.config).unwrap();
+        control.load_with(&Worker::start("lookups", || Ok(())).unwrap());
+        let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());
+        let asking = spawn_blocking(move || hand_over(&path, "compare", &handed, &[]).unwrap());
+        let Request::Compare(got, reply) = control.next().await else { panic!("another request") };
+        assert_eq!(got.0, loaded.config);
+        let difference = |key: &str, takes, was: &str, becomes: &str| Difference {
+            key: key.to_owned(),
+            takes,
+            was: was.to_owned(),
+            becomes: becomes.to_owned(),
+        };
+        let all = [
+            difference("[interface] name", Takes::Restart, "none", "\"tun7\""),
+            difference("[peer] keepalive", Takes::Live, "\"off\"", "\"25s\""),
+        ];
+        reply.send(all.to_vec()).unwrap();
+        let answer: Differences = serde_json::from_value(asking.await.unwrap()).unwrap();
+        assert_eq!(answer.differences, all);
+        assert_eq!(
+            listed(&all),
+            "restart   [interface] name: none -> \"tun7\"\nlive      [peer] keepalive: \"off\" -> \"25s\""
+        );
+        assert_eq!(listed(&[]), "nothing differs from the running configuration");
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -32,6 +33,27 @@ pub(crate) struct Resolver {
     lookups: mpsc::Receiver<Lookup>,
     nudge: watch::Sender<()>,
     change: watch::Sender<()>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// The endpoints, and the addresses that were found for each.
+struct Known {
+    names: Vec<String>,
+    found: Vec<Vec<SocketAddr>>,
+}
+
+/// The same addresses, and where others read them.
+struct Collected {
+    found: Vec<Vec<SocketAddr>>,
+    known: Arc<Mutex<Known>>,
+}
+
+impl Collected {
+    fn replace(&mut self, place: usize, addresses: Vec<SocketAddr>) {
+        replace(&mut self.found[place], addresses);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.found.clone_from(&self.found);
+    }
 }
 
 /// The result of lookups.
@@ -50,23 +72,36 @@ struct Nudges {
     changed: watch::Receiver<()>,
 }
 
-/// Starts looking up `endpoints`. Each name is looked up by a thread of its own, which `lookups` starts.
+/// Starts looking up `endpoints`. Each name is looked up by a thread of its own, which `lookups` starts. What a `former`
+/// resolver knows of the same names is used until they are looked up.
 ///
 /// # Errors
 ///
 /// If the kernel cannot start a thread.
-pub(crate) async fn spawn(endpoints: Vec<Endpoint>, lookups: &Worker) -> io::Result<Resolver> {
+pub(crate) async fn spawn(
+    endpoints: Vec<Endpoint>,
+    lookups: &Worker,
+    former: Option<&Resolver>,
+) -> io::Result<Resolver> {
     let threads = lookups;
     let (send, lookups) = mpsc::channel(1);
     let ((nudge, nudged), (change, changed)) = (watch::channel(()), watch::channel(()));
-    let found = endpoints.iter().map(|e| literal(e).into_iter().collect()).collect();
+    let known = former.map(|former| former.known()).unwrap_or_default();
+    let found = |endpoint: &Endpoint| match literal(endpoint) {
+        Some(address) => vec![address],
+        None => known.get(&endpoint.to_string()).cloned().unwrap_or_default(),
+    };
+    let found: Vec<_> = endpoints.iter().map(found).collect();
+    let names = endpoints.iter().map(ToString::to_string).collect();
+    let known = Arc::new(Mutex::new(Known { names, found: found.clone() }));
     let named = endpoints.into_iter().enumerate().filter(|(_, e)| literal(e).is_none());
     let mut names = Vec::new();
     for (place, endpoint) in named {
         names.push(Name { endpoint, place, thread: threads.another("names").await? });
     }
-    tokio::spawn(collect(found, names, Nudges { nudged, changed }, send));
-    Ok(Resolver { lookups, nudge, change })
+    let collected = Collected { found, known: Arc::clone(&known) };
+    tokio::spawn(collect(collected, names, Nudges { nudged, changed }, send));
+    Ok(Resolver { lookups, nudge, change, known })
 }
 
 impl Resolver {
@@ -77,6 +112,12 @@ impl Resolver {
             Some(lookup) => lookup,
             None => std::future::pending().await,
         }
+    }
+
+    /// The addresses that were found so far, by endpoint.
+    fn known(&self) -> BTreeMap<String, Vec<SocketAddr>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.names.iter().cloned().zip(known.found.iter().cloned()).collect()
     }
 
     /// Asks for a lookup now.
@@ -94,12 +135,7 @@ impl Resolver {
 type Answer = (usize, Result<Vec<SocketAddr>, Failure>);
 
 /// Combines the results of all lookups, and passes changes on.
-async fn collect(
-    found: Vec<Vec<SocketAddr>>,
-    names: Vec<Name>,
-    nudges: Nudges,
-    send: mpsc::Sender<Lookup>,
-) {
+async fn collect(found: Collected, names: Vec<Name>, nudges: Nudges, send: mpsc::Sender<Lookup>) {
     let (answer, mut answers) = mpsc::channel(1);
     for name in names {
         tokio::spawn(name.follow(nudges.clone(), answer.clone()));
@@ -109,13 +145,13 @@ async fn collect(
 }
 
 async fn follow_answers(
-    mut found: Vec<Vec<SocketAddr>>,
+    mut found: Collected,
     answers: &mut mpsc::Receiver<Answer>,
     send: mpsc::Sender<Lookup>,
 ) {
     let (mut sent, mut failed) = (Vec::new(), BTreeMap::new());
     loop {
-        let all = in_order(&found);
+        let all = in_order(&found.found);
         if all != sent && send.send(Lookup::Addresses(all.clone())).await.is_err() {
             return;
         }
@@ -123,7 +159,7 @@ async fn follow_answers(
         let Some((place, answer)) = next(answers, &send).await else { return };
         let failures_changed = match answer {
             Ok(addresses) => {
-                replace(&mut found[place], addresses);
+                found.replace(place, addresses);
                 failed.remove(&place).is_some()
             }
             Err(failure) => {
@@ -305,14 +341,14 @@ mod tests {
     #[tokio::test]
     async fn literal_addresses_come_at_once_and_in_order() {
         let all = ["[2001:db8::2]:51820", "192.0.2.7:1", "192.0.2.7:1"];
-        let mut resolver = spawn(endpoints(&all), &lookups()).await.unwrap();
+        let mut resolver = spawn(endpoints(&all), &lookups(), None).await.unwrap();
         assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&all[..2])));
     }
 
     #[tokio::test]
     async fn a_name_keeps_its_place() {
         let mut resolver =
-            spawn(endpoints(&["localhost:9", "192.0.2.7:1"]), &lookups()).await.unwrap();
+            spawn(endpoints(&["localhost:9", "192.0.2.7:1"]), &lookups(), None).await.unwrap();
         assert_eq!(soon(resolver.changed()).await, Lookup::Addresses(addresses(&["192.0.2.7:1"])));
         let Lookup::Addresses(both) = soon(resolver.changed()).await else { panic!("it fails") };
         assert!(both[0].ip().is_loopback() && both[0].port() == 9, "{both:?}");
@@ -323,7 +359,8 @@ mod tests {
     async fn failures_are_kept_until_they_are_over() {
         let (answer, mut answers) = mpsc::channel(1);
         let (send, mut lookups) = mpsc::channel(8);
-        let found = vec![Vec::new()];
+        let known = Known { names: Vec::new(), found: Vec::new() };
+        let found = Collected { found: vec![Vec::new()], known: Arc::new(Mutex::new(known)) };
         let failure = Failure { endpoint: "b.example.net:1".into(), error: "no".into() };
         let task = tokio::spawn(async move { follow_answers(found, &mut answers, send).await });
         answer.send((0, Err(failure.clone()))).await.unwrap();
@@ -338,7 +375,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_to_look_up_stays_silent() {
-        let mut resolver = spawn(Vec::new(), &lookups()).await.unwrap();
+        let mut resolver = spawn(Vec::new(), &lookups(), None).await.unwrap();
         let changed = timeout(Duration::from_millis(50), resolver.changed());
         assert!(changed.await.is_err());
     }

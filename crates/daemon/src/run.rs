@@ -7,6 +7,7 @@ mod open;
 mod waiting;
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -19,7 +20,6 @@ use futures_util::FutureExt;
 use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use tokio::sync::{oneshot, watch};
-use vpnd_crypto::PublicKey;
 use vpnd_device::{Bypass, DeviceMtu, Heard, Missing, Netlink, PeerState, Stays, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::activity::Activity;
@@ -32,10 +32,11 @@ use vpnd_tunnel::engine::Engine;
 use vpnd_tunnel::udp::{Egress, Socket};
 
 use crate::changes::{self, Changes, HandedOn};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Running};
 use crate::control::Control;
 use crate::device_watch::DeviceWatch;
 use crate::diagnostics::Diagnostics;
+use crate::fingerprint::Fingerprints;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
 use crate::hand_on;
@@ -50,7 +51,7 @@ use crate::panics::Panics;
 use crate::presence::Presence;
 use crate::privilege;
 use crate::sandbox::{Confined, Role, Sandbox};
-use crate::shell::{Ending, Shell, Surroundings};
+use crate::shell::{Alterable, Ending, Shell, Surroundings};
 use crate::status::{About, Device};
 use crate::stop::{Asked, Stop};
 use crate::tenancy::Tenancy;
@@ -152,9 +153,10 @@ async fn start_to_stop(
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
-    let Prepared { host, changes, tenancy, opener } =
-        Host::prepare(config, &keys.secret.public(), given).await?;
+    let Prepared { host, changes, tenancy, opener } = Host::prepare(config, &keys, given).await?;
     let asked = stop.asked_by();
+    // A reload may change it.
+    let kill_switch = Rc::clone(&host.kill_switch);
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
@@ -165,11 +167,11 @@ async fn start_to_stop(
     }
     let device = config.interface.persist;
     let guards = match &result {
-        Ok(_over) if config.has_kill_switch() => linger::after_stop(asked.get()).await,
+        Ok(_over) if kill_switch.get() => linger::after_stop(asked.get()).await,
         Ok(_over) => AfterStop::Open,
         // After a failure the kill switch stays, during the start as well as afterwards.
         Err(_) => {
-            stays_shut(config);
+            stays_shut(config, kill_switch.get());
             AfterStop::Shut
         }
     };
@@ -186,8 +188,8 @@ async fn start_to_stop(
 }
 
 /// Logs that vpnd blocks packets, because the network does not show the reason.
-fn stays_shut(config: &Config) {
-    if config.has_kill_switch() {
+fn stays_shut(config: &Config, kill_switch: bool) {
+    if kill_switch {
         tracing::warn!(
             "the kill switch stays in place until vpnd starts successfully; `vpnd release {}` removes it",
             config.name
@@ -205,7 +207,7 @@ struct Host {
     /// The device's hardware address, if it is an Ethernet device.
     mac: Option<[u8; 6]>,
     device_watch: DeviceWatch,
-    /// The device's carrier, if it follows the peer.
+    /// The device's carrier, if it can be set.
     carrier: Option<Carrier>,
     socket: Socket,
     egress: Egress,
@@ -222,6 +224,8 @@ struct Host {
     started: Option<oneshot::Sender<Result<(), Refused>>>,
     metrics: Option<metrics::Bound>,
     panics: Panics,
+    alter: Alterable,
+    kill_switch: Rc<Cell<bool>>,
     /// What an earlier process has left, if its device is continued with.
     left: Option<Inheritance>,
 }
@@ -236,43 +240,64 @@ struct Prepared {
 }
 
 impl Host {
-    async fn prepare(
-        config: &Config,
-        public_key: &PublicKey,
-        given: Given,
-    ) -> Result<Prepared, RunError> {
+    async fn prepare(config: &Config, keys: &Keys, given: Given) -> Result<Prepared, RunError> {
         let guarded = Guarded::begin(config).await?;
-        Self::configure(config, public_key, guarded, given)
+        Self::configure(config, keys, guarded, given)
             .await
-            .inspect_err(|_| stays_shut(config))
+            .inspect_err(|_| stays_shut(config, config.has_kill_switch()))
     }
 
     /// Opens all objects first, and then changes the system.
     async fn configure(
         config: &Config,
-        public_key: &PublicKey,
+        keys: &Keys,
         guarded: Guarded,
         Given { device, uapi, started, inherited }: Given,
     ) -> Result<Prepared, RunError> {
         let opened = Opened::open(config, &guarded, (device, uapi, inherited)).await?;
-        let link = opened.wanted(config, public_key, &guarded)?;
+        let link = opened.wanted(config, &keys.secret.public(), &guarded);
         let Guarded {
             control, inside, netlink, heard, news, outside, egress, undo, opener, ..
         } = guarded;
-        let Opened { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi, left } =
-            opened;
+        let Opened {
+            device,
+            tenancy,
+            carrier,
+            passed_over,
+            socket,
+            uplink,
+            floor,
+            metrics,
+            mtu,
+            uapi,
+            left,
+        } = opened;
         let presence = Presence::of(&device.queues[0])?;
         let watch = netlink.watch(&device.name, heard).await?;
         let device_watch = DeviceWatch::new(&device.name, watch, presence);
         // This comes before there are addresses that packets could be sent to.
         let mark = link.own.as_ref().map(|own| own.mark);
         let tunnel = Tunnel { index: device_watch.index(), mark, borne: own_mark(config, &egress) };
-        let specific = specific_routes(config, &inside, tunnel.index).await?;
+        let specific = specific_routes(config.service.firewall, &inside, tunnel.index).await?;
         let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let asking = outside.within(routes_of_datagrams)??;
-        let index = inside.is(&outside).then(|| device_watch.index());
+        let one_place = inside.is(&outside);
+        let index = one_place.then(|| device_watch.index());
+        let kill_switch = Rc::new(Cell::new(config.has_kill_switch()));
+        let running = Running { adopted: device.adopted, has_runner: config.runs_programs() };
+        let alter = Alterable {
+            link: changes.link(),
+            rules: changes.rules(),
+            netlink: changes.netlink(),
+            first: link,
+            passed_over,
+            one_place,
+            running,
+            keys: Fingerprints::of(keys).map_err(io::Error::other)?,
+            kill_switch: Rc::clone(&kill_switch),
+        };
         let host = Self {
             loops: Loops::new(asking, egress.clone(), index, changes.own()),
             device_mtu: changes.mtu(),
@@ -294,6 +319,8 @@ impl Host {
             uapi,
             started,
             metrics,
+            alter,
+            kill_switch,
             left,
         };
         Ok(Prepared { host, changes, tenancy, opener })
@@ -387,7 +414,7 @@ impl Host {
         let sandbox = Sandbox::of(config);
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
-        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups).await?;
+        let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups, None).await?;
         let left = self.left.take();
         let alive = left.as_ref().is_some_and(Inheritance::is_alive);
         let last_stamp = last_stamp(&self.floor).max(left.as_ref().and_then(Inheritance::stamp));
@@ -415,6 +442,7 @@ impl Host {
         tracing::info!("{name} is up, listening on port {}", engine.local_port());
         let around = Surroundings {
             running: config.clone(),
+            alter: self.alter,
             about,
             device_mtu: self.device_mtu,
             device_watch: self.device_watch,
@@ -437,7 +465,8 @@ impl Host {
             stop,
         };
         let diagnostics = Diagnostics::new(config.peer.public_key);
-        let settings = options::settings(config, around.carrier.is_some(), alive);
+        let follows = options::carrier_follows(config, around.carrier.as_ref());
+        let settings = options::settings(config, follows, alive);
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
     }

@@ -6,6 +6,7 @@ mod captured;
 mod network;
 mod perform;
 mod pings;
+mod reload;
 mod requests;
 mod room;
 mod wireguard;
@@ -13,7 +14,6 @@ mod wireguard;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ use crate::worker::Worker;
 use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
+pub(crate) use reload::Alterable;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
@@ -77,6 +78,9 @@ pub(crate) enum ShellError {
         "a part of vpnd has failed, which is a bug: {0}; please report it, and start vpnd again"
     )]
     Panicked(String),
+    /// The process that was to continue with the tunnel has ended.
+    #[error("the process that asked for the tunnel has ended ({0}): start vpnd again")]
+    NoSuccessor(io::Error),
     /// The event loop itself failed.
     #[error("the event loop: {0}")]
     Loop(#[from] io::Error),
@@ -103,7 +107,9 @@ pub(crate) struct Surroundings {
     /// Whether the tunnel leads into itself.
     pub(crate) loops: Loops,
     pub(crate) floor: FloorWriter,
-    /// The device's carrier, if it follows the peer.
+    /// What a reload changes.
+    pub(crate) alter: Alterable,
+    /// The device's carrier, if it can be set.
     pub(crate) carrier: Option<Carrier>,
     pub(crate) resolver: Resolver,
     /// A thread that may read the files of name lookups.
@@ -139,7 +145,7 @@ pub(crate) struct Shell {
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
     /// The process that has asked to continue with the tunnel.
-    successor: Option<UnixStream>,
+    successor: Option<Successor>,
 }
 
 /// How a tunnel ended.
@@ -233,11 +239,11 @@ impl Shell {
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
             }
             if let Some(successor) = self.successor.take() {
-                return Ok(self.hand_on(&Successor::Asking(successor)));
+                return self.hand_on(&successor);
             }
         }
         if self.around.stop.get() == Some(Asked::Restart) {
-            return Ok(self.hand_on(&Successor::OfService));
+            return self.hand_on(&Successor::OfService);
         }
         self.end().await?;
         Ok(Ending::Over)
@@ -245,16 +251,24 @@ impl Shell {
 
     /// Lets another process continue with the tunnel. The peer is told nothing. No thread seals or opens any more when the
     /// sessions are handed on.
-    fn hand_on(&mut self, to: &Successor) -> Ending {
+    ///
+    /// # Errors
+    /// If nobody continues.
+    fn hand_on(&mut self, to: &Successor) -> Result<Ending, ShellError> {
         tracing::info!("another process of this tunnel continues with it");
         self.around.service.stopping();
         self.engine.finish();
         let left = self.plane.hand_on(clock::now());
-        let (device, socket) = (self.engine.device(), self.engine.socket_fd());
-        if let Err(error) = to.receives(&self.around.running, &left, &device, socket) {
-            tracing::warn!("the next process has to begin with a handshake: {error}");
+        match to.receives(&self.around.running, &left) {
+            Ok(()) => {}
+            Err(error) if matches!(to, Successor::Asking(_)) => {
+                return Err(ShellError::NoSuccessor(error));
+            }
+            Err(error) => {
+                tracing::warn!("the next process has to begin with a handshake: {error}");
+            }
         }
-        Ending::HandedOn
+        Ok(Ending::HandedOn)
     }
 
     async fn end(&mut self) -> Result<(), ShellError> {

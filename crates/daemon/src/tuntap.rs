@@ -97,6 +97,12 @@ pub(crate) fn attached_to(name: &str) -> String {
     in_words(&holders.take(name), holders.hidden)
 }
 
+/// The first process of this network namespace that is attached to the device `name`.
+pub(crate) fn holder(name: &str) -> Option<u32> {
+    let holders = Holders::find().take(name);
+    holders.iter().find(|holder| !holder.elsewhere).map(|holder| holder.pid)
+}
+
 /// Makes a device. Prints its name only if the kernel chose it, and nothing otherwise, as `ip` does.
 fn add(words: &[String], json: bool) -> Result<String, TuntapError> {
     let device = Arguments::parse(words)?.into_device()?;

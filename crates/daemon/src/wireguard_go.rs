@@ -65,7 +65,7 @@ fn is_link(name: &OsStr) -> bool {
 ///
 /// If the device or its socket cannot be made, or the tunnel cannot start.
 pub(crate) fn run(options: &CompatOptions) -> anyhow::Result<ExitCode> {
-    logging::init(level(env::var("LOG_LEVEL").ok().as_deref()), LogFormat::Auto);
+    logging::init_fixed(level(env::var("LOG_LEVEL").ok().as_deref()), LogFormat::Auto);
     if options.foreground || env::var_os(FOREGROUND).is_some_and(|value| value == "1") {
         serve(options)
     } else {

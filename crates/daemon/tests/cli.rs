@@ -31,9 +31,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-const COMMANDS: [&str; 14] = [
-    "run", "genkey", "pubkey", "genpsk", "check", "status", "wait", "ping", "mtu", "reload",
-    "rotate", "pair", "tuntap", "demo",
+const COMMANDS: [&str; 15] = [
+    "run", "genkey", "pubkey", "genpsk", "check", "doctor", "status", "wait", "ping", "mtu",
+    "reload", "rotate", "pair", "tuntap", "demo",
 ];
 
 #[test]
@@ -58,6 +58,7 @@ fn a_wrong_command_line_ends_with_2() {
         &["-v"],
         &["-c", "f", "genkey"],
         &["status", "--watch", "--json"],
+        &["doctor"],
         &["wait"],
         &["wait", "a", "--timeout", "soon"],
         &["ping"],

@@ -138,6 +138,14 @@ fn ends(message: &AddressMessage) -> [Option<IpAddr>; 2] {
     [local.or(far), far]
 }
 
+/// Whether the kernel cannot have both: it has an IPv6 address of a device only once, with one prefix and far end, and an
+/// IPv4 address once for each length of the prefix.
+pub(crate) fn excludes(one: &AddressMessage, other: &AddressMessage) -> bool {
+    let same = one.header.index == other.header.index && ends(one)[0] == ends(other)[0];
+    let is_v6 = one.header.family == AddressFamily::Inet6;
+    one != other && same && (is_v6 || one.header.prefix_len == other.header.prefix_len)
+}
+
 pub(crate) fn family(net: IpNet) -> AddressFamily {
     family_of(net.addr())
 }

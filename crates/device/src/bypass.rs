@@ -58,6 +58,7 @@ pub(crate) struct Bypasses {
     switches: Vec<KillSwitch>,
     inside: Vec<Inside>,
     check: mpsc::Sender<()>,
+    report: watch::Sender<Vec<Bypass>>,
     found: watch::Receiver<Vec<Bypass>>,
 }
 
@@ -134,10 +135,30 @@ impl Inside {
 impl Bypasses {
     /// Starts the check in a task, which ends when the returned value is dropped.
     pub(crate) fn spawn(handle: &Handle, plan: &Plan, own: watch::Receiver<OwnTraffic>) -> Self {
+        Self::spawn_reporting(handle, plan, own, watch::Sender::new(Vec::new()))
+    }
+
+    /// The same check for another plan.
+    pub(crate) fn follow(
+        &mut self,
+        handle: &Handle,
+        plan: &Plan,
+        own: watch::Receiver<OwnTraffic>,
+    ) {
+        self.report.send_replace(Vec::new());
+        *self = Self::spawn_reporting(handle, plan, own, self.report.clone());
+    }
+
+    fn spawn_reporting(
+        handle: &Handle,
+        plan: &Plan,
+        own: watch::Receiver<OwnTraffic>,
+        report: watch::Sender<Vec<Bypass>>,
+    ) -> Self {
         let switches: Vec<_> =
             plan.routes.iter().filter_map(|held| KillSwitch::of(&held.route)).collect();
-        let ((check, checks), (report, found)) = (mpsc::channel(1), watch::channel(Vec::new()));
-        let inside = Inside::all(plan);
+        let (check, checks) = mpsc::channel(1);
+        let (inside, found) = (Inside::all(plan), report.subscribe());
         if !switches.is_empty() || !inside.is_empty() {
             let (handle, switches) = (handle.clone(), switches.clone());
             let (index, device) = (plan.index, plan.device.clone());
@@ -148,12 +169,12 @@ impl Bypasses {
                 index,
                 device,
                 own,
-                report,
+                report: report.clone(),
                 logged: Recent::default(),
             };
             tokio::spawn(checking.run(checks));
         }
-        Self { switches, inside, check, found }
+        Self { switches, inside, check, report, found }
     }
 
     /// The routes found by the last check.

@@ -31,6 +31,14 @@ impl Kind {
         }
     }
 
+    /// Its key in the configuration.
+    pub(crate) const fn key(self) -> &'static str {
+        match self {
+            Self::Bridge => "[interface] bridge",
+            Self::Vrf => "[interface] vrf",
+        }
+    }
+
     fn step(self, controller: u32) -> Step {
         match self {
             Self::Bridge => Step::Bridge(controller),
@@ -47,7 +55,7 @@ impl fmt::Display for Kind {
 
 /// The path cost of the tunnel in the spanning tree. The kernel would give a TAP device the cost of a very
 /// fast link (2, while a gigabit link has 5), and block a parallel cable instead of the tunnel.
-const DEFAULT_STP_COST: u32 = 200;
+pub const DEFAULT_STP_COST: u32 = 200;
 
 /// Makes the device a port of the controller in `link`. If that is a VRF, returns the routing table for the
 /// device's routes.

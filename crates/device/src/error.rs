@@ -104,6 +104,17 @@ impl Error {
         matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EPERM))
     }
 
+    /// The key of the configuration that it is about.
+    pub const fn key(&self) -> &'static str {
+        match self {
+            Self::LonelyPeer { .. } => "[interface] peer_address",
+            Self::NoController { kind, .. } | Self::NotA { kind, .. } => kind.key(),
+            Self::NoTable => "[[route]]",
+            Self::Refused { step, .. } => step.key(),
+            Self::Connect(_) | Self::NoDevice { .. } | Self::NotKept => "[interface]",
+        }
+    }
+
     /// Whether it fails because another object already has this place.
     pub(crate) fn is_in_the_way(&self) -> bool {
         matches!(self, Self::Refused { error, .. } if error.raw_os_error() == Some(libc::EEXIST))
@@ -153,6 +164,21 @@ impl fmt::Display for Step {
 }
 
 impl Step {
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Find | Self::Up => "[interface]",
+            Self::Mac(_) => "[interface] mac",
+            Self::Multicast(_) => "[interface] multicast",
+            Self::Mtu(_) => "[interface] mtu",
+            Self::QueueLen(_) => "[interface] txqueuelen",
+            Self::Bridge(_) => Kind::Bridge.key(),
+            Self::Vrf(_) => Kind::Vrf.key(),
+            Self::Cost(_) => "[interface] stp_cost",
+            Self::Address(..) => "[interface] address",
+            Self::Route(_) | Self::Follow(_) | Self::Rule(_) => "[[route]]",
+        }
+    }
+
     /// The usual cause, and advice.
     fn hint(self, device: &str, error: &io::Error) -> String {
         let code = error.raw_os_error().unwrap_or_default();

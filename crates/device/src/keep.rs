@@ -5,6 +5,7 @@
 //! fails without harm. Objects that cannot be added are tried again, on a timer and whenever the kernel reports
 //! a change after which the attempt may succeed.
 
+mod change;
 mod mtu;
 
 use std::collections::BTreeMap;
@@ -30,10 +31,12 @@ use crate::removals::{OFTEN, PAUSE, Removals, WITHIN};
 use crate::restore::{self, Attempt, Found};
 use crate::route::Added;
 use crate::undo::Undo;
-use crate::{Netlink, Setup, link, route, rule};
+use crate::{Link, Netlink, Setup, link, route, rule};
 
+pub use change::DeviceLink;
 pub use mtu::DeviceMtu;
 
+use change::NewLink;
 use mtu::NewMtu;
 
 /// The delay between the first message and the check: changes come in groups.
@@ -60,6 +63,7 @@ pub struct Keeper {
     bypassed: watch::Receiver<Vec<Bypass>>,
     own: watch::Sender<OwnTraffic>,
     mtu: mpsc::Sender<NewMtu>,
+    link: mpsc::Sender<NewLink>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Setup>,
 }
@@ -111,8 +115,9 @@ impl Keeper {
         let (report, missing) = watch::channel(Vec::new());
         let (own, traffic) = watch::channel(OwnTraffic::default());
         let (new_mtu, new_mtus) = mpsc::channel(1);
+        let (new_link, new_links) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
-        let (Setup { mut plan, mut undo }, handle) = (setup, netlink.handle.clone());
+        let (Setup { link, mut plan, mut undo }, handle) = (setup, netlink.handle.clone());
         let found = Found { missing: std::mem::take(&mut plan.missing), ..Found::default() };
         let bypasses = Bypasses::spawn(&handle, &plan, own.subscribe());
         let bypassed = bypasses.found();
@@ -121,8 +126,11 @@ impl Keeper {
             port: KnownPort::new(std::mem::take(&mut undo.port)),
             guards: Guards::default(),
             handle,
+            link,
             plan,
             undo,
+            own: own.clone(),
+            new_links,
             alive,
             traffic,
             new_mtus,
@@ -137,7 +145,7 @@ impl Keeper {
         };
         keeping.conclude(found, true);
         let task = tokio::spawn(keeping.run(news, stopped));
-        Self { peer, missing, bypassed, own, mtu: new_mtu, stop, task }
+        Self { peer, missing, bypassed, own, mtu: new_mtu, link: new_link, stop, task }
     }
 
     /// The handle that reports the peer's liveness.
@@ -165,6 +173,11 @@ impl Keeper {
         DeviceMtu(self.mtu.clone())
     }
 
+    /// The handle that gives the device another wanted state.
+    pub fn link(&self) -> DeviceLink {
+        DeviceLink(self.link.clone())
+    }
+
     /// Stops the keeper and returns the changes; `None` if it has panicked.
     pub async fn stop(self) -> Option<Setup> {
         // The task drops its end only if it panics.
@@ -175,8 +188,12 @@ impl Keeper {
 
 struct Keeping {
     handle: Handle,
+    /// The wanted state that the plan was made for.
+    link: Link,
     plan: Plan,
     undo: Undo,
+    own: watch::Sender<OwnTraffic>,
+    new_links: mpsc::Receiver<NewLink>,
     alive: watch::Receiver<bool>,
     traffic: watch::Receiver<OwnTraffic>,
     new_mtus: mpsc::Receiver<NewMtu>,
@@ -230,6 +247,7 @@ impl Keeping {
                 Ok(()) = self.alive.changed() => self.following.hear(),
                 () = self.guards.due() => self.guards.put_back(&self.handle, &self.plan).await,
                 Ok(()) = self.traffic.changed() => self.follow_own().await,
+                Some(new) = self.new_links.recv() => self.set_link(new).await,
                 Some(new) = self.new_mtus.recv() => self.set_mtu(new).await,
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
                     self.following.due = None;
@@ -246,7 +264,7 @@ impl Keeping {
             // The index may belong to another device now.
             self.undo.forget_device(self.plan.index);
         }
-        Setup { plan: self.plan, undo: self.undo }
+        Setup { link: self.link, plan: self.plan, undo: self.undo }
     }
 
     async fn follow_own(&mut self) {

@@ -26,6 +26,7 @@ mod restore;
 mod route;
 mod rule;
 mod specific;
+mod survey;
 mod table;
 mod undo;
 mod uplink;
@@ -43,17 +44,18 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 pub use bypass::Bypass;
-pub use controller::Kind;
+pub use controller::{DEFAULT_STP_COST, Kind};
 pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, KILL_SWITCH_TABLE, Namespace};
-pub use keep::{DeviceMtu, Keeper, OwnState, OwnTraffic, PeerState};
+pub use keep::{DeviceLink, DeviceMtu, Keeper, OwnState, OwnTraffic, PeerState};
 pub use leftover::Leftover;
 pub use lookup::{Found, Question};
 pub use mark::Mark;
 pub use missing::Missing;
 pub use port::PortMemory;
 pub use specific::SpecificRoutes;
+pub use survey::Refusing;
 pub use undo::{Stays, Undo};
 pub use uplink::{Query, Shift, Uplink};
 pub use watch::{Seen, Watch};
@@ -107,6 +109,8 @@ pub struct Link {
     /// The families for which the kernel ignores routes of a link without carrier, if this device's carrier
     /// depends on the peer: while the link has no carrier, packets for its networks are dropped.
     pub passed_over: Families,
+    /// The packet filter's table of the kill switch, which the journal of a running tunnel names.
+    pub guard_table: Option<String>,
 }
 
 /// IPv4, IPv6, both or none.
@@ -183,6 +187,7 @@ pub enum WhenDown {
 #[derive(Debug)]
 #[must_use = "what was changed stays so unless it is undone"]
 pub struct Setup {
+    link: Link,
     plan: Plan,
     undo: Undo,
 }
@@ -275,8 +280,9 @@ impl Netlink {
         }
         match result {
             Ok(plan) => {
+                undo.forget(|change| plan.has_replaced(change));
                 undo.only(|change| plan.wants(change), &self.handle).await;
-                Ok(Setup { plan, undo })
+                Ok(Setup { link: link.clone(), plan, undo })
             }
             Err(error) => {
                 undo.back_to(left, &self.handle).await;
@@ -362,22 +368,36 @@ impl Netlink {
     async fn apply(&self, link: &Link, undo: &mut Undo) -> Result<Plan, Error> {
         let pairs = address::pairs(&link.addresses, &link.peer_addresses)?;
         let device = link::set(&self.handle, link, undo).await?;
-        let broadcasts = link::broadcasts(&self.handle, device).await?;
         let vrf = controller::join(&self.handle, device, link, undo).await?;
         let mut plan = Plan::new(device, link);
         plan.silent =
             link::up(&self.handle, device, undo).await? || undo.has_silenced(device.index);
-        for &(ours, peer) in &pairs {
-            let message = address::message(device.index, ours, peer, broadcasts);
-            let added = plan.address(&self.handle, message, undo).await;
-            added
-                .map_err(|error| Error::refused(Step::Address(ours, peer), device.name, &error))?;
-        }
-        let connected = pairs.iter().filter_map(|(ours, peer)| address::connected(*ours, *peer));
-        let connected: Vec<_> = connected.collect();
-        plan.route_all(&self.handle, link, vrf, &connected, undo).await?;
+        add_all(&self.handle, link, (&pairs, vrf), &mut plan, undo).await?;
         Ok(plan)
     }
+}
+
+/// Our addresses, with their far ends, and the table of the VRF.
+type Inside<'a> = (&'a [(IpNet, Option<IpAddr>)], Option<u32>);
+
+/// Adds the addresses, rules and routes of a device that is up.
+async fn add_all(
+    handle: &Handle,
+    link: &Link,
+    (pairs, vrf): Inside<'_>,
+    plan: &mut Plan,
+    undo: &mut Undo,
+) -> Result<(), Error> {
+    let device = Device { name: &link.name, index: plan.index };
+    let broadcasts = link::broadcasts(handle, device).await?;
+    for &(ours, peer) in pairs {
+        let message = address::message(device.index, ours, peer, broadcasts);
+        let added = plan.address(handle, message, undo).await;
+        added.map_err(|error| Error::refused(Step::Address(ours, peer), device.name, &error))?;
+    }
+    let connected = pairs.iter().filter_map(|(ours, peer)| address::connected(*ours, *peer));
+    let connected: Vec<_> = connected.collect();
+    plan.route_all(handle, link, vrf, &connected, undo).await
 }
 
 /// A socket for messages to the kernel that needs no runtime.

@@ -1,6 +1,7 @@
 //! The device itself: hardware address, MTU, queue length, up or down.
 
 use futures_util::TryStreamExt;
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
@@ -157,6 +158,29 @@ pub(crate) fn message(index: u32, step: Step) -> LinkMessage {
         | Step::Rule(_) => builder,
     }
     .build()
+}
+
+/// The property that a message sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Property {
+    /// The controller.
+    Controller,
+    /// The hardware address.
+    Mac,
+    /// Another one: the attribute's number, and the flags.
+    Other((u16, LinkFlags)),
+}
+
+/// The property that is set by a message of vpnd, which sets only one.
+pub(crate) fn property(message: &LinkMessage) -> Property {
+    match message.attributes.first() {
+        Some(LinkAttribute::Controller(_)) => Property::Controller,
+        Some(LinkAttribute::Address(_)) => Property::Mac,
+        attribute => {
+            let kind = attribute.map(Nla::kind).unwrap_or_default();
+            Property::Other((kind, message.header.change_mask))
+        }
+    }
 }
 
 /// The longest packet that a device accepts.

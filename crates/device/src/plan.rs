@@ -10,7 +10,7 @@ use rtnetlink::packet_route::rule::RuleMessage;
 
 use crate::controller::{self, Kind};
 use crate::error::{Error, Step, is_off};
-use crate::link::Device;
+use crate::link::{self, Device, Property};
 use crate::missing::{Missing, why};
 use crate::route::Added;
 use crate::undo::{Change, Undo};
@@ -23,8 +23,10 @@ pub(crate) struct Plan {
     pub(crate) index: u32,
     /// Whether the kernel is prevented from sending IPv6 packets through the device by itself.
     pub(crate) silent: bool,
-    /// Whether the peer counts as alive at the beginning.
+    /// Whether the peer is alive, so that routes that depend on it exist while the plan is made.
     pub(crate) alive: bool,
+    /// Whether the device's hardware address is one that vpnd has set.
+    pub(crate) has_own_mac: bool,
     /// The MTU that was set.
     pub(crate) mtu: Option<u32>,
     /// The table of the routes that the kernel adds for the device.
@@ -74,6 +76,8 @@ impl Plan {
             index: device.index,
             silent: false,
             alive: link.alive,
+            has_own_mac: link.mac.is_some()
+                || (link.mac_as_port.is_some() && link.bridge.is_some()),
             mtu: link.mtu,
             table: table::MAIN,
             port_of: controller::wanted(link),
@@ -93,6 +97,7 @@ impl Plan {
         message: AddressMessage,
         undo: &mut Undo,
     ) -> Result<(), rtnetlink::Error> {
+        make_way(handle, &message, undo).await;
         let ours = intend(undo, Change::Address(message.clone()));
         let added = address::add(handle, &message).await;
         let added = self.or_later(added, message.header.family, || address::text(&message));
@@ -221,7 +226,7 @@ impl Plan {
     ) -> Result<(), Error> {
         let ours = intend(undo, Change::Route(held.route.clone()));
         let added = match held.by_peer && !self.alive {
-            true => self.try_out(handle, wanted, &held.route).await,
+            true => self.try_out(handle, wanted, &held.route, ours).await,
             false => self.add_route(handle, wanted, &held.route).await,
         };
         if settle(undo, ours, &added) {
@@ -243,19 +248,22 @@ impl Plan {
     }
 
     /// Adds and removes the route once, to find out whether that is possible while somebody still watches the
-    /// start. The peer is not alive yet, so the route must not exist, even if an earlier run left it on a
-    /// device that stays.
+    /// start. A route that is `known` was added before. The peer is not alive, so the route must not exist, even if an
+    /// earlier run left it on a device that stays.
     async fn try_out(
         &mut self,
         handle: &Handle,
         wanted: &Route,
         route: &RouteMessage,
+        known: bool,
     ) -> Result<bool, Error> {
         let refused =
             |plan: &Self, error| Error::refused(Step::Follow(wanted.to), &plan.device, &error);
         route::remove(handle, route).await.map_err(|error| refused(self, error))?;
-        self.add_route(handle, wanted, route).await?;
-        route::remove(handle, route).await.map_err(|error| refused(self, error))?;
+        if !known {
+            self.add_route(handle, wanted, route).await?;
+            route::remove(handle, route).await.map_err(|error| refused(self, error))?;
+        }
         Ok(true)
     }
 
@@ -341,13 +349,26 @@ impl Plan {
         refused
     }
 
+    /// Whether `change` is an address that had to go before this plan's address could be added, so that to remove it
+    /// would remove the new one.
+    pub(crate) fn has_replaced(&self, change: &Change) -> bool {
+        let Change::Address(former) = change else { return false };
+        let excludes = |one: &AddressMessage| address::excludes(one, former);
+        !self.addresses.contains(former) && self.addresses.iter().any(excludes)
+    }
+
     /// Whether the plan contains the object that `change` would remove.
     pub(crate) fn wants(&self, change: &Change) -> bool {
         match change {
             Change::Address(address) => self.addresses.contains(address),
             Change::Rule(rule) => self.rules.contains(rule),
             Change::Route(route) => self.routes.iter().any(|held| held.route == *route),
-            Change::Link(_) => change.device() == Some(self.index),
+            Change::Link(_) if change.device() != Some(self.index) => false,
+            Change::Link(before) => match link::property(before) {
+                Property::Controller => self.port_of.is_some(),
+                Property::Mac => self.has_own_mac,
+                Property::Other(_) => true,
+            },
         }
     }
 }
@@ -364,6 +385,18 @@ impl Tables {
     fn of(&self, route: &Route) -> u32 {
         let without = if route.is_default() { self.own } else { self.main };
         route.table.unwrap_or(without)
+    }
+}
+
+/// Removes an address of ours that the kernel cannot have together with this one. The record stays, in case the former
+/// address has to be restored.
+async fn make_way(handle: &Handle, message: &AddressMessage, undo: &Undo) {
+    for change in undo.changes() {
+        if let Change::Address(one) = change
+            && address::excludes(one, message)
+        {
+            change.clone().take_back(handle).await;
+        }
     }
 }
 

@@ -82,6 +82,11 @@ impl KnownPort {
         Self { last: None, memory }
     }
 
+    /// The device is a port of another bridge now, or of none.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+    }
+
     /// Restores the last known settings if the port `came_back`; reads the settings of a port that did not
     /// leave.
     pub(crate) async fn keep(

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use super::*;
 
+mod change;
 mod guard;
 mod kernel;
 pub(crate) mod left_behind;
@@ -73,6 +74,7 @@ fn link() -> Link {
         alive: false,
         own: None,
         passed_over: Families::default(),
+        guard_table: None,
     }
 }
 

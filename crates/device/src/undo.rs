@@ -153,10 +153,7 @@ impl Undo {
 
     /// Forgets the changes to a device that cannot be reached any more.
     pub(crate) fn forget_device(&mut self, index: u32) {
-        let is_about = |change: &Change| change.device() == Some(index);
-        let (gone, kept): (Vec<_>, Vec<_>) = self.changes.drain(..).partition(is_about);
-        self.changes = kept;
-        gone.iter().for_each(|change| self.journal.remove(change));
+        self.forget(|change| change.device() == Some(index));
     }
 
     /// Records a change that was made.
@@ -175,6 +172,27 @@ impl Undo {
         if let Some(change) = self.changes.pop() {
             self.journal.remove(&change);
         }
+    }
+
+    /// Forgets every record of a property of the device that was set before as well: only the first one has the value to
+    /// restore.
+    pub(crate) fn keep_first_of_link(&mut self) {
+        let mut seen = Vec::new();
+        self.forget(|change| {
+            let Change::Link(link) = change else { return false };
+            let of = (link.header.index, link::property(link));
+            let again = seen.contains(&of);
+            seen.push(of);
+            again
+        });
+    }
+
+    /// Forgets changes without reverting them.
+    pub(crate) fn forget(&mut self, mut is_over: impl FnMut(&Change) -> bool) {
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            self.changes.drain(..).partition(|change| is_over(change));
+        self.changes = kept;
+        gone.iter().for_each(|change| self.journal.remove(change));
     }
 
     pub(crate) fn contains(&self, change: &Change) -> bool {
@@ -238,7 +256,7 @@ impl Undo {
 }
 
 impl Change {
-    async fn take_back(self, handle: &Handle) {
+    pub(crate) async fn take_back(self, handle: &Handle) {
         let result = match self {
             Self::Address(address) => handle.address().del(address).execute().await,
             Self::Route(route) => handle.route().del(route).execute().await,

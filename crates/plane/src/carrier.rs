@@ -23,6 +23,13 @@ impl Carrier {
         Self { follows, is_on: alive, wanted: alive, changed: None }
     }
 
+    /// The carrier follows the peer from now on, or is left on. It is on while it does not follow.
+    pub(crate) const fn set_follows(&mut self, follows: bool) {
+        if self.follows != follows {
+            (self.follows, self.is_on) = (follows, true);
+        }
+    }
+
     /// The peer is alive, or dead.
     pub(crate) const fn follow(&mut self, alive: bool) {
         self.wanted = alive;

@@ -31,6 +31,13 @@ impl Lookups {
         Self { every, ..Self::default() }
     }
 
+    /// Another pause while the tunnel works, or there are no names any more.
+    pub(crate) fn retune(&mut self, now: BootTime, every: Option<Duration>) {
+        self.every = every;
+        let last = self.last.unwrap_or(now);
+        self.next_at = every.map(|every| last + self.pause.map_or(every, |pause| pause.min(every)));
+    }
+
     /// The names have just been looked up for the first time.
     pub(crate) fn begin(&mut self, now: BootTime) {
         if self.next_at.is_none() {

@@ -9,7 +9,7 @@ use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::key_log::Lines;
-use vpnd_protocol::peer::{Change, Command, Event, NotAsked, Peer, PeerStatus, Transmit};
+use vpnd_protocol::peer::{Change, Command, Event, NotAsked, Peer, PeerStatus, Transmit, Tuning};
 use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::Admitted;
 use vpnd_protocol::terms::Terms;
@@ -76,7 +76,18 @@ pub struct Plane {
     carrier: Carrier,
     /// The peer's addresses from name resolution and the configuration.
     addresses: Vec<SocketAddr>,
+    replaced: Replaced,
     effects: VecDeque<Effect>,
+}
+
+/// Whether the configured endpoints were replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replaced {
+    No,
+    /// Their addresses are not known yet.
+    Awaited,
+    /// The routes to their addresses are being looked up.
+    Resolved,
 }
 
 impl Plane {
@@ -96,6 +107,7 @@ impl Plane {
             followed: None,
             handshakes: Handshakes::default(),
             addresses: Vec::new(),
+            replaced: Replaced::No,
             effects: VecDeque::new(),
         }
     }
@@ -141,6 +153,9 @@ impl Plane {
     pub fn resolved(&mut self, mut addresses: Vec<SocketAddr>) {
         addresses.truncate(MAX_ADDRESSES);
         self.addresses = addresses;
+        if self.replaced == Replaced::Awaited {
+            self.replaced = Replaced::Resolved;
+        }
         self.push(Effect::AskRoutes { at_once: true });
     }
 
@@ -165,7 +180,12 @@ impl Plane {
         // If all routes lead into the tunnel, still try all addresses, so that the tunnel recovers when a route
         // changes.
         let usable = if usable.is_empty() { self.addresses.clone() } else { usable };
-        self.peer.handle_endpoints(now, usable);
+        if self.replaced == Replaced::Resolved {
+            self.replaced = Replaced::No;
+            self.peer.replace_endpoints(now, usable);
+        } else {
+            self.peer.handle_endpoints(now, usable);
+        }
         self.peer.avoid(now, avoided);
     }
 
@@ -179,6 +199,27 @@ impl Plane {
     ) {
         self.peer.adopt(now, terms, identities, remotes);
         self.diagnoses.reloaded();
+    }
+
+    /// Uses other settings from now on.
+    pub fn retune(&mut self, now: Now, tuning: &Tuning, settings: Settings) {
+        if settings.resolve_every != self.settings.resolve_every {
+            self.lookups.retune(now.boot, settings.resolve_every);
+        }
+        self.carrier.set_follows(settings.carrier_follows);
+        let former = std::mem::replace(&mut self.settings, settings);
+        self.peer.retune(now, tuning);
+        self.follow_path_mtu(self.settings.mtu_follows);
+        if former.mtu_max != self.settings.mtu_max {
+            self.measure_path();
+        }
+        self.set_carrier(now.boot);
+    }
+
+    /// The configuration has other endpoints: the next addresses that are resolved are theirs, and the tunnel moves
+    /// there.
+    pub const fn endpoints_replaced(&mut self) {
+        self.replaced = Replaced::Awaited;
     }
 
     /// Changes to another preshared key, with an immediate handshake.

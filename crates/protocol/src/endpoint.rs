@@ -73,6 +73,11 @@ impl Candidates {
         changed
     }
 
+    /// The next attempt begins with the first configured address, and not with the peer's last one.
+    pub(crate) const fn begin_with_configured(&mut self) {
+        self.cursor = 1;
+    }
+
     /// The configured addresses, in their order.
     pub(crate) fn configured(&self) -> impl Iterator<Item = SocketAddr> {
         self.configured.iter().copied()

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod activity;
+pub mod call;
 pub mod cookie;
 pub mod drop_reason;
 pub mod endpoint;

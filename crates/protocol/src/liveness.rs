@@ -71,6 +71,13 @@ impl Life {
         }
     }
 
+    /// Other limits, for what was heard so far as well. Probes that were sent by the former limits are forgotten.
+    pub(crate) fn retune(&mut self, dead_after: Duration, watched: bool) {
+        if (self.dead_after, self.watched) != (dead_after, watched) {
+            (self.dead_after, self.watched, self.asked) = (dead_after, watched, None);
+        }
+    }
+
     /// Changes the rule by which the peer counts as dead.
     pub(crate) const fn set_watched(&mut self, watched: bool) {
         self.watched = watched;

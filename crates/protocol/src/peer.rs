@@ -69,6 +69,7 @@ use responder::{Answered, Initiations};
 use upgrade::Answering;
 use window::Window;
 
+pub use change::Tuning;
 pub use echo::{Echo, NotAsked};
 pub use event::{Change, Command, Diagnosis, Event};
 pub use frames::{Greeting, Loss, Quality};
@@ -301,6 +302,22 @@ impl Peer {
             self.paths.set(to, None);
         }
         self.handle_wake(now);
+    }
+
+    /// Like [`handle_endpoints`](Self::handle_endpoints), for endpoints that a user has replaced. If the address in
+    /// use is a former one that is not among them, a handshake is attempted at the new ones; packets follow as soon as
+    /// one answers.
+    pub fn replace_endpoints(&mut self, now: Now, addresses: Vec<SocketAddr>) {
+        let current = self.endpoint().filter(|at| self.paths.candidates.name(*at));
+        let leaves = current.is_some_and(|at| !addresses.contains(&at)) && !addresses.is_empty();
+        self.handle_endpoints(now, addresses);
+        if leaves {
+            // A pending initiation is to the former address; its answer would keep the path there.
+            self.attempt = None;
+            self.paths.candidates.begin_with_configured();
+            self.try_other_addresses(now);
+            self.handle_wake(now);
+        }
     }
 
     /// Takes a handshake message.

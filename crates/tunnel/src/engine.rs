@@ -15,7 +15,6 @@ use vpnd_protocol::table::{Admitted, IDENTITIES, Table};
 use vpnd_tun::{Device, Mode};
 
 use crate::counters::Counters;
-use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 use crate::pacing::Pacing;
 pub use crate::refused::RefusedPackets;
@@ -40,8 +39,6 @@ pub const LOAD_THRESHOLD: usize = HANDSHAKE_QUEUE / 8;
 pub struct Options {
     /// Whether packets or frames cross the device.
     pub mode: Mode,
-    /// The messages of routers and DHCP servers that the peer may not send.
-    pub guard: Guard,
     /// The settings that may change while the threads run.
     pub policy: Policy,
     /// Called by each data thread before its work, to give up rights.
@@ -90,7 +87,6 @@ impl Engine {
             counters: Counters::default(),
             tap: Tap::default(),
             refused_sources: RefusedSources::default(),
-            guard: options.guard,
             marks_everything: AtomicBool::new(false),
             mode: options.mode,
             control: Signal::new()?,
@@ -215,6 +211,11 @@ impl Engine {
     /// Like [`Socket::change_port`].
     pub fn change_port(&self) -> io::Result<Option<u16>> {
         self.shared.socket.change_port()
+    }
+
+    /// The socket, to give it other settings.
+    pub fn socket(&self) -> &Socket {
+        &self.shared.socket
     }
 
     /// Changes the mark of all datagrams.

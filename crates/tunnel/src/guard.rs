@@ -25,6 +25,9 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Nothing is dropped.
+    pub(crate) const NONE: Self = Self { advertisements: false, solicitations: false, dhcp: false };
+
     /// Whether the IP packet at the beginning of `packet` is to be dropped. Padding may follow it.
     pub(crate) fn stops(self, packet: &[u8]) -> bool {
         if self == Self::default() || !self.concerns(packet) {

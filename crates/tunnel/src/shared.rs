@@ -14,7 +14,6 @@ use vpnd_protocol::wake_flag::Wake;
 use vpnd_tun::{Device, Mode};
 
 use crate::counters::Counters;
-use crate::guard::Guard;
 use crate::nested::Datagram;
 use crate::pacing::Pacing;
 use crate::refused::RefusedSources;
@@ -39,8 +38,6 @@ pub(crate) struct Shared {
     pub(crate) tap: Tap,
     /// Packets that the filter has refused, and that another configuration would allow.
     pub(crate) refused_sources: RefusedSources,
-    /// The kinds of messages of routers and DHCP servers that are dropped.
-    pub(crate) guard: Guard,
     /// Whether the path marks everything with "congestion experienced", so that its marks are ignored.
     pub(crate) marks_everything: AtomicBool,
     /// Whether packets or frames cross the device.

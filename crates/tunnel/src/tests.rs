@@ -23,7 +23,6 @@ use crate::clamp::Clamp;
 use crate::clock;
 use crate::counters::Counters;
 use crate::filter::Filter;
-use crate::guard::Guard;
 use crate::inbound::{Inbound, Queues};
 use crate::namespace::ip;
 use crate::outbound::Outbound;
@@ -167,7 +166,6 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
         counters: Counters::default(),
         tap: Default::default(),
         refused_sources: Default::default(),
-        guard: Guard::default(),
         marks_everything: AtomicBool::new(false),
         mode: Mode::Tun,
         control: Signal::new().unwrap(),

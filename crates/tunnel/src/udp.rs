@@ -1,10 +1,11 @@
 //! The UDP socket: one descriptor for both families, and one file per kernel feature.
 //!
-//! `bind` opens the socket. `gso` and `gro` move whole batches; `pktinfo` handles the local address, `tos` the
+//! `bind` opens the socket, and `change` gives it other settings later. `gso` and `gro` move whole batches; `pktinfo` handles the local address, `tos` the
 //! outer TOS byte, and `hops` the outer hop limit. `egress` contains the settings that decide on routes. `cmsg`
 //! encodes and decodes control messages, and `sys` contains the system calls.
 
 mod bind;
+mod change;
 mod cmsg;
 mod egress;
 mod gro;
@@ -55,7 +56,7 @@ pub struct Socket {
     /// The address that the socket was bound to; port 0 lets the kernel choose.
     bound_to: SocketAddr,
     /// The name of the interface that the socket is bound to.
-    device: Option<String>,
+    device: Mutex<Option<String>>,
     segmentation: gso::Segmentation,
     /// Held while the kernel is set to make fragments.
     fragmenting: Mutex<()>,
@@ -156,7 +157,7 @@ impl Socket {
             dual_stack: bound.dual_stack,
             local_port: AtomicU16::new(bound.local_port),
             bound_to: bound.at,
-            device: options.egress.device.clone(),
+            device: Mutex::new(options.egress.device.clone()),
             fragmenting: Mutex::new(()),
             segmentation: gso::Segmentation::new(options.gso),
         }

@@ -163,7 +163,7 @@ fn admit(
         }
         return Err(DropReason::SourceNotAllowed);
     }
-    if shared.guard.stops(packet) {
+    if policy.guard().stops(packet) {
         return Err(DropReason::Guarded);
     }
     ecn::decapsulate(mark.outer, mark.believed, packet)?;
@@ -195,7 +195,7 @@ fn admit_frame(
     if policy.macs().is_some_and(|macs| !macs.allow(frame)) {
         return Err(DropReason::SourceMacNotAllowed);
     }
-    if shared.guard.stops_frame(frame) {
+    if policy.guard().stops_frame(frame) {
         return Err(DropReason::Guarded);
     }
     if let Some(ip) = shared.mode.ip_start(frame) {

@@ -10,6 +10,7 @@ use vpnd_tun::Mode;
 
 use crate::clamp::{Clamp, Segments};
 use crate::filter::{Filter, Macs};
+use crate::guard::Guard;
 
 /// The published value. A new view shares the half that did not change with the previous view.
 pub(crate) struct View {
@@ -55,6 +56,7 @@ pub struct Policy {
     segments: Option<Segments>,
     filter: Filter,
     macs: Option<Macs>,
+    guard: Guard,
     generation: u64,
 }
 
@@ -70,6 +72,7 @@ impl Policy {
             segments: None,
             filter,
             macs: None,
+            guard: Guard::NONE,
             generation: 0,
         }
     }
@@ -93,6 +96,12 @@ impl Policy {
     #[must_use]
     pub fn with_macs(self, macs: Option<Macs>) -> Self {
         Self { macs, ..self }
+    }
+
+    /// The same policy with other messages of routers and DHCP servers that the peer may not send.
+    #[must_use]
+    pub fn with_guard(self, guard: Guard) -> Self {
+        Self { guard, ..self }
     }
 
     /// The device's MTU, which padding never exceeds.
@@ -123,6 +132,11 @@ impl Policy {
     /// The hardware addresses that the peer's frames may come from; `None` allows any address.
     pub(crate) const fn macs(&self) -> Option<&Macs> {
         self.macs.as_ref()
+    }
+
+    /// The messages of routers and DHCP servers that the peer may not send.
+    pub(crate) const fn guard(&self) -> Guard {
+        self.guard
     }
 
     /// Differs between any two published policies. When it changes, state that depends on the sizes in a policy

@@ -86,6 +86,15 @@ impl Config {
         [&own.private_key_file].into_iter().chain(others).map(PathBuf::as_path).collect()
     }
 
+    /// Whether the routes cover a whole family, with one network or with its two halves.
+    pub(crate) fn routes_everything(&self) -> bool {
+        [true, false].into_iter().any(|v4| {
+            let family = self.routes.iter().filter(|route| route.to.addr().is_ipv4() == v4);
+            let lengths: Vec<_> = family.map(|route| route.to.prefix_len()).collect();
+            lengths.contains(&0) || lengths.iter().filter(|len| **len == 1).count() > 1
+        })
+    }
+
     /// Whether there is a route that drops its packets while the peer is dead.
     pub(crate) fn has_kill_switch(&self) -> bool {
         self.routes.iter().any(|route| route.when_down == WhenDown::Blackhole)

@@ -58,6 +58,14 @@ impl Problem {
         Self { severity: Severity::Note, ..Self::error(message) }
     }
 
+    /// The problem in one sentence, with the advice.
+    pub(crate) fn sentence(&self) -> String {
+        match &self.help {
+            Some(help) => format!("{}; {help}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// Sets the position in the file.
     pub(crate) fn at(self, span: impl Into<Option<Range<usize>>>) -> Self {
         Self { span: span.into(), ..self }

@@ -10,13 +10,12 @@ use vpnd_crypto::{Algorithm, SecretKey};
 use vpnd_tunnel::udp::Listen;
 use zeroize::Zeroizing;
 
-use super::reload::compared;
 use super::section::TABLES;
 use super::{AlsoAccept, Handed, Loaded, Protocol, Report, load, load_handed};
 use crate::keys::{self, HandedKeys};
 
 /// A public key whose private half nobody has.
-const PEER: &str = "x/w8KfNz7rhSYau3uquf7fT8Qr6/4o7d/LItsHMBgzM=";
+pub(super) const PEER: &str = "x/w8KfNz7rhSYau3uquf7fT8Qr6/4o7d/LItsHMBgzM=";
 
 /// A directory with `site.key` and `site.psk` in it.
 fn directory() -> TempDir {
@@ -38,7 +37,7 @@ fn put(directory: &Path, name: &str, source: &str) -> PathBuf {
 }
 
 /// The smallest valid configuration, with more lines in either table.
-fn minimal(interface: &str, peer: &str) -> String {
+pub(super) fn minimal(interface: &str, peer: &str) -> String {
     format!(
         "[interface]\nprivate_key_file = 'site.key'\naddress = '10.99.0.1/30'\nlisten = 51820\n\
          {interface}\n[peer]\npublic_key = '{PEER}'\n{peer}\n"
@@ -59,7 +58,7 @@ fn try_load(source: &str) -> Result<Loaded, Report> {
     load(&put(directory.path(), "site.toml", source))
 }
 
-fn good(source: &str) -> Loaded {
+pub(super) fn good(source: &str) -> Loaded {
     try_load(source).unwrap_or_else(|report| panic!("{source}\n{report}"))
 }
 
@@ -319,97 +318,6 @@ fn what_is_handed_over_is_checked_like_a_file() {
     assert!(file.ends_with("the contents of /etc/hostname were not handed over"), "{file}");
     let place = said(private, &key, "mtu = 1");
     assert!(place.starts_with("site.toml:8:1: unknown key `mtu` in [peer]"), "{place}");
-}
-
-#[test]
-fn a_reload_changes_profile_and_keys() {
-    let running = good(&minimal("", "protocol = 'vpnd'")).config;
-    let next = SecretKey::from_bytes([5; 32]).public();
-    for peer in [
-        "protocol = 'wireguard'",
-        "protocol = 'vpnd'\ncipher = 'aes-256-gcm'\npost_quantum = false",
-        "protocol = 'vpnd'\nalso_accept = 'protocol=wireguard'",
-        "protocol = 'vpnd'\npreshared_key_file = 'site.psk'",
-        "protocol = 'vpnd'\nnext_preshared_key_file = 'site.psk'",
-        &format!("protocol = 'vpnd'\nnext_public_key = '{next}'"),
-    ] {
-        assert_eq!(running.can_become(&good(&minimal("", peer)).config), Ok(()), "{peer}");
-    }
-    let announced = good(&minimal("", &format!("next_public_key = '{next}'"))).config;
-    let arrived = good(&minimal("", "").replace(PEER, &next.to_string())).config;
-    assert_eq!(announced.can_become(&arrived), Ok(()), "the peer moved on to its next key");
-    let other = running.can_become(&arrived).unwrap_err().to_string();
-    assert!(other.starts_with("`[peer] public_key` differs: "), "{other}");
-}
-
-#[test]
-fn a_reload_changes_nothing_else() {
-    let running = good(&minimal("", "")).config;
-    let wanted = minimal(
-        "txqueuelen = 9",
-        "cipher = 'aes-256-gcm'\nprotocol = 'vpnd'\nallowed_ips = '0.0.0.0/0'",
-    );
-    let refused = running.can_become(&good(&wanted).config).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "`[interface] txqueuelen` differs: only mtu, mss_clamp, allowed_ips, allowed_macs, protocol, cipher, \
-         post_quantum, also_accept and the keys can be reloaded; restart for the rest"
-    );
-    let wanted = minimal("", "[[route]]\nto = '192.168.20.0/24'\n[path]\ngso = false");
-    let refused = running.can_become(&good(&wanted).config).unwrap_err().to_string();
-    let expected = "`[[route]]`, `[path] gso` differ: only ";
-    assert!(refused.starts_with(expected), "{refused}");
-}
-
-#[test]
-fn a_reload_changes_what_the_data_path_goes_by() {
-    let running = good(&minimal("", "")).config;
-    for (interface, more) in [
-        ("mtu = 9000", ""),
-        ("", "allowed_ips = ['10.99.0.0/30', '198.51.100.0/24']"),
-        ("", "[path]\nmss_clamp = 1200"),
-        ("", "[path]\nmss_clamp = 'off'"),
-    ] {
-        let wanted = good(&minimal(interface, more)).config;
-        assert_eq!(running.can_become(&wanted), Ok(()), "{interface} {more}");
-        assert_eq!(wanted.can_become(&running), Ok(()), "{interface} {more}");
-    }
-    let tap = |mtu: &str, peer: &str| {
-        let peer = format!("protocol = 'vpnd'\n{peer}");
-        good(&minimal(&format!("mode = 'tap'\n{mtu}"), &peer)).config
-    };
-    let (set, bare) = (tap("mtu = 1400", "allowed_macs = '02:00:00:00:00:07'"), tap("", ""));
-    assert_eq!(bare.can_become(&set), Ok(()));
-    let refused = set.can_become(&bare).unwrap_err().to_string();
-    assert!(refused.starts_with("`[interface] mtu` was removed: "), "{refused}");
-}
-
-#[test]
-fn every_key_may_change_or_takes_a_restart() {
-    const LIVE: [&str; 13] = [
-        "mtu",
-        "allowed_ips",
-        "allowed_macs",
-        "mss_clamp",
-        "private_key_file",
-        "next_private_key_file",
-        "protocol",
-        "cipher",
-        "post_quantum",
-        "also_accept",
-        "next_public_key",
-        "preshared_key_file",
-        "next_preshared_key_file",
-    ];
-    let config = good(&minimal("", "")).config;
-    let named: Vec<_> = compared(&config, &config).into_iter().map(|(key, _)| key).collect();
-    let tables = TABLES.iter().filter(|(title, _)| title.starts_with('[') && *title != "[[route]]");
-    let keys = tables.flat_map(|(title, keys)| keys.iter().map(move |key| (title, key)));
-    for (title, key) in keys {
-        let restart = named.contains(&format!("{title} {key}").as_str());
-        assert_ne!(restart, LIVE.contains(key), "{title} {key}");
-    }
-    assert!(named.contains(&"[[route]]"));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Difference;
 use crate::status::SCHEMA;
 
 /// The maximum length of a request with its newline, in bytes, without the files that follow it.
@@ -14,12 +15,12 @@ pub(super) const MAX_REQUEST: usize = 4096;
 pub(crate) struct Ask {
     /// Always [`SCHEMA`].
     pub(crate) schema: u32,
-    /// `status`, `ping`, `capture`, `reload`, `rotate` or `take-over`.
+    /// `status`, `ping`, `capture`, `reload`, `compare`, `rotate` or `take-over`.
     pub(crate) command: String,
     /// For `rotate`: whether the previous keys are removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) finish: bool,
-    /// For `reload`: the files that follow the line, in this order.
+    /// For `reload` and `compare`: the files that follow the line, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) files: Vec<Announced>,
     /// For `capture`: what is captured.
@@ -88,6 +89,20 @@ pub(super) struct Done {
 
 impl Done {
     pub(super) const OK: Self = Self { schema: SCHEMA, ok: true };
+}
+
+/// The answer to a `compare`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Differences {
+    schema: u32,
+    /// Every key that differs.
+    pub(crate) differences: Vec<Difference>,
+}
+
+impl Differences {
+    pub(super) const fn of(differences: Vec<Difference>) -> Self {
+        Self { schema: SCHEMA, differences }
+    }
 }
 
 /// The answer to a `ping`.

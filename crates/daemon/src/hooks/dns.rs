@@ -4,8 +4,6 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::plan::Argv;
 
 /// The program that talks to systemd-resolved.
@@ -44,19 +42,6 @@ pub(super) fn set(
 /// The commands that make systemd-resolved forget the servers and domains.
 pub(super) fn revert(device: &str) -> Vec<Argv> {
     command("revert", device, Vec::new())
-}
-
-/// Whether the routes cover a whole family, with one network or with its two halves.
-pub(super) fn is_everything(routes: impl Iterator<Item = IpNet> + Clone) -> bool {
-    [true, false].into_iter().any(|v4| {
-        let family = routes.clone().filter(|to| to.addr().is_ipv4() == v4);
-        let (mut halves, mut whole) = (0, false);
-        for to in family {
-            whole |= to.prefix_len() == 0;
-            halves += usize::from(to.prefix_len() == 1);
-        }
-        whole || halves > 1
-    })
 }
 
 fn command(verb: &str, device: &str, values: Vec<String>) -> Vec<Argv> {
@@ -99,17 +84,5 @@ mod tests {
         let expected = ["resolvectl dns tun0 10.99.0.2", "resolvectl default-route tun0 yes"];
         assert_eq!(lines(&["10.99.0.2"], &[], false), expected);
         assert!(lines(&[], &[], true).is_empty());
-    }
-
-    #[test]
-    fn everything_is_one_network_or_its_halves() {
-        let of = |routes: &[&str]| {
-            let routes: Vec<IpNet> = routes.iter().map(|text| text.parse().unwrap()).collect();
-            is_everything(routes.into_iter())
-        };
-        assert!(of(&["192.168.20.0/24", "::/0"]));
-        assert!(of(&["0.0.0.0/1", "128.0.0.0/1"]));
-        assert!(!of(&["0.0.0.0/1", "8000::/1"]));
-        assert!(!of(&["10.0.0.0/8"]));
     }
 }

@@ -66,7 +66,7 @@ fn command(words: &[String], from: &Path) -> Option<Argv> {
 }
 
 fn add_dns(plan: &mut Plan, config: &Config, device: &str) {
-    let everything = dns::is_everything(config.routes.iter().map(|route| route.to));
+    let everything = config.routes_everything();
     let set = dns::set(device, &config.dns.servers, &config.dns.domains, everything);
     if !set.is_empty() {
         plan.commands.insert(Event::SetDns, set);

@@ -58,6 +58,17 @@ impl Listener {
     pub(super) fn bind(listen: &MetricsListen) -> Result<Self, MetricsError> {
         match listen {
             MetricsListen::Address(address) => patiently(*address).map(Self::Tcp),
+            MetricsListen::Path(_) => Self::bind_now(listen),
+        }
+    }
+
+    /// Like [`bind`](Self::bind), but tries only once.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub(super) fn bind_now(listen: &MetricsListen) -> Result<Self, MetricsError> {
+        match listen {
+            MetricsListen::Address(address) => tcp(*address).map(Self::Tcp),
             MetricsListen::Path(path) => {
                 // Its directory decides who may connect, as with a port, where everybody may.
                 let everybody = Mode::from_bits_truncate(0o666);

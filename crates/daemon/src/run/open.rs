@@ -2,7 +2,7 @@
 //! descriptors are in one value, and the wanted state of the device in another.
 
 use vpnd_crypto::PublicKey;
-use vpnd_device::{Heard, Link, Mark, Netlink, Own, SpecificRoutes, Undo, Uplink};
+use vpnd_device::{Families, Heard, Link, Mark, Netlink, Own, SpecificRoutes, Undo, Uplink};
 use vpnd_protocol::inheritance::Inheritance;
 use vpnd_tun::{Carrier, Device};
 use vpnd_tunnel::udp::{Egress, Socket};
@@ -35,7 +35,7 @@ pub(super) struct Guarded {
     pub(super) outside: Netns,
     pub(super) egress: Egress,
     /// Whether the tunnel's routes would lead its own datagrams into the tunnel.
-    would_loop: bool,
+    pub(super) would_loop: bool,
     pub(super) undo: Undo,
     pub(super) opener: Option<Opener>,
 }
@@ -60,7 +60,7 @@ impl Guarded {
         let mut undo = changes::guard(config, &netlink, mark).await?;
         guard_output(config, &inside, &egress, &mut undo)
             .await
-            .inspect_err(|_| stays_shut(config))?;
+            .inspect_err(|_| stays_shut(config, config.has_kill_switch()))?;
         let opener = Opener::start(config, &undo, &inside)?;
         let outside = outside?;
         Ok(Self {
@@ -83,8 +83,10 @@ pub(super) struct Opened {
     pub(super) device: Device,
     /// Kept until everything is reverted.
     pub(super) tenancy: Option<Tenancy>,
-    /// The device's carrier, if it follows the peer.
+    /// The device's carrier, if it can be set.
     pub(super) carrier: Option<Carrier>,
+    /// The families whose routes the kernel ignores while the device has no carrier.
+    pub(super) passed_over: Families,
     pub(super) socket: Socket,
     pub(super) uplink: Option<Uplink>,
     pub(super) floor: FloorFile,
@@ -121,6 +123,7 @@ impl Opened {
         let is_alive = left.as_ref().is_some_and(Inheritance::is_alive);
         let tenancy = Tenancy::begin(config, &device);
         let carrier = opening::carrier(config, &device, is_alive);
+        let passed_over = inside.within(|| opening::passed_over(&device.name))?;
         let earlier = inherited.socket();
         let (socket, uplink) =
             outside.within(|| (opening::socket(config, egress, earlier), opening::uplink()))?;
@@ -129,32 +132,42 @@ impl Opened {
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, netlink, left.is_some()).await?;
         let uapi = uapi.or_else(|| opening::uapi(config, &device.name));
-        Ok(Self { device, tenancy, carrier, socket, uplink, floor, metrics, mtu, uapi, left })
+        Ok(Self {
+            device,
+            tenancy,
+            carrier,
+            passed_over,
+            socket,
+            uplink,
+            floor,
+            metrics,
+            mtu,
+            uapi,
+            left,
+        })
     }
 
     /// The wanted state of the device.
-    ///
-    /// # Errors
-    /// If its network namespace cannot be entered.
     pub(super) fn wanted(
         &self,
         config: &Config,
         public_key: &PublicKey,
         guarded: &Guarded,
-    ) -> Result<Link, RunError> {
-        let Guarded { inside, egress, would_loop, .. } = guarded;
+    ) -> Link {
+        let Guarded { egress, would_loop, .. } = guarded;
         let own = || Own {
             mark: changes::mark(config, egress),
             port: self.socket.local_port(),
             peers: config.peer.endpoints.iter().filter_map(Endpoint::address).collect(),
         };
-        let (name, follows) = (&self.device.name, self.carrier.is_some());
-        let passed_over = inside.within(|| opening::passed_over(name, follows))?;
-        let link = options::link(config, name, self.mtu, would_loop.then(own));
-        let alive = self.left.as_ref().is_some_and(Inheritance::is_alive);
-        let mut link = Link { passed_over, alive, ..link };
+        let name = &self.device.name;
+        let mut link = options::link(config, name, self.mtu, would_loop.then(own));
+        link.alive = self.left.as_ref().is_some_and(Inheritance::is_alive);
+        if options::carrier_follows(config, self.carrier.as_ref()) {
+            link.passed_over = self.passed_over;
+        }
         options::choose_mac(&mut link, config, &self.device, public_key);
-        Ok(link)
+        link
     }
 }
 
@@ -171,18 +184,18 @@ async fn guard_output(
     undo: &mut Undo,
 ) -> Result<(), RunError> {
     const NO_DEVICE: u32 = 0;
-    let specific = specific_routes(config, inside, NO_DEVICE).await?;
+    let specific = specific_routes(firewall::keeps_in(config), inside, NO_DEVICE).await?;
     let own = own_mark(config, egress);
     Ok(inside.within(|| firewall::guard(config, own, specific.as_ref(), undo))??)
 }
 
-/// The routes that a kill switch does not cover, if the packet filter's tables need them.
+/// The routes that a kill switch does not cover, if the packet filter's tables need them, or may need them later.
 pub(super) async fn specific_routes(
-    config: &Config,
+    needed: bool,
     inside: &Netns,
     index: u32,
 ) -> Result<Option<SpecificRoutes>, RunError> {
-    if !firewall::keeps_in(config) {
+    if !needed {
         return Ok(None);
     }
     let (netlink, heard) = inside

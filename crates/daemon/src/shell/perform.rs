@@ -99,7 +99,7 @@ impl Shell {
     }
 
     /// If the device is gone, its threads report that.
-    fn set_carrier(&self, on: bool) {
+    pub(super) fn set_carrier(&self, on: bool) {
         if let Some(Err(error)) = self.around.carrier.as_ref().map(|carrier| carrier.set(on)) {
             tracing::debug!("cannot set the carrier: {error}");
         }

@@ -1,18 +1,17 @@
 //! Handles requests from the control socket.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 
 use vpnd_plane::RotateError;
 use vpnd_tunnel::clock;
 
 use super::Shell;
-use crate::config::Config;
 use crate::control::Request;
+use crate::hand_on::Successor;
 use crate::keys::Keys;
 use crate::metrics::Scrape;
-use crate::options;
 use crate::status::{Fault, PathMtu, Status};
-use crate::terms::Agreement;
 
 impl Shell {
     /// Answers a request; the client may have left.
@@ -24,14 +23,19 @@ impl Shell {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Ping(reply) => self.ping(reply),
             Request::Capture(wanted, reply) => drop(reply.send(self.capture(wanted))),
-            Request::HandOn(successor) => self.successor = Some(successor),
+            Request::HandOn(stream) => self.offer(stream),
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
                 // wipes.
                 let keys = std::mem::replace(&mut wanted.1, Keys::blank());
                 let config = wanted.0;
                 let reloaded = self.become_new(config, keys).await?;
+                let reloaded = reloaded.map_err(|refused| refused.to_string());
                 drop(reply.send(logged("reloaded", reloaded)));
+            }
+            Request::Compare(wanted, reply) => {
+                let (config, keys) = &*wanted;
+                drop(reply.send(self.compare(config, keys)));
             }
             Request::Rotate { finish, reply } => {
                 let what = if finish { "rotation finished" } else { "rotated" };
@@ -39,6 +43,14 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Lets the process at the other end continue with the tunnel, if it is still there.
+    fn offer(&mut self, stream: UnixStream) {
+        match Successor::asking(stream, &self.engine.device(), self.engine.socket_fd()) {
+            Ok(successor) => self.successor = Some(successor),
+            Err(error) => tracing::warn!("the process that asked for the tunnel has left: {error}"),
+        }
     }
 
     /// Answers a request for the metrics; the client may have left.
@@ -72,36 +84,6 @@ impl Shell {
         status.peer.endpoint = peer.endpoint.map(|at| self.diagnostics.zones.show(at));
         status.stopping = self.around.stop.get().is_some();
         status
-    }
-
-    /// Changes to another configuration. If a key differs that cannot change, nothing changes, and
-    /// the reason is returned.
-    async fn become_new(&mut self, config: Config, keys: Keys) -> io::Result<Result<(), String>> {
-        if let Err(error) = self.around.running.can_become(&config) {
-            return Ok(Err(error.to_string()));
-        }
-        // The MTU comes first, because it is the only change that the kernel may refuse.
-        let mtu = config.interface.mtu.unwrap_or_else(|| self.plane.policy().mtu());
-        self.mtu_refused = None;
-        self.plane.set_policy(options::policy(&config, mtu));
-        self.settle().await?;
-        if let Some(error) = self.mtu_refused.take() {
-            return Ok(Err(error.to_string()));
-        }
-        self.adopt(&config, keys);
-        self.plane.follow_path_mtu(options::mtu_follows(&config));
-        self.around.running = config;
-        Ok(Ok(()))
-    }
-
-    /// Changes to other terms and keys, with an immediate handshake.
-    fn adopt(&mut self, config: &Config, keys: Keys) {
-        self.around.hold.keep(&keys.preshared);
-        let Agreement { identities, remotes, terms } = Agreement::of(config, keys);
-        self.plane.adopt(clock::now(), terms, identities, remotes);
-        self.diagnostics.expect(config.peer.public_key);
-        self.around.about.protocol = config.peer.protocol.to_string();
-        self.around.about.preshared_key = config.peer.preshared_key_file.is_some();
     }
 
     fn rotate(&mut self, finish: bool) -> Result<(), String> {

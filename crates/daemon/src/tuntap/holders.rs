@@ -14,7 +14,7 @@ use crate::terminal::Printable;
 /// A process that is attached to a device.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Holder {
-    pid: u32,
+    pub(crate) pid: u32,
     name: String,
     /// The number of its descriptors that are attached.
     queues: usize,

@@ -16,7 +16,7 @@ use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::inheritance::Inheritance;
 use vpnd_protocol::message::{self, Index, Message};
 use vpnd_protocol::peer::{
-    Change, Command, Echo, Event, Load, NotAsked, Peer, PeerStatus, Transmit,
+    Change, Command, Echo, Event, Load, NotAsked, Peer, PeerStatus, Transmit, Tuning,
 };
 use vpnd_protocol::table::Arrival;
 use vpnd_protocol::time::{BootTime, Now, WallTime};
@@ -284,6 +284,33 @@ impl End {
         let (own, remotes) = (self.options.identities(self.side), self.options.remotes());
         self.plane.adopt(self.clock(now), self.options.terms(), own, remotes);
         self.flush(now);
+    }
+
+    /// The configuration's timers and policies for the path have changed, and are taken up.
+    pub(crate) fn retune(&mut self, now: Duration) {
+        let Options {
+            keepalive, dead_after, watch, roam, return_after, sources, raise_after, ..
+        } = self.options;
+        let tuning = Tuning {
+            keepalive,
+            dead_after,
+            watch,
+            roam,
+            return_after,
+            sources,
+            dscp: 46,
+            raise_after,
+            tests_segmentation: true,
+        };
+        self.plane.retune(self.clock(now), &tuning, settings(&self.options));
+        self.flush(now);
+    }
+
+    /// The configuration has other endpoints.
+    pub(crate) fn replace_endpoints(&mut self, now: Duration) {
+        self.retune(now);
+        self.plane.endpoints_replaced();
+        self.resolve(now);
     }
 
     /// Its user pings the peer.
@@ -601,19 +628,23 @@ fn start(
     let mut peer = Peer::new(config, Arc::clone(&activity), Box::new(own_rng), now);
     let alive = left.as_ref().is_some_and(Inheritance::is_alive);
     left.into_iter().for_each(|left| peer.inherit(now, left));
-    let settings = Settings {
-        mtu_max: None,
-        mtu_follows: options.mtu_follows,
-        alive,
-        carrier_follows: true,
-        endpoints: options.endpoint.into_iter().chain(options.also_at.clone()).map(Some).collect(),
-        resolve_every: options.resolve_every,
-    };
+    let settings = Settings { alive, ..settings(options) };
     let policy = policy(MTU, None, &["10.99.0.0/16"]);
     let mut plane = Plane::new(peer, policy.clone(), settings);
     let first = plane.poll(now, &mut Vec::new());
     let Some(Effect::Publish(table)) = first else { panic!("a new control plane publishes first") };
     (plane, Data::new(activity, *table, policy))
+}
+
+fn settings(options: &Options) -> Settings {
+    Settings {
+        mtu_max: None,
+        mtu_follows: options.mtu_follows,
+        alive: false,
+        carrier_follows: true,
+        endpoints: options.endpoint.into_iter().chain(options.also_at.clone()).map(Some).collect(),
+        resolve_every: options.resolve_every,
+    }
 }
 
 /// What the data path goes by.

@@ -32,6 +32,7 @@ mod preshared;
 mod reach;
 mod rekey;
 mod restart;
+mod retune;
 mod roaming;
 mod stamps;
 mod states;

@@ -186,6 +186,14 @@ impl Alternatives {
         }
     }
 
+    /// Addresses have to answer for another time. What is known of them was measured at another rate, so it is forgotten.
+    pub(super) fn retune(&mut self, return_after: Duration) {
+        if self.return_after != return_after {
+            self.return_after = return_after;
+            self.known.clear();
+        }
+    }
+
     /// The time between two probes of an address that answers.
     fn pause(&self) -> Duration {
         match self.answers {

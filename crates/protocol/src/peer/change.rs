@@ -6,13 +6,50 @@ use std::time::Duration;
 
 use vpnd_crypto::key::{PresharedKey, PublicKey};
 
+#[cfg(doc)]
+use super::Config;
 use super::{DeviceFacts, Peer};
+use crate::endpoint::{Roam, Sources};
 use crate::handshake::Identity;
 use crate::session::Pair;
 use crate::terms::Terms;
 use crate::time::Now;
 
+/// The settings that do not concern handshakes or keys, and that may change while the tunnel runs. They have the
+/// meaning of the same fields of [`Config`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// See [`Config::keepalive`].
+    pub keepalive: Option<Duration>,
+    /// See [`Config::dead_after`].
+    pub dead_after: Duration,
+    /// See [`Config::watch`].
+    pub watch: bool,
+    /// See [`Config::roam`].
+    pub roam: Roam,
+    /// See [`Config::return_after`].
+    pub return_after: Duration,
+    /// See [`Config::sources`].
+    pub sources: Sources,
+    /// See [`Config::dscp`].
+    pub dscp: u8,
+    /// See [`Config::raise_after`].
+    pub raise_after: Duration,
+    /// See [`Config::tests_segmentation`].
+    pub tests_segmentation: bool,
+}
+
 impl Peer {
+    /// Uses other settings from now on. Sessions and the path stay.
+    pub fn retune(&mut self, now: Now, tuning: &Tuning) {
+        self.follow_flags(now);
+        self.timers.set_keepalive(tuning.keepalive);
+        self.life.retune(tuning.dead_after, tuning.watch);
+        self.port.retune(tuning.dead_after);
+        self.paths.retune(tuning);
+        self.handle_wake(now);
+    }
+
     /// Changes to other terms and keys, with an immediate handshake. Sessions under the old ones carry data
     /// until it completes.
     pub fn adopt(

@@ -16,7 +16,7 @@ use super::frames::Gauge;
 use super::roaming::Roaming;
 use super::segmentation::Segmentation;
 use super::size::Size;
-use super::{Config, Transmit};
+use super::{Config, Transmit, Tuning};
 use crate::activity::Source;
 use crate::endpoint::{Candidates, Roam, Sources};
 use crate::table::{Arrival, Path};
@@ -77,6 +77,22 @@ impl Paths {
             size: Size::new(config.max_datagram, config.raise_after),
             segmentation: Segmentation::new(config.tests_segmentation),
             gauge: Gauge::default(),
+        }
+    }
+
+    /// Uses other settings. A path that began at the former configured source changes to the new one.
+    pub(super) fn retune(&mut self, tuning: &Tuning) {
+        let former = std::mem::replace(&mut self.sources, tuning.sources);
+        (self.roam, self.dscp) = (tuning.roam, tuning.dscp);
+        self.alternatives.retune(tuning.return_after);
+        self.size.raise_after = tuning.raise_after;
+        self.segmentation.retune(tuning.tests_segmentation);
+        let Some(path) = self.current else { return };
+        let singly = self.segmentation.sends_singly(path.to.ip());
+        self.current = Some(Path { dscp: self.dscp, singly, ..path });
+        let [was, wanted] = [former, self.sources].map(|sources| sources.towards(path.to));
+        if was != wanted && (wanted.is_some() || path.from == was) {
+            self.change_source(wanted);
         }
     }
 

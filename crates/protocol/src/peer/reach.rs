@@ -37,8 +37,16 @@ pub(super) struct Port {
 
 impl Port {
     pub(super) fn new(is_fixed: bool, dead_after: Duration, now: BootTime) -> Self {
-        let patience = if is_fixed { SILENT_AFTER } else { dead_after.min(OTHER_PORT_AFTER) };
-        Self { is_fixed, since: now, patience }
+        Self { is_fixed, since: now, patience: Self::patience(is_fixed, dead_after) }
+    }
+
+    fn patience(is_fixed: bool, dead_after: Duration) -> Duration {
+        if is_fixed { SILENT_AFTER } else { dead_after.min(OTHER_PORT_AFTER) }
+    }
+
+    /// The peer counts as dead after another time.
+    pub(super) fn retune(&mut self, dead_after: Duration) {
+        self.patience = Self::patience(self.is_fixed, dead_after);
     }
 
     /// The port works, or is tried anew, from `since` on.

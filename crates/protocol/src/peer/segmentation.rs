@@ -94,6 +94,13 @@ impl Segmentation {
         }
     }
 
+    /// Makes trials, or makes none and forgets what they have shown.
+    pub(super) fn retune(&mut self, is_tested: bool) {
+        if self.is_tested != is_tested {
+            *self = Self::new(is_tested);
+        }
+    }
+
     /// Whether datagrams to this address leave singly now.
     pub(super) fn sends_singly(&self, to: IpAddr) -> bool {
         self.to == Some(to)

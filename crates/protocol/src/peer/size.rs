@@ -36,7 +36,7 @@ pub(super) struct Size {
     reported: Option<u16>,
     /// When the size in use became what it is.
     since: BootTime,
-    raise_after: Duration,
+    pub(super) raise_after: Duration,
     /// The size that is used before anything is known about the path.
     initial: u16,
 }

@@ -252,7 +252,7 @@ fn set_up(socket: &Socket, at: SocketAddr, wanted: &Options) -> Result<(), BindE
         (Gso::Off, _) => {}
         (_, result) => result?,
     }
-    make_room(socket, wanted)
+    make_room(socket, (wanted.receive_buffer, wanted.send_buffer))
 }
 
 /// Binds the socket, even to an address that this host does not have yet; then nothing is received or sent
@@ -291,8 +291,8 @@ fn open(listen: Listen) -> Result<(Socket, SocketAddr), BindError> {
 
 /// Sets the buffer sizes: without a limit if this process has the privilege, or up to the administrator's
 /// limit.
-fn make_room(socket: &Socket, wanted: &Options) -> Result<(), BindError> {
-    let bytes = wanted.receive_buffer;
+pub(super) fn make_room(socket: &Socket, (receive, send): (usize, usize)) -> Result<(), BindError> {
+    let bytes = receive;
     if sys::set(socket, RECEIVE_FORCE, whole(bytes)).is_err() {
         socket.set_recv_buffer_size(bytes).map_err(BindError::Open)?;
         tracing::info!(
@@ -300,7 +300,7 @@ fn make_room(socket: &Socket, wanted: &Options) -> Result<(), BindError> {
             "the receive buffer is limited by net.core.rmem_max: a larger one needs CAP_NET_ADMIN"
         );
     }
-    let bytes = wanted.send_buffer;
+    let bytes = send;
     if sys::set(socket, SEND_FORCE, whole(bytes)).is_err() {
         socket.set_send_buffer_size(bytes).map_err(BindError::Open)?;
     }
@@ -311,7 +311,7 @@ fn whole(bytes: usize) -> c_int {
     c_int::try_from(bytes).unwrap_or(c_int::MAX)
 }
 
-fn set(socket: &Socket, option: IntOption, value: c_int) -> Result<(), BindError> {
+pub(super) fn set(socket: &Socket, option: IntOption, value: c_int) -> Result<(), BindError> {
     sys::set(socket, option, value)
         .map_err(|source| BindError::Option { label: option.label, source })
 }

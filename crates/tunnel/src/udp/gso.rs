@@ -16,7 +16,7 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use nix::sys::utsname;
 use socket2::{Domain, SockAddr, Type};
@@ -182,9 +182,10 @@ impl Route {
 /// lost, one more send is refused.
 #[derive(Debug)]
 pub(super) struct Segmentation {
-    enabled: bool,
-    /// This kernel segments a batch of equal datagrams wrongly.
-    spoils_equal: bool,
+    /// Whether whole batches are sent at all.
+    enabled: AtomicBool,
+    /// Batches of equal datagrams are sent singly, because this kernel segments them wrongly.
+    spares_equal: AtomicBool,
     max_segments: usize,
     refused: AtomicU64,
     batches_left: AtomicU32,
@@ -195,26 +196,31 @@ impl Segmentation {
     /// Asks the kernel, over the loopback device, how many datagrams one send may contain. If that device is
     /// down, this uses the smaller number.
     pub(super) fn new(wanted: Gso) -> Self {
-        if wanted == Gso::Off {
-            return Self { enabled: false, ..Self::of(FEW) };
-        }
+        let segmentation = Self::of(if probe_segments(MANY).is_ok() { MANY } else { FEW });
+        segmentation.want(wanted);
+        segmentation
+    }
+
+    /// Sends whole batches from now on, or single datagrams.
+    pub(super) fn want(&self, wanted: Gso) {
         let kernel = utsname::uname().ok();
         let release =
             kernel.as_ref().and_then(|kernel| kernel.release().to_str()).unwrap_or_default();
-        let spoils_equal = wanted == Gso::Auto && spoils_equal(release);
-        if spoils_equal {
+        let spares_equal = wanted == Gso::Auto && spoils_equal(release);
+        if spares_equal {
             tracing::info!(
                 "Linux {release} may send batches of equal datagrams wrongly, so these leave singly; Linux 7.1.5 has \
                  the correction, and [path] gso = true is right if this kernel has it as well"
             );
         }
-        Self { spoils_equal, ..Self::of(if probe_segments(MANY).is_ok() { MANY } else { FEW }) }
+        self.spares_equal.store(spares_equal, Relaxed);
+        self.enabled.store(wanted != Gso::Off, Relaxed);
     }
 
     fn of(max_segments: usize) -> Self {
         Self {
-            enabled: true,
-            spoils_equal: false,
+            enabled: AtomicBool::new(true),
+            spares_equal: AtomicBool::new(false),
             max_segments,
             refused: AtomicU64::new(0),
             batches_left: AtomicU32::new(0),
@@ -236,9 +242,9 @@ impl Segmentation {
     }
 
     fn allows(&self, route: Route, segments: usize, is_equal: bool) -> bool {
-        self.enabled
+        self.enabled.load(Relaxed)
             && segments <= self.max_segments
-            && !(is_equal && self.spoils_equal)
+            && !(is_equal && self.spares_equal.load(Relaxed))
             && !self.is_known_to_refuse(route)
     }
 
@@ -331,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_batch_that_this_kernel_spoils_is_not_segmented() {
-        let gso = Segmentation { spoils_equal: true, ..Segmentation::of(FEW) };
+        let gso = Segmentation { spares_equal: true.into(), ..Segmentation::of(FEW) };
         assert!(!gso.allows(HERE, 2, true));
         assert!(gso.allows(HERE, 2, false));
     }

@@ -36,7 +36,7 @@ impl Socket {
     ///
     /// The kernel's error.
     pub fn follow_device(&self) -> io::Result<bool> {
-        let Some(device) = &self.device else { return Ok(false) };
+        let Some(device) = self.device() else { return Ok(false) };
         let bound = sys::get(&self.inner, BOUND_INDEX)?;
         // While no interface has the name, the socket stays bound to the deleted interface, and sends nothing.
         let Ok(index) = if_nametoindex(device.as_str()) else { return Ok(false) };
@@ -56,9 +56,9 @@ impl Socket {
         self.inner.set_mark(mark)
     }
 
-    fn renew(&self) -> io::Result<()> {
+    pub(super) fn renew(&self) -> io::Result<()> {
         sys::disconnect(&self.inner)?;
-        if let Some(device) = &self.device {
+        if let Some(device) = self.device() {
             self.inner.bind_device(Some(device.as_bytes()))?;
         }
         if self.bound_to.port() == 0 {
