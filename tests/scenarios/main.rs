@@ -4,6 +4,7 @@
 //! `VPND_TESTS=long` selects the long tests.
 
 mod bridges;
+mod capture;
 mod carrier;
 mod change;
 mod continuity;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         moves::scenarios(),
         interop::scenarios(),
         bridges::scenarios(),
+        capture::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
         device::scenarios(),

@@ -123,6 +123,30 @@ impl Asked {
         let line = heard(self.stream, Ok(())).map_err(|error| explain(&self.path, error))?;
         read(&self.path, &line)
     }
+
+    /// The answer, and the connection, on which more follows.
+    ///
+    /// # Errors
+    ///
+    /// Like [`ask`].
+    pub(crate) fn stream(mut self) -> Result<(Value, Socket), AskError> {
+        let line = first_line(&mut self.stream).map_err(|error| explain(&self.path, error))?;
+        let answer = read(&self.path, &line)?;
+        let socket = self.stream.socket;
+        let unlimited = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
+        unlimited.map_err(|error| explain(&self.path, error))?;
+        Ok((answer, socket))
+    }
+}
+
+/// The bytes up to the end of the line, and none after it.
+fn first_line(stream: &mut Conversation) -> io::Result<String> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while byte != [b'\n'] && (line.len() as u64) < MAX_ANSWER {
+        stream.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).map_err(io::Error::other)
 }
 
 impl AsFd for Asked {

@@ -3,6 +3,7 @@
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::capture::CaptureOptions;
 use crate::check::CheckOptions;
 use crate::demo::DemoOptions;
 use crate::doctor::DoctorOptions;
@@ -78,6 +79,8 @@ pub(crate) enum Command {
     Wait(WaitOptions),
     /// Measures the round trip to the peer's vpnd
     Ping(PingOptions),
+    /// Captures the packets of a running tunnel, as root
+    Capture(CaptureOptions),
     /// Shows how large packets on the path may be, and how that is known
     Mtu(MtuOptions),
     /// Reloads the configuration and keys of a running tunnel

@@ -1,6 +1,7 @@
 //! The control socket, on which a running tunnel answers root and the daemon's own user. It is bound while the
 //! daemon still has the privilege to make the socket's directory.
 
+mod feed;
 mod read;
 mod wire;
 
@@ -29,7 +30,10 @@ use crate::worker::Worker;
 use read::{read_line, receive};
 use wire::{Done, MAX_REQUEST, line};
 
-pub(crate) use wire::{Announced, Ask, CONFIG, Differences, Ping, Refusal, STOPPING};
+pub(crate) use feed::{Ended, Feed};
+pub(crate) use wire::{
+    Announced, Ask, AskCapture, Begun, CONFIG, Differences, Ping, Refusal, STOPPING,
+};
 
 /// A client that has not sent its request and read the answer within this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -62,6 +66,8 @@ pub(crate) enum Request {
     Status(oneshot::Sender<Status>),
     /// Send a PING to the peer; the reply comes with its answer. The reply is an error if the peer answers none.
     Ping(oneshot::Sender<Result<Ping, String>>),
+    /// Capture packets; the reply is an error if that is not possible.
+    Capture(AskCapture, oneshot::Sender<Result<(Begun, Feed), String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
     Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
     /// Report which keys differ from this configuration and these keys.
@@ -184,6 +190,8 @@ enum Outcome {
     Answer(Answer),
     /// The answer depends on the peer, and may take longer than a client may.
     Ping(oneshot::Receiver<Result<Ping, String>>),
+    /// Records follow the answer until the client leaves.
+    Capture(Begun, Feed),
     /// The client continues with the tunnel.
     HandOn,
 }
@@ -202,11 +210,19 @@ impl socket_file::Desk for Desk {
                 // A client that has left takes no place of others.
                 _left = client.read(&mut more) => return Ok(()),
             },
+            Outcome::Capture(begun, feed) => {
+                write(&mut client, &line(&begun)).await?;
+                return feed.serve(client).await;
+            }
         };
         let answer = answer.unwrap_or_else(|error| line(&Refusal { schema: SCHEMA, error }));
-        timeout(PATIENCE, client.write_all(answer.as_bytes())).await??;
+        write(&mut client, &answer).await?;
         client.shutdown().await
     }
+}
+
+async fn write(client: &mut UnixStream, answer: &str) -> io::Result<()> {
+    timeout(PATIENCE, client.write_all(answer.as_bytes())).await?
 }
 
 impl Desk {
@@ -217,12 +233,17 @@ impl Desk {
             Rights::Nothing => {
                 Ok(Outcome::Answer(Err(format!("uid {uid} may not ask this tunnel"))))
             }
-            rights => self.answer(client, rights).await,
+            rights => self.answer(client, uid, rights).await,
         }
     }
 
     /// Reads a request and carries it out.
-    async fn answer(&self, client: &mut UnixStream, rights: Rights) -> io::Result<Outcome> {
+    async fn answer(
+        &self,
+        client: &mut UnixStream,
+        uid: Uid,
+        rights: Rights,
+    ) -> io::Result<Outcome> {
         // Bytes after the line may have arrived together with it. They may contain keys.
         let mut came = Zeroizing::new([0; MAX_REQUEST]);
         let (line, early) = read_line(client, &mut *came).await?;
@@ -233,6 +254,13 @@ impl Desk {
         Ok(Outcome::Answer(match ask.command.as_str() {
             "status" => self.status().await,
             "ping" => return Ok(self.ping().await),
+            "capture" if !uid.is_root() => {
+                Err(format!("only root may capture the tunnel's packets, and uid {uid} asks"))
+            }
+            "capture" => match self.capture(ask.capture).await {
+                Ok((begun, feed)) => return Ok(Outcome::Capture(begun, feed)),
+                Err(refused) => Err(refused),
+            },
             "take-over" if rights == Rights::Change && may_take_over(client) => {
                 return Ok(Outcome::HandOn);
             }
@@ -251,6 +279,13 @@ impl Desk {
         let (reply, replied) = oneshot::channel();
         self.send(Request::Ping(reply)).await;
         Outcome::Ping(replied)
+    }
+
+    async fn capture(&self, wanted: Option<AskCapture>) -> Result<(Begun, Feed), String> {
+        let wanted = wanted.ok_or("a capture of nothing")?;
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Capture(wanted, reply)).await;
+        replied.await.map_err(|_| STOPPING.to_owned())?
     }
 
     async fn status(&self) -> Answer {
@@ -459,6 +494,19 @@ mod tests {
             drop(client);
             timeout(PATIENCE, reply.closed()).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_started_the_tunnel_may_not_capture_unless_it_is_root() {
+        let (_directory, _path, control) = bound();
+        let capture = AskCapture { inner: true, outer: false, keys: false, snaplen: 96 };
+        let ask = Ask { capture: Some(capture), ..Ask::new("capture") };
+        let (mut client, mut served) = UnixStream::pair().unwrap();
+        client.write_all(line(&ask).as_bytes()).await.unwrap();
+        let owner = Uid::from_raw(1000);
+        let outcome = control.desk.answer(&mut served, owner, Rights::Change).await.unwrap();
+        let Outcome::Answer(Err(refused)) = outcome else { panic!("it was not refused") };
+        assert_eq!(refused, "only root may capture the tunnel's packets, and uid 1000 asks");
     }
 
     /// A request to reload with these announced files, followed by `behind`.

@@ -3,6 +3,7 @@
 mod account;
 mod alarm;
 mod ask;
+mod capture;
 mod changes;
 mod check;
 #[cfg(test)]
@@ -111,6 +112,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Status(options) => show_status::run(&options),
         Command::Wait(options) => wait::run(&options),
         Command::Ping(options) => ping::run(&options),
+        Command::Capture(options) => capture::run(&options),
         Command::Mtu(options) => show_status::mtu(&options),
         Command::Reload(options) => reload::reload(&options),
         Command::Release(options) => release::run(&options),

@@ -1,6 +1,8 @@
 //! Runs the control plane's event loop. It waits for the next event, passes it to the [`Plane`], and carries
 //! out the effects that the plane returns. It makes no decisions itself.
 
+mod capture;
+mod captured;
 mod network;
 mod perform;
 mod pings;
@@ -50,6 +52,7 @@ use crate::uapi::Hold;
 use crate::watch::watch;
 use crate::worker::Worker;
 
+use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
 pub(crate) use reload::Alterable;
@@ -138,6 +141,7 @@ pub(crate) struct Shell {
     watchdog: Option<tokio::time::Interval>,
     datagram: Vec<u8>,
     pings: Pings,
+    capture: Option<Running>,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
     /// The process that has asked to continue with the tunnel.
@@ -174,6 +178,7 @@ impl Shell {
             started: clock::boot(),
             datagram: Vec::new(),
             pings: Pings::default(),
+            capture: None,
             mtu_refused: None,
             successor: None,
             plane,
@@ -227,6 +232,7 @@ impl Shell {
                 seen = self.around.device_watch.changed() => self.device(seen)?,
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
                 asked = self.around.hold.next() => self.answer_wireguard(asked),
+                () = ended(&mut self.capture) => self.end_capture(),
                 scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),

@@ -82,6 +82,21 @@ pub(crate) struct Status {
     /// The rights that the main thread has given up.
     #[serde(default)]
     pub(crate) sandbox: Option<Confined>,
+    /// The capture that runs.
+    #[serde(default)]
+    pub(crate) capture: Option<Capture>,
+    /// Whether root may record the keys of sessions.
+    #[serde(default)]
+    pub(crate) key_log_allowed: bool,
+}
+
+/// What is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Capture {
+    pub(crate) inner: bool,
+    pub(crate) outer: bool,
+    /// Whether the keys of handshakes are recorded too.
+    pub(crate) keys: bool,
 }
 
 /// One of our routes, and the route that takes its packets.
@@ -267,6 +282,8 @@ impl Status {
             missing: Vec::new(),
             bypassed: Vec::new(),
             sandbox: Some(about.sandbox.clone()),
+            capture: None,
+            key_log_allowed: false,
         }
     }
 }
@@ -280,6 +297,11 @@ impl Status {
     /// The same status with the size of packets on the path.
     pub(crate) fn with_path_mtu(self, path_mtu: Option<PathMtu>) -> Self {
         Self { path_mtu, ..self }
+    }
+
+    /// The same status with what is captured, and whether keys may be.
+    pub(crate) fn with_capture(self, capture: Option<Capture>, key_log_allowed: bool) -> Self {
+        Self { capture, key_log_allowed, ..self }
     }
 
     /// The same status with missing addresses, rules and routes.
@@ -530,6 +552,7 @@ pub(crate) mod tests {
             "missing": [],
             "bypassed": [],
             "sandbox": { "system_calls": "errno", "files": "restricted", "memory_locked": true },
+            "capture": null, "key_log_allowed": false,
         });
         assert_eq!(shown, expected);
         let drops = shown["drops"].as_object().unwrap();

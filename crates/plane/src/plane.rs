@@ -8,6 +8,7 @@ use vpnd_crypto::{PresharedKey, PublicKey};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::handshake::Identity;
 use vpnd_protocol::inheritance::Inheritance;
+use vpnd_protocol::key_log::Lines;
 use vpnd_protocol::peer::{Change, Command, Event, NotAsked, Peer, PeerStatus, Transmit, Tuning};
 use vpnd_protocol::receive_order::Framed;
 use vpnd_protocol::table::Admitted;
@@ -262,6 +263,21 @@ impl Plane {
     /// Ends all sessions without a word to the peer, and returns what the next process of this tunnel continues with.
     pub fn hand_on(&mut self, now: Now) -> Inheritance {
         self.peer.hand_on(now)
+    }
+
+    /// Logs the keys of handshakes from now on, and starts one at once.
+    pub fn start_key_log(&mut self, now: Now) {
+        self.peer.start_key_log(now);
+    }
+
+    /// Logs no more keys.
+    pub fn stop_key_log(&mut self) {
+        self.peer.stop_key_log();
+    }
+
+    /// The next lines of the key log, which belong before the datagram that was polled last.
+    pub fn poll_key_log(&mut self) -> Option<Lines> {
+        self.peer.poll_key_log()
     }
 
     /// Ends the session, and informs the peer.

@@ -44,6 +44,10 @@ impl Identity {
     pub fn public(&self) -> &PublicKey {
         &self.public
     }
+
+    pub(crate) fn secret(&self) -> &SecretKey {
+        &self.secret
+    }
 }
 
 /// An initiator that waits for the response.
@@ -76,6 +80,10 @@ impl Initiator {
     /// Our index for the future session.
     pub fn index(&self) -> Index {
         self.index
+    }
+
+    pub(crate) fn ephemeral(&self) -> &SecretKey {
+        &self.ephemeral
     }
 
     /// Reads message 2 under the first of the preshared keys that decrypts it. After a failure we continue to
@@ -192,8 +200,20 @@ impl Claim {
         psk: &PresharedKey,
         rng: &mut impl CryptoRng,
     ) -> Result<(Response, Agreed), HandshakeError> {
-        let ephemeral = SecretKey::generate(rng);
-        let (state, nothing) = noise::write_second(self.state, &ephemeral, &self.remote, psk, &[])?;
+        self.respond_under(&SecretKey::generate(rng), index, psk)
+    }
+
+    /// The same with an ephemeral key that is new, and used for nothing else.
+    ///
+    /// # Errors
+    /// As [`Claim::respond`].
+    pub(crate) fn respond_under(
+        self,
+        ephemeral: &SecretKey,
+        index: Index,
+        psk: &PresharedKey,
+    ) -> Result<(Response, Agreed), HandshakeError> {
+        let (state, nothing) = noise::write_second(self.state, ephemeral, &self.remote, psk, &[])?;
         let public = *ephemeral.public().as_bytes();
         let response = Response::new(index, self.remote_index, public, nothing);
         Ok((response, Agreed { state, role: Role::Responder }))

@@ -14,6 +14,7 @@ pub mod handshake;
 mod high_water;
 pub mod inheritance;
 pub mod inner;
+pub mod key_log;
 mod keyring;
 pub mod limits;
 mod liveness;

@@ -17,6 +17,7 @@ mod frames;
 mod heir;
 mod identities;
 mod initiator;
+mod key_log;
 mod life;
 mod pace;
 mod parts;
@@ -46,6 +47,7 @@ use crate::cookie::RateLimiter;
 use crate::drop_reason::DropReason;
 use crate::endpoint::{Roam, Sources};
 use crate::handshake::Identity;
+use crate::key_log::KeyLog;
 use crate::keyring::{Keyring, Session};
 use crate::limits::LEAST_DATAGRAM;
 use crate::liveness::Life;
@@ -218,6 +220,7 @@ pub struct Peer {
     stamper: Stamper,
 
     identities: Identities,
+    key_log: KeyLog,
     limiter: RateLimiter,
     initiations: Initiations,
     answered: Option<Answered>,
@@ -265,6 +268,7 @@ impl Peer {
             yields_until: BootTime::default(),
             stamper: Stamper::new(config.floor),
             identities: Identities::new(identities, remotes),
+            key_log: KeyLog::default(),
             limiter: RateLimiter::new(),
             initiations: Initiations::default(),
             answered: None,

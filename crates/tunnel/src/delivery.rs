@@ -8,6 +8,7 @@ use vpnd_protocol::drop_reason::DropReason;
 use vpnd_tun::{Coalescer, Limits, VnetHeader, unmerge};
 
 use crate::shared::{Shared, is_gone};
+use crate::tap::Direction;
 
 pub(crate) struct Delivery {
     shared: Arc<Shared>,
@@ -16,6 +17,8 @@ pub(crate) struct Delivery {
     aside: usize,
     /// … and this number of bytes is in use by packets that were pushed.
     used: usize,
+    /// Whether packets are captured.
+    tapped: bool,
 }
 
 impl Delivery {
@@ -24,11 +27,19 @@ impl Delivery {
         let offload = shared.device.writer.offload();
         let prefix = shared.mode.prefix();
         let limits = Limits { tcp: offload.write_tcp, udp: offload.write_udp, prefix };
-        Self { shared, coalescer: Coalescer::new(limits), aside, used: 0 }
+        Self { shared, coalescer: Coalescer::new(limits), aside, used: 0, tapped: false }
+    }
+
+    /// Captures the packets that are pushed from now on, or does so no longer.
+    pub(crate) fn tap(&mut self, tapped: bool) {
+        self.tapped = tapped;
     }
 
     /// Adds the packet at this place in `buffer`.
     pub(crate) fn push(&mut self, buffer: &[u8], packet: Range<usize>) {
+        if self.tapped {
+            self.shared.tap.inner(Direction::Received).push(&buffer[packet.clone()]);
+        }
         self.coalescer.push(buffer, packet);
     }
 

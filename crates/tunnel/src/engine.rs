@@ -22,6 +22,7 @@ pub use crate::refused::RefusedPackets;
 use crate::refused::RefusedSources;
 pub use crate::shared::is_gone;
 use crate::shared::{Shared, Signal};
+use crate::tap::Tap;
 use crate::udp::{Refusal, Socket};
 use crate::urgent::Urgent;
 use crate::view::{Policy, Published};
@@ -88,6 +89,7 @@ impl Engine {
             view: Published::new(table, options.policy),
             activity,
             counters: Counters::default(),
+            tap: Tap::default(),
             refused_sources: RefusedSources::default(),
             marks_everything: AtomicBool::new(false),
             mode: options.mode,
@@ -165,6 +167,19 @@ impl Engine {
     /// As [`Socket::set_dont_fragment`].
     pub fn set_dont_fragment(&self, set: bool) -> io::Result<()> {
         self.shared.socket.set_dont_fragment(set)
+    }
+
+    /// Captures a datagram of the control plane, if datagrams are captured. Call this before it is sent, or its answer
+    /// may come first in the capture.
+    pub fn capture(&self, to: SocketAddr, from: Option<IpAddr>, datagram: &[u8]) {
+        if self.shared.tap.wanted().outer {
+            self.shared.copy_datagram(to, from, datagram);
+        }
+    }
+
+    /// Where packets are captured.
+    pub fn tap(&self) -> &Tap {
+        &self.shared.tap
     }
 
     /// The counters of all kinds of drops.

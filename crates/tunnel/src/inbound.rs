@@ -74,6 +74,11 @@ impl Inbound {
     /// Moves the first `count` received batches from the buffer to the device.
     pub(crate) fn deliver(&mut self, count: usize) -> io::Result<()> {
         let (shared, now) = (Arc::clone(&self.shared), clock::boot());
+        let tapped = shared.tap.wanted();
+        if tapped.outer {
+            shared.copy_received(&self.intake.buffer, &self.intake.received[..count]);
+        }
+        self.delivery.tap(tapped.inner);
         let mut view = shared.view.load();
         for batch in 0..count {
             view = self.intake.open(view, batch, now);

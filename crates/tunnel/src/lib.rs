@@ -23,6 +23,7 @@ mod outer;
 mod pacing;
 mod refused;
 mod shared;
+pub mod tap;
 pub mod udp;
 mod unpack;
 mod urgent;

@@ -263,7 +263,14 @@ fn seal<'a>(
     let in_flight = shared.pacing.in_flight(line, key.used());
     let counters: Counters = key.reserve(batch.len(), now).ok()?;
     shared.wake(counters.wake());
+    let tapped = shared.tap.wanted();
+    if tapped.inner {
+        shared.copy_packets(batch);
+    }
     batch.seal(key, counters);
+    if tapped.outer {
+        shared.copy_datagrams(batch, path);
+    }
     Some((*path, in_flight))
 }
 

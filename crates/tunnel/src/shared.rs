@@ -17,6 +17,7 @@ use crate::counters::Counters;
 use crate::nested::Datagram;
 use crate::pacing::Pacing;
 use crate::refused::RefusedSources;
+use crate::tap::Tap;
 use crate::udp::{Refusal, Socket};
 use crate::urgent::Urgent;
 use crate::view::Published;
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) view: Published,
     pub(crate) activity: Arc<Activity>,
     pub(crate) counters: Counters,
+    /// Copies packets while a capture runs.
+    pub(crate) tap: Tap,
     /// Packets that the filter has refused, and that another configuration would allow.
     pub(crate) refused_sources: RefusedSources,
     /// Whether the path marks everything with "congestion experienced", so that its marks are ignored.

@@ -164,6 +164,7 @@ fn shared(queues: u16, socket: Socket, table: Table) -> Arc<Shared> {
         view: Published::new(table, policy(MTU, "192.0.2.0/24")),
         activity: Arc::new(Activity::default()),
         counters: Counters::default(),
+        tap: Default::default(),
         refused_sources: Default::default(),
         marks_everything: AtomicBool::new(false),
         mode: Mode::Tun,

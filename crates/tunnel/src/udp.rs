@@ -31,7 +31,7 @@ use vpnd_protocol::limits::MAX_DATAGRAM;
 pub use bind::{BindError, Gso, Listen, Options};
 pub use egress::Egress;
 pub use refusal::Refusal;
-pub use route::{largest_payload, packet_around, payload_within};
+pub use route::{largest_payload, packet_around, payload_within, source_towards};
 
 use gso::Oversize;
 

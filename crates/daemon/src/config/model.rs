@@ -384,6 +384,8 @@ pub(crate) struct Service {
     pub(crate) control: PathBuf,
     /// Whether the tunnel also answers on the socket that WireGuard's tools use.
     pub(crate) uapi: bool,
+    /// Whether root may record the keys of sessions.
+    pub(crate) allow_key_log: bool,
     /// The user that the daemon changes to when it no longer needs root; if absent, it keeps its uid.
     pub(crate) user: Option<Account>,
     /// The scheduling priority, from -20 (highest) to 19 (lowest).

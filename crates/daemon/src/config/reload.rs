@@ -279,6 +279,7 @@ fn in_service(now: &Service, then: &Service) -> Vec<Compared> {
         state_dir: "state_dir" Restart,
         control: "control" Restart,
         uapi: "uapi" Restart,
+        allow_key_log: "allow_key_log" Restart,
         user: "user" Restart,
         nice: "nice" Restart,
         firewall: "firewall" Restart,

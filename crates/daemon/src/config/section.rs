@@ -77,6 +77,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
             "state_dir",
             "control",
             "uapi",
+            "allow_key_log",
             "user",
             "nice",
             "firewall",

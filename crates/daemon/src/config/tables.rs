@@ -264,6 +264,7 @@ fn service(s: &mut Section<'_>, from: &Surroundings) -> Service {
         state_dir: s.or("state_dir", PathBuf::from("/var/lib/vpnd"), text(path)),
         control: s.or("control", PathBuf::from(control), text(|text| socket_path(text, from))),
         uapi: s.or("uapi", false, value::truth),
+        allow_key_log: s.or("allow_key_log", false, value::truth),
         user: s.take("user", text(account)).unwrap_or_else(default_account),
         nice: s.or("nice", -10, integer(-20..=19)),
         firewall: s.or("firewall", false, value::truth),

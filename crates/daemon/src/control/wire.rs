@@ -1,5 +1,7 @@
 //! The control protocol: one line of JSON in each direction. The files of a `reload` follow its line unencoded.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::Difference;
@@ -13,7 +15,7 @@ pub(super) const MAX_REQUEST: usize = 4096;
 pub(crate) struct Ask {
     /// Always [`SCHEMA`].
     pub(crate) schema: u32,
-    /// `status`, `ping`, `reload`, `compare`, `rotate` or `take-over`.
+    /// `status`, `ping`, `capture`, `reload`, `compare`, `rotate` or `take-over`.
     pub(crate) command: String,
     /// For `rotate`: whether the previous keys are removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -21,6 +23,41 @@ pub(crate) struct Ask {
     /// For `reload` and `compare`: the files that follow the line, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) files: Vec<Announced>,
+    /// For `capture`: what is captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) capture: Option<AskCapture>,
+}
+
+/// What a client wants to capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AskCapture {
+    /// Packets of the device.
+    pub(crate) inner: bool,
+    /// Datagrams of the socket.
+    pub(crate) outer: bool,
+    /// The keys with which the datagrams can be decrypted.
+    pub(crate) keys: bool,
+    /// At most this many bytes of a packet.
+    pub(crate) snaplen: usize,
+}
+
+/// The answer to a `capture` that has begun; records follow it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Begun {
+    /// Always [`SCHEMA`].
+    pub(crate) schema: u32,
+    /// The device's name.
+    pub(crate) device: String,
+    /// Whether the device carries Ethernet frames.
+    pub(crate) ethernet: bool,
+    /// The peer's address, and the one of ours that the kernel sends from.
+    #[serde(default)]
+    pub(crate) peer: Option<IpAddr>,
+    #[serde(default)]
+    pub(crate) source: Option<IpAddr>,
+    /// What the user should know.
+    #[serde(default)]
+    pub(crate) notes: Vec<String>,
 }
 
 /// A file that follows the request's line.
@@ -39,7 +76,7 @@ impl Ask {
     /// A command without options or files.
     pub(crate) fn new(command: &str) -> Self {
         let command = command.to_owned();
-        Self { schema: SCHEMA, command, finish: false, files: Vec::new() }
+        Self { schema: SCHEMA, command, finish: false, files: Vec::new(), capture: None }
     }
 }
 

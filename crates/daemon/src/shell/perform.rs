@@ -71,6 +71,7 @@ impl Shell {
 
     /// Sends the polled datagram. If the socket is full, the datagram is sent later.
     fn transmit(&mut self, Transmit { to, from }: Transmit) {
+        self.tap_datagram(to, from);
         match self.engine.send(to, from, &self.datagram) {
             Ok(true) => self.plane.datagram_left(to),
             Ok(false) => {}

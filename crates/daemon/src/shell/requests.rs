@@ -22,6 +22,7 @@ impl Shell {
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Ping(reply) => self.ping(reply),
+            Request::Capture(wanted, reply) => drop(reply.send(self.capture(wanted))),
             Request::HandOn(stream) => self.offer(stream),
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
@@ -81,6 +82,7 @@ impl Shell {
         .with_path_mtu(
             peer.path_size.as_ref().map(|size| PathMtu::new(size, self.plane.mtu_follows())),
         )
+        .with_capture(self.captured(), self.around.running.service.allow_key_log)
         .lacking(&self.around.missing.borrow())
         .bypassed_by(&self.around.bypassed.borrow());
         status.peer.endpoint = peer.endpoint.map(|at| self.diagnostics.zones.show(at));

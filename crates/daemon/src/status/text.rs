@@ -6,7 +6,7 @@ use vpnd_plane::Kind;
 
 use crate::span::span;
 
-use super::{Bypassed, Device, Path, State, Status};
+use super::{Bypassed, Capture, Device, Path, State, Status};
 
 /// The status, one line for each topic.
 pub(crate) fn render(status: &Status) -> String {
@@ -55,11 +55,27 @@ fn write_all(text: &mut String, status: &Status) -> std::fmt::Result {
     if let Some(sandbox) = &status.sandbox {
         writeln!(text, "  sandbox  {sandbox}")?;
     }
+    if let Some(captured) = status.capture {
+        writeln!(text, "  capture  {}", capture(captured))?;
+    }
+    if status.key_log_allowed {
+        writeln!(text, "  key log  allowed: root can record the keys of this tunnel")?;
+    }
     let mut missing = status.missing.iter();
     missing.try_for_each(|one| writeln!(text, "  missing  {}: {}", one.what, one.why))?;
     let mut bypassed = status.bypassed.iter();
     bypassed.try_for_each(|one| writeln!(text, "  bypass   {}", bypass(one)))?;
     status.hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
+}
+
+fn capture(Capture { inner, outer, keys }: Capture) -> String {
+    let sides = match (inner, outer) {
+        (true, true) => "inner packets and outer datagrams",
+        (true, false) => "inner packets",
+        (false, _) => "outer datagrams",
+    };
+    let keys = if keys { ", with the keys of each handshake" } else { "" };
+    format!("{sides}{keys}")
 }
 
 fn bypass(Bypassed { what, by, part, into_tunnel }: &Bypassed) -> String {

@@ -132,7 +132,7 @@ impl Peer {
     }
 
     /// Only a session made from now on is acceptable.
-    fn renew(&mut self, now: Now) {
+    pub(super) fn renew(&mut self, now: Now) {
         self.renewing = Some(self.generation);
         self.wanted = true;
         self.handle_wake(now);

@@ -71,6 +71,12 @@ impl Identities {
         self.confirmed
     }
 
+    /// Each of our keys with each of the peer's.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&Identity, &PublicKey)> {
+        let with = |own| self.remotes.iter().map(move |remote: &Remote| (own, &remote.key));
+        self.own.iter().map(|own| &own.identity).flat_map(with)
+    }
+
     pub(super) fn identity(&self, pair: Pair) -> &Identity {
         &self.own[pair.own].identity
     }

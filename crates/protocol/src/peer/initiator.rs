@@ -345,6 +345,8 @@ impl Peer {
         let begun_handshake = Initiator::initiate(identity, remote, index, stamp, &mut self.rng);
         // The configuration already rejects public keys for which this fails.
         let Ok((initiator, mut initiation)) = begun_handshake else { return };
+        let preshared = self.terms.iter().map(Terms::psk);
+        self.key_log.note((identity, remote), initiator.ephemeral(), preshared);
         self.identities.jar(pair).seal_macs(now.boot, initiation.as_mut_bytes());
         let call = Call {
             stamp,

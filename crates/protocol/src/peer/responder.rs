@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use vpnd_crypto::key::SecretKey;
 use zerocopy::IntoBytes;
 
 use super::initiator::Try;
@@ -163,8 +164,11 @@ impl Peer {
         }
         let names = Names { local: self.unused_index(), remote: claim.remote_index(), pair };
         let ours = &self.terms[0];
+        let ephemeral = SecretKey::generate(&mut self.rng);
+        let keys = (self.identities.identity(pair), self.identities.remote(pair));
+        self.key_log.note(keys, &ephemeral, [ours.psk()]);
         let (mut response, agreed) = claim
-            .respond(names.local, ours.psk(), &mut self.rng)
+            .respond_under(&ephemeral, names.local, ours.psk())
             .map_err(|_| DropReason::Forged)?;
         let protocol = ours.protocol();
         self.accept_stamp(now, pair, stamp);

@@ -32,6 +32,20 @@ pub fn largest_payload(to: SocketAddr, source: Option<IpAddr>, egress: &Egress) 
     Ok(payload_within(u16::try_from(mtu).unwrap_or(u16::MAX).max(LEAST_MTU_V6), to))
 }
 
+/// The address of ours from which the kernel sends datagrams to `to`, with these socket settings.
+///
+/// # Errors
+///
+/// If there is no route to `to`.
+pub fn source_towards(to: SocketAddr, egress: &Egress) -> io::Result<IpAddr> {
+    let any =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = egress.throwaway(any).map_err(io::Error::other)?;
+    socket.connect(&SockAddr::from(to))?;
+    let ours = socket.local_addr()?.as_socket();
+    ours.map(|at| at.ip()).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
 /// The largest UDP payload in an IP packet of `mtu` bytes to `to`.
 pub fn payload_within(mtu: u16, to: SocketAddr) -> u16 {
     mtu.saturating_sub(headers(to))
