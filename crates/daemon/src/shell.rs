@@ -1,6 +1,7 @@
 //! Runs the control plane's event loop. It waits for the next event, passes it to the [`Plane`], and carries
 //! out the effects that the plane returns. It makes no decisions itself.
 
+mod alterable;
 mod capture;
 mod captured;
 mod network;
@@ -52,10 +53,10 @@ use crate::uapi::Hold;
 use crate::watch::watch;
 use crate::worker::Worker;
 
+pub(crate) use alterable::Alterable;
 use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
-pub(crate) use reload::Alterable;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never

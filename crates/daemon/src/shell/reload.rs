@@ -5,13 +5,11 @@
 //! 3. The *steps* change what the kernel may refuse. If it refuses one, those before it are taken back.
 //! 4. The rest cannot fail: timers, filters, keys, the log.
 
-use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
-use std::rc::Rc;
 
 use thiserror::Error;
-use vpnd_device::{DeviceLink, Families, Link, Netlink, Own};
+use vpnd_device::{Link, Own};
 use vpnd_protocol::limits::ETHERNET_MTU;
 use vpnd_protocol::peer::Transmit;
 use vpnd_tun::Mode;
@@ -20,33 +18,14 @@ use vpnd_tunnel::udp::{BindError, Egress};
 
 use super::Shell;
 use crate::changes::{self, egress_beside};
-use crate::config::{Config, Difference, Running, Takes};
-use crate::fingerprint::Fingerprints;
-use crate::firewall::{Rules, Tunnel};
+use crate::config::{Config, Difference, Takes};
+use crate::firewall::Tunnel;
 use crate::keys::Keys;
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::options;
 use crate::resolve::{self, Resolver};
 use crate::terms::Agreement;
-
-/// The handles with which a reload changes the system, and what it has to know of the start.
-pub(crate) struct Alterable {
-    pub(crate) link: DeviceLink,
-    pub(crate) rules: Option<Rules>,
-    /// Asks the kernel in the device's network namespace.
-    pub(crate) netlink: Netlink,
-    /// The wanted state of the device at the start.
-    pub(crate) first: Link,
-    /// The families whose routes the kernel ignores while the device has no carrier.
-    pub(crate) passed_over: Families,
-    /// The device and the socket are in one network namespace.
-    pub(crate) one_place: bool,
-    pub(crate) running: Running,
-    pub(crate) keys: Fingerprints,
-    /// Whether the end finds a kill switch.
-    pub(crate) kill_switch: Rc<Cell<bool>>,
-}
 
 /// Why a reload has changed nothing.
 #[derive(Debug, Error)]

@@ -14,13 +14,17 @@ use crate::world::{World, millis, seconds};
 
 /// Both ends send a thousand packets a second.
 fn flowing(seed: u64) -> World {
+    flowing_every(seed, millis(1))
+}
+
+fn flowing_every(seed: u64, interval: Duration) -> World {
     let mut world = World::new(seed);
     for side in Side::BOTH {
         world.resolve(side);
     }
     world.run_for(seconds(1));
     for side in Side::BOTH {
-        world.offer_every(side, millis(1));
+        world.offer_every(side, interval);
     }
     world.run_for(seconds(1));
     world
@@ -55,7 +59,7 @@ fn nothing_is_lost_when_a_process_hands_on_to_the_next() {
 fn both_ends_may_hand_on_at_any_time() {
     let seeds = if std::env::var("VPND_TESTS").is_ok_and(|size| size == "long") { 200 } else { 10 };
     for seed in 0..seeds {
-        let mut world = flowing(seed);
+        let mut world = flowing_every(seed, millis(5));
         let mut rng = StdRng::seed_from_u64(seed);
         let since = world.now;
         for _ in 0..10 {
@@ -72,6 +76,8 @@ fn both_ends_may_hand_on_at_any_time() {
 #[test]
 fn an_heir_sends_nothing_but_a_handshake() {
     let mut world = flowing(2);
+    // Between two packets.
+    world.run_for(Duration::from_micros(300));
     let since = world.now;
     world.hand_on(Side::A);
     // Less than a round trip.
@@ -114,7 +120,7 @@ fn after_a_crash_the_carrier_and_the_routes_stay() {
 /// A peer that has gone meanwhile is dead when its time is over.
 #[test]
 fn an_inherited_peer_that_is_silent_dies() {
-    let mut world = flowing(5);
+    let mut world = flowing_every(5, millis(10));
     world.suspend(Side::B);
     world.run_for(millis(50));
     world.hand_on(Side::A);
