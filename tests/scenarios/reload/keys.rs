@@ -131,6 +131,7 @@ pub(super) const KEYS: &[Key] = &[
     key("[service] state_dir", "\"/var/lib/vpnd-elsewhere\"", Restart),
     key("[service] control", "\"/run/vpnd/elsewhere.sock\"", Restart),
     key("[service] uapi", "true", Restart),
+    key("[service] allow_key_log", "true", Restart),
     key("[service] user", "\"nobody\"", Restart),
     key("[service] nice", "0", Restart),
     key("[service] firewall", "true", Restart),
