@@ -121,7 +121,7 @@ fn overwritten(lab: &Lab) -> Result<String> {
     let holders = during["processes"].as_array().context("no processes")?;
     // One descriptor to move packets, one to watch the device.
     let daemon = json!({
-        "pid": running.process().id(), "name": "vpnd", "queues": 2, "elsewhere": false,
+        "pid": running.process().id(), "name": "vpnd", "queues": 3, "elsewhere": false,
     });
     ensure!(holders.contains(&daemon), "{during}");
     // Beside it the process that waits for its end.
