@@ -119,7 +119,7 @@ fn overwritten(lab: &Lab) -> Result<String> {
     ensure!(during["flags"] == json!(["vnet_hdr", "persist"]), "{during}");
     ensure!(during["user"] == before["user"] && during["fixed"] == before["fixed"], "{during}");
     let holders = during["processes"].as_array().context("no processes")?;
-    // One descriptor to move packets, one to watch the device.
+    // One descriptor to move packets, one to watch the device, one for its carrier.
     let daemon = json!({
         "pid": running.process().id(), "name": "vpnd", "queues": 3, "elsewhere": false,
     });
