@@ -19,7 +19,7 @@ const SETTLES: Duration = Duration::from_secs(10);
 
 pub(super) fn pairs(lab: &Lab) -> Result<String> {
     let seed = env::var("VPND_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let count = if long() { 200 } else { 20 };
+    let count = if long() { 200 } else { 8 };
     let wire = Wire::new(lab)?;
     let (a, mut b) = pair()?;
     b.remote.allowed_ips = vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()];
