@@ -230,19 +230,22 @@ mod tests {
         }
     }
 
+    fn target(to: &str) -> Target {
+        Target {
+            to: to.parse().unwrap(),
+            source: None,
+            found: None,
+            egress: vpnd_tunnel::udp::Egress::default(),
+            payload: Ok(1452),
+        }
+    }
+
     #[test]
     fn one_chain_is_one_finding() {
         let closed = r#"{"nftables": [{"chain": {"family": "inet", "table": "t", "name": "c",
             "type": "filter", "hook": "input", "policy": "drop"}}]}"#;
         let ruleset = Ruleset::parse(closed).unwrap();
         let traffic = Traffic { port: Some(7), is_fixed: true, flow: Flow::New };
-        let target = |to: &str| Target {
-            to: to.parse().unwrap(),
-            source: None,
-            found: None,
-            egress: vpnd_tunnel::udp::Egress::default(),
-            payload: Ok(1472),
-        };
         for targets in [vec![], vec![target("192.0.2.2:9"), target("[2001:db8::2]:9")]] {
             let (found, notes) = findings(&ruleset, traffic, &targets);
             assert!(found.len() == 1 && notes.is_empty(), "{found:?} {notes:?}");
@@ -259,13 +262,6 @@ mod tests {
             "type": "filter", "hook": "input", "policy": "drop"}}]}"#;
         let ruleset = Ruleset::parse(closed).unwrap();
         let traffic = Traffic { port: Some(7), is_fixed: true, flow: Flow::New };
-        let target = |to: &str| Target {
-            to: to.parse().unwrap(),
-            source: None,
-            found: None,
-            egress: vpnd_tunnel::udp::Egress::default(),
-            payload: Ok(1452),
-        };
         let both = [target("[2001:db8::2]:9"), target("192.0.2.2:9")];
         let (found, notes) = findings(&ruleset, traffic, &both);
         assert!(found.is_empty() && notes.len() == 1, "{found:?} {notes:?}");

@@ -181,21 +181,12 @@ impl Peer {
     }
 
     fn take(&mut self, lines: PeerLines) {
+        lines.change_allowed_ips(&mut self.allowed_ips);
         if let Some(preshared) = lines.preshared {
             self.preshared = preshared;
         }
         self.endpoint = lines.endpoint.or(self.endpoint);
         self.keepalive = lines.keepalive.unwrap_or(self.keepalive);
-        if lines.replace_allowed_ips {
-            self.allowed_ips.clear();
-        }
-        for (network, adds) in lines.allowed_ips {
-            if adds {
-                self.allowed_ips.insert(network);
-            } else {
-                self.allowed_ips.remove(&network);
-            }
-        }
     }
 }
 

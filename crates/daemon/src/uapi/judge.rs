@@ -135,19 +135,10 @@ impl Wanted {
         if lines.remove {
             return Err(cannot_remove());
         }
+        lines.change_allowed_ips(&mut self.allowed_ips);
         self.preshared = lines.preshared.or_else(|| self.preshared.take());
         self.endpoint = lines.endpoint.or(self.endpoint);
         self.keepalive = lines.keepalive.map(seconds).or(self.keepalive);
-        if lines.replace_allowed_ips {
-            self.allowed_ips.clear();
-        }
-        for (network, adds) in lines.allowed_ips {
-            if adds {
-                self.allowed_ips.insert(network);
-            } else {
-                self.allowed_ips.remove(&network);
-            }
-        }
         Ok(())
     }
 

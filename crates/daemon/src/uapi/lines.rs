@@ -1,5 +1,6 @@
 //! The lines of a request.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
@@ -49,6 +50,22 @@ pub(crate) struct PeerLines {
     pub(crate) replace_allowed_ips: bool,
     /// Addresses without host bits, each with whether it is added, or else removed.
     pub(crate) allowed_ips: Vec<(IpNet, bool)>,
+}
+
+impl PeerLines {
+    /// Adds and removes the networks of the lines, in their order.
+    pub(crate) fn change_allowed_ips(&self, networks: &mut BTreeSet<IpNet>) {
+        if self.replace_allowed_ips {
+            networks.clear();
+        }
+        for (network, adds) in &self.allowed_ips {
+            if *adds {
+                networks.insert(*network);
+            } else {
+                networks.remove(network);
+            }
+        }
+    }
 }
 
 /// Whether this is no key at all.
