@@ -172,7 +172,8 @@ pub(super) fn state(host: &Host) -> Result<String> {
         ("ip -j -6 route show table all", &["cache", "pref"]),
         ("ip -j -4 rule", &[]),
         ("ip -j -6 rule", &[]),
-        ("nft -j list ruleset", &["handle", "packets", "bytes"]),
+        // nft 1.0.6 prints what is left in its memory as the flags of a table that has an owner.
+        ("nft -j list ruleset", &["handle", "packets", "bytes", "flags"]),
     ] {
         let shown: Value = serde_json::from_str(&host.run(command)?).unwrap_or_default();
         lines.extend(flat(&shown, dropped));
