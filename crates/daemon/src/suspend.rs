@@ -19,7 +19,7 @@ use crate::watch::watch;
 /// The clocks are not read at the same moment, so a smaller difference is not a suspend.
 const LEAST: Duration = Duration::from_secs(1);
 /// The timer never expires: it is only cancelled.
-const NEVER: TimeSpec = TimeSpec::new(libc::time_t::MAX, 0);
+const NEVER: TimeSpec = TimeSpec::new(i64::MAX, 0);
 
 /// Waits for the end of each suspend.
 pub(crate) struct Suspend {

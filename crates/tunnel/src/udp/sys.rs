@@ -119,7 +119,7 @@ pub(super) fn send_messages(socket: &Socket, outbox: &Outbox<'_>) -> io::Result<
         header.msg_iov = (&raw mut *slice).cast();
         header.msg_iovlen = 1;
         header.msg_control = control.as_ptr().cast_mut().cast();
-        header.msg_controllen = control.len();
+        header.msg_controllen = control.len() as _;
     }
     let count = libc::c_uint::try_from(outbox.len).unwrap_or(libc::c_uint::MAX);
     // SAFETY: the first `count` headers point to addresses, slices (an `IoSlice` is an `iovec`) and
@@ -161,11 +161,11 @@ impl<const N: usize> Inbox<N> {
             header.msg_iov = (&raw mut *slice.insert(IoSliceMut::new(fragment))).cast();
             header.msg_iovlen = 1;
             let room = control.bytes_mut();
-            header.msg_controllen = room.len();
+            header.msg_controllen = room.len() as _;
             header.msg_control = room.as_mut_ptr().cast();
             count += 1;
         }
-        let (headers, now) = (self.headers.as_mut_ptr(), libc::MSG_DONTWAIT);
+        let (headers, now) = (self.headers.as_mut_ptr(), libc::MSG_DONTWAIT as _);
         // SAFETY: the first `count` headers point to an address, a slice (an `IoSliceMut` is an `iovec`)
         // and control messages of the lengths they state, all borrowed exclusively through the call; the
         // kernel writes initialised bytes only.
@@ -183,7 +183,7 @@ impl<const N: usize> Inbox<N> {
             from: unsafe { SockAddr::new(sender, header.msg_hdr.msg_namelen) }.as_socket(),
             len: header.msg_len as usize,
             control,
-            control_len: header.msg_hdr.msg_controllen,
+            control_len: header.msg_hdr.msg_controllen as _,
         })
     }
 }
