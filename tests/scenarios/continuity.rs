@@ -1,5 +1,8 @@
 //! Restarts that nobody notices: the next process continues with the device, the socket and the sessions.
 
+mod changed;
+mod failed;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +35,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("continuity::a restart with a typing error", Cost::Works, invalid),
         Scenario::new("continuity::a restart with another device", Cost::Works, another_device),
     ]);
+    scenarios.extend(changed::scenarios());
+    scenarios.extend(failed::scenarios());
     scenarios
 }
 
@@ -52,8 +57,12 @@ impl By {
 
     /// Ends `vpnd`, and lets the next process continue.
     fn restart(self, mut vpnd: Vpnd) -> Result<Vpnd> {
+        self.next(&mut vpnd).map(|()| vpnd)
+    }
+
+    fn next(self, vpnd: &mut Vpnd) -> Result<()> {
         match self {
-            Self::Process => vpnd.take_over().map(|()| vpnd),
+            Self::Process => vpnd.take_over(),
             Self::Service => vpnd.restart_service(),
         }
     }
