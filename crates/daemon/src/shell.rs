@@ -2,6 +2,7 @@
 //! out the effects that the plane returns. It makes no decisions itself.
 
 mod alterable;
+mod candidate;
 mod capture;
 mod captured;
 mod network;
@@ -55,11 +56,11 @@ use crate::watch::watch;
 use crate::worker::Worker;
 
 pub(crate) use alterable::Alterable;
+use candidate::Candidate;
 use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
 use room::room;
-use succession::Candidate;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
 /// queued, so that invalid datagrams wake no thread.

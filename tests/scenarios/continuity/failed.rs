@@ -32,6 +32,10 @@ fn failed(lab: &Lab) -> Result<String> {
     // A route that somebody else has, a port that somebody else has, and an interface that nobody has.
     host.run("ip route add 198.18.9.0/24 dev lo")?;
     let _taken = host.enter(|| Ok(TcpListener::bind("127.0.0.1:9586")?))?;
+    eventually("the kill switch knows the route", SOON, || {
+        ensure!(state(&ends)?.matches("198.18.9.0/24").count() == 3, "{}", state(&ends)?);
+        Ok(())
+    })?;
     let before = state(&ends)?;
     let good = ends.a.text()?;
     let handshakes = ends.a.status()?.handshakes();
@@ -76,7 +80,8 @@ fn state(ends: &Ends) -> Result<String> {
         "ip addr show dev tun0",
         "ip route show table all",
         "ip rule",
-        "nft -s list ruleset",
+        "nft -s list table inet vpnd-site-a",
+        "nft -s list table inet vpnd_killswitch-site-a",
     ];
     lines.into_iter().map(|line| ends.wire.a.run(line)).collect()
 }

@@ -6,7 +6,7 @@ use vpnd_plane::RotateError;
 use vpnd_tunnel::clock;
 
 use super::Shell;
-use super::succession::ABOUT_TO_CHANGE;
+use super::candidate::ABOUT_TO_CHANGE;
 use crate::control::{Request, Wanted};
 use crate::hand_on;
 use crate::keys::Keys;

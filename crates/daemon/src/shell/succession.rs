@@ -4,34 +4,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use vpnd_device::Held;
 use vpnd_tunnel::clock;
 
+use super::candidate::Candidate;
 use super::{Ending, Shell, ShellError};
-use crate::firewall::{Paused, Rules};
+use crate::firewall::Rules;
 use crate::hand_on::{Asking, Kept, Offer, Successor};
-
-/// A process that prepares to continue with the tunnel. Until it is ready, it alone changes the device and the packet filter.
-pub(super) struct Candidate {
-    asking: Asking,
-    /// They go on when these are dropped.
-    device: Held,
-    rules: Option<Paused>,
-}
-
-impl Candidate {
-    /// Waits until the process is ready or has failed; forever if there is none.
-    pub(super) async fn ready(candidate: &mut Option<Self>) -> io::Result<Vec<Kept>> {
-        match candidate {
-            Some(candidate) => candidate.asking.ready().await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// The answer to what may not be asked while another process prepares.
-pub(super) const ABOUT_TO_CHANGE: &str =
-    "another process is about to continue with this tunnel; try again";
 
 impl Shell {
     /// Hands everything but the sessions to the process at the other end, if it is still there.
