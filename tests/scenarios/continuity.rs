@@ -1,5 +1,8 @@
 //! Restarts that nobody notices: the next process continues with the device, the socket and the sessions.
 
+mod changed;
+mod failed;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,8 +33,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("continuity::a crash under a service manager", Cost::Works, crash),
         Scenario::new("continuity::several queues", Cost::Works, queues),
         Scenario::new("continuity::a restart with a typing error", Cost::Works, invalid),
-        Scenario::new("continuity::a restart with another device", Cost::Works, another_device),
     ]);
+    for by in [By::Process, By::Service] {
+        let name = format!("continuity::another device, {}", by.name());
+        scenarios.push(Scenario::new(name, Cost::Works, move |lab| another_device(lab, by)));
+    }
+    scenarios.extend(changed::scenarios());
+    scenarios.extend(failed::scenarios());
     scenarios
 }
 
@@ -52,8 +60,12 @@ impl By {
 
     /// Ends `vpnd`, and lets the next process continue.
     fn restart(self, mut vpnd: Vpnd) -> Result<Vpnd> {
+        self.next(&mut vpnd).map(|()| vpnd)
+    }
+
+    fn next(self, vpnd: &mut Vpnd) -> Result<()> {
         match self {
-            Self::Process => vpnd.take_over().map(|()| vpnd),
+            Self::Process => vpnd.take_over(),
             Self::Service => vpnd.restart_service(),
         }
     }
@@ -267,12 +279,12 @@ fn invalid(lab: &Lab) -> Result<String> {
 }
 
 /// A device of another name is another device: the earlier one is gone, and the tunnel works.
-fn another_device(lab: &Lab) -> Result<String> {
-    let mut ends = ends(lab, By::Service, |_site| ())?;
+fn another_device(lab: &Lab, by: By) -> Result<String> {
+    let mut ends = ends(lab, by, |_site| ())?;
     let file = ends.a.config().to_owned();
     let text = std::fs::read_to_string(&file)?;
     std::fs::write(&file, text.replace("name = \"tun0\"", "name = \"tun7\""))?;
-    ends.a = By::Service.restart(ends.a)?;
+    ends.a = by.restart(ends.a)?;
     ping::until_answered(&ends.wire.a, INNER_B4, SOON)?;
     let links = ends.wire.a.run("ip -o link")?;
     ensure!(links.contains("tun7") && !links.contains("tun0"), "{links}");

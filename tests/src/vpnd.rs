@@ -111,11 +111,12 @@ impl Vpnd {
     ///
     /// # Errors
     /// As [`Vpnd::start`], and if it does not end in order.
-    pub fn restart_service(mut self) -> Result<Self> {
+    pub fn restart_service(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGUSR1)?;
         let status = self.process.terminate()?;
         ensure!(status.success(), "{status}: {}", self.process.log());
-        Self::run(&self.host, self.launch.clone(), &self.name, self.config.clone())
+        *self = Self::run(&self.host, self.launch.clone(), &self.name, self.config.clone())?;
+        Ok(())
     }
 
     /// Starts another process that continues with its tunnel, and waits until it answers.

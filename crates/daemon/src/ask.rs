@@ -179,6 +179,18 @@ pub(crate) fn hand_over(
     converse(path, stream, ask, files)
 }
 
+/// The process that listens at `path`; `None` if it is in another process namespace.
+///
+/// # Errors
+///
+/// Like [`ask`].
+pub(crate) fn listener(path: &Path) -> Result<Option<u32>, AskError> {
+    let asked = Conversation::begin(path)
+        .and_then(|stream| Ok(getsockopt(&stream.socket, PeerCredentials)?.pid()));
+    let pid = asked.map_err(|error| explain(path, error))?;
+    Ok(u32::try_from(pid).ok().filter(|pid| *pid != 0))
+}
+
 fn converse(
     path: &Path,
     stream: Conversation,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use vpnd_device::{
-    Bypass, DeviceLink, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark, Missing,
-    Namespace, Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
+    Bypass, DeviceHold, DeviceLink, DeviceMtu, Error, Heard, Journal, Keeper, Leftover, Link, Mark,
+    Missing, Namespace, Netlink, Own, OwnState, PeerState, PortMemory, Stays, Undo,
 };
 use vpnd_tunnel::udp::{BindError, Egress};
 
@@ -61,7 +61,7 @@ impl Changes {
             return None;
         };
         let leftover = self.netlink.hand_on(setup, device, |_| open(table.as_deref())).await;
-        drop(self.firewall);
+        self.firewall.into_iter().for_each(Firewall::end);
         leftover.map(|leftover| HandedOn { leftover, table })
     }
 
@@ -95,6 +95,11 @@ impl Changes {
         self.firewall.as_ref().map(Firewall::rules)
     }
 
+    /// The handle that makes the task pause which maintains addresses, rules and routes.
+    pub(crate) fn hold(&self) -> DeviceHold {
+        self.keeper.hold()
+    }
+
     /// The connection to the kernel in the device's network namespace.
     pub(crate) fn netlink(&self) -> Netlink {
         self.netlink.clone()
@@ -121,7 +126,7 @@ impl Changes {
                 )
             }
         }
-        drop(self.firewall);
+        self.firewall.into_iter().for_each(Firewall::end);
     }
 }
 

@@ -1,44 +1,33 @@
 //! The control socket, on which a running tunnel answers root and the daemon's own user. It is bound while the
 //! daemon still has the privilege to make the socket's directory.
 
+mod desk;
 mod feed;
 mod read;
 mod wire;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use nix::unistd::Uid;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
-use zeroize::Zeroizing;
 
-use crate::config::{self, Config, Difference, Loaded, Report};
+use crate::config::{Config, Difference};
 use crate::keys::Keys;
-use crate::socket_file::{self, OWNER_ONLY, SocketFile, SocketFileError};
-use crate::status::{SCHEMA, Status};
-use crate::systemd;
+use crate::socket_file::{self, OWNER_ONLY, Serving, SocketFileError};
+use crate::status::Status;
 use crate::terminal::Printable;
 use crate::worker::Worker;
 
-use read::{read_line, receive};
-use wire::{Done, MAX_REQUEST, line};
+use desk::Desk;
 
 pub(crate) use feed::{Ended, Feed};
 pub(crate) use wire::{
     Announced, Ask, AskCapture, Begun, CONFIG, Differences, Ping, Refusal, STOPPING,
 };
-
-/// A client that has not sent its request and read the answer within this time is disconnected.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the peer's answer to a PING is waited for.
-const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the control socket could not be bound.
 #[derive(Debug, Error)]
@@ -69,11 +58,11 @@ pub(crate) enum Request {
     /// Capture packets; the reply is an error if that is not possible.
     Capture(AskCapture, oneshot::Sender<Result<(Begun, Feed), String>>),
     /// Use this configuration and these keys; the reply is an error if that fails.
-    Reload(Box<(Config, Keys)>, oneshot::Sender<Result<(), String>>),
+    Reload(Box<Wanted>, oneshot::Sender<Result<(), String>>),
     /// Report which keys differ from this configuration and these keys.
-    Compare(Box<(Config, Keys)>, oneshot::Sender<Vec<Difference>>),
+    Compare(Box<Wanted>, oneshot::Sender<Vec<Difference>>),
     /// Hand the tunnel on to the process at the other end, and end.
-    HandOn(std::os::unix::net::UnixStream),
+    HandOn(UnixStream),
     /// Use the next keys; the reply is an error if that fails.
     Rotate {
         /// Whether the previous keys are removed.
@@ -82,11 +71,18 @@ pub(crate) enum Request {
     },
 }
 
+/// A configuration for the tunnel.
+pub(crate) struct Wanted {
+    pub(crate) config: Config,
+    pub(crate) keys: Keys,
+    /// The text of the file.
+    pub(crate) source: String,
+}
+
 /// The bound socket, and its clients.
 pub(crate) struct Control {
-    _file: SocketFile,
+    serving: Serving,
     requests: mpsc::Receiver<Request>,
-    accepting: JoinHandle<()>,
     desk: Arc<Desk>,
 }
 
@@ -101,18 +97,37 @@ impl Control {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn bind(config: &Config) -> Result<Self, ControlError> {
-        let (listener, file) = socket_file::bind(&config.service.control, OWNER_ONLY)?;
-        let (send, requests) = mpsc::channel(1);
-        let desk = Desk {
-            name: config.name.clone(),
-            file: config.file.clone(),
-            owner: Uid::current(),
-            requests: send,
-            lookups: OnceLock::new(),
-        };
-        let desk = Arc::new(desk);
-        let accepting = tokio::spawn(socket_file::serve(listener, Arc::clone(&desk)));
-        Ok(Self { _file: file, requests, accepting, desk })
+        let path = &config.service.control;
+        let bound = socket_file::bind(path, OWNER_ONLY)?;
+        let (desk, requests) = Desk::of(config);
+        let serving = Serving::now(bound, Arc::clone(&desk));
+        Ok(Self { serving: serving.map_err(|error| cannot_serve(path, error))?, requests, desk })
+    }
+
+    /// The socket of the earlier process of the tunnel, which serves it until [`begin`](Self::begin).
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptor left.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) fn later(config: &Config, listener: UnixListener) -> Result<Self, ControlError> {
+        let path = &config.service.control;
+        let (desk, requests) = Desk::of(config);
+        let serving = Serving::later(listener, path.clone(), Arc::clone(&desk));
+        Ok(Self { serving: serving.map_err(|error| cannot_serve(path, error))?, requests, desk })
+    }
+
+    /// Serves clients from now on.
+    pub(crate) fn begin(&mut self) {
+        self.serving.begin();
+    }
+
+    /// Leaves the socket to the next process.
+    pub(crate) fn leave(&mut self) {
+        self.serving.leave();
     }
 
     /// From now on, configurations are loaded by threads that this one starts: the main thread is confined.
@@ -144,267 +159,34 @@ impl Control {
     }
 }
 
-impl Drop for Control {
-    fn drop(&mut self) {
-        self.accepting.abort();
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.serving.as_fd()
     }
 }
 
-/// The state needed to serve clients.
-struct Desk {
-    /// The tunnel's name, and the file that it was started with.
-    name: String,
-    file: PathBuf,
-    /// The user who started the daemon.
-    owner: Uid,
-    requests: mpsc::Sender<Request>,
-    /// Starts the threads that load configurations.
-    lookups: OnceLock<Worker>,
-}
-
-/// A client's permissions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rights {
-    /// All requests.
-    Change,
-    /// Only the request for the tunnel's state. Other programs may also run as the daemon's user.
-    Read,
-    Nothing,
-}
-
-impl Rights {
-    fn of(uid: Uid, owner: Uid, daemon: Uid) -> Self {
-        match uid {
-            uid if uid.is_root() || uid == owner => Self::Change,
-            uid if uid == daemon => Self::Read,
-            _ => Self::Nothing,
-        }
-    }
-}
-
-/// The text of the answer, or the reason for the refusal.
-type Answer = Result<String, String>;
-
-/// What a request leads to.
-enum Outcome {
-    Answer(Answer),
-    /// The answer depends on the peer, and may take longer than a client may.
-    Ping(oneshot::Receiver<Result<Ping, String>>),
-    /// Records follow the answer until the client leaves.
-    Capture(Begun, Feed),
-    /// The client continues with the tunnel.
-    HandOn,
-}
-
-impl socket_file::Desk for Desk {
-    async fn serve(&self, mut client: UnixStream) -> io::Result<()> {
-        let mut more = [0];
-        let answer = match timeout(PATIENCE, self.attend(&mut client)).await?? {
-            Outcome::Answer(answer) => answer,
-            Outcome::HandOn => {
-                self.send(Request::HandOn(client.into_std()?)).await;
-                return Ok(());
-            }
-            Outcome::Ping(replied) => tokio::select! {
-                answer = pinged(replied) => answer,
-                // A client that has left takes no place of others.
-                _left = client.read(&mut more) => return Ok(()),
-            },
-            Outcome::Capture(begun, feed) => {
-                write(&mut client, &line(&begun)).await?;
-                return feed.serve(client).await;
-            }
-        };
-        let answer = answer.unwrap_or_else(|error| line(&Refusal { schema: SCHEMA, error }));
-        write(&mut client, &answer).await?;
-        client.shutdown().await
-    }
-}
-
-async fn write(client: &mut UnixStream, answer: &str) -> io::Result<()> {
-    timeout(PATIENCE, client.write_all(answer.as_bytes())).await?
-}
-
-impl Desk {
-    /// Reads a request, if the client may make one, and carries it out.
-    async fn attend(&self, client: &mut UnixStream) -> io::Result<Outcome> {
-        let uid = Uid::from_raw(client.peer_cred()?.uid());
-        match Rights::of(uid, self.owner, Uid::effective()) {
-            Rights::Nothing => {
-                Ok(Outcome::Answer(Err(format!("uid {uid} may not ask this tunnel"))))
-            }
-            rights => self.answer(client, uid, rights).await,
-        }
-    }
-
-    /// Reads a request and carries it out.
-    async fn answer(
-        &self,
-        client: &mut UnixStream,
-        uid: Uid,
-        rights: Rights,
-    ) -> io::Result<Outcome> {
-        // Bytes after the line may have arrived together with it. They may contain keys.
-        let mut came = Zeroizing::new([0; MAX_REQUEST]);
-        let (line, early) = read_line(client, &mut *came).await?;
-        let ask = match parse(line) {
-            Ok(ask) => ask,
-            Err(refused) => return Ok(Outcome::Answer(Err(refused))),
-        };
-        Ok(Outcome::Answer(match ask.command.as_str() {
-            "status" => self.status().await,
-            "ping" => return Ok(self.ping().await),
-            "capture" if !uid.is_root() => {
-                Err(format!("only root may capture the tunnel's packets, and uid {uid} asks"))
-            }
-            "capture" => match self.capture(ask.capture).await {
-                Ok((begun, feed)) => return Ok(Outcome::Capture(begun, feed)),
-                Err(refused) => Err(refused),
-            },
-            "take-over" if rights == Rights::Change && may_take_over(client) => {
-                return Ok(Outcome::HandOn);
-            }
-            "take-over" => Err("only root may take the tunnel over".to_owned()),
-            "reload" | "compare" | "rotate" if rights != Rights::Change => {
-                Err("only root and the user who started the tunnel may change it".to_owned())
-            }
-            "reload" => self.reload(early.chain(client), &ask.files).await,
-            "compare" => self.compare(early.chain(client), &ask.files).await,
-            "rotate" => self.rotate(ask.finish).await,
-            _ => Err(format!("command {:?} is not known here", ask.command)),
-        }))
-    }
-
-    async fn ping(&self) -> Outcome {
-        let (reply, replied) = oneshot::channel();
-        self.send(Request::Ping(reply)).await;
-        Outcome::Ping(replied)
-    }
-
-    async fn capture(&self, wanted: Option<AskCapture>) -> Result<(Begun, Feed), String> {
-        let wanted = wanted.ok_or("a capture of nothing")?;
-        let (reply, replied) = oneshot::channel();
-        self.send(Request::Capture(wanted, reply)).await;
-        replied.await.map_err(|_| STOPPING.to_owned())?
-    }
-
-    async fn status(&self) -> Answer {
-        let (reply, replied) = oneshot::channel();
-        self.send(Request::Status(reply)).await;
-        replied.await.map(|status| line(&status)).map_err(|_| STOPPING.to_owned())
-    }
-
-    async fn reload(&self, from: impl AsyncRead + Unpin, files: &[Announced]) -> Answer {
-        let handed = receive(from, files).await?;
-        let (name, file) = (self.name.clone(), self.file.clone());
-        self.take_up(move || config::load_handed(&name, &file, handed)).await
-    }
-
-    async fn compare(&self, from: impl AsyncRead + Unpin, files: &[Announced]) -> Answer {
-        let handed = receive(from, files).await?;
-        let (name, file) = (self.name.clone(), self.file.clone());
-        let wanted = self.load(move || config::load_handed(&name, &file, handed)).await?;
-        let (reply, replied) = oneshot::channel();
-        self.send(Request::Compare(wanted, reply)).await;
-        let differences = replied.await.map_err(|_| STOPPING.to_owned())?;
-        Ok(line(&Differences::of(differences)))
-    }
-
-    /// Reads the tunnel's own files again, and reloads.
-    async fn reread(&self) -> Answer {
-        let file = self.file.clone();
-        self.take_up(move || config::load_for_running(&file)).await
-    }
-
-    /// A thread that loads a configuration, and ends after that. Until the tunnel runs there is none: a thread that is
-    /// started earlier would have all privileges.
-    async fn reader(&self) -> Result<Worker, String> {
-        let lookups = self.lookups.get().ok_or("the tunnel is still starting; try again")?;
-        lookups
-            .another("reload")
-            .await
-            .map_err(|error| format!("no thread to read it with: {error}; try again"))
-    }
-
-    /// Loads a configuration and sends it to the tunnel. Only the tunnel knows its running configuration, so
-    /// the tunnel compares the two, and changes or refuses.
-    async fn take_up(
-        &self,
-        load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
-    ) -> Answer {
-        let wanted = self.load(load).await?;
-        let (reply, replied) = oneshot::channel();
-        self.send(Request::Reload(wanted, reply)).await;
-        done(replied).await
-    }
-
-    async fn load(
-        &self,
-        load: impl FnOnce() -> Result<Loaded, Report> + Send + 'static,
-    ) -> Result<Box<(Config, Keys)>, String> {
-        // Loading may look up a user, which can take a long time.
-        let load = move || load().map(|Loaded { config, keys, .. }| Box::new((config, keys)));
-        let reader = self.reader().await?;
-        let wanted = reader.run(load).await.map_err(|_panicked| STOPPING.to_owned())?;
-        wanted.map_err(|report| report.lines().collect::<Vec<_>>().join("; "))
-    }
-
-    async fn rotate(&self, finish: bool) -> Answer {
-        let (reply, replied) = oneshot::channel();
-        self.send(Request::Rotate { finish, reply }).await;
-        done(replied).await
-    }
-
-    /// Sends the request to the tunnel. If the tunnel is about to stop, no reply arrives.
-    async fn send(&self, request: Request) {
-        let _stopping = self.requests.send(request).await;
-    }
-}
-
-/// Under systemd all tunnels run as one user. None of them may take another one.
-fn may_take_over(client: &UnixStream) -> bool {
-    let is_root = || client.peer_cred().is_ok_and(|from| from.uid() == 0);
-    !systemd::started_us() || is_root()
-}
-
-fn parse(line: &[u8]) -> Result<Ask, String> {
-    let ask: Ask = serde_json::from_slice(line).map_err(|error| match line.len() {
-        MAX_REQUEST => format!("a request has at most {MAX_REQUEST} bytes"),
-        _ => format!("this is no request: {error}"),
-    })?;
-    match ask.schema {
-        SCHEMA => Ok(ask),
-        other => Err(format!("schema {other} is not known here")),
-    }
-}
-
-async fn pinged(replied: oneshot::Receiver<Result<Ping, String>>) -> Answer {
-    match timeout(PING_PATIENCE, replied).await {
-        Ok(Ok(pinged)) => pinged.map(|ping| line(&ping)),
-        Ok(Err(_)) => Err(STOPPING.to_owned()),
-        Err(_) => Ok(line(&Ping::UNANSWERED)),
-    }
-}
-
-async fn done(replied: oneshot::Receiver<Result<(), String>>) -> Answer {
-    match replied.await {
-        Ok(Ok(())) => Ok(line(&Done::OK)),
-        Ok(Err(refused)) => Err(refused),
-        Err(_) => Err(STOPPING.to_owned()),
-    }
+fn cannot_serve(path: &Path, error: io::Error) -> ControlError {
+    let path = path.to_owned();
+    SocketFileError::Refused { path, what: "serving it", error }.into()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::desk::{Outcome, PATIENCE, Rights};
+    use super::wire::{MAX_REQUEST, line};
     use super::*;
+    use crate::config;
     use crate::config::tests::site;
     use crate::socket_file::MAX_CONNECTIONS;
     use crate::status::tests::sample;
+    use nix::unistd::Uid;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::path::Path;
+    use std::time::Duration;
     use tempfile::TempDir;
-    use tokio::time::sleep;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::time::{sleep, timeout};
 
     fn configured() -> (TempDir, Config) {
         let (directory, file) = site("preshared_key_file = 'site.psk'");
@@ -608,7 +390,7 @@ mod tests {
         assert!(matches!(Control::bind(&config), Err(ControlError::Running(_))));
         drop(control);
         let path = &config.service.control;
-        drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        drop(UnixListener::bind(path).unwrap());
         assert!(path.exists(), "a dead daemon's socket");
         let _control = Control::bind(&config).unwrap();
     }

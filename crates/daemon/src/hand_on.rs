@@ -1,21 +1,27 @@
-//! Hands the device, the socket and the sessions on to the next process of the tunnel: through the store of descriptors of
+//! Hands the device, the sockets and the sessions on to the next process of the tunnel: through the store of descriptors of
 //! systemd, which keeps them over a restart and a crash, or to a process that has asked for them (`vpnd run --take-over`).
 //!
-//! While the tunnel runs, systemd's store has the device, the socket and the text of the configuration. The sessions are
-//! added in an orderly restart only, when no thread of this process seals or opens any more. The next process removes them
-//! from the store before it reads them.
+//! While the tunnel runs, systemd's store has the device, the UDP socket, the socket that our nftables table belongs to, and
+//! the text of the configuration. The sessions are added in an orderly restart only, when no thread of this process seals or
+//! opens any more. The next process removes them from the store before it reads them.
+//!
+//! A process that has asked receives everything but the sessions at once, and prepares, while this one runs the tunnel. When
+//! it is ready, it says so: only then this process stops its threads and hands on the sessions. If it fails before, this
+//! process goes on.
+
+mod asking;
 
 use std::fs::File;
-use std::io::{self, IoSlice, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vpnd_protocol::inheritance::Inheritance;
 use vpnd_tun::Descriptors;
 
 use crate::service;
+
+pub(crate) use asking::{Asking, READY};
 
 /// The number of bytes of a record that precedes a descriptor on the control socket.
 pub(crate) const RECORD: usize = 16;
@@ -29,16 +35,36 @@ pub(crate) enum Kept {
     Writer,
     /// The UDP socket.
     Socket,
+    /// The socket that our nftables table belongs to.
+    Firewall,
+    /// The control socket.
+    Control,
+    /// The WireGuard socket.
+    Uapi,
+    /// The socket of the metrics.
+    Metrics,
     /// The text of the configuration, in memory.
     Configuration,
+    /// All that is known of the peer but the sessions, in memory.
+    Outlook,
     /// The sessions, in memory.
     Sessions,
 }
 
 impl Kept {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Queue, Self::Writer, Self::Socket, Self::Configuration, Self::Sessions];
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Queue,
+        Self::Writer,
+        Self::Socket,
+        Self::Firewall,
+        Self::Control,
+        Self::Uapi,
+        Self::Metrics,
+        Self::Configuration,
+        Self::Outlook,
+        Self::Sessions,
+    ];
 
     /// The name: shorter than [`RECORD`], and valid for systemd.
     pub(crate) const fn name(self) -> &'static str {
@@ -46,7 +72,12 @@ impl Kept {
             Self::Queue => "queue",
             Self::Writer => "writer",
             Self::Socket => "socket",
+            Self::Firewall => "firewall",
+            Self::Control => "control",
+            Self::Uapi => "uapi",
+            Self::Metrics => "metrics",
             Self::Configuration => "configuration",
+            Self::Outlook => "outlook",
             Self::Sessions => "sessions",
         }
     }
@@ -57,9 +88,29 @@ impl Kept {
     }
 }
 
-/// Gives systemd the device and the socket to keep.
-pub(crate) fn keep(device: &Descriptors<'_>, socket: BorrowedFd<'_>) {
-    for (kept, descriptor) in of_tunnel(device, socket) {
+/// The descriptors of a running tunnel that another process can continue with.
+pub(crate) struct Offer<'a> {
+    pub(crate) device: Descriptors<'a>,
+    pub(crate) socket: BorrowedFd<'a>,
+    /// The socket that our nftables table belongs to.
+    pub(crate) firewall: Option<OwnedFd>,
+    /// Sockets with clients.
+    pub(crate) listeners: Vec<(Kept, BorrowedFd<'a>)>,
+}
+
+impl Offer<'_> {
+    fn descriptors(&self) -> impl Iterator<Item = (Kept, BorrowedFd<'_>)> {
+        let queues = self.device.queues.iter().map(|queue| (Kept::Queue, *queue));
+        let writer = self.device.writer.iter().map(|writer| (Kept::Writer, *writer));
+        let firewall = self.firewall.iter().map(|socket| (Kept::Firewall, socket.as_fd()));
+        let listeners = self.listeners.iter().copied();
+        queues.chain(writer).chain([(Kept::Socket, self.socket)]).chain(firewall).chain(listeners)
+    }
+}
+
+/// Gives systemd what it keeps while the tunnel runs.
+pub(crate) fn keep(offer: &Offer<'_>) {
+    for (kept, descriptor) in offer.descriptors() {
         service::keep(kept.name(), descriptor);
     }
 }
@@ -76,11 +127,6 @@ pub(crate) fn keep_configuration(source: &str) {
     }
 }
 
-/// Makes systemd forget the configuration, because it is not that of the tunnel any more.
-pub(crate) fn forget_configuration() {
-    service::forget(Kept::Configuration.name());
-}
-
 /// Makes systemd close everything that it keeps: the tunnel ends.
 pub(crate) fn forget() {
     Kept::ALL.into_iter().for_each(|kept| service::forget(kept.name()));
@@ -90,69 +136,30 @@ pub(crate) fn forget() {
 pub(crate) enum Successor {
     /// The process that systemd starts next.
     OfService,
-    /// A process that has asked for it on the control socket.
-    Asking(UnixStream),
+    /// A process that has asked for it on the control socket, and is ready.
+    Asking(Asking),
 }
 
 impl Successor {
-    /// Sends the device and the socket to the process that has asked. The tunnel still runs, and continues to run if this
-    /// fails. It never waits: what is sent fits the buffer of a new connection.
-    ///
-    /// # Errors
-    ///
-    /// If the process has left.
-    pub(crate) fn asking(
-        stream: UnixStream,
-        device: &Descriptors<'_>,
-        socket: BorrowedFd<'_>,
-    ) -> io::Result<Self> {
-        for (kept, descriptor) in of_tunnel(device, socket) {
-            send(&stream, kept, descriptor)?;
-        }
-        Ok(Self::Asking(stream))
-    }
-
     /// Hands on the sessions `left`.
     ///
     /// # Errors
     ///
     /// If there is no memory for them, or the process has left.
     pub(crate) fn receives(&self, binding: &[u8; 64], left: &Inheritance) -> io::Result<()> {
-        let sessions = sessions(binding, left)?;
         match self {
-            Self::OfService => service::keep(Kept::Sessions.name(), sessions.as_fd()),
-            Self::Asking(stream) => send(stream, Kept::Sessions, sessions.as_fd())?,
+            Self::OfService => {
+                let sessions = bound_to(binding, left)?;
+                service::keep(Kept::Sessions.name(), sessions.as_fd());
+                Ok(())
+            }
+            Self::Asking(asking) => asking.receives(binding, left),
         }
-        Ok(())
     }
 }
 
-fn of_tunnel<'a>(
-    device: &'a Descriptors<'a>,
-    socket: BorrowedFd<'a>,
-) -> impl Iterator<Item = (Kept, BorrowedFd<'a>)> {
-    let queues = device.queues.iter().map(|queue| (Kept::Queue, *queue));
-    let writer = device.writer.iter().map(|writer| (Kept::Writer, *writer));
-    queues.chain(writer).chain([(Kept::Socket, socket)])
-}
-
-fn send(stream: &UnixStream, kept: Kept, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    let mut record = [0; RECORD];
-    record[..kept.name().len()].copy_from_slice(kept.name().as_bytes());
-    let descriptors = [descriptor.as_raw_fd()];
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let sent = sendmsg::<()>(
-        stream.as_raw_fd(),
-        &[IoSlice::new(&record)],
-        &rights,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
-    if sent == RECORD { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-}
-
-/// What the sessions are bound to comes first: those under other keys or terms are of no use.
-fn sessions(binding: &[u8; 64], left: &Inheritance) -> io::Result<OwnedFd> {
+/// What is left, in memory. What it is bound to comes first: sessions under other keys or terms are of no use.
+fn bound_to(binding: &[u8; 64], left: &Inheritance) -> io::Result<OwnedFd> {
     let encoded = left.encode();
     let mut file = File::from(in_memory(binding)?);
     file.write_all(&encoded)?;

@@ -228,7 +228,8 @@ impl Hooks {
             let Some(desired) = self.next(&mut changes, alive).await else { break };
             let begun = &mut begun[usize::from(desired.alive)];
             if let Some(begun) = *begun {
-                let back = changes.wait_for(|desired| desired.end || desired.alive == alive);
+                let back =
+                    changes.wait_for(|desired| desired.over.is_some() || desired.alive == alive);
                 if timeout_at(begun + SAME_EVENT_INTERVAL, back).await.is_ok() {
                     continue;
                 }
@@ -240,12 +241,15 @@ impl Hooks {
             let event = if alive { Event::Established } else { Event::Lost };
             for index in 0..self.plan.at(event).len() {
                 self.run_and_log(event, index, desired.endpoint).await;
-                if changes.borrow().end {
+                if changes.borrow().ends() {
                     break;
                 }
             }
         }
         let desired = changes.borrow().clone();
+        if !desired.ends() {
+            return;
+        }
         self.changed = desired.changed;
         self.bring_down(desired.endpoint).await;
     }
@@ -260,8 +264,8 @@ impl Hooks {
             let due = self.names.as_ref().map(Names::due);
             tokio::select! {
                 biased;
-                changed = changes.wait_for(|desired| desired.end || desired.alive != alive) => {
-                    return changed.ok().map(|desired| desired.clone()).filter(|desired| !desired.end);
+                changed = changes.wait_for(|desired| desired.over.is_some() || desired.alive != alive) => {
+                    return changed.ok().map(|desired| desired.clone()).filter(|desired| desired.over.is_none());
                 }
                 () = until(due) => {}
             }
@@ -323,7 +327,22 @@ struct Desired {
     alive: bool,
     endpoint: Option<SocketAddr>,
     changed: Changed,
-    end: bool,
+    over: Option<Over>,
+}
+
+/// Why no further hook of the peer is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    /// The tunnel ends: `down` is run.
+    End,
+    /// The next process runs them.
+    HandedOn,
+}
+
+impl Desired {
+    fn ends(&self) -> bool {
+        self.over == Some(Over::End)
+    }
 }
 
 /// Reports changes of the tunnel's state to the hooks.
@@ -372,7 +391,16 @@ impl Following {
 
     /// Waits for the running command, runs `down`, and waits for it. A second call does nothing.
     pub(crate) async fn end(&mut self) {
-        self.news.0.send_modify(|desired| desired.end = true);
+        self.finish(Over::End).await;
+    }
+
+    /// Waits for the running command. The next process of the tunnel runs those that follow.
+    pub(crate) async fn hand_on(&mut self) {
+        self.finish(Over::HandedOn).await;
+    }
+
+    async fn finish(&mut self, over: Over) {
+        self.news.0.send_modify(|desired| desired.over = Some(over));
         if let Some(task) = &mut self.task {
             let _panicked = task.await;
             self.task = None;

@@ -1,16 +1,18 @@
 //! What an earlier process of the tunnel has left to this one ([`hand_on`](crate::hand_on)): its descriptors, as systemd
 //! or that process itself hands them over, and the sessions.
 
+mod receive;
+
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read, Seek, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recvmsg};
 use nix::unistd::Uid;
 use thiserror::Error;
 use vpnd_protocol::inheritance::{self, Inheritance};
@@ -23,9 +25,13 @@ use crate::config::{Config, MAX_LEN};
 use crate::control::Ask;
 use crate::exit::Exit;
 use crate::fingerprint::Fingerprints;
-use crate::hand_on::{Kept, RECORD};
+use crate::hand_on::{Kept, READY};
 use crate::keys::Keys;
+use crate::nft::Connection;
 use crate::service;
+use crate::socket_file;
+
+use receive::{Received, own, reason, receive};
 
 /// How long the running tunnel may take to finish its work.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,9 +44,16 @@ pub(crate) struct Inherited {
     queues: Vec<OwnedFd>,
     writer: Option<OwnedFd>,
     socket: Option<OwnedFd>,
+    firewall: Option<OwnedFd>,
+    /// Sockets with clients.
+    listeners: Vec<(Kept, OwnedFd)>,
+    /// The sessions, or what is known without them.
     sessions: Vec<OwnedFd>,
     left: Option<Inheritance>,
     configuration: Option<OwnedFd>,
+    /// All that comes before the sessions is there.
+    is_prepared: bool,
+    earlier: Option<Earlier>,
 }
 
 /// Why a running tunnel was not taken over; it continues to run, unless it has already let go.
@@ -96,7 +109,8 @@ impl Inherited {
         inherited
     }
 
-    /// Everything of the tunnel that runs with this control socket. It has ended when this returns.
+    /// Everything but the sessions of the tunnel that runs with this control socket, and continues to run until this process
+    /// is ready.
     ///
     /// # Errors
     ///
@@ -115,8 +129,11 @@ impl Inherited {
                 Received::Text(text) => return Err(TakeOverError::Refused(reason(&text))),
                 Received::End => break,
             }
+            if inherited.is_prepared {
+                inherited.earlier = Some(Earlier { stream, taken: Vec::new() });
+                break;
+            }
         }
-        // The sessions come last, when that process has let go.
         if inherited.queues.is_empty() || inherited.sessions.is_empty() {
             return Err(TakeOverError::Refused("it handed nothing over".to_owned()));
         }
@@ -128,6 +145,14 @@ impl Inherited {
             Some(Kept::Queue) => self.queues.push(descriptor),
             Some(Kept::Writer) => self.writer = Some(descriptor),
             Some(Kept::Socket) => self.socket = Some(descriptor),
+            Some(Kept::Firewall) => self.firewall = Some(descriptor),
+            Some(kept @ (Kept::Control | Kept::Uapi | Kept::Metrics)) => {
+                self.listeners.push((kept, descriptor));
+            }
+            Some(Kept::Outlook) => {
+                self.is_prepared = true;
+                self.sessions.push(descriptor);
+            }
             Some(Kept::Sessions) => self.sessions.push(descriptor),
             Some(Kept::Configuration) => self.configuration = Some(descriptor),
             None => tracing::debug!("{name:?} is kept, and nobody knows what it is"),
@@ -153,21 +178,52 @@ impl Inherited {
         self.socket.take()
     }
 
+    /// The connection that the earlier process's nftables table belongs to.
+    pub(crate) fn firewall(&mut self) -> Option<Connection> {
+        self.firewall.take().map(Connection::inherited)
+    }
+
+    /// A socket with clients. If it is the right one, call [`continues_with`](Self::continues_with).
+    pub(crate) fn listener(&mut self, wanted: Kept) -> Option<OwnedFd> {
+        let at = self.listeners.iter().position(|(kept, _)| *kept == wanted)?;
+        Some(self.listeners.remove(at).1)
+    }
+
+    /// A socket in the file system with clients, if it has this name.
+    pub(crate) fn listener_at(&mut self, wanted: Kept, path: &Path) -> Option<UnixListener> {
+        let listener = UnixListener::from(self.listener(wanted)?);
+        socket_file::is_at(&listener, path).then(|| {
+            self.continues_with(wanted);
+            listener
+        })
+    }
+
+    /// This process has a socket with clients of the earlier one, which must not remove its name.
+    pub(crate) fn continues_with(&mut self, taken: Kept) {
+        self.earlier.iter_mut().for_each(|earlier| earlier.taken.push(taken));
+    }
+
+    /// Whether the earlier process still runs the tunnel.
+    pub(crate) const fn is_asked_for(&self) -> bool {
+        self.earlier.is_some()
+    }
+
+    /// The earlier process that still runs the tunnel.
+    pub(crate) fn earlier(&mut self) -> Option<Earlier> {
+        self.earlier.take()
+    }
+
     /// Reads the sessions, and wipes them where they came from, so that no other process can read them any more. They are of
     /// use only under the keys and terms that they were made with.
     pub(crate) fn open_sessions(&mut self, config: &Config, keys: &Keys) {
         let mut read = std::mem::take(&mut self.sessions).into_iter().map(read_sessions);
         self.left = match (read.next(), read.next()) {
-            (Some(Ok((binding, left))), None) if binding == expected(&binding, config, keys) => {
-                Some(left)
-            }
             (None, _) => None,
-            (Some(Err(error)), None) => {
-                tracing::warn!("the sessions of the earlier process cannot be continued: {error}");
-                None
-            }
-            (Some(_), _) => {
-                tracing::info!("the sessions of the earlier process are of other keys or terms");
+            (Some(one), None) => usable(one, |binding| expected(binding, config, keys)),
+            (Some(_), Some(_)) => {
+                tracing::warn!(
+                    "there are sessions of several earlier processes: none is continued"
+                );
                 None
             }
         };
@@ -179,10 +235,73 @@ impl Inherited {
     }
 }
 
+/// The process that runs the tunnel, until this one is ready.
+#[derive(Debug)]
+pub(crate) struct Earlier {
+    stream: UnixStream,
+    /// The sockets with clients that this process continues with.
+    taken: Vec<Kept>,
+}
+
+impl Earlier {
+    /// Makes the process end, and returns its sessions if they are bound to the keys and terms that `expected` returns for
+    /// their salt; `None` otherwise, and if it has crashed. From now on the tunnel is this process's.
+    ///
+    /// # Errors
+    ///
+    /// If the process does not wait any more: it continues to run the tunnel.
+    pub(crate) fn end(
+        self,
+        expected: impl FnOnce(&Binding) -> Binding,
+    ) -> io::Result<Option<Inheritance>> {
+        let Self { stream, taken } = self;
+        let names = taken.iter().map(|kept| format!(" {}", kept.name())).collect::<String>();
+        let said = (&stream).write_all(format!("{READY}{names}\n").as_bytes());
+        let mut sessions = None;
+        // The process closes the connection when it has let go.
+        loop {
+            match receive(&stream) {
+                Ok(Received::Descriptor(name, descriptor)) if name == Kept::Sessions.name() => {
+                    sessions = Some(descriptor);
+                }
+                Ok(Received::Descriptor(..)) => {}
+                Ok(Received::Text(text)) => return Err(io::Error::other(reason(&text))),
+                Ok(Received::End) => break,
+                // It has crashed.
+                Err(_) if said.is_err() => break,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if sessions.is_none() {
+            tracing::warn!("the earlier process has ended without a word about its sessions");
+        }
+        Ok(sessions.and_then(|sessions| usable(read_sessions(sessions), expected)))
+    }
+}
+
 type Binding = [u8; 64];
 
+/// What was read, if it is bound to what is expected.
+fn usable(
+    read: io::Result<(Binding, Inheritance)>,
+    expected: impl FnOnce(&Binding) -> Binding,
+) -> Option<Inheritance> {
+    match read {
+        Ok((binding, left)) if binding == expected(&binding) => Some(left),
+        Ok(_) => {
+            tracing::info!("the sessions of the earlier process are of other keys or terms");
+            None
+        }
+        Err(error) => {
+            tracing::warn!("the sessions of the earlier process cannot be continued: {error}");
+            None
+        }
+    }
+}
+
 /// The binding of sessions under these keys, with the salt of this one.
-fn expected(binding: &Binding, config: &Config, keys: &Keys) -> Binding {
+pub(crate) fn expected(binding: &Binding, config: &Config, keys: &Keys) -> Binding {
     let salt = binding.first_chunk().copied().unwrap_or_default();
     Fingerprints::binding_of(keys, config, salt)
 }
@@ -214,53 +333,4 @@ fn read<T>(
 /// The crash of an earlier process leaves its device. The peer counts as alive if the device's carrier says so.
 pub(crate) fn of_a_crash(carrier_says_so: bool) -> Inheritance {
     if carrier_says_so { Inheritance::of_a_crash(clock::boot()) } else { Inheritance::default() }
-}
-
-enum Received {
-    Descriptor(String, OwnedFd),
-    /// An answer in words.
-    Text(Vec<u8>),
-    End,
-}
-
-fn receive(stream: &UnixStream) -> io::Result<Received> {
-    let mut record = [0; RECORD];
-    let mut room = nix::cmsg_space!([RawFd; 1]);
-    let (len, mut descriptors) = {
-        let mut parts = [IoSliceMut::new(&mut record)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
-        let mut descriptors = Vec::new();
-        for one in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(some) = one {
-                descriptors.extend(some.into_iter().map(own));
-            }
-        }
-        (message.bytes, descriptors)
-    };
-    match (len, descriptors.pop()) {
-        (0, _) => Ok(Received::End),
-        (RECORD, Some(descriptor)) if descriptors.is_empty() => {
-            let name = record.split(|byte| *byte == 0).next().unwrap_or_default();
-            Ok(Received::Descriptor(String::from_utf8_lossy(name).into_owned(), descriptor))
-        }
-        (len, None) => {
-            let mut text = record[..len].to_vec();
-            stream.take(4096).read_to_end(&mut text)?;
-            Ok(Received::Text(text))
-        }
-        _ => Err(io::Error::other("a record with another number of descriptors than one")),
-    }
-}
-
-/// The reason in a refusal.
-fn reason(text: &[u8]) -> String {
-    let refusal = serde_json::from_slice::<crate::control::Refusal>(text);
-    refusal.map_or_else(|_| "its answer makes no sense".to_owned(), |refusal| refusal.error)
-}
-
-/// A descriptor that was given to this process.
-fn own(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: systemd and the kernel have just given this descriptor to this process, and nothing else owns it.
-    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

@@ -9,6 +9,7 @@ mod http;
 mod listener;
 
 use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +44,7 @@ const MAX_REQUEST: usize = 8192;
 pub(crate) struct Metrics {
     scrapes: mpsc::Receiver<Scrape>,
     serving: JoinHandle<()>,
+    socket: Arc<Listener>,
 }
 
 /// What clients are served from.
@@ -81,6 +83,21 @@ impl Metrics {
         Listener::bind_now(listen).map(|listener| Some(Bound(listener)))
     }
 
+    /// The socket of the earlier process, if it is the one of `config`; that process serves it until [`Bound::serve`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) fn later(config: &Config, socket: OwnedFd) -> Option<Bound> {
+        Listener::inherited(config.metrics.listen.as_ref()?, socket).map(Bound)
+    }
+
+    /// Leaves the socket to the next process.
+    pub(crate) fn leave(&self) {
+        self.serving.abort();
+        self.socket.leave();
+    }
+
     /// The next request for the tunnel's state.
     pub(crate) async fn next(&mut self) -> Scrape {
         match self.scrapes.recv().await {
@@ -100,10 +117,18 @@ impl Bound {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn serve(self) -> Metrics {
+        self.0.keep();
         let (send, scrapes) = mpsc::channel(1);
         let tunnel = Tunnel { scrapes: send, started: SystemTime::now() };
-        let serving = tokio::spawn(accept(self.0, tunnel));
-        Metrics { scrapes, serving }
+        let socket = Arc::new(self.0);
+        let serving = tokio::spawn(accept(Arc::clone(&socket), tunnel));
+        Metrics { scrapes, serving, socket }
+    }
+}
+
+impl AsFd for Metrics {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -127,7 +152,7 @@ pub(crate) fn seen_by_others(config: &Config) -> Option<Problem> {
 }
 
 /// Accepts connections. When all places are taken, further ones wait in the kernel's queue.
-async fn accept(listener: Listener, tunnel: Tunnel) {
+async fn accept(listener: Arc<Listener>, tunnel: Tunnel) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {

@@ -1,13 +1,22 @@
 //! Requests to nftables as netlink messages, so neither a program nor a shell is needed.
 
 pub(crate) mod expression;
+mod message;
+mod plan;
 
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+
+pub(crate) use message::{Encoded, INET};
+pub(crate) use plan::{Plan, Set};
+
+use message::{Attributes, Messages, attribute, changing, message, number, text, zero_ended};
+use plan::elements_of;
 
 /// `NETLINK_NETFILTER`, and the number of nftables there (`NFNL_SUBSYS_NFTABLES`).
 const NETLINK_NETFILTER: i32 = 12;
@@ -41,17 +50,8 @@ const HOOK_PRIORITY: u16 = 2;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const EXPRESSIONS: u16 = 4;
-/// `NLM_F_CREATE`.
-const CREATE: u16 = 0x400;
-/// The flag of an attribute that contains attributes.
-const NESTED: u16 = 0x8000;
 /// `NF_DROP`.
 const DROP: u32 = 0;
-/// `NFPROTO_INET`: both IP versions.
-pub(crate) const INET: u8 = 1;
-const HEADER: usize = 16;
-/// The maximum number of ranges in one message: 36 KB of the 64 KB that an attribute can have.
-const RANGES_AT_ONCE: usize = 500;
 /// How long to wait for an answer. The kernel usually answers at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -175,6 +175,27 @@ impl Connection {
         Ok(Self(Arc::new(Mutex::new(connect()?))))
     }
 
+    /// The connection of an earlier process, which has its tables.
+    pub(crate) fn inherited(socket: OwnedFd) -> Self {
+        Self(Arc::new(Mutex::new(socket.into())))
+    }
+
+    /// Makes the table with all its parts, in place of the one with its name that was made through this connection, if
+    /// there is one: in one transaction, so that no packet passes in between.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error; then nothing has changed.
+    pub(crate) fn take(&self, plan: &Plan) -> io::Result<Table> {
+        let table = Table { name: plan.table.clone(), socket: Arc::clone(&self.0) };
+        if table.is_there()? {
+            table.make_anew(plan)?
+        } else {
+            table.make_again(plan)?
+        }
+        Ok(table)
+    }
+
     /// Makes the table with all its parts.
     ///
     /// # Errors
@@ -207,6 +228,16 @@ impl Table {
         let mut messages = vec![changing(DELETE_ELEMENTS, 0, &named)?];
         messages.extend(set.additions(&self.name)?);
         self.commit(&messages)
+    }
+
+    /// Another descriptor of the socket through which it was made, for the next process of the tunnel.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptor left.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(socket.try_clone()?.into())
     }
 
     /// Whether the table still exists: somebody may have flushed it.
@@ -267,6 +298,16 @@ impl Table {
     }
 }
 
+/// Whether there is a table with this name in the network namespace of this thread.
+///
+/// # Errors
+///
+/// As [`Table::is_there`].
+pub(crate) fn is_there(table: &str) -> io::Result<bool> {
+    let Connection(socket) = Connection::open()?;
+    Table { name: table.to_owned(), socket }.is_there()
+}
+
 /// Deletes the table with this name in the network namespace of this thread; returns whether it existed.
 ///
 /// # Errors
@@ -290,156 +331,6 @@ fn was_there(deleted: io::Result<()>) -> io::Result<bool> {
             _ => Err(error),
         },
     }
-}
-
-/// A set of address ranges of one IP version, as numbers. The ranges are sorted and not adjacent.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Set {
-    pub(crate) name: &'static str,
-    /// The length of an address: 4 or 16.
-    pub(crate) bytes: usize,
-    /// The first and the last address of each range.
-    pub(crate) ranges: Vec<(u128, u128)>,
-}
-
-impl Set {
-    /// The messages that add the ranges. Many ranges need several messages, because an attribute's length has
-    /// only 16 bits.
-    fn additions(&self, table: &str) -> io::Result<Vec<Vec<u8>>> {
-        let named = elements_of(table, self.name)?;
-        let addition = |ranges: &[(u128, u128)]| {
-            changing(NEW_ELEMENTS, CREATE, &[&named[..], &self.elements(ranges)?].concat())
-        };
-        self.ranges.chunks(RANGES_AT_ONCE).map(addition).collect()
-    }
-
-    /// The ranges in the kernel's form: one element at the beginning of a range, and one after its end.
-    fn elements(&self, ranges: &[(u128, u128)]) -> Encoded {
-        const END: u32 = 1;
-        let element = |key: u128, flags: u32| {
-            let key = &key.to_be_bytes()[size_of::<u128>() - self.bytes..];
-            let key = attribute(1 | NESTED, &attribute(expression::VALUE, key)?);
-            attribute(1 | NESTED, &joined([key, attribute(3, &flags.to_be_bytes())])?)
-        };
-        let largest = u128::MAX >> (8 * (size_of::<u128>() - self.bytes));
-        let both = |(first, last): &(u128, u128)| {
-            let end = (*last < largest).then(|| element(*last + 1, END));
-            [Some(element(*first, 0)), end].into_iter().flatten()
-        };
-        attribute(3 | NESTED, &joined(ranges.iter().flat_map(both))?)
-    }
-}
-
-/// A table with its chains and rules, which is made in one transaction.
-pub(crate) struct Plan {
-    table: String,
-    /// The number of sets so far.
-    sets: u32,
-    messages: Vec<Vec<u8>>,
-}
-
-impl Plan {
-    /// A new table of this name for both IP versions. The kernel removes it when the process ends in any way.
-    /// Until then no other program can change it, not even `nft flush ruleset` (`NFT_TABLE_F_OWNER`).
-    ///
-    /// # Errors
-    ///
-    /// If a part does not fit into a message; this also applies to all other parts of a plan.
-    pub(crate) fn owned(table: &str) -> io::Result<Self> {
-        const OWNER: u32 = 2;
-        const ALONE: u16 = 0x200;
-        let named = attribute(TABLE_NAME, &zero_ended(table));
-        let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
-        let flags = attribute(TABLE_FLAGS, &OWNER.to_be_bytes());
-        plan.push(NEW_TABLE, CREATE | ALONE, [named, flags])?;
-        Ok(plan)
-    }
-
-    /// Like [`Self::owned`], but the table exists until it is deleted. It replaces a table of the same name in
-    /// one transaction, so no packet passes in between.
-    pub(crate) fn lasting(table: &str) -> io::Result<Self> {
-        let mut plan = Self { table: table.to_owned(), sets: 0, messages: Vec::new() };
-        // The table is created first, because only an existing table can be deleted.
-        for (kind, flags) in [(NEW_TABLE, CREATE), (DELETE_TABLE, 0), (NEW_TABLE, CREATE)] {
-            plan.push(kind, flags, [attribute(TABLE_NAME, &zero_ended(table))])?;
-        }
-        Ok(plan)
-    }
-
-    /// Adds a chain at this hook; chains with a lower priority number come first.
-    pub(crate) fn chain(&mut self, name: &str, hook: Hook, priority: i32) -> io::Result<()> {
-        let hook = joined([
-            attribute(HOOK_NUMBER, &(hook as u32).to_be_bytes()),
-            attribute(HOOK_PRIORITY, &priority.to_be_bytes()),
-        ])?;
-        let attributes = [
-            attribute(TABLE, &zero_ended(&self.table)),
-            attribute(NAME, &zero_ended(name)),
-            attribute(HOOK | NESTED, &hook),
-            attribute(TYPE, b"filter\0"),
-        ];
-        self.push(NEW_CHAIN, CREATE, attributes)
-    }
-
-    /// Adds a set of address ranges.
-    pub(crate) fn set(&mut self, set: &Set) -> io::Result<()> {
-        const INTERVALS: u32 = 4;
-        // The type of the elements for `nft`: IPv4 or IPv6 addresses.
-        let (kind, bytes): (u32, u32) = if set.bytes == 4 { (7, 4) } else { (8, 16) };
-        self.sets += 1;
-        let attributes = [
-            attribute(1, &zero_ended(&self.table)),
-            attribute(2, &zero_ended(set.name)),
-            attribute(3, &INTERVALS.to_be_bytes()),
-            attribute(4, &kind.to_be_bytes()),
-            attribute(5, &bytes.to_be_bytes()),
-            // The id by which messages of the same transaction refer to the set.
-            attribute(10, &self.sets.to_be_bytes()),
-        ];
-        self.push(NEW_SET, CREATE, attributes)?;
-        self.messages.extend(set.additions(&self.table)?);
-        Ok(())
-    }
-
-    /// Adds a rule at the end of a chain.
-    pub(crate) fn rule(
-        &mut self,
-        chain: &str,
-        expressions: impl IntoIterator<Item = Encoded>,
-    ) -> io::Result<()> {
-        const LAST: u16 = 0x800;
-        let attributes = [
-            attribute(RULE_TABLE, &zero_ended(&self.table)),
-            attribute(RULE_CHAIN, &zero_ended(chain)),
-            attribute(EXPRESSIONS | NESTED, &joined(expressions)?),
-        ];
-        self.push(NEW_RULE, CREATE | LAST, attributes)
-    }
-
-    /// Makes the table with all its parts.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's error; then nothing was made.
-    pub(crate) fn make(&self) -> io::Result<Table> {
-        Connection::open()?.make(self)
-    }
-
-    fn push(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        attributes: impl IntoIterator<Item = Encoded>,
-    ) -> io::Result<()> {
-        self.messages.push(changing(kind, flags, &joined(attributes)?)?);
-        Ok(())
-    }
-}
-
-/// A message that changes an object for both IP versions, and asks for an answer.
-fn changing(kind: u16, flags: u16, attributes: &[u8]) -> Encoded {
-    const ACKNOWLEDGE: u16 = 4;
-    message(kind, flags | ACKNOWLEDGE, [INET, 0, 0, 0], attributes)
 }
 
 /// Discards unread answers to an earlier request. The kernel answers each message of a transaction, but vpnd
@@ -476,85 +367,9 @@ fn commit(socket: &mut Socket, messages: &[Vec<u8>]) -> io::Result<()> {
     Ok(())
 }
 
-/// The attributes that identify a set (`nft_set_elem_list_attributes`).
-fn elements_of(table: &str, set: &str) -> Encoded {
-    joined([attribute(1, &zero_ended(table)), attribute(2, &zero_ended(set))])
-}
-
-/// An encoded part of a message, or an error if it does not fit.
-pub(crate) type Encoded = io::Result<Vec<u8>>;
-
-/// A message: a header (length, kind, flags, sequence, port), the four bytes that every netfilter message has,
-/// and attributes.
-fn message(kind: u16, flags: u16, start: [u8; 4], attributes: &[u8]) -> Encoded {
-    const REQUEST: u16 = 1;
-    let len = u32::try_from(HEADER + start.len() + attributes.len()).map_err(|_| does_not_fit())?;
-    let header = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), &(flags | REQUEST).to_ne_bytes()];
-    Ok([&header.concat()[..], &[0; 8], &start, attributes].concat())
-}
-
-/// Encodes an attribute, padded to a multiple of four bytes. A value that is too long is an error: with a wrong
-/// length, the kernel would parse the rest of the value as attributes.
-fn attribute(kind: u16, value: &[u8]) -> Encoded {
-    let len = u16::try_from(4 + value.len()).map_err(|_| does_not_fit())?;
-    let mut bytes = [&len.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    Ok(bytes)
-}
-
-fn does_not_fit() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "it does not fit into a netlink message")
-}
-
-fn joined(parts: impl IntoIterator<Item = Encoded>) -> Encoded {
-    Ok(parts.into_iter().collect::<io::Result<Vec<_>>>()?.concat())
-}
-
-fn zero_ended(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
-}
-
-/// An iterator over netlink messages: the kind of each message, and the bytes after its header.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let len = usize::try_from(u32::from_ne_bytes(*self.0.first_chunk()?)).ok()?;
-        let kind = u16::from_ne_bytes(*self.0.get(4..)?.first_chunk()?);
-        let message = self.0.get(HEADER..len)?;
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, message))
-    }
-}
-
-/// An iterator over netlink attributes: the kind of each attribute without its flags, and its value.
-struct Attributes<'a>(&'a [u8]);
-
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        const FLAGS: u16 = 0xc000;
-        let len = usize::from(u16::from_ne_bytes(*self.0.first_chunk()?));
-        let kind = u16::from_ne_bytes(*self.0.get(2..)?.first_chunk()?) & !FLAGS;
-        let value = self.0.get(4..len)?;
-        self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    }
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::message::{NESTED, joined};
     use super::*;
 
     #[test]
@@ -590,39 +405,6 @@ mod tests {
         }
         assert_eq!(Messages(&[0xff; 40]).count(), 0);
         assert_eq!(Attributes(&[0; 8]).count(), 0, "a length that is none ends it");
-    }
-
-    /// The keys of a message that adds elements, each with its flags.
-    fn keys(message: &[u8]) -> Vec<(u128, u32)> {
-        let len = u32::from_ne_bytes(*message.first_chunk().unwrap());
-        assert_eq!(usize::try_from(len).unwrap(), message.len());
-        let (_, elements) =
-            Attributes(&message[HEADER + 4..]).find(|(kind, _)| *kind == 3).unwrap();
-        let of = |element| {
-            let mut parts = Attributes(element);
-            let ((_, key), (_, flags)) = (parts.next().unwrap(), parts.next().unwrap());
-            let (_, key) = Attributes(key).next().unwrap();
-            (u128::from_be_bytes(key.try_into().unwrap()), number(flags).unwrap())
-        };
-        Attributes(elements).map(|(_, element)| of(element)).collect()
-    }
-
-    #[test]
-    fn many_ranges_are_several_messages() {
-        let base = 0x2001_0db8_u128 << 96;
-        let range =
-            |n: u128| (base + ((2 * n) << 64), base + ((2 * n) << 64) + u128::from(u64::MAX));
-        let mut ranges: Vec<_> = (0..1023).map(range).collect();
-        ranges.push((u128::MAX - 1, u128::MAX));
-        let set = Set { name: "specific6", bytes: 16, ranges };
-        let messages = set.additions("vpnd_killswitch-a").unwrap();
-        assert_eq!(messages.len(), 3);
-        assert!(messages.iter().all(|message| message.len() <= usize::from(u16::MAX)));
-        let keys: Vec<_> = messages.iter().flat_map(|message| keys(message)).collect();
-        let read = keys.iter().enumerate().filter(|(_, (_, flags))| *flags == 0);
-        let end = |n: usize| keys.get(n + 1).map_or(u128::MAX, |(end, _)| end - 1);
-        let read: Vec<_> = read.map(|(n, (first, _))| (*first, end(n))).collect();
-        assert_eq!(read, set.ranges);
     }
 
     /// Runs `work` in a separate network namespace; does nothing without root.
@@ -693,17 +475,5 @@ mod tests {
             assert!(!table.is_there().unwrap());
             assert!(!delete("vpnd_killswitch-a").unwrap());
         });
-    }
-
-    #[test]
-    fn a_value_that_does_not_fit_is_an_error() {
-        let most = usize::from(u16::MAX) - 4;
-        assert_eq!(attribute(1, &vec![0; most]).unwrap().len(), 1 << 16);
-        assert_eq!(
-            attribute(1, &vec![0; most + 1]).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
-        let many = Set { name: "specific6", bytes: 16, ranges: vec![(0, 0); 911] };
-        assert!(many.elements(&many.ranges).is_err());
     }
 }

@@ -23,6 +23,8 @@ use crate::config::{self, Account, Config, Holder, Interface, Queues};
 use crate::control::{Ask, Control, ControlError, STOPPING};
 use crate::hand_on::{self, Kept};
 use crate::inherited::{self, Inherited};
+use crate::metrics::{Bound, Metrics, MetricsError};
+use crate::nft::Connection;
 use crate::run::RunError;
 use crate::service;
 use crate::tuntap;
@@ -242,6 +244,32 @@ pub(crate) fn socket(
     Socket::bind(listen, &options)
 }
 
+/// The connection that the nftables table of an earlier process belongs to, if there is to be a table.
+pub(crate) fn firewall(config: &Config, inherited: &mut Inherited) -> Option<Connection> {
+    let earlier = inherited.firewall()?;
+    if config.service.firewall {
+        return Some(earlier);
+    }
+    // Otherwise the table would stay.
+    service::forget(Kept::Firewall.name());
+    None
+}
+
+/// The socket of the metrics, if the configuration has one.
+pub(crate) fn metrics(
+    config: &Config,
+    inherited: &mut Inherited,
+) -> Result<Option<Bound>, MetricsError> {
+    let earlier = inherited.listener(Kept::Metrics);
+    match earlier.and_then(|socket| Metrics::later(config, socket)) {
+        Some(bound) => {
+            inherited.continues_with(Kept::Metrics);
+            Ok(Some(bound))
+        }
+        None => Metrics::bind(config),
+    }
+}
+
 /// The kernel's messages about the routes of the socket's datagrams; a tunnel also works without them.
 pub(crate) fn uplink() -> Option<Uplink> {
     let opened = Netlink::connect().and_then(|netlink| Ok((netlink, Heard::everything()?)));
@@ -254,9 +282,15 @@ pub(crate) fn uplink() -> Option<Uplink> {
     }
 }
 
-/// Binds the control socket. A running tunnel of the same name is an error. If the socket cannot be bound for
+/// Binds the control socket, unless an earlier process hands it on. A running tunnel of the same name is an error. If the socket cannot be bound for
 /// another reason, the tunnel runs without it.
-pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> {
+pub(crate) fn control(
+    config: &Config,
+    inherited: &mut Inherited,
+) -> Result<Option<Control>, ControlError> {
+    if let Some(listener) = inherited.listener_at(Kept::Control, &config.service.control) {
+        return Control::later(config, listener).map(Some);
+    }
     match bind_control(config) {
         Ok(control) => {
             give(&config.service.control, config.service.user.as_ref());
@@ -272,8 +306,14 @@ pub(crate) fn control(config: &Config) -> Result<Option<Control>, ControlError> 
 
 /// Binds the WireGuard socket of the device, if the configuration wants one. If it cannot be bound, the tunnel runs
 /// without it.
-pub(crate) fn uapi(config: &Config, device: &str) -> Option<Uapi> {
-    let bound = config.service.uapi.then(|| uapi::bind(device))?;
+pub(crate) fn uapi(config: &Config, device: &str, inherited: &mut Inherited) -> Option<Uapi> {
+    if !config.service.uapi {
+        return None;
+    }
+    if let Some(listener) = inherited.listener_at(Kept::Uapi, &uapi::path_of(device)) {
+        return Uapi::later(device, listener).ok();
+    }
+    let bound = uapi::bind(device);
     let refused = |error| tracing::warn!("{error}; the tunnel runs, but `wg` cannot find it");
     bound.map_err(refused).ok()
 }

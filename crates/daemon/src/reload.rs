@@ -1,6 +1,8 @@
 //! `reload` and `rotate`: sends a running tunnel its configuration and keys again, or makes it use its next
 //! keys. The daemon has no privileges, so it cannot read the files itself.
 
+mod restart;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +19,8 @@ use crate::control::{Announced, Ask, CONFIG, Differences};
 use crate::exit::Exit;
 use crate::terminal::{self, PrintableLines};
 
+use restart::Restart;
+
 /// Options of `reload`.
 #[derive(Debug, Args)]
 pub(crate) struct ReloadOptions {
@@ -28,6 +32,9 @@ pub(crate) struct ReloadOptions {
     /// Prints what differs from the running configuration, and changes nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Restarts the tunnel without a loss, if a changed key takes that
+    #[arg(long)]
+    pub(crate) restart: bool,
 }
 
 /// Options of `rotate`.
@@ -53,22 +60,55 @@ pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
             .context("cannot write to standard error")?;
     }
     let users = runs_as(&socket, &loaded.config);
-    if options.dry_run {
-        let answer = hand_over(&socket, "compare", &loaded.hand_over(), &users)?;
-        let Differences { differences, .. } =
-            serde_json::from_value(answer).map_err(|error| ask::shape(&socket, error))?;
-        return show(&differences);
+    let compare = || compare(&socket, &loaded.hand_over(), &users);
+    if options.dry_run || options.restart {
+        let differences = compare()?;
+        let takes_restart = differences.iter().any(|one| one.takes == Takes::Restart);
+        let restart = (takes_restart && options.restart).then(|| Restart::of(&socket, &file));
+        let restart = restart.transpose()?;
+        if options.dry_run {
+            return show(&differences, restart.as_ref());
+        }
+        if let Some(restart) = restart {
+            restart.run(&differences)?;
+            return restarted(&restart, &compare()?, &file);
+        }
     }
     hand_over(&socket, "reload", &loaded.hand_over(), &users)?;
     say(&format!("reloaded {}", file.display()))
 }
 
-/// Prints the differences. A key that takes a restart ends with the exit code that a reload would end with.
-fn show(differences: &[Difference]) -> anyhow::Result<ExitCode> {
+/// Reports a restart. The tunnel may have another file than the one that was compared.
+fn restarted(restart: &Restart, left: &[Difference], file: &Path) -> anyhow::Result<ExitCode> {
+    let (command, file) = (restart.command(), file.display());
+    if !left.is_empty() {
+        let listed = listed(left);
+        anyhow::bail!(
+            "`{command}` was run, but the tunnel still has another configuration than {file}:\n{listed}"
+        );
+    }
+    say(&format!("restarted with {file}: `{command}`"))
+}
+
+/// What differs from the running configuration.
+fn compare(socket: &Path, handed: &Handed, users: &[u32]) -> anyhow::Result<Vec<Difference>> {
+    let answer = hand_over(socket, "compare", handed, users)?;
+    let Differences { differences, .. } =
+        serde_json::from_value(answer).map_err(|error| ask::shape(socket, error))?;
+    Ok(differences)
+}
+
+/// Prints the differences, and the command that restarts the tunnel. A key that takes a restart ends with the exit code
+/// that a reload would end with.
+fn show(differences: &[Difference], restart: Option<&Restart>) -> anyhow::Result<ExitCode> {
     let text = PrintableLines(listed(differences));
     terminal::print(format_args!("{text}\n"))?;
-    let restart = differences.iter().any(|one| one.takes == Takes::Restart);
-    Ok(if restart { Exit::Failure } else { Exit::Success }.into())
+    if let Some(restart) = restart {
+        terminal::print(format_args!("`{}` applies all of it\n", restart.command()))?;
+    }
+    let takes_restart = differences.iter().any(|one| one.takes == Takes::Restart);
+    let is_refused = takes_restart && !restart.is_some_and(Restart::is_ours);
+    Ok(if is_refused { Exit::Failure } else { Exit::Success }.into())
 }
 
 /// A line for each difference.
@@ -136,7 +176,7 @@ mod tests {
     use super::*;
     use crate::config::Loaded;
     use crate::config::tests::site;
-    use crate::control::{Control, Request};
+    use crate::control::{Control, Request, Wanted};
     use crate::keys::Keys;
     use crate::worker::Worker;
     use tokio::task::spawn_blocking;
@@ -160,7 +200,7 @@ mod tests {
         });
         let Request::Reload(got, reply) = control.next().await else { panic!("another request") };
         reply.send(answer.map_err(str::to_owned)).unwrap();
-        let (config, keys) = *got;
+        let Wanted { config, keys, .. } = *got;
         (asking.await.unwrap(), config, keys)
     }
 
@@ -197,7 +237,7 @@ mod tests {
         let (path, handed) = (loaded.config.service.control.clone(), loaded.hand_over());
         let asking = spawn_blocking(move || hand_over(&path, "compare", &handed, &[]).unwrap());
         let Request::Compare(got, reply) = control.next().await else { panic!("another request") };
-        assert_eq!(got.0, loaded.config);
+        assert_eq!(got.config, loaded.config);
         let difference = |key: &str, takes, was: &str, becomes: &str| Difference {
             key: key.to_owned(),
             takes,

@@ -39,9 +39,9 @@ use crate::diagnostics::Diagnostics;
 use crate::fingerprint::Fingerprints;
 use crate::firewall::{self, Tunnel};
 use crate::floor::{FloorFile, FloorWriter};
-use crate::hand_on;
+use crate::hand_on::{self, Offer};
 use crate::hooks::{self, Facts, Following, Hooks, News};
-use crate::inherited::Inherited;
+use crate::inherited::{self, Earlier, Inherited};
 use crate::keys::Keys;
 use crate::linger::{self, AfterStop, Opener};
 use crate::loops::Loops;
@@ -149,22 +149,26 @@ async fn start_to_stop(
     mut given: Given,
 ) -> Result<Option<Later>, RunError> {
     given.inherited.open_sessions(config, &keys);
+    // Until this process is ready, another one runs the tunnel.
+    let shared = Rc::new(Cell::new(given.inherited.is_asked_for()));
     // First, because a command must inherit neither descriptors nor vpnd's scheduling priority.
     let hooks = Hooks::start(config.runs_programs())?;
     privilege::share_processor(config.service.nice);
     let stop = Stop::new()?;
     // The tenancy is dropped after everything is reverted.
-    let Prepared { host, changes, tenancy, opener } = Host::prepare(config, &keys, given).await?;
+    let Prepared { host, changes, tenancy, opener } =
+        Host::prepare(config, &keys, given, &shared).await?;
     let asked = stop.asked_by();
     // A reload may change it.
     let kill_switch = Rc::clone(&host.kill_switch);
     let run = AssertUnwindSafe(host.run(config, keys, stop, hooks));
     // After a panic, the changes to the system are reverted, too.
     let result = run.catch_unwind().await.unwrap_or(Err(RunError::Panicked));
-    if let Ok(Ending::HandedOn) = result {
+    if shared.get() || matches!(result, Ok(Ending::HandedOn)) {
+        // Another process goes on with everything.
         tenancy.into_iter().for_each(Tenancy::hand_on);
         changes.leave().await;
-        return Ok(None);
+        return result.map(|_ending| None);
     }
     // What follows is reverted, so that no later process may continue with it.
     hand_on::forget();
@@ -231,6 +235,9 @@ struct Host {
     kill_switch: Rc<Cell<bool>>,
     /// What an earlier process has left, if its device is continued with.
     left: Option<Inheritance>,
+    /// The process that runs the tunnel until this one is ready, and whether it still does.
+    earlier: Option<Earlier>,
+    shared: Rc<Cell<bool>>,
 }
 
 /// A tunnel that is ready to run.
@@ -243,9 +250,14 @@ struct Prepared {
 }
 
 impl Host {
-    async fn prepare(config: &Config, keys: &Keys, given: Given) -> Result<Prepared, RunError> {
-        let guarded = Guarded::begin(config).await?;
-        Self::configure(config, keys, guarded, given)
+    async fn prepare(
+        config: &Config,
+        keys: &Keys,
+        mut given: Given,
+        shared: &Rc<Cell<bool>>,
+    ) -> Result<Prepared, RunError> {
+        let guarded = Guarded::begin(config, &mut given.inherited).await?;
+        Self::configure(config, keys, guarded, given, Rc::clone(shared))
             .await
             .inspect_err(|_| stays_shut(config, config.has_kill_switch()))
     }
@@ -256,11 +268,21 @@ impl Host {
         keys: &Keys,
         guarded: Guarded,
         Given { device, uapi, started, inherited }: Given,
+        shared: Rc<Cell<bool>>,
     ) -> Result<Prepared, RunError> {
         let opened = Opened::open(config, &guarded, (device, uapi, inherited)).await?;
         let link = opened.wanted(config, &keys.secret.public(), &guarded);
         let Guarded {
-            control, inside, netlink, heard, news, outside, egress, undo, opener, ..
+            control,
+            inside,
+            netlink,
+            heard,
+            news,
+            outside,
+            egress,
+            mut undo,
+            opener,
+            ..
         } = guarded;
         let Opened {
             device,
@@ -274,6 +296,8 @@ impl Host {
             mtu,
             uapi,
             left,
+            firewall,
+            earlier,
         } = opened;
         let presence = Presence::of(&device.queues[0])?;
         let watch = netlink.watch(&device.name, heard).await?;
@@ -282,7 +306,10 @@ impl Host {
         let mark = link.own.as_ref().map(|own| own.mark);
         let tunnel = Tunnel { index: device_watch.index(), mark, borne: own_mark(config, &egress) };
         let specific = specific_routes(config.service.firewall, &inside, tunnel.index).await?;
-        let firewall = inside.within(|| firewall::set(config, tunnel, specific))??;
+        let firewall = inside.within(|| firewall::set(config, tunnel, specific, firewall))??;
+        if left.is_some() && earlier.is_some() {
+            undo.share();
+        }
         let (changes, mac) = Changes::make(netlink, news, &link, undo).await?;
         let changes = changes.with(firewall);
         let asking = outside.within(routes_of_datagrams)??;
@@ -292,6 +319,7 @@ impl Host {
         let running = Running { adopted: device.adopted, has_runner: config.runs_programs() };
         let alter = Alterable {
             link: changes.link(),
+            hold: changes.hold(),
             rules: changes.rules(),
             netlink: changes.netlink(),
             first: link,
@@ -325,6 +353,8 @@ impl Host {
             alter,
             kill_switch,
             left,
+            earlier,
+            shared,
         };
         Ok(Prepared { host, changes, tenancy, opener })
     }
@@ -346,11 +376,14 @@ impl Host {
             tracing::info!("stopping on request, before the tunnel was up");
             return Ok(Ending::Over);
         };
+        let shared = Rc::clone(&self.shared);
         let result = self.run_without_privileges(config, keys, stop, &mut hooks).await;
-        if let Ok(Ending::HandedOn) = result {
-            return result;
+        match result {
+            // The next process runs the tunnel already, but must not cut a command short.
+            Ok(Ending::HandedOn) => hooks.hand_on().await,
+            _ if shared.get() => {}
+            _ => hooks.end().await,
         }
-        hooks.end().await;
         result
     }
 
@@ -382,9 +415,10 @@ impl Host {
         let asked = stop.asked_by();
         let stop = async {
             stop.asked().await;
-            // The next process continues with the tunnel.
-            if asked.get() != Some(Asked::Restart) {
-                hooks.end().await;
+            match asked.get() {
+                // The next process continues with the tunnel. It must not cut a command short.
+                Some(Asked::Restart) => hooks.hand_on().await,
+                _ => hooks.end().await,
             }
         };
         Ok(shell.run(stop).await?)
@@ -418,16 +452,20 @@ impl Host {
         // These threads need other files than this one.
         let lookups = sandbox.worker("lookups", Role::Lookups)?;
         let resolver = resolve::spawn(config.peer.endpoints.clone(), &lookups, None).await?;
-        let left = self.left.take();
-        let alive = left.as_ref().is_some_and(Inheritance::is_alive);
-        let last_stamp = last_stamp(&self.floor).max(left.as_ref().and_then(Inheritance::stamp));
+        let stored = last_stamp(&self.floor);
         let floor = FloorWriter::start(self.floor.clone(), &sandbox)?;
         self.control.iter().for_each(|control| control.load_with(&lookups));
         let confined = sandbox.confine(Role::Main)?;
         let about = about(config, &keys, &self, confined);
         let (name, mtu) = (self.device.name.clone(), self.mtu);
-        let hold = Hold::new(self.uapi.take(), &keys.preshared, config.peer.keepalive);
+        let mut hold = Hold::new(self.uapi.take(), &keys.preshared, config.peer.keepalive);
         let activity = Arc::new(Activity::default());
+        // From here on hardly anything can fail.
+        let left = self.take_tunnel(config, &keys)?;
+        self.control.iter_mut().for_each(Control::begin);
+        hold.begin();
+        let alive = left.as_ref().is_some_and(Inheritance::is_alive);
+        let last_stamp = stored.max(left.as_ref().and_then(Inheritance::stamp));
         let mut peer = self.peer(config, keys, last_stamp, &activity);
         if let Some(left) = left {
             tracing::info!(
@@ -438,7 +476,12 @@ impl Host {
         }
         let (table, options) = (peer.table(), options::engine(config, mtu, sandbox));
         let policy = options.policy.clone();
-        hand_on::keep(&self.device.descriptors(), self.socket.as_fd());
+        hand_on::keep(&Offer {
+            device: self.device.descriptors(),
+            socket: self.socket.as_fd(),
+            firewall: self.alter.rules.as_ref().and_then(|rules| rules.socket().ok()),
+            listeners: Vec::new(),
+        });
         let (engine, reports) = Engine::start(self.device, self.socket, activity, table, options)?;
         // Processes that are started from here on have the normal priority.
         privilege::yield_to_others();
@@ -472,6 +515,24 @@ impl Host {
         let settings = options::settings(config, follows, alive);
         let plane = Plane::new(peer, policy, settings);
         Ok(Shell::new(plane, diagnostics, engine, reports, around)?)
+    }
+}
+
+impl Host {
+    /// Ends the earlier process, if it still runs the tunnel, and returns what it has left.
+    fn take_tunnel(
+        &mut self,
+        config: &Config,
+        keys: &Keys,
+    ) -> Result<Option<Inheritance>, RunError> {
+        let before = self.left.take();
+        let Some(earlier) = self.earlier.take() else { return Ok(before) };
+        let left = earlier
+            .end(|binding| inherited::expected(binding, config, keys))
+            .map_err(RunError::NotHandedOn)?;
+        self.shared.set(false);
+        // Without its device, nothing of it is continued.
+        Ok(before.map(|before| left.unwrap_or(before)))
     }
 }
 

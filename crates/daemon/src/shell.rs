@@ -2,6 +2,7 @@
 //! out the effects that the plane returns. It makes no decisions itself.
 
 mod alterable;
+mod candidate;
 mod capture;
 mod captured;
 mod network;
@@ -10,6 +11,7 @@ mod pings;
 mod reload;
 mod requests;
 mod room;
+mod succession;
 mod wireguard;
 
 use std::cell::Cell;
@@ -54,6 +56,7 @@ use crate::watch::watch;
 use crate::worker::Worker;
 
 pub(crate) use alterable::Alterable;
+use candidate::Candidate;
 use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
@@ -145,8 +148,8 @@ pub(crate) struct Shell {
     capture: Option<Running>,
     /// Why the device's MTU could not be changed.
     mtu_refused: Option<vpnd_device::Error>,
-    /// The process that has asked to continue with the tunnel.
-    successor: Option<Successor>,
+    /// The process that prepares to continue with the tunnel.
+    candidate: Option<Candidate>,
 }
 
 /// How a tunnel ended.
@@ -181,7 +184,7 @@ impl Shell {
             pings: Pings::default(),
             capture: None,
             mtu_refused: None,
-            successor: None,
+            candidate: None,
             plane,
             engine,
             reports,
@@ -234,13 +237,15 @@ impl Shell {
                 request = next_request(&mut self.around.control) => self.answer(request).await?,
                 asked = self.around.hold.next() => self.answer_wireguard(asked),
                 () = ended(&mut self.capture) => self.end_capture(),
+                ready = Candidate::ready(&mut self.candidate) => {
+                    if let Some(ending) = self.decided(ready)? {
+                        return Ok(ending);
+                    }
+                }
                 scrape = next_scrape(&mut self.around.metrics) => self.scraped(scrape),
                 () = tick(&mut self.watchdog) => self.around.service.alive(),
                 () = self.around.service.due() => self.around.service.catch_up(),
                 () = tokio::time::sleep(LOOK_FOR_TROUBLE), if !connected => {}
-            }
-            if let Some(successor) = self.successor.take() {
-                return self.hand_on(successor);
             }
         }
         if self.around.stop.get() == Some(Asked::Restart) {
@@ -248,30 +253,6 @@ impl Shell {
         }
         self.end().await?;
         Ok(Ending::Over)
-    }
-
-    /// Lets another process continue with the tunnel. The peer is told nothing. No thread seals or opens any more when the
-    /// sessions are handed on.
-    ///
-    /// # Errors
-    /// If nobody continues.
-    fn hand_on(&mut self, to: Successor) -> Result<Ending, ShellError> {
-        tracing::info!("another process of this tunnel continues with it");
-        self.around.service.stopping();
-        self.engine.finish();
-        let left = self.plane.hand_on(clock::now());
-        let binding = self.around.alter.keys.binding(&self.around.running);
-        match to.receives(&binding, &left) {
-            // The next process waits until the connection is closed, which the end of this process does.
-            Ok(()) => std::mem::forget(to),
-            Err(error) if matches!(to, Successor::Asking(_)) => {
-                return Err(ShellError::NoSuccessor(error));
-            }
-            Err(error) => {
-                tracing::warn!("the next process has to begin with a handshake: {error}");
-            }
-        }
-        Ok(Ending::HandedOn)
     }
 
     async fn end(&mut self) -> Result<(), ShellError> {

@@ -2,6 +2,7 @@
 //! still has the privilege to make its directory, and is removed at the end.
 
 mod clients;
+mod serving;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -14,9 +15,12 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::net::UnixListener;
 
+pub(crate) use clients::Desk;
 #[cfg(test)]
 pub(crate) use clients::MAX_CONNECTIONS;
-pub(crate) use clients::{Desk, serve};
+pub(crate) use serving::{Serving, is_at};
+
+use clients::serve;
 
 /// Connections that the kernel queues until they are accepted.
 pub(crate) const BACKLOG: i32 = 16;
@@ -39,12 +43,17 @@ pub(crate) enum SocketFileError {
 
 /// The name of a bound socket in the file system, which is removed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile(Option<PathBuf>);
 
 impl SocketFile {
     /// The name of a socket that an earlier process has bound.
     pub(crate) fn inherited(path: PathBuf) -> Self {
-        Self(path)
+        Self(Some(path))
+    }
+
+    /// Leaves the name to the next process.
+    pub(crate) fn leave(&mut self) {
+        self.0 = None;
     }
 }
 
@@ -59,7 +68,7 @@ impl SocketFile {
 /// Outside a tokio runtime.
 pub(crate) fn bind(path: &Path, mode: Mode) -> Result<(UnixListener, SocketFile), SocketFileError> {
     let listener = bind_for_another(path, mode)?;
-    let file = SocketFile(path.to_owned());
+    let file = SocketFile(Some(path.to_owned()));
     let refused = |error| refused(path, "serving it", error);
     Ok((UnixListener::from_std(listener).map_err(refused)?, file))
 }
@@ -86,9 +95,10 @@ fn refused(path: &Path, what: &'static str, error: io::Error) -> SocketFileError
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        let Some(path) = &self.0 else { return };
         // This process may have no access to the directory any more; the next start removes the socket.
-        if let Err(error) = fs::remove_file(&self.0) {
-            tracing::debug!(%error, "{} stays", self.0.display());
+        if let Err(error) = fs::remove_file(path) {
+            tracing::debug!(%error, "{} stays", path.display());
         }
     }
 }

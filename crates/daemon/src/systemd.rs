@@ -1,5 +1,5 @@
-//! Asks systemd over D-Bus whether our unit is being restarted. This implements only the necessary part of
-//! D-Bus.
+//! Asks systemd over D-Bus whether our unit is being restarted, and which unit a process is. This implements only the
+//! necessary part of D-Bus.
 
 use std::io;
 use std::time::Duration;
@@ -49,6 +49,27 @@ pub(crate) async fn job() -> Option<Job> {
     })
 }
 
+/// The unit whose main process this is; `None` if it is no unit's, or there is no systemd.
+pub(crate) async fn unit_of(process: u32) -> Option<String> {
+    match timeout(PATIENCE, main_unit(BUS, process)).await {
+        Ok(Ok(unit)) => unit,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "systemd does not report the unit of process {process}");
+            None
+        }
+        Err(_late) => None,
+    }
+}
+
+/// A process that a unit's process has started, such as a shell, is in the unit too.
+async fn main_unit(bus: &str, process: u32) -> io::Result<Option<String>> {
+    let mut bus = Bus::connect(bus).await?;
+    let unit = bus.unit_of(process).await?;
+    let id = bus.property(&unit, "org.freedesktop.systemd1.Unit", "Id").await?.text(4)?;
+    let main = bus.property(&unit, "org.freedesktop.systemd1.Service", "MainPID").await?;
+    Ok((main.number(4)? == process).then_some(id))
+}
+
 /// Whether a job of this type starts the unit again. While a unit is stopped for a restart, its job is still
 /// called "restart".
 fn is_restart(kind: &str) -> bool {
@@ -58,14 +79,8 @@ fn is_restart(kind: &str) -> bool {
 /// The type of our unit's job; empty if it has none.
 async fn ask(bus: &str) -> io::Result<String> {
     let mut bus = Bus::connect(bus).await?;
-    // 0 means the calling process.
-    let manager = "/org/freedesktop/systemd1";
-    let by_pid = Call {
-        path: manager,
-        interface: "org.freedesktop.systemd1.Manager",
-        member: "GetUnitByPID",
-    };
-    let unit = bus.call(MANAGER, by_pid, "u", &0_u32.to_le_bytes()).await?.text(0)?;
+    // The calling process.
+    let unit = bus.unit_of(0).await?;
     let job = bus.property(&unit, "org.freedesktop.systemd1.Unit", "Job").await?;
     let (id, path) = (job.number(8)?, job.text(12)?);
     if id == 0 {
@@ -103,6 +118,16 @@ impl Bus {
         let hello = Call { path: "/org/freedesktop/DBus", interface: bus_itself, member: "Hello" };
         bus.call(bus_itself, hello, "", &[]).await?;
         Ok(bus)
+    }
+
+    /// The object of the unit that this process belongs to.
+    async fn unit_of(&mut self, process: u32) -> io::Result<String> {
+        let by_pid = Call {
+            path: "/org/freedesktop/systemd1",
+            interface: "org.freedesktop.systemd1.Manager",
+            member: "GetUnitByPID",
+        };
+        self.call(MANAGER, by_pid, "u", &process.to_le_bytes()).await?.text(0)
     }
 
     /// The value of a property, including its signature.
@@ -298,6 +323,21 @@ mod tests {
             assert_eq!((said.as_str(), is_restart(&said)), (kind, restarts));
         }
         assert_eq!(asked(0, "restart").await, "");
+    }
+
+    #[tokio::test]
+    async fn only_the_main_process_is_the_unit() {
+        for (main, expected) in [(7_u32, Some("vpnd@a.service".to_owned())), (8, None)] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("bus");
+            let listener = UnixListener::bind(&path).unwrap();
+            let id = variant("s", 4, |body| body.string("vpnd@a.service"));
+            let main = variant("u", 4, |body| body.0.extend(main.to_le_bytes()));
+            let bodies = vec![text(":1.7"), text("/unit"), id, main];
+            let bus = tokio::spawn(answering(listener, bodies));
+            assert_eq!(main_unit(path.to_str().unwrap(), 7).await.unwrap(), expected);
+            bus.abort();
+        }
     }
 
     #[tokio::test]

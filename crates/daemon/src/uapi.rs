@@ -12,7 +12,7 @@ mod lines;
 mod refused;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,14 +22,13 @@ use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vpnd_tunnel::clock;
 use zeroize::Zeroizing;
 
 use crate::config::UAPI_DIRECTORY;
 use crate::logging::RateLimit;
-use crate::socket_file::{self, OWNER_ONLY, SocketFile, SocketFileError};
+use crate::socket_file::{self, OWNER_ONLY, Serving, SocketFile, SocketFileError};
 
 pub(crate) use answer::Shown;
 pub(crate) use hold::Hold;
@@ -57,9 +56,8 @@ pub(crate) enum Asked {
 
 /// The bound socket, and its clients.
 pub(crate) struct Uapi {
-    _file: SocketFile,
+    serving: Serving,
     requests: mpsc::Receiver<Asked>,
-    accepting: JoinHandle<()>,
 }
 
 /// The socket of this device.
@@ -77,11 +75,14 @@ pub(crate) fn path_of(device: &str) -> PathBuf {
 ///
 /// Outside a tokio runtime.
 pub(crate) fn bind(device: &str) -> Result<Uapi, SocketFileError> {
-    Ok(Uapi::serve(socket_file::bind(&path_of(device), OWNER_ONLY)?))
+    let path = path_of(device);
+    let bound = socket_file::bind(&path, OWNER_ONLY)?;
+    let what = "serving it";
+    Uapi::serve(bound).map_err(|error| SocketFileError::Refused { path, what, error })
 }
 
 impl Uapi {
-    /// Serves the socket of `device`, which an earlier process has bound.
+    /// Serves the socket of `device`, which another process has bound.
     ///
     /// # Errors
     ///
@@ -91,22 +92,38 @@ impl Uapi {
     ///
     /// Outside a tokio runtime.
     pub(crate) fn inherited(device: &str, socket: OwnedFd) -> io::Result<Self> {
-        let socket = StdUnixListener::from(socket);
-        socket.set_nonblocking(true)?;
-        let file = SocketFile::inherited(path_of(device));
-        Ok(Self::serve((UnixListener::from_std(socket)?, file)))
+        let mut uapi = Self::later(device, socket.into())?;
+        uapi.serving.begin();
+        Ok(uapi)
     }
 
-    /// Serves a socket that is bound already.
+    /// Serves the socket of `device`, which an earlier process of the tunnel serves until [`begin`](Self::begin).
+    ///
+    /// # Errors
+    ///
+    /// As [`inherited`](Self::inherited).
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    fn serve((listener, file): (UnixListener, SocketFile)) -> Self {
-        let (send, requests) = mpsc::channel(1);
-        let desk = Desk { owner: Uid::current(), requests: send, refusals: Mutex::default() };
-        let accepting = tokio::spawn(socket_file::serve(listener, Arc::new(desk)));
-        Self { _file: file, requests, accepting }
+    pub(crate) fn later(device: &str, socket: StdUnixListener) -> io::Result<Self> {
+        let (desk, requests) = Desk::new();
+        Ok(Self { serving: Serving::later(socket, path_of(device), desk)?, requests })
+    }
+
+    fn serve(bound: (UnixListener, SocketFile)) -> io::Result<Self> {
+        let (desk, requests) = Desk::new();
+        Ok(Self { serving: Serving::now(bound, desk)?, requests })
+    }
+
+    /// Serves clients from now on.
+    pub(crate) fn begin(&mut self) {
+        self.serving.begin();
+    }
+
+    /// Leaves the socket to the next process.
+    pub(crate) fn leave(&mut self) {
+        self.serving.leave();
     }
 
     /// The next request.
@@ -118,9 +135,9 @@ impl Uapi {
     }
 }
 
-impl Drop for Uapi {
-    fn drop(&mut self) {
-        self.accepting.abort();
+impl AsFd for Uapi {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.serving.as_fd()
     }
 }
 
@@ -142,6 +159,12 @@ impl socket_file::Desk for Desk {
 }
 
 impl Desk {
+    fn new() -> (Arc<Self>, mpsc::Receiver<Asked>) {
+        let (requests, received) = mpsc::channel(1);
+        let refusals = Mutex::default();
+        (Arc::new(Self { owner: Uid::current(), requests, refusals }), received)
+    }
+
     async fn attend(&self, mut client: UnixStream) -> io::Result<()> {
         let uid = Uid::from_raw(client.peer_cred()?.uid());
         if let Some(answer) = self.answer(&mut client, uid).await {
@@ -230,7 +253,7 @@ mod tests {
     fn served() -> (tempfile::TempDir, PathBuf, Uapi) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("wireguard/wg0.sock");
-        let uapi = Uapi::serve(socket_file::bind(&path, OWNER_ONLY).unwrap());
+        let uapi = Uapi::serve(socket_file::bind(&path, OWNER_ONLY).unwrap()).unwrap();
         (directory, path, uapi)
     }
 

@@ -65,6 +65,8 @@ pub struct Journal {
     /// The file's length, and the length at which it is rewritten.
     len: u64,
     rewrite_at: u64,
+    /// Another process may write to the file.
+    released: bool,
 }
 
 /// A device's index, and the kind and name of the device that has it.
@@ -159,7 +161,16 @@ impl Journal {
         let Content { devices, changes, table } = read(&String::from_utf8_lossy(text), &header);
         let (len, left_behind) = (text.len() as u64, changes);
         let rewrite_at = REWRITE_AT.max(len * GROWTH);
-        Self { file: Some(file), header, devices, left_behind, table, len, rewrite_at }
+        Self {
+            file: Some(file),
+            header,
+            devices,
+            left_behind,
+            table,
+            len,
+            rewrite_at,
+            released: false,
+        }
     }
 
     pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
@@ -210,6 +221,37 @@ impl Journal {
     /// Empties the file: no change is left to revert.
     pub(crate) fn end(&mut self) {
         self.write(|file| file.set_len(0));
+    }
+
+    /// Lets another process write to the file, without a word in it.
+    pub(crate) fn release(&mut self) {
+        self.released = true;
+        if let Some(Err(error)) = self.file.as_ref().map(File::unlock) {
+            tracing::debug!(%error, "the journal stays locked");
+        }
+    }
+
+    /// Locks the file again, and reads what another process has made of it. Returns false if there is no file.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if that process still has it, or another error of the file.
+    pub(crate) fn retake(&mut self) -> io::Result<bool> {
+        let Some(mut file) = self.file.take() else { return Ok(false) };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(error) => {
+                self.file = Some(file);
+                return Err(match error {
+                    TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+                    TryLockError::Error(error) => error,
+                });
+            }
+        }
+        let text = content(&mut file)?;
+        *self = Self::of(file, std::mem::take(&mut self.header), &text);
+        self.begin();
+        Ok(true)
     }
 
     /// Releases the file to the next start, and returns its final contents. No start writes the same contents.
@@ -267,7 +309,7 @@ impl Journal {
 
     /// Writes to the file. A failure, such as a full disk, does not stop the tunnel.
     fn write(&mut self, write: impl FnOnce(&mut File) -> io::Result<()>) {
-        let Some(file) = &mut self.file else { return };
+        let Some(file) = self.file.as_mut().filter(|_| !self.released) else { return };
         if let Err(error) = write(file) {
             tracing::warn!(%error, "cannot write the journal: further changes to the system are not recorded");
             self.file = None;
@@ -483,6 +525,31 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert_eq!(journal.left_behind(), [change(1)]);
         assert_eq!(journal.devices(), [device()]);
+    }
+
+    #[test]
+    fn what_another_process_has_written_is_continued_with() {
+        let path = std::env::temp_dir().join(format!("vpnd-released-{}", std::process::id()));
+        let _none = fs::remove_file(&path);
+        let open = || Journal::open(&path, Namespace(Some(7)));
+        let mut journal = open().unwrap();
+        journal.name(device());
+        journal.add(&change(1));
+        journal.release();
+        let mut other = open().unwrap();
+        assert_eq!(journal.retake().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // Only the other process writes.
+        journal.add(&change(9));
+        other.remove(&change(1));
+        other.add(&change(2));
+        drop(other);
+        assert!(journal.retake().unwrap());
+        assert_eq!(journal.left_behind(), [change(2)]);
+        assert!(open().is_err(), "it is locked again");
+        journal.add(&change(3));
+        drop(journal);
+        assert_eq!(open().unwrap().left_behind(), [change(2), change(3)]);
+        fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! a change after which the attempt may succeed.
 
 mod change;
+mod follow;
+mod hold;
 mod mtu;
 
 use std::collections::BTreeMap;
@@ -24,19 +26,20 @@ use crate::bypass::{Bypass, Bypasses};
 use crate::guard::Guards;
 use crate::heard::{Heard, Told};
 use crate::missing::{Missing, why};
-use crate::plan::{Held, Plan};
+use crate::plan::Plan;
 use crate::port::KnownPort;
-use crate::recent::Recent;
 use crate::removals::{OFTEN, PAUSE, Removals, WITHIN};
 use crate::restore::{self, Attempt, Found};
-use crate::route::Added;
 use crate::undo::Undo;
 use crate::{Link, Netlink, Setup, link, route, rule};
 
 pub use change::DeviceLink;
+pub use hold::{DeviceHold, Held};
 pub use mtu::DeviceMtu;
 
 use change::NewLink;
+use follow::Following;
+use hold::{NewHold, Paused};
 use mtu::NewMtu;
 
 /// The delay between the first message and the check: changes come in groups.
@@ -48,13 +51,6 @@ const RETRIES: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(10),
 ];
-/// The least time between changes of routes that follow the peer, so that the peer cannot keep vpnd busy.
-const REST: Duration = Duration::from_secs(1);
-/// At most this many of these changes …
-const TOLD: usize = 10;
-/// … are logged within this time.
-const TOLD_WITHIN: Duration = Duration::from_secs(60);
-
 /// Keeps a device's addresses, rules and routes in place until it is stopped.
 #[derive(Debug)]
 pub struct Keeper {
@@ -64,6 +60,7 @@ pub struct Keeper {
     own: watch::Sender<OwnTraffic>,
     mtu: mpsc::Sender<NewMtu>,
     link: mpsc::Sender<NewLink>,
+    hold: mpsc::Sender<NewHold>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Setup>,
 }
@@ -116,6 +113,7 @@ impl Keeper {
         let (own, traffic) = watch::channel(OwnTraffic::default());
         let (new_mtu, new_mtus) = mpsc::channel(1);
         let (new_link, new_links) = mpsc::channel(1);
+        let (new_hold, new_holds) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
         let (Setup { link, mut plan, mut undo }, handle) = (setup, netlink.handle.clone());
         let found = Found { missing: std::mem::take(&mut plan.missing), ..Found::default() };
@@ -131,6 +129,7 @@ impl Keeper {
             undo,
             own: own.clone(),
             new_links,
+            new_holds,
             alive,
             traffic,
             new_mtus,
@@ -145,7 +144,8 @@ impl Keeper {
         };
         keeping.conclude(found, true);
         let task = tokio::spawn(keeping.run(news, stopped));
-        Self { peer, missing, bypassed, own, mtu: new_mtu, link: new_link, stop, task }
+        let (mtu, link, hold) = (new_mtu, new_link, new_hold);
+        Self { peer, missing, bypassed, own, mtu, link, hold, stop, task }
     }
 
     /// The handle that reports the peer's liveness.
@@ -178,6 +178,11 @@ impl Keeper {
         DeviceLink(self.link.clone())
     }
 
+    /// The handle that makes the keeper pause.
+    pub fn hold(&self) -> DeviceHold {
+        DeviceHold(self.hold.clone())
+    }
+
     /// Stops the keeper and returns the changes; `None` if it has panicked.
     pub async fn stop(self) -> Option<Setup> {
         // The task drops its end only if it panics.
@@ -194,6 +199,7 @@ struct Keeping {
     undo: Undo,
     own: watch::Sender<OwnTraffic>,
     new_links: mpsc::Receiver<NewLink>,
+    new_holds: mpsc::Receiver<NewHold>,
     alive: watch::Receiver<bool>,
     traffic: watch::Receiver<OwnTraffic>,
     new_mtus: mpsc::Receiver<NewMtu>,
@@ -228,16 +234,6 @@ struct Kernel {
     lost: bool,
 }
 
-/// The liveness state that the routes have, compared with the peer's.
-#[derive(Default)]
-struct Following {
-    /// The state that the routes have.
-    alive: bool,
-    /// When the routes may change again; `None` if their state matches the peer's.
-    due: Option<Instant>,
-    changes: Recent,
-}
-
 impl Keeping {
     async fn run(mut self, mut news: Heard, mut stopped: oneshot::Receiver<()>) -> Setup {
         loop {
@@ -249,6 +245,11 @@ impl Keeping {
                 Ok(()) = self.traffic.changed() => self.follow_own().await,
                 Some(new) = self.new_links.recv() => self.set_link(new).await,
                 Some(new) = self.new_mtus.recv() => self.set_mtu(new).await,
+                Some(new) = self.new_holds.recv() => {
+                    if self.hold(new, &mut stopped).await == Paused::Stopped {
+                        break;
+                    }
+                }
                 () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {
                     self.following.due = None;
                     self.follow_peer().await;
@@ -472,78 +473,5 @@ impl Keeping {
         }
         self.conclude(Found { missing, restored: Vec::new() }, true);
         added.is_ok()
-    }
-
-    /// Adds or removes the routes that depend on the peer.
-    async fn follow_peer(&mut self) {
-        let alive = *self.alive.borrow_and_update();
-        if std::mem::replace(&mut self.following.alive, alive) == alive {
-            return;
-        }
-        let followers = self.plan.routes.iter().filter(|one| one.by_peer);
-        let routes: Vec<_> = followers.map(|one| one.route.clone()).collect();
-        if routes.is_empty() {
-            return;
-        }
-        let told = self.following.changes.count(TOLD_WITHIN);
-        for route in &routes {
-            let name = route::text(route);
-            let done = match alive {
-                true => self.come(&name, route).await,
-                false => self.go(&name, route).await,
-            };
-            match done {
-                Some(done) if told <= TOLD => tracing::info!("{name} {done}"),
-                Some(done) => tracing::debug!("{name} {done}"),
-                None => {}
-            }
-        }
-        if told == TOLD {
-            let device = &self.plan.device;
-            tracing::info!(
-                "the peer of {device} often changes between alive and dead: further changes of its routes are not \
-                 logged"
-            );
-        }
-    }
-
-    /// Adds a route because the peer is alive, and returns a text for the log; `None` if that failed.
-    async fn come(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
-        let added = route::add(&self.handle, route).await.map(|_: Added| ());
-        self.is_there(name, route, added).then_some("added: the peer is alive")
-    }
-
-    /// Removes a route until the peer is alive again, and returns a text for the log about the packets of the
-    /// route; `None` if that failed. The kernel may have removed the route when the device was set down.
-    async fn go(&mut self, name: &str, route: &RouteMessage) -> Option<&'static str> {
-        let trouble = format!("{name} that is to go");
-        let Err(error) = route::remove(&self.handle, route).await else {
-            self.said.remove(&trouble);
-            self.report.send_modify(|missing| missing.retain(|one| one.what != name));
-            return Some(meanwhile(&self.plan, route));
-        };
-        if self.said.insert(trouble, error.to_string()).is_none() {
-            tracing::warn!(%error, "cannot remove {name}, which leads to a peer that is not alive");
-        }
-        None
-    }
-}
-
-/// What happens to the packets of a removed route.
-fn meanwhile(plan: &Plan, gone: &RouteMessage) -> &'static str {
-    let drops = |held: &Held| route::drops(&held.route) && route::same_place(gone, &held.route);
-    match plan.routes.iter().any(drops) {
-        true => "removed until the peer is alive: its packets are dropped (kill switch)",
-        false => "removed until the peer is alive: its packets follow the next best route",
-    }
-}
-
-impl Following {
-    /// Schedules a change of the routes after the peer's liveness has changed; the first change after a quiet
-    /// period is made at once.
-    fn hear(&mut self) {
-        let now = Instant::now();
-        let rested = self.changes.last().map_or(now, |last| last + REST);
-        self.due = Some(rested.max(now));
     }
 }

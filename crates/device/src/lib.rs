@@ -48,7 +48,7 @@ pub use controller::{DEFAULT_STP_COST, Kind};
 pub use error::{Error, Step};
 pub use heard::Heard;
 pub use journal::{Journal, KILL_SWITCH_TABLE, Namespace};
-pub use keep::{DeviceLink, DeviceMtu, Keeper, OwnState, OwnTraffic, PeerState};
+pub use keep::{DeviceHold, DeviceLink, DeviceMtu, Held, Keeper, OwnState, OwnTraffic, PeerState};
 pub use leftover::Leftover;
 pub use lookup::{Found, Question};
 pub use mark::Mark;
@@ -271,7 +271,7 @@ impl Netlink {
         undo.forget_strangers(&self.handle).await;
         let mut left = undo.len();
         let mut result = self.apply(link, &mut undo).await;
-        if left > 0 && result.as_ref().is_err_and(Error::is_in_the_way) {
+        if left > 0 && !undo.is_shared() && result.as_ref().is_err_and(Error::is_in_the_way) {
             undo.back_to(left, &self.handle).await;
             // Packets that must not take another route stay blocked during the second attempt, and if it fails.
             undo.only(|change| guards(change, link), &self.handle).await;

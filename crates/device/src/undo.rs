@@ -28,6 +28,7 @@ pub struct Undo {
     changes: Vec<Change>,
     journal: Journal,
     pub(crate) port: PortMemory,
+    shared: bool,
 }
 
 /// One change, represented by what is needed to revert it.
@@ -57,12 +58,21 @@ pub struct Stays {
 impl Undo {
     /// Starts with no changes except for those that an earlier run left behind and recorded in `journal`.
     pub fn resume(mut journal: Journal) -> Self {
-        Self { changes: journal.left_behind(), journal, port: PortMemory::default() }
+        Self { changes: journal.left_behind(), journal, ..Self::default() }
     }
 
     /// The same value, with the settings of the device's bridge port.
     pub fn remembering(self, port: PortMemory) -> Self {
         Self { port, ..self }
+    }
+
+    /// An earlier process still uses the device: what it has changed makes way for nothing.
+    pub fn share(&mut self) {
+        self.shared = true;
+    }
+
+    pub(crate) const fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// Whether the changes include a blackhole.
@@ -78,6 +88,23 @@ impl Undo {
     /// If the process has no free descriptor.
     pub fn journal(&self) -> io::Result<Option<OwnedFd>> {
         self.journal.descriptor()
+    }
+
+    /// Lets another process continue with the journal.
+    pub(crate) fn release(&mut self) {
+        self.journal.release();
+    }
+
+    /// Continues with the journal after another process has had it: with the changes that it names now. Returns false if
+    /// that process still has it.
+    pub(crate) fn retake(&mut self) -> bool {
+        match self.journal.retake() {
+            Ok(true) => self.changes = self.journal.left_behind(),
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) => tracing::warn!(%error, "the journal is not continued with"),
+        }
+        true
     }
 
     /// The packet filter's table of the kill switch, if an earlier run or this run has recorded one.

@@ -265,6 +265,11 @@ impl Plane {
         self.peer.hand_on(now)
     }
 
+    /// What [`hand_on`](Self::hand_on) would return, without the sessions, which stay here.
+    pub fn outlook(&self) -> Inheritance {
+        self.peer.outlook()
+    }
+
     /// Logs the keys of handshakes from now on, and starts one at once.
     pub fn start_key_log(&mut self, now: Now) {
         self.peer.start_key_log(now);

@@ -47,6 +47,16 @@ impl HighWater {
         }
     }
 
+    /// The marks, for the next process of the tunnel: the newest timestamp, and the newest that was far ahead.
+    pub(crate) const fn parts(&self) -> [Option<Timestamp>; 2] {
+        [self.mark, self.ahead]
+    }
+
+    /// The value with these [parts](Self::parts).
+    pub(crate) const fn of_parts([mark, ahead]: [Option<Timestamp>; 2]) -> Self {
+        Self { mark, ahead }
+    }
+
     /// Records the timestamp of an accepted initiation.
     pub(crate) fn remember(&mut self, wall: WallTime, got: Timestamp) {
         *self = self.sorted(wall, Some(got));

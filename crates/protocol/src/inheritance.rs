@@ -1,5 +1,6 @@
 //! What a process leaves to the next process of the same tunnel, so that a restart loses no datagram: the keys that
-//! open what the peer still sends, with their replay windows, and where the peer is.
+//! open what the peer still sends, with their replay windows, where the peer is, and the newest timestamps of its
+//! initiations.
 //!
 //! No key that seals is ever part of it: two processes that seal with one key could use the same nonce twice. The next
 //! process opens datagrams of the old sessions, and sends nothing but a handshake until it has a session of its own.
@@ -9,20 +10,23 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
 use thiserror::Error;
+use vpnd_crypto::PublicKey;
 use vpnd_crypto::aead::Algorithm;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use zeroize::Zeroizing;
 
+use crate::high_water::HighWater;
 use crate::keyring::MAX_KEYS;
 use crate::message::Index;
 use crate::replay::{WORDS, Window};
 use crate::session::{Contents, Generation, OpeningKey};
+use crate::table::IDENTITIES;
 use crate::time::BootTime;
 use crate::timestamp::Timestamp;
 
 /// The first bytes of an encoded inheritance. The number grows with each change of the format.
-const MAGIC: [u8; 8] = *b"vpnd-in1";
+const MAGIC: [u8; 8] = *b"vpnd-in2";
 
 /// The sessions and the path of a process that has ended, for the next one.
 #[derive(Debug, Default)]
@@ -30,8 +34,10 @@ pub struct Inheritance {
     pub(crate) keys: Vec<Arc<OpeningKey>>,
     pub(crate) path: Option<Reached>,
     pub(crate) life: Option<Lived>,
-    /// The timestamp of the last initiation.
+    /// The timestamp of our last initiation.
     pub(crate) stamp: Option<Timestamp>,
+    /// The newest timestamps that were accepted under each key of the peer.
+    pub(crate) accepted: Vec<(PublicKey, HighWater)>,
 }
 
 /// Where the peer was last reached, and from which address of ours.
@@ -74,7 +80,22 @@ struct Header {
     since: U64,
     heard: U64,
     stamp: [u8; 12],
+    accepted: [Accepted; IDENTITIES],
 }
+
+/// The encoded form of the newest timestamps under one key of the peer.
+#[derive(Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Accepted {
+    key: [u8; 32],
+    /// Bits of [`HAS_MARK`] and the following one; 0 if there is no such key.
+    has: u8,
+    mark: [u8; 12],
+    ahead: [u8; 12],
+}
+
+const HAS_MARK: u8 = 1;
+const HAS_AHEAD: u8 = 2;
 
 const HAS_PATH: u8 = 1;
 const HAS_SOURCE: u8 = 2;
@@ -116,7 +137,7 @@ impl Inheritance {
         self.keys.len()
     }
 
-    /// The timestamp of the last initiation.
+    /// The timestamp of our last initiation.
     pub const fn stamp(&self) -> Option<Timestamp> {
         self.stamp
     }
@@ -136,7 +157,10 @@ impl Inheritance {
         let path = self.path.map(|path| (v6(path.to), path.from.map(octets)));
         let (to, from) = path.unzip();
         let (from, life) = (from.flatten(), self.life.unwrap_or_default());
-        let bit = |is_set: bool, bit| if is_set { bit } else { 0 };
+        let mut accepted = <[Accepted; IDENTITIES]>::default();
+        for (encoded, (key, newest)) in accepted.iter_mut().zip(&self.accepted) {
+            *encoded = Accepted::of(key, newest);
+        }
         Header {
             magic: MAGIC,
             has: bit(to.is_some(), HAS_PATH)
@@ -150,7 +174,8 @@ impl Inheritance {
             from: from.unwrap_or_default(),
             since: life.since.as_nanos().into(),
             heard: life.heard.as_nanos().into(),
-            stamp: self.stamp.map_or([0; 12], |stamp| *stamp.as_bytes()),
+            stamp: octets_of(self.stamp),
+            accepted,
         }
     }
 
@@ -180,6 +205,7 @@ impl Inheritance {
             path: has(HAS_PATH).then(|| header.path(has(HAS_SOURCE))),
             life: has(HAS_LIFE).then_some(life),
             stamp: has(HAS_STAMP).then(|| Timestamp::from_bytes(header.stamp)),
+            accepted: header.accepted.iter().filter_map(Accepted::restore).collect(),
         })
     }
 }
@@ -195,6 +221,33 @@ impl Header {
         let from = has_source.then(|| Ipv6Addr::from(self.from).to_canonical());
         Reached { to, from }
     }
+}
+
+impl Accepted {
+    fn of(key: &PublicKey, newest: &HighWater) -> Self {
+        let [mark, ahead] = newest.parts();
+        Self {
+            key: *key.as_bytes(),
+            has: bit(mark.is_some(), HAS_MARK) | bit(ahead.is_some(), HAS_AHEAD),
+            mark: octets_of(mark),
+            ahead: octets_of(ahead),
+        }
+    }
+
+    fn restore(&self) -> Option<(PublicKey, HighWater)> {
+        let stamp = |flag, bytes| (self.has & flag != 0).then(|| Timestamp::from_bytes(bytes));
+        let newest =
+            HighWater::of_parts([stamp(HAS_MARK, self.mark), stamp(HAS_AHEAD, self.ahead)]);
+        (self.has != 0).then(|| (PublicKey::from_bytes(self.key), newest))
+    }
+}
+
+const fn bit(is_set: bool, bit: u8) -> u8 {
+    if is_set { bit } else { 0 }
+}
+
+fn octets_of(stamp: Option<Timestamp>) -> [u8; 12] {
+    stamp.map_or([0; 12], |stamp| *stamp.as_bytes())
 }
 
 impl OpeningKey {
@@ -291,7 +344,15 @@ mod tests {
             path: Some(path),
             life: Some(Lived { since: BootTime::from_nanos(4), heard: BootTime::from_nanos(5) }),
             stamp: Some(Timestamp::from_bytes([9; 12])),
+            accepted: [[Some(7), None], [Some(6), Some(8)]].map(newest).into(),
         }
+    }
+
+    /// A key of the peer, and the newest timestamps under it.
+    fn newest(stamps: [Option<u8>; 2]) -> (PublicKey, HighWater) {
+        let key = PublicKey::from_bytes([stamps[1].unwrap_or_default(); 32]);
+        let stamps = stamps.map(|stamp| stamp.map(|byte| Timestamp::from_bytes([byte; 12])));
+        (key, HighWater::of_parts(stamps))
     }
 
     #[test]
@@ -304,6 +365,10 @@ mod tests {
             let left = inheritance(to, from);
             let got = Inheritance::decode(&left.encode()).unwrap();
             assert_eq!((got.path, got.life, got.stamp), (left.path, left.life, left.stamp));
+            let parts = |left: &Inheritance| {
+                left.accepted.iter().map(|(key, newest)| (*key, newest.parts())).collect::<Vec<_>>()
+            };
+            assert_eq!(parts(&got), parts(&left));
             let [one, other] = &got.keys[..] else { panic!("{got:?}") };
             assert_eq!((one.index().get(), other.index().get()), (5, 6));
             assert_eq!((one.secret(), one.contents()), (&[7; 32], Contents::Frames));

@@ -6,12 +6,14 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::BorrowedFd;
 
 use common::Spec;
 use common::devices::{device, options};
 use common::namespace::{add_ipv4, in_namespace, set_up};
 use vpnd_tun::{
-    Device, Mode, OpenError, Options, Persistent, Queue, READ_BUFFER, VnetHeader, kind_of, open,
+    Attached, Descriptors, Device, Mode, OpenError, Options, Persistent, Queue, READ_BUFFER,
+    VnetHeader, inherit, kind_of, open,
 };
 
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 200);
@@ -62,6 +64,35 @@ fn a_device_made_beforehand_has_as_many_queues_as_are_asked_for() {
         assert_eq!(kind_of("vpnd1").unwrap(), Mode::Tun);
         assert_eq!(open(&options("vpnd1")).unwrap().queues.len(), 1);
     });
+}
+
+#[test]
+fn the_next_process_has_as_many_queues_as_it_wants() {
+    in_namespace("the_next_process_has_as_many_queues_as_it_wants", || {
+        let mut device = open(&Options { queues: 2, ..options("vpnd0") }).unwrap();
+        let socket = host(&device);
+        for queues in [4, 4, 1, 3] {
+            let wanted = Options { queues, ..options("vpnd0") };
+            let next = inherit(attached(&device), &wanted).unwrap();
+            drop(device);
+            assert_eq!(next.queues.len(), usize::from(queues));
+            let seen = flows(&next, &socket);
+            assert_eq!(seen.len(), usize::from(FLOWS));
+            assert_eq!(seen.values().collect::<BTreeSet<_>>().len(), usize::from(queues));
+            answer(&next.writer, &socket);
+            device = next;
+        }
+        let single = open(&options("vpnd1")).unwrap();
+        let several = Options { queues: 2, ..options("vpnd1") };
+        assert!(inherit(attached(&single), &several).is_err());
+    });
+}
+
+/// Copies of a device's descriptors, as another process gets them.
+fn attached(device: &Device) -> Attached {
+    let Descriptors { queues, writer } = device.descriptors();
+    let copy = |descriptor: BorrowedFd<'_>| descriptor.try_clone_to_owned().unwrap();
+    Attached { queues: queues.into_iter().map(copy).collect(), writer: writer.map(copy) }
 }
 
 /// A socket of the host behind the device.

@@ -2,6 +2,7 @@
 //! kill switch's table is made again if somebody has removed it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -46,11 +47,12 @@ impl Firewall {
     ) -> Self {
         let kill_switch = Mutex::new(kill_switch.map(Arc::new));
         let tables = Arc::new(Tables { own, kill_switch });
-        let (rules, changes) = mpsc::channel(1);
+        let (orders, received) = mpsc::channel(1);
         let (updates, weak) = (Updates::default(), Arc::downgrade(&tables));
         let following = Following { config, tunnel, specific, connection, tables: weak, updates };
-        let following = tokio::spawn(following.run(changes));
-        Self { following, tables, rules: Rules(rules) }
+        let following = tokio::spawn(following.run(received));
+        let rules = Rules { orders, tables: Arc::clone(&tables) };
+        Self { following, tables, rules }
     }
 
     /// The table of the kill switch, if there is one.
@@ -61,6 +63,14 @@ impl Firewall {
     /// The handle that gives the tables other rules.
     pub(crate) fn rules(&self) -> Rules {
         self.rules.clone()
+    }
+
+    /// Deletes our own table. That of a kill switch stays.
+    pub(crate) fn end(self) {
+        self.stop_following();
+        if let Err(error) = self.tables.own.delete() {
+            tracing::debug!(%error, "our nftables table goes with its socket");
+        }
     }
 
     /// Stops updating and restoring the tables, because they are about to be deleted.
@@ -77,7 +87,22 @@ impl Drop for Firewall {
 
 /// Gives the tables the rules of another configuration.
 #[derive(Clone)]
-pub(crate) struct Rules(mpsc::Sender<Change>);
+pub(crate) struct Rules {
+    orders: mpsc::Sender<Order>,
+    tables: Arc<Tables>,
+}
+
+enum Order {
+    Change(Change),
+    /// Do nothing until the holder of the answer goes.
+    Pause(oneshot::Sender<Paused>),
+}
+
+/// Tables that nobody changes, because another process of the tunnel may. When this is dropped, they get their rules again.
+#[must_use = "the tables are changed again when this is dropped"]
+pub(crate) struct Paused {
+    _release: oneshot::Sender<()>,
+}
 
 /// A configuration, and the channel for the answer.
 struct Change {
@@ -103,8 +128,24 @@ impl Rules {
         };
         let (done, answer) = oneshot::channel();
         let change = Change { config: Box::new(config.clone()), tunnel, done };
-        self.0.send(change).await.map_err(|_stopped| gone())?;
+        self.orders.send(Order::Change(change)).await.map_err(|_stopped| gone())?;
         answer.await.map_err(|_stopped| gone())?
+    }
+
+    /// Returns when this process changes the tables no more; `None` if it has stopped to do so anyway.
+    pub(crate) async fn pause(&self) -> Option<Paused> {
+        let (done, answer) = oneshot::channel();
+        self.orders.send(Order::Pause(done)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The socket that our own table belongs to, for the next process of the tunnel.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptor left.
+    pub(crate) fn socket(&self) -> io::Result<OwnedFd> {
+        self.tables.own.descriptor()
     }
 }
 
@@ -150,11 +191,14 @@ impl Updates {
 const CHECKED_EVERY: Duration = Duration::from_secs(5);
 
 impl Following {
-    async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         loop {
             let changed = tokio::select! {
-                Some(change) = changes.recv() => {
-                    self.take(change);
+                Some(order) = orders.recv() => {
+                    match order {
+                        Order::Change(change) => self.take(change),
+                        Order::Pause(done) => self.pause(done).await,
+                    }
                     continue;
                 }
                 changed = timeout(CHECKED_EVERY, self.specific.changed()) => changed.is_ok(),
@@ -179,6 +223,16 @@ impl Following {
         }
         // The requester may no longer wait for the result.
         let _gone = done.send(result);
+    }
+
+    /// Does nothing until the other process has failed, and then sets the rules again.
+    async fn pause(&mut self, done: oneshot::Sender<Paused>) {
+        let (release, released) = oneshot::channel();
+        let _left = done.send(Paused { _release: release });
+        let _gone = released.await;
+        if let Err(error) = self.become_new(&self.config, self.tunnel) {
+            tracing::warn!("{error}");
+        }
     }
 
     /// The kill switch's table is made before our own one has new rules, and deleted after it, so that a packet that the

@@ -1,7 +1,11 @@
 //! The listening socket: a TCP port, or a socket in the file system.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -47,7 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 /// The bound socket.
 pub(super) enum Listener {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: SocketFile },
+    Unix { listener: UnixListener, file: Name },
 }
 
 impl Listener {
@@ -73,9 +77,40 @@ impl Listener {
                 // Its directory decides who may connect, as with a port, where everybody may.
                 let everybody = Mode::from_bits_truncate(0o666);
                 let (listener, file) = socket_file::bind(path, everybody)?;
-                Ok(Self::Unix { listener, _file: file })
+                Ok(Self::Unix { listener, file: Name(Mutex::new(Some(file))) })
             }
         }
+    }
+
+    /// A socket that the earlier process of the tunnel has bound; `None` if it is another one.
+    pub(super) fn inherited(listen: &MetricsListen, socket: OwnedFd) -> Option<Self> {
+        match listen {
+            MetricsListen::Address(address) => {
+                let socket = StdTcpListener::from(socket);
+                let is_same = socket.local_addr().is_ok_and(|local| local == *address);
+                is_same.then(|| TcpListener::from_std(socket).ok().map(Self::Tcp)).flatten()
+            }
+            MetricsListen::Path(path) => {
+                let socket = StdUnixListener::from(socket);
+                let listener = socket_file::is_at(&socket, path)
+                    .then(|| UnixListener::from_std(socket).ok())
+                    .flatten()?;
+                Some(Self::Unix { listener, file: Name(Mutex::default()) })
+            }
+        }
+    }
+
+    /// The name in the file system is this process's, which removes it at the end.
+    pub(super) fn keep(&self) {
+        let Self::Unix { listener, file } = self else { return };
+        let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_owned));
+        file.lock().get_or_insert_with(|| SocketFile::inherited(path.unwrap_or_default()));
+    }
+
+    /// The name in the file system is the next process's.
+    pub(super) fn leave(&self) {
+        let Self::Unix { file, .. } = self else { return };
+        file.lock().iter_mut().for_each(SocketFile::leave);
     }
 
     /// The next connection.
@@ -87,6 +122,24 @@ impl Listener {
             Self::Tcp(listener) => Box::new(listener.accept().await?.0),
             Self::Unix { listener, .. } => Box::new(listener.accept().await?.0),
         })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix { listener, .. } => listener.as_fd(),
+        }
+    }
+}
+
+/// The name of the socket in the file system; absent while it is another process's.
+pub(super) struct Name(Mutex<Option<SocketFile>>);
+
+impl Name {
+    fn lock(&self) -> MutexGuard<'_, Option<SocketFile>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

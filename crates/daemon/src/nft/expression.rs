@@ -1,6 +1,6 @@
 //! The expressions of a rule. All of them use one register: they load a value into it, or compare its value.
 
-use super::{Encoded, NESTED, attribute, joined, zero_ended};
+use super::message::{Encoded, NESTED, attribute, joined, zero_ended};
 
 /// `NFTA_DATA_VALUE`.
 pub(super) const VALUE: u16 = 1;

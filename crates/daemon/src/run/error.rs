@@ -58,6 +58,9 @@ pub(crate) enum RunError {
     /// The tunnel was running, but cannot continue.
     #[error(transparent)]
     Plane(#[from] ShellError),
+    /// The earlier process does not wait for this one any more.
+    #[error("cannot take the running tunnel over: {0}")]
+    NotHandedOn(io::Error),
     /// The control plane itself panicked.
     #[error(
         "a part of vpnd has failed, which is a bug; please report what was logged, and start vpnd again"

@@ -13,10 +13,11 @@ use crate::config::{Config, Endpoint, Service};
 use crate::control::Control;
 use crate::firewall;
 use crate::floor::FloorFile;
-use crate::inherited::Inherited;
+use crate::inherited::{Earlier, Inherited};
 use crate::linger::Opener;
-use crate::metrics::{Bound, Metrics};
+use crate::metrics::Bound;
 use crate::netns::Netns;
+use crate::nft::Connection;
 use crate::tenancy::Tenancy;
 use crate::uapi::Uapi;
 use crate::{opening, options};
@@ -45,9 +46,12 @@ impl Guarded {
     ///
     /// # Errors
     /// If the tunnel is already running, or the kernel refuses.
-    pub(super) async fn begin(config: &Config) -> Result<Self, RunError> {
+    pub(super) async fn begin(
+        config: &Config,
+        inherited: &mut Inherited,
+    ) -> Result<Self, RunError> {
         // This comes first, so that a second start of the same tunnel changes nothing.
-        let control = opening::control(config)?;
+        let control = opening::control(config, inherited)?;
         let inside = Netns::open(config.interface.netns.as_deref())?;
         let (netlink, heard, news) = inside.within(opening::netlink)??;
         let outside = Netns::open(config.socket.netns.as_deref());
@@ -97,6 +101,10 @@ pub(super) struct Opened {
     pub(super) left: Option<Inheritance>,
     /// The WireGuard socket.
     pub(super) uapi: Option<Uapi>,
+    /// The connection that our nftables table belongs to.
+    pub(super) firewall: Option<Connection>,
+    /// The process that runs the tunnel until this one is ready.
+    pub(super) earlier: Option<Earlier>,
 }
 
 impl Opened {
@@ -111,7 +119,7 @@ impl Opened {
     ) -> Result<Self, RunError> {
         let Guarded { inside, outside, netlink, egress, .. } = guarded;
         // This comes before the device is created: another program may have the port.
-        let metrics = Metrics::bind(config)?;
+        let metrics = opening::metrics(config, &mut inherited)?;
         let earlier = inside.within(|| opening::inherited_device(config, &mut inherited))?;
         let (device, left) = match (device, earlier) {
             (Some(given), _) => (opening::prepared(given)?, None),
@@ -132,7 +140,8 @@ impl Opened {
         let Service { state_dir, user, .. } = &config.service;
         let floor = FloorFile::open(state_dir, &config.name, user.as_ref());
         let mtu = opening::mtu(&config.interface, &device, netlink, left.is_some()).await?;
-        let uapi = uapi.or_else(|| opening::uapi(config, &device.name));
+        let uapi = uapi.or_else(|| opening::uapi(config, &device.name, &mut inherited));
+        let firewall = opening::firewall(config, &mut inherited);
         Ok(Self {
             device,
             tenancy,
@@ -145,6 +154,8 @@ impl Opened {
             mtu,
             uapi,
             left,
+            firewall,
+            earlier: inherited.earlier(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use vpnd_device::{DeviceLink, Families, Link, Netlink};
+use vpnd_device::{DeviceHold, DeviceLink, Families, Link, Netlink};
 
 use crate::config::Running;
 use crate::fingerprint::Fingerprints;
@@ -12,6 +12,8 @@ use crate::firewall::Rules;
 /// The handles with which a reload changes the system, and what it has to know of the start.
 pub(crate) struct Alterable {
     pub(crate) link: DeviceLink,
+    /// Makes the task pause that maintains the device.
+    pub(crate) hold: DeviceHold,
     pub(crate) rules: Option<Rules>,
     /// Asks the kernel in the device's network namespace.
     pub(crate) netlink: Netlink,

@@ -1,14 +1,14 @@
 //! Handles requests from the control socket.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 
 use vpnd_plane::RotateError;
 use vpnd_tunnel::clock;
 
 use super::Shell;
-use crate::control::Request;
-use crate::hand_on::{self, Successor};
+use super::candidate::ABOUT_TO_CHANGE;
+use crate::control::{Request, Wanted};
+use crate::hand_on;
 use crate::keys::Keys;
 use crate::metrics::Scrape;
 use crate::status::{Fault, PathMtu, Status};
@@ -23,22 +23,27 @@ impl Shell {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Ping(reply) => self.ping(reply),
             Request::Capture(wanted, reply) => drop(reply.send(self.capture(wanted))),
-            Request::HandOn(stream) => self.offer(stream),
+            Request::HandOn(stream) => self.offer(stream).await,
+            Request::Reload(_, reply) | Request::Rotate { reply, .. }
+                if self.candidate.is_some() =>
+            {
+                drop(reply.send(Err(ABOUT_TO_CHANGE.to_owned())));
+            }
             Request::Reload(mut wanted, reply) => {
                 // Keys that are moved out of a box leave a copy of their bytes there, which nobody
                 // wipes.
-                let keys = std::mem::replace(&mut wanted.1, Keys::blank());
-                let config = wanted.0;
+                let keys = std::mem::replace(&mut wanted.keys, Keys::blank());
+                let Wanted { config, source, .. } = *wanted;
                 let reloaded = self.become_new(config, keys).await?;
                 let reloaded = reloaded.map_err(|refused| refused.to_string());
                 if reloaded.is_ok() {
                     // A restart must not go back to what it was before.
-                    hand_on::forget_configuration();
+                    hand_on::keep_configuration(&source);
                 }
                 drop(reply.send(logged("reloaded", reloaded)));
             }
             Request::Compare(wanted, reply) => {
-                let (config, keys) = &*wanted;
+                let Wanted { config, keys, .. } = &*wanted;
                 drop(reply.send(self.compare(config, keys)));
             }
             Request::Rotate { finish, reply } => {
@@ -47,14 +52,6 @@ impl Shell {
             }
         }
         Ok(())
-    }
-
-    /// Lets the process at the other end continue with the tunnel, if it is still there.
-    fn offer(&mut self, stream: UnixStream) {
-        match Successor::asking(stream, &self.engine.device(), self.engine.socket_fd()) {
-            Ok(successor) => self.successor = Some(successor),
-            Err(error) => tracing::warn!("the process that asked for the tunnel has left: {error}"),
-        }
     }
 
     /// Answers a request for the metrics; the client may have left.

@@ -1,6 +1,7 @@
 //! What the WireGuard socket of a running tunnel needs beside the configuration.
 
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use vpnd_crypto::PresharedKey;
@@ -35,6 +36,21 @@ impl Hold {
         if self.uapi.is_some() {
             self.preshared = PresharedKey::from_bytes(*preshared.as_bytes());
         }
+    }
+
+    /// The socket, for the next process of the tunnel.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.uapi.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Serves clients from now on.
+    pub(crate) fn begin(&mut self) {
+        self.uapi.iter_mut().for_each(Uapi::begin);
+    }
+
+    /// Leaves the socket to the next process.
+    pub(crate) fn leave(&mut self) {
+        self.uapi.iter_mut().for_each(Uapi::leave);
     }
 
     /// The next request.

@@ -44,7 +44,7 @@ impl Keeping {
         let _gone = done.send(result);
     }
 
-    async fn become_new(&mut self, mut link: Link) -> Result<(), Error> {
+    pub(super) async fn become_new(&mut self, mut link: Link) -> Result<(), Error> {
         if self.device().await.is_none() {
             return Err(Error::NoDevice { device: self.plan.device.clone() });
         }

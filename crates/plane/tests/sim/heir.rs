@@ -103,6 +103,32 @@ fn what_the_peer_sent_before_is_a_replay_after() {
     world.run_for(seconds(1));
 }
 
+/// The next process knows which of the peer's initiations are old.
+#[test]
+fn an_initiation_from_before_is_a_replay_after() {
+    for side in Side::BOTH {
+        // Both ends have initiated once.
+        let mut world = flowing(6);
+        world.hand_on(side.other());
+        world.run_for(seconds(1));
+        world.stop_offers();
+        let of_peer = |world: &World, kind| {
+            let all = world.network.wire.iter().filter(|one| one.by == side.other());
+            all.filter(|one| one.datagram.kind() == kind).map(|one| one.datagram.clone()).collect()
+        };
+        let initiations: Vec<_> = of_peer(&world, Kind::Initiation);
+        world.hand_on(side);
+        world.run_for(seconds(2));
+        let since = world.now;
+        let initiation = initiations.last().expect("the next process of the peer has initiated");
+        world.inject(initiation.clone());
+        world.run_for(seconds(1));
+        let sent = world.network.wire.iter().filter(|one| one.at >= since && one.by == side);
+        let answers = sent.filter(|one| one.datagram.kind() == Kind::Response).count();
+        assert_eq!(answers, 0, "{side:?} answers an initiation of before");
+    }
+}
+
 /// After a crash only the kernel's objects are there. The peer counts as alive as long as it may be.
 #[test]
 fn after_a_crash_the_carrier_and_the_routes_stay() {

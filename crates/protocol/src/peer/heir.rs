@@ -14,16 +14,21 @@ impl Peer {
     /// sends. Nothing is sealed any more by this process. The data threads have ended.
     pub fn hand_on(&mut self, now: Now) -> Inheritance {
         self.handle_wake(now);
-        let (alive, since) = self.life.state();
-        let heard = self.life.heard_alive().filter(|_| alive);
-        let path = self.paths.current.map(|path| Reached { to: path.to, from: path.from });
         (self.attempt, self.answering, self.wanted) = (None, None, false);
         self.transmits.clear();
+        Inheritance { keys: self.keyring.hand_on(), ..self.outlook() }
+    }
+
+    /// What [`hand_on`](Self::hand_on) would return, without the sessions, which stay here.
+    pub fn outlook(&self) -> Inheritance {
+        let (alive, since) = self.life.state();
+        let heard = self.life.heard_alive().filter(|_| alive);
         Inheritance {
-            keys: self.keyring.hand_on(),
-            path,
+            keys: Vec::new(),
+            path: self.paths.current.map(|path| Reached { to: path.to, from: path.from }),
             life: heard.map(|heard| Lived { since, heard }),
             stamp: self.stamper.last(),
+            accepted: self.identities.all_stamps(),
         }
     }
 
@@ -33,6 +38,7 @@ impl Peer {
         self.generation = left.keys.iter().map(|key| key.generation()).max().unwrap_or_default();
         self.keyring.inherit(left.keys);
         self.keyring.expire(now.boot);
+        self.identities.inherit_stamps(&left.accepted);
         if let Some(Lived { since, heard }) = left.life {
             self.life.inherit(since, heard);
         }

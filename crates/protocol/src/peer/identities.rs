@@ -90,6 +90,19 @@ impl Identities {
         &mut self.remotes[pair.remote].stamps
     }
 
+    /// The timestamps accepted under each of the peer's keys.
+    pub(super) fn all_stamps(&self) -> Vec<(PublicKey, HighWater)> {
+        self.remotes.iter().map(|remote| (remote.key, remote.stamps)).collect()
+    }
+
+    /// Continues with the timestamps that an earlier process has accepted.
+    pub(super) fn inherit_stamps(&mut self, accepted: &[(PublicKey, HighWater)]) {
+        for remote in &mut self.remotes {
+            let known = accepted.iter().find(|(key, _)| *key == remote.key);
+            remote.stamps = known.map_or(remote.stamps, |(_, stamps)| *stamps);
+        }
+    }
+
     pub(super) fn jar(&mut self, pair: Pair) -> &mut Jar {
         &mut self.remotes[pair.remote].jar
     }
