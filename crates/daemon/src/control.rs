@@ -74,6 +74,8 @@ pub(crate) enum Request {
     Compare(Box<(Config, Keys)>, oneshot::Sender<Vec<Difference>>),
     /// Hand the tunnel on to the process at the other end, and end.
     HandOn(std::os::unix::net::UnixStream),
+    /// Drop all session keys: the host is about to be suspended.
+    Forget(oneshot::Sender<Result<(), String>>),
     /// Use the next keys; the reply is an error if that fails.
     Rotate {
         /// Whether the previous keys are removed.
@@ -265,12 +267,13 @@ impl Desk {
                 return Ok(Outcome::HandOn);
             }
             "take-over" => Err("only root may take the tunnel over".to_owned()),
-            "reload" | "compare" | "rotate" if rights != Rights::Change => {
+            "reload" | "compare" | "rotate" | "forget" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
             "compare" => self.compare(early.chain(client), &ask.files).await,
             "rotate" => self.rotate(ask.finish).await,
+            "forget" => self.forget().await,
             _ => Err(format!("command {:?} is not known here", ask.command)),
         }))
     }
@@ -347,6 +350,12 @@ impl Desk {
         let reader = self.reader().await?;
         let wanted = reader.run(load).await.map_err(|_panicked| STOPPING.to_owned())?;
         wanted.map_err(|report| report.lines().collect::<Vec<_>>().join("; "))
+    }
+
+    async fn forget(&self) -> Answer {
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Forget(reply)).await;
+        done(replied).await
     }
 
     async fn rotate(&self, finish: bool) -> Answer {

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
@@ -116,10 +117,42 @@ fn alone() -> Result<(), PrivilegeError> {
     }
 }
 
+/// Keeps this process's memory out of swap, and the main thread's stack out of core files. Call this before there is a key.
+pub(crate) fn protect_memory() {
+    lock_memory();
+    hide_stack();
+}
+
+/// Leaves the calling thread's stack out of core files: ciphers keep copies of a key there while they compute. Keys
+/// themselves are in memory that core files never contain. Call this before the thread is confined, because it reads where
+/// its stack is.
+pub(crate) fn hide_stack() {
+    let local = 0_u8;
+    let here = std::hint::black_box(&raw const local).addr();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let Some(stack) = maps.lines().filter_map(addresses).find(|range| range.contains(&here)) else {
+        tracing::debug!("this thread's stack is not found in /proc/self/maps");
+        return;
+    };
+    let start = std::ptr::without_provenance_mut(stack.start);
+    // SAFETY: the call changes what a core file contains, and nothing else.
+    if unsafe { libc::madvise(start, stack.len(), libc::MADV_DONTDUMP) } != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "a stack is not left out of core files");
+    }
+}
+
+/// The addresses of a mapping, from its line in `/proc/self/maps`.
+fn addresses(line: &str) -> Option<Range<usize>> {
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    Some(number(start)?..number(end)?)
+}
+
 /// Keeps this process's memory out of swap, which may outlive its keys: all that it has touched and will touch,
 /// stacks too. Without the privilege to lift the limit nothing is locked, because a limit that is reached later would
 /// make allocations fail.
-pub(crate) fn lock_memory() {
+fn lock_memory() {
     let unlimited = libc::RLIM_INFINITY;
     // Without the privilege, the limit that the service manager has set counts.
     let _refused = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);

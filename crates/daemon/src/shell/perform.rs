@@ -2,6 +2,7 @@
 
 use std::io;
 
+use vpnd_crypto::stack;
 use vpnd_plane::{Counted, Effect, Notice, Port, State};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::Transmit;
@@ -30,7 +31,11 @@ impl Shell {
 
     async fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Publish(table) => self.engine.publish(*table),
+            Effect::Publish(table) => {
+                self.engine.publish(*table);
+                // The control plane has sealed and opened with keys that are no longer in the table.
+                stack::wipe();
+            }
             Effect::PublishPolicy(policy) => self.engine.set_policy(&policy),
             Effect::SetMtu(mtu) => self.set_mtu(mtu).await,
             Effect::MtuIs(mtu) => self.mtu_is(mtu),

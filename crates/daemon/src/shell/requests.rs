@@ -9,7 +9,6 @@ use vpnd_tunnel::clock;
 use super::Shell;
 use crate::control::Request;
 use crate::hand_on::{self, Successor};
-use crate::keys::Keys;
 use crate::metrics::Scrape;
 use crate::status::{Fault, PathMtu, Status};
 
@@ -24,11 +23,8 @@ impl Shell {
             Request::Ping(reply) => self.ping(reply),
             Request::Capture(wanted, reply) => drop(reply.send(self.capture(wanted))),
             Request::HandOn(stream) => self.offer(stream),
-            Request::Reload(mut wanted, reply) => {
-                // Keys that are moved out of a box leave a copy of their bytes there, which nobody
-                // wipes.
-                let keys = std::mem::replace(&mut wanted.1, Keys::blank());
-                let config = wanted.0;
+            Request::Reload(wanted, reply) => {
+                let (config, keys) = *wanted;
                 let reloaded = self.become_new(config, keys).await?;
                 let reloaded = reloaded.map_err(|refused| refused.to_string());
                 if reloaded.is_ok() {
@@ -40,6 +36,15 @@ impl Shell {
             Request::Compare(wanted, reply) => {
                 let (config, keys) = &*wanted;
                 drop(reply.send(self.compare(config, keys)));
+            }
+            Request::Forget(reply) => {
+                tracing::info!(
+                    "session keys are dropped, as asked: the host is about to be suspended"
+                );
+                self.plane.forget(clock::now());
+                // Nobody has the keys any more when the client continues.
+                self.settle().await?;
+                drop(reply.send(Ok(())));
             }
             Request::Rotate { finish, reply } => {
                 let what = if finish { "rotation finished" } else { "rotated" };
