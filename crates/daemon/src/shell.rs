@@ -21,6 +21,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as channel;
+use vpnd_crypto::stack;
 use vpnd_device::{Bypass, DeviceMtu, Missing, PeerState, Seen, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::drop_reason::DropReason;
@@ -147,6 +148,8 @@ pub(crate) struct Shell {
     mtu_refused: Option<vpnd_device::Error>,
     /// The process that has asked to continue with the tunnel.
     successor: Option<Successor>,
+    /// Keys that this thread has used may have left the table.
+    has_published: bool,
 }
 
 /// How a tunnel ended.
@@ -182,6 +185,7 @@ impl Shell {
             capture: None,
             mtu_refused: None,
             successor: None,
+            has_published: false,
             plane,
             engine,
             reports,
@@ -206,6 +210,10 @@ impl Shell {
                 self.copied();
             }
             self.settle().await?;
+            if std::mem::take(&mut self.has_published) {
+                // Here the stack is lowest.
+                stack::wipe();
+            }
             let connected = self.plane.is_connected();
             tokio::select! {
                 () = &mut stop => break,

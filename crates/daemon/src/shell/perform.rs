@@ -2,7 +2,6 @@
 
 use std::io;
 
-use vpnd_crypto::stack;
 use vpnd_plane::{Counted, Effect, Notice, Port, State};
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::peer::Transmit;
@@ -33,8 +32,7 @@ impl Shell {
         match effect {
             Effect::Publish(table) => {
                 self.engine.publish(*table);
-                // The control plane has sealed and opened with keys that are no longer in the table.
-                stack::wipe();
+                self.has_published = true;
             }
             Effect::PublishPolicy(policy) => self.engine.set_policy(&policy),
             Effect::SetMtu(mtu) => self.set_mtu(mtu).await,
