@@ -4,14 +4,16 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::ptr::null_mut;
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf};
 use thiserror::Error;
 
 use crate::account::Account;
@@ -124,29 +126,41 @@ pub(crate) fn protect_memory() {
 }
 
 /// Leaves the calling thread's stack out of core files: ciphers keep copies of a key there while they compute. Keys
-/// themselves are in memory that core files never contain. Call this before the thread is confined, because it reads where
-/// its stack is.
+/// themselves are in memory that core files never contain.
 pub(crate) fn hide_stack() {
-    let local = 0_u8;
-    let here = std::hint::black_box(&raw const local).addr();
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let Some(stack) = maps.lines().filter_map(addresses).find(|range| range.contains(&here)) else {
-        tracing::debug!("this thread's stack is not found in /proc/self/maps");
+    let Some(stack) = stack() else {
+        tracing::debug!("where this thread's stack is, is not known");
         return;
     };
     let start = std::ptr::without_provenance_mut(stack.start);
     // SAFETY: the call changes what a core file contains, and nothing else.
-    if unsafe { libc::madvise(start, stack.len(), libc::MADV_DONTDUMP) } != 0 {
+    let result = unsafe { libc::madvise(start, stack.len(), libc::MADV_DONTDUMP) };
+    // The main thread's stack may still grow, and nothing is mapped where it may grow to.
+    if result != 0 && Errno::last() != Errno::ENOMEM {
         let error = io::Error::last_os_error();
         tracing::debug!(%error, "a stack is not left out of core files");
     }
 }
 
-/// The addresses of a mapping, from its line in `/proc/self/maps`.
-fn addresses(line: &str) -> Option<Range<usize>> {
-    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
-    let number = |text| usize::from_str_radix(text, 16).ok();
-    Some(number(start)?..number(end)?)
+/// The addresses of the calling thread's stack, in whole pages. A thread that is confined cannot read `/proc`, but the C
+/// library knows the stacks of the threads that it has started.
+fn stack() -> Option<Range<usize>> {
+    let mut attributes = MaybeUninit::uninit();
+    let (mut start, mut len) = (null_mut(), 0);
+    // SAFETY: the first call fills the attributes if it succeeds, and the others use them only then.
+    unsafe {
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let known = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut start, &raw mut len);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        if known != 0 {
+            return None;
+        }
+    }
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok()??.try_into().ok()?;
+    let end = (start.addr() + len).next_multiple_of(page);
+    Some(start.addr() - start.addr() % page..end)
 }
 
 /// Keeps this process's memory out of swap, which may outlive its keys: all that it has touched and will touch,
