@@ -47,14 +47,14 @@ enum Speaks {
 const PINGS: u32 = 5;
 
 /// A capture that runs until it is interrupted.
-struct Capture {
+pub(crate) struct Capture {
     process: Process,
     file: PathBuf,
 }
 
 impl Capture {
     /// Begins with these options, and the file of this name.
-    fn begin(host: &Host, tunnel: &str, file: &str, options: &str) -> Result<Self> {
+    pub(crate) fn begin(host: &Host, tunnel: &str, file: &str, options: &str) -> Result<Self> {
         let file = host.directory().join(file);
         let mut command = host.command(program()?);
         command.args(["capture", tunnel, "-w"]).arg(&file).args(options.split_whitespace());
@@ -69,7 +69,7 @@ impl Capture {
     }
 
     /// Ends it with Ctrl-C; returns the file, and what the command has said.
-    fn end(mut self) -> Result<(PathBuf, String)> {
+    pub(crate) fn end(mut self) -> Result<(PathBuf, String)> {
         let ended = self.process.interrupt()?;
         ensure!(ended.success(), "it ended with {ended}: {}", self.process.log());
         Ok((self.file, self.process.log()))
@@ -228,7 +228,7 @@ fn refused(lab: &Lab) -> Result<String> {
     Ok(said.trim().to_owned())
 }
 
-fn allowing(mut site: Site) -> Site {
+pub(crate) fn allowing(mut site: Site) -> Site {
     site.service.push("allow_key_log = true".to_owned());
     site
 }

@@ -26,6 +26,7 @@ mod hooks;
 mod hostile;
 mod interop;
 mod kernel;
+mod keys;
 mod lan;
 mod lans;
 mod left;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         doctor::scenarios(),
         duplicate::scenarios(),
         kernel::scenarios(),
+        keys::scenarios(),
         left::scenarios(),
         logs::scenarios(),
         pair::scenarios(),

@@ -28,6 +28,7 @@ mod key;
 mod lab;
 pub mod link;
 mod manager;
+pub mod memory;
 pub mod nft;
 pub mod peer;
 mod process;

@@ -23,6 +23,11 @@ impl Status {
         Ok(Self(json))
     }
 
+    /// Whether there is a session.
+    pub fn has_session(&self) -> bool {
+        self.field("/session").is_some_and(Value::is_object)
+    }
+
     /// Whether packets get through.
     pub fn is_up(&self) -> bool {
         matches!(self.state(), "up" | "degraded")

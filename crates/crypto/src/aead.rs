@@ -8,7 +8,9 @@ use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, Nonce as RingNonce};
 
-use crate::ring_key::RingKey;
+use crate::memory::Secret;
+use crate::ring_key::{RingKey, ring_key};
+use crate::stack::wiped;
 #[cfg(target_arch = "x86_64")]
 use crate::wide::WideKey;
 
@@ -87,7 +89,7 @@ pub struct AeadKey {
     cipher: Cipher,
 }
 
-/// Every key is boxed: moving an unboxed one would leave a copy of its bytes behind, unwiped.
+/// Every key is in the memory for keys, where it does not move.
 enum Cipher {
     /// The `RingKey` seals messages with associated data (handshakes), and single short messages.
     #[cfg(target_arch = "x86_64")]
@@ -103,7 +105,7 @@ impl AeadKey {
 
     /// Makes a key of the given back end.
     pub fn with_backend(backend: Backend, algorithm: Algorithm, key: &[u8; 32]) -> Self {
-        Self { algorithm, cipher: Cipher::new(backend, algorithm, key) }
+        wiped(|| Self { algorithm, cipher: Cipher::new(backend, algorithm, key) })
     }
 
     /// Encrypts `buffer` in place and returns its tag.
@@ -126,6 +128,30 @@ impl AeadKey {
     ) -> Result<&'a mut [u8], Forged> {
         self.cipher.open(self.algorithm.nonce(counter), aad, buffer)
     }
+}
+
+/// Encrypts `buffer` in place with a key that is used for nothing else, and returns its tag.
+pub fn seal_once(
+    algorithm: Algorithm,
+    key: &Secret,
+    aad: &[u8],
+    buffer: &mut [u8],
+) -> [u8; TAG_LEN] {
+    wiped(|| AeadKey::new(algorithm, key).seal(0, aad, buffer))
+}
+
+/// Decrypts `buffer`, what [`seal_once`] has encrypted and its tag, in place, and returns the plaintext.
+///
+/// # Errors
+///
+/// [`Forged`]; the contents of `buffer` must then not be used.
+pub fn open_once<'a>(
+    algorithm: Algorithm,
+    key: &Secret,
+    aad: &[u8],
+    buffer: &'a mut [u8],
+) -> Result<&'a mut [u8], Forged> {
+    wiped(|| AeadKey::new(algorithm, key).open(0, aad, buffer))
 }
 
 /// Encrypts `buffer` in place with XChaCha20-Poly1305, whose nonce is long enough to be drawn at
@@ -158,15 +184,15 @@ impl Cipher {
         match (backend, algorithm) {
             (Backend::Wide, Algorithm::ChaCha20Poly1305) => Self::wide(key),
             (Backend::Ring, Algorithm::ChaCha20Poly1305) => {
-                Self::Ring(RingKey::new(&CHACHA20_POLY1305, key))
+                Self::Ring(ring_key(&CHACHA20_POLY1305, key))
             }
-            (_, Algorithm::Aes256Gcm) => Self::Ring(RingKey::new(&AES_256_GCM, key)),
+            (_, Algorithm::Aes256Gcm) => Self::Ring(ring_key(&AES_256_GCM, key)),
         }
     }
 
     /// Our own implementation if the processor has the instructions; ring's if not.
     fn wide(key: &[u8; 32]) -> Self {
-        let ring = RingKey::new(&CHACHA20_POLY1305, key);
+        let ring = ring_key(&CHACHA20_POLY1305, key);
         #[cfg(target_arch = "x86_64")]
         if let Some(wide) = WideKey::new(key) {
             return Self::Wide(wide, ring);

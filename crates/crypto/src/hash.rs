@@ -5,7 +5,9 @@ use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
 use blake2::{Blake2s256, Blake2sMac};
 use hmac::SimpleHmac;
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+
+use crate::memory::Secret;
+use crate::stack::wiped;
 
 /// A BLAKE2s-256 hash.
 pub type Digest = [u8; 32];
@@ -29,25 +31,32 @@ pub fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
 }
 
 /// Authenticates the parts with HMAC-BLAKE2s-256: the whitepaper's HMAC.
-pub fn hmac(key: &[u8], parts: &[&[u8]]) -> Zeroizing<Digest> {
+pub fn hmac(key: &[u8], parts: &[&[u8]]) -> Secret {
+    wiped(|| authenticate(key, parts))
+}
+
+/// The same; the caller wipes the stack.
+fn authenticate(key: &[u8], parts: &[&[u8]]) -> Secret {
     let mut hmac = SimpleHmac::<Blake2s256>::new_from_slice(key).expect("HMAC takes any key");
     parts.iter().for_each(|part| Mac::update(&mut hmac, part));
-    let mut tag = Zeroizing::new(Digest::default());
+    let mut tag = Secret::default();
     hmac.finalize_into((&mut *tag).into());
     tag
 }
 
-/// Derives `N` keys, one to three, from a chaining key and an input: the whitepaper's KDFn.
-pub fn kdf<const N: usize>(chaining_key: &[u8; 32], input: &[u8]) -> [Zeroizing<[u8; 32]>; N] {
+/// Derives `N` keys, one to three, from a chaining key and the parts of an input: the whitepaper's KDFn.
+pub fn kdf<const N: usize>(chaining_key: &[u8; 32], input: &[&[u8]]) -> [Secret; N] {
     const { assert!(1 <= N && N <= 3, "the protocol derives one, two or three keys") };
-    let secret = hmac(chaining_key, &[input]);
-    let mut previous: &[u8] = &[];
-    let mut keys = std::array::from_fn(|_| Zeroizing::default());
-    for (key, number) in keys.iter_mut().zip(1u8..) {
-        *key = hmac(&*secret, &[previous, &[number]]);
-        previous = &**key;
-    }
-    keys
+    wiped(|| {
+        let secret = authenticate(chaining_key, input);
+        let mut previous: &[u8] = &[];
+        let mut keys = std::array::from_fn(|_| Secret::default());
+        for (key, number) in keys.iter_mut().zip(1u8..) {
+            *key = authenticate(&*secret, &[previous, &[number]]);
+            previous = &**key;
+        }
+        keys
+    })
 }
 
 /// Compares two byte strings in a time that does not depend on their contents.
@@ -115,10 +124,11 @@ mod tests {
             "9ad858025593be88de0f9442a589cfe84a88dc19e4753d93684d1c5efc4837f9",
         ];
         let chaining_key = bytes(32).try_into().unwrap();
-        let three = kdf::<3>(&chaining_key, b"input");
-        assert_eq!(three.clone().map(|key| *key), expected.map(array));
-        assert_eq!(kdf::<2>(&chaining_key, b"input"), three[..2]);
-        assert_eq!(kdf::<1>(&chaining_key, b"input"), three[..1]);
+        let expected = expected.map(array::<32>);
+        let bytes = |keys: &[Secret]| keys.iter().map(|key| **key).collect::<Vec<_>>();
+        assert_eq!(bytes(&kdf::<3>(&chaining_key, &[b"input"])), expected);
+        assert_eq!(bytes(&kdf::<2>(&chaining_key, &[b"in", b"put"])), expected[..2]);
+        assert_eq!(bytes(&kdf::<1>(&chaining_key, &[b"input"])), expected[..1]);
     }
 
     #[test]

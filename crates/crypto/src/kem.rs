@@ -4,10 +4,13 @@
 //! One end makes a [`DecapsulationKey`] and sends its public half. The other end parses the public half as an
 //! [`EncapsulationKey`], draws a secret, keeps it, and sends it back in encapsulated form.
 
-use ml_kem::kem::{Decapsulate, Encapsulate, Generate, KeyExport};
+use ml_kem::kem::{Decapsulate, Encapsulate, KeyExport};
 use ml_kem::{DecapsulationKey768, EncapsulationKey768};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
+
+use crate::memory::{Guarded, Secret};
+use crate::stack::wiped_deep;
 
 /// The length of an encapsulation key.
 pub const ENCAPSULATION_KEY_LEN: usize = 1184;
@@ -19,19 +22,28 @@ pub const CIPHERTEXT_LEN: usize = 1088;
 #[error("not an ML-KEM-768 key, its numbers are not below the modulus: its sender misbehaves")]
 pub struct InvalidKey;
 
-/// The secret half, for one exchange. Everything secret in it lies on the heap, where it does not move, and is
-/// wiped before the memory is freed.
-pub struct DecapsulationKey(DecapsulationKey768);
+/// The secret half, for one exchange. Only its seed is kept, in the memory for keys. What is computed from the seed is on
+/// the heap and on the stack for the time of the computation, and is wiped.
+pub struct DecapsulationKey {
+    /// *d*, then *z* (FIPS 203, algorithm 16).
+    seed: Guarded<[u8; 64]>,
+    public: Box<[u8; ENCAPSULATION_KEY_LEN]>,
+}
 
 impl DecapsulationKey {
     /// Draws a new key.
     pub fn generate(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
-        Self(DecapsulationKey768::generate_from_rng(rng))
+        let mut seed = Guarded::<[u8; 64]>::default();
+        let (d, z) = seed.split_at_mut(32);
+        rng.fill_bytes(d);
+        rng.fill_bytes(z);
+        let public = wiped_deep(|| Box::new(expand(&seed).encapsulation_key().to_bytes().into()));
+        Self { seed, public }
     }
 
     /// The public half, in the form that is sent to the other end.
     pub fn encapsulation_key(&self) -> [u8; ENCAPSULATION_KEY_LEN] {
-        self.0.encapsulation_key().to_bytes().into()
+        *self.public
     }
 
     /// Decapsulates the other end's secret, and consumes the key.
@@ -39,7 +51,10 @@ impl DecapsulationKey {
     /// There is no error: an altered ciphertext yields a secret that nobody else knows (FIPS 203, implicit
     /// rejection). Only the keys derived from it show whether both ends have the same secret.
     pub fn decapsulate(self, ciphertext: &[u8; CIPHERTEXT_LEN]) -> SharedSecret {
-        SharedSecret(Zeroizing::new(self.0.decapsulate(ciphertext.into()).into()))
+        wiped_deep(|| {
+            let secret = Zeroizing::new(expand(&self.seed).decapsulate(ciphertext.into()));
+            SharedSecret(keep(secret.as_slice()))
+        })
     }
 }
 
@@ -62,19 +77,31 @@ impl EncapsulationKey {
         &self,
         rng: &mut (impl CryptoRng + ?Sized),
     ) -> ([u8; CIPHERTEXT_LEN], SharedSecret) {
-        let (ciphertext, secret) = self.0.encapsulate_with_rng(rng);
-        (ciphertext.into(), SharedSecret(Zeroizing::new(secret.into())))
+        wiped_deep(|| {
+            let (ciphertext, secret) = self.0.encapsulate_with_rng(rng);
+            (ciphertext.into(), SharedSecret(keep(Zeroizing::new(secret).as_slice())))
+        })
     }
 }
 
 /// The secret that an exchange agreed on. It has no equality: only tests may compare two.
-pub struct SharedSecret(Zeroizing<[u8; 32]>);
+pub struct SharedSecret(Secret);
 
 impl SharedSecret {
     /// The secret's bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+}
+
+fn expand(seed: &[u8; 64]) -> DecapsulationKey768 {
+    DecapsulationKey768::from_seed((*seed).into())
+}
+
+fn keep(secret: &[u8]) -> Secret {
+    let mut kept = Secret::default();
+    kept.copy_from_slice(secret);
+    kept
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@ use rand_core::CryptoRng;
 use x25519_dalek as x25519;
 use zeroize::Zeroizing;
 
+use crate::memory::Secret;
+use crate::stack::wiped;
+
 /// Length of the base64 text of 32 bytes, padding included.
 const TEXT_LEN: usize = 44;
 
@@ -29,22 +32,21 @@ pub enum KeyError {
 #[error("the peer's public key is of low order: the shared secret would be known to everyone")]
 pub struct NonContributory;
 
-/// An X25519 secret key. It is on the heap: moving it does not leave an unwiped copy behind.
-pub struct SecretKey(Box<x25519::StaticSecret>);
+/// An X25519 secret key, in the memory for keys.
+pub struct SecretKey(Secret);
 
 impl SecretKey {
     /// Draws a new key, clamped as `wg genkey` does.
     pub fn generate(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
-        let mut bytes = Zeroizing::new([0; 32]);
-        rng.fill_bytes(&mut *bytes);
-        bytes[0] &= 0b1111_1000;
-        bytes[31] = bytes[31] & 0b0111_1111 | 0b0100_0000;
-        Self::from_bytes(*bytes)
+        let mut secret = Secret::draw(rng);
+        secret[0] &= 0b1111_1000;
+        secret[31] = secret[31] & 0b0111_1111 | 0b0100_0000;
+        Self(secret)
     }
 
-    /// Uses any 32 bytes as a key; they are clamped when the key is used.
+    /// Uses any 32 bytes as a key; they are clamped when the key is used. The caller wipes what it has of them.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(Box::new(bytes.into()))
+        Self(Secret::copy_of(&Zeroizing::new(bytes)))
     }
 
     /// Reads a key's base64 text.
@@ -53,17 +55,17 @@ impl SecretKey {
     ///
     /// [`KeyError::Length`] or [`KeyError::Base64`].
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        decode(text).map(|bytes| Self::from_bytes(*bytes))
+        decode(text).map(Self)
     }
 
     /// The key as base64 text.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(Base64::encode_string(self.0.as_bytes()))
+        encode(&self.0)
     }
 
     /// The public half.
     pub fn public(&self) -> PublicKey {
-        PublicKey(x25519::PublicKey::from(&*self.0).to_bytes())
+        wiped(|| PublicKey(x25519::PublicKey::from(&self.scalar()).to_bytes()))
     }
 
     /// Agrees on a secret with the holder of `public`'s other half.
@@ -72,8 +74,17 @@ impl SecretKey {
     ///
     /// [`NonContributory`] if `public` is of low order.
     pub fn diffie_hellman(&self, public: &PublicKey) -> Result<SharedSecret, NonContributory> {
-        let shared = self.0.diffie_hellman(&public.0.into());
-        if shared.was_contributory() { Ok(SharedSecret(shared)) } else { Err(NonContributory) }
+        wiped(|| {
+            let shared = self.scalar().diffie_hellman(&public.0.into());
+            let contributory = shared.was_contributory();
+            contributory.then(|| SharedSecret(Secret::copy_of(shared.as_bytes())))
+        })
+        .ok_or(NonContributory)
+    }
+
+    /// The key as a number; the caller wipes the stack.
+    fn scalar(&self) -> x25519::StaticSecret {
+        (*self.0).into()
     }
 }
 
@@ -119,21 +130,25 @@ impl fmt::Debug for PublicKey {
 }
 
 /// A secret that both sides know beforehand, mixed into the handshake. The default, all zero, means none. It is
-/// on the heap, as a [`SecretKey`] is.
+/// in the memory for keys.
 #[derive(Default)]
-pub struct PresharedKey(Box<Zeroizing<[u8; 32]>>);
+pub struct PresharedKey(Secret);
 
 impl PresharedKey {
     /// Draws a new key.
     pub fn generate(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
-        let mut key = Self::default();
-        rng.fill_bytes(&mut **key.0);
-        key
+        Self(Secret::draw(rng))
     }
 
-    /// Uses any 32 bytes as a key.
+    /// Uses any 32 bytes as a key. The caller wipes what it has of them.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(Box::new(Zeroizing::new(bytes)))
+        Self(Secret::copy_of(&Zeroizing::new(bytes)))
+    }
+
+    /// The same key once more.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self(Secret::copy_of(&self.0))
     }
 
     /// Reads a key's base64 text.
@@ -142,12 +157,12 @@ impl PresharedKey {
     ///
     /// [`KeyError::Length`] or [`KeyError::Base64`].
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        decode(text).map(|bytes| Self(Box::new(bytes)))
+        decode(text).map(Self)
     }
 
     /// The key as base64 text.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(Base64::encode_string(&**self.0))
+        encode(&self.0)
     }
 
     /// The key's bytes.
@@ -157,25 +172,43 @@ impl PresharedKey {
 }
 
 /// The secret that a Diffie-Hellman exchange agreed on.
-pub struct SharedSecret(x25519::SharedSecret);
+pub struct SharedSecret(Secret);
 
 impl SharedSecret {
     /// The secret's bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
-        self.0.as_bytes()
+        &self.0
+    }
+}
+
+/// Any 32 bytes are a key; they are clamped when it is used.
+impl From<Secret> for SecretKey {
+    fn from(secret: Secret) -> Self {
+        Self(secret)
+    }
+}
+
+impl From<Secret> for PresharedKey {
+    fn from(secret: Secret) -> Self {
+        Self(secret)
     }
 }
 
 /// Reads 32 bytes from their canonical base64 text.
-fn decode(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+fn decode(text: &str) -> Result<Secret, KeyError> {
     if text.len() != TEXT_LEN {
         return Err(KeyError::Length(text.len()));
     }
-    let mut bytes = Zeroizing::new([0; 32]);
-    match Base64::decode(text, &mut *bytes) {
-        Ok(decoded) if decoded.len() == 32 => Ok(bytes),
+    let mut secret = Secret::default();
+    wiped(|| match Base64::decode(text, &mut *secret) {
+        Ok(decoded) if decoded.len() == 32 => Ok(()),
         _ => Err(KeyError::Base64),
-    }
+    })?;
+    Ok(secret)
+}
+
+fn encode(secret: &Secret) -> Zeroizing<String> {
+    wiped(|| Zeroizing::new(Base64::encode_string(&**secret)))
 }
 
 #[cfg(test)]
@@ -320,7 +353,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let (a, b) = (SecretKey::generate(&mut rng), SecretKey::generate(&mut rng));
         assert_ne!(a.public(), b.public());
-        let bytes = a.0.as_bytes();
+        let bytes = &a.0;
         assert_eq!((bytes[0] & 7, bytes[31] & 0xc0), (0, 0x40));
         let (a, b) = (PresharedKey::generate(&mut rng), PresharedKey::generate(&mut rng));
         assert_ne!(a.as_bytes(), b.as_bytes());
@@ -329,9 +362,9 @@ mod tests {
     #[test]
     fn a_move_leaves_the_bytes_where_they_are() {
         let (secret, preshared) = (secret(ALICE), PresharedKey::from_bytes([7; 32]));
-        let places = [secret.0.as_bytes().as_ptr(), preshared.as_bytes().as_ptr()];
+        let places = [secret.0.as_ptr(), preshared.as_bytes().as_ptr()];
         let moved = Box::new((secret, preshared));
-        assert_eq!([moved.0.0.as_bytes().as_ptr(), moved.1.as_bytes().as_ptr()], places);
+        assert_eq!([moved.0.0.as_ptr(), moved.1.as_bytes().as_ptr()], places);
     }
 
     #[test]
@@ -343,7 +376,7 @@ mod tests {
         #[test]
         fn text_round_trips(bytes: [u8; 32]) {
             let secret = SecretKey::from_base64(&SecretKey::from_bytes(bytes).to_base64());
-            prop_assert_eq!(secret.unwrap().0.to_bytes(), bytes);
+            prop_assert_eq!(*secret.unwrap().0, bytes);
             let preshared = PresharedKey::from_base64(&PresharedKey::from_bytes(bytes).to_base64());
             prop_assert_eq!(*preshared.unwrap().as_bytes(), bytes);
             let public = PublicKey(bytes);

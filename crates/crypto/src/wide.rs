@@ -19,24 +19,21 @@ mod transpose;
 
 use chacha::{BLOCK, Pass, Stream};
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
 
 use crate::aead::{Forged, GROUP, TAG_LEN};
+use crate::memory::Secret;
 
 /// From this number of messages on, it is faster to give each message one lane than to give all lanes to one
 /// message after the other.
 const MIN_LANE_EACH: usize = 3;
 
-/// A key at a fixed place on the heap, wiped when dropped. A key exists only if the processor has the
-/// instructions.
-pub(crate) struct WideKey(Box<Zeroizing<[u8; 32]>>);
+/// A key. It exists only if the processor has the instructions.
+pub(crate) struct WideKey(Secret);
 
 impl WideKey {
     /// `None` if the processor lacks the instructions.
     pub(crate) fn new(key: &[u8; 32]) -> Option<Self> {
-        let mut boxed = Box::new(Zeroizing::new([0; 32]));
-        boxed.copy_from_slice(key);
-        is_supported().then_some(Self(boxed))
+        is_supported().then(|| Self(Secret::copy_of(key)))
     }
 
     /// Encrypts `buffer` in place, without associated data, and returns its tag.

@@ -7,6 +7,7 @@ use crate::capture::CaptureOptions;
 use crate::check::CheckOptions;
 use crate::demo::DemoOptions;
 use crate::doctor::DoctorOptions;
+use crate::forget::ForgetOptions;
 use crate::helper::RunAs;
 use crate::keygen::{OutputOptions, PubkeyOptions};
 use crate::logging::Logging;
@@ -89,6 +90,8 @@ pub(crate) enum Command {
     Release(ReleaseOptions),
     /// Switches a running tunnel to its next keys
     Rotate(RotateOptions),
+    /// Makes running tunnels drop their session keys, before the host is suspended
+    Forget(ForgetOptions),
     /// Writes ready-to-run configurations and keys for two sites
     Pair(PairOptions),
     /// Creates, deletes and lists TUN and TAP devices, with the syntax of `ip tuntap`

@@ -63,6 +63,8 @@ pub(crate) enum Request {
     Compare(Box<Wanted>, oneshot::Sender<Vec<Difference>>),
     /// Hand the tunnel on to the process at the other end, and end.
     HandOn(UnixStream),
+    /// Drop all session keys: the host is about to be suspended.
+    Forget(oneshot::Sender<Result<(), String>>),
     /// Use the next keys; the reply is an error if that fails.
     Rotate {
         /// Whether the previous keys are removed.

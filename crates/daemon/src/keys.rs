@@ -25,18 +25,6 @@ pub(crate) struct Keys {
     pub(crate) next_preshared: Option<PresharedKey>,
 }
 
-impl Keys {
-    /// Keys of zeros, to overwrite other keys with.
-    pub(crate) fn blank() -> Self {
-        Self {
-            secret: SecretKey::from_bytes([0; 32]),
-            next_secret: Some(SecretKey::from_bytes([0; 32])),
-            preshared: PresharedKey::default(),
-            next_preshared: Some(PresharedKey::default()),
-        }
-    }
-}
-
 /// The configuration keys that name key files.
 pub(crate) const KEY_FILES: [&str; 4] =
     ["private_key_file", "next_private_key_file", "preshared_key_file", "next_preshared_key_file"];

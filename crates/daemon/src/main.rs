@@ -20,6 +20,7 @@ mod exit;
 mod fingerprint;
 mod firewall;
 mod floor;
+mod forget;
 mod forward;
 mod hand_on;
 mod helper;
@@ -117,6 +118,7 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Reload(options) => reload::reload(&options),
         Command::Release(options) => release::run(&options),
         Command::Rotate(options) => reload::rotate(&options),
+        Command::Forget(options) => forget::run(&options),
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
@@ -131,7 +133,7 @@ fn start(options: &RunOptions, logging: Logging) -> anyhow::Result<ExitCode> {
     // This is done before the file is read, because reading may fail, too.
     changes::announce_start(&config::default_control(&options.config));
     // Before there is a key in it.
-    privilege::lock_memory();
+    privilege::protect_memory();
     let mut inherited = Inherited::from_service_manager();
     let (Loaded { config, keys, warnings }, invalid) = load(&options.config, &inherited)?;
     logging::init(logging, &config.service);

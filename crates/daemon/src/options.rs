@@ -21,13 +21,17 @@ use vpnd_tunnel::view::Policy;
 use crate::config::{self, Config, MssClamp};
 use crate::firewall;
 use crate::keys::Keys;
+use crate::privilege;
 use crate::sandbox::{Role, Sandbox};
 use crate::terms::Agreement;
 
 /// The options of the data path.
 pub(crate) fn engine(config: &Config, mtu: u16, sandbox: Sandbox) -> engine::Options {
     engine::Options {
-        confine: Arc::new(move || Ok(sandbox.confine(Role::Data).map(drop)?)),
+        confine: Arc::new(move || {
+            privilege::hide_stack();
+            Ok(sandbox.confine(Role::Data).map(drop)?)
+        }),
         mode: config.interface.mode,
         policy: policy(config, mtu),
     }

@@ -4,13 +4,16 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::ptr::null_mut;
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf};
 use thiserror::Error;
 
 use crate::account::Account;
@@ -116,10 +119,54 @@ fn alone() -> Result<(), PrivilegeError> {
     }
 }
 
+/// Keeps this process's memory out of swap, and the main thread's stack out of core files. Call this before there is a key.
+pub(crate) fn protect_memory() {
+    lock_memory();
+    hide_stack();
+}
+
+/// Leaves the calling thread's stack out of core files: ciphers keep copies of a key there while they compute. Keys
+/// themselves are in memory that core files never contain.
+pub(crate) fn hide_stack() {
+    let Some(stack) = stack() else {
+        tracing::debug!("where this thread's stack is, is not known");
+        return;
+    };
+    let start = std::ptr::without_provenance_mut(stack.start);
+    // SAFETY: the call changes what a core file contains, and nothing else.
+    let result = unsafe { libc::madvise(start, stack.len(), libc::MADV_DONTDUMP) };
+    // The main thread's stack may still grow, and nothing is mapped where it may grow to.
+    if result != 0 && Errno::last() != Errno::ENOMEM {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "a stack is not left out of core files");
+    }
+}
+
+/// The addresses of the calling thread's stack, in whole pages. A thread that is confined cannot read `/proc`, but the C
+/// library knows the stacks of the threads that it has started.
+fn stack() -> Option<Range<usize>> {
+    let mut attributes = MaybeUninit::uninit();
+    let (mut start, mut len) = (null_mut(), 0);
+    // SAFETY: the first call fills the attributes if it succeeds, and the others use them only then.
+    unsafe {
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let known = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut start, &raw mut len);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        if known != 0 {
+            return None;
+        }
+    }
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok()??.try_into().ok()?;
+    let end = (start.addr() + len).next_multiple_of(page);
+    Some(start.addr() - start.addr() % page..end)
+}
+
 /// Keeps this process's memory out of swap, which may outlive its keys: all that it has touched and will touch,
 /// stacks too. Without the privilege to lift the limit nothing is locked, because a limit that is reached later would
 /// make allocations fail.
-pub(crate) fn lock_memory() {
+fn lock_memory() {
     let unlimited = libc::RLIM_INFINITY;
     // Without the privilege, the limit that the service manager has set counts.
     let _refused = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);

@@ -23,6 +23,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as channel;
+use vpnd_crypto::stack;
 use vpnd_device::{Bypass, DeviceMtu, Missing, PeerState, Seen, Uplink};
 use vpnd_plane::Plane;
 use vpnd_protocol::drop_reason::DropReason;
@@ -150,6 +151,8 @@ pub(crate) struct Shell {
     mtu_refused: Option<vpnd_device::Error>,
     /// The process that prepares to continue with the tunnel.
     candidate: Option<Candidate>,
+    /// Keys that this thread has used may have left the table.
+    has_published: bool,
 }
 
 /// How a tunnel ended.
@@ -185,6 +188,7 @@ impl Shell {
             capture: None,
             mtu_refused: None,
             candidate: None,
+            has_published: false,
             plane,
             engine,
             reports,
@@ -209,6 +213,10 @@ impl Shell {
                 self.copied();
             }
             self.settle().await?;
+            if std::mem::take(&mut self.has_published) {
+                // Here the stack is lowest.
+                stack::wipe();
+            }
             let connected = self.plane.is_connected();
             tokio::select! {
                 () = &mut stop => break,

@@ -108,7 +108,7 @@ fn is_logged() -> bool {
 
 fn serve(options: &CompatOptions) -> anyhow::Result<ExitCode> {
     // Before there is a key in it.
-    privilege::lock_memory();
+    privilege::protect_memory();
     let socket = inherit::take(UAPI)?;
     if socket.is_some() {
         // A terminal that is closed must not end the tunnel. This fails in a session of our own, which is as good.

@@ -8,6 +8,8 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
+use crate::privilege;
+
 /// A thread that runs one job after the other. It ends with the process, or when every handle is dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Worker(mpsc::Sender<Job>);
@@ -28,6 +30,7 @@ impl Worker {
         let (give, jobs) = mpsc::channel::<Job>();
         let (tell, confined) = mpsc::sync_channel(1);
         let work = move || {
+            privilege::hide_stack();
             let result = confine();
             let failed = result.is_err();
             if tell.send(result).is_err() || failed {

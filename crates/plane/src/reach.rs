@@ -189,6 +189,11 @@ impl Plane {
         self.push(Effect::AskRoutes { at_once: true });
     }
 
+    /// The host is about to be suspended: session keys are dropped, and the next session is made after that.
+    pub fn forget(&mut self, now: Now) {
+        self.peer.forget(now);
+    }
+
     /// This virtual machine was copied.
     pub fn copied(&mut self, now: Now) {
         self.peer.copied(now);

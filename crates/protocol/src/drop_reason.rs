@@ -33,6 +33,8 @@ drop_reasons! {
     Expired => "expired",
     /// The handshake queue was full.
     HandshakeQueueFull => "handshake_queue_full",
+    /// A handshake message just before a suspend, when no session is made.
+    Asleep => "asleep",
     /// Under load, and without a valid cookie; a cookie reply was sent instead.
     CookieDemanded => "cookie_demanded",
     /// Under load, and more than 20 handshakes a second from one address.

@@ -15,7 +15,7 @@ mod vectors;
 use rand_core::CryptoRng;
 use thiserror::Error;
 use vpnd_crypto::key::{NonContributory, PresharedKey, PublicKey, SecretKey};
-use zeroize::Zeroizing;
+use vpnd_crypto::memory::Secret;
 
 use self::symmetric::ChaChaPoly;
 use crate::message::{Index, Initiation, Response, Sealed};
@@ -237,16 +237,16 @@ impl Agreed {
     pub fn keys_and_exporter(self) -> (SessionKeys, Exporter) {
         let ([by_initiator, by_responder, exporter], handshake_hash) = self.state.split();
         let keys = [by_initiator, by_responder];
-        (SessionKeys::of(self.role, keys, handshake_hash), Exporter(Box::new(exporter)))
+        (SessionKeys::of(self.role, keys, handshake_hash), Exporter(exporter))
     }
 }
 
 /// The keys of a session.
 pub struct SessionKeys {
     /// Seals what we send.
-    pub sealing: Zeroizing<[u8; 32]>,
+    pub sealing: Secret,
     /// Opens what we receive.
-    pub opening: Zeroizing<[u8; 32]>,
+    pub opening: Secret,
     /// Identifies this session; both ends have the same value.
     pub handshake_hash: [u8; 32],
 }
@@ -255,7 +255,7 @@ impl SessionKeys {
     /// The initiator's sealing key and the responder's, as seen from one of the two ends.
     pub(crate) fn of(
         role: Role,
-        [by_initiator, by_responder]: [Zeroizing<[u8; 32]>; 2],
+        [by_initiator, by_responder]: [Secret; 2],
         handshake_hash: [u8; 32],
     ) -> Self {
         let (sealing, opening) = match role {
@@ -268,7 +268,7 @@ impl SessionKeys {
 
 /// A secret of both ends that cannot be derived from the session's own keys. It is for one use, by
 /// [`crate::upgrade`].
-pub struct Exporter(Box<Zeroizing<[u8; 32]>>);
+pub struct Exporter(Secret);
 
 impl Exporter {
     /// The secret's bytes.

@@ -197,8 +197,8 @@ mod tests {
             rekey_after: None,
         };
         let keys = SessionKeys {
-            sealing: [0; 32].into(),
-            opening: [0; 32].into(),
+            sealing: Default::default(),
+            opening: Default::default(),
             handshake_hash: [0; 32],
         };
         Session::new(&origin, &keys)

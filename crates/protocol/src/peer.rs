@@ -30,6 +30,7 @@ mod search;
 mod segmentation;
 mod session;
 mod size;
+mod sleep;
 mod status;
 mod upgrade;
 mod window;
@@ -217,6 +218,8 @@ pub struct Peer {
     initiate_from: BootTime,
     /// The peer may still confirm our last response, so we do not initiate before this time.
     yields_until: BootTime,
+    /// The host is about to be suspended, so no session is made before this time.
+    sleeps_until: BootTime,
     stamper: Stamper,
 
     identities: Identities,
@@ -266,6 +269,7 @@ impl Peer {
             holds_until: None,
             initiate_from: BootTime::default(),
             yields_until: BootTime::default(),
+            sleeps_until: BootTime::default(),
             stamper: Stamper::new(config.floor),
             identities: Identities::new(identities, remotes),
             key_log: KeyLog::default(),

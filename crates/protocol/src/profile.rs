@@ -53,7 +53,7 @@ impl Profile {
     pub fn bind(self, psk: Option<&PresharedKey>) -> PresharedKey {
         let none = PresharedKey::default();
         let key = psk.unwrap_or(&none).as_bytes();
-        PresharedKey::from_bytes(*hmac(key, &[LABEL, &self.codes()]))
+        hmac(key, &[LABEL, &self.codes()]).into()
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vpnd_crypto::aead::{AeadKey, Algorithm, Message, TAG_LEN};
+use vpnd_crypto::memory::Secret;
 use zerocopy::IntoBytes;
-use zeroize::Zeroizing;
 
 use crate::drop_reason::DropReason;
 use crate::message::{DATA_HEADER_LEN, DataHeader, Index};
@@ -304,7 +304,7 @@ pub struct Opened {
 pub struct OpeningKey {
     aead: AeadKey,
     /// What `aead` was made of: the next process of the tunnel opens with it what the peer still sends.
-    secret: Zeroizing<[u8; 32]>,
+    secret: Secret,
     cipher: Algorithm,
     index: Index,
     generation: Generation,
@@ -335,7 +335,7 @@ impl OpeningKey {
     ) -> Self {
         Self {
             aead: AeadKey::new(cipher, key),
-            secret: Zeroizing::new(*key),
+            secret: Secret::copy_of(key),
             cipher,
             index,
             generation: Generation::default(),

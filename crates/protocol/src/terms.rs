@@ -67,7 +67,7 @@ impl Terms {
     /// The terms of `protocol` with a preshared key, or the default one if there is none.
     pub fn new(protocol: Protocol, preshared: &PresharedKey) -> Self {
         let psk = match protocol {
-            Protocol::WireGuard => PresharedKey::from_bytes(*preshared.as_bytes()),
+            Protocol::WireGuard => preshared.copy(),
             Protocol::Vpnd(profile) => profile.bind(Some(preshared)),
         };
         Self { protocol, psk }

@@ -7,8 +7,9 @@
 use thiserror::Error;
 use vpnd_crypto::hash::{Digest, hash, kdf, mac, verify};
 use vpnd_crypto::kem::{CIPHERTEXT_LEN, ENCAPSULATION_KEY_LEN, SharedSecret};
+use vpnd_crypto::memory::Secret;
+use vpnd_crypto::stack::wiped;
 use zerocopy::IntoBytes;
-use zeroize::Zeroizing;
 
 use crate::handshake::{Exporter, SessionKeys};
 use crate::message::Index;
@@ -52,9 +53,8 @@ impl Transcript<'_> {
         let [initiator, responder] = [self.initiator.as_bytes(), self.responder.as_bytes()];
         let codes = self.profile.codes();
         let input: [&[u8]; 6] = [LABEL, secret, &seen, initiator, responder, &codes];
-        let input = Zeroizing::new(input.concat());
         let [by_initiator, by_responder, confirming] = kdf(exporter, &input);
-        let confirmation = mac(&*confirming, &[CONFIRM]);
+        let confirmation = wiped(|| mac(&*confirming, &[CONFIRM]));
         UpgradedKeys { keys: [by_initiator, by_responder], seen, confirmation }
     }
 }
@@ -62,7 +62,7 @@ impl Transcript<'_> {
 /// The upgraded session's keys, before a role is chosen. An initiator obtains them only after the responder
 /// has proved that it has the same.
 pub struct UpgradedKeys {
-    keys: [Zeroizing<[u8; 32]>; 2],
+    keys: [Secret; 2],
     seen: Digest,
     confirmation: [u8; CONFIRMATION_LEN],
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use vpnd_crypto::stack;
 use vpnd_protocol::activity::Activity;
 use vpnd_protocol::drop_reason::DropReason;
 use vpnd_protocol::wake_flag::Wake;
@@ -106,10 +107,17 @@ impl Signal {
         let _empty = self.0.read();
     }
 
+    /// Drains it. Something was published: keys that this thread has used may be gone, so what they have left on its stack
+    /// is wiped.
+    fn attend(&self) {
+        self.drain();
+        stack::wipe();
+    }
+
     /// Sleeps until the signal is raised, and drains it.
     pub(crate) fn wait(&self) -> io::Result<()> {
         poll_all(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
-        self.drain();
+        self.attend();
         Ok(())
     }
 }
@@ -126,7 +134,7 @@ pub(crate) fn wait(fd: BorrowedFd<'_>, flags: PollFlags, signal: &Signal) -> io:
     let mut fds = [PollFd::new(fd, flags), PollFd::new(signal.as_fd(), PollFlags::POLLIN)];
     poll_all(&mut fds, PollTimeout::NONE)?;
     if fds[1].any() == Some(true) {
-        signal.drain();
+        signal.attend();
     }
     Ok(())
 }
@@ -140,7 +148,7 @@ pub(crate) fn wait_for_either(
     let mut fds = [first, second, signal.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     poll_all(&mut fds, PollTimeout::NONE)?;
     if fds[2].any() == Some(true) {
-        signal.drain();
+        signal.attend();
     }
     Ok(fds[1].any() == Some(true))
 }

@@ -158,12 +158,13 @@ impl Desk {
                 return Ok(Outcome::HandOn);
             }
             "take-over" => Err("only root may take the tunnel over".to_owned()),
-            "reload" | "compare" | "rotate" if rights != Rights::Change => {
+            "reload" | "compare" | "rotate" | "forget" if rights != Rights::Change => {
                 Err("only root and the user who started the tunnel may change it".to_owned())
             }
             "reload" => self.reload(early.chain(client), &ask.files).await,
             "compare" => self.compare(early.chain(client), &ask.files).await,
             "rotate" => self.rotate(ask.finish).await,
+            "forget" => self.forget().await,
             _ => Err(format!("command {:?} is not known here", ask.command)),
         }))
     }
@@ -244,6 +245,12 @@ impl Desk {
         let reader = self.reader().await?;
         let wanted = reader.run(load).await.map_err(|_panicked| STOPPING.to_owned())?;
         wanted.map_err(|report| report.lines().collect::<Vec<_>>().join("; "))
+    }
+
+    async fn forget(&self) -> Answer {
+        let (reply, replied) = oneshot::channel();
+        self.send(Request::Forget(reply)).await;
+        done(replied).await
     }
 
     async fn rotate(&self, finish: bool) -> Answer {

@@ -64,7 +64,7 @@ pub(super) struct Caller {
 impl Caller {
     /// The caller that the configuration describes; `None` if it has no key, which does not happen.
     pub(super) fn new(config: &Config, keys: Keys) -> Option<Self> {
-        let preshared = config.peer.preshared_key_file.is_some().then(|| copy(&keys.preshared));
+        let preshared = config.peer.preshared_key_file.is_some().then(|| keys.preshared.copy());
         let Agreement { identities, mut terms, .. } = Agreement::of(config, keys);
         let own = terms.first()?.protocol();
         let (guessed, guesses) = guesses(own, preshared.as_ref());
@@ -148,10 +148,6 @@ impl Caller {
             Some(guess) => Outcome::Otherwise(guess.clone()),
         }
     }
-}
-
-fn copy(key: &PresharedKey) -> PresharedKey {
-    PresharedKey::from_bytes(*key.as_bytes())
 }
 
 /// Other terms that the peer may have, and what its answer on them means: every profile with our preshared key, and

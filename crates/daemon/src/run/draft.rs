@@ -122,7 +122,7 @@ impl Draft {
     /// The answer to `get`.
     pub(super) fn shown(&self) -> Shown {
         let peer = self.peer.as_ref();
-        let preshared = peer.map(|peer| PresharedKey::from_bytes(*peer.preshared.as_bytes()));
+        let preshared = peer.map(|peer| peer.preshared.copy());
         Shown {
             listen_port: self.listen_port,
             fwmark: self.fwmark,
@@ -175,7 +175,7 @@ impl Peer {
 
     fn copy(&self) -> Self {
         let Self { key, preshared, endpoint, keepalive, allowed_ips } = self;
-        let preshared = PresharedKey::from_bytes(*preshared.as_bytes());
+        let preshared = preshared.copy();
         let allowed_ips = allowed_ips.clone();
         Self { key: *key, preshared, endpoint: *endpoint, keepalive: *keepalive, allowed_ips }
     }

@@ -60,6 +60,8 @@ const START: &[c_long] = &[
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_restrict_self,
+    // More memory for keys.
+    libc::SYS_mlock,
     libc::SYS_rseq,
     libc::SYS_seccomp,
     libc::SYS_set_robust_list,

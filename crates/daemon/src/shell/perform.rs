@@ -30,7 +30,10 @@ impl Shell {
 
     async fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Publish(table) => self.engine.publish(*table),
+            Effect::Publish(table) => {
+                self.engine.publish(*table);
+                self.has_published = true;
+            }
             Effect::PublishPolicy(policy) => self.engine.set_policy(&policy),
             Effect::SetMtu(mtu) => self.set_mtu(mtu).await,
             Effect::MtuIs(mtu) => self.mtu_is(mtu),

@@ -9,7 +9,6 @@ use super::Shell;
 use super::candidate::ABOUT_TO_CHANGE;
 use crate::control::{Request, Wanted};
 use crate::hand_on;
-use crate::keys::Keys;
 use crate::metrics::Scrape;
 use crate::status::{Fault, PathMtu, Status};
 
@@ -29,11 +28,8 @@ impl Shell {
             {
                 drop(reply.send(Err(ABOUT_TO_CHANGE.to_owned())));
             }
-            Request::Reload(mut wanted, reply) => {
-                // Keys that are moved out of a box leave a copy of their bytes there, which nobody
-                // wipes.
-                let keys = std::mem::replace(&mut wanted.keys, Keys::blank());
-                let Wanted { config, source, .. } = *wanted;
+            Request::Reload(wanted, reply) => {
+                let Wanted { config, keys, source } = *wanted;
                 let reloaded = self.become_new(config, keys).await?;
                 let reloaded = reloaded.map_err(|refused| refused.to_string());
                 if reloaded.is_ok() {
@@ -45,6 +41,15 @@ impl Shell {
             Request::Compare(wanted, reply) => {
                 let Wanted { config, keys, .. } = &*wanted;
                 drop(reply.send(self.compare(config, keys)));
+            }
+            Request::Forget(reply) => {
+                tracing::info!(
+                    "session keys are dropped, as asked: the host is about to be suspended"
+                );
+                self.plane.forget(clock::now());
+                // Nobody has the keys any more when the client continues.
+                self.settle().await?;
+                drop(reply.send(Ok(())));
             }
             Request::Rotate { finish, reply } => {
                 let what = if finish { "rotation finished" } else { "rotated" };

@@ -26,7 +26,7 @@ impl Shell {
             listen_port: self.engine.local_port(),
             fwmark: self.around.egress.mark,
             peer: Some(peer.keys[1]),
-            preshared: vpnd_crypto::PresharedKey::from_bytes(*hold.preshared.as_bytes()),
+            preshared: hold.preshared.copy(),
             endpoint: self.known_endpoint(&peer).map(|at| self.diagnostics.zones.show(at)),
             handshake: peer.last_handshake.map(since_1970),
             sent: peer.traffic.bytes_sent,

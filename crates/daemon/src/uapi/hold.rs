@@ -34,7 +34,7 @@ impl Hold {
     /// Another preshared key is in force. Without a socket nobody can ask for it, and there is no copy.
     pub(crate) fn keep(&mut self, preshared: &PresharedKey) {
         if self.uapi.is_some() {
-            self.preshared = PresharedKey::from_bytes(*preshared.as_bytes());
+            self.preshared = preshared.copy();
         }
     }
 

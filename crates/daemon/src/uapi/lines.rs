@@ -5,9 +5,8 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
-use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
+use vpnd_crypto::{PresharedKey, PublicKey, Secret, SecretKey};
 use vpnd_tunnel::udp::unmapped;
-use zeroize::Zeroizing;
 
 use super::refused::Refused;
 
@@ -107,7 +106,7 @@ impl Set {
         match key {
             "private_key" => {
                 let bytes = key_bytes(key, value)?;
-                self.private_key = (!is_zero(&bytes)).then(|| SecretKey::from_bytes(*bytes));
+                self.private_key = (!is_zero(&bytes)).then(|| SecretKey::from(bytes));
             }
             "listen_port" => self.listen_port = Some(number(key, value)?),
             "fwmark" => self.fwmark = Some(number(key, value)?),
@@ -137,7 +136,7 @@ impl PeerLines {
             "remove" => self.remove = truth(key, value)?,
             "update_only" => self.update_only = truth(key, value)?,
             "preshared_key" => {
-                self.preshared = Some(PresharedKey::from_bytes(*key_bytes(key, value)?));
+                self.preshared = Some(key_bytes(key, value)?.into());
             }
             "endpoint" => self.endpoint = Some(endpoint(value)?),
             "persistent_keepalive_interval" => self.keepalive = Some(number(key, value)?),
@@ -179,8 +178,8 @@ fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T, Refused> {
 }
 
 /// 32 bytes in 64 hexadecimal digits of either case. The value is not repeated in an error, because it may be a secret.
-fn key_bytes(key: &str, value: &str) -> Result<Zeroizing<[u8; 32]>, Refused> {
-    let mut bytes = Zeroizing::new([0; 32]);
+fn key_bytes(key: &str, value: &str) -> Result<Secret, Refused> {
+    let mut bytes = Secret::default();
     let digits = value.as_bytes();
     if digits.len() != 2 * bytes.len() {
         return Err(no_key(key));

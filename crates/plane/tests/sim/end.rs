@@ -597,6 +597,12 @@ impl End {
         self.flush(now);
     }
 
+    /// The host is about to be suspended.
+    pub(crate) fn forget(&mut self, now: Duration) {
+        self.plane.forget(self.clock(now));
+        self.flush(now);
+    }
+
     /// This end's machine was copied.
     pub(crate) fn copied(&mut self, now: Duration) {
         self.plane.copied(self.clock(now));

@@ -85,6 +85,50 @@ fn a_copied_machine_forgets_its_sessions_and_establishes_another() {
     assert!(!now.is_empty() && now.iter().all(|index| !indices.contains(index)));
 }
 
+/// The peer speaks on, and initiates when nobody answers.
+#[test]
+fn who_is_about_to_sleep_makes_no_session_before_it_wakes_up() {
+    for slept in [seconds(5), seconds(4000)] {
+        let mut world = World::new(1);
+        for side in Side::BOTH {
+            world.offer_every(side, millis(100));
+            world.resolve(side);
+        }
+        world.run_until(millis(30_050));
+        world.at(Side::A, |end, now| end.forget(now));
+        world.run_for(seconds(2));
+        assert!(world[Side::A].opening_indices().is_empty(), "a key before the suspend");
+        world.suspend(Side::A);
+        world.run_for(slept);
+        world.resume(Side::A);
+        let woken = world.now;
+        world.at(Side::A, |end, now| end.resumed(now));
+        world.run_for(seconds(6));
+        for side in Side::BOTH {
+            let back = world.oracle.first_delivery(side, woken);
+            assert!(back <= Some(woken + seconds(6)), "{side:?} {back:?} after {slept:?}");
+        }
+    }
+}
+
+#[test]
+fn a_suspend_that_does_not_come_is_not_waited_for_longer_than_fifteen_seconds() {
+    let mut world = World::new(2);
+    for side in Side::BOTH {
+        world.offer_every(side, millis(100));
+        world.resolve(side);
+    }
+    world.run_until(millis(30_050));
+    let asked = world.now;
+    world.at(Side::A, |end, now| end.forget(now));
+    world.run_for(seconds(14));
+    assert!(world[Side::A].opening_indices().is_empty());
+    assert!(world[Side::A].drops(DropReason::Asleep) <= 3, "the peer initiates now and then");
+    world.run_for(seconds(8));
+    let back = world.oracle.first_delivery(Side::A, asked + seconds(15));
+    assert!(back <= Some(asked + seconds(21)), "{back:?}");
+}
+
 #[test]
 fn a_restarted_end_that_does_not_is_found_by_its_peers_silence_rule() {
     let mut world = one_sided();

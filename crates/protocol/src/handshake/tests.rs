@@ -54,9 +54,9 @@ fn both_ends_agree() {
     let answer = waiting.open_response(&a.identity, &[key(1)], &response).unwrap();
     assert_eq!(answer.remote_index, Index::new(9));
     let (ours, theirs) = (answer.agreed.keys(), theirs.keys());
-    assert_eq!(ours.sealing, theirs.opening);
-    assert_eq!(ours.opening, theirs.sealing);
-    assert_ne!(ours.opening, ours.sealing);
+    assert_eq!(*ours.sealing, *theirs.opening);
+    assert_eq!(*ours.opening, *theirs.sealing);
+    assert_ne!(*ours.opening, *ours.sealing);
     assert_eq!(ours.handshake_hash, theirs.handshake_hash);
 }
 
@@ -69,7 +69,7 @@ fn the_candidate_that_opens_is_named() {
         let (response, theirs) = b.answer(&initiation, psk);
         let answer = waiting.open_response(&a.identity, &candidates, &response).unwrap();
         assert_eq!(answer.candidate, usize::from(psk));
-        assert_eq!(answer.agreed.keys().sealing, theirs.opening);
+        assert_eq!(*answer.agreed.keys().sealing, *theirs.opening);
     }
 }
 

@@ -531,7 +531,7 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::StdRng;
     use vpnd_crypto::aead::Algorithm;
-    use vpnd_crypto::{PresharedKey, SecretKey};
+    use vpnd_crypto::{PresharedKey, Secret, SecretKey};
 
     use super::*;
     use crate::activity::Activity;
@@ -564,7 +564,7 @@ mod tests {
         let (local, remote, pair) = (Index::new(1), Index::new(2), Pair::default());
         let names = Names { local, remote, pair };
         let origin = peer.origin(Role::Initiator, now.boot, names, protocol);
-        let (sealing, opening) = ([1; 32].into(), [2; 32].into());
+        let (sealing, opening) = (Secret::copy_of(&[1; 32]), Secret::copy_of(&[2; 32]));
         let keys = SessionKeys { sealing, opening, handshake_hash: [0; 32] };
         peer.keyring.initiated(Session::new(&origin, &keys));
         peer.paths.alternatives.answers = true;

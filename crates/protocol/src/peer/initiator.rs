@@ -243,7 +243,7 @@ impl Peer {
 
     /// The earliest time of the next initiation.
     pub(super) fn initiation_from(&self) -> BootTime {
-        self.initiate_from.max(self.yields_until)
+        self.initiate_from.max(self.yields_until).max(self.sleeps_until)
     }
 
     /// When an initiation is sent although its timestamp is not stored yet.

@@ -136,6 +136,7 @@ impl Peer {
     /// This host was suspended. The network may be another one, the peer may have given the session up, and a PING that
     /// was under way would measure the suspend: a handshake is started at once, and the path is measured anew.
     pub fn resumed(&mut self, now: Now) {
+        self.wake_up();
         self.follow_flags(now);
         let ran_out_now = self.ran_out.is_some_and(|at| now.boot < at + JUST_NOW);
         self.wanted |= self.keyring.current().is_some() || ran_out_now;
@@ -151,13 +152,18 @@ impl Peer {
     /// and a handshake is started at once.
     pub fn copied(&mut self, now: Now) {
         // First of all: what is sent from here on is not encrypted under a key that the copy has too.
+        self.drop_sessions();
+        self.handle_wake(now);
+    }
+
+    /// Drops all session keys, and what was to be sent with them. A new session is wanted if there was one, or a handshake.
+    pub(super) fn drop_sessions(&mut self) {
         let keyring = std::mem::take(&mut self.keyring);
         self.transmits.clear();
         let was_wanted = self.attempt.is_some() || self.answering.is_some();
         self.wanted |= keyring.opening().next().is_some() || was_wanted;
         (self.attempt, self.answering, self.answered) = (None, None, None);
         self.forget_announcements();
-        self.handle_wake(now);
     }
 
     /// Sends a sign of life, if there is a session, only to see whether this host can send.

@@ -90,6 +90,9 @@ impl Peer {
         load: Load,
         admitted: &Admitted,
     ) -> Result<(), DropReason> {
+        if self.sleeps(now) {
+            return Err(DropReason::Asleep);
+        }
         match message::parse(admitted.datagram()).map_err(|_| DropReason::Malformed)? {
             Message::CookieReply(reply) => {
                 let mut kept = self.identities.jars().map(|jar| jar.receive(now.boot, reply));

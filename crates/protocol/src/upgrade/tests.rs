@@ -75,7 +75,7 @@ fn only_the_responders_confirmation_gives_the_keys_out() {
         assert_eq!(given.derive().confirm(&bent).err(), Some(Unconfirmed));
     }
     let ours = given.derive().confirm(&confirmation).unwrap();
-    assert_eq!((&ours.sealing, &ours.opening), (&theirs.opening, &theirs.sealing));
+    assert_eq!((*ours.sealing, *ours.opening), (*theirs.opening, *theirs.sealing));
     assert_eq!(ours.handshake_hash, theirs.handshake_hash);
 }
 
@@ -83,8 +83,8 @@ fn only_the_responders_confirmation_gives_the_keys_out() {
 fn both_ends_of_a_handshake_upgrade_to_the_same_keys() {
     let (theirs, ours) = exchange(|_ciphertext| (), PROFILE);
     let ours = ours.unwrap();
-    assert_eq!((&ours.sealing, &ours.opening), (&theirs.opening, &theirs.sealing));
-    assert_ne!(ours.sealing, ours.opening);
+    assert_eq!((*ours.sealing, *ours.opening), (*theirs.opening, *theirs.sealing));
+    assert_ne!(*ours.sealing, *ours.opening);
     assert_eq!(ours.handshake_hash, theirs.handshake_hash);
 }
 
