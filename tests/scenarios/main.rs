@@ -7,6 +7,7 @@ mod bridges;
 mod capture;
 mod carrier;
 mod change;
+mod compatibility;
 mod continuity;
 mod cycles;
 mod device;
@@ -32,6 +33,7 @@ mod left;
 mod logs;
 mod loops;
 mod lossy;
+mod manual;
 mod monitoring;
 mod moves;
 mod multicast;
@@ -84,12 +86,14 @@ fn main() -> ExitCode {
         capture::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
+        compatibility::scenarios(),
         device::scenarios(),
         doctor::scenarios(),
         duplicate::scenarios(),
         kernel::scenarios(),
         left::scenarios(),
         logs::scenarios(),
+        manual::scenarios(),
         pair::scenarios(),
         path_mtu::scenarios(),
         profile::scenarios(),
