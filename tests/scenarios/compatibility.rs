@@ -37,7 +37,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         for old_calls in [true, false] {
             let (old, caller) = (Arc::clone(&old), if old_calls { "the old" } else { "the new" });
             let name = format!("compatibility::{name}, {caller} calls");
-            all.push(Scenario::new(name, Cost::Works, move |lab| talk(lab, &old, profile, old_calls)));
+            all.push(Scenario::new(name, Cost::Works, move |lab| {
+                talk(lab, &old, profile, old_calls)
+            }));
         }
     }
     all.push(Scenario::new("compatibility::an upgrade in place", Cost::Works, move |lab| {

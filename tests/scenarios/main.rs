@@ -37,6 +37,7 @@ mod manual;
 mod monitoring;
 mod moves;
 mod multicast;
+mod names;
 mod narrow;
 mod nested;
 mod pair;
@@ -52,6 +53,7 @@ mod roaming;
 mod routes;
 mod routing;
 mod segmentation;
+mod services;
 mod settings;
 mod sites;
 mod socket;
@@ -102,11 +104,13 @@ fn main() -> ExitCode {
         refusal::scenarios(),
         roaming::scenarios(),
         segmentation::scenarios(),
+        services::scenarios(),
         routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
         guarded::scenarios(),
+        names::scenarios(),
         narrow::scenarios(),
         socket::scenarios(),
         routes::scenarios(),

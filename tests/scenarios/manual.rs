@@ -82,7 +82,13 @@ fn completions(lab: &Lab) -> Result<String> {
 }
 
 /// The candidates of a shell for the last word, without their descriptions.
-fn complete(host: &Host, shell: &str, script: &str, file: &Path, words: &[&str]) -> Result<Vec<String>> {
+fn complete(
+    host: &Host,
+    shell: &str,
+    script: &str,
+    file: &Path,
+    words: &[&str],
+) -> Result<Vec<String>> {
     let path = std::env::var("PATH").context("PATH")?;
     let program = vpnd::program()?.parent().context("a program in a directory")?;
     let mut command = host.command(shell);

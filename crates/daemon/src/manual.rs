@@ -13,10 +13,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::error::ErrorKind;
 use clap::{Args, Command};
 
 use crate::exit::Exit;
-use crate::terminal;
+use crate::terminal::{self, Printable};
 
 pub(crate) use completions::{CompletionsOptions, answer, completions};
 
@@ -61,25 +62,30 @@ pub(crate) fn man(options: &ManOptions, command: &Command) -> anyhow::Result<Exi
 }
 
 /// Explains a command of the program `command`, or keys of the configuration.
+///
+/// An unknown one ends the process with the usual message about a command line.
 pub(crate) fn help(options: &HelpOptions, mut command: Command) -> anyhow::Result<ExitCode> {
     command.build();
     let words: Vec<_> = options.topic.iter().map(String::as_str).collect();
     let text = match words.as_slice() {
-        [CONFIG] => keys::list(),
-        [CONFIG, key @ ..] => keys::describe(&key.join(" "))?,
-        words => subcommand(&mut command, words)?.render_long_help().to_string(),
+        [CONFIG] => Ok(keys::list()),
+        [CONFIG, key @ ..] => keys::describe(&key.join(" ")),
+        words => subcommand(&command, words).map(|mut found| found.render_long_help().to_string()),
     };
+    let text = text.unwrap_or_else(|unknown| {
+        command.error(ErrorKind::InvalidValue, format_args!("{unknown}")).exit()
+    });
     terminal::print(text)?;
     Ok(Exit::Success.into())
 }
 
-fn subcommand<'a>(command: &'a mut Command, words: &[&str]) -> anyhow::Result<&'a mut Command> {
+fn subcommand(command: &Command, words: &[&str]) -> anyhow::Result<Command> {
     let mut found = command;
     for word in words {
-        let name = found.get_bin_name().unwrap_or_default().to_owned();
+        let name = found.get_bin_name().unwrap_or_else(|| found.get_name());
         found = found
-            .find_subcommand_mut(word)
-            .with_context(|| format!("`{name}` has no command {word:?}"))?;
+            .find_subcommand(word)
+            .with_context(|| format!("`{name}` has no command `{}`", Printable(word)))?;
     }
-    Ok(found)
+    Ok(found.clone())
 }

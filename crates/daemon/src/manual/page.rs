@@ -59,7 +59,8 @@ fn commands(command: &Command, pages: &mut Vec<(String, String)>) -> anyhow::Res
     let man = man.source(version);
     let mut text = Vec::new();
     man.render(&mut text)?;
-    let mut text = String::from_utf8(text)?;
+    // clap_mangen writes an empty line between two breaks, which is a paragraph.
+    let mut text = String::from_utf8(text)?.replace(".br\n\n.br\n", ".sp\n");
     let is_root = man.get_filename() == "vpnd.8";
     let more = if is_root { of_program() } else { see_also(&["vpnd(8)"]) };
     text.push_str(&more.to_roff());
