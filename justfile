@@ -34,3 +34,19 @@ bench *options:
 # A tunnel at work between two network namespaces of this machine
 demo:
     cargo run --release -- demo
+
+# Debian packages in target/packaging: `just deb amd64 arm64`
+deb *architectures:
+    packaging/deb {{ architectures }}
+
+# Programs without libraries in target/packaging: `just static x86_64 aarch64`
+static *architectures:
+    packaging/static {{ architectures }}
+
+# All of a release, with check sums and a bill of materials; `--twice` builds it in two directories and compares
+release *options:
+    packaging/release {{ options }}
+
+# This vpnd beside an earlier release or commit
+compatibility *old:
+    tests/compatibility/run {{ old }}

@@ -7,6 +7,7 @@ mod bridges;
 mod capture;
 mod carrier;
 mod change;
+mod compatibility;
 mod continuity;
 mod cycles;
 mod device;
@@ -33,9 +34,11 @@ mod left;
 mod logs;
 mod loops;
 mod lossy;
+mod manual;
 mod monitoring;
 mod moves;
 mod multicast;
+mod names;
 mod narrow;
 mod nested;
 mod pair;
@@ -51,6 +54,7 @@ mod roaming;
 mod routes;
 mod routing;
 mod segmentation;
+mod services;
 mod settings;
 mod sites;
 mod socket;
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
         capture::scenarios(),
         carrier::scenarios(),
         change::scenarios(),
+        compatibility::scenarios(),
         device::scenarios(),
         doctor::scenarios(),
         duplicate::scenarios(),
@@ -92,6 +97,7 @@ fn main() -> ExitCode {
         keys::scenarios(),
         left::scenarios(),
         logs::scenarios(),
+        manual::scenarios(),
         pair::scenarios(),
         path_mtu::scenarios(),
         profile::scenarios(),
@@ -100,11 +106,13 @@ fn main() -> ExitCode {
         refusal::scenarios(),
         roaming::scenarios(),
         segmentation::scenarios(),
+        services::scenarios(),
         routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
         ecn::scenarios(),
         guarded::scenarios(),
+        names::scenarios(),
         narrow::scenarios(),
         socket::scenarios(),
         routes::scenarios(),

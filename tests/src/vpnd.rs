@@ -133,6 +133,15 @@ impl Vpnd {
         self.wait_until_ready()
     }
 
+    /// Another program takes its tunnel over.
+    ///
+    /// # Errors
+    /// As [`Vpnd::take_over`].
+    pub fn upgrade(&mut self, program: &Path) -> Result<()> {
+        self.launch.program = program.to_owned();
+        self.take_over()
+    }
+
     /// Writes other files and makes it reload them.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use crate::forget::ForgetOptions;
 use crate::helper::RunAs;
 use crate::keygen::{OutputOptions, PubkeyOptions};
 use crate::logging::Logging;
+use crate::manual::{CompletionsOptions, HelpOptions, ManOptions};
 use crate::pair::PairOptions;
 use crate::ping::PingOptions;
 use crate::release::ReleaseOptions;
@@ -26,6 +27,7 @@ use crate::{hooks, linger, tenancy, wireguard_go};
 /// vpnd joins two sites by an encrypted tunnel.
 #[derive(Debug, Parser)]
 #[command(name = "vpnd", version, arg_required_else_help = true, subcommand_negates_reqs = true)]
+#[command(disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     run: Option<RunOptions>,
@@ -98,6 +100,12 @@ pub(crate) enum Command {
     Tuntap(TuntapOptions),
     /// Runs a demonstration: two sites in network namespaces on this machine
     Demo(DemoOptions),
+    /// Explains a command, or a key of the configuration
+    Help(HelpOptions),
+    /// Prints a manual page, for `man -l -`
+    Man(ManOptions),
+    /// Prints a shell's completions: `source <(vpnd completions bash)`
+    Completions(CompletionsOptions),
     /// Takes the place of wireguard-go: waits for the settings that `wg` brings. A link `vpnd-wg` does the same
     #[command(name = wireguard_go::WORD, hide = true)]
     WireguardGoCompat(CompatOptions),

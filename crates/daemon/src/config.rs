@@ -32,3 +32,4 @@ pub(crate) use problem::{Finding, Problem, Report};
 pub(crate) use profile::{AlsoAccept, Protocol};
 pub(crate) use read::{Handed, Loaded, MAX_LEN, load, load_for_running, load_handed, load_text};
 pub(crate) use reload::{Difference, Running, Takes};
+pub(crate) use section::nearest;

@@ -120,7 +120,7 @@ impl Hooks {
             runner.plan(&self.plan).await.map_err(HookError::Gone)?;
         }
         let names = self.plan.at(Event::SetDns);
-        self.names = (!names.is_empty()).then(|| Names::new(names));
+        self.names = (!names.is_empty()).then(|| Names::inherited(names));
         Ok(self.follow(alive))
     }
 

@@ -34,6 +34,7 @@ mod live;
 mod log_output;
 mod logging;
 mod loops;
+mod manual;
 mod metrics;
 mod nameservers;
 mod netns;
@@ -77,7 +78,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use ask::AskError;
 use cli::{Cli, Command};
@@ -94,6 +95,7 @@ use tuntap::TuntapError;
 use wait::WaitError;
 
 fn main() -> ExitCode {
+    manual::answer(Cli::command);
     let (command, logging) = Cli::parse_from(wireguard_go::command_line(std::env::args_os()))
         .split()
         .unwrap_or_else(|error| error.exit());
@@ -122,6 +124,9 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Pair(options) => pair::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
+        Command::Help(options) => manual::help(&options, Cli::command()),
+        Command::Man(options) => manual::man(&options, &Cli::command()),
+        Command::Completions(options) => manual::completions(&options),
         Command::WireguardGoCompat(options) => wireguard_go::run(&options),
         Command::HookRunner => hooks::run(),
         Command::DeviceCaretaker(user) => tenancy::care(user),

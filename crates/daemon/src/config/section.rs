@@ -15,7 +15,7 @@ pub(super) type Value<'t> = Spanned<DeValue<'t>>;
 pub(super) type Parsed<T> = Result<T, Vec<Problem>>;
 
 /// Every table and its keys; the first row is the file itself.
-pub(super) const TABLES: &[(&str, &[&str])] = &[
+pub(crate) const TABLES: &[(&str, &[&str])] = &[
     ("", &["interface", "peer", "route", "path", "socket", "dns", "hooks", "metrics", "service"]),
     (
         "[interface]",
@@ -210,7 +210,7 @@ fn advice(title: &str, name: &str) -> String {
 }
 
 /// The most similar name, if any is similar to `name`.
-pub(super) fn nearest<'a>(name: &str, among: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, among: &[&'a str]) -> Option<&'a str> {
     let likeness = |known: &&str| strsim::jaro_winkler(&plain(name), &plain(known));
     let best = among.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(best) > 0.8).then_some(best)

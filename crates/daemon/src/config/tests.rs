@@ -10,7 +10,7 @@ use vpnd_crypto::{Algorithm, SecretKey};
 use vpnd_tunnel::udp::Listen;
 use zeroize::Zeroizing;
 
-use super::section::TABLES;
+pub(crate) use super::section::TABLES;
 use super::{AlsoAccept, Handed, Loaded, Protocol, Report, load, load_handed};
 use crate::keys::{self, HandedKeys};
 

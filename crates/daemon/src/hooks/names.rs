@@ -57,6 +57,13 @@ impl Names {
         Self::listed_in(LIST.into(), servers, Instant::now())
     }
 
+    /// The servers in these commands, which the earlier process of this tunnel may not have run, if its `[dns]` was another:
+    /// they are due now.
+    pub(super) fn inherited(commands: &[Argv]) -> Self {
+        let now = Instant::now();
+        Self { due: now, renewal: now, ..Self::new(commands) }
+    }
+
     fn listed_in(list: PathBuf, servers: Vec<IpAddr>, now: Instant) -> Self {
         let (due, renewal) = (now + CHECK_INTERVAL, now + RENEWAL_INTERVAL);
         let mut names = Self { servers, list, listed: false, pause: CHECK_INTERVAL, due, renewal };
@@ -128,6 +135,17 @@ mod tests {
             names.set_again(now, found, true);
         }
         (found, names.due() - now)
+    }
+
+    #[test]
+    fn an_inherited_list_is_set_at_once() {
+        let commands = [Argv::new("resolvectl dns tun0 10.99.0.2".split(' ')).unwrap()];
+        let mut names = Names::inherited(&commands);
+        let now = Instant::now();
+        assert!(names.due() <= now);
+        assert_eq!(names.check(now), Found::Unknown);
+        names.set_again(now, Found::Unknown, true);
+        assert_eq!(names.due() - now, CHECK_INTERVAL);
     }
 
     #[test]
