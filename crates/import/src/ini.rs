@@ -81,7 +81,7 @@ impl Reader<'_> {
         };
         let (section, group, file) = (self.section.clone(), self.group, self.file);
         let value = Zeroizing::new(value.to_owned());
-        self.lines.push(Line { file, first, last, section, group, key, value, decided });
+        self.lines.push(Line { file, first, last, section, group, key, shown: None, value, decided });
     }
 
     fn is_comment(&self, text: &str) -> bool {

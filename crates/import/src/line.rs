@@ -44,6 +44,8 @@ pub(crate) struct Line {
     pub(crate) group: usize,
     /// The key, as the format's table spells it.
     pub(crate) key: String,
+    /// The key in reports, if it is another.
+    pub(crate) shown: Option<String>,
     pub(crate) value: Zeroizing<String>,
     /// An outcome that does not depend on the key: the line is no setting, or belongs to something else.
     pub(crate) decided: Option<Verdict>,

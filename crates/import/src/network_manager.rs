@@ -121,8 +121,9 @@ fn unnumber(line: &mut Line) {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let (number, more) = rest.split_at(digits);
         if let (Ok(number), "" | "_options") = (number.parse(), more) {
+            let key = format!("{stem}N{more}");
             line.group = number;
-            line.key = format!("{stem}N{more}");
+            line.shown = Some(std::mem::replace(&mut line.key, key));
         }
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn import(
     let outcomes = apply(ROWS, lines, &mut read);
     match read.finish(choices) {
         Ok((tunnel, notes)) => {
-            let stop = Some(stop(sources));
+            let stop = Some(stop(sources, tunnel.device.as_deref().unwrap_or("DEVICE")));
             Ok(Imported { format: Format::Networkd, tunnel, other: None, outcomes, notes, stop })
         }
         Err(error) => Err(error.after(outcomes)),
@@ -89,10 +89,10 @@ fn only_network(lines: &[Line]) -> ImportError {
     ImportError::Files("keys and peer are in the .netdev file of this .network: give both")
 }
 
-fn stop(sources: &[Source]) -> String {
+fn stop(sources: &[Source], device: &str) -> String {
     let own = sources.iter().filter(|source| !source.name.ends_with(".conf"));
     let files: Vec<_> = own.map(|source| source.name.as_str()).collect();
-    format!("mv {} /root/ && networkctl reload && networkctl delete DEVICE", files.join(" "))
+    format!("mv {} /root/ && networkctl reload && networkctl delete {device}", files.join(" "))
 }
 
 impl Networkd {

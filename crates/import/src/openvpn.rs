@@ -60,7 +60,7 @@ pub(crate) fn import(
     };
     let (here, mut outcomes) = read(0, first, host);
     let there = second.map(|second| read(1, second, host));
-    let stop = Some(format!("systemctl disable --now openvpn@{}", first.stem()));
+    let stop = Some(format!("systemctl disable --now {}@{}", unit(first), first.stem()));
     let name = choices.name.as_deref().unwrap_or_else(|| first.stem());
     let result = here.finish().and_then(|(tunnel, others, mut notes)| {
         let mut tunnel = Tunnel { name: value::tunnel_name(name).ok_or(ImportError::Name)?, ..tunnel };
@@ -87,6 +87,15 @@ pub(crate) fn import(
             stop,
         }),
         Err(error) => Err(error.after(outcomes)),
+    }
+}
+
+/// The unit of systemd that starts the files of this directory.
+fn unit(source: &Source) -> &'static str {
+    match source.directory().rsplit('/').next() {
+        Some("server") => "openvpn-server",
+        Some("client") => "openvpn-client",
+        _ => "openvpn",
     }
 }
 

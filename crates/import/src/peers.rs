@@ -73,7 +73,7 @@ pub(crate) struct PeerKeys {
 fn about(lines: &[Line], group: usize, names: &PeerKeys) -> String {
     let told = lines.iter().filter(|line| line.group == group);
     let told = told.filter(|line| names.about.contains(&line.key.as_str()));
-    told.map(|line| line.value.as_str()).collect::<Vec<_>>().join("  ")
+    told.flat_map(Line::words).collect::<Vec<_>>().join(" ")
 }
 
 /// Decides the lines of every section `section` that is not a peer with this key.

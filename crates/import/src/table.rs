@@ -117,9 +117,9 @@ pub(crate) fn apply<D>(rows: &[Row<D>], mut lines: Vec<Line>, draft: &mut D) -> 
 }
 
 fn outcome(line: Line) -> Outcome {
-    let Line { file, first, last, section, key, decided, .. } = line;
+    let Line { file, first, last, section, key, shown, decided, .. } = line;
     let verdict = decided.unwrap_or_else(|| unknown(&section, &key));
-    Outcome { file, first, last, section, key, verdict }
+    Outcome { file, first, last, section, key: shown.unwrap_or(key), verdict }
 }
 
 fn unknown(section: &str, key: &str) -> Verdict {

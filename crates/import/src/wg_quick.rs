@@ -7,7 +7,7 @@ use crate::line::{Line, Source};
 use crate::peers::{self, PeerKeys};
 use crate::report::{Failure, ImportError, Imported};
 use crate::table::{
-    ANY, CHANGED, DROPPED, Row, TAKEN, TAKEN_OR_CHANGED, TAKEN_OR_DROPPED,
+    ANY, CHANGED, CHANGED_OR_DROPPED, DROPPED, Row, TAKEN, TAKEN_OR_CHANGED, TAKEN_OR_DROPPED,
     Verdict, always, apply, reads,
 };
 use crate::value;
@@ -37,8 +37,8 @@ pub(crate) static ROWS: &[Row<Draft>] = &[
     reads(I, "MTU", TAKEN_OR_DROPPED, "`[interface] mtu`", wg::mtu),
     reads(I, "Table", ANY, "`[[route]] table`; `off`: no routes", table),
     reads(I, "SaveConfig", TAKEN_OR_DROPPED, "`true` is dropped: vpnd never writes its configuration, `vpnd reload` reads it again", save_config),
-    reads(I, "PreUp", CHANGED, "`[hooks] up`, before `PostUp`: the device exists then", pre_up),
-    reads(I, "PostUp", CHANGED, "`[hooks] up`; `wg set %i private-key FILE` becomes the key file", post_up),
+    reads(I, "PreUp", CHANGED, "`[hooks] up`, before `PostUp`: the device exists then; with `wg` in it `[hooks] established`", pre_up),
+    reads(I, "PostUp", CHANGED_OR_DROPPED, "`[hooks] up`; with `wg` in it `[hooks] established`; `wg set %i private-key FILE` becomes the key file", post_up),
     reads(I, "PreDown", CHANGED, "`[hooks] down`", pre_down),
     reads(I, "PostDown", CHANGED, "`[hooks] down`, after `PreDown`: the device still exists then", post_down),
     reads(P, "PublicKey", TAKEN_OR_DROPPED, "`[peer] public_key`; of several peers, the one in `--peer`", wg::public_key),
@@ -161,31 +161,50 @@ fn save_config(_: &mut Draft, line: &Line) -> Verdict {
     }
 }
 
-/// A command as `wg-quick` would run it.
+/// A command as `wg-quick` would run it. If a mark is asked for, it is written into the command, because the tunnel
+/// answers nobody before [hooks] up has ended.
 fn command(draft: &mut Draft, line: &Line) -> Vec<String> {
+    const MARK: &str = "$(wg show %i fwmark)";
     let device = draft.tunnel.device.clone().unwrap_or_default();
-    let text = line.value.replace("%i", &device);
-    if text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_').any(|word| word == "wg") {
-        draft.tunnel.uapi = true;
+    let mut text = line.value.to_string();
+    if text.contains(MARK) {
+        let mark = *draft.tunnel.fwmark.get_or_insert(USUAL_MARK);
+        text = text.replace(MARK, &mark.to_string());
     }
-    Draft::shell("bash", &text)
+    Draft::shell("bash", &text.replace("%i", &device))
+}
+
+/// The mark that wg-quick chooses first.
+const USUAL_MARK: u32 = 51820;
+
+/// Whether a command uses `wg`, which asks the tunnel itself.
+fn asks(command: &[String]) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    command.iter().any(|text| text.split(|c| !word(c)).any(|it| it == "wg" || it.ends_with("/wg")))
 }
 
 const LIMITS: &str = "by bash, for at most 10 s, under systemd with CAP_NET_ADMIN only (docs/hooks.md)";
 
 fn pre_up(draft: &mut Draft, line: &Line) -> Verdict {
-    let command = command(draft, line);
-    draft.tunnel.up.push(command);
-    Verdict::changed(format!("[hooks] up, {LIMITS}; the device exists already"))
+    add_up(draft, line, "; the device exists already")
 }
 
 fn post_up(draft: &mut Draft, line: &Line) -> Verdict {
-    if let Some(verdict) = key_command(draft, line) {
-        return verdict;
-    }
+    key_command(draft, line).unwrap_or_else(|| add_up(draft, line, ""))
+}
+
+fn add_up(draft: &mut Draft, line: &Line, more: &str) -> Verdict {
     let command = command(draft, line);
+    if asks(&command) {
+        draft.tunnel.uapi = true;
+        draft.tunnel.established.push(command);
+        return Verdict::changed(
+            "[hooks] established, each time that the peer becomes alive: it uses `wg`, to which the tunnel \
+             answers only when it runs. [service] uapi is set for it",
+        );
+    }
     draft.tunnel.up.push(command);
-    Verdict::changed(format!("[hooks] up, {LIMITS}"))
+    Verdict::changed(format!("[hooks] up, {LIMITS}{more}"))
 }
 
 fn pre_down(draft: &mut Draft, line: &Line) -> Verdict {
@@ -206,32 +225,25 @@ fn key_command(draft: &mut Draft, line: &Line) -> Option<Verdict> {
     let path = |text: &str| text.replace("%i", &device);
     let words: Vec<_> = line.words().collect();
     let (file, private) = match words.as_slice() {
-        ["wg", "set", _, "private-key", file] => (path(file), true),
-        ["wg", "set", _, "peer", _, "preshared-key", file] => (path(file), false),
+        ["wg", "set", _, "private-key", file, ..] => (path(file), true),
+        ["wg", "set", _, "peer", _, "preshared-key", file, ..] => (path(file), false),
         _ => return None,
     };
     if !file.starts_with('/') {
-        return None;
+        let why = "a program keeps the key, and vpnd's is in a file".to_owned();
+        let option = if private { "--private-key" } else { "--preshared-key" };
+        let verdict = Verdict::dropped(format!("{why}: give it by {option} FILE"));
+        *missing(draft, private) = Some(why);
+        return Some(verdict);
     }
     let text = draft.host.read(Path::new(&file));
-    let line = |value| Line {
-        file: 0,
-        first: line.first,
-        last: line.last,
-        section: String::new(),
-        group: 0,
-        key: String::new(),
-        value,
-        decided: None,
-    };
+    let line = |value| Line { value, section: String::new(), key: String::new(), shown: None, decided: None, ..*line };
     let verdict = match text {
         Ok(text) if private => wg::private_key(draft, &line(text)),
         Ok(text) => wg::preshared_key(draft, &line(text)),
         Err(error) => {
             let why = format!("cannot read {file}: {error}");
-            let missing =
-                if private { &mut draft.no_private_key } else { &mut draft.no_preshared_key };
-            *missing = Some(why.clone());
+            *missing(draft, private) = Some(why.clone());
             return Some(Verdict::dropped(why));
         }
     };
@@ -239,4 +251,9 @@ fn key_command(draft: &mut Draft, line: &Line) -> Option<Verdict> {
         crate::Kind::Taken => Verdict::changed(format!("the key in {file} is copied to the key file of vpnd")),
         _ => verdict,
     })
+}
+
+/// Why a key is missing.
+fn missing(draft: &mut Draft, private: bool) -> &mut Option<String> {
+    if private { &mut draft.no_private_key } else { &mut draft.no_preshared_key }
 }

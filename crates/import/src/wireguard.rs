@@ -127,7 +127,7 @@ pub(crate) fn take_private_key(draft: &mut Draft, text: &str) -> Verdict {
         }
         Err(error) => {
             draft.no_private_key = Some(format!("the one in the file is not valid: {error}"));
-            Verdict::dropped(format!("{error}"))
+            Verdict::invalid(&format!("a key ({error})"))
         }
     }
 }
@@ -197,7 +197,7 @@ fn take_preshared_key(draft: &mut Draft, text: &str) -> Verdict {
         }
         Err(error) => {
             draft.no_preshared_key = Some(format!("the one in the file is not valid: {error}"));
-            Verdict::dropped(format!("{error}"))
+            Verdict::invalid(&format!("a key ({error})"))
         }
     }
 }
@@ -208,7 +208,7 @@ pub(crate) fn public_key(draft: &mut Draft, line: &Line) -> Verdict {
             draft.tunnel.public_key = Some(key);
             Verdict::taken(format!("[peer] public_key = \"{key}\""))
         }
-        Err(error) => Verdict::dropped(format!("{error}")),
+        Err(error) => Verdict::invalid(&format!("a key ({error})")),
     }
 }
 

@@ -202,7 +202,8 @@ fn address(read: &mut Keyfile, line: &Line) -> Verdict {
     let Some(net) = value::net(text.trim()) else { return Verdict::invalid("an address") };
     let changed = read.draft.tunnel.add_address(net);
     if let Some(gateway) = gateway.filter(|gateway| !gateway.is_unspecified()) {
-        return default(read, gateway);
+        default(read, gateway);
+        return Verdict::changed("[interface] address; its gateway becomes a default [[route]] into the tunnel");
     }
     changed.map_or_else(|| Verdict::taken("[interface] address"), Verdict::changed)
 }

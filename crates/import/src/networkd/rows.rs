@@ -22,7 +22,7 @@ const LINK: &str = "vpnd configures its device alone: keep the line in a .networ
 /// The keys. `RouteTable` precedes `AllowedIPs`.
 pub(crate) static ROWS: &[Row<Networkd>] = &[
     reads("NetDev", "Name", TAKEN, "`[interface] name`, and the tunnel's name", name),
-    reads("NetDev", "Kind", TAKEN, "`wireguard` only", kind),
+    reads("NetDev", "Kind", TAKEN_OR_DROPPED, "`wireguard` only", kind),
     always("NetDev", "Description", DROPPED, "text for people: a comment in the configuration, if you want it"),
     reads("NetDev", "MTUBytes", TAKEN_OR_DROPPED, "`[interface] mtu`", mtu),
     always("NetDev", "MACAddress", DROPPED, "a WireGuard device has none"),

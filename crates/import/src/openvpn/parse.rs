@@ -65,7 +65,7 @@ fn line(
     value: Zeroizing<String>,
 ) -> Line {
     let (section, key) = (String::new(), key.to_owned());
-    Line { file, first, last, section, group, key, value, decided: None }
+    Line { file, first, last, section, group, key, shown: None, value, decided: None }
 }
 
 /// The arguments: blanks separate them, except within quotes and after `\`; a comment ends them.
