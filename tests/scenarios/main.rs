@@ -24,6 +24,7 @@ mod guard;
 mod guarded;
 mod hooks;
 mod hostile;
+mod import;
 mod interop;
 mod kernel;
 mod lan;
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
+        import::scenarios(),
         ecn::scenarios(),
         guarded::scenarios(),
         narrow::scenarios(),

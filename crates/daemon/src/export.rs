@@ -59,13 +59,17 @@ pub(crate) struct ExportOptions {
 #[derive(Debug, Error)]
 pub(crate) enum ExportError {
     /// The ends speak more than WireGuard.
-    #[error("protocol = \"vpnd\": no other program speaks it. `vpnd pair` writes both ends; for WireGuard set protocol = \"wireguard\" at both ends first")]
+    #[error(
+        "protocol = \"vpnd\": no other program speaks it. `vpnd pair` writes both ends; for WireGuard set protocol = \"wireguard\" at both ends first"
+    )]
     Protocol,
     /// The private key is not that of the peer.
     #[error("{} is the private key of {found}, and [peer] public_key is {wanted}: give the other end's key", path.display())]
     OtherKey { path: PathBuf, found: String, wanted: String },
     /// `--endpoint` is not one.
-    #[error("`{0}` is no HOST or HOST:PORT, or the port is missing and [interface] listen has none")]
+    #[error(
+        "`{0}` is no HOST or HOST:PORT, or the port is missing and [interface] listen has none"
+    )]
     Endpoint(String),
     /// A QR code has at most 2953 bytes.
     #[error("the configuration is too long for a QR code: use --wg-quick")]
@@ -91,7 +95,11 @@ pub(crate) fn run(options: &ExportOptions) -> anyhow::Result<ExitCode> {
     let (end, mut notes) = if options.own {
         ends::own(&loaded.config, &loaded.keys)
     } else {
-        let key = options.peer_key.as_ref().map(|path| peer_key(path, &loaded.config.peer)).transpose()?;
+        let key = options
+            .peer_key
+            .as_ref()
+            .map(|path| peer_key(path, &loaded.config.peer))
+            .transpose()?;
         ends::other(&loaded.config, &loaded.keys, key, options)?
     };
     let text = text(&end, options, &mut notes)?;

@@ -16,7 +16,9 @@ use rand::rand_core::UnwrapErr;
 use rand::rngs::SysRng;
 use thiserror::Error;
 use vpnd_crypto::{PresharedKey, SecretKey};
-use vpnd_import::{Choices, Failure, Format, Host, ImportError, Imported, Kind, Outcomes, Source, Tunnel};
+use vpnd_import::{
+    Choices, Failure, Format, Host, ImportError, Imported, Kind, Outcomes, Source, Tunnel,
+};
 use zeroize::Zeroizing;
 
 use crate::config::{self, Handed, Loaded, Report};
@@ -68,7 +70,9 @@ pub(crate) enum ImportFailure {
     #[error(transparent)]
     Import(#[from] ImportError),
     /// The other end gets new keys, and they need a place.
-    #[error("both ends get new keys: give --peer-out DIR, a directory for the configuration and keys of the other end")]
+    #[error(
+        "both ends get new keys: give --peer-out DIR, a directory for the configuration and keys of the other end"
+    )]
     PeerOut,
     /// A file is too long.
     #[error("{} is longer than 1 MiB", path.display())]
@@ -157,7 +161,9 @@ struct End<'a> {
 }
 
 fn ends<'a>(imported: &'a Imported, options: &ImportOptions) -> anyhow::Result<Vec<End<'a>>> {
-    let origin = |tunnel: &Tunnel| format!("a configuration of {}, for {}", imported.format.title(), tunnel.name);
+    let origin = |tunnel: &Tunnel| {
+        format!("a configuration of {}, for {}", imported.format.title(), tunnel.name)
+    };
     let end = |tunnel: &'a Tunnel, directory: &Path| End {
         tunnel,
         place: Place::new(directory, &tunnel.name),
@@ -182,7 +188,8 @@ impl End<'_> {
         ];
         let keys = keys.into_iter().filter_map(|(named_by, key)| Some((named_by, key?))).collect();
         let handed = Handed { source: self.text.clone(), keys: HandedKeys(keys) };
-        let path = std::path::absolute(self.place.path("toml")).unwrap_or_else(|_| self.place.path("toml"));
+        let path = std::path::absolute(self.place.path("toml"))
+            .unwrap_or_else(|_| self.place.path("toml"));
         let Loaded { warnings, .. } = config::load_handed(&self.tunnel.name, &path, handed)?;
         for warning in warnings.lines() {
             // A warning on a closed standard error is lost, and the configuration is valid.
@@ -208,7 +215,8 @@ struct Page<'a> {
 impl std::fmt::Display for Page<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (index, source) in self.sources.iter().enumerate() {
-            let own: Vec<_> = self.outcomes.iter().filter(|one| one.file == index).cloned().collect();
+            let own: Vec<_> =
+                self.outcomes.iter().filter(|one| one.file == index).cloned().collect();
             if !own.is_empty() {
                 write!(f, "{}\n{}", source.name, Outcomes(&own))?;
             }
@@ -233,9 +241,12 @@ fn heading(imported: &Imported, sources: &[Source]) -> String {
 }
 
 fn closing(imported: &Imported, ends: &[End<'_>]) -> String {
-    let wrote: String = ends.iter().map(|end| format!("wrote {}\n", end.place.listed(end.tunnel))).collect();
+    let wrote: String =
+        ends.iter().map(|end| format!("wrote {}\n", end.place.listed(end.tunnel))).collect();
     let [here, there @ ..] = ends else { return wrote };
-    let start = |name: &str| format!("vpnd check /etc/vpnd/{name}.toml && systemctl enable --now vpnd@{name}");
+    let start = |name: &str| {
+        format!("vpnd check /etc/vpnd/{name}.toml && systemctl enable --now vpnd@{name}")
+    };
     let name = &here.tunnel.name;
     let stop = imported.stop.as_ref().map_or_else(String::new, |stop| format!("  {stop}\n"));
     let copy = here.place.copy();
@@ -282,7 +293,11 @@ fn read_text(path: &Path) -> anyhow::Result<Zeroizing<String>> {
 fn read_limited(path: &Path) -> io::Result<Zeroizing<String>> {
     let limit = config::MAX_LEN as u64 + 1;
     // A pipe in place of a file is an error instead of a wait.
-    if path != Path::new("-") && !path.metadata()?.is_file() && !path.starts_with("/dev/fd") && !path.starts_with("/proc/self/fd") {
+    if path != Path::new("-")
+        && !path.metadata()?.is_file()
+        && !path.starts_with("/dev/fd")
+        && !path.starts_with("/proc/self/fd")
+    {
         return Err(io::Error::other("not a file"));
     }
     let mut text = Zeroizing::new(String::with_capacity(1 << 16));

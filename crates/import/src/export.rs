@@ -69,7 +69,10 @@ impl End {
         let mut text = Lines::new();
         text.line("[Interface]");
         if self.private_key.is_none() {
-            text.line(&format!("# The private key is that of this end, whose public key is {}", self.public_key));
+            text.line(&format!(
+                "# The private key is that of this end, whose public key is {}",
+                self.public_key
+            ));
         }
         text.pair("PrivateKey", Some(self.key_or_placeholder()));
         text.list("Address", &self.addresses, ", ");
@@ -100,7 +103,10 @@ impl End {
         netdev.pair("MTUBytes", self.mtu);
         netdev.line("\n[WireGuard]");
         if self.private_key.is_none() {
-            netdev.line(&format!("# The private key is that of this end, whose public key is {}", self.public_key));
+            netdev.line(&format!(
+                "# The private key is that of this end, whose public key is {}",
+                self.public_key
+            ));
         }
         netdev.pair("PrivateKey", Some(self.key_or_placeholder()));
         netdev.pair("ListenPort", self.listen);
@@ -166,7 +172,9 @@ pub fn qr(text: &str) -> Option<Zeroizing<String>> {
 /// A command for `wg-quick`'s shell.
 fn shell(command: &Command) -> String {
     match command.as_slice() {
-        [shell, option, text] if ["sh", "bash"].contains(&shell.as_str()) && option == "-c" => text.clone(),
+        [shell, option, text] if ["sh", "bash"].contains(&shell.as_str()) && option == "-c" => {
+            text.clone()
+        }
         words => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
     }
 }

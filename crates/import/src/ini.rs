@@ -77,11 +77,23 @@ impl Reader<'_> {
         }
         let (key, value, decided) = match text.split_once('=') {
             Some((key, value)) => (self.spelled(key), value.trim(), None),
-            None => (String::new(), "", Some(Verdict::dropped("no `KEY = VALUE`: correct the line"))),
+            None => {
+                (String::new(), "", Some(Verdict::dropped("no `KEY = VALUE`: correct the line")))
+            }
         };
         let (section, group, file) = (self.section.clone(), self.group, self.file);
         let value = Zeroizing::new(value.to_owned());
-        self.lines.push(Line { file, first, last, section, group, key, shown: None, value, decided });
+        self.lines.push(Line {
+            file,
+            first,
+            last,
+            section,
+            group,
+            key,
+            shown: None,
+            value,
+            decided,
+        });
     }
 
     fn is_comment(&self, text: &str) -> bool {

@@ -92,7 +92,8 @@ fn peers_of(lines: &mut [Line], source: &Source) -> Vec<(usize, PeerChoice)> {
     let mut found: Vec<(usize, PeerChoice)> = vec![];
     let mut group = 0;
     for text in source.text.lines() {
-        let Some(section) = text.trim().strip_prefix('[').and_then(|it| it.strip_suffix(']')) else {
+        let Some(section) = text.trim().strip_prefix('[').and_then(|it| it.strip_suffix(']'))
+        else {
             continue;
         };
         group += 1;
@@ -158,7 +159,11 @@ impl Keyfile {
         let (tunnel, notes) = self.draft.finish()?;
         let id = if id.is_empty() { tunnel.name.clone() } else { id };
         let id = id.replace('\'', "'\\''");
-        Ok((tunnel, notes, format!("nmcli connection modify '{id}' autoconnect no; nmcli connection down '{id}'")))
+        Ok((
+            tunnel,
+            notes,
+            format!("nmcli connection modify '{id}' autoconnect no; nmcli connection down '{id}'"),
+        ))
     }
 }
 

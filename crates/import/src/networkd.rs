@@ -96,12 +96,11 @@ fn stop(sources: &[Source], device: &str) -> String {
 }
 
 impl Networkd {
-    fn finish(
-        mut self,
-        choices: &Choices,
-    ) -> Result<(crate::Tunnel, Vec<String>), ImportError> {
+    fn finish(mut self, choices: &Choices) -> Result<(crate::Tunnel, Vec<String>), ImportError> {
         if let Some(kind) = self.kind.filter(|kind| kind != "wireguard") {
-            let why = format!("[NetDev] Kind={kind}: only Kind=wireguard is a tunnel that vpnd can take over");
+            let why = format!(
+                "[NetDev] Kind={kind}: only Kind=wireguard is a tunnel that vpnd can take over"
+            );
             return Err(ImportError::NotPointToPoint(why));
         }
         let draft = &mut self.draft;
@@ -149,5 +148,7 @@ impl RouteSection {
 
 /// The outcome of a line of `[Route]` whose type leads nowhere.
 pub(crate) fn elsewhere() -> Verdict {
-    Verdict::dropped("a route of this type does not lead into the tunnel: `ip route add` in [hooks] up")
+    Verdict::dropped(
+        "a route of this type does not lead into the tunnel: `ip route add` in [hooks] up",
+    )
 }

@@ -56,19 +56,25 @@ pub(crate) fn import(
     let (first, second) = match sources {
         [first] => (first, None),
         [first, second] => (first, Some(second)),
-        _ => return Err(ImportError::Files("give the file of this end, and that of the other end").alone()),
+        _ => {
+            return Err(
+                ImportError::Files("give the file of this end, and that of the other end").alone()
+            );
+        }
     };
     let (here, mut outcomes) = read(0, first, host);
     let there = second.map(|second| read(1, second, host));
     let stop = Some(format!("systemctl disable --now {}@{}", unit(first), first.stem()));
     let name = choices.name.as_deref().unwrap_or_else(|| first.stem());
     let result = here.finish().and_then(|(tunnel, others, mut notes)| {
-        let mut tunnel = Tunnel { name: value::tunnel_name(name).ok_or(ImportError::Name)?, ..tunnel };
+        let mut tunnel =
+            Tunnel { name: value::tunnel_name(name).ok_or(ImportError::Name)?, ..tunnel };
         let mut other = match (second, there) {
             (Some(second), Some((there, more))) => {
                 outcomes.extend(more);
                 let (other, _, more) = there.finish()?;
-                notes.extend(more.into_iter().map(|note| format!("{}: {note}", second.file_name())));
+                notes
+                    .extend(more.into_iter().map(|note| format!("{}: {note}", second.file_name())));
                 let name = value::tunnel_name(second.stem()).ok_or(ImportError::Name)?;
                 Tunnel { name, cipher: tunnel.cipher, ..other }
             }
@@ -139,7 +145,9 @@ fn mirrored(
 ) -> Result<Tunnel, ImportError> {
     let port = here.listen.map(|(_, port)| port);
     let endpoint = match (&choices.endpoint, here.listen) {
-        (Some(host), _) if value::split_endpoint(host).is_some_and(|(_, port)| value::port(port).is_some()) => {
+        (Some(host), _)
+            if value::split_endpoint(host).is_some_and(|(_, port)| value::port(port).is_some()) =>
+        {
             Some(host.clone())
         }
         (Some(host), _) => Some(value::endpoint(host, port.unwrap_or(PORT))),
@@ -152,7 +160,10 @@ fn mirrored(
         return Err(ImportError::NoEndpoint);
     }
     if others.is_empty() {
-        notes.push("the other end's address inside is not in this file: set [interface] address there".to_owned());
+        notes.push(
+            "the other end's address inside is not in this file: set [interface] address there"
+                .to_owned(),
+        );
     }
     notes.push(
         "the other end's networks are not in this file: at the other end add a [[route]] for each network behind this \
@@ -160,7 +171,8 @@ fn mirrored(
             .to_owned(),
     );
     let point_to_point = !here.peer_addresses.is_empty();
-    let own = |v4: bool| here.addresses.iter().find(|own| own.addr().is_ipv4() == v4).map(IpNet::addr);
+    let own =
+        |v4: bool| here.addresses.iter().find(|own| own.addr().is_ipv4() == v4).map(IpNet::addr);
     let far = |address: &IpAddr| own(address.is_ipv4());
     Ok(Tunnel {
         name: format!("{}-peer", here.name),
@@ -208,7 +220,9 @@ impl OpenVpn {
             }
         }
         if self.tunnel.mtu.is_none() && !self.tunnel.tap {
-            self.notes.push("no tun-mtu: the device's MTU follows the path, where OpenVPN has 1500".to_owned());
+            self.notes.push(
+                "no tun-mtu: the device's MTU follows the path, where OpenVPN has 1500".to_owned(),
+            );
         }
         if !self.tunnel.tap {
             self.notes.push(
@@ -222,12 +236,15 @@ impl OpenVpn {
     /// A route into the tunnel; on an Ethernet device one by way of a gateway is a command.
     fn add_route(&mut self, to: IpNet, gateway: Option<IpAddr>, metric: Option<u32>) -> bool {
         let metric = metric.or(self.route_metric).filter(|metric| *metric > 0);
-        let gateway = gateway.or(self.route_gateway).filter(|it| it.is_ipv4() == to.addr().is_ipv4());
+        let gateway =
+            gateway.or(self.route_gateway).filter(|it| it.is_ipv4() == to.addr().is_ipv4());
         match gateway {
             Some(gateway) if self.tunnel.tap => {
                 let family = if to.addr().is_ipv4() { "-4" } else { "-6" };
                 let metric = metric.map_or_else(String::new, |metric| format!(" metric {metric}"));
-                let command = format!("exec ip {family} route replace {to} via {gateway} dev \"$VPND_DEVICE\"{metric}");
+                let command = format!(
+                    "exec ip {family} route replace {to} via {gateway} dev \"$VPND_DEVICE\"{metric}"
+                );
                 self.tunnel.up.push(vec!["sh".into(), "-c".into(), command]);
                 true
             }

@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use crate::table::{Kind, Row};
 use crate::{Format, network_manager, networkd, openvpn, openwrt, wg_quick};
 
-/// A key of a format, and what becomes of it.
+/// Keys of a format that become the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct Keys {
     /// The section; empty if the format has none.
     pub section: &'static str,
-    /// The key, or `*` for every other key of the section.
-    pub key: &'static str,
+    /// The keys; `*` stands for every other key of the section.
+    pub keys: &'static [&'static str],
     /// The outcomes that its lines can have.
     pub kinds: &'static [Kind],
     /// What it becomes, or why it is dropped.
@@ -19,7 +19,7 @@ pub struct Key {
 }
 
 /// Every key of a format.
-pub fn keys(format: Format) -> Vec<Key> {
+pub fn keys(format: Format) -> Vec<Keys> {
     match format {
         Format::WgQuick => of(wg_quick::ROWS),
         Format::Networkd => of(networkd::ROWS),
@@ -29,26 +29,30 @@ pub fn keys(format: Format) -> Vec<Key> {
     }
 }
 
-fn of<D>(rows: &[Row<D>]) -> Vec<Key> {
-    let key = |row: &Row<D>| Key { section: row.section, key: row.key, kinds: row.kinds, text: row.text };
-    rows.iter().map(key).collect()
+fn of<D>(rows: &[Row<D>]) -> Vec<Keys> {
+    let keys = |row: &Row<D>| Keys {
+        section: row.section,
+        keys: row.keys,
+        kinds: row.kinds,
+        text: row.text,
+    };
+    rows.iter().map(keys).collect()
 }
 
-/// The table of a format in Markdown. Keys of one section with the same text are one line.
+/// The table of a format in Markdown.
 pub fn table(format: Format) -> String {
-    let keys = keys(format);
-    let sections = keys.iter().any(|key| !key.section.is_empty());
+    let rows = keys(format);
+    let sections = rows.iter().any(|row| !row.section.is_empty());
     let head = if sections { "| section | key |" } else { "| option |" };
     let lines = if sections { "|---|---|" } else { "|---|" };
     let mut text = format!("{head} outcome | becomes, or why not |\n{lines}---|---|\n");
-    let same = |a: &Key, b: &Key| (a.section, a.kinds, a.text) == (b.section, b.kinds, b.text);
-    for group in keys.chunk_by(same) {
-        let Key { section, kinds, text: becomes, .. } = group[0];
+    for Keys { section, keys, kinds, text: becomes } in rows {
         let section = if sections { format!("`[{section}]` | ") } else { String::new() };
-        let names: Vec<_> = group.iter().map(|key| self::key(key.key)).collect();
+        let names: Vec<_> = keys.iter().map(|name| key(name)).collect();
         let becomes = becomes.replace('|', "\\|");
         // Writing to a string cannot fail.
-        let _written = writeln!(text, "| {section}{} | {} | {becomes} |", names.join(", "), words(kinds));
+        let _written =
+            writeln!(text, "| {section}{} | {} | {becomes} |", names.join(", "), words(kinds));
     }
     text
 }

@@ -50,11 +50,17 @@ pub(crate) fn choose(
 
 /// The outcome of the lines of a peer that is not taken.
 pub(crate) fn other() -> Verdict {
-    Verdict::dropped("of another peer: vpnd has one for each tunnel, import again with its key in --peer and a --name")
+    Verdict::dropped(
+        "of another peer: vpnd has one for each tunnel, import again with its key in --peer and a --name",
+    )
 }
 
 /// The peers of sections called `section`, each of which is a group.
-pub(crate) fn of_sections(lines: &[Line], section: &str, names: &PeerKeys) -> Vec<(usize, PeerChoice)> {
+pub(crate) fn of_sections(
+    lines: &[Line],
+    section: &str,
+    names: &PeerKeys,
+) -> Vec<(usize, PeerChoice)> {
     let mut found: Vec<(usize, PeerChoice)> = Vec::new();
     for line in lines.iter().filter(|line| line.section == section && line.key == names.key) {
         let Ok(key) = PublicKey::from_base64(&line.value) else { continue };

@@ -69,7 +69,9 @@ pub enum ImportError {
     #[error("{}", crate::peers::listed("no peer, or more than one, has a public key that begins like that", .0))]
     NoSuchPeer(Vec<PeerChoice>),
     /// The configuration has no peer with a valid public key.
-    #[error("there is no peer with a valid public key, so there is nobody to talk to: add the peer")]
+    #[error(
+        "there is no peer with a valid public key, so there is nobody to talk to: add the peer"
+    )]
     NoPeer,
     /// The private key is not in the file.
     #[error("there is no private key: {0}")]
@@ -81,7 +83,9 @@ pub enum ImportError {
     #[error("{0}")]
     NotPointToPoint(String),
     /// The other end would have neither an endpoint nor a port.
-    #[error("the other end could not be reached, and could reach nobody: give --endpoint HOST, where it reaches this end")]
+    #[error(
+        "the other end could not be reached, and could reach nobody: give --endpoint HOST, where it reaches this end"
+    )]
     NoEndpoint,
     /// Nothing gives the tunnel a name.
     #[error("the tunnel has no name: give one of letters, digits, - and _ by --name")]

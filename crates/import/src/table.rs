@@ -62,11 +62,11 @@ enum Does<D> {
     Reads(Read<D>),
 }
 
-/// One key.
+/// Keys of one section that become the same.
 pub(crate) struct Row<D: 'static> {
     pub(crate) section: &'static str,
-    /// The key, or `*` for every other key of the section.
-    pub(crate) key: &'static str,
+    /// The keys; `*` stands for every other key of the section.
+    pub(crate) keys: &'static [&'static str],
     /// The outcomes that its lines can have, besides [`Verdict::invalid`].
     pub(crate) kinds: &'static [Kind],
     /// What it becomes, or why it is dropped.
@@ -85,22 +85,22 @@ pub(crate) const ANY: &[Kind] = &[Kind::Taken, Kind::Changed, Kind::Dropped];
 /// A row whose lines are read by a function.
 pub(crate) const fn reads<D>(
     section: &'static str,
-    key: &'static str,
+    keys: &'static [&'static str],
     kinds: &'static [Kind],
     text: &'static str,
     read: Read<D>,
 ) -> Row<D> {
-    Row { section, key, kinds, text, does: Does::Reads(read) }
+    Row { section, keys, kinds, text, does: Does::Reads(read) }
 }
 
 /// A row with one outcome, `kinds[0]`.
 pub(crate) const fn always<D>(
     section: &'static str,
-    key: &'static str,
+    keys: &'static [&'static str],
     kinds: &'static [Kind],
     text: &'static str,
 ) -> Row<D> {
-    Row { section, key, kinds, text, does: Does::Always }
+    Row { section, keys, kinds, text, does: Does::Always }
 }
 
 /// Reads the lines into the draft, in the order of the rows: a row may use what the rows above it have read. Returns
@@ -130,7 +130,9 @@ fn unknown(section: &str, key: &str) -> Verdict {
 }
 
 fn row_of<D>(rows: &[Row<D>], line: &Line) -> Option<usize> {
-    let of = |key: &str| rows.iter().position(|row| row.section == line.section && row.key == key);
+    let of = |key: &str| {
+        rows.iter().position(|row| row.section == line.section && row.keys.contains(&key))
+    };
     of(&line.key).or_else(|| of("*"))
 }
 

@@ -56,7 +56,10 @@ impl Tunnel {
         table.text("protocol", Some(if self.vpnd { "vpnd" } else { "wireguard" }));
         table.text("cipher", self.cipher);
         table.text("public_key", self.public_key);
-        table.text("preshared_key_file", self.preshared_key.as_ref().map(|_| format!("{}.psk", self.name)));
+        table.text(
+            "preshared_key_file",
+            self.preshared_key.as_ref().map(|_| format!("{}.psk", self.name)),
+        );
         table.list("endpoint", &self.endpoints);
         if let Some(nets) = &self.allowed_ips {
             table.bare("allowed_ips", Some(array(nets)));

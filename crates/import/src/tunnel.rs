@@ -141,7 +141,9 @@ impl Tunnel {
         }
         (own != address).then(|| {
             self.add_route(Route::to(address.trunc()));
-            format!("{address} is no address of a host: taken as {own}, with a route to the network")
+            format!(
+                "{address} is no address of a host: taken as {own}, with a route to the network"
+            )
         })
     }
 

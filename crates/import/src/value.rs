@@ -88,7 +88,9 @@ pub(crate) fn split_endpoint(text: &str) -> Option<(&str, &str)> {
 /// Whether vpnd accepts this as a host: a name or an address.
 pub(crate) fn is_host(text: &str) -> bool {
     let letter = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(letter) && !label.starts_with('-');
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(letter) && !label.starts_with('-')
+    };
     let labels = text.strip_suffix('.').unwrap_or(text);
     let zone = text.split_once('%').map_or(text, |(address, _)| address);
     let numeric = labels.rsplit('.').next().is_some_and(decimal_digits);

@@ -21,47 +21,125 @@ const AMNEZIA: &str = "of AmneziaWG: vpnd speaks WireGuard only, and a peer that
 
 /// Every section and key, in the usual spelling.
 pub(crate) const SPELLING: &[&str] = &[
-    "Interface", "Peer", "PrivateKey", "ListenPort", "FwMark", "Address", "DNS", "MTU", "Table",
-    "PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig", "PublicKey", "PresharedKey",
-    "AllowedIPs", "Endpoint", "PersistentKeepalive", "Jc", "Jmin", "Jmax", "S1", "S2", "S3", "S4",
-    "H1", "H2", "H3", "H4", "I1", "I2", "I3", "I4", "I5",
+    "Interface",
+    "Peer",
+    "PrivateKey",
+    "ListenPort",
+    "FwMark",
+    "Address",
+    "DNS",
+    "MTU",
+    "Table",
+    "PreUp",
+    "PostUp",
+    "PreDown",
+    "PostDown",
+    "SaveConfig",
+    "PublicKey",
+    "PresharedKey",
+    "AllowedIPs",
+    "Endpoint",
+    "PersistentKeepalive",
+    "Jc",
+    "Jmin",
+    "Jmax",
+    "S1",
+    "S2",
+    "S3",
+    "S4",
+    "H1",
+    "H2",
+    "H3",
+    "H4",
+    "I1",
+    "I2",
+    "I3",
+    "I4",
+    "I5",
 ];
 
 /// The keys. `Table` precedes `AllowedIPs`, which depends on it.
 pub(crate) static ROWS: &[Row<Draft>] = &[
-    reads(I, "PrivateKey", TAKEN, "`NAME.key`, mode 0600", wg::private_key),
-    reads(I, "ListenPort", TAKEN, "`[interface] listen`", wg::listen_port),
-    reads(I, "FwMark", TAKEN, "`[socket] fwmark`", wg::fwmark),
-    reads(I, "Address", TAKEN_OR_CHANGED, "`[interface] address`; the address of a whole network becomes a single host and a route", wg::addresses),
-    reads(I, "DNS", CHANGED, "`[dns] servers` and `domains`, with `~.` because wg-quick asks these servers for all names", dns),
-    reads(I, "MTU", TAKEN_OR_DROPPED, "`[interface] mtu`", wg::mtu),
-    reads(I, "Table", ANY, "`[[route]] table`; `off`: no routes", table),
-    reads(I, "SaveConfig", TAKEN_OR_DROPPED, "`true` is dropped: vpnd never writes its configuration, `vpnd reload` reads it again", save_config),
-    reads(I, "PreUp", CHANGED, "`[hooks] up`, before `PostUp`: the device exists then; with `wg` in it `[hooks] established`", pre_up),
-    reads(I, "PostUp", CHANGED_OR_DROPPED, "`[hooks] up`; with `wg` in it `[hooks] established`; `wg set %i private-key FILE` becomes the key file", post_up),
-    reads(I, "PreDown", CHANGED, "`[hooks] down`", pre_down),
-    reads(I, "PostDown", CHANGED, "`[hooks] down`, after `PreDown`: the device still exists then", post_down),
-    reads(P, "PublicKey", TAKEN_OR_DROPPED, "`[peer] public_key`; of several peers, the one in `--peer`", wg::public_key),
-    reads(P, "PresharedKey", TAKEN, "`NAME.psk`, mode 0600", wg::preshared_key),
-    reads(P, "AllowedIPs", ANY, "`[peer] allowed_ips`, and `[[route]]` for each network that no address covers; dropped if a later section of the same peer has others", wg::allowed_ips),
-    reads(P, "Endpoint", TAKEN_OR_CHANGED, "`[peer] endpoint`, IPv6 in brackets, the name of a port as its number", wg::endpoint),
-    reads(P, "PersistentKeepalive", TAKEN, "`[peer] keepalive`", wg::keepalive),
-    always(I, "Jc", DROPPED, AMNEZIA),
-    always(I, "Jmin", DROPPED, AMNEZIA),
-    always(I, "Jmax", DROPPED, AMNEZIA),
-    always(I, "S1", DROPPED, AMNEZIA),
-    always(I, "S2", DROPPED, AMNEZIA),
-    always(I, "S3", DROPPED, AMNEZIA),
-    always(I, "S4", DROPPED, AMNEZIA),
-    always(I, "H1", DROPPED, AMNEZIA),
-    always(I, "H2", DROPPED, AMNEZIA),
-    always(I, "H3", DROPPED, AMNEZIA),
-    always(I, "H4", DROPPED, AMNEZIA),
-    always(I, "I1", DROPPED, AMNEZIA),
-    always(I, "I2", DROPPED, AMNEZIA),
-    always(I, "I3", DROPPED, AMNEZIA),
-    always(I, "I4", DROPPED, AMNEZIA),
-    always(I, "I5", DROPPED, AMNEZIA),
+    reads(I, &["PrivateKey"], TAKEN, "`NAME.key`, mode 0600", wg::private_key),
+    reads(I, &["ListenPort"], TAKEN, "`[interface] listen`", wg::listen_port),
+    reads(I, &["FwMark"], TAKEN, "`[socket] fwmark`", wg::fwmark),
+    reads(
+        I,
+        &["Address"],
+        TAKEN_OR_CHANGED,
+        "`[interface] address`; the address of a whole network becomes a single host and a route",
+        wg::addresses,
+    ),
+    reads(
+        I,
+        &["DNS"],
+        CHANGED,
+        "`[dns] servers` and `domains`, with `~.` because wg-quick asks these servers for all names",
+        dns,
+    ),
+    reads(I, &["MTU"], TAKEN_OR_DROPPED, "`[interface] mtu`", wg::mtu),
+    reads(I, &["Table"], ANY, "`[[route]] table`; `off`: no routes", table),
+    reads(
+        I,
+        &["SaveConfig"],
+        TAKEN_OR_DROPPED,
+        "`true` is dropped: vpnd never writes its configuration, `vpnd reload` reads it again",
+        save_config,
+    ),
+    reads(
+        I,
+        &["PreUp"],
+        CHANGED,
+        "`[hooks] up`, before `PostUp`: the device exists then; with `wg` in it `[hooks] established`",
+        pre_up,
+    ),
+    reads(
+        I,
+        &["PostUp"],
+        CHANGED_OR_DROPPED,
+        "`[hooks] up`; with `wg` in it `[hooks] established`; `wg set %i private-key FILE` becomes the key file",
+        post_up,
+    ),
+    reads(I, &["PreDown"], CHANGED, "`[hooks] down`", pre_down),
+    reads(
+        I,
+        &["PostDown"],
+        CHANGED,
+        "`[hooks] down`, after `PreDown`: the device still exists then",
+        post_down,
+    ),
+    reads(
+        P,
+        &["PublicKey"],
+        TAKEN_OR_DROPPED,
+        "`[peer] public_key`; of several peers, the one in `--peer`",
+        wg::public_key,
+    ),
+    reads(P, &["PresharedKey"], TAKEN, "`NAME.psk`, mode 0600", wg::preshared_key),
+    reads(
+        P,
+        &["AllowedIPs"],
+        ANY,
+        "`[peer] allowed_ips`, and `[[route]]` for each network that no address covers; dropped if a later section of the same peer has others",
+        wg::allowed_ips,
+    ),
+    reads(
+        P,
+        &["Endpoint"],
+        TAKEN_OR_CHANGED,
+        "`[peer] endpoint`, IPv6 in brackets, the name of a port as its number",
+        wg::endpoint,
+    ),
+    reads(P, &["PersistentKeepalive"], TAKEN, "`[peer] keepalive`", wg::keepalive),
+    always(
+        I,
+        &[
+            "Jc", "Jmin", "Jmax", "S1", "S2", "S3", "S4", "H1", "H2", "H3", "H4", "I1", "I2", "I3",
+            "I4", "I5",
+        ],
+        DROPPED,
+        AMNEZIA,
+    ),
 ];
 
 const PEER: PeerKeys = PeerKeys { key: "PublicKey", about: &["Endpoint", "AllowedIPs"] };
@@ -81,10 +159,13 @@ pub(crate) fn import(
     peers::keep_only(&mut lines, P, &found, chosen);
     last_section_only(&mut lines);
     let mut draft = Draft::new(host, choices);
-    let device = Some(source.stem()).filter(|stem| value::is_device(stem)).map(str::to_owned);
+    let device = Some(source.stem())
+        .filter(|stem| value::is_device(stem) && *stem != "-")
+        .map(str::to_owned);
     let name = choices.name.as_deref().or(device.as_deref()).and_then(value::tunnel_name);
     draft.tunnel.name = name.ok_or_else(|| ImportError::Name.alone())?;
-    draft.tunnel.device = device.or_else(|| value::is_device(&draft.tunnel.name).then(|| draft.tunnel.name.clone()));
+    draft.tunnel.device =
+        device.or_else(|| value::is_device(&draft.tunnel.name).then(|| draft.tunnel.name.clone()));
     draft.routing = Routing::Auto;
     let outcomes = apply(ROWS, lines, &mut draft);
     if draft.tunnel.mtu.is_none() {
@@ -94,7 +175,11 @@ pub(crate) fn import(
                 .to_owned(),
         );
     }
-    let stop = draft.tunnel.device.as_ref().map(|device| format!("systemctl disable --now wg-quick@{device}"));
+    let stop = draft
+        .tunnel
+        .device
+        .as_ref()
+        .map(|device| format!("systemctl disable --now wg-quick@{device}"));
     match draft.finish() {
         Ok((tunnel, notes)) => {
             Ok(Imported { format: Format::WgQuick, tunnel, other: None, outcomes, notes, stop })
@@ -109,7 +194,9 @@ fn last_section_only(lines: &mut [Line]) {
     let last = lines.iter_mut().filter(allowed).map(|line| line.group).max();
     for line in lines.iter_mut().filter(allowed) {
         if Some(line.group) != last {
-            line.decide(|| Verdict::dropped("a later section of the same peer replaces it, as in WireGuard"));
+            line.decide(|| {
+                Verdict::dropped("a later section of the same peer replaces it, as in WireGuard")
+            });
         }
     }
 }
@@ -123,7 +210,10 @@ fn dns(draft: &mut Draft, line: &Line) -> Verdict {
     let all = "[dns]: systemd-resolved asks them for all names (\"~.\"), as wg-quick does";
     match bad.as_slice() {
         [] => Verdict::changed(all),
-        bad => Verdict::changed(format!("{all}; left out, neither address nor domain: {}", bad.join(", "))),
+        bad => Verdict::changed(format!(
+            "{all}; left out, neither address nor domain: {}",
+            bad.join(", ")
+        )),
     }
 }
 
@@ -154,9 +244,9 @@ fn table(draft: &mut Draft, line: &Line) -> Verdict {
 fn save_config(_: &mut Draft, line: &Line) -> Verdict {
     match value::truth(&line.value) {
         Some(false) => Verdict::taken("vpnd never writes its configuration"),
-        Some(true) => Verdict::dropped(
-            "vpnd never writes its configuration: edit it, and run `vpnd reload`",
-        ),
+        Some(true) => {
+            Verdict::dropped("vpnd never writes its configuration: edit it, and run `vpnd reload`")
+        }
         None => Verdict::invalid("true or false"),
     }
 }
@@ -183,7 +273,8 @@ fn asks(command: &[String]) -> bool {
     command.iter().any(|text| text.split(|c| !word(c)).any(|it| it == "wg" || it.ends_with("/wg")))
 }
 
-const LIMITS: &str = "by bash, for at most 10 s, under systemd with CAP_NET_ADMIN only (docs/hooks.md)";
+const LIMITS: &str =
+    "by bash, for at most 10 s, under systemd with CAP_NET_ADMIN only (docs/hooks.md)";
 
 fn pre_up(draft: &mut Draft, line: &Line) -> Verdict {
     add_up(draft, line, "; the device exists already")
@@ -237,7 +328,14 @@ fn key_command(draft: &mut Draft, line: &Line) -> Option<Verdict> {
         return Some(verdict);
     }
     let text = draft.host.read(Path::new(&file));
-    let line = |value| Line { value, section: String::new(), key: String::new(), shown: None, decided: None, ..*line };
+    let line = |value| Line {
+        value,
+        section: String::new(),
+        key: String::new(),
+        shown: None,
+        decided: None,
+        ..*line
+    };
     let verdict = match text {
         Ok(text) if private => wg::private_key(draft, &line(text)),
         Ok(text) => wg::preshared_key(draft, &line(text)),
@@ -248,7 +346,9 @@ fn key_command(draft: &mut Draft, line: &Line) -> Option<Verdict> {
         }
     };
     Some(match verdict.kind {
-        crate::Kind::Taken => Verdict::changed(format!("the key in {file} is copied to the key file of vpnd")),
+        crate::Kind::Taken => {
+            Verdict::changed(format!("the key in {file} is copied to the key file of vpnd"))
+        }
         _ => verdict,
     })
 }

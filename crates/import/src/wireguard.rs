@@ -70,7 +70,9 @@ impl Draft {
             return Err(ImportError::NoPrivateKey(format!("{why}. Give it by --private-key FILE")));
         }
         if let (None, Some(why)) = (&self.tunnel.preshared_key, self.no_preshared_key.take()) {
-            return Err(ImportError::NoPresharedKey(format!("{why}. Give it by --preshared-key FILE")));
+            return Err(ImportError::NoPresharedKey(format!(
+                "{why}. Give it by --preshared-key FILE"
+            )));
         }
         self.route();
         self.room_for_ipv6();

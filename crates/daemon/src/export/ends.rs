@@ -26,7 +26,10 @@ pub(super) fn other(
     let mut notes = vec![];
     let reached = config.peer.endpoints.first();
     if config.peer.endpoints.len() > 1 {
-        notes.push(format!("of several endpoints the first gives the other end its port: {}", config.peer.endpoints[0]));
+        notes.push(format!(
+            "of several endpoints the first gives the other end its port: {}",
+            config.peer.endpoints[0]
+        ));
     }
     if private_key.is_none() {
         notes.push(format!(
@@ -39,13 +42,17 @@ pub(super) fn other(
         None => {
             notes.push(match reached {
                 Some(_) => "without --endpoint HOST the other end waits for this one".to_owned(),
-                None => "neither end could begin: give --endpoint HOST, where this end is reached".to_owned(),
+                None => "neither end could begin: give --endpoint HOST, where this end is reached"
+                    .to_owned(),
             });
             None
         }
     };
     if options.network.is_empty() {
-        notes.push("networks behind this end are not in its configuration: give --network NET for each".to_owned());
+        notes.push(
+            "networks behind this end are not in its configuration: give --network NET for each"
+                .to_owned(),
+        );
     }
     notes.push("what holds at this end only stays here: routes, filters, timers, hooks, [dns], the kill switch".to_owned());
     let end = End {
@@ -64,7 +71,9 @@ pub(super) fn other(
         peer: keys.secret.public(),
         preshared_key: preshared(config, keys),
         endpoint,
-        allowed_ips: hosts(&config.interface.addresses).chain(options.network.iter().map(IpNet::trunc)).collect(),
+        allowed_ips: hosts(&config.interface.addresses)
+            .chain(options.network.iter().map(IpNet::trunc))
+            .collect(),
         keepalive: reached.is_none().then_some(BEHIND_NAT),
     };
     Ok((end, notes))
@@ -76,20 +85,31 @@ fn own_endpoint(text: &str, listen: Listen) -> Result<String, ExportError> {
         Listen::Port(port) => port,
         Listen::Address(address) => address.port(),
     };
-    let bare = text.parse::<std::net::Ipv6Addr>().map_or_else(|_| text.to_owned(), |v6| format!("[{v6}]"));
+    let bare =
+        text.parse::<std::net::Ipv6Addr>().map_or_else(|_| text.to_owned(), |v6| format!("[{v6}]"));
     let with_port = || format!("{bare}:{port}").parse::<Endpoint>().ok();
     let endpoint = text.parse().ok().or_else(with_port);
-    endpoint.map(|endpoint| endpoint.to_string()).ok_or_else(|| ExportError::Endpoint(text.to_owned()))
+    endpoint
+        .map(|endpoint| endpoint.to_string())
+        .ok_or_else(|| ExportError::Endpoint(text.to_owned()))
 }
 
-fn addresses_of_other(config: &Config, options: &ExportOptions, notes: &mut Vec<String>) -> Vec<IpNet> {
+fn addresses_of_other(
+    config: &Config,
+    options: &ExportOptions,
+    notes: &mut Vec<String>,
+) -> Vec<IpNet> {
     if !options.address.is_empty() {
         return options.address.clone();
     }
     let peers = config.interface.peer_addresses.iter().map(|address| IpNet::from(*address));
-    let addresses: Vec<_> = peers.chain(config.interface.addresses.iter().filter_map(other_host)).collect();
+    let addresses: Vec<_> =
+        peers.chain(config.interface.addresses.iter().filter_map(other_host)).collect();
     if addresses.is_empty() {
-        notes.push("the other end's address inside is not known here: give --address ADDRESS/LENGTH".to_owned());
+        notes.push(
+            "the other end's address inside is not known here: give --address ADDRESS/LENGTH"
+                .to_owned(),
+        );
     }
     addresses
 }
@@ -139,7 +159,11 @@ pub(super) fn own(config: &Config, keys: &Keys) -> (End, Vec<String>) {
         preshared_key: preshared(config, keys),
         endpoint: config.peer.endpoints.first().map(ToString::to_string),
         allowed_ips: config.peer.allowed_ips.clone(),
-        keepalive: config.peer.keepalive.map(|every| every.as_secs()).and_then(|seconds| seconds.try_into().ok()),
+        keepalive: config
+            .peer
+            .keepalive
+            .map(|every| every.as_secs())
+            .and_then(|seconds| seconds.try_into().ok()),
     };
     (end, unsaid(config))
 }
@@ -157,7 +181,8 @@ fn routing(config: &Config) -> (Routing, Vec<Vec<String>>) {
     let uncovered: Vec<_> = allowed.iter().filter(|to| !connected(to)).copied().collect();
     let plain = config.routes.iter().all(|route| route.metric.is_none() && route.table.is_none());
     let table = config.routes.first().and_then(|route| route.table);
-    let one_table = config.routes.iter().all(|route| route.metric.is_none() && route.table == table);
+    let one_table =
+        config.routes.iter().all(|route| route.metric.is_none() && route.table == table);
     match table {
         None if plain && same(&uncovered) => (Routing::Auto, vec![]),
         Some(table) if one_table && same(allowed) => (Routing::Table(table), vec![]),
@@ -167,7 +192,8 @@ fn routing(config: &Config) -> (Routing, Vec<Vec<String>>) {
 
 fn command(route: &Route) -> Vec<String> {
     let family = if route.to.addr().is_ipv4() { "-4" } else { "-6" };
-    let mut words = vec!["ip".to_owned(), family.into(), "route".into(), "add".into(), route.to.to_string()];
+    let mut words =
+        vec!["ip".to_owned(), family.into(), "route".into(), "add".into(), route.to.to_string()];
     words.extend(["dev".to_owned(), "%i".to_owned()]);
     words.extend(route.metric.iter().flat_map(|metric| ["metric".to_owned(), metric.to_string()]));
     words.extend(route.table.iter().flat_map(|table| ["table".to_owned(), table.to_string()]));
@@ -179,22 +205,49 @@ fn unsaid(config: &Config) -> Vec<String> {
     let Config { interface, peer, path, socket, dns, hooks, .. } = config;
     let kill_switch = config.routes.iter().any(|route| route.when_down != WhenDown::Keep);
     let all = [
-        (matches!(interface.listen, Listen::Address(_)), "[interface] listen: the port alone; WireGuard binds to every address"),
+        (
+            matches!(interface.listen, Listen::Address(_)),
+            "[interface] listen: the port alone; WireGuard binds to every address",
+        ),
         (!interface.peer_addresses.is_empty(), "[interface] peer_address: a route takes its place"),
-        (interface.mtu.is_none(), "[interface] mtu = \"auto\": wg-quick takes 80 off the route's MTU at the start"),
-        (interface.carrier == Carrier::Peer, "[interface] carrier = \"peer\": a WireGuard device always has a carrier"),
+        (
+            interface.mtu.is_none(),
+            "[interface] mtu = \"auto\": wg-quick takes 80 off the route's MTU at the start",
+        ),
+        (
+            interface.carrier == Carrier::Peer,
+            "[interface] carrier = \"peer\": a WireGuard device always has a carrier",
+        ),
         (interface.vrf.is_some(), "[interface] vrf: `ip link set %i vrf NAME` in PostUp"),
-        (interface.netns.is_some() || socket.netns.is_some(), "netns: `ip link set %i netns NAME` in PostUp"),
+        (
+            interface.netns.is_some() || socket.netns.is_some(),
+            "netns: `ip link set %i netns NAME` in PostUp",
+        ),
         (peer.endpoints.len() > 1, "[peer] endpoint: the first only, WireGuard has one"),
         (peer.roam != Roam::Any, "[peer] roam: WireGuard always follows its peer"),
         (!peer.guard.is_empty() && peer.guard != [Guard::Ra], "[peer] guard: nothing like it"),
-        (kill_switch, "[[route]] when_down: packets leave outside the tunnel when it is down; a rule of nftables can prevent that"),
-        (path.mss_clamp != MssClamp::Off, "[path] mss_clamp: a rule of nftables, `tcp flags syn tcp option maxseg size set rt mtu`, if LANs need it"),
+        (
+            kill_switch,
+            "[[route]] when_down: packets leave outside the tunnel when it is down; a rule of nftables can prevent that",
+        ),
+        (
+            path.mss_clamp != MssClamp::Off,
+            "[path] mss_clamp: a rule of nftables, `tcp flags syn tcp option maxseg size set rt mtu`, if LANs need it",
+        ),
         (socket.bind_device.is_some(), "[socket] bind_device: `ip rule` with FwMark"),
         (!socket.sources.is_empty(), "[socket] source: the route chooses"),
         (socket.dscp != 0, "[socket] dscp: a rule of nftables"),
-        (dns.domains.iter().any(|domain| domain.starts_with('~')), "[dns] domains with ~: resolvconf has none, all names are asked for"),
-        (!hooks.established.is_empty() || !hooks.lost.is_empty(), "[hooks] established and lost: nothing like them"),
+        (
+            dns.domains.iter().any(|domain| domain.starts_with('~')),
+            "[dns] domains with ~: resolvconf has none, all names are asked for",
+        ),
+        (
+            !hooks.established.is_empty() || !hooks.lost.is_empty(),
+            "[hooks] established and lost: nothing like them",
+        ),
     ];
-    all.into_iter().filter(|(said, _)| *said).map(|(_, text)| format!("cannot be said: {text}")).collect()
+    all.into_iter()
+        .filter(|(said, _)| *said)
+        .map(|(_, text)| format!("cannot be said: {text}"))
+        .collect()
 }

@@ -60,8 +60,15 @@ fn fixture(name: &str) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-const FIXTURES: [&str; 7] =
-    ["wg0.conf", "laptop.conf", "server-one.conf", "table-off.conf", "table-123.conf", "sloppy.conf", "narrow.conf"];
+const FIXTURES: [&str; 7] = [
+    "wg0.conf",
+    "laptop.conf",
+    "server-one.conf",
+    "table-off.conf",
+    "table-123.conf",
+    "sloppy.conf",
+    "narrow.conf",
+];
 
 /// From wg-quick to vpnd and back: the second import has the same tunnel as the first.
 #[test]
@@ -90,7 +97,8 @@ fn comparable(tunnel: &Tunnel) -> (String, Vec<String>) {
 fn the_other_end_belongs_to_this_one() {
     let here = imported("wg0.conf", &fixture("wg0.conf"));
     let Loaded { config, keys, .. } = loaded(&here);
-    let options = options(&["--wg-quick", "--endpoint", "a.example.net", "--network", "192.168.10.0/24"]);
+    let options =
+        options(&["--wg-quick", "--endpoint", "a.example.net", "--network", "192.168.10.0/24"]);
     let secret = SecretKey::from_bytes([6; 32]);
     let (end, notes) = ends::other(&config, &keys, Some(secret.to_base64()), &options).unwrap();
     let there = imported("wg1.conf", &end.wg_quick());
@@ -109,7 +117,9 @@ fn without_its_key_the_other_end_has_a_placeholder() {
     let Loaded { config, keys, .. } = loaded(&imported("wg0.conf", &fixture("wg0.conf")));
     let (end, notes) = ends::other(&config, &keys, None, &options(&["--qr"])).unwrap();
     let text = end.wg_quick();
-    assert!(text.contains(export::PLACEHOLDER) && text.contains(&config.peer.public_key.to_string()));
+    assert!(
+        text.contains(export::PLACEHOLDER) && text.contains(&config.peer.public_key.to_string())
+    );
     for missing in ["--peer-key", "--endpoint", "--network", "stays here"] {
         assert!(notes.iter().any(|note| note.contains(missing)), "{missing}: {notes:?}");
     }
@@ -123,7 +133,9 @@ fn every_format_has_both_keys() {
     let here = imported("wg0.conf", &fixture("wg0.conf"));
     let Loaded { config, keys, .. } = loaded(&here);
     let (end, _) = ends::own(&config, &keys);
-    let hex = |key: &PublicKey| key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |key: &PublicKey| {
+        key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
     let uapi = end.uapi();
     assert!(uapi.starts_with("set=1\nprivate_key=") && uapi.ends_with("\n\n"));
     assert!(uapi.contains(&format!("public_key={}\n", hex(&config.peer.public_key))));

@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use clap::Parser;
 
 use super::*;
-use crate::keys;
 use crate::config;
+use crate::keys;
 
 #[derive(Parser)]
 struct Line {
@@ -61,7 +61,8 @@ fn all_peers(path: &str) -> usize {
     let (here, there) = (out.path().join("here"), out.path().join("there"));
     let key = out.path().join("key");
     keys::create(&key, &SecretKey::from_bytes([7; 32]).to_base64()).unwrap();
-    let (here_text, there_text, key) = (here.to_str().unwrap(), there.to_str().unwrap(), key.to_str().unwrap());
+    let (here_text, there_text, key) =
+        (here.to_str().unwrap(), there.to_str().unwrap(), key.to_str().unwrap());
     let ends = ["--out", here_text, "--peer-out", there_text, "--endpoint", "here.example.net"];
     let given = ["--private-key", key, "--preshared-key", key];
     let all = [&[path][..], &ends, &given].concat();
@@ -87,7 +88,8 @@ fn all_peers(path: &str) -> usize {
 fn configurations(directories: &[&Path]) -> usize {
     let entries = directories.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
     let paths = entries.map(|entry| entry.unwrap().path());
-    let paths: Vec<_> = paths.filter(|path| path.extension().is_some_and(|it| it == "toml")).collect();
+    let paths: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|it| it == "toml")).collect();
     for path in &paths {
         config::load(path).unwrap_or_else(|report| panic!("{report}"));
         for key in ["key", "psk"].map(|extension| path.with_extension(extension)) {
@@ -143,7 +145,12 @@ fn missing_choices_end_with_2() {
         let failure = error.downcast_ref::<ImportFailure>().unwrap();
         assert_eq!(failure.exit(), Exit::Usage, "{arguments:?}: {error:#}");
     }
-    for refused in ["openvpn/server.conf", "openvpn/client.ovpn", "networkd/vxlan.netdev", "networkmanager/plugin.nmconnection"] {
+    for refused in [
+        "openvpn/server.conf",
+        "openvpn/client.ovpn",
+        "networkd/vxlan.netdev",
+        "networkmanager/plugin.nmconnection",
+    ] {
         let error = import(&[&fixture(refused), "--out", directory]).unwrap_err();
         let failure = error.downcast_ref::<ImportFailure>().unwrap();
         assert_eq!(failure.exit(), Exit::Failure, "{refused}: {error:#}");
@@ -173,7 +180,8 @@ fn what_is_not_valid_is_reported_as_by_check() {
 fn the_partner_of_a_netdev_is_found_beside_it() {
     for given in ["networkd/site.netdev", "networkd/site.network"] {
         let found = sources::read(&[PathBuf::from(fixture(given))]).unwrap();
-        let names: Vec<_> = found.iter().map(|source| source.name.rsplit('/').next().unwrap()).collect();
+        let names: Vec<_> =
+            found.iter().map(|source| source.name.rsplit('/').next().unwrap()).collect();
         assert_eq!(names.len(), 2, "{names:?}");
         assert!(names.contains(&"site.netdev") && names.contains(&"site.network"), "{names:?}");
     }
@@ -190,7 +198,8 @@ fn drop_ins_are_read_after_their_file() {
     fs::write(at("z.network"), "[Match]\nName=eth0 wg*\n").unwrap();
     fs::write(at("b.network"), "[Match]\nName=eth*\n").unwrap();
     let found = sources::read(&[at("a.netdev")]).unwrap();
-    let names: Vec<_> = found.iter().map(|source| source.name.rsplit('/').next().unwrap()).collect();
+    let names: Vec<_> =
+        found.iter().map(|source| source.name.rsplit('/').next().unwrap()).collect();
     assert_eq!(names, ["a.netdev", "10.conf", "20.conf", "z.network"]);
 }
 

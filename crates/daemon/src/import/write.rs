@@ -17,6 +17,9 @@ pub(crate) enum WriteError {
     /// A file is there already.
     #[error("{} exists, and nothing is overwritten: give another --name or --out, or move it away", path.display())]
     Exists { path: PathBuf },
+    /// Both ends would have the same files.
+    #[error("both ends would be {}: give another --out, --peer-out or --name", path.display())]
+    Both { path: PathBuf },
     /// Others could replace the files.
     #[error("others could replace what is in {}: {why}; give a directory of your own", path.display())]
     Place { path: PathBuf, why: Untrusted },
@@ -53,8 +56,15 @@ impl Place {
 
     /// The files, for people.
     pub(super) fn listed(&self, tunnel: &Tunnel) -> String {
-        let psk = tunnel.preshared_key.as_ref().map_or_else(String::new, |_| format!(" and {}.psk", self.name));
-        format!("{}, with {}.key{psk}, which only their owner may read", self.path("toml").display(), self.name)
+        let psk = tunnel
+            .preshared_key
+            .as_ref()
+            .map_or_else(String::new, |_| format!(" and {}.psk", self.name));
+        format!(
+            "{}, with {}.key{psk}, which only their owner may read",
+            self.path("toml").display(),
+            self.name
+        )
     }
 
     /// The command that puts the files in their place, unless they are there.
@@ -82,7 +92,10 @@ impl Place {
 
 /// Checks that no file exists yet, and that no other user could replace them.
 pub(super) fn check(places: &[&Place]) -> Result<(), WriteError> {
-    for place in places {
+    for (index, place) in places.iter().enumerate() {
+        if places[..index].iter().any(|other| other.path("toml") == place.path("toml")) {
+            return Err(WriteError::Both { path: place.path("toml") });
+        }
         let directory = &place.directory;
         let trusted = trust::future_directory(directory, &[]);
         trusted.map_err(|why| WriteError::Place { path: directory.clone(), why })?;

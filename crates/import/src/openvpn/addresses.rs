@@ -74,7 +74,9 @@ fn the_other_host(net: Ipv4Net) -> Option<IpNet> {
 
 pub(super) fn ifconfig_ipv6(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let words = words(&line.value);
-    let Some(own) = words.first().and_then(|word| value::net(word)).filter(|own| own.addr().is_ipv6()) else {
+    let Some(own) =
+        words.first().and_then(|word| value::net(word)).filter(|own| own.addr().is_ipv6())
+    else {
         return Verdict::invalid("an IPv6 address and a length");
     };
     // OpenVPN's default.
@@ -93,7 +95,10 @@ pub(super) fn ifconfig_ipv6(draft: &mut OpenVpn, line: &Line) -> Verdict {
             draft.others.push(far.into());
         }
     }
-    changed.map_or_else(|| Verdict::taken(format!("[interface] address = \"{own}\"")), Verdict::changed)
+    changed.map_or_else(
+        || Verdict::taken(format!("[interface] address = \"{own}\"")),
+        Verdict::changed,
+    )
 }
 
 pub(super) fn route_gateway(draft: &mut OpenVpn, line: &Line) -> Verdict {
@@ -109,15 +114,20 @@ pub(super) fn route_gateway(draft: &mut OpenVpn, line: &Line) -> Verdict {
 
 pub(super) fn route_metric(draft: &mut OpenVpn, line: &Line) -> Verdict {
     draft.route_metric = value::decimal(&line.value);
-    draft.route_metric.map_or_else(|| Verdict::invalid("a number"), |_| Verdict::taken("[[route]] metric"))
+    draft
+        .route_metric
+        .map_or_else(|| Verdict::invalid("a number"), |_| Verdict::taken("[[route]] metric"))
 }
 
 /// `NETWORK [NETMASK [GATEWAY [METRIC]]]`.
 pub(super) fn route(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let words = words(&line.value);
-    let given = |index: usize| words.get(index).map(String::as_str).filter(|word| *word != "default");
+    let given =
+        |index: usize| words.get(index).map(String::as_str).filter(|word| *word != "default");
     let Some(address) = given(0).and_then(|word| word.parse::<Ipv4Addr>().ok()) else {
-        return Verdict::dropped("no IPv4 network: write the address of this name into a [[route]]");
+        return Verdict::dropped(
+            "no IPv4 network: write the address of this name into a [[route]]",
+        );
     };
     let mask = given(1).map_or(Some(Ipv4Addr::BROADCAST), |word| word.parse().ok());
     let Some(net) = mask.and_then(|mask| value::masked(address, mask)) else {
@@ -128,7 +138,8 @@ pub(super) fn route(draft: &mut OpenVpn, line: &Line) -> Verdict {
 
 pub(super) fn route_ipv6(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let words = words(&line.value);
-    let given = |index: usize| words.get(index).map(String::as_str).filter(|word| *word != "default");
+    let given =
+        |index: usize| words.get(index).map(String::as_str).filter(|word| *word != "default");
     match given(0).and_then(value::net).filter(|net| net.addr().is_ipv6()) {
         Some(net) => routed(draft, net.trunc(), given(1), given(2)),
         None => Verdict::invalid("an IPv6 network"),
@@ -145,11 +156,17 @@ fn routed(draft: &mut OpenVpn, to: IpNet, gateway: Option<&str>, metric: Option<
         }
         Some(text) => match value::address(text) {
             Some(address) => Some(address),
-            None => return Verdict::dropped("the gateway is a name: write its address into a route of [hooks] up"),
+            None => {
+                return Verdict::dropped(
+                    "the gateway is a name: write its address into a route of [hooks] up",
+                );
+            }
         },
     };
     if !draft.tunnel.tap && draft.tunnel.connects(&to) {
-        return Verdict::taken("the network of [interface] address, to which the kernel has a route");
+        return Verdict::taken(
+            "the network of [interface] address, to which the kernel has a route",
+        );
     }
     let metric = metric.and_then(value::decimal);
     let peers = draft.tunnel.peer_addresses.clone();
@@ -157,7 +174,9 @@ fn routed(draft: &mut OpenVpn, to: IpNet, gateway: Option<&str>, metric: Option<
         return Verdict::changed("a command in [hooks] up, because [[route]] has no gateway");
     }
     match gateway.filter(|gateway| !peers.contains(gateway)) {
-        Some(_) => Verdict::changed(format!("[[route]] to = \"{to}\": everything in the tunnel goes to the peer")),
+        Some(_) => Verdict::changed(format!(
+            "[[route]] to = \"{to}\": everything in the tunnel goes to the peer"
+        )),
         None => Verdict::taken(format!("[[route]] to = \"{to}\"")),
     }
 }
@@ -198,7 +217,9 @@ pub(super) fn dhcp_option(draft: &mut OpenVpn, line: &Line) -> Verdict {
     match word(0) {
         "DNS" | "DNS6" => server(draft, word(1)),
         "DOMAIN" | "DOMAIN-SEARCH" | "ADAPTER_DOMAIN_SUFFIX" => domain(draft, &words[1..]),
-        _ => Verdict::dropped("neither a name server nor a domain: configure it on the hosts that need it"),
+        _ => Verdict::dropped(
+            "neither a name server nor a domain: configure it on the hosts that need it",
+        ),
     }
 }
 
@@ -212,7 +233,9 @@ pub(super) fn dns(draft: &mut OpenVpn, line: &Line) -> Verdict {
             let routed: Vec<_> = words[3..].iter().map(|name| format!("~{name}")).collect();
             domain(draft, &routed)
         }
-        _ => Verdict::dropped("neither a name server nor a domain: systemd-resolved's own setting applies"),
+        _ => Verdict::dropped(
+            "neither a name server nor a domain: systemd-resolved's own setting applies",
+        ),
     }
 }
 

@@ -11,7 +11,9 @@ use crate::value;
 const OUTER_V4: u32 = 28;
 
 pub(super) fn server_only(draft: &mut OpenVpn, line: &Line) -> Verdict {
-    draft.server.get_or_insert_with(|| format!("{} {}", line.key, line.value.as_str()).trim().to_owned());
+    draft
+        .server
+        .get_or_insert_with(|| format!("{} {}", line.key, line.value.as_str()).trim().to_owned());
     Verdict::dropped("of a server with many clients, which vpnd is not")
 }
 
@@ -29,7 +31,9 @@ pub(super) fn client_only(draft: &mut OpenVpn, line: &Line) -> Verdict {
 
 pub(super) fn proto(_: &mut OpenVpn, line: &Line) -> Verdict {
     if line.value.starts_with("tcp") {
-        return Verdict::changed("UDP: vpnd has no TCP. Firewalls have to let UDP pass on that port");
+        return Verdict::changed(
+            "UDP: vpnd has no TCP. Firewalls have to let UDP pass on that port",
+        );
     }
     Verdict::taken("UDP, over IPv4 and IPv6")
 }
@@ -39,7 +43,9 @@ fn port_of(line: &Line) -> Option<u16> {
 }
 
 pub(super) fn port(draft: &mut OpenVpn, line: &Line) -> Verdict {
-    let Some(port) = port_of(line).filter(|port| *port > 0) else { return Verdict::invalid("a port") };
+    let Some(port) = port_of(line).filter(|port| *port > 0) else {
+        return Verdict::invalid("a port");
+    };
     if line.group > 0 {
         draft.connections.push((line.group, port));
         return Verdict::taken("the port of [peer] endpoint");
@@ -63,7 +69,9 @@ pub(super) fn lport(draft: &mut OpenVpn, line: &Line) -> Verdict {
 }
 
 pub(super) fn rport(draft: &mut OpenVpn, line: &Line) -> Verdict {
-    let Some(port) = port_of(line).filter(|port| *port > 0) else { return Verdict::invalid("a port") };
+    let Some(port) = port_of(line).filter(|port| *port > 0) else {
+        return Verdict::invalid("a port");
+    };
     if line.group > 0 {
         draft.connections.push((line.group, port));
     } else {
@@ -81,7 +89,9 @@ pub(super) fn nobind(draft: &mut OpenVpn, _: &Line) -> Verdict {
 pub(super) fn local(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let words = words(&line.value);
     let Some(address) = words.first().and_then(|word| value::address(word)) else {
-        return Verdict::dropped("a name: write its address into [interface] listen, as \"ADDRESS:PORT\"");
+        return Verdict::dropped(
+            "a name: write its address into [interface] listen, as \"ADDRESS:PORT\"",
+        );
     };
     draft.local = Some(address);
     Verdict::taken("[interface] listen = \"ADDRESS:PORT\"")
@@ -95,15 +105,22 @@ pub(super) fn remote(draft: &mut OpenVpn, line: &Line) -> Verdict {
         return Verdict::invalid("a name or an address");
     };
     let tcp = [word(1), word(2)].into_iter().flatten().any(|word| word.starts_with("tcp"));
-    let own = draft.connections.iter().find(|(group, _)| *group == line.group).map(|(_, port)| *port);
+    let own =
+        draft.connections.iter().find(|(group, _)| *group == line.group).map(|(_, port)| *port);
     let port = word(1).and_then(value::port).or(own).or(draft.rport).or(draft.port).unwrap_or(PORT);
     let endpoint = value::endpoint(host, port);
     if draft.tunnel.endpoints.contains(&endpoint) {
-        return Verdict::changed(format!("{endpoint} is an endpoint already; vpnd speaks UDP only"));
+        return Verdict::changed(format!(
+            "{endpoint} is an endpoint already; vpnd speaks UDP only"
+        ));
     }
     let text = format!("[peer] endpoint = \"{endpoint}\"");
     draft.tunnel.endpoints.push(endpoint);
-    if tcp { Verdict::changed(format!("{text}, over UDP: vpnd has no TCP")) } else { Verdict::taken(text) }
+    if tcp {
+        Verdict::changed(format!("{text}, over UDP: vpnd has no TCP"))
+    } else {
+        Verdict::taken(text)
+    }
 }
 
 fn seconds(text: &str, most: u32) -> Option<u16> {
@@ -113,7 +130,9 @@ fn seconds(text: &str, most: u32) -> Option<u16> {
 /// `INTERVAL TIMEOUT`.
 pub(super) fn keepalive(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let words = words(&line.value);
-    let [interval, timeout, ..] = words.as_slice() else { return Verdict::invalid("two times in seconds") };
+    let [interval, timeout, ..] = words.as_slice() else {
+        return Verdict::invalid("two times in seconds");
+    };
     let (Some(interval), Some(timeout)) = (seconds(interval, 65535), seconds(timeout, 3600)) else {
         return Verdict::invalid("two times in seconds");
     };
@@ -131,7 +150,9 @@ pub(super) fn ping(draft: &mut OpenVpn, line: &Line) -> Verdict {
 pub(super) fn ping_restart(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let Some(timeout) = seconds(&line.value, 3600) else { return Verdict::invalid("seconds") };
     draft.tunnel.dead_after = Some(timeout).filter(|timeout| *timeout > 0);
-    Verdict::taken(format!("[peer] dead_after = \"{timeout}s\"; vpnd tries again without a restart"))
+    Verdict::taken(format!(
+        "[peer] dead_after = \"{timeout}s\"; vpnd tries again without a restart"
+    ))
 }
 
 pub(super) fn tun_mtu(draft: &mut OpenVpn, line: &Line) -> Verdict {
@@ -139,7 +160,9 @@ pub(super) fn tun_mtu(draft: &mut OpenVpn, line: &Line) -> Verdict {
     match words.first().and_then(|word| value::mtu(word)) {
         Some(mtu) => {
             draft.tunnel.mtu = Some(mtu);
-            Verdict::taken(format!("[interface] mtu = {mtu}; packets larger than the path cross in fragments"))
+            Verdict::taken(format!(
+                "[interface] mtu = {mtu}; packets larger than the path cross in fragments"
+            ))
         }
         None => Verdict::invalid("an MTU from 576 to 65535"),
     }
@@ -147,13 +170,21 @@ pub(super) fn tun_mtu(draft: &mut OpenVpn, line: &Line) -> Verdict {
 
 pub(super) fn fragment(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let words = words(&line.value);
-    let outer = words.first().and_then(|word| value::decimal(word)).map(|size| size.saturating_add(OUTER_V4));
-    match outer.filter(|outer| (1280..=65535).contains(outer)).and_then(|outer| outer.try_into().ok()) {
+    let outer = words
+        .first()
+        .and_then(|word| value::decimal(word))
+        .map(|size| size.saturating_add(OUTER_V4));
+    match outer
+        .filter(|outer| (1280..=65535).contains(outer))
+        .and_then(|outer| outer.try_into().ok())
+    {
         Some(outer) => {
             draft.tunnel.mtu_max = Some(outer);
             Verdict::changed(format!("[path] mtu_max = {outer}: larger packets cross in fragments"))
         }
-        None => Verdict::dropped("vpnd finds the path's MTU by probes, and never sends less than 1280 bytes for it"),
+        None => Verdict::dropped(
+            "vpnd finds the path's MTU by probes, and never sends less than 1280 bytes for it",
+        ),
     }
 }
 
@@ -165,7 +196,9 @@ pub(super) fn mssfix(draft: &mut OpenVpn, line: &Line) -> Verdict {
             Verdict::taken("[path] mss_clamp = \"off\"")
         }
         Some(None) => Verdict::invalid("a size"),
-        _ => Verdict::changed("[path] mss_clamp = \"auto\", the default: TCP is limited to what the path carries"),
+        _ => Verdict::changed(
+            "[path] mss_clamp = \"auto\", the default: TCP is limited to what the path carries",
+        ),
     }
 }
 
@@ -207,7 +240,10 @@ fn sized(bytes: Option<u32>) -> Verdict {
 
 pub(super) fn txqueuelen(draft: &mut OpenVpn, line: &Line) -> Verdict {
     draft.tunnel.txqueuelen = value::within(&line.value, 1, 1_000_000);
-    draft.tunnel.txqueuelen.map_or_else(|| Verdict::invalid("a length"), |_| Verdict::taken("[interface] txqueuelen"))
+    draft
+        .tunnel
+        .txqueuelen
+        .map_or_else(|| Verdict::invalid("a length"), |_| Verdict::taken("[interface] txqueuelen"))
 }
 
 /// The first cipher of a list that both programs have.
@@ -223,14 +259,19 @@ pub(super) fn cipher(draft: &mut OpenVpn, line: &Line) -> Verdict {
             let verdict = if chosen == ours { Verdict::taken } else { Verdict::changed };
             verdict(format!("[peer] cipher = \"{chosen}\""))
         }
-        None => Verdict::changed("[peer] cipher = \"chacha20-poly1305\", the default, which is authenticated"),
+        None => Verdict::changed(
+            "[peer] cipher = \"chacha20-poly1305\", the default, which is authenticated",
+        ),
     }
 }
 
 pub(super) fn nice(draft: &mut OpenVpn, line: &Line) -> Verdict {
     let nice = line.value.parse::<i8>().ok().filter(|nice| (-20..=19).contains(nice));
     draft.tunnel.nice = nice;
-    nice.map_or_else(|| Verdict::invalid("-20 to 19"), |nice| Verdict::taken(format!("[service] nice = {nice}")))
+    nice.map_or_else(
+        || Verdict::invalid("-20 to 19"),
+        |nice| Verdict::taken(format!("[service] nice = {nice}")),
+    )
 }
 
 pub(super) fn verb(draft: &mut OpenVpn, line: &Line) -> Verdict {

@@ -34,7 +34,14 @@ pub(super) fn parse(file: usize, source: &Source) -> Vec<Line> {
             None => {
                 let (key, value) = option(trimmed);
                 if !key.is_empty() {
-                    lines.push(line(file, first, first, group, key, Zeroizing::new(value.to_owned())));
+                    lines.push(line(
+                        file,
+                        first,
+                        first,
+                        group,
+                        key,
+                        Zeroizing::new(value.to_owned()),
+                    ));
                 }
             }
         }
@@ -119,8 +126,13 @@ mod tests {
         let text = "dev tun\n<secret>\n-----\nabc\n</secret>\n<connection>\nremote a\n</connection>\nverb 3";
         let source = Source { name: "x.conf".into(), text: Zeroizing::new(text.into()) };
         let lines = parse(0, &source);
-        let shown: Vec<_> =
-            lines.iter().map(|line| (line.key.as_str(), line.first, line.last, line.group)).collect();
-        assert_eq!(shown, [("dev", 1, 1, 0), ("secret", 2, 5, 0), ("remote", 7, 7, 1), ("verb", 9, 9, 0)]);
+        let shown: Vec<_> = lines
+            .iter()
+            .map(|line| (line.key.as_str(), line.first, line.last, line.group))
+            .collect();
+        assert_eq!(
+            shown,
+            [("dev", 1, 1, 0), ("secret", 2, 5, 0), ("remote", 7, 7, 1), ("verb", 9, 9, 0)]
+        );
     }
 }

@@ -6,11 +6,16 @@ use crate::line::Line;
 use crate::table::Verdict;
 
 /// Scripts that configure name servers, as Debian and others ship them.
-const RESOLVERS: [&str; 4] =
-    ["update-resolv-conf", "update-systemd-resolved", "openvpn-systemd-resolved", "update-resolv-conf.sh"];
+const RESOLVERS: [&str; 4] = [
+    "update-resolv-conf",
+    "update-systemd-resolved",
+    "openvpn-systemd-resolved",
+    "update-resolv-conf.sh",
+];
 
 /// `sh` appends what OpenVPN appends to a script's arguments, and sets the variables that most scripts use.
-const SHELL: &str = r#"export dev="$VPND_DEVICE" tun_mtu="$VPND_MTU"; exec "$@" "$dev" "$tun_mtu" 0"#;
+const SHELL: &str =
+    r#"export dev="$VPND_DEVICE" tun_mtu="$VPND_MTU"; exec "$@" "$dev" "$tun_mtu" 0"#;
 
 pub(super) fn up(draft: &mut OpenVpn, line: &Line) -> Verdict {
     script(draft, line, "up", |draft, command| draft.tunnel.up.push(command))
@@ -29,7 +34,9 @@ pub(super) fn route_pre_down(draft: &mut OpenVpn, line: &Line) -> Verdict {
 }
 
 pub(super) fn ipchange(draft: &mut OpenVpn, line: &Line) -> Verdict {
-    plain(draft, line, "established", "ipchange", |draft, command| draft.tunnel.established.push(command))
+    plain(draft, line, "established", "ipchange", |draft, command| {
+        draft.tunnel.established.push(command)
+    })
 }
 
 /// A script that gets the device, its MTU and its addresses.
@@ -50,12 +57,17 @@ fn script(
         (None, None) => String::new(),
     };
     let own = own.map_or_else(String::new, |net| net.addr().to_string());
-    let text = format!("export script_type={hook} script_context=init ifconfig_local='{own}' ifconfig_remote='{far}'; {SHELL} '{own}' '{far}' init");
+    let text = format!(
+        "export script_type={hook} script_context=init ifconfig_local='{own}' ifconfig_remote='{far}'; {SHELL} '{own}' '{far}' init"
+    );
     let bridge = bridge_of(draft, &command);
     add(draft, shell(&text, command));
-    let how = format!("[hooks] {hook}, with OpenVPN's arguments and its main variables (docs/import.md)");
+    let how =
+        format!("[hooks] {hook}, with OpenVPN's arguments and its main variables (docs/import.md)");
     Verdict::changed(match bridge {
-        Some(bridge) => format!("{how}. It seems to join the bridge {bridge}: [interface] bridge = \"{bridge}\" does that, then remove this command"),
+        Some(bridge) => format!(
+            "{how}. It seems to join the bridge {bridge}: [interface] bridge = \"{bridge}\" does that, then remove this command"
+        ),
         None => how,
     })
 }
@@ -72,7 +84,8 @@ fn plain(
     if let Some(verdict) = resolver(draft, &command) {
         return verdict;
     }
-    let text = format!(r#"export script_type={kind} dev="$VPND_DEVICE" tun_mtu="$VPND_MTU"; exec "$@""#);
+    let text =
+        format!(r#"export script_type={kind} dev="$VPND_DEVICE" tun_mtu="$VPND_MTU"; exec "$@""#);
     add(draft, shell(&text, command));
     Verdict::changed(format!("[hooks] {hook}, with OpenVPN's main variables (docs/import.md)"))
 }
@@ -104,7 +117,9 @@ fn resolver(draft: &OpenVpn, command: &[String]) -> Option<Verdict> {
     }
     Some(Verdict::dropped(match draft.dns {
         true => "[dns] does what this script does",
-        false => "[dns] does what this script does: no server is in this file, add `servers` if there is one",
+        false => {
+            "[dns] does what this script does: no server is in this file, add `servers` if there is one"
+        }
     }))
 }
 
@@ -113,7 +128,8 @@ fn bridge_of(draft: &OpenVpn, command: &[String]) -> Option<String> {
     let text = draft.host.read(std::path::Path::new(command.first()?)).ok()?;
     text.lines().find_map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
-        let after = |word: &str| words.iter().position(|it| *it == word).and_then(|at| words.get(at + 1));
+        let after =
+            |word: &str| words.iter().position(|it| *it == word).and_then(|at| words.get(at + 1));
         let name = after("addif").or_else(|| after("master"))?;
         Some(name.trim_matches(['"', '\'', ';']).to_owned())
     })

@@ -31,7 +31,17 @@ pub(super) fn parse(source: &Source) -> Vec<Line> {
         };
         let (number, section) = (index + 1, section.clone());
         let value = Zeroizing::new(value.to_owned());
-        lines.push(Line { file: 0, first: number, last: number, section, group, key, shown: None, value, decided });
+        lines.push(Line {
+            file: 0,
+            first: number,
+            last: number,
+            section,
+            group,
+            key,
+            shown: None,
+            value,
+            decided,
+        });
     }
     lines
 }
