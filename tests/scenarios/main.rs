@@ -25,6 +25,7 @@ mod guard;
 mod guarded;
 mod hooks;
 mod hostile;
+mod import;
 mod interop;
 mod kernel;
 mod keys;
@@ -110,6 +111,7 @@ fn main() -> ExitCode {
         routing::scenarios(),
         restart::scenarios(),
         hostile::scenarios(),
+        import::scenarios(),
         ecn::scenarios(),
         guarded::scenarios(),
         names::scenarios(),

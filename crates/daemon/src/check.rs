@@ -82,7 +82,7 @@ fn online(options: &CheckOptions) -> anyhow::Result<ExitCode> {
 }
 
 /// The given file if it exists. If not, a word that can be a tunnel's name is one, as for `reload`.
-fn file(given: &Path) -> PathBuf {
+pub(crate) fn file(given: &Path) -> PathBuf {
     let name = given.to_str().filter(|name| !name.contains('/') && !name.ends_with(".toml"));
     match name {
         Some(name) if !is_file(given) => usual_file(&socket(name)),

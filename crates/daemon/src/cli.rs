@@ -8,7 +8,9 @@ use crate::check::CheckOptions;
 use crate::demo::DemoOptions;
 use crate::doctor::DoctorOptions;
 use crate::forget::ForgetOptions;
+use crate::export::ExportOptions;
 use crate::helper::RunAs;
+use crate::import::ImportOptions;
 use crate::keygen::{OutputOptions, PubkeyOptions};
 use crate::logging::Logging;
 use crate::manual::{CompletionsOptions, HelpOptions, ManOptions};
@@ -96,6 +98,10 @@ pub(crate) enum Command {
     Forget(ForgetOptions),
     /// Writes ready-to-run configurations and keys for two sites
     Pair(PairOptions),
+    /// Reads a tunnel of wg-quick, systemd-networkd, NetworkManager, OpenWrt or OpenVPN
+    Import(ImportOptions),
+    /// Prints the other end's configuration for WireGuard's other programs
+    Export(ExportOptions),
     /// Creates, deletes and lists TUN and TAP devices, with the syntax of `ip tuntap`
     Tuntap(TuntapOptions),
     /// Runs a demonstration: two sites in network namespaces on this machine

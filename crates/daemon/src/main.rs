@@ -17,6 +17,7 @@ mod device_watch;
 mod diagnostics;
 mod doctor;
 mod exit;
+mod export;
 mod fingerprint;
 mod firewall;
 mod floor;
@@ -25,6 +26,7 @@ mod forward;
 mod hand_on;
 mod helper;
 mod hooks;
+mod import;
 mod inherited;
 mod interrupt;
 mod keygen;
@@ -86,6 +88,8 @@ use config::{Loaded, Report};
 use demo::DemoError;
 use doctor::DoctorError;
 use exit::Exit;
+use export::ExportError;
+use import::ImportFailure;
 use inherited::{Inherited, TakeOverError};
 use logging::Logging;
 use pair::PairError;
@@ -122,6 +126,8 @@ fn dispatch(command: Command, logging: Logging) -> anyhow::Result<ExitCode> {
         Command::Rotate(options) => reload::rotate(&options),
         Command::Forget(options) => forget::run(&options),
         Command::Pair(options) => pair::run(&options),
+        Command::Import(options) => import::run(&options),
+        Command::Export(options) => export::run(&options),
         Command::Tuntap(options) => tuntap::run(&options),
         Command::Demo(options) => demo::run(options),
         Command::Help(options) => manual::help(&options, Cli::command()),
@@ -194,6 +200,10 @@ fn code(error: &anyhow::Error) -> Exit {
     } else if let Some(error) = error.downcast_ref::<RunError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<PairError>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<ImportFailure>() {
+        error.exit()
+    } else if let Some(error) = error.downcast_ref::<ExportError>() {
         error.exit()
     } else if let Some(error) = error.downcast_ref::<AskError>() {
         error.exit()

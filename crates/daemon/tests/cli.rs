@@ -31,9 +31,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 17] = [
     "run", "genkey", "pubkey", "genpsk", "check", "doctor", "status", "wait", "ping", "mtu",
-    "reload", "rotate", "pair", "tuntap", "demo",
+    "reload", "rotate", "pair", "import", "export", "tuntap", "demo",
 ];
 
 #[test]
@@ -76,6 +76,11 @@ fn a_wrong_command_line_ends_with_2() {
         &["tuntap", "del"],
         &["tuntap", "del", "tun7", "user", "root"],
         &["tuntap", "list", "tun7", "mode", "tun"],
+        &["import"],
+        &["import", "f", "--format", "ini"],
+        &["export", "a"],
+        &["export", "a", "--qr", "--uapi"],
+        &["export", "a", "--qr", "--own", "--endpoint", "b"],
         &["pair", "a", "b"],
         &["pair", "a=192.0.2.1:1", "a"],
         &["pair", "a=192.0.2.1", "b"],

@@ -1,0 +1,253 @@
+//! Both ends of a tunnel in WireGuard's terms.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use vpnd_device::WhenDown;
+use vpnd_import::export::{End, Routing};
+use vpnd_protocol::endpoint::Roam;
+use vpnd_tunnel::udp::Listen;
+use zeroize::Zeroizing;
+
+use super::{ExportError, ExportOptions};
+use crate::config::{Carrier, Config, Endpoint, Guard, MssClamp, Route};
+use crate::keys::Keys;
+
+/// Behind a NAT, which an end that nobody can reach often is.
+const BEHIND_NAT: u16 = 25;
+
+/// The other end, and what is not known or cannot be said.
+pub(super) fn other(
+    config: &Config,
+    keys: &Keys,
+    private_key: Option<Zeroizing<String>>,
+    options: &ExportOptions,
+) -> Result<(End, Vec<String>), ExportError> {
+    let mut notes = vec![];
+    let reached = config.peer.endpoints.first();
+    if config.peer.endpoints.len() > 1 {
+        notes.push(format!(
+            "of several endpoints the first gives the other end its port: {}",
+            config.peer.endpoints[0]
+        ));
+    }
+    if private_key.is_none() {
+        notes.push(format!(
+            "the private key of {} is not known here: put it in place of the placeholder, or give --peer-key FILE",
+            config.peer.public_key
+        ));
+    }
+    let endpoint = match &options.endpoint {
+        Some(text) => Some(own_endpoint(text, config.interface.listen)?),
+        None => {
+            notes.push(match reached {
+                Some(_) => "without --endpoint HOST the other end waits for this one".to_owned(),
+                None => "neither end could begin: give --endpoint HOST, where this end is reached"
+                    .to_owned(),
+            });
+            None
+        }
+    };
+    if options.network.is_empty() {
+        notes.push(
+            "networks behind this end are not in its configuration: give --network NET for each"
+                .to_owned(),
+        );
+    }
+    notes.push("what holds at this end only stays here: routes, filters, timers, hooks, [dns], the kill switch".to_owned());
+    let end = End {
+        device: config.name.chars().take(15).collect(),
+        private_key,
+        public_key: config.peer.public_key,
+        addresses: addresses_of_other(config, options, &mut notes),
+        listen: reached.map(|endpoint| endpoint.port),
+        mtu: config.interface.mtu,
+        fwmark: None,
+        dns_servers: vec![],
+        dns_domains: vec![],
+        routing: Routing::Auto,
+        up: vec![],
+        down: vec![],
+        peer: keys.secret.public(),
+        preshared_key: preshared(config, keys),
+        endpoint,
+        allowed_ips: hosts(&config.interface.addresses)
+            .chain(options.network.iter().map(IpNet::trunc))
+            .collect(),
+        keepalive: reached.is_none().then_some(BEHIND_NAT),
+    };
+    Ok((end, notes))
+}
+
+/// `HOST` with the port that is listened at, or `HOST:PORT`.
+fn own_endpoint(text: &str, listen: Listen) -> Result<String, ExportError> {
+    let port = match listen {
+        Listen::Port(port) => port,
+        Listen::Address(address) => address.port(),
+    };
+    let bare =
+        text.parse::<std::net::Ipv6Addr>().map_or_else(|_| text.to_owned(), |v6| format!("[{v6}]"));
+    let with_port = || format!("{bare}:{port}").parse::<Endpoint>().ok();
+    let endpoint = text.parse().ok().or_else(with_port);
+    endpoint
+        .map(|endpoint| endpoint.to_string())
+        .ok_or_else(|| ExportError::Endpoint(text.to_owned()))
+}
+
+fn addresses_of_other(
+    config: &Config,
+    options: &ExportOptions,
+    notes: &mut Vec<String>,
+) -> Vec<IpNet> {
+    if !options.address.is_empty() {
+        return options.address.clone();
+    }
+    let peers = config.interface.peer_addresses.iter().map(|address| IpNet::from(*address));
+    let addresses: Vec<_> =
+        peers.chain(config.interface.addresses.iter().filter_map(other_host)).collect();
+    if addresses.is_empty() {
+        notes.push(
+            "the other end's address inside is not known here: give --address ADDRESS/LENGTH"
+                .to_owned(),
+        );
+    }
+    addresses
+}
+
+/// The other host of a network of two.
+fn other_host(own: &IpNet) -> Option<IpNet> {
+    let few = own.max_prefix_len() - own.prefix_len();
+    if !(1..=2).contains(&few) {
+        return None;
+    }
+    let anycast = |address: &IpAddr| address.is_ipv6() && few == 2 && *address == own.network();
+    let other = own.hosts().find(|host| *host != own.addr() && !anycast(host))?;
+    IpNet::new(other, own.prefix_len()).ok()
+}
+
+fn hosts(nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
+    nets.iter().map(|net| IpNet::from(net.addr()))
+}
+
+fn preshared(config: &Config, keys: &Keys) -> Option<Zeroizing<String>> {
+    config.peer.preshared_key_file.as_ref().map(|_| keys.preshared.to_base64())
+}
+
+/// This end, and what cannot be said.
+pub(super) fn own(config: &Config, keys: &Keys) -> (End, Vec<String>) {
+    let (routing, commands) = routing(config);
+    let (interface, hooks) = (&config.interface, &config.hooks);
+    let listen = match interface.listen {
+        Listen::Port(port) => port,
+        Listen::Address(address) => address.port(),
+    };
+    let domains = config.dns.domains.iter().filter(|domain| !domain.starts_with('~'));
+    let end = End {
+        device: interface.name.clone().unwrap_or_else(|| config.name.chars().take(15).collect()),
+        private_key: Some(keys.secret.to_base64()),
+        public_key: keys.secret.public(),
+        addresses: interface.addresses.clone(),
+        listen: Some(listen).filter(|port| *port != 0),
+        mtu: interface.mtu,
+        fwmark: Some(config.socket.fwmark).filter(|mark| *mark != 0),
+        dns_servers: config.dns.servers.clone(),
+        dns_domains: domains.cloned().collect(),
+        routing,
+        up: commands.into_iter().chain(hooks.up.iter().cloned()).collect(),
+        down: hooks.down.clone(),
+        peer: config.peer.public_key,
+        preshared_key: preshared(config, keys),
+        endpoint: config.peer.endpoints.first().map(ToString::to_string),
+        allowed_ips: config.peer.allowed_ips.clone(),
+        keepalive: config
+            .peer
+            .keepalive
+            .map(|every| every.as_secs())
+            .and_then(|seconds| seconds.try_into().ok()),
+    };
+    (end, unsaid(config))
+}
+
+/// The routes as `wg-quick` would make them; if it would make others, commands.
+fn routing(config: &Config) -> (Routing, Vec<Vec<String>>) {
+    let interface = &config.interface;
+    let connected = |to: &IpNet| interface.addresses.iter().any(|own| own.trunc().contains(to));
+    let peers = |to: &IpNet| interface.peer_addresses.iter().any(|peer| IpNet::from(*peer) == *to);
+    let same = |wanted: &[IpNet]| {
+        wanted.iter().all(|to| config.routes.iter().any(|route| route.to == *to) || peers(to))
+            && config.routes.iter().all(|route| wanted.contains(&route.to))
+    };
+    let allowed = &config.peer.allowed_ips;
+    let uncovered: Vec<_> = allowed.iter().filter(|to| !connected(to)).copied().collect();
+    let plain = config.routes.iter().all(|route| route.metric.is_none() && route.table.is_none());
+    let table = config.routes.first().and_then(|route| route.table);
+    let one_table =
+        config.routes.iter().all(|route| route.metric.is_none() && route.table == table);
+    match table {
+        None if plain && same(&uncovered) => (Routing::Auto, vec![]),
+        Some(table) if one_table && same(allowed) => (Routing::Table(table), vec![]),
+        _ => (Routing::Off, config.routes.iter().map(command).collect()),
+    }
+}
+
+fn command(route: &Route) -> Vec<String> {
+    let family = if route.to.addr().is_ipv4() { "-4" } else { "-6" };
+    let mut words =
+        vec!["ip".to_owned(), family.into(), "route".into(), "add".into(), route.to.to_string()];
+    words.extend(["dev".to_owned(), "%i".to_owned()]);
+    words.extend(route.metric.iter().flat_map(|metric| ["metric".to_owned(), metric.to_string()]));
+    words.extend(route.table.iter().flat_map(|table| ["table".to_owned(), table.to_string()]));
+    words
+}
+
+/// The settings of this end that WireGuard's programs do not have.
+fn unsaid(config: &Config) -> Vec<String> {
+    let Config { interface, peer, path, socket, dns, hooks, .. } = config;
+    let kill_switch = config.routes.iter().any(|route| route.when_down != WhenDown::Keep);
+    let all = [
+        (
+            matches!(interface.listen, Listen::Address(_)),
+            "[interface] listen: the port alone; WireGuard binds to every address",
+        ),
+        (!interface.peer_addresses.is_empty(), "[interface] peer_address: a route takes its place"),
+        (
+            interface.mtu.is_none(),
+            "[interface] mtu = \"auto\": wg-quick takes 80 off the route's MTU at the start",
+        ),
+        (
+            interface.carrier == Carrier::Peer,
+            "[interface] carrier = \"peer\": a WireGuard device always has a carrier",
+        ),
+        (interface.vrf.is_some(), "[interface] vrf: `ip link set %i vrf NAME` in PostUp"),
+        (
+            interface.netns.is_some() || socket.netns.is_some(),
+            "netns: `ip link set %i netns NAME` in PostUp",
+        ),
+        (peer.endpoints.len() > 1, "[peer] endpoint: the first only, WireGuard has one"),
+        (peer.roam != Roam::Any, "[peer] roam: WireGuard always follows its peer"),
+        (!peer.guard.is_empty() && peer.guard != [Guard::Ra], "[peer] guard: nothing like it"),
+        (
+            kill_switch,
+            "[[route]] when_down: packets leave outside the tunnel when it is down; a rule of nftables can prevent that",
+        ),
+        (
+            path.mss_clamp != MssClamp::Off,
+            "[path] mss_clamp: a rule of nftables, `tcp flags syn tcp option maxseg size set rt mtu`, if LANs need it",
+        ),
+        (socket.bind_device.is_some(), "[socket] bind_device: `ip rule` with FwMark"),
+        (!socket.sources.is_empty(), "[socket] source: the route chooses"),
+        (socket.dscp != 0, "[socket] dscp: a rule of nftables"),
+        (
+            dns.domains.iter().any(|domain| domain.starts_with('~')),
+            "[dns] domains with ~: resolvconf has none, all names are asked for",
+        ),
+        (
+            !hooks.established.is_empty() || !hooks.lost.is_empty(),
+            "[hooks] established and lost: nothing like them",
+        ),
+    ];
+    all.into_iter()
+        .filter(|(said, _)| *said)
+        .map(|(_, text)| format!("cannot be said: {text}"))
+        .collect()
+}

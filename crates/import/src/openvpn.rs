@@ -1,0 +1,262 @@
+//! OpenVPN between two points: a static key (`secret`), or TLS without a server. The new tunnel has vpnd at both ends
+//! and new keys, because OpenVPN's are of another kind.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use ipnet::IpNet;
+
+use crate::line::Source;
+use crate::report::{Failure, ImportError, Imported, Outcome};
+use crate::table::apply;
+use crate::tunnel::{Route, Tunnel};
+use crate::{Choices, Format, Host, value};
+
+mod addresses;
+mod carrier;
+mod parse;
+mod rows;
+mod scripts;
+
+pub(crate) use rows::{ROWS, is_option};
+
+/// The port of OpenVPN.
+const PORT: u16 = 1194;
+
+/// One end, as far as it is read.
+pub(crate) struct OpenVpn {
+    host: Rc<dyn Host>,
+    tunnel: Tunnel,
+    /// The base of relative paths.
+    directory: PathBuf,
+    /// The option that only a server, or its client, has.
+    server: Option<String>,
+    client: Option<String>,
+    port: Option<u16>,
+    lport: Option<u16>,
+    rport: Option<u16>,
+    nobind: bool,
+    local: Option<IpAddr>,
+    /// The ports and protocols of `<connection>` blocks, by their group.
+    connections: Vec<(usize, u16)>,
+    route_metric: Option<u32>,
+    route_gateway: Option<IpAddr>,
+    /// The other end's addresses, as far as this end knows them.
+    others: Vec<IpNet>,
+    dns: bool,
+    notes: Vec<String>,
+}
+
+pub(crate) fn import(
+    sources: &[Source],
+    choices: &Choices,
+    host: &Rc<dyn Host>,
+) -> Result<Imported, Box<Failure>> {
+    let (first, second) = match sources {
+        [first] => (first, None),
+        [first, second] => (first, Some(second)),
+        _ => {
+            return Err(
+                ImportError::Files("give the file of this end, and that of the other end").alone()
+            );
+        }
+    };
+    let (here, mut outcomes) = read(0, first, host);
+    let there = second.map(|second| read(1, second, host));
+    let stop = Some(format!("systemctl disable --now {}@{}", unit(first), first.stem()));
+    let name = choices.name.as_deref().unwrap_or_else(|| first.stem());
+    let result = here.finish().and_then(|(tunnel, others, mut notes)| {
+        let mut tunnel =
+            Tunnel { name: value::tunnel_name(name).ok_or(ImportError::Name)?, ..tunnel };
+        let mut other = match (second, there) {
+            (Some(second), Some((there, more))) => {
+                outcomes.extend(more);
+                let (other, _, more) = there.finish()?;
+                notes
+                    .extend(more.into_iter().map(|note| format!("{}: {note}", second.file_name())));
+                let name = value::tunnel_name(second.stem()).ok_or(ImportError::Name)?;
+                Tunnel { name, cipher: tunnel.cipher, ..other }
+            }
+            _ => mirrored(&tunnel, &others, choices, &mut notes)?,
+        };
+        exchange_keys(&mut tunnel, &mut other, &**host);
+        Ok((tunnel, other, notes))
+    });
+    match result {
+        Ok((tunnel, other, notes)) => Ok(Imported {
+            format: Format::OpenVpn,
+            tunnel,
+            other: Some(other),
+            outcomes,
+            notes,
+            stop,
+        }),
+        Err(error) => Err(error.after(outcomes)),
+    }
+}
+
+/// The unit of systemd that starts the files of this directory.
+fn unit(source: &Source) -> &'static str {
+    match source.directory().rsplit('/').next() {
+        Some("server") => "openvpn-server",
+        Some("client") => "openvpn-client",
+        _ => "openvpn",
+    }
+}
+
+fn read(file: usize, source: &Source, host: &Rc<dyn Host>) -> (OpenVpn, Vec<Outcome>) {
+    let mut draft = OpenVpn {
+        host: Rc::clone(host),
+        tunnel: Tunnel { vpnd: true, ..Tunnel::default() },
+        directory: PathBuf::from(source.directory()),
+        server: None,
+        client: None,
+        port: None,
+        lport: None,
+        rport: None,
+        nobind: false,
+        local: None,
+        connections: vec![],
+        route_metric: None,
+        route_gateway: None,
+        others: vec![],
+        dns: false,
+        notes: vec![],
+    };
+    let outcomes = apply(ROWS, parse::parse(file, source), &mut draft);
+    (draft, outcomes)
+}
+
+/// Gives both ends new keys.
+fn exchange_keys(here: &mut Tunnel, there: &mut Tunnel, host: &dyn Host) {
+    (here.private_key, there.private_key) = (host.private_key(), host.private_key());
+    (here.public_key, there.public_key) = (there.own_public_key(), here.own_public_key());
+    here.preshared_key = Some(host.preshared_key());
+    there.preshared_key.clone_from(&here.preshared_key);
+}
+
+/// The other end, as far as it follows from this one.
+fn mirrored(
+    here: &Tunnel,
+    others: &[IpNet],
+    choices: &Choices,
+    notes: &mut Vec<String>,
+) -> Result<Tunnel, ImportError> {
+    let port = here.listen.map(|(_, port)| port);
+    let endpoint = match (&choices.endpoint, here.listen) {
+        (Some(host), _)
+            if value::split_endpoint(host).is_some_and(|(_, port)| value::port(port).is_some()) =>
+        {
+            Some(host.clone())
+        }
+        (Some(host), _) => Some(value::endpoint(host, port.unwrap_or(PORT))),
+        (None, Some((Some(address), port))) => Some(value::endpoint(&address.to_string(), port)),
+        (None, _) => None,
+    };
+    let listen = here.endpoints.first().and_then(|endpoint| value::split_endpoint(endpoint));
+    let listen = listen.and_then(|(_, port)| value::port(port)).map(|port| (None, port));
+    if endpoint.is_none() && listen.is_none() {
+        return Err(ImportError::NoEndpoint);
+    }
+    if others.is_empty() {
+        notes.push(
+            "the other end's address inside is not in this file: set [interface] address there"
+                .to_owned(),
+        );
+    }
+    notes.push(
+        "the other end's networks are not in this file: at the other end add a [[route]] for each network behind this \
+         one, or import both files at once (`vpnd import HERE.conf THERE.conf`)"
+            .to_owned(),
+    );
+    let point_to_point = !here.peer_addresses.is_empty();
+    let own =
+        |v4: bool| here.addresses.iter().find(|own| own.addr().is_ipv4() == v4).map(IpNet::addr);
+    let far = |address: &IpAddr| own(address.is_ipv4());
+    Ok(Tunnel {
+        name: format!("{}-peer", here.name),
+        device: here.device.clone(),
+        tap: here.tap,
+        addresses: others.to_vec(),
+        peer_addresses: if point_to_point {
+            here.peer_addresses.iter().filter_map(far).collect()
+        } else {
+            vec![]
+        },
+        listen,
+        mtu: here.mtu,
+        vpnd: true,
+        cipher: here.cipher,
+        endpoints: endpoint.into_iter().collect(),
+        keepalive: here.keepalive,
+        dead_after: here.dead_after,
+        mss_clamp: here.mss_clamp,
+        mtu_max: here.mtu_max,
+        ..Tunnel::default()
+    })
+}
+
+impl OpenVpn {
+    /// The tunnel, without name and keys, the other end's addresses, and notes.
+    fn finish(mut self) -> Result<(Tunnel, Vec<IpNet>, Vec<String>), ImportError> {
+        if let Some(option) = &self.server {
+            return Err(ImportError::NotPointToPoint(format!(
+                "`{option}` is an option of a server with many clients. vpnd joins two sites, one tunnel for each pair: \
+                 `vpnd pair` writes both ends of a tunnel"
+            )));
+        }
+        if let Some(option) = &self.client {
+            return Err(ImportError::NotPointToPoint(format!(
+                "`{option}`: a server gives this client its addresses and routes. vpnd has no server: it joins two sites, \
+                 each with a configuration of its own. `vpnd pair` writes both"
+            )));
+        }
+        if !self.nobind {
+            let port = self.lport.or(self.port).unwrap_or(PORT);
+            self.tunnel.listen = Some((self.local, port));
+            if self.lport.or(self.port).is_none() {
+                self.notes.push(format!("no port: [interface] listen = {PORT}, OpenVPN's own"));
+            }
+        }
+        if self.tunnel.mtu.is_none() && !self.tunnel.tap {
+            self.notes.push(
+                "no tun-mtu: the device's MTU follows the path, where OpenVPN has 1500".to_owned(),
+            );
+        }
+        if !self.tunnel.tap {
+            self.notes.push(
+                "the peer may use only source addresses that are routed to it ([peer] allowed_ips); OpenVPN accepts any"
+                    .to_owned(),
+            );
+        }
+        Ok((self.tunnel, self.others, self.notes))
+    }
+
+    /// A route into the tunnel; on an Ethernet device one by way of a gateway is a command.
+    fn add_route(&mut self, to: IpNet, gateway: Option<IpAddr>, metric: Option<u32>) -> bool {
+        let metric = metric.or(self.route_metric).filter(|metric| *metric > 0);
+        let gateway =
+            gateway.or(self.route_gateway).filter(|it| it.is_ipv4() == to.addr().is_ipv4());
+        match gateway {
+            Some(gateway) if self.tunnel.tap => {
+                let family = if to.addr().is_ipv4() { "-4" } else { "-6" };
+                let metric = metric.map_or_else(String::new, |metric| format!(" metric {metric}"));
+                let command = format!(
+                    "exec ip {family} route replace {to} via {gateway} dev \"$VPND_DEVICE\"{metric}"
+                );
+                self.tunnel.up.push(vec!["sh".into(), "-c".into(), command]);
+                true
+            }
+            _ => {
+                self.tunnel.add_route(Route { to, metric, table: None });
+                false
+            }
+        }
+    }
+
+    /// A path of the file.
+    fn path(&self, text: &str) -> PathBuf {
+        self.directory.join(Path::new(text))
+    }
+}
