@@ -38,6 +38,7 @@ mod multicast;
 mod narrow;
 mod nested;
 mod pair;
+mod pairing;
 mod path_mtu;
 mod profile;
 mod queues;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         left::scenarios(),
         logs::scenarios(),
         pair::scenarios(),
+        pairing::scenarios(),
         path_mtu::scenarios(),
         profile::scenarios(),
         queues::scenarios(),

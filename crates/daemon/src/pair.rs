@@ -384,14 +384,4 @@ mod tests {
         assert_eq!(fs::read_to_string(a.join("site-a.toml")).unwrap(), before);
         assert!(matches!(complete(&other, out.path()), Err(PairError::NoInvitation { .. })));
     }
-
-    #[test]
-    fn without_sites_and_without_a_terminal_it_is_a_wrong_command_line() {
-        if io::stdin().is_terminal() && io::stdout().is_terminal() {
-            return;
-        }
-        let error = run(&PairOptions::default()).unwrap_err();
-        let error = error.downcast_ref::<PairError>().unwrap();
-        assert_eq!(error.exit(), Exit::Usage);
-    }
 }

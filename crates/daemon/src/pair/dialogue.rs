@@ -134,8 +134,7 @@ impl<R: BufRead, W: Write> Dialogue<R, W> {
 
     fn behind(&mut self, site: &Site, other: &[IpNet]) -> Result<Vec<IpNet>, Stopped> {
         let question = format!(
-            "Networks behind {}, as 192.168.10.0/24, with commas between them; `all` if everything is reached through \
-             it; empty if none",
+            "Networks behind {}, as 192.168.10.0/24, fd10::/48; `all` is everything; empty if none",
             site.name
         );
         self.ask(&question, "", |text| {

@@ -171,7 +171,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::keys::Pair;
-    use super::super::plan::tests::{both_families, bridged};
+    use super::super::plan::tests::{both_families, bridged, road_warrior};
     use super::*;
 
     fn count(directory: &Path) -> usize {
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_was_checked() {
-        for plan in [both_families(), bridged()] {
+        for plan in [both_families(), bridged(), road_warrior()] {
             let out = tempfile::tempdir().unwrap();
             for files in &Pair::generate().files(&plan) {
                 assert!(files.check().unwrap().is_empty());
