@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vpnd_tests::runner::{Cost, Scenario};
@@ -42,14 +41,15 @@ fn answer(terminal: &mut Terminal, question: &str, text: &str) -> Result<()> {
     terminal.press(&format!("{text}\n"))
 }
 
-/// Waits until the program in the terminal has ended in order, and returns all that it wrote.
-fn ended(terminal: &mut Terminal) -> Result<String> {
+/// Waits until the program in the terminal has ended in order, and returns all that it wrote; its last line has these
+/// words.
+fn ended(terminal: &mut Terminal, words: &str) -> Result<String> {
     let status = terminal.process.wait(SOON)?;
     ensure!(status.success(), "{status}: {}", terminal.written());
     // The last words may still be on their way.
     eventually("it has written its last line", SOON, || {
         let written = terminal.written();
-        ensure!(written.ends_with("in place.\r\n") || written.contains("vpnd check"), "{written}");
+        ensure!(written.contains(words), "{written}");
         Ok(written)
     })
 }
@@ -95,7 +95,7 @@ fn routed(lab: &Lab) -> Result<String> {
         ("Make this?", ""),
     ];
     answers.iter().try_for_each(|(question, text)| answer(&mut terminal, question, text))?;
-    let said = ended(&mut terminal)?;
+    let said = ended(&mut terminal, "once its files are in place")?;
     for words in [
         "both sites are called `site-a`",
         "its network is 198.18.10.0/24",
@@ -134,7 +134,7 @@ fn bridged(lab: &Lab) -> Result<String> {
         ("Make this?", "yes"),
     ];
     answers.iter().try_for_each(|(question, text)| answer(&mut terminal, question, text))?;
-    let said = ended(&mut terminal)?;
+    let said = ended(&mut terminal, "once its files are in place")?;
     ensure!(said.contains("office has none, so cabin needs one"), "{said}");
     let _cabin = start(&wire.b, "cabin", &out.join("cabin"))?;
     let _office = start(&wire.a, "office", &out.join("office"))?;
@@ -216,7 +216,7 @@ fn invitation(lab: &Lab) -> Result<String> {
     })?;
     terminal.press(&format!("{invitation}\n"))?;
     answer(&mut terminal, "Make the files of away", "")?;
-    let said = ended(&mut terminal)?;
+    let said = ended(&mut terminal, "&& vpnd --config")?;
     let shown = invitation.lines().find(|line| said.contains(line));
     ensure!(shown.is_none(), "the invitation is shown: {said}");
     let answer = code_in(&said);
@@ -261,7 +261,10 @@ impl Server {
         let path = format!("{}:{}:$PATH", home.join("bin").display(), programs.display());
         script(&shell, &format!("PATH={path} exec /bin/sh \"$@\""))?;
         let root = format!("root:x:0:0:root:{}:{}\n", home.display(), shell.display());
-        b.run_with_input("tee /etc/passwd", &root)?;
+        let users = b.run("cat /etc/passwd")?;
+        let others = users.lines().filter(|line| !line.starts_with("root:"));
+        let others: String = others.map(|line| format!("{line}\n")).collect();
+        b.run_with_input("tee /etc/passwd", &(root + &others))?;
         b.run_with_input("tee /etc/shells", &format!("{}\n", shell.display()))?;
 
         let (host_key, key) = (home.join("host-key"), path_of(a, "id"));
