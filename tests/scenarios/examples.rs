@@ -84,23 +84,6 @@ impl Pair {
         Ok([self.run(&self.wire.a, &self.a, a)?, b])
     }
 
-    /// A host with a network of its own behind A or B, which forwards.
-    fn behind(&self, lab: &Lab, router: &Host, number: u8) -> Result<Host> {
-        let host = lab.host(&format!("behind-{}", router.name()))?;
-        cable(port(&host, "eth0"), port(router, "eth1"))?;
-        let addresses = |last: u8| {
-            [format!("198.18.{number}.{last}/24"), format!("2001:db8:{number}::{last}/64")]
-        };
-        let (own, gateway) = (addresses(7), addresses(1));
-        port(&host, "eth0").address(&[&own[0], &own[1]])?;
-        port(router, "eth1").address(&[&gateway[0], &gateway[1]])?;
-        host.run(&format!("ip route add default via 198.18.{number}.1"))?;
-        host.run(&format!("ip route add default via 2001:db8:{number}::1"))?;
-        router.sysctl("ipv4/ip_forward", "1")?;
-        router.sysctl("ipv6/conf/all/forwarding", "1")?;
-        Ok(host)
-    }
-
     /// Hosts behind both speak to each other, in both families.
     fn networks_meet(here: &Host, there: &Host) -> Result<()> {
         for address in ["198.18.20.7", "2001:db8:20::7"] {
@@ -111,9 +94,25 @@ impl Pair {
     }
 }
 
+/// A host with a network of its own behind A or B, which forwards.
+pub(crate) fn behind(lab: &Lab, router: &Host, number: u8) -> Result<Host> {
+    let host = lab.host(&format!("behind-{}", router.name()))?;
+    cable(port(&host, "eth0"), port(router, "eth1"))?;
+    let addresses =
+        |last: u8| [format!("198.18.{number}.{last}/24"), format!("2001:db8:{number}::{last}/64")];
+    let (own, gateway) = (addresses(7), addresses(1));
+    port(&host, "eth0").address(&[&own[0], &own[1]])?;
+    port(router, "eth1").address(&[&gateway[0], &gateway[1]])?;
+    host.run(&format!("ip route add default via 198.18.{number}.1"))?;
+    host.run(&format!("ip route add default via 2001:db8:{number}::1"))?;
+    router.sysctl("ipv4/ip_forward", "1")?;
+    router.sysctl("ipv6/conf/all/forwarding", "1")?;
+    Ok(host)
+}
+
 fn routed(lab: &Lab) -> Result<String> {
     let pair = Pair::new(lab)?;
-    let (here, there) = (pair.behind(lab, &pair.wire.a, 10)?, pair.behind(lab, &pair.wire.b, 20)?);
+    let (here, there) = (behind(lab, &pair.wire.a, 10)?, behind(lab, &pair.wire.b, 20)?);
     let _vpnds = pair.both("routed/site-a.toml", "routed/site-b.toml")?;
     Pair::networks_meet(&here, &there)?;
     Ok("hosts behind both sites: pings and TCP, both families".to_owned())
@@ -121,7 +120,7 @@ fn routed(lab: &Lab) -> Result<String> {
 
 fn wireguard_peer(lab: &Lab) -> Result<String> {
     let pair = Pair::new(lab)?;
-    let (here, there) = (pair.behind(lab, &pair.wire.a, 10)?, pair.behind(lab, &pair.wire.b, 20)?);
+    let (here, there) = (behind(lab, &pair.wire.a, 10)?, behind(lab, &pair.wire.b, 20)?);
     let vpnd = pair.run(&pair.wire.a, &pair.a, "wireguard-peer/site-a.toml")?;
     let text = pair.text("wireguard-peer/wg0.conf")?;
     let text = text.replace("PRESHARED_KEY", pair.shared.as_str());
@@ -142,7 +141,7 @@ fn wireguard_peer(lab: &Lab) -> Result<String> {
 fn road_warrior(lab: &Lab) -> Result<String> {
     let pair = Pair::new(lab)?;
     let (laptop, gateway) = (&pair.wire.a, &pair.wire.b);
-    let world = pair.behind(lab, gateway, 20)?;
+    let world = behind(lab, gateway, 20)?;
     for (to, router) in [("default", "192.0.2.2"), ("default", "2001:db8::2")] {
         laptop.run(&format!("ip route add {to} via {router}"))?;
     }
@@ -170,9 +169,9 @@ fn road_warrior(lab: &Lab) -> Result<String> {
 }
 
 /// A bridge at A and at B, with a host in each; the hosts' devices bear the addresses given.
-fn bridges(lab: &Lab, pair: &Pair, macs: [&str; 2]) -> Result<[Host; 2]> {
+pub(crate) fn bridges(lab: &Lab, wire: &Wire, macs: [&str; 2]) -> Result<[Host; 2]> {
     let hosts = [lab.host("left")?, lab.host("right")?];
-    for (n, (router, mac)) in [&pair.wire.a, &pair.wire.b].into_iter().zip(macs).enumerate() {
+    for (n, (router, mac)) in [&wire.a, &wire.b].into_iter().zip(macs).enumerate() {
         let lan = port(&hosts[n], "eth0");
         cable(lan, port(router, "eth1"))?;
         hosts[n].run(&format!("ip link set eth0 address {mac}"))?;
@@ -186,7 +185,7 @@ fn bridges(lab: &Lab, pair: &Pair, macs: [&str; 2]) -> Result<[Host; 2]> {
 
 fn bridged(lab: &Lab) -> Result<String> {
     let pair = Pair::new(lab)?;
-    let [left, right] = bridges(lab, &pair, ["02:00:00:00:53:01", "02:00:00:00:53:02"])?;
+    let [left, right] = bridges(lab, &pair.wire, ["02:00:00:00:53:01", "02:00:00:00:53:02"])?;
     let _vpnds = pair.both("bridged/site-a.toml", "bridged/site-b.toml")?;
     ping::until_answered(&left, "198.18.0.2", SOON)?;
     tcp::transfer(&right, &left, "198.18.0.1", 4 << 20)?;
@@ -195,7 +194,7 @@ fn bridged(lab: &Lab) -> Result<String> {
 
 fn virtual_machines(lab: &Lab) -> Result<String> {
     let pair = Pair::new(lab)?;
-    let [vm, host] = bridges(lab, &pair, ["52:54:00:00:53:01", "02:00:00:00:53:02"])?;
+    let [vm, host] = bridges(lab, &pair.wire, ["52:54:00:00:53:01", "02:00:00:00:53:02"])?;
     let [_hypervisor, lan] = pair.both("vm-bridge/hypervisor.toml", "vm-bridge/lan.toml")?;
     ping::until_answered(&vm, "198.18.0.2", SOON)?;
     tcp::transfer(&vm, &host, "198.18.0.2", 4 << 20)?;

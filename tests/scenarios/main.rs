@@ -43,6 +43,7 @@ mod names;
 mod narrow;
 mod nested;
 mod pair;
+mod pairing;
 mod path_mtu;
 mod profile;
 mod queues;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         logs::scenarios(),
         manual::scenarios(),
         pair::scenarios(),
+        pairing::scenarios(),
         path_mtu::scenarios(),
         profile::scenarios(),
         queues::scenarios(),

@@ -1,328 +1,387 @@
-//! `pair`: writes the files that two sites need, in a directory for each site.
+//! `pair`: makes the files that two sites need. What is wanted comes from options, or from a dialogue; the files go to
+//! a directory for each site, by ssh to the sites, or, by codes that people pass on, each end makes its own.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt;
+mod code;
+mod dialogue;
+mod draw;
+mod files;
+mod invite;
+mod keyboard;
+mod keys;
+mod networks;
+mod options;
+mod packed;
+mod plan;
+mod ssh;
+mod steps;
+mod text;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::str::FromStr;
 
-use clap::Args;
-use ipnet::IpNet;
-use rand::rand_core::UnwrapErr;
-use rand::rngs::SysRng;
 use thiserror::Error;
-use vpnd_crypto::{PresharedKey, PublicKey, SecretKey};
+use vpnd_crypto::{KeyError, PresharedKey, SecretKey};
+use zeroize::Zeroizing;
 
-use crate::config::Endpoint;
+use crate::config::{self, Report};
 use crate::exit::Exit;
-use crate::keys::{self, KeyFileError};
+use crate::interrupt::terminal_size;
+use crate::keys::{KeyFileError, KeySource, read_secret};
 use crate::terminal;
-use crate::trust::{self, Untrusted};
 
-/// Options of `pair`.
-#[derive(Debug, Args)]
-pub(crate) struct PairOptions {
-    /// One site: its name, and the endpoint at which the other site reaches it; a site without one initiates
-    #[arg(value_name = "NAME[=HOST:PORT]")]
-    pub(crate) a: Site,
-    /// The other site
-    #[arg(value_name = "NAME[=HOST:PORT]")]
-    pub(crate) b: Site,
-    /// Where to write: one directory a site, with all that belongs there
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    pub(crate) out: PathBuf,
-    /// A network for the tunnel's own addresses; may be given twice, for IPv4 and IPv6
-    #[arg(long, value_name = "NET", default_value = "10.99.0.0/30", value_parser = inner_network)]
-    pub(crate) inner: Vec<InnerNet>,
-}
+use code::CodeError;
+use dialogue::{Dialogue, Stopped};
+use draw::{Strokes, draw};
+use files::{Files, FilesError};
+use invite::{Answer, Invitation};
+use keyboard::{Keyboard, Unseen};
+use options::{Request, RequestError};
+use ssh::{Login, SshError};
+use steps::{Delivery, start_in, steps};
 
-/// One site of a pair.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Site {
-    /// The name of its tunnel and files.
-    pub(crate) name: String,
-    /// The endpoint at which the other site reaches this one.
-    pub(crate) endpoint: Option<Endpoint>,
-}
+pub(crate) use networks::inner_network;
+pub(crate) use options::PairOptions;
+pub(crate) use plan::{Link, Plan, Routed, Site};
 
-impl FromStr for Site {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, endpoint) = match text.split_once('=') {
-            Some((name, endpoint)) => (name, Some(endpoint)),
-            None => (text, None),
-        };
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        if name.is_empty() || name.starts_with('-') || !name.bytes().all(allowed) {
-            return Err(format!("`{name}` cannot name a site: letters, digits, - and _ can"));
-        }
-        let endpoint = endpoint.map(Endpoint::from_str).transpose().map_err(|e| e.to_string())?;
-        Ok(Self { name: name.to_owned(), endpoint })
-    }
-}
-
-/// A network with an address for each site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct InnerNet {
-    /// The first site's address in the network.
-    pub(crate) a: IpNet,
-    /// The second site's address.
-    pub(crate) b: IpNet,
-}
-
-/// Parses a network and chooses both sites' addresses.
-pub(crate) fn inner_network(text: &str) -> Result<InnerNet, String> {
-    let net: IpNet = text.parse().map_err(|_| "a network such as 10.99.0.0/30".to_owned())?;
-    // The first address of an IPv6 network is the subnet-router anycast address (RFC 4291 §2.6.1).
-    let anycast = net.addr().is_ipv6() && net.prefix_len() < 127;
-    let mut hosts = net.trunc().hosts().skip(usize::from(anycast));
-    let mut host = || {
-        let address = hosts.next().ok_or_else(|| format!("{net} has no two addresses"))?;
-        IpNet::new(address, net.prefix_len()).map_err(|error| error.to_string())
-    };
-    Ok(InnerNet { a: host()?, b: host()? })
-}
-
-/// Why the files were not written.
+/// Why the files were not made.
 #[derive(Debug, Error)]
 pub(crate) enum PairError {
-    /// Neither site has an endpoint, so neither could reach the other.
-    #[error("neither site has an endpoint: give one as NAME=HOST:PORT")]
-    NoEndpoint,
-    /// Both sites have the same name.
-    #[error("both sites are called `{0}`: give them two names")]
-    SameName(String),
-    /// A directory could not be made.
-    #[error("cannot make the directory {}: {error}", path.display())]
-    Directory { path: PathBuf, error: io::Error },
-    /// Others could replace the files.
-    #[error("others could replace what is in {}: {why}; give --out a directory of your own", path.display())]
-    Place { path: PathBuf, why: Untrusted },
-    /// A configuration could not be written.
-    #[error("cannot create {}: {error}", path.display())]
-    Config { path: PathBuf, error: io::Error },
-    /// A key could not be written.
+    /// The options do not fit together.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Nobody can be asked.
+    #[error(
+        "give both sites, as in `vpnd pair site-a=a.example.net:51820 site-b`, or run `vpnd pair` on a terminal, which \
+         asks for everything"
+    )]
+    NoTerminal,
+    /// The dialogue ended.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// A file could not be written.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The configuration would not be valid: a mistake of this program, or a value that only the whole file shows to be
+    /// wrong.
+    #[error("nothing was written, because the configuration would not be valid:\n{0}")]
+    Invalid(Report),
+    /// A far end could not be set up.
+    #[error("{site} is not set up: {error}. Its files are in {}", directory.display())]
+    Far { site: String, error: SshError, directory: PathBuf },
+    /// The code is not the one that is wanted.
+    #[error(transparent)]
+    Code(#[from] CodeError),
+    /// The site that has invited is not in this directory.
+    #[error("cannot read {}: {error}; run this where the invitation was made, with the same --out", path.display())]
+    NoInvitation { path: PathBuf, error: io::Error },
+    /// The configuration has its peer's key already.
+    #[error("{} already has this answer", path.display())]
+    AnsweredSo { path: PathBuf },
+    /// Somebody else has answered.
+    #[error(
+        "{} already has another peer's key. If an answer came from somebody who should not have known the invitation, \
+         delete the site's three files and invite again",
+        path.display()
+    )]
+    Answered { path: PathBuf },
+    /// The answer belongs to another invitation.
+    #[error("this answer is not to the invitation of {site}: compare them, or invite again")]
+    NotTheAnswer { site: String },
+    /// A key file of the site that has invited.
     #[error(transparent)]
     Key(#[from] KeyFileError),
+    /// The key of the answer.
+    #[error("the key of the answer: {0}")]
+    PeerKey(#[from] KeyError),
 }
 
 impl PairError {
     /// The exit code for this error.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::NoEndpoint | Self::SameName(_) => Exit::Usage,
-            Self::Directory { .. } | Self::Place { .. } | Self::Config { .. } | Self::Key(_) => {
-                Exit::Failure
-            }
+            Self::Request(_) | Self::NoTerminal | Self::Code(_) => Exit::Usage,
+            _ => Exit::Failure,
         }
     }
 }
 
-/// Writes both sites' files, and prints the next steps.
+/// Where the service reads its files.
+const SERVICE: &str = "/etc/vpnd";
+
+/// Makes what the options or the answers request.
 pub(crate) fn run(options: &PairOptions) -> anyhow::Result<ExitCode> {
-    write(options)?;
-    let text = format!("{}\n{}\n{LAST}", next(options, &options.a), next(options, &options.b));
-    terminal::print(format_args!("{text}\n"))?;
-    Ok(Exit::Success.into())
+    let service = || options.out.clone().unwrap_or_else(|| SERVICE.into());
+    if let Some(code) = &options.join {
+        join(code, &service())
+    } else if let Some(code) = &options.finish {
+        finish(code, &service())
+    } else {
+        let request = request(options)?;
+        if options.invite {
+            invite(request.plan, &service())
+        } else {
+            both(&request, options.out.as_deref().unwrap_or_else(|| Path::new(".")))
+        }
+    }
 }
 
-const LAST: &str = "Each directory holds private keys: delete it once its files are in place.";
-
-fn next(options: &PairOptions, site: &Site) -> String {
-    let (name, directory) = (&site.name, options.out.join(&site.name));
-    format!(
-        "{name}: copy {}/* to /etc/vpnd/ there, then run\n    \
-         vpnd check /etc/vpnd/{name}.toml && systemctl enable --now vpnd@{name}\n",
-        directory.display(),
-    )
-}
-
-/// Writes both sites' files.
+/// Writes the files of both sites, each to a directory of its name.
 ///
 /// # Errors
 ///
-/// If the sites do not match, or a file exists or cannot be written.
-pub(crate) fn write(options: &PairOptions) -> Result<(), PairError> {
-    let (a, b) = (&options.a, &options.b);
-    if a.name == b.name {
-        return Err(PairError::SameName(a.name.clone()));
-    }
-    if a.endpoint.is_none() && b.endpoint.is_none() {
-        return Err(PairError::NoEndpoint);
-    }
-    // This is checked before any file is made, so that an error leaves nothing behind.
-    for site in [a, b] {
-        let directory = options.out.join(&site.name);
-        let trusted = trust::future_directory(&directory, &[]);
-        trusted.map_err(|why| PairError::Place { path: directory, why })?;
-    }
-    let rng = &mut UnwrapErr(SysRng);
-    let (secret_a, secret_b) = (SecretKey::generate(rng), SecretKey::generate(rng));
-    let preshared = PresharedKey::generate(rng);
-    let end = |site, other, address| End { site, other, address };
-    let (at_a, at_b) = options.inner.iter().map(|net| (net.a, net.b)).unzip();
-    end(a, b, at_a).write(&options.out, &secret_a, &secret_b.public(), &preshared)?;
-    end(b, a, at_b).write(&options.out, &secret_b, &secret_a.public(), &preshared)
+/// If a configuration would not be valid, or a file exists or cannot be written.
+pub(crate) fn write(plan: &Plan, out: &Path) -> Result<(), PairError> {
+    let all = keys::Pair::generate().files(plan);
+    all.iter().try_for_each(checked)?;
+    let all = all.each_ref().map(|files| (directory(out, files), files));
+    Ok(files::write(&all)?)
 }
 
-/// One site of the pair, with the other site and its own addresses in the tunnel.
-struct End<'a> {
-    site: &'a Site,
-    other: &'a Site,
-    address: Vec<IpNet>,
+fn directory(out: &Path, files: &Files) -> PathBuf {
+    out.join(files.name.as_ref())
 }
 
-impl End<'_> {
-    fn write(
-        &self,
-        out: &Path,
-        secret: &SecretKey,
-        peer: &PublicKey,
-        preshared: &PresharedKey,
-    ) -> Result<(), PairError> {
-        let name = &self.site.name;
-        let directory = out.join(name);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-        made.map_err(|error| PairError::Directory { path: directory.clone(), error })?;
-        trust::directory(&directory)
-            .map_err(|why| PairError::Place { path: directory.clone(), why })?;
-        keys::create(&directory.join(format!("{name}.key")), &secret.to_base64())?;
-        keys::create(&directory.join(format!("{name}.psk")), &preshared.to_base64())?;
-        let path = directory.join(format!("{name}.toml"));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let written = file.and_then(|mut file| file.write_all(self.config(peer).as_bytes()));
-        written.map_err(|error| PairError::Config { path, error })
+/// What is to be made, from the options or else from the answers. Answers are confirmed.
+fn request(options: &PairOptions) -> anyhow::Result<Request> {
+    let given = options.request().map_err(PairError::from)?;
+    if let Some(request) = given {
+        show(&request.plan)?;
+        return Ok(request);
     }
-
-    fn config(&self, peer: &PublicKey) -> String {
-        let (name, other) = (&self.site.name, &self.other.name);
-        let device: String = format!("vpn-{name}").chars().take(15).collect();
-        let addresses: Vec<_> = self.address.iter().map(|net| format!("\"{net}\"")).collect();
-        let address = addresses.join(", ");
-        let listen = self.site.endpoint.as_ref().map_or_else(
-            || "# listen: absent, for nobody finds this site by its address".to_owned(),
-            |endpoint| format!("listen = {}  # UDP; the firewall must let it in", endpoint.port),
-        );
-        let endpoint = self.other.endpoint.as_ref().map_or_else(
-            || format!("# endpoint: absent, for {other} finds this site"),
-            |endpoint| format!("endpoint = \"{endpoint}\""),
-        );
-        format!(
-            r#"# The tunnel from {name} to {other}. Every other key: docs/configuration.md
-
-[interface]
-name = "{device}"
-address = [{address}]
-private_key_file = "{name}.key"
-{listen}
-
-[peer]
-protocol = "vpnd"  # at both ends; "wireguard" is any WireGuard, and has neither of these two
-# cipher = "chacha20-poly1305"
-# post_quantum = true
-public_key = "{peer}"
-preshared_key_file = "{name}.psk"
-{endpoint}
-keepalive = "25s"  # keeps a NAT on the way open
-
-# A network behind {other}, in place of this one:
-# [[route]]
-# to = "192.0.2.0/24"
-"#
-        )
-    }
+    let mut dialogue = on_terminal()?;
+    let request = dialogue.request(!options.invite).map_err(PairError::from)?;
+    terminal::print("\n")?;
+    show(&request.plan)?;
+    dialogue.confirm("Make this?").map_err(PairError::from)?;
+    Ok(request)
 }
+
+/// A dialogue on the terminal.
+fn on_terminal() -> anyhow::Result<Dialogue<impl BufRead, impl Write>> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return Err(PairError::NoTerminal.into());
+    }
+    Ok(Dialogue::new(BufReader::new(Keyboard::new()?), io::stdout()))
+}
+
+fn show(plan: &Plan) -> anyhow::Result<()> {
+    let columns = terminal_size().map_or(NO_TERMINAL, |(columns, _)| columns);
+    terminal::print(format_args!("{}\n", draw(plan, Strokes::of_environment(), columns)))
+}
+
+/// The width of a drawing that is not shown on a terminal.
+const NO_TERMINAL: usize = 120;
+
+fn checked(files: &Files) -> Result<(), PairError> {
+    files.check().map(|_warnings| ()).map_err(PairError::Invalid)
+}
+
+/// Makes both sites, and sets up those that have a login.
+fn both(request: &Request, out: &Path) -> anyhow::Result<ExitCode> {
+    let all = keys::Pair::generate().files(&request.plan);
+    all.iter().try_for_each(checked)?;
+    let sites = all.iter().zip(&request.logins);
+    let here = sites.clone().filter(|(_, login)| login.is_none());
+    let here: Vec<_> = here.map(|(files, _)| (directory(out, files), files)).collect();
+    files::write(&here).map_err(PairError::from)?;
+    let mut failed = None;
+    for ((files, login), end) in sites.zip(request.plan.ends()) {
+        let directory = directory(out, files);
+        let done = login.as_ref().map(|login| far(login, files, &directory)).transpose();
+        let delivery = match &done {
+            Ok(Some(())) => Delivery::Done,
+            Ok(None) | Err(_) => Delivery::From(&directory),
+        };
+        terminal::print(format_args!("{}\n", steps(end, delivery)))?;
+        failed = failed.or_else(|| done.err());
+    }
+    if failed.is_some() || !here.is_empty() {
+        terminal::print(LAST)?;
+    }
+    failed.map_or(Ok(Exit::Success.into()), |error| Err(error.into()))
+}
+
+const LAST: &str = "# Each directory holds private keys: delete it once its files are in place.\n";
+
+/// Sets a far end up. If that fails, its files are written here, so that the other end's are of use.
+fn far(login: &Login, files: &Files, directory: &Path) -> Result<(), PairError> {
+    let Err(error) = ssh::install(login, files) else { return Ok(()) };
+    files::write(&[(directory.to_owned(), files)])?;
+    let site = files.name.to_string();
+    Err(PairError::Far { site, error, directory: directory.to_owned() })
+}
+
+/// Makes the first site's files, and prints the code for the second.
+fn invite(plan: Plan, out: &Path) -> anyhow::Result<ExitCode> {
+    let (files, invitation) = Invitation::new(plan);
+    // With any key in the place of the one that is missing, the rest is checked.
+    let any = text::public_key(&invitation.join().1.public);
+    checked(&files.with_config(files.config.replace(text::PENDING, &any)))?;
+    files::write(&[(out.to_owned(), &files)]).map_err(PairError::from)?;
+    let [here, there] = invitation.plan.sites();
+    terminal::print(format_args!(
+        "The invitation of {} for {}. It is secret until it is used: whoever reads it could join in the other's place.\n\
+         There: `vpnd pair --join -`, and then this code:\n\n{}\n\n\
+         Here, when the answer has come: `vpnd pair --finish -`{}\n\n{}",
+        here.name,
+        there.name,
+        *invitation.code(),
+        with_out(out),
+        steps(invitation.plan.ends()[0], Delivery::Done),
+    ))?;
+    Ok(Exit::Success.into())
+}
+
+fn with_out(out: &Path) -> String {
+    if out == Path::new(SERVICE) { String::new() } else { format!(" with --out {}", out.display()) }
+}
+
+/// Makes the second site's files, and prints the answer.
+fn join(code: &str, out: &Path) -> anyhow::Result<ExitCode> {
+    let code = given(code, "The code of the invitation (it is not shown):", |text| {
+        Invitation::read(text).is_ok()
+    })?;
+    let invitation = Invitation::read(&code).map_err(PairError::from)?;
+    show(&invitation.plan)?;
+    let [there, here] = invitation.plan.sites();
+    if io::stdin().is_terminal() {
+        let question = format!("Make the files of {} in {}?", here.name, out.display());
+        on_terminal()?.confirm(&question).map_err(PairError::from)?;
+    }
+    let (files, answer) = invitation.join();
+    checked(&files)?;
+    files::write(&[(out.to_owned(), &files)]).map_err(PairError::from)?;
+    terminal::print(format_args!(
+        "The answer of {} for {}; it is no secret. There: `vpnd pair --finish -`, and then this code:\n\n{}\n\n{}",
+        here.name,
+        there.name,
+        *answer.code(),
+        steps(invitation.plan.ends()[1], Delivery::InPlace(out)),
+    ))?;
+    Ok(Exit::Success.into())
+}
+
+/// Completes the first site's files.
+fn finish(code: &str, out: &Path) -> anyhow::Result<ExitCode> {
+    let code = given(code, "The code of the answer:", |text| Answer::read(text).is_ok())?;
+    let answer = Answer::read(&code).map_err(PairError::from)?;
+    let path = complete(&answer, out)?;
+    let name = answer.inviter.as_ref();
+    let start = start_in(out, name, &format!("systemctl enable --now vpnd@{name}\n"));
+    terminal::print(format_args!("{} is complete: {start}", path.display()))?;
+    Ok(Exit::Success.into())
+}
+
+/// Writes the peer's key to the configuration that waits for it.
+fn complete(answer: &Answer, out: &Path) -> Result<PathBuf, PairError> {
+    let file = |kind: &str| out.join(format!("{}.{kind}", answer.inviter));
+    let path = file("toml");
+    let text = fs::read_to_string(&path)
+        .map_err(|error| PairError::NoInvitation { path: path.clone(), error })?;
+    let key = text::public_key(&answer.public);
+    if !text.lines().any(|line| line == text::PENDING) {
+        let has = text.lines().any(|line| line == key);
+        return Err(if has {
+            PairError::AnsweredSo { path }
+        } else {
+            PairError::Answered { path }
+        });
+    }
+    let secret: SecretKey = read_secret(&file("key"), None)?;
+    let find = KeySource::Files { credentials: None };
+    let psk = find.find("preshared_key_file", &file("psk"), PresharedKey::from_base64)?;
+    if !answer.answers(&secret, &psk) {
+        return Err(PairError::NotTheAnswer { site: answer.inviter.to_string() });
+    }
+    let text = text.replacen(text::PENDING, &key, 1);
+    config::load_text(&path, text.clone()).map_err(PairError::Invalid)?;
+    files::replace(&path, &text)?;
+    Ok(path)
+}
+
+/// A code from the command line, or with `-` from standard input; on a terminal it is asked for, and not shown.
+fn given(
+    argument: &str,
+    question: &str,
+    is_whole: impl Fn(&str) -> bool,
+) -> anyhow::Result<Zeroizing<String>> {
+    if argument != "-" {
+        return Ok(Zeroizing::new(argument.to_owned()));
+    }
+    // The full capacity is reserved at the start, because a growing text would leave copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(2 * LONGEST));
+    if io::stdin().is_terminal() {
+        let mut dialogue = on_terminal()?;
+        let _unseen = Unseen::begin();
+        dialogue.lines(question, is_whole, &mut text).map_err(PairError::from)?;
+    } else {
+        io::stdin().take(LONGEST as u64).read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
+/// The longest text that is read as a code, in bytes.
+const LONGEST: usize = 1 << 13;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Protocol};
+    use plan::tests::{both_families, bridged};
 
-    fn options(out: &Path, a: &str, b: &str) -> PairOptions {
-        let inner = ["10.99.0.0/30", "fd99::/64"];
-        let inner = inner.map(|net| inner_network(net).unwrap()).to_vec();
-        PairOptions { a: a.parse().unwrap(), b: b.parse().unwrap(), out: out.to_owned(), inner }
+    fn load(path: &Path) -> config::Loaded {
+        config::load(path).unwrap_or_else(|report| panic!("{report}"))
     }
 
     #[test]
     fn both_ends_load_and_belong_together() {
         let out = tempfile::tempdir().unwrap();
-        write(&options(out.path(), "a=a.example.net:51820", "b=[2001:db8::2]:4500")).unwrap();
-        let load = |name: &str| {
-            let path = out.path().join(format!("{name}/{name}.toml"));
-            config::load(&path).unwrap_or_else(|report| panic!("{report}"))
-        };
-        let (a, b) = (load("a"), load("b"));
+        write(&both_families(), out.path()).unwrap();
+        let [a, b] =
+            ["site-a", "site-b"].map(|it| load(&out.path().join(format!("{it}/{it}.toml"))));
         assert!(a.warnings.is_empty() && b.warnings.is_empty());
         assert_eq!(a.config.peer.public_key, b.keys.secret.public());
         assert_eq!(b.config.peer.public_key, a.keys.secret.public());
         assert_eq!(a.keys.preshared.as_bytes(), b.keys.preshared.as_bytes());
         assert_ne!(a.keys.preshared.as_bytes(), &[0; 32]);
         assert_eq!(a.config.peer.endpoints[0].to_string(), "[2001:db8::2]:4500");
-        assert_eq!(a.config.peer.allowed_ips, b.config.peer.allowed_ips);
-        assert_eq!(a.config.peer.protocol, Protocol::Vpnd);
-        assert_eq!(b.config.peer.protocol, Protocol::Vpnd);
+        assert_eq!((a.config.routes.len(), b.config.routes.len()), (2, 2));
+        assert_eq!(a.config.peer.protocol, config::Protocol::Vpnd);
+        assert_eq!(b.config.peer.protocol, config::Protocol::Vpnd);
     }
 
-    #[test]
-    fn one_endpoint_is_enough() {
+    /// Both ends by codes, each in a directory of its own.
+    fn invited() -> (tempfile::TempDir, Answer) {
         let out = tempfile::tempdir().unwrap();
-        write(&options(out.path(), "office=office.example.net:51820", "cabin")).unwrap();
-        for name in ["office", "cabin"] {
-            let loaded = config::load(&out.path().join(format!("{name}/{name}.toml")));
-            assert!(loaded.is_ok(), "{}", loaded.err().unwrap());
-        }
+        let (files, invitation) = Invitation::new(bridged());
+        let (joined, answer) = invitation.join();
+        files::write(&[(out.path().join("a"), &files), (out.path().join("b"), &joined)]).unwrap();
+        (out, answer)
     }
 
     #[test]
-    fn what_makes_no_pair() {
-        let out = tempfile::tempdir().unwrap();
-        let error = |a, b| write(&options(out.path(), a, b)).unwrap_err();
-        assert_eq!(error("a", "b").exit(), Exit::Usage);
-        assert_eq!(error("a=192.0.2.1:1", "a").exit(), Exit::Usage);
+    fn an_invitation_is_completed_by_its_answer() {
+        let (out, answer) = invited();
+        let (a, b) = (out.path().join("a"), out.path().join("b"));
+        assert!(config::load(&a.join("site-a.toml")).is_err(), "started without the peer's key");
+        complete(&answer, &a).unwrap();
+        let (a_end, b_end) = (load(&a.join("site-a.toml")), load(&b.join("site-b.toml")));
+        assert_eq!(a_end.config.peer.public_key, b_end.keys.secret.public());
+        assert_eq!(b_end.config.peer.public_key, a_end.keys.secret.public());
+        assert!(matches!(complete(&answer, &a), Err(PairError::AnsweredSo { .. })));
+        let (_, other) = invited();
+        assert!(matches!(complete(&other, &a), Err(PairError::Answered { .. })));
     }
 
     #[test]
-    fn nothing_is_left_where_others_could_replace_it() {
-        use std::os::unix::fs::PermissionsExt;
-        let out = tempfile::tempdir().unwrap();
-        let open = std::fs::Permissions::from_mode(0o777);
-        std::fs::set_permissions(out.path(), open).unwrap();
-        let refused = write(&options(&out.path().join("deep"), "a=192.0.2.1:1", "b"));
-        assert!(matches!(refused, Err(PairError::Place { .. })));
-        assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn nothing_is_overwritten() {
-        let out = tempfile::tempdir().unwrap();
-        let options = options(out.path(), "a=192.0.2.1:1", "b");
-        write(&options).unwrap();
-        let before = std::fs::read(out.path().join("a/a.key")).unwrap();
-        assert!(matches!(write(&options), Err(PairError::Key(KeyFileError::Create { .. }))));
-        assert_eq!(std::fs::read(out.path().join("a/a.key")).unwrap(), before);
-    }
-
-    #[test]
-    fn both_sites_get_an_address() {
-        let addresses =
-            |text| inner_network(text).map(|net| (net.a.to_string(), net.b.to_string()));
-        let expect = |a: &str, b: &str| Ok((a.to_owned(), b.to_owned()));
-        assert_eq!(addresses("10.99.0.0/30"), expect("10.99.0.1/30", "10.99.0.2/30"));
-        assert_eq!(addresses("10.99.0.0/31"), expect("10.99.0.0/31", "10.99.0.1/31"));
-        assert_eq!(addresses("fd99::/64"), expect("fd99::1/64", "fd99::2/64"));
-        assert_eq!(addresses("fd99::/127"), expect("fd99::/127", "fd99::1/127"));
-        assert_eq!(addresses("10.99.0.0/32"), Err("10.99.0.0/32 has no two addresses".into()));
-    }
-
-    #[test]
-    fn sites() {
-        let site: Site = "a=[2001:db8::1]:51820".parse().unwrap();
-        assert_eq!(site.endpoint.unwrap().to_string(), "[2001:db8::1]:51820");
-        assert_eq!("b".parse(), Ok(Site { name: "b".into(), endpoint: None }));
-        assert!("../b".parse::<Site>().is_err());
-        assert!("b=nowhere".parse::<Site>().is_err());
+    fn the_answer_to_another_invitation_changes_nothing() {
+        let (out, _) = invited();
+        let (_, other) = invited();
+        let a = out.path().join("a");
+        let before = fs::read_to_string(a.join("site-a.toml")).unwrap();
+        assert!(matches!(complete(&other, &a), Err(PairError::NotTheAnswer { .. })));
+        assert_eq!(fs::read_to_string(a.join("site-a.toml")).unwrap(), before);
+        assert!(matches!(complete(&other, out.path()), Err(PairError::NoInvitation { .. })));
     }
 }

@@ -14,9 +14,8 @@ use vpnd_tun::{Adopt, Device, Mode, OpenError, Options, Owner};
 
 use super::common::{DemoError, INNER, NAMES, OUTER_A, OUTER_B};
 use super::netns::Namespace;
-use crate::config::Endpoint;
-use crate::pair;
-use crate::pair::{PairOptions, Site, inner_network};
+use crate::config::{Endpoint, Protocol};
+use crate::pair::{self, Link, Plan, Routed, Site, inner_network};
 
 /// Opens a device like those that the daemons will open, so that a missing requirement is reported early.
 ///
@@ -46,14 +45,7 @@ impl Files {
         let directory = mkdtemp(&template)
             .with_context(|| format!("cannot make a directory {}", template.display()))?;
         let files = Self { directory };
-        let inner = INNER.map(inner_network).into_iter().collect::<Result<_, _>>();
-        let inner = inner.map_err(anyhow::Error::msg)?;
-        pair::write(&PairOptions {
-            a: site(NAMES[0], OUTER_A),
-            b: site(NAMES[1], OUTER_B),
-            out: files.directory.clone(),
-            inner,
-        })?;
+        pair::write(&plan().map_err(anyhow::Error::msg)?, &files.directory)?;
         NAMES.iter().try_for_each(|name| files.place_service(name))?;
         Ok(files)
     }
@@ -203,9 +195,17 @@ impl Drop for Daemon {
     }
 }
 
-fn site(name: &str, address: IpAddr) -> Site {
+/// Two sites that reach each other, and nothing behind them.
+fn plan() -> Result<Plan, String> {
+    let inner = INNER.map(inner_network).into_iter().collect::<Result<_, _>>()?;
+    let routed = Routed { behind: [Vec::new(), Vec::new()], inner, protocol: Protocol::Vpnd };
+    let sites = [site(NAMES[0], OUTER_A)?, site(NAMES[1], OUTER_B)?];
+    Plan::new(sites, Link::Routed(routed)).map_err(|error| error.to_string())
+}
+
+fn site(name: &str, address: IpAddr) -> Result<Site, String> {
     let endpoint = Endpoint { host: address.to_string(), port: PORT };
-    Site { name: name.to_owned(), endpoint: Some(endpoint) }
+    Ok(Site { name: name.parse()?, endpoint: Some(endpoint) })
 }
 
 /// WireGuard's usual port.
