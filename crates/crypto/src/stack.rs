@@ -33,10 +33,10 @@ pub fn wipe() {
 
 #[inline(never)]
 fn lower<T>(compute: impl FnOnce() -> T) -> T {
-    let gap = [0_u8; GAP];
-    keep(&gap);
+    let mut gap = [0_u8; GAP];
+    keep(&mut gap);
     let result = call(compute);
-    keep(&gap);
+    keep(&mut gap);
     result
 }
 
@@ -51,17 +51,15 @@ fn wipe_below<const N: usize>() {
     if tests::LEAVES_ALL.get() {
         return;
     }
-    let area = [0_u8; N];
-    keep(&area);
+    let mut area = [0_u8; N];
+    keep(&mut area);
     wide_registers::clear();
 }
 
-/// Makes the compiler write `bytes` to memory.
-fn keep<const N: usize>(bytes: &[u8; N]) {
-    // SAFETY: nothing is executed. The compiler has to assume that the bytes are read.
-    unsafe {
-        asm!("/* {} */", in(reg) bytes.as_ptr(), options(nostack, preserves_flags, readonly))
-    };
+/// Makes the compiler write `bytes` to the stack, where they are.
+fn keep<const N: usize>(bytes: &mut [u8; N]) {
+    // SAFETY: nothing is executed. The compiler has to assume that the bytes are read, and others written.
+    unsafe { asm!("/* {} */", in(reg) bytes.as_mut_ptr(), options(nostack, preserves_flags)) };
 }
 
 /// The registers that contain most of a cipher's state.

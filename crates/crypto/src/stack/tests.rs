@@ -22,7 +22,8 @@ const PIECE: usize = 512;
 
 #[inline(never)]
 fn paint() {
-    keep(&[PAINT; PAINTED]);
+    let mut area = [PAINT; PAINTED];
+    keep(&mut area);
 }
 
 /// How deep the paint is gone.
@@ -53,7 +54,7 @@ fn depth(compute: impl FnOnce()) -> usize {
 
 #[test]
 fn what_is_measured_is_what_a_function_takes() {
-    let some = depth(|| keep(&[1; 20_000]));
+    let some = depth(|| keep(&mut [1; 20_000]));
     assert!((20_000..30_000).contains(&some), "{some}");
 }
 
