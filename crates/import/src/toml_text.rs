@@ -14,7 +14,7 @@ impl Tunnel {
         let origin: String = origin.chars().filter(|c| !c.is_control()).collect();
         let name = &self.name;
         let head =
-            format!("# The tunnel {name}, from {origin}. Every other key: docs/configuration.md\n");
+            format!("# The tunnel {name}, imported from {origin}. Every other key: docs/configuration.md\n");
         let tables = [
             self.interface(),
             self.peer(),
