@@ -101,7 +101,10 @@ fn wg_quick_and_back(lab: &Lab) -> Result<String> {
     ping::until_answered(&wire.a, "198.18.2.1", SOON)?;
     let stripped = wire.a.run(&format!("wg-quick strip {}", file.display()))?;
     let shown = wire.a.run("wg showconf wg0")?;
-    ensure!(settings(&shown) == settings(&stripped), "{shown}\nis not\n{stripped}");
+    // vpnd shows nobody its private key; the peer would not answer to another.
+    let mut expected = settings(&stripped);
+    expected.retain(|(key, _)| key != "PrivateKey");
+    ensure!(settings(&shown) == expected, "{shown}\nis not\n{stripped}");
     let config = out.join("wg0.toml");
     let back = succeed(&wire.a, &["export", text(&config)?, "--own", "--wg-quick"])?;
     let back: String = back
@@ -154,9 +157,12 @@ fn other_end(lab: &Lab) -> Result<String> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let answered = ping::until_answered(&wire.b, INNER_A4, SOON)
         .and_then(|_| ping::until_answered(&wire.b, "198.18.1.1", SOON));
+    let shown = wire.b.run("wg showconf wg1")?;
     // Ends wireguard-go, which is nobody's child.
     wire.b.run("ip link delete wg1")?;
     answered?;
+    let stripped = wire.b.run(&format!("wg-quick strip {}", path.display()))?;
+    ensure!(settings(&shown) == settings(&stripped), "{shown}\nis not\n{stripped}");
     let code = export("--qr")?;
     ensure!(code.contains('█') && code.contains("contains a private key"), "{code}");
     Ok("the exported file, brought up by wg-quick, reaches the tunnel and the network behind it"

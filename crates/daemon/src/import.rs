@@ -161,13 +161,10 @@ struct End<'a> {
 }
 
 fn ends<'a>(imported: &'a Imported, options: &ImportOptions) -> anyhow::Result<Vec<End<'a>>> {
-    let origin = |tunnel: &Tunnel| {
-        format!("a configuration of {}, for {}", imported.format.title(), tunnel.name)
-    };
     let end = |tunnel: &'a Tunnel, directory: &Path| End {
         tunnel,
         place: Place::new(directory, &tunnel.name),
-        text: tunnel.to_toml(&origin(tunnel)),
+        text: tunnel.to_toml(imported.format.title()),
     };
     let mut ends = vec![end(&imported.tunnel, &options.out)];
     match (&imported.other, &options.peer_out) {

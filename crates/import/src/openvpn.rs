@@ -143,47 +143,20 @@ fn mirrored(
     choices: &Choices,
     notes: &mut Vec<String>,
 ) -> Result<Tunnel, ImportError> {
-    let port = here.listen.map(|(_, port)| port);
-    let endpoint = match (&choices.endpoint, here.listen) {
-        (Some(host), _)
-            if value::split_endpoint(host).is_some_and(|(_, port)| value::port(port).is_some()) =>
-        {
-            Some(host.clone())
-        }
-        (Some(host), _) => Some(value::endpoint(host, port.unwrap_or(PORT))),
-        (None, Some((Some(address), port))) => Some(value::endpoint(&address.to_string(), port)),
-        (None, _) => None,
-    };
-    let listen = here.endpoints.first().and_then(|endpoint| value::split_endpoint(endpoint));
-    let listen = listen.and_then(|(_, port)| value::port(port)).map(|port| (None, port));
+    let (endpoint, listen) = (where_we_are(here, choices), their_port(here));
     if endpoint.is_none() && listen.is_none() {
         return Err(ImportError::NoEndpoint);
     }
     if others.is_empty() {
-        notes.push(
-            "the other end's address inside is not in this file: set [interface] address there"
-                .to_owned(),
-        );
+        notes.push(NO_ADDRESS.to_owned());
     }
-    notes.push(
-        "the other end's networks are not in this file: at the other end add a [[route]] for each network behind this \
-         one, or import both files at once (`vpnd import HERE.conf THERE.conf`)"
-            .to_owned(),
-    );
-    let point_to_point = !here.peer_addresses.is_empty();
-    let own =
-        |v4: bool| here.addresses.iter().find(|own| own.addr().is_ipv4() == v4).map(IpNet::addr);
-    let far = |address: &IpAddr| own(address.is_ipv4());
+    notes.push(NO_NETWORKS.to_owned());
     Ok(Tunnel {
         name: format!("{}-peer", here.name),
         device: here.device.clone(),
         tap: here.tap,
         addresses: others.to_vec(),
-        peer_addresses: if point_to_point {
-            here.peer_addresses.iter().filter_map(far).collect()
-        } else {
-            vec![]
-        },
+        peer_addresses: our_addresses(here),
         listen,
         mtu: here.mtu,
         vpnd: true,
@@ -197,40 +170,76 @@ fn mirrored(
     })
 }
 
+const NO_ADDRESS: &str =
+    "the other end's address inside is not in this file: set [interface] address there";
+
+const NO_NETWORKS: &str = "the other end's networks are not in this file: at the other end add a [[route]] for each \
+     network behind this one, or import both files at once (`vpnd import HERE.conf THERE.conf`)";
+
+/// Where the other end reaches this one.
+fn where_we_are(here: &Tunnel, choices: &Choices) -> Option<String> {
+    let has_port = |text: &str| {
+        value::split_endpoint(text).is_some_and(|(_, port)| value::port(port).is_some())
+    };
+    match (&choices.endpoint, here.listen) {
+        (Some(text), _) if has_port(text) => Some(text.clone()),
+        (Some(host), listen) => Some(value::endpoint(host, listen.map_or(PORT, |(_, port)| port))),
+        (None, Some((Some(address), port))) => Some(value::endpoint(&address.to_string(), port)),
+        (None, _) => None,
+    }
+}
+
+/// The port that this end calls.
+fn their_port(here: &Tunnel) -> Option<(Option<IpAddr>, u16)> {
+    let (_, port) = value::split_endpoint(here.endpoints.first()?)?;
+    value::port(port).map(|port| (None, port))
+}
+
+/// Our addresses that are the far ends of a point-to-point device.
+fn our_addresses(here: &Tunnel) -> Vec<IpAddr> {
+    let own =
+        |v4: bool| here.addresses.iter().find(|own| own.addr().is_ipv4() == v4).map(IpNet::addr);
+    here.peer_addresses.iter().filter_map(|far| own(far.is_ipv4())).collect()
+}
+
+const NO_MTU: &str = "no tun-mtu: the device's MTU follows the path, where OpenVPN has 1500";
+
+const FILTER: &str = "the peer may use only source addresses that are routed to it ([peer] \
+                      allowed_ips); OpenVPN accepts any";
+
 impl OpenVpn {
     /// The tunnel, without name and keys, the other end's addresses, and notes.
     fn finish(mut self) -> Result<(Tunnel, Vec<IpNet>, Vec<String>), ImportError> {
-        if let Some(option) = &self.server {
-            return Err(ImportError::NotPointToPoint(format!(
-                "`{option}` is an option of a server with many clients. vpnd joins two sites, one tunnel for each pair: \
-                 `vpnd pair` writes both ends of a tunnel"
-            )));
-        }
-        if let Some(option) = &self.client {
-            return Err(ImportError::NotPointToPoint(format!(
-                "`{option}`: a server gives this client its addresses and routes. vpnd has no server: it joins two sites, \
-                 each with a configuration of its own. `vpnd pair` writes both"
-            )));
-        }
+        self.refuse()?;
         if !self.nobind {
-            let port = self.lport.or(self.port).unwrap_or(PORT);
-            self.tunnel.listen = Some((self.local, port));
-            if self.lport.or(self.port).is_none() {
+            let port = self.lport.or(self.port);
+            self.tunnel.listen = Some((self.local, port.unwrap_or(PORT)));
+            if port.is_none() {
                 self.notes.push(format!("no port: [interface] listen = {PORT}, OpenVPN's own"));
             }
         }
-        if self.tunnel.mtu.is_none() && !self.tunnel.tap {
-            self.notes.push(
-                "no tun-mtu: the device's MTU follows the path, where OpenVPN has 1500".to_owned(),
-            );
-        }
         if !self.tunnel.tap {
-            self.notes.push(
-                "the peer may use only source addresses that are routed to it ([peer] allowed_ips); OpenVPN accepts any"
-                    .to_owned(),
-            );
+            self.notes.extend(self.tunnel.mtu.is_none().then(|| NO_MTU.to_owned()));
+            self.notes.push(FILTER.to_owned());
         }
         Ok((self.tunnel, self.others, self.notes))
+    }
+
+    /// Refuses what is no tunnel between two points.
+    fn refuse(&self) -> Result<(), ImportError> {
+        let why = match (&self.server, &self.client) {
+            (Some(option), _) => format!(
+                "`{option}` is an option of a server with many clients. vpnd joins two sites, one \
+                 tunnel for each pair: `vpnd pair` writes both ends of a tunnel"
+            ),
+            (None, Some(option)) => format!(
+                "`{option}`: a server gives this client its addresses and routes. vpnd has no \
+                 server: it joins two sites, each with a configuration of its own. `vpnd pair` \
+                 writes both"
+            ),
+            (None, None) => return Ok(()),
+        };
+        Err(ImportError::NotPointToPoint(why))
     }
 
     /// A route into the tunnel; on an Ethernet device one by way of a gateway is a command.

@@ -13,8 +13,9 @@ impl Tunnel {
     pub fn to_toml(&self, origin: &str) -> String {
         let origin: String = origin.chars().filter(|c| !c.is_control()).collect();
         let name = &self.name;
-        let head =
-            format!("# The tunnel {name}, from {origin}. Every other key: docs/configuration.md\n");
+        let head = format!(
+            "# The tunnel {name}, imported from {origin}. Every other key: docs/configuration.md\n"
+        );
         let tables = [
             self.interface(),
             self.peer(),

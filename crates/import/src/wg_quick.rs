@@ -291,7 +291,8 @@ fn add_up(draft: &mut Draft, line: &Line, more: &str) -> Verdict {
         draft.tunnel.established.push(command);
         return Verdict::changed(
             "[hooks] established, each time that the peer becomes alive: it uses `wg`, to which the tunnel \
-             answers only when it runs. [service] uapi is set for it",
+             answers only when it runs. [service] uapi = true is set for it, which needs a directory under systemd \
+             (docs/operations.md#wireguards-tools)",
         );
     }
     draft.tunnel.up.push(command);

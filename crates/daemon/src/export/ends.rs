@@ -23,43 +23,18 @@ pub(super) fn other(
     private_key: Option<Zeroizing<String>>,
     options: &ExportOptions,
 ) -> Result<(End, Vec<String>), ExportError> {
-    let mut notes = vec![];
+    let listen = config.interface.listen;
+    let endpoint =
+        options.endpoint.as_deref().map(|text| own_endpoint(text, listen)).transpose()?;
+    let addresses = addresses_of_other(config, options);
+    let notes = unknown(config, private_key.is_some(), !addresses.is_empty(), options);
+    let networks = options.network.iter().map(IpNet::trunc);
     let reached = config.peer.endpoints.first();
-    if config.peer.endpoints.len() > 1 {
-        notes.push(format!(
-            "of several endpoints the first gives the other end its port: {}",
-            config.peer.endpoints[0]
-        ));
-    }
-    if private_key.is_none() {
-        notes.push(format!(
-            "the private key of {} is not known here: put it in place of the placeholder, or give --peer-key FILE",
-            config.peer.public_key
-        ));
-    }
-    let endpoint = match &options.endpoint {
-        Some(text) => Some(own_endpoint(text, config.interface.listen)?),
-        None => {
-            notes.push(match reached {
-                Some(_) => "without --endpoint HOST the other end waits for this one".to_owned(),
-                None => "neither end could begin: give --endpoint HOST, where this end is reached"
-                    .to_owned(),
-            });
-            None
-        }
-    };
-    if options.network.is_empty() {
-        notes.push(
-            "networks behind this end are not in its configuration: give --network NET for each"
-                .to_owned(),
-        );
-    }
-    notes.push("what holds at this end only stays here: routes, filters, timers, hooks, [dns], the kill switch".to_owned());
     let end = End {
         device: config.name.chars().take(15).collect(),
         private_key,
         public_key: config.peer.public_key,
-        addresses: addresses_of_other(config, options, &mut notes),
+        addresses,
         listen: reached.map(|endpoint| endpoint.port),
         mtu: config.interface.mtu,
         fwmark: None,
@@ -71,12 +46,40 @@ pub(super) fn other(
         peer: keys.secret.public(),
         preshared_key: preshared(config, keys),
         endpoint,
-        allowed_ips: hosts(&config.interface.addresses)
-            .chain(options.network.iter().map(IpNet::trunc))
-            .collect(),
+        allowed_ips: hosts(&config.interface.addresses).chain(networks).collect(),
         keepalive: reached.is_none().then_some(BEHIND_NAT),
     };
     Ok((end, notes))
+}
+
+/// What is not known here about the other end, and how it is given.
+fn unknown(config: &Config, key: bool, addresses: bool, options: &ExportOptions) -> Vec<String> {
+    let peer = &config.peer;
+    let key = (!key).then(|| {
+        format!(
+            "the private key of {} is not known here: put it in place of the placeholder, or give --peer-key FILE",
+            peer.public_key
+        )
+    });
+    let several = (peer.endpoints.len() > 1).then(|| {
+        format!(
+            "of several endpoints the first gives the other end its port: {}",
+            peer.endpoints[0]
+        )
+    });
+    let endpoint = options.endpoint.is_none().then(|| match peer.endpoints.as_slice() {
+        [] => "neither end could begin: give --endpoint HOST, where this end is reached".to_owned(),
+        _ => "without --endpoint HOST the other end waits for this one".to_owned(),
+    });
+    let address = (!addresses).then(|| {
+        "the other end's address inside is not known here: give --address ADDRESS/LENGTH".to_owned()
+    });
+    let network = options.network.is_empty().then(|| {
+        "networks behind this end are not in its configuration: give --network NET for each"
+            .to_owned()
+    });
+    let own = "what holds at this end only stays here: routes, filters, timers, hooks, [dns], the kill switch";
+    [key, several, endpoint, address, network, Some(own.to_owned())].into_iter().flatten().collect()
 }
 
 /// `HOST` with the port that is listened at, or `HOST:PORT`.
@@ -94,24 +97,12 @@ fn own_endpoint(text: &str, listen: Listen) -> Result<String, ExportError> {
         .ok_or_else(|| ExportError::Endpoint(text.to_owned()))
 }
 
-fn addresses_of_other(
-    config: &Config,
-    options: &ExportOptions,
-    notes: &mut Vec<String>,
-) -> Vec<IpNet> {
+fn addresses_of_other(config: &Config, options: &ExportOptions) -> Vec<IpNet> {
     if !options.address.is_empty() {
         return options.address.clone();
     }
     let peers = config.interface.peer_addresses.iter().map(|address| IpNet::from(*address));
-    let addresses: Vec<_> =
-        peers.chain(config.interface.addresses.iter().filter_map(other_host)).collect();
-    if addresses.is_empty() {
-        notes.push(
-            "the other end's address inside is not known here: give --address ADDRESS/LENGTH"
-                .to_owned(),
-        );
-    }
-    addresses
+    peers.chain(config.interface.addresses.iter().filter_map(other_host)).collect()
 }
 
 /// The other host of a network of two.
