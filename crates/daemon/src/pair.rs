@@ -14,6 +14,8 @@ mod packed;
 mod plan;
 mod ssh;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::fs;
@@ -324,64 +326,3 @@ fn given(
 
 /// The longest text that is read as a code, in bytes.
 const LONGEST: usize = 1 << 13;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use plan::tests::{both_families, bridged};
-
-    fn load(path: &Path) -> config::Loaded {
-        config::load(path).unwrap_or_else(|report| panic!("{report}"))
-    }
-
-    #[test]
-    fn both_ends_load_and_belong_together() {
-        let out = tempfile::tempdir().unwrap();
-        write(&both_families(), out.path()).unwrap();
-        let [a, b] =
-            ["site-a", "site-b"].map(|it| load(&out.path().join(format!("{it}/{it}.toml"))));
-        assert!(a.warnings.is_empty() && b.warnings.is_empty());
-        assert_eq!(a.config.peer.public_key, b.keys.secret.public());
-        assert_eq!(b.config.peer.public_key, a.keys.secret.public());
-        assert_eq!(a.keys.preshared.as_bytes(), b.keys.preshared.as_bytes());
-        assert_ne!(a.keys.preshared.as_bytes(), &[0; 32]);
-        assert_eq!(a.config.peer.endpoints[0].to_string(), "[2001:db8::2]:4500");
-        assert_eq!((a.config.routes.len(), b.config.routes.len()), (2, 2));
-        assert_eq!(a.config.peer.protocol, config::Protocol::Vpnd);
-        assert_eq!(b.config.peer.protocol, config::Protocol::Vpnd);
-    }
-
-    /// Both ends by codes, each in a directory of its own.
-    fn invited() -> (tempfile::TempDir, Answer) {
-        let out = tempfile::tempdir().unwrap();
-        let (files, invitation) = Invitation::new(bridged());
-        let (joined, answer) = invitation.join();
-        files::write(&[(out.path().join("a"), &files), (out.path().join("b"), &joined)]).unwrap();
-        (out, answer)
-    }
-
-    #[test]
-    fn an_invitation_is_completed_by_its_answer() {
-        let (out, answer) = invited();
-        let (a, b) = (out.path().join("a"), out.path().join("b"));
-        assert!(config::load(&a.join("site-a.toml")).is_err(), "started without the peer's key");
-        complete(&answer, &a).unwrap();
-        let (a_end, b_end) = (load(&a.join("site-a.toml")), load(&b.join("site-b.toml")));
-        assert_eq!(a_end.config.peer.public_key, b_end.keys.secret.public());
-        assert_eq!(b_end.config.peer.public_key, a_end.keys.secret.public());
-        assert!(matches!(complete(&answer, &a), Err(PairError::AnsweredSo { .. })));
-        let (_, other) = invited();
-        assert!(matches!(complete(&other, &a), Err(PairError::Answered { .. })));
-    }
-
-    #[test]
-    fn the_answer_to_another_invitation_changes_nothing() {
-        let (out, _) = invited();
-        let (_, other) = invited();
-        let a = out.path().join("a");
-        let before = fs::read_to_string(a.join("site-a.toml")).unwrap();
-        assert!(matches!(complete(&other, &a), Err(PairError::NotTheAnswer { .. })));
-        assert_eq!(fs::read_to_string(a.join("site-a.toml")).unwrap(), before);
-        assert!(matches!(complete(&other, out.path()), Err(PairError::NoInvitation { .. })));
-    }
-}

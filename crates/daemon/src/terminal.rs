@@ -17,6 +17,15 @@ pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
+/// A word as it could be typed into a shell.
+pub(crate) fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,~".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// Whether a terminal might do anything with this character other than showing it.
 pub(crate) fn is_unfit(c: char) -> bool {
     // C0, DEL and C1.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::program::look_at;
+use crate::terminal::shell_word;
 
 /// The events at which commands run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -98,17 +99,9 @@ impl Argv {
 /// The command as it could be typed into a shell.
 impl fmt::Display for Argv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&quoted(&self.program))?;
-        self.arguments.iter().try_for_each(|word| write!(f, " {}", quoted(word)))
+        f.write_str(&shell_word(&self.program))?;
+        self.arguments.iter().try_for_each(|word| write!(f, " {}", shell_word(word)))
     }
-}
-
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,~".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Every command that the tunnel's runner will ever run, and the environment of the commands.

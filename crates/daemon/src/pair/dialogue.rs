@@ -248,7 +248,7 @@ fn endpoint(text: &str) -> Result<Option<Endpoint>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::tests::requested;
+    use super::super::tests::requested;
     use super::*;
 
     /// The result of these answers, and what was asked.

@@ -194,7 +194,7 @@ fn stacked(plan: &Plan, strokes: Strokes, a: &[String], b: &[String]) -> Vec<Str
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::{both_families, bridged, routed};
+    use super::super::tests::{both_families, bridged, routed};
     use super::*;
 
     #[test]

@@ -171,7 +171,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::keys::Pair;
-    use super::super::plan::tests::{both_families, bridged, road_warrior};
+    use super::super::tests::{both_families, bridged, road_warrior};
     use super::*;
 
     fn count(directory: &Path) -> usize {

@@ -120,7 +120,7 @@ fn tag(preshared: &PresharedKey, inviter: &PublicKey, joiner: &PublicKey) -> [u8
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::{both_families, bridged};
+    use super::super::tests::{both_families, bridged};
     use super::super::text::{PENDING, public_key};
     use super::*;
 

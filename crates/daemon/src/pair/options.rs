@@ -180,26 +180,9 @@ fn place(sites: &[Site; 2], name: &Name) -> Result<usize, RequestError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use clap::Parser;
-
+mod tests {
+    use super::super::tests::{parse, requested};
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        pair: PairOptions,
-    }
-
-    fn parse(line: &str) -> Result<PairOptions, clap::Error> {
-        Line::try_parse_from(format!("pair {line}").split_whitespace()).map(|line| line.pair)
-    }
-
-    /// What a command line requests.
-    pub(in super::super) fn requested(line: &str) -> Result<Request, RequestError> {
-        let options = parse(line).unwrap_or_else(|error| panic!("{error}"));
-        options.request().map(|request| request.unwrap_or_else(|| panic!("no sites: {line}")))
-    }
 
     #[test]
     fn networks_are_behind_the_sites_that_are_named() {

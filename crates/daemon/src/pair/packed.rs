@@ -173,7 +173,7 @@ impl<'a> Unpacker<'a> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::plan::tests::{both_families, bridged, routed};
+    use super::super::tests::{both_families, bridged, routed};
     use super::*;
 
     fn packed(plan: &Plan) -> Zeroizing<Vec<u8>> {

@@ -314,42 +314,9 @@ pub(super) fn no_loop(site: &Site, behind: &[IpNet]) -> Result<(), PlanError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::networks::{inner_network, network};
+mod tests {
+    use super::super::tests::{both_families, bridged, road_warrior, routed};
     use super::*;
-
-    /// A routed plan from the words of the command line.
-    pub(in super::super) fn routed(
-        sites: [&str; 2],
-        behind: [&[&str]; 2],
-        inner: &[&str],
-    ) -> Result<Plan, PlanError> {
-        let behind = behind.map(|nets| nets.iter().map(|net| network(net).unwrap()).collect());
-        let inner = inner.iter().map(|net| inner_network(net).unwrap()).collect();
-        let link = Link::Routed(Routed { behind, inner, protocol: Protocol::Vpnd });
-        Plan::new(sites.map(|site| site.parse().unwrap()), link)
-    }
-
-    /// A plan in which each part occurs.
-    pub(in super::super) fn both_families() -> Plan {
-        let sites = ["site-a=a.example.net:51820", "site-b=[2001:db8::2]:4500"];
-        let behind: [&[&str]; 2] =
-            [&["192.168.10.0/24", "fd10::/48"], &["192.168.20.0/24", "fd20::/48"]];
-        routed(sites, behind, &["10.99.0.0/30", "fd99::/64"]).unwrap()
-    }
-
-    /// A host whose default routes lead through the other site.
-    pub(in super::super) fn road_warrior() -> Plan {
-        let behind: [&[&str]; 2] = [&["0.0.0.0/0", "::/0"], &["192.168.1.0/24"]];
-        let inner = ["10.99.0.0/30", "fd99::/64"];
-        routed(["home=192.0.2.1:51820", "road"], behind, &inner).unwrap()
-    }
-
-    /// Two LANs that become one.
-    pub(in super::super) fn bridged() -> Plan {
-        let sites = ["site-a=a.example.net:51820", "site-b"].map(|site| site.parse().unwrap());
-        Plan::new(sites, Link::Bridged(["br0", "br-lan"].map(|it| it.parse().unwrap()))).unwrap()
-    }
 
     #[test]
     fn sites() {

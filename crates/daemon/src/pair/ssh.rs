@@ -109,7 +109,7 @@ const INSTALL: &str = concat!(
 #[cfg(test)]
 mod tests {
     use super::super::keys::Pair;
-    use super::super::plan::tests::both_families;
+    use super::super::tests::both_families;
     use super::*;
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::plan::End;
+use crate::terminal::shell_word;
 
 /// How a site gets its files.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +32,7 @@ pub(crate) fn steps(end: End<'_>, delivery: Delivery<'_>) -> String {
 }
 
 fn copy(end: End<'_>, directory: &Path) -> String {
-    let from = directory.display();
+    let from = shell_word(&directory.display().to_string());
     let far = end.site().endpoint.as_ref().map_or("HOST", |endpoint| &*endpoint.host);
     let host = if far.contains(':') { format!("[{far}]") } else { far.to_owned() };
     format!(
@@ -103,24 +104,25 @@ fn start(end: End<'_>, delivery: Delivery<'_>) -> Option<String> {
 /// The service reads its files in `/etc/vpnd`.
 pub(super) fn start_in(directory: &Path, name: &str, service: &str) -> String {
     let file = directory.join(format!("{name}.toml"));
+    let shown = shell_word(&file.display().to_string());
     if directory == Path::new("/etc/vpnd") {
-        format!("vpnd check {0} && {service}", file.display())
+        format!("vpnd check {shown} && {service}")
     } else {
-        format!("vpnd check {0} && vpnd --config {0}\n", file.display())
+        format!("vpnd check {shown} && vpnd --config {shown}\n")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::{both_families, bridged, routed};
+    use super::super::tests::{both_families, bridged, routed};
     use super::*;
 
     #[test]
     fn a_router_forwards_and_lets_everything_in() {
         let plan = both_families();
-        let text = steps(plan.ends()[0], Delivery::From(Path::new("pair/site-a")));
+        let text = steps(plan.ends()[0], Delivery::From(Path::new("my pair/site-a")));
         for line in [
-            "install -d -m 700 /etc/vpnd && cp pair/site-a/* /etc/vpnd/\n",
+            "install -d -m 700 /etc/vpnd && cp 'my pair/site-a'/* /etc/vpnd/\n",
             "printf '%s\\n' 'net.ipv4.ip_forward = 1' 'net.ipv6.conf.all.forwarding = 1' \
              >/etc/sysctl.d/90-vpnd-site-a.conf && sysctl -p /etc/sysctl.d/90-vpnd-site-a.conf\n",
             "nft insert rule inet filter input udp dport 51820 accept\n",

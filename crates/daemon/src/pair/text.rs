@@ -154,7 +154,7 @@ down = ["/usr/sbin/nft", "delete table inet {table}"]
 #[cfg(test)]
 mod tests {
     use super::super::plan::Plan;
-    use super::super::plan::tests::{both_families, bridged, road_warrior};
+    use super::super::tests::{both_families, bridged, road_warrior};
     use super::*;
 
     fn key() -> PublicKey {
