@@ -64,12 +64,12 @@ fn talk(lab: &Lab, old: &Path, profile: fn(Site) -> Site, old_calls: bool) -> Re
     let (old_one, new_one) = (Launch::plain(old), Launch::to_test()?);
     let (launch_a, launch_b) = if old_calls { (old_one, new_one) } else { (new_one, old_one) };
     let _b = Vpnd::start_as(&launch_b, &wire.b, &b)?;
-    let a = Vpnd::start_as(&launch_a, &wire.a, &a)?;
+    let _a = Vpnd::start_as(&launch_a, &wire.a, &a)?;
     carries_everything(&wire, true)?;
     asks(&wire.a, &launch_b.program, "site-a")?;
     asks(&wire.b, &launch_a.program, "site-b")?;
     asks(&wire.a, &launch_a.program, "site-a")?;
-    Ok(format!("ping, TCP both ways, status of each by the other; {}", a.status()?))
+    Ok("ping, TCP both ways, the status of each by the other".to_owned())
 }
 
 /// The program of one release asks a daemon of the other.

@@ -59,11 +59,16 @@ fn dhcp(lab: &Lab) -> Result<String> {
     Ok(format!("{} at both sides; {leased}; {}", right.join(", "), wiretap.heard()?))
 }
 
-/// A server on a host's eth0.
+/// A server of addresses on a host's eth0.
 pub(crate) fn dnsmasq(host: &Host, options: &[&str]) -> Result<Process> {
+    name_server(host, &[&["--port=0"], options].concat())
+}
+
+/// A server of names too.
+pub(crate) fn name_server(host: &Host, options: &[&str]) -> Result<Process> {
     let mut command = host.command("dnsmasq");
     command.args(["--conf-file=/dev/null", "--keep-in-foreground", "--log-facility=-"]);
-    command.args(["--port=0", "--interface=eth0", "--bind-interfaces", "--user=root"]);
+    command.args(["--interface=eth0", "--bind-interfaces", "--user=root"]);
     let leases = host.directory().join("leases");
     command.arg(format!("--dhcp-leasefile={}", leases.display())).arg("--pid-file").args(options);
     let server = host.spawn("dnsmasq", command)?;

@@ -8,7 +8,7 @@ use vpnd_tests::site::{self, INNER_B4};
 use vpnd_tests::traffic::ping;
 use vpnd_tests::{Lab, Vpnd, Wire, vpnd};
 
-use crate::lan::dnsmasq;
+use crate::lan::name_server;
 use crate::reach::replace_file;
 use crate::tunnel::SOON;
 
@@ -85,8 +85,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 fn resolves(lab: &Lab, case: &Case) -> Result<String> {
     let wire = Wire::new(lab)?;
     let record = "--host-record=peer.corp.example,192.0.2.2";
-    let _server =
-        dnsmasq(&wire.b, &["--port=53", "--no-resolv", "--no-hosts", "--local=/#/", record])?;
+    let _server = name_server(&wire.b, &["--no-resolv", "--no-hosts", "--local=/#/", record])?;
     replace_file(&wire.a, "/etc/resolv.conf", case.resolv_conf)?;
     replace_file(&wire.a, "/etc/hosts", case.hosts)?;
     replace_file(&wire.a, "/etc/nsswitch.conf", "hosts: files dns\n")?;

@@ -1,6 +1,7 @@
 //! Completions for shells. The script that a shell loads asks this program for candidates at each key press, so that it never
 //! is older than the program.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::process::ExitCode;
@@ -71,13 +72,13 @@ fn with_tunnels(command: Command) -> Command {
     command.mut_subcommands(with_tunnels)
 }
 
-/// The tunnels that have a control socket.
+/// The tunnels that have a control socket, in order.
 fn tunnels() -> Vec<CompletionCandidate> {
     let entries = fs::read_dir(SOCKETS).into_iter().flatten().flatten();
     let paths = entries.map(|entry| entry.path());
     let sockets = paths.filter(|path| path.extension().is_some_and(|ending| ending == "sock"));
     let names = sockets.filter_map(|path| path.file_stem().map(OsStr::to_owned));
-    names.map(CompletionCandidate::new).collect()
+    names.collect::<BTreeSet<_>>().into_iter().map(CompletionCandidate::new).collect()
 }
 
 fn topics(commands: &[String]) -> Vec<CompletionCandidate> {
