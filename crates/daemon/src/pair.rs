@@ -256,7 +256,7 @@ fn join(code: &str, out: &Path) -> anyhow::Result<ExitCode> {
     checked(&files)?;
     files::write(&[(out.to_owned(), &files)]).map_err(PairError::from)?;
     terminal::print(format_args!(
-        "The answer of {} for {}; it is no secret. There: `vpnd pair --finish -`, and then this code:\n\n{}\n\n{}",
+        "The answer of {} for {}. There: `vpnd pair --finish -`, and then this code:\n\n{}\n\n{}",
         here.name,
         there.name,
         *answer.code(),

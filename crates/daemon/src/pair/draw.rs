@@ -73,7 +73,7 @@ fn cells(end: End<'_>, strokes: Strokes) -> Vec<String> {
             cells.push(format!("LAN {0}{0} {bridge}", strokes.across));
         }
         None => cells.extend(end.behind().iter().map(|net| match is_default(net) {
-            true => format!("everything ({net})"),
+            true => format!("everything ({net}), masqueraded"),
             false => format!("LAN {net}"),
         })),
     }

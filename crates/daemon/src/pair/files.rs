@@ -147,10 +147,9 @@ impl Drop for Made {
 
 /// Creates a file that only its owner may write.
 fn create(path: &Path, text: &str) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
-    file.and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_half| {
+        let _removed = fs::remove_file(path);
     })
 }
 
@@ -161,8 +160,13 @@ fn create(path: &Path, text: &str) -> io::Result<()> {
 /// If it cannot be written.
 pub(crate) fn replace(path: &Path, text: &str) -> Result<(), FilesError> {
     let next = path.with_extension("toml.new");
-    let replaced = create(&next, text).and_then(|()| fs::rename(&next, path));
-    replaced.map_err(|error| FilesError::Config { path: next, error })
+    let failed = |error| FilesError::Config { path: next.clone(), error };
+    create(&next, text).map_err(failed)?;
+    fs::rename(&next, path).map_err(|error| {
+        // What is left would be in the way of the next try.
+        let _removed = fs::remove_file(&next);
+        failed(error)
+    })
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn there(files: &Files) -> String {
     let (name, len) = (&files.name, files.config.len());
     format!(
         "sh -c '{BECOME_ROOT}' '{}'",
-        INSTALL.replace("NAME", name.as_ref()).replace("LENGTH", &len.to_string())
+        INSTALL.replace("LENGTH", &len.to_string()).replace("NAME", name.as_ref())
     )
 }
 
@@ -93,10 +93,12 @@ const INSTALL: &str = concat!(
     r#"for one in $f.toml $f.key $f.psk; do "#,
     r#"if [ -e $one ] || [ -L $one ]; then die "$one exists already, and is left as it is"; fi; done; "#,
     r#"mkdir -p -m 700 /etc/vpnd || exit 1; "#,
-    r#"trap "rm -f $f.toml $f.key $f.psk" EXIT; trap "exit 1" HUP INT TERM; "#,
-    r#"IFS= read -r key && IFS= read -r psk && echo "$key" >$f.key || die "cannot write $f.key"; "#,
-    r#"[ -z "$psk" ] || echo "$psk" >$f.psk || die "cannot write $f.psk"; "#,
-    r#"cat >$f.toml || die "cannot write $f.toml"; "#,
+    r#"made=; gone() { rm -f $made; }; trap gone EXIT; trap "exit 1" HUP INT TERM; "#,
+    r#"new() { true >$1 || die "cannot make $1"; made="$made $1"; }; "#,
+    r#"IFS= read -r key && IFS= read -r psk || die "the keys have not come"; "#,
+    r#"new $f.key; echo "$key" >>$f.key || die "cannot write $f.key"; "#,
+    r#"[ -z "$psk" ] || { new $f.psk; echo "$psk" >>$f.psk; } || die "cannot write $f.psk"; "#,
+    r#"new $f.toml; cat >>$f.toml || die "cannot write $f.toml"; "#,
     r#"[ "$(wc -c <$f.toml)" -eq LENGTH ] || die "the configuration has not come whole"; "#,
     r#"vpnd check $f.toml || die "the configuration is not valid here, and is removed"; "#,
     r#"trap - EXIT; "#,

@@ -31,15 +31,21 @@ pub(crate) fn steps(end: End<'_>, delivery: Delivery<'_>) -> String {
     steps.concat()
 }
 
+/// The site's own files by their names; a file that exists there already is not replaced.
 fn copy(end: End<'_>, directory: &Path) -> String {
-    let from = shell_word(&directory.display().to_string());
+    let name = &end.site().name;
+    let file = |kind| shell_word(&directory.join(format!("{name}.{kind}")).display().to_string());
+    let from = ["toml", "key", "psk"].map(file).join(" ");
     let far = end.site().endpoint.as_ref().map_or("HOST", |endpoint| &*endpoint.host);
-    let host = if far.contains(':') { format!("[{far}]") } else { far.to_owned() };
+    let login = |host: &str| shell_word(&format!("root@{host}"));
+    let scp = login(&if far.contains(':') { format!("[{far}]") } else { far.to_owned() });
+    let free = format!("[ ! -e /etc/vpnd/{name}.key ]");
     format!(
         "# Its files: if they are on this machine already,\n\
-         install -d -m 700 /etc/vpnd && cp {from}/* /etc/vpnd/\n\
+         install -d -m 700 /etc/vpnd && {free} && install -m 600 -t /etc/vpnd {from}\n\
          # or from here:\n\
-         #   ssh root@{far} install -d -m 700 /etc/vpnd && scp -p {from}/* root@{host}:/etc/vpnd/\n"
+         #   ssh {} 'install -d -m 700 /etc/vpnd && {free}' && scp -p {from} {scp}:/etc/vpnd/\n",
+        login(far)
     )
 }
 
@@ -122,7 +128,8 @@ mod tests {
         let plan = both_families();
         let text = steps(plan.ends()[0], Delivery::From(Path::new("my pair/site-a")));
         for line in [
-            "install -d -m 700 /etc/vpnd && cp 'my pair/site-a'/* /etc/vpnd/\n",
+            "install -d -m 700 /etc/vpnd && [ ! -e /etc/vpnd/site-a.key ] && install -m 600 -t /etc/vpnd \
+             'my pair/site-a/site-a.toml' 'my pair/site-a/site-a.key' 'my pair/site-a/site-a.psk'\n",
             "printf '%s\\n' 'net.ipv4.ip_forward = 1' 'net.ipv6.conf.all.forwarding = 1' \
              >/etc/sysctl.d/90-vpnd-site-a.conf && sysctl -p /etc/sysctl.d/90-vpnd-site-a.conf\n",
             "nft insert rule inet filter input udp dport 51820 accept\n",
