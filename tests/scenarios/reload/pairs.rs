@@ -176,8 +176,7 @@ pub(super) fn state(host: &Host) -> Result<String> {
         let shown: Value = serde_json::from_str(&host.run(command)?).unwrap_or_default();
         lines.extend(flat(&shown, dropped));
     }
-    // As text: nft 1.0.6 prints no sound JSON of a table that has an owner.
-    lines.push(host.run("nft --stateless list ruleset")?);
+    lines.extend(ruleset(&host.run("nft --stateless list ruleset")?));
     let sockets = host.run("ss -uanepmO")?;
     let ours = sockets.lines().filter(|line| line.contains("vpnd")).map(socket_line);
     lines.extend(ours);
@@ -185,6 +184,17 @@ pub(super) fn state(host: &Host) -> Result<String> {
     lines.extend(metrics.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")));
     lines.sort();
     Ok(lines.join("\n"))
+}
+
+/// The lines of the packet filter, each with the set or chain that it is in: these have no order. Read as text, because
+/// nft 1.0.6 prints no sound JSON of a table that has an owner.
+fn ruleset(text: &str) -> Vec<String> {
+    let mut place = "";
+    let told = text.lines().map(|line| {
+        place = if line.ends_with('{') { line } else { place };
+        format!("{place} {line}")
+    });
+    told.collect()
 }
 
 /// The elements of lists as one line each.
