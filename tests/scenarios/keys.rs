@@ -20,6 +20,8 @@ use crate::tunnel::{SOON, Tunnel};
 const LATER: Duration = Duration::from_secs(40);
 /// Until then nobody makes a session for packets that wait.
 const NOT_YET: Duration = Duration::from_secs(3);
+/// The unit that makes tunnels forget.
+const UNIT: &str = include_str!("../../systemd/vpnd-sleep.service");
 /// The words of a session: two keys at least, of four words each, and not all of them are searched for.
 const SESSION: usize = 6;
 
@@ -142,14 +144,38 @@ fn closed(lab: &Lab, vpnd: Option<&'static [&'static str]>) -> Result<String> {
     Ok(format!("{words} words of keys in {} KiB: 0 hits", bytes / 1024))
 }
 
-/// Makes vpnd forget, as the service does that is started before a suspend.
+/// The value of a line of [`UNIT`].
+fn setting(key: &str) -> Result<&'static str> {
+    let value = UNIT.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    value.with_context(|| format!("no {key}= in the unit"))
+}
+
+/// The command of [`UNIT`] as root with these capabilities only, and without a network.
+fn unit_with(capabilities: &str) -> Result<String> {
+    let (_, arguments) = setting("ExecStart")?.split_once(' ').context("a command of one word")?;
+    let names = capabilities.to_lowercase();
+    let added: String = names.split_whitespace().map(|name| name.replace("cap_", ",+")).collect();
+    Ok(format!(
+        "unshare --net setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{added} {} {arguments}",
+        vpnd_tests::vpnd::program()?.display()
+    ))
+}
+
+/// Makes vpnd forget, as the service does that is started before a suspend: the control socket belongs to vpnd's own user.
 fn forgotten(lab: &Lab) -> Result<String> {
     let (tunnel, fixed) = tunnel(lab, Some(&[]))?;
     let before = living(&tunnel.a, &fixed)?;
-    let forget = format!("{} forget", vpnd_tests::vpnd::program()?.display());
-    tunnel.wire.a.run(&forget)?;
+    let without = tunnel.wire.a.run(&unit_with("")?).err().context("needs no capability")?;
+    ensure!(format!("{without:#}").contains("no permission to open"), "{without:#}");
+    ensure!(tunnel.a.status()?.has_session(), "forgotten without permission");
+    tunnel.wire.a.run(&unit_with(setting("CapabilityBoundingSet")?)?)?;
     ensure!(!tunnel.a.status()?.has_session(), "there is a session still, or again");
-    let (words, _) = dead(&tunnel.a, &before)?;
+    // At once, or they are in the image of a hibernation.
+    let memory = memory_of(&tunnel.a)?;
+    let gone: Words = before.difference(&memory.keys()).copied().collect();
+    let found = memory.find(&gone);
+    ensure!(gone.len() >= SESSION && found.is_empty(), "{} words gone: {found:?}", gone.len());
+    let words = gone.len();
     // Packets wait, and nobody makes a session for them.
     ensure!(ping::until_answered(&tunnel.wire.a, INNER_B4, NOT_YET).is_err(), "it goes on");
     ensure!(!tunnel.a.status()?.has_session(), "there is a session before the host has slept");

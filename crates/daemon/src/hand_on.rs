@@ -7,7 +7,7 @@
 //!
 //! A process that has asked receives everything but the sessions at once, and prepares, while this one runs the tunnel. When
 //! it is ready, it says so: only then this process stops its threads and hands on the sessions. If it fails before, this
-//! process goes on.
+//! process goes on, and says that. A connection that is closed without a word means that this process has crashed.
 
 mod asking;
 

@@ -256,9 +256,11 @@ impl Earlier {
     ) -> io::Result<Option<Inheritance>> {
         let Self { stream, taken } = self;
         let names = taken.iter().map(|kept| format!(" {}", kept.name())).collect::<String>();
-        let said = (&stream).write_all(format!("{READY}{names}\n").as_bytes());
+        // If the process has left, what it has sent before says why.
+        let _left = (&stream).write_all(format!("{READY}{names}\n").as_bytes());
         let mut sessions = None;
-        // The process closes the connection when it has let go.
+        // The process closes the connection when it has let go. Who continues to run the tunnel never closes it without a
+        // word.
         loop {
             match receive(&stream) {
                 Ok(Received::Descriptor(name, descriptor)) if name == Kept::Sessions.name() => {
@@ -268,7 +270,6 @@ impl Earlier {
                 Ok(Received::Text(text)) => return Err(io::Error::other(reason(&text))),
                 Ok(Received::End) => break,
                 // It has crashed.
-                Err(_) if said.is_err() => break,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
                 Err(error) => return Err(error),
             }
@@ -333,4 +334,45 @@ fn read<T>(
 /// The crash of an earlier process leaves its device. The peer counts as alive if the device's carrier says so.
 pub(crate) fn of_a_crash(carrier_says_so: bool) -> Inheritance {
     if carrier_says_so { Inheritance::of_a_crash(clock::boot()) } else { Inheritance::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::thread;
+
+    use nix::sys::socket::{MsgFlags, recv};
+
+    use super::*;
+
+    /// What a process learns that says that it is ready, when the running one does `then` without having read that: whether there
+    /// are sessions, or the reason for a refusal.
+    #[expect(clippy::unwrap_in_result, reason = "the result is what is tested")]
+    fn ends(then: impl FnOnce(UnixStream) + Send + 'static) -> Result<bool, String> {
+        let (stream, running) = UnixStream::pair().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let running = thread::spawn(move || {
+            let seen = recv(running.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_PEEK).unwrap();
+            assert_eq!(seen, 1);
+            then(running);
+        });
+        let ended = Earlier { stream, taken: Vec::new() }.end(|binding| *binding);
+        running.join().unwrap();
+        ended.map(|sessions| sessions.is_some()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn who_refuses_at_the_last_moment_has_not_crashed() {
+        let refused = ends(|mut running| {
+            running.write_all(b"{\"schema\":3,\"error\":\"it takes too long\"}\n").unwrap();
+        });
+        assert_eq!(refused.unwrap_err(), "it takes too long");
+    }
+
+    #[test]
+    fn who_is_gone_without_a_word_has_crashed() {
+        assert!(!ends(drop).unwrap());
+        let reads = |mut running: UnixStream| assert!(running.read(&mut [0; 64]).unwrap() > 0);
+        assert!(!ends(reads).unwrap());
+    }
 }

@@ -61,6 +61,7 @@ use candidate::Candidate;
 use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
+use requests::Forgetting;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
@@ -153,6 +154,8 @@ pub(crate) struct Shell {
     candidate: Option<Candidate>,
     /// Keys that this thread has used may have left the table.
     has_published: bool,
+    /// Who waits until nobody has the session keys any more.
+    forgetting: Option<Forgetting>,
 }
 
 /// How a tunnel ended.
@@ -189,6 +192,7 @@ impl Shell {
             mtu_refused: None,
             candidate: None,
             has_published: false,
+            forgetting: None,
             plane,
             engine,
             reports,
@@ -205,6 +209,15 @@ impl Shell {
         &mut self,
         stop: impl Future<Output = ()>,
     ) -> Result<Ending, ShellError> {
+        let ended = self.run_until(stop).await;
+        if let Some(candidate) = self.candidate.take() {
+            // Or it would continue with what this process is about to revert.
+            candidate.asking.refuse("it is about to end");
+        }
+        ended
+    }
+
+    async fn run_until(&mut self, stop: impl Future<Output = ()>) -> Result<Ending, ShellError> {
         tokio::pin!(stop);
         self.around.service.ready();
         loop {
@@ -216,6 +229,9 @@ impl Shell {
             if std::mem::take(&mut self.has_published) {
                 // Here the stack is lowest.
                 stack::wipe();
+            }
+            if let Some(forgetting) = self.forgetting.take() {
+                self.forgotten(forgetting).await;
             }
             let connected = self.plane.is_connected();
             tokio::select! {

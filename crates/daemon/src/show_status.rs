@@ -65,17 +65,24 @@ fn print(name: Option<&str>, form: Form) -> anyhow::Result<ExitCode> {
 
 /// Sockets of running tunnels; a daemon that was killed leaves its socket behind.
 pub(crate) fn live_sockets(directory: &Path) -> Vec<PathBuf> {
+    let mut sockets = sockets(directory);
+    sockets.retain(|path| !is_dead(path));
+    sockets
+}
+
+/// Sockets of tunnels, running or not.
+pub(crate) fn sockets(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut sockets: Vec<_> = entries
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
-        .filter(|path| !is_dead(path))
         .collect();
     sockets.sort();
     sockets
 }
 
-fn is_dead(path: &Path) -> bool {
+/// Whether the daemon of this socket was killed.
+pub(crate) fn is_dead(path: &Path) -> bool {
     Conversation::begin(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 

@@ -128,6 +128,12 @@ impl Engine {
         self.watch.raise();
     }
 
+    /// Whether every data thread has noticed what was published last, and has wiped what keys that are gone have left on its
+    /// stack. It notices when it has nothing to do.
+    pub fn is_heeded(&self) -> bool {
+        self.watch.is_heeded()
+    }
+
     /// Sends one datagram of the control plane, or queues it until the socket has room; returns whether it was
     /// sent. This never blocks. Data threads send queued datagrams before their own; call [`Engine::send_kept`]
     /// when the socket has room.

@@ -107,11 +107,18 @@ impl Signal {
         let _empty = self.0.read();
     }
 
+    /// Whether it was raised since the waiting thread has last noticed it. The waiting thread must not have ended.
+    pub(crate) fn is_raised(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        // If the kernel cannot say, nobody relies on it.
+        poll_all(&mut fds, PollTimeout::ZERO).is_err() || fds[0].any() == Some(true)
+    }
+
     /// Drains it. Something was published: keys that this thread has used may be gone, so what they have left on its stack
-    /// is wiped.
+    /// is wiped, before anybody sees that it has noticed. It uses no key in between.
     fn attend(&self) {
-        self.drain();
         stack::wipe();
+        self.drain();
     }
 
     /// Sleeps until the signal is raised, and drains it.

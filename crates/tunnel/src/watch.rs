@@ -61,6 +61,12 @@ impl Watch {
         self.inbound.raise();
     }
 
+    /// Whether all threads have noticed the last [`raise`](Self::raise).
+    pub(crate) fn is_heeded(&self) -> bool {
+        let signals = self.workers.iter().map(|worker| &worker.signal).chain([&self.inbound]);
+        !signals.into_iter().any(Signal::is_raised)
+    }
+
     /// Runs the outbound thread of a queue: sends the queue's packets until the table tells it to stop.
     ///
     /// # Errors

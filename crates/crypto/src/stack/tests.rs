@@ -100,6 +100,70 @@ fn no_batch_is_deeper_than_what_a_thread_wipes() {
     }
 }
 
+/// What is in the vector registers after they were filled, and `clear` was called.
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+fn registers_after(clear: fn()) -> [[u64; 2]; 16] {
+    let mut registers = [[0; 2]; 16];
+    // SAFETY: only registers are written that the compiler takes for changed by the calls that follow.
+    unsafe {
+        asm!(
+            "movq xmm0, {0}",
+            "movq xmm1, {0}",
+            "movq xmm2, {0}",
+            "movq xmm3, {0}",
+            "movq xmm4, {0}",
+            "movq xmm5, {0}",
+            "movq xmm6, {0}",
+            "movq xmm7, {0}",
+            "movq xmm8, {0}",
+            "movq xmm9, {0}",
+            "movq xmm10, {0}",
+            "movq xmm11, {0}",
+            "movq xmm12, {0}",
+            "movq xmm13, {0}",
+            "movq xmm14, {0}",
+            "movq xmm15, {0}",
+            in(reg) u64::MAX,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    clear();
+    // SAFETY: this is as long as what is written.
+    unsafe {
+        asm!(
+            "movups [{0} + 0], xmm0",
+            "movups [{0} + 16], xmm1",
+            "movups [{0} + 32], xmm2",
+            "movups [{0} + 48], xmm3",
+            "movups [{0} + 64], xmm4",
+            "movups [{0} + 80], xmm5",
+            "movups [{0} + 96], xmm6",
+            "movups [{0} + 112], xmm7",
+            "movups [{0} + 128], xmm8",
+            "movups [{0} + 144], xmm9",
+            "movups [{0} + 160], xmm10",
+            "movups [{0} + 176], xmm11",
+            "movups [{0} + 192], xmm12",
+            "movups [{0} + 208], xmm13",
+            "movups [{0} + 224], xmm14",
+            "movups [{0} + 240], xmm15",
+            in(reg) registers.as_mut_ptr(),
+            options(nostack, preserves_flags)
+        );
+    }
+    registers
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn vector_registers_are_cleared_whatever_the_processor_has() {
+    let filled = |registers: [[u64; 2]; 16]| registers.iter().filter(|one| one[0] != 0).count();
+    assert_eq!(filled(registers_after(|| ())), 16, "the test does not see what is there");
+    assert_eq!(registers_after(wide_registers::clear_narrow), [[0; 2]; 16]);
+    assert_eq!(registers_after(wide_registers::clear), [[0; 2]; 16]);
+}
+
 fn messages(packets: &mut [Vec<u8>]) -> impl Iterator<Item = Message<'_>> {
     packets.iter_mut().zip(0..).map(|(buffer, counter)| Message { counter, buffer })
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
@@ -83,11 +84,17 @@ impl Asking {
         Ok(())
     }
 
-    /// Tells the process why this one goes on with the tunnel; it may have left.
+    /// Tells the process why it must not continue with the tunnel; it may have left.
     pub(crate) fn refuse(self, why: &str) {
         let refusal = Refusal { schema: SCHEMA, error: why.to_owned() };
         let line = serde_json::to_string(&refusal).unwrap_or_default() + "\n";
-        let _left = self.stream.try_write(line.as_bytes());
+        let words = [IoSlice::new(line.as_bytes())];
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        match sendmsg::<()>(self.stream.as_raw_fd(), &words, &[], flags, None) {
+            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => {}
+            // If it were closed now, the process would take this one for crashed. So it stays open until this one ends.
+            Err(_) => std::mem::forget(self.stream),
+        }
     }
 
     pub(super) fn receives(&self, binding: &[u8; 64], left: &Inheritance) -> io::Result<()> {
@@ -108,4 +115,50 @@ fn send(stream: &impl AsRawFd, kept: Kept, descriptor: BorrowedFd<'_>) -> io::Re
         None,
     )?;
     if sent == RECORD { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+
+    use super::*;
+
+    /// A process that has asked, and its end of the connection, which never waits.
+    fn asking() -> (Asking, StdUnixStream) {
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        [&ours, &theirs].into_iter().for_each(|end| end.set_nonblocking(true).unwrap());
+        let stream = UnixStream::from_std(ours).unwrap();
+        (Asking { stream, until: Instant::now(), line: Vec::new() }, theirs)
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_heard_by_who_was_ready_too_late() {
+        let (mut asking, mut theirs) = asking();
+        assert_eq!(asking.ready().await.unwrap_err().kind(), ErrorKind::TimedOut);
+        theirs.write_all(b"ready\n").unwrap();
+        asking.refuse("it takes too long");
+        let mut heard = [0; 256];
+        let len = theirs.read(&mut heard).unwrap();
+        assert!(String::from_utf8_lossy(&heard[..len]).contains("it takes too long"));
+        assert_eq!(theirs.read(&mut heard).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_not_closed_without_a_word() {
+        let (asking, mut theirs) = asking();
+        while sendmsg::<()>(
+            asking.stream.as_raw_fd(),
+            &[IoSlice::new(&[0; 1024])],
+            &[],
+            MsgFlags::MSG_DONTWAIT,
+            None,
+        )
+        .is_ok()
+        {}
+        asking.refuse("there is no room for this");
+        let ended = std::iter::repeat_with(|| theirs.read(&mut [0; 4096]))
+            .find(|read| !matches!(read, Ok(1..)))
+            .unwrap();
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
 }

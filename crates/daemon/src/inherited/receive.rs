@@ -44,8 +44,11 @@ pub(super) fn receive(stream: &UnixStream) -> io::Result<Received> {
         }
         (len, None) => {
             let mut text = record[..len].to_vec();
-            stream.take(4096).read_to_end(&mut text)?;
-            Ok(Received::Text(text))
+            match stream.take(4096).read_to_end(&mut text) {
+                // Who refuses closes the connection without reading what was sent to it meanwhile.
+                Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
+                _ => Ok(Received::Text(text)),
+            }
         }
         _ => Err(io::Error::other("a record with another number of descriptors than one")),
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 
 use crate::config::{Difference, Takes};
-use crate::terminal::Printable;
+use crate::terminal::shell_word;
 use crate::{ask, program, systemd};
 
 /// How the process of a tunnel can be replaced by one with another configuration.
@@ -36,8 +36,11 @@ impl Restart {
     /// The command that restarts the tunnel without a loss.
     pub(super) fn command(&self) -> String {
         match self {
-            Self::Unit(unit) => format!("systemctl restart {}", Printable(unit)),
-            Self::ByHand { file } => format!("vpnd --config {} --take-over", file.display()),
+            Self::Unit(unit) => format!("systemctl restart {}", shell_word(unit)),
+            Self::ByHand { file } => {
+                let file = file.display().to_string();
+                format!("vpnd --config {} --take-over", shell_word(&file))
+            }
         }
     }
 
@@ -76,4 +79,18 @@ fn taking_a_restart(differences: &[Difference]) -> String {
         .map(|one| format!("`{}`", one.key))
         .collect();
     format!("{} {}", keys.join(", "), if keys.len() == 1 { "takes" } else { "take" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_typed_as_it_is_shown() {
+        let by_hand = |file: &str| Restart::ByHand { file: file.into() }.command();
+        assert_eq!(by_hand("/etc/vpnd/a.toml"), "vpnd --config /etc/vpnd/a.toml --take-over");
+        assert_eq!(by_hand("/x y/$(z).toml"), "vpnd --config '/x y/$(z).toml' --take-over");
+        let unit = Restart::Unit(r"vpnd@a\x2db.service".to_owned()).command();
+        assert_eq!(unit, r"systemctl restart 'vpnd@a\x2db.service'");
+    }
 }

@@ -1,7 +1,9 @@
 //! Handles requests from the control socket.
 
 use std::io;
+use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
 use vpnd_plane::RotateError;
 use vpnd_tunnel::clock;
 
@@ -11,6 +13,14 @@ use crate::control::{Request, Wanted};
 use crate::hand_on;
 use crate::metrics::Scrape;
 use crate::status::{Fault, PathMtu, Status};
+
+/// How long a data thread may be busy until the client is told that it may have copies of keys.
+const HEEDED_WITHIN: Duration = Duration::from_millis(500);
+const BUSY: &str = "the session keys are dropped, but a thread that is busy with packets may still have copies of them on its \
+                    stack: it wipes it when it pauses";
+
+/// Who waits until nobody has the session keys any more.
+pub(super) type Forgetting = oneshot::Sender<Result<(), String>>;
 
 impl Shell {
     /// Answers a request; the client may have left.
@@ -47,9 +57,9 @@ impl Shell {
                     "session keys are dropped, as asked: the host is about to be suspended"
                 );
                 self.plane.forget(clock::now());
-                // Nobody has the keys any more when the client continues.
-                self.settle().await?;
-                drop(reply.send(Ok(())));
+                // This thread has used keys too. It wipes its stack before it answers.
+                self.has_published = true;
+                self.forgetting = Some(reply);
             }
             Request::Rotate { finish, reply } => {
                 let what = if finish { "rotation finished" } else { "rotated" };
@@ -57,6 +67,16 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Answers when no thread has the dropped keys any more, not even on its stack.
+    pub(super) async fn forgotten(&self, reply: Forgetting) {
+        let begun = Instant::now();
+        while !self.engine.is_heeded() && begun.elapsed() < HEEDED_WITHIN {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let forgotten = if self.engine.is_heeded() { Ok(()) } else { Err(BUSY.to_owned()) };
+        drop(reply.send(logged("forgotten", forgotten)));
     }
 
     /// Answers a request for the metrics; the client may have left.

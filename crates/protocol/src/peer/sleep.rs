@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::Peer;
 use crate::time::{BootTime, Now};
 
-/// The host sleeps within this time. If it does not, the tunnel makes a new session then.
+/// The host sleeps within this time. If it does not, the tunnel makes a new session then, whose keys are in the host's memory
+/// when it sleeps after all.
 const SLEEPS_WITHIN: Duration = Duration::from_secs(15);
 
 impl Peer {
