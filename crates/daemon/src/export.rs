@@ -120,15 +120,21 @@ fn peer_key(path: &Path, peer: &config::Peer) -> anyhow::Result<Zeroizing<String
     Ok(key.to_base64())
 }
 
+const HAS_KEYS: &str =
+    "this contains keys: give it only to a file that nobody else may read, which `umask 077` makes";
+
 fn text(
     end: &End,
     options: &ExportOptions,
     notes: &mut Vec<String>,
 ) -> Result<Zeroizing<String>, ExportError> {
+    notes.extend(end.has_keys().then(|| HAS_KEYS.to_owned()));
     if options.networkd {
         let (netdev, network) = end.networkd();
         let place = format!("/etc/systemd/network/{}", end.device);
-        notes.push("the .netdev contains a key: mode 0640, group systemd-network".to_owned());
+        notes.push(
+            "systemd-networkd reads the .netdev with mode 0640, group systemd-network".to_owned(),
+        );
         return Ok(Zeroizing::new(format!(
             "# {place}.netdev\n{}\n# {place}.network\n{}",
             netdev.as_str(),

@@ -3,8 +3,11 @@
 mod sources;
 mod write;
 
-use std::fs::File;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -24,8 +27,9 @@ use zeroize::Zeroizing;
 use crate::config::{self, Handed, Loaded, Report};
 use crate::exit::Exit;
 use crate::keys::HandedKeys;
-use crate::terminal::{self, PrintableLines};
-use write::Place;
+use crate::terminal::{self, Printable, PrintableLines, shell_word};
+use crate::trust;
+use write::{Place, Written};
 
 /// Options of `import`.
 #[derive(Debug, Args)]
@@ -75,8 +79,11 @@ pub(crate) enum ImportFailure {
     )]
     PeerOut,
     /// A file is too long.
-    #[error("{} is longer than 1 MiB", path.display())]
+    #[error("{} is longer than 1 MiB, or all files together are", path.display())]
     Long { path: PathBuf },
+    /// A file has too many drop-ins.
+    #[error("{}.d has more than 100 drop-ins: give one file that has their lines", path.display())]
+    DropIns { path: PathBuf },
     /// Something was not written.
     #[error(transparent)]
     Write(#[from] write::WriteError),
@@ -97,7 +104,9 @@ impl ImportFailure {
                 | ImportError::NoPrivateKey(_)
                 | ImportError::NoPresharedKey(_),
             ) => Exit::Usage,
-            Self::Import(_) | Self::Long { .. } | Self::Write(_) => Exit::Failure,
+            Self::Import(_) | Self::Long { .. } | Self::DropIns { .. } | Self::Write(_) => {
+                Exit::Failure
+            }
         }
     }
 }
@@ -105,16 +114,19 @@ impl ImportFailure {
 /// Imports the files.
 pub(crate) fn run(options: &ImportOptions) -> anyhow::Result<ExitCode> {
     let sources = sources::read(&options.files)?;
-    let host: Rc<dyn Host> = Rc::new(ThisHost);
+    let this = Rc::new(ThisHost::default());
+    let host: Rc<dyn Host> = Rc::<ThisHost>::clone(&this);
     let imported = match vpnd_import::import(&sources, &choices(options)?, &host) {
         Ok(imported) => imported,
         Err(failure) => {
             let Failure { error, outcomes } = *failure;
-            print(format_args!("{}", Page { sources: &sources, outcomes: &outcomes }))?;
+            let page = Page { sources: &sources, outcomes: &outcomes };
+            print(format_args!("{page}{}", this.files_read()))?;
             return Err(ImportFailure::from(error).into());
         }
     };
-    print(format_args!("{}", heading(&imported, &sources)))?;
+    print(format_args!("{}{}", heading(&imported, &sources), commands(&imported)))?;
+    print(this.files_read())?;
     let ends = ends(&imported, options)?;
     // Everything is checked before anything is written.
     let ends: Vec<_> = ends.into_iter().map(|end| end.checked()).collect::<Result<_, Report>>()?;
@@ -126,9 +138,11 @@ pub(crate) fn run(options: &ImportOptions) -> anyhow::Result<ExitCode> {
     }
     let places: Vec<_> = ends.iter().map(|end| &end.place).collect();
     write::check(&places).map_err(ImportFailure::from)?;
+    let mut written = Written::default();
     for end in &ends {
-        end.place.write(&end.text, end.tunnel).map_err(ImportFailure::from)?;
+        end.place.write(&end.text, end.tunnel, &mut written).map_err(ImportFailure::from)?;
     }
+    written.keep();
     print(format_args!("{}", closing(&imported, &ends)))?;
     Ok(Exit::Success.into())
 }
@@ -215,7 +229,7 @@ impl std::fmt::Display for Page<'_> {
             let own: Vec<_> =
                 self.outcomes.iter().filter(|one| one.file == index).cloned().collect();
             if !own.is_empty() {
-                write!(f, "{}\n{}", source.name, Outcomes(&own))?;
+                write!(f, "{}\n{}", Printable(&source.name), Outcomes(&own))?;
             }
         }
         Ok(())
@@ -237,35 +251,79 @@ fn heading(imported: &Imported, sources: &[Source]) -> String {
     )
 }
 
+/// Every command that was taken from the files, because the lines above do not show them.
+fn commands(imported: &Imported) -> String {
+    let of = |tunnel: &Tunnel| -> String {
+        let hooks = tunnel.commands().into_iter();
+        let all = hooks.flat_map(|(event, commands)| commands.iter().map(move |it| (event, it)));
+        all.map(|(event, command)| format!("  {event:11}  {}\n", typed(command))).collect()
+    };
+    let (here, there) = (of(&imported.tunnel), imported.other.as_ref().map(of).unwrap_or_default());
+    let under = |title: &str, commands: &str| match commands {
+        "" => String::new(),
+        commands => format!("\n{title}:\n{commands}"),
+    };
+    under("these commands will run with the privileges that vpnd is started with", &here)
+        + &under("and these at the other end", &there)
+}
+
+fn typed(command: &[String]) -> String {
+    command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
+}
+
 fn closing(imported: &Imported, ends: &[End<'_>]) -> String {
     let wrote: String =
         ends.iter().map(|end| format!("wrote {}\n", end.place.listed(end.tunnel))).collect();
     let [here, there @ ..] = ends else { return wrote };
     let start = |name: &str| {
-        format!("vpnd check /etc/vpnd/{name}.toml && systemctl enable --now vpnd@{name}")
+        format!("  vpnd check /etc/vpnd/{name}.toml\n  systemctl enable --now vpnd@{name}\n")
     };
     let name = &here.tunnel.name;
     let stop = imported.stop.as_ref().map_or_else(String::new, |stop| format!("  {stop}\n"));
-    let copy = here.place.copy();
+    let copy = here.place.copy(here.tunnel);
     let there: String = there
         .iter()
         .map(|end| {
             format!(
-                "at the other end, stop the old tunnel too; then, with the files of {} in /etc/vpnd:\n  {}\n",
-                end.place.directory().display(),
+                "at the other end, stop the old tunnel too; then, with the files of {} in /etc/vpnd:\n{}",
+                Printable(end.place.directory().display()),
                 start(&end.tunnel.name)
             )
         })
         .collect();
-    format!("{wrote}\nnext, as root:\n{stop}{copy}  {}\n{there}", start(name))
+    format!("{wrote}\nnext, as root:\n{stop}{copy}{}{there}", start(name))
 }
 
 /// Files of this host, and random keys.
-struct ThisHost;
+#[derive(Default)]
+struct ThisHost {
+    /// The files that the configuration names.
+    read: RefCell<BTreeSet<PathBuf>>,
+}
+
+impl ThisHost {
+    /// The files that were read, for people: a configuration of somebody else may name any.
+    fn files_read(&self) -> String {
+        let read = self.read.borrow();
+        let lines = read.iter().map(|path| format!("  {}\n", Printable(path.display())));
+        let lines: String = lines.collect();
+        if lines.is_empty() { lines } else { format!("\nthese files were read too:\n{lines}") }
+    }
+}
 
 impl Host for ThisHost {
     fn read(&self, path: &Path) -> io::Result<Zeroizing<String>> {
-        read_limited(path)
+        let text = read_file(path)?;
+        self.read.borrow_mut().insert(path.to_owned());
+        Ok(text)
+    }
+
+    fn absolute(&self, path: &Path) -> PathBuf {
+        std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+    }
+
+    fn distrust(&self, path: &Path) -> Option<String> {
+        trust::file(path).err().map(|why| why.to_string())
     }
 
     fn private_key(&self) -> Zeroizing<String> {
@@ -279,30 +337,41 @@ impl Host for ThisHost {
 
 /// The whole text of a file, of at most 1 MiB.
 fn read_text(path: &Path) -> anyhow::Result<Zeroizing<String>> {
-    let text = read_limited(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = read_given(path).with_context(|| format!("cannot read {}", path.display()))?;
     if text.len() > config::MAX_LEN {
         return Err(ImportFailure::Long { path: path.to_owned() }.into());
     }
     Ok(text)
 }
 
-/// Reads one byte more than the limit, so that a longer file is noticed.
-fn read_limited(path: &Path) -> io::Result<Zeroizing<String>> {
-    let limit = config::MAX_LEN as u64 + 1;
-    // A pipe in place of a file is an error instead of a wait.
-    if path != Path::new("-")
-        && !path.metadata()?.is_file()
-        && !path.starts_with("/dev/fd")
-        && !path.starts_with("/proc/self/fd")
-    {
-        return Err(io::Error::other("not a file"));
-    }
-    let mut text = Zeroizing::new(String::with_capacity(1 << 16));
+/// Reads what the command line gives: a file, standard input, or the pipe of a shell's `<(…)`.
+fn read_given(path: &Path) -> io::Result<Zeroizing<String>> {
+    let is_descriptor = |directory: &str| path.parent() == Some(Path::new(directory));
     if path == Path::new("-") {
-        io::stdin().take(limit).read_to_string(&mut text)?;
+        limited(io::stdin())
+    } else if is_descriptor("/dev/fd") || is_descriptor("/proc/self/fd") {
+        limited(File::open(path)?)
     } else {
-        File::open(path)?.take(limit).read_to_string(&mut text)?;
+        read_file(path)
     }
+}
+
+/// Reads a regular file. Anything else is neither waited for nor opened, since opening a device can have an effect.
+fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
+    let regular = |found: Metadata| {
+        if found.is_file() { Ok(()) } else { Err(io::Error::other("not a file")) }
+    };
+    regular(path.metadata()?)?;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    regular(file.metadata()?)?;
+    limited(file)
+}
+
+/// Reads one byte more than the limit, so that a longer file is noticed.
+fn limited(file: impl Read) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::with_capacity(1 << 16));
+    file.take(config::MAX_LEN as u64 + 1).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::Value;
+pub(crate) use vpnd_import::shell_word;
 
 /// Prints a text on standard output. It is not an error if the reader has closed it, as `head` does.
 pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
@@ -15,15 +16,6 @@ pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("cannot write to standard output"),
     }
-}
-
-/// A word as it could be typed into a shell.
-pub(crate) fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,~".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Whether a terminal might do anything with this character other than showing it.

@@ -9,7 +9,8 @@ use qrcode::{EcLevel, QrCode};
 use vpnd_crypto::{PresharedKey, PublicKey};
 use zeroize::Zeroizing;
 
-use crate::tunnel::Command;
+use crate::shell_word;
+use crate::tunnel::{Command, Route};
 
 /// The value of a private key that is not known. WireGuard's tools refuse it.
 pub const PLACEHOLDER: &str = "PUT-THE-PRIVATE-KEY-OF-THIS-END-HERE";
@@ -37,9 +38,9 @@ pub struct End {
     /// The routes to the allowed IPs.
     pub routing: Routing,
     /// Commands after the device is up.
-    pub up: Vec<Command>,
+    pub up: Vec<Hook>,
     /// Commands before the device goes.
-    pub down: Vec<Command>,
+    pub down: Vec<Hook>,
     /// The other end's public key.
     pub peer: PublicKey,
     /// The preshared key in base64.
@@ -61,6 +62,35 @@ pub enum Routing {
     Table(u32),
     /// None.
     Off,
+}
+
+/// A command for `wg-quick`'s shell, on one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook(String);
+
+impl Hook {
+    /// The command, if the file of `wg-quick` can say it: `#` begins a comment there even within quotes, a line ends the
+    /// command, and `%i` becomes the device's name.
+    pub fn new(command: &Command) -> Option<Self> {
+        let text = match command.as_slice() {
+            [shell, option, text] if ["sh", "bash"].contains(&shell.as_str()) && option == "-c" => {
+                text.clone()
+            }
+            words => words.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" "),
+        };
+        let plain = !text.contains(['#', '\n', '\r']) && !text.contains("%i");
+        plain.then_some(Self(text))
+    }
+
+    /// A route of `wg-quick`'s device.
+    pub fn route(route: &Route) -> Self {
+        let family = if route.to.addr().is_ipv4() { "-4" } else { "-6" };
+        let mut text = format!("ip {family} route add {} dev %i", route.to);
+        for (word, number) in [("metric", route.metric), ("table", route.table)] {
+            text.extend(number.map(|number| format!(" {word} {number}")));
+        }
+        Self(text)
+    }
 }
 
 impl End {
@@ -87,8 +117,8 @@ impl End {
             Routing::Table(table) => text.pair("Table", Some(table)),
             Routing::Off => text.pair("Table", Some("off")),
         }
-        self.up.iter().for_each(|command| text.pair("PostUp", Some(shell(command))));
-        self.down.iter().for_each(|command| text.pair("PreDown", Some(shell(command))));
+        self.up.iter().for_each(|hook| text.pair("PostUp", Some(&hook.0)));
+        self.down.iter().for_each(|hook| text.pair("PreDown", Some(&hook.0)));
         text.line("\n[Peer]");
         self.write_peer(&mut text);
         text.0
@@ -156,6 +186,11 @@ impl End {
         text.0
     }
 
+    /// Whether a private or a preshared key is in the texts.
+    pub fn has_keys(&self) -> bool {
+        self.private_key.is_some() || self.preshared_key.is_some()
+    }
+
     fn key_or_placeholder(&self) -> &str {
         self.private_key.as_ref().map_or(PLACEHOLDER, |key| key.as_str())
     }
@@ -167,24 +202,6 @@ pub fn qr(text: &str) -> Option<Zeroizing<String>> {
     let mut image = code.render::<Dense1x2>();
     image.dark_color(Dense1x2::Light).light_color(Dense1x2::Dark);
     Some(Zeroizing::new(image.build() + "\n"))
-}
-
-/// A command for `wg-quick`'s shell.
-fn shell(command: &Command) -> String {
-    match command.as_slice() {
-        [shell, option, text] if ["sh", "bash"].contains(&shell.as_str()) && option == "-c" => {
-            text.clone()
-        }
-        words => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
-    }
-}
-
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// A key of base64 in hexadecimal. All keys have the same text form.
@@ -232,5 +249,26 @@ impl Lines {
     fn list<T: Display>(&mut self, key: &str, items: &[T], between: &str) {
         let items: Vec<_> = items.iter().map(ToString::to_string).collect();
         self.pair(key, (!items.is_empty()).then(|| items.join(between)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_wg_quick_can_say_is_a_hook() {
+        let hook = |words: &[&str]| {
+            let command: Command = words.iter().map(|word| (*word).to_owned()).collect();
+            Hook::new(&command).map(|hook| hook.0)
+        };
+        assert_eq!(hook(&["ip", "link", "a b"]).unwrap(), "ip link 'a b'");
+        assert_eq!(hook(&["sh", "-c", "a && b"]).unwrap(), "a && b");
+        for unsaid in ["nft -f - <<E\ntable\nE", "echo '#'", "date +%i", "a\rb"] {
+            assert_eq!(hook(&["sh", "-c", unsaid]), None, "{unsaid:?}");
+        }
+        assert_eq!(hook(&["logger", "a#b"]), None);
+        let route = Route { to: "192.0.2.0/24".parse().unwrap(), metric: Some(5), table: None };
+        assert_eq!(Hook::route(&route).0, "ip -4 route add 192.0.2.0/24 dev %i metric 5");
     }
 }

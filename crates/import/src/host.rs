@@ -1,7 +1,7 @@
 //! What an import needs of the host.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -13,6 +13,12 @@ pub trait Host {
     ///
     /// If it cannot be read.
     fn read(&self, path: &Path) -> io::Result<Zeroizing<String>>;
+
+    /// The path from the root on, because hooks run in `/`.
+    fn absolute(&self, path: &Path) -> PathBuf;
+
+    /// Why this program is not one that root alone can change; `None` if it is.
+    fn distrust(&self, path: &Path) -> Option<String>;
 
     /// A new private key in base64.
     fn private_key(&self) -> Zeroizing<String>;

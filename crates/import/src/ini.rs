@@ -1,5 +1,7 @@
 //! Files of sections and `key = value`: WireGuard's, systemd's and NetworkManager's.
 
+use std::collections::BTreeMap;
+
 use zeroize::Zeroizing;
 
 use crate::line::{Line, Source};
@@ -113,17 +115,14 @@ impl Reader<'_> {
 
 /// In systemd's files an empty value forgets the earlier ones of the same key: they are dropped.
 pub(crate) fn forget_cleared(lines: &mut [Line]) {
-    for at in 0..lines.len() {
-        let (before, rest) = lines.split_at_mut(at);
-        let [line, ..] = rest else { return };
-        if !line.value.is_empty() || line.key.is_empty() {
-            continue;
-        }
-        line.decide(|| Verdict::taken("clears the earlier values of this key"));
-        let number = line.first;
-        let same = |other: &&mut Line| other.key == line.key && other.section == line.section;
-        for earlier in before.iter_mut().filter(same) {
-            earlier.decide(|| Verdict::dropped(format!("line {number} clears it")));
+    let mut cleared = BTreeMap::new();
+    for line in lines.iter_mut().rev().filter(|line| !line.key.is_empty()) {
+        let place = (line.section.clone(), line.key.clone());
+        if line.value.is_empty() {
+            line.decide(|| Verdict::taken("clears the earlier values of this key"));
+            cleared.insert(place, line.first);
+        } else if let Some(number) = cleared.get(&place) {
+            line.decide(|| Verdict::dropped(format!("line {number} clears it")));
         }
     }
 }

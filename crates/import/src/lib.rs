@@ -19,6 +19,7 @@ mod openwrt;
 pub mod page;
 mod peers;
 mod report;
+mod shell;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use host::Host;
 pub use line::Source;
 pub use peers::PeerChoice;
 pub use report::{Failure, ImportError, Imported, Outcome, Outcomes};
+pub use shell::shell_word;
 pub use table::{Kind, Verdict};
 pub use tunnel::{Clamp, Command, Route, Tunnel};
 
@@ -57,6 +59,9 @@ pub struct Choices {
     pub preshared_key: Option<Zeroizing<String>>,
 }
 
+/// The most words in all files: what becomes of one can depend on every other.
+const MAX_WORDS: usize = 30_000;
+
 /// Reads the files of one tunnel. For OpenVPN a second file is that of the other end.
 ///
 /// # Errors
@@ -68,6 +73,11 @@ pub fn import(
     choices: &Choices,
     host: &Rc<dyn Host>,
 ) -> Result<Imported, Box<Failure>> {
+    let between = |c: char| c.is_whitespace() || matches!(c, ',' | ';');
+    let words = sources.iter().flat_map(|source| source.text.split(between));
+    if words.filter(|word| !word.is_empty()).nth(MAX_WORDS).is_some() {
+        return Err(ImportError::Long.alone());
+    }
     let format = match choices.format {
         Some(format) => format,
         None => Format::of(sources).ok_or_else(|| ImportError::Format.alone())?,

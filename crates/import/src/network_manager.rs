@@ -11,7 +11,7 @@ use crate::report::{Failure, ImportError, Imported};
 use crate::table::apply;
 use crate::tunnel::Route;
 use crate::wireguard::{Draft, Routing};
-use crate::{Choices, Format, Host, ini, value};
+use crate::{Choices, Format, Host, ini, shell_word, value};
 
 mod rows;
 
@@ -158,11 +158,11 @@ impl Keyfile {
         self.draft.routing = Routing::Off;
         let (tunnel, notes) = self.draft.finish()?;
         let id = if id.is_empty() { tunnel.name.clone() } else { id };
-        let id = id.replace('\'', "'\\''");
+        let id = shell_word(&id);
         Ok((
             tunnel,
             notes,
-            format!("nmcli connection modify '{id}' autoconnect no; nmcli connection down '{id}'"),
+            format!("nmcli connection modify {id} autoconnect no; nmcli connection down {id}"),
         ))
     }
 }

@@ -9,7 +9,7 @@ use crate::report::{Failure, ImportError, Imported};
 use crate::table::{Verdict, apply};
 use crate::tunnel::Route;
 use crate::wireguard::Draft;
-use crate::{Choices, Format, Host, ini, value};
+use crate::{Choices, Format, Host, ini, shell_word, value};
 
 mod rows;
 
@@ -91,7 +91,8 @@ fn only_network(lines: &[Line]) -> ImportError {
 
 fn stop(sources: &[Source], device: &str) -> String {
     let own = sources.iter().filter(|source| !source.name.ends_with(".conf"));
-    let files: Vec<_> = own.map(|source| source.name.as_str()).collect();
+    let files: Vec<_> = own.map(|source| shell_word(&source.name)).collect();
+    let device = shell_word(device);
     format!("mv {} /root/ && networkctl reload && networkctl delete {device}", files.join(" "))
 }
 

@@ -11,7 +11,7 @@ use crate::line::Source;
 use crate::report::{Failure, ImportError, Imported, Outcome};
 use crate::table::apply;
 use crate::tunnel::{Route, Tunnel};
-use crate::{Choices, Format, Host, value};
+use crate::{Choices, Format, Host, shell_word, value};
 
 mod addresses;
 mod carrier;
@@ -30,6 +30,8 @@ pub(crate) struct OpenVpn {
     tunnel: Tunnel,
     /// The base of relative paths.
     directory: PathBuf,
+    /// Whether OpenVPN would run scripts.
+    runs_scripts: bool,
     /// The option that only a server, or its client, has.
     server: Option<String>,
     client: Option<String>,
@@ -64,7 +66,7 @@ pub(crate) fn import(
     };
     let (here, mut outcomes) = read(0, first, host);
     let there = second.map(|second| read(1, second, host));
-    let stop = Some(format!("systemctl disable --now {}@{}", unit(first), first.stem()));
+    let stop = Some(format!("systemctl disable --now {}", shell_word(&unit(first))));
     let name = choices.name.as_deref().unwrap_or_else(|| first.stem());
     let result = here.finish().and_then(|(tunnel, others, mut notes)| {
         let mut tunnel =
@@ -96,13 +98,14 @@ pub(crate) fn import(
     }
 }
 
-/// The unit of systemd that starts the files of this directory.
-fn unit(source: &Source) -> &'static str {
-    match source.directory().rsplit('/').next() {
+/// The unit of systemd that starts this file.
+fn unit(source: &Source) -> String {
+    let template = match source.directory().rsplit('/').next() {
         Some("server") => "openvpn-server",
         Some("client") => "openvpn-client",
         _ => "openvpn",
-    }
+    };
+    format!("{template}@{}", source.stem())
 }
 
 fn read(file: usize, source: &Source, host: &Rc<dyn Host>) -> (OpenVpn, Vec<Outcome>) {
@@ -110,6 +113,7 @@ fn read(file: usize, source: &Source, host: &Rc<dyn Host>) -> (OpenVpn, Vec<Outc
         host: Rc::clone(host),
         tunnel: Tunnel { vpnd: true, ..Tunnel::default() },
         directory: PathBuf::from(source.directory()),
+        runs_scripts: false,
         server: None,
         client: None,
         port: None,

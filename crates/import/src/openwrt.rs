@@ -12,7 +12,7 @@ use crate::report::{Failure, ImportError, Imported};
 use crate::table::{Verdict, apply};
 use crate::tunnel::Route;
 use crate::wireguard::{Draft, Routing};
-use crate::{Choices, Format, Host, value};
+use crate::{Choices, Format, Host, shell_word, value};
 
 mod rows;
 mod uci;
@@ -83,7 +83,9 @@ pub(crate) fn import(
     match read.finish(&interface, choices) {
         Ok((tunnel, notes)) => {
             let stop = Some(format!(
-                "uci set network.{interface}.disabled=1 && uci commit network && ifdown {interface}"
+                "uci set {} && uci commit network && ifdown {}",
+                shell_word(&format!("network.{interface}.disabled=1")),
+                shell_word(&interface)
             ));
             Ok(Imported { format: Format::OpenWrt, tunnel, other: None, outcomes, notes, stop })
         }

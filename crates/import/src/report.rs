@@ -59,6 +59,12 @@ pub enum ImportError {
         "the format is not recognised: give --format wg-quick, networkd, networkmanager, openwrt or openvpn"
     )]
     Format,
+    /// More than a tunnel needs.
+    #[error(
+        "the files have more than {} words, which no tunnel needs: take out what is not of this tunnel",
+        crate::MAX_WORDS
+    )]
+    Long,
     /// More files than the format has.
     #[error("{0}")]
     Files(&'static str),

@@ -106,20 +106,38 @@ pub(crate) const fn always<D>(
 /// Reads the lines into the draft, in the order of the rows: a row may use what the rows above it have read. Returns
 /// an outcome for each line, in the order of the lines.
 pub(crate) fn apply<D>(rows: &[Row<D>], mut lines: Vec<Line>, draft: &mut D) -> Vec<Outcome> {
-    for (index, row) in rows.iter().enumerate() {
-        for line in lines.iter_mut().filter(|line| row_of(rows, line) == Some(index)) {
-            if line.decided.is_none() {
-                line.decided = Some(row.verdict(line, draft));
-            }
-        }
+    let open = lines.iter_mut().filter(|line| line.decided.is_none());
+    let mut in_turn: Vec<_> = open.filter_map(|line| Some((row_of(rows, line)?, line))).collect();
+    // Lines of one row keep their order.
+    in_turn.sort_by_key(|(row, _)| *row);
+    for (row, line) in in_turn {
+        line.decided = Some(rows[row].verdict(line, draft));
     }
     lines.into_iter().map(outcome).collect()
 }
 
 fn outcome(line: Line) -> Outcome {
     let Line { file, first, last, section, key, shown, decided, .. } = line;
-    let verdict = decided.unwrap_or_else(|| unknown(&section, &key));
-    Outcome { file, first, last, section, key: shown.unwrap_or(key), verdict }
+    match decided {
+        Some(verdict) => Outcome { file, first, last, section, key: shown.unwrap_or(key), verdict },
+        None if is_presentable(&section, &key) => {
+            let verdict = unknown(&section, &key);
+            Outcome { file, first, last, section, key, verdict }
+        }
+        None => {
+            let verdict = Verdict::dropped("no key that is known: not shown, it may be a secret");
+            Outcome { file, first, last, section, key: String::new(), verdict }
+        }
+    }
+}
+
+/// Whether an unknown key may be shown. A line of a secret, torn from its place, begins with a word too: one of
+/// OpenVPN's keys with 32 digits, one of base64 with capital letters where options have none.
+fn is_presentable(section: &str, key: &str) -> bool {
+    let option = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let key_of_section =
+        |c: char| !section.is_empty() && (c.is_ascii_alphanumeric() || "_.".contains(c));
+    (1..=24).contains(&key.len()) && key.chars().all(|c| option(c) || key_of_section(c))
 }
 
 fn unknown(section: &str, key: &str) -> Verdict {

@@ -43,6 +43,14 @@ impl Host for Fixed {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    fn absolute(&self, path: &Path) -> PathBuf {
+        Path::new("/home/admin").join(path)
+    }
+
+    fn distrust(&self, path: &Path) -> Option<String> {
+        path.starts_with("/home").then(|| "/home/admin belongs to uid 1000".to_owned())
+    }
+
     fn private_key(&self) -> Zeroizing<String> {
         SecretKey::from_bytes(self.key()).to_base64()
     }
@@ -271,6 +279,110 @@ fn the_page_has_the_tables() {
     }
     if std::env::var_os("VPND_WRITE").is_some() {
         fs::write(&path, page).unwrap();
+    }
+}
+
+/// Words of a file, or its name, for a shell: one argument each.
+#[test]
+fn commands_to_type_quote_what_is_not_ours() {
+    let evil = "x;touch /tmp/y\n$(id)";
+    let stop = |name: &str, text: &str| {
+        let source = Source { name: name.to_owned(), text: Zeroizing::new(text.to_owned()) };
+        let private_key = Some(SecretKey::from_bytes([3; 32]).to_base64());
+        let endpoint = Some("here.example.net".to_owned());
+        let choices = Choices { private_key, endpoint, ..Choices::default() };
+        let imported = import(&[source], &choices, &host());
+        imported.unwrap_or_else(|failure| panic!("{}", failure.error)).stop.unwrap()
+    };
+    let key = SecretKey::from_bytes([5; 32]).public();
+    let quoted = r"x;touch /tmp/y\x0a$(id)";
+    let openvpn = format!("{evil}.conf");
+    let found =
+        stop(&openvpn, "dev tun0\nremote 192.0.2.2\nsecret k\nifconfig 10.0.0.1 10.0.0.2\n");
+    assert_eq!(found, format!("systemctl disable --now $'openvpn@{}'", r"y\x0a$(id)"));
+    let netdev = format!("[NetDev]\nName=wg0\nKind=wireguard\n[WireGuardPeer]\nPublicKey={key}\n");
+    let found = stop(&format!("{evil}.netdev"), &netdev);
+    assert!(found.starts_with(&format!("mv $'{quoted}.netdev' /root/ && ")), "{found}");
+    let uci = format!("config wireguard_a$(id);b\n\toption public_key '{key}'\n");
+    let found = stop("network", &uci);
+    assert_eq!(
+        found,
+        "uci set 'network.a$(id);b.disabled=1' && uci commit network && ifdown 'a$(id);b'"
+    );
+    let wg_quick = format!("[Interface]\nPostUp = echo %i\n[Peer]\nPublicKey = {key}\n");
+    assert_eq!(stop("$(id);.conf", &wg_quick), "systemctl disable --now wg-quick@id");
+}
+
+/// Without `script-security 2` OpenVPN runs no script, and so nothing that it never ran becomes a hook.
+#[test]
+fn scripts_run_only_where_openvpn_runs_them() {
+    let tunnel = |security: &str| {
+        let text =
+            format!("dev tun0\nremote 192.0.2.2\nsecret k\nup up.sh\n{security}\ndown ../d.sh\n");
+        let source = Source { name: "vpn/a.conf".to_owned(), text: Zeroizing::new(text) };
+        let choices = Choices { endpoint: Some("192.0.2.1".to_owned()), ..Choices::default() };
+        let imported = import(&[source], &choices, &host());
+        let imported = imported.unwrap_or_else(|failure| panic!("{}", failure.error));
+        let [up, down] = [imported.tunnel.up, imported.tunnel.down];
+        (up, down, imported.notes.join("\n"))
+    };
+    for without in
+        ["", "script-security 0", "script-security 1", "script-security 2\nscript-security 1"]
+    {
+        let (up, down, notes) = tunnel(without);
+        assert!(
+            up.is_empty() && down.is_empty() && !notes.contains("up.sh"),
+            "{without}: {up:?} {down:?}"
+        );
+    }
+    for with in
+        ["script-security 2", "script-security 3 system", "script-security 1\nscript-security 2"]
+    {
+        let (up, down, notes) = tunnel(with);
+        // Hooks run in `/`.
+        assert_eq!(up[0].last().unwrap(), "/home/admin/vpn/up.sh");
+        assert_eq!(down[0].last().unwrap(), "/home/admin/vpn/../d.sh");
+        assert!(notes.contains("others could change /home/admin/vpn/up.sh"), "{notes}");
+    }
+}
+
+/// A secret that has lost its place in the file is no key of a report.
+#[test]
+fn a_line_of_a_secret_is_not_shown() {
+    let hex = "6acef03f62675b4b1bbd03e53b187727";
+    let base64 = SecretKey::from_bytes([5; 32]).to_base64();
+    for line in [format!("{hex} # note"), base64[..20].to_owned(), "-----BEGIN".to_owned()] {
+        let outcomes = outcomes_of(Format::OpenVpn, &format!("dev tun0\n{line}\n"));
+        let shown = Outcomes(&outcomes).to_string();
+        assert!(!shown.contains(&line[..10]) && shown.contains("not shown"), "{shown}");
+    }
+    let text = with_peer(Format::WgQuick, &format!("{}\nFooBar = 1\n", base64.as_str()));
+    let shown = Outcomes(&outcomes_of(Format::WgQuick, &text)).to_string();
+    assert!(!shown.contains(&base64[..10]) && shown.contains("`FooBar` is not known"), "{shown}");
+}
+
+#[test]
+fn what_is_too_long_is_refused() {
+    let long = |count: usize| {
+        let nets: Vec<_> = (0..count)
+            .map(|index| format!("10.{}.{}.0/24", index / 256 % 256, index % 256))
+            .collect();
+        let text = with_peer(Format::WgQuick, &format!("AllowedIPs = {}", nets.join(",")));
+        let source = Source { name: "wg0.conf".into(), text: Zeroizing::new(text) };
+        import(&[source], &Choices::default(), &host()).err().map(|failure| failure.error)
+    };
+    assert!(matches!(long(30_000), Some(crate::ImportError::Long)));
+    assert!(matches!(long(1000), Some(crate::ImportError::NoPrivateKey(_))));
+}
+
+/// `%i` in a command becomes the device's name, which is that of the file.
+#[test]
+fn a_name_cannot_become_a_part_of_a_command() {
+    for name in ["$(id)", "a;b", "a b", "a`b`", "a'b", "a\nb", "a&b", "a|b", "a>b", "a*"] {
+        assert!(!crate::value::is_device(name), "{name}");
+    }
+    for name in ["wg0", "site-a.7", "a_b=c+d", "abcdefghijklmno"] {
+        assert!(crate::value::is_device(name), "{name}");
     }
 }
 

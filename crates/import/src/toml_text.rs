@@ -103,10 +103,7 @@ impl Tunnel {
 
     fn hooks(&self) -> String {
         let mut table = Table::new("[hooks]");
-        table.commands("up", &self.up);
-        table.commands("established", &self.established);
-        table.commands("lost", &self.lost);
-        table.commands("down", &self.down);
+        self.commands().iter().for_each(|(event, commands)| table.commands(event, commands));
         table.finish()
     }
 

@@ -147,6 +147,16 @@ impl Tunnel {
         })
     }
 
+    /// The commands of each event in `[hooks]`.
+    pub fn commands(&self) -> [(&'static str, &[Command]); 4] {
+        [
+            ("up", &self.up),
+            ("established", &self.established),
+            ("lost", &self.lost),
+            ("down", &self.down),
+        ]
+    }
+
     /// The public half of our private key.
     pub fn own_public_key(&self) -> Option<PublicKey> {
         SecretKey::from_base64(&self.private_key).ok().map(|secret| secret.public())

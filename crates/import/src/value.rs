@@ -136,9 +136,10 @@ fn named_table(line: &str, name: &str) -> Option<u32> {
     (words.next()? == name).then_some(number)
 }
 
-/// Whether the kernel accepts the name for a device.
+/// Whether this is a name for a device: the kernel accepts more, but these are wg-quick's characters, none of which means
+/// anything to a shell. The name stands in commands in place of `%i`.
 pub(crate) fn is_device(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_graphic() && !b"/:%".contains(&b);
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_=+.-".contains(&b);
     (1..=15).contains(&text.len()) && text.bytes().all(allowed) && text != "." && text != ".."
 }
 

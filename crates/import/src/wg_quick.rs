@@ -12,7 +12,7 @@ use crate::table::{
 };
 use crate::value;
 use crate::wireguard::{self as wg, Draft, Routing};
-use crate::{Choices, Format, Host, ini};
+use crate::{Choices, Format, Host, ini, shell_word};
 
 const I: &str = "Interface";
 const P: &str = "Peer";
@@ -175,11 +175,9 @@ pub(crate) fn import(
                 .to_owned(),
         );
     }
-    let stop = draft
-        .tunnel
-        .device
-        .as_ref()
-        .map(|device| format!("systemctl disable --now wg-quick@{device}"));
+    let stop = draft.tunnel.device.as_ref().map(|device| {
+        format!("systemctl disable --now {}", shell_word(&format!("wg-quick@{device}")))
+    });
     match draft.finish() {
         Ok((tunnel, notes)) => {
             Ok(Imported { format: Format::WgQuick, tunnel, other: None, outcomes, notes, stop })

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use vpnd_device::WhenDown;
-use vpnd_import::export::{End, Routing};
+use vpnd_import::export::{End, Hook, Routing};
 use vpnd_protocol::endpoint::Roam;
 use vpnd_tunnel::udp::Listen;
 use zeroize::Zeroizing;
@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::{ExportError, ExportOptions};
 use crate::config::{Carrier, Config, Endpoint, Guard, MssClamp, Route};
 use crate::keys::Keys;
+use crate::terminal::shell_word;
 
 /// Behind a NAT, which an end that nobody can reach often is.
 const BEHIND_NAT: u16 = 25;
@@ -127,7 +128,9 @@ fn preshared(config: &Config, keys: &Keys) -> Option<Zeroizing<String>> {
 /// This end, and what cannot be said.
 pub(super) fn own(config: &Config, keys: &Keys) -> (End, Vec<String>) {
     let (routing, commands) = routing(config);
-    let (interface, hooks) = (&config.interface, &config.hooks);
+    let interface = &config.interface;
+    let ((up, unsaid_up), (down, unsaid_down)) =
+        (hooks(&config.hooks.up), hooks(&config.hooks.down));
     let listen = match interface.listen {
         Listen::Port(port) => port,
         Listen::Address(address) => address.port(),
@@ -144,8 +147,8 @@ pub(super) fn own(config: &Config, keys: &Keys) -> (End, Vec<String>) {
         dns_servers: config.dns.servers.clone(),
         dns_domains: domains.cloned().collect(),
         routing,
-        up: commands.into_iter().chain(hooks.up.iter().cloned()).collect(),
-        down: hooks.down.clone(),
+        up: commands.into_iter().chain(up).collect(),
+        down,
         peer: config.peer.public_key,
         preshared_key: preshared(config, keys),
         endpoint: config.peer.endpoints.first().map(ToString::to_string),
@@ -156,11 +159,11 @@ pub(super) fn own(config: &Config, keys: &Keys) -> (End, Vec<String>) {
             .map(|every| every.as_secs())
             .and_then(|seconds| seconds.try_into().ok()),
     };
-    (end, unsaid(config))
+    (end, [unsaid(config), unsaid_up, unsaid_down].concat())
 }
 
 /// The routes as `wg-quick` would make them; if it would make others, commands.
-fn routing(config: &Config) -> (Routing, Vec<Vec<String>>) {
+fn routing(config: &Config) -> (Routing, Vec<Hook>) {
     let interface = &config.interface;
     let connected = |to: &IpNet| interface.addresses.iter().any(|own| own.trunc().contains(to));
     let peers = |to: &IpNet| interface.peer_addresses.iter().any(|peer| IpNet::from(*peer) == *to);
@@ -181,14 +184,20 @@ fn routing(config: &Config) -> (Routing, Vec<Vec<String>>) {
     }
 }
 
-fn command(route: &Route) -> Vec<String> {
-    let family = if route.to.addr().is_ipv4() { "-4" } else { "-6" };
-    let mut words =
-        vec!["ip".to_owned(), family.into(), "route".into(), "add".into(), route.to.to_string()];
-    words.extend(["dev".to_owned(), "%i".to_owned()]);
-    words.extend(route.metric.iter().flat_map(|metric| ["metric".to_owned(), metric.to_string()]));
-    words.extend(route.table.iter().flat_map(|table| ["table".to_owned(), table.to_string()]));
-    words
+fn command(route: &Route) -> Hook {
+    Hook::route(&vpnd_import::Route { to: route.to, metric: route.metric, table: route.table })
+}
+
+/// The commands that `wg-quick` can run, and those that it cannot.
+fn hooks(commands: &[Vec<String>]) -> (Vec<Hook>, Vec<String>) {
+    let hooks: Vec<_> = commands.iter().map(|command| (command, Hook::new(command))).collect();
+    let unsaid = hooks.iter().filter(|(_, hook)| hook.is_none());
+    let unsaid = unsaid.map(|(command, _)| {
+        let typed = command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ");
+        format!("cannot be said: a command with a line break, `#` or `%i`, [hooks] {typed}")
+    });
+    let unsaid = unsaid.collect();
+    (hooks.into_iter().filter_map(|(_, hook)| hook).collect(), unsaid)
 }
 
 /// The settings of this end that WireGuard's programs do not have.

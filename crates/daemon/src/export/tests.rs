@@ -27,6 +27,14 @@ impl Host for Bare {
         Err(io::ErrorKind::NotFound.into())
     }
 
+    fn absolute(&self, path: &Path) -> PathBuf {
+        path.to_owned()
+    }
+
+    fn distrust(&self, _: &Path) -> Option<String> {
+        None
+    }
+
     fn private_key(&self) -> Zeroizing<String> {
         SecretKey::from_bytes([1; 32]).to_base64()
     }
@@ -125,7 +133,9 @@ fn without_its_key_the_other_end_has_a_placeholder() {
     }
     let mut notes = vec![];
     assert!(super::text(&end, &options(&["--qr"]), &mut notes).unwrap().contains('█'));
-    assert!(notes[0].contains("no private key"), "{notes:?}");
+    // That of wg0.conf.
+    assert!(notes[0].contains("this contains keys"), "{notes:?}");
+    assert!(notes[1].contains("no private key"), "{notes:?}");
 }
 
 #[test]
@@ -174,4 +184,45 @@ fn only_the_peers_key_is_taken_for_it() {
     assert!(error.is::<ExportError>(), "{error:#}");
     let peer = config::Peer { public_key: secret.public(), ..config.peer };
     assert_eq!(peer_key(&path, &peer).unwrap(), secret.to_base64());
+}
+
+#[test]
+fn every_form_with_a_key_says_so() {
+    let Loaded { config, keys, .. } = loaded(&imported("wg0.conf", &fixture("wg0.conf")));
+    for form in ["--wg-quick", "--networkd", "--uapi", "--qr"] {
+        let said = |end: &End| {
+            let mut notes = vec![];
+            text(end, &options(&[form]), &mut notes).unwrap();
+            notes.concat().contains("this contains keys")
+        };
+        let (end, _) = ends::own(&config, &keys);
+        assert!(said(&end), "{form}");
+        let (other, _) = ends::other(&config, &keys, None, &options(&[form])).unwrap();
+        assert!(said(&other), "{form}: the preshared key");
+        assert!(!said(&End { preshared_key: None, ..other }), "{form}");
+    }
+}
+
+/// A command that `wg-quick` would read as another is left out, and said.
+#[test]
+fn a_command_that_cannot_be_said_is_not() {
+    let command = |text: &str| vec!["sh".to_owned(), "-c".to_owned(), text.to_owned()];
+    let up = vec![command("nft -f - <<E\nadd table t\nE"), command("logger up")];
+    let tunnel = Tunnel {
+        up,
+        down: vec![command("echo '#'")],
+        ..imported("wg0.conf", &fixture("wg0.conf"))
+    };
+    let Loaded { config, keys, .. } = loaded(&tunnel);
+    let (end, notes) = ends::own(&config, &keys);
+    let text = end.wg_quick();
+    assert!(
+        text.contains("PostUp = logger up\n") && !text.contains("PreDown"),
+        "{}",
+        text.as_str()
+    );
+    assert!(!text.contains("nft") && !text.contains("add table"), "{}", text.as_str());
+    let unsaid: Vec<_> = notes.iter().filter(|note| note.contains("a command with")).collect();
+    assert_eq!(unsaid.len(), 2, "{notes:?}");
+    assert!(unsaid[0].contains(r"sh -c $'nft -f - <<E\x0aadd table t\x0aE'"), "{notes:?}");
 }

@@ -6,24 +6,39 @@ use std::path::{Path, PathBuf};
 use vpnd_import::Source;
 use zeroize::Zeroizing;
 
-use super::read_text;
+use super::{ImportFailure, read_text};
+use crate::config;
 
 /// Reads the files. Of systemd-networkd's `.netdev` and `.network` the one that is not given is looked for beside the
 /// other, and the drop-ins of both are read.
 ///
 /// # Errors
 ///
-/// If a file cannot be read.
+/// If a file cannot be read, or there is too much to read.
 pub(super) fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
-    let mut sources = vec![];
+    let mut paths = vec![];
     for path in with_partner(files)? {
-        sources.push(source(&path)?);
-        for drop_in in drop_ins(&path) {
-            sources.push(source(&drop_in)?);
+        let more = drop_ins(&path);
+        if more.len() > MAX_DROP_INS {
+            return Err(ImportFailure::DropIns { path }.into());
         }
+        paths.push(path);
+        paths.extend(more);
+    }
+    let (mut sources, mut length) = (vec![], 0);
+    for path in paths {
+        let source = source(&path)?;
+        length += source.text.len();
+        if length > config::MAX_LEN {
+            return Err(ImportFailure::Long { path }.into());
+        }
+        sources.push(source);
     }
     Ok(sources)
 }
+
+/// The most drop-ins of one file.
+const MAX_DROP_INS: usize = 100;
 
 fn source(path: &Path) -> anyhow::Result<Source> {
     Ok(Source { name: path.display().to_string(), text: read_text(path)? })

@@ -94,7 +94,7 @@ fn configurations(directories: &[&Path]) -> usize {
         paths.filter(|path| path.extension().is_some_and(|it| it == "toml")).collect();
     for path in &paths {
         config::load(path).unwrap_or_else(|report| panic!("{report}"));
-        for key in ["key", "psk"].map(|extension| path.with_extension(extension)) {
+        for key in ["toml", "key", "psk"].map(|extension| path.with_extension(extension)) {
             let mode = key.metadata().map_or(0o600, |found| found.permissions().mode() & 0o7777);
             assert_eq!(mode, 0o600, "{}", key.display());
         }
@@ -212,7 +212,55 @@ fn no_pipe_and_nothing_long_is_read() {
     fs::write(&long, vec![b'#'; config::MAX_LEN + 1]).unwrap();
     let error = import(&[long.to_str().unwrap()]).unwrap_err();
     assert!(error.to_string().contains("longer than 1 MiB"), "{error:#}");
+    let (half, more) = (directory.path().join("a.network"), directory.path().join("a.network.d"));
+    fs::create_dir(&more).unwrap();
+    for file in [&half, &more.join("b.conf")] {
+        fs::write(file, vec![b'#'; config::MAX_LEN / 2 + 1]).unwrap();
+    }
+    let error = import(&[half.to_str().unwrap()]).unwrap_err();
+    assert!(error.to_string().contains("all files together"), "{error:#}");
+    (0..100).for_each(|index| fs::write(more.join(format!("{index}.conf")), "").unwrap());
+    let error = import(&[half.to_str().unwrap()]).unwrap_err();
+    assert!(error.to_string().contains("100 drop-ins"), "{error:#}");
     let pipe = directory.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(import(&[pipe.to_str().unwrap()]).is_err());
+}
+
+/// What a foreign file names is opened only if it is a regular file.
+#[test]
+fn no_descriptor_and_no_device_is_read_for_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (end, _other) = nix::unistd::pipe().unwrap();
+    let descriptor = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&end));
+    let host = ThisHost::default();
+    for path in [pipe.as_path(), Path::new(&descriptor), Path::new("/dev/zero")] {
+        let error = host.read(path).unwrap_err();
+        assert_eq!(error.to_string(), "not a file", "{}", path.display());
+    }
+    // The exemption of the command line is for the descriptor itself.
+    let around = format!("/dev/fd/../..{}", pipe.display());
+    assert!(read_given(Path::new(&around)).is_err());
+    assert_eq!(host.files_read(), "");
+    fs::write(directory.path().join("key"), "text").unwrap();
+    assert_eq!(host.read(&directory.path().join("key")).unwrap().as_str(), "text");
+    assert!(host.files_read().contains("/key\n"), "{}", host.files_read());
+}
+
+/// A command of the file is shown as it will run.
+#[test]
+fn every_command_of_the_file_is_shown() {
+    let sources = sources::read(&[PathBuf::from(fixture("wg-quick/laptop.conf"))]).unwrap();
+    let text = sources[0]
+        .text
+        .replace("[Peer]", "PostUp = echo 'a\x1b' # no\nPreDown = logger down\n[Peer]");
+    let sources = [Source { name: "a.conf".to_owned(), text: text.into() }];
+    let host: Rc<dyn Host> = Rc::new(ThisHost::default());
+    let imported = vpnd_import::import(&sources, &Choices::default(), &host);
+    let shown = commands(&imported.unwrap_or_else(|failure| panic!("{}", failure.error)));
+    assert!(shown.contains(r"  up           bash -c $'echo \'a\x1b\''"), "{shown}");
+    assert!(shown.contains("  down         bash -c 'logger down'\n"), "{shown}");
+    assert!(shown.contains("with the privileges"), "{shown}");
 }

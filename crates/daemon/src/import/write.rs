@@ -1,14 +1,15 @@
 //! Writes an end of a tunnel: its configuration and its keys. Nothing is overwritten.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use thiserror::Error;
 use vpnd_import::Tunnel;
 
 use crate::keys::{self, KeyFileError};
+use crate::terminal::{Printable, shell_word};
 use crate::trust::{self, Untrusted};
 
 /// Why a file was not written.
@@ -54,6 +55,12 @@ impl Place {
         self.directory.join(format!("{}.{extension}", self.name))
     }
 
+    /// The files that this tunnel has.
+    fn files(&self, tunnel: &Tunnel) -> Vec<PathBuf> {
+        let psk = tunnel.preshared_key.as_ref().map(|_| "psk");
+        ["toml", "key"].into_iter().chain(psk).map(|extension| self.path(extension)).collect()
+    }
+
     /// The files, for people.
     pub(super) fn listed(&self, tunnel: &Tunnel) -> String {
         let psk = tunnel
@@ -62,31 +69,79 @@ impl Place {
             .map_or_else(String::new, |_| format!(" and {}.psk", self.name));
         format!(
             "{}, with {}.key{psk}, which only their owner may read",
-            self.path("toml").display(),
+            Printable(self.path("toml").display()),
             self.name
         )
     }
 
-    /// The command that puts the files in their place, unless they are there.
-    pub(super) fn copy(&self) -> String {
-        if self.directory == Path::new("/etc/vpnd") {
+    /// The command that puts the files in their place, unless they are there. It overwrites nothing.
+    pub(super) fn copy(&self, tunnel: &Tunnel) -> String {
+        let files = self.files(tunnel);
+        let files: Vec<_> = files
+            .iter()
+            .map(|file| path::absolute(file).unwrap_or_else(|_| file.clone()))
+            .collect();
+        if files[0].parent() == Some(Path::new(ETC)) {
             return String::new();
         }
-        let files = self.directory.join(&self.name);
-        format!("  install -d -m 700 /etc/vpnd && cp -p {}.* /etc/vpnd/\n", files.display())
+        format!("  install -d -m 700 {ETC}\n  {}\n", copied_to(ETC, &files))
     }
 
-    pub(super) fn write(&self, text: &str, tunnel: &Tunnel) -> Result<(), WriteError> {
+    /// Writes the files, and adds them to those that go again if a later one cannot be written.
+    pub(super) fn write(
+        &self,
+        text: &str,
+        tunnel: &Tunnel,
+        written: &mut Written,
+    ) -> Result<(), WriteError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
         made.map_err(|error| WriteError::Directory { path: self.directory.clone(), error })?;
-        keys::create(&self.path("key"), &tunnel.private_key)?;
-        if let Some(key) = &tunnel.preshared_key {
-            keys::create(&self.path("psk"), key)?;
-        }
+        let mut key = |extension: &str, key: &str| {
+            let path = self.path(extension);
+            keys::create(&path, key).map(|()| written.0.push(path))
+        };
+        key("key", &tunnel.private_key)?;
+        tunnel.preshared_key.as_ref().map_or(Ok(()), |preshared| key("psk", preshared))?;
         let path = self.path("toml");
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
-        let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|error| WriteError::Config { path, error })
+        let failed = |error| WriteError::Config { path: path.clone(), error };
+        // The commands of a file that others may not read can contain secrets.
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = file.map_err(failed)?;
+        written.0.push(path.clone());
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+    }
+}
+
+/// Where vpnd's units look for configurations.
+const ETC: &str = "/etc/vpnd";
+
+/// Copies files as ours, whoever owns them, if none of them is there yet.
+fn copied_to(directory: &str, files: &[PathBuf]) -> String {
+    let word = |path: &Path| shell_word(&path.display().to_string());
+    let there = files.iter().filter_map(|file| file.file_name());
+    let absent = there.map(|name| format!("[ ! -e {} ]", word(&Path::new(directory).join(name))));
+    let copy = files.iter().map(|file| word(file)).collect::<Vec<_>>().join(" ");
+    let absent = absent.collect::<Vec<_>>().join(" && ");
+    let directory = shell_word(directory);
+    format!("{absent} && install -m 600 -t {directory} -- {copy} || echo 'nothing was copied'")
+}
+
+/// The files that were written so far; they are removed again unless all are kept.
+#[derive(Default)]
+pub(super) struct Written(Vec<PathBuf>);
+
+impl Written {
+    pub(super) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // The error that is on its way says what went wrong; a file that stays is named by the next import.
+            let _removed = fs::remove_file(path);
+        }
     }
 }
 
@@ -105,4 +160,54 @@ pub(super) fn check(places: &[&Place]) -> Result<(), WriteError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use super::*;
+
+    fn run(command: &str) -> String {
+        let output = Command::new("sh").args(["-c", command]).output().unwrap();
+        assert!(output.stderr.is_empty(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The printed command copies these files only, and never over another tunnel's.
+    #[test]
+    fn the_copy_takes_exactly_its_files_and_overwrites_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("it's $(id)"), directory.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        let files = ["a.toml", "a.key"].map(|name| from.join(name));
+        files.iter().for_each(|file| fs::write(file, "mine").unwrap());
+        fs::write(from.join("a.conf"), "of another program").unwrap();
+        let command = copied_to(to.to_str().unwrap(), &files);
+        fs::write(to.join("a.key"), "another tunnel's").unwrap();
+        assert_eq!(run(&command), "nothing was copied\n");
+        assert_eq!(fs::read_to_string(to.join("a.key")).unwrap(), "another tunnel's");
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 1);
+        fs::remove_file(to.join("a.key")).unwrap();
+        assert_eq!(run(&command), "");
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 2);
+        let mode = fs::metadata(to.join("a.toml")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn what_cannot_be_written_whole_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::new(directory.path(), "a");
+        let tunnel = Tunnel { preshared_key: Some("psk".to_owned().into()), ..Tunnel::default() };
+        fs::write(place.path("toml"), "mine").unwrap();
+        let mut written = Written::default();
+        assert!(matches!(place.write("", &tunnel, &mut written), Err(WriteError::Config { .. })));
+        assert_eq!(written.0.len(), 2);
+        drop(written);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(place.path("toml")).unwrap(), "mine");
+    }
 }

@@ -1,9 +1,12 @@
 //! Scripts: OpenVPN's arguments and variables are those that scripts expect.
 
+use std::path::{Path, PathBuf};
+
 use super::OpenVpn;
 use super::parse::words;
 use crate::line::Line;
 use crate::table::Verdict;
+use crate::value;
 
 /// Scripts that configure name servers, as Debian and others ship them.
 const RESOLVERS: [&str; 4] = [
@@ -16,6 +19,21 @@ const RESOLVERS: [&str; 4] = [
 /// `sh` appends what OpenVPN appends to a script's arguments, and sets the variables that most scripts use.
 const SHELL: &str =
     r#"export dev="$VPND_DEVICE" tun_mtu="$VPND_MTU"; exec "$@" "$dev" "$tun_mtu" 0"#;
+
+const NO_SCRIPTS: &str = "OpenVPN runs it only with `script-security 2`: add that line and import again, if it is to \
+                          run with vpnd's privileges";
+
+pub(super) fn script_security(draft: &mut OpenVpn, line: &Line) -> Verdict {
+    let level = line.words().next().and_then(value::decimal);
+    draft.runs_scripts = level.is_some_and(|level| level >= 2);
+    match level {
+        Some(0 | 1) => {
+            Verdict::changed("no script becomes a command in [hooks], as OpenVPN runs none")
+        }
+        Some(_) => Verdict::changed("scripts become commands in [hooks], which are shown below"),
+        None => Verdict::invalid("a level from 0 to 3"),
+    }
+}
 
 pub(super) fn up(draft: &mut OpenVpn, line: &Line) -> Verdict {
     script(draft, line, "up", |draft, command| draft.tunnel.up.push(command))
@@ -46,10 +64,10 @@ fn script(
     hook: &str,
     add: fn(&mut OpenVpn, Vec<String>),
 ) -> Verdict {
-    let Some(command) = command(draft, line) else { return Verdict::invalid("a command") };
-    if let Some(verdict) = resolver(draft, &command) {
-        return verdict;
-    }
+    let command = match runnable(draft, line) {
+        Ok(command) => command,
+        Err(verdict) => return verdict,
+    };
     let own = draft.tunnel.addresses.iter().find(|net| net.addr().is_ipv4());
     let far = match (own, draft.tunnel.peer_addresses.iter().find(|far| far.is_ipv4())) {
         (_, Some(far)) => far.to_string(),
@@ -80,10 +98,10 @@ fn plain(
     kind: &str,
     add: fn(&mut OpenVpn, Vec<String>),
 ) -> Verdict {
-    let Some(command) = command(draft, line) else { return Verdict::invalid("a command") };
-    if let Some(verdict) = resolver(draft, &command) {
-        return verdict;
-    }
+    let command = match runnable(draft, line) {
+        Ok(command) => command,
+        Err(verdict) => return verdict,
+    };
     let text =
         format!(r#"export script_type={kind} dev="$VPND_DEVICE" tun_mtu="$VPND_MTU"; exec "$@""#);
     add(draft, shell(&text, command));
@@ -96,23 +114,41 @@ fn shell(text: &str, command: Vec<String>) -> Vec<String> {
     argv
 }
 
-/// The program with its path, and its arguments. OpenVPN takes them as one argument, in quotes, or as several.
-fn command(draft: &OpenVpn, line: &Line) -> Option<Vec<String>> {
+/// The command of a line, unless OpenVPN would not run it either, or `[dns]` does what it does.
+fn runnable(draft: &mut OpenVpn, line: &Line) -> Result<Vec<String>, Verdict> {
+    let (program, command) = command(draft, line).ok_or_else(|| Verdict::invalid("a command"))?;
+    if let Some(verdict) = resolver(draft, &program) {
+        return Err(verdict);
+    }
+    if !draft.runs_scripts {
+        return Err(Verdict::dropped(NO_SCRIPTS));
+    }
+    // The hook is `sh`, which is all that vpnd checks when it starts.
+    if let Some(why) = draft.host.distrust(&program) {
+        let (option, program) = (&line.key, program.display());
+        draft
+            .notes
+            .push(format!("`{option}`: others could change {program}, or it is not there: {why}"));
+    }
+    Ok(command)
+}
+
+/// The path of the program, and the command with it. OpenVPN takes the arguments as one, in quotes, or as several.
+fn command(draft: &OpenVpn, line: &Line) -> Option<(PathBuf, Vec<String>)> {
     let given = words(&line.value);
     let mut all: Vec<_> = match given.as_slice() {
         [one] => words(one),
         several => several.to_vec(),
     };
-    let program = all.first_mut().filter(|program| !program.is_empty())?;
-    if program.contains('/') || !draft.directory.as_os_str().is_empty() {
-        *program = draft.path(program).display().to_string();
-    }
-    Some(all)
+    let first = all.first_mut().filter(|program| !program.is_empty())?;
+    let program = draft.host.absolute(&draft.path(first));
+    *first = program.display().to_string();
+    Some((program, all))
 }
 
-fn resolver(draft: &OpenVpn, command: &[String]) -> Option<Verdict> {
-    let name = command.first()?.rsplit('/').next()?;
-    if !RESOLVERS.contains(&name) {
+fn resolver(draft: &OpenVpn, program: &Path) -> Option<Verdict> {
+    let name = program.file_name()?;
+    if !RESOLVERS.iter().any(|known| name == *known) {
         return None;
     }
     Some(Verdict::dropped(match draft.dns {
@@ -125,12 +161,13 @@ fn resolver(draft: &OpenVpn, command: &[String]) -> Option<Verdict> {
 
 /// The bridge that a script adds the device to.
 fn bridge_of(draft: &OpenVpn, command: &[String]) -> Option<String> {
-    let text = draft.host.read(std::path::Path::new(command.first()?)).ok()?;
+    let text = draft.host.read(Path::new(command.first()?)).ok()?;
     text.lines().find_map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
         let after =
             |word: &str| words.iter().position(|it| *it == word).and_then(|at| words.get(at + 1));
         let name = after("addif").or_else(|| after("master"))?;
-        Some(name.trim_matches(['"', '\'', ';']).to_owned())
+        let name = name.trim_matches(['"', '\'', ';']);
+        value::is_device(name).then(|| name.to_owned())
     })
 }
