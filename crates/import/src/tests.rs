@@ -309,8 +309,6 @@ fn commands_to_type_quote_what_is_not_ours() {
         found,
         "uci set 'network.a$(id);b.disabled=1' && uci commit network && ifdown 'a$(id);b'"
     );
-    let wg_quick = format!("[Interface]\nPostUp = echo %i\n[Peer]\nPublicKey = {key}\n");
-    assert_eq!(stop("$(id);.conf", &wg_quick), "systemctl disable --now wg-quick@id");
 }
 
 /// Without `script-security 2` OpenVPN runs no script, and so nothing that it never ran becomes a hook.
