@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch as channel;
+use tokio::sync::{oneshot, watch as channel};
 use vpnd_crypto::stack;
 use vpnd_device::{Bypass, DeviceMtu, Missing, PeerState, Seen, Uplink};
 use vpnd_plane::Plane;
@@ -61,7 +61,6 @@ use candidate::Candidate;
 use captured::{Running, ended};
 use network::shifted;
 use pings::Pings;
-use requests::Forgetting;
 use room::room;
 
 /// How often a tunnel without a session looks for the reason. Signs of a wrong key are only counted and never
@@ -157,6 +156,9 @@ pub(crate) struct Shell {
     /// Who waits until nobody has the session keys any more.
     forgetting: Option<Forgetting>,
 }
+
+/// Who waits until nobody has the session keys any more.
+type Forgetting = oneshot::Sender<Result<(), String>>;
 
 /// How a tunnel ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

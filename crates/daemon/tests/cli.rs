@@ -123,7 +123,8 @@ fn a_pair_is_ready_to_run() {
     let here = tempfile::tempdir().unwrap();
     let sites = ["pair", "--out", "new", "a=a.example.net:51820", "b=b.example.net:51820"];
     let advice = stdout(here.path(), &sites);
-    assert!(advice.contains("copy new/a/* to /etc/vpnd/"), "{advice}");
+    let copied = "install -m 600 -t /etc/vpnd new/a/a.toml new/a/a.key new/a/a.psk\n";
+    assert!(advice.contains(copied), "{advice}");
     let json = |file| {
         let text = stdout(here.path(), &["check", "--json", file]);
         serde_json::from_str::<serde_json::Value>(&text).unwrap()

@@ -65,7 +65,7 @@ mod tests {
             lines(&["10.99.0.2", "fd99::2"], &["corp.example", "~example.net"], false),
             [
                 "resolvectl dns tun0 10.99.0.2 fd99::2",
-                "resolvectl domain tun0 corp.example ~example.net",
+                "resolvectl domain tun0 corp.example '~example.net'",
                 "resolvectl default-route tun0 no",
             ]
         );
@@ -73,9 +73,9 @@ mod tests {
 
     #[test]
     fn with_the_default_route_all_names_are() {
-        let domain = "resolvectl domain tun0 corp.example ~.";
+        let domain = "resolvectl domain tun0 corp.example '~.'";
         assert_eq!(lines(&["10.99.0.2"], &["corp.example"], true)[1], domain);
-        assert_eq!(lines(&["10.99.0.2"], &["~."], true)[1], "resolvectl domain tun0 ~.");
+        assert_eq!(lines(&["10.99.0.2"], &["~."], true)[1], "resolvectl domain tun0 '~.'");
         assert_eq!(lines(&["10.99.0.2"], &[], true)[2], "resolvectl default-route tun0 yes");
     }
 

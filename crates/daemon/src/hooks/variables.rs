@@ -130,7 +130,7 @@ mod tests {
         let (all, directory) = planned(lines, |_| {});
         let expected = [
             "set-dns: resolvectl dns tun7 10.99.0.2".to_owned(),
-            "set-dns: resolvectl domain tun7 ~.".to_owned(),
+            "set-dns: resolvectl domain tun7 '~.'".to_owned(),
             "set-dns: resolvectl default-route tun7 yes".to_owned(),
             format!("up: {directory}/hook 'a b'"),
             "up: true".to_owned(),

@@ -70,8 +70,9 @@ fn all_peers(path: &str) -> usize {
         Ok(_) => return configurations(&[&here, &there]),
         Err(error) => match peers(&error) {
             none if none.is_empty() => {
-                // What was read is valid.
-                assert!(!error.is::<Report>(), "{path}: {error:#}");
+                // What was read is valid, unless what the tunnel needs was not in the file.
+                let lacks = format!("{error:#}").contains("neither end could initiate");
+                assert!(lacks || !error.is::<Report>(), "{path}: {error:#}");
                 assert!(!here.exists() && !there.exists(), "{path}: {error:#}");
                 assert!(!format!("{error:#}").is_empty());
                 vec![]

@@ -3,12 +3,11 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use vpnd_plane::RotateError;
 use vpnd_tunnel::clock;
 
-use super::Shell;
 use super::candidate::ABOUT_TO_CHANGE;
+use super::{Forgetting, Shell};
 use crate::control::{Request, Wanted};
 use crate::hand_on;
 use crate::metrics::Scrape;
@@ -18,9 +17,6 @@ use crate::status::{Fault, PathMtu, Status};
 const HEEDED_WITHIN: Duration = Duration::from_millis(500);
 const BUSY: &str = "the session keys are dropped, but a thread that is busy with packets may still have copies of them on its \
                     stack: it wipes it when it pauses";
-
-/// Who waits until nobody has the session keys any more.
-pub(super) type Forgetting = oneshot::Sender<Result<(), String>>;
 
 impl Shell {
     /// Answers a request; the client may have left.
