@@ -186,15 +186,16 @@ pub(super) fn state(host: &Host) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// The lines of the packet filter, each with the set or chain that it is in: these have no order. Read as text, because
-/// nft 1.0.6 prints no sound JSON of a table that has an owner.
+/// The lines of the packet filter, each with the table, set or chain that it is in: these have no order. Read as text,
+/// because nft 1.0.6 prints no sound JSON of a table that has an owner.
 fn ruleset(text: &str) -> Vec<String> {
     let mut place = "";
-    let told = text.lines().map(|line| {
-        place = if line.ends_with('{') { line } else { place };
+    let said = text.lines().filter(|line| !["", "}"].contains(&line.trim()));
+    let placed = said.map(|line| {
+        place = if line.ends_with('{') || line.starts_with("table ") { line } else { place };
         format!("{place} {line}")
     });
-    told.collect()
+    placed.collect()
 }
 
 /// The elements of lists as one line each.
