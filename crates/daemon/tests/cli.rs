@@ -136,8 +136,10 @@ fn a_pair_is_ready_to_run() {
     assert_eq!(b["config"]["interface"]["address"][0], "10.99.0.2/30");
     assert_eq!(a["config"]["peer"]["keepalive"], "25s");
 
-    let (code, said) = complaint(here.path(), &sites);
-    assert_eq!(code, 1);
+    // The drawing comes first, on standard output.
+    let again = vpnd(here.path(), &sites);
+    assert_eq!(again.status.code(), Some(1));
+    let said = text(&again.stderr);
     assert!(said.contains("cannot create new/a/a.key: File exists"), "{said}");
 }
 
