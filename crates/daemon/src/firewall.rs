@@ -7,7 +7,7 @@
 //! restart, after a failed start, and after a crash. So at least one of the tables exists at any time, even if
 //! somebody flushes tables while vpnd runs.
 //!
-//! A table cannot accept a packet that another table drops: in nftables every drop is final. [`problems`] warns
+//! A table cannot accept a packet that another table drops: in nftables every drop is final. [`problems`](fn@problems) warns
 //! of such tables.
 
 mod following;

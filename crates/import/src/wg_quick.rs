@@ -250,7 +250,7 @@ fn save_config(_: &mut Draft, line: &Line) -> Verdict {
 }
 
 /// A command as `wg-quick` would run it. If a mark is asked for, it is written into the command, because the tunnel
-/// answers nobody before [hooks] up has ended.
+/// answers nobody before `[hooks] up` has ended.
 fn command(draft: &mut Draft, line: &Line) -> Vec<String> {
     const MARK: &str = "$(wg show %i fwmark)";
     let device = draft.tunnel.device.clone().unwrap_or_default();
