@@ -140,7 +140,7 @@ fn a_pair_is_ready_to_run() {
     let again = vpnd(here.path(), &sites);
     assert_eq!(again.status.code(), Some(1));
     let said = text(&again.stderr);
-    assert!(said.contains("cannot create new/a/a.key: File exists"), "{said}");
+    assert!(said.contains("new/a/a.key exists already, and is left as it is"), "{said}");
 }
 
 #[test]
