@@ -46,6 +46,7 @@ mod options;
 mod pair;
 mod panics;
 mod ping;
+mod placing;
 mod presence;
 mod privilege;
 mod program;

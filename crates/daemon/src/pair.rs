@@ -31,6 +31,7 @@ use crate::config::{self, Report};
 use crate::exit::Exit;
 use crate::interrupt::terminal_size;
 use crate::keys::{KeyFileError, KeySource, read_secret};
+use crate::placing::ETC;
 use crate::terminal;
 
 use code::CodeError;
@@ -109,12 +110,9 @@ impl PairError {
     }
 }
 
-/// Where the service reads its files.
-const SERVICE: &str = "/etc/vpnd";
-
 /// Makes what the options or the answers request.
 pub(crate) fn run(options: &PairOptions) -> anyhow::Result<ExitCode> {
-    let service = || options.out.clone().unwrap_or_else(|| SERVICE.into());
+    let service = || options.out.clone().unwrap_or_else(|| ETC.into());
     if let Some(code) = &options.join {
         join(code, &service())
     } else if let Some(code) = &options.finish {
@@ -237,7 +235,7 @@ fn invite(plan: Plan, out: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn with_out(out: &Path) -> String {
-    if out == Path::new(SERVICE) { String::new() } else { format!(" with --out {}", out.display()) }
+    if out == Path::new(ETC) { String::new() } else { format!(" with --out {}", out.display()) }
 }
 
 /// Makes the second site's files, and prints the answer.

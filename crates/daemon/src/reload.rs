@@ -17,6 +17,7 @@ use crate::ask::{self, SOCKETS, ask, socket};
 use crate::config::{self, Config, Difference, Handed, Takes};
 use crate::control::{Announced, Ask, CONFIG, Differences};
 use crate::exit::Exit;
+use crate::placing::ETC;
 use crate::terminal::{self, PrintableLines};
 
 use restart::Restart;
@@ -46,9 +47,6 @@ pub(crate) struct RotateOptions {
     #[arg(long)]
     pub(crate) finish: bool,
 }
-
-/// The directory of configurations if there is no `--config`.
-const CONFIGURATIONS: &str = "/etc/vpnd";
 
 /// Reads the configuration and its key files, as `run` would, and sends them to the tunnel.
 pub(crate) fn reload(options: &ReloadOptions) -> anyhow::Result<ExitCode> {
@@ -137,7 +135,7 @@ pub(crate) fn rotate(options: &RotateOptions) -> anyhow::Result<ExitCode> {
 pub(crate) fn usual_file(socket: &Path) -> PathBuf {
     let mut name = socket.file_stem().unwrap_or_default().to_owned();
     name.push(".toml");
-    Path::new(CONFIGURATIONS).join(name)
+    Path::new(ETC).join(name)
 }
 
 /// The users as which the tunnel may run: the user in its configuration, and the owner of its socket's

@@ -9,7 +9,8 @@ use thiserror::Error;
 use vpnd_import::Tunnel;
 
 use crate::keys::{self, KeyFileError};
-use crate::terminal::{Printable, shell_word};
+use crate::placing::{ETC, MAKE_ETC, copy_to};
+use crate::terminal::Printable;
 use crate::trust::{self, Untrusted};
 
 /// Why a file was not written.
@@ -84,7 +85,7 @@ impl Place {
         if files[0].parent() == Some(Path::new(ETC)) {
             return String::new();
         }
-        format!("  install -d -m 700 {ETC}\n  {}\n", copied_to(ETC, &files))
+        format!("  {MAKE_ETC}\n  {}\n", copy_to(ETC, &files))
     }
 
     /// Writes the files, and adds them to those that go again if a later one cannot be written.
@@ -110,20 +111,6 @@ impl Place {
         written.0.push(path.clone());
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
     }
-}
-
-/// Where vpnd's units look for configurations.
-const ETC: &str = "/etc/vpnd";
-
-/// Copies files as ours, whoever owns them, if none of them is there yet.
-fn copied_to(directory: &str, files: &[PathBuf]) -> String {
-    let word = |path: &Path| shell_word(&path.display().to_string());
-    let there = files.iter().filter_map(|file| file.file_name());
-    let absent = there.map(|name| format!("[ ! -e {} ]", word(&Path::new(directory).join(name))));
-    let copy = files.iter().map(|file| word(file)).collect::<Vec<_>>().join(" ");
-    let absent = absent.collect::<Vec<_>>().join(" && ");
-    let directory = shell_word(directory);
-    format!("{absent} && install -m 600 -t {directory} -- {copy} || echo 'nothing was copied'")
 }
 
 /// The files that were written so far; they are removed again unless all are kept.
@@ -164,38 +151,7 @@ pub(super) fn check(places: &[&Place]) -> Result<(), WriteError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-    use std::process::Command;
-
     use super::*;
-
-    fn run(command: &str) -> String {
-        let output = Command::new("sh").args(["-c", command]).output().unwrap();
-        assert!(output.stderr.is_empty(), "{command}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The printed command copies these files only, and never over another tunnel's.
-    #[test]
-    fn the_copy_takes_exactly_its_files_and_overwrites_none() {
-        let directory = tempfile::tempdir().unwrap();
-        let (from, to) = (directory.path().join("it's $(id)"), directory.path().join("to"));
-        fs::create_dir(&from).unwrap();
-        fs::create_dir(&to).unwrap();
-        let files = ["a.toml", "a.key"].map(|name| from.join(name));
-        files.iter().for_each(|file| fs::write(file, "mine").unwrap());
-        fs::write(from.join("a.conf"), "of another program").unwrap();
-        let command = copied_to(to.to_str().unwrap(), &files);
-        fs::write(to.join("a.key"), "another tunnel's").unwrap();
-        assert_eq!(run(&command), "nothing was copied\n");
-        assert_eq!(fs::read_to_string(to.join("a.key")).unwrap(), "another tunnel's");
-        assert_eq!(fs::read_dir(&to).unwrap().count(), 1);
-        fs::remove_file(to.join("a.key")).unwrap();
-        assert_eq!(run(&command), "");
-        assert_eq!(fs::read_dir(&to).unwrap().count(), 2);
-        let mode = fs::metadata(to.join("a.toml")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o600);
-    }
 
     #[test]
     fn what_cannot_be_written_whole_is_not_there() {

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::plan::Name;
 use crate::config::{self, Handed, Report};
 use crate::keys::{self, HandedKeys, KeyFileError};
+use crate::placing::ETC;
 use crate::trust::{self, Untrusted};
 
 /// Why files were not written.
@@ -58,7 +59,7 @@ impl Files {
         let psk = self.psk.iter().map(|psk| key("preshared_key_file", psk));
         let keys =
             HandedKeys([key("private_key_file", &self.key)].into_iter().chain(psk).collect());
-        let file = Path::new("/etc/vpnd").join(self.file("toml"));
+        let file = Path::new(ETC).join(self.file("toml"));
         let handed = Handed { source: self.config.clone(), keys };
         config::load_handed(self.name.as_ref(), &file, handed).map(|loaded| loaded.warnings)
     }

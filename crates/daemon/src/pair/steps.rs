@@ -5,6 +5,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::plan::End;
+use crate::placing::{ETC, MAKE_ETC, absent, copy_to};
 use crate::terminal::shell_word;
 
 /// How a site gets its files.
@@ -34,18 +35,20 @@ pub(crate) fn steps(end: End<'_>, delivery: Delivery<'_>) -> String {
 /// The site's own files by their names; a file that exists there already is not replaced.
 fn copy(end: End<'_>, directory: &Path) -> String {
     let name = &end.site().name;
-    let file = |kind| shell_word(&directory.join(format!("{name}.{kind}")).display().to_string());
-    let from = ["toml", "key", "psk"].map(file).join(" ");
+    let files = ["toml", "key", "psk"].map(|kind| directory.join(format!("{name}.{kind}")));
+    let from = files.iter().map(|file| shell_word(&file.display().to_string())).collect::<Vec<_>>();
     let far = end.site().endpoint.as_ref().map_or("HOST", |endpoint| &*endpoint.host);
     let login = |host: &str| shell_word(&format!("root@{host}"));
     let scp = login(&if far.contains(':') { format!("[{far}]") } else { far.to_owned() });
-    let free = format!("[ ! -e /etc/vpnd/{name}.key ]");
+    let remote = shell_word(&format!("{MAKE_ETC} && {}", absent(ETC, &files)));
     format!(
         "# Its files: if they are on this machine already,\n\
-         install -d -m 700 /etc/vpnd && {free} && install -m 600 -t /etc/vpnd {from}\n\
+         {MAKE_ETC}\n{}\n\
          # or from here:\n\
-         #   ssh {} 'install -d -m 700 /etc/vpnd && {free}' && scp -p {from} {scp}:/etc/vpnd/\n",
-        login(far)
+         #   ssh {} {remote} && scp -p {} {scp}:{ETC}/\n",
+        copy_to(ETC, &files),
+        login(far),
+        from.join(" ")
     )
 }
 
@@ -111,7 +114,7 @@ fn start(end: End<'_>, delivery: Delivery<'_>) -> Option<String> {
 pub(super) fn start_in(directory: &Path, name: &str, service: &str) -> String {
     let file = directory.join(format!("{name}.toml"));
     let shown = shell_word(&file.display().to_string());
-    if directory == Path::new("/etc/vpnd") {
+    if directory == Path::new(ETC) {
         format!("vpnd check {shown} && {service}")
     } else {
         format!("vpnd check {shown} && vpnd --config {shown}\n")
@@ -128,8 +131,10 @@ mod tests {
         let plan = both_families();
         let text = steps(plan.ends()[0], Delivery::From(Path::new("my pair/site-a")));
         for line in [
-            "install -d -m 700 /etc/vpnd && [ ! -e /etc/vpnd/site-a.key ] && install -m 600 -t /etc/vpnd \
-             'my pair/site-a/site-a.toml' 'my pair/site-a/site-a.key' 'my pair/site-a/site-a.psk'\n",
+            "install -d -m 700 /etc/vpnd\nif [ ! -e /etc/vpnd/site-a.toml ] && [ ! -e /etc/vpnd/site-a.key ] && \
+             [ ! -e /etc/vpnd/site-a.psk ]; then install -m 600 -t /etc/vpnd -- \
+             'my pair/site-a/site-a.toml' 'my pair/site-a/site-a.key' 'my pair/site-a/site-a.psk'; else ",
+            "#   ssh root@192.0.2.1 'install -d -m 700 /etc/vpnd && [ ! -e /etc/vpnd/site-a.toml ] && ",
             "printf '%s\\n' 'net.ipv4.ip_forward = 1' 'net.ipv6.conf.all.forwarding = 1' \
              >/etc/sysctl.d/90-vpnd-site-a.conf && sysctl -p /etc/sysctl.d/90-vpnd-site-a.conf\n",
             "nft insert rule inet filter input udp dport 51820 accept\n",
