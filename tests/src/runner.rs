@@ -22,6 +22,8 @@ const LONG_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// Waiting scenarios that run at once. The kernel creates and deletes network namespaces one after the other,
 /// and with many more the scenarios would miss their time limits of a few seconds.
 const WAITING: usize = 28;
+/// Working scenarios that run at once when no waiting one is left.
+const HELPING: usize = 5;
 /// The time between the first of these starts, for the same reason.
 const APART: Duration = Duration::from_millis(250);
 
@@ -30,7 +32,7 @@ const APART: Duration = Duration::from_millis(250);
 pub enum Cost {
     /// Time: many of these run at once.
     Waits,
-    /// A processor, briefly: one scenario for each processor but one, which is left to the waiting ones.
+    /// A processor, briefly: beside waiting ones one scenario for each processor but one, some more after them.
     Works,
     /// The whole machine: one after another, when nothing else runs.
     Alone,
@@ -142,41 +144,54 @@ fn run(scenarios: Vec<Scenario>) -> Vec<Outcome> {
     failed
 }
 
-/// Runs `waiting` on many threads, and a queue on as many more as there are `workers`.
+/// Runs `waiting` on many threads, and `working` on as many more as there are `workers`. When no waiting one is left to start,
+/// some of the threads go on with the working ones: these too wait more often than not.
 fn run_together(
     waiting: Vec<Scenario>,
-    queue: Vec<Scenario>,
+    working: Vec<Scenario>,
     workers: usize,
     deadline: Instant,
 ) -> Vec<Outcome> {
-    let names = waiting.iter().chain(&queue).map(|one| one.name.clone()).collect();
+    let names = waiting.iter().chain(&working).map(|one| one.name.clone()).collect();
+    let helping = if waiting.is_empty() { 0 } else { HELPING };
+    let (waiting, working) = (Queue::of(waiting), Queue::of(working));
     let (report, outcomes) = channel();
-    work_off(waiting, WAITING, APART, &report);
-    work_off(queue, workers, Duration::ZERO, &report);
+    for (index, delay) in (0..WAITING).zip((0..).map(|index| APART * index)) {
+        let then = (index < helping).then(|| working.clone());
+        work(delay, waiting.clone().chain(then.into_iter().flatten()), &report);
+    }
+    (0..workers).for_each(|_| work(Duration::ZERO, working.clone(), &report));
     drop(report);
     collect(&outcomes, names, deadline)
 }
 
-/// Runs a queue on this many threads, which start one after the other.
-fn work_off(queue: Vec<Scenario>, workers: usize, apart: Duration, report: &Sender<Outcome>) {
-    let queue = Arc::new(Mutex::new(queue.into_iter()));
-    for delay in (0..).map(|index| apart * index).take(workers) {
-        let queue = Arc::clone(&queue);
-        let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let begin = move || {
-            thread::sleep(delay);
-            std::iter::from_fn(next)
-        };
-        work(std::iter::once_with(begin).flatten(), report);
+/// Scenarios that several threads take from.
+#[derive(Clone)]
+struct Queue(Arc<Mutex<std::vec::IntoIter<Scenario>>>);
+
+impl Queue {
+    fn of(scenarios: Vec<Scenario>) -> Self {
+        Self(Arc::new(Mutex::new(scenarios.into_iter())))
     }
 }
 
+impl Iterator for Queue {
+    type Item = Scenario;
+
+    fn next(&mut self) -> Option<Scenario> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
+    }
+}
+
+/// Runs the scenarios on a thread of their own, after this time.
 fn work(
-    scenarios: impl IntoIterator<Item = Scenario, IntoIter: Send> + Send + 'static,
+    delay: Duration,
+    scenarios: impl Iterator<Item = Scenario> + Send + 'static,
     report: &Sender<Outcome>,
 ) {
     let report = report.clone();
     thread::spawn(move || {
+        thread::sleep(delay);
         for scenario in scenarios {
             // The receiver is gone only after the deadline.
             let _ = report.send(scenario.run());
