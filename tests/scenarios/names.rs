@@ -1,8 +1,6 @@
 //! How the C library resolves the name of an endpoint: `docs/static.md` has the differences between glibc and musl.
 
-use std::fs;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use vpnd_tests::runner::{Cost, Scenario};
 use vpnd_tests::site::{self, INNER_B4};
 use vpnd_tests::traffic::ping;
@@ -93,7 +91,7 @@ fn resolves(lab: &Lab, case: &Case) -> Result<String> {
     let _b = Vpnd::start(&wire.b, &b)?;
     let a = Vpnd::start(&wire.a, &a.towards(&format!("{}:51820", case.name)))?;
     let (library, expected) =
-        if is_static()? { ("musl", case.musl) } else { ("glibc", case.glibc) };
+        if vpnd::is_static()? { ("musl", case.musl) } else { ("glibc", case.glibc) };
     if expected {
         ping::until_answered(&wire.a, INNER_B4, SOON * 2)?;
         return Ok(format!("{library}: resolved"));
@@ -102,12 +100,4 @@ fn resolves(lab: &Lab, case: &Case) -> Result<String> {
     let status = a.status()?;
     ensure!(status.endpoint().is_none(), "{library}: resolved: {status}");
     Ok(format!("{library}: not resolved, as expected"))
-}
-
-/// Whether the program under test asks for no loader, and so contains its C library.
-fn is_static() -> Result<bool> {
-    const LOADER: &[u8] = b"/ld-linux";
-    let program = fs::read(vpnd::program()?)?;
-    let head = program.get(..4096).context("a program of a few bytes")?;
-    Ok(!head.windows(LOADER.len()).any(|bytes| bytes == LOADER))
 }

@@ -273,6 +273,18 @@ pub fn program() -> Result<&'static Path> {
     binaries::vpnd()
 }
 
+/// Whether the binary contains its C library, and so asks for no loader.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn is_static() -> Result<bool> {
+    const LOADER: &[u8] = b"/ld-linux";
+    let program = fs::read(program()?)?;
+    let head = program.get(..4096).context("a program of a few bytes")?;
+    Ok(!head.windows(LOADER.len()).any(|bytes| bytes == LOADER))
+}
+
 /// Runs `vpnd` with arguments to its end: its exit code and everything it printed.
 ///
 /// # Errors
