@@ -12,7 +12,7 @@ use vpnd_tests::site::{self, INNER_A4, INNER_B4, PORT, Site};
 use vpnd_tests::traffic::echo::Echo;
 use vpnd_tests::traffic::ping;
 use vpnd_tests::traffic::stream::{Pace, Stream, Tally};
-use vpnd_tests::vpnd::Launch;
+use vpnd_tests::vpnd::{Launch, Service};
 use vpnd_tests::{Host, Lab, Routed, Vpnd, nft};
 
 use crate::reach::replace_file;
@@ -285,7 +285,11 @@ fn ensure_modest(vpnd: &Vpnd, before: &Spent, lines: usize, busy: Duration) -> R
 
 /// The log is what users have, without debug messages.
 fn as_users_have_it(host: &Host, site: &Site) -> Result<Vpnd> {
-    Vpnd::start_as(&Launch { log_level: "info", ..Launch::to_test()? }, host, site)
+    Vpnd::start_as(
+        &Launch { service: Service { log_level: "info", ..Service::TESTED }, ..Launch::to_test()? },
+        host,
+        site,
+    )
 }
 
 /// Changes in all, and the time between two.

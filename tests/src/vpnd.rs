@@ -17,13 +17,29 @@ use crate::{Host, Manager, Process, binaries, eventually};
 /// The time that a start may take on a busy machine.
 const READY: Duration = Duration::from_secs(10);
 
+/// What its `[service]` table says, unless the site says it.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    /// The log level.
+    pub log_level: &'static str,
+    /// Nothing stands for the default, which builds before the sandbox have too.
+    pub sandbox: Option<&'static str>,
+}
+
+impl Service {
+    /// As users have it.
+    pub const PLAIN: Self = Self { log_level: "info", sandbox: None };
+    /// A log that explains a failure; and a system call that a thread must not make ends the test.
+    pub const TESTED: Self = Self { log_level: "debug", sandbox: Some("kill") };
+}
+
 /// Its command and environment.
 #[derive(Debug, Clone)]
 pub struct Launch {
     /// The binary.
     pub program: PathBuf,
-    /// The log level in its `[service]` table.
-    pub log_level: &'static str,
+    /// Of its `[service]` table.
+    pub service: Service,
     /// Added to its environment.
     pub environment: Vec<(&'static str, String)>,
     /// The destination of its log, if not a file.
@@ -36,7 +52,13 @@ impl Launch {
     /// Any binary as its users start it, with the default log.
     pub fn plain(program: &Path) -> Self {
         let program = program.to_owned();
-        Self { program, log_level: "info", environment: Vec::new(), log_to: None, manager: None }
+        Self {
+            program,
+            service: Service::PLAIN,
+            environment: Vec::new(),
+            log_to: None,
+            manager: None,
+        }
     }
 
     /// The binary under test, with a log that is printed with a failure.
@@ -44,7 +66,7 @@ impl Launch {
     /// # Errors
     /// When there is none.
     pub fn to_test() -> Result<Self> {
-        Ok(Self { log_level: "debug", ..Self::plain(binaries::vpnd()?) })
+        Ok(Self { service: Service::TESTED, ..Self::plain(binaries::vpnd()?) })
     }
 
     fn command(&self, host: &Host) -> Result<Command> {
@@ -86,7 +108,7 @@ impl Vpnd {
     /// # Errors
     /// As [`Vpnd::start`].
     pub fn start_as(launch: &Launch, host: &Host, site: &Site) -> Result<Self> {
-        let config = write(host, site, launch.log_level)?;
+        let config = write(host, site, launch.service)?;
         Self::run(host, launch.clone(), &site.name, config)
     }
 
@@ -147,7 +169,7 @@ impl Vpnd {
     /// # Errors
     /// If it refuses; with its error.
     pub fn reload(&self, site: &Site) -> Result<()> {
-        let config = write(&self.host, site, self.launch.log_level)?;
+        let config = write(&self.host, site, self.launch.service)?;
         let config = config.to_str().context("a path of our own making")?;
         self.ask(&["reload", &self.name, "--config", config])
     }
@@ -301,10 +323,10 @@ pub fn run(host: &Host, arguments: &[&str]) -> Result<(i32, String)> {
 /// # Errors
 /// When the host's directory cannot be written.
 pub fn write_files(host: &Host, site: &Site) -> Result<PathBuf> {
-    write(host, site, "debug")
+    write(host, site, Service::TESTED)
 }
 
-fn write(host: &Host, site: &Site, log_level: &str) -> Result<PathBuf> {
+fn write(host: &Host, site: &Site, service: Service) -> Result<PathBuf> {
     let directory = host.directory();
     site.keys.private.write(&directory.join(format!("{}.key", site.name)))?;
     if let Some(key) = &site.remote.preshared {
@@ -319,12 +341,12 @@ fn write(host: &Host, site: &Site, log_level: &str) -> Result<PathBuf> {
     let state = directory.join("state");
     fs::create_dir_all(&state)?;
     let path = directory.join(format!("{}.toml", site.name));
-    fs::write(&path, config(site, &state, log_level))?;
+    fs::write(&path, config(site, &state, service))?;
     Ok(path)
 }
 
 /// The configuration of an end, as a user would write it.
-pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
+pub fn config(site: &Site, state: &Path, service: Service) -> String {
     let (name, remote) = (&site.name, &site.remote);
     let mut lines = vec![
         "[interface]".to_owned(),
@@ -350,10 +372,10 @@ pub fn config(site: &Site, state: &Path, log_level: &str) -> String {
     lines.push(format!("keepalive = {:?}", keepalive(remote.keepalive)));
     lines.extend(remote.roam.iter().map(|roam| format!("roam = {roam:?}")));
     lines.extend(site.routes.iter().map(|network| format!("[[route]]\nto = {network:?}")));
-    lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = {log_level:?}"));
-    // A system call that a thread must not make ends the test.
+    lines.push(format!("[service]\nstate_dir = {state:?}\nlog_level = {:?}", service.log_level));
     let says = site.service.iter().any(|line| line.starts_with("sandbox"));
-    lines.extend((!says).then(|| "sandbox = \"kill\"".to_owned()));
+    let sandbox = service.sandbox.filter(|_| !says);
+    lines.extend(sandbox.map(|answer| format!("sandbox = {answer:?}")));
     lines.extend(site.service.iter().cloned());
     lines.extend(site.tables.iter().cloned());
     lines.join("\n") + "\n"

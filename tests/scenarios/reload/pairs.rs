@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use vpnd_tests::site::{INNER_B4, Site, pair};
 use vpnd_tests::traffic::ping;
+use vpnd_tests::vpnd::{Service, config};
 use vpnd_tests::{Host, Lab, Vpnd, Wire, eventually, long};
 
 use super::with;
@@ -63,7 +64,7 @@ fn one(host: &Host, site: &Site, rng: &mut StdRng) -> Result<()> {
 type Changes = Vec<(&'static str, &'static str)>;
 
 fn site_text(host: &Host, site: &Site) -> Result<String> {
-    Ok(vpnd_tests::vpnd::config(site, &host.directory().join("state"), "debug"))
+    Ok(config(site, &host.directory().join("state"), Service::TESTED))
 }
 
 /// Starts the tunnel with these changes, and waits for the peer.
