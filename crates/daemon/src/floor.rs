@@ -133,7 +133,7 @@ impl FloorFile {
 
     fn read_among(&self, clock: WallTime, user: u32) -> Result<Option<Timestamp>, FloorError> {
         let path = || self.path.clone();
-        let file = match trust::open_no_link(&self.path, 0) {
+        let file = match trust::open_no_link(&self.path, OFlag::empty()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file,
         };
@@ -282,7 +282,7 @@ fn prepare(directory: &Path, owner: Option<&Account>) -> io::Result<()> {
     }
     let real = trust::make_directory(directory).map_err(io::Error::other)?;
     let Some(owner) = owner else { return Ok(()) };
-    let opened = trust::open_no_link(&real, libc::O_DIRECTORY)?;
+    let opened = trust::open_no_link(&real, OFlag::O_DIRECTORY)?;
     let found = opened.metadata()?;
     if found.uid() == owner.uid || found.mode() & 0o022 != 0 || !holds_only_floors(&opened)? {
         return Ok(());

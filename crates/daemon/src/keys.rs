@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use thiserror::Error;
 use vpnd_crypto::{KeyError, PresharedKey, SecretKey};
@@ -172,7 +173,7 @@ fn read(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, Ke
         why => KeyFileError::Place { path: path.to_owned(), why },
     })?;
     // Opened without blocking, so that a pipe in place of a key file is an error instead of a wait.
-    let file = trust::open_no_link(&real, 0).map_err(unreadable)?;
+    let file = trust::open_no_link(&real, OFlag::empty()).map_err(unreadable)?;
     let exempt = credentials.is_some_and(|directory| lies_in(&real, directory));
     check(path, &file.metadata().map_err(unreadable)?, exempt)?;
     // The full capacity is reserved at the start, because a growing text would leave copies behind.

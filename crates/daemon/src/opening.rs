@@ -1,15 +1,15 @@
 //! Opens the objects that a start needs, according to the configuration: the device, its carrier, the UDP
 //! socket, the control socket.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::AtFlags;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
 use vpnd_protocol::inheritance::Inheritance;
@@ -27,6 +27,7 @@ use crate::metrics::{Bound, Metrics, MetricsError};
 use crate::nft::Connection;
 use crate::run::RunError;
 use crate::service;
+use crate::trust;
 use crate::tuntap;
 use crate::uapi::{self, Uapi};
 
@@ -368,10 +369,7 @@ fn give(socket: &Path, user: Option<&Account>) {
 /// Changes the owner by descriptor, and only of a socket that is ours and has no other name, because any user
 /// who may write to the directory can have replaced it.
 fn give_socket(path: &Path, user: &Account) -> io::Result<()> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)?;
+    let opened = trust::open_no_link(path, OFlag::O_PATH)?;
     let found = opened.metadata()?;
     let is_ours = found.uid() == Uid::effective().as_raw();
     if !found.file_type().is_socket() || found.nlink() != 1 || !is_ours {

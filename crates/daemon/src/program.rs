@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 use thiserror::Error;
 
@@ -76,7 +77,7 @@ pub(crate) fn look_at(program: &str) -> Result<String, ProgramError> {
 ///
 /// Why the file is rejected.
 pub(super) fn open(real: &str) -> Result<OwnedFd, Untrusted> {
-    let (_real, file) = trust::open(Path::new(real), libc::O_PATH)?;
+    let (_real, file) = trust::open(Path::new(real), OFlag::O_PATH)?;
     Ok(file.into())
 }
 

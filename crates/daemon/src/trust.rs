@@ -10,12 +10,14 @@ mod acl;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{self, Component, Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{self, OFlag};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 use thiserror::Error;
 
@@ -136,7 +138,7 @@ pub(crate) fn make_directory(path: &Path) -> Result<PathBuf, Untrusted> {
 /// # Errors
 ///
 /// Like [`file()`].
-pub(crate) fn open(path: &Path, flags: libc::c_int) -> Result<(PathBuf, File), Untrusted> {
+pub(crate) fn open(path: &Path, flags: OFlag) -> Result<(PathBuf, File), Untrusted> {
     let real = place(path)?;
     let opened = open_no_link(&real, flags).and_then(|file| Ok((file.metadata()?, file)));
     let (found, file) = opened.map_err(unreachable(&real))?;
@@ -144,10 +146,12 @@ pub(crate) fn open(path: &Path, flags: libc::c_int) -> Result<(PathBuf, File), U
     Ok((real, file))
 }
 
-/// Opens a file. Does not wait for a pipe's other end, and does not follow a link in the last component.
-pub(crate) fn open_no_link(path: &Path, flags: libc::c_int) -> io::Result<File> {
-    let flags = flags | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
+/// Opens a file for reading, or as a mere path. Does not wait for a pipe's other end, and does not follow a link in the last
+/// component.
+pub(crate) fn open_no_link(path: &Path, flags: OFlag) -> io::Result<File> {
+    // Not with `OpenOptions`: for musl, where O_PATH is a bit of O_ACCMODE, it drops O_PATH.
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    Ok(fcntl::open(path, flags, Mode::empty())?.into())
 }
 
 /// The trusted users and groups: root's and this process's.
