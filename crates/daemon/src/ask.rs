@@ -97,6 +97,8 @@ pub(crate) fn ask_within(path: &Path, ask: &Ask, patience: Duration) -> Result<V
 pub(crate) struct Asked {
     path: PathBuf,
     stream: Conversation,
+    /// Who refuses before having read the request may have closed the connection already, and has answered.
+    sent: io::Result<()>,
 }
 
 impl Asked {
@@ -106,12 +108,10 @@ impl Asked {
     ///
     /// If nobody listens there.
     pub(crate) fn send(path: &Path, ask: &Ask, patience: Duration) -> Result<Self, AskError> {
-        let begun = Conversation::begin_within(path, patience).and_then(|mut stream| {
-            send(&mut stream, ask, &[])?;
-            Ok(stream)
-        });
-        let stream = begun.map_err(|error| explain(path, error))?;
-        Ok(Self { path: path.to_owned(), stream })
+        let begun = Conversation::begin_within(path, patience);
+        let mut stream = begun.map_err(|error| explain(path, error))?;
+        let sent = send(&mut stream, ask, &[]);
+        Ok(Self { path: path.to_owned(), stream, sent })
     }
 
     /// The answer. Once the descriptor is readable, this does not wait.
@@ -120,7 +120,7 @@ impl Asked {
     ///
     /// Like [`ask`].
     pub(crate) fn answer(self) -> Result<Value, AskError> {
-        let line = heard(self.stream, Ok(())).map_err(|error| explain(&self.path, error))?;
+        let line = heard(self.stream, self.sent).map_err(|error| explain(&self.path, error))?;
         read(&self.path, &line)
     }
 
@@ -130,7 +130,8 @@ impl Asked {
     ///
     /// Like [`ask`].
     pub(crate) fn stream(mut self) -> Result<(Value, Socket), AskError> {
-        let line = first_line(&mut self.stream).map_err(|error| explain(&self.path, error))?;
+        let line = first_line(&mut self.stream).map_err(|heard| self.sent.err().unwrap_or(heard));
+        let line = line.map_err(|error| explain(&self.path, error))?;
         let answer = read(&self.path, &line)?;
         let socket = self.stream.socket;
         let unlimited = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
@@ -332,6 +333,22 @@ mod tests {
         let error = hand_over(&path, &Ask::new("reload"), &[&long], &[]).unwrap_err();
         assert_eq!(error.to_string(), format!("{}: not known here", path.display()));
         daemon.join().unwrap();
+    }
+
+    /// It may also refuse whoever has connected, before anything is sent.
+    #[test]
+    fn who_hangs_up_at_once_has_said_why_too() {
+        let asked = || {
+            let (socket, mut daemon) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+            daemon.write_all(b"{\"schema\":3,\"error\":\"not for you\"}\n").unwrap();
+            drop(daemon);
+            let mut stream = Conversation { socket, until: Instant::now() + PATIENCE };
+            let sent = send(&mut stream, &Ask::new("capture"), &[]);
+            assert_eq!(sent.as_ref().unwrap_err().kind(), ErrorKind::BrokenPipe);
+            Asked { path: "/x.sock".into(), stream, sent }
+        };
+        let errors = [asked().answer().unwrap_err(), asked().stream().err().unwrap()];
+        assert_eq!(errors.map(|error| error.to_string()), ["/x.sock: not for you"; 2]);
     }
 
     #[test]
