@@ -255,7 +255,7 @@ fn queues(lab: &Lab) -> Result<String> {
     }
     let [there, back] = streams.stop()?;
     ensure!(there.lost() + back.lost() == 0, "{there:?} {back:?}");
-    let kept = ends.manager.as_ref().context("there is one")?.kept();
+    let kept = ends.manager.as_ref().context("there is one")?.kept()?;
     let queues = kept.iter().filter(|name| *name == "queue").count();
     // What another process has stored is stored no more.
     ensure!(queues == 3 && kept.len() == 6, "{kept:?}");

@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -12,20 +12,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::Result;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::Host;
 
-/// Descriptors with the names that the service gave them, in the order in which they came.
-type Store = Arc<Mutex<Vec<(String, OwnedFd)>>>;
+/// The socket of a service, and the descriptors that came by it.
+#[derive(Debug)]
+struct Store {
+    socket: UnixDatagram,
+    /// With the names that the service gave them, in the order in which they came.
+    kept: Vec<(String, OwnedFd)>,
+}
 
 /// The manager of one service.
 #[derive(Debug)]
 pub struct Manager {
-    socket: String,
-    store: Store,
+    path: String,
+    store: Arc<Mutex<Store>>,
 }
 
 impl Manager {
@@ -41,16 +48,22 @@ impl Manager {
         for (path, mode) in [(path.as_path(), 0o666), (host.directory(), 0o711)] {
             fs::set_permissions(path, Permissions::from_mode(mode))?;
         }
-        let store = Store::default();
-        let kept = Arc::clone(&store);
+        socket.set_nonblocking(true)?;
+        let arrives = socket.try_clone()?;
+        let store = Arc::new(Mutex::new(Store { socket, kept: Vec::new() }));
+        let manager = Self { path: path.display().to_string(), store };
+        let store = Arc::clone(&manager.store);
         // It ends with the process.
-        thread::spawn(move || while receive(&socket, &kept).is_ok() {});
-        Ok(Self { socket: path.display().to_string(), store })
+        thread::spawn(move || while is_readable(&arrives) && up_to_date(&store).is_ok() {});
+        Ok(manager)
     }
 
     /// The names of the descriptors that it keeps.
-    pub fn kept(&self) -> Vec<String> {
-        lock(&self.store).iter().map(|(name, _)| name.clone()).collect()
+    ///
+    /// # Errors
+    /// When a message is none.
+    pub fn kept(&self) -> Result<Vec<String>> {
+        Ok(up_to_date(&self.store)?.kept.iter().map(|(name, _)| name.clone()).collect())
     }
 
     /// Makes `command` a process of the service, which gets what is kept.
@@ -59,12 +72,12 @@ impl Manager {
     /// When a descriptor cannot be copied.
     pub fn manages(&self, command: &mut Command) -> Result<()> {
         const FIRST: RawFd = 3;
-        let store = lock(&self.store);
-        let names: Vec<_> = store.iter().rev().map(|(name, _)| name.as_str()).collect();
-        let copies = store.iter().rev().map(|(_, kept)| high(kept));
+        let store = up_to_date(&self.store)?;
+        let names: Vec<_> = store.kept.iter().rev().map(|(name, _)| name.as_str()).collect();
+        let copies = store.kept.iter().rev().map(|(_, kept)| high(kept));
         let copies: Vec<OwnedFd> = copies.collect::<Result<_>>()?;
         command
-            .env("NOTIFY_SOCKET", &self.socket)
+            .env("NOTIFY_SOCKET", &self.path)
             .env("LISTEN_FDS", names.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"));
         let place = move || {
@@ -88,8 +101,17 @@ fn high(descriptor: &OwnedFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-fn lock(store: &Store) -> MutexGuard<'_, Vec<(String, OwnedFd)>> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
+/// The store after all that the service has sent: like systemd, which starts the next process after it has read what the one
+/// before has said.
+fn up_to_date(store: &Mutex<Store>) -> Result<MutexGuard<'_, Store>> {
+    let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+    while store.receive()? {}
+    Ok(store)
+}
+
+fn is_readable(socket: &UnixDatagram) -> bool {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut asked, PollTimeout::NONE).is_ok()
 }
 
 /// Whether both are the same open file: that is kept once.
@@ -103,14 +125,35 @@ fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
     order == 0
 }
 
-/// Receives one message, and keeps or closes descriptors.
-fn receive(socket: &UnixDatagram, store: &Store) -> Result<()> {
+impl Store {
+    /// Receives one message, if there is one, and keeps or closes descriptors.
+    fn receive(&mut self) -> Result<bool> {
+        let Some((text, descriptors)) = message(&self.socket)? else { return Ok(false) };
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
+        if text.contains("FDSTOREREMOVE=1") {
+            self.kept.retain(|(kept, _)| kept != name);
+        } else if text.contains("FDSTORE=1") {
+            for descriptor in descriptors {
+                if !self.kept.iter().any(|(_, kept)| is_same(kept, &descriptor)) {
+                    self.kept.push((name.to_owned(), descriptor));
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The text of a message, and the descriptors that came with it.
+fn message(socket: &UnixDatagram) -> Result<Option<(String, Vec<OwnedFd>)>> {
     let mut text = [0; 4096];
     let mut room = nix::cmsg_space!([RawFd; 16]);
     let (len, descriptors) = {
         let mut parts = [IoSliceMut::new(&mut text)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
+        let message = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), flags) {
+            Err(Errno::EAGAIN) => return Ok(None),
+            message => message?,
+        };
         let mut descriptors = Vec::new();
         for one in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(some) = one {
@@ -120,17 +163,5 @@ fn receive(socket: &UnixDatagram, store: &Store) -> Result<()> {
         }
         (message.bytes, descriptors)
     };
-    let text = String::from_utf8_lossy(&text[..len]).into_owned();
-    let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
-    let mut store = lock(store);
-    if text.contains("FDSTOREREMOVE=1") {
-        store.retain(|(kept, _)| kept != name);
-    } else if text.contains("FDSTORE=1") {
-        for descriptor in descriptors {
-            if !store.iter().any(|(_, kept)| is_same(kept, &descriptor)) {
-                store.push((name.to_owned(), descriptor));
-            }
-        }
-    }
-    Ok(())
+    Ok(Some((String::from_utf8_lossy(&text[..len]).into_owned(), descriptors)))
 }
