@@ -88,16 +88,17 @@ pub(crate) fn left(
     inherited.sessions().unwrap_or_else(crashed)
 }
 
-/// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end.
+/// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end, and systemd to close
+/// a device that is not continued with.
 pub(crate) fn patiently(
     open: impl Fn() -> Result<vpnd_tun::Device, OpenError>,
 ) -> Result<vpnd_tun::Device, OpenError> {
     let begun = Instant::now();
     loop {
         match open() {
-            Err(OpenError::Busy { .. } | OpenError::Shared { .. })
-                if begun.elapsed() < PATIENCE =>
-            {
+            Err(
+                OpenError::Busy { .. } | OpenError::Shared { .. } | OpenError::SingleQueue { .. },
+            ) if begun.elapsed() < PATIENCE => {
                 sleep(PATIENCE / 25);
             }
             opened => return opened,

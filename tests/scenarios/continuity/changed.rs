@@ -35,6 +35,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         })
         .collect();
     all.extend([
+        Scenario::new("continuity::more queues than the device can have", Cost::Works, made_anew),
         Scenario::new("continuity::a typing error after a reload", Cost::Works, typo_after_reload),
         Scenario::new("continuity::a reload names the command of a restart", Cost::Works, named),
     ]);
@@ -76,6 +77,17 @@ fn live(lab: &Lab, by: By) -> Result<String> {
     // Packets that wait in a queue that is closed are lost.
     change(&mut ends, by, "queues = 4", "queues = 2")?;
     Ok(format!("0 of {} and 0 of {} lost", there.sent, back.sent))
+}
+
+/// A device that was made with one queue cannot have more, and there can be another only when the manager has closed it.
+fn made_anew(lab: &Lab) -> Result<String> {
+    let mut ends = ends(lab, By::Service, |site| site.remote.protocol = "vpnd")?;
+    let link = ends.wire.a.run("ip -o link show tun0")?;
+    change(&mut ends, By::Service, "[interface]", "[interface]\nqueues = 3")?;
+    ensure!(link != ends.wire.a.run("ip -o link show tun0")?, "the same device: {link}");
+    let status = ends.a.status()?;
+    ensure!(status.to_string().contains("\"queues\":3"), "{status}");
+    Ok("another device, with three".to_owned())
 }
 
 /// The peer hears of another port by the handshake. Nothing that waits in the device is lost.
