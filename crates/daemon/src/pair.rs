@@ -32,7 +32,7 @@ use crate::exit::Exit;
 use crate::interrupt::terminal_size;
 use crate::keys::{KeyFileError, KeySource, read_secret};
 use crate::placing::ETC;
-use crate::terminal;
+use crate::terminal::{self, shell_path};
 
 use code::CodeError;
 use dialogue::{Dialogue, Stopped};
@@ -235,7 +235,7 @@ fn invite(plan: Plan, out: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn with_out(out: &Path) -> String {
-    if out == Path::new(ETC) { String::new() } else { format!(" with --out {}", out.display()) }
+    if out == Path::new(ETC) { String::new() } else { format!(" with --out {}", shell_path(out)) }
 }
 
 /// Makes the second site's files, and prints the answer.

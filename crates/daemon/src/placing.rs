@@ -1,9 +1,9 @@
 //! Commands for a shell that put the files of a tunnel into the directory where the service looks for them.
 //! They overwrite nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
-use crate::terminal::shell_word;
+use crate::terminal::{shell_path, shell_word};
 
 /// Where vpnd's units look for configurations.
 pub(crate) const ETC: &str = "/etc/vpnd";
@@ -11,16 +11,16 @@ pub(crate) const ETC: &str = "/etc/vpnd";
 /// Makes the directory, which only root may read.
 pub(crate) const MAKE_ETC: &str = "install -d -m 700 /etc/vpnd";
 
-/// True in a shell as long as the directory has none of these files.
+/// True in a shell as long as the directory has none of these files, nor a link that leads nowhere.
 pub(crate) fn absent(directory: &str, files: &[PathBuf]) -> String {
     let there = files.iter().filter_map(|file| file.file_name());
-    let tests = there.map(|name| format!("[ ! -e {} ]", word(&Path::new(directory).join(name))));
-    tests.collect::<Vec<_>>().join(" && ")
+    let there = there.map(|name| Path::new(directory).join(name)).collect::<Vec<_>>();
+    format!("[ -z \"$(ls -d {} 2>/dev/null)\" ]", words(&there))
 }
 
 /// Copies files as ours, whoever owns them, if the directory has none of them.
 pub(crate) fn copy_to(directory: &str, files: &[PathBuf]) -> String {
-    let copied = files.iter().map(|file| word(file)).collect::<Vec<_>>().join(" ");
+    let copied = words(files);
     let absent = absent(directory, files);
     let directory = shell_word(directory);
     format!(
@@ -29,14 +29,16 @@ pub(crate) fn copy_to(directory: &str, files: &[PathBuf]) -> String {
     )
 }
 
-fn word(path: &Path) -> String {
-    shell_word(&path.display().to_string())
+/// Files as they could be typed into a shell, whatever the present directory is.
+pub(crate) fn words(files: &[PathBuf]) -> String {
+    let whole = files.iter().map(|file| path::absolute(file).unwrap_or_else(|_| file.clone()));
+    whole.map(|file| shell_path(&file)).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::process::Command;
 
     use super::*;
@@ -64,6 +66,9 @@ mod tests {
         assert_eq!(run(&command), (false, refused));
         assert_eq!(fs::read_to_string(to.join("a.key")).unwrap(), "another tunnel's");
         assert_eq!(fs::read_dir(&to).unwrap().count(), 1);
+        fs::remove_file(to.join("a.key")).unwrap();
+        symlink("not mounted", to.join("a.key")).unwrap();
+        assert!(!run(&command).0, "a link is replaced");
         fs::remove_file(to.join("a.key")).unwrap();
         assert_eq!(run(&command), (true, String::new()));
         assert_eq!(fs::read_dir(&to).unwrap().count(), 2);

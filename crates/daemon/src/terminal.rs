@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::Value;
-pub(crate) use vpnd_import::shell_word;
+pub(crate) use vpnd_import::{shell_path, shell_word};
 
 /// Prints a text on standard output. It is not an error if the reader has closed it, as `head` does.
 pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {

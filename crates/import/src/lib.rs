@@ -34,7 +34,7 @@ pub use host::Host;
 pub use line::Source;
 pub use peers::PeerChoice;
 pub use report::{Failure, ImportError, Imported, Outcome, Outcomes};
-pub use shell::shell_word;
+pub use shell::{shell_path, shell_word};
 pub use table::{Kind, Verdict};
 pub use tunnel::{Clamp, Command, Route, Tunnel};
 

@@ -1,15 +1,18 @@
 //! Words for a shell.
 
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-/// A word as it could be typed into a shell: one argument, whatever it contains. Control characters are written as
-/// `$'\x0a'`, so that a command stays on one line, and what a terminal shows is what the shell gets.
+/// A word as it could be typed into a shell: one argument, whatever it contains. If it contains control characters, everything
+/// unusual is written in numbers, as `$'\012'`, so that a command stays on one line, and what a terminal shows is what the
+/// shell gets. dash does not know that form: it reads another word, but one word.
 ///
 /// A leading `-` makes an option with and without quotes: only `--` before the word prevents that.
 pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
     if word.chars().any(char::is_control) {
-        return in_numbers(word);
+        return in_numbers(word.as_bytes());
     }
     // zsh reads `=NAME` as the path of a program.
     if !word.is_empty() && !word.starts_with('=') && word.chars().all(plain) {
@@ -18,19 +21,22 @@ pub fn shell_word(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// In the quotes `$'…'` of bash, ksh and zsh.
-fn in_numbers(word: &str) -> String {
+/// The same for a path, which may be no text.
+pub fn shell_path(path: &Path) -> String {
+    path.to_str().map_or_else(|| in_numbers(path.as_os_str().as_bytes()), shell_word)
+}
+
+/// In the quotes `$'…'` of bash, ksh and zsh. No quote and no backslash is written as it is: dash would end the word there.
+fn in_numbers(bytes: &[u8]) -> String {
     let mut text = "$'".to_owned();
-    for c in word.chars() {
-        if c.is_control() {
-            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+    for byte in bytes {
+        match byte {
+            b'\'' | b'\\' | ..=0x1f | 0x7f.. => {
                 // Writing to a string cannot fail.
-                let _written = write!(text, r"\x{byte:02x}");
+                let _written = write!(text, r"\{byte:03o}");
             }
-            continue;
+            byte => text.push(char::from(*byte)),
         }
-        text.extend(['\'', '\\'].contains(&c).then_some('\\'));
-        text.push(c);
     }
     text.push('\'');
     text
@@ -53,7 +59,15 @@ mod tests {
         assert_eq!(shell_word("it's"), r"'it'\''s'");
         assert_eq!(shell_word("~root"), "'~root'");
         assert_eq!(shell_word("=ls"), "'=ls'");
-        assert_eq!(shell_word("a\n'b\\"), r"$'a\x0a\'b\\'");
+        assert_eq!(shell_word("a\n'b\\"), r"$'a\012\047b\134'");
+    }
+
+    #[test]
+    fn a_path_need_not_be_text() {
+        use std::ffi::OsStr;
+        let path = Path::new(OsStr::from_bytes(b"/tmp/\xff'x"));
+        assert_eq!(shell_path(path), r"$'/tmp/\377\047x'");
+        assert_eq!(shell_path(Path::new("/tmp/é")), "'/tmp/é'");
     }
 
     fn words() -> impl Strategy<Value = Vec<String>> {
@@ -72,6 +86,17 @@ mod tests {
             let output = Command::new("bash").args(["-c", &command]).output().unwrap();
             let expected: String = words.iter().map(|word| format!("{word}\0")).collect();
             prop_assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{}", command);
+        }
+
+        /// A shell that does not know these quotes gets another word, and runs nothing of it.
+        #[test]
+        fn every_word_is_one_word_for_dash(words in words()) {
+            let typed: Vec<_> = words.iter().map(|word| shell_word(word)).collect();
+            let command = format!(r"printf '%s\0' {}", typed.join(" "));
+            let output = Command::new("dash").args(["-c", &command]).output().unwrap();
+            prop_assert!(output.stderr.is_empty(), "{command}");
+            let read = output.stdout.iter().filter(|byte| **byte == 0).count();
+            prop_assert_eq!(read, words.len(), "{}", command);
         }
     }
 }

@@ -78,11 +78,8 @@ impl Place {
     /// The command that puts the files in their place, unless they are there. It overwrites nothing.
     pub(super) fn copy(&self, tunnel: &Tunnel) -> String {
         let files = self.files(tunnel);
-        let files: Vec<_> = files
-            .iter()
-            .map(|file| path::absolute(file).unwrap_or_else(|_| file.clone()))
-            .collect();
-        if files[0].parent() == Some(Path::new(ETC)) {
+        let whole = path::absolute(&self.directory).unwrap_or_else(|_| self.directory.clone());
+        if whole == Path::new(ETC) {
             return String::new();
         }
         format!("  {MAKE_ETC}\n  {}\n", copy_to(ETC, &files))

@@ -5,8 +5,8 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::plan::End;
-use crate::placing::{ETC, MAKE_ETC, absent, copy_to};
-use crate::terminal::shell_word;
+use crate::placing::{ETC, MAKE_ETC, absent, copy_to, words};
+use crate::terminal::{shell_path, shell_word};
 
 /// How a site gets its files.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,6 @@ pub(crate) fn steps(end: End<'_>, delivery: Delivery<'_>) -> String {
 fn copy(end: End<'_>, directory: &Path) -> String {
     let name = &end.site().name;
     let files = ["toml", "key", "psk"].map(|kind| directory.join(format!("{name}.{kind}")));
-    let from = files.iter().map(|file| shell_word(&file.display().to_string())).collect::<Vec<_>>();
     let far = end.site().endpoint.as_ref().map_or("HOST", |endpoint| &*endpoint.host);
     let login = |host: &str| shell_word(&format!("root@{host}"));
     let scp = login(&if far.contains(':') { format!("[{far}]") } else { far.to_owned() });
@@ -45,10 +44,10 @@ fn copy(end: End<'_>, directory: &Path) -> String {
         "# Its files: if they are on this machine already,\n\
          {MAKE_ETC}\n{}\n\
          # or from here:\n\
-         #   ssh {} {remote} && scp -p {} {scp}:{ETC}/\n",
+         #   ssh {} {remote} && scp -p -- {} {scp}:{ETC}/\n",
         copy_to(ETC, &files),
         login(far),
-        from.join(" ")
+        words(&files)
     )
 }
 
@@ -113,7 +112,7 @@ fn start(end: End<'_>, delivery: Delivery<'_>) -> Option<String> {
 /// The service reads its files in `/etc/vpnd`.
 pub(super) fn start_in(directory: &Path, name: &str, service: &str) -> String {
     let file = directory.join(format!("{name}.toml"));
-    let shown = shell_word(&file.display().to_string());
+    let shown = shell_path(&file);
     if directory == Path::new(ETC) {
         format!("vpnd check {shown} && {service}")
     } else {
@@ -129,12 +128,13 @@ mod tests {
     #[test]
     fn a_router_forwards_and_lets_everything_in() {
         let plan = both_families();
-        let text = steps(plan.ends()[0], Delivery::From(Path::new("my pair/site-a")));
+        let text = steps(plan.ends()[0], Delivery::From(Path::new("/tmp/my pair/site-a")));
         for line in [
-            "install -d -m 700 /etc/vpnd\nif [ ! -e /etc/vpnd/site-a.toml ] && [ ! -e /etc/vpnd/site-a.key ] && \
-             [ ! -e /etc/vpnd/site-a.psk ]; then install -m 600 -t /etc/vpnd -- \
-             'my pair/site-a/site-a.toml' 'my pair/site-a/site-a.key' 'my pair/site-a/site-a.psk'; else ",
-            "#   ssh root@192.0.2.1 'install -d -m 700 /etc/vpnd && [ ! -e /etc/vpnd/site-a.toml ] && ",
+            "install -d -m 700 /etc/vpnd\n\
+             if [ -z \"$(ls -d /etc/vpnd/site-a.toml /etc/vpnd/site-a.key /etc/vpnd/site-a.psk 2>/dev/null)\" ]; \
+             then install -m 600 -t /etc/vpnd -- '/tmp/my pair/site-a/site-a.toml' \
+             '/tmp/my pair/site-a/site-a.key' '/tmp/my pair/site-a/site-a.psk'; else ",
+            "#   ssh root@192.0.2.1 'install -d -m 700 /etc/vpnd && [ -z \"$(ls -d /etc/vpnd/site-a.toml ",
             "printf '%s\\n' 'net.ipv4.ip_forward = 1' 'net.ipv6.conf.all.forwarding = 1' \
              >/etc/sysctl.d/90-vpnd-site-a.conf && sysctl -p /etc/sysctl.d/90-vpnd-site-a.conf\n",
             "nft insert rule inet filter input udp dport 51820 accept\n",
