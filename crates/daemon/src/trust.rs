@@ -147,11 +147,16 @@ pub(crate) fn open(path: &Path, flags: OFlag) -> Result<(PathBuf, File), Untrust
 }
 
 /// Opens a file for reading, or as a mere path. Does not wait for a pipe's other end, and does not follow a link in the last
-/// component.
+/// component: that is an error, or with O_PATH the link itself.
 pub(crate) fn open_no_link(path: &Path, flags: OFlag) -> io::Result<File> {
     // Not with `OpenOptions`: for musl, where O_PATH is a bit of O_ACCMODE, it drops O_PATH.
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    Ok(fcntl::open(path, flags, Mode::empty())?.into())
+    loop {
+        match fcntl::open(path, flags, Mode::empty()) {
+            Err(Errno::EINTR) => {}
+            opened => return Ok(opened?.into()),
+        }
+    }
 }
 
 /// The trusted users and groups: root's and this process's.

@@ -188,7 +188,15 @@ fn quiet(role: Role) -> &'static [(c_long, i32)] {
     match role {
         // The allocator of glibc reads a setting of the kernel before it gives memory back. A panic looks for
         // symbols.
-        Role::Data => &[(libc::SYS_openat, libc::EACCES), (libc::SYS_readlinkat, libc::EACCES)],
+        Role::Data => &[
+            (libc::SYS_openat, libc::EACCES),
+            (libc::SYS_readlinkat, libc::EACCES),
+            // As musl calls them.
+            #[cfg(target_arch = "x86_64")]
+            (libc::SYS_open, libc::EACCES),
+            #[cfg(target_arch = "x86_64")]
+            (libc::SYS_readlink, libc::EACCES),
+        ],
         Role::Disk => &[],
         // With this error the C library starts threads by `clone`, whose arguments a filter can read.
         Role::Main | Role::Lookups => &[(libc::SYS_clone3, libc::ENOSYS)],
