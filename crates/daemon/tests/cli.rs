@@ -123,8 +123,9 @@ fn a_pair_is_ready_to_run() {
     let here = tempfile::tempdir().unwrap();
     let sites = ["pair", "--out", "new", "a=a.example.net:51820", "b=b.example.net:51820"];
     let advice = stdout(here.path(), &sites);
-    let copied = "install -m 600 -t /etc/vpnd new/a/a.toml new/a/a.key new/a/a.psk\n";
-    assert!(advice.contains(copied), "{advice}");
+    let new = here.path().canonicalize().unwrap().join("new/a").display().to_string();
+    let copied = format!("install -m 600 -t /etc/vpnd -- {new}/a.toml {new}/a.key {new}/a.psk;");
+    assert!(advice.contains(&copied), "{advice}");
     let json = |file| {
         let text = stdout(here.path(), &["check", "--json", file]);
         serde_json::from_str::<serde_json::Value>(&text).unwrap()

@@ -295,11 +295,11 @@ fn commands_to_type_quote_what_is_not_ours() {
         imported.unwrap_or_else(|failure| panic!("{}", failure.error)).stop.unwrap()
     };
     let key = SecretKey::from_bytes([5; 32]).public();
-    let quoted = r"x;touch /tmp/y\x0a$(id)";
+    let quoted = r"x;touch /tmp/y\012$(id)";
     let openvpn = format!("{evil}.conf");
     let found =
         stop(&openvpn, "dev tun0\nremote 192.0.2.2\nsecret k\nifconfig 10.0.0.1 10.0.0.2\n");
-    assert_eq!(found, format!("systemctl disable --now $'openvpn@{}'", r"y\x0a$(id)"));
+    assert_eq!(found, format!("systemctl disable --now $'openvpn@{}'", r"y\012$(id)"));
     let netdev = format!("[NetDev]\nName=wg0\nKind=wireguard\n[WireGuardPeer]\nPublicKey={key}\n");
     let found = stop(&format!("{evil}.netdev"), &netdev);
     assert!(found.starts_with(&format!("mv $'{quoted}.netdev' /root/ && ")), "{found}");

@@ -224,5 +224,5 @@ fn a_command_that_cannot_be_said_is_not() {
     assert!(!text.contains("nft") && !text.contains("add table"), "{}", text.as_str());
     let unsaid: Vec<_> = notes.iter().filter(|note| note.contains("a command with")).collect();
     assert_eq!(unsaid.len(), 2, "{notes:?}");
-    assert!(unsaid[0].contains(r"sh -c $'nft -f - <<E\x0aadd table t\x0aE'"), "{notes:?}");
+    assert!(unsaid[0].contains(r"sh -c $'nft -f - <<E\012add table t\012E'"), "{notes:?}");
 }

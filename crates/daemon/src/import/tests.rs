@@ -261,7 +261,7 @@ fn every_command_of_the_file_is_shown() {
     let host: Rc<dyn Host> = Rc::new(ThisHost::default());
     let imported = vpnd_import::import(&sources, &Choices::default(), &host);
     let shown = commands(&imported.unwrap_or_else(|failure| panic!("{}", failure.error)));
-    assert!(shown.contains(r"  up           bash -c $'echo \'a\x1b\''"), "{shown}");
+    assert!(shown.contains(r"  up           bash -c $'echo \047a\033\047'"), "{shown}");
     assert!(shown.contains("  down         bash -c 'logger down'\n"), "{shown}");
     assert!(shown.contains("with the privileges"), "{shown}");
 }

@@ -134,7 +134,7 @@ mod tests {
              if [ -z \"$(ls -d /etc/vpnd/site-a.toml /etc/vpnd/site-a.key /etc/vpnd/site-a.psk 2>/dev/null)\" ]; \
              then install -m 600 -t /etc/vpnd -- '/tmp/my pair/site-a/site-a.toml' \
              '/tmp/my pair/site-a/site-a.key' '/tmp/my pair/site-a/site-a.psk'; else ",
-            "#   ssh root@192.0.2.1 'install -d -m 700 /etc/vpnd && [ -z \"$(ls -d /etc/vpnd/site-a.toml ",
+            "#   ssh root@a.example.net 'install -d -m 700 /etc/vpnd && [ -z \"$(ls -d /etc/vpnd/site-a.toml ",
             "printf '%s\\n' 'net.ipv4.ip_forward = 1' 'net.ipv6.conf.all.forwarding = 1' \
              >/etc/sysctl.d/90-vpnd-site-a.conf && sysctl -p /etc/sysctl.d/90-vpnd-site-a.conf\n",
             "nft insert rule inet filter input udp dport 51820 accept\n",
