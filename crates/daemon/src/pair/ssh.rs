@@ -86,6 +86,7 @@ const BECOME_ROOT: &str =
     r#"if [ "$(id -u)" = 0 ]; then exec sh -c "$0"; else exec sudo -n sh -c "$0"; fi"#;
 
 /// A file that is half written, or does not pass the check, is removed again.
+/// ssh does not keep the order of the two outputs: what the check says is in one.
 const INSTALL: &str = concat!(
     r#"umask 077; set -C; n=NAME; f=/etc/vpnd/$n; "#,
     r#"die() { echo "vpnd pair, at $(uname -n): $1" >&2; exit 1; }; "#,
@@ -100,7 +101,7 @@ const INSTALL: &str = concat!(
     r#"[ -z "$psk" ] || { new $f.psk; echo "$psk" >>$f.psk; } || die "cannot write $f.psk"; "#,
     r#"new $f.toml; cat >>$f.toml || die "cannot write $f.toml"; "#,
     r#"[ "$(wc -c <$f.toml)" -eq LENGTH ] || die "the configuration has not come whole"; "#,
-    r#"vpnd check $f.toml || die "the configuration is not valid here, and is removed"; "#,
+    r#"vpnd check $f.toml 2>&1 || die "the configuration is not valid here, and is removed"; "#,
     r#"trap - EXIT; "#,
     r#"if [ -d /run/systemd/system ] && systemctl cat vpnd@$n >/dev/null 2>&1; then "#,
     r#"systemctl enable --now vpnd@$n || die "vpnd@$n has not started: see journalctl -u vpnd@$n"; "#,
