@@ -1,5 +1,8 @@
 //! Another wanted state for a device that is in use.
 
+use std::fmt::Display;
+use std::time::Duration;
+
 use super::*;
 
 /// States that differ in everything that may change.
@@ -42,16 +45,40 @@ fn sorted() -> Vec<String> {
     state
 }
 
+/// The state when the kernel has come to rest: it adds the local route of an IPv6 address a moment after the address.
+async fn quiet() -> Vec<String> {
+    loop {
+        let seen = sorted();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        if sorted() == seen {
+            return seen;
+        }
+    }
+}
+
+/// Waits for the expected state, for the same reason.
+async fn comes_to(expected: &[String], what: impl Display) {
+    let mut seen = sorted();
+    for _ in 0..100 {
+        if seen == expected {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        seen = sorted();
+    }
+    assert_eq!(seen, expected, "{what}");
+}
+
 #[test]
 fn each_state_is_as_if_it_were_the_first_one_and_all_is_given_back() {
     in_namespace(|netlink, _| async move {
-        let before = sorted();
+        let before = quiet().await;
         let mut fresh = Vec::new();
         for link in states() {
             let setup = netlink.configure(&link, Undo::default()).await.unwrap();
-            fresh.push(sorted());
+            fresh.push(quiet().await);
             netlink.undo(setup, Stays::default()).await;
-            assert_eq!(sorted(), before);
+            comes_to(&before, "a stop").await;
         }
         let all = states();
         let order = (0..all.len()).flat_map(|from| (0..all.len()).map(move |to| (from, to)));
@@ -59,9 +86,9 @@ fn each_state_is_as_if_it_were_the_first_one_and_all_is_given_back() {
             let setup = netlink.configure(&all[from], Undo::default()).await.unwrap();
             let keeper = Keeper::spawn(&netlink, Heard::everything().unwrap(), setup);
             keeper.link().become_new(all[to].clone()).await.unwrap();
-            assert_eq!(sorted(), fresh[to], "from {from} to {to}");
+            comes_to(&fresh[to], format_args!("from {from} to {to}")).await;
             netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
-            assert_eq!(sorted(), before, "after {from} and {to}");
+            comes_to(&before, format_args!("after {from} and {to}")).await;
         }
     });
 }
@@ -73,13 +100,13 @@ fn a_state_that_is_refused_leaves_the_former_one() {
         for from in states() {
             let setup = netlink.configure(&from, Undo::default()).await.unwrap();
             let keeper = Keeper::spawn(&netlink, Heard::everything().unwrap(), setup);
-            let before = sorted();
+            let before = quiet().await;
             for to in states() {
                 let taken = route("192.0.2.0/24", None, None);
                 let refused = Link { routes: [to.routes, vec![taken]].concat(), ..to };
                 let error = keeper.link().become_new(refused).await.unwrap_err();
                 assert!(error.to_string().contains("192.0.2.0/24"), "{error}");
-                assert_eq!(sorted(), before);
+                comes_to(&before, "a refusal").await;
             }
             netlink.undo(keeper.stop().await.unwrap(), Stays::default()).await;
         }
@@ -97,13 +124,13 @@ fn routes_of_a_peer_that_is_alive_are_there_without_a_pause() {
         };
         let is_there = || !ip("-4 route show dev there 198.51.100.0/24").is_empty();
         keeper.peer().set(true);
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         for when_down in [WhenDown::Remove, WhenDown::Keep, WhenDown::Blackhole] {
             keeper.link().become_new(follows(when_down)).await.unwrap();
             assert!(is_there(), "{when_down:?}");
         }
         keeper.peer().set(false);
-        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         assert!(!is_there());
         keeper.link().become_new(follows(WhenDown::Remove)).await.unwrap();
         assert!(!is_there());
