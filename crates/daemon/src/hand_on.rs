@@ -127,6 +127,11 @@ pub(crate) fn keep_configuration(source: &str) {
     }
 }
 
+/// Makes systemd close the device that it keeps, which the tunnel does not continue with.
+pub(crate) fn forget_device() {
+    [Kept::Queue, Kept::Writer].into_iter().for_each(|kept| service::forget(kept.name()));
+}
+
 /// Makes systemd close everything that it keeps: the tunnel ends.
 pub(crate) fn forget() {
     Kept::ALL.into_iter().for_each(|kept| service::forget(kept.name()));

@@ -70,7 +70,7 @@ pub(crate) fn inherited_device(
         Err(error) => {
             tracing::info!("the device of the earlier process is not continued with: {error}");
             // Otherwise it would keep the device, and hand it to every later process.
-            hand_on::forget();
+            hand_on::forget_device();
             None
         }
     }

@@ -87,7 +87,13 @@ fn made_anew(lab: &Lab) -> Result<String> {
     ensure!(link != ends.wire.a.run("ip -o link show tun0")?, "the same device: {link}");
     let status = ends.a.status()?;
     ensure!(status.to_string().contains("\"queues\":3"), "{status}");
-    Ok("another device, with three".to_owned())
+    // What else is kept is kept still.
+    let text = ends.a.text()?;
+    fs::write(ends.a.config(), format!("{text}nonsense = 1\n"))?;
+    By::Service.next(&mut ends.a)?;
+    ping::until_answered(&ends.wire.a, INNER_B4, SOON)?;
+    ends.a.wait_for_log("the configuration is not valid, so the tunnel continues", SOON)?;
+    Ok("another device, with three; and a typing error after that".to_owned())
 }
 
 /// The peer hears of another port by the handshake. Nothing that waits in the device is lost.
