@@ -4,10 +4,12 @@ mod changed;
 mod failed;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use vpnd_tests::capture::{Capture, Datagram};
 use vpnd_tests::link::port;
 use vpnd_tests::runner::{Cost, Scenario};
@@ -30,6 +32,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     scenarios.extend([
         Scenario::new("continuity::no counter is used twice", Cost::Works, counters),
         Scenario::new("continuity::nothing on the host is touched", Cost::Works, untouched),
+        Scenario::new("continuity::one thread handles signals", Cost::Works, one_handles),
         Scenario::new("continuity::a crash under a service manager", Cost::Works, crash),
         Scenario::new("continuity::several queues", Cost::Works, queues),
         Scenario::new("continuity::a restart with a typing error", Cost::Works, invalid),
@@ -241,6 +244,26 @@ fn crash(lab: &Lab) -> Result<String> {
         back.lost(),
         back.sent
     ))
+}
+
+/// Or a stop could be handled before the signal that announces it as a restart.
+fn one_handles(lab: &Lab) -> Result<String> {
+    const BOTH: u64 = 1 << (Signal::SIGUSR1 as u64 - 1) | 1 << (Signal::SIGTERM as u64 - 1);
+    let ends = ends(lab, By::Process, |site| site.interface.push("queues = 2".to_owned()))?;
+    let process = ends.a.as_process().id();
+    let (mut threads, mut handling) = (0, Vec::new());
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let line =
+            |key| status.lines().find_map(|line| line.strip_prefix(key)).context("no such line");
+        let blocked = u64::from_str_radix(line("SigBlk:")?.trim(), 16)?;
+        threads += 1;
+        if blocked & BOTH != BOTH {
+            handling.push(line("Pid:")?.trim().to_owned());
+        }
+    }
+    ensure!(threads > 3 && handling == [process.to_string()], "{handling:?} of {threads}");
+    Ok(format!("the main one of {threads} threads"))
 }
 
 fn queues(lab: &Lab) -> Result<String> {

@@ -29,7 +29,7 @@ use crate::terms::Agreement;
 pub(crate) fn engine(config: &Config, mtu: u16, sandbox: Sandbox) -> engine::Options {
     engine::Options {
         confine: Arc::new(move || {
-            privilege::hide_stack();
+            privilege::begin_thread();
             Ok(sandbox.confine(Role::Data).map(drop)?)
         }),
         mode: config.interface.mode,

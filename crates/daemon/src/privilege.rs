@@ -13,6 +13,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf};
 use thiserror::Error;
 
@@ -125,9 +126,17 @@ pub(crate) fn protect_memory() {
     hide_stack();
 }
 
+/// What every thread does first, except for the main one, which alone handles signals. If any thread could, one might take the
+/// announcement of a restart and be interrupted before it has handled it, while another handles the stop that follows.
+pub(crate) fn begin_thread() {
+    hide_stack();
+    // This fails for an invalid argument only.
+    let _blocked = SigSet::all().thread_block();
+}
+
 /// Leaves the calling thread's stack out of core files: ciphers keep copies of a key there while they compute. Keys
 /// themselves are in memory that core files never contain.
-pub(crate) fn hide_stack() {
+fn hide_stack() {
     let Some(stack) = stack() else {
         tracing::debug!("where this thread's stack is, is not known");
         return;

@@ -30,7 +30,7 @@ impl Worker {
         let (give, jobs) = mpsc::channel::<Job>();
         let (tell, confined) = mpsc::sync_channel(1);
         let work = move || {
-            privilege::hide_stack();
+            privilege::begin_thread();
             let result = confine();
             let failed = result.is_err();
             if tell.send(result).is_err() || failed {
