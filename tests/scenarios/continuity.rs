@@ -289,8 +289,8 @@ fn queues(lab: &Lab) -> Result<String> {
 fn invalid(lab: &Lab) -> Result<String> {
     let mut ends = ends(lab, By::Service, |_site| ())?;
     let file = ends.a.config().to_owned();
-    let text = std::fs::read_to_string(&file)?;
-    std::fs::write(&file, format!("{text}\nnonsense = true\n"))?;
+    let text = fs::read_to_string(&file)?;
+    fs::write(&file, format!("{text}\nnonsense = true\n"))?;
     let streams = Streams::start(&ends.wire)?;
     ends.a = By::Service.restart(ends.a)?;
     ping::until_answered(&ends.wire.a, INNER_B4, SOON)?;
@@ -305,8 +305,8 @@ fn invalid(lab: &Lab) -> Result<String> {
 fn another_device(lab: &Lab, by: By) -> Result<String> {
     let mut ends = ends(lab, by, |_site| ())?;
     let file = ends.a.config().to_owned();
-    let text = std::fs::read_to_string(&file)?;
-    std::fs::write(&file, text.replace("name = \"tun0\"", "name = \"tun7\""))?;
+    let text = fs::read_to_string(&file)?;
+    fs::write(&file, text.replace("name = \"tun0\"", "name = \"tun7\""))?;
     ends.a = by.restart(ends.a)?;
     ping::until_answered(&ends.wire.a, INNER_B4, SOON)?;
     let links = ends.wire.a.run("ip -o link")?;

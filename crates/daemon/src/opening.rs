@@ -10,6 +10,7 @@ use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{AtFlags, OFlag};
+use nix::net::if_::if_nametoindex;
 use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
 use vpnd_protocol::inheritance::Inheritance;
@@ -71,6 +72,7 @@ pub(crate) fn inherited_device(
             tracing::info!("the device of the earlier process is not continued with: {error}");
             // Otherwise it would keep the device, and hand it to every later process.
             hand_on::forget_device();
+            config.interface.name.iter().for_each(|name| wait_for_end(name));
             None
         }
     }
@@ -88,17 +90,27 @@ pub(crate) fn left(
     inherited.sessions().unwrap_or_else(crashed)
 }
 
-/// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end, and systemd to close
-/// a device that is not continued with.
+/// Waits until there is no device of this name: systemd takes a moment to close one that is given up, and until then no other can
+/// be made. One that persists stays.
+fn wait_for_end(device: &str) {
+    let begun = Instant::now();
+    while if_nametoindex(device).is_ok() && begun.elapsed() < ENDS_WITHIN {
+        sleep(PATIENCE / 25);
+    }
+}
+
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Retries for a short time: the process that has a killed vpnd's device open may take an instant to end.
 pub(crate) fn patiently(
     open: impl Fn() -> Result<vpnd_tun::Device, OpenError>,
 ) -> Result<vpnd_tun::Device, OpenError> {
     let begun = Instant::now();
     loop {
         match open() {
-            Err(
-                OpenError::Busy { .. } | OpenError::Shared { .. } | OpenError::SingleQueue { .. },
-            ) if begun.elapsed() < PATIENCE => {
+            Err(OpenError::Busy { .. } | OpenError::Shared { .. })
+                if begun.elapsed() < PATIENCE =>
+            {
                 sleep(PATIENCE / 25);
             }
             opened => return opened,
