@@ -44,8 +44,10 @@ fn state() -> Vec<String> {
         "-6 rule",
     ] {
         let text = ip(what);
-        let lines =
-            text.lines().filter(|line| !line.contains("fe80::") && !line.contains("ff00::"));
+        // The kernel adds the local route of an IPv6 address a moment after the address.
+        let is_late = |line: &str| line.starts_with("local ") && line.contains(':');
+        let is_kernels = |line: &str| line.contains("fe80::") || line.contains("ff00::");
+        let lines = text.lines().filter(|line| !is_kernels(line) && !is_late(line));
         // The kernel notes a link without carrier a moment later.
         state.extend(lines.map(|line| line.replace(" linkdown", "")));
     }
