@@ -4,12 +4,11 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::thread::{available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{AtFlags, OFlag};
+use nix::fcntl::AtFlags;
 use nix::net::if_::if_nametoindex;
 use nix::unistd::{Gid, Uid, fchownat};
 use vpnd_device::{Families, Heard, Netlink, Uplink};
@@ -28,7 +27,7 @@ use crate::metrics::{Bound, Metrics, MetricsError};
 use crate::nft::Connection;
 use crate::run::RunError;
 use crate::service;
-use crate::trust;
+use crate::socket_file;
 use crate::tuntap;
 use crate::uapi::{self, Uapi};
 
@@ -382,12 +381,7 @@ fn give(socket: &Path, user: Option<&Account>) {
 /// Changes the owner by descriptor, and only of a socket that is ours and has no other name, because any user
 /// who may write to the directory can have replaced it.
 fn give_socket(path: &Path, user: &Account) -> io::Result<()> {
-    let opened = trust::open_no_link(path, OFlag::O_PATH)?;
-    let found = opened.metadata()?;
-    let is_ours = found.uid() == Uid::effective().as_raw();
-    if !found.file_type().is_socket() || found.nlink() != 1 || !is_ours {
-        return Err(io::Error::other("it is not the socket that was bound"));
-    }
+    let opened = socket_file::open_own(path)?;
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     Ok(fchownat(&opened, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?)
 }
@@ -395,7 +389,7 @@ fn give_socket(path: &Path, user: &Account) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
     use std::os::unix::net::UnixListener;
 
     #[test]

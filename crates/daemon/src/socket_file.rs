@@ -4,13 +4,16 @@
 mod clients;
 mod serving;
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as Probe};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::Uid;
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::net::UnixListener;
@@ -21,6 +24,8 @@ pub(crate) use clients::MAX_CONNECTIONS;
 pub(crate) use serving::{Serving, is_at};
 
 use clients::serve;
+
+use crate::trust;
 
 /// Connections that the kernel queues until they are accepted.
 pub(crate) const BACKLOG: i32 = 16;
@@ -125,5 +130,49 @@ fn listen(path: &Path, mode: Mode) -> io::Result<StdUnixListener> {
     fchmod(&socket, mode)?;
     socket.bind(&SockAddr::unix(path)?)?;
     socket.listen(BACKLOG)?;
+    if mode != OWNER_ONLY {
+        give_mode(path, mode)?;
+    }
     Ok(socket.into())
+}
+
+/// The umask has taken from the mode what others may.
+fn give_mode(path: &Path, mode: Mode) -> io::Result<()> {
+    let opened = open_own(path)?;
+    // By the descriptor, since the path may be another file by now.
+    let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    fs::set_permissions(path, Permissions::from_mode(mode.bits()))
+}
+
+/// The socket of this name as a mere path, if it is ours and has no other name: any user who may write to the directory can have
+/// replaced it.
+///
+/// # Errors
+///
+/// If it is not, or cannot be opened.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    let opened = trust::open_no_link(path, OFlag::O_PATH)?;
+    let found = opened.metadata()?;
+    let is_ours = found.uid() == Uid::effective().as_raw();
+    if !found.file_type().is_socket() || found.nlink() != 1 || !is_ours {
+        return Err(io::Error::other("it is not the socket that was bound"));
+    }
+    Ok(opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With any umask that tests are run with: that of users takes the right to write.
+    #[tokio::test]
+    async fn everybody_may_connect_where_everybody_should() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, mode) in [("all", Mode::from_bits_truncate(0o666)), ("owner", OWNER_ONLY)] {
+            let path = directory.path().join(name);
+            let (_listener, _file) = bind(&path, mode).unwrap();
+            let found = fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode.bits(), "{name}: {found:o}");
+        }
+    }
 }
