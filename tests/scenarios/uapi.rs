@@ -260,13 +260,18 @@ fn moved(lab: &Lab) -> Result<String> {
     let tunnel = Tunnel::with(lab, |_, _| (a.clone(), b.clone()))?;
     let (host, vpnd, key) = (&tunnel.wire.a, &tunnel.a, a.remote.public.as_str());
     tunnel.wire.b.run("ip address add 192.0.2.3/24 dev eth0")?;
-    host.run(&format!("wg set tun0 peer {key} endpoint 192.0.2.3:51820 persistent-keepalive 1"))?;
     let at = |status: &Status| status.endpoint() == Some("192.0.2.3:51820");
-    vpnd.wait_for("the peer is at its new address", SOON, at)?;
-    let pings = ping::series(host, INNER_B4, 20, Duration::from_millis(200))?;
-    ensure!(pings.answered == pings.sent, "{pings:?}");
-    let shown = host.run("wg show tun0 endpoints")?;
-    ensure!(shown.trim().ends_with("192.0.2.3:51820"), "{shown}");
+    // A datagram of the peer that was on its way from its former address takes it back there.
+    eventually("the peer stays at its new address", SOON * 2, || {
+        let to = "endpoint 192.0.2.3:51820 persistent-keepalive 1";
+        host.run(&format!("wg set tun0 peer {key} {to}"))?;
+        vpnd.wait_for("the peer is at its new address", SOON, at)?;
+        let pings = ping::series(host, INNER_B4, 20, Duration::from_millis(200))?;
+        ensure!(pings.answered == pings.sent, "{pings:?}");
+        let shown = host.run("wg show tun0 endpoints")?;
+        ensure!(shown.trim().ends_with("192.0.2.3:51820"), "{shown}");
+        Ok(())
+    })?;
     let capture = Capture::start(&tunnel.wire.b, "eth0", 4)?;
     thread::sleep(Duration::from_secs(4));
     let keepalives = capture.stop()?.count(|datagram| datagram.from.to_string() == Wire::A4);
